@@ -3,9 +3,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
+# Bytecode is kept even where the environment forbids it: compiling the tests takes each worker ten seconds, and each
+# server that a test starts twice as long without it.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 10
+JOBS ?= auto
 STORE ?=
 VENV := .venv
 # Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
@@ -20,12 +25,12 @@ PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
 
-# Every core has a worker, and the tests of one file stay together, because they share servers. In the order of the
-# folders, so that the files that take longest aren't the last to begin.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Every core has a worker (make test JOBS=3 tries another number), and the tests of one file stay together, because they
+# share servers. In the order of tests/conftest.py, so that the files that take longest aren't the last to begin.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat docs docs-site docs-serve dist lock clean
+.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -59,16 +64,19 @@ unit: $(VENV)/.test ## run the tests that need no Node, server process or other 
 busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes now and then (RUN="make unit")
 	$(BIN)/python scripts/busy.py $(RUN)
 
+# Tests that run other people's programs are left to `make test`, because those have an environment and a Python of their own.
 test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
-	$(PYTEST) --ignore tests/interop --ignore tests/pages --ignore tests/docs/test_site.py \
-	  --ignore tests/docs/test_coming_from.py $(ARGS)
+	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py docs/test_site.py \
+	  docs/test_coming_from.py) $(ARGS)
 
 bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
+	$(if $(ARGS),,@if $(BIN)/python -c "import playwright" 2>/dev/null; then $(BIN)/python -m benches.frames; \
+	  else echo "The frames of the pages aren't measured: that needs the tests' environment (make $(VENV)/.test)."; fi)
 
 fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
 	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
@@ -80,6 +88,9 @@ chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume, th
 
 compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## run other packages' own tests, and published servers, on millstream.compat
 	$(BIN)/python -m benches.compat $(ARGS)
+
+deploy-check: $(VENV)/.test .venv-deploy/.ready ## lint the deploy files with the tools of those who read them; needs go
+	$(BIN)/python scripts/deploy.py
 
 docs: $(VENV)/.test ## copy the examples into the documents and check the links
 	$(BIN)/python scripts/docs.py
@@ -114,7 +125,7 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready .venv-deploy/.ready .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock

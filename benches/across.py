@@ -1,6 +1,7 @@
 """What several workers and a shared store cost, beside one worker with its own memory: interleaved, ratios by round.
 
-    python -m benches.across [ROUNDS] [SECONDS]
+    python -m benches.across [ROUNDS SECONDS]
+    python -m benches.across broadcast [ROUNDS]        only what subscribers get, of everything below
 
 The machine has two cores, so the processor time of the servers is the honest figure; Redis has its own, which is told
 beside it. `make bench` has the load generator and the peers that this needs.
@@ -31,6 +32,8 @@ LOGGED = Kind(
 )
 """A call in a session whose tool logs five messages: its reply is an event stream."""
 EVENTS = 2_000
+SUBSCRIBERS = 200
+"""Of each worker, in a broadcast."""
 IN_A_ROW = 300
 
 
@@ -96,8 +99,10 @@ class Listener:
         self.count = 0
 
     async def _read(self) -> None:
+        rest = b""
         while data := await self.reader.read(2**20):
-            self.count += data.count(b"data: ")
+            self.count += (rest + data).count(b"data: ")
+            rest = (rest + data)[-5:]  # one may come in two pieces
             self.arrived.set()
 
     async def until(self, count: int) -> None:
@@ -158,6 +163,25 @@ async def publish_many(server: Running, events: int, *, publishers: int = 64) ->
     return events / (server.cpu() - before)
 
 
+async def broadcast(servers: list[Running], events: int, *, shared: bool) -> float:
+    """Deliveries a second of a core while both servers work. Each delivers all events to its subscribers: all were
+    published at itself, or a part of them where they share a store.
+    """
+    listeners = [Listener() for _ in range(SUBSCRIBERS * len(servers))]
+    await asyncio.gather(
+        *(each.open(servers[number % len(servers)].port) for number, each in enumerate(listeners)),
+    )
+    before = sum(server.cpu() for server in servers)
+    here = events // len(servers) if shared else events
+    await asyncio.gather(*(publish_many(server, here, publishers=8) for server in servers))
+    await asyncio.gather(*(each.until(events) for each in listeners))
+    used = sum(server.cpu() for server in servers) - before
+    for each in listeners:
+        each.task.cancel()
+        each.writer.close()
+    return events * len(listeners) / used
+
+
 def measure(folder: Path, rounds: int, seconds: float) -> None:
     """Everything, in turn."""
     with redis(folder) as (url, pid):
@@ -193,17 +217,43 @@ def measure(folder: Path, rounds: int, seconds: float) -> None:
                 server.stop()
 
 
+def measure_broadcast(folder: Path, rounds: int) -> None:
+    """Two servers with one Redis, beside two that each have their own events."""
+    with redis(folder) as (url, pid):
+        alone = [serve(folder, name) for name in ("first", "second")]
+        shared = [serve(folder, name, "--store", url) for name in ("third", "fourth")]
+        try:
+            before, began = cpu_of(pid), time.perf_counter()
+            one, two = [], []
+            for _ in range(rounds):
+                one.append(asyncio.run(broadcast(alone, EVENTS, shared=False)))
+                two.append(asyncio.run(broadcast(shared, EVENTS, shared=True)))
+            show(
+                f"deliveries to {SUBSCRIBERS} subscribers of each worker, a second of a core",
+                two_alone=median(one), two_with_redis=median(two),
+                ratio=median(far / near for near, far in zip(one, two, strict=True)),
+                redis_core_percent=(cpu_of(pid) - before) / (time.perf_counter() - began) * 100,
+            )  # fmt: skip
+        finally:
+            for server in (*alone, *shared):
+                server.stop()
+
+
 def show(title: str, **figures: float) -> None:
     """A line."""
     print(f"{title}: " + "  ".join(f"{name} {figure:,.3f}" for name, figure in figures.items()), flush=True)
 
 
 def main() -> None:
-    rounds, seconds = (float(each) for each in (*sys.argv[1:], 5, 2)[:2]) if len(sys.argv) > 2 else (5.0, 2.0)
+    only = sys.argv[1:2] == ["broadcast"]
+    given = [float(each) for each in sys.argv[1 + only :]]
+    rounds, seconds = (*given, *(5.0, 2.0)[len(given) :])
     processes.raise_file_limit()
     print(sys.version.split()[0], os.cpu_count(), "cores, load", os.getloadavg()[0], ROOT.name)
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), int(rounds), seconds)
+        if not only:
+            measure(Path(folder), int(rounds), seconds)
+        measure_broadcast(Path(folder), int(rounds))
 
 
 if __name__ == "__main__":

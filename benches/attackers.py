@@ -7,10 +7,11 @@ import asyncio
 import contextlib
 import json
 import random
+import struct
 from collections.abc import Awaitable, Callable
 
-from benches.soak_peer import Peer, Wrong
-from benches.wire import COMMON, META
+from benches.soak_peer import Peer, Wrong, in_session
+from benches.wire import CLIENT, COMMON, META
 
 MIB = 1024 * 1024
 _SECONDS = 1.0
@@ -28,6 +29,14 @@ def _post(path: str, head: str, body: bytes, length: int | None = None) -> bytes
     return f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{head}content-length: {size}\r\n\r\n".encode() + body
 
 
+def _opening(name: str) -> bytes:
+    client = {"name": name, "version": "1"}
+    return _request("initialize", {"protocolVersion": "2025-11-25", "capabilities": _WIDE, "clientInfo": client})
+
+
+_OPENING = _opening("n" * MIB)
+
+
 def _newest(method: str, name: str = "") -> str:
     named = f"mcp-name: {name}\r\n" if name else ""
     return f"{COMMON}mcp-protocol-version: 2026-07-28\r\nmcp-method: {method}\r\n{named}"
@@ -40,12 +49,43 @@ async def holds_bodies(peer: Peer) -> None:
 
 
 async def declares_much(peer: Peer) -> None:
-    """Subscriptions and sessions that are opened with half a MiB of capabilities."""
+    """Subscriptions and sessions that are opened with half a MiB of capabilities, or with many long URIs."""
     meta = META | {"io.modelcontextprotocol/clientCapabilities": _WIDE}
-    listen = {"_meta": meta, "notifications": {"toolsListChanged": True}}
+    listen: dict[str, object] = {"_meta": meta, "notifications": {"toolsListChanged": True}}
     await peer.hold(_post("/mcp", _newest("subscriptions/listen"), _request("subscriptions/listen", listen)), _SECONDS)
-    opening = {"protocolVersion": "2025-11-25", "capabilities": _WIDE, "clientInfo": {"name": "n" * MIB}}
-    await peer.ask("POST", "/mcp", COMMON, _request("initialize", opening))
+    uris = [f"orders://{number}-{'u' * 4000}" for number in range(900)]
+    listen = {"_meta": META, "notifications": {"resourceSubscriptions": uris}}
+    await peer.hold(_post("/mcp", _newest("subscriptions/listen"), _request("subscriptions/listen", listen)), _SECONDS)
+    await peer.ask("POST", "/mcp", COMMON, _OPENING)
+
+
+async def declares_much_on_a_stream(peer: Peer) -> None:
+    """HTTP+SSE, held open behind an `initialize` with half a MiB of capabilities."""
+    async with peer.connection() as (reader, writer):
+        writer.write(peer.request("GET", "/sse", "accept: text/event-stream\r\n", b""))
+        async with asyncio.timeout(30):
+            while not (line := await reader.readline()).startswith(b"data: "):
+                pass
+        status, _ = await peer.ask("POST", line[6:].strip().decode(), COMMON, _OPENING)
+        if status != 202:
+            raise Wrong(f"initialize was answered with {status} on the way to a stream")
+        await asyncio.sleep(_SECONDS)
+
+
+async def declares_much_on_a_socket(peer: Peer) -> None:
+    """A WebSocket, held open behind the same."""
+    head = (
+        "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+        "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-protocol: mcp\r\n"
+    )
+    opening = _opening("n" * (MIB // 2))
+    async with peer.connection() as (reader, writer), asyncio.timeout(30):
+        writer.write(f"GET /ws HTTP/1.1\r\nhost: 127.0.0.1\r\n{head}\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(struct.pack(">BBQ4x", 0x81, 0xFF, len(opening)) + opening)  # a text, masked by four zeros
+        if await reader.readexactly(1) != b"\x81":
+            raise Wrong("initialize was not answered on a WebSocket")
+        await asyncio.sleep(_SECONDS)
 
 
 async def sends_unknown_arguments(peer: Peer) -> None:
@@ -62,6 +102,27 @@ async def abandons_calls(peer: Peer) -> None:
     params: dict[str, object] = {"name": "long_task", "arguments": {"steps": 100, "seconds": 600}}
     for number in range(20):
         await peer.hold(_post("/mcp", COMMON, _request("tools/call", params, number)), 0.0)
+
+
+async def sends_many_items(peer: Peer) -> None:
+    """A batch of a million messages, and an event of a million arrays."""
+    number, item = 1_000_000, random.choice((b"1", b"[]"))
+    many = b"[%b]" % b",".join([item] * number)
+    status, _ = await peer.ask("POST", "/mcp", f"{COMMON}mcp-protocol-version: 2025-03-26\r\n", many)
+    if status != 400:
+        raise Wrong(f"a batch of a million was answered with {status}")
+    status, _ = await peer.ask("POST", "/publish", COMMON, b'{"data":%b}' % many)
+    if not 400 <= status < 500:
+        raise Wrong(f"an event of a million values was answered with {status}")
+
+
+async def abandons_questions(peer: Peer) -> None:
+    """Calls of a session that ask the person, whose callers go and answer nothing."""
+    opening = {"protocolVersion": "2025-11-25", "capabilities": {"elicitation": {}}, "clientInfo": CLIENT}
+    head = in_session(await peer.initialize(_request("initialize", opening)))
+    params: dict[str, object] = {"name": "order_parcel", "arguments": {"item": "a book"}}
+    for number in range(20):
+        await peer.hold(_post("/mcp", head, _request("tools/call", params, number)), 0.0)
 
 
 async def pipelines(peer: Peer) -> None:
@@ -81,12 +142,16 @@ async def makes_up_clients(peer: Peer) -> None:
 
 
 async def comes_from_elsewhere(peer: Peer) -> None:
-    """A page of another site that opens streams by an image."""
+    """A page of another site that opens streams by an image, and somebody behind a proxy of this machine."""
     head = "accept: */*\r\nsec-fetch-site: cross-site\r\nsec-fetch-mode: no-cors\r\nsec-fetch-dest: image\r\n"
     for path in ("/mcp/sse/alice", "/events?client_id=mallory&name=mallory", "/sse"):
         status, _ = await peer.ask("GET", path, head, b"")
         if status != 403:
             raise Wrong(f"a cross-site GET of {path} was answered with {status}")
+    for path in ("/dashboard", "/metrics", "/inspect"):
+        status, _ = await peer.ask("GET", path, "x-forwarded-for: 203.0.113.9\r\n", b"")
+        if status != 403:
+            raise Wrong(f"{path} was answered through a proxy with {status}")
 
 
 async def makes_up_places(peer: Peer) -> None:
@@ -122,8 +187,9 @@ async def counts_too_high(peer: Peer) -> None:
 
 
 ATTACKS: tuple[Callable[[Peer], Awaitable[None]], ...] = (
-    holds_bodies, declares_much, sends_unknown_arguments, abandons_calls, pipelines, makes_up_clients,
-    comes_from_elsewhere, makes_up_places, comes_and_goes, breaks_chunks, counts_too_high,
+    holds_bodies, declares_much, declares_much_on_a_stream, declares_much_on_a_socket, sends_unknown_arguments,
+    sends_many_items, abandons_calls, abandons_questions, pipelines, makes_up_clients, comes_from_elsewhere,
+    makes_up_places, comes_and_goes, breaks_chunks, counts_too_high,
 )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """`python -m benches.hostile`: crowds of bad clients, and what good ones feel of them. Prints a table for documents.
 
-Each crowd is measured beside a healthy client that calls a tool on one connection, before the crowd and during it. What
-is counted rather than timed (that each such connection is closed, that a flood leaves nothing) is in the tests.
+Each crowd is measured beside a healthy client that calls a tool on one connection: alone, beside as many clients that
+do nothing wrong, and beside the crowd. A crowd takes processor time from everybody on its machine, so what the server
+has to do with it is the difference between a good one and a bad one. What is counted rather than timed (that each such
+connection is closed, that a flood leaves nothing) is in the tests.
 """
 
 import argparse
@@ -113,6 +115,23 @@ async def slow(port: int, count: int, begin: bytes, drop: bytes, seconds: float)
     return await asyncio.gather(*(one() for _ in range(count)))
 
 
+async def polite(port: int, count: int, seconds: float) -> None:
+    """As many connections that do nothing wrong: each asks for little every second, and reads the answer."""
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            writer.write(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            await asyncio.sleep(1.0)
+        writer.transport.abort()
+
+    await asyncio.gather(*(one() for _ in range(count)))
+
+
 async def sessions(port: int, count: int) -> None:
     """Handshakes, and then nothing."""
     head = f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}authorization: Bearer {KEY}\r\n"
@@ -131,24 +150,30 @@ async def sessions(port: int, count: int) -> None:
     await asyncio.gather(*(some(count // 20) for _ in range(20)))
 
 
-async def bad_tokens(port: int, rate: int, seconds: float) -> int:
-    """So many tokens of unknown keys a second, from everywhere; how many were sent."""
+def bad_token() -> str:
+    """A token of an unknown key."""
+    head = urlsafe_b64encode(json.dumps({"alg": "ES256", "typ": "at+jwt", "kid": f"{random.random()}"}).encode())
+    claims = urlsafe_b64encode(b'{"iss":"https://issuer.example","aud":"https://bench.example/mcp","exp":9e9}')
+    return b".".join(part.rstrip(b"=") for part in (head, claims, urlsafe_b64encode(os.urandom(64)))).decode()
+
+
+async def strangers(port: int, rate: int, seconds: float, *, good: bool) -> int:
+    """So many connections a second from everywhere, each of which brings a bad token or a good key; how many came."""
     sent = 0
     tasks: set[asyncio.Task[None]] = set()
 
     async def one() -> None:
-        head = urlsafe_b64encode(json.dumps({"alg": "ES256", "typ": "at+jwt", "kid": f"{random.random()}"}).encode())
-        claims = urlsafe_b64encode(b'{"iss":"https://issuer.example","aud":"https://bench.example/mcp","exp":9e9}')
-        bad = b".".join(part.rstrip(b"=") for part in (head, claims, urlsafe_b64encode(os.urandom(64)))).decode()
+        token = bad_token()
+        credential, expected = (KEY, (b"400",)) if good else (token, (b"401", b"429"))
         address = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
             writer.write(
-                f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}authorization: Bearer {bad}\r\n"
+                f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}authorization: Bearer {credential}\r\n"
                 "content-length: 2\r\n\r\n{}".encode()
             )
             told = await reader.readuntil(b"\r\n\r\n")
-            assert told[9:12] in (b"401", b"429"), told
+            assert told[9:12] in expected, told
             writer.transport.abort()
 
     begun = time.monotonic()
@@ -198,12 +223,21 @@ def served(keys: int) -> Iterator[Running]:
             server.stop()
 
 
-async def beside(port: int, crowd: Callable[[], Awaitable[T]], seconds: float) -> tuple[T, float, float]:
-    """What a crowd gives, and the healthy client's p99 before and meanwhile."""
-    before = await healthy(port, seconds)
-    async with calling(port) as took:
+async def beside(
+    server: Running, crowd: Callable[[], Awaitable[T]], good: Callable[[], Awaitable[object]], seconds: float
+) -> tuple[T, list[float], float]:
+    """What a crowd gives; the healthy client's p99 alone, beside a crowd that does nothing wrong, and beside this one;
+    and the processor seconds that the server took for the crowd.
+    """
+    felt = [await healthy(server.port, seconds)]
+    async with calling(server.port) as took:
+        await good()
+    felt.append(p99(took))
+    used = server.cpu()
+    async with calling(server.port) as took:
         given = await crowd()
-    return given, before, p99(took)
+    felt.append(p99(took))
+    return given, felt, server.cpu() - used
 
 
 class Table:
@@ -219,13 +253,17 @@ class Table:
         self.kept = self.kept and kept
         self.rows.append(f"| {what} | {figure:,.1f} {unit} | {most:g} {unit} | {'kept' if kept else 'MISSED'} |")
 
-    def add_healthy(self, before: float, during: float) -> None:
-        """What the healthy client felt."""
-        self.add(f"… p99 of a healthy client, which was {before:.1f} ms before", during / before, "×", 2.0)
+    def add_healthy(self, felt: list[float], used: float) -> None:
+        """What the healthy client felt, and what the crowd cost."""
+        alone, beside, during = felt
+        self.add(f"… p99 of a healthy client, which was {alone:.1f} ms alone", during / alone, "×", 2.0)
+        self.add(f"… and {beside:.1f} ms beside as many good clients", during / beside, "×", 2.0)
+        self.rows.append(f"| … processor time of the server, the healthy client's calls included | {used:.2f} s | | |")
 
 
-async def slow_crowds(table: Table, port: int, options: argparse.Namespace) -> None:
+async def slow_crowds(table: Table, server: Running, options: argparse.Namespace) -> None:
     """Headers, and bodies, that come a little at a time."""
+    port = server.port
     half = b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     body = half + f"{COMMON}authorization: Bearer {KEY}\r\ncontent-length: 4000000\r\n\r\n".encode()
     for what, begin, drop, most in (("headers", half, b"x-more: 1\r\n", 15.0), ("bodies", body, b"{", 30.0)):
@@ -233,10 +271,13 @@ async def slow_crowds(table: Table, port: int, options: argparse.Namespace) -> N
         def crowd(begin: bytes = begin, drop: bytes = drop, most: float = most) -> Awaitable[list[float]]:
             return slow(port, options.connections, begin, drop, 2 * most)
 
-        took, before, during = await beside(port, crowd, options.seconds)
+        def good() -> Awaitable[None]:
+            return polite(port, options.connections, options.seconds)
+
+        took, felt, used = await beside(server, crowd, good, options.seconds)
         told = f"{options.connections:,} connections with slow {what}: the last one is closed after"
         table.add(told, max(took), "s", most)
-        table.add_healthy(before, during)
+        table.add_healthy(felt, used)
 
 
 async def run(options: argparse.Namespace) -> Table:
@@ -246,16 +287,21 @@ async def run(options: argparse.Namespace) -> Table:
         with served(keys) as server:
             port = server.port
             await healthy(port, 1.0)
-            await slow_crowds(table, port, options)
+            await slow_crowds(table, server, options)
             await sessions(port, 2_000)
             held = server.memory()
             await sessions(port, options.sessions)
             grown = server.memory() - held
             table.add(f"{options.sessions:,} times initialize, and silence: memory grows by", grown, "MiB", 20.0)
             asked.clear()
-            sent, before, during = await beside(port, lambda: bad_tokens(port, options.rate, 10.0), options.seconds)
+            sent, felt, used = await beside(
+                server,
+                lambda: strangers(port, options.rate, 10.0, good=False),
+                lambda: strangers(port, options.rate, 10.0, good=True),
+                options.seconds,
+            )
             table.add(f"{sent:,} bad tokens in 10 s: the issuer is asked for keys", len(asked), "times", 1)
-            table.add_healthy(before, during)
+            table.add_healthy(felt, used)
     return table
 
 

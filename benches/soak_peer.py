@@ -38,14 +38,14 @@ class Peer:
             raise Wrong(f"the answer {answer['id']} for the call {id}")
         return answer
 
-    async def initialize(self) -> str:
+    async def initialize(self, message: bytes = INITIALIZE) -> str:
         """The id of a new session."""
-        _, head, _ = await self._ask("POST", "/mcp", COMMON, INITIALIZE)
+        _, head, _ = await self._ask("POST", "/mcp", COMMON, message)
         session = re.search(rb"mcp-session-id: (\S+)", head)
         if session is None:
             raise Wrong("initialize gave no session id")
         found = session[1].decode()
-        await self.ask("POST", "/mcp", _in_session(found), INITIALIZED)
+        await self.ask("POST", "/mcp", in_session(found), INITIALIZED)
         return found
 
     async def break_off(
@@ -53,15 +53,15 @@ class Peer:
     ) -> None:
         """Begin a call, and close the connection after a while, whatever has come."""
         head, body = _call(tool, arguments, id, session)
-        async with self._connection() as (reader, writer):
-            writer.write(self._request("POST", "/mcp", head, body))
+        async with self.connection() as (reader, writer):
+            writer.write(self.request("POST", "/mcp", head, body))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await reader.read()
 
     async def throw(self, data: bytes) -> None:
         """Send bytes that are no request, and see the connection through or leave."""
-        async with self._connection() as (reader, writer):
+        async with self.connection() as (reader, writer):
             writer.write(data)
             with contextlib.suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(0.2):
@@ -69,7 +69,7 @@ class Peer:
 
     async def hold(self, data: bytes, seconds: float) -> None:
         """Send bytes, read whatever comes for some seconds, and go."""
-        async with self._connection() as (reader, writer):
+        async with self.connection() as (reader, writer):
             writer.write(data)
             with contextlib.suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(seconds):
@@ -81,8 +81,8 @@ class Peer:
         head = "accept: text/event-stream\r\n" + (f"last-event-id: {last_id}\r\n" if last_id else "")
         numbers: list[int] = []
         pending = ""
-        async with self._connection() as (reader, writer):
-            writer.write(self._request("GET", path, head, b""))
+        async with self.connection() as (reader, writer):
+            writer.write(self.request("GET", path, head, b""))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     while line := (await reader.readline()).strip().decode():
@@ -107,19 +107,21 @@ class Peer:
         return named | {name: float(facts[name]) for name in ("calls", "streams", "subscribers")}
 
     async def _ask(self, method: str, path: str, head: str, body: bytes) -> tuple[int, bytes, bytes]:
-        async with self._connection() as (reader, writer):
-            writer.write(self._request(method, path, f"{head}connection: close\r\n", body))
+        async with self.connection() as (reader, writer):
+            writer.write(self.request(method, path, f"{head}connection: close\r\n", body))
             reply_head, _, reply = (await reader.read()).partition(b"\r\n\r\n")
         if not reply_head:
             raise Wrong(f"no answer to {method} {path} {body[:80]!r}")
         return int(reply_head.split(b" ", 2)[1]), reply_head, reply
 
-    def _request(self, method: str, path: str, head: str, body: bytes) -> bytes:
+    def request(self, method: str, path: str, head: str, body: bytes) -> bytes:
+        """The bytes of a request."""
         lines = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\n{head}"
         return f"{lines}content-length: {len(body)}\r\n\r\n".encode() + body
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection that is closed behind the block."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             yield reader, writer
@@ -129,14 +131,15 @@ class Peer:
                 await writer.wait_closed()
 
 
-def _in_session(session: str) -> str:
+def in_session(session: str) -> str:
+    """The headers of a request in a session."""
     return f"{COMMON}mcp-protocol-version: 2025-11-25\r\nmcp-session-id: {session}\r\n"
 
 
 def _call(tool: str, arguments: Mapping[str, object], id: int, session: str) -> tuple[str, bytes]:
     params: dict[str, object] = {"name": tool, "arguments": arguments}
     if session:
-        head = _in_session(session)
+        head = in_session(session)
     else:
         head = f"{COMMON}mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/call\r\nmcp-name: {tool}\r\n"
         params["_meta"] = META

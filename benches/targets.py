@@ -103,8 +103,11 @@ MCP_GO = Program(PEERS / "go" / "mark3labs", "Go isn't installed or couldn't bui
 NCHAN = Program(Path("/usr/lib/nginx/modules/ngx_nchan_module.so"), "nginx and its module Nchan aren't installed")
 ONE_CORE = (("GOMAXPROCS", "1"), ("GOGC", "400"))
 """One thread for goroutines, as the server has one core, and a heap that is collected a quarter as often."""
-FORGETFUL = tuple((f"MILLSTREAM_{name}_TTL", "30") for name in ("SESSION", "RECORD", "LOG", "STATE"))
-"""What has to be forgotten some day is forgotten during a soak."""
+FORGETFUL = (
+    *((f"MILLSTREAM_{name}_TTL", "30") for name in ("SESSION", "RECORD", "LOG", "STATE")),
+    ("MILLSTREAM_ASK_TIMEOUT", "5"),
+)
+"""What has to be forgotten some day is forgotten during a soak, and a question that nobody answers is given up."""
 LIMIT = (("MILLSTREAM_LIMIT_REQUESTS", "999999999/second"),)
 TARGETS = {
     "ours": Target("millstream", _ours()),

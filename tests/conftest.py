@@ -1,5 +1,6 @@
 """What every test shares: a state folder of the run's own, the count of failures, `--update` for the transcripts."""
 
+import gc
 import os
 import signal
 from collections.abc import Generator
@@ -23,6 +24,19 @@ for _number in (signal.SIGINT, signal.SIGHUP):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite the server lines of tests/transcripts")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start servers take longest and come first: at the end each worker has something short to do."""
+    serve = {item.path for item in items if item.get_closest_marker("server") is not None}
+    items.sort(key=lambda item: item.path not in serve)
+
+
+def pytest_collection_finish() -> None:
+    """What was collected lives as long as the run: no later look for garbage goes through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

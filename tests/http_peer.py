@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -125,10 +125,14 @@ class Connections(set[Any]):
 class Running:
     """A server of one test: its port, its state, and the connections tests made."""
 
-    def __init__(self, state: ServerState, port: int, *, lane: bool = True) -> None:
+    def __init__(
+        self, state: ServerState, port: int, *, lane: bool = True, somewhere: Callable[[], str] | None = None
+    ) -> None:
+        """`somewhere` says from which address each connection comes."""
         self.state = state
         self.port = port
         self.lane = lane
+        self.somewhere = somewhere
         self.peers: list[Peer] = []
 
     async def connect(self, first: bytes = b"", *, small_buffer: bool = False) -> Peer:
@@ -139,12 +143,19 @@ class Running:
         sock = socket.socket()
         if small_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        if self.somewhere is not None:
+            sock.bind((self.somewhere(), 0))
         sock.connect(("127.0.0.1", self.port))  # takes no time: the kernel accepts
         sock.setblocking(False)
         sock.send(first)
         peer = Peer(*await asyncio.open_connection(sock=sock, limit=4096 if small_buffer else 2**16))
         self.peers.append(peer)
         return peer
+
+    def leave(self) -> None:
+        """Drop every connection that tests made."""
+        for peer in self.peers:
+            peer.writer.transport.abort()
 
     async def left(self, size: int) -> None:
         """Wait until the server has no more than `size` connections."""
@@ -173,8 +184,7 @@ async def serve(app: Any, *, lane: bool, port: int = 0, **config: Any) -> AsyncI
         yield running
     finally:
         server.close()
-        for peer in running.peers:
-            peer.writer.transport.abort()
+        running.leave()
         for connection in list(state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
         for task in list(state.tasks):

@@ -7,10 +7,14 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from html import unescape
+from itertools import cycle
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+
+import pytest
 
 from millstream import Settings, auth
 from millstream._http.message import Request, Response
@@ -21,6 +25,7 @@ from millstream._server.calls.services import Services
 from millstream._stores.base import Store
 from millstream.auth._issuing.ways import User
 from millstream.auth._method import Identity
+from store_parts import BACKINGS
 
 URL = "https://mcp.example.com"
 RESOURCE = f"{URL}/mcp"
@@ -34,6 +39,10 @@ FORM = "application/x-www-form-urlencoded"
 def challenge(verifier: str = VERIFIER) -> str:
     """What a client sends of its verifier (RFC 7636)."""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+ONE_AND_FOUR = ["memory", pytest.param("redis", marks=pytest.mark.server)]
+"""How many workers an authorization server may have, as the store that they share."""
 
 
 class Known:
@@ -195,6 +204,30 @@ class Desk:
     async def who(self, token: str) -> Identity | None:
         """Whom a token is about, as the guard asks."""
         return await self.running.identify(token)
+
+
+class Desks(Desk):
+    """Several workers of one authorization server: each request goes to the next of them."""
+
+    def __init__(self, stores: Sequence[Store], *, people: Any = None, **options: Any) -> None:
+        people = Known() if people is None else people
+        super().__init__(stores[0], people=people, **options)
+        others = [Desk(store, people=people, **options) for store in stores[1:]]
+        self._turns = cycle([self.paths, *(each.paths for each in others)])
+
+    async def ask(self, method: str, path: str, **more: Any) -> Reply:
+        """One request."""
+        self.paths = next(self._turns)
+        return await super().ask(method, path, **more)
+
+
+@asynccontextmanager
+async def desk_on(kind: str, **options: Any) -> AsyncIterator[Desk]:
+    """An authorization server: of one worker in memory, or of four on Redis."""
+    backing = BACKINGS[kind]()
+    stores = [await backing.worker() for _ in range(1 if kind == "memory" else 4)]
+    yield Desks(stores, **options)
+    await backing.close()
 
 
 class Browser:

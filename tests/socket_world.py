@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from four_workers import FOUR, SIGNED_IN, four
 from http_peer import Peer, Running, serve
 from millstream import Context, Server, Settings
 from millstream._app.runtime import Runtime
@@ -43,6 +44,18 @@ def make_server(**settings: Any) -> Server:
         return a + b
 
     @server.tool
+    async def waits(ctx: Context) -> str:
+        await GATES[server].wait()
+        return "through"
+
+    add_tools(server)
+    return server
+
+
+def add_tools(server: Server) -> None:
+    """Those that a server in any process can have."""
+
+    @server.tool
     async def text(size: int) -> str:
         return "x" * size
 
@@ -62,15 +75,8 @@ def make_server(**settings: Any) -> Server:
         return "never"
 
     @server.tool
-    async def waits(ctx: Context) -> str:
-        await GATES[server].wait()
-        return "through"
-
-    @server.tool
     def fails() -> str:
         raise ValueError("the secret")
-
-    return server
 
 
 class World:
@@ -82,6 +88,8 @@ class World:
         self.hub = hub
         self.route = route
         self.running: Running
+        self.signed_in = b""
+        """A line of every handshake, where callers sign in."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """The ASGI application: one path."""
@@ -93,6 +101,9 @@ class World:
         """A client, with the subprotocols that it offers."""
         uri = f"ws://127.0.0.1:{self.running.port}{path}"
         options = {"compression": None, "proxy": None, "open_timeout": WAIT, "close_timeout": 1, **options}
+        if self.signed_in:
+            name, _, value = self.signed_in.decode().strip().partition(": ")
+            options |= {"additional_headers": {name: value}}
         async with connect(uri, subprotocols=list(protocols) or None, **options) as socket:
             yield socket
 
@@ -100,7 +111,7 @@ class World:
         """Send an opening handshake; the reply is the caller's to read."""
         peer = await self.running.connect(small_buffer=small_buffer)
         key = base64.b64encode(os.urandom(16))
-        await peer.send(b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: %b\r\n%b\r\n" % (head, key, extra))
+        await peer.send(b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: %b\r\n%b%b\r\n" % (head, key, self.signed_in, extra))
         return peer
 
     @staticmethod
@@ -128,7 +139,15 @@ class World:
 @asynccontextmanager
 async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: Any = None,
                 authorize: Any = None, config: Any = None, **settings: Any) -> AsyncIterator[World]:  # fmt: skip
-    """A running server. Settings of the server, and `config` of uvicorn, as given."""
+    """A running server. Settings of the server, and `config` of uvicorn, as given; `four` has its own."""
+    if way == FOUR:
+        assert not settings
+        missing: Any = None
+        app = World(missing, missing, missing, missing)
+        app.running, app.signed_in = four(), b"Authorization: Bearer %b\r\n" % SIGNED_IN.encode()
+        yield app
+        app.running.leave()
+        return
     server = make_server(**settings)
     hub = Hub(MemoryStore(), limits or HubLimits(), authorize=authorize)
     await hub.open()

@@ -8,8 +8,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from four_workers import FOUR, SIGNED_IN, four
 from http_peer import Peer, Running, serve
 from millstream import Server
 from millstream._app.runtime import Runtime
@@ -68,6 +69,8 @@ class Wire:
         fields = pairs(headers)
         if self.running is None:
             return await over_asgi(self.server, method, path, fields, body)
+        if self.running.somewhere is not None:
+            return await self._ask_anybody(method, path, fields, body)
         peer = self._peer or await self.running.connect()
         self._peer = None
         await peer.send(encode_request(method, path, fields, body))
@@ -77,6 +80,17 @@ class Wire:
         else:
             self._peer = peer
         return Reply(status, head, data)
+
+    async def _ask_anybody(self, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
+        """By a connection of its own, so that another worker may get it, and signed in."""
+        assert self.running is not None
+        if not any(name == b"authorization" for name, _ in fields):
+            fields = [*fields, (b"authorization", f"Bearer {SIGNED_IN}".encode())]
+        peer = await self.running.connect()
+        await peer.send(encode_request(method, path, fields, body))
+        reply = Reply(*await peer.reply(head_only=method == "HEAD"))
+        peer.close()
+        return reply
 
     async def post(self, message: Any, headers: Headers | None = None, path: str = "/mcp") -> Reply:
         """POST a message, or a body as it stands."""
@@ -105,7 +119,12 @@ class Wire:
 
 @asynccontextmanager
 async def wired(server: Server, way: str) -> AsyncIterator[Wire]:
-    """Run a server for the length of the block."""
+    """Run a server for the length of the block; by the way `four`, ask the one that serves by four workers."""
+    if way == FOUR:
+        running = four()
+        yield Wire(server, cast("Any", None), running)
+        running.leave()
+        return
     async with server.running() as runtime:
         prepare(server, runtime)
         if way == "asgi":
@@ -200,8 +219,9 @@ async def over_asgi(
     body: bytes,
     *,
     leave: Callable[[bytes], bool] | None = None,
+    peer: str = "127.0.0.1",
 ) -> Reply:
-    """One request as ASGI messages.
+    """One request as ASGI messages, from an address.
 
     The reply must be complete, unless `leave` says, by what has come of a stream, that the client goes away.
     """
@@ -209,7 +229,7 @@ async def over_asgi(
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
         "path": plain, "raw_path": plain.encode(), "query_string": query.encode(), "root_path": "",
-        "headers": fields, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+        "headers": fields, "client": (peer, 1), "server": ("127.0.0.1", 8000),
     }  # fmt: skip
     sent: list[dict[str, Any]] = []
     data = bytearray()

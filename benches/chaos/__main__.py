@@ -1,31 +1,48 @@
 """`python -m benches.chaos MINUTES`: kill a worker every few seconds while subscribers resume; nothing may be lost.
 
-Exits 1 when an event was lost, repeated or out of order without a gap that was told.
+    python -m benches.chaos --restarts 1000000     rolling restarts during so many calls: none may fail
+    python -m benches.chaos --storm --store redis://... --subscribers 10000
+                                                   they come back together: the store is read for all of them
+
+Exits 1 when an event was lost, repeated or out of order without a gap that was told, or when a call failed.
 """
 
 import argparse
 import asyncio
+import gc
+import math
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benches.chaos.run import Report, cluster, kill_workers, storm
+from benches.chaos.restarts import Restarts
+from benches.chaos.returning import return_together
+from benches.chaos.run import Cluster, Report, cluster, kill_workers, storm
 from benches.processes import raise_file_limit
+
+EVENTS_BESIDE = 50.0
+"""Publications a second beside the calls of `--restarts`."""
+READS = 100
+"""What a storm may ask of the store."""
 
 
 def main() -> None:
     """Make one run and say what came out."""
     parser = argparse.ArgumentParser(prog="python -m benches.chaos", description=__doc__)
-    parser.add_argument("minutes", type=float, nargs="?", default=10.0)
+    parser.add_argument("minutes", type=float, nargs="?", help="10; with --restarts, as long as the calls take")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--store", default="memory://")
     parser.add_argument("--subscribers", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=2000.0, help="publications a second")
+    parser.add_argument("--rate", type=float, default=2000.0, help="publications a second; calls, with --restarts")
     parser.add_argument("--channels", type=int, default=200)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
+    parser.add_argument("--restarts", type=int, metavar="CALLS", help="restart all workers during so many calls")
+    parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is a redis://")
     given = parser.parse_args()
     raise_file_limit()
+    gc.disable()  # millions of events are written down, and a walk over them all would delay what is timed
     sys.exit(asyncio.run(run(given)))
 
 
@@ -35,20 +52,55 @@ async def run(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         async with cluster(log, workers=given.workers, store=given.store) as running:
-            end = time.monotonic() + given.minutes * 60
-            await storm(
-                running,
-                report,
-                until=lambda: time.monotonic() >= end,
-                subscribers=given.subscribers,
-                rate=given.rate,
-                channels=given.channels,
-                harm=kill_workers(given.every, report),
-            )
+            if given.restarts:
+                await restart(running, report, given)
+            elif given.storm:
+                asked = await return_together(
+                    running, report, subscribers=given.subscribers, channels=given.channels, redis=given.store
+                )
+                print(
+                    f"{asked} reads of the store, heartbeats included; all had everything after {report.seconds:.1f} s"
+                )
+                report.wrong += [f"More than {READS} reads."] if asked > READS else []
+            else:
+                await kill(running, report, given)
     print(report)
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    print(f"{report.rate:.0f} publications/s; {os.cpu_count()} cores with a load of {load} (1, 5, 15 minutes)")
     for line in report.wrong[:20]:
         print(" ", line)
     return 1 if report.wrong else 0
+
+
+async def kill(running: Cluster, report: Report, given: argparse.Namespace) -> None:
+    """SIGKILL for one worker after the other, for some minutes."""
+    end = time.monotonic() + (given.minutes or 10.0) * 60
+    await storm(
+        running,
+        report,
+        until=lambda: time.monotonic() >= end,
+        subscribers=given.subscribers,
+        rate=given.rate,
+        channels=given.channels,
+        harm=kill_workers(given.every, report),
+    )
+
+
+async def restart(running: Cluster, report: Report, given: argparse.Namespace) -> None:
+    """One rolling restart after the other, until there were enough calls."""
+    end = time.monotonic() + given.minutes * 60 if given.minutes else math.inf
+    restarts = Restarts(running.port, report, requests=given.restarts, rate=given.rate, end=end)
+    await storm(
+        running,
+        report,
+        until=lambda: restarts.done,
+        subscribers=given.subscribers,
+        rate=EVENTS_BESIDE,
+        channels=given.channels,
+        harm=restarts.harm(),
+    )
+    print(restarts)
+    report.wrong += restarts.wrong()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ or the subscriber was told of a gap in its place; what was not acknowledged has 
 twice; and everybody got everything in one order.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cache
 
 
-@dataclass
+@dataclass(slots=True)
 class Publication:
     """One event that a client tried to publish. No two have the same data."""
 
@@ -20,7 +22,7 @@ class Publication:
     """The id that the server gave when it acknowledged; empty when no acknowledgement came."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Event:
     """An event that a subscriber got."""
 
@@ -28,7 +30,7 @@ class Event:
     data: str
 
 
-@dataclass
+@dataclass(slots=True)
 class Told:
     """A gap that a subscriber was told of."""
 
@@ -46,6 +48,7 @@ class Subscriber:
     """The first id that it was given, of an event or of a mere place: it is owed everything behind it."""
 
 
+@cache
 def parse(place: str) -> tuple[str, int]:
     """(epoch, offset) of an id: ``epoch.offset``, and for some a number behind it."""
     epoch, _, rest = place.partition(".")
@@ -57,31 +60,37 @@ def check(publications: list[Publication], subscribers: list[Subscriber]) -> lis
 
     All subscribers must have been connected at the end, until each had an event that was published after all others.
     """
-    wrong = _contradictions(publications, subscribers)
+    sightings = _sightings(publications, subscribers)
+    wrong = _contradictions(publications, sightings)
     universe: dict[str, dict[str, dict[int, str]]] = defaultdict(lambda: defaultdict(dict))
-    for channel, place, data in _sightings(publications, subscribers):
+    for channel, place, data in sightings:
         epoch, offset = parse(place)
         universe[channel][epoch][offset] = data
+    places = {
+        channel: {epoch: sorted(events) for epoch, events in epochs.items()} for channel, epochs in universe.items()
+    }
     for number, subscriber in enumerate(subscribers):
-        wrong += [f"Subscriber {number}: {each}" for each in _walk(subscriber, universe[subscriber.channel])]
+        channel = subscriber.channel
+        walked = _walk(subscriber, universe[channel], places.get(channel, {}))
+        wrong += [f"Subscriber {number}: {each}" for each in walked]
     return wrong
 
 
-def _sightings(publications: list[Publication], subscribers: list[Subscriber]) -> list[tuple[str, str, str]]:
+def _sightings(publications: list[Publication], subscribers: list[Subscriber]) -> set[tuple[str, str, str]]:
     """(channel, place, data) of everything that was acknowledged or that somebody got."""
-    found = [(each.channel, each.place, each.data) for each in publications if each.place]
+    found = {(each.channel, each.place, each.data) for each in publications if each.place}
     for each in subscribers:
-        found += [(each.channel, event.place, event.data) for event in each.got if isinstance(event, Event)]
+        found.update((each.channel, event.place, event.data) for event in each.got if isinstance(event, Event))
     return found
 
 
-def _contradictions(publications: list[Publication], subscribers: list[Subscriber]) -> list[str]:
+def _contradictions(publications: list[Publication], sightings: set[tuple[str, str, str]]) -> list[str]:
     """What two clients cannot both have seen."""
     wrong: list[str] = []
     tried = {each.data: each for each in publications}
     by_place: dict[str, str] = {}
     by_data: dict[str, str] = {}
-    for channel, place, data in _sightings(publications, subscribers):
+    for channel, place, data in sorted(sightings):
         if by_place.setdefault(place, data) != data:
             wrong.append(f"Two events have the place {place}: {by_place[place]} and {data}.")
         if by_data.setdefault(data, place) != place:
@@ -93,8 +102,14 @@ def _contradictions(publications: list[Publication], subscribers: list[Subscribe
     return sorted(set(wrong))
 
 
-def _walk(subscriber: Subscriber, universe: dict[str, dict[int, str]]) -> list[str]:
-    """Follow one subscriber from event to event: each must be the next one of its channel, or behind a told gap."""
+def _walk(subscriber: Subscriber, universe: dict[str, dict[int, str]], places: dict[str, list[int]]) -> list[str]:
+    """Follow one subscriber from event to event: each must be the next one of its channel, or behind a told gap.
+
+    Args:
+        subscriber: what it got.
+        universe: the events of its channel by epoch and offset.
+        places: the offsets of each epoch, in order.
+    """
     wrong: list[str] = []
     epoch, offset = parse(subscriber.first) if subscriber.first else ("", 0)
     told = not subscriber.first
@@ -111,11 +126,13 @@ def _walk(subscriber: Subscriber, universe: dict[str, dict[int, str]]) -> list[s
         elif here == epoch and at <= offset:
             wrong.append(f"{item.data} ({at}) came behind {offset}.")
         elif not told:
-            missed = sorted(each for each in universe.get(here, {}) if offset < each < at)
+            known = places.get(here, [])
+            missed = known[bisect_right(known, offset) : bisect_left(known, at)]
             wrong += [f"it never got {universe[here][each]} ({each}), and no gap was told." for each in missed]
         seen.add(item.data)
         epoch, offset, told = here, at, False
     if not told:
-        behind = sorted(each for each in universe.get(epoch, {}) if each > offset)
+        known = places.get(epoch, [])
+        behind = known[bisect_right(known, offset) :]
         wrong += [f"it never got {universe[epoch][each]} ({each}) at the end." for each in behind]
     return wrong

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,13 @@ class Report:
     wrong: list[str] = field(default_factory=list)
     harm: int = 0
     refused: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    """How long clients published."""
+
+    @property
+    def rate(self) -> float:
+        """Publications a second."""
+        return self.published / self.seconds if self.seconds else 0.0
 
     def quantile(self, part: float) -> float:
         """Seconds of a reconnect, at a part of all."""
@@ -163,11 +171,12 @@ async def storm(
         async with asyncio.timeout(PATIENCE):
             while not all(each.last_id for each in listeners):  # noqa: ASYNC110  thousands would have to tell
                 await asyncio.sleep(0.02)
-        choose = itertools.cycle(names)
+        choose, began = itertools.cycle(names), time.monotonic()
         sending = [asyncio.create_task(paced(each, rate / publishers, lambda: next(choose))) for each in senders]
         harming = asyncio.create_task(harm(running)) if harm is not None else None
         while not until():
             await asyncio.sleep(0.1)
+            report.seconds = time.monotonic() - began
             for task in (*sending, *([harming] if harming else [])):
                 if task.done():
                     task.result()

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from millstream._env_file import read_env
 from millstream.agent import ConfigurationError
-from millstream.agent._configuration import Configuration, read_lines
+from millstream.agent._configuration import Configuration
 
 SEED = """\
 # Configuration of the API
@@ -16,7 +17,7 @@ DEFAULT_MODEL=qwen3-next:80b
 export MCP_SERVER_URL="http://localhost:9000"   # without a path
 MCP_SERVER_AUTH_KEY='my secret # key'
 """
-FILE = read_lines(SEED)
+FILE = read_env(SEED)
 
 
 def configured(environment: dict[str, str] | None = None, file: dict[str, str] | None = None) -> Configuration:
@@ -24,13 +25,10 @@ def configured(environment: dict[str, str] | None = None, file: dict[str, str] |
 
 
 def test_a_file_has_names_and_values() -> None:
-    """Quotes, comments, `export`, blanks and a mark at the start are read as others read them."""
+    """By the rules of `millstream._env_file`."""
     assert FILE["DEFAULT_MODEL"] == "qwen3-next:80b"
     assert FILE["MCP_SERVER_URL"] == "http://localhost:9000"
     assert FILE["MCP_SERVER_AUTH_KEY"] == "my secret # key"
-    assert read_lines("\ufeffA = b # c\nB=\nC=x#y\n") == {"A": "b", "B": "", "C": "x#y"}
-    with pytest.raises(ConfigurationError, match=r"Line 2 of \.env isn't NAME=VALUE"):
-        read_lines("A=1\nnonsense\n")
 
 
 def test_the_model_of_the_seed() -> None:

@@ -1,12 +1,18 @@
 """The guard in front of every path: a valid credential gets through, everything else gets a challenge."""
 
+import asyncio
+import json
+from collections import Counter
 from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
+from fleet import until
 from millstream import Server, Settings, auth
+from millstream._protocol.principal import Principal
+from millstream.auth._method import Identity
 from wire import encode_request, pairs, request
 
 PING = request("ping", id=5)
@@ -33,6 +39,23 @@ async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_
                 assert reply.status == 401, (method, path)
                 assert reply.headers[b"www-authenticate"].startswith(b"Bearer"), path
                 assert reply.headers[b"cache-control"] == b"no-store"
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@pytest.mark.parametrize("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
+async def test_mcp_wants_a_credential_also_below_what_is_open(below: str, lane: bool) -> None:
+    """A fixed defect: at ``--path /sign-in/mcp`` everybody could call every tool."""
+    served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
+    async with guarded(lane=lane, **served) as world:
+        asked = [(method, path) for method, path in paths(world) if path.rstrip("/").endswith(("mcp", "sse", "ages"))]
+        assert {path.rstrip("/") for _, path in asked} >= {path.rstrip("/") for path in served.values()}
+        for method, path in asked:
+            assert (await world.ask(None, method, path)).status in (401, 404), (method, path)
+        body = json.dumps(PING).encode()
+        for path in served.values():
+            for form in (path, path.rstrip("/"), path.rstrip("/") + "/"):
+                reply = await world.ask(None, "POST", form, body, content_type="application/json")
+                assert reply.status in (401, 404, 405), form
 
 
 @pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
@@ -132,6 +155,60 @@ async def test_an_address_that_sends_many_wrong_keys_is_slowed_and_known_callers
         assert reply.headers[b"retry-after"] == b"2"
         assert reply.headers[b"ratelimit-policy"] == b'"sign-in";q=30;w=60'
         assert (await world.post(ALICE, PING)).status == 200
+
+
+class Asks:
+    """A method that has to ask somebody, which takes as long as the test wants."""
+
+    resource, issuers, scopes = "", (), ()
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answer = asyncio.Event()
+
+    async def identify(self, credential: str) -> Identity | None:
+        self.asked.append(credential)
+        await self.answer.wait()
+        return Identity(Principal("ada"), 60.0) if credential.startswith("good") else None
+
+    def holds(self, id: str) -> bool:
+        return True
+
+    def epoch(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["header", "form"])
+async def test_many_guesses_at_once_are_no_more_guesses_than_one_by_one(form: bool) -> None:
+    """A fixed defect: all that came before the first one was known to be wrong were looked into."""
+    method = Asks()
+    async with guarded(make_server([method])) as world:
+
+        async def guess(key: str) -> int:
+            if form:
+                said = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "same-origin"}
+                return (await world.ask(None, "POST", "/sign-in", f"key={key}".encode(), **said)).status
+            return (await world.post(key, PING)).status
+
+        guesses = [asyncio.ensure_future(guess(f"guess-{number}")) for number in range(80)]
+        await until(lambda: len(method.asked) >= 8)
+        method.answer.set()
+        found = Counter(await asyncio.gather(*guesses))
+        assert found[403] == len(method.asked)
+        assert 30 <= len(method.asked) < 30 + 8
+        assert found[429] == 80 - len(method.asked)
+
+
+async def test_many_good_credentials_at_once_wait_for_their_turn_and_get_in() -> None:
+    """Behind one address may be a whole company, whose tokens the server doesn't know after a restart."""
+    method = Asks()
+    async with guarded(make_server([method])) as world:
+        calls = [asyncio.ensure_future(world.post(f"good-{number}", PING)) for number in range(80)]
+        await until(lambda: len(method.asked) >= 8)
+        method.answer.set()
+        assert {reply.status for reply in await asyncio.gather(*calls)} == {200}
+        assert world.runtime.guard is not None
+        assert len(world.runtime.guard._turns) == 0
 
 
 async def test_a_huge_credential_is_refused_without_being_looked_at() -> None:

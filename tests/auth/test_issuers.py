@@ -209,6 +209,7 @@ async def test_an_opaque_token_is_asked_about_once_and_then_believed_for_a_while
     {"active": False}, {"active": "true"}, {"active": 1}, {"aud": "https://other.example"}, {"aud": None},
     {"exp": time.time() - 100}, {"exp": None}, {"sub": None, "client_id": None},
     {"sub": None, "username": "ada"}, {"iss": "https://other.example"}, {"token_type": "DPoP"},
+    {"token_type": 7}, {"sub": None}, {"sub": ""},
 ])  # fmt: skip
 async def test_what_the_endpoint_does_not_vouch_for_is_refused(changes: dict[str, Any]) -> None:
     """Active, for this server, until a time, of this issuer."""
@@ -218,12 +219,24 @@ async def test_what_the_endpoint_does_not_vouch_for_is_refused(changes: dict[str
         assert await introspected(issuer).identify("t") is None
 
 
+async def test_a_token_without_a_person_is_its_clients_own_only_where_the_operator_says_so() -> None:
+    """`sub` is optional (RFC 7662 §2.2): an issuer that never says it would make one caller of a client's users."""
+    async with issuing() as issuer:
+        said = {"active": True, **claims(iss=None, sub=None, client_id="desk")}
+        answers(issuer, {"nobody": said, "named": {**said, "username": "ada"}, "person": {**said, "sub": "ada"}})
+        assert await introspected(issuer).identify("nobody") is None
+        method = introspected(issuer, client_tokens=True)
+        found = [await method.identify(each) for each in ("nobody", "named", "person")]
+        assert [each and each.principal.subject for each in found] == ["desk", None, "ada"]
+
+
 async def test_an_endpoint_that_fails_is_503_and_not_a_wrong_token() -> None:
     """A new token would not help."""
     async with issuing() as issuer:
         for bad in (
             b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
+            b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"a":"\xc0"}',
             b"",
         ):
             issuer.answers["/introspect"] = bad

@@ -12,7 +12,7 @@ from millstream._stores.memory.store import MemoryStore
 from millstream.auth._issuing.provider import Provider
 from millstream.auth._issuing.records import Client
 from millstream.auth._issuing.user_file import UserFile
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._issuing.ways import User
 from patience import WAIT
 from wire import Reply
 
@@ -20,20 +20,6 @@ ISSUER = "http://127.0.0.1:8000"
 ADA = {"name": "ada", "password": "correct horse"}
 BOB = {"name": "bob", "password": "battery staple"}
 OWN = {"origin": "http://127.0.0.1", "sec_fetch_site": "same-origin"}
-
-
-class Elsewhere:
-    """An upstream."""
-
-    name, label = "elsewhere", "Continue with Elsewhere"
-
-    async def begin(self, callback: str, state: str) -> Away:
-        """Nowhere."""
-        return Away("https://id.example/")
-
-    async def finish(self, returned: Returned) -> User:
-        """Nobody."""
-        raise SignInFailed("Nobody is there.")
 
 
 def issuing(users: Any, **options: Any) -> Any:
@@ -60,20 +46,24 @@ async def status(world: Guarded, page: str, cookie: str) -> int:
     return (await world.ask(None, "GET", page, cookie=cookie)).status
 
 
-async def asked(methods: Any) -> tuple[bool, bool, bool]:
-    """Whether the form asks for a name and password, for a key or token, and says that others can't come."""
+async def asked(methods: Any) -> tuple[bool, bool, bool, bool]:
+    """Whether the form has a name and password, a button, a key or token, and says who can't come."""
     async with guarded(make_server(methods)) as world:
         page = (await world.ask(None, "GET", "/docs", accept="text/html")).body
-        return b'name="password"' in page, b'name="key"' in page, b"Accounts elsewhere" in page
+        return b'name="password"' in page, b'name="way"' in page, b'name="key"' in page, b"can't sign in" in page
 
 
 async def test_the_form_asks_for_what_people_of_this_server_have() -> None:
-    """A name and password, a key or token, or either."""
-    assert await asked(issuing(Known())) == (True, False, False)
-    assert await asked([issuing(Known()), auth.keys(ROOT)]) == (True, True, False)
-    assert await asked(issuing([Known(), Elsewhere()])) == (True, True, True)
-    assert await asked(issuing(Elsewhere())) == (False, True, True)
-    assert await asked(auth.keys(ROOT)) == (False, True, False)
+    """A name and password, an account elsewhere, a key or token; and it says where people can't be sent."""
+    google = auth.upstream("google", allow=["*"], client_id="a", client_secret="b")
+    foreign: dict[str, Any] = {"audience": f"{ISSUER}/mcp"}
+    assert await asked(issuing(Known())) == (True, False, False, False)
+    assert await asked([issuing(Known()), auth.keys(ROOT)]) == (True, False, True, False)
+    assert await asked(issuing([Known(), google])) == (True, True, False, False)
+    assert await asked([issuing(google), auth.keys(ROOT)]) == (False, True, True, False)
+    assert await asked(auth.keys(ROOT)) == (False, False, True, False)
+    assert await asked(auth.oidc("https://id.example.com", **foreign)) == (False, False, True, True)
+    assert await asked(auth.oidc("https://id.example.com", **foreign, client_id="a")) == (False, True, False, False)
 
 
 async def test_a_person_opens_the_pages_with_name_and_password_and_may_there_what_their_scopes_allow() -> None:

@@ -234,3 +234,9 @@ async def test_the_pages_see_the_scopes_of_who_signed_in() -> None:
         for jar, sees in ((bob, False), (alice, True)):
             reply = await world.ask(None, "GET", "/openapi.json", cookie=jar, **OWN)
             assert (b"/tools/order" in reply.body) == sees
+
+
+async def test_a_form_with_too_many_fields_is_refused() -> None:
+    """A fixed defect: it was answered with 500."""
+    async with guarded() as world:
+        assert (await world.ask(None, "POST", "/sign-in", b"a=1&" * 5, **FORM, **OWN)).status == 400

@@ -24,6 +24,12 @@ def make_shop(**settings: Any) -> Server:
     mcp = Server(
         "shop", version="1", settings=Settings(**{"key": "a secret of the tests that is long enough", **settings})
     )
+    stock(mcp)
+    return mcp
+
+
+def stock(mcp: Server) -> None:
+    """What it has."""
 
     @mcp.tool
     def add(a: int, b: int) -> int:
@@ -72,7 +78,6 @@ def make_shop(**settings: Any) -> Server:
         return f"Greet {name}."
 
     promise(mcp)
-    return mcp
 
 
 def promise(mcp: Server) -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from bad_input.shop import make_shop
 from millstream import Context, Server
 from millstream._http.message import Request
-from wire import POST, Wire, encode_request, enveloped, pairs, request, routing, wired
+from wire import POST, Reply, Wire, encode_request, enveloped, over_asgi, pairs, request, routing, wired
 
 PEER = Request("DELETE", "/mcp", (), {})
 HELD = {"name": "hold", "arguments": {}}
@@ -134,6 +134,32 @@ async def test_what_frees_a_full_server_is_never_refused(way: str) -> None:
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "first"}}
         assert (await wire.post(cancel, headers)).status == 202
         await asking
+
+
+async def test_one_caller_has_half_of_the_open_questions_at_most() -> None:
+    """A fixed defect: a thousand questions that one peer had abandoned, and nobody could be asked for ten minutes."""
+    mcp, _, _ = holding(max_questions=4, max_questions_per_principal=2)
+    async with wired(mcp, "asgi") as wire:
+        headers = await wire.initialize(capabilities={"elicitation": {}})
+        open_questions = wire.runtime.services.questions._open
+
+        async def ask(id: int, peer: str) -> Reply:
+            body = json.dumps(request("tools/call", {"name": "insist"}, id)).encode()
+            return await over_asgi(mcp, "POST", "/mcp", pairs(headers), body, peer=peer)
+
+        asking = [asyncio.create_task(ask(id, "127.0.0.1")) for id in (1, 2)]
+        await wire.until(lambda: len(open_questions) == 2)
+        assert b"Too many questions are open. Try again later." in (await ask(3, "127.0.0.1")).body
+        asking.append(asyncio.create_task(ask(4, "192.0.2.1")))
+        await wire.until(lambda: len(open_questions) == 3)
+        assert (await wire.ask("DELETE", "/mcp", headers)).status == 204
+        await asyncio.gather(*asking)
+        assert not open_questions
+        headers = await wire.initialize(capabilities={"elicitation": {}})
+        again = asyncio.create_task(ask(5, "127.0.0.1"))
+        await wire.until(lambda: len(open_questions) == 1)
+        again.cancel()
+        await asyncio.wait([again])
 
 
 async def test_ended_sessions_of_one_address_leave_room_for_those_of_another() -> None:

@@ -41,6 +41,51 @@ async def test_idle_connections_close_and_the_last_reply_says_that_it_is_the_las
         await idle.close()
 
 
+PAGES = """
+from starlette.responses import PlainTextResponse, StreamingResponse
+from millstream._app.serving import uvicorn_server
+
+uvicorn_server.AFTER_DRAIN = 0
+
+
+@mcp.route("/page")
+async def page(request):
+    return PlainTextResponse(await until_told())
+
+
+@mcp.route("/file")
+async def file(request):
+    async def parts():
+        yield "half "
+        yield await until_told()
+
+    return StreamingResponse(parts())
+"""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("lane", ["true", "false"], ids=["lane", "plain ASGI"])
+async def test_pages_and_downloads_of_the_program_end_before_the_server_does(tmp_path: Path, lane: str) -> None:
+    """A fixed defect: only calls had `drain_timeout`. Whatever else was being answered was cut after a second."""
+    (tmp_path / "shop.py").write_text(PROGRAM + PAGES)
+    port = free_port()
+    environment = {**os.environ, "MILLSTREAM_LANE": lane, "MILLSTREAM_DRAIN_TIMEOUT": "600"}
+    with started(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log", env=environment) as served:
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for (_, writer), path in zip(opened, ("/page", "/file"), strict=True):
+            writer.write(f"GET {path} HTTP/1.0\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
+        await opened[1][0].readuntil(b"half ")
+        await until_async((tmp_path / "called").exists)
+        served.process.terminate()
+        await refused(port)
+        (tmp_path / "go").touch()
+        assert b"done" in await opened[0][0].read()
+        assert b"done" in await opened[1][0].read()
+        assert await asyncio.to_thread(served.process.wait, WAIT) == 0
+        for _, writer in opened:
+            writer.close()
+
+
 @pytest.mark.server
 async def test_for_the_delay_a_server_is_not_ready_and_serves_as_before(tmp_path: Path) -> None:
     """A fixed defect: it stopped listening first, while load balancers still sent it new connections."""

@@ -102,8 +102,9 @@ async def test_the_browser_comes_back_to_a_page_of_this_machine(monkeypatch: pyt
 
     def open_browser(url: str) -> None:
         other = redirect.replace("/callback", "/favicon.ico")
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(other, timeout=WAIT)  # noqa: S310  our own page
+        refused.value.close()
         urllib.request.urlopen(f"{redirect}?code=c&state=s", timeout=WAIT).close()  # noqa: S310  our own page
 
     monkeypatch.setattr("webbrowser.open", open_browser)

@@ -84,6 +84,9 @@ async def test_the_official_client_signs_in_refreshes_and_finds_itself_revoked(u
             pytest.fail("The revoked token still counts.")
 
 
+CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "http://localhost:8787/callback"]
+
+
 @pytest.fixture(scope="module")
 def registered(url: str) -> dict[str, Any]:
     """A client of the program."""
@@ -193,6 +196,8 @@ async def test_a_code_counts_once_and_for_its_client_verifier_and_secret_only(
     [
         ({"redirect_uris": ["javascript:alert(1)"]}, "invalid_redirect_uri"),
         ({"redirect_uris": ["http://evil.example/"]}, "invalid_redirect_uri"),
+        ({"redirect_uris": [BACK, "data://app/back"]}, "invalid_redirect_uri"),
+        ({"redirect_uris": ["hxxps://app.example.com/back"]}, "invalid_redirect_uri"),
         ({"redirect_uris": []}, "invalid_redirect_uri"),
         ({"redirect_uris": [BACK], "scope": "admin"}, "invalid_client_metadata"),
         ({"redirect_uris": [BACK], "scope": 7}, "invalid_client_metadata"),
@@ -205,6 +210,15 @@ def test_what_cannot_be_registered_is_refused(url: str, metadata: dict[str, Any]
     """RFC 7591 §3.2.2."""
     answer = httpx2.post(f"{url}/register", json=metadata, timeout=WAIT)
     assert (answer.status_code, answer.json()["error"]) == (400, error)
+
+
+def test_an_editor_registers_its_own_scheme_and_gets_the_answer_there(url: str) -> None:
+    """As at our own authorization server; the URIs stay what they are, letter for letter."""
+    answer = httpx2.post(f"{url}/register", json={"redirect_uris": CURSOR}, timeout=WAIT)
+    assert (answer.status_code, answer.json()["redirect_uris"]) == (201, CURSOR), answer.text
+    asked = asking(answer.json(), redirect_uri=CURSOR[0], response_type="token")
+    back = httpx2.get(f"{url}/authorize", params=asked, timeout=WAIT)
+    assert back.headers["location"].startswith(f"{CURSOR[0]}?error=unsupported_response_type")
 
 
 def test_the_metadata_name_what_is_served_and_pages_of_any_origin_may_read_them(url: str) -> None:

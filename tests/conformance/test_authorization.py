@@ -42,7 +42,8 @@ def person(page: str, cookie: str, url: str) -> str:
     try:
         browser().open(request, timeout=WAIT)
     except HTTPError as answer:
-        return str(answer.headers["location"])
+        with answer:
+            return str(answer.headers["location"])
     raise AssertionError("The server did not send the browser back.")
 
 

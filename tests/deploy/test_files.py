@@ -81,3 +81,12 @@ def test_the_image_has_files_that_are_here() -> None:
     volumes = [volume.split(":")[0] for volume in compose()["services"]["nginx"]["volumes"]]
     assert [each for each in volumes if not each.endswith("certs") and not (DEPLOY / each).exists()] == []
     assert Path(ROOT / "requirements/image.lock").read_text("utf-8").count("hiredis==") == 1
+
+
+def test_the_page_puts_the_program_where_the_unit_looks_for_it() -> None:
+    """A fixed defect: whoever followed the page had a unit that didn't start."""
+    unit = (DEPLOY / "systemd/millstream.service").read_text("utf-8")
+    (program,) = re.findall(r"^ExecStart=\S+ run (\S+)", unit, re.MULTILINE)
+    page = (ROOT / "docs/how-to/deploy.md").read_text("utf-8")
+    assert set(re.findall(r"/srv/\S+\.py", page)) == {program}
+    assert set(re.findall(r"/app/\w+\.py", page)) == {"/app/server.py"}

@@ -13,7 +13,7 @@ import yaml
 
 from agent_world import KEY, ScriptedModel, calls, repeats
 from millstream import Client
-from millstream.agent._configuration import read_lines
+from millstream._env_file import read_env
 from millstream.client._errors import AccessDenied
 from patience import WAIT
 from processes import ROOT, free_port, serving, uvicorn
@@ -52,7 +52,7 @@ def test_the_agent_is_told_the_time(tmp_path: Path) -> None:
     script = (calls(("get_current_time", '{"timezone": "Europe/Paris"}')), repeats("It is "))
     with ScriptedModel(*script) as api, serving(command, port, tmp_path / "log"):
         example = (TIME / ".env.example").read_text("utf-8")
-        assert read_lines(example)["MCP_SERVER_AUTH_KEY"] == "my_secret_key"
+        assert read_env(example)["MCP_SERVER_AUTH_KEY"] == "my_secret_key"
         own = example.replace("localhost:8000", f"localhost:{port}")
         own = own.replace("https://api.example.com/v1", api.url).replace("your_api_key", KEY)
         (tmp_path / ".env").write_text(own)

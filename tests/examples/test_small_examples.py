@@ -62,6 +62,20 @@ async def test_the_hub_calculates_and_streams_when_asked(connect: Any, revision:
         assert [each["params"]["progress"] for each in client.notifications] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("tool", "a", "b"), [
+    ("add_numbers", 10**400, 1), ("add_numbers", 10**400, 0.5), ("add_numbers", 1.7e308, 1.7e308),
+    ("multiply_numbers", 10**200, 10**200), ("multiply_numbers", 1e300, 1e300),
+])  # fmt: skip
+async def test_the_hub_refuses_a_result_that_is_too_large_for_a_number(
+    connect: Any, revision: str, tool: str, a: float, b: float
+) -> None:
+    """A fixed defect: an integer of 400 digits was an internal error with a traceback in the log."""
+    async with connect(hub.mcp, revision) as client:
+        refused = await client.call(tool, a=a, b=b)
+        assert refused["isError"] is True
+        assert "too large for a number" in refused["content"][0]["text"]
+
+
 async def test_the_hub_tells_about_itself_and_the_time(connect: Any, revision: str) -> None:
     """Structured results, an error for the model, and a template with two variables."""
     async with connect(hub.mcp, revision) as client:

@@ -1,4 +1,5 @@
-"""`make fuzz MINUTES=10`: every parser under atheris, every route by Hypothesis, REST by schemathesis.
+"""`make fuzz MINUTES=10`: every parser under atheris, every route by Hypothesis, also as people who are
+signed in, REST by schemathesis.
 
 It counts inputs, and exits 1 at the first kind of fault: a crash, an unexpected error, an answer of 500, an input that
 takes more than a second. What a fault was made of stays in `results/fuzz`.
@@ -12,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fuzz import routes
+from fuzz import plausible, routes
 from fuzz.parsers import PARSERS
 from fuzz.servers import SERVERS
 from processes import free_port, millstream
@@ -69,13 +70,27 @@ def operations(seconds: int) -> tuple[str, int, str]:
     return "operations", asked, said[-2000:] if failed else ""
 
 
+def people(seconds: int) -> tuple[str, int, str, routes.Routes]:
+    """Damaged requests of people who are signed in, to every route; every good one is proven first."""
+    with plausible.shop(FOLDER) as (port, log):
+        asking = plausible.Plausible(port)
+        faults = [f"not good: {name} {statuses}" for name, statuses in asking.prove().items()]
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            plausible.run(asking, examples=500, until=until)
+        faults += asking.routes.faults
+    if b"Traceback" in log.read_bytes():
+        faults.append(f"there's a traceback in {log}")
+    return "people", sum(asking.by_recipe.values()), "\n".join(faults[:20]), asking.routes
+
+
 def main() -> int:
     """Share the minutes between everything."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     FOLDER.mkdir(parents=True, exist_ok=True)
     names = [*PARSERS, *SERVERS]
     begun = time.monotonic()
-    each = max(5, int(minutes * 60 * AT_ONCE / (len(names) + 4)))
+    each = max(5, int(minutes * 60 * AT_ONCE / (len(names) + 6)))
     results: list[tuple[str, int, str]] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for result in pool.map(lambda name: fuzz(name, each), names):
@@ -84,9 +99,13 @@ def main() -> int:
     found = routes.run(each, FOLDER)
     results.append(("routes", found.inputs, "\n".join(found.faults[:20])))
     results.append(operations(each))
-    for name, count, fault in results[-2:]:
+    *signed_in, requests = people(each)
+    results.append((signed_in[0], signed_in[1], signed_in[2]))
+    for name, count, fault in results[-3:]:
         print(f"{name:16} {count:>10,} inputs  {'FAULT' if fault else 'ok'}")
-    print(f"routes by status: {dict(sorted(found.statuses.items()))}; the slowest took {found.slowest * 1000:.0f} ms")
+    for name, each_route in (("routes", found), ("people", requests)):
+        statuses = dict(sorted(each_route.statuses.items()))
+        print(f"{name} by status: {statuses}; the slowest took {each_route.slowest * 1000:.0f} ms")
     faults = [(name, fault) for name, _, fault in results if fault]
     total = sum(count for _, count, _ in results)
     print(f"{total:,} inputs in {(time.monotonic() - begun) / 60:.1f} minutes: {len(faults)} targets with faults.")

@@ -3,9 +3,12 @@
 import asyncio
 import json
 
+import pytest
+
 from hub_parts import Clock, DistantStore, Outlet, beside, encode_line, listen, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, Member
+from patience import WAIT
 
 
 async def names(hub: Hub, channel: str = "chat") -> list[str]:
@@ -144,6 +147,16 @@ async def test_a_worker_that_ends_takes_its_members_with_it() -> None:
         assert await names(one) == []
         await watcher.until(2)
         assert [event for event, data, _ in watcher.events() if data] == ["join", "leave"]
+
+
+async def test_a_hub_that_closes_waits_for_none_of_its_members_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed defect: nobody listened there any more, and each client that was present took a second of the shutdown."""
+    monkeypatch.setattr("millstream._stores.follow.PATIENCE", 1_000_000)
+    store = MemoryStore()
+    async with running(store) as other:
+        async with asyncio.timeout(WAIT), running(beside(store)) as hub:
+            await listen(hub, "chat", "news", client_id="ann")
+        assert await names(other) == await names(other, "news") == []
 
 
 async def test_clients_that_come_and_go_at_once_on_distant_workers_leave_nobody_behind() -> None:

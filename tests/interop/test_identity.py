@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import httpx2
 import pytest
 from msgspec.structs import replace
 
 from auth.test_issuers import Clock
 from auth_world import guarded, make_server
-from identity_world import Identity, Visitor, identity, led_to, sign_in_at
+from identity_world import Identity, Visitor, browser, identity, led_to, sign_in_at
 from issuing_world import BACK, URL, Browser, Desk, Reply
 from millstream import Client, Server, auth
 from millstream.auth._claims import Rules
@@ -57,10 +58,12 @@ async def test_its_tokens_open_our_server_and_those_for_another_do_not(provider:
 
 
 async def test_tokens_that_only_it_can_read_open_our_server_by_asking_it(provider: Identity) -> None:
-    """RFC 7662. A client that acts for itself has no `sub` there, and is its own."""
+    """RFC 7662. A client that acts for itself has no `sub` there, and is its own if the operator says so."""
     client, ours = provider.register(), provider.register()
-    endpoint = f"{provider.url}/token/introspection"
-    method = auth.introspected(issuer=provider.url, audience=OPAQUE, endpoint=endpoint, client=ours[0], secret=ours[1])
+    given = {"issuer": provider.url, "audience": OPAQUE, "endpoint": f"{provider.url}/token/introspection",
+             "client": ours[0], "secret": ours[1]}  # fmt: skip
+    assert await auth.introspected(**given).identify(provider.token(client, OPAQUE)) is None
+    method = auth.introspected(**given, client_tokens=True)
     async with guarded(make_server(method)) as world:
         token = provider.token(client, OPAQUE)
         reply = await world.call(token, "order", {"isbn": "1"})
@@ -250,6 +253,63 @@ async def test_each_client_is_agreed_to_before_anybody_is_sent_there(provider: I
     page = await window.open(second["client_id"])
     assert (page.status, "Another wants to use Book shop" in page.text) == (200, True)
     assert provider.asked("/auth") == before
+
+
+# At the server's own pages
+
+
+async def at_the_page(url: str, login: str, way: str, page: str = "/docs") -> tuple[httpx2.Response, httpx2.Response]:
+    """A person presses the button of a page and signs in there: where they land, and the page behind that."""
+    async with browser() as window:
+        shown = await window.get(f"{url}{page}", headers={"accept": "text/html"})
+        assert (shown.status_code, f'name="way" value="{way}"' in shown.text) == (401, True)
+        away = await window.post(f"{url}/sign-in", data={"way": way, "next": page}, headers={"origin": url})
+        back = await sign_in_at(led_to(away.text), login, f"{url}/sign-in/callback/{way}?")
+        landed = await window.get(back, headers={"sec-fetch-site": "cross-site"})
+        return landed, await window.get(f"{url}{page}", headers={"sec-fetch-site": "same-origin"})
+
+
+async def test_people_of_google_open_the_pages_and_those_whom_nobody_named_do_not(shop: str) -> None:
+    """By the same flow as for a client, with state, nonce and PKCE; without a client, nobody has to agree to one."""
+    server = example("google.py")
+    server.definition.configure(serve="all")
+    async with guarded(server, port=int(shop.rpartition(":")[2])):
+        landed, page = await at_the_page(shop, "ada@example.com", "google", "/docs")
+        assert (landed.status_code, led_to(landed.text), page.status_code) == (200, "/docs", 200)
+        assert "SameSite=Strict" in landed.headers["set-cookie"]
+        landed, page = await at_the_page(shop, "mallory@example.com", "google")
+        assert (landed.status_code, page.status_code) == (403, 401)
+        assert "mallory@example.com may not sign in here." in landed.text
+
+
+@pytest.mark.parametrize("public", [True, False], ids=["public", "confidential"])
+async def test_people_of_a_foreign_issuer_open_the_pages_as_whom_their_token_says(
+    provider: Identity, public: bool
+) -> None:
+    """The issuer knows our server as a client, and gives it a token for our server: what that may, they may."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    more = {"token_endpoint_auth_method": "none"} if public else {}
+    id, secret = provider.register(f"{url}/sign-in/callback/oidc", **more)
+    method = auth.oidc(
+        provider.url, audience=f"{url}/mcp", client_id=id, client_secret=secret, implied={"openid": ["extra"]}
+    )
+    async with guarded(make_server(method), port=port):
+        landed, page = await at_the_page(url, "ada@example.com", "oidc")
+        assert (landed.status_code, page.status_code) == (200, 200), landed.text
+        assert 0 < int(landed.headers["set-cookie"].split("Max-Age=")[1].split(";")[0]) <= 600
+        own = {"cookie": landed.headers["set-cookie"].split(";")[0], "origin": url}
+        async with browser() as window:
+            who = await window.post(f"{url}/tools/who", json={}, headers=own)
+            assert "ada@example.com" in who.text
+            order = await window.post(f"{url}/tools/order", json={"isbn": "1"}, headers=own)
+            assert "ordered 1" in order.text
+            foreign = await window.post(f"{url}/tools/who", json={}, headers={**own, "origin": "http://x"})
+            assert foreign.status_code in (401, 403)
+    needs = auth.oidc(provider.url, audience=f"{url}/mcp", client_id=id, client_secret=secret, scopes=["board"])
+    async with guarded(make_server(needs), port=port):
+        landed, page = await at_the_page(url, "ada@example.com", "oidc")
+        assert (landed.status_code, page.status_code) == (403, 401)
 
 
 # The pages of docs/how-to

@@ -7,12 +7,12 @@ console, an exception, or something that the Content-Security-Policy refused fai
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
-from pages_world import OpenPage
+from pages_world import OpenPage, Visits
 from patience import WAIT
 from processes import Shared, millstream, shared
 
@@ -32,16 +32,10 @@ LOST = re.compile(
 """What Chromium itself says of a connection that a test cuts, an unknown session, a missing key, a wrong password, a
 tool that fails."""
 
-WATCH = """
-document.addEventListener("securitypolicyviolation", (event) => {
-  violated(`${event.violatedDirective} ${event.blockedURI}`);
-});
-"""
-
 
 @pytest.fixture(scope="module")
 def launched() -> Iterator[Callable[[], Browser]]:
-    """One browser for a file of tests, and another one should it crash; each page gets a context of its own.
+    """One browser for a file of tests, and another one should it crash.
 
     Not for the session: Playwright runs an event loop in this thread as long as it lives, and other tests need one.
     """
@@ -101,29 +95,29 @@ def plain(shared_plain: Shared) -> str:
     return f"http://127.0.0.1:{shared_plain.port()}"
 
 
+@pytest.fixture(scope="session")
+def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`crowded.py` with the pages."""
+
+    def command(port: int) -> list[str]:
+        return millstream(str(Path(__file__).parent / "crowded.py"), port, "--serve", "all")
+
+    with shared(command, tmp_path_factory.mktemp("crowd")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def visits() -> Visits:
+    """The contexts of the file's browser that a test has left behind, clean."""
+    return Visits()
+
+
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """``open_page(url, name="", lossy=False, **options of the context)``: a page of a browser without a past."""
-    opened: list[tuple[Page, list[str], bool]] = []
-
-    def open_one(
-        url: str, *, name: str = "", lossy: bool = False, width: int = 1280, height: int = 860, **options: Any
-    ) -> Page:
-        context = browser.new_context(viewport=ViewportSize(width=width, height=height), locale="en-GB", **options)
-        context.set_default_timeout(WAIT_MS)
-        said: list[str] = []
-        context.expose_binding("violated", lambda _, text: said.append(text))
-        context.add_init_script(WATCH)
-        if name:
-            context.add_init_script(f"localStorage.setItem('millstream.name', {name!r})")
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text) if message.type in {"error", "warning"} else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        opened.append((page, said, lossy))
-        page.goto(url)
-        return page
-
-    yield open_one
-    for page, said, lossy in opened:
-        page.context.close()
-        assert [text for text in said if not (lossy and LOST.search(text))] == []
+def open_page(browser: Browser, visits: Visits) -> Iterator[OpenPage]:
+    """``open_page(url, name="", lossy=False, fresh=False, **options of the context)``: a page of a browser without a
+    past. It may have files of the pages in its cache, as theirs has who come again; `fresh` has nothing.
+    """
+    visits.begin(browser)
+    yield visits.open
+    complaints = [text for text, lossy in visits.end() if not (lossy and LOST.search(text))]
+    assert complaints == []

@@ -261,3 +261,58 @@ def test_a_message_with_a_time_that_is_none_hides_nothing_behind_it(hub: str, op
     page = open_page(f"{hub}/chat", name="Ada")
     expect(page.locator(".bubble").get_by_text(f"{mark} after", exact=True)).to_be_visible()
     assert heard(page, mark) == [f"{mark} before", f"{mark} itself", f"{mark} after"]
+
+
+def test_the_keyboard_alone_joins_a_channel_and_talks_there(plain: str, open_page: OpenPage) -> None:
+    """WCAG 2.2, 2.1.1: the palette leads to what has no key of its own, and j and k from channel to channel."""
+    page = open_page(f"{plain}/chat", name="Ada")
+    live(page)
+    page.keyboard.press("Control+k")
+    page.keyboard.type("join a channel")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Channel", exact=True)).to_be_focused()
+    page.keyboard.type("keys")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="# keys")).to_be_visible()
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    page.keyboard.type("keys: hello")
+    page.keyboard.press("Enter")
+    expect(page.locator(".bubble").get_by_text("keys: hello")).to_be_visible()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("k")
+    expect(page.get_by_role("heading", name="# chat")).to_be_visible()
+    page.keyboard.press("/")
+    expect(page.get_by_label("Message", exact=True)).to_be_focused()
+
+
+def test_a_thousand_messages_a_second_are_drawn_together_and_the_list_stays_short(
+    plain: str, open_page: OpenPage
+) -> None:
+    """A fixed defect: each cost a layout of its own, which left 7 frames a second, and none was ever removed."""
+    page = open_page(f"{plain}/chat#channel=flood", name="Ada")
+    live(page)
+    layouts = page.evaluate(
+        """async () => {
+          const { connectList, append, showRoom } = await import("./assets/chat/list.js");
+          const { Conversation } = await import("./assets/chat/messages.js");
+          connectList({ retry() {}, edit() {} });
+          const room = new Conversation();
+          showRoom(room);
+          let reads = 0;
+          const { get, set } = Object.getOwnPropertyDescriptor(Element.prototype, "scrollHeight");
+          const counted = { get() { reads += 1; return get.call(this); }, set, configurable: true };
+          Object.defineProperty(Element.prototype, "scrollHeight", counted);
+          for (let number = 0; number < 1000; number += 1) {
+            const text = `flood: ${number}`;
+            const entry = { kind: "message", id: text, name: "Grace", text, at: new Date(), own: false };
+            const before = room.entries.at(-1);
+            room.add(entry);
+            append(entry, before);
+          }
+          await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+          return reads;
+        }"""
+    )
+    assert layouts < 10
+    expect(page.locator(".bubble").last).to_have_text("flood: 999")
+    assert page.locator("#messages > li").count() <= 400

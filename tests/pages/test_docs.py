@@ -3,14 +3,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage
 from patience import WAIT
-from processes import free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
@@ -87,21 +85,3 @@ def test_schemas_can_be_read(hub: str, open_page: OpenPage) -> None:
     expect(arguments.get_by_label("Schema of the arguments")).to_contain_text('"properties"')
     page.get_by_role("heading", name="Errors").click()
     expect(page.get_by_role("row", name="409")).to_be_visible()
-
-
-def test_a_server_that_is_gone_is_said_with_the_way_out(tmp_path: Path, open_page: OpenPage) -> None:
-    """A fixed defect: the page said "Failed to fetch" and nothing else."""
-    port = free_port()
-    command = millstream("examples/hub.py", port, "--serve", "all")
-    with serving(command, port, tmp_path / "first"):
-        page = open_page(f"http://127.0.0.1:{port}/docs#tool=greet", lossy=True)
-        expect(page.get_by_role("heading", name="greet", exact=True)).to_be_visible()
-    page.get_by_role("button", name="Run").click()
-    result = page.get_by_role("status", name="Result")
-    expect(result).to_contain_text("The server can't be reached, so nothing was sent.")
-    expect(page.locator("#banner")).to_be_visible()
-    with serving(command, port, tmp_path / "second"):
-        result.get_by_role("button", name="Try again").click()
-        expect(result).to_contain_text("200")
-        expect(page.locator("#banner")).to_be_hidden()
-        page.context.close()

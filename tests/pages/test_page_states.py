@@ -3,35 +3,21 @@ nothing, the list is there, and nothing moves while a page comes. Each page is l
 """
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from pages_world import OpenPage, axe, call, outside
-from processes import Shared, free_port, millstream, serving, shared
+from pages_world import SIZES, OpenPage, call, fits
+from processes import Shared
 
 pytestmark = pytest.mark.server
 
-SIZES = [(1280, 720), (1440, 900), (390, 844)]
-CROWDED = Path(__file__).parent / "crowded.py"
 READY = {"dashboard": "#uptime:not(:text-is('–'))", "docs": "#main:not(:has([aria-busy]))", "chat": "#scroll"}
 MAIN = {"dashboard": ".details", "docs": "#index", "chat": "#scroll"}
 SHIFTS = """new PerformanceObserver((list) => {
   for (const each of list.getEntries()) window.shifted = (window.shifted ?? 0) + each.value;
 }).observe({type: "layout-shift", buffered: true})"""
-
-
-@pytest.fixture(scope="module")
-def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """`crowded.py` with the pages."""
-
-    def command(port: int) -> list[str]:
-        return millstream(str(CROWDED), port, "--serve", "all")
-
-    with shared(command, tmp_path_factory.mktemp("crowd")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -126,48 +112,14 @@ STATES: dict[str, list[Callable[[Page], None]]] = {
 
 @pytest.mark.parametrize("name", STATES)
 def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page: OpenPage, name: str) -> None:
-    """Our choice: three sizes, both schemes, all states; 500 tools, long texts, text from right to left, no server."""
+    """Our choice: three sizes, both schemes, all states; 500 tools, long texts, text from right to left."""
     page = open_page(f"{crowd}/{name}", name="Ada", lossy=True)
     page.locator(READY[name]).wait_for()
     found = []
-
-    def look(state: str) -> None:
-        for width, height in SIZES:
-            page.set_viewport_size({"width": width, "height": height})
-            found.extend(f"{state} {width}: {each}" for each in outside(page))
-        for scheme in ("dark", "light"):
-            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
-            found.extend(f"{state} {scheme}: {each}" for each in axe(page))
-            page.set_viewport_size({"width": 1280, "height": 720})
-
     for place, act in enumerate(STATES[name]):
         act(page)
-        look(f"{place}")
+        found += [f"{place} {each}" for each in fits(page)]
     assert found == []
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_a_server_that_goes_is_said_and_found_again_in_a_page_that_still_fits(
-    tmp_path: Path, open_page: OpenPage, name: str
-) -> None:
-    """Our choice: the page needs no reload; what it says about the server is clean, too."""
-    port = free_port()
-    command = millstream("examples/hub.py", port, "--serve", "all")
-    with serving(command, port, tmp_path / "first"):
-        page = open_page(f"http://127.0.0.1:{port}/{name}", name="Ada", lossy=True)
-        page.locator(READY[name]).wait_for()
-        if name != "docs":
-            expect(page.locator("#state")).to_have_text("Live")
-    page.evaluate("dispatchEvent(new Event('online'))")
-    expect(page.locator("#banner")).to_contain_text("can't be reached")
-    for width, height in SIZES:
-        page.set_viewport_size({"width": width, "height": height})
-        assert outside(page) == []
-    assert axe(page) == []
-    with serving(command, port, tmp_path / "second"):
-        page.evaluate("dispatchEvent(new Event('online'))")
-        expect(page.locator("#banner")).to_be_hidden()
-        page.context.close()
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -176,7 +128,7 @@ def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
 ) -> None:
     """Our choice: what a page is about is in view, at 1280 by 720 as on a phone, and stays where it was drawn first."""
     for width, height in SIZES:
-        page = open_page(f"{crowd}/{name}", name="Ada", width=width, height=height)
+        page = open_page(f"{crowd}/{name}", name="Ada", fresh=True, width=width, height=height)
         page.evaluate(SHIFTS)
         page.locator(READY[name]).wait_for()
         page.wait_for_function("() => document.readyState === 'complete'")

@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 
 from issuing_world import challenge
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE
-from pages_world import OpenPage
+from pages_world import OpenPage, fits
 from patience import WAIT
 from processes import free_port, millstream, serving
 
@@ -93,7 +93,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 def test_a_person_signs_in_agrees_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
     """The policy of the page lets the form end at the client; browsers apply it to redirects as well."""
-    page = open_page(shop.link())
+    page = open_page(shop.link(), fresh=True)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("correct horse")
     page.get_by_role("button", name="Sign in and allow").click()
@@ -108,7 +108,7 @@ def test_a_person_signs_in_agrees_and_is_back_at_the_client(shop: Shop, open_pag
 
 def test_a_person_goes_to_an_upstream_and_is_back_at_the_client(shop: Shop, open_page: OpenPage) -> None:
     """Though the upstream redirects at once, twice across origins: the browser's cookie comes along."""
-    page = open_page(shop.link())
+    page = open_page(shop.link(), fresh=True)
     page.get_by_role("button", name="Continue with Elsewhere").click()
     assert shop.answered(page)["code"]
     page.goto(shop.link("Another"))
@@ -117,13 +117,10 @@ def test_a_person_goes_to_an_upstream_and_is_back_at_the_client(shop: Shop, open
     expect(page.get_by_label("Password")).to_be_visible()
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_its_screen_has_its_style_and_names_everything(
-    shop: Shop, open_page: OpenPage, width: int, scheme: str
-) -> None:
-    """Nothing scrolls sideways, whatever a client calls itself."""
-    page = open_page(shop.link("W" * 80), width=width, height=844, color_scheme=scheme)
+def test_the_page_has_its_style_and_names_everything(shop: Shop, open_page: OpenPage, scheme: str) -> None:
+    """Nothing scrolls sideways on the smallest phone, whatever a client calls itself."""
+    page = open_page(shop.link("W" * 80), fresh=True, width=320, height=844, color_scheme=scheme)
     assert page.evaluate(SIDEWAYS) == 0
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate(TWICE) == []
@@ -134,9 +131,35 @@ def test_the_page_fits_its_screen_has_its_style_and_names_everything(
     assert allow.evaluate("node => getComputedStyle(node).fontWeight") == "600"
 
 
+def test_every_state_of_sign_in_and_consent_fits_every_size_and_axe_finds_nothing(
+    shop: Shop, open_page: OpenPage
+) -> None:
+    """Our choice: asked, refused, agreed before, with names from right to left, and in the place of a page."""
+    page = open_page(shop.link("تطبيق طويل الاسم " * 4), fresh=True, lossy=True)
+    wrong = [f"asked {each}" for each in fits(page)]
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Sign in and allow").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    wrong += [f"refused {each}" for each in fits(page)]
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_role("button", name="Sign in and allow").click()
+    assert shop.answered(page)["code"]
+    page.goto(shop.link("W" * 80))
+    expect(page.get_by_text("You are signed in as Ada.")).to_be_visible()
+    wrong += [f"agreed {each}" for each in fits(page)]
+    page.goto(f"{shop.url}/authorize?client_id=nobody")
+    wrong += [f"a wrong link {each}" for each in fits(page)]
+    page.context.clear_cookies()
+    page.goto(f"{shop.url}/dashboard")
+    expect(page.get_by_label("Password")).to_be_visible()
+    wrong += [f"before a page {each}" for each in fits(page)]
+    assert wrong == []
+
+
 def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: OpenPage) -> None:
     """Enter in the password field signs in and allows; it is the first button of the form."""
-    page = open_page(shop.link(), lossy=True, java_script_enabled=False)
+    page = open_page(shop.link(), lossy=True, java_script_enabled=False, fresh=True)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
     page.get_by_label("Password").press("Enter")
@@ -149,7 +172,7 @@ def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: O
 
 def test_a_person_opens_the_servers_own_pages_with_name_and_password(shop: Shop, open_page: OpenPage) -> None:
     """The form comes in place of the page, says what is wrong, and leads to the page."""
-    page = open_page(f"{shop.url}/docs", lossy=True, width=320)
+    page = open_page(f"{shop.url}/docs", fresh=True, lossy=True, width=320)
     for found in (NAMELESS, TWICE, DANGLING):
         assert page.evaluate(found) == []
     assert page.evaluate(SIDEWAYS) == 0

@@ -182,6 +182,48 @@ async def test_after_missed_messages_the_store_is_asked_again() -> None:
         assert (await second.post(request("ping"), headers)).status == 404
 
 
+@pytest.mark.parametrize("how", ["subscription", "first subscription", "end"])
+async def test_what_a_session_was_told_outlives_a_store_that_lost_its_newest_values(how: str) -> None:
+    """A fixed defect: after a failover of Redis, a subscription that was acknowledged was gone, and nobody said so."""
+    async with fleet(make_ten, 3) as workers:
+        first, second, _ = workers
+        headers = await first.initialize()
+        if how != "first subscription":
+            await first.ask("resources/subscribe", {"uri": "shelf://1"}, headers)
+        kv = first.store.core.kv
+        old = {key: await kv.get(key) for key in await kv.keys("session:")}
+        if how == "end":
+            assert await first.delete(headers) == 204
+        else:
+            await first.ask("resources/subscribe", {"uri": "shelf://2"}, headers)
+            await second.ask("resources/subscribe", {"uri": "shelf://3"}, headers)
+        for key in await kv.keys("session:"):
+            value = old.get(key)
+            await (kv.delete(key) if value is None else kv.put(key, value, 60.0))
+        for worker in workers:
+            worker.store.miss()
+        if how == "end":
+            async with asyncio.timeout(WAIT):
+                while (await second.post(request("ping"), headers)).status != 404:
+                    await settle()
+            return
+        async with asyncio.timeout(WAIT):
+            while not await kv.keys("session:") or "shelf://3" not in await subscriptions(first):
+                await settle()
+        before = {"shelf://1"} if how == "subscription" else set()
+        assert await subscriptions(first) == {"shelf://2", "shelf://3"} | before
+
+
+async def test_a_store_that_lost_everything_is_not_given_old_records() -> None:
+    """docs/reliability.md: its epoch is new, and clients whose streams close begin again."""
+    async with fleet(make_shop) as (first, _):
+        headers = await first.initialize()
+        await first.ask("resources/subscribe", SIGN, headers)
+        first.store._shared.lose_everything()
+        await settle()
+        assert await first.store.core.kv.keys("session:") == []
+
+
 async def test_the_stream_of_a_session_hears_what_it_subscribed_to_on_another_worker() -> None:
     """A fixed defect: subscriptions were told to the streams of the same worker only."""
     async with fleet(make_shop, 3) as (first, second, third):

@@ -6,6 +6,7 @@ A page can send three content types without asking first; a browser marks what i
 import pytest
 
 from bad_input.shop import make_shop
+from four_workers import ON_FOUR
 from wire import POST, Wire, enveloped, request, routing, wired
 
 SIMPLE_TYPES = [None, "", "text/plain", "text/plain; charset=application/json", "application/x-www-form-urlencoded",
@@ -23,7 +24,7 @@ async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
     ]
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @pytest.mark.parametrize("content_type", SIMPLE_TYPES)
 async def test_a_content_type_that_needs_no_preflight_is_415_before_the_body_is_read(
     way: str, content_type: str | None
@@ -38,7 +39,7 @@ async def test_a_content_type_that_needs_no_preflight_is_415_before_the_body_is_
                 assert (await wire.post(body, given, path)).status == 415, (path, body)
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_a_cross_site_request_without_an_allowed_origin_is_403(way: str) -> None:
     """Browsers of old tell no Origin with some requests, but `Sec-Fetch-Site` cannot be forged by a page."""
     async with wired(make_shop(), way) as wire:

@@ -6,11 +6,13 @@ Two principals, told apart by a header that stands for their credentials, throug
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from auth_world import ALICE, BOB
 from bad_input.shop import make_shop
+from four_workers import FOUR, ON_FOUR, SIGNED_IN, four
 from http_peer import Peer, Running, ToyApp, serve
 from judged import protect
 from millstream import Server
@@ -37,10 +39,12 @@ async def authenticate(request: Request) -> Principal | None:
 class Front:
     """A server that knows who asks."""
 
-    def __init__(self, server: Server, runtime: Runtime, running: Running) -> None:
+    def __init__(self, server: Server, runtime: Runtime, running: Running, keys: dict[str, str] | None = None) -> None:
         self.server = server
         self.runtime = runtime
         self.running = running
+        self.keys = keys
+        """User -> key, where these are what people sign in with; else the header `x-user` is."""
 
     async def ask(self, user: str, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
         """One request of a user on its own connection."""
@@ -53,6 +57,8 @@ class Front:
         """Send a request; the reply is the caller's to read."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         who = {"x-user": user} if user else {}
+        if self.keys is not None:
+            who = {"authorization": f"Bearer {self.keys[user]}"}
         peer = await self.running.connect()
         await peer.send(encode_request(method, path, pairs({**POST, **who, **given}), body))
         return peer
@@ -65,8 +71,13 @@ class Front:
 
 
 @asynccontextmanager
-async def fronted() -> AsyncIterator[Front]:
-    """The handlers of the server with credentials in front."""
+async def fronted(way: str = "lane") -> AsyncIterator[Front]:
+    """The handlers of the server with credentials in front, or the server of four workers."""
+    if way == FOUR:
+        running, missing = four(), cast("Any", None)
+        yield Front(missing, missing, running, {"alice": ALICE, **dict.fromkeys(THIEVES, BOB), "": SIGNED_IN})
+        running.leave()
+        return
     shop = make_shop()
     async with shop.running() as runtime:
         dispatcher, streams = runtime.dispatcher, runtime.streams
@@ -86,10 +97,11 @@ async def fronted() -> AsyncIterator[Front]:
 THIEVES = ["bob", "", "alice ", "Alice", "alic"]
 
 
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @pytest.mark.parametrize("thief", THIEVES)
-async def test_a_stolen_session_id_looks_like_an_unknown_one(thief: str) -> None:
+async def test_a_stolen_session_id_looks_like_an_unknown_one(thief: str, way: str) -> None:
     """404 with the same body and headers, for every method; the owner's session lives on."""
-    async with fronted() as front:
+    async with fronted(way) as front:
         session = await front.initialize("alice")
         for method, body in (("POST", PING), ("GET", b""), ("DELETE", b"")):
             accept = "text/event-stream, application/json"
@@ -116,9 +128,10 @@ async def test_a_thief_neither_steals_nor_ends_the_stream_of_a_session() -> None
         assert len(front.runtime.streams) == 1
 
 
-async def test_an_event_id_of_another_session_is_400_even_for_the_same_person() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_an_event_id_of_another_session_is_400_even_for_the_same_person(way: str) -> None:
     """An event id names a stream of its own session and of no other."""
-    async with fronted() as front:
+    async with fronted(way) as front:
         first, second = await front.initialize("alice"), await front.initialize("alice")
         stream = await front.send("alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=first)
         await stream.head()
@@ -130,9 +143,10 @@ async def test_an_event_id_of_another_session_is_400_even_for_the_same_person() 
             assert reply.status == 400
 
 
-async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only(way: str) -> None:
     """`/messages/` with the id of another one's stream is 404, as with an unknown id; the owner's message works."""
-    async with fronted() as front:
+    async with fronted(way) as front:
         stream = await front.send("alice", "GET", "/sse", accept="text/event-stream")
         await stream.head()
         path = (await stream.chunk()).split(b"data: ")[1].strip().decode()
@@ -144,9 +158,10 @@ async def test_a_stream_of_the_oldest_transport_takes_messages_of_its_owner_only
         assert json.loads((await stream.chunk()).split(b"data: ")[1]) == {"jsonrpc": "2.0", "id": 5, "result": {}}
 
 
-async def test_session_ids_are_random_and_say_nothing_that_can_be_read() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_session_ids_are_random_and_say_nothing_that_can_be_read(way: str) -> None:
     """128 random bits sealed: no two are alike in any long part, and no name of the client shows."""
-    async with fronted() as front:
+    async with fronted(way) as front:
         sessions = [await front.initialize("alice") for _ in range(50)]
         assert len({session[8:40] for session in sessions}) == 50
         assert len({session[-40:] for session in sessions}) == 50

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from four_workers import FOUR, ON_FOUR, four
 from http_peer import HEAD, WAIT, Peer, Running, ToyApp, serve
 from millstream._config import Settings
 from millstream._http.message import Request, Response
@@ -17,9 +18,14 @@ async def _size(request: Request) -> Response:
     return Response(body=b"%d" % len(request.body))
 
 
-@pytest.fixture(params=["lane", "asgi"])
+@pytest.fixture(params=["lane", "asgi", ON_FOUR])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
     """Default settings: 4 MiB."""
+    if request.param == FOUR:
+        running = four()
+        yield running
+        running.leave()
+        return
     lane = request.param == "lane"
     async with serve(ToyApp({("POST", "/size"): _size}, Settings(), lane=lane), lane=lane) as running:
         yield running

@@ -9,8 +9,12 @@ import re
 import pytest
 
 from bad_input.shop import make_shop
+from four_workers import ON_FOUR, SIGNED_IN
 from wire import POST, Wire, encode_request, pairs, request, wired
 
+SOCKETS = pytest.mark.parametrize("way", ["lane", ON_FOUR])
+SIGN_IN = {"authorization": f"Bearer {SIGNED_IN}"}
+"""Says nothing to a server where nobody signs in."""
 PING = json.dumps(request("ping")).encode()
 OURS = ["/mcp", "/mcp/", "/%6dcp", "/mc%70/", "/mcp%2f", "/mcp?x=/secret", "/mcp?"]
 """ASGI decodes a path once; what that gives is compared."""
@@ -34,15 +38,16 @@ async def status(wire: Wire, target: str, **headers: str) -> int:
     """The status of a POST with this request target, on its own connection; 0 when the server only hangs up."""
     assert wire.running is not None
     peer = await wire.running.connect()
-    await peer.send(encode_request("POST", target, pairs({**POST, **headers}), PING))
+    await peer.send(encode_request("POST", target, pairs({**POST, **SIGN_IN, **headers}), PING))
     line = await peer.line()
     peer.close()
     return int(line.split()[1]) if line else 0
 
 
-async def test_only_the_exact_paths_reach_the_endpoint() -> None:
+@SOCKETS
+async def test_only_the_exact_paths_reach_the_endpoint(way: str) -> None:
     """No normalization: dots, doubled slashes, parameters and capitals are other paths, and those are 404."""
-    async with wired(make_shop(), "lane") as wire:
+    async with wired(make_shop(), way) as wire:
         for target in OURS:
             assert await status(wire, target) == 200, target
         for target in OTHERS:
@@ -50,9 +55,10 @@ async def test_only_the_exact_paths_reach_the_endpoint() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-async def test_a_target_that_is_no_path_does_not_choose_the_host(target: str) -> None:
+@SOCKETS
+async def test_a_target_that_is_no_path_does_not_choose_the_host(way: str, target: str) -> None:
     """A target in absolute form, or one that would poison a URL built from it, is refused or served as its path."""
-    async with wired(make_shop(), "lane") as wire:
+    async with wired(make_shop(), way) as wire:
         served = target.startswith("http") and target.endswith("/mcp")
         assert await status(wire, target) in ((200,) if served else (400, 404, 421))
         assert await status(wire, target, host="evil.example") in (400, 421)
@@ -62,7 +68,7 @@ async def test_a_target_that_is_no_path_does_not_choose_the_host(target: str) ->
 @pytest.mark.parametrize(
     "host", ["a/?x=", "127.0.0.1/?x=", "127.0.0.1@evil.example", "localhost#", "127.0.0.1 evil", "[::1", ":80", ""]
 )
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_a_host_that_would_change_a_url_is_refused(way: str, host: str) -> None:
     """A Host is a name or an address and a port, or it is 400."""
     async with wired(make_shop(), way) as wire:
@@ -72,14 +78,17 @@ async def test_a_host_that_would_change_a_url_is_refused(way: str, host: str) ->
             assert reply.status == 400, (path, reply)
 
 
-async def test_the_endpoint_event_names_a_path_of_this_server_whatever_the_request_said() -> None:
+@SOCKETS
+async def test_the_endpoint_event_names_a_path_of_this_server_whatever_the_request_said(way: str) -> None:
     """A client refuses another origin (MCP 2024-11-05, basic/transports#http-with-sse); ours is relative and takes
     nothing from Host or query.
     """
-    async with wired(make_shop(), "lane") as wire:
+    async with wired(make_shop(), way) as wire:
         assert wire.running is not None
         peer = await wire.running.connect()
-        headers = pairs({"host": "localhost:1", "accept": "text/event-stream", "x-forwarded-host": "evil.example"})
+        headers = pairs(
+            {"host": "localhost:1", "accept": "text/event-stream", "x-forwarded-host": "evil.example", **SIGN_IN}
+        )
         await peer.send(encode_request("GET", "/sse?//evil.example", headers, b""))
         await peer.head()
         data = (await peer.chunk()).split(b"data: ")[1].strip()

@@ -9,6 +9,7 @@ import json
 import pytest
 
 from bad_input.shop import make_shop
+from four_workers import ON_FOUR
 from wire import META, PER_REQUEST, POST, enveloped, routing, wired
 
 LIKE_METHOD = [
@@ -23,7 +24,7 @@ LIKE_METHOD = [
 ]
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @pytest.mark.parametrize("key", LIKE_METHOD)
 async def test_a_key_that_only_resembles_one_is_another_key(way: str, key: str) -> None:
     """Neither capitals nor zero bytes nor look-alikes are folded: alone it is no method, beside one it is nothing."""
@@ -34,17 +35,19 @@ async def test_a_key_that_only_resembles_one_is_another_key(way: str, key: str) 
         assert (await wire.post(beside)).message["result"] == {}
 
 
-async def test_an_escaped_spelling_of_a_key_is_that_key() -> None:
+@pytest.mark.parametrize("way", ["asgi", ON_FOUR])
+async def test_an_escaped_spelling_of_a_key_is_that_key(way: str) -> None:
     """RFC 8259 §8.3: strings are compared after unescaping."""
-    async with wired(make_shop(), "asgi") as wire:
+    async with wired(make_shop(), way) as wire:
         body = b'{"\\u006asonrpc":"2.0","i\\u0064":1,"meth\\u006fd":"p\\u0069ng"}'
         assert (await wire.post(body)).message == {"jsonrpc": "2.0", "id": 1, "result": {}}
 
 
+@pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @pytest.mark.parametrize("name", ["Params", "params\\u0000"])
-async def test_what_resembles_params_is_not_read(name: str) -> None:
+async def test_what_resembles_params_is_not_read(way: str, name: str) -> None:
     """A filter in front that reads `params` sees what we see."""
-    async with wired(make_shop(), "asgi") as wire:
+    async with wired(make_shop(), way) as wire:
         body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","{name}":{{"name":"refuses"}}}}'.encode()
         assert (await wire.post(body)).error[1] == -32602
 
@@ -58,7 +61,7 @@ DUPLICATES = {
 
 
 @pytest.mark.parametrize("name", DUPLICATES)
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_of_duplicate_keys_the_last_wins(way: str, name: str) -> None:
     """Our choice, as Python's json, JavaScript and most filters in front of us choose."""
     members, expected = DUPLICATES[name]
@@ -66,15 +69,16 @@ async def test_of_duplicate_keys_the_last_wins(way: str, name: str) -> None:
         assert (await wire.post(b'{"jsonrpc":"2.0",' + members + b"}")).message == expected
 
 
+@pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @pytest.mark.parametrize("last", ["null", "true", "1.5", "{}", "NaN"])
-async def test_a_bad_last_duplicate_is_not_mended_by_a_good_first(last: str) -> None:
+async def test_a_bad_last_duplicate_is_not_mended_by_a_good_first(way: str, last: str) -> None:
     """The one that counts is the one that is judged."""
-    async with wired(make_shop(), "asgi") as wire:
+    async with wired(make_shop(), way) as wire:
         reply = await wire.post(f'{{"jsonrpc":"2.0","id":1,"id":{last},"method":"ping"}}'.encode())
         assert reply.error == (400, -32700 if last == "NaN" else -32600, "none")
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_the_fast_way_and_the_ladder_see_the_same_duplicate(way: str) -> None:
     """In the per-request era the headers are compared with the value that the call uses, at every level."""
     async with wired(make_shop(), way) as wire:
@@ -94,7 +98,7 @@ async def test_the_fast_way_and_the_ladder_see_the_same_duplicate(way: str) -> N
 
 
 @pytest.mark.parametrize("request_id", ["NaN", "null", "true", "{}", "[]", "1.5", "1e400"])
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_a_request_whose_id_is_no_id_is_never_taken_for_a_notification(way: str, request_id: str) -> None:
     """400, in both eras: never a silent 202."""
     async with wired(make_shop(), way) as wire:

@@ -6,7 +6,8 @@ Which claims count in detail: tests/auth/test_tokens.py.
 import pytest
 
 from auth_world import guarded, make_server
-from issuer_world import ISSUER, claims, key_set, token
+from four_workers import FOUR
+from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import auth
 from wire import request
 
@@ -21,6 +22,18 @@ async def test_two_servers_of_one_origin_do_not_take_each_others_tokens(mine: st
             wanted = status if audience == mine or isinstance(audience, list) else 401
             reply = await world.post(token(claims(aud=audience)), request("ping"))
             assert reply.status == wanted, audience
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "audience", ["", AUDIENCE + "2", AUDIENCE + "/", AUDIENCE[:-1], "https://mcp.example.com", [SHOP, BANK]]
+)
+async def test_no_worker_of_four_takes_a_token_for_another_server(audience: str | list[str]) -> None:
+    """RFC 8707, with the whole text compared: the same is one of several, and the other way round isn't."""
+    async with guarded(way=FOUR) as world:
+        for _ in range(4):
+            assert (await world.post(token(claims(aud=audience or None)), request("ping"))).status == 401
+            assert (await world.post(token(claims(aud=[SHOP, AUDIENCE])), request("ping"))).status == 200
 
 
 async def test_the_token_of_a_caller_does_not_leave_the_server() -> None:

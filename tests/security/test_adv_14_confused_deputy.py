@@ -3,13 +3,13 @@
 MCP, security best practices: consent for each client before anything is forwarded, bound to the browser that gave it.
 """
 
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
-from issuing_world import BACK, URL, Browser, Desk, Known, Reply, authorization
-from millstream._stores.memory.store import MemoryStore
+from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Known, Reply, authorization, desk_on
 from millstream.auth._issuing.ways import Away, Returned, User
 
 EVIL = "https://evil.example/back"
@@ -29,12 +29,11 @@ class Elsewhere:
         return User("victim", "Victim")
 
 
-@pytest.fixture
-async def desk() -> Desk:
+@pytest.fixture(params=ONE_AND_FOUR)
+async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
     """An authorization server with that upstream."""
-    store = MemoryStore()
-    await store.open()
-    return Desk(store, people=[Known(), Elsewhere()])
+    async with desk_on(request.param, people=[Known(), Elsewhere()]) as desk:
+        yield desk
 
 
 async def away(desk: Desk, browser: Browser, **about: Any) -> str:
@@ -126,3 +125,18 @@ async def test_a_code_is_worth_nothing_to_whoever_intercepts_it(desk: Desk) -> N
     for client, verifier in ((id, "w" * 43), (other, "v" * 43), (id, None)):
         assert (await desk.token(client, code, code_verifier=verifier)).status == 400
     assert (await desk.token(id, code)).status == 200
+
+
+async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_elses_sign_in(desk: Desk) -> None:
+    """A fixed defect: what a person left here on the way to an upstream went when one address began thousands more."""
+    victim, flooder = Browser(desk), Browser(desk)
+    link = await away(desk, victim)
+    id = (await desk.register())["client_id"]
+    page = await flooder.open(id)
+    desk.peer = "198.51.100.7"
+    found = {(await flooder.answer(page, way="elsewhere")).status for _ in range(900)}
+    kept = len(await desk.services.store.kv.keys("oauth-away:"))
+    assert found == {200, 429}
+    assert kept < 900
+    desk.peer = "192.0.2.1"
+    assert (await back_from(victim, link)).status == 303

@@ -6,8 +6,11 @@ Which addresses are served without any: tests/auth/test_public_bind.py.
 import re
 from pathlib import Path
 
+import pytest
+
 import millstream
 from auth_world import guarded
+from four_workers import ON_FOUR
 from millstream import Server, Settings
 from wire import request
 
@@ -16,9 +19,10 @@ COMMON = ["", "secret", "changeme", "admin", "password", "key", "token", "test",
           "0", "true", "*"]  # fmt: skip
 
 
-async def test_no_common_secret_gets_in() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_no_common_secret_gets_in(way: str) -> None:
     """Nor one of the pages of others."""
-    async with guarded() as world:
+    async with guarded(way=way) as world:
         for key in COMMON:
             assert (await world.post(key, request("ping"))).status in (400, 401, 403)
 

@@ -4,6 +4,7 @@ spelling of a path opens a file.
 
 import pytest
 
+from four_workers import FOUR, ON_FOUR, SIGNED_IN
 from http_peer import Peer
 from millstream import Server, Settings
 from wire import wired
@@ -13,19 +14,20 @@ NAMES = ["pages.py", "../pages.py", "..%2fpages.py", "%2e%2e/pages.py", "%2e%2e%
          "..", "base.css/../../pages.py", "base.css%00.html", "base.css/", "/etc/passwd", "//etc/passwd",
          "../assets_of_a_neighbor/x", "../../../../../../../../etc/passwd", "base.css?/../../pages.py&x",
          "~root", "C:\\windows\\win.ini", "file:///etc/passwd"]  # fmt: skip
+HEAD = f"host: 127.0.0.1\r\nconnection: close\r\nauthorization: Bearer {SIGNED_IN}\r\n"
 BEFORE = ["/assets/", "/docs/", "/dashboard/", "/", "/.well-known/", "/mcp/sse/", "/tools/", "/metrics/"]
 
 
-@pytest.mark.parametrize("lane", [True, False])
+@pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @pytest.mark.parametrize("before", BEFORE)
-async def test_no_spelling_of_a_path_reaches_a_file(before: str, *, lane: bool) -> None:
+async def test_no_spelling_of_a_path_reaches_a_file(before: str, way: str) -> None:
     """Nothing of the program's sources and of the system is in any answer, and none is a 500."""
-    server = Server("s", serve="all", settings=Settings(lane=lane))
-    async with wired(server, "lane") as wire:
+    server = Server("s", serve="all", settings=Settings(lane=way == "lane"))
+    async with wired(server, way if way == FOUR else "lane") as wire:
         assert wire.running is not None
         for name in NAMES:
             peer: Peer = await wire.running.connect()
-            await peer.send(f"GET {before}{name} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode())
+            await peer.send(f"GET {before}{name} HTTP/1.1\r\n{HEAD}\r\n".encode())
             status, headers = await peer.head()
             if headers.get(b"content-type", b"").startswith(b"text/event-stream"):
                 assert before == "/mcp/sse/"  # the rest of the path is a client's name there, and no file's

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from auth_world import ALICE, ROOT, guarded, make_server
+from four_workers import ON_FOUR
 from millstream import Info, Server, Settings
 from wire import wired
 
@@ -53,14 +54,15 @@ def policy(headers: dict[bytes, bytes]) -> dict[str, str]:
     return {name: rest for name, _, rest in (part.strip().partition(" ") for part in parts)}
 
 
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @pytest.mark.parametrize("page", PAGES)
-async def test_a_page_is_the_same_whatever_the_server_is_called_and_what_is_asked(page: str) -> None:
+async def test_a_page_is_the_same_whatever_the_server_is_called_and_what_is_asked(page: str, way: str) -> None:
     """Names, queries and headers of any kind are in no page: what a server says is set as text by our scripts."""
     bodies = set()
     for name in ("plain", PAYLOADS[0], PAYLOADS[1]):
         server = Server("s", serve="all", info=Info(title=name), instructions=name, settings=Settings())
         server.tool(name="a", title=name, description=name)(lambda: "x")
-        async with wired(server, "lane") as wire:
+        async with wired(server, way) as wire:
             for query in ("", *(f"?next={quote(each)}&{quote(each)}=1" for each in PAYLOADS)):
                 reply = await wire.ask("GET", page + query, [(b"host", b"127.0.0.1"), (b"referer", REFERER)])
                 assert reply.status == 200
@@ -76,9 +78,10 @@ async def test_a_page_is_the_same_whatever_the_server_is_called_and_what_is_aske
     assert marks.found == []
 
 
-async def test_the_form_to_sign_in_has_no_script_at_all_and_says_nothing_that_was_sent() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_the_form_to_sign_in_has_no_script_at_all_and_says_nothing_that_was_sent(way: str) -> None:
     """Where people type their keys."""
-    async with guarded(make_server()) as world:
+    async with guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:
             reply = await world.ask(None, "GET", f"/dashboard?x={quote(payload)}", accept="text/html")
             assert reply.status == 401
@@ -88,10 +91,11 @@ async def test_the_form_to_sign_in_has_no_script_at_all_and_says_nothing_that_wa
             assert policy(reply.headers)["default-src"] == "'none'"
 
 
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @pytest.mark.parametrize("key", [None, ALICE, ROOT])
-async def test_nothing_else_that_is_answered_is_taken_for_html(key: str | None) -> None:
+async def test_nothing_else_that_is_answered_is_taken_for_html(key: str | None, way: str) -> None:
     """Errors repeat names, JSON repeats arguments: each says what it is, and none says HTML."""
-    async with guarded(make_server()) as world:
+    async with guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:
             said = quote(payload, safe="")
             for method, path, body in (

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from issuing_world import BACK, Browser, Desk, Known
-from millstream._stores.memory.store import MemoryStore
+from issuing_world import BACK, ONE_AND_FOUR, Browser, Desk, Known, desk_on
 from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
 
 PAYLOADS = [
@@ -67,15 +66,19 @@ class Elsewhere:
         raise SignInFailed(self.label)
 
 
+@pytest.mark.parametrize("kind", ONE_AND_FOUR)
 @pytest.mark.parametrize("payload", PAYLOADS)
-async def test_what_anybody_says_is_text_on_every_page(payload: str) -> None:
+async def test_what_anybody_says_is_text_on_every_page(payload: str, kind: str) -> None:
     """Names of clients, servers, scopes, people and upstreams; what was typed; what failed."""
-    store = MemoryStore()
-    await store.open()
     people = Known()
     people.people["ada"] = ("correct horse", User("ada", payload, ("*",)))
     options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "described": {"orders:write": payload}}
-    desk = Desk(store, **options)
+    async with desk_on(kind, **options) as desk:
+        await look_around(desk, payload)
+
+
+async def look_around(desk: Desk, payload: str) -> None:
+    """Open each page."""
     id = (await desk.register(client_name=payload))["client_id"]
     browser = Browser(desk)
     page = await browser.open(id, scope="orders:write", state=payload)
@@ -97,11 +100,15 @@ async def test_what_anybody_says_is_text_on_every_page(payload: str) -> None:
     "com.example.app:/x;y",
     "http://[::1]:5/x;default-src *", "https://'self'/",
 ])  # fmt: skip
-async def test_a_redirect_uri_cannot_add_to_the_policy(uri: str) -> None:
+@pytest.mark.parametrize("kind", ONE_AND_FOUR)
+async def test_a_redirect_uri_cannot_add_to_the_policy(uri: str, kind: str) -> None:
     """It is refused, or only its scheme and host go in."""
-    store = MemoryStore()
-    await store.open()
-    desk = Desk(store)
+    async with desk_on(kind) as desk:
+        await register_and_look(desk, uri)
+
+
+async def register_and_look(desk: Desk, uri: str) -> None:
+    """What the page's policy says, if there is a page."""
     try:
         id = (await desk.register(redirect_uris=[uri]))["client_id"]
     except AssertionError as refused:

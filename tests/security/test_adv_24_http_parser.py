@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from four_workers import FOUR, ON_FOUR, four
 from http_peer import HEAD, Running, ToyApp, serve
 from millstream._config import Settings
 from millstream._http.message import Request, Response
@@ -33,9 +34,14 @@ def record() -> Record:
     return Record()
 
 
-@pytest.fixture(params=["lane", "asgi"])
+@pytest.fixture(params=["lane", "asgi", ON_FOUR])
 async def server(request: pytest.FixtureRequest, record: Record) -> AsyncIterator[Running]:
     """Two paths: one that the attacker may call, one that a proxy would have refused."""
+    if request.param == FOUR:
+        running = four()
+        yield running
+        running.leave()
+        return
     lane = request.param == "lane"
     app = ToyApp({("POST", "/mcp"): record, ("GET", "/admin"): record}, Settings(), lane=lane)
     async with serve(app, lane=lane) as running:

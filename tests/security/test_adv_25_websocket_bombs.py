@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 
+from four_workers import FOUR, ON_FOUR
 from millstream._http.websocket.uvicorn import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
 from patience import WAIT
@@ -23,7 +24,7 @@ async def still_serves(app: World) -> None:
     assert await other.message() == {"type": "pong"}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 async def test_a_compressed_bomb_is_a_protocol_error(way: str) -> None:
     """CVE-2026-77528, CVE-2026-116579, undici CVE-2026-1526: nothing is inflated, for nothing was negotiated."""
     packer = zlib.compressobj(wbits=-15)
@@ -38,19 +39,21 @@ async def test_a_compressed_bomb_is_a_protocol_error(way: str) -> None:
         await still_serves(app)
 
 
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @pytest.mark.parametrize("payload", [b"", b"x"])
-async def test_a_message_of_too_many_fragments_is_ended(payload: bytes) -> None:
+async def test_a_message_of_too_many_fragments_is_ended(payload: bytes, way: str) -> None:
     """CVE-2026-12151: empty fragments cost their sender six bytes and would never reach a limit of size."""
-    async with world() as app:
+    async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, payload, fin=False), *[frame(0, payload, fin=False)] * 100_000)
         assert await socket.closing() == (1008, "too many fragments")
         await still_serves(app)
 
 
-async def test_as_many_fragments_as_are_allowed_are_a_message() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_as_many_fragments_as_are_allowed_are_a_message(way: str) -> None:
     """The last one allowed."""
-    async with world() as app:
+    async with world(way) as app:
         socket = await app.raw()
         rest = [frame(0, fin=False)] * (MAX_FRAGMENTS - 2)
         await socket.send(frame(TEXT, ASK, fin=False), *rest, frame(0))
@@ -59,7 +62,7 @@ async def test_as_many_fragments_as_are_allowed_are_a_message() -> None:
         assert (await socket.closing())[0] == 1008
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @pytest.mark.parametrize("size", [2**20 + 1, 2**31, 2**62])
 async def test_a_length_alone_is_enough_to_refuse(size: int, way: str) -> None:
     """The limit comes before the buffer: not one byte of the payload was sent."""
@@ -70,9 +73,10 @@ async def test_a_length_alone_is_enough_to_refuse(size: int, way: str) -> None:
         await still_serves(app)
 
 
-async def test_fragments_add_up() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_fragments_add_up(way: str) -> None:
     """The limit is of the message, not of a frame."""
-    async with world() as app:
+    async with world(way) as app:
         socket = await app.raw()
         part = b" " * 2**18
         await socket.send(frame(TEXT, part, fin=False), *[frame(0, part, fin=False)] * 3, frame(0, b" "))
@@ -110,10 +114,11 @@ async def test_who_asks_and_never_reads_is_not_served_on() -> None:
         await still_serves(app)
 
 
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @pytest.mark.parametrize("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
-async def test_an_upgrade_with_a_body_is_refused(body: bytes) -> None:
+async def test_an_upgrade_with_a_body_is_refused(body: bytes, way: str) -> None:
     """CVE-2026-69243: a second request hidden in the body of an upgrade reaches nobody."""
-    async with world() as app:
+    async with world(way) as app:
         peer = await app.handshake(body)
         await peer.send(b"0\r\n\r\nGET /secret HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         status, _ = await app.opened(peer)
@@ -121,13 +126,15 @@ async def test_an_upgrade_with_a_body_is_refused(body: bytes) -> None:
         assert b"101" not in await peer.rest()
 
 
-async def test_a_handshake_that_cannot_be_read_is_answered_and_closed() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_a_handshake_that_cannot_be_read_is_answered_and_closed(way: str) -> None:
     """A header line that HTTP takes and `websockets` does not would otherwise hold its connection for ever."""
-    async with world() as app:
+    async with world(way) as app:
         peer = await app.handshake(b"Cookie: %b\r\n" % (b"a" * 9000))
         assert (await app.opened(peer))[0] == 400
         assert await peer.rest() == b""
-        await app.until(lambda: not app.running.state.connections)
+        if way != FOUR:
+            await app.until(lambda: not app.running.state.connections)
 
 
 async def test_who_leaves_a_ping_unanswered_and_takes_nothing_is_dropped() -> None:
@@ -142,10 +149,11 @@ async def test_who_leaves_a_ping_unanswered_and_takes_nothing_is_dropped() -> No
         await app.until(lambda: not app.running.state.connections and len(app.runtime.streams) == 0)
 
 
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @pytest.mark.parametrize("extra", [b"", b"Sec-WebSocket-Protocol: mcp\r\n"])
-async def test_deep_json_is_a_parse_error(extra: bytes) -> None:
+async def test_deep_json_is_a_parse_error(extra: bytes, way: str) -> None:
     """Nesting costs stack; it is counted before anything is decoded."""
-    async with world() as app:
+    async with world(way) as app:
         peer = await app.handshake(extra)
         assert (await app.opened(peer))[0] == 101
         socket = RawSocket(peer)
@@ -182,9 +190,10 @@ async def test_subscribing_and_unsubscribing_for_ever_leaves_nothing() -> None:
         assert len(outbox._callbacks) < 10
 
 
-async def test_a_flood_of_wrong_messages_is_answered_at_the_pace_of_its_reader() -> None:
+@pytest.mark.parametrize("way", ["lane", ON_FOUR])
+async def test_a_flood_of_wrong_messages_is_answered_at_the_pace_of_its_reader(way: str) -> None:
     """An error is an answer: who does not read it gets no more of them."""
-    async with world() as app:
+    async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, b"{") * 3000, frame(TEXT, json.dumps({"type": "ping"}).encode()))
         kinds = [(await socket.message())["type"] for _ in range(3001)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
+from four_workers import ON_FOUR
 from judged import protect
 from millstream._http.message import Request, Response
 from millstream._protocol.principal import Principal
@@ -40,9 +41,10 @@ def refused(reply: Reply) -> bool:
     return reply.error == (200, -32602, 7)
 
 
-async def test_a_state_with_any_bit_changed_is_refused() -> None:
+@pytest.mark.parametrize("way", ["asgi", ON_FOUR])
+async def test_a_state_with_any_bit_changed_is_refused(way: str) -> None:
     """Every character by every one of its six bits; then the untouched state still works."""
-    async with wired(make_shop(), "asgi") as wire:
+    async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire)
         for place, character in enumerate(state):
             value = ALPHABET.index(character)
@@ -52,18 +54,20 @@ async def test_a_state_with_any_bit_changed_is_refused() -> None:
         assert (await wire.post(body(state, answers), HEADERS)).message["result"]["content"][0]["text"] == "It is Ada."
 
 
+@pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @pytest.mark.parametrize("junk", ["=", "==", "A", "\n", " ", "\x00", "é", "+", "/", "." * 100, "A" * 2_000_000])
-async def test_a_state_with_anything_added_is_refused(junk: str) -> None:
+async def test_a_state_with_anything_added_is_refused(way: str, junk: str) -> None:
     """One state has one spelling."""
-    async with wired(make_shop(), "asgi") as wire:
+    async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire)
         for changed in (state + junk, junk + state, state[:20] + junk + state[20:], junk):
             assert refused(await wire.post(body(changed, answers), HEADERS))
 
 
-async def test_a_state_belongs_to_its_arguments_and_its_tool() -> None:
+@pytest.mark.parametrize("way", ["asgi", ON_FOUR])
+async def test_a_state_belongs_to_its_arguments_and_its_tool(way: str) -> None:
     """Other arguments, more arguments and another tool are other calls; another order of keys is not."""
-    async with wired(make_shop(), "asgi") as wire:
+    async with wired(make_shop(), way) as wire:
         state, answers = await first_round(wire, topic="a")
         for arguments in ({"topic": "b"}, {}, {"topic": "a "}):
             assert refused(await wire.post(body(state, answers, **arguments), HEADERS))

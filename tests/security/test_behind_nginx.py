@@ -13,6 +13,7 @@ import pytest
 
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving, wait_for_port
+from redis_parts import RedisServer, shared_servers
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 pytestmark = [
@@ -61,17 +62,19 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
 
 
 @pytest.mark.parametrize(
-    ("site", "refusal"),
-    [(SITE, 404), (GUARD.sub("", SITE), 403)],
-    ids=["the example", "an example without its location"],
+    ("site", "refusal", "workers"),
+    [(SITE, 404, 1), (GUARD.sub("", SITE), 403, 1), (GUARD.sub("", SITE), 403, 4)],
+    ids=["the example", "an example without its location", "the same in front of four workers"],
 )
 def test_what_is_for_this_machine_is_refused_behind_nginx(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, refusal: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, refusal: int, workers: int
 ) -> None:
     """A fixed defect: the dashboard, the metrics and `/publish` were open to everybody behind the proxy."""
     monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
     backend = free_port()
-    command = millstream("examples/greet.py", backend, "--serve", "all")
+    store = shared_servers(RedisServer).url if workers > 1 else "memory://"
+    options = ("--serve", "all", "--workers", str(workers), "--store", store)
+    command = millstream("examples/greet.py", backend, *options)
     with serving(command, backend, tmp_path / "log"), nginx(tmp_path / "nginx", site, backend) as port:
         assert {path: status(port, path) for path in HERE_ONLY} == dict.fromkeys(HERE_ONLY, refusal)
         assert status(port, "/publish", b'{"data":1}') == refusal

@@ -1,4 +1,5 @@
-"""What is stolen is worth nothing, on every route, and on every worker: one with its memory, and four that share Redis.
+"""What is stolen is worth nothing, on every route, and on every worker: one with its memory, and four that share Redis,
+in this process, where each request goes to the next of them, and in processes of their own.
 
 The owner, the thief and what was made up each ask another worker. The thief's answer is that of an id that never was,
 in status, headers and body.
@@ -7,13 +8,17 @@ in status, headers and body.
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from auth_world import ALICE, BOB, make_server
+from behaviour.exchanges import Exchange, LaneHttp
 from fleet import Reading, Worker, real_fleet, settle, until
+from four_workers import FOUR, ON_FOUR, four
 from patience import WAIT
 from security.forged import FORGED, judging
 from store_parts import BACKINGS
@@ -28,9 +33,31 @@ TURNS = max(12, int(os.environ.get("REPLIES", "0")) * 5 // 4 // CALLERS)
 PING = json.dumps(request("ping", id=5)).encode()
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server)])
+class Sockets(LaneHttp):
+    """Sends each request by a connection of its own."""
+
+    async def fetch(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Exchange:
+        given = {name: value for name, value in (headers or {}).items() if name != "host"}
+        return await super().fetch(method, path, given, body)
+
+
+@asynccontextmanager
+async def processes() -> AsyncIterator[list[Any]]:
+    """The four that `millstream run` starts; the kernel says which of them is asked."""
+    running = four()
+    yield [SimpleNamespace(http=Sockets(running))] * 4
+    running.leave()
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server), ON_FOUR])
 async def workers(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
     """One worker, or four."""
+    if request.param == FOUR:
+        async with processes() as workers:
+            yield workers
+        return
     backing = BACKINGS[request.param]()
     async with real_fleet(make_server, backing, 1 if request.param == "memory" else 4) as workers:
         yield workers
@@ -189,9 +216,13 @@ async def test_replies_never_cross_between_callers_who_use_the_same_ids_and_go_a
     assert compared == CALLERS * (TURNS - TURNS // 5)
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server)])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server), ON_FOUR])
 async def judges(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
     """One worker that takes tokens, or four."""
+    if request.param == FOUR:
+        async with processes() as workers:
+            yield workers
+        return
     backing = BACKINGS[request.param]()
     count = 1 if request.param == "memory" else 4
     async with real_fleet(lambda: make_server(judging()), backing, count) as workers:

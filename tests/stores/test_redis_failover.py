@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from millstream._server.calls.written import Written
 from millstream._stores.base import Entry, Gap, Index, Position, Store, Told
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.store import RedisStore
@@ -217,3 +218,24 @@ async def test_publishers_who_wait_while_redis_begins_anew_neither_lose_nor_repe
     found = data_of(await read_all(workers[0], STREAM))
     assert len(found) == len(set(found))
     assert set(acknowledged) <= set(found)
+
+
+async def test_a_value_that_a_new_run_of_redis_lacks_is_written_again_by_whoever_wrote_it(
+    server: RedisServer, workers: list[RedisStore]
+) -> None:
+    """Whoever listens hears that another run has taken over, and what was written before counts as the same data."""
+    one, _ = workers
+    written = Written(one, lambda value: float(value or b"0"))
+    interrupted = asyncio.Event()
+    one.bus.subscribe("news", lambda _: None, interrupted=interrupted.set)
+    await append(one, STREAM, b"a")
+    await one.kv.put("session:a", b"1", TTL)
+    server.ask("SAVE")
+    await one.kv.put("session:a", b"2", TTL)
+    written.note("session:a", b"2", TTL)
+    begin_anew(server)
+    await asyncio.wait_for(interrupted.wait(), WAIT)
+    assert await one.kv.get("session:a") == b"1"
+    assert await written.restore() == ["session:a"]
+    assert await one.kv.get("session:a") == b"2"
+    assert await written.restore() == []

@@ -290,7 +290,7 @@ def test_a_page_cannot_have_a_path_by_which_callers_sign_in() -> None:
         [("", route_of("/token", home_page, methods=["GET"], public=True))], served=["/mcp"], show_errors=bool
     )
     with pytest.raises(ValueError, match="by which callers sign in"):
-        Protection(None, HereOnly(Bind(), ignore_message), hooked=False, own={"/token": {}}, added=added)
+        Protection(None, HereOnly(Bind(), ignore_message), (), hooked=False, own={"/token": {}}, added=added)
 
 
 def test_a_page_that_replaces_ours_leaves_mcp_and_signing_in_alone() -> None:
@@ -298,7 +298,7 @@ def test_a_page_that_replaces_ours_leaves_mcp_and_signing_in_alone() -> None:
     paths = ["/mcp", "/talk/", "/token", "/health", "/health"]
     pages = [route_of(each, home_page, methods=["GET"], public=True, fixed=True) for each in paths]
     added = AddedPaths([("/in", each) for each in pages], served=["/mcp", "/talk"], show_errors=bool)
-    Protection(None, HereOnly(Bind(), ignore_message), hooked=False, own={"/token": {}}, added=added)
+    Protection(None, HereOnly(Bind(), ignore_message), (), hooked=False, own={"/token": {}}, added=added)
     assert list(added.exact) == ["/health"]
     assert [added.is_public(each) for each in paths] == [False, False, False, True, True]
 

@@ -35,13 +35,25 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_a_crash_loop_is_slowed_down_and_a_long_life_forgives() -> None:
-    """The first death costs nothing; the wait doubles up to half a minute."""
+    """The first death costs nothing; the wait doubles up to half a minute. A long start is no life."""
     now = [0.0]
     waits = BackOff(lambda: now[0])
     assert [waits.died() for _ in range(10)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST, LONGEST, LONGEST]
-    waits.began()
+    now[0] += WELL
+    assert waits.died() == LONGEST
+    waits.serves()
     now[0] += WELL
     assert waits.died() == 0.0
+
+
+def test_workers_that_somebody_kills_one_after_the_other_are_replaced_at_once() -> None:
+    """A fixed defect: who had served for less than 30 s counted as a crash loop, until nobody was left to serve."""
+    now = [0.0]
+    waits = BackOff(lambda: now[0])
+    for _ in range(10):
+        waits.serves()
+        now[0] += 20.0  # each of four, in turn, every 5 s
+        assert waits.died() == 0.0
 
 
 def test_messages_arrive_whole_in_whatever_pieces(ends: tuple[socket.socket, socket.socket]) -> None:

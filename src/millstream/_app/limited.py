@@ -38,9 +38,14 @@ class Limited:
             dispatcher.gate = self._throttle.check
 
     def guard(self, guard: "Guard") -> None:
-        """Have the other workers know of wrong credentials."""
+        """Have the other workers know of wrong credentials, and of whatever else sign-ins count."""
         if self._store.shared:
+            from millstream.auth._method import Counting  # noqa: PLC0415  only where somebody has to sign in
+
             guard.pool = self._trips()
+            for each in guard.methods:
+                if isinstance(each, Counting):
+                    each.share(guard.pool)
 
     def show(self, observer: "Observer") -> None:
         """The metrics of limits."""

@@ -4,7 +4,7 @@ Every path stands behind it, but for those that are open by name. Where nobody s
 answers on the server's own machine only (`here_only`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from millstream._app.here_only import HereOnly
@@ -55,12 +55,13 @@ _OPEN = ("/assets/", "/.well-known/oauth-", "/sign-in", "/sign-out")
 class Protection:
     """Puts every path of a running server behind what it takes."""
 
-    __slots__ = ("_guard", "_here_only", "_hooked", "added", "own")
+    __slots__ = ("_guard", "_here_only", "_hooked", "_served", "added", "own")
 
     def __init__(
         self,
         guard: "Guard | None",
         here_only: HereOnly,
+        served: Collection[str],
         *,
         hooked: bool,
         own: Paths,
@@ -71,6 +72,7 @@ class Protection:
         Args:
             guard: in front of every path, where callers sign in.
             here_only: in front of some, where nobody does.
+            served: the paths where MCP is served, which may be below those that anybody may have.
             hooked: the program says who may publish, so that no scope is needed for it.
             own: the paths by which callers sign in: they have no credential yet, so nothing stands before these.
             added: the paths of the program's own.
@@ -89,6 +91,7 @@ class Protection:
         if added is not None and guard is not None:
             added.protect(lambda handlers: _guarded(guard, handlers))
         self.own: Paths = own
+        self._served = frozenset(each.rstrip("/") for each in served)
         self._guard = guard
         self._here_only = here_only
         self._hooked = hooked
@@ -108,7 +111,7 @@ class Protection:
         if self.added is not None and path in self.added.exact:
             guard = None if self.added.is_public(path) else self._guard
             return handlers if guard is None else _guarded(guard, handlers)
-        if path in EXEMPT or path in self.own or path.startswith(_OPEN):
+        if path.rstrip("/") not in self._served and (path in EXEMPT or path in self.own or path.startswith(_OPEN)):
             return handlers
         if path in _ALWAYS_HERE:
             handlers = {method: self._here_only.guard(handler) for method, handler in handlers.items()}

@@ -201,7 +201,7 @@ class Runtime:
             definition, settings = self.definition, self.definition.settings
             here_only, hooked = HereOnly(self.bind, self.services.note), definition.authorize_channel is not None
             own, added = own_paths(self.guard, definition, self.services), added_paths(definition)
-            protection = Protection(self.guard, here_only, hooked=hooked, own=own, added=added)
+            protection = Protection(self.guard, here_only, settings.mcp_paths, hooked=hooked, own=own, added=added)
             self.policy = protection.policy(settings, loopback_bind=self.bind.loopback)
             if self.hub is not None:
                 from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415

@@ -66,8 +66,16 @@ def all_methods(of: Protected, services: Services) -> "list[Method]":
         each.bind(services, of.title, lambda: registry.scopes) if isinstance(each, Unbound) else each
         for each in of.auth
     ]
-    if sum(isinstance(each, Serving) for each in methods) > 1:
-        raise ValueError("A server has one auth.issuer(…): their paths would be the same.")
+    served: set[str] = set()
+    for each in methods:
+        if isinstance(each, Serving):
+            paths = each.paths().keys()
+            if served & paths:
+                raise ValueError(
+                    "A server has one auth.issuer(…), and one auth.oidc(…) with a client_id: their paths would be the "
+                    "same."
+                )
+            served |= paths
     if settings.auth_key or settings.auth_keys:
         from millstream import auth  # noqa: PLC0415  only where somebody has to sign in
 

@@ -79,6 +79,17 @@ class Pool:
         if self._leaving and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._leave())
 
+    async def give_back(self, seats: Sequence[Seat]) -> None:
+        """Give seats back now, for those who soon ask again; if the store doesn't answer, soon."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._rates.leave(seats)
+        except (LocalError, OSError):
+            self.leave(seats)
+        except BaseException:
+            self.leave(seats)
+            raise
+
     def report(self, charge: Charge, refused: Callable[[float], None]) -> None:
         """Tell the store of something that has happened; `refused` hears how long to wait, if that was too much."""
         if len(self._reporting) < _REPORTS:

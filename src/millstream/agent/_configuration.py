@@ -11,19 +11,17 @@
 A file must not send a key of the environment to an address of its own: a folder from somewhere else may have one.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct
 
+from millstream._env_file import EnvFileError, read_env_file
 from millstream.agent._errors import ConfigurationError
 from millstream.agent._openai_model import OpenAIModel
 from millstream.agent._servers import ServerAt
 
-_LINE = re.compile(r"(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>.*)")
-_QUOTED = re.compile(r"""(?P<mark>["'])(?P<text>.*?)(?P=mark)\s*(?:#.*)?$""")
 _DEFAULT_SERVER = "http://localhost:8000/sse"
 
 
@@ -56,16 +54,15 @@ class Configuration:
         """Read the file, if there is one.
 
         Raises:
-            ConfigurationError: it can't be read, a line isn't NAME=VALUE, or it's missing but required.
+            ConfigurationError: it can't be read, something in it isn't NAME=VALUE, or it's missing but required.
         """
         place = Path(path)
         if not required and not place.is_file():
             return cls({}, environment, str(path))
         try:
-            return cls(read_lines(place.read_text("utf-8"), str(path)), environment, str(path))
-        except (OSError, UnicodeDecodeError) as exc:
-            why = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8 text"
-            raise ConfigurationError(f"{path} can't be read: {why}.") from exc
+            return cls(read_env_file(place, str(path)), environment, str(path))
+        except EnvFileError as exc:
+            raise ConfigurationError(str(exc)) from exc
 
     def get(self, name: str) -> str:
         """A value; empty if there's none."""
@@ -126,25 +123,6 @@ class Configuration:
                 "Put both into the same place, so that no file can send your key elsewhere."
             )
         return key, found
-
-
-def read_lines(text: str, source: str = ".env") -> dict[str, str]:
-    """``NAME=VALUE`` lines, with comments, quotes and `export`; nothing is expanded.
-
-    Raises:
-        ConfigurationError: a line is something else.
-    """
-    found: dict[str, str] = {}
-    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
-        line = line.strip()  # noqa: PLW2901
-        if not line or line.startswith("#"):
-            continue
-        match = _LINE.fullmatch(line)
-        if match is None:
-            raise ConfigurationError(f"Line {number} of {source} isn't NAME=VALUE.")
-        quoted = _QUOTED.match(match["value"])
-        found[match["name"]] = quoted["text"] if quoted else re.split(r"\s#", match["value"])[0].strip()
-    return found
 
 
 def _bearer(key: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from millstream.auth._issuing.server import Issuer
     from millstream.auth._issuing.user_file import UserFile
     from millstream.auth._issuing.ways import Upstream, Way
-    from millstream.auth._method import Method
+    from millstream.auth._method import Method, Unbound
 
 __all__ = ["client", "github", "google", "introspected", "issuer", "jwt", "keys", "oidc", "upstream", "users"]
 
@@ -130,10 +130,25 @@ def oidc(
     algorithms: Collection[str] = (),
     scopes: Collection[str] = (),
     implied: Mapping[str, Collection[str]] | None = None,
-) -> "Method":
+    client_id: str = "",
+    client_secret: str = "",
+) -> "Method | Unbound":
     """Signed tokens of an issuer that says by itself where its keys are (OpenID Connect Discovery, RFC 8414).
 
-    Arguments and errors are those of `jwt`.
+    Args:
+        issuer: as for `jwt`.
+        audience: as for `jwt`.
+        algorithms: as for `jwt`.
+        scopes: as for `jwt`.
+        implied: as for `jwt`.
+        client_id: by which the issuer knows this server, so that people can sign in to its pages there. Register it
+            with the redirect URL ``YOUR-SERVER/sign-in/callback/oidc``. The issuer has to give signed tokens for
+            `audience` when it's asked for them by ``resource`` (RFC 8707).
+        client_secret: the secret that belongs to it; a public client has none.
+
+    Raises:
+        ValueError: something is missing, or can't be.
+        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
 
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
@@ -145,7 +160,14 @@ def oidc(
 
     rules = _rules(issuer, audience, scopes, implied)
     keys = FetchedKeys(Discovery(issuer, ask_issuer).keys_url, ask_issuer)
-    return TokenMethod(rules, keys, algorithms=tuple(algorithms) or ASYMMETRIC, scopes=scopes)
+    allowed = tuple(algorithms) or ASYMMETRIC
+    if client_secret and not client_id:
+        raise ValueError("auth.oidc() has a client_secret and no client_id")
+    if not client_id:
+        return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
+    from millstream.auth._oidc_pages import OidcAtPages  # noqa: PLC0415
+
+    return OidcAtPages(rules, keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))
 
 
 def introspected(
@@ -155,6 +177,7 @@ def introspected(
     endpoint: str,
     client: str,
     secret: str,
+    client_tokens: bool = False,
     scopes: Collection[str] = (),
     implied: Mapping[str, Collection[str]] | None = None,
 ) -> "Method":
@@ -166,6 +189,8 @@ def introspected(
         endpoint: where to ask.
         client: by which name this server signs in there.
         secret: and with what.
+        client_tokens: a token without a person (neither ``sub`` nor ``username``) is its client's own. Only for an
+            issuer that always names the person, if there is one: otherwise all people of a client would be one caller.
         scopes: as for `jwt`.
         implied: as for `jwt`.
 
@@ -192,7 +217,7 @@ def introspected(
         return await fetch(url, form=form, headers={"authorization": authorization}, judge=_anywhere)
 
     rules = _rules(issuer, audience, scopes, implied, believed=30.0)
-    return IntrospectedMethod(rules, post, client=client, secret=secret, scopes=scopes)
+    return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
 def issuer(

@@ -62,7 +62,7 @@ class Discovery:
         for url in places(self.issuer):
             try:
                 found = _decode((await self._get(url)).body)
-            except (OutboundError, msgspec.DecodeError):
+            except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             # RFC 8414 §3.3: another name would be another server's metadata.
             if found.get("issuer") == self.issuer:

@@ -7,6 +7,7 @@ A credential that is presented and not valid never makes an anonymous caller: no
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from millstream._protocol.principal import Principal
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
 from millstream.auth._method import Identity, Method, Serving, Unavailable
+from millstream.auth._turns import Turns
 
 Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
 """What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
@@ -27,6 +29,10 @@ MAX_CREDENTIAL = 16 * 1024
 _MAX_VERDICTS = 4096
 _FAILURES = Rate(30, 60)
 """Wrong credentials of one address. Every address of a customer's IPv6 network counts as one."""
+_AT_ONCE = 8
+"""Credentials of one address that are looked into at a time. Others wait: who guesses many at once would else have had
+them all looked into before the first one is known to be wrong.
+"""
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
 
 
@@ -40,7 +46,18 @@ class Verdict(NamedTuple):
 class Guard:
     """The guard of one running server."""
 
-    __slots__ = ("_epochs", "_failures", "ambient", "challenges", "clock", "methods", "pool", "told", "verdicts")
+    __slots__ = (
+        "_epochs",
+        "_failures",
+        "_turns",
+        "ambient",
+        "challenges",
+        "clock",
+        "methods",
+        "pool",
+        "told",
+        "verdicts",
+    )
 
     def __init__(
         self,
@@ -64,6 +81,7 @@ class Guard:
         """Value of ``Authorization`` -> verdict; the oldest go first."""
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
+        self._turns = Turns(_AT_ONCE)
 
     def protect(self, handler: Handler, *, scope: str = "") -> Handler:
         """The handler, behind this guard.
@@ -114,21 +132,26 @@ class Guard:
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
-        slow = self.slow(request.peer)
-        if slow is not None:
-            return slow
-        try:
-            found, lacking = await self.identify(credential.decode("ascii"))
-        except Unavailable as exc:
-            return self.challenges.unavailable(str(exc))
-        if found is None:
-            self.failed(request.peer)
-            return self.challenges.wrong()
+        async with self.turn(request.peer):
+            slow = self.slow(request.peer)
+            if slow is not None:
+                return slow
+            try:
+                found, lacking = await self.identify(credential.decode("ascii"))
+            except Unavailable as exc:
+                return self.challenges.unavailable(str(exc))
+            if found is None:
+                self.failed(request.peer)
+                return self.challenges.wrong()
         if lacking:
             return self.challenges.insufficient(lacking)
         self.keep(value, Verdict(found.principal, self.clock() + found.seconds))
         usual_lines.keep_credential(value)
         return found.principal
+
+    def turn(self, address: str) -> AbstractAsyncContextManager[None]:
+        """The turn of somebody at an address whose credential isn't known yet; `slow` and `failed` are for inside."""
+        return self._turns.turn(neighborhood(address))
 
     async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
         """Whom a credential belongs to, by the first method that knows, and what that method wants besides.

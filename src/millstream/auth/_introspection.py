@@ -32,6 +32,7 @@ class IntrospectedMethod:
         *,
         client: str,
         secret: str,
+        client_tokens: bool = False,
         scopes: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -41,6 +42,7 @@ class IntrospectedMethod:
         # RFC 6749 §2.3.1: both are encoded as in a form first.
         pair = f"{quote(client, safe='')}:{quote(secret, safe='')}"
         self._authorization = f"Basic {b64encode(pair.encode()).decode()}"
+        self._client_tokens = client_tokens
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
         self.issuers: tuple[str, ...] = (rules.issuer,)
@@ -59,12 +61,14 @@ class IntrospectedMethod:
         form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
         try:
             claims = _decode((await self._post(form, self._authorization)).body)
-        except (OutboundError, msgspec.DecodeError) as exc:
+        except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise Unavailable("The issuer doesn't say whether the token is valid. Try again later.") from exc
-        if claims.get("active") is not True or claims.get("token_type", "Bearer").lower() != "bearer":
+        kind = claims.get("token_type", "Bearer")
+        if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":
             return None
-        if "sub" not in claims and "username" not in claims and "client_id" in claims:
-            # Nobody has authorized this token: its client acts for itself. A signed token says so, too (RFC 9068 §2.2).
+        if self._client_tokens and "sub" not in claims and "username" not in claims and "client_id" in claims:
+            # Its client acts for itself; a signed token says so, too (RFC 9068 §2.2). `sub` is optional here (RFC 7662
+            # §2.2), so an issuer could leave it out for people as well: only the operator knows that this one doesn't.
             claims["sub"] = claims["client_id"]
         # The endpoint is the issuer's: one that leaves its own name out means itself.
         return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())

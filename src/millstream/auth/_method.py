@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from millstream._http.message import Handler
+from millstream._http.message import Handler, Request, Response
+from millstream._limits.pool import Pool
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 
@@ -89,13 +90,20 @@ class Serving(Method, Protocol):
 
 
 @runtime_checkable
+class Counting(Method, Protocol):
+    """A method that counts tries, for all workers together where they share a store."""
+
+    def share(self, pool: Pool) -> None:
+        """Count there from now on."""
+        ...
+
+
+@runtime_checkable
 class Welcoming(Method, Protocol):
     """A method whose people sign in to the server's own pages as themselves."""
 
     by_password: bool
     """They have a name and password here."""
-    elsewhere: bool
-    """Some sign in with somebody else, which the pages can't ask yet."""
 
     async def admit(self, peer: str, name: str, password: str) -> bytes:
         """What stands for a person from now on; the caller seals it.
@@ -107,6 +115,43 @@ class Welcoming(Method, Protocol):
 
     async def recall(self, kept: bytes) -> Identity | None:
         """Whom that stands for now; None for somebody who was removed, or has another password."""
+        ...
+
+
+class Landing(Protocol):
+    """The server's own pages, for those who come back to them from a sign-in elsewhere."""
+
+    def land(self, request: Request, page: str, kept: bytes, seconds: float = ...) -> Response:
+        """Let somebody in, and lead them to the page that they wanted.
+
+        Args:
+            request: by which they came back.
+            page: that they wanted.
+            kept: what stands for them: see `Welcoming.admit`; of a method that isn't one, the credential.
+            seconds: for which that may count at most.
+        """
+        ...
+
+    def refuse(self, request: Request, page: str, text: str) -> Response:
+        """Ask again, and say why."""
+        ...
+
+
+@runtime_checkable
+class Leading(Method, Protocol):
+    """A method that sends the browsers of people who open a page to where they sign in."""
+
+    ways: Mapping[str, str]
+    """Name -> what the button says."""
+    landing: Landing | None
+    """Where they come back to; None where there are no pages."""
+
+    async def lead(self, request: Request, way: str, page: str) -> Response:
+        """The page that leads a browser away, by one of the ways, to come back for a page.
+
+        Raises:
+            NotAdmitted: it can't be sent there now.
+        """
         ...
 
 

@@ -2,11 +2,11 @@
 
 The cookie holds the credential, sealed, so that it works with any number of workers and ends when the credential does.
 For a name and password it holds who the person is, and ends when they are removed or get another password.
+Who signs in elsewhere, such as with Google, comes back with that cookie, too; see `Leading`.
 A browser sends it unasked, so it counts only for the pages and what they ask, and only when the request comes from a
 page of this very origin (`Sec-Fetch-Site` or `Origin`); scripts cannot read it, and other sites cannot send it.
 """
 
-import html
 import time
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import parse_qs
@@ -17,7 +17,8 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._guard import Guard, Verdict
-from millstream.auth._method import Identity, NotAdmitted, Unavailable, Welcoming
+from millstream.auth._method import Identity, Leading, Method, NotAdmitted, Serving, Unavailable, Welcoming
+from millstream.auth._sign_in_page import Offered, arrived, form
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
@@ -32,58 +33,15 @@ _KIND, _PERSON = b"page sign-in", b"page person"
 """A sealed credential, and a sealed person: what somebody types as the one never opens as the other."""
 _MAX_CREDENTIAL = 2048
 """A browser keeps cookies of up to 4 KiB."""
-_HEAD = (
-    b"content-type: text/html; charset=utf-8\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
-    b"content-security-policy: default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
-    b"base-uri 'none'; frame-ancestors 'none'\r\n"
-    # Without an Origin, which other policies take away, nobody could tell whose form this is.
-    b"referrer-policy: same-origin\r\ncross-origin-opener-policy: same-origin\r\n"
-)
-_FORM = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sign in</title>
-<link rel="stylesheet" href="{root}/assets/tokens.css">
-<link rel="stylesheet" href="{root}/assets/base.css">
-<link rel="stylesheet" href="{root}/assets/sign-in.css">
-</head>
-<body>
-<main class="ask card stack">
-<h1>Sign in</h1>
-<p role="status" class="error">{said}</p>
-{forms}</main>
-</body>
-</html>
-"""
-_FOR_CREDENTIAL = """<form method="post" action="{root}/sign-in" class="stack">
-<input type="hidden" name="next" value="{next}">
-<p class="field"><label for="key">Key or token</label>
-<input id="key" type="password" name="key" {hint}required{focus}></p>
-<p><button{look}>{does}</button></p>
-</form>
-"""
-_FOR_PEOPLE = """<form method="post" action="{root}/sign-in" class="stack">
-<input type="hidden" name="next" value="{next}">
-<p class="field"><label for="name">Name</label>
-<input id="name" name="name" autocomplete="username" autocapitalize="none" spellcheck="false" maxlength="128" required
- autofocus></p>
-<p class="field"><label for="password">Password</label>
-<input id="password" type="password" name="password" autocomplete="current-password" maxlength="1024" required></p>
-<p><button class="primary">Sign in</button></p>
-</form>
-"""
-_OR = '<p class="or soft small"><span>or</span></p>\n'
-_ELSEWHERE = '<p class="soft small">Accounts elsewhere, such as with Google, can\'t be used on this page yet.</p>\n'
 _FOREIGN = refusal(403, "This form has to be sent from this server's own page.")
+_TOO_MANY = refusal(400, "This form has too many fields.")
 _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way would read the key.")
 
 
 class SignIn:
     """The form, its cookie, and what the cookie is worth. One for each running server."""
 
-    __slots__ = ("_clock", "_guard", "_host", "_nonce", "_pages", "_ring")
+    __slots__ = ("_clock", "_guard", "_host", "_leading", "_nonce", "_offered", "_pages", "_ring")
 
     def __init__(
         self,
@@ -100,6 +58,13 @@ class SignIn:
         self._nonce = nonce
         self._clock = clock
         self._host = next((each for each in guard.methods if isinstance(each, Welcoming)), None)
+        self._leading: dict[str, Leading] = {}
+        for each in guard.methods:
+            if isinstance(each, Leading):
+                kind, bound = (_PERSON, _bound(each)) if isinstance(each, Welcoming) else (_KIND, b"")
+                each.landing = _Landing(self, kind, bound)
+                self._leading |= dict.fromkeys(each.ways, each)
+        self._offered = _offered(guard.methods)
 
     def page(self, request: Request) -> Response | None:
         """The form, in place of a page that somebody opens without having signed in; None for other requests."""
@@ -117,12 +82,20 @@ class SignIn:
             return _FOREIGN
         if not _is_safe(request):
             return _INSECURE
-        slow = self._guard.slow(request.peer)
-        if slow is not None:
-            return slow
-        given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+        async with self._guard.turn(request.peer):
+            slow = self._guard.slow(request.peer)
+            return await self._judge(request) if slow is None else slow
+
+    async def _judge(self, request: Request) -> Response:
+        """Let somebody in, or show the form again."""
+        try:
+            given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+        except ValueError:
+            return _TOO_MANY
         wanted = given.get("next", [""])[-1]
         try:
+            if "way" in given:
+                return await self._lead(request, given["way"][-1], wanted)
             kind, kept, bound = await self._take(request, given)
         except NotAdmitted as exc:
             if exc.wrong:
@@ -130,10 +103,24 @@ class SignIn:
             return self._form(request, wanted, str(exc), exc.status)
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
-        until = int(self._clock()) + LIFETIME
-        sealed = self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
-        target = wanted if wanted in self._pages else min(self._pages)
-        return _go(request, target, sealed, LIFETIME)
+        sealed = self.sealed(kind, kept, bound, LIFETIME)
+        return _go(request, self.target(wanted), sealed, LIFETIME)
+
+    async def _lead(self, request: Request, way: str, wanted: str) -> Response:
+        """Send somebody to where they sign in."""
+        method = self._leading.get(way)
+        if method is None:
+            raise NotAdmitted("This way to sign in isn't offered any more.", 400, wrong=False)
+        return await method.lead(request, way, self.target(wanted))
+
+    def target(self, wanted: str) -> str:
+        """The page that somebody wants, if it's one of ours; else any."""
+        return wanted if wanted in self._pages else min(self._pages)
+
+    def sealed(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
+        """The value of a cookie."""
+        until = int(self._clock() + seconds)
+        return self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
 
     async def _take(self, request: Request, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes]:
         """What the cookie holds: of which kind, what, and to what it is bound."""
@@ -193,31 +180,53 @@ class SignIn:
         return called and is_own(request)
 
     def _form(self, request: Request, wanted: str, said: str, status: int) -> Response:
-        root, page = html.escape(request.root_path), html.escape(wanted if wanted in self._pages else "")
-        forms = self._forms().format(root=root, next=page)
-        return Response(_FORM.format(root=root, said=html.escape(said), forms=forms).encode(), status, _HEAD)
+        return form(request, self._offered, wanted if wanted in self._pages else "", said, status)
 
-    def _forms(self) -> str:
-        """What is asked for: a name and password where people have one, a key or token where there is such a method."""
-        host = self._host
-        elsewhere = _ELSEWHERE if host is not None and host.elsewhere else ""
-        if host is None or not host.by_password:
-            hint, look = 'autocomplete="current-password" ', ' class="primary"'
-            values = {"hint": hint, "focus": " autofocus", "look": look, "does": "Sign in"}
-            return _filled(values) + elsewhere
-        if len(self._guard.methods) == 1 and not host.elsewhere:
-            return _FOR_PEOPLE
-        # A password manager would take the key for a password of somebody.
-        values = {"hint": 'autocomplete="off" ', "focus": "", "look": "", "does": "Use this key or token"}
-        return _FOR_PEOPLE + _OR + _filled(values) + elsewhere
+    def refuse(self, request: Request, page: str, text: str) -> Response:
+        """The form for somebody who came back from elsewhere, and may not come in."""
+        return self._form(request, page, text, 403)
 
 
-def _filled(values: Mapping[str, str]) -> str:
-    """The form for a credential; what depends on the request is filled in later."""
-    return _FOR_CREDENTIAL.format(root="{root}", next="{next}", **values)
+class _Landing:
+    """The pages, for people of one method: see `Landing`."""
+
+    __slots__ = ("_bound", "_kind", "_sign_in")
+
+    def __init__(self, sign_in: SignIn, kind: bytes, bound: bytes) -> None:
+        self._sign_in = sign_in
+        self._kind = kind
+        self._bound = bound
+
+    def land(self, request: Request, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
+        """See `Landing.land`."""
+        if not _is_safe(request):
+            return _INSECURE
+        if len(kept) > _MAX_CREDENTIAL:
+            return self.refuse(request, page, "What stands for you is too long for a cookie: use a key or token.")
+        seconds = int(min(seconds, LIFETIME))
+        sealed = self._sign_in.sealed(self._kind, kept, self._bound, seconds)
+        return arrived(request, self._sign_in.target(page), _cookie_line(request, sealed, seconds))
+
+    def refuse(self, request: Request, page: str, text: str) -> Response:
+        """See `Landing.refuse`."""
+        return self._sign_in.refuse(request, page, text)
 
 
-def _bound(host: Welcoming) -> bytes:
+def _offered(methods: Collection[Method]) -> Offered:
+    """What can be asked for: what people of these methods have."""
+    at_home = [each for each in methods if isinstance(each, Welcoming | Leading)]
+    foreign = [each for each in methods if each not in at_home]
+    return Offered(
+        passwords=any(isinstance(each, Welcoming) and each.by_password for each in at_home),
+        ways={name: label for each in at_home if isinstance(each, Leading) for name, label in each.ways.items()},
+        credentials=bool(foreign),
+        unknown=tuple(
+            dict.fromkeys(issuer for each in foreign if not isinstance(each, Serving) for issuer in each.issuers)
+        ),
+    )
+
+
+def _bound(host: Method) -> bytes:
     """Another server with the same key has other people."""
     return " ".join(host.issuers).encode()
 
@@ -246,8 +255,11 @@ def _cookie(request: Request) -> str:
 
 
 def _go(request: Request, path: str, value: str, seconds: int) -> Response:
+    head = f"location: {request.root_path}{path}\r\ncache-control: no-store\r\n".encode("latin-1")
+    return Response(b"", 303, head + _cookie_line(request, value, seconds))
+
+
+def _cookie_line(request: Request, value: str, seconds: int) -> bytes:
     name = _cookie_name(request)
     secure = "; Secure" if name == _SECURE else ""
-    cookie = f"set-cookie: {name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}\r\n"
-    head = f"location: {request.root_path}{path}\r\ncache-control: no-store\r\n{cookie}"
-    return Response(b"", 303, head.encode("latin-1"))
+    return f"set-cookie: {name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}\r\n".encode()

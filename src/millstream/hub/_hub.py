@@ -290,8 +290,9 @@ class Hub:
         return self._arrivals.told(Record(PRESENCE + channel, encode_data(member), event, behind, self._clock()))
 
     async def _tell_here(self, told: Position) -> None:
-        """Return when the subscribers of this worker know it."""
-        await self._delivery.visits.reach(told)
+        """Return when the subscribers of this worker know it. A hub that closes has none left to wait for."""
+        if self._tasks:
+            await self._delivery.visits.reach(told)
         await self._count()
 
     async def _count(self) -> None:

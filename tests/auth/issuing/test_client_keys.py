@@ -1,7 +1,9 @@
 """Clients that prove themselves by signatures (`private_key_jwt`, RFC 7523): each proof counts once."""
 
+import asyncio
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from joserfc.jwk import ECKey
 from issuer_world import issuing
 from issuing_world import BACK, URL, Desk
 from millstream import auth
+from millstream._limits.gcra import Rate
 from millstream.auth._issuing.client_proof import ASSERTION
+from store_parts import BACKINGS
 
 KEY = ECKey.generate_key("P-256", {"kid": "k"})
 JWKS = {"keys": [KEY.as_dict(private=False)]}
@@ -92,3 +96,32 @@ async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:
             await prove(desk, assertion(iss=id, sub=id), grant_type="refresh_token", refresh_token="x")
         ).status == 503
         assert site.asked["/jwks"] == 1
+
+
+async def test_proofs_of_clients_that_registered_themselves_leave_room_for_those_of_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed defect: each proof is remembered for ten minutes, and anybody could fill the store with their own."""
+    monkeypatch.setattr("millstream.auth._issuing.client_proof._PROOFS", Rate(5, 60))
+    desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS)])
+    about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": JWKS}
+    id = (await desk.register(**about))["client_id"]
+    replies = [await prove(desk, assertion(iss=id, sub=id, jti=f"{number}")) for number in range(8)]
+    assert [reply.status for reply in replies] == [400] * 5 + [429] * 3, "it may not use client_credentials"
+    assert len(await desk.services.store.kv.keys("oauth-jti:")) == 5
+    for _ in range(8):
+        assert (await prove(desk, assertion())).status == 200
+
+
+@pytest.mark.server
+async def test_many_wrong_secrets_at_once_are_no_more_guesses_than_one_by_one() -> None:
+    """A fixed defect: where the store is Redis, all that came before the first answer were looked into."""
+    backing = BACKINGS["redis"]()
+    desk = Desk(await backing.worker())
+    id = (await desk.register(token_endpoint_auth_method="client_secret_post"))["client_id"]
+    form = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": id}
+    replies = await asyncio.gather(*(desk.post("/token", {**form, "client_secret": f"{n}"}) for n in range(100)))
+    found = Counter(reply.status for reply in replies)
+    assert found.keys() == {401, 429}
+    assert 30 <= found[401] < 30 + 8
+    await backing.close()

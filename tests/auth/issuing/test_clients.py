@@ -64,7 +64,8 @@ async def test_a_client_registers_and_gets_back_what_was_understood(every_store:
     ({"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt",
     "jwks_uri": "http://10.0.0.1/"}, "invalid_client_metadata"),
     (b"[]", "invalid_client_metadata"), (b"{", "invalid_client_metadata"), (b"\xff", "invalid_client_metadata"),
-    (b'{"a":' * 5000, "invalid_client_metadata"),
+    (b'{"a":' * 5000, "invalid_client_metadata"), (b'{"redirect_uris": ["\xc0"]}', "invalid_client_metadata"),
+    ({"redirect_uris": ["http://[::1"]}, "invalid_redirect_uri"),
 ])  # fmt: skip
 async def test_what_no_client_can_be_is_not_registered(desk: Desk, said: Any, error: str) -> None:
     """RFC 7591 §3.2.2, and `application_type` as OpenID Connect has it."""
@@ -320,3 +321,9 @@ def test_names_are_shown_without_what_hides_or_turns_text() -> None:
     said = {"client_name": "a\u202eb\u200b\r\n\tc" + "x" * 200, "redirect_uris": [BACK]}
     name = client_of("x", said, "registered", methods=("none",), default="none").name
     assert name == ("a b c" + "x" * 200)[:80]
+
+
+@pytest.mark.parametrize("kind", [{}, [], 7, True, "robot", None])
+async def test_an_unknown_application_type_is_ignored_whatever_it_is(desk: Desk, kind: Any) -> None:
+    """RFC 7591 §2. A fixed defect: an object or a list was answered with 500."""
+    assert "application_type" not in await desk.register(application_type=kind)

@@ -147,6 +147,29 @@ async def test_a_client_whose_answers_any_program_could_catch_is_asked_for_each_
     assert (await browser.open(id, redirect_uri=uri, scope="orders:read")).status == 200
 
 
+CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.com/agents/mcp/oauth/callback",
+          "http://localhost:8787/callback"]  # fmt: skip
+"""What Cursor registers, all at once (github.com/makeplane/plane-mcp-server/issues/159 and others)."""
+
+
+@pytest.mark.parametrize(
+    ("uri", "label", "shown"),
+    [
+        (CURSOR[0], "Opens the app", "cursor://anysphere.cursor-mcp"),
+        ("com.example.app:/back", "Opens the app", "com.example.app:"),
+        (CURSOR[1], "Takes you back to", "www.cursor.com"),
+    ],
+)
+async def test_the_page_says_which_app_the_browser_will_open(desk: Desk, uri: str, label: str, shown: str) -> None:
+    """Our choice: a scheme is anybody's to take, so the person sees it, and whom it names, before they agree."""
+    id = (await desk.register(redirect_uris=[*CURSOR, "com.example.app:/back"]))["client_id"]
+    browser = Browser(desk)
+    page = await browser.open(id, redirect_uri=uri)
+    assert f"<dt>{label}</dt><dd><strong>{shown}</strong></dd>" in page.text
+    assert ("open an app on your device" in page.text) is (label == "Opens the app")
+    assert (await browser.answer(page)).location.startswith(f"{uri}?code=")
+
+
 @pytest.mark.parametrize(("prompt", "status", "form"), [
     ("consent", 200, False), ("login", 200, True), ("select_account", 200, True), ("none", 303, False),
     (None, 303, False),

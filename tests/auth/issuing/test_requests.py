@@ -11,13 +11,20 @@ from millstream.auth._issuing.redirects import check_redirect, named_by
 
 REFUSED = [
     "javascript:alert(1)", "data:text/html,x", "http://app.example.com/back", "https://app.example.com/back#f",
-    "https://*.example.com/back", "https://user@app.example.com/back", "file:///etc/passwd", "myapp://back", "",
+    "https://*.example.com/back", "https://user@app.example.com/back", "file:///etc/passwd",
+    "myapp:/back", "myapp:back", "",
     "//x",
     "https://app.example.com/a b", "https://app.example.com/\nx", "https://app.example.com/é", "vbscript:x",
     "about:blank",
     "http://127.0.0.1.evil.example/", "http://localhost.evil.example/", "http://[::2]/", "https:///x",
     "https://a:99999/",
     "https://app.example.com\\@evil.example/", "blob:https://app.example.com/x",
+    *(f"{each}://app.example.com/back" for each in (
+        "JavaScript", "javascript", "data", "file", "vbscript", "blob", "about", "view-source", "filesystem", "ws",
+        "ftp", "httpx", "https-app", "http+app", "hxxps", "htp", "shttp", "https.example.app", "ms-msdt", "search-ms",
+        "web+app", "mailto", "ssh", "intent", "chrome-extension", "ab", "1app", "my_app",
+    )),
+    "cursor://", "cursor:///oauth/callback", "cursor://user@anysphere.cursor-mcp/cb", "cursor://a b/cb", "cursor://a/b#c",
     "https://app.example.com/" + "a" * 2000,
 ]  # fmt: skip
 
@@ -30,10 +37,15 @@ def test_a_redirect_uri_that_no_client_can_have_is_refused(uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", [BACK, "http://127.0.0.1:1234/cb", "http://[::1]/cb", "http://localhost:1/", "com.example.app:/cb"]
-)
+    "uri",
+    [
+        BACK, "http://127.0.0.1:1234/cb", "http://[::1]/cb", "http://localhost:1/", "com.example.app:/cb",
+        "cursor://anysphere.cursor-mcp/oauth/callback", "vscode://publisher.extension/callback?x=1", "zed://oauth/back",
+        "vscode-insiders://publisher.extension/callback", "systemprompt://oauth/callback",
+    ],
+)  # fmt: skip
 def test_a_redirect_uri_that_a_client_can_have_is_taken(uri: str) -> None:
-    """RFC 8252 §7.1 and §7.3."""
+    """RFC 8252 §7.1 and §7.3; and what editors register, whose schemes are plain words."""
     check_redirect(uri)
 
 
@@ -47,6 +59,7 @@ def test_a_redirect_uri_that_a_client_can_have_is_taken(uri: str) -> None:
     ("http://127.0.0.1/cb", "https://127.0.0.1:5000/cb", False), ("http://[::1]/cb", "http://[::1]:9/cb", True),
     ("http://127.0.0.1/cb", "http://127.0.0.1:5@evil.example/cb", False),
     ("http://127.0.0.1/cb", "http://127.0.0.1:5/cb#", False),
+    ("http://127.0.0.1/cb", "http://[::1", False), ("http://127.0.0.1/cb", "http://127.0.0.1:x/cb", False),
     ("http://127.0.0.1/cb?a=1", "http://127.0.0.1:5/cb?a=2", False),
     ("https://app.example.com:1/cb", "https://app.example.com:2/cb", False),
 ])  # fmt: skip

@@ -22,6 +22,15 @@ def kids(found: Any) -> list[str]:
     return [each["kid"] for each in found["keys"]]
 
 
+async def test_the_first_key_signs_for_a_worker_whose_clock_is_behind_that_of_its_maker(every_store: Store) -> None:
+    """A fixed defect: until its clock had caught up, each token it was asked for was a 500."""
+    ahead, behind = Clock(), Clock()
+    behind.now -= 5
+    maker, other = Desk(every_store, clock=ahead), Desk(every_store, clock=behind)
+    (kid,) = kids(await maker.running.signing.public())
+    assert read_header(await other.running.signing.sign({"iss": "x"})).kid == kid
+
+
 async def test_a_key_is_published_a_day_before_it_signs_and_after_until_its_tokens_are_over(every_store: Store) -> None:
     """Overlap: whoever keeps the public keys for hours never meets a token of an unknown one."""
     clock = Clock()

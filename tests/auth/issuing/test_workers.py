@@ -30,11 +30,14 @@ class Shop:
     def json(self, path: str, body: Any) -> Any:
         """POST JSON."""
         request = Request(self.url + path, json.dumps(body).encode(), {"content-type": "application/json"})  # noqa: S310
-        return json.load(urlopen(request, timeout=WAIT))  # noqa: S310  loopback
+        with urlopen(request, timeout=WAIT) as reply:  # noqa: S310  loopback
+            return json.load(reply)
 
     def form(self, path: str, **form: str) -> Any:
         """POST a form."""
-        return json.load(urlopen(Request(self.url + path, urlencode(form).encode()), timeout=WAIT))  # noqa: S310
+        request = Request(self.url + path, urlencode(form).encode())  # noqa: S310  loopback
+        with urlopen(request, timeout=WAIT) as reply:  # noqa: S310  loopback
+            return json.load(reply)
 
     def code(self, client: str) -> str:
         """Ada signs in and agrees."""
@@ -51,9 +54,11 @@ class Shop:
         for _ in range(times):
             request = Request(f"{self.url}/mcp", body, {**POST, "authorization": f"Bearer {token}"})  # noqa: S310
             try:
-                found.add(urlopen(request, timeout=WAIT).status)  # noqa: S310  loopback
+                with urlopen(request, timeout=WAIT) as reply:  # noqa: S310  loopback
+                    found.add(reply.status)
             except HTTPError as refused:
-                found.add(refused.code)
+                with refused:
+                    found.add(refused.code)
         return found
 
 

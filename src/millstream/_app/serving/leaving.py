@@ -78,12 +78,26 @@ class Dismissal:
                     connection.transport.close()
         return waiting or len(over) < len(since)
 
+    def answering(self) -> bool:
+        """Whether some reply isn't out: of a page or a webhook, say, which no count of calls has."""
+        return any(_is_answering(each) for each in self._state.connections)
+
 
 def _is_idle(connection: Any) -> bool:
     if hasattr(connection, "idle"):
         return bool(connection.idle)
     cycle = getattr(connection, "cycle", connection)
     return cycle is None or (cycle is not connection and bool(cycle.response_complete))
+
+
+def _is_answering(connection: Any) -> bool:
+    if connection.transport.is_closing():
+        return False
+    if hasattr(connection, "answering"):
+        return bool(connection.answering)
+    cycle = getattr(connection, "cycle", None)  # a WebSocket has none
+    # Nothing ends a stream that nobody reads where only uvicorn's class serves.
+    return cycle is not None and not (cycle.response_complete or cycle.more_body or connection.flow.write_paused)
 
 
 def _owes(connection: Any) -> bool:

@@ -150,14 +150,18 @@ class _Uvicorn(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _drain(self, runtime: Runtime | None, dismissal: Dismissal, until: float) -> None:
-        """Calls end, and what is idle is let go; again, because what was busy may ask for one thing more."""
+        """Calls and other requests end, and what is idle is let go; again, because what was busy may ask for one thing
+        more.
+        """
         clock, linger, going = asyncio.get_running_loop().time, self._leaving.linger, True
         while going:
             while dismissal.look(linger) and clock() < until:  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(TICK)
             if runtime is not None:
                 await runtime.drain(max(0.0, until - clock()))
-            going = dismissal.look(linger) and clock() < until
+            going = (dismissal.look(linger) or dismissal.answering()) and clock() < until
+            if going:
+                await asyncio.sleep(TICK)
 
     def _log_started_message(self, listeners: object) -> None:
         """The panel says it better."""

@@ -29,6 +29,8 @@ _LINGER = 2.0
 """How long a refused peer may read its refusal."""
 _SPARES = 16
 """Connections above the cap that may ask how the server is: whoever probes a full server must not take it for dead."""
+_AT_ONCE = 256
+"""Connections that a sweep looks at before others have a turn: a crowd that is sent away holds up nobody."""
 _LINGERING = 256
 """Connections above the cap that may read their refusal at a time; more are dropped without one."""
 
@@ -75,17 +77,20 @@ class Guard:
         # configuration
         self._limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
+        self._interval = max(0.02, min(1.0, shortest / 4))
+        early = (
+            1.5 * self._interval
+        )  # the last sweep that is due before the limit, or else one that comes late, ends it
         self._patience = {
             NEW: limits.header_timeout,
             IDLE: limits.keep_alive,
-            HEAD: limits.header_timeout,
-            ASGI_BODY: limits.body_timeout,
-            BODY: limits.body_timeout,
-            USUAL_BODY: limits.body_timeout,
+            HEAD: limits.header_timeout - early,
+            ASGI_BODY: limits.body_timeout - early,
+            BODY: limits.body_timeout - early,
+            USUAL_BODY: limits.body_timeout - early,
             CLOSED: _LINGER,
         }
         """How long a peer may keep us waiting in each state. The others wait for us."""
-        self._interval = max(0.02, min(1.0, shortest / 4))
         # process
         self._loop = loop
         self._state = state
@@ -148,12 +153,20 @@ class Guard:
         self.clock = now = self._loop.time()
         there = self._state.connections or self._connections
         self._timer = self._loop.call_later(self._interval, self._sweep) if there else None
-        for connection in list(self._connections):
-            if self._reads(connection, now):
-                self._judge(connection, now)
+        self._look(list(self._connections), now)
         if self._limits.max_connections_per_address:
             # WebSockets leave the guard's sight but stay in the server's set: count again who is there.
             self._counts = Counter(_address(one) for one in self._state.connections)
+
+    def _look(self, left: list[Guarded], now: float) -> None:
+        """Look at so many of these connections, and at the rest in the next turns of the loop."""
+        these = left[-_AT_ONCE:]
+        del left[-_AT_ONCE:]
+        if left:
+            self._loop.call_soon(self._look, left, now)
+        for connection in these:
+            if connection in self._connections and self._reads(connection, now):
+                self._judge(connection, now)
 
     def _reads(self, connection: Guarded, now: float) -> bool:
         """Does the peer take what we write? One that takes nothing for too long is cut off."""

@@ -103,6 +103,11 @@ class OrderedProtocol(HttpToolsProtocol):
         """A request has begun to come, and nothing is owed."""
         return HEAD <= self.phase < REFUSED and not self.busy
 
+    @property
+    def answering(self) -> bool:
+        """A request has come whole, and its reply isn't out."""
+        return self.busy and not (self.phase == ASGI_BODY and self.current is self.cycle)
+
     def announce(self) -> None:
         """The server ends soon. The last reply that is owed says so, or the next one if that has its head already."""
         self.guard.leaving = True

@@ -19,6 +19,7 @@ from msgspec import Struct
 from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
 from millstream._protocol.metadata import Client
 from millstream._protocol.revisions import Revision
+from millstream._server.calls.written import Written
 from millstream._server.peers import PAUSE, Ended, Peers, Recorded
 from millstream._stores.base import Store, StoreFull, StoreUnavailable
 
@@ -36,6 +37,8 @@ class Record(Struct, frozen=True, omit_defaults=True):
     """Declared client capabilities, when the sealed id could not hold them exactly."""
     ended: bool = False
     """A tombstone: DELETE was answered."""
+    changes: int = 0
+    """How often it has been changed."""
 
 
 NO_RECORD = Record()
@@ -100,8 +103,8 @@ class Records:
     """
 
     __slots__ = (
-        "_absent", "_cache", "_forgotten", "_looks", "_peers", "_reading", "_since", "_store", "_ttl", "_watchers",
-        "clock", "known",
+        "_absent", "_cache", "_forgotten", "_looks", "_peers", "_reading", "_restoring", "_since", "_store", "_ttl",
+        "_watchers", "_written", "clock", "known",
     )  # fmt: skip
 
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float]) -> None:
@@ -112,6 +115,8 @@ class Records:
         self._ttl = ttl
         self._peers = peers
         self._forgotten: list[Callable[[], None]] = []
+        self._written = Written(store, _age)
+        self._restoring: asyncio.Task[None] | None = None
         # What this worker knows
         self.known: set[str] = set()
         """Sessions that have a record, or had one."""
@@ -136,7 +141,7 @@ class Records:
 
     async def close(self) -> None:
         """Stop reading for open streams."""
-        tasks = list(self._reading.values())
+        tasks = [*self._reading.values(), *([self._restoring] if self._restoring is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -156,6 +161,21 @@ class Records:
             forgotten()
         for session_id in self._watchers:
             self._read_soon(session_id)
+        if self._written and (self._restoring is None or self._restoring.done()):
+            self._restoring = asyncio.get_running_loop().create_task(self._restore())
+
+    async def _restore(self) -> None:
+        """The store may be another one than before, and lack what this worker wrote last."""
+        while True:
+            try:
+                for key in await self._written.restore():
+                    session_id = key.removeprefix(_PREFIX)
+                    self._heard(session_id)
+                    await self._peers.tell(Recorded(session_id))
+                return
+            except (LocalError, OSError) as exc:
+                _logger.warning("Session records could not be compared with the store; it is tried again: %s", exc)
+                await asyncio.sleep(PAUSE)
 
     def _heard(self, session_id: str) -> None:
         self._note(session_id)
@@ -257,8 +277,11 @@ class Records:
                 record = None if present.ended else edit(present)
                 if record is None:
                     return None
-                if await kv.compare_and_set(key, raw, _pack(record), self._ttl):
+                record = msgspec.structs.replace(record, changes=present.changes + 1)
+                packed = _pack(record)
+                if await kv.compare_and_set(key, raw, packed, self._ttl):
                     self._note(session.id)
+                    self._written.note(key, packed, self._ttl)
                     return record
                 look = True
         raise ProtocolError(FULL, "The session is changed too often at once: try again", status=503)
@@ -269,9 +292,11 @@ class Records:
         Raises:
             ProtocolError: the store is full or does not answer.
         """
+        key, packed = _PREFIX + session.id, _pack(Record(ended=True))
         with _refusing():
-            await self._store.kv.put(_PREFIX + session.id, _pack(Record(ended=True)), ttl)
+            await self._store.kv.put(key, packed, ttl)
         self._note(session.id)
+        self._written.note(key, packed, ttl)
 
     # Open streams
 
@@ -330,3 +355,9 @@ def _pack(record: Record) -> bytes:
     if len(data) > MAX_RECORD:
         raise ProtocolError(INVALID_REQUEST, f"A session keeps at most {MAX_RECORD} bytes: unsubscribe from some")
     return data
+
+
+def _age(raw: bytes | None) -> float:
+    """How old a record is in changes: one that is missing has none, and nothing follows a tombstone."""
+    record = NO_RECORD if raw is None else _decode(raw)
+    return math.inf if record.ended else record.changes

@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 
 from millstream._http.message import Request
 from millstream._http.outbound import Judge, fetch, is_public
+from millstream._limits.everywhere import Everywhere
 from millstream._limits.gcra import Limiter, Rate, neighborhood, told
 from millstream._protocol.json_schema import is_array
 from millstream.auth._claims import LEEWAY
@@ -25,11 +26,16 @@ from millstream.auth._issuing.vault import Vault
 from millstream.auth._jose import ASYMMETRIC, InvalidToken, PublicKey, read_header, read_keys, read_payload, verify
 from millstream.auth._key_sets import FetchedKeys, fitting
 from millstream.auth._method import Unavailable
+from millstream.auth._turns import Turns
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _LONGEST = 600.0
 """Seconds for which an assertion may be valid."""
 _FAILURES = Rate(30, 60)
+_AT_ONCE = 8
+"""Proofs of one address that are looked into at a time, so that many guesses at once are no more than one by one."""
+_PROOFS = Rate(600, 60)
+"""Assertions of one address, of clients that nobody vouches for: each is remembered, and must leave others room."""
 _MAX_KEYS = 256
 MayFetch = Callable[[], bool]
 
@@ -49,7 +55,9 @@ class ClientProof:
             "registered": is_public,
         }
         # Process
-        self._failures = Limiter("client-sign-in", _FAILURES)
+        self._failures = Everywhere("client-sign-in", _FAILURES, lambda: vault.pool)
+        self._turns = Turns(_AT_ONCE)
+        self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
         """By URL, and who has named it; the oldest go first."""
 
@@ -59,29 +67,32 @@ class ClientProof:
         Raises:
             OAuthError: nobody who is known, or who has shown it.
         """
+        async with self._turns.turn(neighborhood(request.peer)):
+            return await self._judge(request, form)
+
+    async def _judge(self, request: Request, form: Parameters) -> Client:
         key = neighborhood(request.peer)
         wait = self._failures.wait(key)
         if wait > 0:
-            head = told(self._failures, key, wait)
-            raise OAuthError("temporarily_unavailable", "Too many failed attempts from your address.", 429, head)
+            raise _slow("Too many failed attempts from your address.", self._failures.told(key, wait))
         header = request.headers.get(b"authorization")
         if len(request.headers) != len(request.raw_headers) and header is not None:
             _one_header(request)
         try:
-            return await self._client(header, form, self._clients.lookups.by(request))
+            return await self._client(header, form, self._clients.lookups.by(request), key)
         except OAuthError as exc:
             if exc.status == 401:
-                self._failures.take(key)
+                self._failures.report(key)
             raise
 
-    async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch) -> Client:
+    async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client shows in more than one way who it is.")
         if header is not None:
             return await self._by_secret(*_basic(header, form), may_fetch, "Basic")
         if assertion:
-            return await self._by_assertion(form, may_fetch)
+            return await self._by_assertion(form, may_fetch, address)
         if secret:
             return await self._by_secret(form.get("client_id"), secret, may_fetch)
         client = await self._find(form.get("client_id"), may_fetch)
@@ -104,7 +115,7 @@ class ClientProof:
             raise _refused("The client's secret is wrong.", scheme)
         return client
 
-    async def _by_assertion(self, form: Parameters, may_fetch: MayFetch) -> Client:
+    async def _by_assertion(self, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
         if form.get("client_assertion_type") != ASSERTION:
             raise OAuthError("invalid_request", f"client_assertion_type is {ASSERTION}.")
         assertion = form.get("client_assertion")
@@ -116,6 +127,8 @@ class ClientProof:
         client = await self._find(form.get("client_id") or claimed, may_fetch)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _refused("The assertion is not one of this client.")
+        if client.source != "given" and (wait := self._proofs.take(address)) > 0:
+            raise _slow("Too many assertions from your address.", told(self._proofs, address, wait))
         for key in await self._keys_of(client, header.kid, header.alg):
             try:
                 claims = verify(assertion, key, header.alg)
@@ -176,6 +189,10 @@ def _always(url: str) -> Callable[[], Any]:
         return url
 
     return where
+
+
+def _slow(text: str, head: bytes) -> OAuthError:
+    return OAuthError("temporarily_unavailable", text, 429, head)
 
 
 def _refused(text: str, scheme: str = "") -> OAuthError:

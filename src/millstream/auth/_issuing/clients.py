@@ -19,7 +19,7 @@ class Clients:
 
     def __init__(self, plan: Plan, vault: Vault, documents: Documents | None) -> None:
         """`documents` is None where clients can't describe themselves."""
-        self.lookups: Lookups = Lookups(here=not plan.secure)
+        self.lookups: Lookups = Lookups(here=not plan.secure, pool=lambda: vault.pool)
         self._plan = plan
         self._vault = vault
         self._documents = documents

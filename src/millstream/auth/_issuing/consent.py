@@ -4,45 +4,29 @@ Nothing is stored before the person has answered. A client that nobody has agree
 whose answers any program on the person's device could catch (RFC 8252 §8.6).
 """
 
-from collections.abc import Mapping
-
-from msgspec import Struct
-
 from millstream._http.message import Request, Response
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.everywhere import Everywhere
+from millstream._limits.gcra import Rate
 from millstream.auth._browser import is_own
 from millstream.auth._issuing import pages
 from millstream.auth._issuing.answers import OAuthError, Parameters, form_of
 from millstream.auth._issuing.asking import Asking, NotAClient, NotGranted
 from millstream.auth._issuing.clients import Clients
 from millstream.auth._issuing.grants import Grants
-from millstream.auth._issuing.metadata import CALLBACK
 from millstream.auth._issuing.people import LOCAL, People
 from millstream.auth._issuing.plan import Plan
-from millstream.auth._issuing.records import Asked, Client, digest, new_secret
+from millstream.auth._issuing.records import Asked, Client, digest
 from millstream.auth._issuing.redirects import is_identified, named_by, shown_host
 from millstream.auth._issuing.slowed import SLOW, Slowed
-from millstream.auth._issuing.tickets import Tickets, name_of, same_browser
+from millstream.auth._issuing.tickets import Tickets
+from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
 from millstream.auth._issuing.vault import Vault
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed, Upstream, User
+from millstream.auth._issuing.ways import Returned, SignInFailed, User
 from millstream.auth._method import Unavailable
 
 REMEMBERED = 90 * 86_400.0
-_AWAY_SECONDS = 600.0
-_MAX_AWAY = 2048
 _AGREED = Rate(60, 3600)
 """What one person agrees to."""
-_AWAY_KIND = b"oauth away"
-_TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
-
-
-class _Away(Struct, frozen=True):
-    """Somebody who has agreed, and was sent to an upstream."""
-
-    asked: Asked
-    browser: str
-    way: str
-    kept: bytes
 
 
 class Consent:
@@ -50,7 +34,7 @@ class Consent:
 
     def __init__(
         self, plan: Plan, vault: Vault, clients: Clients, asking: Asking, grants: Grants, people: People, *,
-        slowed: Slowed, server: str,
+        slowed: Slowed, tickets: Tickets, trips: Trips, server: str,
     ) -> None:  # fmt: skip
         # Configuration
         self._plan = plan
@@ -61,9 +45,10 @@ class Consent:
         self._people = people
         self._slowed = slowed
         self._server = server
-        self._tickets = Tickets(plan, vault)
+        self._tickets = tickets
+        self._trips = trips
         # Process
-        self._agreed = Limiter("consent", _AGREED)
+        self._agreed = Everywhere("consent", _AGREED, lambda: vault.pool)
 
     # The browser comes
 
@@ -149,7 +134,7 @@ class Consent:
             return pages.wrong("This form can't be read", str(exc), exc.status)
         asked = self._tickets.asked(self._tickets.known_browser(request), form.get("ticket"))
         if asked is None:
-            return pages.wrong("Start again", _TOO_OLD, 403)
+            return pages.wrong("Start again", TOO_OLD, 403)
         client = await self._still_there(request, asked)
         if client is None:
             return pages.wrong("Start again", "The program isn't known any more. Start again from there.")
@@ -186,7 +171,7 @@ class Consent:
 
     async def _finish(self, client: Client, asked: Asked, user: User, way: str, cookie: bytes) -> Response:
         """The person has agreed."""
-        if self._agreed.take(user.subject) > 0:
+        if await self._agreed.take(user.subject) > 0:
             return pages.wrong("Wait a little", "You have agreed to a lot in the last hour. Try again later.", 429)
         scopes = await self._people.grantable(user, client, asked.scopes)
         agreed = await self._agreed_to(user, client)
@@ -208,53 +193,22 @@ class Consent:
         upstream = self._people.upstreams.get(name)
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in isn't offered any more.")
-        state, browser = new_secret(), self._tickets.known_browser(request)
-        away = await self._begin(upstream, state)
-        if isinstance(away, str):
-            return await self._page(request, client, asked, None, said=away, status=503)
-        if len(away.kept) > _MAX_AWAY:
-            raise ValueError(f"{name} keeps {len(away.kept)} bytes; {_MAX_AWAY} are allowed.")
-        kept = self._vault.seal(_AWAY_KIND, _Away(asked, name_of(browser), name, away.kept))
-        await self._vault.put(f"oauth-away:{digest(state)}", kept.encode(), _AWAY_SECONDS, lossy=True)
-        return pages.lead_on(away.url, upstream.label)
-
-    async def _begin(self, upstream: Upstream, state: str) -> Away | str:
-        """Where to send the browser, or why it can't be sent."""
         try:
-            return await upstream.begin(self._callback(upstream), state)
+            return await self._trips.begin(request, upstream, asked=asked)
         except SignInFailed as exc:
-            return str(exc)
+            return await self._page(request, client, asked, None, said=str(exc), status=503)
 
-    def _callback(self, upstream: Upstream) -> str:
-        return f"{self._plan.base}{CALLBACK}{upstream.name}"
-
-    async def returned(self, request: Request) -> Response:
-        """`GET /sign-in/callback/NAME`: the browser is back from an upstream."""
-        given = Parameters(request.query)
-        name = request.path.rpartition("/")[2]
-        upstream = self._people.upstreams.get(name)
-        away = await self._take(given.get("state"))
-        if upstream is None or away is None or away.way != name or given.repeated:
-            return pages.wrong("Start again", _TOO_OLD, 400, up="../../")
-        # Whoever was talked into finishing what somebody else has begun, in another browser, ends here.
-        if not same_browser(away.browser, self._tickets.known_browser(request)):
-            return pages.wrong("Start again", _TOO_OLD, 403, up="../../")
-        client = await self._still_there(request, away.asked)
+    async def returned(self, request: Request, trip: Trip, asked: Asked, returned: Returned) -> Response:
+        """The browser of somebody who has agreed is back from an upstream."""
+        client = await self._still_there(request, asked)
         if client is None:
             return pages.wrong("Start again", "The program isn't known any more. Start again from there.", up="../../")
-        query: Mapping[str, str] = given.values()
         try:
-            user = await upstream.finish(Returned(query, self._callback(upstream), away.kept))
+            user = await self._people.upstreams[trip.way].finish(returned)
         except SignInFailed as exc:
             return pages.wrong("You are not signed in", str(exc), 403, up="../../")
-        person = self._people.from_upstream(name, user)
-        return await self._finish(client, away.asked, person, name, self._tickets.keep(person, name))
-
-    async def _take(self, state: str) -> _Away | None:
-        if not state:
-            return None
-        sealed = await self._vault.take(f"oauth-away:{digest(state)}")
-        return self._vault.open(_AWAY_KIND, sealed.decode("latin-1"), _Away) if sealed else None
+        person = self._people.from_upstream(trip.way, user)
+        return await self._finish(client, asked, person, trip.way, self._tickets.keep(person, trip.way))
 
 
 def _agreed_key(user: User, client: Client) -> str:

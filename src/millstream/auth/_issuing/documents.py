@@ -16,7 +16,9 @@ import msgspec
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Request
 from millstream._http.outbound import Fetched, OutboundError, check_url, fetch, is_public
-from millstream._limits.gcra import Limiter, Rate, neighborhood
+from millstream._limits.everywhere import Everywhere
+from millstream._limits.gcra import Rate, neighborhood
+from millstream._limits.pool import Pool
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.auth._issuing.records import CODE, REFRESH, Client
 from millstream.auth._issuing.redirects import check_redirect
@@ -51,15 +53,15 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
 class Lookups:
     """Who may have the server ask for documents, and how often."""
 
-    def __init__(self, *, here: bool) -> None:
+    def __init__(self, *, here: bool, pool: Callable[[], Pool | None]) -> None:
         """`here`: this machine is asked, too; so only those who are on it may have that done."""
         self._here = here
-        self._limiter = Limiter("client-lookup", _LOOKUPS)
+        self._limiter = Everywhere("client-lookup", _LOOKUPS, pool)
 
     def by(self, request: Request) -> Callable[[], bool]:
         """Whether whoever makes a request may, asked when it comes to that."""
         return lambda: (
-            not (self._here and not is_loopback(request.peer)) and self._limiter.take(neighborhood(request.peer)) <= 0
+            not (self._here and not is_loopback(request.peer)) and self._limiter.report(neighborhood(request.peer)) <= 0
         )
 
 
@@ -132,7 +134,7 @@ def read_document(url: str, answer: Fetched) -> Client:
         raise Unavailable("The client's own description is not JSON.")
     try:
         said = _decode(answer.body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Unavailable("The client's own description is not JSON.") from None
     if said.get("client_id") != url:
         raise Unavailable("The client's own description is of another client.")
@@ -156,12 +158,13 @@ def client_of(
     if method not in methods:
         raise ValueError(f"token_endpoint_auth_method can be {', '.join(methods)}.")
     kind = said.get("application_type")
+    native = {"native": True, "web": False}.get(kind) if isinstance(kind, str) else None
     uris = said.get("redirect_uris")
     if not is_array(uris) or not 0 < len(uris) <= MAX_REDIRECTS:
         raise RedirectRefused(f"redirect_uris is a list of up to {MAX_REDIRECTS}.")
     for each in uris:
         try:
-            check_redirect(each if isinstance(each, str) else "", native={"native": True, "web": False}.get(kind or ""))
+            check_redirect(each if isinstance(each, str) else "", native=native)
         except ValueError as exc:
             raise RedirectRefused(str(exc)) from None
     grants = said.get("grant_types", [CODE])

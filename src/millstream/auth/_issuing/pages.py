@@ -12,7 +12,7 @@ from msgspec import Struct
 from millstream._http.message import Response
 from millstream.auth._issuing.answers import NO_STORE
 from millstream.auth._issuing.records import Asked, Client
-from millstream.auth._issuing.redirects import form_target, is_identified, is_loopback, shown_host
+from millstream.auth._issuing.redirects import form_target, is_app, is_identified, is_loopback, shown_host
 from millstream.auth._issuing.ways import Upstream, User
 
 _PAGE = """<!doctype html>
@@ -74,7 +74,7 @@ def ask(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
 
 def _facts(shown: Shown) -> str:
     client, uri = shown.client, shown.asked.redirect_uri
-    rows = {"Takes you back to": shown_host(uri)}
+    rows = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
     if shown.elsewhere:
         rows = {"Would use": ", ".join(each.partition("://")[2] for each in shown.elsewhere), **rows}
     if client.source == "document":
@@ -91,7 +91,10 @@ def _warning(client: Client, uri: str) -> str:
     if is_loopback(uri):
         return "It runs on your computer, where any program could use that name. Continue only if you just started it."
     if not is_identified(uri):
-        return "It's an app on your device. Continue only if you just started it."
+        return (
+            "Your browser will open an app on your device, and any app could have taken that name. "
+            "Continue only if you just started it."
+        )
     return (
         "Nobody has checked its name. Continue only if you know this address." if client.source == "registered" else ""
     )

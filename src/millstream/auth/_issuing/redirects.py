@@ -1,6 +1,10 @@
 """Redirect URIs: which a client may have, and which of them a request names (RFC 8252, RFC 9700 §2.1).
 
 A URI is compared as a string. Only the port of a loopback address is free, since a program takes the one it gets.
+
+An app's own scheme should be a domain name in reverse (RFC 8252 §7.1), but editors register a plain word with a host
+behind it: ``cursor://anysphere.cursor-mcp/oauth/callback``, ``vscode://publisher.extension/callback``. Neither proves
+who owns it, so both are treated alike: the person is always asked, and PKCE makes a code that was caught worthless.
 """
 
 import re
@@ -9,7 +13,26 @@ from urllib.parse import SplitResult, urlsplit
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 _MAX = 2000
 _SCHEME = re.compile(r"[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")
-"""A private-use scheme: the reverse of a domain name (RFC 8252 §7.1), so that it belongs to somebody."""
+"""A private-use scheme that is the reverse of a domain name (RFC 8252 §7.1)."""
+_WORD = re.compile(r"[a-z][a-z0-9+-]{2,39}")
+"""One that is a plain word, as editors have it."""
+_LIKE_WEB = re.compile(r"s?h[tx]+ps?([^a-z].*)?|https?.*")
+"""What a person could take for the web."""
+_BROWSERS = frozenset((
+    "about", "blob", "chrome", "chrome-extension", "content", "data", "devtools", "edge", "feed", "file",
+    "filesystem", "ftp", "ftps", "jar", "javascript", "livescript", "mhtml", "mocha", "moz-extension", "opera",
+    "resource", "safari-extension", "vbscript", "view-source", "ws", "wss", "wyciwyg",
+))  # fmt: skip
+"""What browsers read themselves: they run, show or fetch something."""
+_SYSTEMS = frozenset((
+    "android-app", "callto", "cid", "dav", "facetime", "geo", "git", "help", "hcp", "imap", "intent", "ipp", "irc",
+    "ircs", "itms", "jdbc", "ldap", "ldaps", "magnet", "mailto", "maps", "market", "mid", "mms", "news", "nfs",
+    "nntp", "pop", "powershell", "rdp", "rtsp", "search", "search-ms", "secondlife", "sftp", "shell", "sip", "sips",
+    "skype", "sms", "smb", "ssh", "steam", "svn", "tel", "telnet", "tftp", "udp", "urn", "vnc", "webcal", "xmpp",
+))  # fmt: skip
+"""What leads to something that the system, or any program, does with what it is given."""
+_BEGINNINGS = ("ms-", "microsoft-", "web+", "ext+", "x-apple", "res+", "view-")
+"""What schemes of a system or browser begin with."""
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -32,12 +55,23 @@ def check_redirect(uri: str, *, native: bool | None = None) -> None:
             raise ValueError("A redirect URI is https, or http of a loopback address.")
         if parts.scheme == "http" and native is False:
             raise ValueError("The redirect URI of a web application is https.")
-    elif not _SCHEME.fullmatch(parts.scheme):
+    elif not _is_of_app(parts):
         raise ValueError(
-            "A redirect URI is https, http of a loopback address, or has a scheme such as com.example.app."
+            "A redirect URI is https, http of a loopback address, or has the scheme of an app, such as "
+            "com.example.app:/back or editor://name/back."
         )
     elif native is False:
         raise ValueError("The redirect URI of a web application is https.")
+
+
+def _is_of_app(parts: SplitResult) -> bool:
+    """Whether a URI opens an app by a scheme of its own, and nothing else."""
+    scheme = parts.scheme
+    if scheme in _BROWSERS | _SYSTEMS or scheme.startswith(_BEGINNINGS) or _LIKE_WEB.fullmatch(scheme):
+        return False
+    if _SCHEME.fullmatch(scheme):
+        return True
+    return bool(_WORD.fullmatch(scheme) and _AUTHORITY.fullmatch(parts.netloc))
 
 
 def _split(uri: str) -> SplitResult:
@@ -69,11 +103,11 @@ def named_by(registered: tuple[str, ...], asked: str) -> bool:
 
 def _portless(uri: str) -> str:
     """A loopback URI without its port; empty for others."""
-    if not is_loopback(uri):
-        return ""
     try:
         check_redirect(uri)
     except ValueError:
+        return ""
+    if not is_loopback(uri):
         return ""
     parts = urlsplit(uri)
     return f"{_host(parts)} {uri[len('http://') + len(parts.netloc) :]}"
@@ -92,7 +126,14 @@ def form_target(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc}" if web else f"{parts.scheme}:"
 
 
+def is_app(uri: str) -> bool:
+    """Whether it opens an app by a scheme of its own."""
+    return urlsplit(uri).scheme not in ("http", "https")
+
+
 def shown_host(uri: str) -> str:
     """Where the person is sent, in few words."""
     parts = urlsplit(uri)
-    return parts.netloc if parts.scheme in ("http", "https") else f"{parts.scheme}:"
+    if not is_app(uri):
+        return parts.netloc
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"{parts.scheme}:"

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from millstream._http.message import Request, Response
-from millstream._limits.gcra import Limiter, Rate, neighborhood, told
+from millstream._limits.everywhere import Everywhere
+from millstream._limits.gcra import Rate, neighborhood
 from millstream.auth._issuing.answers import OAuthError, reply
 from millstream.auth._issuing.clients import Clients
 from millstream.auth._issuing.documents import RedirectRefused, client_of
@@ -31,7 +32,7 @@ class Registration:
         self._plan = plan
         self._clients = clients
         self._vault = vault
-        self._limiter = Limiter("register", RATE)
+        self._limiter = Everywhere("register", RATE, lambda: vault.pool)
 
     async def post(self, request: Request) -> Response:
         """Register a client."""
@@ -42,11 +43,11 @@ class Registration:
 
     async def _register(self, request: Request) -> Response:
         key = neighborhood(request.peer)
-        wait = self._limiter.take(key)
+        wait = await self._limiter.take(key)
         if wait > 0:
             raise OAuthError(
                 "temporarily_unavailable", "Too many registrations from your address. Wait, then try again.", 429,
-                told(self._limiter, key, wait),
+                self._limiter.told(key, wait),
             )  # fmt: skip
         said = read_metadata(request)
         secret = new_secret()
@@ -79,7 +80,7 @@ def read_metadata(request: Request) -> dict[str, Any]:
         raise OAuthError("invalid_client_metadata", "A client's metadata have up to 16 KiB.", 413)
     try:
         return _decode(request.body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from millstream._http.message import JSON_HEAD, Handler, Request, Response, Sink
 from millstream._http.problems import plain_problem
+from millstream._limits.pool import Pool
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services
 from millstream.auth._claims import Rules, judge
+from millstream.auth._issuing import pages
 from millstream.auth._issuing.asking import Asking, Targets
 from millstream.auth._issuing.client_proof import ClientProof
 from millstream.auth._issuing.clients import Clients
@@ -40,10 +42,13 @@ from millstream.auth._issuing.records import Grant
 from millstream.auth._issuing.registration import Registration
 from millstream.auth._issuing.signing import Signing
 from millstream.auth._issuing.slowed import Slowed
+from millstream.auth._issuing.tickets import Tickets
 from millstream.auth._issuing.token import TokenEndpoint
+from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
 from millstream.auth._issuing.vault import Vault
 from millstream.auth._issuing.visitors import Visitors
-from millstream.auth._method import Identity, Unavailable
+from millstream.auth._issuing.ways import Returned
+from millstream.auth._method import Identity, Landing, Unavailable
 
 logger = logging.getLogger("millstream")
 
@@ -79,9 +84,11 @@ class RunningIssuer:
         self.issuers: tuple[str, ...] = (plan.url,)
         self.scopes: tuple[str, ...] = plan.scopes
         self.by_password: bool = plan.passwords is not None
-        self.elsewhere: bool = bool(plan.upstreams)
+        self.ways: Mapping[str, str] = {name: each.label for name, each in plan.upstreams.items()}
+        self.landing: Landing | None = None
         self._plan = plan
         self._clock = vault.clock
+        self._vault = vault
         self._known = known
         self._rules = Rules(plan.url, self.resource, plan.implied)
         # Parts
@@ -95,11 +102,13 @@ class RunningIssuer:
         self._endings = Endings(plan, proof, self.grants, self.signing, self._people, self._clock)
         self._registration = Registration(plan, self.clients, vault)
         asking = Asking(plan, self.clients, targets)
-        slowed = Slowed(self._people)
+        slowed, tickets = Slowed(self._people, vault), Tickets(vault, secure=plan.secure)
+        self._trips = Trips(vault, tickets, plan.base)
         self._consent = Consent(
-            plan, vault, self.clients, asking, self.grants, self._people, slowed=slowed, server=name
-        )
-        self._visitors = Visitors(plan, self._people, slowed, self._rules, targets.scopes)
+            plan, vault, self.clients, asking, self.grants, self._people, slowed=slowed, tickets=tickets,
+            trips=self._trips, server=name,
+        )  # fmt: skip
+        self._visitors = Visitors(plan, self._people, self._rules, targets.scopes, slowed=slowed, trips=self._trips)
         # Process
         self._ended: set[str] = set()
         """Ids of principals of whom something has ended since the last look."""
@@ -110,6 +119,10 @@ class RunningIssuer:
         self._words = 0
         """How often somebody has told that something ended."""
         self._stop = vault.hear(ENDED, self._heard, self._missed)
+
+    def share(self, pool: Pool) -> None:
+        """See `Counting.share`."""
+        self._vault.pool = pool
 
     def close(self) -> None:
         """Hear no more."""
@@ -181,6 +194,17 @@ class RunningIssuer:
         """See `Welcoming.admit`."""
         return await self._visitors.admit(peer, name, password)
 
+    async def lead(self, request: Request, way: str, page: str) -> Response:
+        """See `Leading.lead`."""
+        return await self._visitors.lead(request, way, page)
+
+    async def _returned(self, request: Request, trip: Trip, returned: Returned) -> Response:
+        if trip.asked is not None:
+            return await self._consent.returned(request, trip, trip.asked, returned)
+        if self.landing is None:
+            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+        return await self._visitors.returned(request, trip, returned, self.landing)
+
     async def recall(self, kept: bytes) -> Identity | None:
         """See `Welcoming.recall`."""
         found = await self._visitors.recall(kept)
@@ -204,7 +228,7 @@ class RunningIssuer:
         if self._plan.registration:
             ends[REGISTER] = {"POST": self._registration.post}
         for name in self._people.upstreams:
-            ends[CALLBACK + name] = {"GET": self._consent.returned}
+            ends[CALLBACK + name] = {"GET": self._trips.returning(name, self._returned)}
         found = {prefix + path: each for prefix in {"", self._plan.path} for path, each in ends.items()}
         found |= {path: {"GET": self._metadata} for path in places(self._plan)}
         return {

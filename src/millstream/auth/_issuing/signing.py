@@ -62,7 +62,8 @@ class Signing:
         """A token."""
         await self._refresh(_FRESH)
         now = self._vault.clock()
-        key = [each for each in self._keys if each.begins <= now][-1]
+        # Where another worker made the very first key, by a clock that is a little ahead of ours, none has begun.
+        key = ([each for each in self._keys if each.begins <= now] or self._keys[:1])[-1]
         private = self._loaded.get(key.kid)
         if private is None:
             private = self._loaded[key.kid] = load_private_key(key.key)

@@ -3,6 +3,7 @@
 from millstream._limits.gcra import Rate, neighborhood
 from millstream.auth._issuing.attempts import Attempts
 from millstream.auth._issuing.people import People
+from millstream.auth._issuing.vault import Vault
 from millstream.auth._issuing.ways import SignInFailed, User
 
 SLOW = "Too many attempts. Wait a minute, then try again."
@@ -14,23 +15,20 @@ _FAILURES, _NAMED = Rate(10, 60), Rate(30, 300)
 class Slowed:
     """The check."""
 
-    def __init__(self, people: People) -> None:
+    def __init__(self, people: People, vault: Vault) -> None:
         self._people = people
-        self._failures = Attempts("sign-in", _FAILURES)
-        self._named = Attempts("sign-in-name", _NAMED)
+        self._attempts = Attempts({"sign-in-password": _FAILURES, "sign-in-name": _NAMED}, vault)
 
     async def check(self, peer: str, name: str, password: str) -> User | str:
         """The person of a name and password, or what to say instead."""
-        address = neighborhood(peer)
-        who = name.casefold()[:128]
-        if not (self._failures.may(address) and self._named.may(who)):
-            return SLOW
-        with self._failures.trying(address), self._named.trying(who):
+        keys = neighborhood(peer), name.casefold()[:128]
+        async with self._attempts.trying(*keys) as may:
+            if not may:
+                return SLOW
             try:
                 user = await self._people.check(name, password)
             except SignInFailed as exc:
                 return str(exc)
             if user is None:
-                self._failures.failed(address)
-                self._named.failed(who)
+                await self._attempts.failed(*keys)
         return user or WRONG

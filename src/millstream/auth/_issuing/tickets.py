@@ -11,7 +11,6 @@ from msgspec import Struct
 
 from millstream._http.message import Request
 from millstream.auth._browser import cookie_of
-from millstream.auth._issuing.plan import Plan
 from millstream.auth._issuing.records import Asked, new_secret
 from millstream.auth._issuing.vault import Vault
 from millstream.auth._issuing.ways import User
@@ -40,9 +39,10 @@ class Person(Struct, frozen=True):
 class Tickets:
     """Makes and reads them."""
 
-    def __init__(self, plan: Plan, vault: Vault) -> None:
+    def __init__(self, vault: Vault, *, secure: bool) -> None:
+        """`secure`: browsers come by https."""
         self._vault = vault
-        prefix, self._flags = ("__Host-", "; Secure") if plan.secure else ("", "")
+        prefix, self._flags = ("__Host-", "; Secure") if secure else ("", "")
         self._browser_name = f"{prefix}millstream-browser"
         self._person_name = f"{prefix}millstream-person"
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from millstream._limits.pool import Pool
 from millstream._server.calls.services import Services
 
 T = TypeVar("T")
@@ -17,11 +18,13 @@ T = TypeVar("T")
 class Vault:
     """Values of the authorization server."""
 
-    __slots__ = ("_services", "clock")
+    __slots__ = ("_services", "clock", "pool")
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self.clock: Callable[[], float] = services.clock
+        self.pool: Pool | None = None
+        """Where workers count together; None where there is only one."""
 
     async def get(self, key: str, kind: type[T]) -> T | None:
         """A value; None when it is absent, or something else."""

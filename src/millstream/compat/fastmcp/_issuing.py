@@ -14,7 +14,9 @@ from uuid import uuid4
 
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, Request, Response
-from millstream._limits.gcra import Limiter, neighborhood, told
+from millstream._limits.everywhere import Everywhere
+from millstream._limits.gcra import neighborhood
+from millstream._limits.pool import Pool
 from millstream._server.calls.services import Services
 from millstream.auth._issuing import pages
 from millstream.auth._issuing.answers import OAuthError, Parameters, form_of, reply, see
@@ -105,13 +107,17 @@ class RunningProvider(VerifierMethod):
         self._proof = ClientProof(plan, clients, vault)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
         # Process
-        self._registrations = Limiter("register", RATE)
+        self._registrations = Everywhere("register", RATE, lambda: vault.pool)
         self._revoked = 0
         """How often a token was taken back here."""
 
     def epoch(self) -> int:
         """Changes when a token was taken back here."""
         return self._revoked
+
+    def share(self, pool: Pool) -> None:
+        """See `Counting.share`."""
+        self._vault.pool = pool
 
     def close(self) -> None:
         """Nothing is open."""
@@ -252,9 +258,9 @@ class RunningProvider(VerifierMethod):
 
     async def _register(self, request: Request) -> Response:
         key = neighborhood(request.peer)
-        wait = self._registrations.take(key)
+        wait = await self._registrations.take(key)
         if wait > 0:
-            head = told(self._registrations, key, wait)
+            head = self._registrations.told(key, wait)
             raise OAuthError("temporarily_unavailable", "Too many registrations from your address.", 429, head)
         said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
         options = self._settings.client_registration_options

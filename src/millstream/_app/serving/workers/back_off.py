@@ -5,27 +5,31 @@ from typing import Final
 
 FIRST: Final = 0.5
 LONGEST: Final = 30.0
-WELL: Final = 30.0
-"""Seconds of life after which a worker counts as well, and its death as the first."""
+WELL: Final = 5.0
+"""Seconds of service after which a worker counts as well, and its death as the first. A start takes a second or so of
+one core: with lives of this length, that's what a crash loop may take.
+"""
 
 
 class BackOff:
     """The waits of one worker: none after a death out of good health, then longer and longer."""
 
-    __slots__ = ("_clock", "_deaths", "_started")
+    __slots__ = ("_clock", "_deaths", "_since")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._started = clock()
+        self._since: float | None = None
+        """When the newest process began to serve. The time before that says nothing about its health."""
         self._deaths = 0
 
-    def began(self) -> None:
-        """A process was started."""
-        self._started = self._clock()
+    def serves(self) -> None:
+        """A process has started, and serves from now on."""
+        self._since = self._clock()
 
     def died(self) -> float:
         """The process has ended: how many seconds to wait for the next."""
-        if self._clock() - self._started >= WELL:
+        if self._since is not None and self._clock() - self._since >= WELL:
             self._deaths = 0
+        self._since = None
         self._deaths += 1
         return 0.0 if self._deaths == 1 else min(LONGEST, FIRST * 2.0 ** (self._deaths - 2))

@@ -77,7 +77,6 @@ class Crew:
         except OSError as exc:
             raise NotStarted(CommandError(f"Worker {slot.number} cannot be started.", why=str(exc))) from exc
         self.children[child] = slot
-        slot.back_off.began()
         self._spawn(self._look_after(child))
         return child
 
@@ -146,6 +145,7 @@ class Crew:
             served = False  # whoever has begun it knows
         else:
             served = True
+            slot.back_off.serves()
             self._tell()
             if child.watchdog:
                 self._spawn(self._watch(child))

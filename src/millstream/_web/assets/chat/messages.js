@@ -7,7 +7,8 @@ import { icon } from "../shell/icons.js";
 
 const FENCE = /^```[ \t]*([\w+-]*)[ \t]*\n([\s\S]*?)(?:\n```[ \t]*$|$(?![\s\S]))/m;
 const TOGETHER_MS = 5 * 60_000;
-const DRAWN = 400;
+export const DRAWN = 400; // messages that a channel keeps
+const HEARD = 2_000; // ids that are remembered: what is heard twice comes soon after the first time
 
 const days = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
 const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
@@ -70,7 +71,7 @@ const dayName = (at) => {
 /** One channel's messages. Only the one that is open is drawn. */
 export class Conversation {
   entries = []; // {kind: "message" | "event", ...}
-  drawn = new Set(); // ids that were heard
+  drawn = new Set(); // ids that were heard lately
   unread = 0;
   mark = null; // the first entry that was not read when the channel was last left
   members = new Map();
@@ -84,6 +85,12 @@ export class Conversation {
   add(entry) {
     this.entries.push(entry);
     if (this.entries.length > DRAWN) this.entries.shift();
+  }
+
+  /** Remember that this was heard. */
+  hears(id) {
+    this.drawn.add(id);
+    if (this.drawn.size > HEARD) this.drawn.delete(this.drawn.values().next().value);
   }
 }
 
@@ -117,12 +124,15 @@ function state(entry, { retry, edit }) {
   return element("div", { className: "fate bad", role: "alert" }, icon("alert"), element("span", {}, `Not sent. ${entry.reason}`), again, change);
 }
 
+/** What stands above the first message that wasn't read. */
+export const unreadLine = () => element("li", { className: "unread" }, "New");
+
 /** Draw all of a channel. */
 export function drawAll(conversation, actions) {
   const nodes = [];
   let before = null;
   for (const entry of conversation.entries) {
-    if (entry === conversation.mark) nodes.push(element("li", { className: "unread" }, "New"));
+    if (entry === conversation.mark) nodes.push(unreadLine());
     nodes.push(...draw(entry, before, actions));
     before = entry;
   }

@@ -1,11 +1,12 @@
 // The chat: channels of the hub over one WebSocket. It needs no tool, so it works on any server with a hub; the hub's
 // rules say who may listen and speak where. The presence of a channel says who is here.
 
-import { $, element, write } from "../dom.js";
+import { $, write } from "../dom.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
 import { showState } from "../sse.js";
-import { Conversation, draw, drawAll, read } from "./messages.js";
+import { append, connectList, redraw, remove, showRoom, update } from "./list.js";
+import { Conversation, read } from "./messages.js";
 import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
 
@@ -25,7 +26,6 @@ const pending = new Map(); // key -> what is on its way
 /** @type {Map<string, Conversation>} */
 const rooms = new Map();
 let current = "";
-let follows = true;
 let made = 0;
 let saidTyping = 0;
 
@@ -42,20 +42,12 @@ const hub = new Hub((state) => {
 
 // Messages
 
-const actions = {
-  retry: (entry) => send(entry),
-  edit: (entry) => {
-    forget(entry);
-    $("text").value = entry.text;
-    $("text").focus();
-  },
-};
-
-function toEnd() {
-  follows = true;
-  $("scroll").scrollTop = $("scroll").scrollHeight;
-  $("newer").hidden = true;
+function edit(entry) {
+  forget(entry);
+  $("text").value = entry.text;
+  $("text").focus();
 }
+connectList({ retry: (entry) => send(entry), edit });
 
 /** Show a new entry of a channel, if that is the one that is open. */
 function show(channel, entry) {
@@ -70,17 +62,13 @@ function show(channel, entry) {
     showChannels();
   }
   if (channel !== current) return;
-  if (entry === conversation.mark) $("messages").append(element("li", { className: "unread" }, "New"));
-  $("messages").append(...draw(entry, before, actions));
-  $("quiet").hidden = true;
-  if (follows || entry.own) toEnd();
-  else $("newer").hidden = false;
+  append(entry, before);
 }
 
 function hear(channel, event) {
   const conversation = rooms.get(channel);
   if (!conversation || (event.id && conversation.drawn.has(event.id))) return;
-  conversation.drawn.add(event.id);
+  conversation.hears(event.id);
   const said = read(event);
   const mine = said.key && pending.get(said.key);
   if (mine) {
@@ -89,8 +77,7 @@ function hear(channel, event) {
     inOrder(mine, said.at);
     return;
   }
-  conversation.typing.delete(said.name);
-  showTyping();
+  if (conversation.typing.delete(said.name)) showTyping();
   show(channel, { kind: "message", ...said, own: own.has(event.id) });
 }
 
@@ -104,8 +91,7 @@ function inOrder(entry, at) {
   const waiting = entries.findIndex((each) => each.own && each.state);
   entries.splice(waiting < 0 ? entries.length : waiting, 0, entry);
   if (entry.channel !== current) return;
-  drawAll(room(), actions);
-  if (follows) toEnd();
+  redraw();
 }
 
 function remember(id) {
@@ -116,18 +102,14 @@ function remember(id) {
 /** What became of a message of ours: "", "sending", "waiting" or "failed". */
 function fate(entry, state, reason = "", at = entry.at) {
   Object.assign(entry, { state, reason, at });
-  if (entry.channel !== current || !entry.node?.isConnected) return;
-  const place = room().entries.indexOf(entry);
-  const node = entry.node;
-  node.replaceWith(...draw(entry, room().entries[place - 1] ?? null, actions).slice(-1));
-  if (follows) toEnd();
+  if (entry.channel === current) update(entry);
 }
 
 function forget(entry) {
   const conversation = rooms.get(entry.channel);
   conversation.entries = conversation.entries.filter((each) => each !== entry);
   pending.delete(entry.key);
-  entry.node?.remove();
+  remove(entry);
 }
 
 async function send(entry) {
@@ -167,7 +149,7 @@ const showPeople = () => drawPeople([...(room()?.members.values() ?? [])], hub.i
 function hearPresence(channel, event) {
   const conversation = rooms.get(channel);
   if (!conversation || conversation.drawn.has(event.id)) return;
-  conversation.drawn.add(event.id);
+  conversation.hears(event.id);
   const member = JSON.parse(event.data);
   if (event.event === "join") conversation.members.set(member.client_id, member);
   else conversation.members.delete(member.client_id);
@@ -176,7 +158,7 @@ function hearPresence(channel, event) {
   const last = conversation.entries.at(-1);
   if (event.event === "join" && last?.left === member.name && Date.now() - last.when < BACK_MS) {
     conversation.entries.pop();
-    if (channel === current) $("messages").lastElementChild.remove();
+    if (channel === current) redraw();
     return;
   }
   show(channel, { kind: "event", text: `${member.name || "Somebody"} ${event.event === "join" ? "joined" : "left"}`, left: event.event === "leave" ? member.name : null, when: Date.now(), day: last?.day });
@@ -260,14 +242,12 @@ function open(channel) {
   }
   if (!enterChannel(channel)) return complain(`You're on ${MAX_CHANNELS} channels already. Leave one first.`);
   current = channel;
-  follows = true;
   hub.subscribe(presenceOf(channel), { hear: (event) => hearPresence(channel, event), ready: () => fetchMembers(channel) });
   hub.subscribe(typingOf(channel), { hear: (event) => hearTyping(channel, event) });
   room().unread = 0;
   write($("talk-title"), `# ${channel}`);
   $("text").value = room().draft;
-  drawAll(room(), actions);
-  $("quiet").hidden = room().entries.length > 0;
+  showRoom(room());
   note();
   showPeople();
   showTyping();
@@ -275,7 +255,6 @@ function open(channel) {
   $("side").classList.remove("shown");
   $("show-channels").ariaExpanded = "false";
   if (location.hash !== `#channel=${encodeURIComponent(channel)}`) history.replaceState(null, "", `#channel=${encodeURIComponent(channel)}`);
-  toEnd();
 }
 
 function part(channel) {
@@ -328,7 +307,7 @@ function leave() {
   pending.clear();
   rooms.clear();
   current = "";
-  $("messages").replaceChildren();
+  showRoom(null);
   $("talk").hidden = $("side").hidden = $("people").hidden = $("state").hidden = true;
   $("join").hidden = false;
   $("name").value = me.name;
@@ -355,23 +334,15 @@ $("text").addEventListener("keydown", (event) => {
     const failed = room().entries.findLast((entry) => entry.state === "failed");
     if (failed) {
       event.preventDefault();
-      actions.edit(failed);
+      edit(failed);
     }
   }
-});
-$("newer").addEventListener("click", toEnd);
-$("scroll").addEventListener("scroll", () => {
-  follows = $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 60;
-  if (follows) $("newer").hidden = true;
 });
 document.addEventListener("visibilitychange", () => {
   if (document.hidden || !current) return;
   room().unread = 0;
   showChannels();
 });
-// Where the room for messages shrinks, the newest stays in sight.
-new ResizeObserver(() => follows && toEnd()).observe($("scroll"));
-
 /** The channel before or after the open one. */
 function step(by) {
   const names = [...rooms.keys()];

@@ -15,27 +15,55 @@ export function connectNotes({ count }) {
   counted = count;
 }
 
-function append(list, item, empty) {
-  const box = list.parentElement;
-  const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-  list.append(item);
-  while (list.childElementCount > KEPT) list.firstChild.remove();
-  empty.hidden = true;
-  if (follows) box.scrollTop = box.scrollHeight;
+const fresh = { notes: [], logs: [] }; // what makes the items that came since the last frame
+
+let asked = false;
+
+/** Add what `make` makes with the next frame, together with all that comes until then. */
+function append(list, make) {
+  fresh[list].push(make);
+  if (fresh[list].length > KEPT) fresh[list].shift();
+  if (!asked) requestAnimationFrame(drawNotes);
+  asked = true;
+}
+
+/** Draw what came to a list that is seen. What comes to another one waits until somebody opens it. */
+export function drawNotes() {
+  asked = false;
+  for (const [name, empty] of [["notes", "no-notes"], ["logs", "no-logs"]]) {
+    const makes = fresh[name];
+    const list = $(name);
+    if (!makes.length || list.closest("[hidden]")) continue;
+    fresh[name] = [];
+    const box = list.parentElement;
+    const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+    list.append(...makes.map((make) => make()));
+    while (list.childElementCount > KEPT) list.firstChild.remove();
+    $(empty).hidden = true;
+    if (follows) box.scrollTop = box.scrollHeight;
+  }
+  tell();
+}
+
+function tell() {
+  counted("notes", counts.notes || "");
+  counted("logs", counts.logs || "", counts.bad ? "bad" : "");
 }
 
 const written = (data) => (typeof data === "string" ? data : (data?.message ?? data?.msg ?? JSON.stringify(data)));
 
-function log({ level = "info", logger, data }) {
-  counts.logs += 1;
-  if (LOOKS[level] === "bad") counts.bad += 1;
-  const now = new Date();
+function log(now, { level = "info", logger, data }) {
   const head = [element("time", { dateTime: now.toISOString() }, clock(now)), element("span", { className: `badge ${LOOKS[level] ?? ""}` }, level), element("span", { className: "what", dir: "auto" }, logger ? element("span", { className: "soft" }, `${logger} `) : "", String(written(data)))];
   const item = element("li", {}, typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head));
   item.dataset.rank = RANKS.indexOf(level);
   item.hidden = item.dataset.rank < Number($("log-filter").value);
-  append($("logs"), item, $("no-logs"));
-  counted("logs", counts.logs, counts.bad ? "bad" : "");
+  return item;
+}
+
+function notification(now, method, params) {
+  const about = params?.uri ?? params?.message ?? params?.reason ?? "";
+  const head = [element("time", { dateTime: now.toISOString() }, clock(now)), element("span", { className: "what", dir: "auto" }, method.replace("notifications/", ""), element("span", { className: "soft" }, about && typeof about === "string" ? ` ${about}` : ""))];
+  return element("li", {}, folded(head, params ?? {}));
 }
 
 /** One line that opens to the whole. */
@@ -47,23 +75,24 @@ function folded(head, whole) {
 
 /** Take a notification in. */
 export function note(method, params) {
-  if (method === "notifications/message") log(params ?? {});
-  counts.notes += 1;
   const now = new Date();
-  const about = params?.uri ?? params?.message ?? params?.reason ?? "";
-  const head = [element("time", { dateTime: now.toISOString() }, clock(now)), element("span", { className: "what", dir: "auto" }, method.replace("notifications/", ""), element("span", { className: "soft" }, about && typeof about === "string" ? ` ${about}` : ""))];
-  append($("notes"), element("li", {}, folded(head, params ?? {})), $("no-notes"));
-  counted("notes", counts.notes);
+  if (method === "notifications/message") {
+    counts.logs += 1;
+    if (LOOKS[params?.level] === "bad") counts.bad += 1;
+    append("logs", () => log(now, params ?? {}));
+  }
+  counts.notes += 1;
+  append("notes", () => notification(now, method, params));
 }
 
 export function clearNotes() {
   for (const [list, empty] of [["notes", "no-notes"], ["logs", "no-logs"]]) {
+    fresh[list] = [];
     $(list).replaceChildren();
     $(empty).hidden = false;
   }
   Object.assign(counts, { notes: 0, logs: 0, bad: 0 });
-  counted("notes", "");
-  counted("logs", "");
+  tell();
 }
 
 $("log-filter").append(...RANKS.map((level, rank) => element("option", { value: String(rank) }, rank ? `${level} and above` : "all levels")));

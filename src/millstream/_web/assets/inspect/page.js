@@ -16,7 +16,7 @@ import { save } from "./exports.js";
 import { clearHistory, connectHistory } from "./history.js";
 import { KINDS, SERVER, connectKinds, updated } from "./kinds.js";
 import * as links from "./links.js";
-import { clearNotes, connectNotes, note } from "./notes.js";
+import { clearNotes, connectNotes, drawNotes, note } from "./notes.js";
 import { ask } from "./questions.js";
 import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
 import { connectSettings, openSettings } from "./settings.js";
@@ -194,7 +194,7 @@ const activity = tabs($("activity-tabs"), [
   { id: "runs", title: "History", panel: "panel-history" },
   { id: "notes", title: "Notifications", panel: "panel-notes" },
   { id: "logs", title: "Logs", panel: "panel-logs" },
-]);
+], drawNotes);
 const moments = (number) => (number > 999 ? "999+" : number || "");
 
 function editAndResend(method, { _meta, inputResponses, requestState, ...params }) {

@@ -212,18 +212,26 @@ export class Client {
   }
 
   async #listen(signal) {
+    const lists = this.#changing();
     if (this.handshake || !this.#transport.replies) {
-      if (!this.handshake) this.request("subscriptions/listen", { notifications: LISTS }, { signal }).catch(() => {});
+      if (!this.handshake && lists) this.request("subscriptions/listen", { notifications: lists }, { signal }).catch(() => {});
       await this.#transport.listen(() => this.#headers({}), signal);
       return;
     }
+    if (!lists) return;
     try {
-      await this.request("subscriptions/listen", { notifications: LISTS }, { signal });
+      await this.request("subscriptions/listen", { notifications: lists }, { signal });
     } catch (error) {
       if (error instanceof RpcError) return;
       throw error;
     }
     throw new Error("The server closed the connection.");
+  }
+
+  /** The lists that the server says may change. Where none does, it would answer at once, as if it were going. */
+  #changing() {
+    const names = Object.keys(LISTS).filter((name) => this.server.capabilities?.[name.replace("ListChanged", "")]?.listChanged);
+    return names.length ? Object.fromEntries(names.map((name) => [name, true])) : null;
   }
 
   /** Doesn't end the session: either it's gone already, or there's nobody to tell. */

@@ -1,0 +1,90 @@
+"""Rolling restarts, one after the other, while callers call and subscribers listen: nobody's request may fail."""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+from benches.chaos.calls import Caller
+from benches.chaos.run import PATIENCE, Cluster, Harm, Report
+
+CALLERS = 200
+EVEN = 1.2
+"""What the worker with most connections may have, of what the one with fewest has; chance alone gives more to few."""
+ENOUGH = 2_000
+PAUSE = 5.0
+"""Seconds between the end of a restart and the next one; and what subscribers have to come back before they count."""
+
+
+class Restarts:
+    """Callers, and somebody who restarts the workers."""
+
+    def __init__(self, port: int, report: Report, *, requests: int, rate: float, end: float) -> None:
+        self._report = report
+        self._requests = requests
+        self._end = end
+        self._callers = [Caller(port) for _ in range(CALLERS)]
+        self._rate = rate / CALLERS
+        self.done = False
+        self.spread: list[int] = []
+        """Connections of each worker, some seconds after the last restart."""
+
+    @property
+    def calls(self) -> int:
+        """How many calls are over."""
+        return sum(each.calls for each in self._callers)
+
+    @property
+    def failures(self) -> Counter[str]:
+        """What went wrong, and how often."""
+        return sum((each.failures for each in self._callers), Counter[str]())
+
+    def harm(self) -> Harm:
+        """SIGHUP whenever the restart before has been over for a while."""
+
+        async def harm(running: Cluster) -> None:
+            calling = [asyncio.create_task(each.run(self._rate)) for each in self._callers]
+            try:
+                while not self.done:
+                    await self._restart(running)
+                    await asyncio.sleep(PAUSE)
+                    self.spread = [_connections(pid) for pid in running.workers()]
+                    self.done = self.calls >= self._requests or time.monotonic() >= self._end
+            finally:
+                for task in calling:
+                    task.cancel()
+                await asyncio.gather(*calling, return_exceptions=True)
+                for each in self._callers:
+                    each.close()
+
+        return harm
+
+    async def _restart(self, running: Cluster) -> None:
+        self._report.harm += 1
+        running.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(PATIENCE):
+            while running.log.read_text().count("Every worker is new") < self._report.harm:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+    def wrong(self) -> list[str]:
+        """What must not be, as sentences."""
+        wrong = [f"{count} calls failed: {failure}" for failure, count in self.failures.most_common()]
+        if sum(self.spread) >= ENOUGH and max(self.spread) > EVEN * min(self.spread):
+            wrong.append(f"The workers have {self.spread} connections.")
+        return wrong
+
+    def __str__(self) -> str:
+        calls = f"{self.calls} calls, {self.failures.total()} failed, connections of each worker {self.spread}"
+        return f"{calls} (most of fewest {max(self.spread) / max(1, min(self.spread)):.2f})"
+
+
+def _connections(pid: int) -> int:
+    """The sockets of a process; but for a few they are its connections."""
+    found = 0
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found += str(each.readlink()).startswith("socket:")
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,134 @@
+"""Check the deploy files with the tools of those who read them: `make deploy-check`.
+
+Helm renders the chart with several values, kubeconform compares what comes out with the schemas of Kubernetes, the
+loader of Docker Compose reads the compose file, and hadolint the Dockerfiles. The Go tools go into `.venv-deploy/bin`,
+in the versions below. What needs none of them is in tests/deploy: nginx with its configuration, systemd with its units.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "deploy"
+BIN = ROOT / ".venv-deploy" / "bin"
+TOOLS = {
+    "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
+    "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0",
+    "cmd": "github.com/compose-spec/compose-go/v2/cmd@v2.16.2",
+}
+"""Name of the program -> Go package and version."""
+KUBERNETES = "k8s.io/kubernetes@v1.34.2"
+"""The Go module that has the API as it's published; its packages aren't built."""
+RELEASES = ("shop", "a-release-whose-name-is-as-long-as-helm-permits-names")
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {
+        "replicas": 3,
+        "workers": 4,
+        "image": {"repository": "registry.example.com/millstream", "tag": "1.2.3"},
+        "hosts": ["mcp.example.com", "mcp.example.org"],
+        "settings": {"MILLSTREAM_LOG_LEVEL": "debug", "MILLSTREAM_MAX_CALLS": 1000},
+        "server": (DEPLOY / "server.py").read_text("utf-8"),
+        "autoscaling": {"enabled": True, "minReplicas": 3},
+        "podAnnotations": {"example.com/team": "a"},
+        "nodeSelector": {"kubernetes.io/arch": "amd64"},
+        "tolerations": [{"key": "dedicated", "operator": "Equal", "value": "mcp", "effect": "NoSchedule"}],
+        "maxUnavailable": "25%",
+    },
+    "bare": {"hosts": [], "resources": {}, "drainDelay": 0, "drainTimeout": 600},
+}
+DOCKERFILES = {DEPLOY / "Dockerfile": (), ROOT / "examples/time_agent/Dockerfile": ("DL3013",)}
+"""File -> rules that don't hold there: an example installs what's newest."""
+
+
+def run(*command: str | Path, given: str = "", where: Path = ROOT, environment: dict[str, str] | None = None) -> str:
+    """What a command prints; a command that fails ends the program with what it said."""
+    done = subprocess.run(
+        command, input=given, capture_output=True, text=True, encoding="utf-8", check=False, cwd=where,
+        env=os.environ | (environment or {}),
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def install() -> None:
+    """The Go tools that aren't there in these versions, which `go` checks against its database of hashes."""
+    if shutil.which("go") is None:
+        sys.exit("Helm, kubeconform and the loader of compose files are Go programs. Install go first.")
+    for name, package in TOOLS.items():
+        path, _, version = package.partition("@")
+        mark = BIN / f".{name}-{version}"
+        if not mark.exists():
+            print(f"Installing {path} {version} ...", flush=True)
+            run("go", "install", package, where=BIN, environment={"GOBIN": str(BIN), "GOTOOLCHAIN": "local"})
+            mark.touch()
+
+
+def schemas(folder: Path) -> str:
+    """Write a schema for each kind of Kubernetes, and say where kubeconform finds them.
+
+    A key that the API doesn't know is an error, as with `kubectl --validate=strict`.
+    """
+    module = json.loads(run("go", "mod", "download", "-json", KUBERNETES, where=folder))
+    described = json.loads((Path(module["Dir"]) / "api/openapi-spec/swagger.json").read_text("utf-8"))["definitions"]
+    for each in described.values():
+        if each.get("format") == "int-or-string":
+            each["type"] = ["string", "integer"]
+        elif "properties" in each:
+            each["additionalProperties"] = False
+    described["io.k8s.apimachinery.pkg.api.resource.Quantity"]["type"] = ["string", "number"]
+    (folder / "all.json").write_text(json.dumps({"definitions": described}), "utf-8")
+    for name, each in described.items():
+        for kind in each.get("x-kubernetes-group-version-kind", ()):
+            parts = [kind["kind"], kind["group"].partition(".")[0], kind["version"]]
+            file = folder / f"{'-'.join(part for part in parts if part).lower()}.json"
+            file.write_text(json.dumps({"$ref": f"all.json#/definitions/{name}"}), "utf-8")
+    return f"{folder}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+
+
+def chart(folder: Path) -> str:
+    """Lint and render the chart with all values, and compare what it gives with what Kubernetes takes."""
+    location, kinds = schemas(folder), set[str]()
+    for name, values in VALUES.items():
+        file = folder / f"{name}.values"
+        file.write_text(json.dumps(values), "utf-8")
+        run(BIN / "helm", "lint", "--strict", DEPLOY / "chart", "--values", file)
+        for release in RELEASES:
+            manifests = run(BIN / "helm", "template", release, DEPLOY / "chart", "--values", file)
+            kinds.update(re.findall(r"^kind: (\w+)", manifests, re.MULTILINE))
+            run(BIN / "kubeconform", "-strict", "-schema-location", location, given=manifests)
+    return f"{', '.join(sorted(kinds))} with {len(VALUES)} sets of values, as {KUBERNETES} describes them"
+
+
+def compose() -> str:
+    """Read the compose file; which variables it asks for, tests/deploy checks."""
+    run(BIN / "cmd", "-no-interpolation", "compose.yaml", where=DEPLOY)
+    return "read by the loader of Docker Compose"
+
+
+def dockerfiles() -> str:
+    """Lint the Dockerfiles."""
+    for file, without in DOCKERFILES.items():
+        run(BIN / "hadolint", *(f"--ignore={rule}" for rule in without), file)
+    return f"{len(DOCKERFILES)} files without a warning"
+
+
+def main() -> None:
+    """Run every check."""
+    install()
+    with tempfile.TemporaryDirectory() as name:
+        print(f"Helm chart: {chart(Path(name))}", flush=True)
+    print(f"Compose file: {compose()}")
+    print(f"Dockerfiles: {dockerfiles()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What sign-ins count is counted for all workers together: none of them gives anybody more tries."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+
+from issuing_world import BACK, Browser, Desk
+from millstream._limits.pool import Pool
+from millstream._stores.base import Store, StoreUnavailable
+from millstream.auth._issuing.slowed import SLOW, WRONG
+from millstream.auth._issuing.ways import User
+from store_parts import BACKINGS, backings
+
+
+@pytest.fixture(params=backings(name for name, each in BACKINGS.items() if each.shared))
+async def stores(request: pytest.FixtureRequest) -> AsyncIterator[list[Store]]:
+    """Those of two workers."""
+    backing = BACKINGS[request.param]()
+    yield [await backing.worker(), await backing.worker()]
+    await backing.close()
+
+
+async def desks_on(stores: list[Store]) -> list[Desk]:
+    """The authorization servers of two workers, as a running server connects them."""
+    desks = [Desk(store) for store in stores]
+    for desk in desks:
+        desk.running.share(Pool(desk.services.store.rates))
+    return desks
+
+
+async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | User:
+    """Somebody tries a password."""
+    return await desk.running._consent._slowed.check(peer, name, word)
+
+
+async def test_ten_wrong_passwords_of_an_address_are_ten_wherever_they_come(stores: list[Store]) -> None:
+    """A fixed defect: each worker counted for itself, so that four gave forty tries."""
+    desks = await desks_on(stores)
+    said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
+    assert said == [WRONG] * 10 + [SLOW] * 4
+    assert await guess(desks[0], "192.0.2.1", "ada", "correct horse") == SLOW
+    assert isinstance(await guess(desks[1], "192.0.2.2", "ada", "correct horse"), User)
+
+
+async def test_tries_at_several_workers_at_once_are_no_more_than_one_by_one(stores: list[Store]) -> None:
+    """Each takes a seat in the store until it's known whether it failed."""
+    desks = await desks_on(stores)
+    tries = [guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(60)]
+    said = Counter(map(str, await asyncio.gather(*tries)))
+    assert said[WRONG] <= 10
+    assert said[WRONG] + said[SLOW] == 60
+
+
+async def test_right_passwords_cost_nothing_however_many_come(stores: list[Store]) -> None:
+    """An office has one address."""
+    desks = await desks_on(stores)
+    for number in range(30):
+        assert isinstance(await guess(desks[number % 2], "192.0.2.1", "ada", "correct horse"), User)
+
+
+async def test_what_a_person_agrees_to_and_who_registers_counts_for_all_workers() -> None:
+    """The figures are those of one worker."""
+    backing = BACKINGS["memory"]()
+    store = await backing.worker()
+    desks = await desks_on([store, store])
+    about = b'{"redirect_uris": ["%b"]}' % BACK.encode()
+    statuses = [
+        (await desks[number % 2].ask("POST", "/register", body=about, content_type="application/json")).status
+        for number in range(102)
+    ]
+    assert statuses == [201] * 100 + [429] * 2
+    for desk in desks:
+        desk.peer = "192.0.2.9"
+    id = (await desks[0].register())["client_id"]
+    agreed: list[int] = []
+    for number in range(61):
+        browser = Browser(desks[number % 2])
+        agreed.append((await browser.answer(await browser.open(id))).status)
+    assert agreed == [303] * 60 + [429]
+    await backing.close()
+
+
+async def test_while_the_store_does_not_answer_each_worker_counts_alone() -> None:
+    """Nobody is kept out by an outage, and nobody gets endless tries."""
+    backing = BACKINGS["memory"]()
+    store = await backing.worker()
+    (desk,) = await desks_on([store])
+
+    async def fails(charges: object) -> None:
+        raise StoreUnavailable("away")
+
+    desk.running.share(Pool(type("Away", (), {"take": staticmethod(fails), "leave": staticmethod(fails)})()))
+    said = [await guess(desk, "192.0.2.1", f"name{number}") for number in range(12)]
+    assert said == [WRONG] * 10 + [SLOW] * 2
+    assert isinstance(await guess(desk, "192.0.2.2", "ada", "correct horse"), User)
+    await backing.close()

@@ -1,0 +1,220 @@
+"""People at the pages whose account is elsewhere: a button sends them there, and they come back with a cookie."""
+
+import re
+import time
+from html import unescape
+from typing import Any
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+import pytest
+
+from auth_world import ROOT, Guarded, guarded, make_server
+from issuing_world import Known
+from millstream import auth
+from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._sign_in import LIFETIME
+from processes import free_port
+from wire import Reply
+
+
+class Elsewhere:
+    """An upstream that knows everybody by their code, and lets `allowed` in."""
+
+    name, label = "elsewhere", "Continue with Elsewhere"
+
+    def __init__(self) -> None:
+        self.allowed = {"grace", "eve"}
+        self.works = True
+
+    async def begin(self, callback: str, state: str) -> Away:
+        """Where browsers are sent."""
+        if not self.works:
+            raise SignInFailed("Elsewhere doesn't answer. Try again later.")
+        return Away(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
+
+    async def finish(self, returned: Returned) -> User:
+        """Who came back."""
+        assert returned.kept == b"nonce-7"
+        code = returned.query.get("code", "")
+        if code not in self.allowed:
+            raise SignInFailed("<b> may not sign in here.")
+        return User(code, code.title(), ("*",) if code == "grace" else ("orders:write",), 7.0)
+
+    def still(self, user: User) -> bool:
+        """Whether they still may."""
+        return user.name.lower() in self.allowed
+
+
+class World:
+    """A server at a URL that its issuer knows, and a browser, which keeps cookies and says where requests come from."""
+
+    def __init__(self, guarded: Guarded, upstream: Elsewhere, url: str) -> None:
+        self.guarded = guarded
+        self.upstream = upstream
+        self.host = urlsplit(url).netloc
+        self.url = url
+        self.jar: dict[str, str] = {}
+
+    async def ask(self, method: str, path: str, form: dict[str, str] | None = None, **headers: str) -> Reply:
+        """One request of the browser."""
+        given = {"host": self.host, "accept": "text/html", **headers}
+        if self.jar:
+            given["cookie"] = "; ".join(f"{name}={value}" for name, value in self.jar.items())
+        if form is not None:
+            given = {"content_type": "application/x-www-form-urlencoded", "origin": self.url, **given}
+        reply = await self.guarded.ask(None, method, path, urlencode(form or {}).encode(), **given)
+        if b"set-cookie" in reply.headers:
+            key, _, rest = reply.headers[b"set-cookie"].decode().partition("=")
+            self.jar[key] = rest.partition(";")[0]
+        return reply
+
+    async def away(self, page: str = "/docs", way: str = "elsewhere") -> Reply:
+        """Press the button."""
+        return await self.ask("POST", "/sign-in", {"way": way, "next": page})
+
+    async def back(self, away: Reply, code: str = "grace", **more: str) -> Reply:
+        """The upstream sends the browser back, across sites."""
+        state = parse_qs(urlsplit(led_to(away)).query)["state"][0]
+        query = urlencode({"state": state, "code": code, **more})
+        return await self.ask("GET", f"/sign-in/callback/elsewhere?{query}", sec_fetch_site="cross-site")
+
+    async def opened(self, page: str = "/docs") -> int:
+        """What the browser gets when a page of ours leads it to another."""
+        return (await self.ask("GET", page, sec_fetch_site="same-origin")).status
+
+
+def led_to(reply: Reply) -> str:
+    """Where a page leads on."""
+    found = re.search(r'content="0;url=([^"]+)"', reply.body.decode())
+    assert found, reply.body
+    return unescape(found[1])
+
+
+@pytest.fixture
+async def world() -> Any:
+    """The server, with people of its own, those of an upstream, and a key."""
+    upstream, port = Elsewhere(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    methods = [auth.issuer(url, users=[Known(), upstream]), auth.keys(ROOT)]
+    async with guarded(make_server(methods), port=port) as running:
+        yield World(running, upstream, url)
+
+
+async def test_a_person_goes_elsewhere_and_comes_back_to_the_page_that_they_wanted(world: World) -> None:
+    """A page of ours leads on: the browser wouldn't send a cookie with SameSite=Strict behind a foreign redirect."""
+    shown = await world.ask("GET", "/dashboard")
+    assert b'<button name="way" value="elsewhere">Continue with Elsewhere</button>' in shown.body
+    away = await world.away("/dashboard")
+    assert parse_qs(urlsplit(led_to(away)).query)["redirect_uri"] == [f"{world.url}/sign-in/callback/elsewhere"]
+    assert "millstream" not in world.jar
+    landed = await world.back(away)
+    assert (landed.status, led_to(landed)) == (200, "/dashboard")
+    assert landed.headers[b"cache-control"] == b"no-store"
+    flags = landed.headers[b"set-cookie"].decode().split("; ")[1:]
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(flags)
+    assert await world.opened("/dashboard") == 200
+    who = await world.ask("POST", "/tools/who", None, content_type="application/json", sec_fetch_site="same-origin")
+    assert b"elsewhere:grace" in who.body
+    assert await world.opened() == 200
+    assert (await world.ask("GET", "/docs", sec_fetch_site="cross-site")).status == 401
+
+
+async def test_they_may_there_what_their_entry_says(world: World) -> None:
+    """As with a client; the dashboard takes a scope that Eve doesn't have."""
+    await world.back(await world.away(), "eve")
+    assert [await world.opened(page) for page in ("/docs", "/chat", "/dashboard")] == [200, 200, 403]
+
+
+async def test_who_is_not_allowed_sees_the_form_with_the_reason_and_gets_no_cookie(world: World) -> None:
+    """The text is escaped."""
+    landed = await world.back(await world.away("/chat"), "mallory")
+    assert landed.status == 403
+    assert b"&lt;b&gt; may not sign in here." in landed.body
+    assert b'value="/chat"' in landed.body
+    assert "millstream" not in world.jar
+
+
+async def test_the_answer_for_one_browser_signs_nobody_in_at_another(world: World) -> None:
+    """Login CSRF: otherwise somebody could have you work in their account."""
+    away = await world.away()
+    mine, world.jar = world.jar, {}
+    assert (await world.back(away)).status == 403
+    await world.away()
+    assert "millstream" not in world.jar
+    world.jar = mine
+    assert (await world.back(away)).status == 400  # a state counts once
+
+
+async def test_a_button_counts_only_on_our_own_page(world: World) -> None:
+    """Nobody else starts the trip; and a form over plain http from elsewhere isn't taken at all."""
+    for foreign in ({"origin": "https://evil.example"}, {"origin": "null"}):
+        reply = await world.ask("POST", "/sign-in", {"way": "elsewhere", "next": "/docs"}, **foreign)
+        assert (reply.status, b"url=" in reply.body) == (403, False)
+
+
+async def test_a_state_counts_once_for_its_own_way_and_is_not_made_up(world: World) -> None:
+    """Also not with a parameter twice."""
+    away = await world.away()
+    assert (await world.ask("GET", "/sign-in/callback/elsewhere?state=made-up&code=grace")).status == 400
+    assert (await world.ask("GET", "/sign-in/callback/elsewhere?code=grace")).status == 400
+    assert (await world.back(away)).status == 200
+    assert (await world.back(away)).status == 400
+    state = parse_qs(urlsplit(led_to(await world.away())).query)["state"][0]
+    twice = await world.ask("GET", f"/sign-in/callback/elsewhere?state={state}&code=grace&code=eve")
+    assert (twice.status, twice.headers.get(b"set-cookie")) == (400, None)
+
+
+@pytest.mark.parametrize("wanted", ["https://evil.example", "//evil.example", "/mcp", "", "javascript:alert(1)"])
+async def test_a_trip_leads_nowhere_but_to_a_page(world: World, wanted: str) -> None:
+    """No open redirect."""
+    landed = await world.back(await world.away(wanted))
+    assert led_to(landed) == "/chat"
+
+
+async def test_a_removed_person_is_signed_out_and_a_cookie_ends_with_its_time(world: World) -> None:
+    """`Selective.still` is asked again; nothing of the upstream is."""
+    await world.back(await world.away())
+    assert await world.opened() == 200
+    world.upstream.allowed.discard("grace")
+    guard = world.guarded.runtime.guard
+    assert guard is not None
+    guard.verdicts.clear()  # what was found is believed for a minute
+    assert await world.opened() == 401
+    await world.back(await world.away(), "eve")
+    assert await world.opened() == 200
+    guard.verdicts.clear()
+    sign_in: Any = getattr(guard.ambient, "__self__")  # noqa: B009  of a bound method
+    sign_in._clock = lambda: time.time() + LIFETIME + 1
+    assert await world.opened() == 401
+
+
+async def test_an_upstream_that_does_not_answer_or_is_gone_is_said_on_the_form(world: World) -> None:
+    """And another way can be used."""
+    world.upstream.works = False
+    reply = await world.away()
+    assert (reply.status, b"Elsewhere doesn&#x27;t answer" in reply.body) == (503, True)
+    reply = await world.away(way="nobody")
+    assert (reply.status, b"isn&#x27;t offered any more" in reply.body) == (400, True)
+
+
+async def test_at_another_name_of_the_machine_the_form_says_where_to_go(world: World) -> None:
+    """The cookie that binds the trip would be of that name, and the way back leads to the issuer's own."""
+    other = f"localhost:{urlsplit(world.url).port}"
+    reply = await world.ask(
+        "POST", "/sign-in", {"way": "elsewhere", "next": "/docs"}, host=other, origin=f"http://{other}"
+    )
+    assert (reply.status, f"Open {world.url}/docs to sign in".encode() in reply.body) == (400, True)
+
+
+async def test_an_issuer_and_pages_of_a_foreign_one_can_be_combined_but_not_two_of_a_kind() -> None:
+    """Their callbacks would be the same."""
+    foreign: dict[str, Any] = {"audience": "http://127.0.0.1:8000/mcp", "client_id": "a"}
+    first, second = (auth.oidc(f"https://{each}.example.com", **foreign) for each in ("one", "two"))
+    async with guarded(make_server([auth.issuer("http://127.0.0.1:8000", users=Elsewhere()), first])) as world:
+        body = (await world.ask(None, "GET", "/docs", accept="text/html")).body
+        assert (b"Continue with Elsewhere" in body, b"Continue with one.example.com" in body) == (True, True)
+    with pytest.raises(ValueError, match="their paths would be the same"):
+        async with guarded(make_server([first, second])):
+            pass
+    with pytest.raises(ValueError, match="no client_id"):
+        auth.oidc("https://id.example.com", audience="http://127.0.0.1:8000/mcp", client_secret="b")

@@ -1,0 +1,119 @@
+"""One server with everything that tests attack, as `millstream run --workers 4 --store redis://…` serves it.
+
+It starts when it's first used, once for a process of tests, and is replaced after a failure. Callers sign in: `Wire`
+does so by itself where a test gives no credential. Every connection comes from a loopback address of its own, so that
+nobody is slowed for the wrong keys of somebody else, and any of the four workers may get it.
+"""
+
+import atexit
+import itertools
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from uvicorn.server import ServerState
+
+from http_peer import Running
+from processes import ROOT, Shared, millstream
+
+FOUR = "four"
+"""The way to this server, beside those to one in the test's own process."""
+ON_FOUR = pytest.param(FOUR, marks=pytest.mark.server)
+FRIEND = "https://friend.example"
+"""An Origin that is allowed."""
+SIGNED_IN = "key-of-whoever-attacks-0123456789"
+"""Its holder may do everything."""
+_PROGRAM = f"""
+import sys
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+from four_workers import furnished
+mcp = furnished({{keys!r}})
+"""
+
+
+def furnished(keys: str) -> Any:
+    """The server, in each of its workers: every tool that is attacked, behind keys and tokens."""
+    from auth_world import furnish, known_keys  # noqa: PLC0415  these import this module
+    from bad_input.shop import stock  # noqa: PLC0415
+    from millstream import Server, Settings, auth  # noqa: PLC0415
+    from security.test_adv_07_cross_client_leak import add_echo  # noqa: PLC0415
+    from socket_world import add_tools  # noqa: PLC0415
+
+    said = json.loads(Path(keys).read_text("utf-8"))
+    server = Server("four", version="1", serve="all", auth=[known_keys(), auth.keys(SIGNED_IN), auth.jwt(**said)],
+                    settings=Settings(allowed_origins=(FRIEND,)))  # fmt: skip
+    furnish(server)
+    stock(server)
+    add_tools(server)
+    add_echo(server)
+
+    @server.route("/size", methods=["POST"], public=True)
+    async def size(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(len(await request.body())))
+
+    return server
+
+
+class FourWorkers:
+    """The process group, and the Redis that it shares."""
+
+    _servers: ClassVar["FourWorkers | None"] = None
+
+    def __init__(self) -> None:
+        self._redis: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="millstream-four-")
+        folder = Path(self._folder.name)
+        self._program = folder / "four.py"
+        self._program.write_text(_PROGRAM.format(keys=str(folder / "keys.json")))
+        self._keys = folder / "keys.json"
+        self._shared = Shared(self._command, folder)
+
+    def _command(self, port: int) -> list[str]:
+        from issuer_world import AUDIENCE, ISSUER, key_set  # noqa: PLC0415  it makes keys
+        from redis_parts import RedisServer  # noqa: PLC0415  it needs hiredis
+
+        self._keys.write_text(json.dumps({"issuer": ISSUER, "audience": AUDIENCE, "jwks": key_set()}))
+        self._end_redis()
+        self._redis = RedisServer()
+        return millstream(str(self._program), port, "--workers", "4", "--store", self._redis.url)
+
+    def port(self) -> int:
+        """Where it serves."""
+        return self._shared.port()
+
+    def close(self) -> None:
+        """End it."""
+        self._shared.close()
+        self._end_redis()
+        self._folder.cleanup()
+
+    def _end_redis(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
+
+    @classmethod
+    def of_this_run(cls) -> "FourWorkers":
+        """The one of this process of tests."""
+        if cls._servers is None:
+            cls._servers = cls()
+            atexit.register(cls._servers.close)
+        return cls._servers
+
+
+_numbers = itertools.count(os.getpid() * 251)
+
+
+def somewhere() -> str:
+    """A loopback address that nobody has come from yet."""
+    number = next(_numbers)
+    return f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}"
+
+
+def four() -> Running:
+    """The way to it; its connections end with `Running.leave`."""
+    return Running(ServerState(), FourWorkers.of_this_run().port(), somewhere=somewhere)

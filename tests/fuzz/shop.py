@@ -1,0 +1,68 @@
+"""The server that gets damaged requests of people who are signed in: an authorization server, keys, and every route."""
+
+import os
+import re
+from typing import Any
+
+from fuzz.people import CLIENT, KEY, SECRET
+from millstream import Context, Server, auth
+from millstream.auth._issuing.ways import User
+
+
+class Everybody:
+    """People without number, since each may be wrong, and may agree, so many times only."""
+
+    async def check(self, name: str, password: str) -> User | None:
+        """Whoever is called so."""
+        return self.find(name) if password == "correct horse" else None
+
+    def find(self, subject: str) -> User | None:
+        """The person."""
+        return User(subject, "Ada", ("*",)) if re.fullmatch(r"ada\d{1,9}", subject) else None
+
+    def epoch(self) -> int:
+        """Nobody is removed."""
+        return 0
+
+
+mcp = Server(
+    "shop",
+    serve="all",
+    auth=[
+        auth.issuer(
+            os.environ["SHOP_URL"],
+            users=[
+                Everybody(),
+                auth.upstream("github", allow=["*"], client_id="a", client_secret="b", at="http://127.0.0.1:9"),
+            ],
+            clients=[auth.client(CLIENT, secret=SECRET, scopes=["orders:write"])],
+            described={"orders:read": "Look at orders", "orders:write": "Order books"},
+        ),
+        auth.keys(KEY),
+    ],
+)
+
+
+@mcp.tool
+def add(a: int, b: int = 2, note: str = "") -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@mcp.tool(scopes=["orders:write"])
+async def order(isbn: str, ctx: Context, copies: list[dict[str, Any]] | None = None) -> str:
+    """Order a book."""
+    await ctx.progress(1, 2, "half")
+    return isbn
+
+
+@mcp.resource("shop://{isbn}")
+def book(isbn: str) -> str:
+    """A book."""
+    return isbn
+
+
+@mcp.prompt
+def praise(word: str) -> str:
+    """Praise something."""
+    return word

@@ -1,0 +1,27 @@
+"""A shop whose people come from elsewhere: by an upstream that stands in for Google, or by an issuer of its tokens."""
+
+import os
+
+from millstream import Context, Server, auth
+
+URL, PROVIDER = os.environ["SHOP_URL"], os.environ["PROVIDER_URL"]
+google = auth.upstream("google", allow=["@example.com"], at=PROVIDER)
+mcp = Server(
+    "Book shop",
+    serve="all",
+    auth=[
+        auth.issuer(URL, users=google),
+        auth.oidc(
+            PROVIDER,
+            audience=f"{URL}/mcp",
+            client_id=os.environ["DESK_CLIENT_ID"],
+            client_secret=os.environ["DESK_CLIENT_SECRET"],
+        ),
+    ],
+)
+
+
+@mcp.tool
+async def who(ctx: Context) -> str:
+    """Who asks."""
+    return ctx.principal.subject if ctx.principal else "nobody"

@@ -1,0 +1,183 @@
+"""What every page says of a server that is gone, that is back, that has nothing yet, and of which much is asked.
+
+One server serves all pages of a test. Where something lies depends on the width and never on the scheme; what axe finds
+depends on what is there and on colors. So each state is looked at in three sizes, and by axe in two looks that between
+them have both schemes and both layouts.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from urllib.request import Request, urlopen
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from pages_world import OpenPage, call, fits
+from patience import WAIT
+from processes import Shared, free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+LINKS = {"dashboard": "dashboard", "docs": "docs#tool=greet", "chat": "chat", "old": "inspect#tool=greet",
+         "new": "inspect#tool=greet"}  # fmt: skip
+INSPECTORS = {"old": "2025-11-25", "new": "2026-07-28"}
+EMPTY = 'from millstream import Server\n\nmcp = Server("empty", serve="all")\n'
+
+
+def opened(address: str, open_page: OpenPage) -> dict[str, Page]:
+    """Every page of a server, each in a state of its own; the inspector in both eras."""
+    pages = {name: open_page(f"{address}/{link}", name="Ada", lossy=True) for name, link in LINKS.items()}
+    expect(pages["old"].locator("#state")).to_have_text("Connected")
+    pages["old"].get_by_label("Revision").select_option(INSPECTORS["old"])
+    ready(pages)
+    return pages
+
+
+def ready(pages: dict[str, Page]) -> None:
+    """Wait until every page has what its server has."""
+    for name in ("dashboard", "chat"):
+        expect(pages[name].locator("#state")).to_have_text("Live")
+    for name, revision in INSPECTORS.items():
+        expect(pages[name].locator("#state")).to_have_attribute("data-revision", revision)
+        expect(pages[name].locator("#state")).to_have_text("Connected")
+    expect(pages["dashboard"].locator("#uptime")).not_to_have_text("–")
+    expect(pages["docs"].locator("#main:not(:has([aria-busy]))")).to_be_visible()
+
+
+def wrong(pages: dict[str, Page]) -> list[str]:
+    """What doesn't fit, and what axe finds."""
+    return [f"{name} {each}" for name, page in pages.items() for each in fits(page)]
+
+
+def result(page: Page) -> Locator:
+    """What a tool said in the inspector."""
+    return page.get_by_role("region", name="Result")
+
+
+def run(page: Page) -> None:
+    """Press the button of the tool."""
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def test_every_page_says_that_its_server_is_gone_and_goes_on_when_it_is_back(
+    tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Fixed defects: "Connected" for ever, "Failed to fetch" and nothing else. Nobody reloads, and a form stays."""
+    port = free_port()
+    command = millstream("examples/hub.py", port, "--serve", "all", "--json")
+    with serving(command, port, tmp_path / "first"):
+        pages = opened(f"http://127.0.0.1:{port}", open_page)
+        for name in INSPECTORS:
+            pages[name].get_by_role("textbox", name="name").fill("Ada")
+    docs, dashboard = pages["docs"], pages["dashboard"]
+    docs.evaluate("dispatchEvent(new Event('online'))")  # or it would find out within five seconds
+    for name in INSPECTORS:
+        expect(pages[name].locator("#state")).to_have_text("Not connected")
+        expect(pages[name].get_by_role("alert")).to_contain_text("reconnects when the server is back")
+    for name in ("dashboard", "chat"):
+        expect(pages[name].locator("#state")).to_have_text("Reconnecting…")
+        expect(pages[name].locator("#banner")).to_contain_text("This page goes on when it's back.")
+    expect(docs.locator("#banner")).to_contain_text("can't be reached")
+    run(docs)
+    outcome = docs.get_by_role("status", name="Result")
+    expect(outcome).to_contain_text("The server can't be reached, so nothing was sent.")
+    run(pages["new"])
+    expect(result(pages["new"])).to_contain_text("The server can't be reached.")
+    assert wrong(pages) == []
+    with serving(command, port, tmp_path / "second"):
+        outcome.get_by_role("button", name="Try again").click()
+        expect(outcome).to_contain_text("200")
+        ready(pages)
+        for page in pages.values():
+            expect(page.locator("#banner")).to_be_hidden()
+        for name in INSPECTORS:
+            expect(pages[name].locator("#kinds")).to_contain_text("Tools9")
+            run(pages[name])
+            expect(result(pages[name])).to_contain_text("Hello, Ada!")
+        calls = dashboard.get_by_role("row").filter(has=dashboard.get_by_role("button", name="greet", exact=True))
+        expect(calls.get_by_role("cell").last).to_have_text("3")
+        assert wrong(pages) == []
+        close(pages)
+
+
+def test_a_server_that_has_nothing_and_that_nobody_called_says_what_would_be_there(
+    tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Our choice: empty states are designed, too. A fixed defect: as no list of such a server can change, it answers
+    a request to hear of changes at once, which the inspector took for its end, and connected anew without end.
+    """
+    program, port = tmp_path / "empty.py", free_port()
+    program.write_text(EMPTY, "utf-8")
+    address = f"http://127.0.0.1:{port}"
+    with serving(millstream(str(program), port), port, tmp_path / "log"):
+        dashboard = open_page(f"{address}/dashboard", lossy=True)
+        expect(dashboard.locator("#verdict")).to_have_text("Healthy")
+        expect(dashboard.get_by_text("No calls yet").first).to_be_visible()
+        for name, text in (("Recent calls", "No calls yet"), ("Clients", "No clients yet"), ("Streams", "No sessions")):
+            dashboard.get_by_role("tab", name=name).click()
+            expect(dashboard.get_by_role("tabpanel", name=name)).to_contain_text(text)
+        expect(dashboard.get_by_role("tab", name="Audit")).to_be_hidden()
+        pages = opened(address, open_page) | {"unused dashboard": dashboard}
+        expect(pages["chat"].get_by_text("It's quiet in here")).to_be_visible()
+        expect(pages["new"].locator("#no-items")).to_contain_text("No tools")
+        assert wrong(pages) == []
+        expect(pages["new"].locator("#traffic").get_by_text("sent server/discover")).to_have_count(1)
+        grace = open_page(f"{address}/chat", name="Grace", lossy=True)
+        expect(dashboard.locator("#channels").get_by_role("row", name="chat 2", exact=True)).to_be_visible()
+        expect(dashboard.locator("#readers")).to_contain_text("Grace")
+        close(pages | {"grace": grace})
+
+
+@contextmanager
+def much(address: str) -> Iterator[None]:
+    """Calls that succeed and fail, and words in the chat, until the block ends."""
+    over = Event()
+
+    def work() -> None:
+        for number in range(1_000_000):
+            if over.is_set():
+                return
+            for tool in ("broken", "gallery", "chatty", f"tool_{number % 40:03d}"):
+                call(address, tool, {})
+            data = {"name": f"Person {number % 3}", "message": f"{number} نص عربي " * (1 + number % 9)}
+            body = json.dumps({"channel": "chat", "data": data}).encode()
+            request = Request(f"{address}/publish", body, {"content-type": "application/json"})  # noqa: S310  loopback
+            urlopen(request, timeout=WAIT).close()  # noqa: S310
+
+    worker = Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        worker.join(WAIT)
+
+
+def test_every_page_fits_and_stays_usable_while_much_happens(shared_crowd: Shared, open_page: OpenPage) -> None:
+    """Our choice: rows, charts, messages and logs come in while one looks, and what was chosen stays chosen."""
+    address = f"http://127.0.0.1:{shared_crowd.port()}"
+    with much(address):
+        links = {"dashboard": "dashboard", "chat": "chat", "inspect": "inspect#tool=chatty", "docs": "docs#tool=chatty"}
+        pages = {name: open_page(f"{address}/{link}", name="Ada", lossy=True) for name, link in links.items()}
+        dashboard, inspect = pages["dashboard"], pages["inspect"]
+        expect(dashboard.locator("#verdict")).to_have_text("In trouble")
+        dashboard.keyboard.press("l")
+        expect(pages["chat"].locator(".bubble").nth(20)).to_be_visible()
+        expect(inspect.locator("#state")).to_have_text("Connected")
+        run(inspect)
+        expect(result(inspect)).to_contain_text("Done")
+        assert wrong(pages) == []
+        dashboard.keyboard.press("l")
+        dashboard.get_by_label("Filter the tools").fill("broken")
+        dashboard.get_by_role("button", name="broken", exact=True).click()
+        expect(dashboard.get_by_role("heading", name="Latency of broken")).to_be_visible()
+        close(pages)
+
+
+def close(pages: dict[str, Page]) -> None:
+    """Before the server goes: what a page says of a cut is no part of the test."""
+    for page in pages.values():
+        page.context.close()

@@ -1,0 +1,84 @@
+"""People whose account is elsewhere open the server's own pages in a real browser: there and back across sites."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from identity_world import Identity, identity
+from pages_world import OpenPage, axe, outside
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
+    """The provider that stands in for Google, and is an issuer of its own, too."""
+    with identity(tmp_path_factory.mktemp("identity")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shop(provider: Identity, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`elsewhere_shop.py`: people come by Google, or by an issuer whose tokens count here."""
+    port = free_port()
+    url = f"http://localhost:{port}"
+    # The provider is at 127.0.0.1, so that it's another site than the shop, as Google is.
+    google, secret = provider.register(f"{url}/sign-in/callback/google")
+    desk, password = provider.register(f"{url}/sign-in/callback/oidc")
+    tests = str(Path(__file__).resolve().parent.parent)
+    known = {"SHOP_URL": url, "PROVIDER_URL": provider.url, "GOOGLE_CLIENT_ID": google, "GOOGLE_CLIENT_SECRET": secret,
+             "DESK_CLIENT_ID": desk, "DESK_CLIENT_SECRET": password,
+             "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in known.items():
+            patch.setenv(name, value)
+        with serving(millstream("tests/pages/elsewhere_shop.py", port), port, tmp_path_factory.mktemp("shop") / "log"):
+            yield url
+
+
+def sign_in_there(page: Page, login: str) -> None:
+    """The pages of oidc-provider: a name, any password, and agreeing."""
+    page.locator('input[name="login"]').fill(login)
+    page.locator('input[name="password"]').fill("any")
+    page.get_by_role("button", name="Sign-in").click()
+    page.get_by_role("button", name="Continue").click()
+
+
+@pytest.mark.parametrize(
+    ("button", "who"), [("Google", "google:ada@example.com"), ("127.0.0.1", "ada@example.com")], ids=["google", "oidc"]
+)
+def test_a_person_opens_a_page_with_an_account_elsewhere_and_stays_signed_in(
+    shop: str, open_page: OpenPage, button: str, who: str
+) -> None:
+    """The cookie is SameSite=Strict, which no browser sends behind a redirect of another site: a page leads on."""
+    page = open_page(f"{shop}/docs", lossy=True, width=320, java_script_enabled=True)
+    assert axe(page) == []
+    assert outside(page) == []
+    page.get_by_role("button", name=f"Continue with {button}").click()
+    sign_in_there(page, "ada@example.com")
+    page.wait_for_url(f"{shop}/docs")
+    expect(page.get_by_role("heading", level=1)).not_to_have_text("Sign in")
+    kept = {each["name"]: each for each in page.context.cookies(shop)}
+    assert (kept["millstream"]["sameSite"], kept["millstream"]["httpOnly"]) == ("Strict", True)
+    said = page.evaluate(
+        "async () => (await fetch('/tools/who', {method: 'POST', body: '{}', "
+        "headers: {'content-type': 'application/json'}})).text()"
+    )
+    assert f'"{who}"' in said
+    page.goto(f"{shop}/chat")
+    expect(page.get_by_role("button", name=re.compile("Continue with"))).to_have_count(0)
+
+
+def test_a_person_whom_nobody_named_comes_back_to_the_form_with_the_reason(shop: str, open_page: OpenPage) -> None:
+    """Another account, or another way, can be tried from there."""
+    page = open_page(f"{shop}/chat", lossy=True)
+    page.get_by_role("button", name="Continue with Google").click()
+    sign_in_there(page, "mallory@example.com")
+    expect(page.get_by_role("status")).to_have_text(re.compile("mallory@example.com may not sign in here"))
+    assert [each["name"] for each in page.context.cookies(shop) if each["name"] == "millstream"] == []
+    expect(page.get_by_role("button", name="Continue with Google")).to_be_visible()

@@ -1,0 +1,88 @@
+"""Where the attacks of this folder run: on one worker with its memory, and on four that share Redis.
+
+`four_workers` says how. What can't run there is named here, with the reason; everything else has to.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+TO_FOUR = re.compile(r"\b(FOUR|ON_FOUR|ONE_AND_FOUR)\b|--workers")
+
+PURE = "a function is tested, without any server"
+CLIENT = "our client or fetcher is attacked; the server is the attacker's"
+INSIDE = "it looks at objects, connections or the calls inside the server's own process"
+GIVEN = "it needs other settings, or another clock, than a server that tests share can have"
+ELSEWHERE = {
+    "adv_04": ("test_a_thief_neither_steals_nor_ends_the_stream_of_a_session", "test_theft_anywhere"),
+    "adv_27": ("test_a_state_of_one_person_is_no_state_for_another", "test_theft_anywhere"),
+    "adv_13": ("test_two_servers_of_one_origin_do_not_take_each_others_tokens", "test_adv_13"),
+}
+"""It runs on one worker in the shape it has; the same attack on four is in another test of the file that is named."""
+
+ON_ONE_WORKER: dict[str, dict[str, str]] = {
+    "adv_03": {"test_on_a_public_bind": GIVEN, "test_frames_sent_along": INSIDE, "test_no_part_of_the": INSIDE},
+    "adv_05": {"test_thousands_of": INSIDE, "test_sessions_that_were": INSIDE, "test_tombstones_are": GIVEN,
+               "test_small_capabilities": INSIDE, "test_a_full_store": INSIDE},
+    "adv_08": {"": PURE},
+    "adv_10": {"": PURE},
+    "adv_12": {"test_the_gate_is": INSIDE, "test_handshake_requests": INSIDE},
+    "adv_13": {"test_the_token_of": INSIDE},
+    "adv_15": {"": CLIENT},
+    "adv_16": {"": CLIENT},
+    "adv_17": {"": CLIENT},
+    "adv_19": {"test_a_server_has_no_key": PURE, "test_no_secret_stands": PURE},
+    "adv_20": {"test_what_is_served": PURE},
+    "adv_21": {"test_no_route_starts": INSIDE, "test_a_client_opens": CLIENT, "test_no_shell_reads": PURE},
+    "adv_25": {"test_who_": INSIDE, "test_a_socket_has": GIVEN, "test_subscribing_and": INSIDE},
+    "adv_26": {"": CLIENT},
+    "adv_27": {"test_a_state_is_over": GIVEN},
+    "adv_28": {"": "Redis itself is asked what was run in it"},
+    "crowds": {"test_everybody_who": GIVEN, "test_a_thousand_tokens": INSIDE},
+    "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},
+    "kept_capabilities": {"": INSIDE},
+}  # fmt: skip
+"""Beginning of a file's name -> beginning of a test's name -> why it runs on one worker only."""
+
+
+def alone(path: Path) -> Iterator[str]:
+    """The tests of a file that never reach four workers, by themselves, by a fixture or by what they call."""
+    text = path.read_text("utf-8")
+    lines = text.splitlines()
+    parts: dict[str, str] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            parts[node.name] = "\n".join(lines[first - 1 : node.end_lineno])
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            parts[node.targets[0].id] = ast.unparse(node)
+    reach = [name for name, said in parts.items() if TO_FOUR.search(said)]
+    shared = [name for name in reach if name.isupper() or "@pytest.fixture" in parts[name]]
+    named = re.compile(r"\b(" + "|".join(shared or ["FOUR"]) + r")\b")
+    for name, said in parts.items():
+        if name.startswith("test_") and name not in reach and not named.search(said):
+            yield name
+
+
+@pytest.mark.parametrize("path", sorted(HERE.glob("test_*.py")), ids=lambda path: path.stem)
+def test_what_runs_on_one_worker_only_says_why(path: Path) -> None:
+    """Whoever adds an attack on a server has it tried on four workers, or says here why it can't be."""
+    if path == Path(__file__):
+        return
+    said = next((why for name, why in ON_ONE_WORKER.items() if path.stem.startswith(f"test_{name}")), {})
+    other = dict([ELSEWHERE[path.stem[5:11]]] if path.stem[5:11] in ELSEWHERE else [])
+    found = set(alone(path))
+    unexplained = {name for name in found if name not in other and not any(name.startswith(each) for each in said)}
+    assert unexplained == set()
+    assert all(any(name.startswith(each) for name in found) for each in (*said, *other)), "an entry too many"
+
+
+def test_what_runs_elsewhere_is_there() -> None:
+    """A file that is named exists, and reaches four workers."""
+    for _, where in ELSEWHERE.values():
+        (path,) = HERE.glob(f"{where}*.py")
+        assert TO_FOUR.search(path.read_text("utf-8"))
