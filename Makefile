@@ -32,15 +32,15 @@ RUN ?= make test
 
 .PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat deploy-check docs docs-site docs-serve dist lock clean
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: $(VENV)/.setup ## make .venv from the lock, with millstream in it
+setup: $(VENV)/.setup ## create .venv from the lock file, with millstream in it
 
 run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
 	@$(BIN)/millstream run examples/hub.py --host 127.0.0.1 --port 8000 $(ARGS)
 
-check: $(VENV)/.test requirements/pyright/node_modules/.package-lock.json ## format, lint, types, layers, prose
+check: $(VENV)/.test requirements/pyright/node_modules/.package-lock.json ## check formatting, lint, types, layers and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -53,25 +53,25 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## every test (ARGS= goes to pytest)
+test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## run every test (ARGS= goes to pytest)
 	@scripts/apt chromium curl fish nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 
-unit: $(VENV)/.test ## the tests that need no Node, server process or other package
+unit: $(VENV)/.test ## run the tests that need no Node, server process or other package
 	$(PYTEST) -m "not server" $(ARGS)
 
-busy: $(VENV)/.test ## the tests on a machine that is slow and stands still now and then (RUN="make unit")
+busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes now and then (RUN="make unit")
 	$(BIN)/python scripts/busy.py $(RUN)
 
 # Tests that run other people's programs are left to `make test`, because those have an environment and a Python of their own.
-test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## the tests on another Python, fetched where it can be (VERSION=3.14)
+test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py docs/test_site.py \
 	  docs/test_coming_from.py) $(ARGS)
 
-bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us beside our peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
+bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
@@ -81,18 +81,18 @@ bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure us
 fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
 	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
 
-chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume; then cycles of kill -9 and failing disks (STORE=redis://...)
+chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume, then try kill -9 and failing disks (STORE=redis://...)
 	@scripts/apt strace redis-server
 	$(BIN)/python -m benches.chaos $(MINUTES) $(if $(STORE),--store $(STORE))
 	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py tests/stores/test_redis_chaos.py $(ARGS)
 
-compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## others' tests of their server modules, and published servers, against the door for them
+compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## run other packages' own tests, and published servers, on millstream.compat
 	$(BIN)/python -m benches.compat $(ARGS)
 
 deploy-check: $(VENV)/.test .venv-deploy/.ready ## lint the deploy files with the tools of those who read them; needs go
 	$(BIN)/python scripts/deploy.py
 
-docs: $(VENV)/.test ## put the examples into the documents and check their links
+docs: $(VENV)/.test ## copy the examples into the documents and check the links
 	$(BIN)/python scripts/docs.py
 
 docs-site: .venv-docs/.ready ## build the documentation site into site/
@@ -104,7 +104,7 @@ docs-serve: .venv-docs/.ready ## show the site on 127.0.0.1:8001 while you write
 dist: $(VENV)/.test ## build the package, check it, and try it in empty environments
 	$(BIN)/python scripts/dist.py $(ARGS)
 
-lock: $(VENV)/.test ## write every lock file from scratch
+lock: $(VENV)/.test ## rebuild every lock file from scratch
 	scripts/lock $(BIN)/python
 
 clean: ## remove environments, caches and results

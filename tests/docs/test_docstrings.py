@@ -26,10 +26,8 @@ def public() -> dict[str, Any]:
 
 
 def _is_alias(value: Any) -> bool:
-    return (
-        getattr(value, "_is_protocol", False)
-        or type(value).__module__ in ("typing", "collections.abc", "types")
-        and not inspect.isfunction(value)
+    return getattr(value, "_is_protocol", False) or (
+        type(value).__module__ in ("typing", "collections.abc", "types") and not inspect.isfunction(value)
     )
 
 

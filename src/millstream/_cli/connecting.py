@@ -40,7 +40,9 @@ Target = Annotated[
 Header = Annotated[
     list[str] | None, typer.Option("--header", "-H", help='Send this with each HTTP request: "Name: value".')
 ]
-Login = Annotated[bool, typer.Option("--login", help="Log in with a browser if the server wants it; kept for later.")]
+Login = Annotated[
+    bool, typer.Option("--login", help="Log in with a browser if the server asks for it; the login is kept.")
+]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="Give a server that is started NAME=VALUE.")]
 Revision = Annotated[str, typer.Option("--revision", help="Speak only this revision of the protocol, by its date.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Seconds until an answer must come.")]

@@ -24,10 +24,10 @@ COMMANDS = {
         "doctor": "Find out why a connection fails, and what to do.",
         "tokens": "What its tools cost a model, tool by tool.",
         "bench": "Call it from many connections, and show how fast it answers.",
-        "record": "Write down what a client and a server say to each other.",
+        "record": "Record what a client and a server say to each other.",
         "replay": "Play a recording: as the server, or against one.",
     },
-    "Come from another library": {
+    "Coming from another library": {
         "port": "See whether a program for the official SDK or fastmcp runs here.",
     },
     "Millstream": {

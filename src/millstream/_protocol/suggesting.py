@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
 
@@ -66,7 +66,7 @@ def suggesting(function: F) -> F:
     """A function or class that says which keyword was probably meant. For what is called seldom: it costs a call."""
     if isinstance(function, type):
         setattr(function, "__init__", suggesting(vars(function)["__init__"]))  # noqa: B010  no checker lets one assign it
-        return function
+        return cast("F", function)
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")

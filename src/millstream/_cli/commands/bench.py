@@ -102,7 +102,7 @@ def bench(  # noqa: PLR0913  the options of the command
 ) -> None:
     """Call a server from many connections, and show how fast it answers.
 
-    Only bench servers that are yours. Each connection sends its next call when the last one is answered. The exit
+    Only bench your own servers. Each connection sends its next call when the last one is answered. The exit
     status is 1 if a call failed.
 
     **Examples**

@@ -43,8 +43,8 @@ def dev(
 ) -> None:
     """Serve a file while you write it.
 
-    It starts again when a Python file in the folder changes, shows what's wrong with your code and goes on with what
-    worked before, and opens `/inspect`, a page where you run your tools. It serves this machine only.
+    It restarts when a Python file in the folder changes. If your change doesn't work, it shows the error and keeps the
+    last version that did. It opens `/inspect`, a page where you run your tools. It serves this machine only.
 
     **Examples**
 

@@ -92,7 +92,9 @@ __pycache__/
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where; made if it isn't there.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="The folder to make it in; created if it isn't there.")
+    ] = Path(),
     *,
     http: Annotated[
         bool, typer.Option("--http/--stdio", help="Serve HTTP, or talk to the program that starts it.")

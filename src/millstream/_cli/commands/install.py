@@ -47,9 +47,12 @@ def install(  # noqa: PLR0913  the options of the command
         typer.Option("--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv."),
     ] = None,
     project: Annotated[
-        bool, typer.Option("--project", help="Write the file of this folder, not your own, where there is one.")
+        bool,
+        typer.Option(
+            "--project", help="Write this folder's configuration, not your own, where the application has one."
+        ),
     ] = False,
-    undo_last: Annotated[bool, typer.Option("--undo", help="Take the last install of this server back.")] = False,
+    undo_last: Annotated[bool, typer.Option("--undo", help="Undo the last install of this server.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change, and write nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

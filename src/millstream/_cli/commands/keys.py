@@ -51,7 +51,7 @@ def add(
     file: File = None,
     json: Json = False,
 ) -> None:
-    """Make a key, and print it: this is the only time that anybody sees it.
+    """Make a key and print it. You won't see it again.
 
     **Examples**
 

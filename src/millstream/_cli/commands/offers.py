@@ -44,7 +44,7 @@ def list_(
 ) -> None:
     """Show the tools, resources, templates and prompts of a server.
 
-    In a pipe each line is: kind, name or URI, description, with tabs between.
+    In a pipe, each line has the kind, the name or URI, and the description, separated by tabs.
 
     **Examples**
 
@@ -88,8 +88,8 @@ def call(
 ) -> None:
     """Call a tool and print its result; progress goes to standard error.
 
-    Values are read as the tool's schema wants them: `copies=2` is a number for a number, and a text for a text. Lists
-    and objects are JSON, and a list of words may have commas. The exit status is 1 if the tool reports an error.
+    Values are read as the tool's schema wants them: `copies=2` becomes a number or a text, whichever the tool takes.
+    Lists and objects are JSON, and a list of words may have commas. The exit status is 1 if the tool reports an error.
 
     **Examples**
 
@@ -137,7 +137,7 @@ def read(
     timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
-    """Print a resource, or write it into a file. Bytes are printed only into a pipe.
+    """Print a resource, or save it to a file. Bytes are only printed into a pipe.
 
     **Examples**
 

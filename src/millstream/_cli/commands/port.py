@@ -20,9 +20,10 @@ def port(
     write: Annotated[bool, typer.Option("--write", help="Change the imports, unless something is missing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a program uses of the official SDK's server module or of fastmcp, and whether it's here.
+    """Show what a program uses from the official SDK's server module or fastmcp, and what Millstream has of it.
 
-    Nothing is run. Exits 0 if everything is here, 1 if something is missing, 2 if the program uses neither library.
+    It runs nothing. The exit status is 0 if Millstream has everything, 1 if something is missing, and 2 if the
+    program uses neither library.
 
     **Examples**
 

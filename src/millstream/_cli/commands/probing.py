@@ -66,8 +66,10 @@ def info(
 def ping(
     server: Target,
     *,
-    count: Annotated[int, typer.Option("--count", "-c", min=1, metavar="N", help="How many times.")] = 1,
-    interval: Annotated[float, typer.Option("--interval", min=0, metavar="SECONDS", help="Seconds between two.")] = 1.0,
+    count: Annotated[int, typer.Option("--count", "-c", min=1, metavar="N", help="How many pings to send.")] = 1,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0, metavar="SECONDS", help="Seconds between two pings.")
+    ] = 1.0,
     header: Header = None,
     login: Login = False,
     env: Env = None,

@@ -26,7 +26,7 @@ def record(
     header: Header = None,
     login: Login = False,
 ) -> None:
-    """Write down what a client and a server say to each other.
+    """Record what a client and a server say to each other.
 
     It's a server on standard input and output, which passes everything on to the real one. So put it before the
     server's command wherever a client takes that command; for a server at a URL, too. The file is for your eyes:

@@ -33,8 +33,9 @@ def replay(
 ) -> None:
     """Play a recording.
 
-    By itself it's a server on standard input and output that answers as the recorded one did, for a client to be
-    tested with. With `--against`, it sends the recorded requests to a server and shows where the answers differ; the
+    On its own, it's a server on standard input and output that answers as the recorded one did, so you can test a
+    client with it. With `--against`, it sends the recorded requests to a server and shows where the answers differ;
+    the
     exit status is 1 if they do.
 
     **Examples**

@@ -86,7 +86,9 @@ def run(  # noqa: PLR0913  the options of the command
     transport: Annotated[
         Transport, typer.Option(help="http serves /mcp and /sse; stdio talks to the parent program.")
     ] = (Transport.http),
-    no_sessions: Annotated[bool, typer.Option("--no-sessions", help="HTTP: serve every request by itself.")] = False,
+    no_sessions: Annotated[
+        bool, typer.Option("--no-sessions", help="HTTP: treat each request on its own, without sessions.")
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="HTTP: answer calls with JSON only, never an event stream.")
     ] = False,
@@ -99,10 +101,10 @@ def run(  # noqa: PLR0913  the options of the command
     ] = "",
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="HTTP: processes that serve.")] = 1,
     reload: Annotated[
-        bool, typer.Option("--reload", help="HTTP: serve again when a Python file in the program's folder changes.")
+        bool, typer.Option("--reload", help="HTTP: restart when a Python file in the program's folder changes.")
     ] = False,
     dev: Annotated[
-        bool, typer.Option("--dev", help="Show callers what fails in your code, and write a line for each message.")
+        bool, typer.Option("--dev", help="Show callers the errors of your code, and print a line for each message.")
     ] = False,
     fd: Annotated[
         int | None,
@@ -120,7 +122,7 @@ def run(  # noqa: PLR0913  the options of the command
     ] = None,
     tls_key: Annotated[str | None, typer.Option(help="HTTP: the key of the certificate.", metavar="FILE")] = None,
     public_without_auth: Annotated[
-        bool, typer.Option("--public-without-auth", help="HTTP: let everybody who reaches the address call every tool.")
+        bool, typer.Option("--public-without-auth", help="HTTP: let anybody who can reach the address call every tool.")
     ] = False,
     log_level: Annotated[
         LogLevel | None,

@@ -64,7 +64,7 @@ def add(
     file: File = Path(DEFAULT),
     json: Json = False,
 ) -> None:
-    """Add somebody. The password is asked for, or read from the input's first line.
+    """Add somebody. It asks for a password, or reads it from the first line of its input.
 
     **Examples**
 

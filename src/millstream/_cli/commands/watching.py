@@ -32,8 +32,8 @@ def watch(
 ) -> None:
     """Print what changes at a server, and what it logs, until Ctrl-C.
 
-    Without URIs that is every change of its lists. `again` means that the connection broke and stands again: whatever
-    changed meanwhile wasn't told. With --json each line is one object.
+    Without URIs, it shows every change of the server's lists. `again` means that the connection broke and is back,
+    and that you may have missed changes in between. With --json, each line is one object.
 
     **Examples**
 

@@ -17,8 +17,8 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, hooked
 from millstream._server.features.sources import Run, Source, checked, source_of
+from millstream._server.functions.callables import notice
 from millstream._server.functions.description import Labels, Names, check_options, described, shown_of
-from millstream._server.functions.notices import notice
 from millstream._server.functions.plan import name_of
 from millstream._server.functions.results import ToolResult, encode, encode_result
 

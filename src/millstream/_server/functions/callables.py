@@ -1,6 +1,11 @@
-"""What cannot be registered at all: classes, names, results of calls, and decorators in the wrong order."""
+"""What cannot be registered at all: classes, names, results of calls, decorators in the wrong order.
+
+And warnings about what can be: they point to the line where the function is written.
+"""
 
 import inspect
+import warnings
+from types import CodeType
 from typing import Any
 
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
@@ -41,3 +46,16 @@ def check_function(function: Any, kind: str) -> None:
         )
     if not callable(function):
         raise TypeError(f"mcp.{kind} takes a function, not {function!r}")
+
+
+def notice(text: str, code: CodeType | None) -> None:
+    """Warn whoever wrote a function.
+
+    Args:
+        text: what is wrong with it, and what to do.
+        code: of the function; without one the warning points to nothing.
+    """
+    if code is None:
+        warnings.warn(text, stacklevel=3)
+    else:
+        warnings.warn_explicit(text, UserWarning, code.co_filename, code.co_firstlineno)

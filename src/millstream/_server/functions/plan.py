@@ -18,10 +18,9 @@ from msgspec.structs import astuple
 
 from millstream._protocol.json_schema import Schema, without_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
-from millstream._server.functions.callables import check_function
+from millstream._server.functions.callables import check_function, notice
 from millstream._server.functions.dependencies import Dependency, dependencies_in
 from millstream._server.functions.docstrings import describe
-from millstream._server.functions.notices import notice
 from millstream._server.functions.parameters import (
     Argument,
     Kind,
