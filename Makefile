@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-# Bytecode is kept even where the environment forbids it: compiling the tests takes each worker ten seconds, and each
-# server that a test starts twice as long without it.
+# Bytecode is kept even where the environment forbids it: without it each worker compiles the tests for ten seconds, and
+# each server that a test starts takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3

@@ -41,8 +41,13 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Keys that a server makes go to a folder of this run, in child processes too."""
+    """Keys that a server makes go to a folder of this run, in child processes too.
+
+    These read the bytecode that this process has written, and write none: a program that a test changes twice within a
+    second, to the same length, would be taken for the one before.
+    """
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
