@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 from urllib.parse import parse_qs, quote, unquote, unquote_plus
@@ -195,7 +196,8 @@ def _is_list(annotation: Any) -> bool:
     kind = get_origin(annotation) or annotation
     if kind in (Union, UnionType, Annotated):
         return any(map(_is_list, get_args(annotation)))
-    return isinstance(kind, type) and issubclass(kind, Sequence | Set) and not issubclass(kind, str | bytes | bytearray)
+    several = isinstance(kind, type) and issubclass(kind, Sequence | AbstractSet)
+    return several and not issubclass(kind, str | bytes | bytearray)
 
 
 def _required(signature: Signature) -> set[str]:
