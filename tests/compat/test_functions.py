@@ -1,6 +1,7 @@
 """How the door reads URIs for the functions of a program, describes functions, and shows what was read."""
 
 import functools
+from typing import Annotated
 
 import pytest
 from pydantic import Field
@@ -21,7 +22,7 @@ async def test_a_list_in_a_query_has_commas_between_its_items(query: str, given:
     mcp = standalone.FastMCP("shop")
 
     @mcp.resource("items://{kind}{?tags,ids}")
-    def search(kind: str, tags: list[str] = Field(default_factory=list), ids: list[int] | None = None) -> str:
+    def search(kind: str, tags: Annotated[list[str], Field(default_factory=list)], ids: list[int] | None = None) -> str:
         return f"{tags} {ids}"
 
     outer = standalone.FastMCP("outer")
@@ -37,7 +38,7 @@ async def test_a_path_in_a_list_of_a_query_leads_nowhere() -> None:
     mcp = standalone.FastMCP("shop")
 
     @mcp.resource("items://{kind}{?tags}")
-    def search(kind: str, tags: list[str] = Field(default_factory=list)) -> str:
+    def search(kind: str, tags: Annotated[list[str], Field(default_factory=list)]) -> str:
         raise AssertionError(tags)
 
     async with Client(mcp.engine) as client:
