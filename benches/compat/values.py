@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from millstream.compat import types as ours
+from millstream.compat import _types as ours
+from millstream.compat import types as public
 
 _HUMP = re.compile(r"(?<=[a-z0-9])([A-Z])")
 _KINDS = {
@@ -45,7 +46,7 @@ class Factory:
 
 def use(theirs: Any) -> None:
     """Let the door make the values of this module."""
-    for name in ours.__all__:
+    for name in public.__all__:
         made = getattr(theirs, name, None)
-        if isinstance(made, type) and hasattr(made, "model_fields"):
+        if hasattr(ours, name) and isinstance(made, type) and hasattr(made, "model_fields"):
             setattr(ours, name, Factory(made))

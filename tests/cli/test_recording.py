@@ -25,6 +25,11 @@ from processes import ROOT, Shared, millstream, shared
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
 REVISIONS = ["2025-06-18", "2026-07-28"]
+URLS = {
+    "url": "http://127.0.0.1:{}/mcp",
+    "sse": "http://127.0.0.1:{}/sse",
+    "websocket": "ws://127.0.0.1:{}/ws",
+}
 
 
 def command(*words: str) -> list[str]:
@@ -33,7 +38,7 @@ def command(*words: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(SHOP, port), tmp_path_factory.mktemp("shop")) as running:
+    with shared(lambda port: millstream(SHOP, port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
         yield running
 
 
@@ -53,14 +58,16 @@ async def visit(recorder: list[str], revision: str) -> list[Any]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("revision", REVISIONS)
-@pytest.mark.parametrize("kind", ["program", "url"])
+@pytest.mark.parametrize(
+    ("kind", "revision"),
+    [*((kind, revision) for kind in ("program", "url", "websocket") for revision in REVISIONS), ("sse", REVISIONS[0])],
+)
 async def test_a_recorded_session_can_be_replayed(kind: str, revision: str, tmp_path: Path, server: Shared) -> None:
     """Through the recorder all is as without it. Then the recording answers a client in the server's place, with
     progress and questions; and the server still gives the same answers.
     """
     file = tmp_path / "shop.jsonl"
-    place = SHOP if kind == "program" else f"http://127.0.0.1:{server.port()}/mcp"
+    place = SHOP if kind == "program" else URLS[kind].format(server.port())
     got = await visit(command("record", str(file), place), revision)
     assert got[5] == [(1, 2), (2, 2)]
     assert await visit(command("replay", str(file)), revision) == got

@@ -30,6 +30,8 @@ from millstream.client._questions import Elicit, Question
 FAILED, UNREACHABLE, DENIED, LATE = 1, 3, 4, 5
 """Exit statuses: what was asked for failed, there's no connection, no access, no answer in time. 2 is wrong use."""
 
+_FORBIDDEN = 403
+
 Target = Annotated[
     str,
     typer.Argument(
@@ -130,6 +132,10 @@ def text_of(error: ClientError) -> str:
     """What an error says, with the way out that the command line has."""
     if isinstance(error, AccessDenied) and error.remedy:
         return f'{error.message} Log in with --login, or send a key: --header "Authorization: Bearer …".'
+    if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:
+        return (
+            f'{error.message} Send other credentials with --header "Authorization: Bearer …", or try millstream doctor.'
+        )
     if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
         return _cannot(error)
     return str(error)

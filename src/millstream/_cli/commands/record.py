@@ -9,6 +9,7 @@ import typer
 from millstream._cli.connecting import Header, Login, ended, pairs
 from millstream._cli.recording.between import stand_between
 from millstream._cli.recording.bridge import Bridge
+from millstream._cli.recording.relay import on_one_connection, relay
 from millstream._cli.recording.transcript import Writer
 from millstream._cli.showing import one_line
 from millstream.client._errors import TargetError
@@ -52,6 +53,8 @@ def record(
                     from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
 
                     auth = OAuth()
+                if on_one_connection(place):
+                    return await relay(place, headers, writer, auth)
                 return await Bridge(place, headers, writer, auth).run()
             if not isinstance(place, Command):
                 raise TargetError("Only commands and URLs can be recorded.")

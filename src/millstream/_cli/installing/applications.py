@@ -121,7 +121,7 @@ APPLICATIONS = {
         remote=_url_as("url", kind="http"),
         afterwards="Start Claude Code again, and type /mcp to see the server.",
     ),
-    # https://docs.cursor.com/context/mcp
+    # https://cursor.com/docs/mcp
     "cursor": Application(
         title="Cursor",
         place=_in_home(".cursor", "mcp.json"),
@@ -131,7 +131,7 @@ APPLICATIONS = {
         remote=_url_as("url"),
         afterwards="Switch the server on in Cursor's settings, under MCP.",
     ),
-    # https://code.visualstudio.com/docs/copilot/customization/mcp-servers
+    # https://code.visualstudio.com/docs/agents/reference/mcp-configuration
     "vscode": Application(
         title="Visual Studio Code",
         place=_in_settings(

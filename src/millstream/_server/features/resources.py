@@ -110,7 +110,7 @@ class Pattern(Protocol):
         """Names in order of first appearance."""
         ...
 
-    def match(self, uri: str) -> dict[str, str] | None:
+    def match(self, uri: str) -> dict[str, Any] | None:
         """The values of the variables that occur in a URI; None for one of another family."""
         ...
 

@@ -24,13 +24,20 @@ class HttpSseTransport:
     name = "http+sse"
 
     def __init__(
-        self, endpoint: Endpoint, listener: Listener, background: Background, max_bytes: int, timeout: float
+        self,
+        endpoint: Endpoint,
+        listener: Listener,
+        background: Background,
+        max_bytes: int,
+        timeout: float,
+        *,
+        duplex: type[Duplex] = Duplex,
     ) -> None:
         self._endpoint = endpoint
         self._background = background
         self._max = max_bytes
         self._timeout = timeout
-        self._duplex = Duplex(self, listener, background, self._write)
+        self._duplex = duplex(self, listener, background, self._write)
         self._messages = ""
         """Path and query for POSTs."""
         self._revision: Revision | None = None

@@ -39,6 +39,7 @@ class WebSocketTransport:
         max_bytes: int,
         connect_timeout: float,
         tls: ssl.SSLContext | None,
+        duplex: type[Duplex] = Duplex,
     ) -> None:
         self._url = url
         self._headers = headers
@@ -46,7 +47,7 @@ class WebSocketTransport:
         self._timeout = connect_timeout
         self._tls = tls
         self._background = background
-        self._duplex = Duplex(self, listener, background, self._write)
+        self._duplex = duplex(self, listener, background, self._write)
         self._socket: ClientConnection | None = None
 
     @property

@@ -1,6 +1,7 @@
 """Tools, resources and prompts of the door as our registry has them: how they are described, read, run and encoded."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
@@ -211,7 +212,7 @@ def template_item(server: Runs, template: ResourceTemplate, home: object) -> Tem
     item = TemplateItem(
         template.uri_template,
         source,
-        pattern=UriPattern,
+        pattern=partial(UriPattern, lists=template.lists),
         title=template.title,
         description=template.description,
         annotations=as_wire(template.annotations),

@@ -193,6 +193,11 @@ class ResourceResult:
         ]
         self.meta = meta
 
+    def __repr__(self) -> str:
+        """The contents: programs print results to see what was read."""
+        shown = [each.content for each in self.contents]
+        return f"ResourceResult(contents={shown!r}, meta={self.meta!r})"
+
 
 class FileResource(Resource):
     """A file, read when it is asked for."""

@@ -146,6 +146,8 @@ def _name_of(function: Any) -> str:
 
 
 def _described(function: Any, called: Any) -> tuple[str, dict[str, str]]:
+    while isinstance(function, functools.partial):  # its own text is that of the class
+        function = called = function.func
     outer: Any = function if called is function else typing.cast("object", type(function))
     text, texts = describe(called)
     return (inspect.cleandoc(outer.__doc__ or "") if outer is not called else text) or text, texts

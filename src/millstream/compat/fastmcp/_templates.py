@@ -1,10 +1,13 @@
 """Resource templates: families of resources, whose URIs have variables."""
 
 import asyncio
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-from urllib.parse import parse_qs, quote, unquote
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+from urllib.parse import parse_qs, quote, unquote, unquote_plus
 
 from millstream._protocol.errors import Cancelled, Declined, ProtocolError
 from millstream.compat import _types as types
@@ -58,7 +61,8 @@ class ResourceTemplate:
         self.tags: set[str] = set(tags or ())
         self.enabled = enabled
         self.parameters: dict[str, Any] = signature.schema
-        self._matched = UriPattern(uri_template)
+        self.lists: frozenset[str] = lists_of(signature)
+        self._matched = UriPattern(uri_template, self.lists)
         self.variables: tuple[str, ...] = self._matched.variables
         self.query: tuple[Any, ...] = self._matched.query
 
@@ -94,7 +98,7 @@ class ResourceTemplate:
         """What the template is found by."""
         return self.uri_template
 
-    def matches(self, uri: str) -> dict[str, str] | None:
+    def matches(self, uri: str) -> dict[str, Any] | None:
         """The values of the variables in a URI; None for one that is not of this family."""
         return self._matched.match(uri)
 
@@ -135,7 +139,8 @@ class ResourceTemplate:
 class UriPattern:
     """A template's URI as the other libraries read it."""
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, lists: frozenset[str] = frozenset()) -> None:
+        self._lists = lists
         path = _QUERY.sub("", template)
         self.query = tuple(name for names in _QUERY.findall(template) for name in names.split(","))
         self.variables: tuple[str, ...] = (
@@ -144,16 +149,29 @@ class UriPattern:
         )
         self._path = re.compile("".join(map(_piece, re.split(r"(\{[\w-]+\*?\})", path))))
 
-    def match(self, uri: str) -> dict[str, str] | None:
-        """The values of the variables; None for a URI of another family."""
+    def match(self, uri: str) -> dict[str, Any] | None:
+        """The values of the variables, those of lists as lists; None for a URI of another family."""
         path, _, query = uri.partition("?") if self.query else (uri, "", "")
         found = self._path.fullmatch(quote(path, safe=_KEPT))
         if found is None:
             return None
         asked = parse_qs(query)
-        values = {name: unquote(value) for name, value in found.groupdict().items()}
-        values |= {name: asked[name][0] for name in self.query if name in asked}
-        return None if any(map(_leads_away, values.values())) else values
+        values: dict[str, Any] = {name: unquote(value) for name, value in found.groupdict().items()}
+        values |= {name: asked[name][0] for name in self.query if name in asked and name not in self._lists}
+        listed = _lists_in(query, self._lists.intersection(self.query))
+        texts = itertools.chain(values.values(), *listed.values())
+        return None if any(map(_leads_away, texts)) else values | listed
+
+
+def _lists_in(query: str, names: Collection[str]) -> dict[str, list[str]]:
+    """The lists of a query. Commas separate items, and a comma of an item is encoded (RFC 6570 §3.2.8)."""
+    found: dict[str, list[str]] = {}
+    for part in query.split("&") if names else ():
+        name, sign, text = part.partition("=")
+        if sign and unquote_plus(name) in names:
+            items = [unquote_plus(item) for item in text.split(",")] if text else []
+            found.setdefault(unquote_plus(name), []).extend(items)
+    return found
 
 
 def _leads_away(value: str) -> bool:
@@ -166,6 +184,20 @@ def _piece(text: str) -> str:
     if found is None:
         return re.escape(quote(text, safe=_KEPT))
     return f"(?P<{found[1].replace('-', '_')}>{'.+' if found[2] else '[^/]+'})"
+
+
+def lists_of(signature: Signature) -> frozenset[str]:
+    """The parameters that take lists."""
+    fields = signature.model.model_fields
+    return frozenset(parameter for field, parameter in signature.names.items() if _is_list(fields[field].annotation))
+
+
+def _is_list(annotation: Any) -> bool:
+    kind = get_origin(annotation) or annotation
+    if kind in (Union, UnionType, Annotated):
+        return any(map(_is_list, get_args(annotation)))
+    several = isinstance(kind, type) and issubclass(kind, Sequence | AbstractSet)
+    return several and not issubclass(kind, str | bytes | bytearray)
 
 
 def _required(signature: Signature) -> set[str]:
