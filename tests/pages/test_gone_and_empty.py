@@ -6,7 +6,7 @@ them have both schemes and both layouts.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -133,7 +133,7 @@ def test_a_server_that_has_nothing_and_that_nobody_called_says_what_would_be_the
 
 
 @contextmanager
-def much(address: str) -> Iterator[None]:
+def much(address: str) -> Generator[None]:
     """Calls that succeed and fail, and words in the chat, until the block ends."""
     over = Event()
 

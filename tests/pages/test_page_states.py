@@ -115,7 +115,7 @@ def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page
     """Our choice: three sizes, both schemes, all states; 500 tools, long texts, text from right to left."""
     page = open_page(f"{crowd}/{name}", name="Ada", lossy=True)
     page.locator(READY[name]).wait_for()
-    found = []
+    found: list[str] = []
     for place, act in enumerate(STATES[name]):
         act(page)
         found += [f"{place} {each}" for each in fits(page)]
