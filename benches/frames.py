@@ -13,11 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 from urllib.request import Request, urlopen
 
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
@@ -106,14 +106,15 @@ def call(address: str, tool: str, arguments: dict[str, Any], found: list[int]) -
 
 def spent(watch: CDPSession) -> tuple[float, float]:
     """What time it is, and for how many processor seconds the page's main thread has worked."""
-    found = {each["name"]: each["value"] for each in watch.send("Performance.getMetrics")["metrics"]}
-    return time.monotonic(), float(found["TaskDuration"])
+    answer = cast("dict[str, Any]", watch.send("Performance.getMetrics"))  # pyright: ignore[reportUnknownMemberType]
+    found: dict[str, float] = {each["name"]: each["value"] for each in answer["metrics"]}
+    return time.monotonic(), found["TaskDuration"]
 
 
 def measured(page: Page, name: str, load: str, seconds: float, sent: int) -> Drawn:
     """Count the frames of a page."""
     watch = page.context.new_cdp_session(page)
-    watch.send("Performance.enable", {"timeDomain": "threadTicks"})
+    watch.send("Performance.enable", {"timeDomain": "threadTicks"})  # pyright: ignore[reportUnknownMemberType]
     begun, before = spent(watch)
     found = page.evaluate(FRAMES, seconds)
     ended, after = spent(watch)
@@ -160,7 +161,7 @@ def draw(browser: Browser, address: str, name: str, seconds: float) -> list[Draw
     else:
         worker.join()
     context.close()
-    return [rest, Drawn(**{**busy.__dict__, "sent": round(sent[0] / length)})]
+    return [rest, replace(busy, sent=round(sent[0] / length))]
 
 
 def table(rows: list[Drawn]) -> str:

@@ -75,7 +75,11 @@ class Visits:
         assert self._browser is not None
         context = self._browser.new_context(locale="en-GB", **options)
         context.set_default_timeout(WAIT * 1000)
-        context.expose_binding("violated", lambda source, text: self._hear(source["page"], text))
+
+        def violated(source: dict[str, Any], text: str) -> None:
+            self._hear(source["page"], text)
+
+        context.expose_binding("violated", violated)  # pyright: ignore[reportUnknownMemberType]
         context.add_init_script(_WATCH)
         page = context.new_page()
         page.on("console", lambda each: self._hear(page, each.text) if each.type in {"error", "warning"} else None)
@@ -198,7 +202,7 @@ SIZES = [(1280, 720), (1440, 900), (390, 844)]
 
 def fits(page: Page) -> list[str]:
     """What lies outside of its box in any size, and what axe finds in a look of each scheme and of each layout."""
-    found = []
+    found: list[str] = []
     page.emulate_media(color_scheme="dark", reduced_motion="reduce")
     for width, height in SIZES:  # the last one is the phone
         page.set_viewport_size(ViewportSize(width=width, height=height))

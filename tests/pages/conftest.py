@@ -27,10 +27,10 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 LOST = re.compile(
-    r"Failed to load resource: net::ERR_|status of (40[1349]|50[23])|^WebSocket connection to .+ failed: .*ERR_"
+    r"Failed to load resource: net::ERR_|status of (40[01349]|50[23])|^WebSocket connection to .+ failed: .*ERR_"
 )
 """What Chromium itself says of a connection that a test cuts, an unknown session, a missing key, a wrong password, a
-tool that fails."""
+wrong link, a tool that fails."""
 
 
 @pytest.fixture(scope="module")

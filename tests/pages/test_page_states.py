@@ -115,7 +115,7 @@ def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page
     """Our choice: three sizes, both schemes, all states; 500 tools, long texts, text from right to left."""
     page = open_page(f"{crowd}/{name}", name="Ada", lossy=True)
     page.locator(READY[name]).wait_for()
-    found = []
+    found: list[str] = []
     for place, act in enumerate(STATES[name]):
         act(page)
         found += [f"{place} {each}" for each in fits(page)]
@@ -126,7 +126,10 @@ def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page
 def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
     crowd: str, open_page: OpenPage, name: str
 ) -> None:
-    """Our choice: what a page is about is in view, at 1280 by 720 as on a phone, and stays where it was drawn first."""
+    """Our choice: what a page is about is in view, at 1280 by 720 as on a phone, and stays where it was drawn first.
+
+    A fixed defect: what the dashboard had to say about the server's health moved everything below it on a phone.
+    """
     for width, height in SIZES:
         page = open_page(f"{crowd}/{name}", name="Ada", fresh=True, width=width, height=height)
         page.evaluate(SHIFTS)

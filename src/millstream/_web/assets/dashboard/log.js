@@ -3,7 +3,6 @@
 import { $, clock, either, element, write } from "../dom.js";
 
 const KEPT = 1_000;
-const A_FRAME = 40; // lines that are drawn together: a second may bring 500, which would hold the page up
 const RANKS = { debug: 10, info: 20, warning: 30, error: 40, critical: 50 };
 
 const lines = [];
@@ -12,7 +11,6 @@ let errors = 0;
 let opened = false;
 let paused = false;
 let waiting = 0;
-let undrawn = [];
 
 const written = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
@@ -40,7 +38,6 @@ function draw(line) {
 /** Draw everything anew: another filter, or the end of a pause. */
 function redraw() {
   waiting = 0;
-  undrawn = [];
   const list = $("log");
   list.replaceChildren(...lines.filter(shown).map((each) => draw(each.line)));
   list.scrollTop = list.scrollHeight;
@@ -92,19 +89,11 @@ export function add(news) {
     tell();
     return;
   }
-  if (!undrawn.length) requestAnimationFrame(drawSome);
-  undrawn.push(...fresh.filter(shown));
-  if (undrawn.length > KEPT) undrawn.splice(0, undrawn.length - KEPT);
-}
-
-function drawSome() {
-  const list = $("log");
   const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  list.append(...undrawn.splice(0, A_FRAME).map((each) => draw(each.line)));
+  list.append(...fresh.filter(shown).map((each) => draw(each.line)));
   while (list.childElementCount > KEPT) list.firstChild.remove();
   tell();
   if (follows) list.scrollTop = list.scrollHeight;
-  if (undrawn.length) requestAnimationFrame(drawSome);
 }
 
 $("log-toggle").addEventListener("click", toggleLog);
