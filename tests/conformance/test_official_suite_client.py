@@ -57,6 +57,19 @@ def test_these_are_all_that_count() -> None:
         assert names == {name for name, date in SCORED if date == revision}
 
 
+def test_for_what_authorization_servers_do_not_have_the_suite_asks_clients_only_and_scores_nothing() -> None:
+    """DPoP, identity assertion and workload identity: once the suite asks servers, or scores these, we have to know."""
+    command = [NODE, str(SUITE), "list"]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=WAIT, check=True)
+    unpublished = ("dpop", "enterprise", "wif-", "id-jag", "identity-assertion")
+    listed = [line.strip("- ") for line in done.stdout.splitlines() if any(each in line for each in unpublished)]
+    assert listed == [
+        "auth/enterprise-managed-authorization [extension]", "auth/dpop [extension]", "auth/dpop-nonce [extension]",
+        "auth/wif-jwt-bearer [extension]",
+    ]  # fmt: skip
+    assert not any(each in name for each in unpublished for name, _ in SCORED)
+
+
 @pytest.mark.parametrize(("scenario", "revision"), [*SCORED, *UNSCORED])
 def test_the_suite_finds_nothing_wrong_with_the_client(scenario: str, revision: str, tmp_path: Path) -> None:
     """Neither a failure nor a warning."""

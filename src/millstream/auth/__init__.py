@@ -7,13 +7,11 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from millstream._protocol.principal import EVERYTHING
 
 if TYPE_CHECKING:
     from millstream._http.outbound import Fetched
-    from millstream.auth._claims import Rules
     from millstream.auth._issuing.allowed import Allow
     from millstream.auth._issuing.provider import Provider
     from millstream.auth._issuing.records import Client
@@ -100,6 +98,7 @@ def jwt(
     from millstream._http.outbound import check_url  # noqa: PLC0415
     from millstream.auth._jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
     from millstream.auth._key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
+    from millstream.auth._rules import rules_of  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     if bool(jwks) == bool(secret):
@@ -120,7 +119,7 @@ def jwt(
         keys = FetchedKeys(where, ask_issuer)
     else:
         keys = GivenKeys(read_keys(jwks))
-    return TokenMethod(_rules(issuer, audience, scopes, implied), keys, algorithms=allowed, scopes=scopes)
+    return TokenMethod(rules_of(issuer, audience, scopes, implied), keys, algorithms=allowed, scopes=scopes)
 
 
 def oidc(
@@ -156,9 +155,10 @@ def oidc(
     from millstream.auth._discovery import Discovery  # noqa: PLC0415
     from millstream.auth._jose import ASYMMETRIC  # noqa: PLC0415
     from millstream.auth._key_sets import FetchedKeys  # noqa: PLC0415
+    from millstream.auth._rules import rules_of  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
-    rules = _rules(issuer, audience, scopes, implied)
+    rules = rules_of(issuer, audience, scopes, implied)
     keys = FetchedKeys(Discovery(issuer, ask_issuer).keys_url, ask_issuer)
     allowed = tuple(algorithms) or ASYMMETRIC
     if client_secret and not client_id:
@@ -208,6 +208,7 @@ def introspected(
     """
     from millstream._http.outbound import check_url, fetch  # noqa: PLC0415
     from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
+    from millstream.auth._rules import rules_of  # noqa: PLC0415
 
     url = check_url(endpoint).geturl()
     if not (client and secret):
@@ -216,7 +217,7 @@ def introspected(
     async def post(form: bytes, authorization: str) -> "Fetched":
         return await fetch(url, form=form, headers={"authorization": authorization}, judge=_anywhere)
 
-    rules = _rules(issuer, audience, scopes, implied, believed=30.0)
+    rules = rules_of(issuer, audience, scopes, implied, believed=30.0)
     return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
@@ -261,6 +262,7 @@ def issuer(
     """
     from millstream.auth._issuing.given import plan_of  # noqa: PLC0415
     from millstream.auth._issuing.server import Issuer  # noqa: PLC0415
+    from millstream.auth._rules import rules_of  # noqa: PLC0415
 
     ways = list(users) if isinstance(users, Sequence) else [users]
     plan = plan_of(
@@ -268,7 +270,7 @@ def issuer(
         implied=implied or {}, registration=registration, provider=provider,
     )  # fmt: skip
     for each in (audience or url, *resources):
-        _rules(url, each, scopes, implied)
+        rules_of(url, each, scopes, implied)
     return Issuer(plan)
 
 
@@ -375,34 +377,6 @@ def client(
     from millstream.auth._issuing.given import given_client  # noqa: PLC0415
 
     return given_client(id, name=name, redirect_uris=redirect_uris, secret=secret, jwks=jwks, scopes=scopes)
-
-
-def _rules(
-    issuer: str,
-    audience: str,
-    scopes: Collection[str],
-    implied: Mapping[str, Collection[str]] | None,
-    *,
-    believed: float = 60.0,
-) -> "Rules":
-    from millstream._http.outbound import OutboundError, check_url  # noqa: PLC0415
-    from millstream.auth._claims import Rules  # noqa: PLC0415
-    from millstream.auth._key_file import check_scopes  # noqa: PLC0415
-
-    try:
-        check_url(issuer)
-    except OutboundError:
-        given = "" if "@" in issuer else f", not {issuer!r}"  # there may be a password before the @
-        raise ValueError(
-            f"The issuer is an https URL, or an http URL of this machine, without a user name{given}."
-        ) from None
-    parts = urlsplit(audience)
-    if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
-        raise ValueError("audience is this server's own URL, such as https://mcp.example.com/mcp, without a fragment")
-    if isinstance(scopes, str):
-        raise TypeError(f"scopes is a list: [{scopes!r}]")
-    check_scopes(scopes)
-    return Rules(issuer, audience, dict(implied or {}), believed)
 
 
 def _anywhere(address: str) -> bool:
