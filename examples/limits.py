@@ -1,8 +1,8 @@
 """A server whose callers can't ask as often as they like."""
 
+# region: server
 from millstream import Server, Settings
 
-# region: server
 mcp = Server("search", settings=Settings.load(limit_calls="60/minute", limit_quota="1000/day"))
 
 

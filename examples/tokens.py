@@ -1,5 +1,6 @@
 """A server that takes the tokens of an authorization server. MCP clients find it by themselves, and sign in there."""
 
+# region: server
 import os
 from typing import Any
 
@@ -7,7 +8,6 @@ from millstream import Context, Server, auth
 
 ISSUER = os.environ.get("ISSUER", "https://login.example.com")
 
-# region: server
 mcp = Server(
     "notes",
     auth=auth.oidc(

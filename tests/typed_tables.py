@@ -33,10 +33,6 @@ INSTEAD = {
 
 CLONE = r"(^|.* )(examples[/.]|make run)"
 """Commands like these belong to pages that begin with a clone, and say so."""
-UNSAID = {
-    f"docs/how-to/{name}.md" for name in ("protect-with-keys", "run-an-authorization-server", "sign-in-with-google")
-}
-"""Pages that run an example, and don't say yet that it comes with a clone."""
 
 
 class Page(NamedTuple):
@@ -81,8 +77,12 @@ PAGES = {
         },
     ),
     "docs/how-to/accept-tokens.md": Page(
-        also={"": (Typed("{ echo 'ISSUER = \"https://login.example.com\"'; cat tokens.py; } > typed.py"),)},
-        untyped={"tokens.py": "The page leaves out the imports; tests/auth runs the example."},
+        also={
+            "": (
+                Typed("millstream run tokens.py"),
+                Typed(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),
+            )
+        },
     ),
     "docs/how-to/ask-the-user.md": Page(
         answers={
@@ -145,14 +145,12 @@ PAGES = {
     "docs/how-to/limit-callers.md": Page(
         also={
             "": (
-                Typed("{ echo 'from millstream import Server, Settings'; cat limits.py; } > typed.py"),
-                Typed("millstream run typed.py"),
+                Typed("millstream run limits.py"),
                 Typed(tool("crawl", '{"url":"x"}')),
                 Typed(tool("crawl", '{"url":"x"}')),
                 Typed(tool("crawl", '{"url":"x"}', more="-w ' %{http_code}' "), "… 429"),
             )
         },
-        untyped={"limits.py": "The page leaves out one line, the import."},
     ),
     "docs/how-to/live-chat.md": Page(
         also={"": (imports("rooms"),)},

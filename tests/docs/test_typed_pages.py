@@ -23,7 +23,7 @@ from processes import ROOT
 from reader_world import INITIALIZE, Other, Reader, Typed, Written, install, steps
 from redis_parts import RedisServer
 from scripts.docs import blocks
-from typed_tables import CLONE, INSTEAD, LEFT_OUT, PAGES, UNSAID, Page
+from typed_tables import CLONE, INSTEAD, LEFT_OUT, PAGES, Page
 
 pytestmark = pytest.mark.server
 
@@ -93,7 +93,7 @@ NEEDS: dict[str, Callable[[Reader], AbstractContextManager[None]]] = {
 def prepare(reader: Reader, page: str, text: str) -> None:
     """What is in the folder before the page is read: a clone, the files of the tutorial, and those of the reader."""
     if any(isinstance(step, Typed) and re.match(CLONE, step.command) for step in steps(text)):
-        assert page in UNSAID or "clone" in text, f"{page} doesn't say where the examples come from"
+        assert "clone" in text, f"{page} doesn't say where the examples come from"
         shutil.copytree(ROOT / "examples", reader.folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     if "(../tutorial.md)" in text:
         for step in steps((ROOT / "docs/tutorial.md").read_text("utf-8")):

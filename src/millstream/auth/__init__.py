@@ -251,7 +251,7 @@ def issuer(
         described: scope -> what it allows, in words for the person: ``{"orders:write": "order books"}``.
         implied: scope -> further scopes that it includes.
         registration: whether clients may register by themselves. Those that describe themselves need not.
-        provider: what you decide yourself; see `millstream.auth._issuing.provider`.
+        provider: what you decide yourself; see `millstream.auth.providers`.
 
     Raises:
         ValueError: something can't be.
