@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -243,6 +244,8 @@ class Reader:
             for asked, answer in answers:
                 until(lambda: asked in printed()[at:], process, command, printed)  # noqa: B023  called at once
                 at = printed().index(asked, at) + len(asked)
+                if "word" in asked or "confirmation" in asked:  # the question is there a moment before the echo is off
+                    until(lambda: not termios.tcgetattr(ours)[3] & termios.ECHO, process, command, printed)
                 os.write(ours, f"{answer}\n".encode())
             until(lambda: fits(printed(), wanted), process, command, printed, wanted)
         finally:

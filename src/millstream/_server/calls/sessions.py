@@ -175,7 +175,7 @@ class Records:
                 return
             except (LocalError, OSError) as exc:
                 _logger.warning("Session records could not be compared with the store; it is tried again: %s", exc)
-                await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PAUSE)
 
     def _heard(self, session_id: str) -> None:
         self._note(session_id)

@@ -196,7 +196,8 @@ class Consent:
         try:
             return await self._trips.begin(request, upstream, asked=asked)
         except SignInFailed as exc:
-            return await self._page(request, client, asked, None, said=str(exc), status=503)
+            said = str(exc)
+        return await self._page(request, client, asked, None, said=said, status=503)
 
     async def returned(self, request: Request, trip: Trip, asked: Asked, returned: Returned) -> Response:
         """The browser of somebody who has agreed is back from an upstream."""
