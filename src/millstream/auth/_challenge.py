@@ -17,7 +17,7 @@ _NO_STORE = b"cache-control: no-store\r\n"
 class Challenges:
     """The refusals of one server."""
 
-    __slots__ = ("_metadata", "_oauth", "form", "scopes")
+    __slots__ = ("_metadata", "_oauth", "_resource", "form", "scopes")
 
     def __init__(
         self,
@@ -33,11 +33,17 @@ class Challenges:
             oauth: clients can get a token from such a server: one that is not valid is 401, so that they get another.
             scopes: what everybody needs.
         """
+        self._resource = resource
         self._metadata = metadata_url(resource) if resource else ""
         self._oauth = oauth
         self.form: Callable[[Request], Response | None] = lambda request: None
         """Gives people who open a page a place to sign in."""
         self.scopes: frozenset[str] = frozenset(scopes)
+
+    def mounted(self, root: str) -> None:
+        """The server is mounted below this path of an application, which serves nothing of ours at its own root."""
+        if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
+            self._metadata = metadata_url(self._resource, root)
 
     def missing(self, request: Request) -> Response:
         """There is no credential."""
@@ -96,7 +102,9 @@ def _lacking(needed: Collection[str]) -> str:
     return f"Your key or token doesn't cover this: it needs the scope {names}."
 
 
-def metadata_url(resource: str) -> str:
-    """Where the metadata of a protected resource is found: the well-known path stands before its own (RFC 9728 §3)."""
+def metadata_url(resource: str, root: str = "") -> str:
+    """Where the metadata of a protected resource is found: the well-known path stands before its own (RFC 9728 §3),
+    behind `root`, where a server is mounted.
+    """
     parts = urlsplit(resource)
-    return f"{parts.scheme}://{parts.netloc}{METADATA_PATH}{parts.path.rstrip('/')}"
+    return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"

@@ -114,6 +114,8 @@ class Guard:
 
     async def __call__(self, request: Request) -> Principal | Response:
         """Who asks, or the reply that refuses."""
+        if request.root_path:
+            self.challenges.mounted(request.root_path)
         if _repeated(request):
             return self.challenges.malformed("There is more than one Authorization header.")
         value = request.headers.get(b"authorization")

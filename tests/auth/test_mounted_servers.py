@@ -1,0 +1,58 @@
+"""Servers that are mounted in one application: each has tokens of its own, and says where clients get them."""
+
+import json
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from auth_world import make_server
+from issuer_world import ISSUER, claims, key_set, token
+from millstream import auth
+from wire import Reply, over_asgi, request
+
+ORIGIN = "https://mcp.example.com"
+HOST = (b"host", b"mcp.example.com")
+PING = request("ping", id=5)
+
+
+def application() -> Starlette:
+    """Books and news."""
+
+    def one(name: str) -> Any:
+        method = auth.jwt(issuer=ISSUER, audience=f"{ORIGIN}/{name}/mcp", jwks=key_set())
+        return make_server(method, allowed_hosts=["mcp.example.com"])
+
+    return Starlette(routes=[Mount(f"/{name}", one(name)) for name in ("books", "news")])
+
+
+async def ask(app: Any, method: str, path: str, credential: str | None = None) -> Reply:
+    """A request from outside."""
+    fields = [HOST, (b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
+    if credential is not None:
+        fields.append((b"authorization", f"Bearer {credential}".encode()))
+    return await over_asgi(app, method, path, fields, json.dumps(PING).encode() if method == "POST" else b"")
+
+
+async def test_a_token_for_one_mounted_server_is_none_for_its_neighbor() -> None:
+    """Each has an audience of its own (RFC 8707)."""
+    app = application()
+    for own, other in (("books", "news"), ("news", "books")):
+        found = token(claims(aud=f"{ORIGIN}/{own}/mcp"))
+        assert (await ask(app, "POST", f"/{own}/mcp", found)).status == 200
+        assert (await ask(app, "POST", f"/{other}/mcp", found)).status == 401
+
+
+@pytest.mark.parametrize("name", ["books", "news"])
+@pytest.mark.parametrize("credential", [None, "wrong"])
+async def test_a_mounted_server_names_metadata_that_are_there(name: str, credential: str | None) -> None:
+    """A fixed defect: the address was at the root of the application, which knows nothing of it."""
+    app = application()
+    refused = await ask(app, "POST", f"/{name}/mcp", credential)
+    assert refused.status == 401
+    url = refused.headers[b"www-authenticate"].split(b'resource_metadata="')[1].split(b'"')[0].decode()
+    assert url.startswith(f"{ORIGIN}/{name}/")
+    told = await ask(app, "GET", url.removeprefix(ORIGIN))
+    assert told.status == 200
+    assert json.loads(told.body)["resource"] == f"{ORIGIN}/{name}/mcp"
