@@ -154,6 +154,20 @@ def test_a_recording_stops_at_its_limit_and_says_so(tmp_path: Path) -> None:
     assert told == ["The recording is full: the rest isn't written down."]
 
 
+def test_a_recording_holds_whatever_a_server_says(tmp_path: Path) -> None:
+    """A fixed defect: nobody could read one with a text that some call several lines, and what is nested without end
+    ended the recorder.
+    """
+    text = "one\u2028two\u2029three\x85four\x9b31mfive\x0bsix"
+    file = recording(tmp_path / "f", ("server", {"method": "notifications/message", "params": {"data": text}}))
+    writer = Writer(file, "test", told=print)
+    writer.line("server", b"[" * 200_000)
+    writer.line("server", json.dumps({"result": {"text": text}}, ensure_ascii=False).encode())
+    writer.close()
+    first, second = load(file)
+    assert (first.message["params"], second.message["result"]) == ({"data": text}, {"text": text})
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "No such file"), (b"\xff", "isn't text"), (b"{}\n", "Line 1 of"), (b"", "has no messages"),
