@@ -211,6 +211,29 @@ async def test_many_good_credentials_at_once_wait_for_their_turn_and_get_in() ->
         assert len(world.runtime.guard._turns) == 0
 
 
+async def test_behind_an_issuer_that_does_not_answer_nobody_waits_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed defect: guesses that the issuer said nothing about held up everybody else of the address, and stood in
+    the queue when whoever had sent them was gone.
+    """
+    method = Asks()
+    said = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "same-origin"}
+    async with guarded(make_server([method, auth.keys(named={"ada": "ada-" + "k" * 40})])) as world:
+        calls = [asyncio.ensure_future(world.post(f"guess-{number}", PING)) for number in range(8)]
+        await until(lambda: len(method.asked) == 8)
+        monkeypatch.setattr("millstream.auth._turns.PATIENCE", 0)
+        for reply in (
+            await world.post("ada-" + "k" * 40, PING),
+            await world.ask(None, "POST", "/sign-in", b"key=ada", **said),
+        ):
+            assert (reply.status, b"Too many sign in from your address" in reply.body) == (503, True)
+        assert len(method.asked) == 8
+        method.answer.set()
+        await asyncio.gather(*calls)
+        assert (await world.post("ada-" + "k" * 40, PING)).status == 200
+        assert world.runtime.guard is not None
+        assert len(world.runtime.guard._turns) == 0
+
+
 async def test_a_huge_credential_is_refused_without_being_looked_at() -> None:
     """16 KiB are enough for any token."""
     async with guarded() as world:

@@ -3,14 +3,19 @@
 Real processes at both ends of the recorder. The rules are our choice.
 """
 
+import asyncio
 import json
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
+from websockets import ConnectionClosed, Subprotocol
+from websockets.asyncio.server import ServerConnection, serve
 
 from cli.test_faults import run
 from client.rude import DONE, discovering, greeting, rude
@@ -21,6 +26,7 @@ from millstream._cli.program import program
 from millstream._cli.recording.acting import Actor
 from millstream._cli.recording.transcript import Writer, exchanges, load
 from millstream.client._errors import ConnectionLost, Failure
+from patience import WAIT
 from processes import ROOT, Shared, millstream, shared
 
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
@@ -154,6 +160,20 @@ def test_a_recording_stops_at_its_limit_and_says_so(tmp_path: Path) -> None:
     assert told == ["The recording is full: the rest isn't written down."]
 
 
+def test_a_recording_holds_whatever_a_server_says(tmp_path: Path) -> None:
+    """A fixed defect: nobody could read one with a text that some call several lines, and what is nested without end
+    ended the recorder.
+    """
+    text = "one\u2028two\u2029three\x85four\x9b31mfive\x0bsix"
+    file = recording(tmp_path / "f", ("server", {"method": "notifications/message", "params": {"data": text}}))
+    writer = Writer(file, "test", told=print)
+    writer.line("server", b"[" * 200_000)
+    writer.line("server", json.dumps({"result": {"text": text}}, ensure_ascii=False).encode())
+    writer.close()
+    first, second = load(file)
+    assert (first.message["params"], second.message["result"]) == ({"data": text}, {"text": text})
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "No such file"), (b"\xff", "isn't text"), (b"{}\n", "Line 1 of"), (b"", "has no messages"),
@@ -209,3 +229,30 @@ async def test_the_bridge_to_a_url_fills_in_headers_and_ends_the_session(tmp_pat
         called = next(asked for asked in server.asked if asked.method == "tools/call")
         assert (called.headers["mcp-session-id"], called.headers["mcp-protocol-version"]) == ("s1", "2025-11-25")
         assert (server.asked[-1].verb, server.asked[-1].headers["mcp-session-id"]) == ("DELETE", "s1")
+
+
+@pytest.mark.server
+async def test_a_server_that_says_more_than_the_client_takes_ends_the_recorder(tmp_path: Path) -> None:
+    """A fixed defect: large messages filled memory, and once 10,000 waited, the recorder stood still for ever."""
+    stopped = asyncio.Event()
+
+    async def flood(socket: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            for _ in range(80):
+                await socket.send("x" * 2**20)
+        await socket.wait_closed()
+        stopped.set()
+
+    async with serve(flood, "127.0.0.1", 0, subprotocols=[Subprotocol("mcp")], compression=None) as listener:
+        url = f"ws://127.0.0.1:{next(iter(listener.sockets)).getsockname()[1]}/ws"
+        recorder = await asyncio.create_subprocess_exec(
+            *command("record", str(tmp_path / "f"), url), stdin=PIPE, stdout=PIPE, stderr=PIPE
+        )
+        assert recorder.stdout is not None
+        assert recorder.stderr is not None
+        async with asyncio.timeout(WAIT):
+            await stopped.wait()
+            while await recorder.stdout.read(2**20):
+                pass
+            assert b"The client is slower than the server" in await recorder.stderr.read()
+            assert await recorder.wait() == 1

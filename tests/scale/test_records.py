@@ -1,12 +1,16 @@
 """What a session has accumulated, with several workers: nothing is lost, nothing comes back, and it costs nothing."""
 
 import asyncio
+import tracemalloc
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from bad_input.shop import make_shop
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
+from millstream._server.calls.written import KEPT_BYTES, Written
 from patience import WAIT
 from wire import request
 
@@ -212,6 +216,46 @@ async def test_what_a_session_was_told_outlives_a_store_that_lost_its_newest_val
                 await settle()
         before = {"shelf://1"} if how == "subscription" else set()
         assert await subscriptions(first) == {"shelf://2", "shelf://3"} | before
+
+
+async def test_a_store_that_fails_over_while_records_are_brought_back_gets_them_again() -> None:
+    """A fixed defect: what a worker had just written again was lost with the store that took over in between."""
+    async with fleet(make_ten, 2) as (first, _):
+        for _ in range(3):
+            await first.ask("resources/subscribe", SIGN, await first.initialize())
+        kv = first.store.core.kv
+        keys = set(await kv.keys("session:"))
+
+        async def lose() -> None:
+            for key in await kv.keys("session:"):
+                await kv.delete(key)
+            first.store.miss()
+
+        await lose()
+        async with asyncio.timeout(WAIT):
+            while not (brought := await kv.keys("session:")):  # noqa: ASYNC110  settling would let it bring all of them
+                await asyncio.sleep(0)
+        assert len(brought) < 3
+        await lose()
+        async with asyncio.timeout(WAIT):
+            while set(await kv.keys("session:")) != keys:
+                await settle()
+
+
+def test_what_a_worker_remembers_of_records_is_bounded_however_small_they_are() -> None:
+    """A fixed defect: the bound was one of values, and of small ones there were hundreds of thousands."""
+
+    async def flood() -> int:
+        written = Written(cast("Any", SimpleNamespace(shared=True, epoch="a")), lambda value: 1.0)
+        tracemalloc.start()
+        try:
+            for number in range(60_000):
+                written.note(f"session:{number:040}", b"{}", 60.0)
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    assert asyncio.run(flood()) < 1.2 * KEPT_BYTES
 
 
 async def test_a_store_that_lost_everything_is_not_given_old_records() -> None:

@@ -93,6 +93,21 @@ async def test_a_password_is_asked_for_by_no_other_server() -> None:
         assert "www-authenticate" not in (await http.post("/inspect/via/1", json={})).headers
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_another_server_says_never_becomes_a_page_of_ours(method: str) -> None:
+    """A fixed defect: a browser that opened the address ran that server's scripts in our name."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.reply(
+            b"<script>steal()</script>", more="Content-Security-Policy: default-src *\r\n", type="text/html"
+        )
+
+    async with rude(behave) as other, inspecting(other.url) as http:
+        headers = (await http.request(method, "/inspect/via/1", headers={"accept": "text/html"})).headers
+    assert headers.get_list("content-security-policy") == ["default-src 'none'; sandbox"]
+    assert headers["x-content-type-options"] == "nosniff"
+
+
 async def test_only_servers_that_were_named_are_reached() -> None:
     """No URL of a page's own, and no redirect."""
 

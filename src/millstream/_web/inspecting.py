@@ -24,6 +24,8 @@ _PASSED = (b"accept", b"content-type", b"last-event-id")
 _RETURNED = (b"content-type", b"mcp-session-id", b"retry-after", b"allow")
 _MAX_BODY = 64 * 1024 * 1024
 _STREAM = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
+_NO_PAGE = b"x-content-type-options: nosniff\r\ncontent-security-policy: default-src 'none'; sandbox\r\n"
+"""What another server says is read by a page of ours, and never is one: a browser that opens it runs nothing of it."""
 
 
 class Inspecting:
@@ -120,4 +122,4 @@ def _head(reply: Reply) -> bytes:
     challenge = reply.header(b"www-authenticate")
     if challenge.lower().startswith("bearer"):  # a browser would ask the person for the password of another kind
         found["www_authenticate"] = challenge
-    return header_lines(**{name: value for name, value in found.items() if value.isprintable()})
+    return header_lines(**{name: value for name, value in found.items() if value.isprintable()}) + _NO_PAGE

@@ -134,17 +134,17 @@ class Guard:
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
-        async with self.turn(request.peer):
-            slow = self.slow(request.peer)
-            if slow is not None:
-                return slow
-            try:
+        try:
+            async with self.turn(request.peer):
+                slow = self.slow(request.peer)
+                if slow is not None:
+                    return slow
                 found, lacking = await self.identify(credential.decode("ascii"))
-            except Unavailable as exc:
-                return self.challenges.unavailable(str(exc))
-            if found is None:
-                self.failed(request.peer)
-                return self.challenges.wrong()
+                if found is None:
+                    self.failed(request.peer)
+                    return self.challenges.wrong()
+        except Unavailable as exc:
+            return self.challenges.unavailable(str(exc))
         if lacking:
             return self.challenges.insufficient(lacking)
         self.keep(value, Verdict(found.principal, self.clock() + found.seconds))
@@ -152,7 +152,11 @@ class Guard:
         return found.principal
 
     def turn(self, address: str) -> AbstractAsyncContextManager[None]:
-        """The turn of somebody at an address whose credential isn't known yet; `slow` and `failed` are for inside."""
+        """The turn of somebody at an address whose credential isn't known yet; `slow` and `failed` are for inside.
+
+        Raises:
+            Unavailable: those before take too long.
+        """
         return self._turns.turn(neighborhood(address))
 
     async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:

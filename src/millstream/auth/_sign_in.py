@@ -82,9 +82,12 @@ class SignIn:
             return _FOREIGN
         if not _is_safe(request):
             return _INSECURE
-        async with self._guard.turn(request.peer):
-            slow = self._guard.slow(request.peer)
-            return await self._judge(request) if slow is None else slow
+        try:
+            async with self._guard.turn(request.peer):
+                slow = self._guard.slow(request.peer)
+                return await self._judge(request) if slow is None else slow
+        except Unavailable as exc:
+            return self._form(request, "", str(exc), 503)
 
     async def _judge(self, request: Request) -> Response:
         """Let somebody in, or show the form again."""

@@ -1,8 +1,16 @@
-"""Turns: so many at a time for each key. Whoever comes when all are taken waits, in the order of coming."""
+"""Turns: so many at a time for each key. Whoever comes when all are taken waits, in the order of coming, but not for
+long: those who ask an issuer that doesn't answer would else hold up everybody behind them.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Final
+
+from millstream.auth._method import Unavailable
+
+PATIENCE: Final = 10.0
+"""Seconds that somebody waits for a turn."""
 
 
 class Turns:
@@ -20,14 +28,32 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncGenerator[None]:
-        """Have a turn inside the block."""
+        """Have a turn inside the block.
+
+        Raises:
+            Unavailable: those before take too long.
+        """
         semaphore, there = self._keys.setdefault(key, (asyncio.Semaphore(self._at_once), set()))
         me = object()
         there.add(me)
         try:
-            async with semaphore:
+            await _acquire(semaphore)
+            try:
                 yield
+            finally:
+                semaphore.release()
         finally:
             there.discard(me)
             if not there:
                 del self._keys[key]
+
+
+async def _acquire(semaphore: asyncio.Semaphore) -> None:
+    if semaphore.locked():
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await semaphore.acquire()
+        except TimeoutError:
+            raise Unavailable("Too many sign in from your address at a time. Try again later.") from None
+    else:
+        await semaphore.acquire()

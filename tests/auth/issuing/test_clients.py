@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -327,3 +328,18 @@ def test_names_are_shown_without_what_hides_or_turns_text() -> None:
 async def test_an_unknown_application_type_is_ignored_whatever_it_is(desk: Desk, kind: Any) -> None:
     """RFC 7591 §2. A fixed defect: an object or a list was answered with 500."""
     assert "application_type" not in await desk.register(application_type=kind)
+
+
+async def test_clients_whose_turn_does_not_come_are_told_to_try_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed defect: they waited without end behind others of their address."""
+    monkeypatch.setattr("millstream.auth._turns.PATIENCE", 0)
+    turns = desk.running._token._proof._turns
+    async with AsyncExitStack() as stack:
+        for _ in range(turns._at_once):
+            await stack.enter_async_context(turns.turn(desk.peer))
+        reply = await desk.post("/token", {"grant_type": "authorization_code", "code": "a"})
+        assert (reply.status, reply.message["error"]) == (503, "temporarily_unavailable")
+    reply = await desk.post("/token", {"grant_type": "authorization_code", "code": "a"})
+    assert reply.message["error"] != "temporarily_unavailable"

@@ -23,6 +23,9 @@ REFUSED = [
         "JavaScript", "javascript", "data", "file", "vbscript", "blob", "about", "view-source", "filesystem", "ws",
         "ftp", "httpx", "https-app", "http+app", "hxxps", "htp", "shttp", "https.example.app", "ms-msdt", "search-ms",
         "web+app", "mailto", "ssh", "intent", "chrome-extension", "ab", "1app", "my_app",
+        # Fixed defects: each was taken for an app's own.
+        "googlechrome", "GoogleChromes", "x-safari-https", "touch-http", "firefox", "brave", "res", "www.example.com",
+        "jnlp", "x-man-page", "itms-services", "shortcuts", "afp", "cifs", "gopher",
     )),
     "cursor://", "cursor:///oauth/callback", "cursor://user@anysphere.cursor-mcp/cb", "cursor://a b/cb", "cursor://a/b#c",
     "https://app.example.com/" + "a" * 2000,

@@ -12,7 +12,7 @@ from millstream._cli.recording.standard_input import lines, say
 from millstream._cli.recording.transcript import Writer
 from millstream._protocol.jsonrpc import Envelope
 from millstream.client._background import Background
-from millstream.client._errors import ClientError, Flood
+from millstream.client._errors import ClientError, ConnectionLost, Flood
 from millstream.client._http.auth import Auth
 from millstream.client._http.endpoint import Endpoint
 from millstream.client._http.pool import Pool
@@ -37,10 +37,38 @@ class _Said(Listener):
     """What the server says, until it's passed on."""
 
     def __init__(self) -> None:
-        self.messages: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_WAITING)
+        self._messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._bytes = 0
+        self._fault: ClientError | None = None
 
     def receive(self, message: Envelope, transport: Transport) -> None:
         """Nothing comes here: `_Passing` takes every message as it is."""
+
+    def add(self, message: bytes) -> bool:
+        """Take one more; False when too much waits."""
+        waiting = self._messages.qsize()
+        if waiting >= _MAX_WAITING or (waiting and self._bytes + len(message) > _MAX_BYTES):
+            return False
+        self._bytes += len(message)
+        self._messages.put_nowait(message)
+        return True
+
+    def end(self, fault: ClientError | None) -> None:
+        """Nothing more comes, and whoever passes on what waits hears of it behind that."""
+        self._fault = fault
+        self._messages.put_nowait(None)
+
+    async def next(self) -> bytes | None:
+        """The next one; None at the end.
+
+        Raises:
+            ClientError: the server has broken the connection.
+        """
+        message = await self._messages.get()
+        if message is None and self._fault is not None and not isinstance(self._fault, ConnectionLost):
+            raise self._fault
+        self._bytes -= len(message or b"")
+        return message
 
 
 class _Passing(Duplex):
@@ -50,19 +78,14 @@ class _Passing(Duplex):
 
     def receive(self, data: bytes) -> None:
         """Take one message of the server."""
-        self._pass_on(data)
-
-    def _pass_on(self, data: bytes | None) -> None:
-        try:
-            cast("_Said", self._listener).messages.put_nowait(data)
-        except asyncio.QueueFull:
-            super().end(Flood(f"The client is slower than the server: {_MAX_WAITING:,} messages wait for it."))
+        if self.fault is None and not cast("_Said", self._listener).add(data):
+            self.end(Flood(f"The client is slower than the server: {_MAX_WAITING:,} messages or 64 MiB wait for it."))
 
     def end(self, fault: ClientError | None = None) -> None:
         """The connection is over."""
         if self.fault is None:
             super().end(fault)
-            self._pass_on(None)
+            cast("_Said", self._listener).end(self.fault)
 
 
 async def relay(place: Remote, headers: Mapping[str, str], writer: Writer, auth: Auth | None = None) -> int:
@@ -110,7 +133,7 @@ async def _inward(transport: Transport, writer: Writer) -> None:
 
 
 async def _outward(said: _Said, writer: Writer) -> None:
-    while (message := await said.messages.get()) is not None:
+    while (message := await said.next()) is not None:
         line = message.replace(b"\r", b" ").replace(b"\n", b" ")
         writer.line("server", line)
         await say(line + b"\n")

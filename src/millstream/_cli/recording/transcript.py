@@ -64,7 +64,7 @@ class Writer:
         at = round(time.monotonic() - self._begun, 6)
         try:
             message: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             self._write({"at": at, "from": who, "text": line.decode("utf-8", "replace")})
         else:
             self._write({"at": at, "from": who, "message": message})
@@ -102,7 +102,7 @@ def load(path: Path) -> list[Said]:
     except OSError as exc:
         raise CommandError(f"{path} can't be read: {exc.strerror}.", fix="Make one with millstream record.") from exc
     said: list[Said] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines stand in messages
         if line.strip():
             said += _read(line, number, path)
     if not said:

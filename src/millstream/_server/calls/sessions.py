@@ -103,8 +103,8 @@ class Records:
     """
 
     __slots__ = (
-        "_absent", "_cache", "_forgotten", "_looks", "_peers", "_reading", "_restoring", "_since", "_store", "_ttl",
-        "_watchers", "_written", "clock", "known",
+        "_absent", "_cache", "_forgotten", "_looks", "_missed", "_peers", "_reading", "_restoring", "_since", "_store",
+        "_ttl", "_watchers", "_written", "clock", "known",
     )  # fmt: skip
 
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float]) -> None:
@@ -117,6 +117,8 @@ class Records:
         self._forgotten: list[Callable[[], None]] = []
         self._written = Written(store, _age)
         self._restoring: asyncio.Task[None] | None = None
+        self._missed = False
+        """The store may lack something that hasn't been looked for."""
         # What this worker knows
         self.known: set[str] = set()
         """Sessions that have a record, or had one."""
@@ -161,21 +163,23 @@ class Records:
             forgotten()
         for session_id in self._watchers:
             self._read_soon(session_id)
+        self._missed = True
         if self._written and (self._restoring is None or self._restoring.done()):
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
 
     async def _restore(self) -> None:
         """The store may be another one than before, and lack what this worker wrote last."""
-        while True:
+        while self._missed:
+            self._missed = False  # until another one takes over, which may lack what was just brought
             try:
                 for key in await self._written.restore():
                     session_id = key.removeprefix(_PREFIX)
                     self._heard(session_id)
                     await self._peers.tell(Recorded(session_id))
-                return
             except (LocalError, OSError) as exc:
                 _logger.warning("Session records could not be compared with the store; it is tried again: %s", exc)
-            await asyncio.sleep(PAUSE)
+                self._missed = True
+                await asyncio.sleep(PAUSE)
 
     def _heard(self, session_id: str) -> None:
         self._note(session_id)

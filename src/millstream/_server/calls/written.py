@@ -15,7 +15,9 @@ from millstream._stores.base import Store
 
 KEPT_SECONDS: Final = 60.0
 """Longer than a replica lags behind."""
-KEPT_BYTES: Final = 4 * 1024 * 1024
+KEPT_BYTES: Final = 8 * 1024 * 1024
+_BESIDES: Final = 400
+"""Bytes that a value takes besides its own: most are small."""
 
 
 class _Wrote(Struct, frozen=True):
@@ -45,7 +47,7 @@ class Written:
         now = asyncio.get_running_loop().time()
         self._drop(key)
         self._kept[key] = _Wrote(value, self._age(value), ttl, self._store.epoch, now)
-        self._bytes += len(value)
+        self._bytes += len(value) + _BESIDES
         while self._kept:
             oldest = next(iter(self._kept))
             if self._bytes <= KEPT_BYTES and self._kept[oldest].at > now - KEPT_SECONDS:
@@ -55,7 +57,7 @@ class Written:
     def _drop(self, key: str) -> None:
         wrote = self._kept.pop(key, None)
         if wrote is not None:
-            self._bytes -= len(wrote.value)
+            self._bytes -= len(wrote.value) + _BESIDES
 
     def __bool__(self) -> bool:
         return bool(self._kept)

@@ -67,8 +67,11 @@ class ClientProof:
         Raises:
             OAuthError: nobody who is known, or who has shown it.
         """
-        async with self._turns.turn(neighborhood(request.peer)):
-            return await self._judge(request, form)
+        try:
+            async with self._turns.turn(neighborhood(request.peer)):
+                return await self._judge(request, form)
+        except Unavailable as exc:
+            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
     async def _judge(self, request: Request, form: Parameters) -> Client:
         key = neighborhood(request.peer)

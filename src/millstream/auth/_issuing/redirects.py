@@ -16,22 +16,27 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")
 """A private-use scheme that is the reverse of a domain name (RFC 8252 §7.1)."""
 _WORD = re.compile(r"[a-z][a-z0-9+-]{2,39}")
 """One that is a plain word, as editors have it."""
-_LIKE_WEB = re.compile(r"s?h[tx]+ps?([^a-z].*)?|https?.*")
-"""What a person could take for the web."""
+_LIKE_WEB = re.compile(r"s?h[tx]+ps?([^a-z].*)?|https?.*|.*https?|www\..*")
+"""What a person could take for the web, or leads there: some browsers open ``x-safari-https://host`` as a page."""
 _BROWSERS = frozenset((
-    "about", "blob", "chrome", "chrome-extension", "content", "data", "devtools", "edge", "feed", "file",
-    "filesystem", "ftp", "ftps", "jar", "javascript", "livescript", "mhtml", "mocha", "moz-extension", "opera",
-    "resource", "safari-extension", "vbscript", "view-source", "ws", "wss", "wyciwyg",
+    "about", "blob", "brave", "chrome", "chrome-extension", "content", "data", "devtools", "edge", "feed",
+    "feeds", "file", "filesystem", "firefox", "firefox-focus", "firefox-private", "ftp", "ftps",
+    "googlechrome", "googlechromes", "gopher", "ipfs", "ipns", "its", "jar", "javascript", "livescript", "mhtml",
+    "mocha", "moz-extension", "opera", "res", "resource", "safari-extension", "vbscript", "view-source", "vivaldi",
+    "ws", "wss", "wyciwyg",
 ))  # fmt: skip
-"""What browsers read themselves: they run, show or fetch something."""
+"""What browsers read themselves: they run, show or fetch something, or open a page of any host."""
 _SYSTEMS = frozenset((
-    "android-app", "callto", "cid", "dav", "facetime", "geo", "git", "help", "hcp", "imap", "intent", "ipp", "irc",
-    "ircs", "itms", "jdbc", "ldap", "ldaps", "magnet", "mailto", "maps", "market", "mid", "mms", "news", "nfs",
-    "nntp", "pop", "powershell", "rdp", "rtsp", "search", "search-ms", "secondlife", "sftp", "shell", "sip", "sips",
-    "skype", "sms", "smb", "ssh", "steam", "svn", "tel", "telnet", "tftp", "udp", "urn", "vnc", "webcal", "xmpp",
+    "afp", "android-app", "app-prefs", "app-settings", "apt", "bitcoin", "callto", "cid", "cifs", "dav", "ethereum",
+    "facetime", "geo", "git", "hcp", "help", "imap", "intent", "ipp", "irc", "ircs", "itms", "jdbc", "jnlp", "jnlps",
+    "ldap", "ldapi", "ldaps", "macappstore", "magnet", "mailto", "maps", "market", "mid", "mms", "news",
+    "nfs", "nntp", "otpauth", "payto", "pop", "powershell", "prefs", "rdp", "rlogin", "rtsp", "search", "search-ms",
+    "secondlife", "sftp", "shell", "shortcuts", "sip", "sips", "skype", "smb", "sms", "ssh", "steam", "svn", "tel",
+    "telnet", "telnets", "tftp", "tn3270", "udp", "upi", "urn", "vnc", "webcal", "wsl", "x-man-page",
+    "xmpp",
 ))  # fmt: skip
 """What leads to something that the system, or any program, does with what it is given."""
-_BEGINNINGS = ("ms-", "microsoft-", "web+", "ext+", "x-apple", "res+", "view-")
+_BEGINNINGS = ("ms-", "microsoft-", "web+", "ext+", "itms", "x-apple", "res+", "view-")
 """What schemes of a system or browser begin with."""
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
