@@ -68,6 +68,7 @@ class _Pipes(asyncio.SubprocessProtocol):
             self._owner.hushed()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.heard_out.set()
         self._owner.silent()
 
     def process_exited(self) -> None:
@@ -96,6 +97,8 @@ class StdioTransport:
         self._said = b""
         self._noise = 0
         self.exited = asyncio.Event()
+        self.heard_out = asyncio.Event()
+        """Nothing more comes of what it said."""
         self.writable = asyncio.Event()
         self.writable.set()
 
@@ -153,6 +156,9 @@ class StdioTransport:
         stdin = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
         if stdin.is_closing():
             await self.exited.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS):  # which may still be on their way; a child may hold the pipe
+                    await self.heard_out.wait()
             raise self.silent()
         stdin.write(message + b"\n")
         if not self.writable.is_set():
