@@ -129,6 +129,15 @@ async def test_the_cookie_counts_only_for_requests_of_this_origins_own_pages(
         assert b"result" not in reply.body
 
 
+async def test_the_charts_calls_and_readers_of_the_dashboard_come_with_the_cookie() -> None:
+    """A defect once: the page opened, and what it fetched said 401, so that its charts stayed empty."""
+    async with guarded(make_server(auth.keys(ROOT))) as world:
+        known = await cookie(world)
+        for path in ("/dashboard/history?seconds=60", "/dashboard/calls", "/dashboard/readers"):
+            reply = await world.ask(None, "GET", path, cookie=known, sec_fetch_site="same-origin")
+            assert reply.status == 200, path
+
+
 async def test_the_calls_that_pages_make_work_with_the_cookie() -> None:
     """`/inspect` speaks MCP, `/chat` publishes and listens, `/docs` runs tools."""
     async with guarded() as world:

@@ -25,7 +25,8 @@ OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
 _CALLED = (
     "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
-    "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/via/",
+    "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/tools/", "/mcp/sse/", "/inspect/servers",
+    "/inspect/via/",
 )  # fmt: skip
 """What the pages ask, by its whole path or, with a slash at the end, its beginning."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"
