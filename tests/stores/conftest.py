@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from millstream._stores.base import Store
+from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
 
 
 @pytest.fixture(params=backings(BACKINGS))
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """The only worker of each store."""
+async def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    """The only worker of each store. A server that stands still with the machine is no silent one."""
+    monkeypatch.setattr("millstream._stores.redis.commands.SILENCE", WAIT)
     backing = BACKINGS[request.param]()
     yield await backing.worker()
     await backing.close()

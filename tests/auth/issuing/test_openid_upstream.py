@@ -15,7 +15,10 @@ from joserfc import jws
 from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, token
 from issuing_world import challenge
 from millstream import auth
+from millstream._http.outbound import fetch
+from millstream.auth._issuing import elsewhere
 from millstream.auth._issuing.ways import Away, Returned, Selective, SignInFailed, Upstream, User
+from patience import WAIT
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/openid"
 CLIENT, SECRET = "desk", "a secret:of more than 32 bytes, with a colon"
@@ -64,8 +67,9 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    """An issuer."""
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """An issuer. It may take its time: the machine stands still now and then."""
+    monkeypatch.setattr(elsewhere, "fetch", partial(fetch, seconds=WAIT))
     async with issuing() as issuer:
         yield World(issuer)
 

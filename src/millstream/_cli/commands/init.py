@@ -117,7 +117,7 @@ def init(
     taken = [each for each in files if (folder / each).exists()]
     if taken:
         raise CommandError(
-            f"{folder.resolve()} has {' and '.join(taken)} already.",
+            f"{folder.resolve()} has {', '.join(taken)} already.",
             why="Nothing was written, so that nothing of yours gets lost.",
             fix="Give another folder: millstream init DIR",
         )

@@ -31,7 +31,8 @@ function filter() {
   $("index").hidden = shown.length === 0;
   $("none").hidden = shown.length > 0;
   $("none").replaceChildren(element("strong", {}, operations.length ? "No tool matches" : "No tools yet"), operations.length ? "Try fewer words." : "Register a function with @mcp.tool and reload this page.");
-  $("count").textContent = shown.length === operations.length ? `${operations.length} tools` : `${shown.length} of ${operations.length} tools`;
+  const all = `${operations.length} ${operations.length === 1 ? "tool" : "tools"}`;
+  $("count").textContent = shown.length === operations.length ? all : `${shown.length} of ${all}`;
 }
 
 const view = (name) => ($("main").dataset.view = name);
