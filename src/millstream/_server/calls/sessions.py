@@ -176,10 +176,11 @@ class Records:
                     session_id = key.removeprefix(_PREFIX)
                     self._heard(session_id)
                     await self._peers.tell(Recorded(session_id))
+                continue
             except (LocalError, OSError) as exc:
                 _logger.warning("Session records could not be compared with the store; it is tried again: %s", exc)
-                self._missed = True
-                await asyncio.sleep(PAUSE)
+            self._missed = True
+            await asyncio.sleep(PAUSE)
 
     def _heard(self, session_id: str) -> None:
         self._note(session_id)
