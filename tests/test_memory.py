@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,18 +114,24 @@ def open_streams(process: Process, sessions: list[bytes]) -> None:
         pass
 
 
+def least_growth(process: Process, work: Callable[[], object]) -> int:
+    """Bytes that some work leaves behind each time: what it keeps comes again, an arena of the allocator doesn't."""
+    growths: list[int] = []
+    while len(growths) < 3 and min(growths, default=TOLERANCE) >= TOLERANCE:
+        before = process.memory()
+        work()
+        growths.append(process.memory() - before)
+    return min(growths)
+
+
 def test_ten_thousand_sessions_that_open_no_stream_take_less_than_one_mebibyte(process: Process) -> None:
     """A session is its id: nothing of it stays in the process."""
     open_sessions(process, WARM_UP)
-    before = process.memory()
-    open_sessions(process, SESSIONS)
-    assert process.memory() - before < TOLERANCE
+    assert least_growth(process, lambda: open_sessions(process, SESSIONS)) < TOLERANCE
 
 
 def test_ten_thousand_sessions_that_open_and_close_a_stream_leave_memory_where_it_was(process: Process) -> None:
     """A stream costs while it is open."""
     sessions = open_sessions(process, SESSIONS)
     open_streams(process, sessions[:WARM_UP])
-    before = process.memory()
-    open_streams(process, sessions)
-    assert process.memory() - before < TOLERANCE
+    assert least_growth(process, lambda: open_streams(process, sessions)) < TOLERANCE
