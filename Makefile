@@ -71,12 +71,11 @@ test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## 
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py docs/test_site.py \
 	  docs/test_coming_from.py) $(ARGS)
 
-bench: $(VENV)/.setup $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
+bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
 	-@scripts/apt nginx libnginx-mod-nchan
 	$(BIN)/python -m benches $(ARGS)
-	$(if $(ARGS),,@if $(BIN)/python -c "import playwright" 2>/dev/null; then $(BIN)/python -m benches.frames; \
-	  else echo "The frames of the pages aren't measured: that needs the tests' environment (make $(VENV)/.test)."; fi)
+	$(if $(ARGS),,@scripts/apt chromium && $(BIN)/python -m benches.frames)
 
 fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
 	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
