@@ -1,8 +1,9 @@
 """Check the deploy files with the tools of those who read them: `make deploy-check`.
 
 Helm renders the chart with several values, kubeconform compares what comes out with the schemas of Kubernetes, the
-loader of Docker Compose reads the compose file, and hadolint the Dockerfiles. The Go tools go into `.venv-deploy/bin`,
-in the versions below. What needs none of them is in tests/deploy: nginx with its configuration, systemd with its units.
+loader of Docker Compose reads the compose file, hadolint the Dockerfiles, and actionlint the workflows of GitHub. The
+Go tools go into `.venv-deploy/bin`, in the versions below. What needs none of them is in tests/deploy: nginx with its
+configuration, systemd with its units.
 """
 
 import json
@@ -21,6 +22,7 @@ BIN = ROOT / ".venv-deploy" / "bin"
 TOOLS = {
     "helm": "helm.sh/helm/v3/cmd/helm@v3.22.0",
     "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0",
+    "actionlint": "github.com/rhysd/actionlint/cmd/actionlint@v1.7.7",
     "cmd": "github.com/compose-spec/compose-go/v2/cmd@v2.16.2",
 }
 """Name of the program -> Go package and version."""
@@ -121,6 +123,13 @@ def dockerfiles() -> str:
     return f"{len(DOCKERFILES)} files without a warning"
 
 
+def workflows() -> str:
+    """Lint the workflows of GitHub."""
+    files = sorted(ROOT.glob(".github/workflows/*.yml"))
+    run(BIN / "actionlint", *files)
+    return f"{len(files)} read without a complaint"
+
+
 def main() -> None:
     """Run every check."""
     install()
@@ -128,6 +137,7 @@ def main() -> None:
         print(f"Helm chart: {chart(Path(name))}", flush=True)
     print(f"Compose file: {compose()}")
     print(f"Dockerfiles: {dockerfiles()}")
+    print(f"Workflows: {workflows()}")
 
 
 if __name__ == "__main__":
