@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from four_workers import FOUR, four
 from http_peer import Peer, Running, serve
@@ -130,13 +131,15 @@ class Guarded:
         return reply.headers[b"mcp-session-id"].decode()
 
     @asynccontextmanager
-    async def socket(self, key: str | None, **headers: str) -> AsyncIterator[ClientConnection]:
-        """A WebSocket."""
+    async def socket(self, key: str | None, speaks: str = "", **headers: str) -> AsyncIterator[ClientConnection]:
+        """A WebSocket, of a subprotocol."""
         given = {"authorization": f"Bearer {key}"} if key is not None else {}
         uri = f"ws://127.0.0.1:{self.running.port}/ws"
         somewhere = self.running.somewhere
         come = {} if somewhere is None else {"local_addr": (somewhere(), 0)}
         options: Any = {**come, "compression": None, "proxy": None, "open_timeout": WAIT, "close_timeout": 1}
+        if speaks:
+            options["subprotocols"] = [Subprotocol(speaks)]
         async with connect(uri, additional_headers={**given, **headers}, **options) as socket:
             yield socket
 

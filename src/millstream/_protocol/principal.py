@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from hashlib import sha256
+from math import inf
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -24,6 +25,9 @@ class Principal(Struct, frozen=True):
     scopes: frozenset[str] = frozenset()
     claims: dict[str, Any] = {}
     """What else the credential says."""
+    until: float = inf
+    """When the credential ends, in seconds since 1970, as this server has it: a token's ``exp`` and an allowance for
+    clocks that differ. Streams that were opened with it end then."""
     id: str = ""
     """Follows from the others: unique for issuer and subject together. Shares of the server's capacity go by it."""
     bound: bytes = b""

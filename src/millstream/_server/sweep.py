@@ -96,7 +96,7 @@ class Sweep:
             if now - beat >= services.settings.heartbeat:
                 beat = now
                 _attempt(self._beat)
-                self._beside("logs", self._touch())
+                self.beside("logs", self._touch())
                 self.report_progress()
             _attempt(self._each_tick, now)
 
@@ -113,7 +113,7 @@ class Sweep:
             f" (calls: {', '.join(names)})" if names else "",
         )
 
-    def _beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
+    def beside(self, key: object, work: Coroutine[Any, Any, None]) -> None:
         """Run what may wait for a peer or a store beside the sweep; one piece of work for each key at a time."""
         if key in self._pending:
             work.close()
@@ -138,7 +138,7 @@ class Sweep:
         elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
             call.expire()
         elif now - call.started >= settings.silence and call.line is None:
-            self._beside(call, call.open_line().keep_alive())
+            self.beside(call, call.open_line().keep_alive())
 
     def report_progress(self) -> None:
         """Where a caller wants progress and the tool was silent since the last beat, tell it that the call is alive."""
@@ -147,7 +147,7 @@ class Sweep:
                 continue
             told = call.progress = call.progress or Progress()
             if call.line is not None and told.reported == told.reported_before:
-                self._beside(call, nudge_progress(call))
+                self.beside(call, nudge_progress(call))
             told.reported_before = told.reported
 
 

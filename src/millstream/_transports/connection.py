@@ -77,6 +77,9 @@ class Connection:
         """Send one message without waiting."""
         return self._write(message)
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Nothing to do: the end of the connection stops its calls."""
+
     async def interrupt(self, retry_ms: int | None) -> bool:
         """A connection of this kind cannot be left and taken up again."""
         return False

@@ -18,7 +18,7 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolE
 from millstream._protocol.jsonrpc import check_text, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.session_token import hash_principal
-from millstream._server.calls.services import principal_id
+from millstream._server.calls.services import lasts_until, principal_id
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peers import Posted
 from millstream._stores.base import StoreUnavailable
@@ -72,7 +72,7 @@ class HttpSse:
         if self._streams.full(owner):
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, owner, ("sse", ""))
+        self._streams.add(sink, owner, ("sse", ""), until=lasts_until(principal))
         session_id = self._mint(principal)
         connection = Connection(
             self._dispatcher,

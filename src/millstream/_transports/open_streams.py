@@ -8,11 +8,12 @@ from functools import partial
 from heapq import nlargest
 from random import randint
 from time import monotonic
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from millstream._http.message import Sink
 from millstream._protocol.sse import COMMENT, retry
 from millstream._stores.base import EventLog
+from millstream._stores.memory.deadlines import SLACK, Deadlines
 
 _AWAY_MS = (1_000, 4_000)
 """How long clients wait before they come back when the server closes their streams: not all at once."""
@@ -28,11 +29,23 @@ class Leaving(Protocol):
         """Write nothing more."""
 
 
+class _Open(NamedTuple):
+    """How a stream is written to and ended."""
+
+    code: Code
+    opened: float
+    end: Callable[[], None]
+    dismiss: Callable[[], None]
+    """Ends it because its owner may not listen any more."""
+    owner: str | None
+    """Whose cap it counts against."""
+
+
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_clock", "_kinds", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind",
-                 "lines")  # fmt: skip
+    __slots__ = ("_by_owner", "_clock", "_ends", "_kinds", "_max", "_max_age", "_max_per_owner", "_number", "_numbered",
+                 "_owned", "_sinks", "by_kind", "lines")  # fmt: skip
 
     def __init__(
         self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
@@ -41,8 +54,11 @@ class OpenStreams:
         self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
-        self._sinks: dict[Sink, tuple[Code, float, Callable[[], None], str | None]] = {}
-        """Stream -> its coding, when it was opened, how it is ended, and whose cap it counts against."""
+        self._sinks: dict[Sink, _Open] = {}
+        self._ends = Deadlines[int]()
+        """When the credential of a stream ends, for those whose does."""
+        self._numbered: dict[int, Sink] = {}
+        self._number = 0
         self._kinds: dict[Sink, tuple[str, str]] = {}
         self._by_owner: dict[str, int] = {}
         self._owned = 0
@@ -70,7 +86,7 @@ class OpenStreams:
         now = self._clock()
         found = (
             (self._kinds[sink][0], owner or "", now - opened, sink.buffered)
-            for sink, (_, opened, _, owner) in self._sinks.items()
+            for sink, (_, opened, _, _, owner) in self._sinks.items()
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
@@ -86,6 +102,8 @@ class OpenStreams:
         *,
         code: "Code" = bytes,
         end: Callable[[], None] | None = None,
+        dismiss: Callable[[], None] | None = None,
+        until: float = math.inf,
     ) -> None:
         """Watch over a stream until it closes.
 
@@ -95,14 +113,26 @@ class OpenStreams:
             kind: transport and revision, for `by_kind`.
             code: puts bytes into the coding of the stream.
             end: how it is ended, if not by its `close`.
+            dismiss: how it is ended when its owner may not listen any more, if not by `end`.
+            until: when the credential ends that opened it, in seconds since 1970.
         """
         self._kinds[sink] = kind
-        self._sinks[sink] = (code, self._clock(), end or sink.close, owner)
+        end = end or sink.close
+        self._sinks[sink] = _Open(code, self._clock(), end, dismiss or end, owner)
         self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
             self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
         sink.on_close(partial(self._forget, sink, owner, kind))
+        if until != math.inf and not sink.closed:
+            self._number = number = self._number + 1
+            self._numbered[number] = sink
+            self._ends.set(number, until)
+            sink.on_close(partial(self._forget_end, number))
+
+    def _forget_end(self, number: int) -> None:
+        del self._numbered[number]
+        self._ends.forget(number)
 
     def _forget(self, sink: Sink, owner: str | None, kind: tuple[str, str]) -> None:
         self._sinks.pop(sink, None)
@@ -119,7 +149,7 @@ class OpenStreams:
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
         oldest = self._clock() - self._max_age
-        for sink, (code, opened, end, _) in list(self._sinks.items()):
+        for sink, (code, opened, end, _, _) in list(self._sinks.items()):
             if opened < oldest:
                 end()
             else:
@@ -127,9 +157,21 @@ class OpenStreams:
 
     def end_of(self, gone: Callable[[str], bool]) -> None:
         """End the streams of those who may not listen any more."""
-        for _, _, end, owner in list(self._sinks.values()):
-            if owner is not None and gone(owner):
-                end()
+        for each in list(self._sinks.values()):
+            if each.owner is not None and gone(each.owner):
+                each.dismiss()
+
+    def end_expired(self, now: float) -> None:
+        """End the streams whose credentials have ended; clients come back soon, with fresh ones.
+
+        Args:
+            now: in seconds since 1970.
+        """
+        for number in self._ends.due(now, len(self._numbered) * 2 + SLACK):
+            sink = self._numbered.get(number)
+            if sink is not None:
+                found = self._sinks[sink]
+                self._send_away(sink, found.code, found.dismiss)
 
     async def touch(self, log: EventLog, ttl: float) -> None:
         """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed."""
@@ -140,6 +182,10 @@ class OpenStreams:
 
     def close(self) -> None:
         """End every stream, and say when to come back."""
-        for sink, (code, _, end, _) in list(self._sinks.items()):
-            sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
-            end()
+        for sink, each in list(self._sinks.items()):
+            self._send_away(sink, each.code, each.end)
+
+    @staticmethod
+    def _send_away(sink: Sink, code: Code, end: Callable[[], None]) -> None:
+        sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
+        end()

@@ -1,5 +1,6 @@
 """Calls of callers that hear nothing but the answer: REST, and the JSON dialect of the WebSocket."""
 
+from collections.abc import Callable
 from typing import Any
 
 from millstream._protocol.jsonrpc import RequestId
@@ -23,6 +24,9 @@ class SilentLine:
     async def interrupt(self, retry_ms: int | None) -> bool:
         """There is no way to come back for the rest."""
         return False
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """It never closes."""
 
     async def keep_alive(self) -> None:
         """There is nothing to show."""

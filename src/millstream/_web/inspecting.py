@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from millstream._http.message import Request, Response, Sink, header_lines, refusal
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.services import principal_id
+from millstream._server.calls.services import lasts_until, principal_id
 from millstream._transports.open_streams import OpenStreams
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._http.connection import Reply
@@ -79,8 +79,9 @@ class Inspecting:
         stream = reply.stream
         assert stream is not None  # noqa: S101  the caller looked
         sink = request.open(reply.status, _head(reply) + _STREAM)
+        until = lasts_until(request.principal)
         # A comment between two pieces of one event would break it: nothing is written but what the server says.
-        self._streams.add(sink, owner, ("inspect", ""), code=lambda data: b"")
+        self._streams.add(sink, owner, ("inspect", ""), code=lambda data: b"", until=until)
         sink.on_close(stream.close)
         try:
             while not sink.closed and (data := await stream.read()):

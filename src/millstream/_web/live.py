@@ -16,7 +16,7 @@ from millstream._http.message import JSON_HEAD, STREAM_HEAD, Request, Response, 
 from millstream._http.problems import plain_problem
 from millstream._protocol import sse
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.services import principal_id
+from millstream._server.calls.services import lasts_until, principal_id
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, InvalidName, TooMany
@@ -134,7 +134,7 @@ class DashboardFeed:
         if self._streams.full(owner):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, owner, ("dashboard", ""))
+        self._streams.add(sink, owner, ("dashboard", ""), until=lasts_until(request.principal))
         try:
             self._welcome(sink, last_event_id(request))
             await sink.wait_closed()

@@ -159,7 +159,8 @@ def oidc(
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     rules = rules_of(issuer, audience, scopes, implied)
-    keys = FetchedKeys(Discovery(issuer, ask_issuer).keys_url, ask_issuer)
+    discovery = Discovery(issuer, ask_issuer)
+    keys = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
     allowed = tuple(algorithms) or ASYMMETRIC
     if client_secret and not client_id:
         raise ValueError("auth.oidc() has a client_secret and no client_id")

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from hmac import compare_digest
+from math import inf
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
@@ -52,7 +53,8 @@ class KeyMethod:
         if found is None:
             return None
         left = _BELIEVED if found.expires is None else min(_BELIEVED, found.expires - now)
-        return Identity(Principal(found.name, client=found.name, scopes=frozenset(found.scopes)), left)
+        until = inf if found.expires is None else found.expires
+        return Identity(Principal(found.name, client=found.name, scopes=frozenset(found.scopes), until=until), left)
 
     def _all(self) -> tuple[StoredKey, ...]:
         return self._given if self._file is None else (*self._given, *self._file.keys)

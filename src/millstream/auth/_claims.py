@@ -46,6 +46,7 @@ def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | Non
         client if _is_text(client) else "",
         scopes=scopes_of(claims, rules.implied),
         claims=dict(claims),
+        until=cast("float", expires) + LEEWAY,
     )
     return Identity(principal, min(left, rules.believed))
 

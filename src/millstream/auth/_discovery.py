@@ -43,6 +43,7 @@ class Discovery:
         self._metadata: dict[str, Any] = {}
         self._fetched = float("-inf")
         self._tried = float("-inf")
+        self._why = ""
 
     async def metadata(self) -> dict[str, Any]:
         """What the issuer says.
@@ -55,19 +56,35 @@ class Discovery:
             self._tried = now
             await self._flight.run("metadata", self._load)
         if not self._metadata:
-            raise Unavailable("The authorization server doesn't answer. Try again later.")
+            raise Unavailable("The authorization server doesn't answer. Try again later.", self._why)
         return self._metadata
 
+    def retry(self) -> None:
+        """Forget that it was asked just now, if that was in vain: the next who needs it asks again."""
+        self._tried = self._fetched
+
     async def _load(self) -> None:
+        said: list[str] = []
         for url in places(self.issuer):
             try:
                 found = _decode((await self._get(url)).body)
-            except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except OutboundError as exc:
+                said.append(f"{url}: {str(exc).rstrip('.')}")
+                continue
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                said.append(f"{url}: that isn't the metadata of an issuer")
                 continue
             # RFC 8414 §3.3: another name would be another server's metadata.
             if found.get("issuer") == self.issuer:
                 self._metadata, self._fetched = found, self._clock()
                 return
+            said.insert(
+                0, f"{url}: that is the issuer {found.get('issuer')!r}. Name it as exactly that, or another URL"
+            )
+        self._why = (
+            f"{said[0]}. Check the issuer {self.issuer}, and whether this machine can reach it. It's asked again when "
+            "somebody signs in."
+        )
 
     async def keys_url(self) -> str:
         """Where its keys are.
@@ -77,7 +94,8 @@ class Discovery:
         """
         url = (await self.metadata()).get("jwks_uri")
         if not isinstance(url, str):
-            raise Unavailable("The authorization server doesn't say where its keys are.")
+            text = "The authorization server doesn't say where its keys are."
+            raise Unavailable(text, f"The metadata of {self.issuer} has no jwks_uri. Check whether it is an issuer.")
         try:
             check_url(url)
         except OutboundError as exc:

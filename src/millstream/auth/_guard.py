@@ -5,6 +5,7 @@ request costs one look into a dictionary. Handlers behind the guard read the pri
 A credential that is presented and not valid never makes an anonymous caller: nobody gets past without one that is.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -19,7 +20,7 @@ from millstream._limits.pool import Pool
 from millstream._protocol.principal import Principal
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
-from millstream.auth._method import Identity, Method, Serving, Unavailable
+from millstream.auth._method import Fetching, Identity, Method, Serving, Unavailable
 from millstream.auth._turns import Turns
 
 Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
@@ -208,6 +209,10 @@ class Guard:
     def holds(self, id: str) -> bool:
         """Whether somebody with this `Principal.id` may still have a credential."""
         return any(method.holds(id) for method in self.methods)
+
+    async def prefetch(self) -> None:
+        """Have what issuers say before somebody needs it, and say now if it can't be had."""
+        await asyncio.gather(*(method.prefetch() for method in self.methods if isinstance(method, Fetching)))
 
     def close(self) -> None:
         """The server stops."""

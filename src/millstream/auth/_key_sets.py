@@ -27,6 +27,8 @@ _TOO_OLD = 86_400.0
 _PAUSE = 30.0
 """Seconds between two fetches, whatever the reason."""
 
+_NO_KEYS = "Nobody can sign in with an issuer's tokens, because its keys can't be fetched. %s"
+
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -42,15 +44,26 @@ class GivenKeys:
         """The keys that may have signed."""
         return fitting(self._keys, kid, algorithm)
 
+    async def prefetch(self) -> None:
+        """Nothing to do."""
+
 
 class FetchedKeys:
     """Keys at a URL."""
 
-    def __init__(self, url: Callable[[], Awaitable[str]], get: Get, *, clock: Callable[[], float] = monotonic) -> None:
-        """`url` finds out where the keys are."""
+    def __init__(
+        self,
+        url: Callable[[], Awaitable[str]],
+        get: Get,
+        *,
+        retry: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """`url` finds out where the keys are; after `retry`, it asks again even if it has done so just now."""
         # Configuration
         self._url = url
         self._get = get
+        self._retry = retry
         self._clock = clock
         # Process
         self._keys: list[PublicKey] = []
@@ -60,6 +73,14 @@ class FetchedKeys:
         self._flight = SingleFlight[None]()
         self.epoch = 0
         """How often the keys have changed."""
+
+    async def prefetch(self) -> None:
+        """Have the keys before a token comes. An issuer that starts after this server is asked by the first token."""
+        try:
+            await self.find("", "")
+        except Unavailable:
+            self._tried = self._fetched
+            self._retry()
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """The keys that may have signed.
@@ -78,11 +99,16 @@ class FetchedKeys:
         return found
 
     async def _load(self) -> None:
+        url = ""
         try:
-            raw = _decode((await self._get(await self._url())).body)
+            url = await self._url()
+            raw = _decode((await self._get(url)).body)
             keys = read_keys(raw)
-        except (OutboundError, Unavailable, msgspec.DecodeError, ValueError) as exc:
-            logger.warning("The keys of the issuer can't be fetched: %s", exc)
+        except Unavailable as exc:
+            logger.warning(_NO_KEYS, exc.why)
+            return
+        except (OutboundError, msgspec.DecodeError, ValueError) as exc:
+            logger.warning(_NO_KEYS, f"{url}: {exc}")
             return
         self._fetched = self._clock()
         if raw != self._raw:

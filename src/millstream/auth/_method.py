@@ -26,6 +26,16 @@ class Identity(Struct, frozen=True):
 class Unavailable(Exception):
     """A method cannot tell now: what it needs for that does not answer. The caller may try again."""
 
+    def __init__(self, text: str, why: str = "") -> None:
+        """Say so.
+
+        Args:
+            text: for the caller, who learns nothing of the network here.
+            why: for whoever runs the server.
+        """
+        super().__init__(text)
+        self.why: str = why or text
+
 
 class NotAdmitted(Exception):
     """Somebody was not let in by name and password; the text is shown to them."""
@@ -87,6 +97,14 @@ class Serving(Method, Protocol):
 
     def close(self) -> None:
         """The server stops."""
+
+
+@runtime_checkable
+class Fetching(Protocol):
+    """What depends on what an issuer says."""
+
+    async def prefetch(self) -> None:
+        """Fetch that before somebody needs it. If it can't be had, the log says so, and it's asked for again later."""
 
 
 @runtime_checkable

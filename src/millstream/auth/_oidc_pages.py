@@ -67,6 +67,7 @@ class RunningOidc:
         self.identify = tokens.identify
         self.holds = tokens.holds
         self.epoch = tokens.epoch
+        self.prefetch = tokens.prefetch
         self._title = title
         self._known = known
         parts = urlsplit(rules.audience)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import parse_qs
 
+from msgspec.structs import replace
+
 from millstream._http.hosts import parse_authority
 from millstream._http.message import Request, Response, refusal
 from millstream._protocol.principal import Principal
@@ -158,8 +160,10 @@ class SignIn:
             return self._guard.challenges.unavailable(str(exc))
         if found is None:
             return None
-        self._guard.keep(known, Verdict(found.principal, self._guard.clock() + min(left, found.seconds)))
-        return found.principal
+        principal = found.principal
+        principal = replace(principal, until=min(principal.until, self._clock() + left))
+        self._guard.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
+        return principal
 
     async def _open(self, sealed: str) -> tuple[Identity | None, float]:
         """Whom a cookie stands for now, and for how many seconds it lives."""

@@ -21,6 +21,9 @@ class Keys(Protocol):
         """The keys that may have signed. Raises `Unavailable`."""
         ...
 
+    async def prefetch(self) -> None:
+        """Have them before a token comes."""
+
 
 class TokenMethod:
     """The tokens of one issuer."""
@@ -43,6 +46,7 @@ class TokenMethod:
         self.resource = rules.audience if "://" in rules.audience else ""
         self.issuers: tuple[str, ...] = (rules.issuer,)
         self.scopes: tuple[str, ...] = tuple(scopes)
+        self.prefetch = keys.prefetch
 
     async def identify(self, credential: str) -> Identity | None:
         """Whom a token is about."""

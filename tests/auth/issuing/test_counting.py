@@ -11,6 +11,7 @@ from millstream._limits.pool import Pool
 from millstream._stores.base import Store, StoreUnavailable
 from millstream.auth._issuing.slowed import SLOW, WRONG
 from millstream.auth._issuing.ways import User
+from patience import WAIT
 from store_parts import BACKINGS, backings
 
 
@@ -51,6 +52,16 @@ async def test_tries_at_several_workers_at_once_are_no_more_than_one_by_one(stor
     said = Counter(map(str, await asyncio.gather(*tries)))
     assert said[WRONG] <= 10
     assert said[WRONG] + said[SLOW] == 60
+
+
+async def test_a_crowd_of_right_passwords_waits_its_turn_and_is_not_refused(stores: list[Store]) -> None:
+    """A fixed defect: more than ten at once, of one address, were told that there were too many attempts."""
+    desks = await desks_on(stores)
+    for desk in desks:
+        desk.running._consent._slowed._attempts._patience = WAIT  # a slow machine isn't the subject
+    tries = [guess(desks[number % 2], "192.0.2.1", "ada", "correct horse") for number in range(32)]
+    assert {type(each) for each in await asyncio.gather(*tries)} == {User}
+    assert not any(len(desk.running._consent._slowed._attempts) for desk in desks)
 
 
 async def test_right_passwords_cost_nothing_however_many_come(stores: list[Store]) -> None:

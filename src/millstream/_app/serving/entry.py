@@ -50,7 +50,9 @@ async def _lifespan(application: Application, receive: Any, send: Any) -> None:
     await receive()
     failure = None
     try:
-        prepare(application, await application.runtimes.start(supervised=True))
+        runtime = await application.runtimes.start(supervised=True)
+        prepare(application, runtime)
+        look_ahead(runtime)
     except Exception as exc:
         logger.exception("%s could not start", application.runtimes.definition.name)
         failure = str(exc)
@@ -82,6 +84,12 @@ def prepare(application: Application, runtime: Runtime) -> None:
         )
         runtimes.lane = Lane(routes.find_hot, limits=limits, policy=runtime.policy, hot=routes.hot)
     runtimes.current = runtime
+
+
+def look_ahead(runtime: Runtime) -> None:
+    """It is served now: ask the issuers of its callers, so that one that can't be asked is noticed at once."""
+    if runtime.guard is not None:
+        runtime.sweep.beside("issuers", runtime.guard.prefetch())
 
 
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:

@@ -60,7 +60,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         pages=[f"{origin}/{page}" for page in pages_of(definition.parts, served=not warned)],
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
         protections=protections(settings, guarded=load_lane().protocol is not None, signed_in=definition.protected),
-        curl=curl(origin + settings.path, registry.tools, signed_in=definition.protected),
+        curl=curl(origin + settings.path, registry.tools, signed_in=_variable(definition)),
         warning=NO_AUTH if warned else clear,
     )
 
@@ -85,10 +85,21 @@ def protections(settings: Settings, *, guarded: bool, signed_in: bool = False) -
     ]
 
 
-def curl(url: str, tools: Mapping[str, Tool], *, signed_in: bool = False) -> str:
+def _variable(definition: Definition) -> str:
+    """The variable that has what a caller sends: a key where keys count, else a token; empty where nobody signs in."""
+    if not definition.protected:
+        return ""
+    settings = definition.settings
+    keys = (
+        settings.auth_key or settings.auth_keys or any(getattr(each, "issuers", None) == () for each in definition.auth)
+    )
+    return "MCP_SERVER_AUTH_KEY" if keys else "TOKEN"
+
+
+def curl(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
     """A command that calls the first tool that everybody sees, with the arguments it needs; lists tools if none is.
 
-    The key is left to a variable: what is shown stands in logs and on screens.
+    The key or token is left to a variable, `signed_in`: what is shown stands in logs and on screens.
     """
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     first = next((each for each in tools.items() if each[1].enabled and each[1].visible is None), None)
@@ -97,7 +108,7 @@ def curl(url: str, tools: Mapping[str, Tool], *, signed_in: bool = False) -> str
         params = {"name": name, "arguments": example(tool.describe()["inputSchema"])}
         message |= {"method": "tools/call", "params": params}
     body = shlex.quote(msgspec.json.encode(message).decode())
-    key = ' --oauth2-bearer "$MCP_SERVER_AUTH_KEY"' if signed_in else ""
+    key = f' --oauth2-bearer "${signed_in}"' if signed_in else ""
     return f"curl -s {url}{key} -H content-type:application/json -d {body}"
 
 

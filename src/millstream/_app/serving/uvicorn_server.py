@@ -14,7 +14,7 @@ from uvicorn.config import STARTUP_FAILURE
 from millstream._app.here_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Application, Runtimes
-from millstream._app.serving.entry import prepare
+from millstream._app.serving.entry import look_ahead, prepare
 from millstream._app.serving.errors import starting
 from millstream._app.serving.leaving import TICK, Dismissal, Leaving
 from millstream._app.serving.stopping import StopSignals
@@ -87,7 +87,9 @@ class _Uvicorn(uvicorn.Server):
         watch = None if self._certificate is None else asyncio.create_task(self._certificate.watch())
         with stops.heard():
             with starting(self._runtimes.definition.name):
-                prepare(self._application, await self._runtimes.start(supervised=True))
+                runtime = await self._runtimes.start(supervised=True)
+                prepare(self._application, runtime)
+                look_ahead(runtime)
             try:
                 await self._serve(sockets)
             finally:

@@ -46,6 +46,9 @@ class Line(Protocol):
     async def keep_alive(self) -> None:
         """The call has been silent for long: show the caller that it is alive, where nothing else does."""
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back when the line closes, unless its end stops the call anyway."""
+
 
 class Origin(Protocol):
     """What brought a request: an HTTP request, or the connection that it came on."""

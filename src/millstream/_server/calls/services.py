@@ -5,12 +5,13 @@ Made by the composition root for one event loop and handed down; nothing here de
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 from secrets import token_bytes
 from typing import Any
 
 from millstream._config import Settings
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, LocalError, ProtocolError
-from millstream._protocol.principal import Publisher
+from millstream._protocol.principal import Principal, Publisher
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._server.calls.changes import Changes
 from millstream._server.calls.keys import Secrets, load_secrets
@@ -25,6 +26,11 @@ from millstream._stores.base import Store
 def principal_id(principal: Any) -> str:
     """Whose share of the server's capacity something takes; empty for an anonymous caller."""
     return principal.id if principal is not None else ""
+
+
+def lasts_until(principal: Principal | None) -> float:
+    """When the streams of a caller end, in seconds since 1970: with the credential that opened them."""
+    return inf if principal is None else principal.until
 
 
 def without_sign_in(needed: frozenset[str]) -> ProtocolError:

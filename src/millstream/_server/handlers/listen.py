@@ -109,6 +109,7 @@ class ListenHandlers:
         self._services.endings.add(over.set)
         try:
             await line.send(acknowledgement)
+            line.on_close(over.set)
             held, early = early or [], None
             for message in held:
                 line.push(message)

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 SWEEP: Final = 16
 """Deadlines looked at in one call: enough to outrun what one call adds, too few to be felt."""
 SLACK: Final = 64
 
+Name = TypeVar("Name", str, int)
 
-class Deadlines:
+
+class Deadlines(Generic[Name]):
     """Which names end when. A heap finds what is due without a walk over the living.
 
     A moved deadline leaves its heap item where it is: when that comes up, it is put back at the true time. Items of
@@ -19,10 +21,10 @@ class Deadlines:
     __slots__ = ("_heap", "_until")
 
     def __init__(self) -> None:
-        self._until: dict[str, float] = {}
-        self._heap: list[tuple[float, str]] = []
+        self._until: dict[Name, float] = {}
+        self._heap: list[tuple[float, Name]] = []
 
-    def set(self, name: str, deadline: float) -> None:
+    def set(self, name: Name, deadline: float) -> None:
         """Give a name its deadline, or another one."""
         known = self._until.get(name)
         self._until[name] = deadline
@@ -30,27 +32,27 @@ class Deadlines:
             heappush(self._heap, (deadline, name))
             self._compact()
 
-    def passed(self, name: str, now: float) -> bool:
+    def passed(self, name: Name, now: float) -> bool:
         """Whether the time of a name is over."""
         return self._until[name] <= now
 
-    def until(self, name: str) -> float:
+    def until(self, name: Name) -> float:
         """When the time of a name is over."""
         return self._until[name]
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: Name) -> None:
         """The name is gone."""
         del self._until[name]
         if not self._until:
             self._until.clear()  # an emptied dict keeps its table, a cleared one does not
         self._compact()
 
-    def due(self, now: float, look: int = SWEEP) -> Iterable[str]:
+    def due(self, now: float, look: int = SWEEP) -> Iterable[Name]:
         """The names that ended, as far as `look` heap items show them. The caller forgets each of them."""
         heap = self._heap
         if not heap or heap[0][0] > now:
             return ()
-        names: dict[str, None] = {}  # a name may have several heap items
+        names: dict[Name, None] = {}  # a name may have several heap items
         while heap and heap[0][0] <= now and look > 0:
             look -= 1
             name = heappop(heap)[1]

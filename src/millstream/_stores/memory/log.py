@@ -100,7 +100,7 @@ class Kind:
         self._latest = ("", "")
         """The two streams appended to last, the newer one behind. Their newest entries stay: who writes an event to
         one stream and a copy to another must still find the first when it reads."""
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines[str]()
         self.size = 0
         """Bytes held, as they are counted against the bound."""
 

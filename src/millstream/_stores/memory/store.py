@@ -59,7 +59,7 @@ class MemoryKeyValue:
         self.max_bytes = max_bytes
         """The room of one kind."""
         # process
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines[str]()
         self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)
         """Few: this program names its keys, not its peers."""
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from math import inf
 
 from millstream._http.message import STREAM_HEAD, Request, Sink
 from millstream._protocol import sse
@@ -15,7 +16,7 @@ from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._server.call_log import END, MESSAGE, OPEN, append, event_id, log_name, stream_name
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services, principal_id
+from millstream._server.calls.services import Services, lasts_until, principal_id
 from millstream._stores.base import Position, Sealed, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 
@@ -32,7 +33,7 @@ class PostLine:
 
     __slots__ = (
         "_cancel", "_id", "_kept", "_lock", "_opened", "_owner", "_revision", "_services", "_session", "_sink",
-        "_stream", "_streams", "asks", "request",
+        "_stream", "_streams", "_until", "asks", "request",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +53,7 @@ class PostLine:
         self._session = call.session
         self._owner = principal_id(call.principal) if call.method == _LISTEN else None
         """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
+        self._until = inf if self._owner is None else lasts_until(call.principal)
         self._services = services
         self._streams = streams if can_stream else None
         self._sink: Sink | None = None
@@ -101,6 +103,11 @@ class PostLine:
         sink.write(sse.encode_message(message))
         return not sink.closed
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back when the stream ends, whoever ends it."""
+        if self._sink is not None:
+            self._sink.on_close(callback)
+
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection; the client reads the rest with `Last-Event-ID`."""
         if self._lock is None or not self._revision.priming:
@@ -138,7 +145,7 @@ class PostLine:
         self._opened = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink, self._owner, ("http", self._revision.date))
+        self._streams.add(sink, self._owner, ("http", self._revision.date), until=self._until)
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await self._keep(OPEN, encode(self._id), None)

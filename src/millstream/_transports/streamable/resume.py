@@ -7,6 +7,7 @@ from millstream._http.message import STREAM_HEAD, Request, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST
 from millstream._server.call_log import END, OPEN, close_abandoned, event_id, log_name, writer_of
+from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Session
 from millstream._server.peers import TakenUp
 from millstream._stores.base import Entry, Gap, Position
@@ -48,7 +49,7 @@ class Resumption:
             if self._readers.get(name) is not reader:  # somebody newer came meanwhile
                 return EMPTY_STREAM
             reader.sink = request.open(200, STREAM_HEAD)
-            self._endpoint.streams.add(reader.sink, owner)
+            self._endpoint.streams.add(reader.sink, owner, until=lasts_until(request.principal))
             await self._read(reader, reader.sink, stream, name, position)
         finally:
             if self._readers.get(name) is reader:

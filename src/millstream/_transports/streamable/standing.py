@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from millstream._http.message import STREAM_HEAD, Request, Sink
 from millstream._protocol import sse
 from millstream._server.calls.changes import Change, encode_change
+from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.peers import Ended, Standing
 from millstream._transports.streamable.exchange import Endpoint
@@ -116,7 +117,8 @@ class StandingStreams:
         sink = request.open(200, STREAM_HEAD)
         standing = _Standing(sink, f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}", stamp)
         self._by_session[session.id] = (sink, standing)
-        self._endpoint.streams.add(sink, owner, ("http", session.revision.date))
+        until = lasts_until(request.principal)
+        self._endpoint.streams.add(sink, owner, ("http", session.revision.date), until=until)
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.recorded)
         try:

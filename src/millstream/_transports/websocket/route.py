@@ -17,9 +17,9 @@ from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, Request, Response
 from millstream._http.websocket.direct import EXTENSION, DirectSocket, Wire
 from millstream._http.websocket.queued import QueuedSocket
-from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, TOO_BIG, UNSUPPORTED_DATA, Socket
+from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, POLICY_VIOLATION, TOO_BIG, UNSUPPORTED_DATA, Socket
 from millstream._protocol.principal import Principal
-from millstream._server.calls.services import principal_id
+from millstream._server.calls.services import lasts_until, principal_id
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import Connection
 from millstream._transports.open_streams import OpenStreams
@@ -78,7 +78,11 @@ class WebSocketRoute:
         self._sockets[outbox] = asyncio.current_task()
         # Its signs of life are pings of the protocol: what event streams are written has no form here.
         stop = partial(outbox.end, GOING_AWAY, "The server stops")
-        self._streams.add(outbox, principal_id(peer.principal), ("websocket", ""), code=_no_form, end=stop)
+        dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token isn't valid any more: sign in again")
+        self._streams.add(
+            outbox, principal_id(peer.principal), ("websocket", ""), code=_no_form, end=stop, dismiss=dismiss,
+            until=lasts_until(peer.principal),
+        )  # fmt: skip
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
         try:
             try:

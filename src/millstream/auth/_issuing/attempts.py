@@ -1,48 +1,74 @@
 """How often somebody may fail, counting those who are still trying: many at once get no more tries than one by one.
 
-Where workers share a store, they count together. A try then takes a seat there, of which there are as many as failures
-are left, so that tries at several workers at once are no more than those at one. While the store doesn't answer, each
-worker counts alone.
+A try takes a seat, of which there are as many as failures are left. Whoever finds all of them taken waits until one
+who tries is done: a right try gives its seat back, so a crowd of right ones is slowed and not refused. Where workers
+share a store, they count together, and the seats are there. While the store doesn't answer, each worker counts alone.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from secrets import token_hex
+from enum import Enum
+from secrets import randbelow, token_hex
+from typing import Final
 
 from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.names import named
 from millstream._limits.pool import Pool
 from millstream._stores.rates import Pace, Seat
 from millstream.auth._issuing.vault import Vault
+from millstream.auth._turns import PATIENCE
+
+_MAX_WAITING: Final = 256
+"""Those of one key who wait here. More than that aren't people."""
+_LOOK_AGAIN: Final = 0.05, 0.5
+"""Seconds between two looks for a free seat in the store, which tells nobody: the first ones, and the most."""
+
+
+class _May(Enum):
+    """Whether somebody may try."""
+
+    NOW = 1
+    LATER = 2
+    """If those who try now don't fail."""
+    NOT = 3
+    """There were too many failures."""
 
 
 class Attempts:
     """Some rates of failures, each for every key by itself. A try counts for one key of each."""
 
-    __slots__ = ("_failures", "_trying", "_vault")
+    __slots__ = ("_done", "_failures", "_patience", "_trying", "_vault", "_waiting")
 
-    def __init__(self, rates: Mapping[str, Rate], vault: Vault) -> None:
+    def __init__(self, rates: Mapping[str, Rate], vault: Vault, *, patience: float = PATIENCE) -> None:
         self._failures = tuple(Limiter(name, rate) for name, rate in rates.items())
-        self._trying: Counter[tuple[str, str]] = Counter()
+        self._patience = patience
         self._vault = vault
+        # For one event loop
+        self._trying: Counter[tuple[str, str]] = Counter()
+        self._waiting: Counter[tuple[str, str]] = Counter()
+        self._done: dict[tuple[str, str], dict[asyncio.Future[None], None]] = {}
+        """Those who wait for the end of a try, in the order of coming."""
+
+    def __len__(self) -> int:
+        return len(self._trying) + len(self._waiting)
 
     @asynccontextmanager
     async def trying(self, *keys: str) -> AsyncGenerator[bool, None]:
-        """Whether somebody may try inside the block, even if all who are trying fail."""
-        if not all(self._may(limiter, key) for limiter, key in zip(self._failures, keys, strict=True)):
+        """Whether somebody may try inside the block, even if all who are trying fail. Waits for those, but not long."""
+        tries = frozenset((limiter.name, key) for limiter, key in zip(self._failures, keys, strict=True))
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience
+        if not await self._begin(keys, tries, until):
             yield False
             return
-        tries = [(limiter.name, key) for limiter, key in zip(self._failures, keys, strict=True)]
-        self._trying.update(tries)
         pool, seats = self._vault.pool, list[Seat]()
         try:
-            yield pool is None or await self._sit(pool, keys, seats)
+            yield pool is None or await self._sit(pool, keys, seats, until)
         finally:
-            self._trying.subtract(tries)
-            for each in tries:
-                if not self._trying[each]:
-                    del self._trying[each]
+            _less(self._trying, tries)
+            self._wake(tries)
             if pool is not None and seats:
                 await pool.give_back(seats)
 
@@ -54,28 +80,92 @@ class Attempts:
             if pool is not None:
                 await pool.take([_pace(limiter, key)])
 
-    def _may(self, limiter: Limiter, key: str) -> bool:
-        trying = self._trying.get((limiter.name, key), 0)
-        return limiter.left(key) > trying if trying else limiter.wait(key) <= 0
+    # In this worker
 
-    async def _sit(self, pool: Pool, keys: Sequence[str], seats: list[Seat]) -> bool:
-        """Whether the others have left a try for each key; what is taken for that goes to `seats`."""
+    async def _begin(self, keys: Sequence[str], tries: frozenset[tuple[str, str]], until: float) -> bool:
+        """Count a try as one that is under way, once it may be; False if it may not."""
+        may = self._may(keys)
+        if may is _May.LATER and all(self._waiting[each] < _MAX_WAITING for each in tries):
+            self._waiting.update(tries)
+            try:
+                async with asyncio.timeout_at(until):
+                    while may is _May.LATER:
+                        await self._end_of_one(tries)
+                        may = self._may(keys)
+            except TimeoutError:
+                pass
+            finally:
+                _less(self._waiting, tries)
+        if may is _May.NOW:
+            self._trying.update(tries)
+        return may is _May.NOW
+
+    def _may(self, keys: Sequence[str]) -> _May:
+        found = _May.NOW
+        for limiter, key in zip(self._failures, keys, strict=True):
+            trying = self._trying.get((limiter.name, key), 0)
+            if limiter.wait(key) > 0:
+                return _May.NOT
+            if trying and limiter.left(key) <= trying:
+                found = _May.LATER
+        return found
+
+    async def _end_of_one(self, tries: frozenset[tuple[str, str]]) -> None:
+        """Wait until somebody who tried one of these is done."""
+        done = asyncio.get_running_loop().create_future()
+        for each in tries:
+            self._done.setdefault(each, {})[done] = None
+        try:
+            await done
+        finally:
+            for each in tries:
+                waiting = self._done.get(each, {})
+                waiting.pop(done, None)
+                if not waiting:
+                    self._done.pop(each, None)
+
+    def _wake(self, tries: frozenset[tuple[str, str]]) -> None:
+        for each in tries:
+            for done in self._done.get(each, ()):
+                if not done.done():
+                    done.set_result(None)
+
+    # In the store
+
+    async def _sit(self, pool: Pool, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
+        """Whether the others leave a try for each key; what is taken for that goes to `seats`."""
+        loop, (pause, most) = asyncio.get_running_loop(), _LOOK_AGAIN
+        me = token_hex(8)
+        while (may := await self._take_seats(pool, keys, seats, me)) is _May.LATER:
+            if loop.time() + pause >= until:
+                return False
+            await asyncio.sleep(pause * (0.75 + randbelow(500) / 1000))
+            pause = min(pause * 2, most)
+        return may is _May.NOW
+
+    async def _take_seats(self, pool: Pool, keys: Sequence[str], seats: list[Seat], me: str) -> _May:
         charges = [_pace(limiter, key, cost=0.0) for limiter, key in zip(self._failures, keys, strict=True)]
         decision = await pool.take(charges)
         if decision is None:
-            return True
+            return _May.NOW
         left = [int(taken.left + 1e-3) for taken in decision.taken]
         if min(left) < 1:
-            return False
-        me = token_hex(8)
+            return _May.NOT
         asked = [Seat(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
         decision = await pool.take(asked)
         if decision is None:
-            return True
+            return _May.NOW
         if any(taken.wait > 0 for taken in decision.taken):
-            return False
+            return _May.LATER
         seats += asked
-        return True
+        return _May.NOW
+
+
+def _less(counts: Counter[tuple[str, str]], tries: frozenset[tuple[str, str]]) -> None:
+    counts.subtract(tries)
+    for each in tries:
+        if not counts[each]:
+            del counts[each]
 
 
 def _pace(limiter: Limiter, key: str, *, cost: float = 1.0) -> Pace:

@@ -75,6 +75,14 @@ class CodeFlow:
         keys = FetchedKeys(self._discovery.keys_url, get)
         self._tokens = TokenMethod(Rules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
 
+    async def prefetch(self) -> None:
+        """Ask the issuer about itself before somebody signs in."""
+        try:
+            await self._discovery.metadata()
+        except Unavailable as exc:
+            self._discovery.retry()
+            logger.warning("Nobody can sign in with %s: its issuer doesn't answer. %s", self._title, exc.why)
+
     # Away
 
     async def begin(self, callback: str, state: str, scope: str) -> Away:

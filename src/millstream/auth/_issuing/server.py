@@ -4,6 +4,7 @@ The running one is a method of the guard, too. It verifies its own tokens withou
 looks once a minute, and when a worker tells of it, whether the grant of a token still stands.
 """
 
+import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -48,7 +49,7 @@ from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
 from millstream.auth._issuing.vault import Vault
 from millstream.auth._issuing.visitors import Visitors
 from millstream.auth._issuing.ways import Returned
-from millstream.auth._method import Identity, Landing, Unavailable
+from millstream.auth._method import Fetching, Identity, Landing, Unavailable
 
 logger = logging.getLogger("millstream")
 
@@ -119,6 +120,12 @@ class RunningIssuer:
         self._words = 0
         """How often somebody has told that something ended."""
         self._stop = vault.hear(ENDED, self._heard, self._missed)
+
+    async def prefetch(self) -> None:
+        """See `Fetching.prefetch`."""
+        await asyncio.gather(
+            *(each.prefetch() for each in self._people.upstreams.values() if isinstance(each, Fetching))
+        )
 
     def share(self, pool: Pool) -> None:
         """See `Counting.share`."""

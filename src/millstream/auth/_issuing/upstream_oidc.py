@@ -64,6 +64,10 @@ class OpenIdUpstream:
             issuer, client_id=client_id, client_secret=client_secret, title=title, parameters=parameters
         )
 
+    async def prefetch(self) -> None:
+        """See `Fetching.prefetch`."""
+        await self._flow.prefetch()
+
     def still(self, user: User) -> bool:
         """Whether the entry by which somebody came still lets them in."""
         return self._allowed.still(user.since)

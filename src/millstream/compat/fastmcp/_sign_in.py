@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from math import inf
 from typing import Any, Protocol
 
 from millstream._protocol.principal import Principal
@@ -84,16 +85,16 @@ class VerifierMethod:
             raise Unavailable(f"The token verifier failed: {error}") from error
         if found is None or (self._checked and str(found.resource or "").rstrip("/") != self.resource):
             return None
-        seconds = _SECONDS
+        seconds, until = _SECONDS, inf
         if found.expires_at is not None:
-            seconds = min(seconds, found.expires_at - time.time())
+            until = float(found.expires_at)
+            seconds = min(seconds, until - time.time())
             if seconds <= 0:
                 return None
         claims = {"access_token": found}
         subject = getattr(found, "subject", None) or found.client_id
-        return Identity(
-            Principal(str(subject), client=str(found.client_id), scopes=frozenset(found.scopes), claims=claims), seconds
-        )
+        client, scopes = str(found.client_id), frozenset[str](found.scopes)
+        return Identity(Principal(str(subject), client=client, scopes=scopes, claims=claims, until=until), seconds)
 
     def holds(self, id: str) -> bool:
         """A verifier does not say; its word counts for a short time only."""

@@ -1,0 +1,120 @@
+"""Issuers that can't be asked: whoever starts the server learns it at once, and what to do."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from auth_world import guarded, make_server
+from issuer_world import AUDIENCE, claims, issuing, token
+from millstream import Server, auth
+from millstream._app.serving.entry import look_ahead
+from millstream._app.serving.facts import facts
+from redis_parts import until
+
+CONFIGURATION = "/.well-known/openid-configuration"
+
+
+async def warned(method: Any, caplog: pytest.LogCaptureFixture) -> str:
+    """What the log says when a server with this method begins to serve."""
+    async with guarded(make_server(method)) as world:
+        look_ahead(world.runtime)
+        await until(lambda: not world.runtime.sweep._pending)
+    found = [each.getMessage() for each in caplog.records if "Nobody can sign in" in each.getMessage()]
+    assert len(found) <= 1
+    return "".join(found)
+
+
+async def test_a_dead_issuer_is_told_of_at_the_start_with_its_url_and_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A fixed defect: the server started without a word, and its tokens were refused later."""
+    async with issuing() as issuer:
+        url = issuer.url
+    text = await warned(auth.oidc(url, audience=AUDIENCE), caplog)
+    assert f"{url}{CONFIGURATION}: 127.0.0.1 can't be reached: ConnectionRefusedError." in text
+    assert f"Check the issuer {url}, and whether this machine can reach it." in text
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("/tenant", "answered 404"), ("", "has no jwks_uri"), ("/other", "that is the issuer")]
+)
+async def test_a_wrong_issuer_is_told_of_too(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One that isn't there, that gives no keys, or that calls itself something else."""
+    async with issuing() as issuer:
+        issuer.answers[CONFIGURATION] = {"issuer": issuer.url}
+        issuer.answers[f"/other{CONFIGURATION}"] = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
+        text = await warned(auth.oidc(issuer.url + path, audience=AUDIENCE), caplog)
+    assert said in text
+    assert issuer.url in text
+
+
+async def test_keys_that_are_not_where_they_should_be_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """``auth.jwt(jwks=URL)``."""
+    async with issuing() as issuer:
+        method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/nothing")
+        text = await warned(method, caplog)
+    assert f"{issuer.url}/nothing: 127.0.0.1 answered 404." in text
+
+
+async def test_an_upstream_that_does_not_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Google, or whatever stands in for it."""
+    async with issuing() as issuer:
+        issuer.answers.clear()
+        people = auth.upstream(issuer.url, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
+        text = await warned(auth.issuer("http://127.0.0.1:8000", users=people), caplog)
+    assert f"{issuer.url}{CONFIGURATION}: 127.0.0.1 answered 404" in text
+
+
+async def test_an_issuer_that_starts_after_the_server_is_asked_by_the_first_token(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Both are started at once, and the issuer is slower: what failed at the start delays nobody."""
+    async with issuing() as issuer:
+        answers = dict(issuer.answers)
+        issuer.answers.clear()
+        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+            look_ahead(world.runtime)
+            await until(lambda: not world.runtime.sweep._pending)
+            issuer.answers |= answers
+            reply = await world.call(token(claims(iss=issuer.url)), "who")
+            assert reply.status == 200
+    assert "answered 404" in caplog.text
+
+
+async def test_a_good_issuer_is_asked_once_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """And the first token waits for nothing."""
+    async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+        look_ahead(world.runtime)
+        await until(lambda: not world.runtime.sweep._pending)
+        assert (await world.call(token(claims(iss=issuer.url)), "who")).status == 200
+        assert issuer.asked == {CONFIGURATION: 1, "/keys": 1}
+    assert "Nobody can sign in" not in caplog.text
+
+
+async def test_a_server_stops_while_it_waits_for_an_issuer() -> None:
+    """One that takes connections and says nothing."""
+    async with issuing() as issuer:
+        issuer.gate = asyncio.Event()
+        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+            look_ahead(world.runtime)
+            await until(issuer.asked.total)
+        issuer.gate.set()
+
+
+@pytest.mark.parametrize(
+    ("methods", "variable"),
+    [
+        (lambda url: auth.oidc(url, audience=AUDIENCE), "$TOKEN"),
+        (
+            lambda url: auth.issuer(url, users=auth.upstream(url, allow=["*"], client_id="a", client_secret="b")),
+            "$TOKEN",
+        ),
+        (lambda url: [auth.oidc(url, audience=AUDIENCE), auth.keys("k" * 20)], "$MCP_SERVER_AUTH_KEY"),
+    ],
+)
+def test_the_command_that_is_shown_takes_what_the_server_takes(methods: Any, variable: str) -> None:
+    """A fixed defect: it named the variable of a key where only tokens count."""
+    server = Server("shop", auth=methods("http://127.0.0.1:9"))
+    shown = facts(server.runtimes.definition, host="127.0.0.1", port=8000).curl
+    assert f'--oauth2-bearer "{variable}"' in shown

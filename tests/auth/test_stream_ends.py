@@ -1,0 +1,155 @@
+"""Streams end with the credential that opened them: whoever listened with a token has to come back with a new one."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from auth.test_sign_in import OWN, cookie
+from auth_world import STREAM, Guarded, guarded, make_server
+from http_peer import Peer
+from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
+from millstream import auth
+from millstream.auth._key_file import KeyFile
+from redis_parts import until
+from wire import POST, enveloped, request, routing
+
+KEPT = ["/events", "/mcp/sse/me", "/sse", "/mcp", "/dashboard/events", "subscriptions/listen"]
+SCOPES = "orders:write millstream:watch"
+
+
+@asynccontextmanager
+async def world_of_tokens() -> AsyncIterator[Guarded]:
+    """A server that takes tokens."""
+    server = make_server(auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256")))
+    async with guarded(server) as world:
+        yield world
+
+
+def lasting(seconds: float) -> str:
+    """A token."""
+    return token(claims(exp=int(time.time() + seconds), scope=SCOPES))
+
+
+async def open_stream(world: Guarded, key: str, kind: str) -> Peer:
+    """A stream that listens, of one of the kinds."""
+    if kind == "subscriptions/listen":
+        headers = {name.replace("-", "_"): value for name, value in routing(kind).items()}
+        body = json.dumps(enveloped(kind, {"notifications": {"toolsListChanged": True}})).encode()
+        peer = await world.send(key, "POST", "/mcp", body, **headers)
+    else:
+        more = {"mcp_session_id": await world.initialize(key)} if kind == "/mcp" else {}
+        peer = await world.send(key, "GET", kind, **STREAM, **more)
+    assert (await peer.head())[0] == 200
+    assert await peer.chunk()
+    return peer
+
+
+async def rest_of(peer: Peer) -> bytes:
+    """What comes until the proper end of the stream."""
+    body = b""
+    while chunk := await peer.chunk():
+        body += chunk
+    return body
+
+
+def pass_time(world: Guarded, seconds: float) -> None:
+    """It is later than it was, for the streams of a server."""
+    world.runtime.services.clock = lambda: time.time() + seconds
+
+
+@pytest.mark.parametrize("kind", KEPT)
+async def test_a_stream_ends_with_its_token_and_says_when_to_come_back(kind: str) -> None:
+    """Not before, nor does the one beside it whose token lasts. Clocks may differ by as much as for calls."""
+    async with world_of_tokens() as world:
+        short, long = await open_stream(world, lasting(600), kind), await open_stream(world, lasting(6000), kind)
+        assert len(world.runtime.streams) == 2
+        world.runtime.streams.end_expired(time.time() + 600)
+        assert len(world.runtime.streams) == 2
+        pass_time(world, 700)
+        body = await rest_of(short)
+        assert b"retry: " in body
+        assert len(world.runtime.streams) == 1
+        await until(lambda: len(world.runtime.dispatcher.calls) == (kind == "subscriptions/listen"))
+        long.close()
+
+
+@pytest.mark.parametrize("speaks", ["", "mcp"])
+async def test_a_socket_ends_with_its_token(speaks: str) -> None:
+    """1008, and a reason that says what to do."""
+    async with world_of_tokens() as world:
+        async with world.socket(lasting(600), speaks) as socket:
+            pass_time(world, 700)
+            await socket.wait_closed()
+        assert (socket.close_code, "sign in again" in (socket.close_reason or "")) == (1008, True)
+
+
+async def test_a_call_that_runs_may_finish_when_its_token_ends() -> None:
+    """Its caller had the right to begin it; a stream of a session is read on with the next token."""
+    async with world_of_tokens() as world:
+        session = await world.initialize(lasting(600))
+        given = {name.replace("-", "_"): value for name, value in POST.items()}
+        ask = json.dumps(request("tools/call", {"name": "asks"}, 7)).encode()
+        peer = await world.send(lasting(600), "POST", "/mcp", ask, mcp_session_id=session, **given)
+        assert (await peer.head())[0] == 200
+        last, question = b"", b""
+        while b"elicitation/create" not in question:
+            question = await peer.chunk()
+            last = question.partition(b"id: ")[2].partition(b"\n")[0] or last
+        resumed = await world.send(
+            lasting(600), "GET", "/mcp", **STREAM, mcp_session_id=session, last_event_id=last.decode()
+        )
+        assert (await resumed.head())[0] == 200
+        pass_time(world, 700)
+        assert b"retry: " in await rest_of(resumed)
+        assert len(world.runtime.dispatcher.calls) == 1
+        id = json.loads(question.partition(b"data: ")[2].partition(b"\n")[0])["id"]
+        answer = {"jsonrpc": "2.0", "id": id, "result": {"action": "accept", "content": {"n": 1}}}
+        assert (await world.post(lasting(6000), answer, mcp_session_id=session)).status == 202
+        again = await world.send(
+            lasting(6000), "GET", "/mcp", **STREAM, mcp_session_id=session, last_event_id=last.decode()
+        )
+        assert (await again.head())[0] == 200
+        assert b'"text":"asked"' in await rest_of(again)
+
+
+async def test_the_streams_of_a_cookie_end_with_it() -> None:
+    """Those of the pages: a cookie lives for twelve hours, and no longer than its key or token."""
+    async with world_of_tokens() as world:
+        for seconds, passes in ((600, 700), (10**6, 12 * 3600 + 1)):
+            jar = await cookie(world, lasting(seconds))
+            own = {**STREAM, **OWN, "cookie": jar}
+            peer = await world.send(None, "GET", "/dashboard/events", **own)
+            assert (await peer.head())[0] == 200
+            world.runtime.streams.end_expired(time.time() + passes - 120)
+            assert len(world.runtime.streams) == 1
+            world.runtime.streams.end_expired(time.time() + passes)
+            assert b"retry: " in await rest_of(peer)
+
+
+async def test_a_key_that_was_rotated_takes_its_streams_along_when_its_grace_is_over(tmp_path: Path) -> None:
+    """The name goes on to be valid: by the new key."""
+    file = KeyFile(tmp_path / "keys.json")
+    old = file.add("ci", (), 0.0, None)
+    new = file.rotate("ci", 0.0, time.time() + 600)
+    async with guarded(make_server(auth.keys(file=file.path))) as world:
+        streams = [await open_stream(world, key, "/mcp/sse/me") for key in (old, new)]
+        pass_time(world, 601)
+        assert b"retry: " in await rest_of(streams[0])
+        assert len(world.runtime.streams) == 1
+
+
+async def test_streams_that_come_and_go_leave_nothing_behind() -> None:
+    """With one token that lasts for a year."""
+    async with world_of_tokens() as world:
+        key = lasting(3e7)
+        for _ in range(150):
+            peer = await open_stream(world, key, "/mcp/sse/me")
+            peer.close()
+        await until(lambda: not len(world.runtime.streams))
+        streams = world.runtime.streams
+        assert len(streams._ends._heap) <= 64
+        assert not streams._numbered
