@@ -318,7 +318,7 @@ def test_a_function_that_outlives_its_server_ends_without_a_traceback(
         task.cancel()
 
     asyncio.run(main())
-    assert "1 worker threads still run a function" in caplog.text
+    assert "1 thread still runs a function" in caplog.text
     gate.set()
     (worker,) = workers
     worker.join(WAIT)

@@ -50,6 +50,21 @@ async def waits(seconds: float) -> str:
     return "done"
 
 
+@mcp.tool
+async def refuses() -> str:
+    say("called")
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            say("no")
+
+
+@mcp.route("/refuses")
+async def page(request) -> str:
+    return await refuses()
+
+
 @mcp.tool(thread=False)
 def blocks() -> str:
     say("called")
@@ -107,13 +122,14 @@ class Serving:
         self._log = log
         self.port = port
 
-    def ask(self, tool: str, **arguments: Any) -> None:
-        """Call a tool in a thread; wait until it runs."""
-        threading.Thread(target=self._ask, args=(call(tool, **arguments),), daemon=True).start()
+    def ask(self, tool: str, *, path: str = "/mcp", **arguments: Any) -> None:
+        """Call a tool, or get another path, in a thread; wait until it runs."""
+        body = call(tool, **arguments) if path == "/mcp" else None
+        threading.Thread(target=self._ask, args=(body, path), daemon=True).start()
         until(lambda: "called" in self.log)
 
-    def _ask(self, body: bytes) -> None:
-        url = f"http://127.0.0.1:{self.port}/mcp"
+    def _ask(self, body: bytes | None, path: str = "/mcp") -> None:
+        url = f"http://127.0.0.1:{self.port}{path}"
         try:
             with urllib.request.urlopen(
                 urllib.request.Request(url, body, {"content-type": "application/json"})
@@ -187,6 +203,38 @@ def test_the_second_ctrl_c_ends_a_server_whose_loop_is_blocked(file: Path) -> No
             time.sleep(0.5)  # two signals at once are one
         assert server.process.wait(WAIT) == 130
         assert "Stopping at once" in server.log
+
+
+HELD = "what goes on though it was cancelled: refuses (slow.py:"
+
+
+@pytest.mark.parametrize("path", ["/mcp", "/refuses"])
+def test_a_function_that_ignores_its_cancellation_is_named_and_left_behind(
+    file: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed: the lifespan closed, and the process stayed until somebody killed it."""
+    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
+    with http(file) as server:
+        server.ask("refuses", path=path)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(WAIT) == 0
+        assert server.log.count(HELD) == 1
+        assert server.log.index("closed in order") < server.log.index(HELD) < server.log.index("left by the door")
+
+
+def test_a_call_over_stdio_that_ignores_its_cancellation_is_named_and_left_behind(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same over stdio, where the end of the input stops the server."""
+    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
+    with stdio(file) as process:
+        assert process.stdin is not None
+        process.stdin.write(call("refuses"))
+        process.stdin.close()
+        assert process.wait(WAIT) == 0
+    log = file.with_name("log").read_text("utf-8")
+    assert log.count(HELD) == 1
+    assert log.index("closed in order") < log.index(HELD) < log.index("left by the door")
 
 
 @pytest.mark.parametrize("number", SIGNALS)

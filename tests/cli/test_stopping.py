@@ -17,6 +17,6 @@ def test_the_grace_time_is_given_once(monkeypatch: pytest.MonkeyPatch, drain: fl
     def run(self: Any, sockets: object = None) -> None:
         seen.append(self.config)
 
-    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr(uvicorn_server._Uvicorn, "run", run)
     uvicorn_server.serve(Server("shop", settings=Settings(drain_timeout=drain)))
     assert [config.timeout_graceful_shutdown for config in seen] == [uvicorn_server.AFTER_DRAIN]

@@ -10,6 +10,7 @@ import struct
 import pytest
 
 from http_peer import HEAD
+from millstream._http.message import Request
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, WAYS, RawSocket, frame, world
 
 ASK = b'{"type":"ping","id":"\xc3\xa9"}'
@@ -91,6 +92,61 @@ async def test_many_messages_in_one_packet_are_answered_in_order() -> None:
         socket = await app.raw()
         await socket.send(*(frame(TEXT, b'{"type":"ping","id":%d}' % n) for n in range(500)))
         assert [(await socket.message())["id"] for _ in range(500)] == list(range(500))
+
+
+def upgrade(rest: bytes = b"") -> bytes:
+    """A whole opening handshake, and what the client sends in the same packet."""
+    return b"GET /ws HTTP/1.1\r\n" + UPGRADE + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" + rest
+
+
+async def test_frames_in_the_packet_of_the_handshake_are_answered() -> None:
+    """RFC 6455 §4.1 lets a client send once it has read the answer; some don't wait. Theirs were lost."""
+    async with world() as app:
+        ask = frame(TEXT, ASK)
+        for early, later in ((ask, b""), (frame(PING, b"p"), ask), (ask[:3], ask[3:])):
+            socket = RawSocket(await app.running.connect())
+            await socket.peer.send(upgrade(early))
+            assert (await socket.peer.head())[0] == 101
+            await socket.send(later)
+            said = [await socket.frame() for _ in range(3 if early[:1] == b"\x89" else 2)]
+            assert len(said) == 2 or (PONG, b"p") in said
+            assert json.loads(said[-1][1]) == PONG_MESSAGE
+            await socket.send(ask)
+            assert await socket.message() == PONG_MESSAGE
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in its packet", "behind it"])
+async def test_nothing_stands_in_front_of_the_answer_to_a_handshake(together: bool) -> None:
+    """RFC 6455 §4.2.2: a ping that comes while the server finds out who it is gets its pong behind the 101."""
+    asked, known = asyncio.Event(), asyncio.Event()
+
+    async def guard(request: Request) -> None:
+        asked.set()
+        await known.wait()
+
+    async with world(guard=guard) as app:
+        socket = RawSocket(await app.running.connect())
+        early = frame(PING, b"p") + frame(TEXT, ASK)
+        await socket.peer.send(upgrade(early if together else b""))
+        await asked.wait()
+        if not together:
+            await socket.send(early)
+            (line,) = app.running.state.connections
+            await app.until(lambda: line.ahead == early)
+        known.set()
+        assert (await socket.peer.head())[0] == 101
+        said = [await socket.frame() for _ in range(3)]
+        assert (PONG, b"p") in said
+        assert json.loads(said[-1][1]) == PONG_MESSAGE
+
+
+async def test_a_wrong_frame_in_the_packet_of_the_handshake_ends_the_connection_with_its_code() -> None:
+    """RFC 6455 §5.1; the answer to the handshake comes first."""
+    async with world() as app:
+        socket = RawSocket(await app.running.connect())
+        await socket.peer.send(upgrade(frame(TEXT, ASK, mask=False)))
+        assert (await socket.peer.head())[0] == 101
+        assert (await socket.closing())[0] == 1002
 
 
 # What ends the connection

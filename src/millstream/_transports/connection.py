@@ -258,7 +258,11 @@ class Connection:
         tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            done, _ = await asyncio.wait(tasks)  # `gather` couldn't be left while one of them goes on
+            for task in done:
+                if not task.cancelled():
+                    task.exception()  # nobody is left to hear it
         for call in tasks.values():
             if call is not None and not call.over:
                 self._dispatcher.abandon(call, self.id)

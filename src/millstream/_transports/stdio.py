@@ -23,6 +23,8 @@ from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import Connection
 
 _CHUNK = 256 * 1024
+_LAST_SECONDS = 1.0
+"""What cancelled calls have to end."""
 _TOO_LONG = "Parse error: a line is longer than {} bytes"
 
 
@@ -164,7 +166,9 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyn
                 await connection.settle()
                 await output.finish()
     finally:
-        await connection.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                await connection.close()
         output.close()
         if stop_reading is not None:
             stop_reading()

@@ -17,11 +17,10 @@ from typing import Final
 
 from millstream._app.runtimes import Runtimes
 from millstream._app.serving.leaving import Leaving
+from millstream._app.serving.left_behind import LAST_SECONDS
 
 logger = logging.getLogger("millstream")
 
-LAST_SECONDS: Final = 2.0
-"""What lifespans have to close after the second Ctrl-C, should something block the loop."""
 INTERRUPTED: Final = 128 + signal.SIGINT
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 

@@ -17,6 +17,7 @@ from millstream._app.runtimes import Application, Runtimes
 from millstream._app.serving.entry import look_ahead, prepare
 from millstream._app.serving.errors import starting
 from millstream._app.serving.leaving import TICK, Dismissal, Leaving
+from millstream._app.serving.left_behind import run_to_end
 from millstream._app.serving.stopping import StopSignals
 from millstream._app.serving.tls import Certificate
 from millstream._http.hosts import is_loopback
@@ -78,6 +79,10 @@ class _Uvicorn(uvicorn.Server):
         self._stops = stops
         self._leaving = Leaving()
         self._runtimes.bind = Bind(loopback, self.server_state.connections, seats)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """In a loop that ends, whatever goes on in it."""
+        run_to_end(self.serve(sockets), self.config.get_loop_factory())
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """With our signals instead of uvicorn's, which end the process by the same signal again: neither what follows

@@ -93,7 +93,7 @@ class GuardedProtocol(OrderedProtocol):
             return
         self.size = size = len(data)
         self.seen = self.seen + size if self.phase > IDLE else size
-        upgrade = False
+        ahead = None
         try:
             self.parser.feed_data(data)
         except HttpParserCallbackError as exc:
@@ -101,10 +101,10 @@ class GuardedProtocol(OrderedProtocol):
             self.refuse(failure(exc.__context__ or exc, "Parsing", self.url.decode("latin-1")))
         except HttpParserError:
             self.refuse(BAD_REQUEST)
-        except HttpParserUpgrade:
-            upgrade = True
-        if upgrade:
-            self._upgrade()
+        except HttpParserUpgrade as exc:
+            ahead = data[exc.args[0] :]
+        if ahead is not None:
+            self._upgrade(ahead)
         elif IDLE < self.phase < REFUSED:
             if self.seen > self.limits.max_header_bytes:
                 self.refuse(HEADERS_TOO_LARGE)
@@ -239,12 +239,15 @@ class GuardedProtocol(OrderedProtocol):
         """Whether the request asks how the server is."""
         return self.url.partition(b"?")[0] in _PROBES and self.parser.get_method() in (b"GET", b"HEAD")
 
-    def _upgrade(self) -> None:
+    def _upgrade(self, ahead: bytes) -> None:
+        """Hand the connection on, with frames that the client sent without waiting for the answer."""
         if self.phase >= REFUSED:
             return
         if self._should_upgrade():
             self.leave()
             self.handle_websocket_upgrade()
+            if ahead and not self.transport.is_closing():
+                cast("asyncio.Protocol", self.transport.get_protocol()).data_received(ahead)
         else:
             self._unsupported_upgrade_warning()
 

@@ -2,7 +2,8 @@
 
 uvicorn bounds the size of a message but not the number of its fragments, writes a pong for every ping whether the peer
 reads or not, closes a connection whose peer takes nothing by waiting for it to take the rest, and leaves one open whose
-handshake `websockets` cannot read. Here all four come to an end.
+handshake `websockets` cannot read. Here all four come to an end. It also reads frames before it has answered the
+handshake, so that their pongs come first; here they wait.
 
 It also writes an error to the log for what is a peer's doing and has its answer: a handshake that the application
 refuses, and text that isn't UTF-8. Here neither can fill the log.
@@ -33,14 +34,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One connection."""
 
     # uvicorn has 37 attributes; more than thirty in its dict would no longer be shared between connections.
-    __slots__ = ("curr_msg_data_type", "frames", "initial_response", "last_ping_rtt", "outbox", "pending_ping_payload",
-                 "ping_sent_at", "pongs", "request", "response", "room", "scope", "unread")  # fmt: skip
+    __slots__ = ("ahead", "curr_msg_data_type", "frames", "initial_response", "last_ping_rtt", "outbox",
+                 "pending_ping_payload", "ping_sent_at", "pongs", "request", "response", "room", "scope",
+                 "unread")  # fmt: skip
 
     transport: asyncio.Transport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.outbox: DirectSocket | None = None
+        self.ahead = b""
+        """Frames of a peer that didn't wait for the answer to its handshake."""
         self.pongs = 0
         """Bytes of pongs since the transport had no more room."""
         self.unread = 0
@@ -73,6 +77,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             # The parser keeps the request for as long as the connection lives.
             self.request.headers.clear()
             self.response.headers.clear()
+            if self.ahead:
+                self._catch_up()
         elif message["type"] == "websocket.http.response.body":
             # With the end of a refusal the handshake is complete, though no socket is open.
             self.handshake_complete = self.close_sent
@@ -104,11 +110,25 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the peer; the first are its handshake, which has bounds of its own (length of a line, no body)."""
+        """Bytes of the peer; the first are its handshake, which has bounds of its own (length of a line, no body).
+
+        Frames that come before the answer wait for it, and no more are read: a pong would stand in front of the answer.
+        """
+        if self.handshake_initiated and not self.handshake_complete:
+            self.ahead += data
+            self.transport.pause_reading()
+            return
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             self.transport.write(_UNREADABLE)
             self.transport.close()
+
+    def _catch_up(self) -> None:
+        """The socket is open: take the frames that waited for it."""
+        ahead, self.ahead = self.ahead, b""
+        self.data_received(ahead)
+        if not (self.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def handle_cont(self, event: Frame) -> None:
         """A further fragment; one too many ends the connection."""

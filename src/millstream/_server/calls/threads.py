@@ -76,7 +76,8 @@ class Threads:
         """Threads end when their function does; nobody waits for that."""
         busy = self.size - self._free
         if busy:
-            logger.warning("%d worker threads still run a function; the server stops without waiting for them", busy)
+            threads = "1 thread still runs a function" if busy == 1 else f"{busy} threads still run functions"
+            logger.warning("%s. The server stops without waiting for that.", threads)
         for _ in range(self._started):
             self._jobs.put(None)
         self._started = 0

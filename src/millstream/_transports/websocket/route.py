@@ -90,6 +90,10 @@ class WebSocketRoute:
             except OSError:
                 return  # It is gone already.
             await self._serve(peer, outbox, receive, speaks=speaks)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            # Its time to say goodbye is over, which isn't a failure to log.
         finally:
             outbox.lost()
             del self._sockets[outbox]

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from millstream._app.serving.errors import CommandError, report
-from millstream._app.serving.stopping import LAST_SECONDS
+from millstream._app.serving.left_behind import LAST_SECONDS
 from millstream._app.serving.workers.back_off import BackOff
 from millstream._app.serving.workers.child import READY, Child, NotStarted, how
 from millstream._app.serving.workers.messages import Hello, Roster, Seat
