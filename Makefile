@@ -10,6 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 10
+CALLS ?= 1000000
 JOBS ?= auto
 STORE ?=
 VENV := .venv
@@ -54,7 +55,7 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## run every test (ARGS= goes to pytest)
-	@scripts/apt chromium curl fish nginx redis-server strace tmux zsh
+	@scripts/apt chromium curl fish haproxy nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 
@@ -80,9 +81,10 @@ bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Mil
 fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
 	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
 
-chaos: $(VENV)/.test ## kill workers for MINUTES=10 while subscribers resume, then try kill -9 and failing disks (STORE=redis://...)
+chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each STORE=, restart them under CALLS=1000000, then kill -9 and failing disks
 	@scripts/apt strace redis-server
-	$(BIN)/python -m benches.chaos $(MINUTES) $(if $(STORE),--store $(STORE))
+	for store in $(or $(STORE),memory:// sqlite); do $(BIN)/python -m benches.chaos $(MINUTES) --store $$store; done
+	$(BIN)/python -m benches.chaos --calls $(CALLS)
 	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py tests/stores/test_redis_chaos.py $(ARGS)
 
 compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## run other packages' own tests, and published servers, on millstream.compat

@@ -1,10 +1,15 @@
 """`python -m benches.chaos MINUTES`: kill a worker every few seconds while subscribers resume; nothing may be lost.
 
-    python -m benches.chaos --restarts 1000000     rolling restarts during so many calls: none may fail
+    python -m benches.chaos --store sqlite         the same with the store in a file
+    python -m benches.chaos --calls 1000000        rolling restarts during so many calls: none may fail
     python -m benches.chaos --storm --store redis://... --subscribers 10000
                                                    they come back together: the store is read for all of them
 
-Exits 1 when an event was lost, repeated or out of order without a gap that was told, or when a call failed.
+Clients of every revision and transport call meanwhile, and some connections lead through a proxy that cuts them, holds
+them up and closes one side of them.
+
+Exits 1 when an event was lost, repeated or out of order without a gap that was told, when a call of a rolling restart
+failed, or when a call of a client ended in anything but its result or an error after which one may try again.
 """
 
 import argparse
@@ -19,11 +24,11 @@ from pathlib import Path
 
 from benches.chaos.restarts import Restarts
 from benches.chaos.returning import return_together
-from benches.chaos.run import Cluster, Report, cluster, kill_workers, storm
+from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, storm
 from benches.processes import raise_file_limit
 
 EVENTS_BESIDE = 50.0
-"""Publications a second beside the calls of `--restarts`."""
+"""Publications a second beside the calls of `--calls`."""
 READS = 100
 """What a storm may ask of the store."""
 
@@ -31,14 +36,16 @@ READS = 100
 def main() -> None:
     """Make one run and say what came out."""
     parser = argparse.ArgumentParser(prog="python -m benches.chaos", description=__doc__)
-    parser.add_argument("minutes", type=float, nargs="?", help="10; with --restarts, as long as the calls take")
+    parser.add_argument("minutes", type=float, nargs="?", help="10; with --calls, as long as the calls take")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--store", default="memory://")
+    parser.add_argument("--store", default="memory://", help="a URL, or sqlite for a file that goes afterwards")
     parser.add_argument("--subscribers", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=2000.0, help="publications a second; calls, with --restarts")
+    parser.add_argument("--rate", type=float, default=2000.0, help="publications a second; calls, with --calls")
     parser.add_argument("--channels", type=int, default=200)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
-    parser.add_argument("--restarts", type=int, metavar="CALLS", help="restart all workers during so many calls")
+    parser.add_argument("--speakers", type=int, default=2, help="clients of each revision and transport")
+    parser.add_argument("--proxied", type=int, default=200, help="subscribers behind the proxy")
+    parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
     parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is a redis://")
     given = parser.parse_args()
     raise_file_limit()
@@ -51,8 +58,9 @@ async def run(given: argparse.Namespace) -> int:
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        async with cluster(log, workers=given.workers, store=given.store) as running:
-            if given.restarts:
+        store = f"sqlite:///{folder}/chaos.db" if given.store == "sqlite" else given.store
+        async with cluster(log, workers=given.workers, store=store) as running:
+            if given.calls:
                 await restart(running, report, given)
             elif given.storm:
                 asked = await return_together(
@@ -65,6 +73,8 @@ async def run(given: argparse.Namespace) -> int:
             else:
                 await kill(running, report, given)
     print(report)
+    if report.results:
+        print(f"{report.speakers()}\n  connections through the proxy: {dict(report.troubles) or 'none'}")
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     print(f"{report.rate:.0f} publications/s; {os.cpu_count()} cores with a load of {load} (1, 5, 15 minutes)")
     for line in report.wrong[:20]:
@@ -75,30 +85,24 @@ async def run(given: argparse.Namespace) -> int:
 async def kill(running: Cluster, report: Report, given: argparse.Namespace) -> None:
     """SIGKILL for one worker after the other, for some minutes."""
     end = time.monotonic() + (given.minutes or 10.0) * 60
-    await storm(
-        running,
-        report,
-        until=lambda: time.monotonic() >= end,
+    crowd = Crowd(
         subscribers=given.subscribers,
         rate=given.rate,
         channels=given.channels,
-        harm=kill_workers(given.every, report),
+        proxied=given.proxied,
+        speakers=given.speakers,
+        proxied_speakers=given.speakers,
     )
+    harm = kill_workers(given.every, report)
+    await storm(running, report, crowd, until=lambda: time.monotonic() >= end, harm=harm)
 
 
 async def restart(running: Cluster, report: Report, given: argparse.Namespace) -> None:
     """One rolling restart after the other, until there were enough calls."""
     end = time.monotonic() + given.minutes * 60 if given.minutes else math.inf
-    restarts = Restarts(running.port, report, requests=given.restarts, rate=given.rate, end=end)
-    await storm(
-        running,
-        report,
-        until=lambda: restarts.done,
-        subscribers=given.subscribers,
-        rate=EVENTS_BESIDE,
-        channels=given.channels,
-        harm=restarts.harm(),
-    )
+    restarts = Restarts(running.port, report, requests=given.calls, rate=given.rate, end=end)
+    crowd = Crowd(subscribers=given.subscribers, rate=EVENTS_BESIDE, channels=given.channels, speakers=given.speakers)
+    await storm(running, report, crowd, until=lambda: restarts.done, harm=restarts.harm())
     print(restarts)
     report.wrong += restarts.wrong()
 

@@ -56,7 +56,7 @@ class Caller:
         lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
         length = next(int(line.partition(b":")[2]) for line in lines if line.startswith(b"content-length:"))
         body = await reader.readexactly(length)
-        if b" 200 " not in lines[0] or b'"result"' not in body:
+        if b" 200 " not in lines[0] or b'"result"' not in body or b'"isError":true' in body:
             self.failures[f"{lines[0]!r} {body[:200]!r}"] += 1
         if b"connection: close" in lines:
             self.close()

@@ -124,8 +124,6 @@ class Publisher:
         self._log = log
         self._count = 0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self.refused: list[int] = []
-        """Statuses of answers that were no acknowledgement."""
 
     async def publish(self, channel: str) -> Publication:
         """Try one event, once."""
@@ -141,8 +139,6 @@ class Publisher:
             return publication
         if status == 200:
             publication.place = json.loads(body)["id"]
-        else:
-            self.refused.append(status)
         return publication
 
     async def _post(self, message: object) -> tuple[int, bytes]:

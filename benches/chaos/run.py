@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from benches.chaos.clients import Listener, Publisher, paced
 from benches.chaos.history import Publication, check
+from benches.chaos.proxy import Proxy
+from benches.chaos.speakers import KINDS, Speaker
 from benches.processes import ROOT, family, free_port
 
 PATIENCE = 120.0
@@ -37,6 +40,32 @@ class Cluster:
         return [pid for pid in family(self.process.pid) if pid != self.process.pid and _command(pid)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crowd:
+    """Who is at work."""
+
+    subscribers: int
+    rate: float
+    """Publications a second, of all publishers."""
+    channels: int
+    publishers: int = 16
+    proxied: int = 0
+    """More subscribers, whose connections are cut, held up and half closed on the way."""
+    speakers: int = 0
+    """MCP clients of each kind."""
+    proxied_speakers: int = 0
+    """The same behind the proxy."""
+
+    def speakers_of(self, port: int, proxy: int, channels: list[str], log: list[Publication]) -> list[Speaker]:
+        """The MCP clients."""
+        ports = [port] * self.speakers + [proxy] * self.proxied_speakers
+        return [
+            Speaker(where, kind, f"s{number}.{kind}", channels, log)
+            for number, where in enumerate(ports)
+            for kind in KINDS
+        ]
+
+
 @dataclass
 class Report:
     """What came out."""
@@ -48,9 +77,18 @@ class Report:
     reconnects: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     harm: int = 0
-    refused: list[int] = field(default_factory=list)
     seconds: float = 0.0
     """How long clients published."""
+    troubles: Counter[str] = field(default_factory=Counter[str])
+    """What the proxy did."""
+    results: Counter[str] = field(default_factory=Counter[str])
+    """Calls of MCP clients that had a result, by kind."""
+    again: Counter[str] = field(default_factory=Counter[str])
+    """Those that ended in an error after which one may try again."""
+
+    def speakers(self) -> str:
+        """What became of the calls of each kind of MCP client, a line for each."""
+        return "\n".join(f"  {kind}: {self.results[kind]} results, {self.again[kind]} to try again" for kind in KINDS)
 
     @property
     def rate(self) -> float:
@@ -151,56 +189,83 @@ def kill_workers(every: float, report: Report) -> Harm:
 
 
 async def storm(
-    running: Cluster,
-    report: Report,
-    *,
-    until: Callable[[], bool],
-    subscribers: int,
-    rate: float,
-    channels: int,
-    publishers: int = 16,
-    harm: Harm | None = None,
+    running: Cluster, report: Report, crowd: Crowd, *, until: Callable[[], bool], harm: Harm | None = None
 ) -> Report:
     """Publish and listen while harm is done, `until` it is enough; then wait for the last event, and compare."""
-    names = [f"chaos.{number}" for number in range(channels)]
-    log: list[Publication] = []
-    listeners = [Listener(running.port, names[number % channels]) for number in range(subscribers)]
-    senders = [Publisher(running.port, f"p{number}", log) for number in range(publishers)]
-    tasks = [asyncio.create_task(each.run()) for each in listeners]
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not all(each.last_id for each in listeners):  # noqa: ASYNC110  thousands would have to tell
-                await asyncio.sleep(0.02)
-        choose, began = itertools.cycle(names), time.monotonic()
-        sending = [asyncio.create_task(paced(each, rate / publishers, lambda: next(choose))) for each in senders]
-        harming = asyncio.create_task(harm(running)) if harm is not None else None
-        while not until():
-            await asyncio.sleep(0.1)
-            report.seconds = time.monotonic() - began
-            for task in (*sending, *([harming] if harming else [])):
-                if task.done():
-                    task.result()
-        if harming is not None:
-            harming.cancel()
-        for task in sending:
-            task.cancel()
-        await asyncio.gather(*sending, *([harming] if harming else []), return_exceptions=True)
-        await _settle(running, listeners, names, log)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for sender in senders:
-            sender.close()
+    async with Proxy(running.port) as proxy:
+        names = [f"chaos.{number}" for number in range(crowd.channels)]
+        log: list[Publication] = []
+        direct = [Listener(running.port, names[number % len(names)]) for number in range(crowd.subscribers)]
+        listeners = direct + [Listener(proxy.port, names[number % len(names)]) for number in range(crowd.proxied)]
+        speakers = crowd.speakers_of(running.port, proxy.port, names, log)
+        tasks = [asyncio.create_task(each.run()) for each in listeners]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not all(each.last_id for each in listeners):  # noqa: ASYNC110  thousands would have to tell
+                    await asyncio.sleep(0.02)
+            async with _working(running, crowd, names, log, harm) as working, _speaking(speakers) as speaking:
+                began = time.monotonic()
+                while not until():
+                    await asyncio.sleep(0.1)
+                    report.seconds = time.monotonic() - began
+                    for task in (*working, *speaking):
+                        if task.done():
+                            task.result()
+            proxy.calm()
+            await _settle(running, listeners, names, log)
+        finally:
+            await _cancel(tasks)
+        report.troubles += proxy.done
     report.published += len(log)
     report.acknowledged += sum(bool(each.place) for each in log)
     for each in listeners:
         report.received += sum(hasattr(item, "place") for item in each.log.got)
         report.gaps += sum(not hasattr(item, "place") for item in each.log.got)
-        report.reconnects += each.reconnects
-    report.refused += [status for sender in senders for status in sender.refused]
+    report.reconnects += [seconds for each in direct for seconds in each.reconnects]
+    for speaker in speakers:
+        report.results[speaker.kind] += speaker.results
+        report.again[speaker.kind] += speaker.again.total()
+        report.wrong += speaker.wrong
     report.wrong += check(log, [each.log for each in listeners])
     return report
+
+
+@asynccontextmanager
+async def _working(
+    running: Cluster, crowd: Crowd, names: list[str], log: list[Publication], harm: Harm | None
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Publishers and whoever does harm, for the length of the block."""
+    choose, pace = itertools.cycle(names), crowd.rate / crowd.publishers
+    senders = [Publisher(running.port, f"p{number}", log) for number in range(crowd.publishers)]
+    tasks = [asyncio.create_task(paced(each, pace, lambda: next(choose))) for each in senders]
+    if harm is not None:
+        tasks.append(asyncio.ensure_future(harm(running)))
+    try:
+        yield tasks
+    finally:
+        await _cancel(tasks)
+        for sender in senders:
+            sender.close()
+
+
+@asynccontextmanager
+async def _speaking(speakers: list[Speaker]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """MCP clients for the length of the block; at its end each finishes its call."""
+    tasks = [asyncio.create_task(each.run()) for each in speakers]
+    try:
+        yield tasks
+        for each in speakers:
+            each.stop()
+        async with asyncio.timeout(2 * PATIENCE):
+            await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _settle(running: Cluster, listeners: list[Listener], names: list[str], log: list[Publication]) -> None:

@@ -15,9 +15,15 @@ async def add(a: int, b: int) -> int:
 
 
 @mcp.tool
+async def publish(channel: str, data: str) -> str:
+    """Publish an event; its id."""
+    return (await mcp.hub.publish(channel, data)).id
+
+
+@mcp.tool
 async def slow(seconds: float, ctx: Context) -> str:
     """Take some time, and say so now and then."""
     for step in range(10):
-        await ctx.report_progress(step, 10)
+        await ctx.progress(step, 10)
         await asyncio.sleep(seconds / 10)
     return "done"

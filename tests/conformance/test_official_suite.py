@@ -1,19 +1,23 @@
-"""The official conformance suite against `examples/everything.py`: the lane, plain ASGI, and four workers.
+"""The official conformance suite against `examples/everything.py`: the lane, plain ASGI, four workers, and four workers
+of two servers that share Redis, with nginx in front that takes one after the other.
 
-Every selection runs once a way, a few at a time. There is no file of expected failures: what the suite reports
-besides success is either outside the revisions (`tasks-*`) or explained in docs/reference/conformance.md.
+Every selection runs once a way, a few at a time; behind nginx, those that are scored. There is no file of expected
+failures: what the suite reports besides success is either outside the revisions (`tasks-*`) or explained in
+docs/reference/conformance.md.
 """
 
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from conformance.official import SELECTIONS, Report, run_suite
+from fronts import NEEDS_NGINX, nginx
 from processes import ROOT, free_port, millstream, serving, uvicorn
+from redis_parts import RedisServer
 
 pytestmark = pytest.mark.server
 
@@ -28,15 +32,31 @@ WAYS = {
     "asgi": (uvicorn, "examples.everything:mcp"),
     "workers": (of_four, "examples/everything.py"),
 }
-REFUSED = {
-    "workers": {
-        "sep-2575-server-sends-prompts-list-changed-on-subscription",
-        "sep-2575-server-sends-tools-list-changed-on-subscription",
-    }
+SCORED = [name for name in SELECTIONS if name.startswith("scored")]
+RUNS = [(way, name) for way in WAYS for name in SELECTIONS] + [
+    pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED
+]
+_OF_SEVERAL = {
+    "sep-2575-server-sends-prompts-list-changed-on-subscription",
+    "sep-2575-server-sends-tools-list-changed-on-subscription",
 }
+REFUSED = {"workers": _OF_SEVERAL, "nginx": _OF_SEVERAL}
 """Warnings for what a way refuses: several workers take no new tool or prompt from a call of one of them."""
 AT_ONCE = 3
 PAGE = ROOT / "docs" / "reference" / "conformance.md"
+
+
+@contextmanager
+def behind_nginx(folder: Path) -> Iterator[int]:
+    """Two servers of two workers each; gives the port of what is in front of them."""
+    folder.mkdir()
+    with ExitStack() as stack:
+        redis = stack.enter_context(closing(RedisServer()))
+        ports = free_port(), free_port()
+        for port in ports:
+            command = millstream("examples/everything.py", port, "--workers", "2", "--store", redis.url)
+            stack.enter_context(serving(command, port, folder / f"{port}.log"))
+        yield stack.enter_context(nginx(folder, *ports))
 
 
 class Runs:
@@ -53,9 +73,14 @@ class Runs:
         return self._futures[way, name]
 
     def _run(self, way: str, name: str) -> Report:
-        command, target = WAYS[way]
-        port, output = free_port(), self._folder / f"{way}-{name}"
-        with serving(command(target, port), port, output.with_suffix(".log")):
+        output = self._folder / f"{way}-{name}"
+        with ExitStack() as stack:
+            if way == "nginx":
+                port = stack.enter_context(behind_nginx(output.with_suffix(".front")))
+            else:
+                command, target = WAYS[way]
+                port = free_port()
+                stack.enter_context(serving(command(target, port), port, output.with_suffix(".log")))
             return run_suite(f"http://127.0.0.1:{port}/mcp", SELECTIONS[name], output)
 
     def report(self, way: str, name: str) -> Report:
@@ -81,8 +106,7 @@ def explained() -> dict[tuple[str, str], str]:
     return {(scenario, check): reason for scenario, check, reason in row.findall(PAGE.read_text("utf-8"))}
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "name"), RUNS)
 def test_the_suite_finds_no_failure_and_nothing_unexplained(runs: Runs, way: str, name: str) -> None:
     """Our choice: the number to quote is the exit code of `--requirements`; the rest is our choice."""
     report = runs.report(way, name)

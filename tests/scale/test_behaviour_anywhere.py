@@ -6,42 +6,18 @@ clocks are three minutes apart.
 
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from patience import WAIT
-from processes import ROOT, free_port, millstream, wait_for_port
+from fronts import NEEDS_NGINX, nginx, running
+from processes import ROOT, free_port, millstream
 from redis_parts import RedisServer
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(NGINX is None, reason="nginx is not installed; make test installs it where it may"),
-]
-# Without connections that are kept: each request is a new one, and the kernel gives it to any worker.
-SITE = """
-upstream workers { %s }
-server {
-    listen 127.0.0.1:%d;
-    client_max_body_size 16m;
-    location / {
-        proxy_pass http://workers;
-        proxy_http_version 1.1;
-        proxy_set_header Host $host;
-        proxy_set_header Connection "";
-        proxy_buffering off;
-        proxy_request_buffering off;
-        proxy_read_timeout 1h;
-    }
-}
-"""
+pytestmark = [pytest.mark.server, NEEDS_NGINX]
 ELSEWHERE = {
     "test_a_list_that_changes_is_announced": "adds a tool at run time, which several workers refuse",
     "test_a_subscription_is_acknowledged_first": "adds a tool at run time",
@@ -58,42 +34,6 @@ ELSEWHERE = {
     "test_a_thread_that_takes_too_long": "looks at the threads of its own process",
 }
 """Beginnings of the names of tests that need one process, and why."""
-
-
-@contextmanager
-def running(command: list[str], port: int, log: Path, **environment: str) -> Iterator[None]:
-    """A process, until it is not needed any more."""
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**os.environ, **environment}
-        )
-    try:
-        wait_for_port(process, port, log)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(WAIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(WAIT)
-
-
-@contextmanager
-def nginx(folder: Path, *backends: int) -> Iterator[int]:
-    """nginx in front of ports, in turns; gives its own."""
-    assert NGINX is not None
-    port = free_port()
-    places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in places)
-    servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in backends)
-    (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{ worker_connections 4096; }}\n"
-        f"http {{ access_log off;\n{temporary}{SITE % (servers, port)}}}\n"
-    )
-    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    with running(command, port, folder / "nginx.log"):
-        yield port
 
 
 def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benches.chaos.run import Report, cluster, kill_workers, storm
+from benches.chaos.run import Crowd, Report, cluster, kill_workers, storm
 from redis_parts import RedisServer
 
 pytestmark = pytest.mark.server
@@ -25,10 +25,8 @@ async def test_subscribers_of_workers_that_are_killed_miss_and_repeat_nothing(tm
             await storm(
                 running,
                 report,
+                Crowd(subscribers=60, rate=100.0, channels=12, proxied=24, speakers=1, proxied_speakers=1),
                 until=lambda: report.harm >= KILLS,
-                subscribers=60,
-                rate=100.0,
-                channels=12,
                 harm=kill_workers(1.0, report),
             )
     finally:

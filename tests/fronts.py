@@ -1,0 +1,89 @@
+"""Proxies in front of workers, and other programs that a test runs beside its server."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from patience import WAIT
+from processes import ROOT, free_port, wait_for_port
+
+_PATH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
+NGINX = shutil.which("nginx", path=_PATH)
+NEEDS_NGINX = pytest.mark.skipif(NGINX is None, reason="nginx is not installed; make test installs it where it may")
+HAPROXY = shutil.which("haproxy", path=_PATH)
+NEEDS_HAPROXY = pytest.mark.skipif(
+    HAPROXY is None, reason="haproxy is not installed; make test installs it where it may"
+)
+# Without connections that are kept: each request is a new one, and the kernel gives it to any worker.
+_SITE = """
+upstream workers { %s }
+server {
+    listen 127.0.0.1:%d;
+    client_max_body_size 16m;
+    location / {
+        proxy_pass http://workers;
+        proxy_http_version 1.1;
+        proxy_set_header Host $host;
+        proxy_set_header Connection "";
+        proxy_buffering off;
+        proxy_request_buffering off;
+        proxy_read_timeout 1h;
+    }
+}
+"""
+
+
+@contextmanager
+def running(command: list[str], port: int, log: Path, **environment: str) -> Iterator[None]:
+    """A process, until it is not needed any more."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**os.environ, **environment}
+        )
+    try:
+        wait_for_port(process, port, log)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(WAIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(WAIT)
+
+
+@contextmanager
+def nginx(folder: Path, *backends: int) -> Iterator[int]:
+    """nginx in front of ports, in turns; gives its own."""
+    assert NGINX is not None
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+    places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in places)
+    servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in backends)
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{ worker_connections 4096; }}\n"
+        f"http {{ access_log off;\n{temporary}{_SITE % (servers, port)}}}\n"
+    )
+    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    with running(command, port, folder / "nginx.log"):
+        yield port
+
+
+@contextmanager
+def haproxy(folder: Path, configuration: str) -> Iterator[int]:
+    """haproxy with a configuration that binds port 80 and talks to ports of this machine; gives its port."""
+    assert HAPROXY is not None
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+    assert "bind :80\n" in configuration
+    path = folder / "haproxy.cfg"
+    path.write_text(configuration.replace("bind :80\n", f"bind 127.0.0.1:{port}\n"))
+    with running([HAPROXY, "-db", "-f", str(path)], port, folder / "haproxy.log"):
+        yield port
