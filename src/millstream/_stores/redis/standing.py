@@ -9,41 +9,11 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final
 
+from millstream._stores.memory.topics import Watchers
+
 PLACES: Final = 1024
 """How many attempts may be under way at once; more of them wait for their turn."""
 _STREAMS: Final = 10_000
-
-
-class Watchers:
-    """Callbacks for one thing that changes."""
-
-    __slots__ = ("_callbacks",)
-
-    def __init__(self) -> None:
-        self._callbacks: list[Callable[[], None]] = []
-
-    def add(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call it from now on; returns the way to stop, which may be called again."""
-
-        def call() -> None:
-            changed()
-
-        def stop() -> None:
-            if call in self._callbacks:
-                self._callbacks.remove(call)
-
-        self._callbacks.append(call)
-        return stop
-
-    def tell(self) -> None:
-        """Call them all."""
-        for each in tuple(self._callbacks):
-            if each in self._callbacks:
-                each()
-
-    def clear(self) -> None:
-        """Nobody is called any more."""
-        self._callbacks.clear()
 
 
 class Standing:

@@ -14,12 +14,13 @@ from contextlib import suppress
 from typing import Final
 
 from millstream._protocol.errors import LocalError
+from millstream._stores.memory.topics import Watchers
 from millstream._stores.redis.commands import Asked, Commands
 from millstream._stores.redis.keys import Keys
 from millstream._stores.redis.link import Argument
 from millstream._stores.redis.reader import Fields, Reader
 from millstream._stores.redis.scripts import script
-from millstream._stores.redis.standing import Standing, Watchers
+from millstream._stores.redis.standing import Standing
 
 LEASE: Final = 6.0
 BEAT: Final = 0.4
