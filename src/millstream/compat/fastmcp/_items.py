@@ -13,14 +13,14 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.features import prompts, resources, tools
 from millstream._server.features.hooks import Hooks
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import Item, Source
 from millstream.compat.fastmcp._context import Context, entered
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._exceptions import FastMCPError, of_protocol
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
 from millstream.compat.fastmcp._resources import Resource, ResourceResult
 from millstream.compat.fastmcp._templates import ResourceTemplate, UriPattern
-from millstream.compat.fastmcp._tools import Tool, ToolResult
+from millstream.compat.fastmcp._tools import RunInThread, Tool, ToolResult
 
 
 class Runs(Protocol):
@@ -41,29 +41,27 @@ class Runs(Protocol):
         ...
 
 
-class _Said:
+class _Said(Item):
     """What an item says about itself beyond what our own items do."""
 
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _described: dict[str, Any]
         home: object
 
     def say(self, **members: Any) -> Self:
         """Add members to the description, where they have a value."""
-        given = {name: value for name, value in members.items() if value is not None}
-        setattr(self, "_described", {**self._described, **given})  # noqa: B010  the slot is of the class beside this
+        self._described = {**self._described, **{name: value for name, value in members.items() if value is not None}}
         return self
 
     def of(self, home: object) -> Self:
         """Note which server it belongs to: that one's middleware is inside of the item."""
-        setattr(self, "home", home)  # noqa: B010  as above
+        setattr(self, "home", home)  # noqa: B010  the slot is of the class beside this
         return self
 
-    def within(self, hooks: Hooks) -> Any:
+    def within(self, hooks: Hooks) -> Self:
         """The item with the middleware of a server around it, on which its own is mounted."""
-        return self if hooks.home is self.home else super().within(hooks)  # type: ignore[misc]  # of the class beside this
+        return self if hooks.home is self.home else super().within(hooks)
 
 
 class ToolItem(_Said, tools.Tool):
@@ -135,6 +133,24 @@ def refused(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
     return ProtocolError(code, str(error))
 
 
+async def _read(
+    server: Runs,
+    context: Context[Any, Any, Any],
+    uri: str,
+    call: Call,
+    read_in: Callable[[RunInThread], Awaitable[Any]],
+) -> Any:
+    """What a resource gives, with all that stands around it."""
+    with entered(context):
+        try:
+            value = await server.run_resource(uri, lambda: read_in(context.run_in_thread), context)
+            return contents(value, uri, call)
+        except (ProtocolError, Declined, Cancelled):
+            raise
+        except Exception as error:
+            raise refused(error) from error
+
+
 def contents(value: Any, uri: str, call: Call) -> Any:
     """What was read, as our encoder takes it."""
     if not isinstance(value, ResourceResult):
@@ -159,15 +175,7 @@ def resource_item(server: Runs, resource: Resource, home: object) -> resources.R
     uri = str(resource.uri)
 
     async def run(arguments: Any, call: Call) -> Any:
-        context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                read = lambda: resource.read_in(context.run_in_thread)  # noqa: E731  what middleware stands around
-                return contents(await server.run_resource(uri, read, context), uri, call)
-            except (ProtocolError, Declined, Cancelled):
-                raise
-            except Exception as error:
-                raise refused(error) from error
+        return await _read(server, Context(server, call=call, home=home), uri, call, resource.read_in)
 
     source = Source(resource.name or uri, run, lambda _: None, description=resource.description or "")
     item = ResourceItem(
@@ -197,15 +205,8 @@ def template_item(server: Runs, template: ResourceTemplate, home: object) -> Tem
     """A template for the registry."""
 
     async def run(variables: Any, call: Call) -> Any:
-        context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                read = lambda: template.read_in(variables, context.run_in_thread)  # noqa: E731  as for resources
-                return contents(await server.run_resource(call.name, read, context), call.name, call)
-            except (ProtocolError, Declined, Cancelled):
-                raise
-            except Exception as error:
-                raise refused(error) from error
+        read_in = partial(template.read_in, variables)
+        return await _read(server, Context(server, call=call, home=home), call.name, call, read_in)
 
     schema = {"properties": {name: {"type": "string"} for name in template.variables}}
     source = Source(template.name, run, dict, description=template.description or "", schema=schema)
