@@ -31,14 +31,11 @@ class Leaving(Protocol):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_clock", "_kinds", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind",
+    __slots__ = ("_by_owner", "_kinds", "_max", "_max_age", "_max_per_owner", "_owned", "_sinks", "by_kind",
                  "lines")  # fmt: skip
 
-    def __init__(
-        self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf) -> None:
         self._max_age = max_age
-        self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
         self._sinks: dict[Sink, tuple[Code, float, Callable[[], None], str | None]] = {}
@@ -67,7 +64,7 @@ class OpenStreams:
 
         Of each: transport, owner (empty for nobody), seconds since it was opened, bytes that wait. It walks over all.
         """
-        now = self._clock()
+        now = monotonic()
         found = (
             (self._kinds[sink][0], owner or "", now - opened, sink.buffered)
             for sink, (_, opened, _, owner) in self._sinks.items()
@@ -97,7 +94,7 @@ class OpenStreams:
             end: how it is ended, if not by its `close`.
         """
         self._kinds[sink] = kind
-        self._sinks[sink] = (code, self._clock(), end or sink.close, owner)
+        self._sinks[sink] = (code, monotonic(), end or sink.close, owner)
         self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
@@ -118,7 +115,7 @@ class OpenStreams:
 
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
-        oldest = self._clock() - self._max_age
+        oldest = monotonic() - self._max_age
         for sink, (code, opened, end, _) in list(self._sinks.items()):
             if opened < oldest:
                 end()

@@ -5,7 +5,6 @@ It does no I/O.
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
 from itertools import count
 from typing import Final
 
@@ -20,17 +19,11 @@ class Standing:
     """One worker, from the time when its store is opened."""
 
     __slots__ = (
-        "_at", "_free", "_monotonic", "_numbers", "_offsets", "_room", "_wall", "epoch", "epochs", "me", "run",
+        "_at", "_free", "_numbers", "_offsets", "_room", "epoch", "epochs", "me", "run",
         "settled",
     )  # fmt: skip
 
-    def __init__(
-        self, *, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
-    ) -> None:
-        # configuration
-        self._monotonic = monotonic
-        self._wall = wall
-        # process
+    def __init__(self) -> None:
         self.me = ""
         """The worker's name."""
         self.epoch = ""
@@ -73,12 +66,12 @@ class Standing:
 
     def set_time(self, microseconds: int, asked: float) -> None:
         """Redis said what time it is, to a question of then, by the monotonic clock."""
-        now = self._monotonic()
+        now = time.monotonic()
         self._at = (microseconds / 1e6 + (now - asked) / 2, now)
 
     def time(self) -> float:
         """The time by Redis' clock."""
         if self._at is None:
-            return self._wall()
+            return time.time()
         told, at = self._at
-        return told + self._monotonic() - at
+        return told + time.monotonic() - at
