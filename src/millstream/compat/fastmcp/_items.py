@@ -1,6 +1,7 @@
 """Tools, resources and prompts of the door as our registry has them: how they are described, read, run and encoded."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -14,13 +15,14 @@ from millstream._server.calls.call import Call
 from millstream._server.features import prompts, resources, tools
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.sources import Item, Source
-from millstream.compat.fastmcp._context import Context, entered
+from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._exceptions import FastMCPError, of_protocol
+from millstream.compat.fastmcp._functions import RunInThread, inside
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
 from millstream.compat.fastmcp._resources import Resource, ResourceResult
 from millstream.compat.fastmcp._templates import ResourceTemplate, UriPattern
-from millstream.compat.fastmcp._tools import RunInThread, Tool, ToolResult
+from millstream.compat.fastmcp._tools import Tool, ToolResult
 
 
 class Runs(Protocol):
@@ -87,15 +89,8 @@ def tool_item(server: Runs, tool: Tool, home: object) -> ToolItem:
 
     async def run(arguments: Any, call: Call) -> Any:
         context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                return await server.run_tool(tool, arguments, context)
-            except FastMCPError as error:
-                raise ToolError(str(error)) from error
-            except Exception as error:
-                if of_protocol(error):
-                    raise refused(error) from error
-                raise
+        with inside(context), telling():
+            return await server.run_tool(tool, arguments, context)
 
     source = Source(
         tool.name,
@@ -126,8 +121,31 @@ def _icons(item: Any) -> list[Any] | None:
     return [as_wire(icon) for icon in item.icons] if item.icons else None
 
 
-def refused(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
-    """What a client hears of an error."""
+@contextmanager
+def telling() -> Generator[None]:
+    """Errors of a tool inside the block are texts for the model, or what the protocol has for them."""
+    try:
+        yield
+    except FastMCPError as error:
+        raise ToolError(str(error)) from error
+    except Exception as error:
+        if of_protocol(error):
+            raise _refused(error, INTERNAL_ERROR) from error
+        raise
+
+
+@contextmanager
+def refusing(code: int = INTERNAL_ERROR) -> Generator[None]:
+    """Errors inside the block are errors of the protocol; what our engine says itself passes."""
+    try:
+        yield
+    except (ProtocolError, Declined, Cancelled):
+        raise
+    except Exception as error:
+        raise _refused(error, code) from error
+
+
+def _refused(error: Any, code: int) -> ProtocolError:
     if of_protocol(error):
         return ProtocolError(error.error.code, str(error), error.error.data)
     return ProtocolError(code, str(error))
@@ -141,14 +159,9 @@ async def _read(
     read_in: Callable[[RunInThread], Awaitable[Any]],
 ) -> Any:
     """What a resource gives, with all that stands around it."""
-    with entered(context):
-        try:
-            value = await server.run_resource(uri, lambda: read_in(context.run_in_thread), context)
-            return contents(value, uri, call)
-        except (ProtocolError, Declined, Cancelled):
-            raise
-        except Exception as error:
-            raise refused(error) from error
+    with inside(context), refusing():
+        value = await server.run_resource(uri, lambda: read_in(context.run_in_thread), context)
+        return contents(value, uri, call)
 
 
 def contents(value: Any, uri: str, call: Call) -> Any:
@@ -228,13 +241,8 @@ def prompt_item(server: Runs, prompt: Prompt, home: object) -> prompts.Prompt:
 
     async def run(arguments: Any, call: Call) -> Any:
         context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                result = await server.run_prompt(prompt, arguments, context)
-            except (ProtocolError, Declined, Cancelled):
-                raise
-            except Exception as error:
-                raise refused(error, INVALID_PARAMS) from error
+        with inside(context), refusing(INVALID_PARAMS):
+            result = await server.run_prompt(prompt, arguments, context)
         return written_prompt(result, call)
 
     source = Source(
