@@ -25,7 +25,7 @@ def test_the_text_is_exactly_the_exposition_format() -> None:
     """Prometheus text format 0.0.4: HELP, TYPE, samples, each line ended by a line feed."""
     registry = Metrics()
     registry.counter("events_total", "Events sent.", ("kind",)).add(("new",), 3)
-    registry.gauge("depth", "How deep.").set(1.5)
+    registry.read("gauge", "depth", "How deep.", lambda: {(): 1.5})
     registry.histogram("took_seconds", "Time taken.", ("tool",), bounds=(0.1, 1.0)).observe(0.1, ("add",))
     assert registry.render() == (
         b"# HELP events_total Events sent.\n"
@@ -54,17 +54,6 @@ def test_what_has_no_labels_starts_at_zero_and_what_has_them_is_absent() -> None
     assert Metrics().histogram("plain", "Plain.").of().counts == [0] * (len(DURATIONS) + 1)
 
 
-def test_a_gauge_goes_up_and_down() -> None:
-    """What is open now is opened and closed."""
-    registry = Metrics()
-    gauge = registry.gauge("open", "Open.", ("kind",))
-    gauge.add(("a",))
-    gauge.add(("a",), 2)
-    gauge.add(("a",), -1)
-    gauge.set(9, ("b",))
-    assert samples(registry, "open") == {("open", ("a",)): 2, ("open", ("b",)): 9}
-
-
 def test_read_metrics_are_asked_at_each_rendering() -> None:
     """Figures that somebody else keeps are not copied."""
     registry = Metrics()
@@ -82,9 +71,8 @@ def test_read_metrics_are_asked_at_each_rendering() -> None:
 def test_any_label_value_and_help_comes_back_as_it_was(values: list[str], text: str) -> None:
     """Text format: backslash, quote and line feed are escaped in values, backslash and line feed in HELP."""
     registry = Metrics()
-    gauge = registry.gauge("g", "x" + text + "x", ("v", "w"))
-    gauge.set(1, (values[0], "w"))
-    gauge.set(2, (values[1], "w"))
+    found = {(values[0], "w"): 1.0, (values[1], "w"): 2.0}
+    registry.read("gauge", "g", "x" + text + "x", lambda: found, ("v", "w"))
     read = text_string_to_metric_families(registry.render().decode())
     (family,) = read
     assert family.documentation == "x" + text + "x"
@@ -94,16 +82,14 @@ def test_any_label_value_and_help_comes_back_as_it_was(values: list[str], text: 
 def test_a_lone_surrogate_in_a_label_does_not_break_the_page() -> None:
     """Our choice: what UTF-8 cannot carry is replaced."""
     registry = Metrics()
-    registry.gauge("g", "G.", ("v",)).set(1, ("a\ud800b",))
+    registry.read("gauge", "g", "G.", lambda: {("a\ud800b",): 1}, ("v",))
     assert b'g{v="a?b"} 1\n' in registry.render()
 
 
 def test_numbers_that_are_no_numbers_have_their_own_words() -> None:
     """Text format: +Inf, -Inf and NaN."""
     registry = Metrics()
-    gauge = registry.gauge("g", "G.", ("v",))
-    for name, value in (("up", math.inf), ("down", -math.inf), ("none", math.nan)):
-        gauge.set(value, (name,))
+    registry.read("gauge", "g", "G.", lambda: {("up",): math.inf, ("down",): -math.inf, ("none",): math.nan}, ("v",))
     text = registry.render()
     assert b'g{v="up"} +Inf\n' in text
     assert b'g{v="down"} -Inf\n' in text
@@ -168,14 +154,11 @@ def test_what_peers_name_cannot_fill_memory() -> None:
     """Our choice: bounded series; the rest is counted together under `_other`."""
     registry = Metrics()
     counter = registry.counter("c_total", "C.", ("v",))
-    gauge = registry.gauge("g", "G.", ("v",))
     histogram = registry.histogram("h", "H.", ("v",))
     for number in range(MAX_SERIES + 7):
         counter.add((str(number),))
-        gauge.set(number, (str(number),))
-        gauge.add((str(number),), 0)
         histogram.observe(1, (str(number),))
-    for metric in (counter.values, gauge.values, histogram.series):
+    for metric in (counter.values, histogram.series):
         assert len(metric) == MAX_SERIES + 1
     assert counter.values[(OTHER,)] == 7
     assert sum(histogram.series[(OTHER,)].counts) == 7
@@ -202,10 +185,10 @@ def test_reserved_or_repeated_names_are_refused() -> None:
     registry = Metrics()
     registry.counter("c", "")
     with pytest.raises(ValueError, match="already"):
-        registry.gauge("c", "")
+        registry.counter("c", "")
     with pytest.raises(ValueError, match="le"):
         registry.histogram("h", "", ("le",))
     with pytest.raises(ValueError, match="the name of a label"):
-        registry.gauge("g", "", ("__name__",))
+        registry.counter("g", "", ("__name__",))
     with pytest.raises(ValueError, match="twice"):
-        registry.gauge("g", "", ("a", "a"))
+        registry.counter("g", "", ("a", "a"))

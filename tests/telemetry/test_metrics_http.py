@@ -10,7 +10,7 @@ from millstream._telemetry.metrics import Metrics
 async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:
     """Prometheus: the content type says how to read it; a cache would show the past."""
     registry = Metrics()
-    registry.gauge("depth", "How deep.").set(2)
+    registry.read("gauge", "depth", "How deep.", lambda: {(): 2})
     request = Request(method="GET", path="/metrics", raw_headers=[], headers={})
 
     async def render() -> bytes:

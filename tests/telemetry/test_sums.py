@@ -15,7 +15,7 @@ def process(calls: int, sessions: list[str], *, since: float, bounds: tuple[floa
     """What one process tells."""
     metrics = Metrics()
     metrics.counter("calls_total", "Calls.", BY).add(("add",), calls)
-    metrics.gauge("memory_bytes", "Memory.").set(100)
+    metrics.read("gauge", "memory_bytes", "Memory.", lambda: {(): 100})
     metrics.read("gauge", "start_seconds", "Start.", lambda: {(): since}, merge="min")
     metrics.distinct("sessions", "Sessions.", lambda: {("http",): sessions}, ("transport",))
     durations = metrics.histogram("seconds", "Time.", BY, bounds=bounds, finer=(1.5,))

@@ -251,22 +251,3 @@ async def test_an_application_without_a_lane_is_guarded_too() -> None:
         assert (await peer.reply())[2] == b"ok"
         await peer.send(b"GET / HTTP/1.1\r\n\r\n")
         await refused(peer, 400)
-
-
-async def test_the_access_hook_sees_replies_and_streams() -> None:
-    """Our own access log hangs there."""
-    seen: list[tuple[str, int | None]] = []
-
-    async def stream(request: Request) -> None:
-        request.open(200, STREAM_HEAD)
-
-    app = GuardApp({("POST", "/echo"): echo, ("POST", "/stream"): stream}, Settings())
-    app.__millstream_lane__.access = lambda request, reply: seen.append((request.path, reply and reply.status))
-    async with serve(app, lane=True) as server:
-        peer = await server.connect()
-        for path in ("/echo", "/stream"):
-            await peer.send(request(path=path))
-            await peer.reply()
-        await peer.send(request(body=b"x"))
-        await peer.reply()
-    assert seen[:2] == [("/echo", 200), ("/stream", None)]

@@ -217,4 +217,3 @@ def test_a_lane_keeps_what_it_is_given() -> None:
     app = ToyApp({}, Settings(), lane=True)
     assert isinstance(app.__millstream_lane__, Lane)
     assert app.__millstream_lane__.lookup(b"POST", b"/echo") is None
-    assert app.__millstream_lane__.access is None

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,22 +20,20 @@ logger = logging.getLogger("millstream")
 class Audit:
     """Writes the log of one running server. A line that cannot be written is said in the log, and stops nobody."""
 
-    __slots__ = ("_clock", "_failed", "_log", "_next")
+    __slots__ = ("_failed", "_log", "_next")
 
-    def __init__(self, path: Path, following: Observe | None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, following: Observe | None) -> None:
         """Open the file.
 
         Args:
             path: of the file.
             following: whoever else observes calls.
-            clock: seconds since 1970.
 
         Raises:
             LocalError: it cannot be used.
         """
         self._log = AuditLog(path)
         self._next = following
-        self._clock = clock
         self._failed = False
 
     @classmethod
@@ -55,7 +52,7 @@ class Audit:
         principal, failure = call.principal, call.failure
         self._write(
             Entry(
-                stamp(self._clock()),
+                stamp(time.time()),
                 call.method,
                 call.name or target_name(call.method, call.params),
                 "ok" if failure is None else failure.outcome,
@@ -70,7 +67,7 @@ class Audit:
 
     def refused(self, address: str) -> None:
         """A credential was presented that is not valid."""
-        self._write(Entry(stamp(self._clock()), "sign-in", outcome="refused", address=address))
+        self._write(Entry(stamp(time.time()), "sign-in", outcome="refused", address=address))
 
     def _write(self, entry: Entry) -> None:
         try:

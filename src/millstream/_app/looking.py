@@ -6,7 +6,6 @@ travels, and nothing is added up, before somebody asks.
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -82,7 +81,7 @@ class _Waiting(NamedTuple):
 class Looking:
     """Answers for this worker, and asks the others."""
 
-    __slots__ = ("_calls", "_clock", "_cpu", "_history", "_hub", "_known", "_numbers", "_observer", "_peers",
+    __slots__ = ("_calls", "_cpu", "_history", "_hub", "_known", "_numbers", "_observer", "_peers",
                  "_sending", "_streams", "_waiting")  # fmt: skip
 
     def __init__(
@@ -93,7 +92,6 @@ class Looking:
         *,
         streams: OpenStreams,
         hub: "Hub",
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """It remembers nothing before `run`.
 
@@ -103,7 +101,6 @@ class Looking:
             calls: the recent ones.
             streams: the open streams of this worker.
             hub: whose subscribers may be slow.
-            clock: seconds since 1970.
         """
         # Configuration
         self._peers = peers
@@ -111,7 +108,6 @@ class Looking:
         self._calls = calls
         self._streams = streams
         self._hub = hub
-        self._clock = clock
         # Process
         self._history = History(observer.durations.bounds)
         self._cpu = time.process_time()
@@ -127,7 +123,7 @@ class Looking:
     async def run(self) -> None:
         """Remember each second, until cancelled. The runtime owns the task."""
         while True:
-            now = self._clock()
+            now = time.time()
             self.remember(int(now) - 1)
             await asyncio.sleep(1.02 - now % 1)
 

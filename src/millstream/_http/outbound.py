@@ -196,19 +196,15 @@ class _Answer:
             raise OutboundError("The answer is too large.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
         self._in_head = False
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
         self._body += body
 
     def on_message_complete(self) -> None:
-        """The body is whole."""
         self.complete = True
 
     def result(self, parts: SplitResult) -> Fetched:

@@ -28,8 +28,7 @@ class Pool:
     """The limits of one store, as one worker asks for them."""
 
     __slots__ = (
-        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "outages",
-        "workers",
+        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "workers",
     )  # fmt: skip
 
     def __init__(self, rates: Rates, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic) -> None:
@@ -40,7 +39,6 @@ class Pool:
         # Process
         self.away: bool = False
         """The store didn't answer when it was last asked."""
-        self.outages: int = 0
         self.workers: int = 1
         """How many share the store, as it said last."""
         self._until = 0.0
@@ -126,7 +124,6 @@ class Pool:
         self._until = self._clock() + PAUSE
         if not self.away:
             self.away = True
-            self.outages += 1
             logger.warning(
                 "Limits can't be shared: %s. Until the store answers, each worker counts alone, with its part of every "
                 "limit.",

@@ -24,9 +24,10 @@ class Period(Struct, frozen=True):
 class CalendarQuota:
     """So many for each day or month."""
 
-    __slots__ = ("_monthly", "_now", "count", "name")
+    __slots__ = ("_monthly", "_now", "count")
+    name = "quota"
 
-    def __init__(self, text: str, name: str = "quota") -> None:
+    def __init__(self, text: str) -> None:
         """Read ``10000/day`` or ``100000/month``.
 
         Raises:
@@ -35,7 +36,6 @@ class CalendarQuota:
         match = _QUOTA.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"{text!r} is not a quota. Write a number and day or month, such as 10000/day.")
-        self.name = name
         self.count = int(match[1])
         self._monthly = match[2] == "month"
         self._now = Period(0.0, 0.0)

@@ -19,6 +19,7 @@ _SHARE: Final = 100
 _MOST: Final = 20
 _LOST: Final = 5.0
 """Seconds after which an answer doesn't come any more."""
+_MAX_KEYS: Final = 100_000
 _HOT: Final = 1.0
 """Seconds: whoever comes again within this time gets tokens in advance."""
 
@@ -42,16 +43,13 @@ class _Known(Struct):
 class SharedLimiter:
     """One rate, for every key by itself, of which this worker has a part. For one event loop."""
 
-    __slots__ = ("_alone", "_clock", "_known", "_max_keys", "name", "rate", "workers")
+    __slots__ = ("_alone", "_clock", "_known", "name", "rate", "workers")
 
-    def __init__(
-        self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic, max_keys: int = 100_000
-    ) -> None:
+    def __init__(self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic) -> None:
         # Configuration
         self.name = name
         self.rate = rate
         self._clock = clock
-        self._max_keys = max_keys
         # Process
         self.workers = 1
         """How many share the rate, as the store said last."""
@@ -98,8 +96,8 @@ class SharedLimiter:
         now = self._clock()
         known = self._known.get(key)
         if known is None:
-            if len(self._known) >= self._max_keys:
-                self._known = dict(list(self._known.items())[self._max_keys // 2 :])
+            if len(self._known) >= _MAX_KEYS:
+                self._known = dict(list(self._known.items())[_MAX_KEYS // 2 :])
             known = self._known[key] = _Known()
         known.asked, known.left = now, taken.left
         if advanced:

@@ -58,7 +58,6 @@ class Revision(Struct, frozen=True, kw_only=True, eq=False):
     result_type: bool = False
     """`resultType`, cache hints and server information on results."""
     log_level_per_request: bool = False
-    disconnect_cancels: bool = False
     method_not_found_status: int = 200
 
 
@@ -154,7 +153,6 @@ R2026_07_28 = replace(
     routing_headers=True,
     result_type=True,
     log_level_per_request=True,
-    disconnect_cancels=True,
     event_ids=False,
     priming=False,
     missing_resource_code=-32602,

@@ -22,7 +22,6 @@ from urllib.parse import quote, unquote_to_bytes
 from msgspec import Struct
 
 _RESERVED = ":/?#[]@!$&'()*+,;="
-_UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 _HEX = frozenset("0123456789ABCDEFabcdef")
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _NOT_LITERAL = frozenset('"<>\\^`{|}\x7f').union(map(chr, range(0x21)))

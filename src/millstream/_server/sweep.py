@@ -44,7 +44,6 @@ class Sweep:
         beat: Callable[[], None],
         touch: Callable[[], Coroutine[Any, Any, None]],
         each_tick: Callable[[float], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing happens before `open`.
 
@@ -53,16 +52,15 @@ class Sweep:
             beat: called at every heartbeat, to keep streams alive.
             touch: called then, too: keeps what they left in the store.
             each_tick: called with the time at the end of each tick.
-            clock: seconds that only grow.
         """
         # Configuration
         self._dispatcher = dispatcher
         self._beat = beat
         self._touch = touch
         self._each_tick = each_tick
-        self.clock: Callable[[], float] = clock
+        self.clock: Callable[[], float] = time.monotonic
         # Process
-        self.started: float = clock()
+        self.started: float = self.clock()
         self.lag: float = 0.0
         """Seconds by which the last tick came too late: what every call waits for besides its own work."""
         self._told: float | None = None

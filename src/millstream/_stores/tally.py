@@ -19,19 +19,12 @@ _SLACK: Final = 1e-6
 class Tally:
     """What was taken, by whom. `come` and `go` say who lives."""
 
-    __slots__ = ("_clock", "_lock", "_paces", "_seats", "_values", "_wall", "workers")
+    __slots__ = ("_clock", "_lock", "_paces", "_seats", "_values", "workers")
 
-    def __init__(
-        self,
-        values: KeyValue,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, values: KeyValue, *, clock: Callable[[], float] = time.monotonic) -> None:
         # Configuration
         self._values = values
         self._clock = clock
-        self._wall = wall
         # Process
         self.workers: set[str] = set()
         """Those that live."""
@@ -57,7 +50,7 @@ class Tally:
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
             used = await self._used(quotas)
-            now, wall = self._clock(), self._wall()
+            now, wall = self._clock(), time.time()
             found = [self._look(worker, charge, used, now, wall) for charge in charges]
             if all(each.wait <= 0 for each in found):
                 for charge, each in zip(charges, found, strict=True):

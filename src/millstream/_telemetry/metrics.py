@@ -101,7 +101,7 @@ class Counter:
         self.values: dict[Labels, float] = {} if family.labels else {(): 0}
 
     def add(self, labels: Labels = (), amount: float = 1) -> None:
-        """Count `amount` for one series; of a counter it is not negative."""
+        """Count `amount` for one series; it is not negative."""
         values = self.values
         if labels not in values:
             labels = self.family.admit(labels, len(values))
@@ -113,23 +113,6 @@ class Counter:
 
     def dump(self) -> Dump:
         return _dump(self.family, self.kind, "sum", self.values)
-
-
-class Gauge(Counter):
-    """Goes up and down; it has no sample before it has a value."""
-
-    __slots__ = ()
-    kind = "gauge"
-
-    def __init__(self, family: Family) -> None:
-        super().__init__(family)
-        self.values.clear()
-
-    def set(self, value: float, labels: Labels = ()) -> None:
-        """The value of one series from now on."""
-        if labels not in self.values:
-            labels = self.family.admit(labels, len(self.values))
-        self.values[labels] = value
 
 
 class ReadMetric:
@@ -255,10 +238,6 @@ class Metrics:
             ValueError: the name is taken, or no name of the text format. The same for the other kinds.
         """
         return self._add(Counter(_family(name, help, labels)))
-
-    def gauge(self, name: str, help: str, labels: Labels = ()) -> Gauge:
-        """A new gauge."""
-        return self._add(Gauge(_family(name, help, labels)))
 
     def histogram(
         self,

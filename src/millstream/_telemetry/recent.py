@@ -7,6 +7,10 @@ from collections import deque
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
+_KEEP = 10.0
+_STEP = 5.0
+"""Seconds between two copies."""
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -39,26 +43,22 @@ class PerSecond:
 class Growth(Generic[Key]):
     """How lists of counts grew over the last 10 to 15 seconds, or since the beginning while nobody asked."""
 
-    __slots__ = ("_copies", "_started", "keep", "step")
+    __slots__ = ("_copies", "_started")
 
-    def __init__(self, now: float, *, keep: float = 10.0, step: float = 5.0) -> None:
-        # Configuration
-        self.keep = keep
-        self.step = step
-        # Process
+    def __init__(self, now: float) -> None:
         self._started = now
         self._copies: deque[tuple[float, Mapping[Key, list[int]]]] = deque()
 
     def since(self, now: float, counts: Mapping[Key, list[int]]) -> tuple[float, dict[Key, list[int]]]:
         """Seconds looked back over, and for each key what was added in them. `counts` must be a copy."""
         copies = self._copies
-        while copies and now - copies[0][0] > self.keep + 2 * self.step:
+        while copies and now - copies[0][0] > _KEEP + 2 * _STEP:
             copies.popleft()
-        while len(copies) > 1 and now - copies[1][0] >= self.keep:
+        while len(copies) > 1 and now - copies[1][0] >= _KEEP:
             copies.popleft()
         nothing: Mapping[Key, list[int]] = {}
         began, before = copies[0] if copies else (self._started, nothing)
-        if not copies or now - copies[-1][0] >= self.step:
+        if not copies or now - copies[-1][0] >= _STEP:
             copies.append((now, dict(counts)))
         grown = {
             key: [one - other for one, other in zip(values, before[key], strict=True)] if key in before else values

@@ -15,6 +15,8 @@ from millstream._telemetry.metrics import Dump, Labels, Merge, Metrics
 from millstream._telemetry.sketch import union
 
 _LASTING: Final = ("counter", "histogram")
+_REMEMBERED: Final = 1_000
+"""Names of processes that have ended."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Dump]).decode
@@ -33,12 +35,12 @@ def dump(metrics: Metrics) -> bytes:
     return _encode(metrics.dump())
 
 
-def add_ended(ended: Ended, name: str, data: bytes, *, remember: int = 1_000) -> Ended:
+def add_ended(ended: Ended, name: str, data: bytes) -> Ended:
     """Add what a process that has ended had counted."""
     if name in ended.names:
         return ended
     lasting = [each for each in _decode(data) if each.kind in _LASTING]
-    return Ended([*ended.names, name][-remember:], _merge([ended.dumps, lasting]))
+    return Ended([*ended.names, name][-_REMEMBERED:], _merge([ended.dumps, lasting]))
 
 
 def render(processes: Iterable[bytes], ended: Sequence[Dump] = ()) -> bytes:

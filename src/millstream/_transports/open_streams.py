@@ -44,14 +44,11 @@ class _Open(NamedTuple):
 class OpenStreams:
     """All open streams of one running server."""
 
-    __slots__ = ("_by_owner", "_clock", "_ends", "_kinds", "_max", "_max_age", "_max_per_owner", "_number", "_numbered",
+    __slots__ = ("_by_owner", "_ends", "_kinds", "_max", "_max_age", "_max_per_owner", "_number", "_numbered",
                  "_owned", "_sinks", "by_kind", "lines")  # fmt: skip
 
-    def __init__(
-        self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf, clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf) -> None:
         self._max_age = max_age
-        self._clock = clock
         self._max = max_streams
         self._max_per_owner = max_per_owner
         self._sinks: dict[Sink, _Open] = {}
@@ -83,7 +80,7 @@ class OpenStreams:
 
         Of each: transport, owner (empty for nobody), seconds since it was opened, bytes that wait. It walks over all.
         """
-        now = self._clock()
+        now = monotonic()
         found = (
             (self._kinds[sink][0], owner or "", now - opened, sink.buffered)
             for sink, (_, opened, _, _, owner) in self._sinks.items()
@@ -118,7 +115,7 @@ class OpenStreams:
         """
         self._kinds[sink] = kind
         end = end or sink.close
-        self._sinks[sink] = _Open(code, self._clock(), end, dismiss or end, owner)
+        self._sinks[sink] = _Open(code, monotonic(), end, dismiss or end, owner)
         self.by_kind[kind] += 1
         if owner is not None:
             self._owned += 1
@@ -148,7 +145,7 @@ class OpenStreams:
 
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
-        oldest = self._clock() - self._max_age
+        oldest = monotonic() - self._max_age
         for sink, (code, opened, end, _, _) in list(self._sinks.items()):
             if opened < oldest:
                 end()

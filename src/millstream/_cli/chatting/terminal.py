@@ -39,8 +39,8 @@ class TerminalScreen:
 
     __slots__ = ("_block", "_console", "_drawn", "_live")
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
         self._block = ""
         self._live: Live | None = None
         self._drawn = 0.0

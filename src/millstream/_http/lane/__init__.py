@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler
 
 CLASS_NAME = "millstream._http.lane.usual:UsualProtocol"
 """For ``uvicorn.Config(http=…)`` with workers, which need the class by name."""
@@ -33,11 +33,10 @@ class Lane:
     """The short cut of one application.
 
     `lookup` takes method and path as they stand on the wire (no query, no percent sign) and gives the handler of a hot
-    endpoint, or `None` for everything that goes through ASGI. `access`, when set, is called after each reply of the
-    lane with the request and the `Response`, or `None` for a stream or a peer that had gone.
+    endpoint, or `None` for everything that goes through ASGI.
     """
 
-    __slots__ = ("access", "by_line", "hot", "limits", "lookup", "policy")
+    __slots__ = ("by_line", "hot", "limits", "lookup", "policy")
 
     def __init__(
         self,
@@ -45,7 +44,6 @@ class Lane:
         *,
         limits: HttpLimits,
         policy: HostPolicy,
-        access: Callable[[Request, Response | None], None] | None = None,
         hot: Mapping[tuple[bytes, bytes], tuple[Handler, str, str]] | None = None,
     ) -> None:
         self.lookup = lookup
@@ -55,7 +53,6 @@ class Lane:
         """The same by the whole first line."""
         self.limits = limits
         self.policy = policy
-        self.access = access
 
 
 class Loaded(NamedTuple):

@@ -160,9 +160,6 @@ class LaneExchange(Request, eq=False, kw_only=True):
                 connection.transport.write(
                     heads.reply(response, self.cors, keep_alive=self.keep_alive, bodiless=self.method == "HEAD")
                 )
-        lane = connection.lane
-        if lane is not None and lane.access is not None:
-            lane.access(self, response if isinstance(response, Response) else None)
         # `_complete`, inline.
         self.response_complete = True
         connection.current = None

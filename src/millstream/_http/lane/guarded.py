@@ -181,7 +181,6 @@ class GuardedProtocol(OrderedProtocol):
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
         if self.phase < REFUSED:
             self.seen = 0
             self.received += len(body)
@@ -191,7 +190,6 @@ class GuardedProtocol(OrderedProtocol):
                 super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
         if self.phase < REFUSED:
             self.phase = ENDS[self.phase]
             self.seen = 0

@@ -1,12 +1,10 @@
 """Prompts: descriptions for clients, and how they are made."""
 
-import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Unpack
 
-from millstream._server.features.hooks import Hooks, hooked
-from millstream._server.features.sources import Source, checked, source_of
-from millstream._server.functions.description import Labels, Names, check_options, described, shown_of
+from millstream._server.features.sources import Item, Source, source_of
+from millstream._server.functions.description import Labels, Names, check_options, described
 from millstream._server.functions.plan import name_of
 
 
@@ -20,25 +18,14 @@ class PromptOptions(Labels, total=False):
     """What a caller must have been granted; others neither see the prompt nor get it."""
 
 
-class Prompt:
+class Prompt(Item):
     """One registered prompt."""
 
-    __slots__ = (
-        "_described", "choices", "enabled", "name", "parameters", "path", "read", "run", "scopes", "tags", "visible",
-    )  # fmt: skip
+    __slots__ = ()
+    kind = "prompts"
 
-    def __init__(self, source: Source, *, scopes: Collection[str] | None = None, **labels: Unpack[Labels]) -> None:
-        self.name = source.name
-        self.read = source.read
-        """``read(texts)``: the arguments from their texts; raises `ArgumentError`."""
-        self.scopes = frozenset(scopes or ())
-        self.tags, self.enabled, self.visible = shown_of(labels)
-        self.path: tuple[Hooks, ...] = ()
-        """The middleware of each server through which it is reached, where any of them has some."""
-        self.run = checked(source.run, self.scopes)
-        """``run(arguments, call)``: an awaitable of the messages."""
-        self.parameters = source.parameters
-        self.choices = source.choices
+    def __init__(self, source: Source, *, scopes: Names | None = None, **labels: Unpack[Labels]) -> None:
+        super().__init__(source.name, source, scopes, labels)
         required = set(source.schema.get("required", ()))
         properties = source.schema.get("properties", {})
         arguments = [
@@ -50,24 +37,6 @@ class Prompt:
             for each in self.parameters
         ]
         self._described = described({"name": self.name}, source.description, labels, arguments=arguments or None)
-
-    def describe(self) -> dict[str, Any]:
-        """The description in the newest shape."""
-        return self._described
-
-    def within(self, hooks: Hooks) -> "Prompt":
-        """The same prompt with the middleware of its server around it."""
-        other = copy.copy(self)
-        other.path = (hooks, *self.path)
-        other.run = checked(hooked("prompts", self.name, self.run, self.read, hooks), self.scopes)
-        return other
-
-    def named(self, name: str) -> "Prompt":
-        """The same prompt under another name."""
-        other = copy.copy(self)
-        other.name = name
-        other._described = {**self._described, "name": name}
-        return other
 
 
 def prompt_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[PromptOptions]) -> Prompt:

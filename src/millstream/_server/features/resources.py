@@ -1,15 +1,13 @@
 """Resources and resource templates: descriptions for clients, and how they are read."""
 
-import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol, Self, Unpack
 
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.uri_template import UriTemplate
-from millstream._server.features.hooks import Hooks, hooked
-from millstream._server.features.sources import Source, checked, source_of
-from millstream._server.functions.description import Labels, Names, check_options, described, shown_of
+from millstream._server.features.sources import Item, Source, source_of
+from millstream._server.functions.description import Labels, Names, check_options, described
 from millstream._server.functions.plan import name_of
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
@@ -35,71 +33,41 @@ class ResourceOptions(ResourceLabels, total=False):
     """A `def` function runs in a worker thread, unless this is false."""
 
 
-class _Readable:
+class _Readable(Item):
     """What resources and templates share."""
 
-    __slots__ = (
-        "_described", "choices", "enabled", "meta", "mime_type", "parameters", "path", "read", "run", "scopes", "tags",
-        "visible",
-    )  # fmt: skip
+    __slots__ = ("meta", "mime_type")
+    kind = "resources"
 
-    def __init__(self, address: Mapping[str, str], source: Source, labels: ResourceLabels) -> None:
-        for uri in address.values():
-            if not _SCHEME.match(uri):
-                raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
-        self.read = source.read
-        """``read(variables)``: the arguments from their texts; raises `ArgumentError`."""
-        self.scopes = frozenset(labels.get("scopes") or ())
-        self.tags, self.enabled, self.visible = shown_of(labels)
-        self.path: tuple[Hooks, ...] = ()
-        """The middleware of each server through which it is reached, where any of them has some."""
-        self.run = checked(source.run, self.scopes)
-        """``run(arguments, call)``: an awaitable of what is read."""
-        self.parameters = source.parameters
-        self.choices = source.choices
+    def __init__(self, uri: str, source: Source, labels: ResourceLabels) -> None:
+        if not _SCHEME.match(uri):
+            raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
+        super().__init__(uri, source, labels.get("scopes"), labels)
         self.mime_type = labels.get("mime_type")
         self.meta = labels.get("meta")
         """`_meta` of the contents, as of the listed item."""
         self._described = described(
-            {**address, "name": source.name},
+            {self.naming: uri, "name": source.name},
             source.description,
             labels,
             mimeType=self.mime_type,
             size=labels.get("size"),
         )
 
-    def within(self, hooks: Hooks) -> Self:
-        """The same with the middleware of its server around it."""
-        other = copy.copy(self)
-        other.path = (hooks, *self.path)
-        other.run = checked(hooked("resources", "", self.run, self.read, hooks), self.scopes)
-        return other
-
-    def describe(self) -> dict[str, Any]:
-        """The description in the newest shape."""
-        return self._described
-
 
 class Resource(_Readable):
     """A resource with one URI. It takes no arguments."""
 
-    __slots__ = ("uri",)
+    __slots__ = ()
+    naming = "uri"
 
     def __init__(self, uri: str, source: Source, **labels: Unpack[ResourceLabels]) -> None:
-        super().__init__({"uri": uri}, source, labels)
+        super().__init__(uri, source, labels)
         if self.parameters:
             raise TypeError(
                 f"resource {uri!r}: the function takes {', '.join(self.parameters)}, "
                 "but the URI has no {variables} for them"
             )
-        self.uri = uri
-
-    def named(self, uri: str) -> "Resource":
-        """The same resource under another URI."""
-        other = copy.copy(self)
-        other.uri = uri
-        other._described = {**self._described, "uri": uri}
-        return other
 
 
 class Pattern(Protocol):
@@ -119,6 +87,7 @@ class Template(_Readable):
     """A family of resources. The variables of its URI are its arguments."""
 
     __slots__ = ("_pattern", "template")
+    naming = "uriTemplate"
 
     def __init__(
         self,
@@ -129,7 +98,7 @@ class Template(_Readable):
         **labels: Unpack[ResourceLabels],
     ) -> None:
         labels.pop("size", None)
-        super().__init__({"uriTemplate": uri}, source, labels)
+        super().__init__(uri, source, labels)
         self._pattern = pattern
         self.template = pattern(uri)
         if set(self.template.variables) != set(self.parameters):
@@ -138,11 +107,10 @@ class Template(_Readable):
                 f"function takes {', '.join(self.parameters) or 'nothing'}: they must be the same names"
             )
 
-    def named(self, uri: str) -> "Template":
-        """The same template under another URI."""
-        other = copy.copy(self)
-        other.template = self._pattern(uri)
-        other._described = {**self._described, "uriTemplate": uri}
+    def named(self, name: str) -> Self:
+        """See `Item`."""
+        other = super().named(name)
+        other.template = self._pattern(name)
         return other
 
 

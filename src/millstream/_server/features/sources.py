@@ -6,9 +6,10 @@ is planned.
 """
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from types import CodeType
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from msgspec import Struct
 
@@ -18,7 +19,9 @@ from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, send_progress
 from millstream._server.calls.sync_context import SyncContext, Waits
+from millstream._server.features.hooks import Hooks, Run, hooked
 from millstream._server.features.resolving import CONTEXTS, around
+from millstream._server.functions.description import Labels, Names
 from millstream._server.functions.needs import needs_of
 from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import Given, Invoker, Plan, plan
@@ -26,8 +29,6 @@ from millstream._server.functions.reading import read_arguments, read_checked, r
 from millstream._server.functions.results import Output, as_text, output_from_schema
 from millstream._server.functions.schema_check import SchemaCheck
 
-Run = Callable[[Any, Call], Awaitable[Any]]
-"""``run(arguments, call)``."""
 Read = Callable[[Any], Any]
 """Arguments from what came: the JSON of a tool's, the texts of a prompt's or a template's.
 
@@ -76,6 +77,54 @@ class Source(Struct, frozen=True):
         node = self.schema.get("properties", {}).get(argument, {})
         choices = node.get("enum", ["true", "false"] if node.get("type") == "boolean" else [])
         return [str(each) for each in choices]
+
+
+class Item:
+    """What tools, prompts, resources and templates share: who sees one, how it is read and run, how it is described."""
+
+    __slots__ = (
+        "_described", "choices", "enabled", "name", "parameters", "path", "read", "run", "scopes", "tags", "visible",
+    )  # fmt: skip
+
+    kind: ClassVar[str]
+    """What hooks around it are about: tools, prompts or resources."""
+    naming: ClassVar[str] = "name"
+    """The member of its description that tells it from others of its kind."""
+    _described: dict[str, Any]
+
+    def __init__(self, name: str, source: Source, scopes: Names | None, labels: Labels) -> None:
+        self.name = name
+        """As clients call it: a name, or a URI."""
+        self.read = source.read
+        self.scopes = frozenset(scopes or ())
+        self.tags = frozenset(labels.get("tags") or ())
+        self.enabled = labels.get("enabled") is not False
+        """It is offered from the start."""
+        self.visible = labels.get("visible")
+        """Who sees it."""
+        self.path: tuple[Hooks, ...] = ()
+        """The middleware of each server through which it is reached, where any of them has some."""
+        self.run = checked(source.run, self.scopes)
+        self.parameters = source.parameters
+        self.choices = source.choices
+
+    def describe(self) -> dict[str, Any]:
+        """The description in the newest shape."""
+        return self._described
+
+    def within(self, hooks: Hooks) -> Self:
+        """The same item with the middleware of its server around it."""
+        other = copy.copy(self)
+        other.path = (hooks, *self.path)
+        other.run = checked(hooked(self.kind, self.name, self.run, self.read, hooks), self.scopes)
+        return other
+
+    def named(self, name: str) -> Self:
+        """The same item under another name or URI."""
+        other = copy.copy(self)
+        other.name = name
+        other._described = {**self._described, self.naming: name}
+        return other
 
 
 def source_from_schema(

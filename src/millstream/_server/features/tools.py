@@ -4,10 +4,9 @@ It knows no function: `sources.Source` is what it works with. Everything that ca
 """
 
 import asyncio
-import copy
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from millstream._protocol import projection
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
@@ -15,10 +14,10 @@ from millstream._protocol.errors import ToolError
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
-from millstream._server.features.hooks import Hooks, hooked
-from millstream._server.features.sources import Run, Source, checked, source_of
+from millstream._server.features.hooks import Hooks, Run
+from millstream._server.features.sources import Item, Source, source_of
 from millstream._server.functions.callables import notice
-from millstream._server.functions.description import Labels, Names, check_options, described, shown_of
+from millstream._server.functions.description import Labels, Names, check_options, described
 from millstream._server.functions.plan import name_of
 from millstream._server.functions.results import ToolResult, encode, encode_result
 
@@ -60,16 +59,16 @@ _SCALAR_RESULTS = {
 """Members of the result of a number or boolean, by what structured content a revision has."""
 
 
-class Tool:
+class Tool(Item):
     """One registered tool."""
 
+    kind = "tools"
     keeps_params = False
     """The parameters of a call stay with it while the tool runs."""
 
     __slots__ = (
-        "_described", "_output", "_simple", "concurrency", "cost", "decode", "enabled", "headers", "limit", "limited",
-        "name", "parameters", "path", "plain", "read", "requires", "run", "scopes", "struct", "tags", "timeout",
-        "visible", "wraps",
+        "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "limited", "plain", "requires",
+        "struct", "timeout", "wraps",
     )  # fmt: skip
 
     def __init__(
@@ -86,16 +85,7 @@ class Tool:
         **labels: Unpack[Labels],
     ) -> None:
         _check_name(source)
-        self.name = source.name
-        self.read = source.read
-        """``read(raw)``: the arguments of a call from their JSON; raises `ArgumentError`."""
-        self.scopes = frozenset(scopes or ())
-        self.tags, self.enabled, self.visible = shown_of(labels)
-        self.path: tuple[Hooks, ...] = ()
-        """The middleware of each server through which it is reached, where any of them has some."""
-        self.run = checked(source.run, self.scopes)
-        """``run(arguments, call)``: an awaitable of what `encode` takes."""
-        self.parameters = source.parameters
+        super().__init__(source.name, source, scopes, labels)
         self.headers = source.headers
         self.timeout = timeout
         self.limit = limit or ""
@@ -128,22 +118,9 @@ class Tool:
             outputSchema=output,
         )
 
-    def describe(self) -> dict[str, Any]:
-        """The description in the newest shape."""
-        return self._described
-
-    def named(self, name: str) -> "Tool":
-        """The same tool under another name."""
-        other = copy.copy(self)
-        other.name = name
-        other._described = {**self._described, "name": name}
-        return other
-
-    def within(self, hooks: Hooks) -> "Tool":
-        """The same tool with the middleware of its server around it."""
-        other = copy.copy(self)
-        other.path = (hooks, *self.path)
-        other.run = checked(hooked("tools", self.name, self.run, self.read, hooks), self.scopes)
+    def within(self, hooks: Hooks) -> Self:
+        """See `Item`."""
+        other = super().within(hooks)
         other.plain = self.plain and not hooks.wide
         return other
 

@@ -35,14 +35,6 @@ class Labels(TypedDict, total=False):
     """``visible(principal)``: whether a caller sees it; others cannot tell it from one that isn't there."""
 
 
-Shown = tuple[frozenset[str], bool, Callable[[Principal | None], bool] | None]
-
-
-def shown_of(labels: Labels) -> Shown:
-    """The tags of an item, whether it is offered from the start, and who sees it."""
-    return frozenset(labels.get("tags") or ()), labels.get("enabled") is not False, labels.get("visible")
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 

@@ -36,7 +36,6 @@ class CompletionHandlers:
         self._services = services
 
     def table(self) -> Mapping[str, Handler]:
-        """Handlers by method."""
         return {"completion/complete": self.complete}
 
     async def complete(self, call: Call) -> bytes:

@@ -16,7 +16,6 @@ class DiscoveryHandlers:
         self._announcement = announcement
 
     def table(self) -> Mapping[str, Handler]:
-        """Handlers by method."""
         return {"server/discover": self.discover}
 
     async def discover(self, call: Call) -> bytes:

@@ -46,7 +46,6 @@ class ListenHandlers:
         """Principal -> number of its open subscriptions."""
 
     def table(self) -> Mapping[str, Handler]:
-        """Handlers by method."""
         return {"subscriptions/listen": self.listen}
 
     async def listen(self, call: Call) -> bytes:

@@ -32,15 +32,12 @@ class PromptHandlers:
         self._services = services
 
     def table(self) -> Mapping[str, Handler]:
-        """Handlers by method."""
         return {"prompts/list": self.list, "prompts/get": self.get}
 
     async def list(self, call: Call) -> bytes:
-        """One page of prompt descriptions."""
         return await list_page(self._registry, "prompts", call)
 
     async def get(self, call: Call) -> bytes:
-        """The messages of one prompt."""
         params = read(_get_decoder, call)
         prompt = self._registry.prompts.get(params.name)
         if prompt is None or not sees(call, prompt):

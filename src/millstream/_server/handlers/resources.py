@@ -42,7 +42,6 @@ class ResourceHandlers:
         services.read_resource = self.read_inside
 
     def table(self) -> Mapping[str, Handler]:
-        """Handlers by method."""
         return {
             "resources/list": self.list,
             "resources/templates/list": self.list_templates,
@@ -52,15 +51,12 @@ class ResourceHandlers:
         }
 
     async def list(self, call: Call) -> bytes:
-        """One page of resources with a URI of their own."""
         return await list_page(self._registry, "resources", call)
 
     async def list_templates(self, call: Call) -> bytes:
-        """One page of resource templates."""
         return await list_page(self._registry, "templates", call)
 
     async def read(self, call: Call) -> bytes:
-        """Read one resource."""
         params = read(_read_decoder, call)
         call.name = params.uri
         take_rounds(call, params)

@@ -25,7 +25,6 @@ class SessionHandlers:
         self._services = services
 
     def table(self) -> Mapping[str, Handler]:
-        """Handlers by method."""
         return {"ping": self.ping, "logging/setLevel": self.set_level}
 
     async def ping(self, call: Call) -> bytes:

@@ -44,11 +44,9 @@ class ToolHandlers:
         self._timeout = services.settings.tool_timeout
 
     def table(self) -> Mapping[str, Handler]:
-        """Handlers by method."""
         return {"tools/list": self.list, "tools/call": self.call}
 
     async def list(self, call: Call) -> bytes:
-        """One page of tool descriptions."""
         return await list_page(self._registry, "tools", call)
 
     async def call(self, call: Call) -> bytes:

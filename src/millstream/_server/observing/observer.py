@@ -50,7 +50,6 @@ class Observer:
     def __init__(
         self,
         tools: Container[str],
-        registry: Metrics | None = None,
         *,
         connections: Mapping[Labels, float] = MappingProxyType({}),
         log: MessageLog | None = None,
@@ -62,7 +61,6 @@ class Observer:
 
         Args:
             tools: names of the registered tools, as they are at each moment.
-            registry: where the metrics go.
             connections: how many connections and streams are open at each moment, by transport and revision.
             log: the access log, or None.
             tracing: spans, or None.
@@ -70,8 +68,8 @@ class Observer:
             wall: seconds since 1970.
         """
         # Configuration
-        registry = registry if registry is not None else Metrics()
-        self.registry: Metrics = registry
+        self.registry = registry = Metrics()
+        """The metrics."""
         self._connections = connections
         self._tools = tools
         self._log = log

@@ -144,12 +144,12 @@ class RecentCalls:
         return Calls(calls, {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()})
 
 
-def present_calls(workers: Iterable[Calls], *, limit: int = KEPT) -> dict[str, Any]:
+def present_calls(workers: Iterable[Calls]) -> dict[str, Any]:
     """The newest calls of all workers, the newest first, and their clients, the busiest first, as JSON values."""
     every = list(workers)
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
     failures = [call for call in calls if call.outcome][:KEPT_FAILURES]
-    fine = [call for call in calls if not call.outcome][: limit - min(len(failures), limit // 2)]
+    fine = [call for call in calls if not call.outcome][: KEPT - min(len(failures), KEPT // 2)]
     clients: dict[tuple[str, str], Seen] = {}
     for each in every:
         for key, seen in each.clients.items():
@@ -157,7 +157,7 @@ def present_calls(workers: Iterable[Calls], *, limit: int = KEPT) -> dict[str, A
     return {
         "calls": [
             msgspec.structs.asdict(call) for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
-        ][:limit],
+        ][:KEPT],
         "clients": [
             {"name": name, "version": version, **msgspec.structs.asdict(seen)}
             for (name, version), seen in sorted(clients.items(), key=lambda item: -item[1].calls)

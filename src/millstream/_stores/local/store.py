@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, Told
 from millstream._stores.local import wire
 from millstream._stores.local.link import Events, Link
-from millstream._stores.memory.topics import Topics
+from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.parent import Address
 from millstream._stores.rates import Charge, Decision, Seat
 
@@ -16,33 +16,6 @@ CLOCK: Final = 10.0
 """Seconds until the clock of the store is looked at again."""
 
 T = TypeVar("T")
-
-
-class _Callbacks:
-    """Functions to call, each of which can be stopped."""
-
-    __slots__ = ("_all",)
-
-    def __init__(self) -> None:
-        self._all: dict[object, Callable[[], None]] = {}
-
-    def add(self, call: Callable[[], None]) -> Callable[[], None]:
-        mark = object()
-        self._all[mark] = call
-
-        def stop() -> None:
-            self._all.pop(mark, None)
-
-        return stop
-
-    def call(self) -> None:
-        for mark in list(self._all):
-            call = self._all.get(mark)
-            if call is not None:
-                call()
-
-    def clear(self) -> None:
-        self._all.clear()
 
 
 class _Receivers(Generic[T]):
@@ -53,7 +26,7 @@ class _Receivers(Generic[T]):
     def __init__(self, kind: Callable[..., wire.Request]) -> None:
         self._kind = kind
         self.topics = Topics[T]()
-        self._interrupted = _Callbacks()
+        self._interrupted = Watchers()
         self.acknowledged: dict[str, asyncio.Future[Any] | None] = {}
         """For each topic, what is done when the parent knows."""
 
@@ -80,7 +53,7 @@ class _Receivers(Generic[T]):
             self.acknowledged[topic] = link.say(self._kind, topic, True)
 
     def interrupted(self) -> None:
-        self._interrupted.call()
+        self._interrupted.tell()
 
     def clear(self) -> None:
         self.topics.clear()
@@ -242,7 +215,7 @@ class LocalWorkers:
         self._link = link
         self.me = ""
         self.lease = wire.LEASE
-        self.changed = _Callbacks()
+        self.changed = Watchers()
 
     async def alive(self, worker: str) -> bool:
         done: bool = await self._link.ask(wire.Alive, worker)
@@ -256,20 +229,9 @@ class LocalStore:
     """What a worker has of a store that its parent holds. For one event loop."""
 
     __slots__ = (
-        "_ahead",
-        "_changed",
-        "_looked",
-        "_looks",
-        "bus",
-        "epoch",
-        "kv",
-        "link",
-        "log",
-        "members",
-        "rates",
-        "shared",
+        "_ahead", "_changed", "_looked", "_looks", "bus", "epoch", "kv", "link", "log", "members", "rates", "shared",
         "workers",
-    )
+    )  # fmt: skip
 
     def __init__(self, address: Address, url: str) -> None:
         """`url` is what the parent opens; a path in it is absolute."""
@@ -284,7 +246,7 @@ class LocalStore:
         self.members = LocalMembers(self.link)
         self.rates = LocalRates(self.link)
         self.workers = LocalWorkers(self.link)
-        self._changed = _Callbacks()
+        self._changed = Watchers()
         self._ahead = time.time() - time.monotonic()
         """How far the store's clock is ahead of this process's monotonic one."""
         self._looked = 0.0
@@ -325,9 +287,9 @@ class LocalStore:
             part.again(self.link)
         if again:
             self._missed()
-            self.workers.changed.call()
+            self.workers.changed.tell()
             if before != self.epoch:
-                self._changed.call()
+                self._changed.tell()
 
     def _heard(self, heard: wire.Heard) -> None:
         self.log.receivers.topics.tell(heard.stream, heard.entry)
@@ -340,4 +302,4 @@ class LocalStore:
         self.bus.receivers.interrupted()
 
     def _workers_changed(self) -> None:
-        self.workers.changed.call()
+        self.workers.changed.tell()

@@ -17,7 +17,7 @@ from millstream._stores.base import StoreFull
 from millstream._stores.groups import Groups, GroupsOf
 from millstream._stores.memory.deadlines import SWEEP, Deadlines
 from millstream._stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
-from millstream._stores.memory.topics import Topics
+from millstream._stores.memory.topics import Topics, never
 from millstream._stores.tally import Tally, TallyOf
 
 MARK_BYTES: Final = 16
@@ -209,7 +209,7 @@ class MemoryWorkers:
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """As `Workers.watch`; nobody comes or goes."""
-        return _nothing
+        return never
 
 
 class MemoryStore:
@@ -238,7 +238,7 @@ class MemoryStore:
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """As `Store.watch`; the epoch never changes."""
-        return _nothing
+        return never
 
     def time(self) -> float:
         return time.time()
@@ -249,7 +249,3 @@ class MemoryStore:
     async def close(self) -> None:
         self.bus.end_all()
         self.log.end_all()
-
-
-def _nothing() -> None:
-    """What stops watching for what never happens."""

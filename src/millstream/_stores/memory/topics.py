@@ -1,4 +1,4 @@
-"""Who listens to what, in this process."""
+"""Who listens to what, in this process: to a topic, or to one thing that changes."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -58,3 +58,37 @@ class Topics(Generic[T]):
             for listener in listeners:
                 listener.active = False
         self._by_topic.clear()
+
+
+class Watchers:
+    """Plain calls: everybody has heard when `tell` returns."""
+
+    __slots__ = ("_callbacks",)
+
+    def __init__(self) -> None:
+        self._callbacks: dict[object, Callable[[], None]] = {}
+
+    def add(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call it from now on; returns the way to stop, which may be called again."""
+        mark = object()
+        self._callbacks[mark] = changed
+
+        def stop() -> None:
+            self._callbacks.pop(mark, None)
+
+        return stop
+
+    def tell(self) -> None:
+        """Call them all, but those that are stopped meanwhile."""
+        for mark in tuple(self._callbacks):
+            call = self._callbacks.get(mark)
+            if call is not None:
+                call()
+
+    def clear(self) -> None:
+        """Nobody is called any more."""
+        self._callbacks.clear()
+
+
+def never() -> None:
+    """What stops watching for what never happens."""

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 from millstream._stores.base import Entry
-from millstream._stores.memory.topics import Topics
+from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.redis.inbox import Outbox
 from millstream._stores.redis.log import CONTROL, RedisLog
-from millstream._stores.redis.standing import Watchers
 
 _TTL: Final = 3600.0
 _KEPT: Final = 10_000

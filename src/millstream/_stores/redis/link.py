@@ -93,13 +93,11 @@ class Link(asyncio.Protocol):
         self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """As `asyncio.Protocol`."""
         self._transport = cast("asyncio.WriteTransport", transport)
         self.alive = True
         self.heard = self._loop.time()
 
     def data_received(self, data: bytes) -> None:
-        """As `asyncio.Protocol`."""
         reader, waiting = self._reader, self._waiting
         self.heard = self._loop.time()
         try:
@@ -116,7 +114,6 @@ class Link(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As `asyncio.Protocol`."""
         self._end()
 
     def _flush(self) -> None:

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull
-from millstream._stores.memory.topics import Topics
+from millstream._stores.memory.topics import Topics, Watchers, never
 from millstream._stores.redis.commands import Asked, Commands
 from millstream._stores.redis.inbox import Outbox
 from millstream._stores.redis.keys import Keys, in_hub
 from millstream._stores.redis.reader import Fields, Reader
 from millstream._stores.redis.recent import REMEMBERED, Recent
 from millstream._stores.redis.scripts import script
-from millstream._stores.redis.standing import Standing, Watchers
+from millstream._stores.redis.standing import Standing
 
 MAX_ENTRY: Final = 32 * 1024 * 1024
 INDEX_STREAMS: Final = 100_000
@@ -180,7 +180,7 @@ class RedisLog:
         self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         stop_hearing = self._listeners.add(stream, heard)
-        stop_watching = _nothing
+        stop_watching = never
         if interrupted is not None:
             stop_watching = self._interrupted.setdefault(stream, Watchers()).add(interrupted)
         self._arrange(stream)
@@ -286,7 +286,3 @@ def _retrieve(task: asyncio.Task[None]) -> None:
     """A failure is of interest only to whoever waits."""
     if not task.cancelled():
         task.exception()
-
-
-def _nothing() -> None:
-    """Nobody watches."""

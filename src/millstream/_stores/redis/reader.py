@@ -61,10 +61,6 @@ class Reader:
         self._wanted.pop(stream, None)
         self._places.pop(stream, None)
 
-    def follows(self, stream: str) -> bool:
-        """Whether a stream is read."""
-        return stream in self._wanted
-
     def last(self, stream: str) -> str:
         """The id of the last entry that was read."""
         return self._places.get(stream, "0-0")

@@ -5,62 +5,25 @@ It does no I/O.
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
 from itertools import count
 from typing import Final
+
+from millstream._stores.memory.topics import Watchers
 
 PLACES: Final = 1024
 """How many attempts may be under way at once; more of them wait for their turn."""
 _STREAMS: Final = 10_000
 
 
-class Watchers:
-    """Callbacks for one thing that changes."""
-
-    __slots__ = ("_callbacks",)
-
-    def __init__(self) -> None:
-        self._callbacks: list[Callable[[], None]] = []
-
-    def add(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call it from now on; returns the way to stop, which may be called again."""
-
-        def call() -> None:
-            changed()
-
-        def stop() -> None:
-            if call in self._callbacks:
-                self._callbacks.remove(call)
-
-        self._callbacks.append(call)
-        return stop
-
-    def tell(self) -> None:
-        """Call them all."""
-        for each in tuple(self._callbacks):
-            if each in self._callbacks:
-                each()
-
-    def clear(self) -> None:
-        """Nobody is called any more."""
-        self._callbacks.clear()
-
-
 class Standing:
     """One worker, from the time when its store is opened."""
 
     __slots__ = (
-        "_at", "_free", "_monotonic", "_numbers", "_offsets", "_room", "_wall", "epoch", "epochs", "me", "run",
+        "_at", "_free", "_numbers", "_offsets", "_room", "epoch", "epochs", "me", "run",
         "settled",
     )  # fmt: skip
 
-    def __init__(
-        self, *, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
-    ) -> None:
-        # configuration
-        self._monotonic = monotonic
-        self._wall = wall
-        # process
+    def __init__(self) -> None:
         self.me = ""
         """The worker's name."""
         self.epoch = ""
@@ -103,12 +66,12 @@ class Standing:
 
     def set_time(self, microseconds: int, asked: float) -> None:
         """Redis said what time it is, to a question of then, by the monotonic clock."""
-        now = self._monotonic()
+        now = time.monotonic()
         self._at = (microseconds / 1e6 + (now - asked) / 2, now)
 
     def time(self) -> float:
         """The time by Redis' clock."""
         if self._at is None:
-            return self._wall()
+            return time.time()
         told, at = self._at
-        return told + self._monotonic() - at
+        return told + time.monotonic() - at

@@ -14,12 +14,13 @@ from contextlib import suppress
 from typing import Final
 
 from millstream._protocol.errors import LocalError
+from millstream._stores.memory.topics import Watchers
 from millstream._stores.redis.commands import Asked, Commands
 from millstream._stores.redis.keys import Keys
 from millstream._stores.redis.link import Argument
 from millstream._stores.redis.reader import Fields, Reader
 from millstream._stores.redis.scripts import script
-from millstream._stores.redis.standing import Standing, Watchers
+from millstream._stores.redis.standing import Standing
 
 LEASE: Final = 6.0
 BEAT: Final = 0.4
@@ -40,7 +41,6 @@ class RedisWorkers:
         reader: Reader,
         *,
         lease: float = LEASE,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # configuration
         self.lease = lease
@@ -48,7 +48,6 @@ class RedisWorkers:
         self._keys = keys
         self._standing = standing
         self._reader = reader
-        self._clock = clock
         self.mend: Callable[[str], Awaitable[None]] | None = None
         """Called when the data are of another run of the server than the one that answers."""
         # process
@@ -85,7 +84,7 @@ class RedisWorkers:
         standing, keys = self._standing, self._keys
         await self._commands.link(keys.generation)
         standing.rename()
-        begun = self._clock()
+        begun = time.monotonic()
 
         def asked() -> Asked:
             args: list[Argument] = [standing.me, int(self.lease * 1e6), secrets.token_hex(6), standing.run]
@@ -133,7 +132,7 @@ class RedisWorkers:
             self._reader.reset()
         self._unanswered += 1
         await self._commands.link(keys.generation)
-        begun = self._clock()
+        begun = time.monotonic()
 
         def asked() -> Asked:
             inbox = keys.inbox(me, standing.run)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from millstream._stores.base import PAGE_BYTES, Entry, Index, Position
 from millstream._stores.groups import Groups, GroupsOf
 from millstream._stores.memory.store import MemoryBus, MemoryWorkers
+from millstream._stores.memory.topics import never
 from millstream._stores.sqlite.commits import Commits
 from millstream._stores.sqlite.file import File
 from millstream._stores.sqlite.location import Location
@@ -149,7 +150,7 @@ class SqliteStore:
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """As `Store.watch`; the epoch never changes while the store is open."""
-        return _nothing
+        return never
 
     def time(self) -> float:
         return time.time()
@@ -186,7 +187,3 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     raise RuntimeError("The store in memory waits.")
-
-
-def _nothing() -> None:
-    """What stops watching for what never happens."""

@@ -129,11 +129,9 @@ class HttpConnection(asyncio.Protocol):
     # From the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stands."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of a reply."""
         if self._waiter is None and self._reply is None:
             self.abort()  # nothing was asked
             return
@@ -154,7 +152,6 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It's gone."""
         if self._reply is not None and self._to_end and exc is None:
             self._complete(reusable=False)
         self._end(None)
@@ -162,11 +159,9 @@ class HttpConnection(asyncio.Protocol):
     # From the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header of the reply."""
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """The head is read."""
         status = self._parser.get_status_code()
         headers = self._headers
         if status < 200:
@@ -184,7 +179,6 @@ class HttpConnection(asyncio.Protocol):
             self._fault = too_large(self._max_body)
 
     def on_body(self, data: bytes) -> None:
-        """Some of the body."""
         reply = self._reply
         if reply is None or self._fault is not None:
             return
@@ -200,7 +194,6 @@ class HttpConnection(asyncio.Protocol):
             self._parts.append(data)
 
     def on_message_complete(self) -> None:
-        """The reply is whole."""
         if self._reply is not None and self._fault is None:
             self._complete(reusable=self._parser.should_keep_alive())
 

@@ -107,7 +107,6 @@ class _Asking(asyncio.Protocol):
             self.head.set_result(self._data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It's gone."""
         if not self.head.done():
             self.head.set_result(b"")
 

@@ -33,7 +33,6 @@ class Issuer(Struct):
     token_endpoint: str = ""
     registration_endpoint: str = ""
     scopes_supported: list[str] = []
-    grant_types_supported: list[str] = []
     code_challenge_methods_supported: list[str] = []
     token_endpoint_auth_methods_supported: list[str] = []
     client_id_metadata_document_supported: bool = False

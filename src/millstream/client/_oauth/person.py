@@ -11,22 +11,22 @@ from millstream.client._errors import AccessDenied
 Visit = Callable[[str], Awaitable[str]]
 """Opens a URL for the person, and gives the URL that the browser was sent back to."""
 
+_PATIENCE = 300.0
+"""Seconds that the person has."""
 _PAGE = "<!doctype html><meta charset=utf-8><title>Millstream</title><p>{}</p>"
 
 
 class Loopback:
     """Waits at a port of this machine for the browser to come back."""
 
-    def __init__(self, port: int = 0, *, timeout: float = 300.0) -> None:
-        self._port = port
-        self._timeout = timeout
+    def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._came: asyncio.Future[str] | None = None
 
     async def open(self) -> str:
         """Listen; the redirect URI."""
         self._came = asyncio.get_running_loop().create_future()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=16 * 1024)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=16 * 1024)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/callback"
 
     async def visit(self, url: str) -> str:
@@ -38,10 +38,10 @@ class Loopback:
         assert self._came is not None  # noqa: S101  it was opened
         await asyncio.to_thread(webbrowser.open, url)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(_PATIENCE):
                 return await self._came
         except TimeoutError as exc:
-            raise AccessDenied(f"Nobody logged in within {self._timeout:g} seconds.", 401) from exc
+            raise AccessDenied(f"Nobody logged in within {_PATIENCE:g} seconds.", 401) from exc
 
     async def close(self) -> None:
         """Listen no more."""

@@ -13,9 +13,10 @@ from millstream._protocol.messages import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._completion import completed
-from millstream.compat.fastmcp._context import Context, entered
+from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._exceptions import FastMCPError, NotFoundError, ResourceError, ToolError
+from millstream.compat.fastmcp._functions import inside
 from millstream.compat.fastmcp._injection import current
 from millstream.compat.fastmcp._middleware import Asked, looks_at_lists, run_through
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
@@ -125,7 +126,7 @@ class Calling:
 
         context = Context[Any, Any, Any](self, call=call)
         method = f"{'resources/templates' if kind == 'templates' else kind}/list"
-        with entered(context):
+        with inside(context):
             found = await run_through(self._middleware, method, Asked(), context, work)
         return [as_wire(labels_of(each)) for each in found]
 

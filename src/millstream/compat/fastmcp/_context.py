@@ -1,8 +1,7 @@
 """`Context`: the call as functions of the other libraries see it, on top of our own."""
 
 import asyncio
-import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
@@ -22,9 +21,9 @@ from millstream.compat.fastmcp._elicitation import (
     DeclinedElicitation,
     Form,
 )
+from millstream.compat.fastmcp._functions import RunInThread
 from millstream.compat.fastmcp._injection import ContextMark, current
 from millstream.compat.fastmcp._session import ServerSession
-from millstream.compat.fastmcp._tools import RunInThread
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -339,16 +338,6 @@ class Context(Telling, Generic[SessionT, LifespanT, RequestT]):
         session = None if self._engine_context is None else self.session_id
         host: Host = self.fastmcp
         return self._own_state if session is None else host.session_state(session)
-
-
-@contextlib.contextmanager
-def entered(context: Context[Any, Any, Any]) -> Generator[None]:
-    """The context is the current one inside the block."""
-    token = current.set(context)
-    try:
-        yield
-    finally:
-        current.reset(token)
 
 
 def _read_meta(params: bytes) -> dict[str, Any] | None:

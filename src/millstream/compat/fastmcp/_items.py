@@ -1,6 +1,7 @@
 """Tools, resources and prompts of the door as our registry has them: how they are described, read, run and encoded."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -13,10 +14,11 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.features import prompts, resources, tools
 from millstream._server.features.hooks import Hooks
-from millstream._server.features.sources import Source
-from millstream.compat.fastmcp._context import Context, entered
+from millstream._server.features.sources import Item, Source
+from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._exceptions import FastMCPError, of_protocol
+from millstream.compat.fastmcp._functions import RunInThread, inside
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
 from millstream.compat.fastmcp._resources import Resource, ResourceResult
 from millstream.compat.fastmcp._templates import ResourceTemplate, UriPattern
@@ -41,29 +43,27 @@ class Runs(Protocol):
         ...
 
 
-class _Said:
+class _Said(Item):
     """What an item says about itself beyond what our own items do."""
 
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _described: dict[str, Any]
         home: object
 
     def say(self, **members: Any) -> Self:
         """Add members to the description, where they have a value."""
-        given = {name: value for name, value in members.items() if value is not None}
-        setattr(self, "_described", {**self._described, **given})  # noqa: B010  the slot is of the class beside this
+        self._described = {**self._described, **{name: value for name, value in members.items() if value is not None}}
         return self
 
     def of(self, home: object) -> Self:
         """Note which server it belongs to: that one's middleware is inside of the item."""
-        setattr(self, "home", home)  # noqa: B010  as above
+        setattr(self, "home", home)  # noqa: B010  the slot is of the class beside this
         return self
 
-    def within(self, hooks: Hooks) -> Any:
+    def within(self, hooks: Hooks) -> Self:
         """The item with the middleware of a server around it, on which its own is mounted."""
-        return self if hooks.home is self.home else super().within(hooks)  # type: ignore[misc]  # of the class beside this
+        return self if hooks.home is self.home else super().within(hooks)
 
 
 class ToolItem(_Said, tools.Tool):
@@ -89,15 +89,8 @@ def tool_item(server: Runs, tool: Tool, home: object) -> ToolItem:
 
     async def run(arguments: Any, call: Call) -> Any:
         context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                return await server.run_tool(tool, arguments, context)
-            except FastMCPError as error:
-                raise ToolError(str(error)) from error
-            except Exception as error:
-                if of_protocol(error):
-                    raise refused(error) from error
-                raise
+        with inside(context), telling():
+            return await server.run_tool(tool, arguments, context)
 
     source = Source(
         tool.name,
@@ -128,11 +121,47 @@ def _icons(item: Any) -> list[Any] | None:
     return [as_wire(icon) for icon in item.icons] if item.icons else None
 
 
-def refused(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
-    """What a client hears of an error."""
+@contextmanager
+def telling() -> Generator[None]:
+    """Errors of a tool inside the block are texts for the model, or what the protocol has for them."""
+    try:
+        yield
+    except FastMCPError as error:
+        raise ToolError(str(error)) from error
+    except Exception as error:
+        if of_protocol(error):
+            raise _refused(error, INTERNAL_ERROR) from error
+        raise
+
+
+@contextmanager
+def refusing(code: int = INTERNAL_ERROR) -> Generator[None]:
+    """Errors inside the block are errors of the protocol; what our engine says itself passes."""
+    try:
+        yield
+    except (ProtocolError, Declined, Cancelled):
+        raise
+    except Exception as error:
+        raise _refused(error, code) from error
+
+
+def _refused(error: Any, code: int) -> ProtocolError:
     if of_protocol(error):
         return ProtocolError(error.error.code, str(error), error.error.data)
     return ProtocolError(code, str(error))
+
+
+async def _read(
+    server: Runs,
+    context: Context[Any, Any, Any],
+    uri: str,
+    call: Call,
+    read_in: Callable[[RunInThread], Awaitable[Any]],
+) -> Any:
+    """What a resource gives, with all that stands around it."""
+    with inside(context), refusing():
+        value = await server.run_resource(uri, lambda: read_in(context.run_in_thread), context)
+        return contents(value, uri, call)
 
 
 def contents(value: Any, uri: str, call: Call) -> Any:
@@ -159,15 +188,7 @@ def resource_item(server: Runs, resource: Resource, home: object) -> resources.R
     uri = str(resource.uri)
 
     async def run(arguments: Any, call: Call) -> Any:
-        context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                read = lambda: resource.read_in(context.run_in_thread)  # noqa: E731  what middleware stands around
-                return contents(await server.run_resource(uri, read, context), uri, call)
-            except (ProtocolError, Declined, Cancelled):
-                raise
-            except Exception as error:
-                raise refused(error) from error
+        return await _read(server, Context(server, call=call, home=home), uri, call, resource.read_in)
 
     source = Source(resource.name or uri, run, lambda _: None, description=resource.description or "")
     item = ResourceItem(
@@ -197,15 +218,8 @@ def template_item(server: Runs, template: ResourceTemplate, home: object) -> Tem
     """A template for the registry."""
 
     async def run(variables: Any, call: Call) -> Any:
-        context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                read = lambda: template.read_in(variables, context.run_in_thread)  # noqa: E731  as for resources
-                return contents(await server.run_resource(call.name, read, context), call.name, call)
-            except (ProtocolError, Declined, Cancelled):
-                raise
-            except Exception as error:
-                raise refused(error) from error
+        read_in = partial(template.read_in, variables)
+        return await _read(server, Context(server, call=call, home=home), call.name, call, read_in)
 
     schema = {"properties": {name: {"type": "string"} for name in template.variables}}
     source = Source(template.name, run, dict, description=template.description or "", schema=schema)
@@ -227,13 +241,8 @@ def prompt_item(server: Runs, prompt: Prompt, home: object) -> prompts.Prompt:
 
     async def run(arguments: Any, call: Call) -> Any:
         context: Context[Any, Any, Any] = Context(server, call=call, home=home)
-        with entered(context):
-            try:
-                result = await server.run_prompt(prompt, arguments, context)
-            except (ProtocolError, Declined, Cancelled):
-                raise
-            except Exception as error:
-                raise refused(error, INVALID_PARAMS) from error
+        with inside(context), refusing(INVALID_PARAMS):
+            result = await server.run_prompt(prompt, arguments, context)
         return written_prompt(result, call)
 
     source = Source(

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS
 from millstream._server.features.hooks import Hooks, Next
-from millstream.compat.fastmcp._context import Context, entered
-from millstream.compat.fastmcp._exceptions import FastMCPError, of_protocol
-from millstream.compat.fastmcp._items import contents, refused, written_prompt
+from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._functions import inside
+from millstream.compat.fastmcp._items import contents, refusing, telling, written_prompt
 from millstream.compat.fastmcp._middleware import Asked, run_through
 from millstream.compat.fastmcp._prompts import PromptResult
 from millstream.compat.fastmcp._tools import ToolResult
@@ -41,14 +41,8 @@ class Outer:
             request.arguments = asked.arguments or {}
             return await next(request)
 
-        try:
+        with telling():
             result = await self._around(request, "tools/call", Asked(request.name, request.arguments), work)
-        except FastMCPError as error:
-            raise ToolError(str(error)) from error
-        except Exception as error:
-            if of_protocol(error):
-                raise refused(error) from error
-            raise
         if isinstance(result, ToolResult):
             return result
         return self._server.tool_and_owner(request.name)[1].converted(result)
@@ -75,16 +69,12 @@ class Outer:
                 request.arguments = after.arguments
             return await next(request)
 
-        try:
+        with refusing(code):
             return await self._around(request, method, asked, work)
-        except (ProtocolError, Declined, Cancelled):
-            raise
-        except Exception as error:
-            raise refused(error, code) from error
 
     async def _around(self, request: Any, method: str, asked: Asked, work: Any) -> Any:
         context = self._context(request)
-        with entered(context):
+        with inside(context):
             return await run_through(self._middleware, method, asked, context, work)
 
     def _context(self, request: Any) -> Context[Any, Any, Any]:

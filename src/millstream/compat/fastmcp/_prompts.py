@@ -2,18 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 from msgspec import structs
 
-from millstream._protocol.errors import Cancelled, Declined, ProtocolError
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import BaseModel, to_json
 from millstream.compat.fastmcp._conversion import as_wire, is_content
-from millstream.compat.fastmcp._injection import current
+from millstream.compat.fastmcp._functions import OfFunction, RunInThread, call_function, failing, inside
 from millstream.compat.fastmcp._signatures import Signature, signature_of
-from millstream.compat.fastmcp._tools import RunInThread, call_function
 from millstream.compat.fastmcp._ways import SDK, Ways
 
 
@@ -63,30 +61,11 @@ class PromptResult:
         self.meta = meta
 
 
-class Prompt:
+class Prompt(OfFunction):
     """A prompt of a server."""
 
-    def __init__(
-        self,
-        signature: Signature,
-        ways: Ways,
-        *,
-        title: str | None = None,
-        description: str | None = None,
-        icons: Sequence[Any] | None = None,
-        meta: dict[str, Any] | None = None,
-        tags: set[str] | None = None,
-        enabled: bool = True,
-    ) -> None:
-        self.signature = signature
-        self.ways = ways
-        self.name: str = signature.name
-        self.title = title
-        self.description: str = signature.description if description is None else description
-        self.icons = icons
-        self.meta = meta
-        self.tags: set[str] = set(tags or ())
-        self.enabled = enabled
+    def __init__(self, signature: Signature, ways: Ways, **shared: Any) -> None:
+        super().__init__(signature, ways, **shared)
         properties = signature.schema.get("properties", {})
         required = set(signature.schema.get("required", ()))
         self.arguments: list[types.PromptArgument] = [
@@ -112,21 +91,6 @@ class Prompt:
         """
         return cls(signature_of(fn, structs.replace(ways, closed=False), name=name), ways, **options)
 
-    @property
-    def fn(self) -> Callable[..., Any]:
-        """The function."""
-        return self.signature.function
-
-    @property
-    def context_kwarg(self) -> str | None:
-        """The parameter that gets the context."""
-        return self.signature.context
-
-    @property
-    def key(self) -> str:
-        """What the prompt is found by."""
-        return self.name
-
     async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> Any:
         """The messages, or a `PromptResult` with fastmcp's ways. Raises ValueError as `result` does."""
         result = await self.result(arguments, context=context)
@@ -144,20 +108,9 @@ class Prompt:
         missing = {each.name for each in self.arguments if each.required} - given.keys()
         if missing:
             raise ValueError(f"Missing required arguments: {missing}")
-        token = current.set(context) if context is not None else None
-        try:
-            values = self.signature.read(given)
-            if self.signature.context is not None:
-                values[self.signature.context] = current.get(None)
-            value = await call_function(self.signature, values, thread or asyncio.to_thread)
+        with inside(context), failing(f"Error rendering prompt {self.name}"):
+            value = await call_function(self.signature, self.signature.read(given), thread or asyncio.to_thread)
             return self._result(value)
-        except (ProtocolError, Declined, Cancelled):
-            raise
-        except Exception as error:
-            raise ValueError(f"Error rendering prompt {self.name}: {error}") from error
-        finally:
-            if token is not None:
-                current.reset(token)
 
     def _result(self, value: Any) -> PromptResult:
         if isinstance(value, PromptResult):

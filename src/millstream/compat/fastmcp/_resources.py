@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from millstream._protocol.errors import Cancelled, Declined, ProtocolError
 from millstream._protocol.json_schema import is_array
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import (
@@ -21,9 +20,8 @@ from millstream.compat._pydantic_parts import (
     to_jsonable_python,
 )
 from millstream.compat.fastmcp._conversion import as_wire
-from millstream.compat.fastmcp._injection import current
+from millstream.compat.fastmcp._functions import RunInThread, call_function, failing
 from millstream.compat.fastmcp._signatures import signature_of
-from millstream.compat.fastmcp._tools import RunInThread, call_function
 from millstream.compat.fastmcp._ways import SDK, Ways
 
 _PATTERN = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
@@ -144,15 +142,10 @@ class FunctionResource(Resource):
 
     async def read_in(self, thread: RunInThread) -> Any:
         """The same, by these threads."""
-        try:
+        with failing(f"Error reading resource {self.uri}"):
             signature = self.signature or signature_of(self.fn, self.ways, name=self.name)
-            values = {} if signature.context is None else {signature.context: current.get(None)}
-            value = await call_function(signature, values, thread)
+            value = await call_function(signature, {}, thread)
             return await value.read() if isinstance(value, Resource) else written(value, self.ways)
-        except (ProtocolError, Declined, Cancelled):
-            raise
-        except Exception as error:
-            raise ValueError(f"Error reading resource {self.uri}: {error}") from error
 
 
 def written(value: Any, ways: Ways) -> Any:

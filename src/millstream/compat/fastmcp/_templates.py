@@ -9,13 +9,11 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 from urllib.parse import parse_qs, quote, unquote, unquote_plus
 
-from millstream._protocol.errors import Cancelled, Declined, ProtocolError
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import AnyUrl
-from millstream.compat.fastmcp._injection import current
+from millstream.compat.fastmcp._functions import OfFunction, RunInThread, call_function, failing, inside
 from millstream.compat.fastmcp._resources import FunctionResource, Resource, given_of, labels, written
 from millstream.compat.fastmcp._signatures import Signature, signature_of
-from millstream.compat.fastmcp._tools import RunInThread, call_function
 from millstream.compat.fastmcp._ways import SDK, Ways
 
 _VARIABLE = re.compile(r"\{([\w-]+)(\*?)\}")
@@ -25,41 +23,28 @@ _QUERY = re.compile(r"\{\?([\w,]+)\}")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
-class ResourceTemplate:
+class ResourceTemplate(OfFunction):
     """A family of resources: the variables of its URI are arguments of its function.
 
     ``{name}`` stands for a part without slashes, ``{path*}`` for one with slashes, ``{?a,b}`` for a query.
     """
 
-    def __init__(  # noqa: PLR0913  one for each option
+    def __init__(
         self,
         signature: Signature,
         uri_template: str,
         ways: Ways,
         *,
-        title: str | None = None,
-        description: str | None = None,
         mime_type: str | None = None,
-        icons: Sequence[Any] | None = None,
         annotations: Any = None,
-        meta: dict[str, Any] | None = None,
-        tags: set[str] | None = None,
-        enabled: bool = True,
+        **shared: Any,
     ) -> None:
-        self.signature = signature
+        super().__init__(signature, ways, **shared)
         self.uri_template = uri_template
-        self.ways = ways
-        self.name: str = signature.name
-        self.title = title
-        self.description: str = signature.description if description is None else description
         self.mime_type: str = mime_type or "text/plain"
-        self.icons = icons
         self.annotations: types.Annotations | Any = (
             types.Annotations.model_validate(annotations) if isinstance(annotations, Mapping) else annotations
         )
-        self.meta = meta
-        self.tags: set[str] = set(tags or ())
-        self.enabled = enabled
         self.parameters: dict[str, Any] = signature.schema
         self.lists: frozenset[str] = lists_of(signature)
         self._matched = UriPattern(uri_template, self.lists)
@@ -84,16 +69,6 @@ class ResourceTemplate:
         return made
 
     @property
-    def fn(self) -> Callable[..., Any]:
-        """The function."""
-        return self.signature.function
-
-    @property
-    def context_kwarg(self) -> str | None:
-        """The parameter that gets the context."""
-        return self.signature.context
-
-    @property
     def key(self) -> str:
         """What the template is found by."""
         return self.uri_template
@@ -108,25 +83,14 @@ class ResourceTemplate:
         Raises:
             ValueError: it raised, or the values are wrong.
         """
-        try:
-            values = self.signature.read(variables)
-            if self.signature.context is not None:
-                values[self.signature.context] = current.get(None)
-            value = await call_function(self.signature, values, thread)
+        with failing("Error creating resource from template"):
+            value = await call_function(self.signature, self.signature.read(variables), thread)
             return await value.read() if isinstance(value, Resource) else written(value, self.ways)
-        except (ProtocolError, Declined, Cancelled):
-            raise
-        except Exception as error:
-            raise ValueError(f"Error creating resource from template: {error}") from error
 
     async def create_resource(self, uri: str, params: dict[str, Any], context: Any = None) -> Resource:
         """The resource of one URI, read already."""
-        token = current.set(context) if context is not None else None
-        try:
+        with inside(context):
             value = await self.read_in(params, asyncio.to_thread)
-        finally:
-            if token is not None:
-                current.reset(token)
         labels = ("name", "title", "description", "mime_type", "icons", "annotations", "meta")
         given = given_of({label: getattr(self, label) for label in labels})
         return FunctionResource(uri=AnyUrl(uri), fn=lambda: value, **given)

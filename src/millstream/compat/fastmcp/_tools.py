@@ -3,8 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 from millstream._protocol.errors import Cancelled, Declined, ProtocolError
@@ -14,15 +13,13 @@ from millstream.compat._pydantic_parts import ValidationError as PydanticError
 from millstream.compat._pydantic_parts import to_jsonable_python
 from millstream.compat.fastmcp._conversion import as_wire, blocks_of, is_content, is_result, wire_blocks
 from millstream.compat.fastmcp._exceptions import FastMCPError, ToolError, ValidationError, asks_for_url, of_protocol
-from millstream.compat.fastmcp._injection import current, resolve
+from millstream.compat.fastmcp._functions import OfFunction, RunInThread, call_function, inside
 from millstream.compat.fastmcp._outputs import Promise, promise_by_hand, promise_of
 from millstream.compat.fastmcp._signatures import Signature, signature_of
 from millstream.compat.fastmcp._ways import SDK, Ways
 
 logger = logging.getLogger("millstream")
 
-RunInThread = Callable[..., Awaitable[Any]]
-"""``await run(function, *args)`` runs it in a worker thread."""
 NotSet: Any = ...
 """An option that was not given."""
 
@@ -103,42 +100,29 @@ class Pair(tuple[Any, Any]):  # noqa: SLOT001  it has attributes
 _RESULT_WAYS = SDK
 
 
-class Tool:
+class Tool(OfFunction):
     """A tool of a server."""
 
-    def __init__(  # noqa: PLR0913  one for each option
+    def __init__(
         self,
         signature: Signature,
         ways: Ways,
         *,
         promise: Promise | None,
-        title: str | None = None,
-        description: str | None = None,
         annotations: Any = None,
-        icons: Sequence[Any] | None = None,
-        meta: dict[str, Any] | None = None,
-        tags: set[str] | None = None,
-        enabled: bool = True,
         timeout: float | None = None,
         run_in_thread: bool = True,
         serializer: Callable[[Any], str] | None = None,
         strict: bool = False,
+        **shared: Any,
     ) -> None:
-        self.strict = strict
-        self.signature = signature
-        self.ways = ways
-        self.promise = promise
-        self.name: str = signature.name
-        self.title = title
-        said = signature.description if description is None else description
+        super().__init__(signature, ways, **shared)
         # fastmcp leaves an empty one out.
-        self.description: str | None = said if said or ways.empty_description else None
+        self.description: str | None = self.description if self.description or ways.empty_description else None
+        self.strict = strict
+        self.promise = promise
         self.parameters: dict[str, Any] = signature.schema
         self.annotations: Any = annotations_of(annotations)
-        self.icons = icons
-        self.meta = meta
-        self.tags: set[str] = set(tags or ())
-        self.enabled: bool = enabled
         self.timeout = timeout
         self.run_in_thread = run_in_thread
         self.serializer = serializer
@@ -187,24 +171,9 @@ class Tool:
         )
 
     @property
-    def fn(self) -> Callable[..., Any]:
-        """The function."""
-        return self.signature.function
-
-    @property
-    def key(self) -> str:
-        """What the tool is found by."""
-        return self.name
-
-    @property
     def is_async(self) -> bool:
         """The function is a coroutine function."""
         return inspect.iscoroutinefunction(self.fn)
-
-    @property
-    def context_kwarg(self) -> str | None:
-        """The parameter that gets the context."""
-        return self.signature.context
 
     @property
     def output_schema(self) -> dict[str, Any] | None:
@@ -256,25 +225,22 @@ class Tool:
         Raises:
             ToolError: the arguments are wrong, or the function raised.
         """
-        token = current.set(context) if context is not None else None
-        try:
-            async with asyncio.timeout(self.timeout):
-                value = await self._call(arguments, thread or asyncio.to_thread)
-            wanted = not self.ways.pairs if convert_result is None else convert_result
-            return self.converted(value) if wanted else value
-        except (ProtocolError, Declined, Cancelled):
-            raise
-        except FastMCPError as error:
-            if self.ways.plain_failures:
+        with inside(context):
+            try:
+                async with asyncio.timeout(self.timeout):
+                    value = await self._call(arguments, thread or asyncio.to_thread)
+                wanted = not self.ways.pairs if convert_result is None else convert_result
+                return self.converted(value) if wanted else value
+            except (ProtocolError, Declined, Cancelled):
                 raise
-            raise self.failed(error) from error
-        except Exception as error:
-            if asks_for_url(error) or (self.ways.plain_failures and of_protocol(error)):
-                raise
-            raise self.failed(error) from error
-        finally:
-            if token is not None:
-                current.reset(token)
+            except FastMCPError as error:
+                if self.ways.plain_failures:
+                    raise
+                raise self.failed(error) from error
+            except Exception as error:
+                if asks_for_url(error) or (self.ways.plain_failures and of_protocol(error)):
+                    raise
+                raise self.failed(error) from error
 
     def failed(self, error: Exception) -> FastMCPError:
         """What is said of an error of the function."""
@@ -285,14 +251,11 @@ class Tool:
         return ToolError(self.ways.failure.format(name=self.name, error=error))
 
     async def _call(self, arguments: dict[str, Any], thread: RunInThread) -> Any:
-        signature = self.signature
         try:
-            values = signature.read(arguments, strict=self.strict)
+            values = self.signature.read(arguments, strict=self.strict)
         except PydanticError as error:
             raise WrongArguments(str(error)) from error
-        if signature.context is not None:
-            values[signature.context] = current.get(None)
-        return await call_function(signature, values, thread if self.run_in_thread else None)
+        return await call_function(self.signature, values, thread if self.run_in_thread else None)
 
     def converted(self, value: Any) -> ToolResult:
         """A function's value as a result.
@@ -341,26 +304,3 @@ def _waits(function: Callable[..., Any]) -> bool:
 
 class WrongArguments(Exception):
     """Arguments that the function does not take."""
-
-
-async def call_function(signature: Signature, values: dict[str, Any], thread: RunInThread | None) -> Any:
-    """Call a function with everything it wants; a plain function in a thread, if one is given."""
-    async with AsyncExitStack() as stack:
-        made: dict[Any, Any] = {}
-        for name, injected in signature.injected.items():
-            values[name] = await resolve(injected, stack, made)
-        function = signature.function
-        if thread is None or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            value = function(**values)
-        else:
-            value = await thread(_plainly, function, values)
-        if inspect.isawaitable(value):
-            value = await value
-        if inspect.isasyncgen(value):
-            return [each async for each in value]
-        return list(value) if inspect.isgenerator(value) else value
-
-
-def _plainly(function: Callable[..., Any], values: dict[str, Any]) -> Any:
-    value = function(**values)
-    return list(value) if inspect.isgenerator(value) else value

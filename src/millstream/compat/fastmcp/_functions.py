@@ -1,0 +1,104 @@
+"""What tools, prompts, resources and templates of a function share: how it is called, and what is said if it fails."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+from millstream._protocol.errors import Cancelled, Declined, ProtocolError
+from millstream.compat.fastmcp._injection import current, resolve
+from millstream.compat.fastmcp._signatures import Signature
+from millstream.compat.fastmcp._ways import Ways
+
+RunInThread = Callable[..., Awaitable[Any]]
+"""``await run(function, *args)`` runs it in a worker thread."""
+
+
+class OfFunction:
+    """An item of a server that a function stands behind."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        ways: Ways,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        icons: Sequence[Any] | None = None,
+        meta: dict[str, Any] | None = None,
+        tags: set[str] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.signature = signature
+        self.ways = ways
+        self.name: str = signature.name
+        self.title = title
+        self.description: Any = signature.description if description is None else description
+        self.icons = icons
+        self.meta = meta
+        self.tags: set[str] = set(tags or ())
+        self.enabled: bool = enabled
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function."""
+        return self.signature.function
+
+    @property
+    def context_kwarg(self) -> str | None:
+        """The parameter that gets the context."""
+        return self.signature.context
+
+    @property
+    def key(self) -> str:
+        """What the item is found by."""
+        return self.name
+
+
+@contextmanager
+def inside(context: Any) -> Generator[None]:
+    """A context is the current one inside the block; without one, whichever is stays."""
+    if context is None:
+        yield
+        return
+    token = current.set(context)
+    try:
+        yield
+    finally:
+        current.reset(token)
+
+
+@contextmanager
+def failing(what: str) -> Generator[None]:
+    """What goes wrong inside the block is a ValueError with this text; what our engine says itself passes."""
+    try:
+        yield
+    except (ProtocolError, Declined, Cancelled):
+        raise
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+async def call_function(signature: Signature, values: dict[str, Any], thread: RunInThread | None) -> Any:
+    """Call a function with everything it wants; a plain function in a thread, if one is given."""
+    if signature.context is not None:
+        values[signature.context] = current.get(None)
+    async with AsyncExitStack() as stack:
+        made: dict[Any, Any] = {}
+        for name, injected in signature.injected.items():
+            values[name] = await resolve(injected, stack, made)
+        function = signature.function
+        if thread is None or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            value = function(**values)
+        else:
+            value = await thread(_plainly, function, values)
+        if inspect.isawaitable(value):
+            value = await value
+        if inspect.isasyncgen(value):
+            return [each async for each in value]
+        return list(value) if inspect.isgenerator(value) else value
+
+
+def _plainly(function: Callable[..., Any], values: dict[str, Any]) -> Any:
+    value = function(**values)
+    return list(value) if inspect.isgenerator(value) else value
