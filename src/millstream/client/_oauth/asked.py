@@ -73,5 +73,5 @@ def code_of(answer: Mapping[str, str], state: str, issuer: Issuer) -> str:
         raise AccessDenied("The answer belongs to another login.", 401)
     if "code" not in answer:
         reason = answer.get("error_description") or answer.get("error") or "no reason given"
-        raise AccessDenied(f"The login did not succeed: {reason}.", 401)
+        raise AccessDenied(f"The login did not succeed: {reason.rstrip('.')}.", 401)
     return answer["code"]

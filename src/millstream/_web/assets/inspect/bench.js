@@ -139,7 +139,7 @@ async function perform(output, work, values, signal) {
   } catch (error) {
     const data = error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
     const remedy = work.remedy?.(error, values) ?? null;
-    return outcome("Failed", "bad", element("p", { className: "notice bad" }, say(error)), ...data, ...(remedy ? [remedy] : []));
+    return outcome("Failed", "bad", element("p", { className: "notice bad" }, say(error)), ...(remedy ? [remedy] : data));
   }
 }
 

@@ -62,7 +62,9 @@ function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
  */
 export function signInCard(server, error, hash) {
   const more = error.status === 403;
-  const scopes = scopesOf(error);
+  const asked = scopesOf(error);
+  const missing = asked.filter((each) => !server.signed_in?.scopes.includes(each));
+  const scopes = more && missing.length ? missing : asked;
   const [client, clientField] = field("Client ID", "");
   const [secret, secretField] = field("Client secret", "Only if the client has one.", { type: "password" });
   const [scope, scopeField] = field("Scopes", "With spaces between. Empty asks for what the server names.");
@@ -73,16 +75,16 @@ export function signInCard(server, error, hash) {
   const callback = new URL("inspect/callback", document.baseURI).href;
   const own = element(
     "details", {}, element("summary", {}, "Sign in as a client of your own"),
-    element("div", { className: "stack tight" }, element("p", { className: "soft small" }, "You need this only where the inspector can't register itself. Register a client with the redirect URI ", element("code", {}, callback), "."), element("div", { className: "fields" }, clientField, secretField, ...(more ? [] : [scopeField]))),
+    element("div", { className: "stack tight" }, element("p", { className: "soft small" }, "You need this only where the inspector can't register itself. Register a client with the redirect URI ", element("code", {}, callback), "."), element("div", { className: "fields" }, clientField, secretField, scopeField)),
   );
   const title = more ? "This needs more rights" : server.signed_in ? "Your sign-in has ended" : "This server asks you to sign in";
-  const why = more ? "You're signed in, but not for this. Sign in again to ask for what's missing; you then come back here." : "You sign in at the server's own page, and then come back here. The tokens stay with this server: no page gets them.";
+  const why = more ? "You're signed in, but not for this. Sign in again to ask for what's missing. You come back here, with what you entered." : "You sign in at the server's own page, and then come back here. The tokens stay with this server: no page gets them.";
   const form = element(
-    "form", { className: "card stack asks", "aria-label": title, noValidate: true },
-    element("header", { className: "stack tight" }, element("h2", {}, title), element("p", { className: "sub code soft" }, server.url)),
+    "form", { className: more ? "stack asks" : "card stack asks", "aria-label": title, noValidate: true },
+    element("header", { className: "stack tight" }, element(more ? "h3" : "h2", {}, title), ...(more ? [] : [element("p", { className: "sub code soft" }, server.url)])),
     element("p", {}, why),
-    ...(scopes.length ? [element("div", { className: "stack tight" }, element("h3", {}, more ? "What it needs" : "What it asks for"), scopeList(scopes))] : []),
-    wrong, element("div", { className: "row actions" }, go, ...(more ? [] : [key])), own,
+    ...(scopes.length ? [element("div", { className: "stack tight" }, element(more ? "p" : "h3", {}, more ? "It needs:" : "What it asks for"), scopeList(scopes))] : []),
+    wrong, element("div", { className: "row actions" }, go, ...(more ? [] : [key])), ...(more ? [] : [own]),
   );
   const wanted = () => ({ status: error.status, challenge: error.challenge, client_id: client.value, client_secret: secret.value, scope: scope.value });
   leads(form, go, wrong, server, wanted, hash, ({ message }) => (own.open ||= message.includes("redirect URI")));
@@ -123,7 +125,10 @@ function openAccount(server, done) {
   const close = element("button", { type: "button" }, "Close");
   const out = element("button", { type: "button", className: "quiet" }, "Sign out");
   const go = element("button", { type: "submit" }, "Sign in again");
-  const form = element("form", { className: "stack tight" }, moreField, wrong, element("div", {}, go));
+  const place = element("div", { className: "with-button" });
+  more.replaceWith(place);
+  place.append(more, go);
+  const form = element("form", { className: "stack tight" }, moreField, wrong);
   const dialog = element(
     "dialog", { id: "account", "aria-labelledby": "account-title" },
     element(
@@ -152,6 +157,7 @@ export function showAccount(server, done) {
   button.hidden = !there;
   if (!there) return;
   button.title = asWhom(server.signed_in);
-  button.replaceChildren(icon("person"), element("span", { className: "one-line" }, server.signed_in.who || "Signed in"));
+  button.ariaLabel = button.title;
+  button.replaceChildren(icon("person"), element("span", { className: "wide-only one-line" }, server.signed_in.who || "Signed in"));
   button.onclick = () => openAccount(server, done);
 }
