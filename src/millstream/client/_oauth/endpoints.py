@@ -11,7 +11,7 @@ from msgspec import Struct
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.fetching import fetch, post_form
-from millstream.client._oauth.store import Registration
+from millstream.client._oauth.store import Registration, Tokens
 
 _REMEDY = "Give OAuth a client_id that it knows."
 
@@ -81,10 +81,17 @@ async def ask_token(issuer: Issuer, who: Registration, form: Mapping[str, str], 
         return Given(error=f"status {reply.status}")
 
 
-async def revoke(issuer: Issuer, who: Registration, token: str, kind: str, tls: ssl.SSLContext | None) -> bool:
-    """Have a token revoked; whether it is."""
-    shown, headers = _proven(issuer, who, {"token": token, "token_type_hint": kind})
-    return (await post_form(issuer.revocation_endpoint, shown, headers, tls)).status == 200
+async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSLContext | None) -> bool:
+    """Have tokens revoked; whether all of them are."""
+    if not issuer.revocation_endpoint:
+        return False
+    kept = {"refresh_token": tokens.refresh_token, "access_token": tokens.access_token}
+    done = True
+    for kind, token in kept.items():
+        if token:
+            shown, headers = _proven(issuer, who, {"token": token, "token_type_hint": kind})
+            done = (await post_form(issuer.revocation_endpoint, shown, headers, tls)).status == 200 and done
+    return done
 
 
 def _proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

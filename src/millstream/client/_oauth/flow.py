@@ -152,14 +152,9 @@ class OAuth:
         self._store.save(kept)
         try:
             issuer = await find_issuer(tokens.issuer, self._tls)
-            if issuer is None or not issuer.revocation_endpoint:
-                return False
-            who = self._known(issuer)
-            given = {"refresh_token": tokens.refresh_token, "access_token": tokens.access_token}
-            done = [await revoke(issuer, who, token, kind, self._tls) for kind, token in given.items() if token]
+            return issuer is not None and await revoke(issuer, self._known(issuer), tokens, self._tls)
         except ClientError:
             return False
-        return all(done)
 
     # Tokens
 
@@ -185,7 +180,7 @@ class OAuth:
         self._keep(url, issuer, given, wanted, "")
 
     async def _place(self, url: Url, asked: dict[str, str]) -> tuple[Resource | None, Issuer]:
-        """Who gives the tokens for a server, if they may have our credentials."""
+        """The server's metadata, and its issuer, to whom our credentials may go."""
         checked(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
         issuer = await self._issuer(url, resource)
@@ -209,15 +204,11 @@ class OAuth:
             self._only = issuer
 
     def _wanted(self, asked: dict[str, str], resource: Resource | None, issuer: Issuer, before: Tokens | None) -> str:
-        """The scopes to ask for: what the challenge says, else what the server lists; with those that we have."""
-        scopes = (self._scope or asked.get("scope", "")).split()
-        if not scopes and resource is not None:
-            scopes = list(resource.scopes_supported)
-        if before is not None:
-            scopes = [*before.scope.split(), *scopes]
-        if "offline_access" in issuer.scopes_supported and not self._as_itself:
-            scopes.append("offline_access")
-        return " ".join(dict.fromkeys(scopes))
+        named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
+        held = before.scope.split() if before is not None else []
+        offline = "offline_access" in issuer.scopes_supported and not self._as_itself
+        wanted = [*held, *(self._scope.split() or named), *(["offline_access"] if offline else [])]
+        return " ".join(dict.fromkeys(wanted))
 
     async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
         who = self._known(issuer)
