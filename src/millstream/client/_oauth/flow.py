@@ -183,18 +183,9 @@ class OAuth:
         """The server's metadata, and its issuer, to whom our credentials may go."""
         checked(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
-        issuer = await self._issuer(url, resource)
+        issuer = await _issuer_of(url, resource, self._tls)
         self._bind(url, issuer.issuer)
         return resource, issuer
-
-    async def _issuer(self, url: Url, resource: Resource | None) -> Issuer:
-        if resource is None:
-            return await find_at_origin(url, self._tls)
-        named = resource.authorization_servers[0]
-        found = await find_issuer(named, self._tls)
-        if found is None:
-            raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
-        return found
 
     def _bind(self, url: Url, issuer: str) -> None:
         """Credentials belong to an issuer: a server mustn't have them sent to another one."""
@@ -290,3 +281,13 @@ class OAuth:
 def _target(url: Url, resource: Resource | None) -> str:
     """What a token is for: the name that the server gives itself, else its URL."""
     return resource.resource if resource is not None and resource.resource else str(url)
+
+
+async def _issuer_of(url: Url, resource: Resource | None, tls: ssl.SSLContext | None) -> Issuer:
+    if resource is None:
+        return await find_at_origin(url, tls)
+    named = resource.authorization_servers[0]
+    found = await find_issuer(named, tls)
+    if found is None:
+        raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
+    return found
