@@ -16,9 +16,11 @@ from client.rude import DONE, Asked, discovering, rude
 from millstream import Client
 from millstream.client._errors import AccessDenied
 from millstream.client._http.url import parse
+from millstream.client._oauth.asked import code_of
 from millstream.client._oauth.discovery import Issuer, challenge_parameters
+from millstream.client._oauth.endpoints import method_of
 from millstream.client._oauth.fetching import checked, fetch
-from millstream.client._oauth.flow import OAuth, code_of, method_of
+from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.person import Loopback, answer_of
 from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Registration, Tokens
 from millstream.client._options import Options

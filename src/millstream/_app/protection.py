@@ -40,8 +40,10 @@ _PRIVATE = {
     "/inspect": "",
 }
 """Path -> the scope that it takes. Where nobody signs in, these answer on this machine only."""
-_ALWAYS_HERE = ("/inspect/servers", "/inspect/via/")
+_ALWAYS_HERE = ("/inspect/servers", "/inspect/sign-in/", "/inspect/via/", "/inspect/callback")
 """These answer on this machine only, also where callers sign in: they reach what this machine reaches."""
+_COMING_BACK = "/inspect/callback"
+"""People come here from another site, and so without the cookie by which they are signed in: it knows them itself."""
 _LOOKS = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css")
 """The style sheets of the pages of an authorization server."""
 Paths = Mapping[str, Mapping[str, Handler]]
@@ -115,7 +117,7 @@ class Protection:
             return handlers
         if path in _ALWAYS_HERE:
             handlers = {method: self._here_only.guard(handler) for method, handler in handlers.items()}
-        guard, private = self._guard, _PRIVATE.get(path)
+        guard, private = self._guard if path != _COMING_BACK else None, _PRIVATE.get(path)
         if guard is not None:
             scope = "" if private == PUBLISH and self._hooked else private or ""
             return _guarded(guard, handlers, scope)

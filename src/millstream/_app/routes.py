@@ -1,12 +1,13 @@
 """Which handler serves which path, for both HTTP adapters."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from millstream._app.probes import Probes
 from millstream._app.protection import Protection
 from millstream._http.hosts import EXEMPT, of_this_site
 from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.health import StoreHealth
 from millstream._transports.http_sse import HttpSse
@@ -73,7 +74,7 @@ class Routes:
         if hub is not None and live is not None:
             self._add_live(hub, live, settings.audit_log)
         if "web" in parts:
-            self._add_inspecting(settings.inspect, streams)
+            self._add_inspecting(services, streams)
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
         self._added = protection.added
@@ -153,13 +154,16 @@ class Routes:
         self._by_path["/dashboard/events"] = {"GET": live.feed.events}
         self._by_path["/chat/members"] = {"GET": ChatMembers(hub).get}
 
-    def _add_inspecting(self, urls: Sequence[str], streams: OpenStreams) -> None:
-        from millstream._web.inspecting import Inspecting  # noqa: PLC0415
+    def _add_inspecting(self, services: Services, streams: OpenStreams) -> None:
+        from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
+        from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
 
-        inspecting = Inspecting(urls, streams)
+        inspecting = Inspecting(services.settings.inspect, services, streams)
+        relay, sign_in = inspecting.relay, inspecting.sign_in
         self._by_path["/inspect/servers"] = {"GET": inspecting.servers}
-        relay = inspecting.relay
-        self._prefixes.append(("/inspect/via/", {"POST": relay, "GET": of_this_site(relay), "DELETE": relay}))
+        self._by_path[CALLBACK] = {"GET": inspecting.sign_ins.returned}
+        self._prefixes.append((SIGN_IN, {"POST": sign_in, "DELETE": sign_in}))
+        self._prefixes.append((PREFIX, {"POST": relay, "GET": of_this_site(relay), "DELETE": relay}))
 
     def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth) -> None:
         from millstream._telemetry.endpoint import MetricsHttp  # noqa: PLC0415

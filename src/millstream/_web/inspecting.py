@@ -3,15 +3,16 @@
 A page can't call a server of another origin unless that server allows it; this program can. It passes on requests of
 Streamable HTTP as they are, and only to URLs that were given when it was started (`Settings.inspect`). Redirects aren't
 followed. What a browser sends by itself for us, such as cookies and `Authorization`, stays here; credentials for the
-other server come as `Mcp-Inspect-Authorization`.
+other server come as `Mcp-Inspect-Authorization`, or from `SignIns`, where the operator has signed in there.
 """
 
 from collections.abc import Sequence
 
-from millstream._http.message import Request, Response, Sink, header_lines, refusal
+from millstream._http.message import JSON_HEAD, Request, Response, Sink, header_lines, refusal
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.services import lasts_until, principal_id
+from millstream._server.calls.services import Services, lasts_until, principal_id
 from millstream._transports.open_streams import OpenStreams
+from millstream._web.inspect_sign_in import SignIns
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._http.connection import Reply
 from millstream.client._http.endpoint import lines
@@ -19,6 +20,7 @@ from millstream.client._http.pool import Pool
 from millstream.client._http.url import Url, parse
 
 PREFIX = "/inspect/via/"
+SIGN_IN = "/inspect/sign-in/"
 _CREDENTIALS = b"mcp-inspect-authorization"
 _PASSED = (b"accept", b"content-type", b"last-event-id")
 _RETURNED = (b"content-type", b"mcp-session-id", b"retry-after", b"allow")
@@ -26,18 +28,20 @@ _MAX_BODY = 64 * 1024 * 1024
 _STREAM = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 _NO_PAGE = b"x-content-type-options: nosniff\r\ncontent-security-policy: default-src 'none'; sandbox\r\n"
 """What another server says is read by a page of ours, and never is one: a browser that opens it runs nothing of it."""
+_UNKNOWN = refusal(404, "There is no such server here. Name it when you start this one: --inspect URL")
 
 
 class Inspecting:
     """The servers that the inspector may reach, by number."""
 
-    __slots__ = ("_streams", "_urls")
+    __slots__ = ("_streams", "_urls", "sign_ins")
 
-    def __init__(self, urls: Sequence[str], streams: OpenStreams) -> None:
+    def __init__(self, urls: Sequence[str], services: Services, streams: OpenStreams) -> None:
         """Nothing is connected before it's asked for.
 
         Args:
             urls: as the operator gave them.
+            services: of this server, which keep who has signed in to the others.
             streams: those of this server, among which those of the others count.
 
         Raises:
@@ -45,24 +49,36 @@ class Inspecting:
         """
         self._urls: dict[str, Url] = {str(number): _checked(each) for number, each in enumerate(urls, 1)}
         self._streams = streams
+        self.sign_ins = SignIns(services)
 
     async def servers(self, request: Request) -> Response:
         """`GET` of the list."""
-        return Response(encode({"servers": [{"name": name, "url": str(url)} for name, url in self._urls.items()]}))
+        known = [
+            {"name": name, "url": str(url), "signed_in": await self.sign_ins.known(request, url)}
+            for name, url in self._urls.items()
+        ]
+        return Response(encode({"servers": known}), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+
+    async def sign_in(self, request: Request) -> Response:
+        """`POST` begins to sign in to one server, `DELETE` signs out."""
+        url = self._urls.get(request.path.removeprefix(SIGN_IN))
+        if url is None:
+            return _UNKNOWN
+        request.cancel_on_disconnect = True
+        return await (self.sign_ins.leave if request.method == "DELETE" else self.sign_ins.begin)(request, url)
 
     async def relay(self, request: Request) -> Response | Sink | None:
         """`POST`, `GET` or `DELETE` of one server: what it says to the same request."""
-        name = request.path.removeprefix(PREFIX)
-        url = self._urls.get(name)
+        url = self._urls.get(request.path.removeprefix(PREFIX))
         if url is None:
-            return refusal(404, "There is no such server here. Name it when you start this one: --inspect URL")
+            return _UNKNOWN
         owner = principal_id(request.principal)
         if self._streams.full(owner):
             return refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
         request.cancel_on_disconnect = True
         pool = Pool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
         try:
-            reply = await pool.send(_request(url, request), repeatable=False)
+            reply = await self._ask(request, url, pool)
             if reply.stream is not None:
                 await self._follow(request, reply, owner)
                 return None
@@ -74,6 +90,20 @@ class Inspecting:
             where = reply.header(b"location")
             return refusal(502, f"{url} redirects to {where[:500]}. If you trust that server, name its URL.")
         return Response(reply.body, reply.status, _head(reply))
+
+    async def _ask(self, request: Request, url: Url, pool: Pool) -> Reply:
+        """What a server says: with the key of the page, or as whom the operator has signed in there."""
+        if _CREDENTIALS in request.headers:
+            key = request.headers[_CREDENTIALS].decode("latin-1")
+            return await pool.send(_request(url, request, key), repeatable=False)
+        token = await self.sign_ins.authorization(request, url)
+        reply = await pool.send(_request(url, request, token), repeatable=False)
+        again = await self.sign_ins.authorization(request, url, refused=token) if reply.status == 401 and token else ""
+        if not again:
+            return reply
+        if reply.stream is not None:
+            reply.stream.close()
+        return await pool.send(_request(url, request, again), repeatable=False)
 
     async def _follow(self, request: Request, reply: Reply, owner: str) -> None:
         stream = reply.stream
@@ -102,15 +132,15 @@ def _checked(text: str) -> Url:
     return url
 
 
-def _request(url: Url, request: Request) -> bytes:
+def _request(url: Url, request: Request, authorization: str) -> bytes:
     """The request for the other server, with the headers that MCP knows and no others."""
     passed = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in request.headers.items()
         if name in _PASSED or (name.startswith(b"mcp-") and name != _CREDENTIALS)
     }
-    if _CREDENTIALS in request.headers:
-        passed["authorization"] = request.headers[_CREDENTIALS].decode("latin-1")
+    if authorization:
+        passed["authorization"] = authorization
     # Bytes behind a head that tells no length are the next request, to whatever path and by whatever headers they say.
     body = request.body if request.method == "POST" else b""
     length = f"content-length: {len(body)}\r\n" if request.method == "POST" else ""

@@ -109,3 +109,14 @@ def arrived(request: Request, page: str, head: bytes) -> Response:
     more = f'<meta http-equiv="refresh" content="0;url={href}">\n'
     body = f'<p><a class="button primary" href="{href}">Continue</a></p>\n'
     return Response(_PAGE.format(title="You are signed in", more=more, root=root, body=body).encode(), 200, HEAD + head)
+
+
+def turned_back(request: Request, page: str, text: str, status: int) -> Response:
+    """The page for somebody who comes back from another site without being signed in there; it leads to ours."""
+    root = escape(request.root_path)
+    body = (
+        f'<p class="notice bad" role="alert">{escape(text)}</p>\n'
+        f'<p><a class="button primary" href="{root}{escape(page)}">Go back</a></p>\n'
+    )
+    page_text = _PAGE.format(title="You aren't signed in", more="", root=root, body=body)
+    return Response(page_text.encode("utf-8", "replace"), status, HEAD)

@@ -32,6 +32,7 @@ class Issuer(Struct):
     authorization_endpoint: str = ""
     token_endpoint: str = ""
     registration_endpoint: str = ""
+    revocation_endpoint: str = ""
     scopes_supported: list[str] = []
     code_challenge_methods_supported: list[str] = []
     token_endpoint_auth_methods_supported: list[str] = []

@@ -1,20 +1,15 @@
 """`OAuth`: credentials that take care of themselves. Give it to a client as ``Options(auth=OAuth())``."""
 
 import asyncio
-import base64
-import hashlib
 import secrets
 import ssl
 import time
 from collections.abc import Mapping
-from urllib.parse import quote, urlencode
-
-import msgspec
-from msgspec import Struct
 
 from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._http.url import Url
+from millstream.client._oauth.asked import Asked
 from millstream.client._oauth.discovery import (
     Issuer,
     Resource,
@@ -23,24 +18,14 @@ from millstream.client._oauth.discovery import (
     find_issuer,
     find_resource,
 )
-from millstream.client._oauth.fetching import checked, fetch, post_form
+from millstream.client._oauth.endpoints import Given, ask_token, register, revoke
+from millstream.client._oauth.fetching import checked
 from millstream.client._oauth.keeping import default_store
 from millstream.client._oauth.person import Loopback, Visit, answer_of
 from millstream.client._oauth.store import Registration, Store, Tokens
 
 _EARLY = 30.0
 """Seconds before its end at which a token is renewed."""
-
-
-class _Given(Struct):
-    """The answer of a token endpoint."""
-
-    access_token: str = ""
-    refresh_token: str = ""
-    scope: str = ""
-    expires_in: float = 0
-    error: str = ""
-    error_description: str = ""
 
 
 @suggesting
@@ -106,10 +91,8 @@ class OAuth:
         tokens = self._tokens(url)
         if tokens is not None and tokens.expires_at and tokens.expires_at - _EARLY < time.time():
             async with self._lock:
-                if self._tokens(url) == tokens and tokens.refresh_token:  # a store may give a copy
-                    issuer = await find_issuer(tokens.issuer, self._tls)
-                    if issuer is not None:
-                        await self._renew(url, issuer, tokens, str(url))
+                if self._tokens(url) == tokens:  # a store may give a copy
+                    await self.renew(url)
             tokens = self._tokens(url)
         return {"Authorization": f"Bearer {tokens.access_token}"} if tokens is not None else {}
 
@@ -129,40 +112,80 @@ class OAuth:
             await self._get(url, status, asked, before)
         return True
 
+    # What a program asks that can't wait for the person, such as a page
+
+    async def ask(self, url: Url, status: int, challenge: str) -> Asked:
+        """What to send the person for, after a server has refused a request; `bring` takes what they bring back.
+
+        Raises:
+            AccessDenied: the server and the issuer don't fit together, or the issuer doesn't know us.
+        """
+        asked = challenge_parameters(challenge)
+        resource, issuer = await self._place(url, asked)
+        before = self._tokens(url)
+        known = before if before is not None and before.issuer == issuer.issuer and status == 403 else None
+        wanted = self._wanted(asked, resource, issuer, known)
+        return await self._asked(issuer, _target(url, resource), wanted, self._redirect_uri)
+
+    async def bring(self, url: Url, asked: Asked, answer: Mapping[str, str]) -> None:
+        """Get the tokens for what somebody brought back.
+
+        Raises:
+            AccessDenied: that isn't an answer to what was asked, or the person declined, or the issuer did.
+        """
+        await self._buy(url, asked.issuer, asked.who, asked.form(answer), asked.scope)
+
+    async def renew(self, url: Url) -> bool:
+        """Get fresh tokens for those that are kept, without the person; whether that went well."""
+        tokens = self._tokens(url)
+        if tokens is None or not tokens.refresh_token:
+            return False
+        issuer = await find_issuer(tokens.issuer, self._tls)
+        return issuer is not None and await self._renew(url, issuer, tokens, str(url))
+
+    async def sign_out(self, url: Url) -> bool:
+        """Forget the tokens for this server; whether the issuer has revoked them, too (RFC 7009)."""
+        kept = self._store.load()
+        tokens = kept.tokens.pop(str(url), None)
+        if tokens is None:
+            return False
+        self._store.save(kept)
+        try:
+            issuer = await find_issuer(tokens.issuer, self._tls)
+            return issuer is not None and await revoke(issuer, self._known(issuer), tokens, self._tls)
+        except ClientError:
+            return False
+
     # Tokens
 
     async def _get(self, url: Url, status: int, asked: dict[str, str], before: Tokens | None) -> None:
-        checked(str(url))
-        resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
-        issuer = await self._issuer(url, resource)
-        self._bind(url, issuer.issuer)
-        target = resource.resource if resource is not None and resource.resource else str(url)
+        resource, issuer = await self._place(url, asked)
+        target = _target(url, resource)
         same = before is not None and before.issuer == issuer.issuer
         renewable = same and status == 401
         if before is not None and renewable and before.refresh_token and await self._renew(url, issuer, before, target):
             return
         wanted = self._wanted(asked, resource, issuer, before if same and status == 403 else None)
         if self._as_itself:
-            form = {"grant_type": "client_credentials", "resource": target}
-            who = self._ours
+            form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
+            await self._buy(url, issuer, self._ours, form, wanted)
         else:
-            form, who = await self._authorize(issuer, target, wanted)
-        if wanted and self._as_itself:
-            form["scope"] = wanted
-        given = await self._ask(issuer, who, form)
+            await self._authorize(url, issuer, target, wanted)
+
+    async def _buy(self, url: Url, issuer: Issuer, who: Registration, form: dict[str, str], wanted: str) -> None:
+        given = await ask_token(issuer, who, form, self._tls)
         if given.error or not given.access_token:
             self._forget(issuer.issuer)
             raise AccessDenied(f"{issuer.issuer} gives no token: {given.error_description or given.error}.", 401)
         self._keep(url, issuer, given, wanted, "")
 
-    async def _issuer(self, url: Url, resource: Resource | None) -> Issuer:
-        if resource is None:
-            return await find_at_origin(url, self._tls)
-        named = resource.authorization_servers[0]
-        found = await find_issuer(named, self._tls)
-        if found is None:
-            raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
-        return found
+    async def _place(self, url: Url, asked: dict[str, str]) -> tuple[Resource | None, Issuer]:
+        """The server's metadata, and its issuer, to whom our credentials may go."""
+        checked(str(url))
+        resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
+        issuer = await _issuer_of(url, resource, self._tls)
+        self._bind(url, issuer.issuer)
+        return resource, issuer
 
     def _bind(self, url: Url, issuer: str) -> None:
         """Credentials belong to an issuer: a server mustn't have them sent to another one."""
@@ -172,21 +195,17 @@ class OAuth:
             self._only = issuer
 
     def _wanted(self, asked: dict[str, str], resource: Resource | None, issuer: Issuer, before: Tokens | None) -> str:
-        """The scopes to ask for: what the challenge says, else what the server lists; with those that we have."""
-        scopes = (self._scope or asked.get("scope", "")).split()
-        if not scopes and resource is not None:
-            scopes = list(resource.scopes_supported)
-        if before is not None:
-            scopes = [*before.scope.split(), *scopes]
-        if "offline_access" in issuer.scopes_supported and not self._as_itself:
-            scopes.append("offline_access")
-        return " ".join(dict.fromkeys(scopes))
+        named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
+        held = before.scope.split() if before is not None else []
+        offline = "offline_access" in issuer.scopes_supported and not self._as_itself
+        wanted = [*held, *(self._scope.split() or named), *(["offline_access"] if offline else [])]
+        return " ".join(dict.fromkeys(wanted))
 
     async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
-        who = self._store.load().registrations.get(issuer.issuer, self._ours)
+        who = self._known(issuer)
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
         try:
-            given = await self._ask(issuer, who, form)
+            given = await ask_token(issuer, who, form, self._tls)
         except ClientError:
             return False
         if given.error or not given.access_token:
@@ -194,96 +213,59 @@ class OAuth:
         self._keep(url, issuer, given, tokens.scope, tokens.refresh_token)
         return True
 
-    async def _authorize(self, issuer: Issuer, target: str, scope: str) -> tuple[dict[str, str], Registration]:
-        """Send the person to the authorization server; the form that buys a token with what they bring back."""
-        if "S256" not in issuer.code_challenge_methods_supported:
-            raise AccessDenied(f"{issuer.issuer} does not support PKCE with S256: its codes could be stolen.", 401)
+    async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str) -> None:
+        """Send the person to the authorization server, and get the tokens for what they bring back."""
         loopback = Loopback() if self._visit is None else None
         redirect = self._redirect_uri if loopback is None else await loopback.open()
         try:
-            who = await self._register(issuer, redirect)
-            verifier, state = secrets.token_urlsafe(48), secrets.token_urlsafe(24)
-            digest = hashlib.sha256(verifier.encode()).digest()
-            query = {
-                "response_type": "code",
-                "client_id": who.client_id,
-                "redirect_uri": redirect,
-                "state": state,
-                "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
-                "code_challenge_method": "S256",
-                "resource": target,
-                **({"scope": scope} if scope else {}),
-                **({"prompt": "consent"} if "offline_access" in scope.split() else {}),
-            }
-            checked(issuer.authorization_endpoint)
-            mark = "&" if "?" in issuer.authorization_endpoint else "?"
+            asked = await self._asked(issuer, target, scope, redirect)
             visit = self._visit or (loopback.visit if loopback is not None else None)
             assert visit is not None  # noqa: S101  one of both is there
-            answer = answer_of(await visit(f"{issuer.authorization_endpoint}{mark}{urlencode(query)}"))
+            answer = answer_of(await visit(asked.url))
         finally:
             if loopback is not None:
                 await loopback.close()
-        code = code_of(answer, state, issuer)
-        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect, "code_verifier": verifier}
-        return {**form, "resource": target}, who
+        await self.bring(url, asked, answer)
 
-    # Who we are
+    async def _asked(self, issuer: Issuer, target: str, scope: str, redirect: str) -> Asked:
+        if "S256" not in issuer.code_challenge_methods_supported:
+            raise AccessDenied(f"{issuer.issuer} does not support PKCE with S256: its codes could be stolen.", 401)
+        checked(issuer.authorization_endpoint)
+        who = await self._register(issuer, redirect)
+        state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
+        return Asked(issuer, who, target, scope, redirect, state, verifier)
 
     async def _register(self, issuer: Issuer, redirect: str) -> Registration:
-        if self._ours.client_id:
-            return self._ours
-        if self._metadata_url and issuer.client_id_metadata_document_supported:
-            return Registration(self._metadata_url, "", "none")
+        ours = self._ourselves(issuer)
+        if ours is not None:
+            return ours
         kept = self._store.load()
         known = kept.registrations.get(issuer.issuer)
-        if known is not None and self._visit is not None:
+        if known is not None and redirect == self._redirect_uri:
             return known  # a browser here has another port each time, and so another redirect URI
-        if not issuer.registration_endpoint:
-            raise AccessDenied(f"{issuer.issuer} registers no clients. Give OAuth a client_id that it knows.", 401)
-        about = {
-            "client_name": self._name,
-            "redirect_uris": [redirect],
-            "grant_types": ["authorization_code", "refresh_token"],
-            "response_types": ["code"],
-            "application_type": "native",
-            "token_endpoint_auth_method": method_of(issuer, Registration()),
-        }
-        kind = {"Content-Type": "application/json"}
-        body = msgspec.json.encode(about)
-        reply = await fetch("POST", issuer.registration_endpoint, headers=kind, body=body, tls=self._tls)
-        try:
-            found = msgspec.json.decode(reply.body, type=Registration)
-        except msgspec.MsgspecError:
-            found = Registration()
-        if reply.status not in (200, 201) or not found.client_id:
-            raise _unregistered(issuer.issuer, reply.status)
+        found = await register(issuer, self._name, redirect, self._tls)
         kept.registrations[issuer.issuer] = found
         self._store.save(kept)
         return found
 
-    async def _ask(self, issuer: Issuer, who: Registration, form: dict[str, str]) -> _Given:
-        """Ask the token endpoint."""
-        headers: dict[str, str] = {}
-        method = method_of(issuer, who)
-        if method == "client_secret_basic":
-            pair = f"{quote(who.client_id, safe='')}:{quote(who.client_secret, safe='')}"
-            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-        else:
-            form = {**form, "client_id": who.client_id}
-            if method == "client_secret_post":
-                form["client_secret"] = who.client_secret
-        reply = await post_form(issuer.token_endpoint, form, headers, self._tls)
-        try:
-            return msgspec.json.decode(reply.body, type=_Given)
-        except msgspec.MsgspecError:
-            return _Given(error=f"status {reply.status}")
+    def _ourselves(self, issuer: Issuer) -> Registration | None:
+        """Who we are without being registered by us."""
+        if self._ours.client_id:
+            return self._ours
+        if self._metadata_url and issuer.client_id_metadata_document_supported:
+            return Registration(self._metadata_url, "", "none")
+        return None
+
+    def _known(self, issuer: Issuer) -> Registration:
+        """Who we are at an issuer that has given us tokens."""
+        return self._ourselves(issuer) or self._store.load().registrations.get(issuer.issuer, self._ours)
 
     # What is kept
 
     def _tokens(self, url: Url) -> Tokens | None:
         return self._store.load().tokens.get(str(url))
 
-    def _keep(self, url: Url, issuer: Issuer, given: _Given, scope: str, refresh_token: str) -> None:
+    def _keep(self, url: Url, issuer: Issuer, given: Given, scope: str, refresh_token: str) -> None:
         until = time.time() + given.expires_in if given.expires_in else 0
         refresh = given.refresh_token or refresh_token
         kept = self._store.load()
@@ -296,37 +278,16 @@ class OAuth:
             self._store.save(kept)
 
 
-def method_of(issuer: Issuer, who: Registration) -> str:
-    """How we prove who we are at the token endpoint."""
-    if who.token_endpoint_auth_method:
-        return who.token_endpoint_auth_method
-    offered = issuer.token_endpoint_auth_methods_supported
-    usable = ["client_secret_basic", "client_secret_post"] if who.client_secret else ["none"]
-    if not who.client_id:  # about to register
-        usable = ["none", "client_secret_basic", "client_secret_post"]
-    return next((method for method in usable if method in offered), usable[0])
+def _target(url: Url, resource: Resource | None) -> str:
+    """What a token is for: the name that the server gives itself, else its URL."""
+    return resource.resource if resource is not None and resource.resource else str(url)
 
 
-def code_of(answer: dict[str, str], state: str, issuer: Issuer) -> str:
-    """The code that the person brought back, if everything else about it is right (RFC 9207 for `iss`).
-
-    Raises:
-        AccessDenied: it isn't.
-    """
-    named = answer.get("iss")
-    if named is not None and named != issuer.issuer:
-        raise AccessDenied(f"The answer is from {named}, but {issuer.issuer} was asked.", 401)
-    if named is None and issuer.authorization_response_iss_parameter_supported:
-        raise AccessDenied(f"{issuer.issuer} promises to name itself in its answers, and did not.", 401)
-    if not secrets.compare_digest(answer.get("state", ""), state):
-        raise AccessDenied("The answer belongs to another login.", 401)
-    if "code" not in answer:
-        reason = answer.get("error_description") or answer.get("error") or "no reason given"
-        raise AccessDenied(f"The login did not succeed: {reason}.", 401)
-    return answer["code"]
-
-
-def _unregistered(issuer: str, status: int) -> AccessDenied:
-    if status == 404:
-        return AccessDenied(f"There's no authorization server at {issuer}. The server may want a key instead.", 401)
-    return AccessDenied(f"{issuer} does not register this client (status {status}).", 401)
+async def _issuer_of(url: Url, resource: Resource | None, tls: ssl.SSLContext | None) -> Issuer:
+    if resource is None:
+        return await find_at_origin(url, tls)
+    named = resource.authorization_servers[0]
+    found = await find_issuer(named, tls)
+    if found is None:
+        raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
+    return found

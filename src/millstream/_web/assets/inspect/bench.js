@@ -41,6 +41,7 @@ export function say(error) {
  * @property {Function | null} [watch] `(params, signal, changed)`: hear of changes; each runs it again
  * @property {Array<{title: string, text: (request: object, values: object) => string}>} copies what "Copy as" offers
  * @property {(values: object, outcome: object) => void} [done] told of each run
+ * @property {(error: Error, values: object) => Node | null} [remedy] what helps against an error, where something does
  * @property {Node[]} [extra]
  */
 
@@ -137,7 +138,8 @@ async function perform(output, work, values, signal) {
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
   } catch (error) {
     const data = error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
-    return outcome("Failed", "bad", element("p", { className: "notice bad" }, say(error)), ...data);
+    const remedy = work.remedy?.(error, values) ?? null;
+    return outcome("Failed", "bad", element("p", { className: "notice bad" }, say(error)), ...(remedy ? [remedy] : data));
   }
 }
 

@@ -13,6 +13,7 @@ import { remember } from "./history.js";
 import * as links from "./links.js";
 import { address, connected, request, session } from "./session.js";
 import { ownHeaders, roots, setRoots } from "./settings.js";
+import { asksToSignIn, signInCard } from "./sign-in.js";
 import { complete, expand, variables } from "./templates.js";
 
 const HINTS = { readOnlyHint: ["reads only", "good"], destructiveHint: ["may destroy", "warn"], idempotentHint: ["idempotent", ""], openWorldHint: ["open world", ""] };
@@ -51,7 +52,8 @@ function folded(title, ...blocks) {
 function show(kind, item, values, work) {
   if (values) work.form?.write(values);
   const done = (given, outcome) => remember({ kind, name: item.name, values: given, ...outcome });
-  return bench({ copies: copiesOf(kind, item.name), done, send: request, ...work });
+  const remedy = (error, given) => (session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, item.name, given)) : null);
+  return bench({ copies: copiesOf(kind, item.name), done, remedy, send: request, ...work });
 }
 
 /** Fields for texts, some of which must be there, whose values the server may complete. */
@@ -128,9 +130,9 @@ function prompt(item, values) {
 const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
 
 function about() {
-  const { client, server } = session;
+  const { client, server, via } = session;
   const { name = "", title, version = "", description, websiteUrl } = server.serverInfo ?? {};
-  const values = { Name: name, Version: version, Revision: client.revision, Session: client.handshake ? client.session || "none" : "not needed", Address: address(), Website: websiteUrl };
+  const values = { Name: name, Version: version, Revision: client.revision, Session: client.handshake ? client.session || "none" : "not needed", Address: address(), "Signed in": via?.signed_in ? [via.signed_in.who || "yes", ...via.signed_in.scopes].join(" · ") : "", Website: websiteUrl };
   const facts = Object.entries(values).filter(([, value]) => value).map(([term, value]) => fact(term, value));
   const instructions = server.instructions ? [element("h3", {}, "Instructions"), element("div", { className: "markdown", dir: "auto" }, ...markdown(server.instructions))] : [];
   const card = element(

@@ -20,10 +20,11 @@ import { clearNotes, connectNotes, drawNotes, note } from "./notes.js";
 import { ask } from "./questions.js";
 import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
 import { connectSettings, openSettings } from "./settings.js";
+import { asWhom, back as backFrom, showAccount, signInCard } from "./sign-in.js";
 import * as traffic from "./traffic.js";
 
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
-const LINE = "millstream.inspect.line"; // transport and revision, as long as the tab is open
+const LINE = "millstream.inspect.line"; // transport, revision and server, as long as the tab is open
 const CHANGED = {
   "notifications/tools/list_changed": ["tools"],
   "notifications/prompts/list_changed": ["prompts"],
@@ -35,7 +36,9 @@ let kind = "tools";
 const offered = {};
 const refused = {}; // why there is no list of a kind
 const chosen = {};
-let asked = links.read(location.hash); // what the address asked for, until it is opened
+const away = backFrom(); // where somebody was who signed in elsewhere
+let asked = links.read(location.hash || (away?.hash ?? "")); // what the address asked for, until it is opened
+let welcomed = away === null; // whether somebody who is back was told that it went well
 let others = [];
 let begun = false; // whether a list was ever shown
 
@@ -125,12 +128,34 @@ async function findEndpoint() {
   return session.endpoint;
 }
 
-/** Offer the other servers that the operator named, where there are any. */
+/** Offer the other servers that the operator named, where there are any, and say who is signed in at the one of now. */
 async function offerServers() {
+  const chosenName = $("server").value;
   others = await otherServers();
   const titles = [["", "This server"], ...others.map(({ name, url }) => [name, url])];
   $("server").replaceChildren(...titles.map(([value, title]) => element("option", { value }, title)));
+  $("server").value = others.some(({ name }) => name === chosenName) ? chosenName : "";
   $("other-servers").hidden = others.length === 0;
+  session.via = others.find(({ name }) => name === session.via?.name) ?? null;
+  showAccount(session.via, again);
+}
+
+/** Another server is there once somebody signs in: ask for that, in the place of what it would show. */
+async function signIn(error) {
+  const mine = session.client;
+  await offerServers().catch(() => {});
+  if (session.client !== mine || !session.via) return;
+  $("server-name").textContent = new URL(session.via.url).host;
+  $("server-version").textContent = "";
+  begun = true;
+  for (const name of Object.keys(KINDS)) {
+    offered[name] = [];
+    refused[name] = "Sign in to see what this server offers.";
+    kinds.count(name, "");
+  }
+  drawItems();
+  $("detail").replaceChildren(signInCard(session.via, error, asked ? links.write(asked.kind, asked.name, asked.values) : ""));
+  view("detail");
 }
 
 function state(text, look) {
@@ -146,9 +171,11 @@ async function ready(mine) {
   $("server-name").textContent = title || name;
   $("server-version").textContent = version;
   const before = JSON.stringify(current());
-  await Promise.all(Object.keys(KINDS).map(load));
+  await Promise.all([...Object.keys(KINDS).map(load), ...(session.via ? [offerServers().catch(() => {})] : [])]);
   if (session.client !== mine) return;
   begun = true;
+  if (!welcomed && session.via?.signed_in) toast(`${asWhom(session.via.signed_in)}.`, "good");
+  welcomed = true;
   // Keep a form that somebody has begun to fill in, unless its tool has changed.
   if (asked) {
     jump(asked);
@@ -176,7 +203,8 @@ function again() {
   if (session.transport === "sse" && $("revision").value > "2026") $("revision").value = "2024-11-05";
   for (const option of $("revision").options) option.disabled = session.transport === "sse" && option.value > "2026";
   session.revision = $("revision").value;
-  sessionStorage.setItem(LINE, JSON.stringify([session.transport, session.revision]));
+  sessionStorage.setItem(LINE, JSON.stringify([session.transport, session.revision, session.via?.url ?? ""]));
+  showAccount(session.via, again);
   offered[kind] = []; // Draw the form again: a revision has its own abilities.
   connect().catch(() => {});
 }
@@ -209,7 +237,8 @@ const copyLink = () => copy(new URL(links.write(kind, current().name), location.
 $("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => element("option", { value }, title)));
 $("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
 $("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "not asked for")));
-[session.transport, session.revision] = JSON.parse(sessionStorage.getItem(LINE)) ?? [session.transport, session.revision];
+let wantedServer = "";
+[session.transport, session.revision, wantedServer = ""] = JSON.parse(sessionStorage.getItem(LINE)) ?? [session.transport, session.revision];
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
 $("connection").addEventListener("submit", (event) => (event.preventDefault(), again()));
 $("server").addEventListener("change", again);
@@ -249,8 +278,11 @@ connectHistory({ open: jump, count: (total) => activity.count("runs", moments(to
 connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
 connectKinds({ open: (uri) => jump({ kind: "resources", name: uri, values: null }) });
 connectSettings(again);
-connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), failed: traffic.fail, ask, notified, state, ready });
+connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), failed: traffic.fail, ask, notified, state, ready, signIn });
 view("list");
-offerServers().catch(() => {});
-session.endpoint = await findEndpoint().catch(() => session.endpoint);
-connect().catch(() => {});
+[session.endpoint] = await Promise.all([findEndpoint().catch(() => session.endpoint), offerServers().catch(() => {})]);
+const before = others.find(({ url }) => url === wantedServer);
+if (before) {
+  $("server").value = before.name;
+  again();
+} else connect().catch(() => {});

@@ -8,6 +8,7 @@ import { HttpError, RpcError, knock, wait } from "../mcp/wire.js";
 import { back, lost } from "../shell/connection.js";
 import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
+import { asksToSignIn } from "./sign-in.js";
 
 const WAITS_MS = [500, 1_000, 2_000, 4_000];
 
@@ -22,7 +23,7 @@ export const session = {
   /** @type {Client | null} */ client: null,
   server: {}, // what the server said about itself when we last connected
   endpoint: "mcp",
-  /** @type {{name: string, url: string} | null} */ via: null, // another server, which this one passes requests on to
+  /** @type {{name: string, url: string, signed_in: object | null} | null} */ via: null, // another server, which this one passes requests on to
   transport: "http",
   revision: "2026-07-28",
   level: "",
@@ -34,7 +35,7 @@ let events = {};
 
 /**
  * @param {object} on `sent`, `got`, `failed`, `ask` and `notified` as the client tells them; `state(text, look)`; `ready()` is
- *   awaited when a server is there, before the page calls itself connected
+ *   awaited when a server is there, before the page calls itself connected; `signIn(error)` where another server asks for it
  */
 export const connectSession = (on) => (events = on);
 
@@ -50,7 +51,7 @@ function headers() {
 /** The address of the endpoint for programs elsewhere. */
 export const address = () => session.via?.url ?? new URL(session.endpoint, document.baseURI).href;
 
-/** The other servers that the operator named: `{name, url}`. */
+/** The other servers that the operator named: `{name, url, signed_in: {who, issuer, scopes} | null}`. */
 export async function otherServers() {
   const response = await fetch("inspect/servers", { cache: "no-store" });
   return response.ok ? (await response.json()).servers : [];
@@ -91,6 +92,10 @@ async function fail(mine, error) {
   mine.gone = true;
   cease();
   opening = null;
+  if (session.via && asksToSignIn(error)) {
+    events.state("Not signed in", "warn");
+    return events.signIn(error);
+  }
   events.state("Not connected", "bad");
   const retry = () => connect().catch(() => {});
   if (unauthorized(error)) return lost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");

@@ -32,6 +32,13 @@ export const capabilities = () => Object.fromEntries(able.map((name) => [name, n
 /** The roots that are told without asking: `{uri, name?}`. */
 export const roots = () => known;
 
+/** Send no key any more: the person signs in instead. */
+export function forgetKey() {
+  headers = Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== "authorization"));
+  sessionStorage.setItem(HEADERS, JSON.stringify(headers));
+  tell();
+}
+
 export function setRoots(list) {
   known = list;
   localStorage.setItem(ROOTS, JSON.stringify(known));

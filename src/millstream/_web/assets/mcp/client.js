@@ -47,7 +47,7 @@ export class Client {
       sent: on.sent,
       got: (message, how) => {
         on.got(message, how);
-        this.#take(message);
+        this.#take(message, how);
       },
     });
   }
@@ -160,7 +160,7 @@ export class Client {
 
   #answer(message, headers, signal) {
     return new Promise((resolve, reject) => {
-      this.#pending.set(message.id, ({ error, result }) => (error ? reject(new RpcError(error)) : resolve(result)));
+      this.#pending.set(message.id, ({ error, result }, how) => (error ? reject(new RpcError(error, how)) : resolve(result)));
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
       if (signal.aborted) return reject(signal.reason);
       const over = () => this.#transport.replies && reject(new Error("The stream ended without an answer."));
@@ -174,13 +174,13 @@ export class Client {
     this.notify("notifications/cancelled", { requestId, reason: "Cancelled by the user." }).catch(() => {});
   }
 
-  #take(message) {
+  #take(message, how) {
     if (message.method && message.id !== undefined) this.#reply(message);
     else if (message.method === "notifications/progress") {
       this.#progress.get(message.params.progressToken)?.(message.params);
       this.#on.notified(message.method, message.params);
     } else if (message.method) this.#on.notified(message.method, message.params ?? {});
-    else this.#pending.get(message.id)?.(message);
+    else this.#pending.get(message.id)?.(message, how);
   }
 
   /** A question of the handshake era: a request, whose answer is sent. */

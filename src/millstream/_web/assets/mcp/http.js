@@ -31,7 +31,7 @@ export class Http {
   async send(message, headers, signal) {
     const response = await this.#post(message, headers, signal);
     this.session = response.headers.get("mcp-session-id") ?? this.session;
-    const how = { how: `HTTP ${response.status}`, headers: shown(response.headers) };
+    const how = { how: `HTTP ${response.status}`, status: response.status, headers: shown(response.headers) };
     const type = response.headers.get("content-type") ?? "";
     if (type.startsWith("text/event-stream")) {
       await this.#follow(response, message.id, headers, signal);

@@ -5,11 +5,13 @@ const NAMED = { "tools/call": "name", "prompts/get": "name", "resources/read": "
 
 /** An error that the server answered with. */
 export class RpcError extends Error {
-  constructor({ code, message, data }) {
+  constructor({ code, message, data }, { status = 200, headers = {} } = {}) {
     super(message);
     this.name = "RpcError";
     this.code = code;
     this.data = data;
+    this.status = status; // of the reply of HTTP that it came with
+    this.challenge = headers["www-authenticate"] ?? "";
   }
 }
 

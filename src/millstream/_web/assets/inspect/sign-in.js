@@ -1,0 +1,163 @@
+// Signing in to another server: what asks for it, in the place of what can't be shown without it, and who is signed in.
+// The way there and back, and the tokens, are this server's: nothing of them comes into the page.
+
+import { $, element } from "../dom.js";
+import { refused } from "../mcp/wire.js";
+import { icon } from "../shell/icons.js";
+import { toast } from "../shell/toasts.js";
+import { forgetKey, openSettings } from "./settings.js";
+
+const AWAY = "millstream.inspect.away"; // where the person was when they left to sign in
+
+/** Whether an error of another server says that signing in, or signing in for more, would help. */
+export const asksToSignIn = ({ status, challenge }) => status === 401 || (status === 403 && challenge.includes("insufficient_scope"));
+
+const scopesOf = ({ challenge }) => (/\bscope="([^"]*)"/.exec(challenge)?.[1] ?? "").split(" ").filter(Boolean);
+const route = ({ name }) => `inspect/sign-in/${encodeURIComponent(name)}`;
+const scopeList = (scopes) => element("ul", { className: "scopes" }, ...scopes.map((each) => element("li", { className: "badge" }, each)));
+
+let made = 0;
+
+function field(title, hint, properties = {}) {
+  const id = `sign-in-${++made}`;
+  const input = element("input", { id, autocomplete: "off", spellcheck: false, ...properties });
+  return [input, element("div", { className: "field" }, element("label", { htmlFor: id }, title), input, ...(hint ? [element("span", { className: "hint" }, hint)] : []))];
+}
+
+/** Ask the server where to go, and go there. Rejects if there is no way. */
+async function leave(server, wanted, hash) {
+  const response = await fetch(route(server), { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(wanted) });
+  if (!response.ok) throw await refused(response);
+  const { url } = await response.json();
+  if (!/^https?:$/.test(new URL(url).protocol)) throw new Error("The server names a place to sign in that isn't on the web.");
+  forgetKey();
+  sessionStorage.setItem(AWAY, JSON.stringify({ name: server.name, hash }));
+  location.assign(url);
+}
+
+/** Let a form lead away: `wanted()` is what it asks for. What goes wrong stands in `wrong`. */
+function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (go.ariaDisabled === "true") return;
+    go.ariaDisabled = "true";
+    wrong.hidden = true;
+    try {
+      await leave(server, wanted(), hash);
+    } catch (error) {
+      wrong.textContent = error.name === "TypeError" ? "The server of this page can't be reached. Try again when it's back." : error.message;
+      wrong.hidden = false;
+      failed(error);
+    }
+    go.ariaDisabled = null;
+  });
+}
+
+/**
+ * What asks a person to sign in.
+ *
+ * @param {{name: string, url: string, signed_in: object | null}} server
+ * @param {HttpError | RpcError} error its refusal
+ * @param {string} hash what to open when they are back
+ */
+export function signInCard(server, error, hash) {
+  const more = error.status === 403;
+  const asked = scopesOf(error);
+  const missing = asked.filter((each) => !server.signed_in?.scopes.includes(each));
+  const scopes = more && missing.length ? missing : asked;
+  const [client, clientField] = field("Client ID", "");
+  const [secret, secretField] = field("Client secret", "Only if the client has one.", { type: "password" });
+  const [scope, scopeField] = field("Scopes", "With spaces between. Empty asks for what the server names.");
+  const wrong = element("p", { className: "notice bad", role: "alert", hidden: true });
+  const go = element("button", { type: "submit", className: "primary" }, icon("person"), more ? "Sign in again" : "Sign in");
+  const key = element("button", { type: "button", className: "quiet" }, "Use a key or token");
+  key.addEventListener("click", () => openSettings("key"));
+  const callback = new URL("inspect/callback", document.baseURI).href;
+  const own = element(
+    "details", {}, element("summary", {}, "Sign in as a client of your own"),
+    element("div", { className: "stack tight" }, element("p", { className: "soft small" }, "You need this only where the inspector can't register itself. Register a client with the redirect URI ", element("code", {}, callback), "."), element("div", { className: "fields" }, clientField, secretField, scopeField)),
+  );
+  const title = more ? "This needs more rights" : server.signed_in ? "Your sign-in has ended" : "This server asks you to sign in";
+  const why = more ? "You're signed in, but not for this. Sign in again to ask for what's missing. You come back here, with what you entered." : "You sign in at the server's own page, and then come back here. The tokens stay with this server: no page gets them.";
+  const form = element(
+    "form", { className: more ? "stack asks" : "card stack asks", "aria-label": title, noValidate: true },
+    element("header", { className: "stack tight" }, element(more ? "h3" : "h2", {}, title), ...(more ? [] : [element("p", { className: "sub code soft" }, server.url)])),
+    element("p", {}, why),
+    ...(scopes.length ? [element("div", { className: "stack tight" }, element(more ? "p" : "h3", {}, more ? "It needs:" : "What it asks for"), scopeList(scopes))] : []),
+    wrong, element("div", { className: "row actions" }, go, ...(more ? [] : [key])), ...(more ? [] : [own]),
+  );
+  const wanted = () => ({ status: error.status, challenge: error.challenge, client_id: client.value, client_secret: secret.value, scope: scope.value });
+  leads(form, go, wrong, server, wanted, hash, ({ message }) => (own.open ||= message.includes("redirect URI")));
+  return form;
+}
+
+/** Where the person was when they left to sign in: `{name, hash}`; null if they haven't. It's told once. */
+export function back() {
+  const kept = sessionStorage.getItem(AWAY);
+  sessionStorage.removeItem(AWAY);
+  try {
+    return JSON.parse(kept);
+  } catch {
+    return null;
+  }
+}
+
+/** The words for a person who is signed in, as far as their token says. */
+export const asWhom = ({ who }) => (who ? `Signed in as ${who}` : "Signed in");
+
+async function signOut(server, done) {
+  try {
+    const response = await fetch(route(server), { method: "DELETE" });
+    if (!response.ok) throw await refused(response);
+    const { revoked } = await response.json();
+    toast(revoked ? "Signed out. The tokens are revoked." : "Signed out. The tokens are forgotten here, but couldn't be revoked.", "good");
+  } catch (error) {
+    toast(error.name === "TypeError" ? "The server of this page can't be reached." : error.message, "bad");
+  }
+  done();
+}
+
+function openAccount(server, done) {
+  const { who, issuer, scopes } = server.signed_in;
+  const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
+  const [more, moreField] = field("Ask for more scopes", "With spaces between. Lists often leave out what you may not use.", { required: true });
+  const wrong = element("p", { className: "notice bad", role: "alert", hidden: true });
+  const close = element("button", { type: "button" }, "Close");
+  const out = element("button", { type: "button", className: "quiet" }, "Sign out");
+  const go = element("button", { type: "submit" }, "Sign in again");
+  const place = element("div", { className: "with-button" });
+  more.replaceWith(place);
+  place.append(more, go);
+  const form = element("form", { className: "stack tight" }, moreField, wrong);
+  const dialog = element(
+    "dialog", { id: "account", "aria-labelledby": "account-title" },
+    element(
+      "div", { className: "stack" }, element("h2", { id: "account-title" }, who ? `Signed in as ${who}` : "Signed in"),
+      element("dl", { className: "facts" }, fact("Server", server.url), fact("By", issuer)),
+      element("div", { className: "stack tight" }, element("h3", {}, "Scopes"), scopes.length ? scopeList(scopes) : element("p", { className: "soft" }, "The server hasn't said which.")),
+      form, element("div", { className: "row end" }, out, close),
+    ),
+  );
+  leads(form, go, wrong, server, () => ({ status: 403, scope: more.value }), location.hash);
+  close.addEventListener("click", () => dialog.close());
+  out.addEventListener("click", () => {
+    dialog.close();
+    signOut(server, done);
+  });
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+  close.focus();
+}
+
+/** Show in the bar who is signed in at the server that is inspected; `done` is called when they have signed out. */
+export function showAccount(server, done) {
+  const there = Boolean(server?.signed_in);
+  const button = $("account-button");
+  button.hidden = !there;
+  if (!there) return;
+  button.title = asWhom(server.signed_in);
+  button.ariaLabel = button.title;
+  button.replaceChildren(icon("person"), element("span", { className: "wide-only one-line" }, server.signed_in.who || "Signed in"));
+  button.onclick = () => openAccount(server, done);
+}

@@ -1,0 +1,106 @@
+"""What an authorization server is asked: to register us, for tokens, and to revoke them (RFCs 7591, 6749 and 7009)."""
+
+import base64
+import ssl
+from collections.abc import Mapping
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from millstream.client._errors import AccessDenied
+from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.fetching import fetch, post_form
+from millstream.client._oauth.store import Registration, Tokens
+
+_REMEDY = "Give OAuth a client_id that it knows."
+
+
+class Given(Struct):
+    """The answer of a token endpoint."""
+
+    access_token: str = ""
+    refresh_token: str = ""
+    scope: str = ""
+    expires_in: float = 0
+    error: str = ""
+    error_description: str = ""
+
+
+def method_of(issuer: Issuer, who: Registration) -> str:
+    """How we prove who we are at the token endpoint."""
+    if who.token_endpoint_auth_method:
+        return who.token_endpoint_auth_method
+    offered = issuer.token_endpoint_auth_methods_supported
+    usable = ["client_secret_basic", "client_secret_post"] if who.client_secret else ["none"]
+    if not who.client_id:  # about to register
+        usable = ["none", "client_secret_basic", "client_secret_post"]
+    return next((method for method in usable if method in offered), usable[0])
+
+
+async def register(issuer: Issuer, name: str, redirect: str, tls: ssl.SSLContext | None) -> Registration:
+    """Become a client of an issuer.
+
+    Raises:
+        AccessDenied: it doesn't want to.
+    """
+    if not issuer.registration_endpoint:
+        raise AccessDenied(f"{issuer.issuer} registers no clients.", 401, remedy=_REMEDY)
+    about = {
+        "client_name": name,
+        "redirect_uris": [redirect],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "application_type": "native",
+        "token_endpoint_auth_method": method_of(issuer, Registration()),
+    }
+    kind = {"Content-Type": "application/json"}
+    reply = await fetch("POST", issuer.registration_endpoint, headers=kind, body=msgspec.json.encode(about), tls=tls)
+    try:
+        found = msgspec.json.decode(reply.body, type=Registration)
+    except msgspec.MsgspecError:
+        found = Registration()
+    if reply.status not in (200, 201) or not found.client_id:
+        raise _unregistered(issuer.issuer, reply.status)
+    return found
+
+
+def _unregistered(issuer: str, status: int) -> AccessDenied:
+    if status == 404:
+        return AccessDenied(f"There's no authorization server at {issuer}. The server may want a key instead.", 401)
+    return AccessDenied(f"{issuer} does not register this client (status {status}).", 401, remedy=_REMEDY)
+
+
+async def ask_token(issuer: Issuer, who: Registration, form: Mapping[str, str], tls: ssl.SSLContext | None) -> Given:
+    """Ask the token endpoint."""
+    shown, headers = _proven(issuer, who, form)
+    reply = await post_form(issuer.token_endpoint, shown, headers, tls)
+    try:
+        return msgspec.json.decode(reply.body, type=Given)
+    except msgspec.MsgspecError:
+        return Given(error=f"status {reply.status}")
+
+
+async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSLContext | None) -> bool:
+    """Have tokens revoked; whether all of them are."""
+    if not issuer.revocation_endpoint:
+        return False
+    kept = {"refresh_token": tokens.refresh_token, "access_token": tokens.access_token}
+    done = True
+    for kind, token in kept.items():
+        if token:
+            shown, headers = _proven(issuer, who, {"token": token, "token_type_hint": kind})
+            done = (await post_form(issuer.revocation_endpoint, shown, headers, tls)).status == 200 and done
+    return done
+
+
+def _proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """A form and headers that say who we are."""
+    method = method_of(issuer, who)
+    if method == "client_secret_basic":
+        pair = f"{quote(who.client_id, safe='')}:{quote(who.client_secret, safe='')}"
+        return {**form}, {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+    shown = {**form, "client_id": who.client_id}
+    if method == "client_secret_post":
+        shown["client_secret"] = who.client_secret
+    return shown, {}

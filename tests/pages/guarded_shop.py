@@ -1,0 +1,29 @@
+"""A shop whose own authorization server asks people to sign in, with a tool that takes more rights than reading."""
+
+import os
+
+from issuing_world import Known
+from millstream import Context, Server, auth
+
+mcp = Server(
+    "Book shop",
+    serve="all",
+    auth=auth.issuer(
+        os.environ["SHOP_URL"],
+        users=[Known()],
+        scopes=["books:read"],
+        described={"books:read": "Look at books", "orders:write": "Order books"},
+    ),
+)
+
+
+@mcp.tool
+async def who(ctx: Context) -> str:
+    """Who asks."""
+    return ctx.principal.subject if ctx.principal else "nobody"
+
+
+@mcp.tool(scopes=["orders:write"])
+async def order(title: str, copies: int = 1) -> str:
+    """Order a book."""
+    return f"{copies} × {title}"

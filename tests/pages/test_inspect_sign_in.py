@@ -1,0 +1,166 @@
+"""Signing in to another server from the inspector, in a real browser: there, back, for more, and out again.
+
+The other server is another process with our own authorization server. docs/how-to/inspect-a-server.md is the contract.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from pages_world import OpenPage, fits
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+ORDER = json.dumps({"method": "tools/call", "params": {"name": "order", "arguments": {"title": "The Hobbit"}}})
+TESTS = str(Path(__file__).resolve().parent.parent)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`guarded_shop.py`, by another name of this machine than the inspector: another site, as servers elsewhere are."""
+    port = free_port()
+    url = f"http://localhost:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOP_URL", url)
+        patch.setenv("PYTHONPATH", os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]))
+        command = millstream("tests/pages/guarded_shop.py", port)
+        with serving(command, port, tmp_path_factory.mktemp("shop") / "log"):
+            yield url
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the inspector's server logs."""
+    return tmp_path_factory.mktemp("inspector") / "log"
+
+
+@pytest.fixture(scope="module")
+def inspector(shop: str, log: Path) -> Iterator[str]:
+    """A server whose operator has named the shop."""
+    port = free_port()
+    options = ["--serve", "web", "--log-level", "debug", "--inspect", f"{shop}/mcp"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MILLSTREAM_ACCESS_LOG", "true")
+        with serving(millstream("examples/greet.py", port, *options), port, log):
+            yield f"http://127.0.0.1:{port}"
+
+
+def asked(inspector: str, shop: str, open_page: OpenPage) -> tuple[Page, Locator]:
+    """The page, where the shop is chosen and asks to sign in; and what asks."""
+    page = open_page(f"{inspector}/inspect", lossy=True, fresh=True)
+    expect(page.locator("#state")).to_have_text("Connected")
+    page.locator("#server").select_option(f"{shop}/mcp")
+    card = page.get_by_role("form", name="This server asks you to sign in")
+    expect(card).to_be_visible()
+    return page, card
+
+
+def agree(page: Page, shop: str) -> None:
+    """Sign in at the shop, and allow what the inspector asks for."""
+    page.wait_for_url(re.compile(f"^{re.escape(shop)}/authorize"))
+    if page.get_by_label("Password").count():
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Password").fill("correct horse")
+        page.get_by_role("button", name="Sign in and allow").click()
+    else:
+        page.get_by_role("button", name="Allow").click()
+
+
+def ordered(page: Page) -> Locator:
+    """What asks for more rights, once somebody has tried what their list leaves out."""
+    page.evaluate("(values) => (location.hash = `#server=Any request&args=${encodeURIComponent(values)}`)", ORDER)
+    page.locator("#detail").get_by_role("button", name="Send").click()
+    card = page.get_by_role("form", name="This needs more rights")
+    expect(card).to_contain_text("orders:write")
+    return card
+
+
+def test_somebody_signs_in_calls_a_tool_asks_for_more_and_signs_out(
+    inspector: str, shop: str, open_page: OpenPage, log: Path
+) -> None:
+    """The whole way, and no token in a page, an address or a log."""
+    page, card = asked(inspector, shop, open_page)
+    tokens: list[str] = []
+    heard: list[str] = []
+    page.on("request", lambda each: heard.extend([each.url, str(each.headers), each.post_data or ""]))
+    expect(card).to_contain_text("books:read")
+    card.get_by_role("button", name="Sign in", exact=True).click()
+    agree(page, shop)
+    page.wait_for_url(f"{inspector}/inspect**")
+    expect(page.locator("#state")).to_have_text("Connected")
+    expect(page.get_by_text("Signed in as ada.")).to_be_visible()
+    expect(page.locator(".server")).to_contain_text("Book shop")
+    page.locator("#items").get_by_role("option", name="who").click()
+    page.locator("#detail").get_by_role("button", name="Run").click()
+    expect(page.get_by_role("region", name="Result")).to_contain_text("ada")
+
+    more = ordered(page)
+    more.get_by_role("button", name="Sign in again").click()
+    agree(page, shop)
+    page.wait_for_url(f"{inspector}/inspect**")
+    expect(page.locator("#state")).to_have_text("Connected")
+    page.locator("#detail").get_by_role("button", name="Send").click()
+    expect(page.get_by_role("region", name="Result")).to_contain_text("1 × The Hobbit")
+    page.get_by_role("tab", name="Tools").click()
+    expect(page.locator("#items").get_by_role("option", name="order")).to_be_visible()
+
+    cookies = {each["name"]: each for each in page.context.cookies(f"{inspector}/inspect")}
+    kept = cookies["millstream-inspect"]
+    assert (kept["httpOnly"], kept["sameSite"], kept["path"]) == (True, "Lax", "/inspect")
+    stored = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
+    page.locator("#account-button").click()
+    account = page.get_by_role("dialog")
+    expect(account).to_contain_text("orders:write")
+    account.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_text("Signed out. The tokens are revoked.")).to_be_visible()
+    expect(page.get_by_role("form", name="This server asks you to sign in")).to_be_visible()
+    tokens = re.findall(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", " ".join([*heard, stored, page.content(), log.read_text()]))
+    assert tokens == []
+
+
+def test_somebody_who_declines_is_told_and_can_try_again(inspector: str, shop: str, open_page: OpenPage) -> None:
+    """The way back leads to the inspector, where the server still asks."""
+    page, card = asked(inspector, shop, open_page)
+    card.get_by_role("button", name="Sign in", exact=True).click()
+    page.wait_for_url(re.compile(f"^{re.escape(shop)}/authorize"))
+    page.get_by_role("button", name="Deny").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("You aren't signed in")
+    expect(page.get_by_role("alert")).to_contain_text("Sign in again")
+    found = fits(page)
+    page.get_by_role("link", name="Go back").click()
+    expect(page.get_by_role("form", name="This server asks you to sign in")).to_be_visible()
+    assert found == []
+
+
+def test_every_state_of_a_sign_in_fits_every_size_and_axe_finds_nothing(
+    inspector: str, shop: str, open_page: OpenPage
+) -> None:
+    """Our choice: what asks, what went wrong, what needs more, and who is signed in."""
+    page, card = asked(inspector, shop, open_page)
+    wrong = [f"asked {each}" for each in fits(page)]
+    page.route(
+        "**/inspect/sign-in/*",
+        lambda route: route.fulfill(
+            status=502, json={"detail": f"{shop} registers no clients. Register one with the redirect URI {inspector}."}
+        ),
+    )
+    card.get_by_role("button", name="Sign in", exact=True).click()
+    expect(card.get_by_role("alert")).to_contain_text("registers no clients")
+    expect(card.get_by_label("Client ID")).to_be_visible()
+    wrong += [f"refused {each}" for each in fits(page)]
+    page.unroute("**/inspect/sign-in/*")
+    card.get_by_role("button", name="Sign in", exact=True).click()
+    agree(page, shop)
+    expect(page.locator("#state")).to_have_text("Connected")
+    wrong += [f"signed in {each}" for each in fits(page)]
+    ordered(page)
+    wrong += [f"for more {each}" for each in fits(page)]
+    page.locator("#account-button").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    wrong += [f"account {each}" for each in fits(page)]
+    assert wrong == []

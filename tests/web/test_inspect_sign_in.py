@@ -1,0 +1,310 @@
+"""Signing in to other servers from the inspector, without a browser: what counts, for whom, and what attacks get.
+
+docs/how-to/inspect-a-server.md is the contract. The rules are RFCs 6749, 7009, 7636, 9207 and our choice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+import pytest
+
+from http_peer import serve
+from millstream import Server, auth
+from millstream._app.here_only import Bind
+from millstream._config import Settings
+from web.guarded import Guarded, guarded, token_for
+
+CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+
+
+class Browser:
+    """A browser at the inspector of a running server."""
+
+    def __init__(self, base: str, mcp: Server) -> None:
+        self.base = base
+        self.mcp = mcp
+        self.http = httpx2.AsyncClient(base_url=base, headers={"origin": base})
+
+    async def begin(self, **wanted: Any) -> httpx2.Response:
+        return await self.http.post("/inspect/sign-in/1", json={"challenge": 'Bearer scope="books:read"', **wanted})
+
+    async def leave(self, **wanted: Any) -> dict[str, str]:
+        """Go away to sign in; what the authorization server is asked."""
+        reply = await self.begin(**wanted)
+        assert reply.status_code == 200, reply.text
+        return {name: values[-1] for name, values in parse_qs(urlsplit(reply.json()["url"]).query).items()}
+
+    async def come_back(self, **answer: str) -> httpx2.Response:
+        """As a browser does that another site sends here."""
+        headers = {"origin": "", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+        request = self.http.build_request("GET", "/inspect/callback", params=answer, headers=headers)
+        del request.headers["origin"]
+        return await self.http.send(request)
+
+    async def sign_in(self, other: Guarded, **wanted: Any) -> httpx2.Response:
+        """There and back."""
+        asked = await self.leave(**wanted)
+        return await self.come_back(code="c", state=asked["state"], iss=other.origin)
+
+    async def call(self, **headers: str) -> httpx2.Response:
+        return await self.http.post("/inspect/via/1", json=CALL, headers=headers)
+
+    async def known(self) -> Any:
+        """Who is signed in, as the page is told."""
+        return (await self.http.get("/inspect/servers")).json()["servers"][0]["signed_in"]
+
+
+@asynccontextmanager
+async def inspecting(other: Guarded, **options: Any) -> AsyncIterator[Browser]:
+    """A browser at our server, whose operator named this one."""
+    async with AsyncExitStack() as stack:
+        mcp = Server("ours", serve="web", settings=Settings(inspect=(other.url,)), **options)
+        stack.push_async_callback(mcp.stop)
+        running = await stack.enter_async_context(serve(mcp, lane=True))
+        browser = Browser(f"http://127.0.0.1:{running.port}", mcp)
+        stack.push_async_callback(browser.http.aclose)
+        yield browser
+
+
+async def test_tokens_stay_with_the_server_and_go_along_with_the_calls_of_the_page() -> None:
+    """Nothing that the page gets has one; the cookie is for this path, and no script reads it."""
+    async with guarded() as other, inspecting(other) as browser:
+        assert (await browser.call()).status_code == 401
+        reply = await browser.begin()
+        cookie = reply.headers["set-cookie"]
+        asked = {name: values[-1] for name, values in parse_qs(urlsplit(reply.json()["url"]).query).items()}
+        back = await browser.come_back(code="c", state=asked["state"], iss=other.origin)
+        called = await browser.call()
+        listed = await browser.http.get("/inspect/servers")
+    assert asked["scope"] == "books:read"
+    assert asked["redirect_uri"] == f"{browser.base}/inspect/callback"
+    assert "Path=/inspect;" in cookie
+    assert "HttpOnly; SameSite=Lax" in cookie
+    assert (back.status_code, 'content="0;url=/inspect"' in back.text) == (200, True)
+    assert called.status_code == 200
+    assert other.seen == ["", f"Bearer {token_for('ada', 1)}"]
+    assert listed.json()["servers"][0]["signed_in"] == {"who": "ada", "issuer": other.origin, "scopes": ["books:read"]}
+    said = "".join(f"{each.headers}{each.text}" for each in (reply, back, called, listed))
+    assert "secret-" not in said
+    assert "refresh-" not in said
+    form = other.forms[0]
+    assert (form["redirect_uri"], form["resource"]) == (asked["redirect_uri"], other.url)
+
+
+async def test_what_is_kept_is_sealed() -> None:
+    """Whoever reads the store reads no token."""
+    async with guarded() as other, inspecting(other) as browser, browser.mcp.running() as runtime:
+        await browser.sign_in(other, client_id="me", client_secret="my-secret")
+        kv = runtime.store.kv
+        kept = [(key, await kv.get(key) or b"") for key in await kv.keys("inspect-")]
+    assert [key.partition(":")[0] for key, _ in kept] == ["inspect-session"]
+    assert not any(word in value for _, value in kept for word in (b"secret", b"refresh", b"ada"))
+
+
+async def test_a_state_that_nobody_was_given_gets_nothing() -> None:
+    """RFC 6749 §10.12."""
+    async with guarded() as other, inspecting(other) as browser:
+        await browser.leave()
+        for state in ("x" * 32, "", "é"):
+            reply = await browser.come_back(code="c", state=state, iss=other.origin)
+            assert (reply.status_code, "sign in again" in reply.text) == (403, True)
+        assert other.forms == []
+
+
+async def test_an_answer_counts_once() -> None:
+    """Our choice: whoever finds the address in a history gets nothing by it."""
+    async with guarded() as other, inspecting(other) as browser:
+        state = (await browser.leave())["state"]
+        first, second = [await browser.come_back(code="c", state=state, iss=other.origin) for _ in range(2)]
+        assert (first.status_code, second.status_code, len(other.forms)) == (200, 403, 1)
+
+
+async def test_an_answer_to_another_browser_gets_nothing_and_is_spent() -> None:
+    """Otherwise somebody could be talked into being signed in as somebody else."""
+    async with guarded() as other, inspecting(other) as browser:
+        stranger = Browser(browser.base, browser.mcp)
+        await stranger.leave()
+        for visitor in (stranger, Browser(browser.base, browser.mcp)):
+            state = (await browser.leave())["state"]
+            assert (await visitor.come_back(code="c", state=state, iss=other.origin)).status_code == 403
+            assert (await browser.come_back(code="c", state=state, iss=other.origin)).status_code == 403
+            await visitor.http.aclose()
+        assert other.forms == []
+
+
+@pytest.mark.parametrize("named", [{}, {"iss": "https://evil.example"}])
+async def test_an_answer_of_another_issuer_gets_nothing(named: dict[str, str]) -> None:
+    """RFC 9207 §2.4."""
+    async with guarded() as other, inspecting(other) as browser:
+        state = (await browser.leave())["state"]
+        reply = await browser.come_back(code="c", state=state, **named)
+        assert (reply.status_code, other.forms) == (403, [])
+
+
+async def test_a_parameter_that_is_there_twice_is_refused() -> None:
+    """RFC 6749 §3.1."""
+    async with guarded() as other, inspecting(other) as browser:
+        state = (await browser.leave())["state"]
+        reply = await browser.http.get(f"/inspect/callback?code=a&code=b&state={state}&iss={other.origin}")
+        assert (reply.status_code, other.forms) == (400, [])
+
+
+async def test_an_error_is_told_as_text_and_a_page_runs_no_script() -> None:
+    """`error_description` is whatever somebody put into the address, and so is `next`."""
+    script = "<script>alert(1)</script>\n" + "x" * 5000
+    async with guarded() as other, inspecting(other) as browser:
+        state = (await browser.leave())["state"]
+        reply = await browser.come_back(
+            error="access_denied", error_description=script, state=state, iss=other.origin, next="https://evil.example"
+        )
+    assert reply.status_code == 403
+    assert "<script" not in reply.text
+    assert "&lt;script&gt;alert(1)" in reply.text
+    assert "evil.example" not in reply.text
+    assert len(reply.text) < 3000
+    assert "script-src" not in reply.headers["content-security-policy"]
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
+async def test_a_token_endpoint_that_redirects_gets_no_code_to_another_origin() -> None:
+    """The code and the verifier are for one issuer."""
+    async with guarded() as other, guarded() as evil, inspecting(other) as browser:
+        other.redirect = f"{evil.origin}/token"
+        reply = await browser.sign_in(other)
+        assert (reply.status_code, "gives no token" in reply.text) == (403, True)
+        assert (evil.forms, await browser.known()) == ([], None)
+
+
+@pytest.mark.parametrize("place", ["javascript:alert(1)", "http://evil.example/authorize", "data:text/html,x", ""])
+async def test_nobody_is_sent_to_what_is_no_protected_page(place: str) -> None:
+    """The server that is inspected chooses that address."""
+    async with guarded() as other, inspecting(other) as browser:
+        other.about = {"authorization_endpoint": place}
+        reply = await browser.begin()
+        assert (reply.status_code, "url" in reply.json()) == (502, False)
+
+
+async def test_only_pages_of_this_origin_sign_in_or_out_and_use_tokens() -> None:
+    """A page at another port of this machine is of the same site: cookies come along, and its Origin is let through."""
+    async with guarded() as other, inspecting(other) as browser:
+        await browser.sign_in(other)
+        asked = other.asked.copy()
+        for headers in ({"origin": "http://127.0.0.1:1"}, {"origin": "null"}, {"origin": "https://evil.example"}):
+            assert (await browser.http.post("/inspect/sign-in/1", json={}, headers=headers)).status_code == 403
+            assert (await browser.http.delete("/inspect/sign-in/1", headers=headers)).status_code == 403
+        assert other.asked == asked
+        neighbor = await browser.call(origin="http://127.0.0.1:1")
+        assert (neighbor.status_code, other.seen) == (401, [""])
+        listed = await browser.http.get("/inspect/servers", headers={"origin": "http://127.0.0.1:1"})
+        assert listed.json()["servers"][0]["signed_in"] is None
+        plain = httpx2.AsyncClient(base_url=browser.base, cookies=browser.http.cookies)
+        assert (await plain.post("/inspect/via/1", json=CALL)).status_code == 401
+        await plain.aclose()
+
+
+async def test_another_operator_at_the_same_browser_has_to_sign_in_themselves() -> None:
+    """Where people sign in to our own pages, the cookie alone isn't enough; coming back takes no credential."""
+    keys = auth.keys(named={"ada": "a" * 20, "bob": "b" * 20})
+    async with guarded() as other, inspecting(other, auth=keys) as browser:
+        browser.http.headers["authorization"] = "Bearer " + "a" * 20
+        state = (await browser.leave())["state"]
+        del browser.http.headers["authorization"]
+        assert (await browser.come_back(code="c", state=state, iss=other.origin)).status_code == 200
+        assert (await browser.call()).status_code == 401
+        browser.http.headers["authorization"] = "Bearer " + "a" * 20
+        assert (await browser.call()).status_code == 200
+        browser.http.headers["authorization"] = "Bearer " + "b" * 20
+        assert (await browser.known(), (await browser.call()).status_code) == (None, 401)
+
+
+async def test_nothing_of_it_answers_elsewhere() -> None:
+    """It reaches what this machine reaches, so it's for this machine only."""
+    mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
+    mcp.runtimes.bind = Bind(loopback=False)
+    try:
+        transport = httpx2.ASGITransport(mcp, client=("10.0.0.5", 1))
+        headers = {"authorization": "Bearer " + "k" * 20, "origin": "http://127.0.0.1"}
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
+            assert (await http.get("/inspect/callback?state=x&code=c")).status_code == 403
+            assert (await http.post("/inspect/sign-in/1", json={})).status_code == 403
+            assert (await http.delete("/inspect/sign-in/1")).status_code == 403
+    finally:
+        await mcp.stop()
+
+
+async def test_a_token_is_renewed_once_however_many_calls_need_it() -> None:
+    """A refresh token often counts once: two calls that use it would end the sign-in."""
+    async with guarded() as other, inspecting(other) as browser:
+        other.given = {"expires_in": 1}
+        await browser.sign_in(other)
+        other.given = {"expires_in": 3600}
+        replies = await asyncio.gather(*(browser.call() for _ in range(6)))
+        assert {each.status_code for each in replies} == {200}
+        assert [form["grant_type"] for form in other.forms] == ["authorization_code", "refresh_token"]
+        assert other.forms[1]["refresh_token"] == "refresh-1"
+
+
+async def test_a_token_that_the_server_refuses_is_renewed_and_the_call_sent_again() -> None:
+    """It may have been revoked before its time. Without a way to renew it, the page is asked."""
+    async with guarded() as other, inspecting(other) as browser:
+        await browser.sign_in(other)
+        other.valid.clear()
+        assert (await browser.call()).status_code == 200
+        other.valid.clear()
+        other.given = {"error": "invalid_grant", "access_token": ""}
+        assert (await browser.call()).status_code == 401
+        assert (await browser.known())["who"] == "ada"
+
+
+async def test_more_scopes_are_asked_for_beside_those_that_there_are() -> None:
+    """MCP: step-up keeps what was granted."""
+    async with guarded() as other, inspecting(other) as browser:
+        await browser.sign_in(other)
+        challenge = 'Bearer error="insufficient_scope", scope="orders:write"'
+        asked = await browser.leave(status=403, challenge=challenge)
+        assert asked["scope"] == "books:read orders:write"
+        assert other.asked["/register"] == 1
+
+
+@pytest.mark.parametrize("able", [True, False])
+async def test_who_signs_out_is_forgotten_here_and_revoked_there_if_that_can_be(able: bool) -> None:
+    """RFC 7009."""
+    async with guarded() as other, inspecting(other) as browser:
+        if not able:
+            other.about = {"revocation_endpoint": None}
+        await browser.sign_in(other)
+        reply = await browser.http.delete("/inspect/sign-in/1")
+        assert reply.json() == {"revoked": able}
+        tokens = {"refresh-1", token_for("ada", 1)} if able else set()
+        assert {form["token"] for form in other.revoked} == tokens
+        assert (await browser.known(), (await browser.call()).status_code) == (None, 401)
+        assert (await browser.http.delete("/inspect/sign-in/1")).json() == {"revoked": False}
+
+
+async def test_a_secret_that_the_operator_enters_is_for_one_issuer() -> None:
+    """A server that names another one later must not have it sent there."""
+    async with guarded() as other, guarded() as evil, inspecting(other) as browser:
+        asked = await browser.leave(client_id="mine", client_secret="my-secret")
+        await browser.come_back(code="c", state=asked["state"], iss=other.origin)
+        assert (asked["client_id"], other.asked["/register"], len(other.forms)) == ("mine", 0, 1)
+        other.metadata = evil.metadata  # type: ignore[method-assign]
+        reply = await browser.begin()
+        assert reply.status_code == 502
+        assert evil.forms == []
+
+
+async def test_a_server_whose_issuer_registers_nobody_says_what_to_do() -> None:
+    """An error says what happened, why, and what to do."""
+    async with guarded() as other, inspecting(other) as browser:
+        other.about = {"registration_endpoint": None}
+        said = (await browser.begin()).json()["detail"]
+        assert said == (
+            f"{other.origin} registers no clients. Register a client there with the redirect URI "
+            f"{browser.base}/inspect/callback, and enter its id below."
+        )
+        assert (await browser.http.post("/inspect/sign-in/7", json={})).status_code == 404
+        assert (await browser.http.post("/inspect/sign-in/1", content=b"x")).status_code == 400
