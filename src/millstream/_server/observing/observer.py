@@ -68,7 +68,8 @@ class Observer:
             wall: seconds since 1970.
         """
         # Configuration
-        self.registry = registry = Metrics()
+        registry = Metrics()
+        self.registry: Metrics = registry
         """The metrics."""
         self._connections = connections
         self._tools = tools

@@ -67,7 +67,7 @@ class FileStore:
 
     def __init__(self, path: Path | None = None) -> None:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        self.path = path or state / "millstream" / "tokens.json"
+        self.path: Path = path or state / "millstream" / "tokens.json"
 
     def load(self) -> Kept:
         """What was saved last; a file that can't be read counts as none."""

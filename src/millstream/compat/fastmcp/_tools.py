@@ -196,7 +196,7 @@ class Tool(OfFunction):
 
     def disable(self) -> None:
         """Do not offer the tool."""
-        self.enabled = False
+        self.enabled: bool = False
 
     def to_mcp_tool(self) -> types.Tool:
         """The tool as clients see it."""
