@@ -246,7 +246,7 @@ def test_what_a_worker_remembers_of_records_is_bounded_however_small_they_are() 
     """A fixed defect: the bound was one of values, and of small ones there were hundreds of thousands."""
 
     async def flood() -> int:
-        written = Written(cast("Any", SimpleNamespace(shared=True, epoch="a")), lambda value: 1.0)
+        written = Written(cast("Any", SimpleNamespace(shared=True, epoch="a")), lambda key, value: 1.0)
         tracemalloc.start()
         try:
             for number in range(60_000):

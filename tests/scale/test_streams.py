@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, one_worker, settle, until
 from millstream import Context, Server
 from millstream._server.calls.keys import load_secrets
+from millstream._stores.base import StoreFull
 from shared_store import SharedStore
 from wire import request
 
@@ -189,6 +191,33 @@ async def test_a_stream_that_the_store_missed_reaches_its_reader_and_is_told_to_
         followed = await second.get(headers, line.last_id)
         (message,) = await followed.end()
         assert "try again" in message["error"]["message"]
+
+
+@pytest.mark.parametrize("full", [True, False])
+async def test_a_stream_whose_end_the_store_missed_gets_one_when_the_store_is_back(*, full: bool) -> None:
+    """A fixed defect: with a full store, the call failed and its connection broke; and who came back waited in vain."""
+    async with fleet(make_talking) as (first, second):
+        headers = await first.initialize()
+        line = await talk(first, headers)
+        append = first.store.log.append
+
+        async def refuse(stream: str, *given: Any, **more: Any) -> None:
+            if stream.startswith("call:"):
+                raise StoreFull("It is full.")
+            await append(stream, *given, **more)
+
+        if full:
+            first.store.log.append = refuse
+        first.store.down = not full
+        allow(first, 3)
+        assert said(await line.end())[:3] == ["word 0", "word 1", "word 2"]
+        assert "result" in line.messages[-1]
+        first.store.log.append, first.store.down = append, False
+        followed = await second.get(headers, line.last_id)
+        await first.runtime.streams.touch(first.store.log, 300.0)
+        (message,) = await followed.end()
+        assert "try again" in message["error"]["message"]
+        assert not first.runtime.streams._unended
 
 
 async def test_the_logs_of_silent_calls_are_kept_by_one_burst() -> None:

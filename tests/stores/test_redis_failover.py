@@ -225,7 +225,7 @@ async def test_a_value_that_a_new_run_of_redis_lacks_is_written_again_by_whoever
 ) -> None:
     """Whoever listens hears that another run has taken over, and what was written before counts as the same data."""
     one, _ = workers
-    written = Written(one, lambda value: float(value or b"0"))
+    written = Written(one, lambda key, value: float(value or b"0"))
     interrupted = asyncio.Event()
     one.bus.subscribe("news", lambda _: None, interrupted=interrupted.set)
     await append(one, STREAM, b"a")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.sqlite.location import locate
 from millstream._stores.sqlite.store import SqliteStore
-from store_parts import append
+from store_parts import TTL, append, data_of
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def fill(path: Path) -> None:
         await store.open()
         for n in range(50):
             await append(store, f"call:{n}", bytes(1000), b"x" * 1000)
+            await store.kv.put(f"session:{n}", b"%d" % n, TTL)
         await store.close()
 
     asyncio.run(fill())
@@ -66,6 +68,22 @@ def overwritten(path: Path) -> None:
     path.write_bytes(content)
 
 
+def changed(path: Path) -> None:
+    """One byte of one entry is another one. SQLite itself sees nothing of it."""
+    fill(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"x" * 100) + 50] ^= 1
+    path.write_bytes(content)
+
+
+def without_its_epoch(path: Path) -> None:
+    fill(path)
+    database = sqlite3.connect(path)
+    with database:
+        database.execute("DELETE FROM meta WHERE name='epoch'")
+    database.close()
+
+
 def without_an_entry(path: Path) -> None:
     fill(path)
     database = sqlite3.connect(path)
@@ -81,6 +99,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no database": (no_database, "isn't a SQLite database"),
     "truncated": (truncated, "damaged"),
     "overwritten": (overwritten, "damaged"),
+    "changed": (changed, "damaged"),
+    "without its epoch": (without_its_epoch, "damaged"),
     "incomplete": (without_an_entry, "damaged"),
 }
 
@@ -95,6 +115,54 @@ def test_a_file_that_cannot_be_used_is_refused_with_a_reason_and_stays_as_it_is(
         asyncio.run(SqliteStore(locate(f"sqlite:///{path}")).open())
     assert str(path) in str(error.value)
     assert path.read_bytes() == before
+
+
+async def content(path: Path) -> dict[str, list[bytes] | bytes | None]:
+    store = SqliteStore(locate(f"sqlite:///{path}"))
+    await store.open()
+    found: dict[str, list[bytes] | bytes | None] = {
+        f"call:{n}": data_of(await store.log.read(f"call:{n}", None)) for n in range(50)
+    }
+    found |= {key: await store.kv.get(key) for key in sorted(await store.kv.keys(""))}
+    await store.close()
+    return found
+
+
+def test_what_the_disk_changed_is_refused_and_never_read_as_something_else(tmp_path: Path) -> None:
+    """A fixed defect: SQLite has no sums, so a third of all such accidents gave clients other data, in silence."""
+    whole, path = tmp_path / "whole.db", tmp_path / "store.db"
+    fill(whole)
+    before, refused = whole.read_bytes(), 0
+    for seed in range(60):
+        dice, damaged = random.Random(seed), bytearray(before)
+        for _ in range(dice.choice((1, 3, 20))):
+            size = dice.choice((1, 16, 512))
+            at = dice.randrange(4096, len(before) - size)
+            damaged[at : at + size] = dice.randbytes(size)
+        path.write_bytes(damaged)
+        try:
+            found = asyncio.run(content(path))
+        except LocalError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            refused += 1
+        else:
+            whole.write_bytes(before)
+            assert found == asyncio.run(content(whole)), f"seed {seed}"
+    assert refused
+
+
+def test_a_file_of_the_version_before_is_taken_over(path: Path) -> None:
+    """It had no sums."""
+    fill(path)
+    was = asyncio.run(content(path))
+    database = sqlite3.connect(path)
+    with database:
+        for table in ("kinds", "streams", "entries", "keys"):
+            database.execute(f"ALTER TABLE {table} DROP COLUMN sum")
+        database.execute("PRAGMA user_version=1")
+    database.close()
+    assert asyncio.run(content(path)) == was
+    assert asyncio.run(content(path)) == was, "also once it has been"
 
 
 def test_an_empty_file_is_a_new_store(path: Path) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from heapq import nlargest
 from random import randint
@@ -12,9 +13,10 @@ from typing import NamedTuple, Protocol
 
 from millstream._http.message import Sink
 from millstream._protocol.sse import COMMENT, retry
-from millstream._stores.base import EventLog
+from millstream._stores.base import EventLog, Sealed
 from millstream._stores.memory.deadlines import SLACK, Deadlines
 
+_MAX_UNENDED = 10_000
 _AWAY_MS = (1_000, 4_000)
 """How long clients wait before they come back when the server closes their streams: not all at once."""
 
@@ -45,7 +47,7 @@ class OpenStreams:
     """All open streams of one running server."""
 
     __slots__ = ("_by_owner", "_ends", "_kinds", "_max", "_max_age", "_max_per_owner", "_number", "_numbered",
-                 "_owned", "_sinks", "by_kind", "lines")  # fmt: skip
+                 "_owned", "_sinks", "_unended", "by_kind", "lines")  # fmt: skip
 
     def __init__(self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf) -> None:
         self._max_age = max_age
@@ -64,6 +66,8 @@ class OpenStreams:
         """How many there are of each kind: transport and revision."""
         self.lines: dict[str, Leaving] = {}
         """Log name -> the line of a call that runs here: it leaves when the stream is taken up elsewhere."""
+        self._unended: dict[str, Callable[[], Awaitable[None]]] = {}
+        """Log name -> what writes its end, which the store has not taken yet."""
 
     def __len__(self) -> int:
         return len(self._sinks)
@@ -170,8 +174,20 @@ class OpenStreams:
                 found = self._sinks[sink]
                 self._send_away(sink, found.code, found.dismiss)
 
+    def end_later(self, log: str, end: Callable[[], Awaitable[None]]) -> None:
+        """Write the end of a call's log once the store takes it. Of more than it holds, the oldest just expire."""
+        if len(self._unended) >= _MAX_UNENDED:
+            del self._unended[next(iter(self._unended))]
+        self._unended[log] = end
+
     async def touch(self, log: EventLog, ttl: float) -> None:
-        """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed."""
+        """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed. Logs
+        that lack their end get it.
+        """
+        for name, end in list(self._unended.items()):
+            with suppress(Sealed):
+                await end()
+            self._unended.pop(name, None)
         done = await asyncio.gather(*(log.touch(name, ttl) for name in self.lines), return_exceptions=True)
         for failure in done:
             if isinstance(failure, BaseException):

@@ -18,6 +18,7 @@ from millstream._server.calls.keys import Secrets, load_secrets
 from millstream._server.calls.notes import ObserveMessage, ignore_message
 from millstream._server.calls.sessions import Records
 from millstream._server.calls.threads import Threads
+from millstream._server.calls.written import Age, Brought, Written
 from millstream._server.peers import LEEWAY, Peers
 from millstream._server.questions.open import OpenQuestions
 from millstream._stores.base import Store
@@ -49,9 +50,9 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "bodies", "changes", "clock", "endings", "hub", "lacking", "leeway", "lifespan_of", "note",
-        "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings", "store", "streamed",
-        "threads",
+        "_ring", "_written", "bodies", "changes", "clock", "effects", "endings", "hub", "lacking", "leeway",
+        "lifespan_of", "note", "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings",
+        "store", "streamed", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: Changes, secrets: Secrets | None = None) -> None:
@@ -84,6 +85,9 @@ class Services:
         self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
         self.records: Records = Records(store, settings.record_ttl, self.peers, self.clock)
+        self.effects: Written | None = None
+        """The effects that happen once, from the first one on."""
+        self._written: list[Written] = []
         self.questions: OpenQuestions = OpenQuestions(
             max_open=settings.max_questions,
             max_per_owner=settings.max_questions_per_principal,
@@ -116,7 +120,16 @@ class Services:
         """Stop listening, and end the threads."""
         self.threads.close()
         await self.records.close()
+        for each in self._written:
+            await each.close()
         await self.peers.close()
+
+    def remember(self, age: Age, brought: Brought | None = None) -> Written:
+        """Keep what is written, for a store that fails over. See `Written`."""
+        written = Written(self.store, age, brought=brought, any_epoch=True)
+        self._written.append(written)
+        self.peers.on_interruption(written.missed)
+        return written
 
     def use(self, secrets: Secrets) -> None:
         """Seal with other secrets from now on."""

@@ -115,10 +115,7 @@ class Records:
         self._ttl = ttl
         self._peers = peers
         self._forgotten: list[Callable[[], None]] = []
-        self._written = Written(store, _age)
-        self._restoring: asyncio.Task[None] | None = None
-        self._missed = False
-        """The store may lack something that hasn't been looked for."""
+        self._written = Written(store, _age, brought=self._brought)
         # What this worker knows
         self.known: set[str] = set()
         """Sessions that have a record, or had one."""
@@ -143,7 +140,8 @@ class Records:
 
     async def close(self) -> None:
         """Stop reading for open streams."""
-        tasks = [*self._reading.values(), *([self._restoring] if self._restoring is not None else [])]
+        await self._written.close()
+        tasks = list(self._reading.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -163,24 +161,13 @@ class Records:
             forgotten()
         for session_id in self._watchers:
             self._read_soon(session_id)
-        self._missed = True
-        if self._written and (self._restoring is None or self._restoring.done()):
-            self._restoring = asyncio.get_running_loop().create_task(self._restore())
+        self._written.missed()
 
-    async def _restore(self) -> None:
-        """The store may be another one than before, and lack what this worker wrote last."""
-        while self._missed:
-            self._missed = False  # until another one takes over, which may lack what was just brought
-            try:
-                for key in await self._written.restore():
-                    session_id = key.removeprefix(_PREFIX)
-                    self._heard(session_id)
-                    await self._peers.tell(Recorded(session_id))
-                continue
-            except (LocalError, OSError) as exc:
-                _logger.warning("Session records could not be compared with the store; it is tried again: %s", exc)
-            self._missed = True
-            await asyncio.sleep(PAUSE)
+    async def _brought(self, keys: list[str]) -> None:
+        for key in keys:
+            session_id = key.removeprefix(_PREFIX)
+            self._heard(session_id)
+            await self._peers.tell(Recorded(session_id))
 
     def _heard(self, session_id: str) -> None:
         self._note(session_id)
@@ -362,7 +349,7 @@ def _pack(record: Record) -> bytes:
     return data
 
 
-def _age(raw: bytes | None) -> float:
+def _age(key: str, raw: bytes | None) -> float:
     """How old a record is in changes: one that is missing has none, and nothing follows a tombstone."""
     record = NO_RECORD if raw is None else _decode(raw)
     return math.inf if record.ended else record.changes

@@ -7,37 +7,48 @@ that can't be read, is ever overwritten.
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import astuple
+
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
+from millstream._stores.sqlite import sums
 from millstream._stores.sqlite.errors import named
 from millstream._stores.sqlite.location import Location
 from millstream._stores.sqlite.rows import Changes, Content, Stream, Value
 
 APPLICATION: Final = 0x4D53_5452
 """Marks the file as ours."""
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the tables below; the file has it as its `user_version`."""
 _TABLES: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE kinds (name TEXT PRIMARY KEY, highest INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE kinds (name TEXT PRIMARY KEY, highest INTEGER NOT NULL, sum INTEGER) WITHOUT ROWID;
 CREATE TABLE streams (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL, floor INTEGER NOT NULL, sealed INTEGER NOT NULL, until REAL NOT NULL
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, floor INTEGER NOT NULL, sealed INTEGER NOT NULL, until REAL NOT NULL,
+    sum INTEGER
 );
 CREATE TABLE entries (
-    stream INTEGER NOT NULL, offset INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, offset)
+    stream INTEGER NOT NULL, offset INTEGER NOT NULL, sum INTEGER, data BLOB NOT NULL, PRIMARY KEY (stream, offset)
 ) WITHOUT ROWID;
 CREATE TABLE keys (
-    name TEXT PRIMARY KEY, value BLOB NOT NULL, until REAL NOT NULL, place INTEGER NOT NULL
+    name TEXT PRIMARY KEY, value BLOB NOT NULL, until REAL NOT NULL, place INTEGER NOT NULL, sum INTEGER
 ) WITHOUT ROWID;
 """
-_MIGRATIONS: Final[dict[int, str]] = {}
+_MIGRATIONS: Final[dict[int, str]] = {
+    1: """
+ALTER TABLE kinds ADD COLUMN sum INTEGER; UPDATE kinds SET sum=kind_sum(name, highest);
+ALTER TABLE streams ADD COLUMN sum INTEGER; UPDATE streams SET sum=stream_sum(id, name, floor, sealed, until);
+ALTER TABLE entries ADD COLUMN sum INTEGER; UPDATE entries SET sum=entry_sum(stream, offset, data);
+ALTER TABLE keys ADD COLUMN sum INTEGER; UPDATE keys SET sum=key_sum(name, value, until, place)
+"""
+}
 """For each older version, the statements that make the next one of it."""
 _AT_ONCE: Final = (512, 64, 8, 1)
 """Rows of one statement: each statement takes turns with the event loop, and each new text has to be compiled."""
@@ -132,15 +143,21 @@ class File:
         for stream, floor in changes.cut:
             self._run("DELETE FROM entries WHERE stream=? AND offset<=?", (stream, floor))
         self._rows(
-            "INSERT OR REPLACE INTO streams (id, name, floor, sealed, until) VALUES {}",
-            [(each.id, each.name, each.floor, each.sealed, each.until) for each in changes.streams],
+            "INSERT OR REPLACE INTO streams (id, name, floor, sealed, until, sum) VALUES {}",
+            [(*row, sums.of_stream(*row)) for row in map(astuple, changes.streams)],
         )
-        self._rows("INSERT OR REPLACE INTO entries (stream, offset, data) VALUES {}", changes.entries)
-        self._rows("INSERT OR REPLACE INTO kinds (name, highest) VALUES {}", changes.highest)
+        self._rows(
+            "INSERT OR REPLACE INTO entries (stream, offset, data, sum) VALUES {}",
+            [(*row, sums.of_entry(*row)) for row in changes.entries],
+        )
+        self._rows(
+            "INSERT OR REPLACE INTO kinds (name, highest, sum) VALUES {}",
+            [(*row, sums.of_kind(*row)) for row in changes.highest],
+        )
         self._rows("DELETE FROM keys WHERE name IN (VALUES {})", [(key,) for key in changes.removed])
         self._rows(
-            "INSERT OR REPLACE INTO keys (name, value, until, place) VALUES {}",
-            [(each.key, each.value, each.until, each.order) for each in changes.values],
+            "INSERT OR REPLACE INTO keys (name, value, until, place, sum) VALUES {}",
+            [(*row, sums.of_key(*row)) for row in map(astuple, changes.values)],
         )
 
     def _rows(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -159,22 +176,25 @@ class File:
         Raises:
             ValueError: what is there can't be.
         """
-        found = [
-            Stream(*row) for row in self._some("SELECT id, name, floor, sealed, until FROM streams", "name", streams)
-        ]
+        select = "SELECT id, name, floor, sealed, until, sum FROM streams"
+        found = [Stream(*row) for row in _whole(self._some(select, "name", streams), sums.of_stream)]
         entries: dict[int, list[tuple[int, bytes]]] = {}
         if streams is None:
-            rows = self._run("SELECT stream, offset, data FROM entries ORDER BY stream, offset")
-            for number, group in groupby(rows, itemgetter(0)):
+            rows = self._run("SELECT stream, offset, data, sum FROM entries ORDER BY stream, offset")
+            for number, group in groupby(_whole(rows, sums.of_entry), itemgetter(0)):
                 entries[number] = [(offset, data) for _, offset, data in group]
         else:
             for each in found:
-                select = "SELECT offset, data FROM entries WHERE stream=? ORDER BY offset"
-                entries[each.id] = list(self._run(select, (each.id,)))
-        values = [Value(*row) for row in self._some("SELECT name, value, until, place FROM keys", "name", keys)]
+                rows = self._run(
+                    "SELECT stream, offset, data, sum FROM entries WHERE stream=? ORDER BY offset", (each.id,)
+                )
+                entries[each.id] = [(offset, data) for _, offset, data in _whole(rows, sums.of_entry)]
+        select = "SELECT name, value, until, place, sum FROM keys"
+        values = [Value(*row) for row in _whole(self._some(select, "name", keys), sums.of_key)]
         values.sort(key=lambda each: each.order)
         _check(found, entries)
-        highest = list(self._run("SELECT name, highest FROM kinds"))
+        rows = self._run("SELECT name, highest, sum FROM kinds")
+        highest = [(name, offset) for name, offset in _whole(rows, sums.of_kind)]
         return Content([(each, entries[each.id]) for each in found], values, highest)
 
     def _some(self, select: str, column: str, names: Iterable[str] | None) -> Iterable[tuple[Any, ...]]:
@@ -188,7 +208,10 @@ class File:
         return self._database.execute(statement, fields)
 
     def _one(self, statement: str) -> Any:
-        return self._run(statement).fetchone()[0]
+        row = self._run(statement).fetchone()
+        if row is None:
+            raise ValueError
+        return row[0]
 
     # opening
 
@@ -197,6 +220,7 @@ class File:
         self._database = sqlite3.connect(
             self.location.path, timeout=0.0, isolation_level=None, check_same_thread=False, cached_statements=256
         )
+        sums.provide(self._database)
         for pragma in _PRAGMAS:
             self._run(f"PRAGMA {pragma}")
         self._look()
@@ -234,7 +258,7 @@ class File:
                 self._run(statement)
             self._run("INSERT INTO meta VALUES ('epoch', ?), ('boot', '')", (secrets.token_hex(6),))
             self._run(f"PRAGMA application_id={APPLICATION}")
-        for old in range(max(version, 1), VERSION):
+        for old in range(version or VERSION, VERSION):
             for statement in _MIGRATIONS[old].split(";"):
                 self._run(statement)
         self._run(f"PRAGMA user_version={VERSION}")
@@ -267,6 +291,18 @@ def _create(path: Path) -> None:
         raise IsADirectoryError
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _whole(rows: Iterable[tuple[Any, ...]], sum_of: Callable[..., int]) -> Iterator[tuple[Any, ...]]:
+    """Rows without their sums, which have to be right."""
+    for *row, sum in rows:
+        try:
+            right = sum == sum_of(*row)
+        except (TypeError, AttributeError, UnicodeEncodeError):
+            right = False  # what was a number or a text is none any more
+        if not right:
+            raise ValueError
+        yield tuple(row)
 
 
 def _check(streams: list[Stream], entries: dict[int, list[tuple[int, bytes]]]) -> None:

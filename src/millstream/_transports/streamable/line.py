@@ -17,7 +17,7 @@ from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._server.call_log import END, MESSAGE, OPEN, append, event_id, log_name, stream_name
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services, lasts_until, principal_id
-from millstream._stores.base import Position, Sealed, StoreUnavailable
+from millstream._stores.base import Position, Sealed, StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 
 _LISTEN = "subscriptions/listen"
@@ -167,7 +167,7 @@ class PostLine:
                 sink.write(sse.encode_message(message, "" if position is None else event_id(self._stream, position)))
 
     async def _keep(self, mark: bytes, message: bytes, answers: RequestId | None) -> Position | None:
-        """Put a message into the log; None when the store does not answer.
+        """Put a message into the log; None when the store does not answer or is full.
 
         From then on the stream has no ids, since a message is missing in its log. Whoever comes back for it learns that
         at its end; the client that reads it misses nothing.
@@ -177,13 +177,19 @@ class PostLine:
             if self._kept:
                 return await append(services.store, services.settings, name, mark, message, answers)
             if mark == END:
-                lost = error_message(self._id, INTERNAL_ERROR, _LOST)
-                await append(services.store, services.settings, name, END, lost, None)
-        except StoreUnavailable:
+                await self._end_log()
+        except (StoreUnavailable, StoreFull):
             if self._kept:
-                _logger.warning("The store does not answer: the stream of a call goes on without it", exc_info=True)
+                _logger.warning("The store keeps nothing now: the stream of a call goes on without it", exc_info=True)
             self._kept = False
+            if mark == END and self._streams is not None:
+                self._streams.end_later(name, self._end_log)
         return None
+
+    async def _end_log(self) -> None:
+        """Tell whoever comes back for the stream that a part of it is lost."""
+        services, lost = self._services, error_message(self._id, INTERNAL_ERROR, _LOST)
+        await append(services.store, services.settings, self._log_name(), END, lost, None)
 
     async def _end_here(self) -> None:
         """This worker was away for so long that another one has told the client that the call is over: it is."""

@@ -16,7 +16,7 @@ from millstream.auth._issuing.plan import ACCESS, REFRESH, Plan
 from millstream.auth._issuing.records import REFRESH as REFRESHES
 from millstream.auth._issuing.records import Asked, Client, Code, Grant, digest, fits, new_secret
 from millstream.auth._issuing.signing import Signing
-from millstream.auth._issuing.vault import Vault, read
+from millstream.auth._issuing.vault import TOMBSTONE, Vault, read
 from millstream.auth._issuing.ways import User
 
 CODE_SECONDS = 60.0
@@ -25,7 +25,6 @@ GRACE = 10.0
 ENDED = "oauth-ended"
 """Topic on which workers hear of grants that have ended: the grant's id, a blank, and the subject."""
 _USED_SECONDS = 3600.0
-_TOMBSTONE = b"ended"
 _TRIES = 8
 _PREFIX = "mr_"
 """Scanners for leaked secrets find refresh tokens by that."""
@@ -131,12 +130,12 @@ class Grants:
     async def end(self, id: str, subject: str) -> None:
         """End a grant: its tokens count no more, on any worker, within a second."""
         # A tombstone, and not nothing: a code that is being redeemed just now must find the place taken.
-        await self._vault.put(_grant_key(id), _TOMBSTONE, _USED_SECONDS)
+        await self._vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
         await self._vault.tell(ENDED, f"{id} {subject}".encode())
 
     async def revoke_token(self, jti: str, subject: str, until: float) -> None:
         """End one access token that belongs to no grant."""
-        await self._vault.put(f"oauth-revoked:{jti}", _TOMBSTONE, max(1.0, until - self._vault.clock() + 120))
+        await self._vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self._vault.clock() + 120))
         await self._vault.tell(ENDED, f"- {subject}".encode())
 
     async def revoked(self, jti: str) -> bool:
