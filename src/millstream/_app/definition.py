@@ -238,14 +238,7 @@ class Definition(Tree):
                 while this server runs already.
             LocalError: the server runs in several workers, and only this one would have it.
         """
-        if self._is_part_of(other):
-            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
-        self._check_everywhere(other.name)
-        if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
-            what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"
-            raise ValueError(
-                f"{other.name!r} has {what}, and {self.name!r} runs already: mount it before, or in a lifespan"
-            )
+        self._check_mounted(other)
         items = [
             (kind, key, item, on)
             for kind in KINDS
@@ -258,6 +251,25 @@ class Definition(Tree):
             self._passed_over.update((id(other), each[0], each[1]) for each in taken)
         for kind, key, *_ in items:
             self._check_free(kind, prefixed(kind, key, prefix))
+        self._join(other, prefix)
+        for kind, key, item, on in items:
+            self._take(kind, key, item, prefix, on=on)
+        for (reference, argument), completer in other.registry.completers.items():
+            kind = "templates" if "{" in reference else "prompts"
+            self.complete(prefixed(kind, reference, prefix), argument, completer)
+
+    def _check_mounted(self, other: Self) -> None:
+        if self._is_part_of(other):
+            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
+        self._check_everywhere(other.name)
+        if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
+            what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"
+            raise ValueError(
+                f"{other.name!r} has {what}, and {self.name!r} runs already: mount it before, or in a lifespan"
+            )
+
+    def _join(self, other: Self, prefix: str) -> None:
+        """Know each other, unless their paths don't go together."""
         self.mounted.append(other)
         other._mounted_on.append((self, prefix))
         if any(other.paths()):
@@ -269,11 +281,6 @@ class Definition(Tree):
                 self.mounted.remove(other)
                 other._mounted_on.remove((self, prefix))
                 raise
-        for kind, key, item, on in items:
-            self._take(kind, key, item, prefix, on=on)
-        for (reference, argument), completer in other.registry.completers.items():
-            kind = "templates" if "{" in reference else "prompts"
-            self.complete(prefixed(kind, reference, prefix), argument, completer)
 
     # Changes
 

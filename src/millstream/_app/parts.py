@@ -65,23 +65,21 @@ def make_observer(
         connections=streams.by_kind,
     )
     read = observer.registry.read
-    read(
-        "gauge",
-        "hub_backend_up",
-        "The store answers.",
-        lambda: {(health.kind,): int(health.up)},
-        ("kind",),
-        merge="min",
-    )
+    read("gauge", "hub_backend_up", "The store answers.", lambda: _by({health.kind: health.up}), ("kind",), merge="min")
     if hub is not None:
-        stats, back = hub.stats, "Subscribers that came back: all was told again, or there was a gap."
-        read("counter", "hub_events_published_total", "Events published here.", lambda: {(): stats().published})
-        read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): stats().delivered})
-        read("counter", "hub_events_dropped_total", "Subscribers that were cut.", lambda: _by(stats().cut), ("reason",))
-        read("counter", "hub_replay_total", back, lambda: _by(stats().replays), ("outcome",))
-        read("gauge", "hub_streams_active", "Subscribers now.", lambda: _by(stats().transports), ("transport",))
-        read("gauge", "hub_send_queue_bytes", "Bytes not yet taken.", lambda: {(): hub.queued_bytes()})
+        _measure_hub(observer.registry, hub)
     return observer
+
+
+def _measure_hub(metrics: "Metrics", hub: "Hub") -> None:
+    read, stats = metrics.read, hub.stats
+    back = "Subscribers that came back: all was told again, or there was a gap."
+    read("counter", "hub_events_published_total", "Events published here.", lambda: {(): stats().published})
+    read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): stats().delivered})
+    read("counter", "hub_events_dropped_total", "Subscribers that were cut.", lambda: _by(stats().cut), ("reason",))
+    read("counter", "hub_replay_total", back, lambda: _by(stats().replays), ("outcome",))
+    read("gauge", "hub_streams_active", "Subscribers now.", lambda: _by(stats().transports), ("transport",))
+    read("gauge", "hub_send_queue_bytes", "Bytes not yet taken.", lambda: {(): hub.queued_bytes()})
 
 
 async def metrics_of_machine(metrics: "Metrics", stack: AsyncExitStack) -> Callable[[], Awaitable[bytes]]:
@@ -98,7 +96,7 @@ async def metrics_of_machine(metrics: "Metrics", stack: AsyncExitStack) -> Calla
 
 
 def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
-    return {(name,): count for name, count in counts.items()}
+    return {(name,): int(count) for name, count in counts.items()}
 
 
 _MAX_NAME = 1024

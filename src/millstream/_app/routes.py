@@ -18,6 +18,7 @@ from millstream._transports.streamable.post import Streamable
 from millstream._transports.streamable.sessions import HttpSessions
 
 if TYPE_CHECKING:
+    from millstream._app.added import AddedPaths
     from millstream._app.looking import Live
     from millstream._transports.websocket.route import WebSocketRoute
     from millstream.hub import Hub
@@ -78,24 +79,9 @@ class Routes:
         if render_metrics is not None:
             self._add_metrics(render_metrics, health)
         self._added = protection.added
-        fixed = set[str]() if self._added is None else self._added.fixed
         if self._added is not None:
-            # Whether one is public is the program's word, so it must not be about a path of ours.
-            taken = self._added.exact.keys() & self._by_path.keys() - fixed
-            if taken:
-                raise ValueError(
-                    f"{min(taken)!r} is a path of Millstream's own here. Use another one for your own route"
-                )
-            kept = {each: handlers for each, handlers in self._by_path.items() if each not in fixed}
-            self._by_path = {**self._added.exact, **kept}
-            self._streams -= fixed
-        for each in self._streams & self._by_path.keys():
-            handlers = self._by_path[each]
-            self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
-        self._by_path = {each: protection.protect(each, handlers) for each, handlers in self._by_path.items()}
-        if "rest" in parts:
-            self._add_home(protection)
-        self._prefixes = [(each, protection.protect(each, handlers)) for each, handlers in self._prefixes]
+            self._add_own(self._added)
+        self._protect(protection, home="rest" in parts)
         self._hot = {
             (method.encode(), each.encode()): handler
             for each, handlers in self._by_path.items()
@@ -133,6 +119,25 @@ class Routes:
         self._prefixes.append(("/tools/", {"POST": rest.run_tool}))
         for path, handler in shown_pages(None if pages else ("docs",)).items():
             self._by_path[path] = {"GET": handler}
+
+    def _add_own(self, added: "AddedPaths") -> None:
+        """The program's own paths. Whether one is public is the program's word, so it must not be a path of ours."""
+        taken = added.exact.keys() & self._by_path.keys() - added.fixed
+        if taken:
+            raise ValueError(f"{min(taken)!r} is a path of Millstream's own here. Use another one for your own route")
+        kept = {each: handlers for each, handlers in self._by_path.items() if each not in added.fixed}
+        self._by_path = {**added.exact, **kept}
+        self._streams -= added.fixed
+
+    def _protect(self, protection: Protection, *, home: bool) -> None:
+        """Put the guard in front of all paths, and close what opens a stream to pages of other sites."""
+        for each in self._streams & self._by_path.keys():
+            handlers = self._by_path[each]
+            self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
+        self._by_path = {each: protection.protect(each, handlers) for each, handlers in self._by_path.items()}
+        if home:
+            self._add_home(protection)
+        self._prefixes = [(each, protection.protect(each, handlers)) for each, handlers in self._prefixes]
 
     def _add_home(self, protection: Protection) -> None:
         """Where nothing else has ``/``, it leads to a page, for those who may have that page."""

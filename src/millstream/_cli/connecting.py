@@ -4,7 +4,7 @@ import asyncio
 import difflib
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from millstream._cli.showing import one_line, safe
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
+from millstream._protocol.json_schema import members
 from millstream.client._client import Client
 from millstream.client._errors import (
     AccessDenied,
@@ -203,7 +204,7 @@ def value_of(text: str, schema: Any) -> Any:
     """A word of the command line as the type that a schema wants."""
     import json  # noqa: PLC0415 - few commands need it
 
-    kind = cast("dict[str, Any]", schema).get("type") if isinstance(schema, dict) else None
+    kind = members(schema).get("type")
     if kind == "string":
         return text
     try:

@@ -6,8 +6,8 @@ a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (M
 """
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeGuard, cast, get_args
 
 from msgspec.json import schema_components
 
@@ -50,6 +50,20 @@ def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
 def is_array(value: Any) -> TypeGuard[list[Any]]:
     """Whether a JSON value is an array."""
     return isinstance(value, list)
+
+
+def members(value: Any) -> dict[str, Any]:
+    """The members of a JSON object; none of any other value."""
+    return value if is_object(value) else {}
+
+
+def value_at(value: Any, path: Iterable[str]) -> Any:
+    """The value at a path of members; None where there is none."""
+    for name in path:
+        if not isinstance(value, Mapping):
+            return None
+        value = cast("Mapping[str, Any]", value).get(name)
+    return value
 
 
 def integral(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args
 from msgspec import Struct
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
+from millstream._protocol.json_schema import value_at
 
 ANNOTATION = "x-mcp-header"
 MAX_SAFE_INTEGER = 2**53 - 1
@@ -152,7 +153,7 @@ def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], argum
     """
     for param in params:
         raw = headers.get(param.header)
-        value = _value_at(param.path, arguments)
+        value = value_at(arguments, param.path)
         if raw is None and value is None:
             continue
         header = param.header.decode()
@@ -163,15 +164,6 @@ def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], argum
             raise _mismatch(f"{header} is present, but argument {argument!r} is not given")
         if not _same(decode_value(raw, header), value):
             raise _mismatch(f"{header} does not match argument {argument!r}")
-
-
-def _value_at(path: tuple[str, ...], arguments: Mapping[str, Any]) -> Any:
-    value: Any = arguments
-    for key in path:
-        if not isinstance(value, Mapping):
-            return None
-        value = cast("Mapping[str, Any]", value).get(key)
-    return value
 
 
 def _same(text: str, value: Any) -> bool:

@@ -5,12 +5,13 @@ Any worker with the key reads it, so a session that opens nothing takes no memor
 """
 
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
+from millstream._protocol.json_schema import value_at
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 
@@ -129,7 +130,7 @@ def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:
     """
     bits = 0
     for bit, (path, make) in enumerate(_CAPABILITIES):
-        found = _at(capabilities, path)
+        found = value_at(capabilities, path)
         if isinstance(found, dict) if make is dict else found == make():
             bits |= 1 << bit
     return bits, capabilities_of(bits) == capabilities
@@ -145,14 +146,6 @@ def capabilities_of(bits: int) -> dict[str, Any]:
                 inner = inner.setdefault(name, {})
             inner[path[-1]] = make()
     return capabilities
-
-
-def _at(value: object, path: tuple[str, ...]) -> object:
-    for name in path:
-        if not isinstance(value, dict):
-            return None
-        value = cast("dict[str, object]", value).get(name)
-    return value
 
 
 def _cut(text: str) -> str:

@@ -25,17 +25,8 @@ class Sweep:
     """Looks at every call once a tick, from `open` to `close`."""
 
     __slots__ = (
-        "_beat",
-        "_dispatcher",
-        "_each_tick",
-        "_pending",
-        "_task",
-        "_told",
-        "_touch",
-        "clock",
-        "lag",
-        "started",
-    )
+        "_beat", "_dispatcher", "_each_tick", "_pending", "_task", "_told", "_touch", "clock", "lag", "started",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ FINE = tuple(
     float(f"{digit}e{power}") for power in range(-5, 2) for digit in ("1", "1.5", "2", "3", "4", "5", "6", "8")
 )
 """Bounds that quantiles lie between: nearly all of our calls end before the first of `DURATIONS`."""
+SHARES = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
@@ -318,6 +319,12 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
             return lower * (bound / lower) ** share if lower else bound * share
         below += count
     return bounds[-1]
+
+
+def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
+    """What a page shows of durations that were counted in seconds: each of `SHARES`, in milliseconds."""
+    found = {name: quantile(bounds, counts, share) for name, share in SHARES}
+    return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
 
 
 def _family(name: str, help: str, labels: Labels) -> Family:

@@ -5,10 +5,11 @@ Nothing that a model or a server does ends the conversation here.
 
 import asyncio
 import json
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
 
+from millstream._protocol.json_schema import is_object
 from millstream.agent._answer import Emit
 from millstream.agent._content import Part, cut, show_result
 from millstream.agent._events import Calling, Outcome, Progressed, Returned
@@ -100,9 +101,9 @@ def read_arguments(text: str) -> dict[str, Any]:
         found: Any = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise Unreadable(f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}.") from exc
-    if not isinstance(found, dict):
+    if not is_object(found):
         raise Unreadable(f"The arguments must be a JSON object, not {text[:_SHOWN]!r}.")
-    return cast("dict[str, Any]", found)
+    return found
 
 
 def _approval(tool: Tool, arguments: dict[str, Any]) -> Approval:

@@ -38,11 +38,17 @@ async def sample(
         stop=asked.stop_sequences or (),
     )
     try:
-        async with contextlib.aclosing(model.stream(request)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Reply):
-                    stop = _STOPS.get(piece.stop, piece.stop)
-                    return SampleResult("assistant", Text(piece.text), model.name, stop)
+        reply = await _reply(model, request)
     except ModelError as exc:
         raise ProtocolError(INTERNAL_ERROR, str(exc)) from exc
-    raise ProtocolError(INTERNAL_ERROR, "The model ended its answer without a reply")
+    if reply is None:
+        raise ProtocolError(INTERNAL_ERROR, "The model ended its answer without a reply")
+    return SampleResult("assistant", Text(reply.text), model.name, _STOPS.get(reply.stop, reply.stop))
+
+
+async def _reply(model: Model, request: Request) -> Reply | None:
+    async with contextlib.aclosing(model.stream(request)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Reply):
+                return piece
+    return None

@@ -6,8 +6,9 @@ out of lists, as the specification wants.
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
+from millstream._protocol.json_schema import value_at
 from millstream._protocol.messages import ToolDescription
 from millstream._protocol.param_headers import ParamHeader, encode_value, find_annotations
 
@@ -46,7 +47,7 @@ class ToolHeaders:
             return _NONE
         headers: dict[str, str] = {}
         for param in known:
-            text = _text(_at(param.path, arguments))
+            text = _text(value_at(arguments, param.path))
             if text is not None:
                 headers[_spelled(param)] = encode_value(text)
         return headers
@@ -54,13 +55,6 @@ class ToolHeaders:
 
 def _spelled(param: ParamHeader) -> str:
     return param.header.decode().title()
-
-
-def _at(path: tuple[str, ...], arguments: Mapping[str, Any]) -> Any:
-    value: Any = arguments
-    for key in path:
-        value = cast("Mapping[str, Any]", value).get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def _text(value: Any) -> str | None:

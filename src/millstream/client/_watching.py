@@ -32,16 +32,8 @@ class Changes:
     """``async with client.watch(…) as changes: async for change in changes: …``."""
 
     __slots__ = (
-        "_fault",
-        "_filter",
-        "_incoming",
-        "_news",
-        "_open_ones",
-        "_requests",
-        "_subscription",
-        "_task",
-        "_waiting",
-    )
+        "_fault", "_filter", "_incoming", "_news", "_open_ones", "_requests", "_subscription", "_task", "_waiting",
+    )  # fmt: skip
 
     def __init__(
         self, requests: Requests, incoming: Incoming, wanted: SubscriptionFilter, open_ones: set["Changes"]

@@ -22,14 +22,7 @@ class Attendance:
     """The arrivals and departures of this worker's subscribers."""
 
     __slots__ = (
-        "_arrivals",
-        "_audience",
-        "_delivery",
-        "_departed",
-        "_departures",
-        "_journal",
-        "_mailboxes",
-        "_presence",
+        "_arrivals", "_audience", "_delivery", "_departed", "_departures", "_journal", "_mailboxes", "_presence",
         "replays",
     )  # fmt: skip
 
@@ -120,12 +113,14 @@ class Attendance:
             self._departures.clear()
             try:
                 while self._departed:
-                    subscription = self._departed.popleft()
-                    if subscription.member is not None:
-                        for channel in _shown_on(subscription):
-                            await self._presence.leave(channel, subscription.member)
+                    await self._tell_departure(self._departed.popleft())
             except (LocalError, OSError):
                 _logger.exception("The hub could not tell who left; it is tried again.")
+
+    async def _tell_departure(self, subscription: Subscription) -> None:
+        if subscription.member is not None:
+            for channel in _shown_on(subscription):
+                await self._presence.leave(channel, subscription.member)
 
 
 def _shown_on(subscription: Subscription) -> list[str]:

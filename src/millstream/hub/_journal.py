@@ -40,16 +40,8 @@ class Journal:
     """The journal and the histories, as one worker writes and has read them."""
 
     __slots__ = (
-        "_clock",
-        "_limits",
-        "_recent",
-        "_recent_bytes",
-        "_recent_floor",
-        "_shared",
-        "_store",
-        "epoch",
-        "offset",
-    )
+        "_clock", "_limits", "_recent", "_recent_bytes", "_recent_floor", "_shared", "_store", "epoch", "offset",
+    )  # fmt: skip
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration

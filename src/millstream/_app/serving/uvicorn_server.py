@@ -205,13 +205,30 @@ def serve(
         why = loaded.reason or "it was switched off"
         logger.warning("Serving through plain ASGI (%s). Not enforced: %s.", why, "; ".join(GUARD_ONLY))
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-    config = uvicorn.Config(
+    config = _config(application, host, port, protocol or "httptools", certificate)
+    running = _Uvicorn(
+        config, application,
+        loopback=is_loopback(host), told=told, stops=stops, seats=seats, certificate=certificate,
+    )  # fmt: skip
+    try:
+        running.run(sockets=listeners)
+    except SystemExit as exc:
+        if exc.code == STARTUP_FAILURE:  # uvicorn's own status; ours for what can't be done is 1
+            sys.exit(1)
+        raise
+
+
+def _config(
+    application: Application, host: str, port: int, protocol: Any, certificate: Certificate | None
+) -> uvicorn.Config:
+    settings, parts = application.runtimes.definition.settings, application.runtimes.definition.parts
+    return uvicorn.Config(
         application,
         ssl_context_factory=None if certificate is None else certificate.given,
         host=host,
         port=port,
-        http=protocol or "httptools",
-        ws=WEBSOCKET if "hub" in definition.parts else "none",
+        http=protocol,
+        ws=WEBSOCKET if "hub" in parts else "none",
         ws_max_size=settings.max_message,
         ws_per_message_deflate=False,
         ws_ping_interval=settings.heartbeat,
@@ -223,13 +240,3 @@ def serve(
         timeout_keep_alive=int(settings.keep_alive),
         timeout_graceful_shutdown=AFTER_DRAIN,
     )
-    running = _Uvicorn(
-        config, application,
-        loopback=is_loopback(host), told=told, stops=stops, seats=seats, certificate=certificate,
-    )  # fmt: skip
-    try:
-        running.run(sockets=listeners)
-    except SystemExit as exc:
-        if exc.code == STARTUP_FAILURE:  # uvicorn's own status; ours for what can't be done is 1
-            sys.exit(1)
-        raise

@@ -10,15 +10,16 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
 
 from millstream._app.serving.errors import CommandError
 from millstream._cli.installing import jsonc, toml_tables, yaml_blocks
 from millstream._cli.installing.broken import Broken
+from millstream._protocol.json_schema import value_at
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -207,19 +208,11 @@ def _refused(path: Path, exc: Broken) -> CommandError:
 def _in_json(text: str, path: Sequence[str]) -> Any:
     if not text.strip("\ufeff \t\r\n"):
         return None
-    return _at(jsonc.read(text).value, path)
+    return value_at(jsonc.read(text).value, path)
 
 
 def _in_toml(text: str, path: Sequence[str]) -> Any:
-    return _at(toml_tables.read(text), path)
-
-
-def _at(document: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        if not isinstance(document, Mapping):
-            return None
-        document = cast("Mapping[str, Any]", document).get(name)
-    return document
+    return value_at(toml_tables.read(text), path)
 
 
 _Put = Callable[[str, Sequence[str], Any], str]

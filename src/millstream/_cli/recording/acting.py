@@ -8,11 +8,12 @@ of the request at hand.
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from millstream._cli.recording.standard_input import lines, say
-from millstream._cli.recording.transcript import Exchange, is_answer, plain_params, progress_token
+from millstream._cli.recording.transcript import Exchange, is_answer, params_of, plain_params, progress_token
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND
+from millstream._protocol.json_schema import is_array, is_object
 
 _BY_METHOD = frozenset({"initialize", "ping", "server/discover", "logging/setLevel"})
 
@@ -33,9 +34,9 @@ class Actor:
                 message: Any = json.loads(line)
             except ValueError:
                 continue
-            for each in cast("list[object]", message) if isinstance(message, list) else [message]:
-                if isinstance(each, dict):
-                    self._take(cast("dict[str, Any]", each))
+            for each in message if is_array(message) else [message]:
+                if is_object(each):
+                    self._take(each)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,9 +88,7 @@ class Actor:
     def _as_now(reply: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
         if is_answer(reply) and reply.get("id") == then.get("id"):
             return {**reply, "id": now["id"]}
-        found: Any = reply.get("params")
-        params = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-        token = progress_token(then)
+        params, token = params_of(reply), progress_token(then)
         if token is not None and params.get("progressToken") == token:
             return {**reply, "params": {**params, "progressToken": progress_token(now)}}
         return reply

@@ -37,16 +37,9 @@ async def stand_between(command: Command, writer: Writer) -> int:
     outward = [asyncio.create_task(_from_server(process, writer)), asyncio.create_task(_asides(process, writer))]
     try:
         await asyncio.wait((inward, *outward[:1]), return_when=asyncio.FIRST_COMPLETED)
-        try:
-            async with asyncio.timeout(_GRACE):
-                await process.wait()
-        except TimeoutError:
-            process.terminate()
-            try:
-                async with asyncio.timeout(_GRACE):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
+        for end in (process.terminate, process.kill):
+            if not await _ends(process):
+                end()
         await asyncio.gather(*outward)
     finally:
         inward.cancel()
@@ -54,6 +47,14 @@ async def stand_between(command: Command, writer: Writer) -> int:
             process.kill()
             await process.wait()
     return process.returncode or 0
+
+
+async def _ends(process: asyncio.subprocess.Process) -> bool:
+    """Whether it ends by itself within its time of grace."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE):
+            await process.wait()
+    return process.returncode is not None
 
 
 async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> None:

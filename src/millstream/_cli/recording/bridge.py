@@ -8,14 +8,15 @@ arguments that tools want there. A stream that breaks isn't taken up again.
 import asyncio
 import json
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream._cli.recording.standard_input import lines, say
-from millstream._cli.recording.transcript import Writer
+from millstream._cli.recording.transcript import Writer, params_of
 from millstream._protocol.errors import INTERNAL_ERROR
+from millstream._protocol.json_schema import members, value_at
 from millstream._protocol.messages import ToolDescription
 from millstream._protocol.metadata import VERSION_KEY
 from millstream._protocol.param_headers import encode_value
@@ -89,7 +90,7 @@ class Bridge:
             found: Any = json.loads(line)
         except ValueError:
             found = None
-        message = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+        message = members(found)
         posting = self._post(line, message)
         if message.get("method") in ("initialize", "notifications/initialized"):
             await posting  # what follows stands on it
@@ -116,17 +117,14 @@ class Bridge:
 
     def _headers(self, message: dict[str, Any]) -> str:
         method = str(message.get("method") or "")
-        params: Any = message.get("params")
-        fields = cast("dict[str, Any]", params) if isinstance(params, dict) else {}
+        fields = params_of(message)
         head = f"{_TAKES}Mcp-Method: {encode_value(method)}\r\n" if method else _TAKES
         name = fields.get("name") or fields.get("uri")
         if isinstance(name, str):
             head += f"Mcp-Name: {encode_value(name)}\r\n"
-        arguments: Any = fields.get("arguments")
-        if method == "tools/call" and isinstance(arguments, dict):
-            head += lines_of(self._tools.of(str(name), cast("dict[str, Any]", arguments)))
-        meta: Any = fields.get("_meta")
-        version = cast("dict[str, Any]", meta).get(VERSION_KEY) if isinstance(meta, dict) else None
+        if method == "tools/call":
+            head += lines_of(self._tools.of(str(name), members(fields.get("arguments"))))
+        version = value_at(fields, ("_meta", VERSION_KEY))
         return head + self._about(str(version or self._revision))
 
     def _about(self, version: str) -> str:

@@ -7,11 +7,12 @@ belongs to a connection or a revision isn't compared.
 import difflib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.recording.transcript import Exchange, Said, is_answer, plain_params
+from millstream._cli.recording.transcript import Exchange, Said, is_answer, params_of, plain_params
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.client._client import Client
 from millstream.client._errors import Failure
 from millstream.client._questions import Answered, Question
@@ -52,7 +53,7 @@ def answers(said: list[Said]) -> Callable[[Question], Answered]:
         if given is None or given.get("action") != "accept":
             return str(given.get("action")) if given is not None else "decline"
         content = given.get("content")
-        return cast("dict[str, Any]", content) if isinstance(content, dict) else True
+        return content if is_object(content) else True
 
     return elicit
 
@@ -69,11 +70,8 @@ def _answered(said: list[Said]) -> Iterator[Mapping[str, Any]]:
             continue
         if is_answer(message) and json.dumps(message.get("id")) in asked:
             yield _result(message)
-        params: Any = message.get("params")
-        responses: Any = cast("dict[str, Any]", params).get("inputResponses") if isinstance(params, dict) else None
-        if isinstance(responses, dict):
-            found = cast("dict[str, Any]", responses).values()
-            yield from (cast("dict[str, Any]", each) for each in found if isinstance(each, dict) and "action" in each)
+        responses = members(params_of(message).get("inputResponses"))
+        yield from (each for each in responses.values() if is_object(each) and "action" in each)
 
 
 async def compare(client: Client, exchange: Exchange, ignored: Collection[str]) -> Compared:
@@ -95,22 +93,19 @@ async def compare(client: Client, exchange: Exchange, ignored: Collection[str]) 
 
 
 def _text(answer: Mapping[str, Any], ignored: Collection[str]) -> str:
-    error: Any = answer.get("error")
-    if isinstance(error, dict):
-        fields = cast("dict[str, Any]", error)
-        answer = {"error": {"code": fields.get("code"), "message": fields.get("message")}}
+    error = answer.get("error")
+    if is_object(error):
+        answer = {"error": {"code": error.get("code"), "message": error.get("message")}}
     return json.dumps(_without(answer, {*ignored, *_OF_REVISIONS}), indent=2, sort_keys=True, ensure_ascii=False)
 
 
 def _without(value: Any, names: Collection[str]) -> Any:
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {name: _without(each, names) for name, each in fields.items() if name not in names}
-    if isinstance(value, list):
-        return [_without(each, names) for each in cast("list[object]", value)]
+    if is_object(value):
+        return {name: _without(each, names) for name, each in value.items() if name not in names}
+    if is_array(value):
+        return [_without(each, names) for each in value]
     return value
 
 
 def _result(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    result = answer.get("result")
-    return cast("dict[str, Any]", result) if isinstance(result, dict) else {}
+    return members(answer.get("result"))

@@ -10,12 +10,13 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
 
 import millstream
 from millstream._app.serving.errors import CommandError
+from millstream._protocol.json_schema import is_array, is_object, members, value_at
 
 MAX_BYTES = 256 * 1024 * 1024
 """A recording stops here; what is recorded goes on."""
@@ -115,17 +116,16 @@ def _read(line: str, number: int, path: Path) -> list[Said]:
         entry: Any = json.loads(line)
     except ValueError:
         entry = None
-    if not isinstance(entry, dict) or not {"from", "session"} & cast("dict[str, Any]", entry).keys():
+    fields = members(entry)
+    if not {"from", "session"} & fields.keys():
         raise CommandError(
             f"Line {number} of {path} isn't one of a recording.",
             why='Each line is like {"at": 0.1, "from": "client", "message": {}}.',
             fix="Give a file that millstream record made.",
         )
-    fields = cast("dict[str, Any]", entry)
     found: Any = fields.get("message")
-    messages = cast("list[object]", found) if isinstance(found, list) else [found]
     who = str(fields.get("from"))
-    return [Said(who, cast("dict[str, Any]", each), number) for each in messages if isinstance(each, dict)]
+    return [Said(who, each, number) for each in (found if is_array(found) else [found]) if is_object(each)]
 
 
 class Exchange(Struct):
@@ -165,7 +165,7 @@ def _owner(message: Mapping[str, Any], open_: list[Exchange]) -> Exchange | None
     """The running request that a message of the server belongs to."""
     if is_answer(message):
         return next((each for each in open_ if each.request.get("id") == message.get("id")), None)
-    token = _params(message).get("progressToken")
+    token = params_of(message).get("progressToken")
     if token is not None:
         return next((each for each in open_ if progress_token(each.request) == token), None)
     return open_[-1] if open_ else None
@@ -178,13 +178,12 @@ def is_answer(message: Mapping[str, Any]) -> bool:
 
 def progress_token(request: Mapping[str, Any]) -> Any:
     """What progress of a request is marked with."""
-    meta = _params(request).get("_meta")
-    return cast("dict[str, Any]", meta).get("progressToken") if isinstance(meta, dict) else None
+    return value_at(request, ("params", "_meta", "progressToken"))
 
 
-def _params(message: Mapping[str, Any]) -> dict[str, Any]:
-    params = message.get("params")
-    return cast("dict[str, Any]", params) if isinstance(params, dict) else {}
+def params_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a message."""
+    return members(message.get("params"))
 
 
 _OF_ROUNDS = ("_meta", "requestState", "inputResponses")
@@ -192,4 +191,4 @@ _OF_ROUNDS = ("_meta", "requestState", "inputResponses")
 
 def plain_params(message: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters without what differs from one connection to the next."""
-    return {name: value for name, value in _params(message).items() if name not in _OF_ROUNDS}
+    return {name: value for name, value in params_of(message).items() if name not in _OF_ROUNDS}

@@ -16,7 +16,7 @@ def install(dispatcher: Dispatcher) -> None:
     for handlers in (
         ToolHandlers(registry, services),
         ResourceHandlers(registry, services),
-        PromptHandlers(registry, services),
+        PromptHandlers(registry),
         CompletionHandlers(registry, services),
         SessionHandlers(services),
         ListenHandlers(registry, services),

@@ -11,7 +11,6 @@ from millstream._protocol.messages import GetPromptRequestParams
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
 from millstream._server.features.registry import Registry
 from millstream._server.functions.reading import ArgumentError
@@ -25,11 +24,10 @@ _get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
 class PromptHandlers:
     """Handlers of the prompt methods."""
 
-    __slots__ = ("_registry", "_services")
+    __slots__ = ("_registry",)
 
-    def __init__(self, registry: Registry, services: Services) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._services = services
 
     def table(self) -> Mapping[str, Handler]:
         return {"prompts/list": self.list, "prompts/get": self.get}

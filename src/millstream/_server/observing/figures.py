@@ -10,13 +10,11 @@ from typing import Any, TypeVar, cast
 
 from msgspec import Struct
 
-from millstream._telemetry.metrics import Labels, quantile
+from millstream._telemetry.metrics import Labels, percentiles
 from millstream._telemetry.sketch import size, union
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
-
-_SHARES = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 
 
 class Operation(Struct, frozen=True, array_like=True, gc=False):
@@ -146,18 +144,15 @@ def _longer(one: list[int], other: list[int]) -> list[int]:
 
 
 def _row(key: tuple[str, str], operation: Operation, bounds: Sequence[float]) -> dict[str, Any]:
-    row: dict[str, Any] = {
+    return {
         "method": key[0],
         "name": key[1],
         "calls": operation.calls,
         "errors": operation.errors,
         "per_second": round(operation.per_second, 2),
         "rate": None if operation.rate is None else round(operation.rate, 2),
+        **percentiles(bounds, operation.grown),
     }
-    for name, share in _SHARES:
-        value = quantile(bounds, operation.grown, share) if operation.grown else None
-        row[name] = None if value is None else round(value * 1000, 3)
-    return row
 
 
 def _history(several: Sequence[Sequence[int]]) -> list[int]:

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from millstream._telemetry.history import REST, Gauges, Past, Tally
-from millstream._telemetry.metrics import quantile
+from millstream._telemetry.metrics import SHARES, percentiles
 
-_SHARES: Final = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 _LATE: Final = 5
 """Seconds by which the newest second of another worker may be older than ours: points at the end wait for it."""
 
@@ -69,7 +68,7 @@ def _beside(one: Gauges, other: Gauges) -> Gauges:
 def _columns(
     times: Iterable[int], tallies: Mapping[int, Tally], known: Mapping[int, object], bounds: tuple[float, ...]
 ) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in _SHARES))}
+    columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in SHARES))}
     nothing = Tally(0, {})
     for at in times:
         row = _figures(tallies.get(at, nothing), bounds) if at in known else {}
@@ -90,11 +89,7 @@ def _gauges(times: Iterable[int], points: Mapping[int, tuple[Tally, Gauges]], st
 
 def _figures(tally: Tally, bounds: tuple[float, ...]) -> dict[str, Any]:
     counts = [tally.buckets.get(place, 0) for place in range(len(bounds) + 1)]
-    figures: dict[str, Any] = {"calls": sum(counts), "errors": tally.errors}
-    for name, share in _SHARES:
-        value = quantile(bounds, counts, share)
-        figures[name] = None if value is None else round(value * 1000, 3)
-    return figures
+    return {"calls": sum(counts), "errors": tally.errors, **percentiles(bounds, counts)}
 
 
 def _row(key: tuple[str, str], tally: Tally, bounds: tuple[float, ...]) -> dict[str, Any]:

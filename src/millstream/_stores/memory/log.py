@@ -73,17 +73,8 @@ class Kind:
     """
 
     __slots__ = (
-        "_clock",
-        "_deadlines",
-        "_epoch",
-        "_latest",
-        "_lost",
-        "_max_bytes",
-        "_ranks",
-        "highest",
-        "size",
-        "streams",
-    )
+        "_clock", "_deadlines", "_epoch", "_latest", "_lost", "_max_bytes", "_ranks", "highest", "size", "streams",
+    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, lost: Lost) -> None:
         # configuration

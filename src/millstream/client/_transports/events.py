@@ -12,14 +12,16 @@ from millstream.client._http.connection import too_large
 
 
 class EventReader:
-    """Reads one connection after the other, and keeps what the next one needs: the last id and the time to wait."""
+    """Reads one connection after the other, and keeps what the next one needs: the last id, and how long to wait."""
 
-    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "given", "last_event_id")
+    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "attempts", "given", "last_event_id")
 
     def __init__(self, max_bytes: int) -> None:
         self._max = max_bytes
         self._retry_ms: int | None = None
         self.last_event_id = ""
+        self.attempts = 0
+        """Connections that were tried since the last message."""
         self._stream: Body | None = None
         self._decoder = Decoder(max_bytes)
         self._events: deque[Event] = deque()
@@ -75,17 +77,18 @@ class EventReader:
         """
         while (event := await self.event()) is not None:
             if event.data and event.event == "message":
+                self.attempts = 0
                 try:
                     return read(event.data.encode())
                 except ProtocolError as exc:
                     raise BadAnswer(f"The server sent something that isn't a message of MCP. {exc.message}.") from exc
         return self.given
 
-    def wait(self, attempts: int, first: float, longest: float) -> float:
+    def wait(self, first: float, longest: float) -> float:
         """Seconds until the next connection: what the server said, or longer each time, with a little chance in it so
         that clients don't come back all at once.
         """
-        if self._retry_ms is not None and attempts == 0:
+        if self._retry_ms is not None and self.attempts == 0:
             return self._retry_ms / 1000
-        usual: float = max(first * 2.0**attempts, (self._retry_ms or 0) / 1000)
+        usual: float = max(first * 2.0**self.attempts, (self._retry_ms or 0) / 1000)
         return min(usual, longest) * random.uniform(0.75, 1.0)  # noqa: S311  not a secret

@@ -154,25 +154,27 @@ class StreamableTransport:
     async def _follow(self, request: Request, stream: Body) -> Envelope:
         """Read a stream until the answer comes, and take it up again when it breaks."""
         reader = self._following[request.id] = EventReader(self._max)
-        attempts = 0
         try:
             while reader.given is None:
                 reader.attach(stream)
                 try:
-                    while (message := await reader.message()) is not None:
-                        attempts = 0
-                        if self._is_answer(request, message):
-                            return message
-                        self._listener.receive(message, self)
-                    why = ConnectionLost(f"The server ended the stream of {request.method} before its answer.")
+                    return await self._answer_on(reader, request)
                 except ConnectionLost as exc:
                     why = exc
-                stream, attempts = await self._resume(reader, attempts, why)
+                stream = await self._resume(reader, why)
             stream.close()
             return reader.given
         finally:
             del self._following[request.id]
             reader.close()
+
+    async def _answer_on(self, reader: EventReader, request: Request) -> Envelope:
+        """The answer, where it comes on this connection; what comes before it is for the listener."""
+        while (message := await reader.message()) is not None:
+            if self._is_answer(request, message):
+                return message
+            self._listener.receive(message, self)
+        raise ConnectionLost(f"The server ended the stream of {request.method} before its answer.")
 
     @staticmethod
     def _is_answer(request: Request, message: Envelope) -> bool:
@@ -182,19 +184,19 @@ class StreamableTransport:
             raise wrong_id(request, message)
         return True
 
-    async def _resume(self, reader: EventReader, attempts: int, why: ConnectionLost) -> tuple[Body, int]:
+    async def _resume(self, reader: EventReader, why: ConnectionLost) -> Body:
         revision = self._revision
         if not reader.last_event_id or revision is None or not revision.event_ids:
             raise why
-        while attempts < _ATTEMPTS:
-            await asyncio.sleep(reader.wait(attempts, _FIRST_WAIT, _LONGEST_WAIT))
-            attempts += 1
+        while reader.attempts < _ATTEMPTS:
+            await asyncio.sleep(reader.wait(_FIRST_WAIT, _LONGEST_WAIT))
+            reader.attempts += 1
             try:
                 reply = await self._get(reader.last_event_id)
             except (ConnectFailed, ConnectionLost):
                 continue
             if reply.stream is not None and reply.status == 200:
-                return reply.stream, attempts
+                return reply.stream
             if reply.status < 500:
                 break  # the server does not resume
         raise why
@@ -208,30 +210,30 @@ class StreamableTransport:
     async def _stand(self, stands: asyncio.Event) -> None:
         """The stream for what belongs to no call. Servers without one answer 405."""
         reader = EventReader(self._max)
-        failures = 0
         try:
-            while failures < _ATTEMPTS:
-                try:
-                    reply = await self._get(reader.last_event_id)
-                    if reply.stream is None or reply.status != 200:
-                        return
-                    stands.set()
-                    reader.attach(reply.stream)
-                    while (message := await reader.message()) is not None:
-                        failures = 0
-                        if message.is_answer:
-                            self._give(message)
-                        else:
-                            self._listener.receive(message, self)
-                except (ConnectFailed, ConnectionLost):
-                    pass
-                await asyncio.sleep(reader.wait(failures, _FIRST_WAIT, _LONGEST_WAIT))
-                failures += 1
+            while reader.attempts < _ATTEMPTS and await self._stand_once(reader, stands):
+                await asyncio.sleep(reader.wait(_FIRST_WAIT, _LONGEST_WAIT))
+                reader.attempts += 1
         except ClientError:
             return  # nothing that waiting would mend
         finally:
             stands.set()
             reader.close()
+
+    async def _stand_once(self, reader: EventReader, stands: asyncio.Event) -> bool:
+        """Read one connection to its end; False where the server has no such stream."""
+        with contextlib.suppress(ConnectFailed, ConnectionLost):
+            reply = await self._get(reader.last_event_id)
+            if reply.stream is None or reply.status != 200:
+                return False
+            stands.set()
+            reader.attach(reply.stream)
+            while (message := await reader.message()) is not None:
+                if message.is_answer:
+                    self._give(message)
+                else:
+                    self._listener.receive(message, self)
+        return True
 
     def _give(self, message: Envelope) -> None:
         """An answer on this stream belongs to a call whose own stream broke; servers are known to send it here."""

@@ -8,18 +8,17 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.content import Message
-from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.metadata import LOG_LEVELS
 from millstream._server.calls.call import Call
 from millstream._server.calls.changes import Change
 from millstream._server.calls.context import Context as EngineContext
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._elicitation import (
+    REFUSALS,
     AcceptedElicitation,
     AcceptedUrlElicitation,
-    CancelledElicitation,
-    DeclinedElicitation,
     Form,
+    answered,
 )
 from millstream.compat.fastmcp._functions import RunInThread
 from millstream.compat.fastmcp._injection import ContextMark, current
@@ -279,23 +278,13 @@ class Context(Telling, Generic[SessionT, LifespanT, RequestT]):
         """
         answer = schema if schema is not None else response_type
         form = Form(answer, title=response_title, description=response_description)
-        try:
-            content = await self._engine.elicit(message, form.schema)
-        except Declined:
-            return DeclinedElicitation()
-        except Cancelled:
-            return CancelledElicitation()
-        return AcceptedElicitation[Any](data=form.read(content))
+        action, content = await answered(self._engine.elicit(message, form.schema))
+        return REFUSALS[action]() if action != "accept" else AcceptedElicitation[Any](data=form.read(content or {}))
 
     async def elicit_url(self, message: str, url: str, elicitation_id: str = "") -> Any:
         """Ask the person to open a URL."""
-        try:
-            await self._engine.elicit_url(message, url, id=elicitation_id)
-        except Declined:
-            return DeclinedElicitation()
-        except Cancelled:
-            return CancelledElicitation()
-        return AcceptedUrlElicitation()
+        action, _ = await answered(self._engine.elicit_url(message, url, id=elicitation_id))
+        return REFUSALS[action]() if action != "accept" else AcceptedUrlElicitation()
 
     async def sample(
         self,

@@ -1,11 +1,12 @@
 """Questions to a person: what they look like, and what comes back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from types import NoneType
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin
 
+from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.json_schema import without_null
 from millstream.compat._pydantic_parts import BaseModel, TypeAdapter
 from millstream.compat.fastmcp._signatures import is_union
@@ -38,6 +39,20 @@ class AcceptedUrlElicitation(BaseModel):
     """The person agreed to open the URL."""
 
     action: Literal["accept"] = "accept"
+
+
+Action = Literal["accept", "decline", "cancel"]
+REFUSALS: dict[Action, type[BaseModel]] = {"decline": DeclinedElicitation, "cancel": CancelledElicitation}
+
+
+async def answered(asking: Awaitable[T]) -> tuple[Action, T | None]:
+    """What the person did, and the answer if there is one."""
+    try:
+        return "accept", await asking
+    except Declined:
+        return "decline", None
+    except Cancelled:
+        return "cancel", None
 
 
 class Form:

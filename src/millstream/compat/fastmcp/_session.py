@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from millstream._protocol.content import Message
-from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.json_schema import is_array
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
@@ -15,6 +14,7 @@ from millstream._server.calls.changes import Change
 from millstream._server.calls.context import Context as EngineContext
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._conversion import as_wire
+from millstream.compat.fastmcp._elicitation import answered
 
 
 class ServerSession:
@@ -91,13 +91,8 @@ class ServerSession:
         related_request_id: Any = None,
     ) -> types.ElicitResult:
         """Ask the person to fill in a form."""
-        try:
-            content = await self._engine.elicit(message, requestedSchema)
-        except Declined:
-            return types.ElicitResult(action="decline")
-        except Cancelled:
-            return types.ElicitResult(action="cancel")
-        return types.ElicitResult(action="accept", content=content)
+        action, content = await answered(self._engine.elicit(message, requestedSchema))
+        return types.ElicitResult(action=action, content=content)
 
     elicit = elicit_form
 
@@ -105,13 +100,8 @@ class ServerSession:
         self, message: str, url: str, elicitation_id: str = "", related_request_id: Any = None
     ) -> types.ElicitResult:
         """Ask the person to open a URL."""
-        try:
-            await self._engine.elicit_url(message, url, id=elicitation_id)
-        except Declined:
-            return types.ElicitResult(action="decline")
-        except Cancelled:
-            return types.ElicitResult(action="cancel")
-        return types.ElicitResult(action="accept")
+        action, _ = await answered(self._engine.elicit_url(message, url, id=elicitation_id))
+        return types.ElicitResult(action=action)
 
     async def create_message(
         self,
