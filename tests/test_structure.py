@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,14 +81,24 @@ HANDSHAKE = (
 )
 
 
-def sources(*folders: str) -> list[Path]:
+@cache
+def sources(*folders: str) -> tuple[Path, ...]:
     """Every Python file below the folders, without installed packages."""
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    return sorted(path for path in found if not UNTRACKED & set(path.parts))
+    return tuple(sorted(path for path in found if not UNTRACKED & set(path.parts)))
 
 
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), filename=str(path))
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Everything in a file, the module first. Each file is parsed once for all tests."""
+    return tuple(ast.walk(ast.parse(path.read_text("utf-8"), filename=str(path))))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trees_end_with_these_tests() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    """A million nodes would be in the way of every later look for garbage."""
+    yield
+    nodes_of.cache_clear()
 
 
 def layer_of(path: Path) -> str:
@@ -96,15 +107,17 @@ def layer_of(path: Path) -> str:
     return "_cli" if name in ("__init__", "__main__") else name
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """Dotted names that a module imports, at any depth of its code."""
-    for node in ast.walk(tree):
+    found: list[str] = []
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            module = node.module or ""
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module or ''}.{alias.name}" for alias in node.names]
+    return tuple(found)
 
 
 def run_python(*argv: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -123,15 +136,22 @@ def loaded_by(*argv: str, given: bytes = b"") -> tuple[set[str], bytes]:
     return {name.decode().split(".")[0] for name in names}, done.stdout
 
 
-@pytest.mark.parametrize("path", sources("src"), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
+def test_every_house_has_a_place_in_the_order_of_layers() -> None:
+    """One without could import whatever it likes."""
+    assert {layer_of(path) for path in sources("src")} - set(LAYERS) == set()
+
+
+def test_imports_point_down() -> None:
     """Our choice: a layer knows only those before it."""
-    own = layer_of(path)
-    assert own in LAYERS, f"give {own} a place in the order of layers"
-    for name in imported(tree_of(path)):
-        package, _, rest = name.partition(".")
-        if package == "millstream" and rest and rest.split(".")[0] in LAYERS:
-            assert LAYERS.index(rest.split(".")[0]) <= LAYERS.index(own), f"{own} imports {name}, which lies above it"
+    upward: list[str] = []
+    for path in sources("src"):
+        own = LAYERS.index(layer_of(path))
+        for name in imported(path):
+            package, _, rest = name.partition(".")
+            layer = rest.split(".")[0]
+            if package == "millstream" and layer in LAYERS and LAYERS.index(layer) > own:
+                upward.append(f"{path.relative_to(PACKAGE)} imports {name}, which lies above it")
+    assert upward == []
 
 
 @pytest.mark.parametrize("house", ROOMS)
@@ -140,7 +160,7 @@ def test_imports_between_rooms_point_down(house: str) -> None:
     order = ROOMS[house]
     for path in sources(f"src/millstream/{house}"):
         own = path.relative_to(PACKAGE / house).parts[0].removesuffix(".py")
-        for name in imported(tree_of(path)):
+        for name in imported(path):
             parts = name.split(".")
             if own in order and parts[:2] == ["millstream", house] and len(parts) > 2 and parts[2] in order:
                 assert order.index(parts[2]) <= order.index(own), f"{path.name} imports {name}, which lies above it"
@@ -173,7 +193,7 @@ def module_graph() -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module, path in paths.items():
         graph[module] = set()
-        for name in imported(tree_of(path)):
+        for name in imported(path):
             target = name if name in paths else name.rpartition(".")[0]
             if target in paths and target not in (module, "millstream"):
                 graph[module].add(target)
@@ -185,7 +205,7 @@ def test_no_class_is_longer_than_250_lines() -> None:
     lengths = {
         f"{path.relative_to(PACKAGE)}:{node.name}": (node.end_lineno or 0) - node.lineno + 1
         for path in sources("src")
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef)
     }
     assert {name: lines for name, lines in lengths.items() if lines > 250} == {}
@@ -195,7 +215,7 @@ def test_the_protocol_core_touches_nothing_outside_itself() -> None:
     """Our choice: no event loop, socket, file, clock, random source or logger under `protocol/`."""
     outside = {"asyncio", "datetime", "io", "logging", "os", "pathlib", "random", "secrets", "socket", "time"}
     for path in sources("src/millstream/_protocol"):
-        used = {name.split(".")[0] for name in imported(tree_of(path))}
+        used = {name.split(".")[0] for name in imported(path)}
         assert not used & outside, f"{path.name} imports {used & outside}"
 
 
@@ -203,7 +223,7 @@ def test_an_optional_dependency_is_imported_in_exactly_one_module() -> None:
     """Our choice: without the extra, only that module is in the way."""
     users: dict[str, list[str]] = {}
     for path in sources("src"):
-        for name in {name.split(".")[0] for name in imported(tree_of(path))} & OPTIONAL:
+        for name in {name.split(".")[0] for name in imported(path)} & OPTIONAL:
             users.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
     assert {name: paths for name, paths in users.items() if len(paths) > 1} == {}
 
@@ -224,7 +244,7 @@ def test_no_file_is_longer_than_four_hundred_lines(folder: str) -> None:
 
 def test_every_module_says_what_it_is() -> None:
     """Our choice: a module starts with a docstring."""
-    silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(tree_of(path))]
+    silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(nodes_of(path)[0])]
     assert [name for name in silent if not name.endswith("__init__.py")] == []
 
 
@@ -241,9 +261,8 @@ def test_dates_stand_only_in_the_table_of_revisions() -> None:
     for path in sources("src"):
         if path == PACKAGE / "_protocol" / "revisions.py":
             continue
-        tree = tree_of(path)
-        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
+        prose = {id(node.value) for node in nodes_of(path) if isinstance(node, ast.Expr)}
+        for node in nodes_of(path):
             if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and id(node) not in prose:
                 text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
                 if DATE.search(text):
@@ -360,7 +379,7 @@ def test_every_dependency_has_a_floor_and_the_security_floors_stand() -> None:
 
 def test_every_dependency_of_the_core_is_imported() -> None:
     """Whoever installs the package gets what it uses. uvicorn loads uvloop by name, and h11 is its own."""
-    used = {name.split(".")[0] for path in sources("src") for name in imported(tree_of(path))}
+    used = {name.split(".")[0] for path in sources("src") for name in imported(path)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert {re.split(r"[>=<; ]", item)[0] for item in project["dependencies"]} - used <= {"h11", "uvloop"}
 

@@ -10,6 +10,7 @@ import pytest
 from bad_input.shop import make_shop
 from bad_input.test_envelope import NOT_A_MESSAGE, NOT_JSON, SHALLOW
 from http_peer import Peer
+from millstream import Server
 from wire import HOST, POST, WAIT, Wire, envelope, request, wired
 
 
@@ -36,10 +37,16 @@ class Stream:
             return reply.status, json.loads(await self.event())
 
 
+@pytest.fixture(scope="module")
+def small_shop() -> Server:
+    """A shop that takes small bodies, registered once."""
+    return make_shop(max_body=300_000)
+
+
 @pytest.fixture
-async def stream() -> AsyncIterator[Stream]:
+async def stream(small_shop: Server) -> AsyncIterator[Stream]:
     """A stream through the lane, after its handshake."""
-    async with wired(make_shop(max_body=300_000), "lane") as wire:
+    async with wired(small_shop, "lane") as wire:
         assert wire.running is not None
         peer = await wire.running.connect()
         await peer.send(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")

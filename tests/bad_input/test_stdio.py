@@ -16,6 +16,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from bad_input.test_envelope import IDS, NOT_A_MESSAGE, NOT_JSON, SHALLOW
+from millstream import Server
 from millstream._transports.stdio import serve_stdio
 from processes import ROOT
 from wire import WAIT, envelope, request
@@ -48,8 +49,14 @@ class Pipes:
         assert await self.answer() == {"jsonrpc": "2.0", "id": "p", "result": {}}
 
 
+@pytest.fixture(scope="module")
+def small_shop() -> Server:
+    """A shop that takes small messages, registered once."""
+    return make_shop(max_body=LIMIT)
+
+
 @pytest.fixture
-async def pipes() -> AsyncIterator[Pipes]:
+async def pipes(small_shop: Server) -> AsyncIterator[Pipes]:
     """A server behind two pipes."""
     stdin, into = os.pipe()
     out, stdout = os.pipe()
@@ -57,7 +64,7 @@ async def pipes() -> AsyncIterator[Pipes]:
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(out, "rb", buffering=0)
     )
-    async with make_shop(max_body=LIMIT).running() as runtime:
+    async with small_shop.running() as runtime:
         serving = asyncio.create_task(serve_stdio(runtime.dispatcher, stdin=stdin, stdout=stdout))
         try:
             yield Pipes(into, reader)

@@ -9,11 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import msgspec
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 from msgspec import Struct
-from referencing import Registry, Resource
 
 from millstream._protocol.messages import REQUESTS, InputRequiredResult
 from millstream._protocol.notifications import NOTIFICATIONS
@@ -79,23 +77,23 @@ class Judge:
     def __init__(self, date: str) -> None:
         self.date = date
         document = json.loads((SCHEMAS / f"{date}.schema.json").read_text("utf-8"))
-        self._kind = validator_for(document)
         self._place = "$defs" if "$defs" in document else "definitions"
         self._names = frozenset(document[self._place])
-        uri = f"urn:mcp:{date}"
-        self._uri = uri
-        self._registry: Registry[Any] = Registry().with_resource(uri, Resource.from_contents(document))
-        self._validators: dict[str, Validator] = {}
+        self._dialect = document["$schema"]
+        self._uri = f"urn:mcp:{date}"
+        self._registry = jsonschema_rs.Registry([(self._uri, document)])
+        self._validators: dict[str, jsonschema_rs.Validator] = {}
 
     def check(self, definition: str, value: Any) -> None:
         """Fail when a value is not what a definition of the schema says."""
         validator = self._validators.get(definition)
         if validator is None:
             assert definition in self._names, f"{self.date} has no {definition}"
-            schema = {"$ref": f"{self._uri}#/{self._place}/{definition}"}
-            validator = self._validators[definition] = self._kind(schema, registry=self._registry)
+            schema = {"$schema": self._dialect, "$ref": f"{self._uri}#/{self._place}/{definition}"}
+            validator = jsonschema_rs.validator_for(schema, registry=self._registry)
+            self._validators[definition] = validator
         problems = [
-            f"{'/'.join(map(str, each.absolute_path))}: {each.message}" for each in validator.iter_errors(value)
+            f"{'/'.join(map(str, each.instance_path))}: {each.message}" for each in validator.iter_errors(value)
         ]
         assert not problems, f"no {definition} of {self.date}: {problems} in {value}"
 
