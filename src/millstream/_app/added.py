@@ -80,30 +80,32 @@ class AddedPaths:
         """The exact paths that replace pages of Millstream's own."""
         of_mcp = {each.rstrip("/") for each in served}
         for before, each in added:
-            whole = before + each.path
-            if each.fixed:
-                if each.path.rstrip("/") not in of_mcp:
-                    self._add_fixed(each, show_errors)
-                continue
-            check_path(whole + "/" if each.below and each.path != "/" else whole)
-            if whole.rstrip("/") in of_mcp:
-                raise ValueError(f"{whole!r} is where MCP is served. Use another path, or serve MCP elsewhere")
-            handlers = dict.fromkeys(sorted(each.methods), each.make(before, show_errors))
-            if each.pattern is not None:
-                pattern = re.compile(re.escape(before) + each.pattern.pattern.lstrip("^"))
-                self._patterns.append((pattern, handlers, each.public))
-            else:
-                known = self.exact.setdefault(whole, {})
-                if known.keys() & handlers.keys():
-                    raise ValueError(f"{whole!r} was added twice")
-                if known and (whole in self._public) is not each.public:
-                    raise ValueError(f"{whole!r} is public for one method and not for another: split the path")
-                known.update(handlers)
-                if each.public:
-                    self._public.add(whole)
-            if each.below:
-                self._below.append((whole.rstrip("/") + "/", handlers, each.public))
+            if not each.fixed:
+                self._add(before, each, of_mcp, show_errors)
+            elif each.path.rstrip("/") not in of_mcp:
+                self._add_fixed(each, show_errors)
         self._below.sort(key=lambda each: -len(each[0]))
+
+    def _add(self, before: str, each: Added, of_mcp: Collection[str], show_errors: Callable[[], bool]) -> None:
+        whole = before + each.path
+        check_path(whole + "/" if each.below and each.path != "/" else whole)
+        if whole.rstrip("/") in of_mcp:
+            raise ValueError(f"{whole!r} is where MCP is served. Use another path, or serve MCP elsewhere")
+        handlers = dict.fromkeys(sorted(each.methods), each.make(before, show_errors))
+        if each.below:
+            self._below.append((whole.rstrip("/") + "/", handlers, each.public))
+        if each.pattern is not None:
+            pattern = re.compile(re.escape(before) + each.pattern.pattern.lstrip("^"))
+            self._patterns.append((pattern, handlers, each.public))
+            return
+        known = self.exact.setdefault(whole, {})
+        if known.keys() & handlers.keys():
+            raise ValueError(f"{whole!r} was added twice")
+        if known and (whole in self._public) is not each.public:
+            raise ValueError(f"{whole!r} is public for one method and not for another: split the path")
+        known.update(handlers)
+        if each.public:
+            self._public.add(whole)
 
     def _add_fixed(self, each: Added, show_errors: Callable[[], bool]) -> None:
         handlers = dict.fromkeys(sorted(each.methods), each.make("", show_errors))
