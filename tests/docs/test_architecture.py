@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from scripts.docs import ROOT
-from test_structure import LAYERS, PACKAGE, imported, tree_of
+from test_structure import LAYERS, PACKAGE, imported
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 STEP = re.compile(
@@ -52,13 +52,13 @@ def imports(importer: str, file: str) -> bool:
     if importer == file:
         return True
     module = "millstream." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    names = set(imported(tree_of(PACKAGE / importer)))
+    names = set(imported(PACKAGE / importer))
     house = PACKAGE / Path(file).parent / "__init__.py"
     if any(name == module or name.startswith(f"{module}.") for name in names):
         return True
     # By way of the package that shows the module's names, as `from millstream.hub import Hub` does.
     package = module.rpartition(".")[0]
-    shown = {name.rpartition(".")[2] for name in imported(tree_of(house)) if name.startswith(f"{module}.")}
+    shown = {name.rpartition(".")[2] for name in imported(house) if name.startswith(f"{module}.")}
     return any(name == f"{package}.{each}" for each in shown for name in names)
 
 
@@ -86,7 +86,7 @@ def test_every_way_is_drawn() -> None:
 @pytest.mark.parametrize("step", TOLD)
 def test_what_a_drawing_names_exists(step: Step) -> None:
     """A renamed function is renamed on the page too."""
-    body: list[ast.stmt] = tree_of(PACKAGE / step.file).body
+    body: list[ast.stmt] = ast.parse((PACKAGE / step.file).read_text("utf-8")).body
     for part in step.name.split("."):
         kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         found = [node for node in body if isinstance(node, kinds) and node.name == part]
