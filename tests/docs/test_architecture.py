@@ -52,13 +52,13 @@ def imports(importer: str, file: str) -> bool:
     if importer == file:
         return True
     module = "millstream." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    names = set(imported(tree_of(PACKAGE / importer)))
+    names = set(imported(PACKAGE / importer))
     house = PACKAGE / Path(file).parent / "__init__.py"
     if any(name == module or name.startswith(f"{module}.") for name in names):
         return True
     # By way of the package that shows the module's names, as `from millstream.hub import Hub` does.
     package = module.rpartition(".")[0]
-    shown = {name.rpartition(".")[2] for name in imported(tree_of(house)) if name.startswith(f"{module}.")}
+    shown = {name.rpartition(".")[2] for name in imported(house) if name.startswith(f"{module}.")}
     return any(name == f"{package}.{each}" for each in shown for name in names)
 
 
