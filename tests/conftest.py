@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 from collections.abc import Generator
+from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,15 +17,27 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.default_int_handler(number, frame)
+
+
 # What a background job or `nohup` ignores, the servers that tests start would ignore, too. A Python handler does not
-# outlive the start of another program.
-for _number in (signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else lambda *_: None)
+# outlive the start of another program. The one of SIGINT isn't Python's own: asyncio would replace that for each `run`
+# of a loop, which takes longer than much of what runs there.
+signal.signal(signal.SIGINT, _interrupt)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite the server lines of tests/transcripts")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make unit` imports no file whose tests are all left out."""
+    if config.getoption("markexpr") != "not server" or not collection_path.name.startswith("test_"):
+        return None
+    return "\npytestmark = pytest.mark.server\n" in collection_path.read_text("utf-8") or None
 
 
 @pytest.hookimpl(trylast=True)

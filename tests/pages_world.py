@@ -8,13 +8,15 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from playwright.sync_api import Browser, Error, Page, ViewportSize
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, ViewportSize
 
 from patience import WAIT
 
 OpenPage = Callable[..., Page]
 """``open_page(url, name="", lossy=False, fresh=False, **options of the context)``, a fixture."""
 
+_BLANK = "/assets/mark.svg"
+"""A file of every server with pages, on which no script runs."""
 _WATCH = """
 document.addEventListener("securitypolicyviolation", (event) => {
   violated(`${event.violatedDirective} ${event.blockedURI}`);
@@ -82,9 +84,16 @@ class Visits:
         context.expose_binding("violated", violated)  # pyright: ignore[reportUnknownMemberType]
         context.add_init_script(_WATCH)
         page = context.new_page()
-        page.on("console", lambda each: self._hear(page, each.text) if each.type in {"error", "warning"} else None)
+        page.on("console", lambda each: self._log(page, each))
         page.on("pageerror", lambda error: self._hear(page, str(error)))
         return page
+
+    def _log(self, page: Page, message: ConsoleMessage) -> None:
+        """Note what went wrong on a page. For the file on which a page is cleared, which can't name an icon, Chromium
+        looks for one: it may hear as late as on the way to the next page that there's none.
+        """
+        if message.type in {"error", "warning"} and not page.url.endswith(_BLANK):
+            self._hear(page, message.text)
 
     def _hear(self, page: Page, text: str) -> None:
         self._said.get(page, []).append(text)
@@ -111,7 +120,7 @@ def _cleared(page: Page, url: str, name: str = "") -> bool:
     """
     parts = urlsplit(url)
     try:
-        page.goto(f"{parts.scheme}://{parts.netloc}/assets/mark.svg")
+        page.goto(f"{parts.scheme}://{parts.netloc}{_BLANK}")
     except Error:
         return False
     page.evaluate("localStorage.clear(); sessionStorage.clear()")

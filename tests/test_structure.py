@@ -88,10 +88,14 @@ def sources(*folders: str) -> tuple[Path, ...]:
     return tuple(sorted(path for path in found if not UNTRACKED & set(path.parts)))
 
 
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), filename=str(path))
+
+
 @cache
 def nodes_of(path: Path) -> tuple[ast.AST, ...]:
     """Everything in a file, the module first. Each file is parsed once for all tests."""
-    return tuple(ast.walk(ast.parse(path.read_text("utf-8"), filename=str(path))))
+    return tuple(ast.walk(tree_of(path)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,7 +248,7 @@ def test_no_file_is_longer_than_four_hundred_lines(folder: str) -> None:
 
 def test_every_module_says_what_it_is() -> None:
     """Our choice: a module starts with a docstring."""
-    silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(nodes_of(path)[0])]
+    silent = [str(path.relative_to(ROOT)) for path in sources("src") if not ast.get_docstring(tree_of(path))]
     assert [name for name in silent if not name.endswith("__init__.py")] == []
 
 

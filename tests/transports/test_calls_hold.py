@@ -20,6 +20,13 @@ SIZE = 1_000_003
 """Bytes: nothing else has this size."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_of_other_tests() -> None:  # pyright: ignore[reportUnusedFunction]
+    """What is here already is no subject of these tests: neither the collector nor `gc.get_objects` goes through it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     """Only what counts references frees objects."""

@@ -38,6 +38,13 @@ async def start() -> AsyncIterator[Start]:
         yield start
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_of_other_tests() -> None:  # pyright: ignore[reportUnusedFunction]
+    """What is here already is no subject of these tests: neither the collector nor `gc.get_objects` goes through it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     """Only the counts of references free anything."""

@@ -4,7 +4,8 @@ Every connection here is made twice, once with the short reading and once withou
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -80,13 +81,26 @@ class Side:
 SHORT, EXACT = Side(usual=True), Side(usual=False)
 
 
+@cache
+def _runner() -> asyncio.Runner:
+    """One event loop for thousands of conversations."""
+    return asyncio.Runner()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loop_ends_with_these_tests() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    yield
+    _runner().close()
+    _runner.cache_clear()
+
+
 def compare(pieces: list[bytes]) -> tuple[bytes, bool, list[object]]:
     """Both ways of one conversation."""
 
     async def both() -> list[tuple[bytes, bool, list[object]]]:
         return [await side.talk(pieces) for side in (SHORT, EXACT)]
 
-    short, exact = asyncio.run(both())
+    short, exact = _runner().run(both())
     assert short == exact
     return short
 

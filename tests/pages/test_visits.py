@@ -1,0 +1,76 @@
+"""How the tests of the pages visit them: what a page complains of is that page's, however late it's said."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from playwright.sync_api import Browser
+
+from pages_world import Visits
+from patience import WAIT
+
+pytestmark = pytest.mark.server
+
+PAGE = b"<!doctype html><link rel='icon' href='data:,'><title>A page</title>"
+LOUD = PAGE + b"<script>console.error('mine')</script>"
+MARK = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
+
+
+class Unlucky(BaseHTTPRequestHandler):
+    """A server that stood still just after a page was cleared: that there's no icon, it says when the next is asked for."""
+
+    left: threading.Event
+    """The page under test has been asked for."""
+    said: threading.Event
+    """The browser has told of the icon."""
+
+    def do_GET(self) -> None:
+        kind, body = "text/html", LOUD if self.path == "/loud" else PAGE
+        if self.path == "/favicon.ico":
+            self.left.wait(WAIT)
+            self.send_error(404)
+            return
+        if self.path == "/assets/mark.svg":
+            kind, body = "image/svg+xml", MARK
+        elif self.path == "/late":
+            self.left.set()
+            self.said.wait(WAIT)
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def unlucky() -> Iterator[tuple[str, threading.Event]]:
+    """Its address, and the event that ends its wait."""
+    said = threading.Event()
+    handler = type("Handler", (Unlucky,), {"left": threading.Event(), "said": said})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", said
+        server.shutdown()
+
+
+def test_an_icon_that_the_file_between_two_pages_lacks_is_no_complaint_of_the_next(
+    unlucky: tuple[str, threading.Event], browser: Browser
+) -> None:
+    """A fixed defect: a server that stood still between the two failed the next test, by the 404 of the icon."""
+    address, said = unlucky
+    visits = Visits()
+    visits.begin(browser)
+    page = visits.open(f"{address}/page")
+    page.on("console", lambda each: said.set() if "404" in each.text else None)
+    assert visits.end() == []
+    visits.begin(browser)
+    assert visits.open(f"{address}/late") is page
+    assert said.is_set()
+    assert visits.end() == []
+    visits.begin(browser)
+    visits.open(f"{address}/loud")
+    assert visits.end() == [("mine", False)]
