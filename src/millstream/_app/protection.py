@@ -184,7 +184,7 @@ def _metadata(guard: "Guard", definition: "Definition") -> Mapping[str, Handler]
     """Where to get a token; none where no authorization server gives any."""
     if not any(each.issuers for each in guard.methods):
         return {}
-    from millstream.auth import ask_issuer  # noqa: PLC0415
+    from millstream.auth._asking_issuers import ask_issuer  # noqa: PLC0415
     from millstream.auth._resource import ResourceMetadata  # noqa: PLC0415
 
     registry = definition.registry

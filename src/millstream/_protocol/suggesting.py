@@ -71,6 +71,9 @@ def suggesting(function: F) -> F:
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+    house = function.__module__.rpartition(".")[2]
+    if where.islower() and function.__module__ == f"millstream.{house}":
+        where = f"{house}.{where}"  # as people write it: auth.jwt
 
     @wraps(function)
     def checked(*positional: Any, **given: Any) -> Any:

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.principal import EVERYTHING
+from millstream._protocol.suggesting import suggesting
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from millstream._http.outbound import Fetched
+    from millstream._server.functions.description import Names
     from millstream.auth._issuing.allowed import Allow
+    from millstream.auth._issuing.issuing_options import IssuingOptions
     from millstream.auth._issuing.provider import Provider
     from millstream.auth._issuing.records import Client
     from millstream.auth._issuing.server import Issuer
@@ -23,9 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["client", "github", "google", "introspected", "issuer", "jwt", "keys", "oidc", "upstream", "users"]
 
 
-def keys(
-    *given: str, named: "Mapping[str, str | tuple[str, Collection[str]]] | None" = None, file: str | Path = ""
-) -> "Method":
+@suggesting
+def keys(*given: str, named: "Mapping[str, str | tuple[str, Names]] | None" = None, file: str | Path = "") -> "Method":
     """API keys, sent as ``Authorization: Bearer KEY``.
 
     Args:
@@ -41,7 +45,7 @@ def keys(
         ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
     """
     from millstream.auth._api_keys import KeyMethod  # noqa: PLC0415
-    from millstream.auth._key_file import KeyFile, StoredKey, check_name, check_scopes, digest_of  # noqa: PLC0415
+    from millstream.auth._key_file import KeyFile, StoredKey, check_key, check_name, check_scopes, digest_of  # noqa: PLC0415
 
     if not (given or named or file):
         raise ValueError("auth.keys() needs a key, or the file that has them: auth.keys(file='keys.json')")
@@ -50,27 +54,22 @@ def keys(
         key, scopes = (value, ()) if isinstance(value, str) else value
         wanted.append((check_name(name), key, scopes))
     for name, key, _ in wanted:
-        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get gives None
-            raise TypeError(
-                f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from the environment, "
-                "its variable is not set."
-            )
-        if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
-            raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
+        check_key(name, key)
     now = time.time()
     stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(scopes)) for name, key, scopes in wanted)
     return KeyMethod(stored, KeyFile(Path(file)) if file else None)
 
 
+@suggesting
 def jwt(
     *,
     issuer: str,
     audience: str,
     jwks: "str | Mapping[str, Any]" = "",
     secret: str = "",
-    algorithms: Collection[str] = (),
-    scopes: Collection[str] = (),
-    implied: Mapping[str, Collection[str]] | None = None,
+    algorithms: "Names" = (),
+    scopes: "Names" = (),
+    implied: "Mapping[str, Names] | None" = None,
 ) -> "Method":
     """Signed tokens (JSON Web Tokens) of an issuer.
 
@@ -96,14 +95,15 @@ def jwt(
         ... )
     """
     from millstream._http.outbound import check_url  # noqa: PLC0415
+    from millstream.auth._asking_issuers import ask_issuer  # noqa: PLC0415
     from millstream.auth._jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
     from millstream.auth._key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
-    from millstream.auth._rules import rules_of  # noqa: PLC0415
+    from millstream.auth._rules import rules_of, several  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     if bool(jwks) == bool(secret):
         raise ValueError("auth.jwt() needs either the issuer's keys, jwks=, or a shared secret, secret=")
-    allowed = tuple(algorithms) or (("HS256",) if secret else ASYMMETRIC)
+    allowed = several("algorithms", algorithms) or (("HS256",) if secret else ASYMMETRIC)
     possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
     if unknown := [each for each in allowed if each not in possible]:
         raise ValueError(f"The algorithm {unknown[0]!r} isn't possible here: use some of {', '.join(possible)}")
@@ -122,13 +122,14 @@ def jwt(
     return TokenMethod(rules_of(issuer, audience, scopes, implied), keys, algorithms=allowed, scopes=scopes)
 
 
+@suggesting
 def oidc(
     issuer: str,
     *,
     audience: str,
-    algorithms: Collection[str] = (),
-    scopes: Collection[str] = (),
-    implied: Mapping[str, Collection[str]] | None = None,
+    algorithms: "Names" = (),
+    scopes: "Names" = (),
+    implied: "Mapping[str, Names] | None" = None,
     client_id: str = "",
     client_secret: str = "",
 ) -> "Method | Unbound":
@@ -152,16 +153,17 @@ def oidc(
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
+    from millstream.auth._asking_issuers import ask_issuer  # noqa: PLC0415
     from millstream.auth._discovery import Discovery  # noqa: PLC0415
     from millstream.auth._jose import ASYMMETRIC  # noqa: PLC0415
     from millstream.auth._key_sets import FetchedKeys  # noqa: PLC0415
-    from millstream.auth._rules import rules_of  # noqa: PLC0415
+    from millstream.auth._rules import rules_of, several  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     rules = rules_of(issuer, audience, scopes, implied)
     discovery = Discovery(issuer, ask_issuer)
     keys = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
-    allowed = tuple(algorithms) or ASYMMETRIC
+    allowed = several("algorithms", algorithms) or ASYMMETRIC
     if client_secret and not client_id:
         raise ValueError("auth.oidc() has a client_secret and no client_id")
     if not client_id:
@@ -171,6 +173,7 @@ def oidc(
     return OidcAtPages(rules, keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))
 
 
+@suggesting
 def introspected(
     *,
     issuer: str,
@@ -179,8 +182,8 @@ def introspected(
     client: str,
     secret: str,
     client_tokens: bool = False,
-    scopes: Collection[str] = (),
-    implied: Mapping[str, Collection[str]] | None = None,
+    scopes: "Names" = (),
+    implied: "Mapping[str, Names] | None" = None,
 ) -> "Method":
     """Tokens that only their issuer can read: its introspection endpoint is asked (RFC 7662).
 
@@ -208,6 +211,7 @@ def introspected(
         ... )
     """
     from millstream._http.outbound import check_url, fetch  # noqa: PLC0415
+    from millstream.auth._asking_issuers import anywhere  # noqa: PLC0415
     from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
     from millstream.auth._rules import rules_of  # noqa: PLC0415
 
@@ -216,22 +220,23 @@ def introspected(
         raise ValueError("auth.introspected() needs the client and the secret by which it signs in at the endpoint")
 
     async def post(form: bytes, authorization: str) -> "Fetched":
-        return await fetch(url, form=form, headers={"authorization": authorization}, judge=_anywhere)
+        return await fetch(url, form=form, headers={"authorization": authorization}, judge=anywhere)
 
     rules = rules_of(issuer, audience, scopes, implied, believed=30.0)
     return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
+@suggesting
 def issuer(
     url: str,
     *,
     users: "Way | Sequence[Way]",
     clients: "Sequence[Client]" = (),
     audience: str = "",
-    resources: Collection[str] = (),
-    scopes: Collection[str] = (),
+    resources: "Names" = (),
+    scopes: "Names" = (),
     described: Mapping[str, str] | None = None,
-    implied: Mapping[str, Collection[str]] | None = None,
+    implied: "Mapping[str, Names] | None" = None,
     registration: bool = True,
     provider: "Provider | None" = None,
 ) -> "Issuer":
@@ -275,6 +280,7 @@ def issuer(
     return Issuer(plan)
 
 
+@suggesting
 def users(*, file: str | Path) -> "UserFile":
     """People who sign in by name and password, for `issuer`.
 
@@ -292,6 +298,7 @@ def users(*, file: str | Path) -> "UserFile":
     return found
 
 
+@suggesting
 def upstream(
     who: str,
     *,
@@ -332,32 +339,43 @@ def upstream(
     )
 
 
-def google(url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: Any) -> "Issuer":
+def google(
+    url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuingOptions]"
+) -> "Issuer":
     """An `issuer` whose people sign in with Google. `more` is for `issuer`; the others are those of `upstream`.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
     """
+    from millstream.auth._issuing.issuing_options import check_options  # noqa: PLC0415
+
+    check_options("auth.google", more)
     return issuer(url, users=upstream("google", allow=allow, client_id=client_id, client_secret=client_secret), **more)
 
 
-def github(url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: Any) -> "Issuer":
+def github(
+    url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuingOptions]"
+) -> "Issuer":
     """An `issuer` whose people sign in with GitHub. `more` is for `issuer`; the others are those of `upstream`.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``
     """
+    from millstream.auth._issuing.issuing_options import check_options  # noqa: PLC0415
+
+    check_options("auth.github", more)
     return issuer(url, users=upstream("github", allow=allow, client_id=client_id, client_secret=client_secret), **more)
 
 
+@suggesting
 def client(
     id: str,
     *,
     name: str = "",
-    redirect_uris: Collection[str] = (),
+    redirect_uris: "Names" = (),
     secret: str = "",
     jwks: "str | Mapping[str, Any]" = "",
-    scopes: Collection[str] = (),
+    scopes: "Names" = (),
 ) -> "Client":
     """A client that `issuer` knows beforehand.
 
@@ -378,15 +396,3 @@ def client(
     from millstream.auth._issuing.given import given_client  # noqa: PLC0415
 
     return given_client(id, name=name, redirect_uris=redirect_uris, secret=secret, jwks=jwks, scopes=scopes)
-
-
-def _anywhere(address: str) -> bool:
-    """The operator wrote the issuer's URL, which may well be in the operator's own network."""
-    return True
-
-
-async def ask_issuer(url: str) -> "Fetched":
-    """Fetch what an issuer says, wherever it is: the operator has named it."""
-    from millstream._http.outbound import fetch  # noqa: PLC0415
-
-    return await fetch(url, judge=_anywhere)

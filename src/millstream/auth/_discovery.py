@@ -78,9 +78,8 @@ class Discovery:
             if found.get("issuer") == self.issuer:
                 self._metadata, self._fetched = found, self._clock()
                 return
-            said.insert(
-                0, f"{url}: that is the issuer {found.get('issuer')!r}. Name it as exactly that, or another URL"
-            )
+            named = str(found.get("issuer"))[:200]
+            said.insert(0, f"{url}: that is the issuer {named!r}. Name it by exactly that URL")
         self._why = (
             f"{said[0]}. Check the issuer {self.issuer}, and whether this machine can reach it. It's asked again when "
             "somebody signs in."

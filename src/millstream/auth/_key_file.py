@@ -61,6 +61,22 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_key(name: str, key: str) -> None:
+    """Make sure that a key can be sent in a header.
+
+    Raises:
+        TypeError: it isn't a text.
+        ValueError: it can't.
+    """
+    if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get gives None
+        raise TypeError(
+            f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from the environment, "
+            "its variable is not set."
+        )
+    if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(f"The key {name!r} is empty, or has blanks or characters that a header can't hold.")
+
+
 def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
     """Scopes as RFC 6749 has them.
 
@@ -69,7 +85,7 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
         TypeError: one scope without a list.
     """
     if isinstance(scopes, str):
-        raise TypeError(f"scopes is a list: [{scopes!r}]")
+        raise TypeError(f"scopes is a list: scopes=[{scopes!r}]")
     for scope in scopes:
         if not _SCOPE.fullmatch(scope):
             raise ValueError(f"{scope!r} can't be a scope. Use letters, digits and signs, without blanks and quotes.")

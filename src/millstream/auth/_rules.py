@@ -1,11 +1,42 @@
 """What a token has to say, as a program gives it: checked when the server is made, not when the first token comes."""
 
 from collections.abc import Collection, Mapping
+from typing import cast
 from urllib.parse import urlsplit
 
 from millstream._http.outbound import OutboundError, check_url
 from millstream.auth._claims import Rules
 from millstream.auth._key_file import check_scopes
+
+
+def several(name: str, given: Collection[str]) -> tuple[str, ...]:
+    """Several texts, as a tuple.
+
+    Raises:
+        TypeError: it's one text, whose letters would be taken for them; or something else than texts.
+    """
+    if isinstance(given, str):
+        raise TypeError(f"{name} is a list: {name}=[{given!r}]")
+    found = tuple(given)
+    if wrong := [each for each in cast("tuple[object, ...]", found) if not isinstance(each, str)]:
+        raise TypeError(f"{name} is a list of strings, and {wrong[0]!r} isn't one.")
+    return found
+
+
+def inclusions(implied: Mapping[str, Collection[str]] | None) -> dict[str, tuple[str, ...]]:
+    """Scope -> further scopes that it includes.
+
+    Raises:
+        TypeError: what one includes isn't a list.
+    """
+    if implied is not None and not isinstance(implied, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError('implied names the scopes that a scope includes: implied={"orders:write": ["orders:read"]}')
+    found: dict[str, tuple[str, ...]] = {}
+    for scope, included in (implied or {}).items():
+        if isinstance(included, str):
+            raise TypeError(f"What {scope!r} includes is a list: implied={{{scope!r}: [{included!r}]}}")
+        found[scope] = several("implied", included)
+    return found
 
 
 def rules_of(
@@ -20,7 +51,7 @@ def rules_of(
 
     Raises:
         ValueError: the issuer, the audience or a scope can't be one.
-        TypeError: the scopes are a text.
+        TypeError: the scopes are a text, or what one of them includes is.
     """
     try:
         check_url(issuer)
@@ -32,7 +63,5 @@ def rules_of(
     parts = urlsplit(audience)
     if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
         raise ValueError("audience is this server's own URL, such as https://mcp.example.com/mcp, without a fragment")
-    if isinstance(scopes, str):
-        raise TypeError(f"scopes is a list: [{scopes!r}]")
-    check_scopes(tuple(scopes))
-    return Rules(issuer, audience, dict(implied or {}), believed)
+    check_scopes(several("scopes", scopes))
+    return Rules(issuer, audience, inclusions(implied), believed)

@@ -11,6 +11,7 @@ from typing import cast
 
 from msgspec import Struct
 
+from millstream._server.functions.description import Names
 from millstream.auth._issuing.ways import SignInFailed
 from millstream.auth._key_file import check_scopes
 
@@ -19,7 +20,7 @@ _DOMAIN = r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+"
 EMAIL = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_DOMAIN}|@{_DOMAIN}"
 """An e-mail address, or all those of a domain."""
 
-Allow = Collection[str] | Mapping[str, Collection[str]]
+Allow = Names | Mapping[str, Names]
 """Who may sign in; with the scopes that they may hand on to a client, or without any."""
 
 
@@ -41,16 +42,16 @@ class Allowed:
             ValueError: nobody is named, or an entry is nothing that the upstream could say.
             TypeError: it's a text.
         """
-        if isinstance(given, str):
+        if isinstance(cast("object", given), str):
             raise TypeError(f"allow is a list: allow=[{given!r}]")
         if not given:
             raise ValueError(f"Say who may sign in: {examples}.")
-        pairs = cast("Mapping[str, Collection[str]]", given if isinstance(given, Mapping) else dict.fromkeys(given, ()))
+        pairs = cast("Mapping[str, Names]", given if isinstance(given, Mapping) else dict.fromkeys(given, ()))
         self._entries: dict[str, Entry] = {}
         for name, scopes in pairs.items():
             if name != EVERYBODY and not re.fullmatch(form, name):
                 raise ValueError(f"allow can't have {name!r}. Possible are {examples}.")
-            if isinstance(scopes, str):
+            if isinstance(cast("object", scopes), str):
                 raise TypeError(f"The scopes of {name!r} are a list: [{scopes!r}]")
             self._entries[lower(name)] = _entry(at, lower(name), check_scopes(tuple(scopes)))
         self._numbers = {each.number for each in self._entries.values()}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from millstream._http.outbound import check_url
@@ -13,6 +13,7 @@ from millstream.auth._issuing.redirects import check_redirect
 from millstream.auth._issuing.ways import Upstream, Way
 from millstream.auth._jose import read_keys
 from millstream.auth._key_file import check_scopes
+from millstream.auth._rules import inclusions, several
 
 _ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")
 _UPSTREAM = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -48,6 +49,11 @@ def plan_of(
         raise ValueError(
             f"The issuer is a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
         )
+    for each in ways:
+        if isinstance(each, str) or not (hasattr(each, "find") or hasattr(each, "begin")):
+            raise TypeError("users takes auth.users(file=…), auth.upstream(…), or a list of them.")
+    if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, Client)]:
+        raise TypeError(f"clients is a list of auth.client(…), and {strange[0]!r} isn't one.")
     upstreams = [each for each in ways if isinstance(each, Upstream)]
     passwords = [each for each in ways if not isinstance(each, Upstream)]
     if not ways or len(passwords) > 1:
@@ -60,10 +66,10 @@ def plan_of(
     return Plan(
         url=url,
         audience=audience,
-        resources=tuple(resources),
-        scopes=check_scopes(tuple(scopes)),
+        resources=several("resources", resources),
+        scopes=check_scopes(several("scopes", scopes)),
         described=dict(described),
-        implied=dict(implied),
+        implied=inclusions(implied),
         passwords=passwords[0] if passwords else None,
         upstreams={each.name: each for each in upstreams},
         clients={each.id: each for each in clients},
@@ -88,8 +94,7 @@ def given_client(
     """
     if not _ID.fullmatch(id):
         raise ValueError(f"{id!r} can't be a client's id. Use up to 256 letters, digits, and some of . _ ~ : @ / -")
-    if isinstance(redirect_uris, str) or isinstance(scopes, str):
-        raise TypeError("redirect_uris and scopes are lists.")
+    redirect_uris, scopes = several("redirect_uris", redirect_uris), several("scopes", scopes)
     if secret and jwks:
         raise ValueError(f"The client {id} has a secret or keys, not both.")
     if secret and len(secret.encode()) < _MIN_SECRET:
@@ -110,11 +115,11 @@ def given_client(
     return Client(
         id,
         name=name or id,
-        redirect_uris=tuple(redirect_uris),
+        redirect_uris=redirect_uris,
         method="client_secret_basic" if secret else "private_key_jwt" if jwks else "none",
         secret_hash=digest(secret) if secret else "",
         grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT,) if itself else ()),
-        scopes=check_scopes(tuple(scopes)),
+        scopes=check_scopes(scopes),
         keys=keys,
         keys_url=jwks if isinstance(jwks, str) else "",
     )

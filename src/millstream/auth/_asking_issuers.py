@@ -1,0 +1,13 @@
+"""Fetching what an issuer says that the operator has named: it may well be in the operator's own network."""
+
+from millstream._http.outbound import Fetched, fetch
+
+
+def anywhere(address: str) -> bool:
+    """Whether an address may be asked: any."""
+    return True
+
+
+async def ask_issuer(url: str) -> Fetched:
+    """Fetch what an issuer says, wherever it is."""
+    return await fetch(url, judge=anywhere)

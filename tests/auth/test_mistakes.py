@@ -1,0 +1,96 @@
+"""Typical mistakes with what `auth` offers: each is refused with a sentence that says what to write."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from millstream import Server, auth
+
+ISSUER, AUDIENCE = "https://id.example.com", "https://mcp.example.com/mcp"
+URL = "https://mcp.example.com"
+anything: Any = auth
+"""`auth`, as a program without a type checker sees it."""
+PEOPLE = auth.upstream(ISSUER, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
+
+
+def with_jwt(**more: Any) -> Any:
+    """The function that most people use, and what they wrote besides."""
+    return anything.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=f"{ISSUER}/keys", **more)
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "jwt issure": (lambda: anything.jwt(issure=ISSUER), "auth.jwt has no option 'issure'; did you mean 'issuer'?"),
+    "keys nmed": (lambda: anything.keys(nmed={}), "auth.keys has no option 'nmed'; did you mean 'named'?"),
+    "oidc audiance": (
+        lambda: anything.oidc(ISSUER, audiance=AUDIENCE),
+        "auth.oidc has no option 'audiance'; did you mean 'audience'?",
+    ),
+    "introspected url": (lambda: anything.introspected(endpont=ISSUER), "did you mean 'endpoint'?"),
+    "issuer user": (lambda: anything.issuer(URL, user=PEOPLE), "did you mean 'users'?"),
+    "users files": (lambda: anything.users(files="users.json"), "auth.users has no option 'files'"),
+    "upstream allowed": (lambda: anything.upstream("google", allowed=["*"]), "did you mean 'allow'?"),
+    "client redirect_uri": (lambda: anything.client("a", redirect_uri=["x"]), "did you mean 'redirect_uris'?"),
+    "google scope": (
+        lambda: anything.google(URL, allow=["*"], scope=["a"]),
+        "auth.google has no option 'scope'; did you mean 'scopes'?",
+    ),
+    "github alow": (lambda: anything.github(URL, allow=["*"], regitration=True), "did you mean 'registration'?"),
+    "jwt scopes": (lambda: with_jwt(scopes="read"), "scopes is a list: scopes=['read']"),
+    "jwt algorithms": (lambda: with_jwt(algorithms="RS256"), "algorithms is a list: algorithms=['RS256']"),
+    "jwt implied": (
+        lambda: with_jwt(implied={"write": "read"}),
+        "What 'write' includes is a list: implied={'write': ['read']}",
+    ),
+    "jwt implied list": (lambda: with_jwt(implied=["read"]), "implied names the scopes that a scope includes"),
+    "jwt scopes of numbers": (lambda: with_jwt(scopes=[1]), "scopes is a list of strings, and 1 isn't one."),
+    "oidc algorithms": (
+        lambda: anything.oidc(ISSUER, audience=AUDIENCE, algorithms="ES256"),
+        "algorithms is a list: algorithms=['ES256']",
+    ),
+    "oidc scopes": (lambda: anything.oidc(ISSUER, audience=AUDIENCE, scopes="a"), "scopes is a list: scopes=['a']"),
+    "keys scopes": (lambda: anything.keys(named={"ada": ("key", "read")}), "scopes is a list: scopes=['read']"),
+    "issuer users": (lambda: anything.issuer(URL, users="users.json"), "users takes auth.users(file=…)"),
+    "issuer clients": (lambda: anything.issuer(URL, users=PEOPLE, clients="desk"), "a list of auth.client(…)"),
+    "issuer resources": (
+        lambda: anything.issuer(URL, users=PEOPLE, resources=AUDIENCE),
+        f"resources is a list: resources=['{AUDIENCE}']",
+    ),
+    "issuer scopes": (lambda: anything.issuer(URL, users=PEOPLE, scopes="a"), "scopes is a list: scopes=['a']"),
+    "issuer implied": (lambda: anything.issuer(URL, users=PEOPLE, implied={"a": "b"}), "implied={'a': ['b']}"),
+    "client redirect_uris": (
+        lambda: anything.client("desk", redirect_uris="https://a.example/b"),
+        "redirect_uris is a list: redirect_uris=['https://a.example/b']",
+    ),
+    "client scopes": (lambda: anything.client("desk", secret="s" * 32, scopes="a"), "scopes is a list: scopes=['a']"),
+    "upstream allow": (
+        lambda: anything.upstream("google", allow="*", client_id="a", client_secret="b"),
+        "allow is a list: allow=['*']",
+    ),
+    "upstream scopes": (
+        lambda: anything.upstream("google", allow={"@example.com": "a"}, client_id="a", client_secret="b"),
+        "The scopes of '@example.com' are a list: ['a']",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_refused_with_what_to_write(name: str) -> None:
+    """A fixed defect: Python said that an argument was unexpected, and one string was taken for its letters."""
+    make, said = MISTAKES[name]
+    with pytest.raises(TypeError, match=re.escape(said)):
+        make()
+
+
+@pytest.mark.parametrize("kind", ["tool", "prompt", "resource"])
+def test_one_string_as_the_scopes_of_what_is_offered_is_refused(kind: str) -> None:
+    """``@mcp.tool(scopes="orders:write")``."""
+    server: Any = Server("shop")
+    given = {"resource": ("shop://a",)}.get(kind, ())
+    with pytest.raises(TypeError, match="scopes"):
+
+        @getattr(server, kind)(*given, scopes="orders:write")
+        def order() -> str:
+            """Order."""
+            return ""
