@@ -1,4 +1,4 @@
-"""`python -m benches.chaos MINUTES`: kill a worker every few seconds while subscribers resume; nothing may be lost.
+"""`python -m benches.chaos MINUTES`: workers are killed and stopped while subscribers resume; nothing may be lost.
 
     python -m benches.chaos --store sqlite         the same with the store in a file
     python -m benches.chaos --calls 1000000        rolling restarts during so many calls: none may fail
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benches.chaos.restarts import Restarts
 from benches.chaos.returning import return_together
-from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, storm
+from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, stop_workers, storm, together
 from benches.processes import raise_file_limit
 
 EVENTS_BESIDE = 50.0
@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
     parser.add_argument("--speakers", type=int, default=2, help="clients of each revision and transport")
     parser.add_argument("--proxied", type=int, default=200, help="subscribers behind the proxy")
+    parser.add_argument("--stop-every", type=float, default=60.0, help="seconds between two stops of a worker")
+    parser.add_argument("--stopped", type=float, default=30.0, help="seconds for which a worker is stopped")
     parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
     parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is a redis://")
     given = parser.parse_args()
@@ -93,7 +95,7 @@ async def kill(running: Cluster, report: Report, given: argparse.Namespace) -> N
         speakers=given.speakers,
         proxied_speakers=given.speakers,
     )
-    harm = kill_workers(given.every, report)
+    harm = together(kill_workers(given.every, report), stop_workers(given.stop_every, given.stopped))
     await storm(running, report, crowd, until=lambda: time.monotonic() >= end, harm=harm)
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -228,6 +229,35 @@ async def storm(
         report.wrong += speaker.wrong
     report.wrong += check(log, [each.log for each in listeners])
     return report
+
+
+def stop_workers(every: float, seconds: float) -> Harm:
+    """SIGSTOP for a worker, and SIGCONT some time later: it wakes up and doesn't know that time has passed."""
+
+    async def harm(running: Cluster) -> None:
+        while True:
+            await asyncio.sleep(every)
+            workers = running.workers()
+            if not workers:
+                continue
+            stopped = random.choice(workers)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(seconds)
+                finally:
+                    os.kill(stopped, signal.SIGCONT)
+
+    return harm
+
+
+def together(*harms: Harm) -> Harm:
+    """All of them at the same time."""
+
+    async def harm(running: Cluster) -> None:
+        await asyncio.gather(*(each(running) for each in harms))
+
+    return harm
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from benches.chaos.clients import RECONNECT
 from benches.chaos.history import Publication
-from millstream.client import Client, ClientError, ConnectFailed, ConnectionLost, Failure, Result
+from millstream.client import Client, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer, Result
 
 PATIENCE = 120.0
 """Seconds after which a call counts as one that never ends; no measure."""
@@ -88,7 +88,8 @@ class Speaker:
             await asyncio.sleep(random.uniform(0.0, PAUSE))
 
     def _ended(self, what: str, exc: ClientError) -> None:
-        if isinstance(exc, AGAIN) or (isinstance(exc, Failure) and "try again" in exc.message.lower()):
+        slow = isinstance(exc, NoAnswer) and f" {PATIENCE:g} seconds" not in str(exc)  # to open a connection
+        if slow or isinstance(exc, AGAIN) or (isinstance(exc, Failure) and "try again" in exc.message.lower()):
             self.again[type(exc).__name__] += 1
         else:
             self.wrong.append(f"A client of {self.kind}: {what.strip('_')} ended in {exc!r}")

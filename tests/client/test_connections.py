@@ -6,6 +6,8 @@ Real sockets, and servers that misbehave on them (`rude`). The rules are our cho
 import asyncio
 import json
 import ssl
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from millstream.client._errors import (
     BadAnswer,
     ConnectFailed,
     ConnectionLost,
+    NoAnswer,
     NotMcp,
     TlsFailed,
     UnknownVersion,
@@ -297,3 +300,46 @@ async def test_a_client_leaves_no_connection_open() -> None:
                 _ = 1 / 0
         await asyncio.wait_for(server.left.wait(), WAIT)
         assert server.open == 0
+
+
+WAYS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "HTTP+SSE": (lambda url: {"mcpServers": {"it": {"type": "sse", "url": url}}}, "2024-11-05"),
+    "the per-request era": (lambda url: url, "2026-07-28"),
+    "WebSocket": (lambda url: url.replace("http:", "ws:"), "2026-07-28"),
+}
+"""Ways to connect to a URL, and a revision to speak."""
+
+
+@pytest.mark.parametrize("how", ["cut", "silence"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_server_that_does_not_answer_while_one_connects_is_not_called_another_kind_of_server(
+    way: str, how: str
+) -> None:
+    """A fixed defect: of a worker that stood still or died just then, clients said that it isn't an MCP server, or
+    speaks no such revision. Whoever believes that doesn't try again.
+    """
+
+    async def behave(asked: Asked) -> None:
+        if how == "silence":
+            await asyncio.get_running_loop().create_future()
+        raise ConnectionError
+
+    target, revision = WAYS[way]
+    options = Options(connect_timeout=0.1, probe_timeout=0.1)
+    async with rude(behave) as server:
+        with pytest.raises((ConnectionLost, ConnectFailed, NoAnswer)):
+            async with Client(target(server.url), revision=revision, options=options):
+                pass
+
+
+async def test_an_event_stream_that_breaks_before_it_names_an_address_is_a_lost_connection() -> None:
+    """As with a worker that dies just then."""
+
+    async def behave(asked: Asked) -> None:
+        await asked.stream()
+        raise ConnectionError
+
+    async with rude(behave) as server:
+        with pytest.raises(ConnectionLost):
+            async with Client(WAYS["HTTP+SSE"][0](server.url), revision="2024-11-05"):
+                pass

@@ -8,6 +8,7 @@ from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, settle, until
 from millstream._http.message import Request
 from millstream._protocol.principal import Principal
+from millstream._stores.base import StoreFull
 from wire import LATEST_HANDSHAKE, request
 
 JSON = {"content-type": "application/json"}
@@ -97,10 +98,17 @@ async def test_the_session_of_somebody_else_is_not_found() -> None:
         stream.close()
 
 
-async def test_a_store_that_does_not_answer_is_told() -> None:
-    """Our choice: 503, since the session lives and the message may be sent again."""
+async def test_a_store_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our choice: 503, since the session lives and the message may be sent again. So does one that is full."""
+
+    async def full(*given: object) -> bool:
+        raise StoreFull("It is full.")
+
     async with fleet(make_shop) as (first, second):
         stream, path = await connect(first)
+        with monkeypatch.context() as filled:
+            filled.setattr(second.store.bus, "send", full)
+            assert await say(second, path, request("ping")) == 503
         second.store.down = True
         assert await say(second, path, request("ping")) == 503
         assert await say(first, path, request("initialize", OPENING, 0)) == 202, "its own streams need no store"

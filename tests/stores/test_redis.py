@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import Index, StoreFull, Told
+from millstream._stores.base import Index, Position, StoreFull, StoreUnavailable, Told
+from patience import WAIT
 from processes import ROOT, free_port
 from redis_parts import RedisServer, opened, quiet, until
 from store_parts import TTL, Heard, append
@@ -188,9 +189,31 @@ async def test_a_redis_that_evicts_is_refused(server: RedisServer) -> None:
 async def test_a_replica_is_refused(server: RedisServer) -> None:
     """It takes no writes."""
     server.ask("REPLICAOF", "127.0.0.1", "1")
-    with pytest.raises(LocalError, match="read-only replica"):
+    with pytest.raises(LocalError, match="read-only replica") as refused:
         async with opened(server.url):
             pass
+    assert ".." not in str(refused.value)
+
+
+@pytest.mark.parametrize(("setting", "reason"), [("replicaof", "READONLY"), ("min-replicas", "NOREPLICAS")])
+async def test_a_redis_that_takes_no_writes_any_more_is_named_and_used_again_when_it_does(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, setting: str, reason: str
+) -> None:
+    """It was made a replica, or lost its own ones: changes fail after a bounded wait."""
+    async with opened(server.url) as store:
+        (first,) = await append(store, STREAM, b"before")
+        monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", 0.5)
+        if setting == "replicaof":
+            server.ask("REPLICAOF", "127.0.0.1", "1")
+        else:
+            server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+        with pytest.raises(StoreUnavailable, match=f"{reason}|replica"):
+            await append(store, STREAM, b"refused")
+        monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
+        server.ask("REPLICAOF", "NO", "ONE")
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+        (second,) = await append(store, STREAM, b"after")
+        assert second == Position(first.epoch, first.offset + 1)
 
 
 async def test_a_redis_that_is_too_old_is_refused() -> None:

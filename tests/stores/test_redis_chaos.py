@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from millstream._stores.base import Entry, Gap, StoreUnavailable
+from millstream._stores.base import Entry, Gap, StoreFull, StoreUnavailable
 from millstream._stores.follow import Tail
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
@@ -20,7 +20,24 @@ from store_parts import TTL, append, read_all
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
-FAULTS = ["cut", "half close", "lost replies", "freeze", "restart", "save", "pause", "flap"]
+REFUSALS = {
+    "full": (("CONFIG", "SET", "maxmemory", "1"), b"errorstat_OOM", ("CONFIG", "SET", "maxmemory", "0")),
+    "read only": (("REPLICAOF", "127.0.0.1", "1"), b"errorstat_READONLY", ("REPLICAOF", "NO", "ONE")),
+}
+"""How it begins, the error that somebody gets, how it ends."""
+FAULTS = [
+    "cut",
+    "half close",
+    "lost replies",
+    "freeze",
+    "restart",
+    "save",
+    "pause",
+    "flap",
+    "kicked",
+    "full",
+    "read only",
+]
 
 
 class World:
@@ -41,7 +58,8 @@ class World:
             data = b"%d" % next(self._numbers)
             try:
                 at = await worker.log.append(STREAM, data, ttl=TTL, max_entries=10**6)
-            except StoreUnavailable:
+            except (StoreUnavailable, StoreFull):
+                await asyncio.sleep(0)
                 continue
             self.acknowledged.append(Entry(at, data))
 
@@ -53,8 +71,6 @@ class World:
 
     async def suffer(self, fault: str, wire: Proxy) -> None:
         """One fault, in the middle of the work."""
-        process = self.server.process
-        assert process is not None
         if fault == "cut":
             wire.cut()
         elif fault == "half close":
@@ -68,7 +84,16 @@ class World:
             wire.freeze()
             await self.more(20)
             wire.thaw()
-        elif fault == "save":
+        elif fault == "flap":
+            for each in self.wires:
+                each.cut()
+        else:
+            await self._suffer_of_server(fault)
+
+    async def _suffer_of_server(self, fault: str) -> None:
+        process = self.server.process
+        assert process is not None
+        if fault == "save":
             self.server.ask("SAVE")
         elif fault == "restart":  # what wasn't saved is lost
             self.server.stop()
@@ -76,9 +101,14 @@ class World:
         elif fault == "pause":
             process.send_signal(signal.SIGSTOP)
             process.send_signal(signal.SIGCONT)
+        elif fault == "kicked":
+            for kind in ("normal", "pubsub"):
+                self.server.ask("CLIENT", "KILL", "TYPE", kind)
         else:
-            for each in self.wires:
-                each.cut()
+            begin, error, end = REFUSALS[fault]
+            self.server.ask(*begin)
+            await until(lambda: error in self.server.ask("INFO", "errorstats"))
+            self.server.ask(*end)
 
     async def more(self, count: int) -> None:
         """Return when so many more events are acknowledged."""

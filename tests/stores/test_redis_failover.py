@@ -12,6 +12,7 @@ from millstream._server.calls.written import Written
 from millstream._stores.base import Entry, Gap, Index, Position, Store, Told
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.store import RedisStore
+from millstream.hub import Hub, HubLimits
 from patience import WAIT
 from redis_parts import LEASE, RedisServer, kill, until
 from store_parts import TTL, Heard, append, data_of, read_all
@@ -218,6 +219,20 @@ async def test_publishers_who_wait_while_redis_begins_anew_neither_lose_nor_repe
     found = data_of(await read_all(workers[0], STREAM))
     assert len(found) == len(set(found))
     assert set(acknowledged) <= set(found)
+
+
+async def test_that_a_message_waits_for_a_client_is_noted_again_in_a_new_run_of_redis(
+    server: RedisServer, workers: list[RedisStore]
+) -> None:
+    """A fixed defect: were the message to expire before the client comes, nobody would tell it of the loss."""
+    one, two = workers
+    server.ask("SAVE")
+    hub = Hub(one, HubLimits())
+    await hub.open()
+    await hub.send("me", "waits")
+    begin_anew(server)
+    await until(lambda: two.kv.get("debt:me"))
+    await hub.close()
 
 
 async def test_a_value_that_a_new_run_of_redis_lacks_is_written_again_by_whoever_wrote_it(

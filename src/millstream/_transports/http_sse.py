@@ -21,7 +21,7 @@ from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.services import lasts_until, principal_id
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peers import Posted
-from millstream._stores.base import StoreUnavailable
+from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.connection import Connection
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import NO_STREAM, SESSION_NOT_FOUND, TOO_MANY_STREAMS, WRONG_TYPE, refusal
@@ -124,7 +124,7 @@ class HttpSse:
             return _ACCEPTED
         try:
             there = await self._dispatcher.services.peers.send(worker, Posted(session_id, request.body))
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreFull):
             return _UNREACHABLE
         return _ACCEPTED if there else _UNKNOWN
 

@@ -215,7 +215,7 @@ class Opening:
         if pinned is not None:
             if pinned.handshake:
                 return await self._initialize(transport, pinned)
-            return await self._probe(transport, pinned) or await self._refused(pinned)
+            return await self._probe(transport, pinned, alone=True) or await self._refused(pinned)
         # HTTP+SSE is a transport of the handshake era alone.
         if not handshake and transport.name != "http+sse":
             agreement = await self._probe(transport, NEWEST)
@@ -234,8 +234,8 @@ class Opening:
     async def _refused(self, revision: Revision) -> Agreement:
         raise UnknownVersion(f"The server does not speak revision {revision.date}.")
 
-    async def _probe(self, transport: Transport, revision: Revision) -> Agreement | None:
-        """Ask what the server offers. None: it doesn't know the question."""
+    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Agreement | None:
+        """Ask what the server offers. None: it doesn't know the question, or doesn't answer and isn't asked `alone`."""
         seconds = self._options.connect_timeout + self._options.probe_timeout
         for _ in (0, 1):
             try:
@@ -250,10 +250,10 @@ class Opening:
                     raise UnknownVersion(_unknown(named)) from exc
                 revision = common
                 continue
-            except (NotMcp, BadAnswer, NoAnswer, msgspec.MsgspecError):
+            except (NotMcp, BadAnswer, msgspec.MsgspecError):
                 return None
-            except ConnectionLost:
-                if transport.lost:
+            except (ConnectionLost, NoAnswer) as exc:
+                if alone or (isinstance(exc, ConnectionLost) and transport.lost):
                     raise
                 return None  # a status such as 500, from a server that did not expect the method
             agreed = newest(offer.supported_versions)

@@ -84,7 +84,7 @@ class Hub:
         self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
         self._arrivals = Arrivals(store)
-        self._mailboxes = Mailboxes(store.kv, self._journal, limits)
+        self._mailboxes = Mailboxes(store, self._journal, limits)
         self._delivery = Delivery(
             store, self._journal, self._arrivals, self._mailboxes, self._audience, max_buffered=limits.max_buffered
         )

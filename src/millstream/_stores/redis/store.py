@@ -91,7 +91,7 @@ class RedisStore:
         except BaseException as failure:
             await self._end()
             if isinstance(failure, OSError):
-                why = failure.strerror or failure
+                why = str(failure.strerror or failure).rstrip(".")
                 raise LocalError(
                     f"The store at {self._address} can't be reached: {why}. Start it, or correct its URL."
                 ) from None

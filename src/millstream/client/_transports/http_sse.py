@@ -8,7 +8,7 @@ import asyncio
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
-from millstream.client._errors import ClientError, ConnectionLost, NotMcp
+from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
 from millstream.client._http.connection import Reply
 from millstream.client._http.endpoint import Endpoint
 from millstream.client._transports.duplex import Duplex
@@ -52,8 +52,10 @@ class HttpSseTransport:
 
         Raises:
             NotMcp: there's no stream, or it names none.
+            ConnectFailed: there's no answer in time.
         """
         url = self._endpoint.url
+        reply = None
         named: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(self._timeout):
@@ -63,6 +65,8 @@ class HttpSseTransport:
                 self._background.start(self._read(reply, named))
                 await named
         except TimeoutError as exc:
+            if reply is None:
+                raise ConnectFailed(f"{url.origin} did not answer within {self._timeout:g} seconds.") from exc
             raise NotMcp(f"{url} opens an event stream, but says nothing on it that an MCP server says.") from exc
 
     async def _read(self, reply: Reply, named: asyncio.Future[None]) -> None:
@@ -79,6 +83,8 @@ class HttpSseTransport:
                     break
         except ClientError as exc:
             self._duplex.end(exc)
+            if not named.done():
+                named.set_exception(exc)
         finally:
             self._duplex.end(ConnectionLost("The server closed the event stream."))
             reader.close()

@@ -82,6 +82,8 @@ class WebSocketTransport:
         except ssl.SSLError as exc:
             raise TlsFailed(f"There is no trusted TLS connection to {url.origin}: {exc.reason}.") from exc
         except (InvalidHandshake, WebSocketException) as exc:
+            if isinstance(exc.__cause__, EOFError):
+                raise ConnectionLost(f"{url.origin} closed the connection before it answered.") from exc
             raise NotMcp(f"{url} is not a WebSocket: {exc}.") from exc
         except TimeoutError as exc:
             raise ConnectFailed(f"{url.origin} did not accept a connection within {self._timeout:g} seconds.") from exc
