@@ -10,7 +10,7 @@ import hmac
 import json
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -201,7 +201,7 @@ class SignIns:
             return held.kept.tokens[str(url)]
 
     @asynccontextmanager
-    async def _turn(self, key: str) -> AsyncIterator[None]:
+    async def _turn(self, key: str) -> AsyncGenerator[None, None]:
         place = f"inspect-turn:{key}"
         # Another worker may have the turn, and nothing here would hear that it's over.
         while not await self._kv.compare_and_set(place, None, b"1", 2 * _PATIENCE):  # noqa: ASYNC110
