@@ -18,7 +18,7 @@ MARK = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
 
 
 class Unlucky(BaseHTTPRequestHandler):
-    """A server that stood still just after a page was cleared: that there's no icon, it says when the next is asked for."""
+    """Stood still just after a page was cleared: that there is no icon, it says when the next page is asked for."""
 
     left: threading.Event
     """The page under test has been asked for."""
