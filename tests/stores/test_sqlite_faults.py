@@ -22,6 +22,7 @@ from millstream._stores.base import Entry, StoreFull, StoreUnavailable, Told
 from millstream._stores.sqlite import commits
 from millstream._stores.sqlite.location import locate
 from millstream._stores.sqlite.store import SqliteStore
+from millstream._stores.sqlite.wal import lost_commits
 from store_parts import TTL, append, data_of, read_all
 
 CYCLES = int(os.environ.get("STORE_CYCLES", "4"))
@@ -326,4 +327,31 @@ async def test_a_store_that_failed_to_open_can_be_opened_later(path: Path) -> No
     path.unlink()  # noqa: ASYNC240
     await store.open()
     await append(store, "hub:journal", b"a")
+    await store.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("where", ["in a page", "in the head of a frame", "nowhere"])
+async def test_what_a_damaged_log_has_lost_is_told_to_whoever_resumes(path: Path, where: str) -> None:
+    """A fixed defect: SQLite forgets all that is behind the damage, and the places of it meant something else later."""
+    sure = acknowledged(await asyncio.to_thread(killed, writer(path, "0", "1000000"), 1500))
+    log = path.with_name("store.db-wal")
+    content = bytearray(log.read_bytes())
+    frame = 32 + (len(content) // (4096 + 24)) // 2 * (4096 + 24)
+    if where != "nowhere":
+        at = frame + (8 if where == "in the head of a frame" else 2000)
+        content[at : at + 4] = bytes(each ^ 0xFF for each in content[at : at + 4])
+        log.write_bytes(content)
+    before = lost_commits(path)
+    store = SqliteStore(locate(f"sqlite:///{path}"))
+    await store.open()
+    found = await read_all(store, "hub:journal")
+    if where == "nowhere":
+        assert not before
+        assert len(found) >= len(sure)
+        assert store.epoch.encode() in content
+    else:
+        assert before
+        assert len(found) < len(sure)
+        assert store.epoch.encode() not in content, "who reads on behind a place of the old one gets a gap"
     await store.close()
