@@ -4,6 +4,7 @@ One process owns it, by SQLite's own exclusive lock, which ends with the process
 that can't be read, is ever overwritten.
 """
 
+import logging
 import os
 import secrets
 import sqlite3
@@ -22,6 +23,9 @@ from millstream._stores.sqlite import sums
 from millstream._stores.sqlite.errors import named
 from millstream._stores.sqlite.location import Location
 from millstream._stores.sqlite.rows import Changes, Content, Stream, Value
+from millstream._stores.sqlite.wal import lost_commits
+
+_logger = logging.getLogger("millstream.stores")
 
 APPLICATION: Final = 0x4D53_5452
 """Marks the file as ours."""
@@ -76,9 +80,10 @@ class File:
         """
         try:
             _create(self.location.path)
+            lost = lost_commits(self.location.path)
             self._connect()
             content = self.read()  # what can't be read stays as it is
-            self._begin_life()
+            self._begin_life(lost=lost)
             return content
         except (sqlite3.Error, OSError, ValueError) as exc:
             self.drop()
@@ -263,14 +268,19 @@ class File:
                 self._run(statement)
         self._run(f"PRAGMA user_version={VERSION}")
 
-    def _begin_life(self) -> None:
+    def _begin_life(self, *, lost: bool) -> None:
         """Say that the file is in use. Where it was when the machine stopped, its tail may be lost: a new epoch tells
-        everybody who reads on.
+        everybody who reads on. So it does where the tail is known to be `lost`.
         """
         before, now = self._one("SELECT value FROM meta WHERE name='boot'"), _boot()
         self._run("PRAGMA synchronous=FULL")
         self._run("BEGIN IMMEDIATE")
-        if before and before not in (f"full {now}", f"normal {now}") and not before.startswith("full"):
+        if lost:
+            _logger.error(
+                "%s was damaged: what was written last is lost. Clients that resume get a gap.", self.location.path
+            )
+        elsewhere = before and before not in (f"full {now}", f"normal {now}") and not before.startswith("full")
+        if lost or elsewhere:
             self.epoch = secrets.token_hex(6)
             self._run("UPDATE meta SET value=? WHERE name='epoch'", (self.epoch,))
         self._run("UPDATE meta SET value=? WHERE name='boot'", (f"{'full' if self.location.full else 'normal'} {now}",))
