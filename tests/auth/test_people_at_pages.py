@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
+
 from auth_world import ROOT, Guarded, guarded, make_server
 from issuing_world import Desk, Known
 from millstream import auth
@@ -100,6 +102,7 @@ async def test_the_cookie_of_a_person_is_flagged_sealed_and_no_credential() -> N
         assert await status(other, "/docs", cookie) == 401
 
 
+@pytest.mark.usefixtures("quick_hashes")
 async def test_removing_a_person_or_changing_the_password_ends_the_cookie_and_its_streams(tmp_path: Path) -> None:
     """Within a second; who has the new password comes back."""
     file = UserFile(tmp_path / "users.json")

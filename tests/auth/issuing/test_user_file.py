@@ -53,7 +53,7 @@ async def test_people_are_added_listed_get_new_passwords_and_are_removed(path: P
     mode, text = seen(path)
     assert mode == 0o600
     assert "correct horse" not in text
-    assert "$argon2id$" in text
+    assert "$argon2id$v=19$m=65536,t=3,p=1$" in text
     assert "ada  orders:write  since " in users(path, "list")
     people = auth.users(file=path)
     found = await people.check("ADA", "correct horse")
@@ -71,6 +71,7 @@ async def test_people_are_added_listed_get_new_passwords_and_are_removed(path: P
     assert people.find("ada") is None
 
 
+@pytest.mark.usefixtures("quick_hashes")
 async def test_a_new_password_or_a_namesake_ends_what_was_allowed_before(desk: Desk, path: Path) -> None:
     """`User.since`: whoever comes later under the same name is not the same."""
     file = UserFile(path)
@@ -96,6 +97,7 @@ def test_what_cannot_be_is_said(path: Path, arguments: tuple[str, ...], typed: s
         users(path, *arguments, typed=typed)
 
 
+@pytest.mark.usefixtures("quick_hashes")
 def test_one_name_is_one_person_however_it_is_written(path: Path) -> None:
     """Ada and ADA would be taken for each other."""
     UserFile(path).add("Ada", "correct horse", (), 0)
@@ -117,6 +119,7 @@ def test_a_file_that_others_may_write_or_that_is_none_is_not_used(path: Path) ->
             auth.users(file=path)
 
 
+@pytest.mark.usefixtures("quick_hashes")
 async def test_a_file_that_breaks_while_the_server_runs_locks_people_out_until_it_is_whole(path: Path) -> None:
     """They may have been removed."""
     UserFile(path).add("ada", "correct horse", (), 0)
