@@ -12,6 +12,7 @@ import pytest
 from auth_world import guarded, make_server
 from issuer_world import AUDIENCE, OTHER, Issuer, claims, issuing, key_set, token
 from millstream import auth
+from millstream.auth._asking_issuers import ask_issuer
 from millstream.auth._discovery import Discovery, places
 from millstream.auth._key_sets import FetchedKeys
 from millstream.auth._method import Unavailable
@@ -78,7 +79,7 @@ async def kept_keys(issuer: Issuer) -> tuple[FetchedKeys, Clock]:
     async def where() -> str:
         return f"{issuer.url}/keys"
 
-    return FetchedKeys(where, auth.ask_issuer, clock=clock), clock
+    return FetchedKeys(where, ask_issuer, clock=clock), clock
 
 
 async def test_a_new_key_of_the_issuer_is_found_once_the_pause_is_over() -> None:
@@ -155,7 +156,7 @@ async def test_metadata_is_fetched_once_and_not_again_at_once_when_it_fails() ->
     """Ten seconds of pause."""
     async with issuing() as issuer:
         clock = Clock()
-        discovery = Discovery(issuer.url, auth.ask_issuer, clock=clock)
+        discovery = Discovery(issuer.url, ask_issuer, clock=clock)
         saved, issuer.answers = issuer.answers, {}
         for _ in range(3):
             with pytest.raises(Unavailable):
