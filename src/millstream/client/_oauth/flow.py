@@ -182,9 +182,8 @@ class OAuth:
         renewable = same and status == 401
         if before is not None and renewable and before.refresh_token and await self._renew(url, issuer, before, target):
             return
-        wanted = _wanted(
-            self._scope, asked, resource, issuer, before if same and status == 403 else None, alone=self._as_itself
-        )
+        known = before if same and status == 403 else None
+        wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
         held = key_for(issuer, resource, challenge, before, self._proofs)
         if self._identity is not None:
             form = await self._identity.grant(issuer, target, wanted, self._tls)
@@ -202,7 +201,7 @@ class OAuth:
         if given.error or not given.access_token:
             _forget(self._store, issuer.issuer)
             raise AccessDenied(f"{issuer.issuer} gives no token: {given.error_description or given.error}.", 401)
-        _keep(self._store, url, issuer, given, wanted, "", held.key)
+        _keep(self._store, url, given, Tokens("", issuer.issuer, "", wanted, proof_key=held.key))
 
     async def _place(self, url: Url, asked: dict[str, str]) -> tuple[Resource | None, Issuer]:
         """The server's metadata, and its issuer, to whom our credentials may go."""
@@ -220,15 +219,15 @@ class OAuth:
             self._only = issuer
 
     async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
-        who = self._known(issuer)
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
+        held = Held(self._proofs, tokens.proof_key)
         try:
-            given = await ask_token(issuer, who, form, self._tls, Held(self._proofs, tokens.proof_key))
+            given = await ask_token(issuer, self._known(issuer), form, self._tls, held)
         except ClientError:
             return False
         if given.error or not given.access_token:
             return False
-        _keep(self._store, url, issuer, given, tokens.scope, tokens.refresh_token, tokens.proof_key)
+        _keep(self._store, url, given, tokens)
         return True
 
     async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str, held: Held) -> None:
@@ -308,7 +307,7 @@ def _wanted(
     *,
     alone: bool,
 ) -> str:
-    """The scopes to ask for: ours, else what the challenge says, else what the server lists; with those that we have."""
+    """The scopes to ask for: ours, else what the challenge says or the server lists; with those that we have."""
     named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
     held = before.scope.split() if before is not None else []
     offline = "offline_access" in issuer.scopes_supported and not alone
@@ -316,12 +315,13 @@ def _wanted(
     return " ".join(dict.fromkeys(wanted))
 
 
-def _keep(store: Store, url: Url, issuer: Issuer, given: Given, scope: str, refresh_token: str, key: str) -> None:
+def _keep(store: Store, url: Url, given: Given, known: Tokens) -> None:
+    """Keep what was given. `known` says the rest: what it was asked for, and what it replaces."""
     until = time.time() + given.expires_in if given.expires_in else 0
-    refresh = given.refresh_token or refresh_token
-    bound = key if given.token_type.lower() == "dpop" else ""
+    refresh, scope = given.refresh_token or known.refresh_token, given.scope or known.scope
+    bound = known.proof_key if given.token_type.lower() == "dpop" else ""
     kept = store.load()
-    kept.tokens[str(url)] = Tokens(given.access_token, issuer.issuer, refresh, given.scope or scope, until, bound)
+    kept.tokens[str(url)] = Tokens(given.access_token, known.issuer, refresh, scope, until, bound)
     store.save(kept)
 
 
