@@ -17,11 +17,14 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from auth.test_sign_in import FORM, OWN
 from auth_world import Guarded, guarded, make_server
-from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import auth
+from issuer_world import AUDIENCE, ISSUER, claims, issuing, key_set, token
+from millstream import Client, auth
 from millstream._limits.pool import Pool
 from millstream._stores.memory.store import MemoryStore
+from millstream.client import MemoryStore as Kept
+from millstream.client import OAuth, Options
 from millstream.client._oauth.dpop import ProofKey
+from processes import free_port
 from wire import Reply, enveloped, routing
 
 KEY = ECKey.generate_key("P-256")
@@ -206,3 +209,32 @@ async def test_clients_learn_that_tokens_may_be_bound() -> None:
         assert "ES256" in json.loads(reply.body)["dpop_signing_alg_values_supported"]
     async with guarded() as world:
         assert (await call(world, "x" * 20, "a.b.c")).status == 401
+
+
+async def test_our_client_and_our_server_bind_tokens_without_being_told_to() -> None:
+    """The server's metadata say that it takes them, the issuer's that it gives them."""
+    async with issuing() as issuer:
+        port = free_port()
+        here = f"http://127.0.0.1:{port}/mcp"
+
+        def give(request: bytes) -> Any:
+            shown = request.partition(b"DPoP: ")[2].partition(b"\r\n")[0].decode()
+            jwk = json.loads(urlsafe_b64decode(shown.split(".")[0] + "=="))["jwk"]
+            said = claims(iss=issuer.url, aud=here, cnf={"jkt": ECKey.import_key(jwk).thumbprint()})
+            return {"access_token": token(said), "token_type": "DPoP", "expires_in": 600}
+
+        issuer.answers["/token"] = give
+        issuer.answers["/.well-known/oauth-authorization-server"] = {
+            "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
+            "jwks_uri": f"{issuer.url}/keys", "dpop_signing_alg_values_supported": ["ES256"],
+        }  # fmt: skip
+        methods = auth.jwt(issuer=issuer.url, audience=here, jwks=f"{issuer.url}/keys")
+        async with guarded(make_server(methods), port=port):
+            store = Kept()
+            credentials = OAuth(store=store, client_id="desk", client_secret="s" * 32, as_itself=True)
+            async with Client(here, options=Options(auth=credentials)) as client:
+                for _ in range(3):
+                    assert (await client.call("who")).text == "ada"
+            (kept,) = store.load().tokens.values()
+            assert kept.proof_key.startswith("-----BEGIN PRIVATE KEY-----")
+        assert issuer.asked["/token"] == 1
