@@ -13,6 +13,7 @@ from auth_world import guarded, make_server
 from issuer_world import AUDIENCE, OTHER, Issuer, claims, issuing, key_set, token
 from millstream import auth
 from millstream.auth._asking_issuers import ask_issuer
+from millstream.auth._challenge import PROVED_BY
 from millstream.auth._discovery import Discovery, places
 from millstream.auth._key_sets import FetchedKeys
 from millstream.auth._method import Unavailable
@@ -220,6 +221,17 @@ async def test_what_the_endpoint_does_not_vouch_for_is_refused(changes: dict[str
         assert await introspected(issuer).identify("t") is None
 
 
+async def test_an_issuer_may_say_to_which_key_a_token_is_bound() -> None:
+    """RFC 9449 §6.2."""
+    async with issuing() as issuer:
+        said = {**claims(iss=None), "active": True, "token_type": "DPoP", "cnf": {"jkt": "thumb"}}
+        answers(issuer, {"t": said, "u": {**said, "cnf": {"x5t#S256": "x"}}})
+        found = await introspected(issuer).identify("t")
+        assert found is not None
+        assert found.thumbprint == "thumb"
+        assert await introspected(issuer).identify("u") is None
+
+
 async def test_a_token_without_a_person_is_its_clients_own_only_where_the_operator_says_so() -> None:
     """`sub` is optional (RFC 7662 §2.2): an issuer that never says it would make one caller of a client's users."""
     async with issuing() as issuer:
@@ -281,6 +293,7 @@ async def test_the_metadata_of_the_resource_are_where_clients_look_and_for_every
                         "resource": "https://mcp.example.com/shop/mcp",
                         "authorization_servers": [issuer.url],
                         "scopes_supported": ["mcp:use", "orders:write", "secrets"],
+                        "dpop_signing_alg_values_supported": list(PROVED_BY),
                         "bearer_methods_supported": ["header"],
                         "resource_name": "guarded",
                     }

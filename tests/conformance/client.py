@@ -13,6 +13,7 @@ from typing import Any
 from millstream import Client
 from millstream.client._oauth.fetching import fetch
 from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.identity import IdentityProvider
 from millstream.client._oauth.store import MemoryStore
 from millstream.client._options import Options
 from millstream.client._questions import Question
@@ -84,10 +85,15 @@ async def visit(url: str) -> str:
     return (await fetch("GET", url)).header(b"location")
 
 
+def identity(given: dict[str, str]) -> IdentityProvider:
+    """Where the organization's people sign in."""
+    return IdentityProvider(given["idp_issuer"], id_token=given["idp_id_token"], client_id=given["idp_client_id"])
+
+
 def credentials() -> OAuth:
     """Those that a scenario gives, else whatever the server wants."""
     given = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}"))
-    return OAuth(
+    found = OAuth(
         store=MemoryStore(),
         visit=visit,
         client_id=given.get("client_id", ""),
@@ -95,6 +101,7 @@ def credentials() -> OAuth:
         client_metadata_url="https://conformance-test.local/client-metadata.json",
         as_itself="client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"],
     )
+    return found.managed_by(identity(given)) if "idp_id_token" in given else found
 
 
 async def main(url: str) -> None:

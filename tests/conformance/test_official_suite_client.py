@@ -40,6 +40,9 @@ UNSCORED = [
     ("json-schema-2020-12-preservation", OLD),
     ("json-schema-2020-12-preservation", NEW),
     ("auth/client-credentials-basic", ""),
+    ("auth/dpop", ""),
+    ("auth/dpop-nonce", ""),
+    ("auth/enterprise-managed-authorization", ""),
     ("auth/2025-03-26-oauth-metadata-backcompat", ""),
     ("auth/2025-03-26-oauth-endpoint-fallback", ""),
 ]
@@ -57,7 +60,7 @@ def test_these_are_all_that_count() -> None:
         assert names == {name for name, date in SCORED if date == revision}
 
 
-def test_for_what_authorization_servers_do_not_have_the_suite_asks_clients_only_and_scores_nothing() -> None:
+def test_for_extensions_of_authorization_the_suite_asks_clients_only_and_scores_nothing() -> None:
     """DPoP, identity assertion and workload identity: once the suite asks servers, or scores these, we have to know."""
     command = [NODE, str(SUITE), "list"]
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=WAIT, check=True)

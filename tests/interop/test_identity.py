@@ -15,6 +15,7 @@ from auth_world import guarded, make_server
 from identity_world import Identity, Visitor, browser, identity, led_to, sign_in_at
 from issuing_world import BACK, URL, Browser, Desk, Reply
 from millstream import Client, Server, auth
+from millstream.auth._asking_issuers import ask_issuer
 from millstream.auth._claims import Rules
 from millstream.auth._discovery import Discovery
 from millstream.auth._issuing.upstreams import KNOWN
@@ -76,7 +77,7 @@ async def test_tokens_that_only_it_can_read_open_our_server_by_asking_it(provide
 async def test_new_keys_of_it_are_found_and_the_old_ones_count_no_more(provider: Identity) -> None:
     """The pause between two fetches is the test's own."""
     client, clock = provider.register(), Clock()
-    keys = FetchedKeys(Discovery(provider.url, auth.ask_issuer).keys_url, auth.ask_issuer, clock=clock)
+    keys = FetchedKeys(Discovery(provider.url, ask_issuer).keys_url, ask_issuer, clock=clock)
     method = TokenMethod(Rules(provider.url, AUDIENCE), keys, algorithms=ASYMMETRIC)
     old = provider.token(client, AUDIENCE)
     assert await method.identify(old) is not None

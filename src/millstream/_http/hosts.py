@@ -29,7 +29,8 @@ _REMEMBERED = 1024
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
-    b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
+    b"authorization, dpop, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, "
+    b"last-event-id"
 )
 _EXPOSED = (
     b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, "

@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from millstream._http.lane.lines import usual_lines
 from millstream._http.message import Handler, Request, Response, Sink
@@ -22,6 +22,9 @@ from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
 from millstream.auth._method import Fetching, Identity, Method, Serving, Unavailable
 from millstream.auth._turns import Turns
+
+if TYPE_CHECKING:
+    from millstream.auth._proofs import Proofs
 
 Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
 """What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
@@ -42,6 +45,8 @@ class Verdict(NamedTuple):
 
     principal: Principal
     until: float
+    thumbprint: str = ""
+    """Of the key that it is bound to."""
 
 
 class Guard:
@@ -50,6 +55,7 @@ class Guard:
     __slots__ = (
         "_epochs",
         "_failures",
+        "_proofs",
         "_turns",
         "ambient",
         "challenges",
@@ -83,6 +89,8 @@ class Guard:
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._turns = Turns(_AT_ONCE)
+        self._proofs: Proofs | None = None
+        """Made with the first request that has a proof."""
 
     def protect(self, handler: Handler, *, scope: str = "") -> Handler:
         """The handler, behind this guard.
@@ -131,7 +139,8 @@ class Guard:
     async def _judge(self, request: Request, value: bytes) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
         credential = credential.strip(b" ")
-        if scheme.lower() != b"bearer":
+        bound = scheme.lower() == b"dpop" and self.binds
+        if scheme.lower() != b"bearer" and not bound:
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
@@ -140,17 +149,44 @@ class Guard:
                 slow = self.slow(request.peer)
                 if slow is not None:
                     return slow
-                found, lacking = await self.identify(credential.decode("ascii"))
-                if found is None:
+                verdict, lacking = await self._look(value, credential.decode("ascii"), bound=bound)
+                if verdict is None or (bound and not await self._proves(request, credential, verdict.thumbprint)):
                     self.failed(request.peer)
-                    return self.challenges.wrong()
+                    return self.challenges.wrong(proof=bound)
         except Unavailable as exc:
             return self.challenges.unavailable(str(exc))
-        if lacking:
-            return self.challenges.insufficient(lacking)
-        self.keep(value, Verdict(found.principal, self.clock() + found.seconds))
-        usual_lines.keep_credential(value)
-        return found.principal
+        return self.challenges.insufficient(lacking) if lacking else verdict.principal
+
+    async def _look(self, value: bytes, credential: str, *, bound: bool) -> tuple[Verdict | None, frozenset[str]]:
+        """What is known of a credential, or found out now; and what its method wants besides."""
+        # No header or cookie can have a zero byte: nobody gets at what is kept here without a proof.
+        key, nothing = b"\0\0" + value if bound else value, frozenset[str]()
+        verdict = self.verdicts.get(key)
+        if verdict is not None and verdict.until > self.clock():
+            return verdict, nothing
+        found, lacking = await self.identify(credential, bound=bound)
+        if found is None:
+            return None, nothing
+        verdict = Verdict(found.principal, self.clock() + found.seconds, found.thumbprint)
+        if not lacking:
+            self.keep(key, verdict)
+            if not bound:
+                usual_lines.keep_credential(value)
+        return verdict, lacking
+
+    @property
+    def binds(self) -> bool:
+        """Whether tokens may be bound to keys here."""
+        return any(getattr(method, "binds", False) for method in self.methods)
+
+    async def _proves(self, request: Request, token: bytes, thumbprint: str) -> bool:
+        """Whether a request has a proof of the key that its token is bound to; never, if it's bound to none."""
+        if self._proofs is None:
+            from millstream.auth._proofs import Proofs  # noqa: PLC0415  needs the extra, which whoever takes tokens has
+
+            resource = next((each.resource for each in self.methods if each.resource), "")
+            self._proofs = Proofs(resource)
+        return thumbprint != "" and await self._proofs.holds(request, token, thumbprint, self.pool)
 
     def turn(self, address: str) -> AbstractAsyncContextManager[None]:
         """The turn of somebody at an address whose credential isn't known yet; `slow` and `failed` are for inside.
@@ -160,8 +196,9 @@ class Guard:
         """
         return self._turns.turn(neighborhood(address))
 
-    async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
-        """Whom a credential belongs to, by the first method that knows, and what that method wants besides.
+    async def identify(self, credential: str, *, bound: bool = False) -> tuple[Identity | None, frozenset[str]]:
+        """Whom a credential belongs to, by the first method that knows, and what that method wants besides. One that is
+        bound to a key counts only where the caller asks for its proof, `bound`.
 
         Raises:
             Unavailable: none knows, and one could not be asked.
@@ -176,6 +213,8 @@ class Guard:
             except Unavailable as exc:
                 failure = exc
                 continue
+            if found is not None and found.thumbprint and not bound:
+                return None, nothing
             if found is not None:
                 return found, nothing if found.principal.has(method.scopes) else frozenset(method.scopes)
         if failure is not None:

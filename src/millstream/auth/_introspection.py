@@ -45,6 +45,7 @@ class IntrospectedMethod:
         self._client_tokens = client_tokens
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
+        self.binds = True
         self.issuers: tuple[str, ...] = (rules.issuer,)
         self.scopes: tuple[str, ...] = tuple(scopes)
         # Process
@@ -64,8 +65,10 @@ class IntrospectedMethod:
         except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise Unavailable("The issuer doesn't say whether the token is valid. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")
-        if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":
+        if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() not in ("bearer", "dpop"):
             return None
+        if kind.lower() == "dpop" and "cnf" not in claims:
+            return None  # nobody can tell to which key it's bound
         if self._client_tokens and "sub" not in claims and "username" not in claims and "client_id" in claims:
             # Its client acts for itself; a signed token says so, too (RFC 9068 §2.2). `sub` is optional here (RFC 7662
             # §2.2), so an issuer could leave it out for people as well: only the operator knows that this one doesn't.

@@ -24,6 +24,7 @@ except ImportError:
 ASYMMETRIC = ("ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 """Algorithms whose verification needs no secret. The first two letters say which keys they take."""
 _KEY_TYPES = {"ES": "EC", "Ed": "OKP", "PS": "RSA", "RS": "RSA", "HS": "oct"}
+_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _MAX_KEYS = 64
 _MIN_RSA_BITS = 2048
 _MIN_SECRET = 32
@@ -104,6 +105,24 @@ def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
         return _decode(jws.deserialize_compact(token, key.key, registry=registry).payload)
     except (JoseError, ValueError, TypeError, RecursionError) as exc:
         raise InvalidToken("Its signature is wrong.") from exc
+
+
+def open_proof(token: str) -> tuple[dict[str, Any], str]:
+    """The claims of a proof (RFC 9449 §4.3), and the thumbprint (RFC 7638) of the key in its header, which signed it.
+
+    That key says nothing by itself: the caller compares its thumbprint with one that somebody vouches for.
+
+    Raises:
+        InvalidToken: it isn't a proof, or not signed by that key.
+    """
+    header = read_header(token)
+    raw = _decode(_unpack(token.split(".", maxsplit=1)[0])).get("jwk")
+    if header.typ != "dpop+jwt" or header.alg not in ASYMMETRIC or not is_object(raw) or _PRIVATE & raw.keys():
+        raise InvalidToken("It isn't a proof.")
+    key = _read_key({name: value for name, value in raw.items() if name not in ("use", "alg")})
+    if key is None or not key.fits(header.alg):
+        raise InvalidToken("Its key can't be used.")
+    return verify(token, key, header.alg), str(key.key.thumbprint())
 
 
 def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:

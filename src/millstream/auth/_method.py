@@ -21,6 +21,8 @@ class Identity(Struct, frozen=True):
     principal: Principal
     seconds: float
     """For how long that may be believed without asking the method again."""
+    thumbprint: str = ""
+    """Of the key that the credential is bound to: it counts only with a proof of that key (RFC 9449 §6)."""
 
 
 class Unavailable(Exception):

@@ -67,6 +67,7 @@ class RunningOidc:
         self.identify = tokens.identify
         self.holds = tokens.holds
         self.epoch = tokens.epoch
+        self.binds = True
         self.prefetch = tokens.prefetch
         self._title = title
         self._known = known
@@ -136,7 +137,7 @@ class RunningOidc:
             found = await self.identify(token) if isinstance(token, str) else None
         except Unavailable as exc:
             raise SignInFailed(str(exc)) from None
-        if found is None or not isinstance(token, str):
+        if found is None or found.thumbprint or not isinstance(token, str):
             raise SignInFailed(f"The token that {self._title} gave isn't for this server. Ask whoever runs it.")
         if not found.principal.has(self.scopes):
             raise SignInFailed(

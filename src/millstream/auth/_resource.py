@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from millstream._http.message import JSON_HEAD, Handler, Request, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.jsonrpc import encode
-from millstream.auth._challenge import METADATA_PATH
+from millstream.auth._challenge import METADATA_PATH, PROVED_BY
 from millstream.auth._discovery import Discovery
 from millstream.auth._key_sets import Get
 from millstream.auth._method import Method, Unavailable
@@ -50,10 +50,12 @@ class ResourceMetadata:
     async def resource(self, request: Request) -> Response:
         """The metadata of this server."""
         scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
+        bound = any(getattr(each, "binds", False) for each in self._methods)
         members = {
             "resource": self._resource,
             "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),
             "scopes_supported": sorted(scopes - {"offline_access"}),
+            "dpop_signing_alg_values_supported": list(PROVED_BY) if bound else [],
             "bearer_methods_supported": ["header"],
             "resource_name": self._name,
         }

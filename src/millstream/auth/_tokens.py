@@ -46,6 +46,7 @@ class TokenMethod:
         self.resource = rules.audience if "://" in rules.audience else ""
         self.issuers: tuple[str, ...] = (rules.issuer,)
         self.scopes: tuple[str, ...] = tuple(scopes)
+        self.binds = True
         self.prefetch = keys.prefetch
 
     async def identify(self, credential: str) -> Identity | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from millstream.client._oauth.flow import OAuth
+    from millstream.client._oauth.identity import IdentityProvider
     from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Store
     from millstream.client._options import Options
     from millstream.client._questions import Question
@@ -44,6 +45,7 @@ _HOMES = {
     "Failure": "_errors",
     "FileStore": "_oauth.store",
     "Flood": "_errors",
+    "IdentityProvider": "_oauth.identity",
     "Kept": "_oauth.store",
     "MemoryStore": "_oauth.store",
     "NoAnswer": "_errors",
@@ -74,6 +76,7 @@ __all__ = [
     "Failure",
     "FileStore",
     "Flood",
+    "IdentityProvider",
     "Kept",
     "MemoryStore",
     "NoAnswer",

@@ -69,12 +69,18 @@ class Endpoint:
             AccessDenied: 401 or 403.
             ClientError: there's no reply.
         """
-        asked = False
+        asked = again = False
         redirects = 0
         while True:
             reply = await self._pool.send(await self._bytes(method, target, extra, body), repeatable=repeatable)
+            challenge = reply.header(b"www-authenticate")
+            if self._auth is not None and b"dpop-nonce" in reply.headers:
+                refused = self._auth.heard(self.url, reply.header(b"dpop-nonce"), challenge)
+                if refused and reply.status == 401 and not again:
+                    again = True
+                    self._leave(reply)
+                    continue
             if reply.status in (401, 403):
-                challenge = reply.header(b"www-authenticate")
                 if asked or self._auth is None or not await self._auth.challenged(self.url, reply.status, challenge):
                     raise denied(self.url, reply, challenge, has_auth=self._auth is not None)
                 asked = True
@@ -83,11 +89,16 @@ class Endpoint:
                 self._redirect(method, reply, redirects)
             else:
                 return reply
-            if reply.stream is not None:
-                reply.stream.close()
+            self._leave(reply)
+
+    @staticmethod
+    def _leave(reply: Reply) -> None:
+        if reply.stream is not None:
+            reply.stream.close()
 
     async def _bytes(self, method: str, target: str, extra: str, body: bytes) -> bytes:
-        credentials = "" if self._auth is None else lines(await self._auth.headers(self.url))
+        where = target or self.url.target
+        credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, where))
         length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
         url = self.url
         start = f"{method} {target or url.target} HTTP/1.1\r\nHost: {url.authority}\r\n"

@@ -23,6 +23,8 @@ class Resource(Struct):
     resource: str = ""
     authorization_servers: list[str] = []
     scopes_supported: list[str] = []
+    dpop_signing_alg_values_supported: list[str] = []
+    dpop_bound_access_tokens_required: bool = False
 
 
 class Issuer(Struct):
@@ -38,6 +40,7 @@ class Issuer(Struct):
     token_endpoint_auth_methods_supported: list[str] = []
     client_id_metadata_document_supported: bool = False
     authorization_response_iss_parameter_supported: bool = False
+    dpop_signing_alg_values_supported: list[str] = []
 
 
 def challenge_parameters(header: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.dpop import Held
 from millstream.client._oauth.fetching import fetch, post_form
 from millstream.client._oauth.store import Registration, Tokens
 
@@ -23,6 +24,7 @@ class Given(Struct):
     refresh_token: str = ""
     scope: str = ""
     expires_in: float = 0
+    token_type: str = ""
     error: str = ""
     error_description: str = ""
 
@@ -71,14 +73,22 @@ def _unregistered(issuer: str, status: int) -> AccessDenied:
     return AccessDenied(f"{issuer} does not register this client (status {status}).", 401, remedy=_REMEDY)
 
 
-async def ask_token(issuer: Issuer, who: Registration, form: Mapping[str, str], tls: ssl.SSLContext | None) -> Given:
-    """Ask the token endpoint."""
-    shown, headers = _proven(issuer, who, form)
-    reply = await post_form(issuer.token_endpoint, shown, headers, tls)
-    try:
-        return msgspec.json.decode(reply.body, type=Given)
-    except msgspec.MsgspecError:
-        return Given(error=f"status {reply.status}")
+async def ask_token(
+    issuer: Issuer, who: Registration, form: Mapping[str, str], tls: ssl.SSLContext | None, held: Held
+) -> Given:
+    """Ask the token endpoint; with a proof of a key, if there is one to bind the token to."""
+    shown, headers = proven(issuer, who, form)
+    where, given = issuer.token_endpoint, Given()
+    for _ in range(2):
+        reply = await post_form(where, shown, {**headers, **held.proof("POST", where)}, tls)
+        try:
+            given = msgspec.json.decode(reply.body, type=Given)
+        except msgspec.MsgspecError:
+            return Given(error=f"status {reply.status}")
+        new = held.proofs.learn(where, reply.header(b"dpop-nonce"))
+        if given.error != "use_dpop_nonce" or not new:
+            break
+    return given
 
 
 async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSLContext | None) -> bool:
@@ -89,12 +99,12 @@ async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSL
     done = True
     for kind, token in kept.items():
         if token:
-            shown, headers = _proven(issuer, who, {"token": token, "token_type_hint": kind})
+            shown, headers = proven(issuer, who, {"token": token, "token_type_hint": kind})
             done = (await post_form(issuer.revocation_endpoint, shown, headers, tls)).status == 200 and done
     return done
 
 
-def _proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """A form and headers that say who we are."""
     method = method_of(issuer, who)
     if method == "client_secret_basic":

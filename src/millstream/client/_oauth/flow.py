@@ -18,8 +18,10 @@ from millstream.client._oauth.discovery import (
     find_issuer,
     find_resource,
 )
+from millstream.client._oauth.dpop import SCHEME, Held, Proofs, key_for, wants_nonce
 from millstream.client._oauth.endpoints import Given, ask_token, register, revoke
 from millstream.client._oauth.fetching import checked
+from millstream.client._oauth.identity import IdentityProvider
 from millstream.client._oauth.keeping import default_store
 from millstream.client._oauth.person import Loopback, Visit, answer_of
 from millstream.client._oauth.store import Registration, Store, Tokens
@@ -71,6 +73,8 @@ class OAuth:
         self._redirect_uri = redirect_uri
         self._tls = tls
         self._lock = asyncio.Lock()
+        self._identity: IdentityProvider | None = None
+        self._proofs = Proofs()
 
     def bound_to(self, issuer: str) -> "OAuth":
         """Let nobody but this issuer have these credentials, whatever a server says about who gives its tokens.
@@ -84,17 +88,29 @@ class OAuth:
         self._only = issuer
         return self
 
+    def managed_by(self, identity: IdentityProvider) -> "OAuth":
+        """Get tokens by grants of your organization's identity provider, which decides what its people may use."""
+        self._identity = identity
+        return self
+
     # What the HTTP engine asks
 
-    async def headers(self, url: Url) -> Mapping[str, str]:
-        """The token for this server, renewed if it's about to end."""
+    async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
+        """The token for this server, renewed if it's about to end, and the proof that it's ours, if it's bound."""
         tokens = self._tokens(url)
         if tokens is not None and tokens.expires_at and tokens.expires_at - _EARLY < time.time():
             async with self._lock:
                 if self._tokens(url) == tokens:  # a store may give a copy
                     await self.renew(url)
             tokens = self._tokens(url)
-        return {"Authorization": f"Bearer {tokens.access_token}"} if tokens is not None else {}
+        if tokens is None:
+            return {}
+        proof = self._proofs.headers(tokens.proof_key, method, url.origin + target, tokens.access_token)
+        return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
+
+    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
+        """A server has named the nonce that it wants in proofs."""
+        return self._proofs.learn(url, nonce) and wants_nonce(challenge)
 
     async def challenged(self, url: Url, status: int, challenge: str) -> bool:
         """Get a token, or one with more rights.
@@ -109,7 +125,7 @@ class OAuth:
         async with self._lock:
             if self._tokens(url) != before:
                 return True  # another call has got one meanwhile
-            await self._get(url, status, asked, before)
+            await self._get(url, status, challenge, before)
         return True
 
     # What a program asks that can't wait for the person, such as a page
@@ -124,7 +140,7 @@ class OAuth:
         resource, issuer = await self._place(url, asked)
         before = self._tokens(url)
         known = before if before is not None and before.issuer == issuer.issuer and status == 403 else None
-        wanted = self._wanted(asked, resource, issuer, known)
+        wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
         return await self._asked(issuer, _target(url, resource), wanted, self._redirect_uri)
 
     async def bring(self, url: Url, asked: Asked, answer: Mapping[str, str]) -> None:
@@ -133,7 +149,7 @@ class OAuth:
         Raises:
             AccessDenied: that isn't an answer to what was asked, or the person declined, or the issuer did.
         """
-        await self._buy(url, asked.issuer, asked.who, asked.form(answer), asked.scope)
+        await self._buy(url, asked.issuer, asked.who, asked.form(answer), asked.scope, Held(self._proofs, ""))
 
     async def renew(self, url: Url) -> bool:
         """Get fresh tokens for those that are kept, without the person; whether that went well."""
@@ -158,26 +174,34 @@ class OAuth:
 
     # Tokens
 
-    async def _get(self, url: Url, status: int, asked: dict[str, str], before: Tokens | None) -> None:
+    async def _get(self, url: Url, status: int, challenge: str, before: Tokens | None) -> None:
+        asked = challenge_parameters(challenge)
         resource, issuer = await self._place(url, asked)
         target = _target(url, resource)
         same = before is not None and before.issuer == issuer.issuer
         renewable = same and status == 401
         if before is not None and renewable and before.refresh_token and await self._renew(url, issuer, before, target):
             return
-        wanted = self._wanted(asked, resource, issuer, before if same and status == 403 else None)
-        if self._as_itself:
+        known = before if same and status == 403 else None
+        wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
+        held = key_for(issuer, resource, challenge, before, self._proofs)
+        if self._identity is not None:
+            form = await self._identity.grant(issuer, target, wanted, self._tls)
+            await self._buy(url, issuer, self._ours, form, wanted, held)
+        elif self._as_itself:
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-            await self._buy(url, issuer, self._ours, form, wanted)
+            await self._buy(url, issuer, self._ours, form, wanted, held)
         else:
-            await self._authorize(url, issuer, target, wanted)
+            await self._authorize(url, issuer, target, wanted, held)
 
-    async def _buy(self, url: Url, issuer: Issuer, who: Registration, form: dict[str, str], wanted: str) -> None:
-        given = await ask_token(issuer, who, form, self._tls)
+    async def _buy(
+        self, url: Url, issuer: Issuer, who: Registration, form: Mapping[str, str], wanted: str, held: Held
+    ) -> None:
+        given = await ask_token(issuer, who, form, self._tls, held)
         if given.error or not given.access_token:
-            self._forget(issuer.issuer)
+            _forget(self._store, issuer.issuer)
             raise AccessDenied(f"{issuer.issuer} gives no token: {given.error_description or given.error}.", 401)
-        self._keep(url, issuer, given, wanted, "")
+        _keep(self._store, url, given, Tokens("", issuer.issuer, "", wanted, proof_key=held.key))
 
     async def _place(self, url: Url, asked: dict[str, str]) -> tuple[Resource | None, Issuer]:
         """The server's metadata, and its issuer, to whom our credentials may go."""
@@ -194,26 +218,19 @@ class OAuth:
         if self._ours.client_id:
             self._only = issuer
 
-    def _wanted(self, asked: dict[str, str], resource: Resource | None, issuer: Issuer, before: Tokens | None) -> str:
-        named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
-        held = before.scope.split() if before is not None else []
-        offline = "offline_access" in issuer.scopes_supported and not self._as_itself
-        wanted = [*held, *(self._scope.split() or named), *(["offline_access"] if offline else [])]
-        return " ".join(dict.fromkeys(wanted))
-
     async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
-        who = self._known(issuer)
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
+        held = Held(self._proofs, tokens.proof_key)
         try:
-            given = await ask_token(issuer, who, form, self._tls)
+            given = await ask_token(issuer, self._known(issuer), form, self._tls, held)
         except ClientError:
             return False
         if given.error or not given.access_token:
             return False
-        self._keep(url, issuer, given, tokens.scope, tokens.refresh_token)
+        _keep(self._store, url, given, tokens)
         return True
 
-    async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str) -> None:
+    async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str, held: Held) -> None:
         """Send the person to the authorization server, and get the tokens for what they bring back."""
         loopback = Loopback() if self._visit is None else None
         redirect = self._redirect_uri if loopback is None else await loopback.open()
@@ -225,7 +242,7 @@ class OAuth:
         finally:
             if loopback is not None:
                 await loopback.close()
-        await self.bring(url, asked, answer)
+        await self._buy(url, issuer, asked.who, asked.form(answer), scope, held)
 
     async def _asked(self, issuer: Issuer, target: str, scope: str, redirect: str) -> Asked:
         if "S256" not in issuer.code_challenge_methods_supported:
@@ -265,18 +282,6 @@ class OAuth:
     def _tokens(self, url: Url) -> Tokens | None:
         return self._store.load().tokens.get(str(url))
 
-    def _keep(self, url: Url, issuer: Issuer, given: Given, scope: str, refresh_token: str) -> None:
-        until = time.time() + given.expires_in if given.expires_in else 0
-        refresh = given.refresh_token or refresh_token
-        kept = self._store.load()
-        kept.tokens[str(url)] = Tokens(given.access_token, issuer.issuer, refresh, given.scope or scope, until)
-        self._store.save(kept)
-
-    def _forget(self, issuer: str) -> None:
-        kept = self._store.load()
-        if kept.registrations.pop(issuer, None) is not None:
-            self._store.save(kept)
-
 
 def _target(url: Url, resource: Resource | None) -> str:
     """What a token is for: the name that the server gives itself, else its URL."""
@@ -291,3 +296,36 @@ async def _issuer_of(url: Url, resource: Resource | None, tls: ssl.SSLContext | 
     if found is None:
         raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
     return found
+
+
+def _wanted(
+    scope: str,
+    asked: Mapping[str, str],
+    resource: Resource | None,
+    issuer: Issuer,
+    before: Tokens | None,
+    *,
+    alone: bool,
+) -> str:
+    """The scopes to ask for: ours, else what the challenge says or the server lists; with those that we have."""
+    named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
+    held = before.scope.split() if before is not None else []
+    offline = "offline_access" in issuer.scopes_supported and not alone
+    wanted = [*held, *(scope.split() or named), *(["offline_access"] if offline else [])]
+    return " ".join(dict.fromkeys(wanted))
+
+
+def _keep(store: Store, url: Url, given: Given, known: Tokens) -> None:
+    """Keep what was given. `known` says the rest: what it was asked for, and what it replaces."""
+    until = time.time() + given.expires_in if given.expires_in else 0
+    refresh, scope = given.refresh_token or known.refresh_token, given.scope or known.scope
+    bound = known.proof_key if given.token_type.lower() == "dpop" else ""
+    kept = store.load()
+    kept.tokens[str(url)] = Tokens(given.access_token, known.issuer, refresh, scope, until, bound)
+    store.save(kept)
+
+
+def _forget(store: Store, issuer: str) -> None:
+    kept = store.load()
+    if kept.registrations.pop(issuer, None) is not None:
+        store.save(kept)

@@ -25,6 +25,8 @@ class Tokens(Struct, omit_defaults=True):
     scope: str = ""
     expires_at: float = 0
     """Unix time; 0 where the issuer doesn't say."""
+    proof_key: str = ""
+    """The private key that the token is bound to (DPoP), as PEM; empty for a token that anybody could use."""
 
 
 class Kept(Struct, omit_defaults=True):

@@ -1,0 +1,162 @@
+"""Tokens that only the holder of a key can use (DPoP, RFC 9449): the key, and a proof of it for every request.
+
+A server that wants this says so in its challenge or its metadata. The authorization server then binds the tokens to our
+key, and a thief of the token alone can do nothing with it. Servers may ask for a nonce in the proofs.
+"""
+
+import base64
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+from millstream.client._http.url import Url
+from millstream.client._oauth.discovery import Issuer, Resource
+from millstream.client._oauth.store import Tokens
+
+ALGORITHM: Final = "ES256"
+SCHEME: Final = "DPoP"
+_SIZE = 32
+"""Bytes of a number of P-256."""
+_MAX_NONCE = 1024
+_DPOP_CHALLENGE = re.compile(r"(?i)(?:^|,)\s*dpop(?:\s|$|,)")
+_NO_NONCE = re.compile(r'(?i)error\s*=\s*"?use_dpop_nonce"?')
+
+
+class ProofKey:
+    """A key of P-256."""
+
+    def __init__(self, kept: str = "") -> None:
+        """Make a new one, or take one that was kept.
+
+        Raises:
+            ValueError: what was kept isn't one.
+        """
+        if kept:
+            found = serialization.load_pem_private_key(kept.encode(), None)
+            if not isinstance(found, ec.EllipticCurvePrivateKey) or not isinstance(found.curve, ec.SECP256R1):
+                raise ValueError("It isn't a key of P-256.")
+            self._key = found
+        else:
+            self._key = ec.generate_private_key(ec.SECP256R1())
+        numbers = self._key.public_key().public_numbers()
+        jwk = {"crv": "P-256", "kty": "EC", "x": _number(numbers.x), "y": _number(numbers.y)}
+        self._head = _text(msgspec.json.encode({"typ": "dpop+jwt", "alg": ALGORITHM, "jwk": jwk}))
+
+    @property
+    def kept(self) -> str:
+        """The key as text, with what is private."""
+        kind, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        return self._key.private_bytes(kind, form, serialization.NoEncryption()).decode()
+
+    def proof(self, method: str, url: str, *, token: str = "", nonce: str = "") -> str:
+        """A proof for one request (RFC 9449 §4.2).
+
+        Args:
+            method: of HTTP.
+            url: where the request goes; its query doesn't count.
+            token: that is sent with it.
+            nonce: that the server has asked for.
+        """
+        parts = urlsplit(url)
+        claims = {
+            "jti": secrets.token_urlsafe(16),
+            "htm": method,
+            "htu": f"{parts.scheme}://{parts.netloc}{parts.path or '/'}",
+            "iat": int(time.time()),
+            **({"ath": _text(hashlib.sha256(token.encode()).digest())} if token else {}),
+            **({"nonce": nonce} if nonce else {}),
+        }
+        signed = f"{self._head}.{_text(msgspec.json.encode(claims))}"
+        r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+        return f"{signed}.{_text(r.to_bytes(_SIZE) + s.to_bytes(_SIZE))}"
+
+
+class Proofs:
+    """The proofs of one client: its keys, and the nonces that servers want now."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, ProofKey] = {}
+        """By what is kept of them."""
+        self._nonces: dict[str, str] = {}
+        """By origin."""
+
+    def new(self) -> str:
+        """A new key, as it is kept."""
+        key = ProofKey()
+        self._keys[key.kept] = key
+        return key.kept
+
+    def headers(self, kept: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
+        """The header of a request with a proof by a key; none without a key, or with one that can't be read."""
+        if not kept:
+            return {}
+        key = self._keys.get(kept)
+        try:
+            key = self._keys[kept] = key or ProofKey(kept)
+        except ValueError:
+            return {}
+        parts = urlsplit(url)
+        nonce = self._nonces.get(f"{parts.scheme}://{parts.netloc}", "")
+        return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
+
+    def learn(self, url: Url | str, nonce: str) -> bool:
+        """A server has said which nonce it wants from now on. Whether that is another one than before."""
+        parts = urlsplit(str(url))
+        origin = f"{parts.scheme}://{parts.netloc}"
+        if not 0 < len(nonce) <= _MAX_NONCE or not nonce.isprintable() or self._nonces.get(origin) == nonce:
+            return False
+        self._nonces[origin] = nonce
+        return True
+
+
+class Held(NamedTuple):
+    """The key that a token is bound to, and what makes its proofs."""
+
+    proofs: Proofs
+    key: str
+    """As it is kept; empty for a token that anybody could use."""
+
+    def proof(self, method: str, url: str, token: str = "") -> Mapping[str, str]:
+        """The header of one request."""
+        return self.proofs.headers(self.key, method, url, token)
+
+
+def key_for(issuer: Issuer, resource: Resource | None, challenge: str, before: Tokens | None, proofs: Proofs) -> Held:
+    """The key to bind a token to, where the server takes such tokens and the issuer gives them: the one before, or a
+    new one.
+    """
+    taken = resource is not None and (
+        resource.dpop_bound_access_tokens_required or ALGORITHM in resource.dpop_signing_alg_values_supported
+    )
+    if ALGORITHM not in issuer.dpop_signing_alg_values_supported or not (taken or challenged_for_proofs(challenge)):
+        return Held(proofs, "")
+    same = before is not None and before.issuer == issuer.issuer
+    return Held(proofs, (before.proof_key if before is not None and same else "") or proofs.new())
+
+
+def challenged_for_proofs(challenge: str) -> bool:
+    """Whether a challenge offers the scheme; of several, in whatever order."""
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', challenge)
+    return _DPOP_CHALLENGE.search(bare) is not None
+
+
+def wants_nonce(challenge: str) -> bool:
+    """Whether a request was only refused because its proof had no nonce, or an old one (RFC 9449 §9)."""
+    return challenged_for_proofs(challenge) and _NO_NONCE.search(challenge) is not None
+
+
+def _number(value: int) -> str:
+    return _text(value.to_bytes(_SIZE))
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,0 +1,204 @@
+"""Tokens bound to a key of ours (DPoP, RFC 9449), and those that an organization's identity provider allows."""
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from joserfc import jws
+from joserfc.jwk import ECKey
+
+from issuer_world import Issuer, issuing
+from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth
+from millstream.client._http.url import parse
+from millstream.client._oauth.dpop import ProofKey, Proofs, challenged_for_proofs, wants_nonce
+
+METADATA = "/.well-known/oauth-authorization-server"
+JAG = "urn:ietf:params:oauth:token-type:id-jag"
+
+
+def opened(proof: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a proof, whose signature is right."""
+    head = json.loads(base64.urlsafe_b64decode(proof.split(".", maxsplit=1)[0] + "=="))
+    found = jws.deserialize_compact(proof, ECKey.import_key(head["jwk"]), algorithms=["ES256"])
+    return head, json.loads(found.payload or b"")
+
+
+def test_a_proof_is_what_rfc_9449_wants() -> None:
+    """§4.2: no query in `htu`, the hash of the token, a new id each time, and nothing private in the header."""
+    key = ProofKey()
+    head, claims = opened(key.proof("POST", "https://a.example/mcp?x=1#y", token="abc", nonce="n"))
+    assert (head["typ"], head["alg"], sorted(head["jwk"])) == ("dpop+jwt", "ES256", ["crv", "kty", "x", "y"])
+    assert (claims["htm"], claims["htu"], claims["nonce"]) == ("POST", "https://a.example/mcp", "n")
+    digest = base64.urlsafe_b64encode(hashlib.sha256(b"abc").digest()).rstrip(b"=").decode()
+    assert claims["ath"] == digest
+    assert abs(claims["iat"] - time.time()) < 3600
+    again, bare = opened(ProofKey(key.kept).proof("GET", "https://a.example"))
+    assert (again["jwk"], bare["htu"]) == (head["jwk"], "https://a.example/")
+    assert bare["jti"] != claims["jti"]
+    assert not {"ath", "nonce"} & bare.keys()
+
+
+@pytest.mark.parametrize(
+    ("challenge", "offers", "nonce"),
+    [
+        ("DPoP", True, False),
+        ('dpop algs="ES256"', True, False),
+        ('Bearer realm="a, DPoP b", DPoP algs="ES256"', True, False),
+        ('Bearer realm="x, DPoP y"', False, False),
+        ("Bearer, DPoP", True, False),
+        ('DPoP error="use_dpop_nonce", resource_metadata="https://a.example"', True, True),
+        ('Bearer error="use_dpop_nonce"', False, False),
+        ("", False, False),
+    ],
+)
+def test_a_challenge_says_whether_proofs_are_taken(challenge: str, offers: bool, nonce: bool) -> None:
+    """A scheme, not a word in a text."""
+    assert (challenged_for_proofs(challenge), wants_nonce(challenge)) == (offers, nonce)
+
+
+def test_nonces_belong_to_their_origin_and_are_bounded() -> None:
+    """What one server says goes to no other; a header can't be broken by one."""
+    proofs, key = Proofs(), ProofKey().kept
+    assert proofs.learn("https://a.example/token", "one")
+    assert not proofs.learn("https://a.example/other", "one")
+    assert not proofs.learn("https://a.example", "x" * 5000)
+    assert not proofs.learn("https://a.example", "a\r\nb")
+    assert opened(proofs.headers(key, "GET", "https://a.example/x")["DPoP"])[1]["nonce"] == "one"
+    assert "nonce" not in opened(proofs.headers(key, "GET", "https://b.example/x")["DPoP"])[1]
+    assert proofs.headers("", "GET", "https://a.example") == proofs.headers("damaged", "GET", "https://a.example") == {}
+
+
+@asynccontextmanager
+async def authorization_server(
+    answer: Callable[[bytes], Any], **more: Any
+) -> AsyncIterator[tuple[Issuer, dict[str, str]]]:
+    """One that gives what the function says, and the URLs of a server that takes its tokens."""
+    async with issuing() as issuer:
+        issuer.answers[METADATA] = {"issuer": issuer.url, "token_endpoint": f"{issuer.url}/token", **more}
+        issuer.answers["/token"] = answer
+        issuer.answers["/.well-known/oauth-protected-resource/mcp"] = {
+            "resource": f"{issuer.url}/mcp", "authorization_servers": [issuer.url],
+        }  # fmt: skip
+        yield issuer, {"mcp": f"{issuer.url}/mcp"}
+
+
+def header_of(request: bytes, name: bytes) -> str:
+    """One header of a raw request."""
+    lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    found = [line.partition(b": ")[2] for line in lines if line.lower().startswith(name.lower() + b":")]
+    assert len(found) <= 1
+    return found[0].decode() if found else ""
+
+
+def oauth() -> OAuth:
+    """A client that acts for itself."""
+    return OAuth(store=MemoryStore(), client_id="desk", client_secret="s" * 32, as_itself=True)
+
+
+async def test_a_token_is_bound_where_both_servers_want_it_and_sent_with_a_proof() -> None:
+    """The scheme is DPoP, and each request has a proof of its own by the same key, which a store keeps."""
+    given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
+    async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
+        url, credentials = parse(urls["mcp"]), oauth()
+        assert await credentials.challenged(url, 401, 'DPoP algs="ES256"')
+        head, claims = opened(header_of(issuer.requests[-1], b"dpop"))
+        assert (claims["htm"], claims["htu"]) == ("POST", f"{issuer.url}/token")
+        sent = [await credentials.headers(url, "POST", "/mcp?x=1") for _ in range(2)]
+        assert [each["Authorization"] for each in sent] == ["DPoP bound"] * 2
+        proofs = [opened(each["DPoP"]) for each in sent]
+        assert [each[1]["htu"] for each in proofs] == [urls["mcp"]] * 2
+        assert [each[0]["jwk"] for each in proofs] == [head["jwk"]] * 2
+        assert len({each[1]["jti"] for each in proofs}) == 2
+
+
+@pytest.mark.parametrize(
+    ("challenge", "algorithms", "kind"),
+    [("Bearer", ["ES256"], "Bearer"), ("DPoP", ["RS256"], "Bearer"), ("DPoP", ["ES256"], "Bearer")],
+)
+async def test_a_token_that_is_not_bound_is_sent_as_before(challenge: str, algorithms: list[str], kind: str) -> None:
+    """The server doesn't want it, or the issuer doesn't do it, or it just gave another token."""
+    given = {"access_token": "plain", "token_type": kind}
+    async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=algorithms) as (_, urls):
+        credentials = oauth()
+        assert await credentials.challenged(parse(urls["mcp"]), 401, challenge)
+        assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer plain"}
+
+
+async def test_the_nonce_of_a_token_endpoint_is_sent_once_it_is_known() -> None:
+    """§8: one more request, not a loop."""
+
+    def wanting(request: bytes) -> Any:
+        if opened(header_of(request, b"dpop"))[1].get("nonce") == "fresh":
+            return {"access_token": "bound", "token_type": "DPoP"}
+        body = b'{"error":"use_dpop_nonce"}'
+        nonce = b"fresh" if b"client_credentials" in request else b""
+        return b"HTTP/1.1 400 Bad\r\nDPoP-Nonce: %b\r\ncontent-length: %d\r\n\r\n%b" % (nonce, len(body), body)
+
+    async with authorization_server(wanting, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
+        credentials = oauth()
+        assert await credentials.challenged(parse(urls["mcp"]), 401, "DPoP")
+        assert issuer.asked["/token"] == 2
+        assert credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        assert not credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        issuer.answers["/token"] = lambda _: (
+            b'HTTP/1.1 400 Bad\r\nDPoP-Nonce: other\r\ncontent-length: 26\r\n\r\n{"error":"use_dpop_nonce"}'
+        )
+        with pytest.raises(AccessDenied, match="use_dpop_nonce"):
+            await oauth().challenged(parse(urls["mcp"]), 401, "DPoP")
+        assert issuer.asked["/token"] == 4
+
+
+async def test_an_identity_provider_gives_a_grant_and_its_token_goes_nowhere_else() -> None:
+    """RFC 8693 at the provider, RFC 7523 at the server's own authorization server; nobody visits a page."""
+    token = {"access_token": "granted", "token_type": "Bearer"}
+    async with authorization_server(lambda _: token) as (issuer, urls), issuing() as home:
+        home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
+        home.answers["/token"] = {"access_token": "the-grant", "issued_token_type": JAG, "token_type": "N_A"}
+
+        async def fresh() -> str:
+            return "the-id-token"
+
+        identity = IdentityProvider(home.url, id_token=fresh, client_id="desk-at-home")
+        credentials = OAuth(store=MemoryStore(), client_id="desk", client_secret="s" * 32).managed_by(identity)
+        assert await credentials.challenged(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
+        asked = parse_qs(home.requests[-1].partition(b"\r\n\r\n")[2].decode())
+        assert asked == {
+            "grant_type": ["urn:ietf:params:oauth:grant-type:token-exchange"], "requested_token_type": [JAG],
+            "audience": [issuer.url], "resource": [urls["mcp"]], "subject_token": ["the-id-token"],
+            "subject_token_type": ["urn:ietf:params:oauth:token-type:id_token"], "scope": ["orders:read"],
+            "client_id": ["desk-at-home"],
+        }  # fmt: skip
+        bought = parse_qs(issuer.requests[-1].partition(b"\r\n\r\n")[2].decode())
+        assert (bought["assertion"], bought["grant_type"]) == (
+            ["the-grant"], ["urn:ietf:params:oauth:grant-type:jwt-bearer"],
+        )  # fmt: skip
+        assert header_of(issuer.requests[-1], b"authorization").startswith("Basic ")
+        assert not any(b"the-id-token" in each for each in issuer.requests)
+        assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": "access_denied", "error_description": "not for you"},
+        {"access_token": "x", "issued_token_type": "urn:ietf:params:oauth:token-type:access_token"},
+        {"issued_token_type": JAG},
+        [],
+    ],
+)
+async def test_what_is_no_grant_goes_to_no_authorization_server(answer: Any) -> None:
+    """An access token of the provider in the wrong hands would open what it opens."""
+    async with authorization_server(lambda _: {}) as (issuer, urls), issuing() as home:
+        home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
+        home.answers["/token"] = answer
+        identity = IdentityProvider(home.url, id_token="t", client_id="desk-at-home")
+        credentials = OAuth(store=MemoryStore(), client_id="desk").managed_by(identity)
+        with pytest.raises(AccessDenied, match="gives no grant for"):
+            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+        assert issuer.asked["/token"] == 0
