@@ -176,10 +176,14 @@ def test_a_person_opens_the_servers_own_pages_with_name_and_password(shop: Shop,
     for found in (NAMELESS, TWICE, DANGLING):
         assert page.evaluate(found) == []
     assert page.evaluate(SIDEWAYS) == 0
+    asked = "Sign in to shop to open the docs"
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked)
+    expect(page).to_have_title(asked)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
     page.get_by_label("Password").press("Enter")
     expect(page.get_by_role("status")).to_have_text("The name or the password is wrong.")
+    expect(page.get_by_role("heading", level=1)).to_have_text(asked)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("correct horse")
     page.get_by_role("button", name="Sign in", exact=True).click()

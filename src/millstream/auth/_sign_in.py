@@ -53,6 +53,7 @@ class SignIn:
         ring: Callable[[], KeyRing],
         nonce: Callable[[], bytes],
         *,
+        server: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._guard = guard
@@ -67,7 +68,7 @@ class SignIn:
                 kind, bound = (_PERSON, _bound(each)) if isinstance(each, Welcoming) else (_KIND, b"")
                 each.landing = _Landing(self, kind, bound)
                 self._leading |= dict.fromkeys(each.ways, each)
-        self._offered = _offered(guard.methods)
+        self._offered = _offered(server, guard.methods)
 
     def page(self, request: Request) -> Response | None:
         """The form, in place of a page that somebody opens without having signed in; None for other requests."""
@@ -220,11 +221,12 @@ class _Landing:
         return self._sign_in.refuse(request, page, text)
 
 
-def _offered(methods: Collection[Method]) -> Offered:
+def _offered(server: str, methods: Collection[Method]) -> Offered:
     """What can be asked for: what people of these methods have."""
     at_home = [each for each in methods if isinstance(each, Welcoming | Leading)]
     foreign = [each for each in methods if each not in at_home]
     return Offered(
+        server,
         passwords=any(isinstance(each, Welcoming) and each.by_password for each in at_home),
         ways={name: label for each in at_home if isinstance(each, Leading) for name, label in each.ways.items()},
         credentials=bool(foreign),

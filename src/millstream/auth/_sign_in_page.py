@@ -60,6 +60,8 @@ there. A token from there opens it.</p>
 class Offered(Struct, frozen=True):
     """The ways to sign in that a server has."""
 
+    server: str
+    """What the server is called."""
     passwords: bool = False
     """People have a name and password here."""
     ways: Mapping[str, str] = {}
@@ -70,8 +72,13 @@ class Offered(Struct, frozen=True):
     """Issuers of tokens where people can't be sent."""
 
 
+_PAGES = {"/dashboard": "dashboard", "/inspect": "inspector", "/docs": "docs", "/chat": "chat"}
+
+
 def form(request: Request, offered: Offered, page: str, said: str, status: int) -> Response:
     """The page that asks who somebody is, who wants to open a page; `said` is what went wrong before."""
+    wanted = f" to open the {_PAGES[page]}" if page in _PAGES else ""
+    title = escape(f"Sign in to {offered.server}{wanted}")
     parts: list[str] = [_PERSON] if offered.passwords else []
     if offered.ways:
         look = "" if offered.passwords else ' class="primary"'
@@ -95,7 +102,7 @@ def form(request: Request, offered: Offered, page: str, said: str, status: int) 
     forms = _OR.join(_FORM.format(root=root, page=escape(page), fields=each) for each in parts)
     hints = "".join(_UNKNOWN.format(host=escape(urlsplit(each).netloc)) for each in offered.unknown)
     body = f'<p role="status" class="error">{escape(said)}</p>\n{forms}{hints}'
-    return Response(_PAGE.format(title="Sign in", more="", root=root, body=body).encode(), status, HEAD)
+    return Response(_PAGE.format(title=title, more="", root=root, body=body).encode("utf-8", "replace"), status, HEAD)
 
 
 def arrived(request: Request, page: str, head: bytes) -> Response:

@@ -119,7 +119,7 @@ export class Feed {
 
   async #run(stopped) {
     for (let failures = 0; !stopped.aborted; failures += 1) {
-      const seen = { open: false, retryAfterMs: 0 };
+      const seen = { open: false, retryAfterMs: 0, status: 0 };
       let reason = "The server ended the stream.";
       this.#onState({ state: "connecting", reason: "" });
       try {
@@ -131,7 +131,7 @@ export class Feed {
       if (seen.open) failures = 0;
       const wait = this.#parser.retryMs ?? WAITS_MS[Math.min(failures, WAITS_MS.length - 1)];
       // Spread, so that a thousand pages do not return in one moment.
-      await this.#pause(Math.max(seen.retryAfterMs, wait) * (0.75 + Math.random() / 2), reason);
+      await this.#pause(Math.max(seen.retryAfterMs, wait) * (0.75 + Math.random() / 2), reason, seen.status);
     }
   }
 
@@ -152,6 +152,7 @@ export class Feed {
       const signal = AbortSignal.any([stopped, silent.signal]);
       const response = await fetch(url, { headers: { accept: "text/event-stream" }, cache: "no-store", signal });
       if (!response.ok) {
+        seen.status = response.status;
         seen.retryAfterMs = 1_000 * (Number(response.headers.get("retry-after")) || 0);
         throw new Error(await refusal(response));
       }
@@ -173,8 +174,8 @@ export class Feed {
     }
   }
 
-  async #pause(ms, reason) {
-    if (navigator.onLine) this.#onState({ state: "waiting", reason });
+  async #pause(ms, reason, status) {
+    if (navigator.onLine) this.#onState({ state: "waiting", reason, status });
     else this.#onState({ state: "offline", reason: "This device is offline." });
     let timer = 0;
     await new Promise((resolve) => {
@@ -188,9 +189,10 @@ export class Feed {
 const WORDS = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
 
 /** Show the state of a feed in a badge, and why it is gone above the page. `now` tries again at once. */
-export function showState(badge, { state, reason }, now = null) {
+export function showState(badge, { state, reason, status = 0 }, now = null) {
   badge.textContent = WORDS[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
   if (state === "open") back();
+  else if (status === 401) lost("You're signed out. Sign in again to go on.", () => location.reload(), "Sign in");
   else if (reason) lost(`${reason} ${state === "waiting" ? "This page goes on when it's back." : "This page goes on when you're back online."}`, state === "waiting" ? now : null);
 }

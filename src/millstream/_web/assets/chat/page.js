@@ -2,6 +2,7 @@
 // rules say who may listen and speak where. The presence of a channel says who is here.
 
 import { $, write } from "../dom.js";
+import { ask } from "../shell/asking.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
 import { showState } from "../sse.js";
@@ -166,15 +167,11 @@ function hearPresence(channel, event) {
 
 async function fetchMembers(channel) {
   const conversation = rooms.get(channel);
-  try {
-    const response = await fetch(`chat/members?${new URLSearchParams({ channel })}`, { cache: "no-store" });
-    if (!response.ok) return;
-    conversation.members = new Map((await response.json()).map((member) => [member.client_id, member]));
-    conversation.present = true;
-    if (channel === current) showPeople();
-  } catch {
-    // The presence goes on telling who comes and goes; the next connection asks again.
-  }
+  const members = await ask(`chat/members?${new URLSearchParams({ channel })}`, "who is here");
+  if (!members) return; // The presence goes on telling who comes and goes; the next connection asks again.
+  conversation.members = new Map(members.map((member) => [member.client_id, member]));
+  conversation.present = true;
+  if (channel === current) showPeople();
 }
 
 const showTyping = () => drawTyping(room()?.typing ?? new Map());

@@ -151,15 +151,15 @@ export class Hub {
     if (!navigator.onLine) return this.#onState({ state: "offline", reason: "This device is offline." });
     const wait = WAITS_MS[Math.min(this.#failures++, WAITS_MS.length - 1)] * (0.75 + Math.random() / 2);
     this.#timer = setTimeout(() => this.now(), wait);
-    this.#onState({ state: "waiting", reason: reason === "slow" ? "This page was too slow, and the server cut it off." : await this.#why() });
+    this.#onState({ state: "waiting", ...(reason === "slow" ? { reason: "This page was too slow, and the server cut it off." } : await this.#why()) });
   }
 
   async #why() {
     try {
       const response = await fetch(this.#probe, { cache: "no-store" });
-      return response.ok ? "The connection was lost." : await refusal(response);
+      return response.ok ? { reason: "The connection was lost." } : { reason: await refusal(response), status: response.status };
     } catch {
-      return "The server can't be reached.";
+      return { reason: "The server can't be reached." };
     }
   }
 }

@@ -1,6 +1,8 @@
 // The newest records of the audit log. The tab stays away where no log is kept.
 
 import { $, clock, write } from "../dom.js";
+import { ask } from "../shell/asking.js";
+import { settled } from "../shell/connection.js";
 import { LiveTable, cellBadge } from "./table.js";
 
 const EVERY_MS = 5_000;
@@ -33,15 +35,8 @@ let told = () => {};
 async function load() {
   const mine = ++asked;
   const query = new URLSearchParams({ q: $("audit-filter").value, failed: $("audit-failed").checked ? "1" : "" });
-  let found;
-  try {
-    const reply = await fetch(`dashboard/audit?${query}`, { cache: "no-store" });
-    if (!reply.ok) return;
-    found = await reply.json();
-  } catch {
-    return; // the stream says that the server is away
-  }
-  if (mine !== asked) return;
+  const found = await ask(`dashboard/audit?${query}`, "the audit log");
+  if (!found || mine !== asked) return;
   kept = found.kept;
   told(kept);
   table.show(found.records);
@@ -51,6 +46,7 @@ async function load() {
 export function showAudit(now) {
   open = now;
   if (open) load();
+  else settled("the audit log");
 }
 
 /** Ask whether a log is kept; `tell` hears it. */

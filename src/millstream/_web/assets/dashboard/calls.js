@@ -2,6 +2,8 @@
 
 import { $, clock, count, element, figure, pretty, write } from "../dom.js";
 import { colored } from "../render/json.js";
+import { ask } from "../shell/asking.js";
+import { settled } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
 import { ms } from "./health.js";
 import { LiveTable, cellBadge, cellButton } from "./table.js";
@@ -88,20 +90,16 @@ let shown = "";
 
 async function load() {
   if (document.hidden || (shown !== "calls" && shown !== "clients")) return;
-  try {
-    const response = await fetch("dashboard/calls", { cache: "no-store" });
-    if (!response.ok) return;
-    const found = await response.json();
-    recent.show(found.calls);
-    clients.show(found.clients);
-  } catch {
-    // The stream says that the server is away.
-  }
+  const found = await ask("dashboard/calls", "the recent calls");
+  if (!found) return;
+  recent.show(found.calls);
+  clients.show(found.clients);
 }
 
 /** The part of the page that is open now. */
 export function showCalls(part) {
   shown = part;
+  if (shown !== "calls" && shown !== "clients") settled("the recent calls");
   load();
 }
 

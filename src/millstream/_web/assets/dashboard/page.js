@@ -2,6 +2,7 @@
 // before comes from the history, for as long a range as is chosen.
 
 import { $, count, element, figure, write } from "../dom.js";
+import { ask } from "../shell/asking.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
 import { tabs } from "../shell/tabs.js";
@@ -127,18 +128,14 @@ async function load() {
   clearTimeout(timer);
   const mine = ++asked;
   const query = new URLSearchParams({ seconds: range, ...(chosen ?? {}) });
-  try {
-    const response = await fetch(`dashboard/history?${query}`, { cache: "no-store" });
-    if (mine !== asked) return;
-    if (response.ok) {
-      past = await response.json();
-      drawCharts();
-      draw();
-    }
-  } catch {
-    // The stream says that the server is away, and loads again when it is back.
+  const found = await ask(`dashboard/history?${query}`, "the history");
+  if (mine !== asked) return;
+  if (found) {
+    past = found;
+    drawCharts();
+    draw();
   }
-  if (mine === asked && feedOpen) timer = setTimeout(() => (document.hidden ? void 0 : load()), AGAIN_MS[range] ?? 15_000);
+  if (feedOpen) timer = setTimeout(() => (document.hidden ? void 0 : load()), AGAIN_MS[range] ?? 15_000);
 }
 document.addEventListener("visibilitychange", () => document.hidden || load());
 

@@ -1,6 +1,8 @@
 // Who is connected: the readers that are furthest behind, what is open by kind, the channels.
 
 import { $, count, duration, either, element, figure, write } from "../dom.js";
+import { ask } from "../shell/asking.js";
+import { settled } from "../shell/connection.js";
 import { LiveTable } from "./table.js";
 
 const EVERY_MS = 2_000;
@@ -60,17 +62,14 @@ let open = false;
 
 async function load() {
   if (!open || document.hidden) return;
-  try {
-    const response = await fetch("dashboard/readers", { cache: "no-store" });
-    if (response.ok) readers.show((await response.json()).readers.map((reader, number) => ({ ...reader, number })));
-  } catch {
-    // The stream says that the server is away.
-  }
+  const found = await ask("dashboard/readers", "the readers of streams");
+  if (found) readers.show(found.readers.map((reader, number) => ({ ...reader, number })));
 }
 
 /** Whether this part of the page is open. */
 export function showStreams(now) {
   open = now;
+  if (!open) settled("the readers of streams");
   load();
 }
 

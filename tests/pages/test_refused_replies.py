@@ -1,0 +1,47 @@
+"""A server that is there and refuses: the page says what it can't show, why, and what to do; and takes it back."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from pages_world import OpenPage, fits
+
+pytestmark = pytest.mark.server
+
+PARTS = [
+    ("dashboard", "", "history", "the history"),
+    ("dashboard", "Recent calls", "calls", "the recent calls"),
+    ("dashboard", "Streams", "readers", "the readers of streams"),
+    ("dashboard", "", "audit", "the audit log"),
+    ("chat", "", "members", "who is here"),
+]
+WORDS = {
+    401: "You're signed out, so {} can't be shown. Sign in again.",
+    403: "You may not see {}.",
+    503: r"The server couldn't give {} \(503\). This page asks again",
+}
+
+
+@pytest.mark.parametrize(("name", "part", "path", "what"), PARTS, ids=[each[2] for each in PARTS])
+def test_a_page_says_what_the_server_refuses_and_why(
+    hub: str, open_page: OpenPage, name: str, part: str, path: str, what: str
+) -> None:
+    """A fixed defect: replies that weren't ok were dropped without a word, and the page stood still or empty."""
+    page = open_page(f"{hub}/assets/mark.svg", name="Ada", fresh=True, lossy=True)
+    status, asked = 401, re.compile(rf"\d/{name}/{path}(\?|$)")
+    page.route(asked, lambda route: route.fulfill(status=status, json={"detail": "No."}))
+    banner = page.get_by_role("alert")
+    for status, words in WORDS.items():
+        page.goto(f"{hub}/{name}")
+        if part:
+            page.get_by_role("tab", name=part).click()
+        expect(banner).to_contain_text(re.compile(words.format(what)))
+        assert banner.get_by_role("button", name="Sign in").count() == (status == 401)
+    if path == "history":
+        assert fits(page) == []
+        page.unroute(asked)
+        expect(banner).to_be_hidden()
+    elif part:
+        page.get_by_role("tab", name="Tools").click()
+        expect(banner).to_be_hidden()

@@ -1,0 +1,81 @@
+"""What the scripts of the pages call is what their cookie is accepted for, and nothing else is on that list.
+
+Somebody who signed in with a form has only the cookie: a route that isn't on the list gives them 401, and no test that
+sends a key or has no sign-in at all would notice.
+"""
+
+import re
+
+import pytest
+
+from millstream._web.pages import asset, pages
+from millstream.auth._sign_in import _CALLED
+
+CALL = re.compile(
+    r"(?<![\w.#])(?<!function )(?:fetch|ask|new Feed|new WebSocket)\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
+)
+SCRIPTS = sorted(path for path in pages() if path.endswith(".js"))
+OPEN = {"/livez"}
+"""What anybody may ask."""
+NAMED = {
+    ("chat/socket.js", "address"): ["/ws"],
+    ("chat/socket.js", "this.#probe"): ["/chat/members"],
+    ("docs/operation.js", "path"): ["/tools/x"],
+    ("inspect/sign-in.js", "route(server"): ["/inspect/sign-in/x"],
+    ("mcp/http.js", "this.#posts"): ["/mcp"],
+    ("mcp/http.js", "this.#url"): ["/mcp", "/inspect/via/x"],
+    ("mcp/websocket.js", "this.#url"): ["/ws"],
+    ("shell/asking.js", "path"): [],
+    ("sse.js", "url"): [],
+}
+"""What is called by a name, in which file: the paths that it stands for, where the caller doesn't write them down."""
+ELSEWHERE = {"docs/code.js", "inspect/exports.js"}
+"""What these write is run by others."""
+BY_HAND = {"/events", "/publish", "/mcp/sse/"}
+"""Pages of the operator's own call these, by the same cookie."""
+
+
+def called(script: str) -> list[str]:
+    """The paths that a script calls."""
+    name = script.removeprefix("/assets/")
+    found: list[str] = []
+    for target in CALL.findall(asset(script).body.decode()):
+        if target[0] in '"`':
+            found.append("/" + re.split(r"[?$]", target[1:-1])[0])
+        else:
+            assert (name, target) in NAMED, f"{name} calls {target}: say in NAMED which path that is."
+            found += NAMED[name, target]
+    return found
+
+
+def accepted(path: str) -> bool:
+    """Whether the cookie counts for a path."""
+    return path in OPEN or any(path.startswith(each) if each.endswith("/") else path == each for each in _CALLED)
+
+
+@pytest.mark.parametrize("script", [each for each in SCRIPTS if each.removeprefix("/assets/") not in ELSEWHERE])
+def test_a_page_calls_nothing_that_its_cookie_does_not_open(script: str) -> None:
+    """A fixed defect: somebody who signed in to the dashboard saw no history, no recent calls and no readers."""
+    assert [path for path in called(script) if not accepted(path)] == []
+
+
+def test_the_cookie_opens_nothing_that_no_page_calls() -> None:
+    """Our choice: what isn't needed isn't open."""
+    paths = {path for script in SCRIPTS if script.removeprefix("/assets/") not in ELSEWHERE for path in called(script)}
+    needless = [
+        each
+        for each in _CALLED
+        if not any(path.startswith(each) if each.endswith("/") else path == each for path in paths)
+    ]
+    assert set(needless) == BY_HAND
+
+
+def test_what_is_called_by_name_is_still_called() -> None:
+    """A name that is gone would hide another one later."""
+    told = {
+        (script.removeprefix("/assets/"), target)
+        for script in SCRIPTS
+        for target in CALL.findall(asset(script).body.decode())
+        if target[0] not in '"`' and script.removeprefix("/assets/") not in ELSEWHERE
+    }
+    assert told == set(NAMED)
