@@ -193,9 +193,12 @@ def test_an_error_is_json_too(tmp_path: Path) -> None:
 
 
 def test_without_a_question_in_a_pipe_nothing_is_asked(tmp_path: Path) -> None:
-    """It would wait for ever otherwise."""
+    """It would wait for ever otherwise. A fixed defect: it said "Invalid value", although no option had one."""
+    said = "There's no question, and no terminal to type one at. Ask with -m TEXT, or send text into the pipe."
     done = chat(SHOP, folder=tmp_path)
-    assert (done.status, "There is no question" in done.err) == (2, True)
+    assert (done.status, done.out, done.err) == (2, "", f"Error: {said}\n")
+    done = chat(SHOP, "--json", folder=tmp_path)
+    assert (done.status, json.loads(done.out)) == (2, {"type": "failed", "error": said})
 
 
 def test_a_reader_that_goes_away_ends_the_command(tmp_path: Path) -> None:

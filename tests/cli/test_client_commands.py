@@ -314,6 +314,7 @@ def test_doctor_goes_step_by_step(server: Shared) -> None:
     assert done.returncode == 3
     assert "FAIL  connection:" in done.stdout
     assert "Do: Check the path" in done.stdout
+    assert done.stdout.count("Check the path") == 1, "a fixed defect: the step said it, and so did its remedy"
     done = run("doctor", f"http://127.0.0.1:{free_port()}/mcp", "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["steps"][-1]["remedy"].startswith("Check host and port")

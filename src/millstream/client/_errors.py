@@ -33,6 +33,13 @@ class TlsFailed(ConnectFailed):
 class NotMcp(ClientError):
     """Something answers at this URL, but it isn't an MCP server. ``except NotMcp: url += "/mcp"``"""
 
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}" if remedy else message)
+        self.message = message
+        """What happened, without what a person can do about it."""
+        self.remedy = remedy
+        """What a person can do about it; empty if that isn't known."""
+
 
 class AccessDenied(ClientError):
     """401 or 403: the server wants other credentials, or more rights. ``except AccessDenied: ask_for_another_key()``"""

@@ -97,8 +97,6 @@ def chat(  # noqa: PLR0913  the options of the command
     In a conversation, /help lists what else you can type.
     """
     question = message or ("" if sys.stdin.isatty() else _piped())
-    if not question and not sys.stdin.isatty():
-        raise typer.BadParameter("There is no question: use -m TEXT, or send text into the pipe.")
     way = _Way(
         servers=servers or [],
         headers=pairs(header or [], ":", '--header takes "Name: value"'),
@@ -108,6 +106,10 @@ def chat(  # noqa: PLR0913  the options of the command
     )
     screen = _screen(json=json)
     try:
+        if not question and not sys.stdin.isatty():
+            raise ConfigurationError(
+                "There's no question, and no terminal to type one at. Ask with -m TEXT, or send text into the pipe."
+            )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(way, configuration)
         chosen = configuration.model(model, api_url)

@@ -65,7 +65,7 @@ def doctor(
                 Step(
                     "connection",
                     ok=False,
-                    found=exc.message if isinstance(exc, AccessDenied) else str(exc),
+                    found=exc.message if isinstance(exc, AccessDenied | NotMcp) else str(exc),
                     remedy=remedy_of(exc),
                 )
             )
@@ -191,7 +191,9 @@ def cors(reply: Reply) -> Step:
 
 
 def remedy_of(error: ClientError) -> str:
-    """What to do about an error that doesn't say so itself."""
+    """What to do about an error: as it says itself, or what helps with errors of its kind."""
+    if isinstance(error, NotMcp) and error.remedy:
+        return error.remedy
     remedies: list[tuple[type[ClientError], str]] = [
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
         (ConnectFailed, "Check host and port, and that the server runs and listens on more than 127.0.0.1."),

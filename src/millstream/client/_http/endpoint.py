@@ -108,9 +108,10 @@ class Endpoint:
         location = reply.header(b"location")
         target = self.url.join(location)
         if target.origin != self.url.origin:
-            raise NotMcp(f"{self.url} redirects to {target}. If you trust that server, give its URL.")
+            raise NotMcp(f"{self.url} redirects to {target}.", remedy="If you trust that server, give its URL.")
         if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
-            raise NotMcp(f"{self.url} redirects to {target}, where it does not take messages. Check the path.")
+            what = f"{self.url} redirects to {target}, where it does not take messages."
+            raise NotMcp(what, remedy="Check the path.")
         self.url = target
 
     async def close(self) -> None:

@@ -144,7 +144,7 @@ class StreamableTransport:
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type or "nothing"
         if reply.status in (404, 405):
             what = f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}."
-            return NotMcp(f"{what} Check the path: most are at /mcp.")
+            return NotMcp(what, remedy="Check the path: most are at /mcp.")
         if reply.status >= 500:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}, not JSON.")
