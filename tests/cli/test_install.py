@@ -74,7 +74,7 @@ BEFORE = {
 ENTRIES = {
     "claude": (LOCAL, VIA_REMOTE),
     "claude-code": ({"type": "stdio", **LOCAL}, {"type": "http", "url": URL, "headers": BEARER}),
-    "cursor": (LOCAL, {"url": URL, "headers": BEARER}),
+    "cursor": ({"type": "stdio", **LOCAL}, {"url": URL, "headers": BEARER}),
     "vscode": ({"type": "stdio", **LOCAL}, {"type": "http", "url": URL, "headers": BEARER}),
     "windsurf": (LOCAL, {"serverUrl": URL, "headers": BEARER}),
     "zed": (LOCAL, {"url": URL, "headers": BEARER}),

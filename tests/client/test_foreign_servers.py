@@ -1,19 +1,22 @@
 """The client works with servers that aren't ours: both lines of the official Python SDK, fastmcp, the TypeScript and Go
-SDKs and a published server, each in a process of its own, on every transport that it has.
+SDKs and published servers, each in a process of its own, on every transport that it has.
 """
 
 import asyncio
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from millstream import Client
+from millstream.client import Failure, Options
 from millstream.client._questions import Question
 from patience import WAIT
 from processes import NODE, ROOT, Shared, shared
@@ -144,6 +147,67 @@ async def test_a_published_server_tells_the_time() -> None:
         told = (await client.call("get_current_time", timezone="Europe/Berlin")).data
         assert "Europe/Berlin" in str(told)
         assert (await client.call("get_current_time", timezone="Nowhere")).is_error
+
+
+PAGES = {
+    "/robots.txt": ("text/plain", "User-agent: *\nDisallow: /closed\n"),
+    "/open": ("text/html", "<html>\n<body><h1>Mills</h1><p>Water turns them.</p></body></html>"),
+    "/closed": ("text/html", "<html><body><p>For people.</p></body></html>"),
+}
+
+
+class Site(BaseHTTPRequestHandler):
+    """One page for everyone, and one that robots.txt closes to programs."""
+
+    def do_GET(self) -> None:
+        if self.path not in PAGES:
+            self.send_error(404)
+            return
+        kind, text = PAGES[self.path]
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+async def test_a_published_server_fetches_pages(site: str, tmp_path: Path) -> None:
+    """mcp-server-fetch, as its package installs it: a tool, a prompt, and what it refuses.
+
+    It finds no Node on its path, because it would install packages with it.
+    """
+    command = [str(ROOT / ".venv-mcp1" / "bin" / "mcp-server-fetch"), "--allow-private-ips"]
+    options = Options(env={"PATH": str(tmp_path)})
+    async with asyncio.timeout(2 * WAIT), Client(command, timeout=WAIT, options=options) as client:
+        assert (client.transport, client.revision) == ("stdio", OLD)
+        tool = (await client.tools())[0]
+        assert (tool.name, tool.input_schema["required"]) == ("fetch", ["url"])
+        assert tool.annotations is not None
+        assert tool.annotations.read_only_hint is True
+        page = (await client.call("fetch", url=f"{site}/open")).text
+        assert page.startswith(f"Contents of {site}/open:")
+        assert "# Mills\n\nWater turns them." in page
+        raw = (await client.call("fetch", url=f"{site}/open", raw=True, start_index=7, max_length=6)).text
+        assert ":\n<body>\n\n<error>Content truncated." in raw
+        refused = await client.call("fetch", url=f"{site}/closed")
+        assert (refused.is_error, "robots.txt" in refused.text) == (True, True)
+        assert "status code 404" in (await client.call("fetch", url=f"{site}/nothing")).text
+        assert "999999" in (await client.call("fetch", url=f"{site}/open", max_length=10**6)).text
+        assert [(prompt.name, prompt.arguments[0].required) for prompt in await client.prompts()] == [("fetch", True)]
+        assert "For people." in str((await client.prompt("fetch", url=f"{site}/closed")).messages)
+        with pytest.raises(Failure, match="Unknown prompt"):
+            await client.prompt("nothing")
 
 
 @pytest.fixture(scope="module")

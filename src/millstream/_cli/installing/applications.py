@@ -127,7 +127,7 @@ APPLICATIONS = {
         place=_in_home(".cursor", "mcp.json"),
         project=".cursor/mcp.json",
         under="mcpServers",
-        local=_command,
+        local=_typed_command,
         remote=_url_as("url"),
         afterwards="Switch the server on in Cursor's settings, under MCP.",
     ),
