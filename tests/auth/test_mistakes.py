@@ -50,7 +50,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "algorithms is a list: algorithms=['ES256']",
     ),
     "oidc scopes": (lambda: anything.oidc(ISSUER, audience=AUDIENCE, scopes="a"), "scopes is a list: scopes=['a']"),
-    "keys scopes": (lambda: anything.keys(named={"ada": ("key", "read")}), "scopes is a list: scopes=['read']"),
+    "keys scopes": (lambda: anything.keys(named={"ada": ("key", "read")}), "scopes is a list: ['read']"),
     "issuer users": (lambda: anything.issuer(URL, users="users.json"), "users takes auth.users(file=…)"),
     "issuer clients": (lambda: anything.issuer(URL, users=PEOPLE, clients="desk"), "a list of auth.client(…)"),
     "issuer resources": (

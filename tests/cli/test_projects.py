@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,6 +187,26 @@ def test_the_official_inspector_needs_node(folder: Path, monkeypatch: pytest.Mon
     done = CliRunner().invoke(program("dev"), ["dev", "a.py", "--official"])
     assert isinstance(done.exception, CommandError)
     assert "Node.js" in done.exception.what
+
+
+def test_dev_hears_of_an_edit_that_came_while_the_program_was_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed defect: it looked at the files only after it had said that it waits, and waited for one more edit."""
+    (folder / "a.py").write_text("nothing\n", "utf-8")
+    read: list[str] = []
+
+    def serve(*_: object, **__: object) -> None:
+        read.append((folder / "a.py").read_text("utf-8"))
+        if len(read) == 1:
+            (folder / "a.py").write_text("something = 1\n", "utf-8")
+            raise CommandError("a.py cannot be imported", detail="NameError")
+
+    monkeypatch.setattr(dev_command, "serve_http", serve)
+    running = threading.Thread(target=CliRunner().invoke, args=(program("dev"), ["dev", "a.py"]), daemon=True)
+    running.start()
+    running.join(WAIT)
+    assert read == ["nothing\n", "something = 1\n"]
 
 
 @pytest.mark.server

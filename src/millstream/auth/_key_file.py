@@ -85,7 +85,7 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
         TypeError: one scope without a list.
     """
     if isinstance(scopes, str):
-        raise TypeError(f"scopes is a list: scopes=[{scopes!r}]")
+        raise TypeError(f"scopes is a list: [{scopes!r}]")
     for scope in scopes:
         if not _SCOPE.fullmatch(scope):
             raise ValueError(f"{scope!r} can't be a scope. Use letters, digits and signs, without blanks and quotes.")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import webbrowser
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import typer
@@ -71,6 +71,7 @@ def _served(target: str, port: int, beside: "_Beside", inspect: list[str] | None
     Raises:
         CommandError: something is wrong that isn't a mistake in the program.
     """
+    changed = changes(folder_of(target))  # since before the program is read
     try:
         serve_http(
             target,
@@ -90,13 +91,13 @@ def _served(target: str, port: int, beside: "_Beside", inspect: list[str] | None
             raise
         report(exc)
         sys.stderr.write("Waiting for a change …\n")
-        asyncio.run(_changed(folder_of(target)))
+        asyncio.run(_first(changed))
         return False
     return True
 
 
-async def _changed(folder: Path) -> None:
-    async for _ in changes(folder):
+async def _first(changed: AsyncIterator[None]) -> None:
+    async for _ in changed:
         return
 
 
