@@ -176,6 +176,7 @@ class TestInAPipe:
         """Each has JSON as well."""
         about = as_json("info", SHOP)
         assert (about["name"], about["transport"]) == ("shop", "stdio")
+        assert "version" not in about, "a fixed defect: a server without one had the version 0"
         assert len(as_json("ping", SHOP, "--count", "3", "--interval", "0")["ms"]) == 3
         costs = as_json("tokens", SHOP)
         assert costs["total"] == sum(tool["tokens"] for tool in costs["tools"]) + costs["instructions"]

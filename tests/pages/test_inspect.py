@@ -320,3 +320,21 @@ def test_a_server_whose_endpoint_was_moved_is_inspected(open_page: OpenPage, tmp
         choose(page, "Tools", "greet")
         run(page)
         expect(result(page)).to_contain_text("Hello Hello, world!")
+
+
+@pytest.mark.parametrize("revision", BOTH_ERAS)
+def test_a_server_without_a_version_is_shown_without_one(open_page: OpenPage, tmp_path: Path, revision: str) -> None:
+    """A fixed defect: it had the version 0, which is what the protocol makes such a server say. The same on `/docs`."""
+    program, port = tmp_path / "plain.py", free_port()
+    program.write_text(
+        "from millstream import Server\nmcp = Server('plain')\n@mcp.tool\ndef f() -> int:\n    return 1\n"
+    )
+    with serving(millstream(str(program), port, "--serve", "web,rest"), port, tmp_path / "log"):
+        page = inspect(f"http://127.0.0.1:{port}", open_page, revision, lossy=True)
+        expect(page.locator(".server")).to_have_text("plain ")
+        page.evaluate("location.hash = '#server=About'")
+        expect(page.locator("#about")).to_contain_text("Revision")
+        expect(page.locator("#about")).not_to_contain_text("Version")
+        page = open_page(f"http://127.0.0.1:{port}/docs", lossy=True)
+        expect(page.locator("#overview-title")).to_have_text("plain")
+        expect(page.locator("#server-version")).to_be_empty()

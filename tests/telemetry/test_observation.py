@@ -9,15 +9,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream import Principal, Server, ToolError
+from millstream._app.looking import Looking
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
 from millstream._server.observing.figures import present
 from millstream._server.observing.observer import Observer
+from millstream._server.observing.recent_calls import RecentCalls
+from millstream._server.peers import Peers
+from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry import process
 from millstream._telemetry.active import IDLE_SECONDS
 from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
 from millstream._telemetry.metrics import OTHER, Metrics
 from millstream._transports.memory import MemoryPipe
+from millstream._transports.open_streams import OpenStreams
+from millstream.hub import Hub, HubLimits
 from observed import a_call, recording
 from patience import WAIT
 
@@ -229,6 +235,25 @@ def test_a_snapshot_agrees_with_the_metrics() -> None:
     assert set(shown["loop_lag_ms"]) == {"last", "worst"}
     assert shown["process"]["resident_bytes"] is not None
     json.dumps(shown)
+
+
+async def test_a_subscription_is_no_call_however_long_it_lasts() -> None:
+    """A fixed defect: a stream of an hour was a call of an hour, in the 99th percentile of the dashboard too."""
+    observer = Observer({"add"}, clock=(clock := Clock()))
+    for cancelled, outcome in ((True, ""), (False, ""), (False, "-32603")):
+        observer(a_call(method="subscriptions/listen", cancelled=cancelled, outcome=outcome), 3600.0, b"")
+    observer(a_call(method="tools/call", name="add"), 0.001, b"")
+    clock.now += 1
+    shown = page(observer)
+    assert (shown["calls"], shown["errors"], sum(shown["per_second"])) == (1, 0, 1)
+    assert shown["methods"] == []
+    store, streams = MemoryStore(), OpenStreams(max_streams=1, max_per_owner=1)
+    looking = Looking(Peers(store, []), observer, RecentCalls(None), streams=streams, hub=Hub(store, HubLimits()))
+    looking.remember(1)
+    past = await looking.history(60)
+    assert (past["total"]["calls"], [row["method"] for row in past["operations"]]) == (1, ["tools/call"])
+    assert past["total"]["p99_ms"] <= 1
+    assert counts(observer.registry, DURATION)["subscriptions/listen", NEWEST.date] == 2, "/metrics tells them apart"
 
 
 def test_a_snapshot_tells_rates_and_percentiles_of_the_last_moments() -> None:

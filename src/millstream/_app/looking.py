@@ -132,7 +132,7 @@ class Looking:
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
         gauges = Gauges(self._observer.lag(), used, resident_bytes() or 0, len(self._streams))
-        self._history.take(second, self._observer.durations.series, gauges)
+        self._history.take(second, self._observer.calls(), gauges)
 
     # What a page asks for
 

@@ -94,6 +94,11 @@ class Way(Struct, frozen=True, kw_only=True):
         )
 
 
+def version_of(client: Client) -> str:
+    """The version of the server; empty if it's "0", which a server without one says because the protocol wants one."""
+    return "" if client.server.version == "0" else client.server.version
+
+
 def pairs(given: list[str], mark: str, usage: str) -> dict[str, str]:
     """``NAME=VALUE`` words as a dict."""
     found: dict[str, str] = {}

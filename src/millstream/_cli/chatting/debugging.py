@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from millstream._cli.chatting.screen import Screen, short, waiting_of
+from millstream._cli.connecting import version_of
 from millstream._cli.showing import safe
 from millstream.agent._agent import Agent
 from millstream.agent._events import Answered, Asking, Calling, Event, Finished, Returned, Said, Sampled, Waiting
@@ -96,7 +97,7 @@ def steps_of_connection(agent: Agent, places: Sequence[ServerAt], tools: Toolbox
     for server, place in zip(agent.servers, places, strict=True):
         client = server.client
         offers = ", ".join(client.capabilities) or "nothing"
-        about = f"{client.server.name} {client.server.version}".strip()
+        about = f"{client.server.name} {version_of(client)}".strip()
         yield f"connected to {server.name} by {client.transport}{' (Auth OK)' if keyed(place) else ''}"
         yield f"session with {about}: revision {client.revision}, offers {offers}"
     yield f"tools: {', '.join(tool.name for tool in tools) or 'none'}"

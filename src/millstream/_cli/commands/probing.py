@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
+from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, version_of, with_client
 from millstream._cli.showing import print_json, print_rows, print_text
 from millstream.client._client import Client
 
@@ -42,7 +42,7 @@ def info(
         times = sorted([await latency_ms(client) for _ in range(_PINGS)])
         found = {
             "name": client.server.name,
-            "version": client.server.version,
+            **({"version": version} if (version := version_of(client)) else {}),
             "revision": client.revision,
             "transport": client.transport,
             "capabilities": dict(client.capabilities),

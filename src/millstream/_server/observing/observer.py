@@ -36,6 +36,7 @@ _METHODS = frozenset(
     )
 )  # fmt: skip
 """What has a label of its own; ``response`` is the answer of a client to what it was asked."""
+_LISTEN = "subscriptions/listen"
 
 
 class Observer:
@@ -138,7 +139,8 @@ class Observer:
         method = call.method
         failure = call.failure
         outcome = "" if failure is None else failure.outcome
-        if call.cancelled and not outcome and method != "subscriptions/listen":
+        listened = method == _LISTEN
+        if call.cancelled and not outcome and not listened:
             outcome = "cancelled"
         labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
         series = self._by_call.get(labels)
@@ -146,7 +148,8 @@ class Observer:
             series = self._series(labels)
         series.observe(seconds)
         now = self._clock()
-        self._per_second.add(int(now))
+        if not listened:
+            self._per_second.add(int(now))
         session = call.session
         if session is not None:
             self._sessions.heard(session.id, now, call.transport, labels[3])
@@ -219,8 +222,12 @@ class Observer:
 
     @property
     def durations(self) -> Histogram:
-        """How long calls took, by method, tool, outcome and revision."""
+        """How long calls and subscriptions took, by method, tool, outcome and revision."""
         return self._durations
+
+    def calls(self) -> dict[Labels, Series]:
+        """How long calls took, without subscriptions: these last as long as their clients want."""
+        return {labels: series for labels, series in self._durations.series.items() if labels[0] != _LISTEN}
 
     def lag(self) -> float:
         """Seconds by which the event loop was late, at worst, since a second ago."""
@@ -273,7 +280,7 @@ class Observer:
         """Counts by bucket and number of errors, for each method and tool."""
         counts: dict[tuple[str, str], list[int]] = {}
         errors: dict[tuple[str, str], int] = {}
-        for (method, tool, outcome, _), series in self._durations.series.items():
+        for (method, tool, outcome, _), series in self.calls().items():
             key = (method, tool)
             held = counts.get(key)
             counts[key] = (

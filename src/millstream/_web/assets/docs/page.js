@@ -71,7 +71,7 @@ function ready(document_) {
   root = document_;
   operations = Object.entries(root.paths).map(([path, item]) => ({ name: item.post.operationId, path: path.slice(1), operation: item.post, words: `${item.post.operationId} ${item.post.description}`.toLowerCase() }));
   $("server-name").textContent = $("overview-title").textContent = root.info.title;
-  $("server-version").textContent = root.info.version;
+  $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI wants one of those who have none
   $("base").textContent = new URL(".", document.baseURI).href;
   $("about").replaceChildren(...(root.info.description ? markdown(root.info.description) : []));
   $("detail").removeAttribute("aria-busy");

@@ -74,6 +74,8 @@ export class Client {
       const found = await this.request("server/discover", {});
       this.server = { ...found, serverInfo: found._meta?.[`${META}serverInfo`] ?? {}, protocolVersion: this.#revision };
     }
+    // A server without a version says "0", for the protocol wants one.
+    if (this.server.serverInfo?.version === "0") this.server = { ...this.server, serverInfo: { ...this.server.serverInfo, version: "" } };
     this.#attend();
     return this.server;
   }
