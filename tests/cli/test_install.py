@@ -209,6 +209,39 @@ def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
     assert (entry["trust"], entry["env"], entry["args"][1]) == (True, {"KEY": "1"}, f"{SHOP}:mcp")
 
 
+COMMAND_IN_CODEX = '[mcp_servers.shop]\ncommand = "x"\ncwd = "/work"\nenv_vars = ["KEY"]\nstartup_timeout_sec = 20\n'
+URL_IN_CODEX = (
+    '[mcp_servers.shop]\nurl = "https://example.com/old"\nbearer_token_env_var = "KEY"\nstartup_timeout_sec = 20\n'
+    '\n[mcp_servers.shop.oauth]\nclient_id = "c"\n\n[mcp_servers.shop.env_http_headers]\nX = "Y"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "target", "entry"),
+    [(COMMAND_IN_CODEX, URL, {"url": URL}), (URL_IN_CODEX, str(SHOP), LOCAL)],
+    ids=["a URL", "a command"],
+)
+def test_what_belongs_to_the_old_way_to_a_server_goes_with_it(
+    before: str, target: str, entry: dict[str, Any], home: Path
+) -> None:
+    """Codex doesn't start at all where a URL has a `cwd`, or a command a bearer token."""
+    path = home / PLACES["codex"][0]
+    path.parent.mkdir()
+    path.write_text(before, "utf-8")
+    assert install(target, "--client", "codex", "--name", "shop", "--yes").exit_code == 0
+    assert written("codex", path.read_text("utf-8")) == {**entry, "startup_timeout_sec": 20}
+
+
+def test_what_belongs_to_the_way_to_a_server_stays_where_the_way_does(home: Path) -> None:
+    """It's the person's."""
+    path = home / PLACES["codex"][0]
+    path.parent.mkdir()
+    path.write_text(COMMAND_IN_CODEX, "utf-8")
+    assert install(str(SHOP), "--client", "codex", "--yes").exit_code == 0
+    kept = {"cwd": "/work", "env_vars": ["KEY"], "startup_timeout_sec": 20}
+    assert written("codex", path.read_text("utf-8")) == {**LOCAL, **kept}
+
+
 def test_undo_keeps_what_was_changed_since(home: Path) -> None:
     """Only the one entry becomes what it was."""
     path = home / ".codex" / "config.toml"

@@ -203,13 +203,20 @@ LAUNCHING = frozenset({
 })  # fmt: skip
 """Members that say how to reach a server. What an entry has beside them is the person's, and stays."""
 
+_OF_COMMANDS = frozenset({"cwd", "dev", "envFile", "env_vars", "sandbox", "sandboxEnabled"})
+_OF_URLS = frozenset({
+    "auth", "authProviderType", "bearer_token_env_var", "env_http_headers", "headersHelper", "oauth", "oauth_resource",
+})  # fmt: skip
+"""A person's members that go with one way to reach a server. Beside the other way, Codex refuses its whole file."""
+
 
 def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     """An entry in place of an old one."""
     if not isinstance(old, Mapping):
         return new
     fields = cast("Mapping[str, Any]", old)
-    kept = {name: value for name, value in fields.items() if name not in LAUNCHING}
+    gone = LAUNCHING | (_OF_URLS if "command" in new else _OF_COMMANDS)
+    kept = {name: value for name, value in fields.items() if name not in gone}
     if "command" in fields and "command" in new and "env" in fields and "env" not in new:
         kept["env"] = fields["env"]
     return {**new, **kept}
