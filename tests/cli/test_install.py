@@ -309,6 +309,7 @@ def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
         ([__file__.replace(".py", ".txt"), "--client", "claude"], "There is no file"),
         ([str(SHOP), "--client", "emacs"], "isn't an application"),
         ([str(SHOP)], "None of the applications"),
+        ([str(SHOP), "--client", "codex", "--name", "my shop"], "'my shop' can't be the name"),
         ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
         (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),
@@ -365,10 +366,11 @@ def test_what_is_printed_is_a_configuration_that_our_client_takes(home: Path) ->
 @pytest.mark.parametrize(
     ("target", "name"),
     [("a/shop.py", "shop"), ("a/shop.py:mcp", "shop"), ("https://mcp.linear.app/mcp", "linear"),
-     ("https://example.com/mcp", "example"), ("http://127.0.0.1:8000/mcp", "server")],
+     ("https://example.com/mcp", "example"), ("http://127.0.0.1:8000/mcp", "server"),
+     ("my shop v1.2.py", "my-shop-v1-2"), ("Läden.py", "L-den"), ("店.py", "server")],
 )  # fmt: skip
 def test_a_server_is_called_after_its_file_or_host(target: str, name: str) -> None:
-    """Unless somebody says so."""
+    """Unless somebody says so. Codex and Claude Code take letters, digits, - and _, and nothing else."""
     assert launch.name_of(target) == name
 
 

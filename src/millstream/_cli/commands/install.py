@@ -12,7 +12,7 @@ from millstream._app.serving.errors import CommandError
 from millstream._cli.connecting import pairs
 from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
 from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
-from millstream._cli.installing.launch import Launch, launch_of, name_of
+from millstream._cli.installing.launch import Launch, check_name, launch_of, name_of
 from millstream._cli.showing import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 
@@ -81,6 +81,7 @@ def install(  # noqa: PLR0913  the options of the command
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
         return
+    check_name(called)
     env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--var takes NAME=VALUE")}
     launch = launch_of(
         target,
