@@ -49,6 +49,11 @@ PLACES = {
         "AppData/Roaming/Code/User/mcp.json",
     ),
     "windsurf": (".codeium/windsurf/mcp_config.json",) * 3,
+    "devin": (
+        ".config/devin/mcp_config.json",
+        ".config/devin/mcp_config.json",
+        "AppData/Roaming/devin/mcp_config.json",
+    ),
     "zed": (".config/zed/settings.json", ".config/zed/settings.json", "AppData/Roaming/Zed/settings.json"),
     "goose": (
         ".config/goose/config.yaml",
@@ -66,6 +71,7 @@ BEFORE = {
     "cursor": '{"mcpServers":{"other":{"url":"https://example.com/other"}}}',
     "vscode": '// mine\n{\n\t"inputs": [],\n\t"servers": {\n\t\t"old": { "type": "http", "url": "u" }, // 1\n\t}\n}\n',
     "windsurf": '{\r\n  "mcpServers": {\r\n    "other": {\r\n      "serverUrl": "u"\r\n    }\r\n  }\r\n}\r\n',
+    "devin": '{\n  "mcpServers": {\n    "other": {\n      "url": "u",\n      "transport": "sse"\n    }\n  }\n}\n',
     "zed": '// Zed settings\n{\n  "theme": "One Dark", // dark\n  "vim_mode": true,\n}\n',
     "goose": "GOOSE_MODEL: gpt-5 # good\nextensions:\n  developer:\n    enabled: true\n    type: builtin\n",
     "gemini": '{\n  "theme": "GitHub",\n  "mcpServers": {\n    "other": {\n      "httpUrl": "u"\n    }\n  }\n}\n',
@@ -77,6 +83,7 @@ ENTRIES = {
     "cursor": ({"type": "stdio", **LOCAL}, {"url": URL, "headers": BEARER}),
     "vscode": ({"type": "stdio", **LOCAL}, {"type": "http", "url": URL, "headers": BEARER}),
     "windsurf": (LOCAL, {"serverUrl": URL, "headers": BEARER}),
+    "devin": (LOCAL, {"transport": "http", "url": URL, "headers": BEARER}),
     "zed": (LOCAL, {"url": URL, "headers": BEARER}),
     "goose": (
         {"name": "shop", "type": "stdio", "enabled": True, "cmd": PROGRAM, "args": ARGS, "envs": {}, "timeout": 300},

@@ -65,9 +65,11 @@ def _typed_command(name: str, launch: Launch) -> dict[str, Any]:
     return {"type": "stdio", **_command(name, launch)}
 
 
-def _url_as(member: str, *, kind: str = "", headers: str = "headers") -> Callable[[str, Launch], dict[str, Any]]:
+def _url_as(
+    member: str, *, kind: Mapping[str, str] | None = None, headers: str = "headers"
+) -> Callable[[str, Launch], dict[str, Any]]:
     def write(name: str, launch: Launch) -> dict[str, Any]:
-        entry: dict[str, Any] = {**({"type": kind} if kind else {}), member: launch.url}
+        entry: dict[str, Any] = {**(kind or {}), member: launch.url}
         return {**entry, headers: dict(launch.headers)} if launch.headers else entry
 
     return write
@@ -118,7 +120,7 @@ APPLICATIONS = {
         project=".mcp.json",
         under="mcpServers",
         local=_typed_command,
-        remote=_url_as("url", kind="http"),
+        remote=_url_as("url", kind={"type": "http"}),
         afterwards="Start Claude Code again, and type /mcp to see the server.",
     ),
     # https://cursor.com/docs/mcp
@@ -140,10 +142,10 @@ APPLICATIONS = {
         project=".vscode/mcp.json",
         under="servers",
         local=_typed_command,
-        remote=_url_as("url", kind="http"),
+        remote=_url_as("url", kind={"type": "http"}),
         afterwards="Start the server with the command MCP: List Servers.",
     ),
-    # https://docs.windsurf.com/windsurf/cascade/mcp
+    # https://docs.devin.ai/desktop/cascade/mcp; its successor has a file of its own, below
     "windsurf": Application(
         title="Windsurf",
         place=_in_home(".codeium", "windsurf", "mcp_config.json"),
@@ -151,6 +153,16 @@ APPLICATIONS = {
         local=_command,
         remote=_url_as("serverUrl"),
         afterwards="Press Refresh in Cascade's list of MCP servers.",
+    ),
+    # https://docs.devin.ai/cli/extensibility/mcp/configuration; the file has its name since version 3000.3
+    "devin": Application(
+        title="Devin",
+        place=lambda system: system.folder(linux="devin", macos=".config/devin", windows="devin") / "mcp_config.json",
+        project=".devin/mcp_config.json",
+        under="mcpServers",
+        local=_command,
+        remote=_url_as("url", kind={"transport": "http"}),
+        afterwards="Start a new session in Devin Desktop, or in the Devin CLI.",
     ),
     # https://zed.dev/docs/ai/mcp and https://zed.dev/docs/configuring-zed
     "zed": Application(
@@ -199,7 +211,8 @@ APPLICATIONS = {
 """By what ``--client`` calls it."""
 
 LAUNCHING = frozenset({
-    "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "type", "uri", "url",
+    "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "transport", "type",
+    "uri", "url",
 })  # fmt: skip
 """Members that say how to reach a server. What an entry has beside them is the person's, and stays."""
 
