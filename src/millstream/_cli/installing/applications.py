@@ -172,9 +172,9 @@ APPLICATIONS = {
         under="context_servers",
         local=_command,
         remote=_url_as("url"),
-        afterwards="Zed reads its settings by itself; look at the dot beside the server in the Agent Panel's settings.",
+        afterwards="Zed reads its settings by itself; look at the dot beside the server in Settings, AI, MCP Servers.",
     ),
-    # https://block.github.io/goose/docs/guides/config-files
+    # https://goose-docs.ai/docs/guides/config-files
     "goose": Application(
         title="Goose",
         place=lambda system: (
