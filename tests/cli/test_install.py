@@ -216,6 +216,12 @@ def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
     assert (entry["trust"], entry["env"], entry["args"][1]) == (True, {"KEY": "1"}, f"{SHOP}:mcp")
 
 
+def test_goose_gets_a_name_in_lower_case(home: Path) -> None:
+    """By that, it finds the extension that a person switches off."""
+    assert install(str(SHOP), "--client", "goose", "--name", "Shop", "--yes").exit_code == 0
+    assert written("goose", (home / PLACES["goose"][0]).read_text("utf-8")) == ENTRIES["goose"][0]
+
+
 COMMAND_IN_CODEX = '[mcp_servers.shop]\ncommand = "x"\ncwd = "/work"\nenv_vars = ["KEY"]\nstartup_timeout_sec = 20\n'
 URL_IN_CODEX = (
     '[mcp_servers.shop]\nurl = "https://example.com/old"\nbearer_token_env_var = "KEY"\nstartup_timeout_sec = 20\n'

@@ -76,6 +76,7 @@ def install(  # noqa: PLR0913  the options of the command
     key = client or only_one_here(system_here())
     if undo_last:
         path, application = place_of(key, project=project)
+        called = application.named(called)
         change, copy = prepare_undo(path, application.kind, (application.under, called))
         if agreed(change, dry_run=dry_run, yes=yes, json=json):
             undo(change, copy)
@@ -96,6 +97,7 @@ def install(  # noqa: PLR0913  the options of the command
         sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
         return
     path, application = place_of(key, project=project)
+    called = application.named(called)
     entry = application.entry(called, launch)
     change = prepare(path, application.kind, (application.under, called), lambda old: merged(old, entry))
     if agreed(change, dry_run=dry_run, yes=yes, json=json):

@@ -46,6 +46,8 @@ class Application(Struct, frozen=True, kw_only=True):
     """How it writes a command; takes the name of the server, too."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
     """How it writes a URL. None: it can only start programs."""
+    named: Callable[[str], str] = str
+    """What it makes of the name of a server, where it looks for it."""
     afterwards: str
     """What a person has to do then."""
 
@@ -182,6 +184,7 @@ APPLICATIONS = {
         ),
         under="extensions",
         kind="yaml",
+        named=str.lower,
         local=_goose_command,
         remote=_goose_url,
         afterwards="Start a new Goose session.",
