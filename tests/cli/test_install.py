@@ -49,6 +49,11 @@ PLACES = {
         "AppData/Roaming/Code/User/mcp.json",
     ),
     "windsurf": (".codeium/windsurf/mcp_config.json",) * 3,
+    "devin": (
+        ".config/devin/mcp_config.json",
+        ".config/devin/mcp_config.json",
+        "AppData/Roaming/devin/mcp_config.json",
+    ),
     "zed": (".config/zed/settings.json", ".config/zed/settings.json", "AppData/Roaming/Zed/settings.json"),
     "goose": (
         ".config/goose/config.yaml",
@@ -66,6 +71,7 @@ BEFORE = {
     "cursor": '{"mcpServers":{"other":{"url":"https://example.com/other"}}}',
     "vscode": '// mine\n{\n\t"inputs": [],\n\t"servers": {\n\t\t"old": { "type": "http", "url": "u" }, // 1\n\t}\n}\n',
     "windsurf": '{\r\n  "mcpServers": {\r\n    "other": {\r\n      "serverUrl": "u"\r\n    }\r\n  }\r\n}\r\n',
+    "devin": '{\n  "mcpServers": {\n    "other": {\n      "url": "u",\n      "transport": "sse"\n    }\n  }\n}\n',
     "zed": '// Zed settings\n{\n  "theme": "One Dark", // dark\n  "vim_mode": true,\n}\n',
     "goose": "GOOSE_MODEL: gpt-5 # good\nextensions:\n  developer:\n    enabled: true\n    type: builtin\n",
     "gemini": '{\n  "theme": "GitHub",\n  "mcpServers": {\n    "other": {\n      "httpUrl": "u"\n    }\n  }\n}\n',
@@ -77,6 +83,7 @@ ENTRIES = {
     "cursor": ({"type": "stdio", **LOCAL}, {"url": URL, "headers": BEARER}),
     "vscode": ({"type": "stdio", **LOCAL}, {"type": "http", "url": URL, "headers": BEARER}),
     "windsurf": (LOCAL, {"serverUrl": URL, "headers": BEARER}),
+    "devin": (LOCAL, {"transport": "http", "url": URL, "headers": BEARER}),
     "zed": (LOCAL, {"url": URL, "headers": BEARER}),
     "goose": (
         {"name": "shop", "type": "stdio", "enabled": True, "cmd": PROGRAM, "args": ARGS, "envs": {}, "timeout": 300},
@@ -209,6 +216,45 @@ def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
     assert (entry["trust"], entry["env"], entry["args"][1]) == (True, {"KEY": "1"}, f"{SHOP}:mcp")
 
 
+def test_goose_gets_a_name_in_lower_case(home: Path) -> None:
+    """By that, it finds the extension that a person switches off."""
+    assert install(str(SHOP), "--client", "goose", "--name", "Shop", "--yes").exit_code == 0
+    assert written("goose", (home / PLACES["goose"][0]).read_text("utf-8")) == ENTRIES["goose"][0]
+
+
+COMMAND_IN_CODEX = '[mcp_servers.shop]\ncommand = "x"\ncwd = "/work"\nenv_vars = ["KEY"]\nstartup_timeout_sec = 20\n'
+URL_IN_CODEX = (
+    '[mcp_servers.shop]\nurl = "https://example.com/old"\nbearer_token_env_var = "KEY"\nstartup_timeout_sec = 20\n'
+    '\n[mcp_servers.shop.oauth]\nclient_id = "c"\n\n[mcp_servers.shop.env_http_headers]\nX = "Y"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "target", "entry"),
+    [(COMMAND_IN_CODEX, URL, {"url": URL}), (URL_IN_CODEX, str(SHOP), LOCAL)],
+    ids=["a URL", "a command"],
+)
+def test_what_belongs_to_the_old_way_to_a_server_goes_with_it(
+    before: str, target: str, entry: dict[str, Any], home: Path
+) -> None:
+    """Codex doesn't start at all where a URL has a `cwd`, or a command a bearer token."""
+    path = home / PLACES["codex"][0]
+    path.parent.mkdir()
+    path.write_text(before, "utf-8")
+    assert install(target, "--client", "codex", "--name", "shop", "--yes").exit_code == 0
+    assert written("codex", path.read_text("utf-8")) == {**entry, "startup_timeout_sec": 20}
+
+
+def test_what_belongs_to_the_way_to_a_server_stays_where_the_way_does(home: Path) -> None:
+    """It's the person's."""
+    path = home / PLACES["codex"][0]
+    path.parent.mkdir()
+    path.write_text(COMMAND_IN_CODEX, "utf-8")
+    assert install(str(SHOP), "--client", "codex", "--yes").exit_code == 0
+    kept = {"cwd": "/work", "env_vars": ["KEY"], "startup_timeout_sec": 20}
+    assert written("codex", path.read_text("utf-8")) == {**LOCAL, **kept}
+
+
 def test_undo_keeps_what_was_changed_since(home: Path) -> None:
     """Only the one entry becomes what it was."""
     path = home / ".codex" / "config.toml"
@@ -276,6 +322,7 @@ def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
         ([__file__.replace(".py", ".txt"), "--client", "claude"], "There is no file"),
         ([str(SHOP), "--client", "emacs"], "isn't an application"),
         ([str(SHOP)], "None of the applications"),
+        ([str(SHOP), "--client", "codex", "--name", "my shop"], "'my shop' can't be the name"),
         ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
         (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),
@@ -332,10 +379,11 @@ def test_what_is_printed_is_a_configuration_that_our_client_takes(home: Path) ->
 @pytest.mark.parametrize(
     ("target", "name"),
     [("a/shop.py", "shop"), ("a/shop.py:mcp", "shop"), ("https://mcp.linear.app/mcp", "linear"),
-     ("https://example.com/mcp", "example"), ("http://127.0.0.1:8000/mcp", "server")],
+     ("https://example.com/mcp", "example"), ("http://127.0.0.1:8000/mcp", "server"),
+     ("my shop v1.2.py", "my-shop-v1-2"), ("Läden.py", "L-den"), ("店.py", "server")],
 )  # fmt: skip
 def test_a_server_is_called_after_its_file_or_host(target: str, name: str) -> None:
-    """Unless somebody says so."""
+    """Unless somebody says so. Codex and Claude Code take letters, digits, - and _, and nothing else."""
     assert launch.name_of(target) == name
 
 

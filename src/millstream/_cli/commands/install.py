@@ -12,7 +12,7 @@ from millstream._app.serving.errors import CommandError
 from millstream._cli.connecting import pairs
 from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
 from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
-from millstream._cli.installing.launch import Launch, launch_of, name_of
+from millstream._cli.installing.launch import Launch, check_name, launch_of, name_of
 from millstream._cli.showing import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 
@@ -76,11 +76,13 @@ def install(  # noqa: PLR0913  the options of the command
     key = client or only_one_here(system_here())
     if undo_last:
         path, application = place_of(key, project=project)
+        called = application.named(called)
         change, copy = prepare_undo(path, application.kind, (application.under, called))
         if agreed(change, dry_run=dry_run, yes=yes, json=json):
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
         return
+    check_name(called)
     env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--var takes NAME=VALUE")}
     launch = launch_of(
         target,
@@ -95,6 +97,7 @@ def install(  # noqa: PLR0913  the options of the command
         sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
         return
     path, application = place_of(key, project=project)
+    called = application.named(called)
     entry = application.entry(called, launch)
     change = prepare(path, application.kind, (application.under, called), lambda old: merged(old, entry))
     if agreed(change, dry_run=dry_run, yes=yes, json=json):

@@ -46,6 +46,8 @@ class Application(Struct, frozen=True, kw_only=True):
     """How it writes a command; takes the name of the server, too."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
     """How it writes a URL. None: it can only start programs."""
+    named: Callable[[str], str] = str
+    """What it makes of the name of a server, where it looks for it."""
     afterwards: str
     """What a person has to do then."""
 
@@ -65,9 +67,11 @@ def _typed_command(name: str, launch: Launch) -> dict[str, Any]:
     return {"type": "stdio", **_command(name, launch)}
 
 
-def _url_as(member: str, *, kind: str = "", headers: str = "headers") -> Callable[[str, Launch], dict[str, Any]]:
+def _url_as(
+    member: str, *, kind: Mapping[str, str] | None = None, headers: str = "headers"
+) -> Callable[[str, Launch], dict[str, Any]]:
     def write(name: str, launch: Launch) -> dict[str, Any]:
-        entry: dict[str, Any] = {**({"type": kind} if kind else {}), member: launch.url}
+        entry: dict[str, Any] = {**(kind or {}), member: launch.url}
         return {**entry, headers: dict(launch.headers)} if launch.headers else entry
 
     return write
@@ -118,7 +122,7 @@ APPLICATIONS = {
         project=".mcp.json",
         under="mcpServers",
         local=_typed_command,
-        remote=_url_as("url", kind="http"),
+        remote=_url_as("url", kind={"type": "http"}),
         afterwards="Start Claude Code again, and type /mcp to see the server.",
     ),
     # https://cursor.com/docs/mcp
@@ -140,10 +144,10 @@ APPLICATIONS = {
         project=".vscode/mcp.json",
         under="servers",
         local=_typed_command,
-        remote=_url_as("url", kind="http"),
+        remote=_url_as("url", kind={"type": "http"}),
         afterwards="Start the server with the command MCP: List Servers.",
     ),
-    # https://docs.windsurf.com/windsurf/cascade/mcp
+    # https://docs.devin.ai/desktop/cascade/mcp; its successor has a file of its own, below
     "windsurf": Application(
         title="Windsurf",
         place=_in_home(".codeium", "windsurf", "mcp_config.json"),
@@ -151,6 +155,16 @@ APPLICATIONS = {
         local=_command,
         remote=_url_as("serverUrl"),
         afterwards="Press Refresh in Cascade's list of MCP servers.",
+    ),
+    # https://docs.devin.ai/cli/extensibility/mcp/configuration; the file has its name since version 3000.3
+    "devin": Application(
+        title="Devin",
+        place=lambda system: system.folder(linux="devin", macos=".config/devin", windows="devin") / "mcp_config.json",
+        project=".devin/mcp_config.json",
+        under="mcpServers",
+        local=_command,
+        remote=_url_as("url", kind={"transport": "http"}),
+        afterwards="Start a new session in Devin Desktop, or in the Devin CLI.",
     ),
     # https://zed.dev/docs/ai/mcp and https://zed.dev/docs/configuring-zed
     "zed": Application(
@@ -160,9 +174,9 @@ APPLICATIONS = {
         under="context_servers",
         local=_command,
         remote=_url_as("url"),
-        afterwards="Zed reads its settings by itself; look at the dot beside the server in the Agent Panel's settings.",
+        afterwards="Zed reads its settings by itself; look at the dot beside the server in Settings, AI, MCP Servers.",
     ),
-    # https://block.github.io/goose/docs/guides/config-files
+    # https://goose-docs.ai/docs/guides/config-files
     "goose": Application(
         title="Goose",
         place=lambda system: (
@@ -170,6 +184,7 @@ APPLICATIONS = {
         ),
         under="extensions",
         kind="yaml",
+        named=str.lower,
         local=_goose_command,
         remote=_goose_url,
         afterwards="Start a new Goose session.",
@@ -199,9 +214,16 @@ APPLICATIONS = {
 """By what ``--client`` calls it."""
 
 LAUNCHING = frozenset({
-    "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "type", "uri", "url",
+    "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "transport", "type",
+    "uri", "url",
 })  # fmt: skip
 """Members that say how to reach a server. What an entry has beside them is the person's, and stays."""
+
+_OF_COMMANDS = frozenset({"cwd", "dev", "envFile", "env_vars", "sandbox", "sandboxEnabled"})
+_OF_URLS = frozenset({
+    "auth", "authProviderType", "bearer_token_env_var", "env_http_headers", "headersHelper", "oauth", "oauth_resource",
+})  # fmt: skip
+"""A person's members that go with one way to reach a server. Beside the other way, Codex refuses its whole file."""
 
 
 def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +231,8 @@ def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(old, Mapping):
         return new
     fields = cast("Mapping[str, Any]", old)
-    kept = {name: value for name, value in fields.items() if name not in LAUNCHING}
+    gone = LAUNCHING | (_OF_URLS if "command" in new else _OF_COMMANDS)
+    kept = {name: value for name, value in fields.items() if name not in gone}
     if "command" in fields and "command" in new and "env" in fields and "env" not in new:
         kept["env"] = fields["env"]
     return {**new, **kept}

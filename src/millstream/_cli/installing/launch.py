@@ -17,6 +17,7 @@ from millstream.client._errors import TargetError
 from millstream.client._http.url import parse
 
 _OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class Launch(Struct, frozen=True, kw_only=True):
@@ -91,10 +92,25 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
     return [*start, "run", f"{path}:{name}" if name else str(path), "--transport", "stdio"]
 
 
+def check_name(name: str) -> None:
+    """Make sure that every application takes this name for a server.
+
+    Raises:
+        CommandError: Codex and Claude Code wouldn't.
+    """
+    if _UNFIT.search(name):
+        fix = f"Use only letters from a to z, digits, - and _. For example: --name {_fit(name)}"
+        raise CommandError(f"{name!r} can't be the name of a server.", fix=fix)
+
+
+def _fit(name: str) -> str:
+    return _UNFIT.sub("-", name).strip("-") or "server"
+
+
 def name_of(target: str) -> str:
     """What a server is called where the person doesn't say: the file, or the first part of the host."""
     if "://" in target:
         host = urlsplit(target).hostname or "server"
         parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]
         return parts[0] if parts and not host.replace(".", "").isdigit() else "server"
-    return Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem
+    return _fit(Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem)
