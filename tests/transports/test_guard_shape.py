@@ -131,14 +131,19 @@ async def test_an_upgrade_with_a_body_is_400(start: Start) -> None:
     await refused(peer, 400)
 
 
-async def test_an_upgrade_that_nobody_speaks_is_an_ordinary_request_and_the_last(start: Start) -> None:
-    """RFC 9110 §7.8: a server may ignore Upgrade; what follows is not parsed, so the connection ends."""
+async def test_an_upgrade_that_nobody_speaks_is_an_ordinary_request_and_the_last(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RFC 9110 §7.8: a server may ignore Upgrade; what follows is not parsed, so the connection ends. Any peer could
+    fill the log with lines of uvicorn's that told the operator to install a library.
+    """
     peer = await (await start()).connect()
     extra = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + extra + b"\r\n")
     status, headers, _ = await peer.reply()
     assert (status, headers[b"connection"]) == (200, b"close")
     assert await peer.rest() == b""
+    assert not caplog.records
 
 
 async def test_an_upgrade_behind_a_running_call_is_refused_after_its_reply(start: Start) -> None:

@@ -12,10 +12,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 _EXPECTED: dict[type, tuple[str, ...]] = {
     HttpToolsProtocol: (
-        "_should_upgrade", "_start_asgi_task", "_unsupported_upgrade_warning", "connection_lost", "connection_made",
-        "data_received", "eof_received", "handle_websocket_upgrade", "on_body", "on_header", "on_headers_complete",
-        "on_message_begin", "on_message_complete", "on_response_complete", "on_url", "pause_writing", "resume_writing",
-        "shutdown",
+        "_should_upgrade", "_start_asgi_task", "connection_lost", "connection_made", "data_received", "eof_received",
+        "handle_websocket_upgrade", "on_body", "on_header", "on_headers_complete", "on_message_begin",
+        "on_message_complete", "on_response_complete", "on_url", "pause_writing", "resume_writing", "shutdown",
     ),
     RequestResponseCycle: ("receive", "run_asgi", "send"),
     FlowControl: ("drain", "pause_reading", "pause_writing", "resume_reading", "resume_writing"),

@@ -239,15 +239,12 @@ class GuardedProtocol(OrderedProtocol):
 
     def _upgrade(self, ahead: bytes) -> None:
         """Hand the connection on, with frames that the client sent without waiting for the answer."""
-        if self.phase >= REFUSED:
+        if self.phase >= REFUSED or not self._should_upgrade():
             return
-        if self._should_upgrade():
-            self.leave()
-            self.handle_websocket_upgrade()
-            if ahead and not self.transport.is_closing():
-                cast("asyncio.Protocol", self.transport.get_protocol()).data_received(ahead)
-        else:
-            self._unsupported_upgrade_warning()
+        self.leave()
+        self.handle_websocket_upgrade()
+        if ahead and not self.transport.is_closing():
+            cast("asyncio.Protocol", self.transport.get_protocol()).data_received(ahead)
 
 
 def _has_path(url: bytes) -> bool:
