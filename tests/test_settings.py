@@ -75,6 +75,14 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name() -> None:
     assert refusal(XYZ="3") == "Unknown setting MILLSTREAM_XYZ."
 
 
+def test_the_number_of_workers_is_no_variable_and_its_option_is_named() -> None:
+    """Our choice: it belongs to the process, and one parent decides it. Nobody could read what to use instead."""
+    what = "How many processes serve isn't a setting: use --workers or mcp.run(workers=…)."
+    assert refusal(WORKERS="4") == f"Unknown setting MILLSTREAM_WORKERS. {what}"
+    with pytest.raises(TypeError, match="How many processes serve isn't a setting"):
+        Settings(workers=4)  # type: ignore[call-arg]
+
+
 def test_variables_that_kubernetes_sets_for_a_service_called_millstream_are_not_ours() -> None:
     """Service links: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables."""
     linked = {

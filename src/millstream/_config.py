@@ -62,7 +62,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     _ELSEWHERE: ClassVar[Mapping[str, str]] = {
         name: f"Where to listen isn't a setting: use --{name}, MILLSTREAM_{name.upper()} or mcp.run({name}=…)."
         for name in ("host", "port")
-    }
+    } | {"workers": "How many processes serve isn't a setting: use --workers or mcp.run(workers=…)."}
     store: str = ""
     """Where streams and records live, unless the program says so; empty means memory://."""
     sessions: Switch = True
@@ -236,7 +236,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
                 if variable in _ADDRESS:
                     continue
                 if variable != PREFIX + name.upper() or name not in types:
-                    raise VariableError(f"Unknown setting {variable}.{_nearest(name)}")
+                    raise VariableError(f"Unknown setting {variable}.{_nearest(name, cls._ELSEWHERE)}")
                 values[name] = _read_variable(variable, text, name)
         for name, value in given.items():
             if name not in types:
@@ -302,6 +302,8 @@ def _is_foreign(variable: str, text: str) -> bool:
     return bool(_OF_KUBERNETES.search(variable)) or (variable.endswith("_PORT") and "://" in text)
 
 
-def _nearest(name: str) -> str:
-    near = nearest(name, {*_types(), "host", "port"})
+def _nearest(name: str, elsewhere: Mapping[str, str]) -> str:
+    near = nearest(name, {*_types(), *elsewhere})
+    if near is not None and near in elsewhere and PREFIX + near.upper() not in _ADDRESS:
+        return f" {elsewhere[near]}"
     return f" Did you mean {PREFIX}{near.upper()}?" if near else ""

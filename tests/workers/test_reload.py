@@ -1,6 +1,8 @@
 """`--reload`, and restarts of a program that got broken: clients notice neither."""
 
 import json
+import os
+import py_compile
 import signal
 from collections import Counter
 from pathlib import Path
@@ -36,6 +38,31 @@ async def test_a_changed_module_beside_the_file_counts(tmp_path: Path) -> None:
         client = Client(served.port)
         assert (await client.request(call("version"))).value == 8
         await client.close()
+
+
+async def test_code_that_somebody_else_compiled_in_the_second_of_an_edit_is_not_trusted(tmp_path: Path) -> None:
+    """A fixed defect: the compiled code of a test run hid an edit of the same length, for ever."""
+    edit(tmp_path / "prices.py", "PRICE = 1\n")
+    py_compile.compile(str(tmp_path / "prices.py"))
+    edit(tmp_path / "prices.py", "PRICE = 2\n")
+    program = PROGRAM.replace("VERSION = 1", "from prices import PRICE\nVERSION = 10 + PRICE")
+    with workers(tmp_path, 1, "--reload", program=program) as served:
+        client = Client(served.port)
+        assert (await client.request(call("version"))).value == 12
+        await client.close()
+        py_compile.compile(str(tmp_path / "shop.py"))
+        edit(tmp_path / "shop.py", program.replace("10", "20"))
+        served.wait_until_said("Every worker is new")
+        client = Client(served.port)
+        assert (await client.request(call("version"))).value == 22
+        await client.close()
+
+
+def edit(path: Path, text: str) -> None:
+    """Write a file in the second in which it was written before."""
+    second = path.stat().st_mtime_ns // 10**9 if path.exists() else 1_700_000_000
+    path.write_text(text)
+    os.utime(path, ns=(second * 10**9, second * 10**9))
 
 
 async def test_a_broken_edit_is_shown_and_the_version_before_goes_on(tmp_path: Path) -> None:

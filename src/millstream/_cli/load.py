@@ -14,6 +14,7 @@ from types import ModuleType
 
 from millstream._app import Server
 from millstream._app.serving.errors import CommandError, importing, place_of, show_failure
+from millstream._cli.from_source import from_source
 from millstream._config import VariableError
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._telemetry.user_frames import user_frames
@@ -70,7 +71,7 @@ def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise CommandError(f"{path.name} is not a Python file.", fix="Give a file that ends in .py, or a module name.")
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
     try:

@@ -21,6 +21,7 @@ from millstream._app.serving.panel import show
 from millstream._app.serving.workers.launching import supervise
 from millstream._app.serving.workers.place import claim
 from millstream._app.serving.workers.worker import serve_worker
+from millstream._cli.from_source import ignore_compiled
 from millstream._cli.load import check_target, folder_of, load
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.uv import run_with
@@ -223,6 +224,8 @@ def serve_http(
         supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
         return
     with place.reporting() if place is not None else nullcontext():
+        if place is not None and reload:
+            ignore_compiled(folder_of(target))
         server = load(target)
         configure(server, **options)
         set_up_logs(server.settings)

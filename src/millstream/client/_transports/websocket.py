@@ -78,15 +78,16 @@ class WebSocketTransport:
             if status in (401, 403):
                 challenge = exc.response.headers.get("WWW-Authenticate", "")
                 raise AccessDenied(f"{url} refuses the connection ({status}).", status, challenge) from exc
-            raise NotMcp(f"{url} is not a WebSocket: it answers with status {status}.") from exc
+            raise NotMcp(f"{url} is not a WebSocket: it answers with status {status}.", remedy=_elsewhere(url)) from exc
         except ssl.SSLError as exc:
             raise TlsFailed(f"There is no trusted TLS connection to {url.origin}: {exc.reason}.") from exc
         except (InvalidHandshake, WebSocketException) as exc:
             if isinstance(exc.__cause__, EOFError):
                 raise ConnectionLost(f"{url.origin} closed the connection before it answered.") from exc
-            raise NotMcp(f"{url} is not a WebSocket: {exc}.") from exc
-        except TimeoutError as exc:
-            raise ConnectFailed(f"{url.origin} did not accept a connection within {self._timeout:g} seconds.") from exc
+            raise NotMcp(f"{url} is not a WebSocket: {exc}.", remedy=_elsewhere(url)) from exc
+        except TimeoutError as exc:  # of a server too that answers with an event stream, as at /mcp
+            what = f"{url.origin} did not accept a WebSocket within {self._timeout:g} seconds."
+            raise ConnectFailed(f"{what} {_elsewhere(url)}".rstrip()) from exc
         except OSError as exc:
             raise ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.") from exc
         if socket.subprotocol != "mcp":
@@ -136,3 +137,12 @@ class WebSocketTransport:
         self._duplex.end(ConnectionLost("The client was closed."))
         if self._socket is not None:
             await self._socket.close()
+
+
+def _elsewhere(url: Url) -> str:
+    """What to do about a path that has no WebSocket."""
+    return (
+        ""
+        if url.target == "/ws"
+        else f"Check the path: with --serve hub, Millstream has a WebSocket at {url.origin}/ws."
+    )
