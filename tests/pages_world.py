@@ -142,11 +142,12 @@ def call(address: str, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def counted(address: str, tool: str = "") -> int:
-    """Calls by `/metrics`: all of them, or those of one tool."""
+    """Calls by `/metrics`, as the dashboard counts them: all but subscriptions, or those of one tool."""
     with urlopen(f"{address}/metrics", timeout=WAIT) as response:  # noqa: S310
         text = response.read().decode()
     wanted = f'gen_ai_tool_name="{tool}"' if tool else ""
-    return sum(int(count) for labels, count in _COUNT.findall(text) if wanted in labels)
+    found = [(labels, int(count)) for labels, count in _COUNT.findall(text) if wanted in labels]
+    return sum(count for labels, count in found if '"subscriptions/listen"' not in labels)
 
 
 _AXE = Path(__file__).parent / "pages" / "node_modules" / "axe-core" / "axe.min.js"
