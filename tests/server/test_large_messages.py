@@ -93,7 +93,8 @@ def test_refusing_large_arguments_takes_no_more_python_calls_than_refusing_small
     made = plan(function)
     small, large = (arguments % many(item, count) for count in (10, 200_000))
     few = python_calls(lambda: refusal(made, small))
-    assert python_calls(lambda: refusal(made, large)) <= few
+    # Of several counts the lowest, since what other tests left behind may be cleared away meanwhile.
+    assert min(python_calls(lambda: refusal(made, large)) for _ in range(3)) <= few
 
 
 @pytest.mark.parametrize("case", ["unknown", "unknown after a whole float"])
