@@ -118,6 +118,7 @@ BAD: dict[str, dict[str, Any]] = {
     "a time that is a text": {"iat": "now"},
     "a time that is none": {"iat": float("nan")},
     "an endless time": {"iat": float("inf")},
+    "a time that is larger than any float": {"iat": 10**400},
     "another type": {"head": {"typ": "jwt"}},
     "something critical": {"head": {"crit": ["x"]}},
     "a private key": {"head": {"jwk": KEY.as_dict(private=True)}},
