@@ -203,6 +203,20 @@ async def test_proofs_by_other_algorithms_count_if_their_keys_are_strong() -> No
             assert (await call(world, credential, proof(world, credential, key=key, alg="RS256"))).status == status
 
 
+async def test_who_guesses_at_an_address_does_not_lock_out_bound_tokens_there() -> None:
+    """As with bearer tokens, one that is known already goes on; without a good proof it waits like everybody."""
+    async with guarded(server()) as world:
+        credential = bound()
+        once = proof(world, credential)
+        assert (await call(world, credential, once)).status == 200
+        for number in range(40):
+            await call(world, f"guess{number}", scheme="Bearer")
+        assert (await call(world, credential, proof(world, credential))).status == 200
+        for bad in (once, proof(world, credential, htm="GET"), proof(world, credential, key=OTHER)):
+            assert (await call(world, credential, bad)).status == 429
+        assert (await call(world, token(), scheme="Bearer")).status == 429
+
+
 async def test_clients_learn_that_tokens_may_be_bound() -> None:
     """RFC 9728 §2; where only keys count, the scheme is nothing that anybody knows."""
     async with guarded(server()) as world:
