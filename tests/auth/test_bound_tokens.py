@@ -118,6 +118,7 @@ BAD: dict[str, dict[str, Any]] = {
     "a time that is a text": {"iat": "now"},
     "a time that is none": {"iat": float("nan")},
     "an endless time": {"iat": float("inf")},
+    "a time that is larger than any float": {"iat": 10**400},
     "another type": {"head": {"typ": "jwt"}},
     "something critical": {"head": {"crit": ["x"]}},
     "a private key": {"head": {"jwk": KEY.as_dict(private=True)}},
@@ -200,6 +201,20 @@ async def test_proofs_by_other_algorithms_count_if_their_keys_are_strong() -> No
             key = RSAKey.generate_key(bits)
             credential = bound(key)
             assert (await call(world, credential, proof(world, credential, key=key, alg="RS256"))).status == status
+
+
+async def test_who_guesses_at_an_address_does_not_lock_out_bound_tokens_there() -> None:
+    """As with bearer tokens, one that is known already goes on; without a good proof it waits like everybody."""
+    async with guarded(server()) as world:
+        credential = bound()
+        once = proof(world, credential)
+        assert (await call(world, credential, once)).status == 200
+        for number in range(40):
+            await call(world, f"guess{number}", scheme="Bearer")
+        assert (await call(world, credential, proof(world, credential))).status == 200
+        for bad in (once, proof(world, credential, htm="GET"), proof(world, credential, key=OTHER)):
+            assert (await call(world, credential, bad)).status == 429
+        assert (await call(world, token(), scheme="Bearer")).status == 429
 
 
 async def test_clients_learn_that_tokens_may_be_bound() -> None:

@@ -65,6 +65,29 @@ async def page(request) -> str:
     return await refuses()
 
 
+@mcp.tool
+async def threads() -> str:
+    await asyncio.to_thread(lambda: (say("called"), time.sleep(600)))
+    return "never"
+
+
+@mcp.tool
+async def generates() -> str:
+    async def never_ends():
+        try:
+            yield
+        finally:
+            await refuses()
+
+    kept.append(never_ends())
+    await anext(kept[-1])
+    say("called")
+    return "done"
+
+
+kept = []
+
+
 @mcp.tool(thread=False)
 def blocks() -> str:
     say("called")
@@ -220,6 +243,21 @@ def test_a_function_that_ignores_its_cancellation_is_named_and_left_behind(
         assert server.process.wait(WAIT) == 0
         assert server.log.count(HELD) == 1
         assert server.log.index("closed in order") < server.log.index(HELD) < server.log.index("left by the door")
+
+
+@pytest.mark.parametrize(
+    ("tool", "told"), [("threads", "1 thread still runs a function. The server stops"), ("generates", HELD)]
+)
+def test_a_thread_or_generator_that_never_ends_is_left_behind(
+    file: Path, tool: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed: `asyncio.to_thread` and what a generator does at its end kept the process alive."""
+    monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
+    with http(file) as server:
+        server.ask(tool)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(WAIT) == 0
+        assert server.log.index("closed in order") < server.log.index(told) < server.log.index("left by the door")
 
 
 def test_a_call_over_stdio_that_ignores_its_cancellation_is_named_and_left_behind(

@@ -7,12 +7,14 @@ import json
 import stat
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from client.rude import DONE, Asked, discovering, rude
+from client.test_proxies import proxying, secure
 from millstream import Client
 from millstream.client._errors import AccessDenied
 from millstream.client._http.url import parse
@@ -193,3 +195,46 @@ async def test_a_server_that_wants_tokens_of_another_server_gets_none() -> None:
         with pytest.raises(AccessDenied, match=r"bank\.example"):
             async with Client(server.url, options=options):
                 pass
+
+
+def served(*, issuer: str, token: str, registration: str) -> Callable[[Asked], Awaitable[None]]:
+    """A server that names who gives its tokens, and is that one, too."""
+
+    async def behave(asked: Asked) -> None:
+        if "oauth-protected-resource" in asked.path:
+            await asked.reply(json.dumps({"authorization_servers": [issuer]}).encode())
+        elif asked.path == "/.well-known/oauth-authorization-server":
+            about = {"issuer": issuer, "authorization_endpoint": "https://mcp.test/authorize", "token_endpoint": token,
+                     "registration_endpoint": registration, "code_challenge_methods_supported": ["S256"]}  # fmt: skip
+            await asked.reply(json.dumps(about).encode())
+        elif asked.path == "/register":
+            await asked.reply(b'{"client_id": "me"}')
+        else:
+            await asked.reply(b"", status="404 Not Found")
+
+    return behave
+
+
+@pytest.mark.parametrize("evil", ["", "challenge", "issuer", "token", "registration"])
+async def test_a_server_elsewhere_sends_nobody_to_this_machine(
+    evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What listens here often trusts whoever is here, and a server that is far away chooses these addresses."""
+    good = {
+        "issuer": "https://mcp.test",
+        "token": "https://mcp.test/token",
+        "registration": "https://mcp.test/register",
+    }
+    async with rude(lambda asked: asked.reply(b"{}")) as here:
+        named = {**good, evil: here.url.removesuffix("/mcp")} if evil in good else good
+        challenge = f'Bearer resource_metadata="{here.url}"' if evil == "challenge" else "Bearer"
+        async with secure(tmp_path, served(**named)) as (port, trusting), proxying(port) as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+            credentials = OAuth(store=MemoryStore(), tls=trusting)
+            asking = credentials.ask(parse("https://mcp.test/mcp"), 401, challenge)
+            if evil:
+                with pytest.raises(AccessDenied, match="on this machine"):
+                    await asking
+            else:
+                assert (await asking).who.client_id == "me"
+        assert here.asked == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client.certificates import self_signed
-from client.rude import DONE, OFFER, Asked, assert_readable, discovering, read_request, rude
+from client.rude import DONE, Asked, Behave, assert_readable, discovering, read_request, rude
 from millstream import Client
 from millstream.client._errors import ClientError, ConnectFailed, TargetError
 from millstream.client._http.proxy import proxy_for
@@ -129,8 +129,9 @@ async def test_http_names_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @asynccontextmanager
-async def secure(folder: Path) -> AsyncGenerator[tuple[int, ssl.SSLContext], None]:
+async def secure(folder: Path, behave: Behave | None = None) -> AsyncGenerator[tuple[int, ssl.SSLContext], None]:
     """A server of https for `mcp.test`, and what trusts it."""
+    behave = behave or discovering(done)
     certificate, key = self_signed(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -138,8 +139,7 @@ async def secure(folder: Path) -> AsyncGenerator[tuple[int, ssl.SSLContext], Non
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                asked = await read_request(reader, writer)
-                await asked.result(OFFER if asked.method == "server/discover" else DONE)
+                await behave(await read_request(reader, writer))
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 

@@ -32,7 +32,7 @@ def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | Non
         claims.get("iss") != rules.issuer
         or not _is_for(claims.get("aud"), rules.audience)
         or not _is_text(subject)
-        or not _is_time(expires)
+        or not is_time(expires)
         or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
     ):
         return None
@@ -87,9 +87,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT
 
 
-def _is_time(value: Any) -> bool:
+def is_time(value: Any) -> bool:
+    """Whether a claim is a number of seconds with which one can compute; JSON has others, too."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _is_past(value: Any, now: float) -> bool:
-    return value is None or (_is_time(value) and value <= now + LEEWAY)
+    return value is None or (is_time(value) and value <= now + LEEWAY)

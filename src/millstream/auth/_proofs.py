@@ -9,13 +9,13 @@ import hmac
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from time import time
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from millstream._http.message import Request
 from millstream._limits.pool import Pool
 from millstream._stores.rates import Pace
-from millstream.auth._claims import LEEWAY
+from millstream.auth._claims import LEEWAY, is_time
 from millstream.auth._jose import InvalidToken, open_proof
 
 _KEPT = 2 * LEEWAY
@@ -55,9 +55,8 @@ class Proofs:
         return (
             isinstance(id, str)
             and 0 < len(id) <= _MAX_ID
-            and isinstance(at, int | float)
-            and not isinstance(at, bool)
-            and abs(self.clock() - at) <= LEEWAY
+            and is_time(at)
+            and abs(self.clock() - cast("float", at)) <= LEEWAY
             and claims.get("htm") == request.method
             and claims.get("ath") == digest
             and isinstance(where, str)

@@ -1,8 +1,8 @@
 """The loop of a server, which ends even if something in it doesn't.
 
-`asyncio.run` cancels what still runs when the main coroutine is over, and waits for it without end. A function that
-catches its cancellation and goes on would keep the process alive after its lifespan has closed. Here it has some
-seconds; then the log says where it stands, and nobody waits for it any longer.
+`asyncio.run` cancels what still runs when the main coroutine is over, and waits for it without end; also for generators
+and threads. A function that catches its cancellation and goes on would keep the process alive after its lifespan has
+closed. Here it has some seconds; then the log says where it stands, and nobody waits for it any longer.
 """
 
 import asyncio
@@ -13,20 +13,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from millstream._app.serving.default_threads import DefaultThreads
 from millstream._telemetry.user_frames import is_foreign
 
 LAST_SECONDS: Final = 2.0
 """What a cancelled task has to end, and lifespans after the second Ctrl-C, should something block the loop."""
 
-_DRIVEN = ("coroutine", "coroutine_wrapper", "generator")
+_DRIVEN = ("async_generator", "coroutine", "coroutine_wrapper", "generator")
+_FRAMES = ("cr_frame", "gi_frame", "ag_frame")
+_AWAITED = ("cr_await", "gi_yieldfrom", "ag_await")
 _DEEPEST = 100
 
 logger = logging.getLogger("millstream")
 
 
 def run_to_end(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> None:
-    """`asyncio.run`, but for tasks that go on after they were cancelled."""
+    """`asyncio.run`, but for tasks, generators and threads that go on after their time."""
     with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.get_loop().set_default_executor(DefaultThreads(LAST_SECONDS))
         try:
             runner.run(main)
         finally:
@@ -34,6 +38,14 @@ def run_to_end(main: Coroutine[Any, Any, None], loop_factory: Callable[[], async
 
 
 async def _let_go() -> None:
+    await _end_tasks()
+    loop = asyncio.get_running_loop()
+    # What generators do at their end may take for ever, too. Their tasks are among those that end next.
+    await asyncio.wait([loop.create_task(loop.shutdown_asyncgens())], timeout=LAST_SECONDS)
+    await _end_tasks()
+
+
+async def _end_tasks() -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -53,10 +65,10 @@ def where(task: asyncio.Task[Any]) -> str:
     frames: list[FrameType] = []
     waiting: Any = task.get_coro()
     while waiting is not None and len(frames) < _DEEPEST:
-        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
+        frame = next((found for name in _FRAMES if (found := getattr(waiting, name, None)) is not None), None)
         if frame is not None:
             frames.append(frame)
-        inner = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
+        inner = next((found for name in _AWAITED if (found := getattr(waiting, name, None)) is not None), None)
         # A task that stands by for calls (`_http.lane.standby`) drives the one it got without awaiting it.
         waiting = inner or next((each for each in gc.get_referents(waiting) if type(each).__name__ in _DRIVEN), None)
     own = [frame for frame in frames if not is_foreign(frame.f_code.co_filename)]

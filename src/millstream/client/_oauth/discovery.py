@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from millstream.client._errors import AccessDenied
 from millstream.client._http.url import Url
-from millstream.client._oauth.fetching import get_json
+from millstream.client._oauth.fetching import checked, get_json, nearby
 
 _PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
 
@@ -56,7 +56,7 @@ async def find_resource(url: Url, named: str, tls: ssl.SSLContext | None) -> Res
     """
     path = url.target.partition("?")[0].rstrip("/")
     known = "/.well-known/oauth-protected-resource"
-    places = [named] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
+    places = [nearby(named, url)] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
     for place in dict.fromkeys(places):
         found = await get_json(place, Resource, tls)
         if found is not None and found.authorization_servers:
@@ -93,7 +93,7 @@ async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
                 raise AccessDenied(f"The metadata of {issuer} name another issuer, {found.issuer}.", 401)
-            return found
+            return _asked_only_where_it_may(found, checked(place))
     return None
 
 
@@ -104,7 +104,7 @@ async def find_at_origin(url: Url, tls: ssl.SSLContext | None) -> Issuer:
     if found is not None and found.token_endpoint:
         if found.issuer.rstrip("/") != origin:
             raise AccessDenied(f"The metadata of {origin} name another issuer, {found.issuer}.", 401)
-        return found
+        return _asked_only_where_it_may(found, url)
     return Issuer(
         issuer=origin,
         authorization_endpoint=f"{origin}/authorize",
@@ -112,3 +112,9 @@ async def find_at_origin(url: Url, tls: ssl.SSLContext | None) -> Issuer:
         registration_endpoint=f"{origin}/register",
         code_challenge_methods_supported=["S256"],
     )
+
+
+def _asked_only_where_it_may(issuer: Issuer, named_by: Url) -> Issuer:
+    for place in (issuer.token_endpoint, issuer.registration_endpoint, issuer.revocation_endpoint):
+        nearby(place, named_by)
+    return issuer

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from millstream.client._errors import AccessDenied
+from millstream.client._errors import AccessDenied, TargetError
 from millstream.client._http.connection import Reply
 from millstream.client._http.endpoint import lines
 from millstream.client._http.pool import Pool
@@ -55,6 +55,22 @@ def checked(url: str) -> Url:
     if not where.secure and where.host not in _LOOPBACK:
         raise AccessDenied(f"{url} is not protected by https, and credentials must not go there.", 401)
     return where
+
+
+def nearby(place: str, named_by: Url) -> str:
+    """A URL that another server has named, if it may: only a server of this machine sends us to this machine. Others
+    would reach what trusts whoever is here.
+
+    Raises:
+        AccessDenied: it may not.
+    """
+    try:
+        here = parse(place).host in _LOOPBACK
+    except TargetError:
+        return place  # nobody gets anything there
+    if here and named_by.host not in _LOOPBACK:
+        raise AccessDenied(f"{named_by} names {place}, which is on this machine, and is elsewhere itself.", 401)
+    return place
 
 
 async def get_json(url: str, wanted: type[T], tls: ssl.SSLContext | None) -> T | None:

@@ -20,7 +20,7 @@ from millstream.client._oauth.discovery import (
 )
 from millstream.client._oauth.dpop import SCHEME, Held, Proofs, key_for, wants_nonce
 from millstream.client._oauth.endpoints import Given, ask_token, register, revoke
-from millstream.client._oauth.fetching import checked
+from millstream.client._oauth.fetching import checked, nearby
 from millstream.client._oauth.identity import IdentityProvider
 from millstream.client._oauth.keeping import default_store
 from millstream.client._oauth.person import Loopback, Visit, answer_of
@@ -291,7 +291,7 @@ def _target(url: Url, resource: Resource | None) -> str:
 async def _issuer_of(url: Url, resource: Resource | None, tls: ssl.SSLContext | None) -> Issuer:
     if resource is None:
         return await find_at_origin(url, tls)
-    named = resource.authorization_servers[0]
+    named = nearby(resource.authorization_servers[0], url)
     found = await find_issuer(named, tls)
     if found is None:
         raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
