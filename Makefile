@@ -11,7 +11,8 @@ PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 10
 CALLS ?= 1000000
-JOBS ?= auto
+# One more than there are cores: tests wait for each other's processes now and then.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 STORE ?=
 VENV := .venv
 # Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
@@ -26,8 +27,8 @@ PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
 
-# Every core has a worker (make test JOBS=3 tries another number), and the tests of one file stay together, because they
-# share servers. In the order of tests/conftest.py, so that the files that take longest aren't the last to begin.
+# JOBS workers (make test JOBS=2 tries another number); the tests of one file stay together, because they share
+# servers. In the order of tests/conftest.py, so that the files that take longest aren't the last to begin.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
