@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from millstream._stores.base import Store
+from millstream._stores.memory.store import MemoryStore
 from millstream._stores.rates import SEAT_WAIT, Charge, Pace, Quota, Seat
 from store_parts import Backing, until_workers
 
@@ -112,3 +115,18 @@ async def test_the_seats_of_a_worker_that_dies_are_free_when_its_lease_is_over(b
     assert not await allowed(second, *seats(1, "x"))
     await backing.kill(first)
     await until_workers(second, lambda: allowed(second, *seats(1, "x")))
+
+
+async def test_many_paces_of_one_kind_take_no_room_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs come with every request: whoever has a key would else forget wrong passwords by sending many."""
+    monkeypatch.setattr("millstream._stores.tally.MAX_PACES", 100)
+    store = MemoryStore()
+    await store.open()
+    guesses, other = Pace("0123abc", 1, 3600), Pace("4567def", 1, 3600)
+    for each in (guesses, other):
+        assert (await store.rates.take([each])).taken[0].wait <= 0
+    for number in range(1000):
+        assert (await store.rates.take([Pace(f"dpop:{number}", 1, 120)])).taken[0].wait <= 0
+    for each in (guesses, other, Pace("dpop:999", 1, 120)):
+        assert (await store.rates.take([each])).taken[0].wait > 0
+    await store.close()

@@ -4,7 +4,7 @@ so they last as long as values do.
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Final
@@ -109,10 +109,15 @@ class Tally:
             del self._seats[key]
 
     def _forget(self, now: float) -> None:
-        """Make room: those whose allowance is whole need no entry; of the rest, the older half goes."""
+        """Make room: those whose allowance is whole need no entry. Of the rest, the older half of the most frequent
+        kind goes, so that many of one kind, such as proofs, don't end what others count.
+        """
         kept = {key: at for key, at in self._paces.items() if at > now}
         if len(kept) >= MAX_PACES:
-            kept = dict(list(kept.items())[len(kept) // 2 :])
+            kinds = Counter(map(_kind, kept))
+            kind, count = kinds.most_common(1)[0]
+            for key in [key for key in kept if _kind(key) == kind][: (count + 1) // 2]:
+                del kept[key]
         self._paces = kept
 
 
@@ -136,6 +141,11 @@ class TallyOf:
 def _taken(wait: float, room: float, amount: float) -> Taken:
     """Where it's allowed, `left` is what is left behind it."""
     return Taken(wait, max(0.0, room)) if wait > 0 else Taken(0.0, max(0.0, room - amount), amount)
+
+
+def _kind(key: str) -> str:
+    kind, mark, _ = key.partition(":")
+    return kind if mark else ""  # names of limits are digests
 
 
 def _name(quota: Quota) -> str:
