@@ -6,6 +6,7 @@ then SIGKILL. What it printed is in the error when it does not start. A server t
 
 import http.client
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
@@ -59,14 +60,10 @@ class Tests:
 
 
 @contextmanager
-def serving(command: list[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server for the length of the block, its output in the file `log`."""
-    assert Tests.may_serve, "A test that starts a server carries the mark `server`."
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
+def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process after the block, by force if it doesn't end by itself."""
     try:
-        wait_for_port(process, port, log)
-        yield process
+        yield
     finally:
         process.terminate()
         try:
@@ -74,6 +71,19 @@ def serving(command: list[str], port: int, log: Path) -> Iterator[subprocess.Pop
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(WAIT)
+
+
+@contextmanager
+def serving(command: list[str], port: int, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server for the length of the block, its output in the file `log`."""
+    assert Tests.may_serve, "A test that starts a server carries the mark `server`."
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**os.environ, **environment}
+        )
+    with ending(process):
+        wait_for_port(process, port, log)
+        yield process
 
 
 class Shared:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patience import WAIT
-from processes import Tests, free_port, millstream
+from processes import Tests, ending, free_port, millstream
 
 PROGRAM = """
 import asyncio, os, signal
@@ -129,17 +129,10 @@ def started(command: list[str], port: int, log: Path, *, ready: bool = True, **o
         options = {"stdin": subprocess.DEVNULL, **options}
         process = subprocess.Popen(command, stdout=sink, stderr=sink, **options)
     served = Served(process, port, log)
-    try:
+    with ending(process):
         if ready:
             served.wait_until_said("is serving on")
         yield served
-    finally:
-        process.terminate()
-        try:
-            process.wait(WAIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(WAIT)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from millstream.client._errors import Failure
-from millstream.compat.fastmcp import Middleware, ToolError, standalone
+from millstream.compat.fastmcp import FastMCP, Middleware, ToolError, standalone
 from millstream.testing import connect
 
 
@@ -107,3 +107,12 @@ async def test_middleware_stands_in_front_of_what_is_mounted_too(late: bool) -> 
             with pytest.raises(Failure, match="not for you"):
                 await ask
     assert guard.passed == ["deep_old_find", "book://deep/old/x", "deep_old_review"]
+
+
+@pytest.mark.parametrize("what", ["tool", "prompt", "resource"])
+def test_an_option_that_nobody_has_is_refused_with_the_one_that_was_probably_meant(what: str) -> None:
+    """By the words that our own decorators have, without the names of our classes' insides."""
+    mcp = FastMCP("shop")
+    decorate = mcp.resource("shop://books", enabeld=True) if what == "resource" else getattr(mcp, what)(enabeld=True)
+    with pytest.raises(TypeError, match="has no option 'enabeld'; did you mean 'enabled'"):
+        decorate(lambda: "")

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from fronts import NEEDS_NGINX, NGINX
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving, wait_for_port
 from redis_parts import RedisServer
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(NGINX is None, reason="nginx is not installed; make test installs it where it may"),
+    NEEDS_NGINX,
     pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate"),
 ]
 KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fronts import NEEDS_NGINX, nginx, running
-from processes import ROOT, free_port, millstream
+from fronts import NEEDS_NGINX, nginx
+from processes import ROOT, free_port, millstream, serving
 from redis_parts import RedisServer
 
 pytestmark = [pytest.mark.server, NEEDS_NGINX]
@@ -61,7 +61,7 @@ def test_the_behaviour_of_four_workers_behind_nginx_is_that_of_one(tmp_path: Pat
     port = free_port()
     shared = board(tmp_path)
     serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "4")
-    with running(serve, port, tmp_path / "log", **shared), nginx(tmp_path, port) as front:
+    with serving(serve, port, tmp_path / "log", **shared), nginx(tmp_path, port) as front:
         assert judge(tmp_path, front, f"(lane or sse) and not ({' or '.join(ELSEWHERE)})", shared) > 900
 
 
@@ -84,6 +84,6 @@ def test_clocks_that_are_three_minutes_apart_change_no_behaviour(tmp_path: Path)
         for port, skew in zip(ports, ("90", "-90"), strict=True):
             serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "2", "--store", redis.url)
             clock = {"LD_PRELOAD": clock_library(tmp_path), "CLOCK_SHIFT": skew}
-            stack.enter_context(running(serve, port, tmp_path / f"log{port}", **shared, **clock))
+            stack.enter_context(serving(serve, port, tmp_path / f"log{port}", **shared, **clock))
         front = stack.enter_context(nginx(tmp_path, *ports))
         assert judge(tmp_path, front, chosen, shared) > 300

@@ -1,7 +1,6 @@
 """The example for nginx, with a real nginx in front of a real server: nobody outside gets what is for this machine."""
 
 import re
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -11,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from fronts import NEEDS_NGINX, NGINX
 from patience import WAIT
 from processes import ROOT, free_port, millstream, serving, wait_for_port
 from redis_parts import RedisServer, shared_servers
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(NGINX is None, reason="nginx is not installed; make test installs it where it may"),
+    NEEDS_NGINX,
 ]
 SITE = (ROOT / "examples" / "nginx.conf").read_text("utf-8")
 GUARD = re.compile(r"    location ~ .*?\n    }\n", re.DOTALL)

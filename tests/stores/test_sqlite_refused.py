@@ -76,20 +76,17 @@ def changed(path: Path) -> None:
     path.write_bytes(content)
 
 
-def without_its_epoch(path: Path) -> None:
-    fill(path)
-    database = sqlite3.connect(path)
-    with database:
-        database.execute("DELETE FROM meta WHERE name='epoch'")
-    database.close()
+def lacking(what: str) -> Callable[[Path], None]:
+    """Makes a file that is in order but for what is deleted."""
 
+    def made(path: Path) -> None:
+        fill(path)
+        database = sqlite3.connect(path)
+        with database:
+            database.execute(f"DELETE FROM {what}")  # noqa: S608  the words are ours
+        database.close()
 
-def without_an_entry(path: Path) -> None:
-    fill(path)
-    database = sqlite3.connect(path)
-    with database:
-        database.execute("DELETE FROM entries WHERE stream=3")
-    database.close()
+    return made
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -100,8 +97,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncated, "damaged"),
     "overwritten": (overwritten, "damaged"),
     "changed": (changed, "damaged"),
-    "without its epoch": (without_its_epoch, "damaged"),
-    "incomplete": (without_an_entry, "damaged"),
+    "without its epoch": (lacking("meta WHERE name='epoch'"), "damaged"),
+    "incomplete": (lacking("entries WHERE stream=3"), "damaged"),
 }
 
 

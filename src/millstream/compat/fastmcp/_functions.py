@@ -39,6 +39,13 @@ class OfFunction:
         self.tags: set[str] = set(tags or ())
         self.enabled: bool = enabled
 
+    @classmethod
+    def options(cls) -> set[str]:
+        """The names of what a program may say of such an item."""
+        makers = (getattr(cls, "from_function"), cls.__init__, OfFunction.__init__)  # noqa: B009
+        given = (each for maker in makers for each in inspect.signature(maker).parameters.values())
+        return {each.name for each in given if each.default is not each.empty} - {"ways"}
+
     @property
     def fn(self) -> Callable[..., Any]:
         """The function."""

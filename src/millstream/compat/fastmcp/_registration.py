@@ -8,8 +8,10 @@ from msgspec import Struct
 
 from millstream._app.definition import prefixed
 from millstream._app.server import Server
+from millstream._protocol.suggesting import refuse_unknown
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._exceptions import ToolError
+from millstream.compat.fastmcp._functions import OfFunction
 from millstream.compat.fastmcp._items import prompt_item, resource_item, template_item, tool_item
 from millstream.compat.fastmcp._prompts import Prompt
 from millstream.compat.fastmcp._resources import FunctionResource, Resource
@@ -198,7 +200,7 @@ class Registration:
 
     def _add_tool(self, fn: Any, name: Any, title: Any, description: Any, options: dict[str, Any]) -> Any:
         options = {"strict": self.strict, **options}
-        made = Tool.from_function(fn, name, title, description, ways=self.ways, **_known(options))
+        made = Tool.from_function(fn, name, title, description, ways=self.ways, **_known(Tool, options))
         return self.offered.add("tools", made)
 
     def remove_tool(self, name: str, version: str | None = None) -> None:
@@ -234,7 +236,7 @@ class Registration:
 
     def add_resource_fn(self, fn: Any, uri: str, **options: Any) -> Any:
         """Register a function as a resource or template."""
-        options = _known(options)
+        options = _known(ResourceTemplate, options)
         signature = signature_of(fn, self.ways, name=options.get("name"))
         if "{" in uri or signature.names:
             made: Any = ResourceTemplate.from_function(fn, uri, ways=self.ways, **options)
@@ -273,7 +275,7 @@ class Registration:
 
         def add(each: Any, own: Any) -> Any:
             made = Prompt.from_function(
-                each, own, ways=self.ways, title=title, description=description, **_known(options)
+                each, own, ways=self.ways, title=title, description=description, **_known(Prompt, options)
             )
             return self.offered.add("prompts", made)
 
@@ -340,20 +342,22 @@ _GUARDS = {
 """Options of fastmcp that keep somebody from something, and what does that here."""
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the door has.
+def _known(item: type[OfFunction], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the door has for such an item.
 
     Raises:
-        TypeError: without one of the others, more would be allowed than the program says.
+        TypeError: nobody has one of the others, or without it more would be allowed than the program says.
     """
     for name, instead in _GUARDS.items():
         if options.get(name):
             raise TypeError(f"{name}=… isn't supported here, and without it more would be allowed. {instead}.")
-    return {
+    known = {
         name: value
         for name, value in options.items()
         if name not in _OF_OTHERS and name not in _GUARDS and value is not None
     }
+    refuse_unknown(item.__name__, known, item.options(), {})
+    return known
 
 
 def labels_of(item: Any) -> types.Wire:
