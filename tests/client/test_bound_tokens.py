@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,7 +15,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from issuer_world import Issuer, issuing
-from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth
+from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth, WorkloadIdentity
 from millstream.client._http.url import parse
 from millstream.client._oauth.dpop import ProofKey, Proofs, challenged_for_proofs, wants_nonce
 
@@ -200,5 +201,35 @@ async def test_what_is_no_grant_goes_to_no_authorization_server(answer: Any) -> 
         identity = IdentityProvider(home.url, id_token="t", client_id="desk-at-home")
         credentials = OAuth(store=MemoryStore(), client_id="desk").managed_by(identity)
         with pytest.raises(AccessDenied, match="gives no grant for"):
+            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+        assert issuer.asked["/token"] == 0
+
+
+async def test_a_program_shows_its_platforms_token_which_is_read_anew_each_time(tmp_path: Path) -> None:
+    """RFC 7523 §2.1: the platform's JWT is the grant. It renews the file, and a client needn't have an id."""
+    file = tmp_path / "token"
+    file.write_text("first\n", "utf-8")
+    token = {"access_token": "granted", "token_type": "Bearer"}
+    async with authorization_server(lambda _: token) as (issuer, urls):
+        credentials = OAuth(store=MemoryStore()).managed_by(WorkloadIdentity(issuer.url, token=file))
+        for said in ("first", "second"):
+            file.write_text(f"{said}\n", "utf-8")
+            assert await credentials.challenged(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
+            asked = parse_qs(issuer.requests[-1].partition(b"\r\n\r\n")[2].decode())
+            assert asked == {
+                "grant_type": ["urn:ietf:params:oauth:grant-type:jwt-bearer"], "assertion": [said],
+                "resource": [urls["mcp"]], "scope": ["orders:read"],
+            }  # fmt: skip
+        assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
+        file.unlink()
+        with pytest.raises(AccessDenied, match="identity can't be read"):
+            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+
+
+async def test_a_program_shows_its_platforms_token_to_no_other_authorization_server() -> None:
+    """Whoever has it could sign in where it's meant to go."""
+    async with authorization_server(lambda _: {}) as (issuer, urls):
+        credentials = OAuth(store=MemoryStore()).managed_by(WorkloadIdentity("https://login.example", token="t"))
+        with pytest.raises(AccessDenied, match=r"is for https://login\.example"):
             await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
         assert issuer.asked["/token"] == 0

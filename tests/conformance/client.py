@@ -4,6 +4,7 @@ Each scenario is what a program would do with `millstream.Client`; nothing here 
 """
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 from millstream import Client
 from millstream.client._oauth.fetching import fetch
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.identity import IdentityProvider
+from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
 from millstream.client._oauth.store import MemoryStore
 from millstream.client._options import Options
 from millstream.client._questions import Question
@@ -101,6 +102,9 @@ def credentials() -> OAuth:
         client_metadata_url="https://conformance-test.local/client-metadata.json",
         as_itself="client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"],
     )
+    if "valid_jwt" in given:
+        issuer = json.loads(base64.urlsafe_b64decode(given["valid_jwt"].split(".")[1] + "=="))["aud"]
+        return found.managed_by(WorkloadIdentity(issuer, token=given["valid_jwt"]))
     return found.managed_by(identity(given)) if "idp_id_token" in given else found
 
 

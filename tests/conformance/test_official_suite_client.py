@@ -43,6 +43,7 @@ UNSCORED = [
     ("auth/dpop", ""),
     ("auth/dpop-nonce", ""),
     ("auth/enterprise-managed-authorization", ""),
+    ("auth/wif-jwt-bearer", ""),
     ("auth/2025-03-26-oauth-metadata-backcompat", ""),
     ("auth/2025-03-26-oauth-endpoint-fallback", ""),
 ]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from millstream.client._oauth.flow import OAuth
-    from millstream.client._oauth.identity import IdentityProvider
+    from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
     from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Store
     from millstream.client._options import Options
     from millstream.client._questions import Question
@@ -62,6 +62,7 @@ _HOMES = {
     "TooLarge": "_errors",
     "UnknownVersion": "_errors",
     "Unsupported": "_errors",
+    "WorkloadIdentity": "_oauth.identity",
 }
 """Public name -> module. Loaded at first use: a program with a client needn't have the OAuth flow."""
 
@@ -93,6 +94,7 @@ __all__ = [
     "ToolFailed",
     "UnknownVersion",
     "Unsupported",
+    "WorkloadIdentity",
 ]
 
 

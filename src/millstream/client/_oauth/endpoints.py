@@ -110,7 +110,7 @@ def proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[
     if method == "client_secret_basic":
         pair = f"{quote(who.client_id, safe='')}:{quote(who.client_secret, safe='')}"
         return {**form}, {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
-    shown = {**form, "client_id": who.client_id}
+    shown = {**form, **({"client_id": who.client_id} if who.client_id else {})}
     if method == "client_secret_post":
         shown["client_secret"] = who.client_secret
     return shown, {}

@@ -21,7 +21,7 @@ from millstream.client._oauth.discovery import (
 from millstream.client._oauth.dpop import SCHEME, Held, Proofs, key_for, wants_nonce
 from millstream.client._oauth.endpoints import Given, ask_token, register, revoke
 from millstream.client._oauth.fetching import checked, nearby
-from millstream.client._oauth.identity import IdentityProvider
+from millstream.client._oauth.identity import Grants
 from millstream.client._oauth.keeping import default_store
 from millstream.client._oauth.person import Loopback, Visit, answer_of
 from millstream.client._oauth.store import Registration, Store, Tokens
@@ -73,7 +73,7 @@ class OAuth:
         self._redirect_uri = redirect_uri
         self._tls = tls
         self._lock = asyncio.Lock()
-        self._identity: IdentityProvider | None = None
+        self._identity: Grants | None = None
         self._proofs = Proofs()
 
     def bound_to(self, issuer: str) -> "OAuth":
@@ -88,8 +88,8 @@ class OAuth:
         self._only = issuer
         return self
 
-    def managed_by(self, identity: IdentityProvider) -> "OAuth":
-        """Get tokens by grants of your organization's identity provider, which decides what its people may use."""
+    def managed_by(self, identity: Grants) -> "OAuth":
+        """Get tokens by grants: of your organization's `IdentityProvider`, or as a `WorkloadIdentity`."""
         self._identity = identity
         return self
 

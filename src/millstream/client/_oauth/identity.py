@@ -1,14 +1,20 @@
-"""Enterprise-managed authorization: whoever runs an organization's accounts decides which servers its people may use.
+"""Tokens by a grant that somebody else gives (RFC 7523): nobody is sent to a page.
 
-Nobody is sent to a page. The identity provider, where the person has signed in already, gives a grant for one
+Enterprise-managed authorization: whoever runs an organization's accounts decides which servers its people may use. The
+identity provider, where the person has signed in already, gives a grant for one
 authorization server (ID-JAG) in exchange for the ID token that it gave before (RFC 8693), and that server gives a token
-for the grant (RFC 7523). https://github.com/modelcontextprotocol/ext-auth,
+for the grant. https://github.com/modelcontextprotocol/ext-auth,
 specification/draft/enterprise-managed-authorization.mdx.
+
+Workload identity federation: the platform that runs a program says who it is, and the authorization server trusts that
+platform. https://github.com/modelcontextprotocol/modelcontextprotocol/issues/1933.
 """
 
 import inspect
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -25,8 +31,20 @@ _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _GRANT = "urn:ietf:params:oauth:token-type:id-jag"
 _ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105  it's the name of a kind
 
-IdToken = str | Callable[[], str | Awaitable[str]]
-"""An ID token, or what gives one that's still valid."""
+Said = str | Callable[[], str | Awaitable[str]]
+"""A token that says who somebody is, or what gives one that's still valid."""
+
+
+class Grants(Protocol):
+    """Whoever gives grants."""
+
+    async def grant(self, issuer: Issuer, resource: str, scope: str, tls: ssl.SSLContext | None) -> Mapping[str, str]:
+        """The form that buys a token of an authorization server, for a resource.
+
+        Raises:
+            AccessDenied: there's none for this one.
+        """
+        ...
 
 
 class _Exchanged(Struct):
@@ -50,27 +68,22 @@ class IdentityProvider:
         client_secret: the secret that goes with it; a public client has none.
     """
 
-    def __init__(self, issuer: str, *, id_token: IdToken, client_id: str, client_secret: str = "") -> None:
+    def __init__(self, issuer: str, *, id_token: Said, client_id: str, client_secret: str = "") -> None:
         self._issuer = issuer
         self._id_token = id_token
         self._who = Registration(client_id, client_secret)
 
     async def grant(self, issuer: Issuer, resource: str, scope: str, tls: ssl.SSLContext | None) -> Mapping[str, str]:
-        """The form that buys a token of an authorization server, for a resource.
-
-        Raises:
-            AccessDenied: the identity provider doesn't allow it.
-        """
+        """Exchange the ID token for a grant (`Grants`)."""
         home = await find_issuer(self._issuer, tls)
         if home is None:
             raise AccessDenied(f"{self._issuer} has no metadata. Check the issuer of the identity provider.", 401)
-        token = self._id_token if isinstance(self._id_token, str) else self._id_token()
         form = {
             "grant_type": _EXCHANGE,
             "requested_token_type": _GRANT,
             "audience": issuer.issuer,
             "resource": resource,
-            "subject_token": await token if inspect.isawaitable(token) else token,
+            "subject_token": await _text(self._id_token),
             "subject_token_type": _ID_TOKEN,
             **({"scope": scope} if scope else {}),
         }
@@ -83,4 +96,45 @@ class IdentityProvider:
         if given.error or not given.access_token or given.issued_token_type != _GRANT:
             reason = given.error_description or given.error or "it gave something else"
             raise AccessDenied(f"{self._issuer} gives no grant for {issuer.issuer}: {reason}.", 401)
-        return {"grant_type": _JWT_BEARER, "assertion": given.access_token, **({"scope": scope} if scope else {})}
+        return _bearer(given.access_token, "", scope)
+
+
+@suggesting
+class WorkloadIdentity:
+    """What a platform says of the program that it runs, for ``OAuth(…).managed_by(WorkloadIdentity(…))``.
+
+    Args:
+        issuer: the exact name of the authorization server that the token is for. The token goes to no other one,
+            whatever a server names.
+        token: the JWT that the platform gave, the file in which the platform keeps a valid one, or a function that
+            gives one; the function may be asynchronous.
+
+    Example:
+        >>> WorkloadIdentity("https://login.example.com", token=Path("/var/run/secrets/tokens/mcp"))
+    """
+
+    def __init__(self, issuer: str, *, token: Said | Path) -> None:
+        self._issuer = issuer
+        self._token = token
+
+    async def grant(self, issuer: Issuer, resource: str, scope: str, tls: ssl.SSLContext | None) -> Mapping[str, str]:
+        """The platform's token is the grant (`Grants`)."""
+        if issuer.issuer != self._issuer:
+            why = f"The server wants tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
+            raise AccessDenied(why, 401)
+        if not isinstance(self._token, Path):
+            return _bearer(await _text(self._token), resource, scope)
+        try:
+            return _bearer(self._token.read_text("utf-8").strip(), resource, scope)
+        except (OSError, UnicodeDecodeError) as exc:
+            raise AccessDenied(f"This program's identity can't be read: {exc}.", 401) from exc
+
+
+async def _text(said: Said) -> str:
+    token = said if isinstance(said, str) else said()
+    return await token if inspect.isawaitable(token) else token
+
+
+def _bearer(assertion: str, resource: str, scope: str) -> dict[str, str]:
+    more = {"resource": resource, "scope": scope}
+    return {"grant_type": _JWT_BEARER, "assertion": assertion, **{name: value for name, value in more.items() if value}}
