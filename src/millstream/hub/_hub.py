@@ -277,12 +277,13 @@ class Hub:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         entry = await self._journal.append(Record(channel, encoded, event, id, now))
-        offset = entry.position.offset
+        # The store's epoch: the journal may not know it yet, or know another one by the time that this returns.
+        place = position_id(entry.position.epoch, entry.position.offset)
         if not subscribers and channel.startswith(CLIENT):
-            await self._mailboxes.owe(channel.removeprefix(CLIENT), offset, now)
+            await self._mailboxes.owe(channel.removeprefix(CLIENT), place, now)
         await self._delivery.events.reach(entry.position)
         await self._count()
-        return Published(id or position_id(self._journal.epoch, offset), subscribers)
+        return Published(id or place, subscribers)
 
     def _tell(self, channel: str, event: str, member: Member) -> Told:
         """The event that somebody came or left."""
