@@ -1,7 +1,6 @@
 """What the store in Redis costs: commands and connections, as Redis itself counts them."""
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 
@@ -13,7 +12,7 @@ from millstream._stores.redis.store import RedisStore
 from millstream._stores.redis.workers import BEAT, LEASE
 from millstream.hub import Hub, HubLimits
 from millstream.hub._hub import _READS as READS
-from patience import WAIT
+from redis_monitor import Monitor
 from redis_parts import RedisServer, opened, quiet, until
 from store_parts import TTL, Heard, append
 
@@ -59,30 +58,6 @@ def asked(counted: Counted) -> dict[str, int]:
     return {
         name: calls for name, calls in counted.since().items() if name in ("evalsha", "eval", "get", "scan", "keys")
     }
-
-
-class Monitor:
-    """Every command that Redis is sent. What its scripts call is left out."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self._peer = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
-        self._file = self._peer.makefile("r", encoding="utf-8", errors="replace")
-        self._peer.sendall(b"MONITOR\r\n")
-        assert self._file.readline() == "+OK\n"
-
-    def until(self, last: str) -> list[str]:
-        """All commands up to one that has this text."""
-        found: list[str] = []
-        while not found or last not in found[-1]:
-            line = self._file.readline()
-            assert line
-            if " lua] " not in line:
-                found.append(line)
-        return found
-
-    def close(self) -> None:
-        self._file.close()
-        self._peer.close()
 
 
 async def beaten(store: RedisStore) -> None:
