@@ -31,7 +31,9 @@ from millstream.hub._presence import Member, Presence
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
 _READS: Final = 6
-"""Of so many refreshes one looks for what hints may have missed."""
+"""Of so many refreshes one looks for what hints may have missed. A store says where they were interrupted, so that's
+rarely needed, and it costs an idle worker two of its few commands.
+"""
 _TURN = 32
 """Publications after which the loop gets a turn, so that sockets can take what was written."""
 
@@ -263,13 +265,7 @@ class Hub:
         return self._audience.queued()
 
     async def refresh(self, *, read: bool = True) -> None:
-        """What the hub does every `HubLimits.refresh` seconds: it tells who left with a worker that died, and the id of
-        the present place to every subscriber, so that who reconnects after a long silence is not behind the journal.
-
-        Args:
-            read: look for what the store's hints may have missed. A store says where they were interrupted, so that's
-                rarely needed, and it costs an idle worker two of its few commands.
-        """
+        """Tell who left with a dead worker, and everybody the present place; `read` what hints may have missed."""
         if read:
             await self._delivery.catch_up()
         await self._presence.refresh()
@@ -284,12 +280,11 @@ class Hub:
         if len(encoded := encode_data(data)) > self.limits.max_event:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
-        entry = await self._journal.append(Record(channel, encoded, event, id, now))
-        # The store's epoch: the journal may not know it yet, or know another one by the time that this returns.
-        place = position_id(entry.position.epoch, entry.position.offset)
+        at = (await self._journal.append(Record(channel, encoded, event, id, now))).position
+        place = position_id(at.epoch, at.offset)  # the journal may know another epoch
         if not subscribers and channel.startswith(CLIENT):
             await self._mailboxes.owe(channel.removeprefix(CLIENT), place, now)
-        await self._delivery.events.reach(entry.position)
+        await self._delivery.events.reach(at)
         await self._count()
         return Published(id or place, subscribers)
 

@@ -104,7 +104,7 @@ class File:
         Raises:
             LocalError: it can't be used.
         """
-        self._look_for_file()
+        _look_for(self.location.path, self._owned)
         self.drop()
         try:
             self._connect()
@@ -138,37 +138,20 @@ class File:
                 stays open.
             StoreUnavailable: it isn't known what was written; `reopen` comes next.
         """
-        self._look_for_file()
-        if (
-            self._log is not None and _identity(self._log_path) != self._log
-        ):  # what is in the lost one, `reopen` brings into the database
-            raise StoreUnavailable(f"{self._log_path} was deleted or replaced while it was in use. It's made again.")
+        _look_for(self.location.path, self._owned, self._log)
         try:
             self._run("BEGIN IMMEDIATE")
             self._write(changes)
             self._run("COMMIT")
-            self._log = self._log or _identity(self._log_path)
+            self._log = self._log or _identity(_log_of(self.location.path))
         except sqlite3.Error as exc:
             if self._database is not None and self._database.in_transaction:
                 with suppress(sqlite3.Error):
                     self._run("ROLLBACK")
             raise self.named(exc) from exc
 
-    @property
-    def _log_path(self) -> Path:
-        return self.location.path.with_name(f"{self.location.path.name}-wal")
-
     def _remember(self) -> None:
-        self._owned, self._log = _identity(self.location.path), _identity(self._log_path)
-
-    def _look_for_file(self) -> None:
-        """A file that was deleted goes on to take whatever is written, until its process ends."""
-        if _identity(self.location.path) != self._owned:
-            raise Vanished(
-                f"{self.location.path} was deleted, moved or replaced while it was in use. Nothing is stored, because "
-                "it would be lost with this process. Put the file back where it was, or start the server again to go "
-                "on with what is there now."
-            )
+        self._owned, self._log = _identity(self.location.path), _identity(_log_of(self.location.path))
 
     def _write(self, changes: Changes) -> None:
         if changes.gone:
@@ -361,6 +344,27 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return info.st_dev, info.st_ino
+
+
+def _look_for(path: Path, owned: tuple[int, int] | None, log: tuple[int, int] | None = None) -> None:
+    """Look whether a file is still at its path: one that was deleted takes whatever is written, until its process ends.
+
+    Raises:
+        Vanished: it isn't.
+        StoreUnavailable: its write-ahead log isn't. What is in that, `reopen` brings into the database.
+    """
+    if _identity(path) != owned:
+        raise Vanished(
+            f"{path} was deleted, moved or replaced while it was in use. Nothing is stored, because it would be lost "
+            "with this process. Put the file back where it was, or start the server again to go on with what is there "
+            "now."
+        )
+    if log is not None and _identity(_log_of(path)) != log:
+        raise StoreUnavailable(f"{_log_of(path)} was deleted or replaced while it was in use. It's made again.")
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
 
 
 def _boot() -> str:
