@@ -82,10 +82,12 @@ bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Mil
 fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
 	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
 
-chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each STORE=, restart them under CALLS=1000000, then kill -9 and failing disks
+chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each STORE=, restart them under CALLS=1000000, a storm, then kill -9 and failing disks
 	@scripts/apt strace redis-server
-	for store in $(or $(STORE),memory:// sqlite); do $(BIN)/python -m benches.chaos $(MINUTES) --store $$store; done
+	for store in $(or $(STORE),memory:// sqlite redis); do $(BIN)/python -m benches.chaos $(MINUTES) --store $$store || exit; done
+	$(BIN)/python -m benches.chaos 1 --store redis --flush-every 7
 	$(BIN)/python -m benches.chaos --calls $(CALLS)
+	$(BIN)/python -m benches.chaos --storm --store redis --subscribers 10000
 	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py tests/stores/test_redis_chaos.py $(ARGS)
 
 compat: $(VENV)/.setup .venv-compat-sdk/.ready .venv-compat-fastmcp/.ready .venv-compat-servers/.ready ## run other packages' own tests, and published servers, on millstream.compat

@@ -143,7 +143,7 @@ async def fleet(
 
 
 @asynccontextmanager
-async def real_fleet(make: Callable[[], Server], backing: Backing, count: int = 3) -> AsyncIterator[list[Worker]]:
+async def real_fleet(make: Callable[[], Server], backing: Backing, count: int = 4) -> AsyncIterator[list[Worker]]:
     """Workers on a real store, for the length of the block."""
     async with AsyncExitStack() as stack:
         stores = [_Opened(await backing.worker()) for _ in range(count)]

@@ -1,8 +1,11 @@
 """`python -m benches.chaos MINUTES`: workers are killed and stopped while subscribers resume; nothing may be lost.
 
     python -m benches.chaos --store sqlite         the same with the store in a file
+    python -m benches.chaos --store redis          the same with a Redis of its own, or the one at redis://...
+    python -m benches.chaos --store redis --flush-every 7
+                                                   which loses everything now and then: every subscriber is told
     python -m benches.chaos --calls 1000000        rolling restarts during so many calls: none may fail
-    python -m benches.chaos --storm --store redis://... --subscribers 10000
+    python -m benches.chaos --storm --store redis --subscribers 10000
                                                    they come back together: the store is read for all of them
 
 Clients of every revision and transport call meanwhile, and some connections lead through a proxy that cuts them, holds
@@ -20,8 +23,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from benches.chaos.redis import flush, own_redis
 from benches.chaos.restarts import Restarts
 from benches.chaos.returning import return_together
 from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, stop_workers, storm, together
@@ -38,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.chaos", description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", help="10; with --calls, as long as the calls take")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--store", default="memory://", help="a URL, or sqlite for a file that goes afterwards")
+    parser.add_argument("--store", default="memory://", help="a URL; sqlite or redis for one that goes afterwards")
     parser.add_argument("--subscribers", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=2000.0, help="publications a second; calls, with --calls")
     parser.add_argument("--channels", type=int, default=200)
@@ -47,8 +53,9 @@ def main() -> None:
     parser.add_argument("--proxied", type=int, default=200, help="subscribers behind the proxy")
     parser.add_argument("--stop-every", type=float, default=60.0, help="seconds between two stops of a worker")
     parser.add_argument("--stopped", type=float, default=30.0, help="seconds for which a worker is stopped")
+    parser.add_argument("--flush-every", type=float, help="seconds between two losses of everything, about; redis")
     parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
-    parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is a redis://")
+    parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is redis")
     given = parser.parse_args()
     raise_file_limit()
     gc.disable()  # millions of events are written down, and a walk over them all would delay what is timed
@@ -60,20 +67,22 @@ async def run(given: argparse.Namespace) -> int:
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        store = f"sqlite:///{folder}/chaos.db" if given.store == "sqlite" else given.store
-        async with cluster(log, workers=given.workers, store=store) as running:
+        async with (
+            opened(given.store, Path(folder)) as store,
+            cluster(log, workers=given.workers, store=store) as running,
+        ):
             if given.calls:
                 await restart(running, report, given)
             elif given.storm:
                 asked = await return_together(
-                    running, report, subscribers=given.subscribers, channels=given.channels, redis=given.store
+                    running, report, subscribers=given.subscribers, channels=given.channels, redis=store
                 )
                 print(
                     f"{asked} reads of the store, heartbeats included; all had everything after {report.seconds:.1f} s"
                 )
                 report.wrong += [f"More than {READS} reads."] if asked > READS else []
             else:
-                await kill(running, report, given)
+                await kill(running, report, given, store)
     print(report)
     if report.results:
         print(f"{report.speakers()}\n  connections through the proxy: {dict(report.troubles) or 'none'}")
@@ -84,7 +93,17 @@ async def run(given: argparse.Namespace) -> int:
     return 1 if report.wrong else 0
 
 
-async def kill(running: Cluster, report: Report, given: argparse.Namespace) -> None:
+@asynccontextmanager
+async def opened(store: str, folder: Path) -> AsyncIterator[str]:
+    """The URL of what `--store` means."""
+    if store == "redis":
+        async with own_redis(folder) as url:
+            yield url
+    else:
+        yield f"sqlite:///{folder}/chaos.db" if store == "sqlite" else store
+
+
+async def kill(running: Cluster, report: Report, given: argparse.Namespace, store: str) -> None:
     """SIGKILL for one worker after the other, for some minutes."""
     end = time.monotonic() + (given.minutes or 10.0) * 60
     crowd = Crowd(
@@ -95,7 +114,8 @@ async def kill(running: Cluster, report: Report, given: argparse.Namespace) -> N
         speakers=given.speakers,
         proxied_speakers=given.speakers,
     )
-    harm = together(kill_workers(given.every, report), stop_workers(given.stop_every, given.stopped))
+    harms = [kill_workers(given.every, report), stop_workers(given.stop_every, given.stopped)]
+    harm = together(*harms, *([flush(store, given.flush_every)] if given.flush_every else []))
     await storm(running, report, crowd, until=lambda: time.monotonic() >= end, harm=harm)
 
 

@@ -9,6 +9,7 @@ import time
 
 from benches.chaos.clients import Listener, Publisher
 from benches.chaos.history import Publication, check
+from benches.chaos.redis import reads
 from benches.chaos.run import PATIENCE, Cluster, Report
 
 SECONDS = 5.0
@@ -73,14 +74,3 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def reads(url: str) -> int:
-    """How many scripts Redis was sent: each read is one, and so is each heartbeat, about one a second of a worker."""
-    host, _, port = url.removeprefix("redis://").partition("/")[0].partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port or 6379))
-    writer.write(b"INFO commandstats\r\n")
-    length = int((await reader.readline())[1:])
-    text = (await reader.readexactly(length)).decode()
-    writer.close()
-    return int(text.partition("cmdstat_evalsha:calls=")[2].partition(",")[0] or 0)

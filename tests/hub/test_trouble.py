@@ -149,6 +149,32 @@ async def test_a_store_that_begins_a_new_epoch_is_a_gap_and_delivery_goes_on() -
         assert (again.gaps, again.data) == (["unknown"], ["2", "3"])
 
 
+async def test_the_id_of_a_publication_is_of_the_epoch_that_took_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed defect: when the store lost its data before the publisher heard back, it got the new epoch with the old
+    offset: a place that there never was.
+    """
+    monkeypatch.setattr("millstream._stores.follow.PATIENCE", 0)
+    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
+    async with running(store) as hub:
+        outlet = await listen(hub)
+        append = store.log.append
+
+        async def lose_everything_behind_it(*args: Any, **options: Any) -> Any:
+            position = await append(*args, **options)
+            del store.log.append
+            store.epoch = "two"
+            store.log.become(MemoryStore(epoch="two").log)
+            await hub.publish("broadcast", "new")
+            return position
+
+        store.log.append = lose_everything_behind_it
+        published = await hub.publish("broadcast", "old")
+        assert published.id.startswith("one.")
+        assert outlet.last_id.startswith("two.")
+        again = await listen(hub, last_event_id=published.id)
+        assert (again.gaps, again.data) == (["unknown"], ["new"])
+
+
 async def test_an_epoch_that_changes_while_somebody_catches_up_is_told() -> None:
     """Places of two epochs are not compared."""
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))

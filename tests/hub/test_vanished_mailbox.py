@@ -1,8 +1,10 @@
 """A mailbox that is gone, whole or in part, is told by a `gap`, whether the client returns with an id or without."""
 
+from typing import Any
+
 import pytest
 
-from hub_parts import Clock, listen, receive, running, turns
+from hub_parts import Clock, DistantStore, listen, receive, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits
 
@@ -169,3 +171,16 @@ async def test_cursors_of_made_up_clients_drive_out_the_oldest_cursors_and_depar
         (await listen(hub, "chat", client_id="ann")).close()
         assert len(await watcher.until(2)) == 2
         assert store.kv.kinds["seen"].size <= 20_000
+
+
+async def test_what_was_sent_in_an_epoch_that_the_worker_had_not_heard_of_is_owed() -> None:
+    """Fixed defect: the debt was noted in the epoch before, and when the message was gone, nobody was told."""
+    clock = Clock()
+    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one", clock=clock))
+    async with running(store, clock=clock, mailbox_age=60.0) as hub:
+        store.epoch = "two"
+        store.log.become(MemoryStore(epoch="two", clock=clock).log)
+        await hub.send("me", "first of its epoch")
+        clock.now += 100
+        outlet = await receive(hub, "me")
+        assert (outlet.gaps, outlet.data) == (["expired"], [])

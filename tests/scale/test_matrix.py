@@ -1,4 +1,4 @@
-"""What travels between workers, on every store that workers can share."""
+"""What travels between four workers, on every store that workers can share."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, real_fleet, settle, until
+from hub_parts import listen, receive
 from millstream import Context, Server
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
@@ -76,12 +77,12 @@ async def test_changes_of_a_session_at_several_workers_are_all_kept_until_it_end
         stream = await workers[2].get(headers)
         await asyncio.gather(
             *(
-                workers[number % 3].ask("resources/subscribe", {"uri": f"shelf://{number}"}, headers, number)
+                workers[number % 4].ask("resources/subscribe", {"uri": f"shelf://{number}"}, headers, number)
                 for number in range(9)
             )
         )
         for number in range(9):
-            await workers[(number + 1) % 3].server.resource_updated(f"shelf://{number}")
+            await workers[(number + 1) % 4].server.resource_updated(f"shelf://{number}")
         found = await stream.until(9)
         assert {each["params"]["uri"] for each in found} == {f"shelf://{number}" for number in range(9)}
         assert await workers[1].delete(headers) == 204
@@ -92,7 +93,7 @@ async def test_changes_of_a_session_at_several_workers_are_all_kept_until_it_end
 
 async def test_an_answer_finds_its_question(backing: Backing) -> None:
     """Our choice: the question's id names the worker that asked."""
-    async with real_fleet(make_shop, backing) as (first, second, _):
+    async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await first.initialize({"elicitation": {}})
         asked = request("tools/call", {"name": "ask", "arguments": {}}, 7)
         stream = Reading(await first.post(asked, headers))
@@ -104,7 +105,7 @@ async def test_an_answer_finds_its_question(backing: Backing) -> None:
 
 async def test_a_cancellation_finds_its_call(backing: Backing) -> None:
     """Our choice: whoever runs the call hears of it."""
-    async with real_fleet(make_talking, backing) as (first, second, _):
+    async with real_fleet(make_talking, backing) as (first, second, *_):
         headers = await first.initialize()
         stream = await talk(first, headers)
         note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
@@ -118,7 +119,7 @@ async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
     async with real_fleet(make_shop, backing) as workers:
         headers = await workers[0].initialize()
         streams = await asyncio.gather(*(each.get(headers) for each in workers))
-        await until(lambda: [stream.over for stream in streams].count(True) == 2)
+        await until(lambda: [stream.over for stream in streams].count(True) == 3)
         newest = await workers[1].get(headers)
         await until(lambda: all(stream.over for stream in streams))
         assert not newest.over
@@ -127,7 +128,7 @@ async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
 
 async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> None:
     """Our choice: each message once, in order, on the newest connection."""
-    async with real_fleet(make_talking, backing) as (first, second, third):
+    async with real_fleet(make_talking, backing) as (first, second, third, _):
         headers = await first.initialize()
         line = await talk(first, headers)
         older = await second.get(headers, line.last_id)
@@ -145,7 +146,7 @@ async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> No
 
 async def test_a_call_whose_worker_died_ends_in_an_error(backing: Backing) -> None:
     """Our choice: whoever reads its stream writes the end, once the lease is over."""
-    async with real_fleet(make_talking, backing) as (first, second, _):
+    async with real_fleet(make_talking, backing) as (first, second, *_):
         headers = await second.initialize()
         line = await talk(first, headers)
         followed = await second.get(headers, line.last_id)
@@ -158,7 +159,7 @@ async def test_a_call_whose_worker_died_ends_in_an_error(backing: Backing) -> No
 
 async def test_a_message_of_http_sse_finds_its_stream(backing: Backing) -> None:
     """Our choice: the session id names the worker that has it."""
-    async with real_fleet(make_shop, backing) as (first, second, third):
+    async with real_fleet(make_shop, backing) as (first, second, third, _):
         stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
         await until(lambda: stream.events)
         path = stream.events.pop(0).data
@@ -177,12 +178,66 @@ async def test_a_message_of_http_sse_finds_its_stream(backing: Backing) -> None:
         stream.close()
 
 
-async def test_what_is_removed_is_removed_on_every_worker(backing: Backing) -> None:
+async def test_an_answer_or_a_message_for_a_worker_that_died_is_refused(backing: Backing) -> None:
+    """Our choice: once the lease is over, 400 for an answer, and 404 for a message of HTTP+SSE."""
+    async with real_fleet(make_shop, backing) as (first, second, *_):
+        headers = await second.initialize({"elicitation": {}})
+        asking = Reading(await first.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))
+        (question,) = await asking.until(1)
+        stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
+        await until(lambda: stream.events)
+        await backing.kill(first.store.real)
+        answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"action": "cancel"}}
+        await until_status(second, answer, headers, 400)
+        head, body = {"content-type": "application/json"}, json.dumps(request("ping")).encode()
+        async with asyncio.timeout(WAIT):
+            while (await second.http.fetch("POST", stream.events[0].data, head, body)).status != 404:
+                await settle()
+        stream.close()
+        asking.close()
+
+
+async def test_what_is_removed_or_switched_is_so_on_every_worker(backing: Backing) -> None:
     """Our choice: a registry for each process, which agree."""
     async with real_fleet(make_shop, backing) as workers:
         workers[1].server.remove_tool("add")
+        workers[2].server.disable("tool", "ask")
         for worker in workers:
             await until(lambda worker=worker: "add" not in worker.server.registry.tools)
+            await until_tools(worker, "ask", there=False)
+        workers[3].server.enable("tool", "ask")
+        for worker in workers:
+            await until_tools(worker, "ask", there=True)
+
+
+async def until_tools(worker: Worker, name: str, *, there: bool) -> None:
+    """Wait until a worker offers a tool, or doesn't."""
+    headers = await worker.initialize()
+    async with asyncio.timeout(WAIT):
+        while there != (
+            name in {each["name"] for each in (await worker.ask("tools/list", {}, headers))["result"]["tools"]}
+        ):
+            await settle()
+
+
+async def test_channels_presence_and_mailboxes_are_of_all_workers(backing: Backing) -> None:
+    """Our choice: one order everywhere, everybody on every list, and a message that waits."""
+    async with real_fleet(lambda: Server("hub", serve="hub"), backing) as workers:
+        hubs = [worker.runtime.hub for worker in workers if worker.runtime.hub is not None]
+        listeners = [await listen(hub, "news", client_id=f"client{number}") for number, hub in enumerate(hubs)]
+        for number in range(12):
+            await hubs[number % 4].publish("news", str(number))
+        heard = [await each.until(12) for each in listeners]
+        assert heard == [[str(number) for number in range(12)]] * 4
+        ids = [[id for _, data, id in each.events() if data is not None] for each in listeners]
+        assert ids == [ids[0]] * 4
+        for hub in hubs:
+            members = {member.client_id for member in await hub.presence("news")}
+            assert members == {f"client{number}" for number in range(4)}
+        again = await listen(hubs[3], "news", last_event_id=ids[0][5])
+        assert again.data == [str(number) for number in range(6, 12)]
+        await hubs[0].send("ada", "for ada")
+        assert (await receive(hubs[2], "ada")).data == ["for ada"]
 
 
 async def test_workers_without_a_setting_have_one_key(backing: Backing) -> None:

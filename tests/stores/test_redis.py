@@ -1,7 +1,8 @@
-"""The store in Redis beyond the contract: what it costs, and what it says when something is wrong."""
+"""The store in Redis beyond the contract: what it says when something is wrong."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Index, Position, StoreFull, StoreUnavailable, Told
+from millstream._stores.health import StoreHealth
 from patience import WAIT
 from processes import ROOT, free_port
 from redis_parts import RedisServer, opened, quiet, until
@@ -28,113 +30,6 @@ def server() -> Iterator[RedisServer]:
     server = RedisServer()
     yield server
     server.close()
-
-
-# what it costs
-
-
-class Counted:
-    """How many commands clients sent, as Redis counts them: without those that scripts call."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self._server = server
-        self._before = self._now()
-
-    def _now(self) -> dict[str, int]:
-        text = self._server.ask("INFO", "commandstats").decode()
-        found: dict[str, int] = {}
-        for line in text.splitlines():
-            if line.startswith("cmdstat_"):
-                name, _, rest = line.removeprefix("cmdstat_").partition(":")
-                found[name] = int(rest.partition("calls=")[2].partition(",")[0])
-        return found
-
-    def since(self) -> dict[str, int]:
-        """Since this was made; those of the test itself are left out."""
-        return {
-            name: calls - self._before.get(name, 0)
-            for name, calls in self._now().items()
-            if calls != self._before.get(name, 0) and name not in ("info", "config|resetstat")
-        }
-
-
-def asked(counted: Counted) -> dict[str, int]:
-    """What this worker asked: the scripts, and what is asked plainly."""
-    return {
-        name: calls for name, calls in counted.since().items() if name in ("evalsha", "eval", "get", "scan", "keys")
-    }
-
-
-async def test_a_publish_a_logged_message_and_a_join_are_one_command_each(server: RedisServer) -> None:
-    """Our budget: the store is asked once, and nobody who doesn't listen is told."""
-    async with opened(server.url, lease=600.0) as store:
-        await quiet(store)
-        index, told = Index("hub:channel:x", TTL, 10), Told(STREAM, b"+", TTL, 100)
-        steps: list[Callable[[], Awaitable[object]]] = [
-            lambda: store.log.append(STREAM, b"event", ttl=TTL, max_entries=100, index=index),
-            lambda: store.log.append("call:session:1", b"message", ttl=TTL, max_entries=100),
-            lambda: store.members.join("chat", "ann", b"Ann", told),
-            lambda: store.bus.publish("topic", b"message"),
-        ]
-        for step in steps:
-            counted = Counted(server)
-            await step()
-            assert asked(counted) == {"evalsha": 1}
-        counted = Counted(server)
-        await store.kv.get("session:none")
-        assert asked(counted) == {"get": 1}
-
-
-async def test_a_worker_has_two_connections_and_never_scans(server: RedisServer) -> None:
-    """Our budget: a managed Redis counts connections, and SCAN walks over everybody's keys."""
-    async with opened(server.url) as store:
-        heard = Heard()
-        store.log.listen(STREAM, heard)
-        await store.log.listening(STREAM)
-        counted = Counted(server)
-        await asyncio.gather(*(append(store, STREAM, b"%d" % n) for n in range(200)))
-        await asyncio.gather(*(store.kv.put(f"session:{n}", b"", TTL) for n in range(200)))
-        await store.members.abandoned()
-        clients = [line for line in server.ask("CLIENT", "LIST").decode().splitlines() if "name=millstream" in line]
-        assert sorted(line.partition("name=")[2].partition(" ")[0] for line in clients) == [
-            "millstream-commands",
-            "millstream-reader",
-        ]
-        assert not {"scan", "keys"} & counted.since().keys()
-
-
-async def test_an_idle_worker_asks_twice_in_a_beat(server: RedisServer) -> None:
-    """Our budget: at most one command a second, for a lease of six seconds is renewed every 2.4."""
-    async with opened(server.url) as store:
-        await quiet(store)
-        await store.workers.beat()
-        counted = Counted(server)
-        beats = 3
-        store.workers.lease = 600.0  # those of the test count, and no others
-        for _ in range(beats):
-            await store.workers.beat()
-        since = counted.since()
-        assert since["evalsha"] <= beats + 1
-        assert since.get("xread", 0) <= beats + 1
-
-
-async def test_whoever_follows_a_call_elsewhere_hears_it_and_costs_one_command_more(server: RedisServer) -> None:
-    """A call's log is followed only where a client came back to another worker."""
-    async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:
-        heard = Heard()
-        stop = two.log.listen("call:session:1", heard)
-        await two.log.listening("call:session:1")
-        (first,) = await append(one, "call:session:1", b"first")
-        await until(lambda: heard.items)
-        assert [(entry.position, entry.data) for entry in heard.items] == [(first, b"first")]
-        stop()
-        await until(lambda: not server.ask("EXISTS", "millstream:{session}:f:call:session:1"))
-        counted = Counted(server)
-        await append(one, "call:session:1", b"second")
-        assert asked(counted) == {"evalsha": 1}
-
-
-# what it says
 
 
 @pytest.mark.parametrize(
@@ -184,6 +79,51 @@ async def test_a_redis_that_evicts_is_refused(server: RedisServer) -> None:
     with pytest.raises(LocalError, match="noeviction"):
         async with opened(server.url):
             pass
+
+
+async def test_a_redis_that_begins_to_evict_while_it_runs_is_a_degraded_store(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fixed defect: nobody noticed before the next connection. What's asked is still answered."""
+    monkeypatch.setattr("millstream._stores.redis.commands.LOOK", 0.0)
+    server.ask("CONFIG", "SET", "maxmemory", "100mb")
+    async with opened(server.url) as store:
+        await quiet(store)
+        health = StoreHealth("redis", store, bound=WAIT, clock=itertools.count().__next__)
+        assert await health.look()
+        server.ask("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+        await until(lambda: store.doubt)
+        assert not await health.look()
+        await append(store, STREAM, b"taken")
+        server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        await until(lambda: not store.doubt)
+        assert await health.look()
+    said = [record.getMessage() for record in caplog.records if "evict" in record.getMessage()]
+    assert len(said) == 2
+    assert "maxmemory-policy volatile-lru" in said[0]
+
+
+async def test_a_redis_that_no_longer_says_what_it_is_is_asked_for_nothing_else(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right that was taken away is no reason to give up a store that works."""
+    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
+    monkeypatch.setattr("millstream._stores.redis.commands.LOOK", 0.0)
+    async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
+        await quiet(store)
+        link = store._commands._links[0]
+        server.ask("ACL", "SETUSER", "millstream", "-info")
+        await until(lambda: refusals(server, "info"))
+        await append(store, STREAM, b"taken")
+        assert store._commands._links[0] is link
+        assert not store.doubt
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def refusals(server: RedisServer, command: str) -> int:
+    """How often Redis has refused a command to a user."""
+    line = server.ask("INFO", "commandstats").decode().partition(f"cmdstat_{command}:")[2].partition("\r")[0]
+    return int(line.partition("rejected_calls=")[2].partition(",")[0])
 
 
 async def test_a_replica_is_refused(server: RedisServer) -> None:

@@ -1,4 +1,6 @@
-"""Whether a store answers, measured: a bounded `get`, at most once a second however many ask."""
+"""Whether a store answers and keeps what it's given. A bounded `get` measures that, at most once a second however many
+ask; a store that has reason to doubt itself says so.
+"""
 
 import asyncio
 import logging
@@ -45,7 +47,7 @@ class StoreHealth:
         try:
             async with asyncio.timeout(self.bound):
                 await self._store.kv.get(_KEY)
-            self.up = True
+            self.up = not getattr(self._store, "doubt", "")  # the store has said why
         except (LocalError, OSError) as exc:  # a TimeoutError is one
             self.up = False
             if before:

@@ -7,7 +7,8 @@ mailboxes and presence remember clients. Nothing here touches a socket.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import count
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -29,6 +30,10 @@ from millstream.hub._permission import SafeAuthorize
 from millstream.hub._presence import Member, Presence
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
+_READS: Final = 6
+"""Of so many refreshes one looks for what hints may have missed. A store says where they were interrupted, so that's
+rarely needed, and it costs an idle worker two of its few commands.
+"""
 _TURN = 32
 """Publications after which the loop gets a turn, so that sockets can take what was written."""
 
@@ -259,11 +264,10 @@ class Hub:
         """What subscribers have not taken yet: a walk over all of them."""
         return self._audience.queued()
 
-    async def refresh(self) -> None:
-        """What the hub does every `HubLimits.refresh` seconds: it tells who left with a worker that died, and the id of
-        the present place to every subscriber, so that who reconnects after a long silence is not behind the journal.
-        """
-        await self._delivery.catch_up()  # whatever the store's hints may have missed
+    async def refresh(self, *, read: bool = True) -> None:
+        """Tell who left with a dead worker, and everybody the present place; `read` what hints may have missed."""
+        if read:
+            await self._delivery.catch_up()
         await self._presence.refresh()
         self._delivery.tell_place()
 
@@ -276,13 +280,13 @@ class Hub:
         if len(encoded := encode_data(data)) > self.limits.max_event:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
-        entry = await self._journal.append(Record(channel, encoded, event, id, now))
-        offset = entry.position.offset
+        at = (await self._journal.append(Record(channel, encoded, event, id, now))).position
+        place = position_id(at.epoch, at.offset)  # the journal may know another epoch
         if not subscribers and channel.startswith(CLIENT):
-            await self._mailboxes.owe(channel.removeprefix(CLIENT), offset, now)
-        await self._delivery.events.reach(entry.position)
+            await self._mailboxes.owe(channel.removeprefix(CLIENT), place, now)
+        await self._delivery.events.reach(at)
         await self._count()
-        return Published(id or position_id(self._journal.epoch, offset), subscribers)
+        return Published(id or place, subscribers)
 
     def _tell(self, channel: str, event: str, member: Member) -> Told:
         """The event that somebody came or left."""
@@ -301,9 +305,9 @@ class Hub:
             await asyncio.sleep(0)
 
     async def _keep_fresh(self) -> None:
-        while True:
+        for turn in count(1):
             await asyncio.sleep(self.limits.refresh)
             try:
-                await self.refresh()
+                await self.refresh(read=turn % _READS == 0)
             except (LocalError, OSError):
                 _logger.exception("The hub could not refresh its records.")

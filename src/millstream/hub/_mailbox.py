@@ -87,11 +87,10 @@ class Mailboxes:
         saved = await self._kv.get(_SEEN + client_id)
         return parse_offset(saved.decode(), self._journal.epoch) if saved is not None else 0
 
-    async def owe(self, client_id: str, offset: int, at: float) -> None:
+    async def owe(self, client_id: str, place: str, at: float) -> None:
         """A message was sent, and the client is not connected to this worker. An older debt stands, unless it was paid:
         the client may be connected to another worker.
         """
-        place = position_id(self._journal.epoch, offset)
         await self._note(client_id, place, at)
         if self._store.shared:
             self._noted.append((asyncio.get_running_loop().time(), client_id, place, at))

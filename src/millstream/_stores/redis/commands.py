@@ -7,12 +7,13 @@ that it wasn't done. A refusal that waiting won't change shows at once, under it
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, repeat
 from typing import Any, Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Sealed, StoreFull, StoreUnavailable
-from millstream._stores.redis.link import Argument, Link, Lost, Refused
+from millstream._stores.redis.link import Argument, Link, Lost, Refused, evicts, read_info
 from millstream._stores.redis.routes import Place, Routes
 from millstream._stores.redis.scripts import Script
 
@@ -20,6 +21,8 @@ PATIENCE: Final = 5.0
 """Seconds that a caller waits for a store that is away."""
 SILENCE: Final = 4.0
 """Seconds without a reply after which a connection counts as broken."""
+LOOK: Final = 60.0
+"""Seconds between two looks at what a server says of itself: its settings may change while it runs."""
 _PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 
 _AGAIN: Final = frozenset(
@@ -76,6 +79,8 @@ class Commands:
         self._links: dict[Place, Link] = {}
         self._connecting: dict[Place, asyncio.Task[Link]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._doubts: dict[Place, str] = {}
+        """Why servers that answer may lose what they're given."""
         self.closed = True
 
     def open(self) -> None:
@@ -97,6 +102,11 @@ class Commands:
         for link in list(self._links.values()):
             link.close()
         self._links.clear()
+
+    @property
+    def doubt(self) -> str:
+        """Why a server that answers may lose what it's given; empty while none says so."""
+        return next(iter(self._doubts.values()), "")
 
     async def run(self, script: Script, asked: "Asked | Callable[[], Asked]", *, again: bool = True) -> Any:
         """Run a script.
@@ -243,6 +253,7 @@ class Commands:
     async def _connect(self, place: Place) -> Link:
         link = await self._routes.connect(place, "commands", self._broke)
         self._links[place] = link
+        self._doubts.pop(place, None)  # it was looked at when it was connected
         if self.connected is not None:
             self.connected(link, place)
         return link
@@ -260,12 +271,32 @@ class Commands:
     async def _watch_links(self) -> None:
         """Break connections that keep silent, so that nobody waits for longer than the patience."""
         loop = asyncio.get_running_loop()
+        looked = loop.time()
         while True:
             await asyncio.sleep(SILENCE / 8)
+            if loop.time() - looked >= LOOK:
+                looked = loop.time()
+                self.look()
             for link in list(self._links.values()):
                 if link.waiting and loop.time() - link.heard > SILENCE:
                     _logger.warning("Redis keeps silent for %.0f s: connecting again.", SILENCE)
                     link.close()
+
+    def look(self) -> None:
+        """Ask each server that is connected whether it has begun to drop what it's given."""
+        for place, link in self._links.items():
+            link.ask("INFO", "memory").add_done_callback(partial(self._looked, place))
+
+    def _looked(self, place: Place, reply: asyncio.Future[Any]) -> None:
+        if reply.cancelled() or reply.exception() is not None:
+            return  # it may be refused; the connection says what else is wrong
+        problem, before = evicts(read_info(reply.result()), "Redis"), self._doubts.pop(place, "")
+        if problem:
+            self._doubts[place] = problem
+        if problem and not before:
+            _logger.error("%s", problem)
+        elif before and not problem:
+            _logger.warning("Redis doesn't evict data anymore.")
 
 
 def _unavailable(why: str) -> StoreUnavailable:

@@ -189,8 +189,7 @@ async def _greet(link: Link, address: Address, name: str) -> None:
             raise failure
     replies = [each.result() for each in asked]
     link.id = replies[-2]
-    lines = str(replies[-1], "utf-8", "replace").splitlines()
-    link.info = dict(line.split(":", 1) for line in lines if ":" in line)
+    link.info = read_info(replies[-1])
 
 
 def check(info: dict[str, str], where: str, *, any_role: bool = False) -> None:
@@ -203,14 +202,26 @@ def check(info: dict[str, str], where: str, *, any_role: bool = False) -> None:
     version = info.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST:
         raise LocalError(f"{where} is version {version[:20]}. Millstream needs Redis 7.0 or newer, or Valkey.")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and info.get("maxmemory", "0") != "0":
-        raise LocalError(
-            f"{where} evicts data when its memory is full (maxmemory-policy {policy[:32]}), which would lose sessions"
-            " and events in silence. Set maxmemory-policy to noeviction."
-        )
+    if problem := evicts(info, where):
+        raise LocalError(problem)
     if info.get("role") == "slave" and not any_role:
         raise Replica(f"{where} is a read-only replica. Give the address of its primary, or use redis+sentinel://.")
+
+
+def evicts(info: dict[str, str], where: str) -> str:
+    """Why a server may drop what it was given; empty where it doesn't."""
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy == "noeviction" or info.get("maxmemory", "0") == "0":
+        return ""
+    return (
+        f"{where} evicts data when its memory is full (maxmemory-policy {policy[:32]}), which would lose sessions"
+        " and events in silence. Set maxmemory-policy to noeviction."
+    )
+
+
+def read_info(reply: bytes) -> dict[str, str]:
+    """What a server says about itself."""
+    return dict(line.split(":", 1) for line in str(reply, "utf-8", "replace").splitlines() if ":" in line)
 
 
 class Replica(Lost):

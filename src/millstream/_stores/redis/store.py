@@ -73,6 +73,11 @@ class RedisStore:
     def epoch(self) -> str:
         return self._standing.epoch
 
+    @property
+    def doubt(self) -> str:
+        """Why the data may get lost though Redis answers; empty as long as nothing says so."""
+        return self._commands.doubt
+
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._standing.epochs.add(changed)
 

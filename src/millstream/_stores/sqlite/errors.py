@@ -32,6 +32,10 @@ _TEXTS: Final[dict[str, str]] = {
 """What follows the path, by how the name of the error begins."""
 
 
+class Vanished(StoreUnavailable):
+    """The file isn't where it was: what would be written now, nobody would find again. Nothing was changed."""
+
+
 def named(path: Path, exc: Exception) -> LocalError:
     """The error to show for what went wrong with a file."""
     code = getattr(exc, "sqlite_errorname", "") or type(exc).__name__

@@ -20,7 +20,7 @@ from msgspec.structs import astuple
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
 from millstream._stores.sqlite import sums
-from millstream._stores.sqlite.errors import named
+from millstream._stores.sqlite.errors import Vanished, named
 from millstream._stores.sqlite.location import Location
 from millstream._stores.sqlite.rows import Changes, Content, Stream, Value
 from millstream._stores.sqlite.wal import lost_commits
@@ -71,6 +71,10 @@ class File:
         self.location = location
         self._database: sqlite3.Connection | None = None
         self.epoch = ""
+        self._owned: tuple[int, int] | None = None
+        """Which file it is, whatever lies at its path by now."""
+        self._log: tuple[int, int] | None = None
+        """The same of the write-ahead log, once it's there."""
 
     def open(self) -> Content:
         """Open, make or mend the file, and read it.
@@ -84,6 +88,7 @@ class File:
             self._connect()
             content = self.read()  # what can't be read stays as it is
             self._begin_life(lost=lost)
+            self._remember()
             return content
         except (sqlite3.Error, OSError, ValueError) as exc:
             self.drop()
@@ -99,10 +104,12 @@ class File:
         Raises:
             LocalError: it can't be used.
         """
+        _look_for(self.location.path, self._owned)
         self.drop()
         try:
             self._connect()
             self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._remember()
             return self.read()
         except (sqlite3.Error, OSError, ValueError) as exc:
             self.drop()
@@ -127,18 +134,24 @@ class File:
         """One commit: everything or nothing.
 
         Raises:
-            StoreFull: the disk or the file is full. Nothing was written, and the file stays open.
+            StoreFull, Vanished: the disk or the file is full, or the file is gone. Nothing was written, and the file
+                stays open.
             StoreUnavailable: it isn't known what was written; `reopen` comes next.
         """
+        _look_for(self.location.path, self._owned, self._log)
         try:
             self._run("BEGIN IMMEDIATE")
             self._write(changes)
             self._run("COMMIT")
+            self._log = self._log or _identity(_log_of(self.location.path))
         except sqlite3.Error as exc:
             if self._database is not None and self._database.in_transaction:
                 with suppress(sqlite3.Error):
                     self._run("ROLLBACK")
             raise self.named(exc) from exc
+
+    def _remember(self) -> None:
+        self._owned, self._log = _identity(self.location.path), _identity(_log_of(self.location.path))
 
     def _write(self, changes: Changes) -> None:
         if changes.gone:
@@ -322,6 +335,36 @@ def _check(streams: list[Stream], entries: dict[int, list[tuple[int, bytes]]]) -
         rows = entries[each.id]
         if not rows or rows[0][0] <= each.floor:
             raise ValueError
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file lies at a path; None where there's none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _look_for(path: Path, owned: tuple[int, int] | None, log: tuple[int, int] | None = None) -> None:
+    """Look whether a file is still at its path: one that was deleted takes whatever is written, until its process ends.
+
+    Raises:
+        Vanished: it isn't.
+        StoreUnavailable: its write-ahead log isn't. What is in that, `reopen` brings into the database.
+    """
+    if _identity(path) != owned:
+        raise Vanished(
+            f"{path} was deleted, moved or replaced while it was in use. Nothing is stored, because it would be lost "
+            "with this process. Put the file back where it was, or start the server again to go on with what is there "
+            "now."
+        )
+    if log is not None and _identity(_log_of(path)) != log:
+        raise StoreUnavailable(f"{_log_of(path)} was deleted or replaced while it was in use. It's made again.")
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
 
 
 def _boot() -> str:

@@ -9,6 +9,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Position, StoreFull
 from millstream._stores.memory.log import MemoryLog, kind_of
 from millstream._stores.memory.store import MemoryKeyValue
+from millstream._stores.sqlite.errors import Vanished
 from millstream._stores.sqlite.file import File
 from millstream._stores.sqlite.rows import Changes, Content, Stream, Value
 
@@ -92,8 +93,8 @@ class Saved:
         self.file.write(changes)
 
     def recover(self, error: LocalError) -> tuple[bool, Content]:
-        """Where the file is full, it's as it was before; after anything else it has to be opened again."""
-        if isinstance(error, StoreFull):
+        """Where the file is full or gone, it's as it was before; after anything else it has to be opened again."""
+        if isinstance(error, StoreFull | Vanished):
             try:
                 return False, self.file.read(self._written_streams, self._written_keys)
             except Exception as exc:

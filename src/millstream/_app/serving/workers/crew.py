@@ -168,7 +168,10 @@ class Crew:
         self._tell()
 
     def _mend(self, slot: Slot, why: str) -> None:
-        if not self._stopping:
+        """Look for somebody in a place, unless somebody is there, starts, or is being looked for."""
+        looking = slot.mending is not None and not slot.mending.done()
+        taken = any(place is slot and not child.leaves for child, place in self.children.items())
+        if not (self._stopping or looking or taken):
             slot.mending = self._spawn(self._replace(slot, why))
 
     async def _replace(self, slot: Slot, why: str) -> None:
@@ -190,10 +193,13 @@ class Crew:
             except asyncio.CancelledError:
                 if child is not None:
                     child.drain(replaced=False)
+                    self._spawn(self._see_out(child))
                 raise
             else:
                 logger.info("%s is ready", child)
-                return
+                if not (child.leaves or child.ended.done()):
+                    return
+                why = f"{child} has gone again"
 
     def _refuse(self, slot: Slot) -> None:
         """Nobody will accept here for a while, for nobody is left who would stand in. Connections are refused now, and

@@ -29,6 +29,10 @@ logger = logging.getLogger("millstream")
 
 STARTS: Final = 5
 """Processes that are started for one place, if all of them are killed, before the whole is given up."""
+OVERTAKEN: Final = 5.0
+"""Seconds that a start may still take when the next restart is ordered: a program that hangs must not keep its mended
+version from being started, and orders that come fast must not keep a good one from getting ready.
+"""
 
 
 class Supervisor:
@@ -157,9 +161,9 @@ class Supervisor:
         while True:
             await orders.restart.wait()
             orders.restart.clear()
-            await self._restart()
+            await self._restart(orders)
 
-    async def _restart(self) -> None:
+    async def _restart(self, orders: Orders) -> None:
         """A new process beside each worker, one after the other; when all are ready, the old ones go.
 
         They go together, because the clients of one that goes alone come back to those that are still to go.
@@ -169,7 +173,7 @@ class Supervisor:
         for slot in self._slots:
             crew.stop_mending(slot)
             try:
-                await crew.begin(slot).ready()
+                await self._succeed(slot, orders)
             except NotStarted as exc:
                 tell_failure(exc.error)
                 logger.error("Nothing has changed: the workers that served go on")
@@ -179,6 +183,29 @@ class Supervisor:
         crew.leave(old)
         await asyncio.gather(*[child.left.wait() for child in old])
         logger.info("Every worker is new: %s", ", ".join(str(child.pid) for child in crew.serving()))
+
+    async def _succeed(self, slot: Slot, orders: Orders) -> None:
+        """Start a process that is to take over, unless there's a newer order before it's ready.
+
+        Raises:
+            NotStarted: it cannot start, or is given up.
+        """
+        ready = asyncio.create_task(self._crew.begin(slot).ready())
+        overtaken = asyncio.create_task(_some_time_after(orders.restart))
+        try:
+            await asyncio.wait((ready, overtaken), return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                what = f"Worker {slot.number} didn't get ready, and is given up for the next restart."
+                raise NotStarted(CommandError(what, why="Your program still starts, or hangs."))
+            ready.result()
+        finally:
+            ready.cancel()
+            overtaken.cancel()
+
+
+async def _some_time_after(event: asyncio.Event) -> None:
+    await event.wait()
+    await asyncio.sleep(OVERTAKEN)
 
 
 def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[Slot]:
