@@ -55,6 +55,8 @@ logger = logging.getLogger("millstream")
 
 _TRIES = 8
 _MAX_MET = 20_000
+_ANYBODY = ""
+"""In place of an id: nobody knows of whom something has ended."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
@@ -174,7 +176,7 @@ class RunningIssuer:
         """Whether a principal may still have a token. When one of theirs ended, their streams end; those who still may
         come back.
         """
-        if id in self._just_ended or id not in self._met:
+        if not self._just_ended.isdisjoint((id, _ANYBODY)) or id not in self._met:
             return False
         grant = self._met[id]
         return grant is None or self._people.again(grant) is not None
@@ -193,7 +195,7 @@ class RunningIssuer:
 
     def _missed(self) -> None:
         self._words += 1
-        self._ended.add("")
+        self._ended.add(_ANYBODY)
 
     # At the server's own pages
 
