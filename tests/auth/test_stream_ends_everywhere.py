@@ -1,4 +1,4 @@
-"""What is taken back on one worker ends streams on all: on four with a store of their own, on two servers with Redis."""
+"""What is taken back on one worker ends streams on all: of four with their own store, of two servers with Redis."""
 
 import asyncio
 import time
