@@ -25,6 +25,7 @@ class KeyMethod:
     resource = ""
     issuers: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
+    binds = False
 
     def __init__(
         self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Callable[[], float] = time.time
@@ -42,7 +43,7 @@ class KeyMethod:
         self._names = frozenset[str]()
         """Of the keys that are valid, as of the last look."""
         self._taken: dict[str, float] = {}
-        """Names of which a key was taken away or given an end just now -> when. There may be another key of the name."""
+        """Names of which a key was taken away or given an end just now -> when. The name may have another."""
         if file is not None:
             file.load()
         self.epoch()
@@ -64,8 +65,8 @@ class KeyMethod:
         return self._given if self._file is None else (*self._given, *self._file.keys)
 
     def holds(self, id: str) -> bool:
-        """Whether there is a valid key of this name. When one of its keys was taken away, what the name has opened ends:
-        who has another key comes back.
+        """Whether there is a valid key of this name. When one of several was taken away, all that the name has opened
+        ends: who has another key comes back.
         """
         return id in self._names and id not in self._taken
 

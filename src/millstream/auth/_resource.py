@@ -50,7 +50,7 @@ class ResourceMetadata:
     async def resource(self, request: Request) -> Response:
         """The metadata of this server."""
         scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
-        bound = any(getattr(each, "binds", False) for each in self._methods)
+        bound = any(each.binds for each in self._methods)
         members = {
             "resource": self._resource,
             "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),

@@ -86,6 +86,7 @@ class RunningIssuer:
         self.resource: str = plan.audience or plan.base + services.settings.path.rstrip("/")
         self.issuers: tuple[str, ...] = (plan.url,)
         self.scopes: tuple[str, ...] = plan.scopes
+        self.binds: bool = False
         self.by_password: bool = plan.passwords is not None
         self.ways: Mapping[str, str] = {name: each.label for name, each in plan.upstreams.items()}
         self.landing: Landing | None = None
