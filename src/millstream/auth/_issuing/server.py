@@ -25,6 +25,7 @@ from millstream.auth._issuing.consent import Consent
 from millstream.auth._issuing.documents import Documents
 from millstream.auth._issuing.endings import Endings
 from millstream.auth._issuing.grants import ENDED, Grants
+from millstream.auth._issuing.key_proof import KeyProof
 from millstream.auth._issuing.metadata import (
     AUTHORIZE,
     CALLBACK,
@@ -86,7 +87,7 @@ class RunningIssuer:
         self.resource: str = plan.audience or plan.base + services.settings.path.rstrip("/")
         self.issuers: tuple[str, ...] = (plan.url,)
         self.scopes: tuple[str, ...] = plan.scopes
-        self.binds: bool = False
+        self.binds: bool = True
         self.by_password: bool = plan.passwords is not None
         self.ways: Mapping[str, str] = {name: each.label for name, each in plan.upstreams.items()}
         self.landing: Landing | None = None
@@ -102,7 +103,9 @@ class RunningIssuer:
         self._people = People(plan)
         targets = Targets(plan, self.resource, lambda: frozenset(known()))
         proof = ClientProof(plan, self.clients, vault)
-        self._token = TokenEndpoint(plan, proof, self.clients, self.grants, targets, self._people)
+        self._token = TokenEndpoint(
+            plan, proof, self.clients, self.grants, targets, self._people, keys=KeyProof(plan, vault)
+        )
         self._endings = Endings(plan, proof, self.grants, self.signing, self._people, self._clock)
         self._registration = Registration(plan, self.clients, vault)
         asking = Asking(plan, self.clients, targets)
