@@ -191,6 +191,8 @@ class _KeyValue:
 
 
 class _Rates:
+    lasting = False
+
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
 

@@ -1,6 +1,8 @@
 """The audit log: what stands in it, and that nobody changes it unnoticed."""
 
 import json
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -129,6 +131,27 @@ def test_no_text_of_a_peer_breaks_a_line_or_looks_like_a_hash(
     log.close()
     assert verify(path)[0] == 4
     assert written(path, "more").seq == 5
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    """A fixed defect: the next line joined it, and the chain looked as if somebody had changed the file."""
+    path = tmp_path / "a"
+    log = AuditLog(path)
+    log.write(Entry("now", "one"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"full|large"):
+                log.write(Entry("now", "two"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    log.write(Entry("now", "three", address="x" * 10_000 + "\udc80"))
+    log.close()
+    assert verify(path)[0] == 2
+    assert path.stat().st_size < 2000
 
 
 def test_a_file_whose_end_is_no_audit_log_is_not_continued(tmp_path: Path) -> None:

@@ -90,6 +90,9 @@ async def test_nothing_that_was_sent_stands_in_the_form(wanted: str) -> None:
 FOREIGN: list[dict[str, str]] = [
     {"origin": "http://localhost"}, {"origin": "http://127.0.0.1:9"}, {"sec_fetch_site": "same-site"},
     {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "none"}, {},
+    # A page of the same name by plain http, which anybody on the way can have made.
+    {"origin": "http://127.0.0.1", "sec_fetch_site": "cross-site"},
+    {"origin": "http://127.0.0.1", "sec_fetch_site": "same-site"},
 ]  # fmt: skip
 
 

@@ -16,6 +16,11 @@ from http_peer import serve
 from millstream import Server, auth
 from millstream._app.here_only import Bind
 from millstream._config import Settings
+from millstream._server.calls.changes import Changes
+from millstream._server.calls.services import Services
+from millstream._stores.memory.store import MemoryStore
+from millstream._web.inspect_sign_in import SignIns
+from patience import WAIT
 from web.guarded import Guarded, guarded, token_for
 
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
@@ -246,6 +251,46 @@ async def test_a_token_is_renewed_once_however_many_calls_need_it() -> None:
         assert {each.status_code for each in replies} == {200}
         assert [form["grant_type"] for form in other.forms] == ["authorization_code", "refresh_token"]
         assert other.forms[1]["refresh_token"] == "refresh-1"
+
+
+async def test_who_signs_out_while_a_token_is_renewed_stays_signed_out() -> None:
+    """A fixed defect: the renewed token was kept, and counted. It's revoked as well."""
+    async with guarded() as other, inspecting(other) as browser:
+        other.given = {"expires_in": 1}
+        await browser.sign_in(other)
+        asked, go = asyncio.Event(), asyncio.Event()
+        give = other.token
+
+        async def slowly(question: Any) -> None:
+            asked.set()
+            await go.wait()
+            await give(question)
+
+        other.given, other.token = {"expires_in": 3600}, slowly  # type: ignore[method-assign]
+        called = asyncio.create_task(browser.call())
+        async with asyncio.timeout(WAIT):
+            await asked.wait()
+        await browser.http.delete("/inspect/sign-in/1")
+        go.set()
+        await called
+        assert (await browser.known(), (await browser.call()).status_code) == (None, 401)
+        assert {"refresh-1", "refresh-2"} <= {form["token"] for form in other.revoked}
+
+
+async def test_a_turn_that_took_too_long_does_not_end_that_of_another_worker() -> None:
+    """A fixed defect: whoever came back late let a third in beside the second."""
+    store = MemoryStore()
+    await store.open()
+    services = Services(Settings(), store, Changes())
+    first, second = SignIns(services), SignIns(services)
+    late = first._turn("a")
+    await late.__aenter__()
+    await store.kv.delete("inspect-turn:a")  # as its time does
+    async with second._turn("a"):
+        await late.__aexit__(None, None, None)
+        assert await store.kv.get("inspect-turn:a") is not None
+    assert await store.kv.get("inspect-turn:a") is None
+    await store.close()
 
 
 async def test_a_token_that_the_server_refuses_is_renewed_and_the_call_sent_again() -> None:

@@ -101,4 +101,4 @@ def make_guard(of: Protected, services: Services) -> "Guard | None":
         oauth=any(each.issuers for each in methods),
         scopes=[scope for each in methods for scope in each.scopes],
     )
-    return Guard(methods, challenges)
+    return Guard(methods, challenges, ring=lambda: services.ring)

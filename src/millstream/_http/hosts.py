@@ -33,8 +33,8 @@ _ALLOW_HEADERS = (
     b"last-event-id"
 )
 _EXPOSED = (
-    b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, "
-    b"link\r\nvary: origin\r\n"
+    b"access-control-expose-headers: mcp-session-id, www-authenticate, dpop-nonce, retry-after, ratelimit, "
+    b"ratelimit-policy, link\r\nvary: origin\r\n"
 )
 _PREFLIGHT = (
     b"access-control-allow-methods: POST, GET, DELETE, OPTIONS\r\naccess-control-max-age: 600\r\n"

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -24,6 +24,10 @@ _MAX_HEAD = 16 * 1024
 _MAX_URL = 2048
 _NAT64 = 0x0064FF9B << 96
 """64:ff9b::/96, RFC 6052: the last 32 bits are an IPv4 address."""
+_UNICAST = ip_network("2000::/3")
+"""All that is assigned as global unicast (RFC 4291 §2.4). The rest embeds other addresses, or is of some network."""
+_ODD = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
+"""What tells Azure's machines about themselves; relays of 6to4; examples (RFC 9637). Libraries call them global."""
 
 
 class OutboundError(ValueError):
@@ -51,9 +55,9 @@ def is_public(address: str) -> bool:
             inner = IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if ip.is_site_local:
+        if ip not in _UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in each for each in _ODD)
 
 
 def check_url(url: str) -> SplitResult:

@@ -28,7 +28,8 @@ class Pool:
     """The limits of one store, as one worker asks for them."""
 
     __slots__ = (
-        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "workers",
+        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "lasting",
+        "workers",
     )  # fmt: skip
 
     def __init__(self, rates: Rates, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic) -> None:
@@ -36,6 +37,8 @@ class Pool:
         self._rates = rates
         self._patience = patience
         self._clock = clock
+        self.lasting: bool = rates.lasting
+        """What is taken there stays taken when every worker has ended, and starts again."""
         # Process
         self.away: bool = False
         """The store didn't answer when it was last asked."""

@@ -67,6 +67,9 @@ SEAT_WAIT = 1.0
 class Rates(Protocol):
     """Limits that hold for all workers together."""
 
+    lasting: bool
+    """Paces go on when every worker has ended, and starts again."""
+
     async def take(self, charges: Sequence[Charge]) -> Decision:
         """Take from every key, if each has enough; else from none.
 

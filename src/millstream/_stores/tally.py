@@ -126,6 +126,8 @@ class TallyOf:
 
     __slots__ = ("_me", "_tally")
 
+    lasting = False
+
     def __init__(self, tally: Tally, me: str) -> None:
         self._tally = tally
         self._me = me

@@ -67,7 +67,7 @@ class AuditLog:
         Raises:
             OSError: it was not written.
         """
-        for name in ("method", "target", "subject", "issuer", "client"):
+        for name in ("method", "target", "subject", "issuer", "client", "address"):
             value: str = getattr(entry, name)
             setattr(entry, name, value[:_MAX_TEXT].encode("utf-8", "replace").decode())
         body = _encode({"seq": self.seq + 1, "prev": self.hash, **msgspec.to_builtins(entry)})
@@ -75,6 +75,8 @@ class AuditLog:
         line = b'%b%b%b"}\n' % (body[:-1], _MARK, digest.encode())
         written = os.write(self._fd, line)
         if written != len(line):
+            # Half a line would join the next one, and look as if somebody had changed it.
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
             raise OSError("the disk is full")
         self.seq, self.hash = self.seq + 1, digest
 

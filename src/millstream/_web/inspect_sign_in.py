@@ -147,13 +147,7 @@ class SignIns:
         key = _key(request, cookie_of(request, _COOKIE), url)
         held = await self._held(key)
         await self._vault.delete(_place(key))
-        revoked = False
-        if held is not None:
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    revoked = await _client(request, held).sign_out(url)
-            except TimeoutError:
-                pass  # it is forgotten here all the same
+        revoked = held is not None and await _revoke(request, held, url)
         return Response(encode({"revoked": revoked}), 200, _HEAD)
 
     async def known(self, request: Request, url: Url) -> dict[str, Any] | None:
@@ -187,7 +181,8 @@ class SignIns:
         """The tokens after these. A refresh token often counts once, so workers take turns."""
         key = _key(request, cookie_of(request, _COOKIE), url)
         async with self._turn(key):
-            held = await self._held(key)
+            kept = await self._vault.raw(_place(key))
+            held = self._open(key, kept)
             if held is None or held.kept.tokens.get(str(url)) != before:
                 return None if held is None else held.kept.tokens.get(str(url))
             try:
@@ -197,19 +192,23 @@ class SignIns:
                 return None
             if not renewed:
                 return None
-            await self._keep(key, held)
-            return held.kept.tokens[str(url)]
+            fresh = held.kept.tokens[str(url)]
+            if await self._vault.exchange(_place(key), kept, self._sealed(key, held), _SECONDS):
+                return fresh
+            await _revoke(request, held, url)  # somebody has signed out meanwhile, or in again
+            return None
 
     @asynccontextmanager
     async def _turn(self, key: str) -> AsyncGenerator[None, None]:
-        place = f"inspect-turn:{key}"
+        place, mine = f"inspect-turn:{key}", new_secret().encode()
         # Another worker may have the turn, and nothing here would hear that it's over.
-        while not await self._kv.compare_and_set(place, None, b"1", 2 * _PATIENCE):  # noqa: ASYNC110
+        while not await self._kv.compare_and_set(place, None, mine, 2 * _PATIENCE):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         try:
             yield
         finally:
-            await self._kv.delete(place)
+            # One that took too long is over, and another may have begun.
+            await self._kv.compare_and_set(place, mine, None, 1)
 
     # What is kept
 
@@ -219,11 +218,16 @@ class SignIns:
         return await self._held(_key(request, browser, url)) if browser and is_own(request) else None
 
     async def _held(self, key: str) -> Held | None:
-        sealed = await self._vault.raw(_place(key))
+        return self._open(key, await self._vault.raw(_place(key)))
+
+    def _open(self, key: str, sealed: bytes | None) -> Held | None:
         return None if sealed is None else self._vault.open(_HELD, sealed.decode("latin-1"), Held, key.encode())
 
+    def _sealed(self, key: str, held: Held) -> bytes:
+        return self._vault.seal(_HELD, held, key.encode()).encode()
+
     async def _keep(self, key: str, held: Held) -> None:
-        await self._vault.put(_place(key), self._vault.seal(_HELD, held, key.encode()).encode(), _SECONDS)
+        await self._vault.put(_place(key), self._sealed(key, held), _SECONDS)
 
     async def _take(self, request: Request, state: str) -> Trip | None:
         """The trip of a state, for the browser that left with it. Whoever comes with it, it's spent."""
@@ -233,6 +237,15 @@ class SignIns:
             return None
         key = _key(request, cookie_of(request, _COOKIE), parse(trip.url), trip.owner)
         return trip if hmac.compare_digest(key, trip.key) else None
+
+
+async def _revoke(request: Request, held: Held, url: Url) -> bool:
+    """Have the tokens for a server revoked; whether they were. They are forgotten here all the same."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await _client(request, held).sign_out(url)
+    except TimeoutError:
+        return False
 
 
 def _client(request: Request, held: Held, scope: str = "") -> OAuth:

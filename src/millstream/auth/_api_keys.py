@@ -15,6 +15,8 @@ logger = logging.getLogger("millstream")
 
 _BELIEVED = 3600.0
 """Seconds for which a key is believed; what is revoked is heard of within a second (`refresh`)."""
+_TOLD = 10.0
+"""Seconds in which every guard that has this method looks at it."""
 
 
 class KeyMethod:
@@ -23,6 +25,7 @@ class KeyMethod:
     resource = ""
     issuers: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
+    binds = False
 
     def __init__(
         self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Callable[[], float] = time.time
@@ -39,6 +42,8 @@ class KeyMethod:
         """How often the file, or what is valid, has changed."""
         self._names = frozenset[str]()
         """Of the keys that are valid, as of the last look."""
+        self._taken: dict[str, float] = {}
+        """Names of which a key was taken away or given an end just now -> when. The name may have another."""
         if file is not None:
             file.load()
         self.epoch()
@@ -60,15 +65,19 @@ class KeyMethod:
         return self._given if self._file is None else (*self._given, *self._file.keys)
 
     def holds(self, id: str) -> bool:
-        """Whether there is a valid key of this name."""
-        return id in self._names
+        """Whether there is a valid key of this name. When one of several was taken away, all that the name has opened
+        ends: who has another key comes back.
+        """
+        return id in self._names and id not in self._taken
 
     def epoch(self) -> int:
         """Changes with the file, and when the time of a key is over."""
-        file = self._file
-        if file is not None and file.changed() and self._read(file):
-            self._epoch += 1
-        now = self._clock()
+        file, now = self._file, self._clock()
+        self._taken = {name: at for name, at in self._taken.items() if abs(now - at) < _TOLD}
+        if file is not None and file.changed():
+            before = file.keys
+            self._epoch += self._read(file)
+            self._taken |= {each.name: now for each in before if each not in file.keys}
         names = frozenset(each.name for each in self._all() if each.valid(now))
         if names != self._names:
             self._names = names

@@ -4,12 +4,14 @@ from millstream._http.message import Request
 
 
 def is_own(request: Request) -> bool:
-    """Whether a page of this very origin makes the request, by the word of the browser."""
+    """Whether a page of this very origin makes the request, by the word of the browser. Only the browser knows whether
+    the page came by the same scheme: a proxy may have taken TLS off.
+    """
     headers = request.headers
-    origin = headers.get(b"origin")
-    if origin is not None:
-        return origin.lower().partition(b"://")[2] == headers.get(b"host", b"").lower() != b""
-    return headers.get(b"sec-fetch-site") == b"same-origin"
+    origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+    if origin is None or site in (b"cross-site", b"same-site"):
+        return site == b"same-origin"
+    return origin.lower().partition(b"://")[2] == headers.get(b"host", b"").lower() != b""
 
 
 def cookie_of(request: Request, name: str) -> str:

@@ -68,6 +68,14 @@ class Challenges:
             return plain_problem(401, "The token isn't valid here, or not any more.", self._head("invalid_token", ()))
         return plain_problem(403, "The key isn't valid here, or not any more.", _NO_STORE)
 
+    def nonce_wanted(self, nonce: str) -> Response:
+        """The proof is good, but has to have a nonce (RFC 9449 §9)."""
+        head = self._challenge("use_dpop_nonce", (), "DPoP", {"algs": " ".join(PROVED_BY)})
+        text = (
+            "Send a new proof with this nonce: this server has just started, and doesn't know which proofs it has seen."
+        )
+        return plain_problem(401, text, head + b"dpop-nonce: %b\r\n" % nonce.encode("ascii") + _NO_STORE)
+
     def malformed(self, text: str) -> Response:
         """What was sent cannot be a credential."""
         return plain_problem(400, text, self._head("invalid_request", ()))

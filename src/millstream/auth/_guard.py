@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, NamedTuple
 
 from millstream._http.lane.lines import usual_lines
@@ -18,9 +18,10 @@ from millstream._limits.gcra import Limiter, Rate, neighborhood, told
 from millstream._limits.names import named
 from millstream._limits.pool import Pool
 from millstream._protocol.principal import Principal
+from millstream._protocol.seal import KeyRing
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
-from millstream.auth._method import Fetching, Identity, Method, Serving, Unavailable
+from millstream.auth._method import Fetching, Identity, Method, NonceWanted, Serving, Unavailable
 from millstream.auth._turns import Turns
 
 if TYPE_CHECKING:
@@ -53,9 +54,11 @@ class Guard:
     """The guard of one running server."""
 
     __slots__ = (
+        "_began",
         "_epochs",
         "_failures",
         "_proofs",
+        "_ring",
         "_turns",
         "ambient",
         "challenges",
@@ -71,9 +74,12 @@ class Guard:
         methods: Sequence[Method],
         challenges: Challenges,
         *,
+        ring: Callable[[], KeyRing],
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        """`ring` gives the keys that seal what the guard hands out."""
         # Configuration
+        self._ring = ring
         self.methods: tuple[Method, ...] = tuple(methods)
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
@@ -89,6 +95,7 @@ class Guard:
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._turns = Turns(_AT_ONCE)
+        self._began = time()
         self._proofs: Proofs | None = None
         """Made with the first request that has a proof."""
 
@@ -145,13 +152,13 @@ class Guard:
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
         known = self.verdicts.get(_kept_as(value)) if bound else None
-        if (
-            known is not None
-            and known.until > self.clock()
-            and await self._proves(request, credential, known.thumbprint)
-        ):
-            return known.principal  # nobody can guess a proof, so it doesn't wait for what others guess
         try:
+            if (
+                known is not None
+                and known.until > self.clock()
+                and await self._proves(request, credential, known.thumbprint)
+            ):
+                return known.principal  # nobody can guess a proof, so it doesn't wait for what others guess
             async with self.turn(request.peer):
                 slow = self.slow(request.peer)
                 if slow is not None:
@@ -162,6 +169,8 @@ class Guard:
                     return self.challenges.wrong(proof=bound)
         except Unavailable as exc:
             return self.challenges.unavailable(str(exc))
+        except NonceWanted as exc:
+            return self.challenges.nonce_wanted(str(exc))
         return self.challenges.insufficient(lacking) if lacking else verdict.principal
 
     async def _look(self, value: bytes, credential: str, *, bound: bool) -> tuple[Verdict | None, frozenset[str]]:
@@ -183,15 +192,15 @@ class Guard:
     @property
     def binds(self) -> bool:
         """Whether tokens may be bound to keys here."""
-        return any(getattr(method, "binds", False) for method in self.methods)
+        return any(method.binds for method in self.methods)
 
     async def _proves(self, request: Request, token: bytes, thumbprint: str) -> bool:
         """Whether a request has a proof of the key that its token is bound to; never, if it's bound to none."""
         if self._proofs is None:
-            from millstream.auth._proofs import Proofs  # noqa: PLC0415  needs the extra, which whoever takes tokens has
+            from millstream.auth._proofs import Nonces, Proofs  # noqa: PLC0415  needs the extra, which takers of tokens have
 
             resource = next((each.resource for each in self.methods if each.resource), "")
-            self._proofs = Proofs(resource)
+            self._proofs = Proofs(resource, Nonces(self._ring), began=self._began)
         return thumbprint != "" and await self._proofs.holds(request, token, thumbprint, self.pool)
 
     def turn(self, address: str) -> AbstractAsyncContextManager[None]:

@@ -24,6 +24,8 @@ Get = Callable[[str], Awaitable[Fetched]]
 
 _OLD = 600.0
 _TOO_OLD = 86_400.0
+_MAX_TRIED = 8
+"""Keys with which one token is tried: each takes a signature's time, and clients bring sets of their own."""
 _PAUSE = 30.0
 """Seconds between two fetches, whatever the reason."""
 
@@ -117,5 +119,5 @@ class FetchedKeys:
 
 
 def fitting(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:
-    """The keys of an id, or all if the token names none, that may be used with an algorithm."""
-    return [each for each in keys if (kid is None or each.kid == kid) and each.fits(algorithm)]
+    """The keys of an id, or any if the token names none, that may be used with an algorithm: as many as are tried."""
+    return [each for each in keys if (kid is None or each.kid == kid) and each.fits(algorithm)][:_MAX_TRIED]

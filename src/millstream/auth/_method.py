@@ -39,6 +39,10 @@ class Unavailable(Exception):
         self.why: str = why or text
 
 
+class NonceWanted(Exception):
+    """A proof is good, but may be of a time of which this process knows nothing: it takes this nonce."""
+
+
 class NotAdmitted(Exception):
     """Somebody was not let in by name and password; the text is shown to them."""
 
@@ -64,6 +68,8 @@ class Method(Protocol):
     """The authorization servers whose tokens these are; empty where there is none to send a client to."""
     scopes: tuple[str, ...]
     """Scopes without which nobody gets in."""
+    binds: bool
+    """Credentials of this kind may be bound to a key, of which each request has a proof (DPoP, RFC 9449)."""
 
     async def identify(self, credential: str) -> Identity | None:
         """Whom a credential belongs to; None for one that is not valid here, for whatever reason.

@@ -2,91 +2,169 @@
 
 Each request has a proof of its own: for its method and URL, its token, and this minute. It counts once, at all workers
 that share a store; while that doesn't answer, once at each.
+
+What was seen before this process began may be forgotten. As long as a proof could be of that time, it takes a nonce of
+ours that is younger (§9): nobody can have sent it before.
 """
 
 import hashlib
 import hmac
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
+from secrets import token_bytes
 from time import time
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
+from msgspec import Struct
+
+from millstream._http.hosts import parse_authority
 from millstream._http.message import Request
 from millstream._limits.pool import Pool
+from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._stores.rates import Pace
 from millstream.auth._claims import LEEWAY, is_time
 from millstream.auth._jose import InvalidToken, open_proof
+from millstream.auth._method import NonceWanted
 
-_KEPT = 2 * LEEWAY
+KEPT = 2 * LEEWAY
+"""Seconds in which a proof could be sent again."""
 _MAX_KEPT = 100_000
 _MAX_PROOF = 4096
 _MAX_ID = 256
+_NONCE = b"dpop nonce"
+_WEB = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+_PORTS = {"http": b"80", "https": b"443"}
+_URL = re.compile(r"[\x21-\x7e]{1,4096}")
+
+
+class Proof(Struct, frozen=True):
+    """A proof that is for the request that it came with."""
+
+    key: str
+    """The thumbprint of its key."""
+    id: str
+    issued: float
+    claims: Mapping[str, Any]
+
+    @property
+    def digest(self) -> bytes:
+        """What is kept of a proof that was seen."""
+        return hashlib.sha256(f"{self.key} {self.id}".encode("utf-8", "surrogatepass")).digest()
+
+
+class Nonces:
+    """Nonces of a server, by whichever of its workers."""
+
+    __slots__ = ("_ring",)
+
+    def __init__(self, ring: Callable[[], KeyRing]) -> None:
+        self._ring = ring
+
+    def make(self, now: float) -> str:
+        """A new one."""
+        return self._ring().seal(_NONCE, str(now).encode(), token_bytes(NONCE_BYTES))
+
+    def is_since(self, began: float, nonce: object) -> bool:
+        """Whether somebody was given this one since then."""
+        made = self._ring().open(_NONCE, nonce) if isinstance(nonce, str) else None
+        return made is not None and float(made) >= began
 
 
 class Proofs:
     """The check, and the proofs that were seen."""
 
-    __slots__ = ("_resource", "_seen", "clock")
+    __slots__ = ("_began", "_nonces", "_resource", "_seen", "clock")
 
-    def __init__(self, resource: str, *, clock: Callable[[], float] = time) -> None:
-        """`resource` is the URL that tokens are for, by which clients know this server."""
-        self._resource = urlsplit(resource)
+    def __init__(self, resource: str, nonces: Nonces, *, began: float, clock: Callable[[], float] = time) -> None:
+        """`resource` is the URL that tokens are for, by which clients know this server. This process `began` then."""
+        self._resource = resource
+        self._nonces = nonces
+        self._began = began
         self._seen: dict[bytes, float] = {}
         """Proof -> until when it could be sent again; in the order of coming."""
         self.clock: Callable[[], float] = clock
 
     async def holds(self, request: Request, token: bytes, thumbprint: str, pool: Pool | None) -> bool:
-        """Whether a request proves that it comes from the holder of the key with this thumbprint."""
-        given = [value for name, value in request.raw_headers if name == b"dpop"]
-        if len(given) != 1 or len(given[0]) > _MAX_PROOF or not given[0].isascii():
-            return False
-        try:
-            claims, found = open_proof(given[0].decode("ascii"))
-        except InvalidToken:
-            return False
-        if not hmac.compare_digest(found.encode(), thumbprint.encode("utf-8", "surrogatepass")):
-            return False
-        return self._fits(claims, request, token) and await self._is_new(found, str(claims["jti"]), pool)
+        """Whether a request proves that it comes from the holder of the key with this thumbprint.
 
-    def _fits(self, claims: Mapping[str, Any], request: Request, token: bytes) -> bool:
-        id, at, where = claims.get("jti"), claims.get("iat"), claims.get("htu")
+        Raises:
+            NonceWanted: it would with a nonce.
+        """
+        now = self.clock()
+        proof = read_proof(request, self._resource, now)
+        if proof is None or not hmac.compare_digest(proof.key.encode(), thumbprint.encode("utf-8", "surrogatepass")):
+            return False
         digest = urlsafe_b64encode(hashlib.sha256(token).digest()).rstrip(b"=").decode()
-        return (
-            isinstance(id, str)
-            and 0 < len(id) <= _MAX_ID
-            and is_time(at)
-            and abs(self.clock() - cast("float", at)) <= LEEWAY
-            and claims.get("htm") == request.method
-            and claims.get("ath") == digest
-            and isinstance(where, str)
-            and self._is_here(where, request)
-        )
-
-    def _is_here(self, where: str, request: Request) -> bool:
-        """Whether a URL is that of the request, as the client sees it: a proxy may have taken TLS or a prefix off."""
-        try:
-            parts = urlsplit(where)
-        except ValueError:
+        if proof.claims.get("ath") != digest:
             return False
-        host = request.headers.get(b"host", b"").decode("latin-1").lower()
-        scheme = {"ws": "http", "wss": "https"}.get(request.scheme, request.scheme)
-        origin = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme), parts.netloc.lower()
-        if origin not in ((scheme, host), (self._resource.scheme, self._resource.netloc.lower())):
-            return False
-        own, path = request.root_path + request.path, unquote(parts.path) or "/"
-        prefix = path.removesuffix(own)
-        return path == own or (prefix not in (path, "") and self._resource.path.startswith(f"{prefix}/"))
+        forgets = pool is None or not pool.lasting
+        if forgets and proof.issued <= self._began + LEEWAY and not self._is_younger(proof):
+            raise NonceWanted(self._nonces.make(now))
+        return await self._is_new(proof.digest, now, pool)
 
-    async def _is_new(self, thumbprint: str, id: str, pool: Pool | None) -> bool:
-        proof, now = hashlib.sha256(f"{thumbprint} {id}".encode("utf-8", "surrogatepass")).digest(), self.clock()
+    def _is_younger(self, proof: Proof) -> bool:
+        return self._nonces.is_since(self._began, proof.claims.get("nonce"))
+
+    async def _is_new(self, proof: bytes, now: float, pool: Pool | None) -> bool:
         seen = self._seen
         while seen and (len(seen) >= _MAX_KEPT or next(iter(seen.values())) <= now):
             del seen[next(iter(seen))]
         if proof in seen:
             return False
-        seen[proof] = now + _KEPT
+        seen[proof] = now + KEPT
         if pool is None:
             return True
-        decision = await pool.take([Pace(f"dpop:{proof.hex()}", 1, int(_KEPT))])
+        decision = await pool.take([Pace(f"dpop:{proof.hex()}", 1, int(KEPT))])
         return decision is None or decision.taken[0].wait <= 0
+
+
+def read_proof(request: Request, resource: str, now: float) -> Proof | None:
+    """The proof of a request to a resource; None where there's none, or it's for something else."""
+    given = [value for name, value in request.raw_headers if name == b"dpop"]
+    if len(given) != 1 or len(given[0]) > _MAX_PROOF or not given[0].isascii():
+        return None
+    try:
+        claims, key = open_proof(given[0].decode("ascii"))
+    except InvalidToken:
+        return None
+    id, at, where = claims.get("jti"), claims.get("iat"), claims.get("htu")
+    fits = (
+        isinstance(id, str)
+        and 0 < len(id) <= _MAX_ID
+        and is_time(at)
+        and abs(now - cast("float", at)) <= LEEWAY
+        and claims.get("htm") == request.method
+        and isinstance(where, str)
+        and _is_at(where, request, resource)
+    )
+    return Proof(key, cast("str", id), cast("float", at), claims) if fits else None
+
+
+def _is_at(where: str, request: Request, resource: str) -> bool:
+    """Whether a URL is that of the request, as the client sees it: a proxy may have taken TLS or a prefix off. Neither
+    query nor fragment counts.
+    """
+    named = origin_of(where)
+    host = request.headers.get(b"host", b"").decode("latin-1")
+    if named is None or named not in (origin_of(f"{request.scheme}://{host}"), origin_of(resource)):
+        return False
+    own, path = request.root_path + request.path, unquote(urlsplit(where).path) or "/"
+    prefix = path.removesuffix(own)
+    return path == own or (prefix not in (path, "") and urlsplit(resource).path.startswith(f"{prefix}/"))
+
+
+def origin_of(url: str) -> tuple[str, object, bytes] | None:
+    """The origin of a URL as it's compared (RFC 3986 §6.2.2, §6.2.3): the case of scheme and host, a port that is the
+    scheme's own, and the spelling of an IPv6 address don't matter. None where there is none, or it has a user.
+    """
+    try:
+        parts = urlsplit(url) if _URL.fullmatch(url) else None
+    except ValueError:
+        return None
+    scheme = _WEB.get(parts.scheme) if parts is not None else None
+    host = parse_authority(parts.netloc.removesuffix(":").encode("ascii")) if parts is not None else None
+    if scheme is None or host is None:
+        return None
+    return scheme, host.address or host.name, (host.port or _PORTS[scheme]).lstrip(b"0")

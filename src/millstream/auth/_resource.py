@@ -13,7 +13,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream.auth._challenge import METADATA_PATH, PROVED_BY
 from millstream.auth._discovery import Discovery
 from millstream.auth._key_sets import Get
-from millstream.auth._method import Method, Unavailable
+from millstream.auth._method import Method, Unavailable, Welcoming
 
 SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
 _HEAD = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
@@ -50,7 +50,8 @@ class ResourceMetadata:
     async def resource(self, request: Request) -> Response:
         """The metadata of this server."""
         scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
-        bound = any(getattr(each, "binds", False) for each in self._methods)
+        # Our own issuer says so itself: proofs cost each call a signature, so its clients have to ask for bound tokens.
+        bound = any(each.binds and not isinstance(each, Welcoming) for each in self._methods)
         members = {
             "resource": self._resource,
             "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),

@@ -7,21 +7,23 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from joserfc import jws
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, RSAKey
 
 from issuer_world import issuing
 from issuing_world import BACK, URL, Desk
 from millstream import auth
 from millstream._limits.gcra import Rate
 from millstream.auth._issuing.client_proof import ASSERTION
+from millstream.auth._jose import read_keys, verify
 from store_parts import BACKINGS
 
 KEY = ECKey.generate_key("P-256", {"kid": "k"})
 JWKS = {"keys": [KEY.as_dict(private=False)]}
 
 
-def assertion(*, key: Any = KEY, alg: str = "ES256", **changes: Any) -> str:
+def assertion(*, key: Any = KEY, alg: str = "ES256", kid: str | None = "k", **changes: Any) -> str:
     """A client's proof (RFC 7523)."""
     now = time.time()
     claims = {
@@ -34,7 +36,8 @@ def assertion(*, key: Any = KEY, alg: str = "ES256", **changes: Any) -> str:
         **changes,
     }
     payload = json.dumps({name: value for name, value in claims.items() if value is not None}).encode()
-    return jws.serialize_compact({"alg": alg, "kid": "k"}, payload, key, algorithms=[alg])
+    head = {"alg": alg} if kid is None else {"alg": alg, "kid": kid}
+    return jws.serialize_compact(head, payload, key, algorithms=[alg])
 
 
 async def prove(desk: Desk, proof: str, **more: str) -> Any:
@@ -96,6 +99,34 @@ async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:
             await prove(desk, assertion(iss=id, sub=id), grant_type="refresh_token", refresh_token="x")
         ).status == 503
         assert site.asked["/jwks"] == 1
+
+
+def test_a_key_with_which_a_signature_takes_long_is_none() -> None:
+    """A fixed defect: anybody could register keys with exponents as long as the key, at 11 ms for each look. All that
+    is in use has 17 bits.
+    """
+    numbers = RSAKey.generate_key(2048).public_key.public_numbers()
+    for exponent, there in ((3, True), (65537, True), (2**32 - 1, True), (2**32 + 1, False), (2**2047 + 1, False)):
+        known = RSAPublicNumbers(exponent, numbers.n).public_key()
+        found = read_keys({"keys": [RSAKey.import_key(known).as_dict(private=False)]})
+        assert bool(found) == there, exponent
+
+
+@pytest.mark.parametrize("kid", [None, "a"])
+async def test_a_token_is_tried_with_few_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch, kid: str | None) -> None:
+    """A fixed defect: with a set of 64 keys of one id or none, each look took 64 times as long."""
+    tried: list[object] = []
+
+    def count(token: str, key: Any, algorithm: str) -> Any:
+        tried.append(key)
+        return verify(token, key, algorithm)
+
+    monkeypatch.setattr("millstream.auth._issuing.client_proof.verify", count)
+    others = [{**ECKey.generate_key("P-256").as_dict(private=False), "kid": "a"} for _ in range(64)]
+    about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": others}}
+    id = (await desk.register(**about))["client_id"]
+    reply = await prove(desk, assertion(iss=id, sub=id, kid=kid))
+    assert (reply.status, len(tried)) == (401, 8)
 
 
 async def test_proofs_of_clients_that_registered_themselves_leave_room_for_those_of_others(

@@ -102,7 +102,9 @@ async def test_while_the_store_does_not_answer_each_worker_counts_alone() -> Non
     async def fails(charges: object) -> None:
         raise StoreUnavailable("away")
 
-    desk.running.share(Pool(type("Away", (), {"take": staticmethod(fails), "leave": staticmethod(fails)})()))
+    desk.running.share(
+        Pool(type("Away", (), {"take": staticmethod(fails), "leave": staticmethod(fails), "lasting": True})())
+    )
     said = [await guess(desk, "192.0.2.1", f"name{number}") for number in range(12)]
     assert said == [WRONG] * 10 + [SLOW] * 2
     assert isinstance(await guess(desk, "192.0.2.2", "ada", "correct horse"), User)

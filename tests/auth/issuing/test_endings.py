@@ -116,7 +116,8 @@ async def test_introspection_is_for_clients_that_show_who_they_are_and_of_their_
 
 def guard_of(desk: Desk) -> Guard:
     """The guard of one worker."""
-    return Guard([desk.running], Challenges(resource=RESOURCE, oauth=True))
+    challenges = Challenges(resource=RESOURCE, oauth=True)
+    return Guard([desk.running], challenges, ring=lambda: desk.services.ring)
 
 
 async def asks(guard: Guard, token: str) -> Principal | Response:

@@ -39,9 +39,9 @@ class Shop:
         with urlopen(request, timeout=WAIT) as reply:  # noqa: S310  loopback
             return json.load(reply)
 
-    def code(self, client: str) -> str:
+    def code(self, client: str, scope: str = "orders:write") -> str:
         """Ada signs in and agrees."""
-        asked = {"response_type": "code", "client_id": client, "redirect_uri": BACK, "scope": "orders:write",
+        asked = {"response_type": "code", "client_id": client, "redirect_uri": BACK, "scope": scope,
                  "code_challenge": challenge(), "code_challenge_method": "S256"}  # fmt: skip
         page = browser().open(f"{self.url}/authorize?{urlencode(asked)}", timeout=WAIT)
         where = person(page.read().decode(), page.headers["set-cookie"], self.url)

@@ -195,6 +195,8 @@ class LocalRates:
 
     __slots__ = ("_link",)
 
+    lasting = False
+
     def __init__(self, link: Link) -> None:
         self._link = link
 

@@ -18,6 +18,8 @@ _KINDS: Final[dict[type, str]] = {Pace: "p", Quota: "q", Seat: "s"}
 class RedisRates:
     """The limits. Taking isn't tried again when a connection breaks: it could be charged twice."""
 
+    lasting = True
+
     def __init__(self, commands: Commands, keys: Keys, standing: Standing) -> None:
         self._commands = commands
         self._keys = keys

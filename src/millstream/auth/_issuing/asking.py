@@ -154,6 +154,8 @@ class Asking:
         prompt = tuple(given.get("prompt").split())
         if not set(prompt) <= _PROMPTS or ("none" in prompt and len(prompt) > 1):
             raise OAuthError("invalid_request", "prompt is none, or some of login, consent and select_account.")
+        if given.get("dpop_jkt") and not CHALLENGE.fullmatch(given.get("dpop_jkt")):
+            raise OAuthError("invalid_request", "dpop_jkt is the SHA-256 thumbprint of a key.")
         return Asked(
             client.id,
             redirect,
@@ -163,4 +165,5 @@ class Asking:
             state,
             named,
             prompt,
+            given.get("dpop_jkt"),
         )

@@ -171,7 +171,9 @@ def client_of(
     if not is_array(grants) or CODE not in grants:
         raise ValueError("grant_types has authorization_code, since a person signs in.")
     keys, keys_url = _keys_of(said) if method == "private_key_jwt" else (None, "")
-    name = said.get("client_name")
+    name, proves = said.get("client_name"), said.get("dpop_bound_access_tokens", False)
+    if not isinstance(proves, bool):
+        raise ValueError("dpop_bound_access_tokens is true or false.")
     return Client(
         id,
         name=_plain(name) if isinstance(name, str) else "",
@@ -181,6 +183,7 @@ def client_of(
         grant_types=tuple(each for each in (CODE, REFRESH) if each in grants),
         keys=keys,
         keys_url=keys_url,
+        proves=proves,
         source=source,
     )
 

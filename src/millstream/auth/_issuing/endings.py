@@ -93,7 +93,7 @@ class Endings:
         claims = await self.claims(token)
         if claims is None or claims["exp"] <= self._clock() or await self.standing(claims) is False:
             return None
-        return {**claims, "token_type": "Bearer"}
+        return {**claims, "token_type": "DPoP" if "cnf" in claims else "Bearer"}
 
     async def claims(self, token: str) -> dict[str, Any] | None:
         """What an access token of ours says; None for any other text. Its time may be over."""

@@ -29,7 +29,7 @@ _TRIES = 8
 _PREFIX = "mr_"
 """Scanners for leaked secrets find refresh tokens by that."""
 _REFRESH_KIND = b"oauth refresh token"
-_RESERVED = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "client_id", "scope", "grant_id"))
+_RESERVED = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "client_id", "scope", "grant_id", "cnf"))
 
 
 class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
@@ -65,8 +65,14 @@ class Grants:
         kept = read(raw, Code)
         return None if raw is None or kept is None else (kept, raw)
 
-    async def redeem(self, code: str, kept: Code, raw: bytes) -> tuple[str, Grant, str]:
+    async def redeem(self, code: str, kept: Code, raw: bytes, key: str = "") -> tuple[str, Grant, str]:
         """Make the grant that a code stands for: its id, the grant, and its refresh token, if the client takes any.
+
+        Args:
+            code: that the client brought.
+            kept: what it stands for.
+            raw: how that is kept.
+            key: thumbprint of the key that the refresh token is bound to; empty for none.
 
         Raises:
             OAuthError: the code was used before, which ends the grant; or it is too old.
@@ -82,7 +88,7 @@ class Grants:
         secret = new_secret() if refreshable else ""
         grant = Grant(
             kept.asked.client, kept.subject, kept.name, kept.way, kept.scopes, kept.asked.resources,
-            digest(secret) if secret else "", kept.since,
+            digest(secret) if secret else "", kept.since, key=key,
         )  # fmt: skip
         ttl = REFRESH if secret else ACCESS * 2
         if not await self._vault.exchange(_grant_key(kept.grant), None, grant, ttl):
@@ -146,7 +152,7 @@ class Grants:
 
     async def access_token(
         self, client: Client, subject: str, scopes: tuple[str, ...], resources: tuple[str, ...], *,
-        grant: str = "", more: Mapping[str, Any] | None = None,
+        grant: str = "", key: str = "", more: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """The token reply's part about an access token (RFC 6749 §5.1, RFC 9068)."""
         now = int(self._vault.clock())
@@ -163,9 +169,11 @@ class Grants:
         }
         if grant:
             claims["grant_id"] = grant
+        if key:
+            claims["cnf"] = {"jkt": key}
         return {
             "access_token": await self._signing.sign(claims),
-            "token_type": "Bearer",
+            "token_type": "DPoP" if key else "Bearer",
             "expires_in": ACCESS,
             "scope": " ".join(scopes),
         }

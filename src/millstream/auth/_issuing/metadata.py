@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+from millstream.auth._challenge import PROVED_BY
 from millstream.auth._issuing.plan import Plan
 from millstream.auth._issuing.records import CLIENT, CODE, REFRESH
 from millstream.auth._issuing.registration import METHODS
@@ -48,6 +49,7 @@ def metadata(plan: Plan, known: Callable[[], Collection[str]]) -> dict[str, Any]
         "code_challenge_methods_supported": ["S256"],
         "authorization_response_iss_parameter_supported": True,
         "client_id_metadata_document_supported": True,
+        "dpop_signing_alg_values_supported": list(PROVED_BY),
     }
     if plan.registration:
         members["registration_endpoint"] = base + REGISTER

@@ -33,6 +33,8 @@ class Client(Struct, frozen=True, omit_defaults=True):
     """Its public keys as a set (RFC 7517), for ``private_key_jwt``."""
     keys_url: str = ""
     """Where they are, otherwise."""
+    proves: bool = False
+    """All its tokens are bound to a key (RFC 9449 §5.2)."""
     source: str = "given"
     """Who vouches for it: the program's author (``given``), the owner of its URL (``document``), or nobody
     (``registered``)."""
@@ -51,6 +53,8 @@ class Asked(Struct, frozen=True, omit_defaults=True):
     named_redirect: bool = True
     """The request named the redirect URI, so that the token request must not name another."""
     prompt: tuple[str, ...] = ()
+    key: str = ""
+    """Thumbprint of the key that the code counts with; empty for any."""
 
 
 class Code(Struct, frozen=True, omit_defaults=True):
@@ -85,6 +89,8 @@ class Grant(Struct, frozen=True, omit_defaults=True):
     generation: int = 0
     """Of the refresh token that counts."""
     rotated: float = 0.0
+    key: str = ""
+    """Thumbprint of the key that its refresh tokens are bound to; empty for none."""
 
 
 def new_secret() -> str:

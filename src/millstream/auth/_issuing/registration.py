@@ -98,6 +98,7 @@ def _told_of(client: Client, secret: str, now: int, said: dict[str, Any]) -> dic
         "application_type": kind if kind in ("native", "web") else None,
         "jwks": client.keys,
         "jwks_uri": client.keys_url,
+        "dpop_bound_access_tokens": client.proves or None,
     }
     if client.secret_hash:
         members |= {"client_secret": secret, "client_secret_expires_at": 0}

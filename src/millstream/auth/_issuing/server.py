@@ -25,6 +25,7 @@ from millstream.auth._issuing.consent import Consent
 from millstream.auth._issuing.documents import Documents
 from millstream.auth._issuing.endings import Endings
 from millstream.auth._issuing.grants import ENDED, Grants
+from millstream.auth._issuing.key_proof import KeyProof
 from millstream.auth._issuing.metadata import (
     AUTHORIZE,
     CALLBACK,
@@ -55,6 +56,8 @@ logger = logging.getLogger("millstream")
 
 _TRIES = 8
 _MAX_MET = 20_000
+_ANYBODY = ""
+"""In place of an id: nobody knows of whom something has ended."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
@@ -84,6 +87,7 @@ class RunningIssuer:
         self.resource: str = plan.audience or plan.base + services.settings.path.rstrip("/")
         self.issuers: tuple[str, ...] = (plan.url,)
         self.scopes: tuple[str, ...] = plan.scopes
+        self.binds: bool = True
         self.by_password: bool = plan.passwords is not None
         self.ways: Mapping[str, str] = {name: each.label for name, each in plan.upstreams.items()}
         self.landing: Landing | None = None
@@ -99,7 +103,9 @@ class RunningIssuer:
         self._people = People(plan)
         targets = Targets(plan, self.resource, lambda: frozenset(known()))
         proof = ClientProof(plan, self.clients, vault)
-        self._token = TokenEndpoint(plan, proof, self.clients, self.grants, targets, self._people)
+        self._token = TokenEndpoint(
+            plan, proof, self.clients, self.grants, targets, self._people, keys=KeyProof(plan, vault)
+        )
         self._endings = Endings(plan, proof, self.grants, self.signing, self._people, self._clock)
         self._registration = Registration(plan, self.clients, vault)
         asking = Asking(plan, self.clients, targets)
@@ -174,7 +180,7 @@ class RunningIssuer:
         """Whether a principal may still have a token. When one of theirs ended, their streams end; those who still may
         come back.
         """
-        if id in self._just_ended or id not in self._met:
+        if not self._just_ended.isdisjoint((id, _ANYBODY)) or id not in self._met:
             return False
         grant = self._met[id]
         return grant is None or self._people.again(grant) is not None
@@ -193,7 +199,7 @@ class RunningIssuer:
 
     def _missed(self) -> None:
         self._words += 1
-        self._ended.add("")
+        self._ended.add(_ANYBODY)
 
     # At the server's own pages
 

@@ -12,6 +12,7 @@ from millstream.auth._issuing.asking import Targets
 from millstream.auth._issuing.client_proof import ClientProof
 from millstream.auth._issuing.clients import Clients
 from millstream.auth._issuing.grants import Grants
+from millstream.auth._issuing.key_proof import KeyProof, check_key
 from millstream.auth._issuing.people import People
 from millstream.auth._issuing.plan import Plan
 from millstream.auth._issuing.records import CLIENT, CODE, REFRESH, Client, Grant
@@ -25,15 +26,17 @@ class TokenEndpoint:
     """The endpoint."""
 
     def __init__(
-        self, plan: Plan, proof: ClientProof, clients: Clients, grants: Grants, targets: Targets, people: People
-    ) -> None:
+        self, plan: Plan, proof: ClientProof, clients: Clients, grants: Grants, targets: Targets, people: People, *,
+        keys: KeyProof,
+    ) -> None:  # fmt: skip
         self._plan = plan
         self._proof = proof
         self._clients = clients
         self._grants = grants
         self._targets = targets
         self._people = people
-        self._by_type: dict[str, Callable[[Client, Parameters], Awaitable[_Answer]]] = {
+        self._keys = keys
+        self._by_type: dict[str, Callable[[Client, Parameters, str], Awaitable[_Answer]]] = {
             CODE: self._from_code,
             REFRESH: self._from_refresh_token,
             CLIENT: self._from_client,
@@ -52,11 +55,11 @@ class TokenEndpoint:
             client = await self._proof.client(request, form)
             if kind not in client.grant_types:
                 raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
-            return reply(await give(client, form))
+            return reply(await give(client, form, await self._keys.key(request, client)))
         except OAuthError as exc:
             return exc.response()
 
-    async def _from_code(self, client: Client, form: Parameters) -> _Answer:
+    async def _from_code(self, client: Client, form: Parameters, key: str) -> _Answer:
         code = form.get("code")
         if not code or not _VERIFIER.fullmatch(form.get("code_verifier")):
             raise OAuthError("invalid_request", "Send code, and code_verifier of 43 to 128 characters.")
@@ -66,16 +69,19 @@ class TokenEndpoint:
         kept, raw = found
         check_redirect(kept.asked.redirect_uri, form, named=kept.asked.named_redirect)
         check_verifier(form, kept.asked.challenge)
+        check_key(kept.asked.key, key)
         resources = self._narrowed(form, kept.asked.resources)
-        id, grant, refresh = await self._grants.redeem(code, kept, raw)
+        # A client that shows who it is needs no key for its refresh token (RFC 9449 §5), and may change it.
+        id, grant, refresh = await self._grants.redeem(code, kept, raw, key if client.method == "none" else "")
         await self._clients.used(client)
-        return await self._answer(client, id, grant, grant.scopes, resources, refresh)
+        return await self._answer(client, id, grant, grant.scopes, resources, refresh=refresh, key=key)
 
-    async def _from_refresh_token(self, client: Client, form: Parameters) -> _Answer:
+    async def _from_refresh_token(self, client: Client, form: Parameters, key: str) -> _Answer:
         found = await self._grants.find(form.get("refresh_token"))
         if found is None or found[1].client != client.id:
             raise OAuthError("invalid_grant", "The refresh token is unknown, or counts no more.")
         said, grant = found
+        check_key(grant.key, key)
         user = self._people.again(grant)
         if user is None:
             await self._grants.end(said.grant, grant.subject)
@@ -87,9 +93,9 @@ class TokenEndpoint:
         scopes = await self._people.grantable(user, client, scopes)
         refresh = await self._grants.rotate(said)
         await self._clients.used(client)
-        return await self._answer(client, said.grant, grant, scopes, resources, refresh)
+        return await self._answer(client, said.grant, grant, scopes, resources, refresh=refresh, key=key)
 
-    async def _from_client(self, client: Client, form: Parameters) -> _Answer:
+    async def _from_client(self, client: Client, form: Parameters, key: str) -> _Answer:
         if client.method == "none":
             raise OAuthError("unauthorized_client", "Only a client with a secret or keys acts for itself.")
         wanted = self._targets.wanted(form.get("scope")) if form.get("scope") else client.scopes
@@ -97,16 +103,17 @@ class TokenEndpoint:
         if not set(scopes) <= {*client.scopes, *self._plan.scopes}:
             raise OAuthError("invalid_scope", "This client may not have these scopes.")
         resources = self._targets.resources(form.all("resource"))
-        return await self._grants.access_token(client, client.id, scopes, resources)
+        return await self._grants.access_token(client, client.id, scopes, resources, key=key)
 
     async def _answer(
-        self, client: Client, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], refresh: str
-    ) -> _Answer:
+        self, client: Client, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], *,
+        refresh: str, key: str,
+    ) -> _Answer:  # fmt: skip
         user = self._people.again(grant)
         more = dict(await self._plan.provider.claims(user, client)) if user is not None else {}
         if grant.name:
             more.setdefault("name", grant.name)
-        token = await self._grants.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
+        token = await self._grants.access_token(client, grant.subject, scopes, resources, grant=id, key=key, more=more)
         return {**token, "refresh_token": refresh} if refresh else token
 
     def _narrowed(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:

@@ -130,12 +130,15 @@ class Held(NamedTuple):
         return self.proofs.headers(self.key, method, url, token)
 
 
-def key_for(issuer: Issuer, resource: Resource | None, challenge: str, before: Tokens | None, proofs: Proofs) -> Held:
-    """The key to bind a token to, where the server takes such tokens and the issuer gives them: the one before, or a
-    new one.
+def key_for(
+    issuer: Issuer, resource: Resource | None, challenge: str, before: Tokens | None, proofs: Proofs, *, wanted: bool
+) -> Held:
+    """The key to bind a token to, where the issuer gives such tokens, and the server says that it takes them or we want
+    them anyway: the one before, or a new one.
     """
-    taken = resource is not None and (
-        resource.dpop_bound_access_tokens_required or ALGORITHM in resource.dpop_signing_alg_values_supported
+    taken = wanted or (
+        resource is not None
+        and (resource.dpop_bound_access_tokens_required or ALGORITHM in resource.dpop_signing_alg_values_supported)
     )
     if ALGORITHM not in issuer.dpop_signing_alg_values_supported or not (taken or challenged_for_proofs(challenge)):
         return Held(proofs, "")

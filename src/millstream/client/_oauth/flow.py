@@ -75,6 +75,7 @@ class OAuth:
         self._lock = asyncio.Lock()
         self._identity: Grants | None = None
         self._proofs = Proofs()
+        self._proving = False
 
     def bound_to(self, issuer: str) -> "OAuth":
         """Let nobody but this issuer have these credentials, whatever a server says about who gives its tokens.
@@ -91,6 +92,13 @@ class OAuth:
     def managed_by(self, identity: Grants) -> "OAuth":
         """Get tokens by grants: of your organization's `IdentityProvider`, or as a `WorkloadIdentity`."""
         self._identity = identity
+        return self
+
+    def proving(self) -> "OAuth":
+        """Have tokens bound to a key of this client (DPoP, RFC 9449) at every issuer that does that, and not only for
+        servers that ask for it. Whoever steals such a token can't use it. Each request takes a signature more.
+        """
+        self._proving = True
         return self
 
     # What the HTTP engine asks
@@ -184,7 +192,7 @@ class OAuth:
             return
         known = before if same and status == 403 else None
         wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
-        held = key_for(issuer, resource, challenge, before, self._proofs)
+        held = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._proving)
         if self._identity is not None:
             form = await self._identity.grant(issuer, target, wanted, self._tls)
             await self._buy(url, issuer, self._ours, form, wanted, held)

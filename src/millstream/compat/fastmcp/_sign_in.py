@@ -65,6 +65,8 @@ class AuthSettings(BaseModel):
 class VerifierMethod:
     """A verifier as one of our ways to sign in."""
 
+    binds = False
+
     def __init__(self, verifier: TokenVerifier, settings: Any) -> None:
         self._verifier = verifier
         self._checked = bool(getattr(settings, "validate_token_resource", None))

@@ -1,0 +1,222 @@
+"""A sign-in may begin at one worker and end at another: of four with their own store, or of two servers with Redis.
+
+Each request of the browser goes to the next server, on a connection of its own, which any of its workers may get.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from html import unescape
+from itertools import cycle
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+import pytest
+
+from issuer_world import Issuer, claims, issuing, token
+from issuing_world import VERIFIER, challenge
+from millstream.auth._issuing.user_file import UserFile
+from patience import WAIT
+from processes import ROOT, free_port, millstream
+from redis_parts import RedisServer
+from web.guarded import Guarded, guarded
+from wire import POST, request
+from workers_world import started
+
+pytestmark = pytest.mark.server
+
+PROGRAM = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from auth.test_pages_elsewhere import Elsewhere
+from millstream import Server, Settings, auth
+
+url = os.environ["SHOP_URL"]
+people = [auth.users(file=os.environ["SHOP_USERS"]), Elsewhere()]
+foreign = auth.oidc(os.environ["SHOP_ISSUER"], audience=url + "/mcp", client_id="shop")
+mcp = Server("shop", serve="all", auth=[auth.issuer(url, users=people), foreign, auth.keys("k" * 20)],
+             settings=Settings(inspect=(os.environ["SHOP_OTHER"],)))
+
+
+@mcp.tool
+async def greet() -> str:
+    return "hello"
+"""
+TIMES = 4
+"""Each way is gone so often: not always by one worker."""
+BACK = "http://127.0.0.1:5555/back"
+CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+
+
+class Next(httpx2.AsyncBaseTransport):
+    """Sends each request to the next server, whatever address it's for."""
+
+    def __init__(self, ports: list[int]) -> None:
+        self._ports = cycle(ports)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """One request, on a connection of its own."""
+        request.url = request.url.copy_with(port=next(self._ports))
+        async with httpx2.AsyncHTTPTransport() as transport:
+            reply = await transport.handle_async_request(request)
+            await reply.aread()
+        return reply
+
+
+class World:
+    """The servers, what stands for others there, and a browser that keeps cookies."""
+
+    def __init__(self, ports: list[int], issuer: Issuer, other: Guarded) -> None:
+        self.url = f"http://127.0.0.1:{ports[0]}"
+        self.issuer = issuer
+        self.other = other
+        self._ports = ports
+
+    def browser(self) -> httpx2.AsyncClient:
+        """A new one, that opens pages."""
+        headers = {"origin": self.url, "accept": "text/html"}
+        return httpx2.AsyncClient(base_url=self.url, transport=Next(self._ports), headers=headers, timeout=WAIT)
+
+
+@asynccontextmanager
+async def servers(folder: Path, kind: str) -> AsyncIterator[World]:
+    """Four workers of one server, or two servers with Redis that have two each."""
+    UserFile(folder / "users.json").add("ada", "correct horse", ("*",), time.time())
+    (folder / "shop.py").write_text(PROGRAM)
+    ports = [free_port() for _ in range(1 if kind == "four workers" else 2)]
+    async with issuing() as issuer, guarded() as other:
+        about = issuer.answers["/.well-known/openid-configuration"]
+        about |= {f"{each}_endpoint": f"{issuer.url}/{each}" for each in ("authorization", "token")}
+        world = World(ports, issuer, other)
+        with ExitStack() as stack:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setenv("SHOP_URL", world.url)
+            patch.setenv("SHOP_USERS", str(folder / "users.json"))
+            patch.setenv("SHOP_ISSUER", issuer.url)
+            patch.setenv("SHOP_OTHER", other.url)
+            options = ["--workers", "4"]
+            if len(ports) > 1:
+                redis = RedisServer()
+                stack.callback(redis.close)
+                options = ["--workers", "2", "--store", redis.url]
+            for port in ports:
+                command = millstream(str(folder / "shop.py"), port, *options)
+                served = started(command, port, folder / f"{port}.log")
+                await asyncio.to_thread(stack.enter_context, served)  # it may ask the issuer, which is in this loop
+            yield world
+
+
+async def by_password(world: World) -> None:
+    """The form, for people of this server, and for keys."""
+    for form in ({"name": "ada", "password": "correct horse"}, {"key": "k" * 20}):
+        async with world.browser() as browser:
+            reply = await browser.post("/sign-in", data={**form, "next": "/dashboard"})
+            assert reply.status_code == 303, reply.text
+            assert await opened(browser) == 200
+
+
+async def by_an_upstream(world: World) -> None:
+    """There and back: the state was made elsewhere, and counts once anywhere."""
+    async with world.browser() as browser:
+        away = await browser.post("/sign-in", data={"way": "elsewhere", "next": "/dashboard"})
+        query = {"state": queried(led_to(away))["state"], "code": "grace"}
+        landed, again = [await browser.get("/sign-in/callback/elsewhere", params=query) for _ in range(2)]
+        assert (landed.status_code, led_to(landed), again.status_code) == (200, "/dashboard", 400)
+        assert await opened(browser) == 200
+
+
+async def by_another_issuer(world: World) -> None:
+    """What our server has to remember of its own question are the nonce and the verifier."""
+    async with world.browser() as browser:
+        away = await browser.post("/sign-in", data={"way": "oidc", "next": "/docs"})
+        asked = queried(led_to(away))
+        about = {"iss": world.issuer.url, "sub": "eve"}
+        identity = token(claims(**about, aud="shop", nonce=asked["nonce"], client_id=None), typ="JWT")
+        access = token(claims(**about, aud=f"{world.url}/mcp"))
+        world.issuer.answers["/token"] = lambda request: (
+            {"id_token": identity, "access_token": access, "token_type": "Bearer"}
+            if challenge(parse_qs(request.rpartition(b"\r\n")[2].decode())["code_verifier"][0])
+            == asked["code_challenge"]
+            else b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"
+        )
+        query = {"state": asked["state"], "code": "c", "iss": world.issuer.url}
+        landed = await browser.get("/sign-in/callback/oidc", params=query)
+        assert (landed.status_code, led_to(landed)) == (200, "/docs"), landed.text
+        assert await opened(browser, "/docs") == 200
+
+
+async def for_a_client(world: World) -> None:
+    """From the registration to a renewed token; each step may be at another worker."""
+    async with world.browser() as browser, world.browser() as client:
+        about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
+                 "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
+        id = (await client.post("/register", json=about)).json()["client_id"]
+        asked = {"response_type": "code", "client_id": id, "redirect_uri": BACK, "code_challenge": challenge(),
+                 "code_challenge_method": "S256"}  # fmt: skip
+        page = await browser.get("/authorize", params=asked)
+        ticket = re.search(r'name="ticket" value="([^"]+)"', page.text)
+        assert ticket, page.text
+        away = await browser.post("/authorize", data={"ticket": unescape(ticket[1]), "way": "elsewhere"})
+        query = {"state": queried(led_to(away))["state"], "code": "eve"}
+        back = await browser.get("/sign-in/callback/elsewhere", params=query)
+        assert back.status_code == 303, back.text
+        form = {"grant_type": "authorization_code", "client_id": id, "code": queried(back.headers["location"])["code"],
+                "code_verifier": VERIFIER}  # fmt: skip
+        for _ in range(3):
+            given = (await client.post("/token", data=form)).json()
+            headers = {"authorization": f"Bearer {given['access_token']}", **POST}
+            assert (await client.post("/mcp", json=request("ping"), headers=headers)).status_code == 200
+            form = {"grant_type": "refresh_token", "client_id": id, "refresh_token": given["refresh_token"]}
+
+
+async def at_another_server(world: World) -> None:
+    """The inspector's: what it asked, whom it registered, and the tokens are for all workers."""
+    async with world.browser() as browser:
+        browser.headers["authorization"] = "Bearer " + "k" * 20
+        begun = await browser.post("/inspect/sign-in/1", json={"challenge": 'Bearer scope="books:read"'})
+        assert begun.status_code == 200, begun.text
+        query = {"state": queried(begun.json()["url"])["state"], "code": "c", "iss": world.other.origin}
+        landed, again = [await browser.get("/inspect/callback", params=query) for _ in range(2)]
+        assert (landed.status_code, again.status_code) == (200, 403), landed.text
+        asked = len(world.other.forms)
+        world.other.valid.clear()  # so that one of them renews the token, and the others wait for that
+        replies = await asyncio.gather(*(browser.post("/inspect/via/1", json=CALL) for _ in range(6)))
+        assert {each.status_code for each in replies} == {200}
+        assert [each["grant_type"] for each in world.other.forms[asked:]] == ["refresh_token"]
+        assert (await browser.delete("/inspect/sign-in/1")).json() == {"revoked": True}
+        assert (await browser.post("/inspect/via/1", json=CALL)).status_code == 401
+
+
+def led_to(reply: httpx2.Response) -> str:
+    """Where a page leads on."""
+    found = re.search(r'content="0;url=([^"]+)"', reply.text)
+    assert found, reply.text
+    return unescape(found[1])
+
+
+def queried(url: str) -> dict[str, str]:
+    """The query of a URL."""
+    return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+
+
+async def opened(browser: httpx2.AsyncClient, page: str = "/dashboard") -> int:
+    """What the browser gets, at every server."""
+    found = {(await browser.get(page)).status_code for _ in range(TIMES)}
+    assert len(found) == 1
+    return found.pop()
+
+
+WAYS: list[Callable[[World], Awaitable[None]]] = [
+    by_password, by_an_upstream, by_another_issuer, for_a_client, at_another_server,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["four workers", "two servers with Redis"])
+async def test_a_sign_in_that_begins_at_one_worker_ends_at_another(tmp_path: Path, kind: str) -> None:
+    """Our choice: nothing of it is in one process only. Each way is gone several times, by whatever workers."""
+    async with servers(tmp_path, kind) as world:
+        for way in WAYS * TIMES:
+            await way(world)

@@ -1,0 +1,205 @@
+"""What is taken back on one worker ends streams on all: of four with their own store, of two servers with Redis."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self, cast
+from urllib.parse import urlencode
+
+import pytest
+from uvicorn.server import ServerState
+
+from auth.issuing.test_workers import BACK, Shop
+from auth.test_sign_in import FORM, OWN, cookie
+from auth.test_stream_ends import KEPT, open_stream, rest_of
+from auth_world import STREAM, Guarded
+from four_workers import somewhere
+from http_peer import Peer, Running
+from issuing_world import VERIFIER
+from millstream.auth._issuing.user_file import UserFile
+from millstream.auth._key_file import KeyFile
+from patience import WAIT
+from processes import free_port, millstream
+from redis_parts import RedisServer
+from workers_world import started
+
+pytestmark = pytest.mark.server
+
+PROGRAM = """
+import os
+from millstream import Server, auth
+
+users = auth.users(file=os.environ["SHOP_USERS"])
+watch = {"millstream:watch": "Watch the dashboard"}
+issuer = auth.issuer(os.environ["SHOP_URL"], users=users, described=watch)
+mcp = Server("shop", serve="all", auth=[issuer, auth.keys(file=os.environ["SHOP_KEYS"])])
+
+
+@mcp.tool(scopes=["orders:write"])
+async def order() -> str:
+    return "ordered"
+"""
+SCOPES = "orders:write millstream:watch"
+TIMES = 3
+"""Streams of each kind at each server. With so many, it's not one worker that has them all."""
+
+
+class World:
+    """The servers of one store, and who may come there."""
+
+    def __init__(self, folder: Path, servers: int) -> None:
+        self.folder = folder
+        self.ports = [free_port() for _ in range(servers)]
+        self.shop = Shop(f"http://127.0.0.1:{self.ports[0]}")
+        self.keys = KeyFile(folder / "keys.json")
+        self.users = UserFile(folder / "users.json")
+        self.key = {name: self.keys.add(name, ("*",), time.time(), None) for name in ("other", "short", "changing")}
+        for name in ("ada", "removed", "another-password"):
+            self.users.add(name, "correct horse", ("*",), time.time())
+
+    def tokens(self) -> tuple[str, Any]:
+        """A client, and what it gets when Ada signs in."""
+        about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
+                 "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
+        client = self.shop.json("/register", about)["client_id"]
+        form = {"grant_type": "authorization_code", "code": self.shop.code(client, SCOPES), "code_verifier": VERIFIER}
+        return client, self.shop.form("/token", client_id=client, **form)
+
+    @asynccontextmanager
+    async def asked(self) -> AsyncIterator[list[Guarded]]:
+        """Each server; any of its workers may get a connection."""
+        there = [Running(ServerState(), port, somewhere=somewhere) for port in self.ports]
+        try:
+            yield [Guarded(cast("Any", None), cast("Any", None), each) for each in there]
+        finally:
+            for each in there:
+                each.leave()
+
+
+@pytest.fixture(scope="module", params=["four workers", "two servers with Redis"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Four workers that share a store of this machine, or two servers that share Redis, with two workers each."""
+    apart = request.param != "four workers"
+    world = World(tmp_path_factory.mktemp("shop"), 2 if apart else 1)
+    (world.folder / "shop.py").write_text(PROGRAM)
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("SHOP_URL", world.shop.url)
+        patch.setenv("SHOP_USERS", str(world.users.path))
+        patch.setenv("SHOP_KEYS", str(world.keys.path))
+        options = ["--workers", "4"]
+        if apart:
+            redis = RedisServer()
+            stack.callback(redis.close)
+            options = ["--workers", "2", "--store", redis.url]
+        for port in world.ports:
+            command = millstream(str(world.folder / "shop.py"), port, *options)
+            stack.enter_context(started(command, port, world.folder / f"{port}.log"))
+        yield world
+
+
+class Listening:
+    """Streams and sockets, at every server."""
+
+    def __init__(self) -> None:
+        self._stack = AsyncExitStack()
+        self.ends: list[tuple[str, asyncio.Task[Any]]] = []
+        """What is open, and what ends with it."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for _, task in self.ends:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in self.ends), return_exceptions=True)
+        await self._stack.aclose()
+
+    async def open(self, servers: list[Guarded], credential: str, kinds: list[str] = KEPT) -> None:
+        """Some of each kind, with a key or token."""
+        for server in servers * TIMES:
+            for kind in kinds:
+                self._hear(kind, await open_stream(server, credential, kind))
+            for speaks in ("", "mcp"):
+                socket = await self._stack.enter_async_context(server.socket(credential, speaks))
+                self._ends(f"socket {speaks}", socket.wait_closed())
+
+    async def open_as_page(self, servers: list[Guarded], jar: str) -> None:
+        """What pages open, with their cookie."""
+        for server in servers * TIMES:
+            for kind in ("/events", "/dashboard/events"):
+                peer = await server.send(None, "GET", kind, **{**STREAM, **OWN, "cookie": jar})
+                assert (await peer.head())[0] == 200
+                self._hear(kind, peer)
+            own = {"cookie": jar, "origin": f"http://127.0.0.1:{server.running.port}"}
+            socket = await self._stack.enter_async_context(server.socket(None, **own))
+            self._ends("socket", socket.wait_closed())
+
+    def _hear(self, kind: str, peer: Peer) -> None:
+        self._ends(kind, rest_of(peer))
+
+    def _ends(self, kind: str, end: Coroutine[Any, Any, Any]) -> None:
+        self.ends.append((kind, asyncio.create_task(end)))
+
+    async def left(self) -> list[str]:
+        """What is open after the time in which everything must end."""
+        await asyncio.wait([task for _, task in self.ends], timeout=WAIT)
+        return self.open_now()
+
+    def open_now(self) -> list[str]:
+        """What is open."""
+        return [kind for kind, task in self.ends if not task.done()]
+
+
+@asynccontextmanager
+async def listening(world: World) -> AsyncIterator[tuple[list[Guarded], Listening]]:
+    """The servers, and what is opened there for the length of the block. The streams of somebody else go on."""
+    async with world.asked() as servers, Listening() as others, Listening() as opened:
+        await others.open(servers, world.key["other"], ["/events"])
+        yield servers, opened
+        assert len(others.open_now()) == len(others.ends)
+
+
+async def test_everything_that_a_token_has_opened_ends_when_it_is_revoked_anywhere(world: World) -> None:
+    """RFC 7009 §2.1: at once, on all servers. One worker is told, and the others hear of it."""
+    async with listening(world) as (servers, opened):
+        client, given = await asyncio.to_thread(world.tokens)
+        await opened.open(servers, given["access_token"])
+        assert len(opened.open_now()) == len(opened.ends)
+        await asyncio.to_thread(world.shop.form, "/revoke", client_id=client, token=given["refresh_token"])
+        assert await opened.left() == []
+
+
+async def test_everything_that_a_key_has_opened_ends_when_it_is_revoked(world: World) -> None:
+    """Each worker reads the file."""
+    async with listening(world) as (servers, opened):
+        await opened.open(servers, world.key["short"])
+        await opened.open_as_page(servers, await cookie(servers[0], world.key["short"]))
+        assert len(opened.open_now()) == len(opened.ends)
+        world.keys.revoke("short")
+        assert await opened.left() == []
+
+
+async def test_everything_that_a_key_has_opened_ends_when_another_takes_its_place(world: World) -> None:
+    """A fixed defect: the name stayed valid, so whoever had stolen the old key went on listening."""
+    async with listening(world) as (servers, opened):
+        await opened.open(servers, world.key["changing"])
+        world.keys.rotate("changing", time.time(), 0.0)
+        assert await opened.left() == []
+
+
+@pytest.mark.parametrize("name", ["removed", "another-password"])
+async def test_what_a_person_has_opened_in_the_pages_ends_when_they_may_not_any_more(world: World, name: str) -> None:
+    """All workers read the file; a new password ends what the old one has opened."""
+    async with listening(world) as (servers, opened):
+        form = urlencode({"name": name, "password": "correct horse", "next": "/dashboard"}).encode()
+        reply = await servers[0].ask(None, "POST", "/sign-in", form, **FORM, **OWN)
+        assert reply.status == 303, reply
+        await opened.open_as_page(servers, reply.headers[b"set-cookie"].split(b";")[0].decode())
+        if name == "removed":
+            world.users.remove(name)
+        else:
+            world.users.set_password(name, "correct battery", time.time())
+        assert await opened.left() == []
