@@ -19,10 +19,11 @@ from millstream.client._oauth.discovery import (
     find_resource,
 )
 from millstream.client._oauth.dpop import SCHEME, Held, Proofs, key_for, wants_nonce
-from millstream.client._oauth.endpoints import Given, ask_token, register, revoke
+from millstream.client._oauth.endpoints import Given, ask_token, revoke
 from millstream.client._oauth.fetching import checked, nearby
 from millstream.client._oauth.identity import Grants
 from millstream.client._oauth.keeping import default_store
+from millstream.client._oauth.ourselves import Ourselves
 from millstream.client._oauth.person import Loopback, Visit, answer_of
 from millstream.client._oauth.store import Registration, Store, Tokens
 
@@ -62,11 +63,7 @@ class OAuth:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._store = store or default_store()
-        self._ours = Registration(client_id, client_secret)
-        self._only = ""
-        """The only issuer that these credentials go to, once there is one."""
-        self._metadata_url = client_metadata_url
-        self._name = name
+        self._who = Ourselves(self._store, Registration(client_id, client_secret), client_metadata_url, name)
         self._scope = scope
         self._as_itself = as_itself
         self._visit = visit
@@ -86,7 +83,7 @@ class OAuth:
         Example:
             >>> OAuth(client_id="me", client_secret=secret).bound_to("https://login.example.com")
         """
-        self._only = issuer
+        self._who.only = issuer
         return self
 
     def managed_by(self, identity: Grants) -> "OAuth":
@@ -176,7 +173,7 @@ class OAuth:
         self._store.save(kept)
         try:
             issuer = await find_issuer(tokens.issuer, self._tls)
-            return issuer is not None and await revoke(issuer, self._known(issuer), tokens, self._tls)
+            return issuer is not None and await revoke(issuer, self._who.known_at(issuer), tokens, self._tls)
         except ClientError:
             return False
 
@@ -195,10 +192,10 @@ class OAuth:
         held = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._proving)
         if self._identity is not None:
             form = await self._identity.grant(issuer, target, wanted, self._tls)
-            await self._buy(url, issuer, self._ours, form, wanted, held)
+            await self._buy(url, issuer, self._who.given, form, wanted, held)
         elif self._as_itself:
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-            await self._buy(url, issuer, self._ours, form, wanted, held)
+            await self._buy(url, issuer, self._who.given, form, wanted, held)
         else:
             await self._authorize(url, issuer, target, wanted, held)
 
@@ -216,21 +213,14 @@ class OAuth:
         checked(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
         issuer = await _issuer_of(url, resource, self._tls)
-        self._bind(url, issuer.issuer)
+        self._who.bind(url, issuer.issuer)
         return resource, issuer
-
-    def _bind(self, url: Url, issuer: str) -> None:
-        """Credentials belong to an issuer: a server mustn't have them sent to another one."""
-        if self._only and issuer != self._only:
-            raise AccessDenied(f"{url} wants tokens of {issuer}, but these credentials are for {self._only}.", 401)
-        if self._ours.client_id:
-            self._only = issuer
 
     async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
         held = Held(self._proofs, tokens.proof_key)
         try:
-            given = await ask_token(issuer, self._known(issuer), form, self._tls, held)
+            given = await ask_token(issuer, self._who.known_at(issuer), form, self._tls, held)
         except ClientError:
             return False
         if given.error or not given.access_token:
@@ -256,34 +246,10 @@ class OAuth:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(f"{issuer.issuer} does not support PKCE with S256: its codes could be stolen.", 401)
         checked(issuer.authorization_endpoint)
-        who = await self._register(issuer, redirect)
+        # A browser here comes back to another port each time, and so to another redirect URI.
+        who = await self._who.register_at(issuer, redirect, self._tls, lasting=redirect == self._redirect_uri)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
         return Asked(issuer, who, target, scope, redirect, state, verifier)
-
-    async def _register(self, issuer: Issuer, redirect: str) -> Registration:
-        ours = self._ourselves(issuer)
-        if ours is not None:
-            return ours
-        kept = self._store.load()
-        known = kept.registrations.get(issuer.issuer)
-        if known is not None and redirect == self._redirect_uri:
-            return known  # a browser here has another port each time, and so another redirect URI
-        found = await register(issuer, self._name, redirect, self._tls)
-        kept.registrations[issuer.issuer] = found
-        self._store.save(kept)
-        return found
-
-    def _ourselves(self, issuer: Issuer) -> Registration | None:
-        """Who we are without being registered by us."""
-        if self._ours.client_id:
-            return self._ours
-        if self._metadata_url and issuer.client_id_metadata_document_supported:
-            return Registration(self._metadata_url, "", "none")
-        return None
-
-    def _known(self, issuer: Issuer) -> Registration:
-        """Who we are at an issuer that has given us tokens."""
-        return self._ourselves(issuer) or self._store.load().registrations.get(issuer.issuer, self._ours)
 
     # What is kept
 
