@@ -114,7 +114,7 @@ async def kill(running: Cluster, report: Report, given: argparse.Namespace, stor
         speakers=given.speakers,
         proxied_speakers=given.speakers,
     )
-    harms = [kill_workers(given.every, report), stop_workers(given.stop_every, given.stopped)]
+    harms = [kill_workers(given.every, report), stop_workers(given.stop_every, given.stopped, report)]
     harm = together(*harms, *([flush(store, given.flush_every)] if given.flush_every else []))
     await storm(running, report, crowd, until=lambda: time.monotonic() >= end, harm=harm)
 

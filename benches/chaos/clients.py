@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from benches.chaos.history import Event, Publication, Subscriber, Told
 
@@ -58,14 +59,21 @@ class Listening(asyncio.Protocol):
             self.lost.set_result(None)
 
 
+class Reconnect(NamedTuple):
+    """From the loss of a connection to the head of the next answer."""
+
+    lost_at: float
+    """By the monotonic clock."""
+    seconds: float
+
+
 class Listener:
     """A subscriber through all its connections."""
 
     def __init__(self, port: int, channel: str) -> None:
         self.log = Subscriber(channel)
         self.last_id = ""
-        self.reconnects: list[float] = []
-        """Seconds from each loss of the connection to the head of the next answer."""
+        self.reconnects: list[Reconnect] = []
         self.waiting: dict[str, asyncio.Event] = {}
         """Data that somebody waits for."""
         self._port = port
@@ -74,7 +82,7 @@ class Listener:
     def connected(self) -> None:
         """The server has answered."""
         if self._lost_at:
-            self.reconnects.append(time.monotonic() - self._lost_at)
+            self.reconnects.append(Reconnect(self._lost_at, time.monotonic() - self._lost_at))
             self._lost_at = 0.0
 
     def take(self, frame: bytes) -> None:

@@ -10,12 +10,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benches.chaos.clients import Listener, Publisher, paced
+from benches.chaos.clients import Listener, Publisher, Reconnect, paced
 from benches.chaos.history import Publication, check
 from benches.chaos.proxy import Proxy
 from benches.chaos.speakers import KINDS, Speaker
@@ -75,7 +75,9 @@ class Report:
     acknowledged: int = 0
     received: int = 0
     gaps: int = 0
-    reconnects: list[float] = field(default_factory=list)
+    reconnects: list[Reconnect] = field(default_factory=list)
+    stood: list[tuple[float, float]] = field(default_factory=list)
+    """When a worker was stopped: from, and until. The kernel goes on accepting for it, so that some wait that long."""
     wrong: list[str] = field(default_factory=list)
     harm: int = 0
     seconds: float = 0.0
@@ -96,17 +98,30 @@ class Report:
         """Publications a second."""
         return self.published / self.seconds if self.seconds else 0.0
 
-    def quantile(self, part: float) -> float:
-        """Seconds of a reconnect, at a part of all."""
-        ordered = sorted(self.reconnects)
-        return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
+    def _meanwhile(self, reconnect: Reconnect) -> bool:
+        """Whether a worker was stopped in the course of it."""
+        end = reconnect.lost_at + reconnect.seconds
+        return any(begin <= end and reconnect.lost_at <= until for begin, until in self.stood)
+
+    def reconnected(self) -> str:
+        """How long it took to come back, while all workers could run and while one was stopped."""
+        free = sorted(each.seconds for each in self.reconnects if not self._meanwhile(each))
+        held = sorted(each.seconds for each in self.reconnects if self._meanwhile(each))
+        beside = f" and {len(held)} while a worker was stopped ({_percentiles(held)})" if held else ""
+        return f"{len(free)} reconnects ({_percentiles(free)}){beside}"
 
     def __str__(self) -> str:
         return (
             f"{self.acknowledged} of {self.published} publications acknowledged, {self.received} events received, "
-            f"{self.gaps} gaps told, {len(self.reconnects)} reconnects (p50 {self.quantile(0.5) * 1000:.0f} ms, "
-            f"p99 {self.quantile(0.99) * 1000:.0f} ms), harm done {self.harm} times, {len(self.wrong)} faults"
+            f"{self.gaps} gaps told, {self.reconnected()}, harm done {self.harm} times, {len(self.wrong)} faults"
         )
+
+
+def _percentiles(ordered: Sequence[float]) -> str:
+    parts = {
+        part: ordered[min(len(ordered) - 1, int(part * len(ordered) / 100))] if ordered else 0 for part in (50, 99)
+    }
+    return ", ".join(f"p{part} {seconds * 1000:.0f} ms" for part, seconds in parts.items())
 
 
 def _command(pid: int) -> bytes:
@@ -222,7 +237,7 @@ async def storm(
     for each in listeners:
         report.received += sum(hasattr(item, "place") for item in each.log.got)
         report.gaps += sum(not hasattr(item, "place") for item in each.log.got)
-    report.reconnects += [seconds for each in direct for seconds in each.reconnects]
+    report.reconnects += [reconnect for each in direct for reconnect in each.reconnects]
     for speaker in speakers:
         report.results[speaker.kind] += speaker.results
         report.again[speaker.kind] += speaker.again.total()
@@ -231,7 +246,7 @@ async def storm(
     return report
 
 
-def stop_workers(every: float, seconds: float) -> Harm:
+def stop_workers(every: float, seconds: float, report: Report) -> Harm:
     """SIGSTOP for a worker, and SIGCONT some time later: it wakes up and doesn't know that time has passed."""
 
     async def harm(running: Cluster) -> None:
@@ -241,11 +256,13 @@ def stop_workers(every: float, seconds: float) -> Harm:
             if not workers:
                 continue
             stopped = random.choice(workers)
+            began = time.monotonic()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(stopped, signal.SIGSTOP)
                 try:
                     await asyncio.sleep(seconds)
                 finally:
+                    report.stood.append((began, time.monotonic()))
                     os.kill(stopped, signal.SIGCONT)
 
     return harm
