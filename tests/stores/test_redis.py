@@ -72,6 +72,47 @@ async def test_a_wrong_password_is_named_and_not_shown(server: RedisServer) -> N
         await store.kv.put("key", b"", TTL)
 
 
+async def test_a_password_that_is_changed_while_it_runs_is_a_store_that_is_away_until_it_fits(
+    server: RedisServer,
+) -> None:
+    """Fixed defect: it was another error than any that a store may give, so a call that logs failed, and a publication
+    was answered with 500.
+    """
+    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
+    async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
+        await quiet(store)
+        (first,) = await append(store, STREAM, b"before")
+        server.ask("ACL", "SETUSER", "millstream", "resetpass", ">another")
+        server.ask("CLIENT", "KILL", "USER", "millstream")
+        await until(lambda: not store._commands._links)
+        for ask in (
+            lambda: append(store, STREAM, b"refused"),
+            lambda: store.log.read(STREAM, None),
+            lambda: store.kv.put("session:a", b"", TTL),
+            lambda: store.kv.keys(""),
+            lambda: store.members.join("chat", "ann", b"", Told(STREAM, b"", TTL, 10)),
+        ):
+            with pytest.raises(StoreUnavailable) as refused:
+                await ask()
+            assert "user or password" in str(refused.value)
+            assert "secret" not in str(refused.value)
+        server.ask("ACL", "SETUSER", "millstream", ">secret")
+        (second,) = await append(store, STREAM, b"after")
+        assert second == Position(first.epoch, first.offset + 1)
+
+
+async def test_a_right_that_is_taken_away_while_it_runs_is_a_store_that_is_away(server: RedisServer) -> None:
+    """As for a password: the error says which command."""
+    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
+    async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
+        await quiet(store)
+        server.ask("ACL", "SETUSER", "millstream", "-evalsha")
+        with pytest.raises(StoreUnavailable, match="evalsha"):
+            await append(store, STREAM, b"refused")
+        server.ask("ACL", "SETUSER", "millstream", "+evalsha")
+        await append(store, STREAM, b"taken")
+
+
 async def test_a_redis_that_evicts_is_refused(server: RedisServer) -> None:
     """It would lose sessions and events in silence."""
     server.ask("CONFIG", "SET", "maxmemory", "100mb")

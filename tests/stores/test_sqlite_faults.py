@@ -85,6 +85,20 @@ async def test_a_full_file_refuses_and_keeps_what_it_has_and_goes_on_when_there_
     assert await read_all(store, "hub:journal") == [*kept, Entry(position, b"again")]
 
 
+async def test_a_file_that_cannot_be_written_anymore_is_a_store_that_is_away(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed defect: it was another error than any that a store may give, and callers made an internal error of it."""
+    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    await append(store, "hub:journal", b"a")
+    database(store).execute("PRAGMA query_only=1")
+    with pytest.raises(StoreUnavailable, match="can't be written"):
+        await append(store, "hub:journal", b"b")
+    assert data_of(await store.log.read("hub:journal", None)) == [b"a"]
+    await append(store, "hub:journal", b"c")
+    assert data_of(await store.log.read("hub:journal", None)) == [b"a", b"c"]
+
+
 async def test_a_full_disk_is_not_asked_again_by_every_caller(store: SqliteStore) -> None:
     """Our choice: for a second, changes fail at once; reads go on."""
     await append(store, "hub:journal", b"a")

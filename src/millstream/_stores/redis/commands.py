@@ -155,7 +155,7 @@ class Commands:
                 try:
                     link = await self._link_at(place)
                     cursor, names = await link.ask("SCAN", cursor, "MATCH", pattern, "COUNT", page)
-                except (OSError, Refused) as failure:
+                except (OSError, LocalError, Refused) as failure:
                     raise _unavailable(str(failure)) from None
                 found += [name.decode("utf-8", "surrogateescape") for name in names]
                 if cursor == b"0":
@@ -176,7 +176,17 @@ class Commands:
             return await self._insist(asked, failure)
 
     async def _insist(self, asked: "_Question", failure: Exception | None) -> Any:
-        """Ask until it's answered, or the patience ends."""
+        """Ask until it's answered, or the patience ends. To those who ask, a server that can't be used is one that is
+        away.
+        """
+        try:
+            return await self._persist(asked, failure)
+        except LocalError as wrong:
+            if type(wrong) is not LocalError:
+                raise
+            raise StoreUnavailable(str(wrong)) from None
+
+    async def _persist(self, asked: "_Question", failure: Exception | None) -> Any:
         deadline = asked.begun + PATIENCE
         pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
         while not self.closed:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import StoreUnavailable
+from millstream._stores.base import StoreFull, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ class Commits:
         try:
             await self.run(lambda: self._journal.write(changes))
         except Exception as exc:  # also what can't be: the changes aren't in the file
-            error = exc if isinstance(exc, LocalError) else StoreUnavailable(f"The SQLite store failed: {exc!r}")
+            error = _as_told(exc)
             self._commits = False
             self._failed, self._broken = (time.monotonic(), error), error
             for change in made:
@@ -191,7 +191,7 @@ class Commits:
         try:
             content = await self.run(lambda: self._journal.recover(error))
         except Exception as exc:
-            error = exc if isinstance(exc, LocalError) else StoreUnavailable(f"The SQLite store failed: {exc!r}")
+            error = _as_told(exc)
             self._fail_all(error)
         else:
             self._journal.restore(content)
@@ -230,3 +230,10 @@ class Commits:
                 done.set_result(work())
             except Exception as exc:
                 done.set_exception(exc)
+
+
+def _as_told(exc: Exception) -> LocalError:
+    """What went wrong with the file, as the contract of stores has it: whoever asks may know nothing of files."""
+    if isinstance(exc, StoreFull | StoreUnavailable):
+        return exc
+    return StoreUnavailable(str(exc) if isinstance(exc, LocalError) else f"The SQLite store failed: {exc!r}")
