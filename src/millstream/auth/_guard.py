@@ -13,8 +13,8 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, NamedTuple
 
 from millstream._http.lane.lines import usual_lines
-from millstream._http.message import Handler, Request, Response, Sink
-from millstream._limits.gcra import Limiter, Rate, neighborhood, told
+from millstream._http.message import Handler, Request, Response, Sink, neighborhood
+from millstream._limits.gcra import Limiter, Rate, told
 from millstream._limits.names import named
 from millstream._limits.pool import Pool
 from millstream._protocol.principal import Principal

@@ -161,7 +161,7 @@ def _read_key(raw: Any) -> PublicKey | None:
 
 def _is_usual(key: Any) -> bool:
     """Whether an RSA key is strong, and quick to verify with."""
-    return key.key_size >= _MIN_RSA_BITS and key.public_numbers().e.bit_length() <= _MAX_EXPONENT_BITS
+    return bool(key.key_size >= _MIN_RSA_BITS and key.public_numbers().e.bit_length() <= _MAX_EXPONENT_BITS)
 
 
 def shared_secret(secret: str) -> PublicKey:

@@ -261,7 +261,7 @@ class OAuth:
         return Asked(issuer, who, target, scope, redirect, state, verifier)
 
     async def _register(self, issuer: Issuer, redirect: str) -> Registration:
-        ours = self._ourselves(issuer)
+        ours = _known_at(issuer, self._ours, self._metadata_url)
         if ours is not None:
             return ours
         kept = self._store.load()
@@ -273,22 +273,25 @@ class OAuth:
         self._store.save(kept)
         return found
 
-    def _ourselves(self, issuer: Issuer) -> Registration | None:
-        """Who we are without being registered by us."""
-        if self._ours.client_id:
-            return self._ours
-        if self._metadata_url and issuer.client_id_metadata_document_supported:
-            return Registration(self._metadata_url, "", "none")
-        return None
-
     def _known(self, issuer: Issuer) -> Registration:
         """Who we are at an issuer that has given us tokens."""
-        return self._ourselves(issuer) or self._store.load().registrations.get(issuer.issuer, self._ours)
+        return _known_at(issuer, self._ours, self._metadata_url) or self._store.load().registrations.get(
+            issuer.issuer, self._ours
+        )
 
     # What is kept
 
     def _tokens(self, url: Url) -> Tokens | None:
         return self._store.load().tokens.get(str(url))
+
+
+def _known_at(issuer: Issuer, ours: Registration, metadata_url: str) -> Registration | None:
+    """Who we are at an issuer without registering there."""
+    if ours.client_id:
+        return ours
+    if metadata_url and issuer.client_id_metadata_document_supported:
+        return Registration(metadata_url, "", "none")
+    return None
 
 
 def _target(url: Url, resource: Resource | None) -> str:
