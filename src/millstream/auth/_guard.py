@@ -80,7 +80,8 @@ class Guard:
         """`ring` gives the keys that seal what the guard hands out."""
         # Configuration
         self._ring = ring
-        self.methods: tuple[Method, ...] = tuple(methods)
+        self.methods: tuple[Method, ...] = tuple(sorted(methods, key=lambda each: each.shows))
+        """In the order in which they are asked: what is known here is shown to nobody."""
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
         self.pool: Pool | None = None
