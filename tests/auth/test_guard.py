@@ -161,7 +161,7 @@ async def test_an_address_that_sends_many_wrong_keys_is_slowed_and_known_callers
 class Asks:
     """A method that has to ask somebody, which takes as long as the test wants."""
 
-    resource, issuers, scopes, binds = "", (), (), False
+    resource, issuers, scopes, binds, shows = "", (), (), False, False
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from auth_world import guarded, make_server
-from issuer_world import AUDIENCE, OTHER, Issuer, claims, issuing, key_set, token
+from auth_world import BOB, ROOT, guarded, make_server
+from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, issuing, key_set, token
 from millstream import auth
 from millstream.auth._asking_issuers import ask_issuer
 from millstream.auth._challenge import PROVED_BY
@@ -205,6 +205,20 @@ async def test_an_opaque_token_is_asked_about_once_and_then_believed_for_a_while
             basic = head.split("authorization: Basic ")[1].split("\r\n")[0]
             assert b64decode(basic) == b"mill%3Astream:s%25cret%2F"
             assert (await world.post("unknown", PING)).status == 401
+
+
+async def test_a_key_or_token_that_is_known_here_is_shown_to_no_endpoint() -> None:
+    """A fixed defect: whoever ran the endpoint got every key that was good here, since it was asked first."""
+    async with issuing() as issuer:
+        answers(issuer, {"opaque": {**claims(iss=None), "active": True}})
+        signed = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))
+        methods = [introspected(issuer), auth.keys(ROOT), signed]
+        async with guarded(make_server(methods, auth_key=BOB)) as world:
+            for credential in (ROOT, BOB, token()):
+                assert (await world.post(credential, PING)).status == 200
+            assert issuer.asked["/introspect"] == 0
+            assert (await world.post("opaque", PING)).status == 200
+            assert issuer.asked["/introspect"] == 1
 
 
 @pytest.mark.parametrize("changes", [

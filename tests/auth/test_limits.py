@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from auth_world import ALICE, BOB, Guarded, guarded, make_server
 from fleet import until
 from millstream import Server, Settings
-from millstream._limits import Limiter, Rate, neighborhood
+from millstream._http.message import Request, neighborhood
+from millstream._limits import Limiter, Rate
 from millstream._limits.quota import period
 from millstream._limits.shared import SharedLimiter
 from millstream._stores.rates import Taken
@@ -125,6 +126,7 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
 def test_an_ipv6_address_counts_as_its_network(address: str, counted: str) -> None:
     """Whoever has one of them has 2**64."""
     assert neighborhood(address) == counted
+    assert Request("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
 
 
 def limited(**options: Any) -> Server:

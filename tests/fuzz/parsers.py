@@ -18,8 +18,8 @@ from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.media import accepted
-from millstream._http.message import query_values
-from millstream._limits.gcra import Rate, neighborhood
+from millstream._http.message import neighborhood, query_values
+from millstream._limits.gcra import Rate
 from millstream._limits.quota import CalendarQuota
 from millstream._protocol import jsonrpc, session_token, sse
 from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name

@@ -122,6 +122,18 @@ async def test_caps_are_total_for_each_address_and_for_each_channel() -> None:
         assert hub.stats().channels == {"a": 3, "b": 1}
 
 
+async def test_all_addresses_of_an_ipv6_network_have_one_cap() -> None:
+    """A fixed defect: a customer has 2**64 addresses, and the cap was for each of them."""
+    async with running(max_connections_per_address=2) as hub:
+        first = await listen(hub, "a", address="2001:db8::1")
+        await listen(hub, "a", address="2001:DB8:0::2")
+        with pytest.raises(TooMany, match="address: 2"):
+            await listen(hub, "a", address="2001:db8::3")
+        await listen(hub, "a", address="2001:db8:0:1::1")
+        first.close()
+        await listen(hub, "a", address="2001:db8::3")
+
+
 async def test_the_hook_decides_on_channels_and_on_what_a_pattern_reaches() -> None:
     """Our choice: per-channel authorization. A pattern must not reach what its holder may not hear by name."""
 

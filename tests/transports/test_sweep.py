@@ -247,6 +247,22 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     assert not unnamed.over_cap
 
 
+def test_all_addresses_of_an_ipv6_network_have_one_cap(loop: Loop) -> None:
+    """A fixed defect: a customer has 2**64 addresses, and the cap was for each of them."""
+    state = ServerState()
+    guard = Guard(state, HttpLimits.of(Settings(max_connections_per_address=2)), cast("Any", loop))
+    near, other = [Connection() for _ in range(3)], Connection()
+    for number, each in enumerate((*near, other)):
+        each.peer = f"2001:db8:0:{number // 3}::{number}"
+        assert guard.admit(each)
+    assert [each.over_cap for each in (*near, other)] == [False, False, True, False]
+    for each in near:
+        guard.release(each)
+    near[0].over_cap = False
+    assert guard.admit(near[0])
+    assert not near[0].over_cap
+
+
 def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: Loop) -> None:
     """Above the cap nobody may wait long: the next probe wants the place."""
     guard = Guard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))

@@ -14,7 +14,8 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from millstream._config import Settings
-from millstream._limits.gcra import Limiter, Rate, neighborhood, rate_lines
+from millstream._http.message import neighborhood
+from millstream._limits.gcra import Limiter, Rate, rate_lines
 from millstream._limits.names import named
 from millstream._limits.pool import Pool
 from millstream._limits.quota import CalendarQuota

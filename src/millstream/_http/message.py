@@ -7,7 +7,8 @@ and the lane) build the one and carry out the other. Nothing here knows MCP, a s
 """
 
 from collections.abc import Awaitable, Callable, Collection
-from functools import partial
+from functools import lru_cache, partial
+from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 from urllib.parse import parse_qs
 
@@ -16,6 +17,8 @@ from msgspec import Struct
 from millstream._protocol.principal import Principal
 
 JSON_HEAD = b"content-type: application/json\r\n"
+_CUSTOMER = 64
+"""Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
 STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 
@@ -95,6 +98,21 @@ class Sink(Outlet, Protocol):
         """Wait until it is closed. The bytes may still be on their way."""
 
 
+@lru_cache(maxsize=4096)
+def neighborhood(address: str) -> str:
+    """What counts as one address: of IPv6 the network of one customer, since its owner has all addresses in it."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    network = int(parsed) >> (128 - _CUSTOMER) << (128 - _CUSTOMER)
+    return f"{IPv6Address(network)}/{_CUSTOMER}"
+
+
 class Request(Struct, eq=False):
     """One HTTP request with its whole body. A Struct because one is made for every request, without a Python call.
 
@@ -123,8 +141,8 @@ class Request(Struct, eq=False):
 
     @property
     def owner(self) -> str:
-        """Whose share of the server's capacity it takes: the principal's, else that of the peer's address."""
-        return self.peer if self.principal is None else self.principal.id
+        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `neighborhood`."""
+        return neighborhood(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
         """Called when the handler's task was cancelled, but not its call. True if the peer has gone; if not, it still

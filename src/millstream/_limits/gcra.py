@@ -7,8 +7,6 @@ Nothing here knows who is limited, or why.
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 from math import ceil
 from time import monotonic
 
@@ -18,8 +16,6 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _RATE = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(second|minute|hour|day)")
 _SLACK = 1e-6
 """Seconds that sums of fractions may be off."""
-_NEIGHBOURS = 64
-"""Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
 
 
 class Rate(Struct, frozen=True):
@@ -132,18 +128,3 @@ def rate_lines(name: str, rate: Rate, left: int, wait: float) -> bytes:
         left,
         seconds,
     )
-
-
-@lru_cache(maxsize=4096)
-def neighborhood(address: str) -> str:
-    """What counts as one address: of IPv6 the network of one customer, since its owner has all addresses in it."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    network = int(parsed) >> (128 - _NEIGHBOURS) << (128 - _NEIGHBOURS)
-    return f"{IPv6Address(network)}/{_NEIGHBOURS}"

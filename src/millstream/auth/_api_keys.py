@@ -26,6 +26,7 @@ class KeyMethod:
     issuers: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     binds = False
+    shows = False
 
     def __init__(
         self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Callable[[], float] = time.time

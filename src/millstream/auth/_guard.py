@@ -13,8 +13,8 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, NamedTuple
 
 from millstream._http.lane.lines import usual_lines
-from millstream._http.message import Handler, Request, Response, Sink
-from millstream._limits.gcra import Limiter, Rate, neighborhood, told
+from millstream._http.message import Handler, Request, Response, Sink, neighborhood
+from millstream._limits.gcra import Limiter, Rate, told
 from millstream._limits.names import named
 from millstream._limits.pool import Pool
 from millstream._protocol.principal import Principal
@@ -80,7 +80,8 @@ class Guard:
         """`ring` gives the keys that seal what the guard hands out."""
         # Configuration
         self._ring = ring
-        self.methods: tuple[Method, ...] = tuple(methods)
+        self.methods: tuple[Method, ...] = tuple(sorted(methods, key=lambda each: each.shows))
+        """In the order in which they are asked: what is known here is shown to nobody."""
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
         self.pool: Pool | None = None

@@ -46,6 +46,7 @@ class IntrospectedMethod:
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
         self.binds = True
+        self.shows = True
         self.issuers: tuple[str, ...] = (rules.issuer,)
         self.scopes: tuple[str, ...] = tuple(scopes)
         # Process

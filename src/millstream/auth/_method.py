@@ -70,6 +70,8 @@ class Method(Protocol):
     """Scopes without which nobody gets in."""
     binds: bool
     """Credentials of this kind may be bound to a key, of which each request has a proof (DPoP, RFC 9449)."""
+    shows: bool
+    """Whoever is asked sees the credential, such as an endpoint elsewhere: it's asked after all other methods."""
 
     async def identify(self, credential: str) -> Identity | None:
         """Whom a credential belongs to; None for one that is not valid here, for whatever reason.

@@ -68,6 +68,7 @@ class RunningOidc:
         self.holds = tokens.holds
         self.epoch = tokens.epoch
         self.binds = True
+        self.shows = False
         self.prefetch = tokens.prefetch
         self._title = title
         self._known = known

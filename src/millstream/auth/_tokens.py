@@ -47,6 +47,7 @@ class TokenMethod:
         self.issuers: tuple[str, ...] = (rules.issuer,)
         self.scopes: tuple[str, ...] = tuple(scopes)
         self.binds = True
+        self.shows = False
         self.prefetch = keys.prefetch
 
     async def identify(self, credential: str) -> Identity | None:

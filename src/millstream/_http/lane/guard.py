@@ -20,7 +20,7 @@ from millstream._http.lane.reply import BODY_TIMEOUT, HEADER_TIMEOUT, Heads
 from millstream._http.lane.standby import Starter
 from millstream._http.lane.states import ASGI_BODY, BODY, CLOSED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Response
+from millstream._http.message import Response, neighborhood
 
 _EAGER = sys.version_info >= (3, 12)
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, ASGI_BODY: BODY_TIMEOUT, BODY: BODY_TIMEOUT, USUAL_BODY: BODY_TIMEOUT}
@@ -125,8 +125,8 @@ class Guard:
         limits, peer = self._limits, connection.peer
         connection.over_cap = len(self._state.connections) > limits.max_connections
         if limits.max_connections_per_address and peer:
-            self._counts[peer] += 1
-            connection.over_cap |= self._counts[peer] > limits.max_connections_per_address
+            self._counts[near := neighborhood(peer)] += 1
+            connection.over_cap |= self._counts[near] > limits.max_connections_per_address
         if not connection.over_cap:
             return True
         self._spares = {each for each in self._spares if each.phase < REFUSED}
@@ -146,8 +146,8 @@ class Guard:
         self._spares.discard(connection)
         if self._starter is not None and not self._connections:
             self._starter.rest()
-        if connection.peer in self._counts:
-            self._counts[connection.peer] -= 1
+        if (near := neighborhood(connection.peer)) in self._counts:
+            self._counts[near] -= 1
 
     def _sweep(self) -> None:
         self.clock = now = self._loop.time()
@@ -197,4 +197,4 @@ class Guard:
 
 def _address(connection: object) -> str:
     client: tuple[str, int] | None = getattr(connection, "client", None)
-    return client[0] if client else ""
+    return neighborhood(client[0]) if client else ""

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import msgspec
 from msgspec import UNSET, Struct
 
+from millstream._http.message import neighborhood
 from millstream._protocol.admission import Admitted
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId
@@ -156,10 +157,10 @@ class Call(Struct, eq=False, kw_only=True):
 
     @property
     def owner(self) -> str:
-        """Whose share of the server's capacity the call takes: the principal's, else that of the peer's address."""
+        """Whose share of the server's capacity it takes: the principal's, else that of the peer's `neighborhood`."""
         if self.principal is not None:
             return self.principal.id
-        return "" if self.origin is None else self.origin.peer
+        return "" if self.origin is None else neighborhood(self.origin.peer)
 
     def open_line(self) -> Line:
         """The line, opened when it was not yet."""

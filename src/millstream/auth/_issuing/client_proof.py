@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote_plus
 
-from millstream._http.message import Request
+from millstream._http.message import Request, neighborhood
 from millstream._http.outbound import Judge, fetch, is_public
 from millstream._limits.everywhere import Everywhere
-from millstream._limits.gcra import Limiter, Rate, neighborhood, told
+from millstream._limits.gcra import Limiter, Rate, told
 from millstream._protocol.json_schema import is_array
 from millstream.auth._claims import LEEWAY
 from millstream.auth._issuing.answers import OAuthError, Parameters

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Request
+from millstream._http.message import Request, neighborhood
 from millstream._http.outbound import Fetched, OutboundError, check_url, fetch, is_public
 from millstream._limits.everywhere import Everywhere
-from millstream._limits.gcra import Rate, neighborhood
+from millstream._limits.gcra import Rate
 from millstream._limits.pool import Pool
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.auth._issuing.records import CODE, REFRESH, Client

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.message import Request, Response
+from millstream._http.message import Request, Response, neighborhood
 from millstream._limits.everywhere import Everywhere
-from millstream._limits.gcra import Rate, neighborhood
+from millstream._limits.gcra import Rate
 from millstream.auth._issuing.answers import OAuthError, reply
 from millstream.auth._issuing.clients import Clients
 from millstream.auth._issuing.documents import RedirectRefused, client_of

@@ -88,6 +88,7 @@ class RunningIssuer:
         self.issuers: tuple[str, ...] = (plan.url,)
         self.scopes: tuple[str, ...] = plan.scopes
         self.binds: bool = True
+        self.shows: bool = False
         self.by_password: bool = plan.passwords is not None
         self.ways: Mapping[str, str] = {name: each.label for name, each in plan.upstreams.items()}
         self.landing: Landing | None = None

@@ -1,6 +1,7 @@
 """Names and passwords, checked no faster than somebody can type: one count for every page that asks for them."""
 
-from millstream._limits.gcra import Rate, neighborhood
+from millstream._http.message import neighborhood
+from millstream._limits.gcra import Rate
 from millstream.auth._issuing.attempts import Attempts
 from millstream.auth._issuing.people import People
 from millstream.auth._issuing.vault import Vault

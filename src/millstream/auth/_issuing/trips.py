@@ -9,8 +9,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from millstream._http.message import Handler, Request, Response
-from millstream._limits.gcra import Limiter, Rate, neighborhood
+from millstream._http.message import Handler, Request, Response, neighborhood
+from millstream._limits.gcra import Limiter, Rate
 from millstream.auth._issuing import pages
 from millstream.auth._issuing.answers import Parameters
 from millstream.auth._issuing.metadata import CALLBACK

@@ -92,9 +92,7 @@ class OAuth:
         return self
 
     def proving(self) -> "OAuth":
-        """Have tokens bound to a key of this client (DPoP, RFC 9449) at every issuer that does that, and not only for
-        servers that ask for it. Whoever steals such a token can't use it. Each request takes a signature more.
-        """
+        """Have tokens bound to a key of ours (DPoP) wherever the issuer can. Each request takes a signature then."""
         self._proving = True
         return self
 

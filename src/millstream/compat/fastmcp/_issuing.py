@@ -13,9 +13,8 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, Request, Response, neighborhood
 from millstream._limits.everywhere import Everywhere
-from millstream._limits.gcra import neighborhood
 from millstream._limits.pool import Pool
 from millstream._server.calls.services import Services
 from millstream.auth._issuing import pages

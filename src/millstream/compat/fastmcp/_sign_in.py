@@ -1,5 +1,6 @@
 """Sign-in as the other libraries configure it: settings, and a verifier that tells whose a token is."""
 
+import logging
 import time
 from contextlib import suppress
 from math import inf
@@ -10,6 +11,8 @@ from millstream.auth._method import Identity, Unavailable
 from millstream.compat._pydantic_parts import BaseModel, Field
 from millstream.compat._types import Url
 from millstream.compat.fastmcp._injection import current
+
+logger = logging.getLogger("millstream")
 
 _SECONDS = 10.0
 """How long a verifier's word counts where the token does not end earlier."""
@@ -66,6 +69,7 @@ class VerifierMethod:
     """A verifier as one of our ways to sign in."""
 
     binds = False
+    shows = True
 
     def __init__(self, verifier: TokenVerifier, settings: Any) -> None:
         self._verifier = verifier
@@ -84,7 +88,8 @@ class VerifierMethod:
         try:
             found = await self._verifier.verify_token(credential)
         except Exception as error:
-            raise Unavailable(f"The token verifier failed: {error}") from error
+            logger.exception("The token verifier failed.")
+            raise Unavailable("Nobody can tell now whether the token is valid. Try again later.") from error
         if found is None or (self._checked and str(found.resource or "").rstrip("/") != self.resource):
             return None
         seconds, until = _SECONDS, inf
