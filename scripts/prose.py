@@ -82,9 +82,10 @@ def judged(path: str, start: int, text: str) -> Iterator[Found]:
     plain = prose(text)
     joined = re.sub(r"(?<=\S)\n[ \t]*(?=[^\s|#>*-])", " ", plain)
     seen = re.sub(r"(?<=\S)\n[ \t]*(?=[^\s|#>*-])", "\v", plain)
+    lines = [(number, words) for number, line in enumerate(joined.split("\n")) if (words := line.strip())]
     for pattern, advice in PATTERNS.items():
-        for number, line in enumerate(joined.split("\n")):
-            for match in pattern.finditer(line.strip()):
+        for number, words in lines:
+            for match in pattern.finditer(words):
                 before = seen.split("\n")[: number + 1]
                 at = number + sum(each.count("\v") for each in before[:-1])
                 yield Found(path, start + at, match[0].strip(), advice)

@@ -3,11 +3,12 @@
 import gc
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 
 import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import HealthCheck, settings
 
 from processes import Tests
@@ -34,10 +35,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`make unit` imports no file whose tests are all left out."""
-    if config.getoption("markexpr") != "not server" or not collection_path.name.startswith("test_"):
+    """`make unit` imports no file whose tests are all left out, and nothing of a folder of such files."""
+    if config.getoption("markexpr") != "not server":
         return None
-    return "\npytestmark = pytest.mark.server\n" in collection_path.read_text("utf-8") or None
+    if collection_path.is_dir():
+        files = list(collection_path.rglob("test_*.py"))
+    else:
+        files = [collection_path] if collection_path.name.startswith("test_") else []
+    left_out = bool(files) and all("\npytestmark = pytest.mark.server\n" in path.read_text("utf-8") for path in files)
+    return left_out or None
 
 
 @pytest.hookimpl(trylast=True)
@@ -49,14 +55,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is collected lives as long as the run: no look for garbage goes through it, now or later."""
+    """What is collected lives as long as the run: no look for garbage goes through it, now or later.
+
+    The garbage among it stays, too: to look for that takes as long as a hundred tests.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
-        gc.collect()
         gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def no_garbage() -> Iterator[None]:
+    """For who keeps the syntax trees of all sources: a million objects, and to look for garbage among them again and
+    again takes longer than to parse.
+    """
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,6 +91,23 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:  # pyright: ig
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`make unit` needs no server."""
     Tests.may_serve = item.get_closest_marker("server") is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """A worker of pytest-xdist sends one report of a test that passed, and everything about one that did not.
+
+    Otherwise it sends six messages for each test, which take longer than most tests. The list of the slowest phases
+    needs them all.
+    """
+    if not hasattr(item.config, "workerinput") or item.config.getoption("durations") is not None:
+        return None
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    passed = all(report.passed for report in reports)
+    for report in reports:
+        if report.when == "call" or not passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
 
 
 @pytest.hookimpl(wrapper=True)

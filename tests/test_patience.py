@@ -24,7 +24,7 @@ Nodes = list[tuple[Path, ast.Call | ast.Import | ast.ImportFrom]]
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Nodes:
+def nodes(no_garbage: None) -> Nodes:
     """Every call and every import in the tests' files, with its file. Each is parsed once for all tests."""
     return [
         (path, node)

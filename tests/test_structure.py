@@ -88,21 +88,24 @@ def sources(*folders: str) -> tuple[Path, ...]:
     return tuple(sorted(path for path in found if not UNTRACKED & set(path.parts)))
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
+    """Each file is parsed once for all tests."""
     return ast.parse(path.read_text("utf-8"), filename=str(path))
 
 
 @cache
 def nodes_of(path: Path) -> tuple[ast.AST, ...]:
-    """Everything in a file, the module first. Each file is parsed once for all tests."""
+    """Everything in a file, the module first."""
     return tuple(ast.walk(tree_of(path)))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _trees_end_with_these_tests() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+def _trees_end_with_these_tests(no_garbage: None) -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
     """A million nodes would be in the way of every later look for garbage."""
     yield
     nodes_of.cache_clear()
+    tree_of.cache_clear()
 
 
 def layer_of(path: Path) -> str:

@@ -60,7 +60,7 @@ def members(value: Any) -> dict[str, Any]:
 def value_at(value: Any, path: Iterable[str]) -> Any:
     """The value at a path of members; None where there is none."""
     for name in path:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, (dict, Mapping)):  # nearly always a dict, and that is known at once
             return None
         value = cast("Mapping[str, Any]", value).get(name)
     return value

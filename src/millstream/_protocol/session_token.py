@@ -130,6 +130,8 @@ def capability_bits(capabilities: dict[str, Any]) -> tuple[int, bool]:
     """
     bits = 0
     for bit, (path, make) in enumerate(_CAPABILITIES):
+        if path[0] not in capabilities:
+            continue
         found = value_at(capabilities, path)
         if isinstance(found, dict) if make is dict else found == make():
             bits |= 1 << bit
