@@ -48,7 +48,8 @@ def test_what_is_given_in_code_wins_over_the_environment() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("PATH", "noslash", "a path that starts with /"),
+        ("PATH", "noslash", "a path that starts with /, without blanks, ? and #"),
+        ("SSE_PATH", "/a?b", "a path that starts with /, without blanks, ? and #"),
         ("PAGE_SIZE", "0", "a whole number, 1 or more"),
         ("MAX_BODY", "-1", "a whole number, 1 or more"),
         ("MAX_THREADS", "0", "a whole number, 1 or more"),
@@ -112,7 +113,10 @@ def test_a_wrong_keyword_is_refused_too(given: dict[str, object]) -> None:
         ({"max_calls": 0}, "max_calls cannot be 0. It must be a whole number, 1 or more."),
         ({"max_calls": "7"}, "max_calls cannot be '7'. It must be a whole number, 1 or more."),
         ({"heartbeat": float("nan")}, "heartbeat cannot be nan. It must be a number of seconds, 0 or more."),
-        ({"path": "noslash"}, "path cannot be 'noslash'. It must be a path that starts with /."),
+        (
+            {"path": "noslash"},
+            "path cannot be 'noslash'. It must be a path that starts with /, without blanks, ? and #.",
+        ),
         ({"sessions": 1}, "sessions cannot be 1. It must be true or false."),
         ({"allowed_hosts": "a.example"}, "allowed_hosts cannot be 'a.example'."),
     ],

@@ -87,8 +87,8 @@ PAGES = {
     "docs/how-to/ask-the-user.md": Page(
         answers={
             "millstream call parcels.py": (
-                ("street []: ", "Hobbit Lane 1"),
-                ("city []: ", "Oxford"),
+                ("street: ", "Hobbit Lane 1"),
+                ("city: ", "Oxford"),
                 ("speed [standard]: ", "express"),
             )
         },

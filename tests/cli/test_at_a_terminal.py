@@ -25,6 +25,19 @@ pytestmark = [
 ]
 SHOP = ROOT / "tests" / "client" / "shop.py"
 LINES = 50
+ASKING = """
+from millstream import Context, Server
+
+mcp = Server("ask")
+
+
+@mcp.tool
+async def greet(ctx: Context) -> str:
+    return f"Hello, {await ctx.elicit('Who are you?', {'type': 'object', 'properties': {'name': NAME}})}!"
+
+
+NAME = {"type": "string", "title": "Your name"}
+"""
 
 
 class Screen:
@@ -190,3 +203,31 @@ def test_an_error_of_a_server_is_one_sentence(narrow: Screen) -> None:
     lines = narrow.until("ended with 3")
     assert lines[0].startswith("Error: There is no server at http://127.0.0.1:")
     assert len(lines) <= 3  # the sentence may take two
+
+
+def test_ctrl_c_at_a_question_ends_the_command_at_once(narrow: Screen, tmp_path: Path) -> None:
+    """A server's question kept the command until somebody pressed Enter."""
+    (tmp_path / "ask.py").write_text(ASKING)
+    narrow.start("call", "ask.py", "greet")
+    narrow.until("Your name:")
+    narrow.press("C-c")
+    narrow.until("ended with 130")
+
+
+def test_ctrl_d_at_a_question_of_a_server_cancels_it(narrow: Screen, tmp_path: Path) -> None:
+    """The server hears that the person went away, and the command says no word of ours."""
+    (tmp_path / "ask.py").write_text(ASKING)
+    narrow.start("call", "ask.py", "greet")
+    narrow.until("Your name:")
+    narrow.press("C-d")
+    lines = narrow.until("ended with")
+    assert not any("Abort" in line or "could not answer" in line for line in lines)
+
+
+@pytest.mark.parametrize("words", [("users", "add", "ada"), ("install", str(SHOP), "--client", "cursor")])
+def test_ctrl_c_at_a_question_of_a_command_is_ctrl_c(narrow: Screen, words: tuple[str, ...]) -> None:
+    """130, as anywhere else; 1 means that the person said no."""
+    narrow.start(*words)
+    narrow.until(lambda text: "Password:" in text or "[y/N]:" in text)
+    narrow.press("C-c")
+    narrow.until("ended with 130")

@@ -70,10 +70,10 @@ async def test_calls_are_counted_and_all_reach_the_server(server: Shared) -> Non
 async def test_errors_are_counted_by_what_they_say(server: Shared) -> None:
     """And the status says that there were some."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
-    code, out, error = await run("bench", url, "--tool", "nothing", "--seconds", "0.1", "--connections", "1")
+    code, out, error = await run("bench", url, "--tool", "fail", "--seconds", "0.1", "--connections", "1")
     assert code == 1
     assert "errors\t" in out
-    assert "× Unknown tool" in error
+    assert "× The tool reported an error: Internal error" in error
     code, out, error = await run("bench", url, "a=1")
     assert (code, out) == (2, "")
     assert "--tool" in error
@@ -84,6 +84,9 @@ async def test_a_server_that_dies_is_not_asked_in_a_tight_loop() -> None:
     asked: list[str] = []
 
     async def die(request: Asked) -> None:
+        if request.method == "tools/list":
+            await request.result({"tools": [{"name": "x", "inputSchema": {"type": "object"}}]})
+            return
         asked.append(request.method)
         raise ConnectionError
 

@@ -69,7 +69,7 @@ def at_terminal(*arguments: str, columns: int = 80) -> str:
 
 def test_the_overview_names_every_command_and_no_other() -> None:
     """It's written by hand, so that it's there at once."""
-    named = {name for group in COMMANDS.values() for name in group} - {"help", "version"}
+    named = {name for group in COMMANDS.values() for name in group} - {"help"}
     assert named == set(MODULES)
     commands = get_command(program()).commands  # type: ignore[attr-defined]  # it is a group
     assert set(commands) == named

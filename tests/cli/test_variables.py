@@ -39,7 +39,10 @@ def test_a_variable_that_cannot_be_used_is_named_without_a_traceback(
 @pytest.mark.parametrize(
     ("setting", "what"),
     [
-        ("PATH=noslash", "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /."),
+        (
+            "PATH=noslash",
+            "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /, without blanks, ? and #.",
+        ),
         ("KEY=short", "MILLSTREAM_KEY has a secret of fewer than 32 characters."),
     ],
 )

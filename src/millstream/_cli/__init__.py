@@ -5,8 +5,10 @@ for help. So the first words are read here, before any command-line library.
 """
 
 import sys
+from collections.abc import Sequence
 
 from millstream._cli.help import overview
+from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.stdio import plain_stdio, serve_stdio
 
 
@@ -14,22 +16,21 @@ def main() -> None:
     """Entry point of the command; exits 1 with a message when it cannot do what it was asked."""
     arguments = sys.argv[1:]
     try:
-        if arguments in ([], ["--help"], ["-h"], ["help"]):
-            sys.stdout.write(overview())
-            sys.exit(0 if arguments else 2)
-        if arguments[:1] in (["--version"], ["version"]):
-            import millstream  # noqa: PLC0415 - see above
-
-            version = millstream.__version__
-            sys.stdout.write(f'{{"version": "{version}"}}\n' if "--json" in arguments else f"millstream {version}\n")
-        elif stdio := plain_stdio(arguments):
+        if stdio := plain_stdio(arguments):
             serve_stdio(*stdio)
-        else:
-            from millstream._cli.program import program  # noqa: PLC0415 - see above
-
-            program(arguments[0] if arguments else "")(prog_name="millstream")
+            return
+        open_streams()
+        try:
+            _obey(arguments)
+        finally:
+            sys.stdout.flush()  # here, where it can be told if there's no room for it
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as exc:
+        status = status_without_output(exc)
+        if status is None:
+            raise
+        sys.exit(status)
     except Exception as exc:
         from millstream._app.serving.errors import CommandError, report  # noqa: PLC0415 - who raises it has loaded it
 
@@ -37,3 +38,20 @@ def main() -> None:
             raise
         report(exc)
         sys.exit(1)
+
+
+def _obey(arguments: Sequence[str]) -> None:
+    if arguments[:1] in (["--help"], ["-h"]) or list(arguments) in ([], ["help"]):
+        sys.stdout.write(overview())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] in ("--version", "version") and set(arguments[1:]) <= {"--json"}:
+        import millstream  # noqa: PLC0415 - see above
+
+        version = millstream.__version__
+        sys.stdout.write(f'{{"version": "{version}"}}\n' if "--json" in arguments else f"millstream {version}\n")
+        return
+    from millstream._cli.program import program  # noqa: PLC0415 - see above
+
+    if arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
+    program(arguments[0])(list(arguments), prog_name="millstream")

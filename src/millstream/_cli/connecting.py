@@ -3,13 +3,16 @@
 import asyncio
 import difflib
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
 import typer
 from msgspec import Struct
 
+from millstream._cli.numbers import more_than_nothing
 from millstream._cli.showing import one_line, safe
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
 from millstream._protocol.json_schema import members
@@ -23,6 +26,7 @@ from millstream.client._errors import (
     NoAnswer,
     NotMcp,
     TargetError,
+    TlsFailed,
     UnknownVersion,
 )
 from millstream.client._options import Options
@@ -48,7 +52,10 @@ Login = Annotated[
 ]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="Give a server that is started NAME=VALUE.")]
 Revision = Annotated[str, typer.Option("--revision", help="Speak only this revision of the protocol, by its date.")]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Seconds until an answer must come.")]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", metavar="SECONDS", help="Seconds until an answer must come.", callback=more_than_nothing),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -142,6 +149,8 @@ def text_of(error: ClientError) -> str:
         return (
             f'{error.message} Send other credentials with --header "Authorization: Bearer …", or try millstream doctor.'
         )
+    if isinstance(error, TlsFailed) and error.remedy:
+        return f"{error.message} If it is your own, name the file that it is in: SSL_CERT_FILE=FILE millstream …"
     if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
         return _cannot(error)
     return str(error)
@@ -188,7 +197,20 @@ def person() -> Elicit | None:
 
 
 async def _ask(question: Question) -> Any:
-    return await asyncio.to_thread(_fill_in, question)
+    """In a thread that nobody waits for, so Ctrl-C ends the command while the question stands."""
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[Any] = loop.create_future()
+
+    def ask() -> None:
+        try:
+            answer = _fill_in(question)
+        except typer.Abort:  # Ctrl-D
+            answer = "cancel"
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(answer))
+
+    threading.Thread(target=ask, daemon=True).start()
+    return await answered
 
 
 def _fill_in(question: Question) -> Any:
@@ -200,7 +222,8 @@ def _fill_in(question: Question) -> Any:
     for name, field in fields.items():
         default = question.defaults.get(name, "")
         title = safe(one_line(str(field.get("title") or name)))
-        text = typer.prompt(title, default=safe(default) if isinstance(default, str) else default, err=True)
+        shown = safe(default) if isinstance(default, str) else default
+        text = typer.prompt(title, default=shown, show_default=shown != "", err=True)
         answers[name] = value_of(str(text), field)
     return answers
 

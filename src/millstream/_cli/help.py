@@ -33,7 +33,7 @@ COMMANDS = {
     "Millstream": {
         "completion": "Complete commands and options in your shell.",
         "version": "Print the version.",
-        "help": "Print this.",
+        "help": "Print this, or the help of a command.",
     },
 }
 """Heading -> command -> what it does."""

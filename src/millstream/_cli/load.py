@@ -30,6 +30,7 @@ def load(target: str) -> Server:
             server is meant, or an environment variable cannot be used.
     """
     source, name = split_target(target)
+    _check_source(source)
     module = load_file(Path(source)) if _is_path(source) else load_module(source)
     return pick(vars(module), name, source)
 
@@ -41,8 +42,19 @@ def check_target(target: str) -> None:
         CommandError: there is none.
     """
     source, _ = split_target(target)
+    _check_source(source)
     if _is_path(source):
         _check_file(Path(source))
+
+
+def _check_source(source: str) -> None:
+    if "://" in source:
+        raise CommandError(
+            f"{source} is a URL, and this command serves a program of yours.",
+            fix=f"Give a Python file. To use the server at that URL: millstream list {source}",
+        )
+    if not source.strip() or source.startswith(":") or source.endswith(":"):
+        raise CommandError(f"{source!r} names no file.", fix="Give one, and an object in it if need be: shop.py:mcp")
 
 
 def _is_path(source: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-import millstream
+from millstream._cli.commands.version import version
 from millstream._cli.help import COMMANDS
 
 MODULES = {
@@ -31,6 +31,7 @@ MODULES = {
     "audit": "audit",
     "port": "port",
     "completion": "completion",
+    "version": "version",
 }
 """Command -> its module, in `millstream._cli.commands`."""
 
@@ -44,6 +45,7 @@ def program(only: str = "") -> typer.Typer:
         add_completion=False,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_root)
     for name in [only] if only in MODULES and only != "completion" else MODULES:
@@ -62,7 +64,7 @@ def _panel(name: str) -> str:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"millstream {millstream.__version__}")
+        version()
         raise typer.Exit
 
 

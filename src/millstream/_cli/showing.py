@@ -21,7 +21,9 @@ def safe(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document, indented at a terminal."""
-    text = json.dumps(msgspec.to_builtins(value), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False)
+    indent = 2 if sys.stdout.isatty() else None
+    plain = not str(sys.stdout.encoding).lower().startswith("utf")  # what it can't hold is escaped, as JSON can
+    text = json.dumps(msgspec.to_builtins(value), indent=indent, ensure_ascii=plain)
     sys.stdout.write(safe_json(text) + "\n")
 
 

@@ -61,8 +61,7 @@ class OpenAIModel:
             raise ConfigurationError("Azure OpenAI needs the endpoint: https://NAME.openai.azure.com")
         self.url: str = (url or "https://api.openai.com/v1").rstrip("/")
         """Of the API."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_url(self.url):
             raise ConfigurationError(f"{url!r} isn't a URL of an API. It looks like https://api.example.com/v1.")
         if not (key.isascii() and key.isprintable()) and key:
             raise ConfigurationError("The API key has characters that a key can't have. Copy it once more.")
@@ -71,7 +70,7 @@ class OpenAIModel:
         self._key = key
         self._azure_version = azure_version
         self._timeout = timeout
-        self._official = bool(azure_version) or parts.hostname == "api.openai.com"
+        self._official = bool(azure_version) or urlsplit(self.url).hostname == "api.openai.com"
         # Process
         self._client: openai.AsyncOpenAI | None = None
         self._answered = False
@@ -294,6 +293,14 @@ def _message(exc: Any) -> str:
     if not isinstance(said, str) or not said:
         said = exc.message if body is None or is_object(body) else "no reason given"
     return _one_line(str(said))[:_MESSAGE].rstrip(".")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        return False
 
 
 def _one_line(text: str) -> str:

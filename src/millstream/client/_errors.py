@@ -9,6 +9,13 @@ from typing import Any
 class ClientError(Exception):
     """The base of everything that a client raises. ``except ClientError as error: print(error)``"""
 
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}" if remedy else message)
+        self.message = message
+        """What happened, without what to do about it."""
+        self.remedy = remedy
+        """What to do about it; empty if the message says it, or if it isn't known."""
+
 
 class TargetError(ClientError):
     """It isn't clear which server you mean, or it can't be started. ``except TargetError as error: print(error)``"""
@@ -33,23 +40,12 @@ class TlsFailed(ConnectFailed):
 class NotMcp(ClientError):
     """Something answers at this URL, but it isn't an MCP server. ``except NotMcp: url += "/mcp"``"""
 
-    def __init__(self, message: str, *, remedy: str = "") -> None:
-        super().__init__(f"{message} {remedy}" if remedy else message)
-        self.message = message
-        """What happened, without what a person can do about it."""
-        self.remedy = remedy
-        """What a person can do about it; empty if that isn't known."""
-
 
 class AccessDenied(ClientError):
     """401 or 403: the server wants other credentials, or more rights. ``except AccessDenied: ask_for_another_key()``"""
 
     def __init__(self, message: str, status: int, challenge: str = "", *, remedy: str = "") -> None:
-        super().__init__(f"{message} {remedy}" if remedy else message)
-        self.message = message
-        """What happened, without what a program can do about it."""
-        self.remedy = remedy
-        """What a program can do about it; empty if that isn't known."""
+        super().__init__(message, remedy=remedy)
         self.status = status
         self.challenge = challenge
         """The `WWW-Authenticate` header."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from millstream._protocol.suggesting import nearest
 from millstream.client._errors import TargetError
 from millstream.client._http.url import Url, parse
 from millstream.client._transports.embedded import Embedded
@@ -21,6 +22,7 @@ _OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
 _RUN = "from millstream._cli import main; main()"
 _SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
 _CONFIGURATION = (".json",)
+_FILES = (".py", *_SCRIPTS, *_CONFIGURATION)
 
 
 class Remote(Struct, frozen=True):
@@ -68,11 +70,12 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
         raise TargetError("There is no server to connect to: the target is empty.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return Remote(parse(text))
-    path, _, name = text.partition("#")
-    if Path(path).is_file() and Path(path).suffix in (".py", *_SCRIPTS, *_CONFIGURATION):
-        return _file(Path(path), name, env, cwd)
-    if not re.search(r"\s", text) and Path(path).suffix in (".py", *_SCRIPTS, *_CONFIGURATION):
-        raise TargetError(f"There is no file {path}.")
+    source, name = _split(text)
+    path = Path(source)
+    if path.suffix in _FILES and (not re.search(r"\s", text) or path.is_file()):
+        return _file(path, name, env, cwd)
+    if not re.search(r"\s", text) and not shutil.which(text):
+        _check_no_file(text)
     if re.fullmatch(r"(localhost|[\w.-]+\.[a-z]{2,}|\d+(\.\d+){3})(:\d+)?(/\S*)?", text) and not shutil.which(text):
         raise TargetError(f"{text} is neither a file nor a command. If it is a URL, write http://{text}")
     try:
@@ -80,6 +83,31 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
     except ValueError as exc:
         raise TargetError(f"The command {text!r} cannot be read: {exc}.") from exc
     return _command(words, env, cwd)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """``"servers.json#web"`` and ``"shop.py:admin"`` as a file and a name in it."""
+    found = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)
+    if found is None:
+        return text, ""
+    return (found[1], found[2]) if found[1] else (found[3], found[4])
+
+
+def _check_no_file(text: str) -> None:
+    """Say what's wrong with a word that no program is called, if there's a file or folder of that name."""
+    if os.path.isdir(text):  # noqa: PTH112  unlike that of a Path, it takes names of any length
+        raise TargetError(f"{text} is a folder. Give a .py, .js or .json file in it, a command or a URL.")
+    if os.path.isfile(text):  # noqa: PTH113
+        raise TargetError(f"{text} is not a program. Give a .py, .js or .json file, a command or a URL.")
+    if os.path.isfile(f"{text}.py"):  # noqa: PTH113
+        raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
+
+
+def _missing(path: Path) -> TargetError:
+    names = [each.name for each in path.parent.glob(f"*{path.suffix}")]
+    near = nearest(path.name, names)
+    hint = f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to where you are."
+    return TargetError(f"There is no file {path}. {hint}")
 
 
 def _command(words: Sequence[str], env: Mapping[str, str], cwd: str | None) -> Command:
@@ -90,7 +118,7 @@ def _command(words: Sequence[str], env: Mapping[str, str], cwd: str | None) -> C
 
 def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Place:
     if not path.is_file():
-        raise TargetError(f"There is no file {path}.")
+        raise _missing(path)
     if path.suffix in _CONFIGURATION:
         try:
             given: Any = json.loads(path.read_text("utf-8"))
@@ -100,7 +128,10 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
     if path.suffix == ".py":
         if _OURS.search(path.read_text("utf-8", "replace")):
             # Its own `__main__` may serve HTTP, or nothing at all.
-            return Command((sys.executable, "-c", _RUN, "run", str(path), "--transport", "stdio"), env, cwd)
+            chosen = f"{path}:{name}" if name else str(path)
+            return Command((sys.executable, "-c", _RUN, "run", chosen, "--transport", "stdio"), env, cwd)
+        if name:
+            raise TargetError(f"{path} has no servers to choose from: it doesn't import millstream.")
         return Command((sys.executable, str(path)), env, cwd)
     if path.suffix in _SCRIPTS:
         return Command((_SCRIPTS[path.suffix], str(path)), env, cwd)

@@ -54,7 +54,7 @@ async def test_people_are_added_listed_get_new_passwords_and_are_removed(path: P
     assert mode == 0o600
     assert "correct horse" not in text
     assert "$argon2id$v=19$m=65536,t=3,p=1$" in text
-    assert "ada  orders:write  since " in users(path, "list")
+    assert "ada\torders:write\t" in users(path, "list")
     people = auth.users(file=path)
     found = await people.check("ADA", "correct horse")
     assert found is not None

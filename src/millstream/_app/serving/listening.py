@@ -42,7 +42,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except OSError as exc:
         raise CommandError(
             f"{host} isn't an address of this machine.",
-            why=str(exc),
+            why=f"{exc.strerror or exc}.",
             fix="Use --host 127.0.0.1, or 0.0.0.0 for every address of this machine.",
         ) from exc
     listener = socket.socket(family, kind, protocol)
@@ -80,7 +80,7 @@ def _passed(descriptor: int) -> socket.socket:
     try:
         passed = socket.socket(fileno=descriptor)
     except OSError as exc:
-        raise CommandError(f"Descriptor {descriptor} isn't a socket.", why=str(exc), fix=fix) from exc
+        raise CommandError(f"Descriptor {descriptor} isn't a socket.", why=f"{exc.strerror or exc}.", fix=fix) from exc
     if passed.family not in (socket.AF_INET, socket.AF_INET6) or passed.type != socket.SOCK_STREAM:
         raise CommandError(f"Descriptor {descriptor} isn't a TCP socket.", why=f"It's {passed.family.name}.", fix=fix)
     os.set_inheritable(descriptor, False)

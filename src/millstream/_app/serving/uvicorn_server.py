@@ -15,7 +15,7 @@ from millstream._app.here_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Application, Runtimes
 from millstream._app.serving.entry import look_ahead, prepare
-from millstream._app.serving.errors import starting
+from millstream._app.serving.errors import CommandError, starting
 from millstream._app.serving.leaving import TICK, Dismissal, Leaving
 from millstream._app.serving.left_behind import run_to_end
 from millstream._app.serving.stopping import StopSignals
@@ -204,6 +204,12 @@ def serve(
     if protocol is None:
         why = loaded.reason or "it was switched off"
         logger.warning("Serving through plain ASGI (%s). Not enforced: %s.", why, "; ".join(GUARD_ONLY))
+    if settings.tls_key and not settings.tls_cert:
+        raise CommandError(
+            "There is a key for TLS, but no certificate.",
+            why="Without the certificate, the server would speak http, and everybody on the way could read it.",
+            fix="Give the certificate, too: --tls-cert FILE",
+        )
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     config = _config(application, host, port, protocol or "httptools", certificate)
     running = _Uvicorn(

@@ -20,7 +20,7 @@ def about() -> None:
 
 @audit.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="The audit log.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The audit log.")],
     *,
     last: Annotated[
         str, typer.Option(help="The hash that the last line has to have, as you noted it earlier.", metavar="HASH")

@@ -24,9 +24,11 @@ from millstream._cli.connecting import (
     Timeout,
     Way,
     pairs,
+    unknown,
     value_of,
     with_client,
 )
+from millstream._cli.numbers import finite
 from millstream._cli.showing import Progress, one_line, print_json, print_rows, print_text, safe, style
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
@@ -91,7 +93,8 @@ def bench(  # noqa: PLR0913  the options of the command
         typer.Option("--connections", "-c", min=1, max=1000, metavar="N", help="Calls that are under way at a time."),
     ] = 10,
     seconds: Annotated[
-        float, typer.Option("--seconds", "-s", min=0.1, max=3600, metavar="SECONDS", help="How long.")
+        float,
+        typer.Option("--seconds", "-s", min=0.1, max=3600, metavar="SECONDS", help="How long.", callback=finite),
     ] = 5,
     header: Header = None,
     login: Login = False,
@@ -132,10 +135,13 @@ def bench(  # noqa: PLR0913  the options of the command
 
 
 async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, Any]:
-    if not given:
+    if not tool:
         return {}
-    found = next((each for each in await client.tools() if each.name == tool), None)
-    schemas: dict[str, Any] = (found.input_schema.get("properties") or {}) if found is not None else {}
+    tools = {each.name: each for each in await client.tools()}
+    error = unknown("tool", tool, list(tools))
+    if error is not None:
+        raise error
+    schemas: dict[str, Any] = tools[tool].input_schema.get("properties") or {}
     return {name: value_of(text, schemas.get(name)) for name, text in given.items()}
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from msgspec import Struct
 
+from millstream._cli.asking import INTERRUPTED
 from millstream._cli.chatting.asking import Desk
 from millstream._cli.chatting.debugging import Steps, steps_of_configuration, steps_of_connection
 from millstream._cli.chatting.screen import JsonScreen, PlainScreen, Screen
@@ -41,8 +42,6 @@ from millstream.client._errors import ClientError, TargetError
 from millstream.client._options import Options
 from millstream.client._targets import Target as ClientTarget
 from millstream.client._targets import servers as entries_of
-
-_INTERRUPTED = 130
 
 
 def chat(  # noqa: PLR0913  the options of the command
@@ -122,7 +121,7 @@ def chat(  # noqa: PLR0913  the options of the command
     except BrokenPipeError:  # `millstream chat … | head`
         sys.stderr.close()
     except Stopped as exc:
-        raise typer.Exit(_INTERRUPTED) from exc
+        raise typer.Exit(INTERRUPTED) from exc
 
 
 class _Way(Struct, frozen=True, kw_only=True):

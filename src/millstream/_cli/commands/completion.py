@@ -50,7 +50,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {"install --client": (*APPLICATIONS, PR
 
 def completion(
     context: typer.Context,
-    shell: Annotated[Shell | None, typer.Argument(help="Your shell.", show_default="what SHELL says")] = None,
+    shell: Annotated[
+        Shell | None,
+        typer.Argument(metavar="SHELL", help="Your shell: bash, zsh or fish.", show_default="what SHELL says"),
+    ] = None,
     *,
     install: Annotated[bool, typer.Option("--install", help="Put it where your shell finds it.")] = False,
 ) -> None:
@@ -98,7 +101,7 @@ def place(shell: Shell, variables: Mapping[str, str], home: Path) -> tuple[Path,
 def commands(program: Any) -> list[Command]:
     """Every command of the program, the program itself (without a name) first."""
     top, *others = _below(program, "")
-    return [Command("", top.options, (*top.words, "help", "version")), *others]
+    return [Command("", top.options, (*top.words, "help")), *others]
 
 
 def _below(command: Any, name: str) -> Iterator[Command]:
@@ -117,7 +120,7 @@ def _options(command: Any, name: str) -> Iterator[Option]:
         choices = _choices(parameter) or known
         text = " ".join(str(parameter.help or "").replace("`", "").split())
         yield Option(names, text, choices, not parameter.is_flag)
-    yield Option(("--help",), "Show this message and exit.", (), takes_value=False)
+    yield Option(("--help", "-h"), "Show this message and exit.", (), takes_value=False)
 
 
 def _choices(parameter: Any) -> tuple[str, ...]:
@@ -188,7 +191,7 @@ def _zsh(commands: list[Command]) -> str:
             lines += [f"    {_zsh_option(option, name)} \\" for name in option.names]
         if each.words:
             cases = [f"        {word}) _millstream_{_identifier(f'{each.name} {word}')} ;;" for word in each.words]
-            cases = [case for case in cases if case.split(") ")[0].strip() not in ("help", "version")]
+            cases = [case for case in cases if case.split(") ")[0].strip() != "help"]
             shown = " ".join(_quoted(f"{word}:{_about(each.name, word)}") for word in each.words)
             lines += ["    '1: :->command' '*:: :->rest'", "  case $state in", "    command)"]
             lines += [f"      local -a words_; words_=({shown})", "      _describe -t commands command words_ ;;"]

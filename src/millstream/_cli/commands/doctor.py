@@ -9,13 +9,26 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, ended, pairs, status_of
+from millstream._cli.connecting import (
+    FAILED,
+    Env,
+    Header,
+    Json,
+    Login,
+    Revision,
+    Target,
+    Timeout,
+    Way,
+    ended,
+    pairs,
+    status_of,
+)
 from millstream._cli.showing import print_json, print_text
 from millstream.client._client import Client
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, NotMcp, TlsFailed
 from millstream.client._http.connection import Reply
 from millstream.client._http.endpoint import Endpoint
-from millstream.client._http.pool import Pool, plain
+from millstream.client._http.pool import Pool, plain, unreachable, untrusted
 from millstream.client._http.proxy import proxy_for
 from millstream.client._http.url import Url
 from millstream.client._targets import Remote, find
@@ -65,15 +78,16 @@ def doctor(
                 Step(
                     "connection",
                     ok=False,
-                    found=exc.message if isinstance(exc, AccessDenied | NotMcp) else str(exc),
+                    found=exc.message if isinstance(exc, AccessDenied | ConnectFailed | NotMcp) else str(exc),
                     remedy=remedy_of(exc),
                 )
             )
             if not json:
                 show(steps[-1])
+        well = all(step.ok for step in steps)
         if json:
-            print_json({"server": server, "ok": failed is None, "steps": steps})
-        return 0 if failed is None else status_of(failed)
+            print_json({"server": server, "ok": well, "steps": steps})
+        return status_of(failed) if failed is not None else 0 if well else FAILED
 
     ended(work)
 
@@ -140,11 +154,11 @@ async def trusted(url: Url) -> Step:
     try:
         _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
     except ssl.SSLCertVerificationError as exc:
-        raise TlsFailed(f"The certificate of {url.origin} is not trusted: {exc.verify_message}.") from exc
+        raise untrusted(url, exc) from exc
     except ssl.SSLError as exc:
         raise TlsFailed(f"{url.origin} does not speak TLS: {exc.reason}.") from exc
     except OSError as exc:
-        raise ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.") from exc
+        raise unreachable(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.close()
     return Step("certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'some day')}")

@@ -112,6 +112,8 @@ def init(
 
     - `millstream init --stdio`: in this folder, for a desktop application
     """
+    if folder.is_file():
+        raise CommandError(f"{folder} is a file, not a folder.", fix="Give another folder: millstream init DIR")
     called = name or folder.resolve().name or "server"
     files = project(called, transport="http" if http else "stdio")
     taken = [each for each in files if (folder / each).exists()]

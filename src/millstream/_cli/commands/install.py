@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from millstream._app.serving.errors import CommandError
+from millstream._cli.asking import asking
 from millstream._cli.connecting import pairs
 from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
 from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
@@ -91,7 +92,7 @@ def install(  # noqa: PLR0913  the options of the command
         packages=packages or (),
         editable=editable or (),
     )
-    _check(launch, env, header or [])
+    _check(launch, env, header or [], [*(packages or ()), *(editable or ())])
     if key == PRINTED:
         entry = APPLICATIONS["claude-code"].entry(called, launch)
         sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
@@ -154,7 +155,13 @@ def place_of(key: str, *, project: bool) -> tuple[Path, Application]:
     return Path.cwd() / application.project, application
 
 
-def _check(launch: Launch, env: dict[str, str], headers: list[str]) -> None:
+def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: list[str]) -> None:
+    if launch.url and packages:
+        raise CommandError(
+            "A server at a URL takes no packages.",
+            why="It runs elsewhere.",
+            fix="Leave --with and --with-editable out.",
+        )
     if launch.url and env:
         raise CommandError("A server at a URL takes no variables.", fix="Send headers: --header NAME:VALUE")
     if headers and not launch.url:
@@ -177,7 +184,9 @@ def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
     if json or not somebody_looks():
         typer.echo("Nothing was written: there's nobody to ask. Use --yes.", err=True)
         raise typer.Exit(2)
-    if not typer.confirm("Write this?", err=True):
+    with asking():
+        agrees = typer.confirm("Write this?", err=True)
+    if not agrees:
         typer.echo("Nothing was written.", err=True)
         raise typer.Exit(1)
     return True

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.showing import print_json
+from millstream._cli.numbers import finite
+from millstream._cli.showing import print_json, print_rows
 from millstream._config import PREFIX
 from millstream._protocol.errors import LocalError
 from millstream.auth._key_file import KeyFile, StoredKey
@@ -26,7 +27,7 @@ File = Annotated[
     typer.Option("--file", help="The file of keys.", show_default=f"{PREFIX}AUTH_KEYS, or {DEFAULT}"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="Who uses the key: tools see it as the caller's subject.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Who uses the key: tools see it as the caller's subject.")]
 
 
 def _file(given: Path | None) -> KeyFile:
@@ -47,7 +48,10 @@ def add(
     name: Name,
     *,
     scope: Annotated[list[str] | None, typer.Option(help="What it covers; repeat it, or '*' for everything.")] = None,
-    days: Annotated[float, typer.Option(help="Days until it expires; 0 means never.", min=0, metavar="DAYS")] = 0,
+    days: Annotated[
+        float,
+        typer.Option(help="Days until it expires; 0 means never.", min=0, max=36_500, metavar="DAYS", callback=finite),
+    ] = 0,
     file: File = None,
     json: Json = False,
 ) -> None:
@@ -85,9 +89,8 @@ def list_keys(*, file: File = None, json: Json = False) -> None:
                  for each in kept.keys]  # fmt: skip
         print_json({"keys": found})
         return
-    for each in kept.keys:
-        scopes = " ".join(each.scopes) or "no scopes"
-        typer.echo(f"{each.name}  {scopes}  since {_day(each.created)}  {_end(each)}")
+    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.created), _end(each)] for each in kept.keys]
+    print_rows(rows, ["NAME", "SCOPES", "SINCE", "EXPIRES"])
 
 
 @keys.command()
@@ -111,7 +114,12 @@ def revoke(name: Name, *, file: File = None, json: Json = False) -> None:
 def rotate(
     name: Name,
     *,
-    grace: Annotated[float, typer.Option(help="Hours for which the old key still works.", min=0, metavar="HOURS")] = 24,
+    grace: Annotated[
+        float,
+        typer.Option(
+            help="Hours for which the old key still works.", min=0, max=87_600, metavar="HOURS", callback=finite
+        ),
+    ] = 24,
     file: File = None,
     json: Json = False,
 ) -> None:
@@ -137,5 +145,5 @@ def _day(at: float) -> str:
 
 def _end(key: StoredKey) -> str:
     if key.expires is None:
-        return "never expires"
-    return f"{'expires' if key.valid(time.time()) else 'expired'} {_day(key.expires)}"
+        return "never"
+    return f"{_day(key.expires)}{'' if key.valid(time.time()) else ' (expired)'}"

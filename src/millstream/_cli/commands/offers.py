@@ -26,10 +26,12 @@ from millstream._cli.connecting import (
 )
 from millstream._cli.showing import Progress, print_json, print_rows, print_text
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
-from millstream._protocol.errors import INVALID_PARAMS
+from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream.client._client import Client
-from millstream.client._errors import Failure
+from millstream.client._errors import ClientError, Failure
 from millstream.client._results import Result
+
+_NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 
 def list_(
@@ -148,11 +150,14 @@ def read(
     way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
-        contents = await client.read(uri)
+        try:
+            contents = await client.read(uri)
+        except Failure as exc:
+            raise (await _no_such_resource(client, uri) if exc.code in _NOT_FOUND else None) or exc from exc
         if json:
             print_json({"contents": contents})
         elif output is not None:
-            output.write_bytes(b"".join(_bytes(each) for each in contents))
+            _save(output, b"".join(_bytes(each) for each in contents))
         else:
             for each in contents:
                 _print_content(each)
@@ -229,6 +234,21 @@ def describe(block: Any) -> str:
         resource = block.resource
         return resource.text if resource.text is not None else f"[{resource.uri}, {len(resource.blob or b''):,} bytes]"
     return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
+
+
+async def _no_such_resource(client: Client, uri: str) -> ClientError | None:
+    """The error for a URI that the server doesn't offer; None if it does."""
+    templates = [each.uri_template for each in await client.templates()]
+    if any(uri.startswith(each.partition("{")[0]) for each in templates):
+        return None
+    return unknown("resource", uri, [*(each.uri for each in await client.resources()), *templates])
+
+
+def _save(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as exc:
+        raise ClientError(f"{path} can't be written: {exc.strerror}. Give another file: --output FILE") from exc
 
 
 def _bytes(content: ResourceContents) -> bytes:

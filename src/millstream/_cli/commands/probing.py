@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, version_of, with_client
+from millstream._cli.numbers import finite
 from millstream._cli.showing import print_json, print_rows, print_text
 from millstream.client._client import Client
 
@@ -68,7 +69,8 @@ def ping(
     *,
     count: Annotated[int, typer.Option("--count", "-c", min=1, metavar="N", help="How many pings to send.")] = 1,
     interval: Annotated[
-        float, typer.Option("--interval", min=0, metavar="SECONDS", help="Seconds between two pings.")
+        float,
+        typer.Option("--interval", min=0, metavar="SECONDS", help="Seconds between two pings.", callback=finite),
     ] = 1.0,
     header: Header = None,
     login: Login = False,

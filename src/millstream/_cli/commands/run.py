@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypedDict, Unpack, cast
+from typing import Annotated, Any, TypedDict, Unpack, cast
 
 import typer
 
@@ -243,12 +243,16 @@ def configure(
     Raises:
         CommandError: one of them cannot be.
     """
-    said = {name: value for name, value in settings.items() if value is not None}
+    said: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     check_inspected(said.get("inspect", ()))
     if store:
         server.definition.store = store
     try:
-        server.definition.configure(serve=serve, **said)
+        server.definition.configure(**said)
+    except ValueError as exc:
+        raise CommandError(str(exc), fix="Correct the option, or leave it out.") from exc
+    try:
+        server.definition.configure(serve=serve)
         if not server.definition.parts >= more:
             server.definition.configure(serve=server.definition.parts | more)
     except ValueError as exc:

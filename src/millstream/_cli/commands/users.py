@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.showing import print_json
+from millstream._cli.asking import asking
+from millstream._cli.showing import print_json, print_rows
 from millstream._protocol.errors import LocalError, MissingExtra
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ users = typer.Typer(help="Add, list and remove the people who may sign in.", no_
 
 File = Annotated[Path, typer.Option("--file", help="The file of users.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="Who signs in: tools see it as the caller's subject.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Who signs in: tools see it as the caller's subject.")]
 
 
 @contextmanager
@@ -47,7 +48,8 @@ def _people(file: Path) -> "UserFile":
 def _password() -> str:
     """Typed twice at a terminal, which doesn't show it; else the first line of the input."""
     if sys.stdin.isatty():
-        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+        with asking():
+            return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
     line = sys.stdin.readline()
     if not line:
         raise CommandError("There is no password: the input is empty.", fix="Run this at a terminal, or pipe one in.")
@@ -99,9 +101,12 @@ def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
         people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in kept.users.values()]
         print_json({"users": people})
         return
-    for each in kept.users.values():
-        day = datetime.fromtimestamp(each.since, UTC).strftime("%Y-%m-%d %H:%M")
-        typer.echo(f"{each.name}  {' '.join(each.scopes) or 'no scopes'}  since {day}")
+    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.since)] for each in kept.users.values()]
+    print_rows(rows, ["NAME", "SCOPES", "SINCE"])
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 @users.command()

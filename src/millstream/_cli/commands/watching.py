@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -15,6 +16,17 @@ from millstream.client._incoming import Change, Notification
 _SHOWN_AS_CHANGES = "list_changed", "resources/updated", "subscriptions/acknowledged"
 
 
+class LogLevel(StrEnum):
+    debug = "debug"
+    info = "info"
+    notice = "notice"
+    warning = "warning"
+    error = "error"
+    critical = "critical"
+    alert = "alert"
+    emergency = "emergency"
+
+
 def watch(
     server: Target,
     uris: Annotated[list[str] | None, typer.Argument(metavar="[URI]...", help="Resources to watch.")] = None,
@@ -22,7 +34,9 @@ def watch(
     count: Annotated[
         int, typer.Option("--count", "-c", min=0, metavar="N", help="Stop after so many; 0 goes on until Ctrl-C.")
     ] = 0,
-    level: Annotated[str, typer.Option("--level", help="The least severe log messages to ask for.")] = "info",
+    level: Annotated[
+        LogLevel, typer.Option("--level", case_sensitive=False, help="The least severe log messages to ask for.")
+    ] = LogLevel.info,
     header: Header = None,
     login: Login = False,
     env: Env = None,

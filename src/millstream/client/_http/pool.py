@@ -131,16 +131,13 @@ class Pool:
             text = f"{url.origin} did not accept a connection within {self._timeout:g} seconds.{hint}"
             raise ConnectFailed(text) from exc
         except ssl.SSLCertVerificationError as exc:
-            raise TlsFailed(
-                f"The certificate of {url.origin} is not trusted: {exc.verify_message}. "
-                "If it is your own, give the client a context that knows it (Options.tls)."
-            ) from exc
+            raise untrusted(url, exc) from exc
         except ssl.SSLError as exc:
             raise TlsFailed(
                 f"{url.origin} does not speak TLS ({exc.reason or exc}). Is it http:// rather than https://?"
             ) from exc
         except OSError as exc:
-            raise ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.") from exc
+            raise unreachable(url, exc) from exc
         return connection
 
     def _connection(self) -> HttpConnection:
@@ -177,6 +174,20 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(None)
                 return
+
+
+def unreachable(url: Url, exc: OSError) -> ConnectFailed:
+    """The error where nobody answers."""
+    remedy = "Check host and port, and that the server runs."
+    return ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.", remedy=remedy)
+
+
+def untrusted(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
+    """The error where the certificate isn't one that the system trusts."""
+    return TlsFailed(
+        f"The certificate of {url.origin} is not trusted: {exc.verify_message}.",
+        remedy="If it is your own, give the client a context that knows it (Options.tls).",
+    )
 
 
 def plain(exc: OSError) -> str:

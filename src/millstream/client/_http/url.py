@@ -52,7 +52,10 @@ def parse(text: str) -> Url:
         raise TargetError(f"{text!r} is not a URL: it has spaces or control characters.")
     try:
         parts = urlsplit(text)
-        port = parts.port
+        try:
+            port = parts.port
+        except ValueError:
+            raise TargetError(f"{text} is not a URL: its port is not a number from 0 to 65535.") from None
         host = (parts.hostname or "").encode("idna").decode() if parts.hostname else ""
     except (ValueError, UnicodeError) as exc:
         raise TargetError(f"{text} is not a URL: {exc}.") from exc

@@ -13,7 +13,7 @@ from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._http.connection import too_large
-from millstream.client._http.pool import plain
+from millstream.client._http.pool import unreachable, untrusted
 from millstream.client._http.proxy import proxy_for
 from millstream.client._http.url import Url
 from millstream.client._transports.duplex import Duplex
@@ -70,7 +70,7 @@ class WebSocketTransport:
                 additional_headers=dict(self._headers),
                 max_size=self._max,
                 open_timeout=self._timeout,
-                ssl=self._tls if url.secure else None,
+                ssl=(self._tls or ssl.create_default_context()) if url.secure else None,
                 proxy=None if proxy is None else proxy.address,
             )
         except InvalidStatus as exc:
@@ -79,8 +79,10 @@ class WebSocketTransport:
                 challenge = exc.response.headers.get("WWW-Authenticate", "")
                 raise AccessDenied(f"{url} refuses the connection ({status}).", status, challenge) from exc
             raise NotMcp(f"{url} is not a WebSocket: it answers with status {status}.", remedy=_elsewhere(url)) from exc
+        except ssl.SSLCertVerificationError as exc:
+            raise untrusted(url, exc) from exc
         except ssl.SSLError as exc:
-            raise TlsFailed(f"There is no trusted TLS connection to {url.origin}: {exc.reason}.") from exc
+            raise TlsFailed(f"{url.origin} does not speak TLS ({exc.reason}). Is it ws:// rather than wss://?") from exc
         except (InvalidHandshake, WebSocketException) as exc:
             if isinstance(exc.__cause__, EOFError):
                 raise ConnectionLost(f"{url.origin} closed the connection before it answered.") from exc
@@ -89,7 +91,7 @@ class WebSocketTransport:
             what = f"{url.origin} did not accept a WebSocket within {self._timeout:g} seconds."
             raise ConnectFailed(f"{what} {_elsewhere(url)}".rstrip()) from exc
         except OSError as exc:
-            raise ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.") from exc
+            raise unreachable(url, exc) from exc
         if socket.subprotocol != "mcp":
             await socket.close()
             raise NotMcp(f"{url} is a WebSocket, but not of MCP: it does not accept the subprotocol mcp.")

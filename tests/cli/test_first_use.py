@@ -1,0 +1,251 @@
+"""What somebody reads who uses a command for the first time, and uses it wrongly: what happened, and what to do.
+
+The rules are our choice. Each of these was a traceback, a riddle or silence once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client.certificates import self_signed
+from millstream._app.serving.errors import CommandError
+from millstream._cli.help import overview
+from millstream._cli.program import MODULES, program
+from millstream.client import Client, ConnectFailed
+from patience import WAIT
+from processes import ROOT, free_port, millstream, serving
+
+START = [sys.executable, "-m", "millstream"]
+SHOP = str(ROOT / "tests" / "client" / "shop.py")
+TWO = """
+from millstream import Server
+first, second = Server("first"), Server("second")
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory. Modules stay: the command line loads some that mustn't be loaded twice."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def run(*arguments: str, typed: str = "") -> tuple[int, str, str]:
+    """Status, output and errors of a command; nothing else may come out of it."""
+    done = CliRunner().invoke(program(arguments[0]), list(arguments), input=typed)
+    if isinstance(done.exception, CommandError):
+        return 1, done.stdout, f"{done.exception.what} {done.exception.why} {done.exception.fix}"
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, " ".join(done.stderr.replace("│", " ").split())
+
+
+def start(*arguments: str, **more: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*START, *arguments], timeout=WAIT, check=False, stderr=subprocess.PIPE, **more)  # type: ignore[call-overload,no-any-return]  # as people give them
+
+
+WRONG: list[tuple[list[str], int, str]] = [
+    (["list", "sop.py"], 3, "There is no file sop.py. Did you mean shop.py?"),
+    (["list", "far/away.py"], 3, "There is no file far/away.py. Check the path; it is relative to where you are."),
+    (["list", "shop"], 3, "There is no program 'shop'. Did you mean shop.py?"),
+    (["list", "."], 3, ". is a folder. Give a .py, .js or .json file in it, a command or a URL."),
+    (["list", "notes.txt"], 3, "notes.txt is not a program. Give a .py, .js or .json file, a command or a URL."),
+    (["list", "x" * 5000], 3, "There is no program"),
+    (["list", "plain.py:mcp"], 3, "plain.py has no servers to choose from: it doesn't import millstream."),
+    (["list", "http://127.0.0.1:x/mcp"], 3, "its port is not a number from 0 to 65535."),
+    (["list", "http://127.0.0.1:99999/mcp"], 3, "its port is not a number from 0 to 65535."),
+    (["list", "http://127.0.0.1:{port}/mcp"], 3, "nobody listens at that port. Check host and port, and that the"),
+    (["list", "wss://127.0.0.1:{port}/ws"], 3, "nobody listens at that port. Check host and port, and that the"),
+    (["ping", SHOP, "--timeout", "0"], 2, "0 is not more than 0"),
+    (["ping", SHOP, "--timeout", "nan"], 2, "nan is not a finite number"),
+    (["chat", SHOP, "-m", "x", "--timeout", "-1"], 2, "-1 is not more than 0"),
+    (["ping", SHOP, "--interval", "inf"], 2, "inf is not a finite number"),
+    (["bench", SHOP, "--seconds", "nan"], 2, "nan is not a finite number"),
+    (["keys", "add", "ada", "--days", "nan"], 2, "nan is not a finite number"),
+    (["keys", "add", "ada", "--days", "1e300"], 2, "is not in the range"),
+    (["keys", "rotate", "ada", "--grace", "inf"], 2, "inf"),
+    (["watch", SHOP, "--level", "loud"], 2, "is not one of 'debug', 'info'"),
+    (["bench", SHOP, "--tool", "odrer"], 1, "The server has no tool 'odrer'. Did you mean order?"),
+    (["read", SHOP, "bok://7"], 1, "The server has no resource 'bok://7'. Did you mean book://"),
+    (["read", SHOP, "book://7", "--output", "."], 1, ". can't be written: Is a directory. Give another file"),
+    (["read", SHOP, "book://7", "--output", "far/away"], 1, "far/away can't be written: No such file or directory."),
+    (["init", "shop.py"], 1, "shop.py is a file, not a folder."),
+    (["install", "http://127.0.0.1/mcp", "--with", "x", "--client", "json"], 1, "at a URL takes no packages."),
+    (["run", ""], 1, "'' names no file."),
+    (["run", "shop.py:"], 1, "'shop.py:' names no file."),
+    (["run", "http://127.0.0.1/mcp"], 1, "To use the server at that URL: millstream list http://127.0.0.1/mcp"),
+    (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without blanks, ? and #."),
+    (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
+    (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),
+    (["chat", SHOP, "-m", "x", "--model", "m", "--api-url", "http://127.0.0.1:99999/v1"], 2, "isn't a URL of an API"),
+    (["audit", "verify"], 2, "Missing argument 'FILE'"),
+    (["keys", "add"], 2, "Missing argument 'NAME'"),
+    (["version", "x"], 2, "unexpected extra argument"),
+]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"), WRONG, ids=lambda given: " ".join(given)[:40] if isinstance(given, list) else None
+)
+def test_what_is_wrong_is_said_with_what_to_do(arguments: list[str], status: int, words: str, here: Path) -> None:
+    """One sentence and the status, without a traceback and without the numbers of the system."""
+    (here / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
+    (here / "plain.py").write_text("x = 1\n")
+    (here / "notes.txt").write_text("Buy milk.\n")
+    code, out, error = run(*(each.replace("{port}", str(free_port())) for each in arguments))
+    assert (code, out) == (status, ""), error
+    assert words in error, error
+    assert "[Errno" not in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_client_command_takes_one_of_several_servers_in_a_file(name: str, here: Path) -> None:
+    """As ``millstream run FILE:OBJECT`` does; ``#`` does the same as in a configuration file."""
+    (here / "two.py").write_text(TWO)
+    for mark in ":#":
+        assert json.loads(run("info", f"two.py{mark}{name}", "--json")[1])["name"] == name
+    code, _, error = run("info", "two.py")
+    assert code == 3
+    assert "two.py has several servers: first, second." in error
+
+
+@pytest.mark.server
+def test_a_server_with_tls_is_reached_over_wss(tmp_path: Path) -> None:
+    """Of a certificate that the system doesn't know, the sentence says how to name it."""
+    certificate, key = self_signed(tmp_path)
+    port = free_port()
+    command = millstream(SHOP, port, "--serve", "hub", "--tls-cert", certificate, "--tls-key", key)
+    with serving(command, port, tmp_path / "log"):
+        url = f"wss://localhost:{port}/ws"
+        known = start("info", url, "--json", stdout=subprocess.PIPE, env={**os.environ, "SSL_CERT_FILE": certificate})
+        strange = start("info", url, stdout=subprocess.PIPE)
+    assert json.loads(known.stdout)["transport"] == "websocket", known.stderr
+    assert strange.returncode == 3
+    assert b"If it is your own, name the file that it is in: SSL_CERT_FILE=FILE" in strange.stderr
+
+
+@pytest.mark.server
+def test_a_key_for_tls_without_a_certificate_serves_nothing() -> None:
+    """It served plain http, and said nothing."""
+    done = start("run", SHOP, "--tls-key", "key.pem", "--port", "0", stdout=subprocess.PIPE)
+    assert done.returncode == 1
+    assert b"There is a key for TLS, but no certificate." in done.stderr
+
+
+def test_a_resource_of_a_template_that_is_not_there_has_the_words_of_the_server(here: Path) -> None:
+    """A server may have more to say than that it doesn't know the URI."""
+    (here / "shop.py").write_text(
+        "from millstream import Server, ToolError\n"
+        'mcp = Server("shop")\n'
+        '@mcp.resource("book://{isbn}")\n'
+        "def book(isbn: str) -> str:\n"
+        '    raise ToolError("That book was stolen.")\n'
+    )
+    code, _, error = run("read", "shop.py", "book://7")
+    assert code == 1
+    assert "has no resource" not in error
+
+
+@pytest.mark.server
+def test_doctor_fails_where_a_server_offers_nothing(here: Path) -> None:
+    """The exit status is that of the first step that failed; this step said FAIL, and the status was 0."""
+    (here / "empty.py").write_text('from millstream import Server\nmcp = Server("empty")\n')
+    code, out, _ = run("doctor", "empty.py", "--json")
+    found = json.loads(out)
+    assert (code, found["ok"], found["steps"][-1]["ok"]) == (1, False, False)
+
+
+def test_doctor_says_what_to_do_once() -> None:
+    """The sentence of the error and the remedy are two lines, not the same twice."""
+    _, out, _ = run("doctor", f"http://127.0.0.1:{free_port()}/mcp")
+    assert out.count("Check host and port") == 1
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_command_explains_itself_in_three_ways(name: str) -> None:
+    """``--help``, ``-h`` and ``help COMMAND``."""
+    assert run(name, "-h") == run(name, "--help")
+    assert run(name, "-h")[0] == 0
+
+
+@pytest.mark.server
+def test_help_takes_the_name_of_a_command() -> None:
+    """And ``--help`` before a command is the help of all."""
+    shown = start("help", "keys", "add", stdout=subprocess.PIPE).stdout
+    assert b"Usage: millstream keys add" in shown
+    assert start("--help", "list", stdout=subprocess.PIPE).stdout.decode() == overview()
+    unknown = start("help", "nothing", stdout=subprocess.PIPE)
+    assert (unknown.returncode, unknown.stdout) == (2, b"")
+    assert b"No such command 'nothing'" in unknown.stderr
+
+
+PRINTING = [["--help"], ["version"], ["list", "--help"], ["list", SHOP], ["completion", "bash"], ["doctor", SHOP]]
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
+    """Also where Python finds it out only at the end."""
+    with Path("/dev/full").open("wb") as full:
+        done = start(*arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == b"Error: The output can't be written: No space left on device.\n"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(arguments: list[str]) -> None:
+    """``millstream … | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = start(*arguments, stdout=writer)
+    os.close(writer)
+    assert done.stderr == b""
+
+
+@pytest.mark.server
+@pytest.mark.skipif(os.name != "posix", reason="closes the streams with a shell")
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_closed_streams_are_no_trouble(arguments: list[str]) -> None:
+    """``millstream … >&- <&-``: Python has no objects for them then."""
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&- <&-', "sh", *START, *arguments], stderr=subprocess.PIPE, timeout=WAIT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.server
+def test_letters_that_the_output_does_not_have_are_question_marks_and_escaped_in_json(tmp_path: Path) -> None:
+    """Pipes of old systems take few letters; the help has some that aren't among them."""
+    (tmp_path / "shop.py").write_text('from millstream import Server\nmcp = Server("Bücher")\n', "utf-8")
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    assert start("--help", stdout=subprocess.PIPE, env=plain).stdout.decode("ascii") == overview().replace("…", "?")
+    assert start("list", "--help", stdout=subprocess.PIPE, env=plain).returncode == 0
+    done = start("info", str(tmp_path / "shop.py"), "--json", stdout=subprocess.PIPE, env=plain)
+    assert json.loads(done.stdout.decode("ascii"))["name"] == "Bücher"
+
+
+@pytest.mark.parametrize("command", ["keys", "users"])
+def test_lists_have_tabs_in_a_pipe(command: str, here: Path) -> None:
+    """As all tables do: programs cut them."""
+    for name in ("ada", "Bob"):
+        assert run(command, "add", name, "--scope", "orders", typed="correct horse battery\n")[0] == 0
+    lines = run(command, "list")[1].splitlines()
+    assert [line.split("\t")[:2] for line in lines] == [["ada", "orders"], ["Bob", "orders"]]
+
+
+async def test_an_error_of_the_library_says_what_to_do_as_well() -> None:
+    """Programs show it to people."""
+    with pytest.raises(ConnectFailed, match=r"nobody listens at that port\. Check host and port") as raised:
+        async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
+            pass
+    assert raised.value.remedy == "Check host and port, and that the server runs."
