@@ -131,7 +131,7 @@ class Shop:
 def test_a_sign_in_and_a_consent_are_whole_empty_with_long_texts_from_right_to_left_and_when_their_server_is_back(
     tmp_path: Path, open_page: OpenPage
 ) -> None:
-    """Our choice: the forms are pages like the others, and one that was open while its server was away still answers."""
+    """Our choice: forms are pages like the others, and one that was open while its server was away still answers."""
     shop, found = Shop(), list[str]()
     pages: dict[str, Page] = {}
     tests = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
