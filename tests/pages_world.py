@@ -152,22 +152,26 @@ def counted(address: str, tool: str = "") -> int:
 
 _AXE = Path(__file__).parent / "pages" / "node_modules" / "axe-core" / "axe.min.js"
 # A dialog that still fades in has another contrast than the dialog has, so what ends by itself is waited for.
-_RUN = """async () => {
+_RUN = """async (colors) => {
   const ends = (each) => each.playState === "running" && Number.isFinite(each.effect.getComputedTiming().endTime);
   for (let moving; (moving = document.getAnimations().filter(ends)).length;) {
     await Promise.allSettled(moving.map((each) => each.finished));
   }
-  return (await axe.run(document, {resultTypes: ["violations"], preload: {assets: ["media"]}})).violations
+  const ofColors = {runOnly: {type: "rule", values: ["color-contrast", "link-in-text-block"]}};
+  const rules = colors ? ofColors : {preload: {assets: ["media"]}};
+  return (await axe.run(document, {resultTypes: ["violations"], ...rules})).violations
   .flatMap(({id, nodes}) => nodes.map(({html}) => `${id}: ${html.slice(0, 160)}`));
 }"""
 
 
-def axe(page: Page) -> list[str]:
-    """What keeps people from using the page as it is now, by axe with all its rules."""
+def axe(page: Page, *, colors: bool = False) -> list[str]:
+    """What keeps people from using the page as it is now, by axe with all its rules, or with those about `colors`: all
+    that another scheme changes (`test_a_scheme_changes_nothing_but_colors`).
+    """
     assert _AXE.exists(), "These tests need axe: make tests/pages/node_modules/.package-lock.json."
     if not page.evaluate("'axe' in window"):
         page.evaluate(_AXE.read_text())
-    return list(page.evaluate(_RUN))
+    return list(page.evaluate(_RUN, colors))
 
 
 # What is meant to scroll sideways, and what ends in dots.
@@ -218,6 +222,6 @@ def fits(page: Page) -> list[str]:
         page.set_viewport_size(ViewportSize(width=width, height=height))
         for scheme in SCHEMES:
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            found += [f"{scheme} {width}: {each}" for each in axe(page)]
+            found += [f"{scheme} {width}: {each}" for each in axe(page, colors=scheme != SCHEMES[0])]
         found += [f"{width}: {each}" for each in outside(page)]
     return found

@@ -91,6 +91,31 @@ def broken() -> str:
     raise ToolError("The oven is cold. Heat it up first, and try again.")
 
 
+@mcp.tool(title="تحية من القلب")
+def greeting(
+    name: Annotated[str, Field(description="اسم الشخص الذي نحييه")] = "آدا",
+    tone: Annotated[Literal["رسمي", "ودي"], Field(description="كيف نتكلم")] = "ودي",
+) -> dict[str, str]:
+    """نحيي شخصا بالعربية.
+
+    النص كله من اليمين إلى اليسار، مع كلمة English في الوسط.
+    """
+    if name == "لا أحد":
+        raise ToolError("لا نعرف هذا الشخص. اكتب اسما آخر.")
+    return {"تحية": f"مرحبا يا {name}!", "نبرة": tone}
+
+
+@mcp.tool(name="long_words_" + "without_an_end_" * 6)
+def long_words(
+    a_parameter_whose_name_goes_on_and_on_without_ever_coming_to_its_end: Annotated[
+        str, Field(description="Its description, too, has more words than anybody reads. " * 8)
+    ] = "unbreakable" * 60,
+    choice: Literal["one", "a choice that is much longer than the field in which it is shown " * 3] = "one",
+) -> str:
+    """Summary of a tool whose author had a lot to say, and no editor to say that it was too much for one line."""
+    raise ToolError("nobreak" * 100 + " " + a_parameter_whose_name_goes_on_and_on_without_ever_coming_to_its_end)
+
+
 @mcp.tool
 async def chatty(ctx: Context) -> str:
     """Log and report."""

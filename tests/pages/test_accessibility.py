@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from millstream._web.pages import asset
-from pages_world import SCHEMES, SIZES, OpenPage, axe, call
+from pages_world import OpenPage, call
 
 pytestmark = pytest.mark.server
 
@@ -65,22 +65,6 @@ def test_everything_has_a_name(hub: str, open_page: OpenPage, name: str) -> None
         found = page.get_by_role(role, **({"level": 1} if role == "heading" else {})).count()  # type: ignore[arg-type]
         assert found == (count or 1), role
     assert page.get_by_role("navigation", name="Pages").count() == 1
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_nothing(hub: str, open_page: OpenPage, name: str) -> None:
-    """Our choice: all of its rules, in both schemes and every size, on one page that is loaded once.
-
-    Fixed defects among them: two landmarks of one name (landmark-unique), list items of no list (listitem).
-    """
-    page = opened(hub, open_page, name)
-    found: list[str] = []
-    for width, height in SIZES:
-        page.set_viewport_size({"width": width, "height": height})
-        for scheme in SCHEMES:
-            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            found += [f"{width} {scheme}: {each}" for each in axe(page)]
-    assert found == []
 
 
 @pytest.mark.parametrize("width", [360, 1280])

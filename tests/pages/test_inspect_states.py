@@ -128,7 +128,7 @@ def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
         ".observe({type: 'layout-shift', buffered: true});"
     )
     page.goto(f"{crowd}/inspect")
-    expect(page.locator("#kinds")).to_contain_text("505")
+    expect(page.locator("#kinds")).to_contain_text("507")
     for width, height in SIZES:
         page.set_viewport_size({"width": width, "height": height})
         box = page.locator("#items").bounding_box()
@@ -136,7 +136,7 @@ def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
         assert min(box["y"] + box["height"], height) - box["y"] >= 0.4 * height
     assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
     page.reload()
-    expect(page.locator("#kinds")).to_contain_text("505")
+    expect(page.locator("#kinds")).to_contain_text("507")
     assert page.evaluate("shifts.reduce((sum, each) => sum + each, 0)") < 0.02
 
 
@@ -161,7 +161,7 @@ def test_the_keyboard_alone_finds_opens_and_runs_a_tool(crowd: str, open_page: O
     page.locator("#filter").fill("")
     page.locator("#items").focus()
     page.keyboard.press("End")
-    expect(page.locator("#items [aria-posinset='505']")).to_be_in_viewport()
+    expect(page.locator("#items [aria-posinset='507']")).to_be_in_viewport()
     assert page.locator("#items [role=option]").count() < 60
     page.keyboard.press("Control+k")
     page.keyboard.type("tool_123")

@@ -26,7 +26,7 @@ class Elsewhere:
 
 
 mcp = Server(
-    "shop",
+    os.environ.get("SHOP_NAME", "shop"),
     serve="all",
     auth=auth.issuer(
         os.environ["SHOP_URL"],

@@ -156,6 +156,20 @@ def test_clients_are_counted_by_name_and_version_and_no_peer_fills_memory() -> N
     assert next(each for each in both["clients"] if each["name"] == "agent-0")["calls"] == 4
 
 
+def test_subscriptions_that_ended_are_no_calls_here_as_they_are_none_in_the_counts_and_percentiles() -> None:
+    """A fixed defect: each was listed as a call of an hour, and counted among the calls of its client."""
+    heard: list[str] = []
+    recent = RecentCalls(lambda call, seconds, answer: heard.append(call.method))
+    for given in ({}, {"cancelled": True}, {"outcome": "-32603"}):
+        recent.observe(a_call(method="subscriptions/listen", client=Client({}, "ide", "1.0"), **given), 3_600.0, b"")
+    assert looked(recent) == {"calls": [], "clients": []}
+    recent.observe(asked({}, client=Client({}, "ide", "1.0")), 0.001, b"{}")
+    found = looked(recent)
+    assert [each["method"] for each in found["calls"]] == ["tools/call"]
+    assert [(each["name"], each["calls"], each["errors"]) for each in found["clients"]] == [("ide", 1, 0)]
+    assert heard == [*["subscriptions/listen"] * 3, "tools/call"]
+
+
 def past(until: int, **given: Any) -> Past:
     """A minute of a worker that was called twice a second, once in vain."""
     points = {at: (Tally(1, {3: 1, 5: 1}), Gauges(0.01, 0.5, 100, 2)) for at in range(until - 60, until)}

@@ -88,3 +88,46 @@ async def test_a_handshake_at_a_path_without_a_websocket_is_404_where_the_server
     assert (start["type"], start["status"]) == ("websocket.http.response.start", 404)
     assert b"no WebSocket" in body["body"]
     assert [message["type"] for message in await answers("websocket", "/nowhere")] == ["websocket.close"]
+
+
+UPGRADE = b"Upgrade: websocket\r\n"
+HANDSHAKES = {
+    "a handshake": b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    "a handshake of which a proxy took the connection option": b"",
+}
+
+
+@pytest.mark.parametrize("handshake", HANDSHAKES)
+@pytest.mark.parametrize(("parts", "where"), [(("hub",), b"It's at /ws."), ((), b"use --serve hub.")])
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_a_client_that_wants_a_websocket_at_mcp_hears_where_there_is_one_instead_of_a_stream_without_end(
+    lane: bool, parts: tuple[str, ...], where: bytes, handshake: str
+) -> None:
+    """A fixed defect: it was answered 200 and an event stream, which RFC 9110 §7.8 allows and no such client reads."""
+    server = Server("paths", serve=parts)
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        async with serve(server, lane=lane, ws="auto" if parts else "none") as running:
+            for path in ("/mcp", "/mcp/", *(("/events",) if parts else ())):
+                peer = await running.connect()
+                head = b"Accept: text/event-stream\r\n" + UPGRADE + HANDSHAKES[handshake]
+                await peer.send(request("GET", path, extra=head))
+                status, _, body = await peer.reply()
+                assert (status, body.partition(b". ")[0]) == (404, b"There is no WebSocket at this path")
+                assert where in body
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+async def test_an_upgrade_to_anything_else_is_ignored(lane: bool) -> None:
+    """RFC 9110 §7.8; curl asks for HTTP/2 in this way. A POST is no handshake, whatever it asks (RFC 6455 §4.1)."""
+    server = Server("paths")
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        async with serve(server, lane=lane) as running:
+            peer = await running.connect()
+            await peer.send(request("GET", "/mcp", extra=b"Accept: text/event-stream\r\nUpgrade: h2c\r\n"))
+            assert (await peer.reply(head_only=True))[0] == 200
+            peer = await running.connect()
+            await peer.send(request("POST", "/mcp", b"{}", extra=b"Content-Type: application/json\r\n" + UPGRADE))
+            assert (await peer.reply())[0] == 400

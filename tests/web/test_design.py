@@ -46,6 +46,16 @@ def test_only_the_tokens_name_a_color(path: str) -> None:
     assert [line for line in lines if COLOR.search(line) and "querySelector" not in line] == []
 
 
+def test_a_scheme_changes_nothing_but_colors() -> None:
+    """Our choice: where something lies, and what it's called, is the same in both. Tests of the pages build on that."""
+    rules = [rule for path in STYLES for rule in re.findall(r"[^{}]*\{[^{}]*\}", asset(path).body.decode())]
+    assert len(rules) > 300
+    told = [rule for rule in rules if "prefers-color-scheme" in rule or "data-theme" in rule]
+    assert [rule for rule in told if not re.search(r"\{ color-scheme: (light|dark); \}", rule)] == []
+    pairs = [line for path in STYLES for line in asset(path).body.decode().splitlines() if "light-dark(" in line]
+    assert [line for line in pairs if not re.match(r"  --[\w-]+:", line)] == []
+
+
 def test_every_token_that_is_used_is_defined() -> None:
     """Our choice: a misspelled token is an empty value, and nobody is told."""
     used = {token for path in SOURCES for token in re.findall(r"var\((--[\w-]+)", asset(path).body.decode())}

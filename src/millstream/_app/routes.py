@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from millstream._app.probes import Probes
 from millstream._app.protection import Protection
-from millstream._http.hosts import EXEMPT, of_this_site
+from millstream._http.hosts import EXEMPT, not_a_socket, of_this_site
 from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher
@@ -81,7 +81,7 @@ class Routes:
         self._added = protection.added
         if self._added is not None:
             self._add_own(self._added)
-        self._protect(protection, home="rest" in parts)
+        self._protect(protection, home="rest" in parts, socket=websocket is not None)
         self._hot = {
             (method.encode(), each.encode()): handler
             for each, handlers in self._by_path.items()
@@ -129,11 +129,11 @@ class Routes:
         self._by_path = {**added.exact, **kept}
         self._streams -= added.fixed
 
-    def _protect(self, protection: Protection, *, home: bool) -> None:
-        """Put the guard in front of all paths, and close what opens a stream to pages of other sites."""
+    def _protect(self, protection: Protection, *, home: bool, socket: bool) -> None:
+        """Put the guard in front of all paths, and close what opens a stream to pages of other sites and to sockets."""
         for each in self._streams & self._by_path.keys():
             handlers = self._by_path[each]
-            self._by_path[each] = {**handlers, "GET": of_this_site(handlers["GET"])}
+            self._by_path[each] = {**handlers, "GET": of_this_site(not_a_socket(handlers["GET"], served=socket))}
         self._by_path = {each: protection.protect(each, handlers) for each, handlers in self._by_path.items()}
         if home:
             self._add_home(protection)

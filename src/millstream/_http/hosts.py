@@ -267,6 +267,28 @@ def of_this_site(handler: Handler) -> Handler:
     return screened
 
 
+def no_websocket(root_path: str, *, served: bool) -> Response:
+    """The reply to a handshake at a path without a WebSocket; `served` says whether the server has one elsewhere."""
+    where = f"It's at {root_path}/ws." if served else "This server has none. To serve one at /ws, use --serve hub."
+    return refusal(404, f"There is no WebSocket at this path. {where}")
+
+
+def not_a_socket(handler: Handler, *, served: bool) -> Handler:
+    """Refuse a GET that asks for a WebSocket, where the handler opens a stream.
+
+    A server may ignore that it asks (RFC 9110 §7.8). But the client would get a stream that it can't read and that
+    never ends, and would hear only after its own patience that nobody speaks to it.
+    """
+
+    async def screened(request: Request) -> Response | Sink | None:
+        asked = request.headers.get(b"upgrade")
+        if asked is not None and b"websocket" in (each.strip() for each in asked.lower().split(b",")):
+            return no_websocket(request.root_path, served=served)
+        return await handler(request)
+
+    return screened
+
+
 def _origin_refused(origin: bytes) -> Response:
     shown = ascii(origin[:200].decode("latin-1"))
     return refusal(403, f"Origin {shown} is not allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")

@@ -30,7 +30,7 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <main class="ask card stack">
-<h1>{title}</h1>
+<h1>{heading}</h1>
 {body}</main>
 </body>
 </html>
@@ -78,7 +78,8 @@ _PAGES = {"/dashboard": "dashboard", "/inspect": "inspector", "/docs": "docs", "
 def form(request: Request, offered: Offered, page: str, said: str, status: int) -> Response:
     """The page that asks who somebody is, who wants to open a page; `said` is what went wrong before."""
     wanted = f" to open the {_PAGES[page]}" if page in _PAGES else ""
-    title = escape(f"Sign in to {offered.server}{wanted}")
+    name = escape(offered.server)
+    title, heading = f"Sign in to {name}{wanted}", f"Sign in to <bdi>{name}</bdi>{wanted}"
     parts: list[str] = [_PERSON] if offered.passwords else []
     if offered.ways:
         look = "" if offered.passwords else ' class="primary"'
@@ -102,7 +103,8 @@ def form(request: Request, offered: Offered, page: str, said: str, status: int) 
     forms = _OR.join(_FORM.format(root=root, page=escape(page), fields=each) for each in parts)
     hints = "".join(_UNKNOWN.format(host=escape(urlsplit(each).netloc)) for each in offered.unknown)
     body = f'<p role="status" class="error">{escape(said)}</p>\n{forms}{hints}'
-    return Response(_PAGE.format(title=title, more="", root=root, body=body).encode("utf-8", "replace"), status, HEAD)
+    text = _PAGE.format(title=title, heading=heading, more="", root=root, body=body)
+    return Response(text.encode("utf-8", "replace"), status, HEAD)
 
 
 def arrived(request: Request, page: str, head: bytes) -> Response:
@@ -115,7 +117,9 @@ def arrived(request: Request, page: str, head: bytes) -> Response:
     href = f"{root}{escape(page)}"
     more = f'<meta http-equiv="refresh" content="0;url={href}">\n'
     body = f'<p><a class="button primary" href="{href}">Continue</a></p>\n'
-    return Response(_PAGE.format(title="You are signed in", more=more, root=root, body=body).encode(), 200, HEAD + head)
+    title = "You are signed in"
+    text = _PAGE.format(title=title, heading=title, more=more, root=root, body=body)
+    return Response(text.encode(), 200, HEAD + head)
 
 
 def turned_back(request: Request, page: str, text: str, status: int) -> Response:

@@ -8,14 +8,12 @@ from typing import Any
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Application
 from millstream._http.asgi.adapter import AsgiAdapter, Route
-from millstream._http.hosts import EXEMPT, HostPolicy
+from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
 from millstream._http.lane import GUARD_ONLY, Lane
 from millstream._http.limits import HttpLimits
-from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream._http.message import Handler, Request, Response, Sink
 
 logger = logging.getLogger("millstream")
-
-_NO_WEBSOCKET = Response(b"There is no WebSocket at this path.\n", 404, TEXT_HEAD)
 
 
 async def serve(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -122,4 +120,4 @@ async def _websocket(application: Application, scope: MutableMapping[str, Any], 
     from millstream._transports.websocket.route import refuse_handshake  # noqa: PLC0415  only where a socket is asked for
 
     await receive()
-    await refuse_handshake(_NO_WEBSOCKET, scope, send)
+    await refuse_handshake(no_websocket(root, served=runtime.websocket is not None), scope, send)

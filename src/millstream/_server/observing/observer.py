@@ -36,7 +36,8 @@ _METHODS = frozenset(
     )
 )  # fmt: skip
 """What has a label of its own; ``response`` is the answer of a client to what it was asked."""
-_LISTEN = "subscriptions/listen"
+LISTEN = "subscriptions/listen"
+"""What is no call to look at: it takes as long as its client wants."""
 
 
 class Observer:
@@ -139,7 +140,7 @@ class Observer:
         method = call.method
         failure = call.failure
         outcome = "" if failure is None else failure.outcome
-        listened = method == _LISTEN
+        listened = method == LISTEN
         if call.cancelled and not outcome and not listened:
             outcome = "cancelled"
         labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
@@ -227,7 +228,7 @@ class Observer:
 
     def calls(self) -> dict[Labels, Series]:
         """How long calls took, without subscriptions: these last as long as their clients want."""
-        return {labels: series for labels, series in self._durations.series.items() if labels[0] != _LISTEN}
+        return {labels: series for labels, series in self._durations.series.items() if labels[0] != LISTEN}
 
     def lag(self) -> float:
         """Seconds by which the event loop was late, at worst, since a second ago."""

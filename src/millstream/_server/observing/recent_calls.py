@@ -16,6 +16,7 @@ from msgspec import Struct
 from millstream._protocol.json_schema import is_object
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Observe
+from millstream._server.observing.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
 from millstream._telemetry.metrics import OTHER
 
@@ -102,16 +103,19 @@ class RecentCalls:
         """A call is over."""
         if self._next is not None:
             self._next(call, seconds, answer)
+        method = call.method
+        if method == LISTEN:
+            return  # It lasts as long as its client wants, and the counts and percentiles leave it out, too.
         now = self._clock()
-        failure, client = call.failure, call.client
+        failure, client, revision = call.failure, call.client, call.revision.date
         outcome = "" if failure is None else failure.outcome
-        if call.cancelled and not outcome and call.method != "subscriptions/listen":
+        if call.cancelled and not outcome:
             outcome = "cancelled"
         seen = self._clients.get((client.name, client.version))
         if seen is None:
             seen = self._new_client(client.name, client.version)
         seen.calls += 1
-        seen.last, seen.transport, seen.revision = now, call.transport, call.revision.date
+        seen.last, seen.transport, seen.revision = now, call.transport, revision
         arguments: str | None = None
         if (outcome or seconds >= SLOW or now - self._looked < WATCHED) and self._may_read(int(now)):
             arguments = shown_arguments(call)
@@ -123,7 +127,7 @@ class RecentCalls:
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
         # A tuple: making it is cheaper than a Struct, and hardly any is ever looked at.
         (self._failures if outcome else self._kept).append(
-            (now, call.method, call.name, outcome, seconds * 1000, client, caller, call.transport, call.revision.date,
+            (now, method, call.name, outcome, seconds * 1000, client, caller, call.transport, revision,
              len(answer), arguments, error, incident)
         )  # fmt: skip
 

@@ -63,7 +63,7 @@ def ask(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
     name = client.name or "A program without a name"
     notice = f'<p class="notice bad" role="alert">{escape(shown.said)}</p>\n' if shown.said else ""
     body = (
-        f"<h1>{escape(name)} wants to use {escape(shown.server)}</h1>\n"
+        f"<h1><bdi>{escape(name)}</bdi> wants to use <bdi>{escape(shown.server)}</bdi></h1>\n"
         f"{notice}{_facts(shown)}{_scopes(shown)}"
         f'<form method="post" action="authorize" class="stack">\n'
         f'<input type="hidden" name="ticket" value="{escape(shown.ticket)}">\n'
@@ -102,7 +102,7 @@ def _warning(client: Client, uri: str) -> str:
 
 def _scopes(shown: Shown) -> str:
     if not shown.words:
-        return f"<p>It will use {escape(shown.server)} as you.</p>\n"
+        return f"<p>It will use <bdi>{escape(shown.server)}</bdi> as you.</p>\n"
     items = "".join(f"<li>{escape(each)}</li>" for each in shown.words.values())
     return (
         f'<section class="stack tight" aria-labelledby="able"><h2 id="able">As you, it will be able to</h2>\n'

@@ -124,7 +124,7 @@ export function draw({ name, path, operation }, root) {
     }
   });
   const link = copyButton(() => `${location.href.split("#")[0]}#tool=${encodeURIComponent(name)}`, "Copy a link to this tool");
-  const title = operation.summary !== name && operation.summary !== operation.description.split("\n")[0] ? element("p", { className: "soft" }, operation.summary) : null;
+  const title = operation.summary !== name && operation.summary !== operation.description.split("\n")[0] ? element("p", { className: "soft", dir: "auto" }, operation.summary) : null;
   return [
     element(
       "header", { className: "stack tight" },

@@ -19,6 +19,7 @@ const items = new LongList($("index"), {
   row: (each) => [element("strong", {}, each.name), element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)],
   choose: (each) => {
     location.hash = `tool=${encodeURIComponent(each.name)}`;
+    view("detail"); // a phone hides it until then, and what is hidden takes no focus
     $("pane").focus({ preventScroll: true });
   },
   height: () => Number.parseFloat(getComputedStyle($("index")).getPropertyValue("--row")) * 16,

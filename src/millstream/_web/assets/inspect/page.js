@@ -256,7 +256,8 @@ $("export").addEventListener("click", exportTranscript);
 $("clear").addEventListener("click", () => clearAll[activity.current()]());
 addEventListener("hashchange", () => {
   const wanted = links.read(location.hash);
-  if (wanted && (wanted.kind !== kind || wanted.name !== chosen[kind] || wanted.values)) jump(wanted);
+  if (!begun) asked = wanted ?? asked;
+  else if (wanted && (wanted.kind !== kind || wanted.name !== chosen[kind] || wanted.values)) jump(wanted);
 });
 addEventListener("pagehide", () => session.client?.close());
 // The browser kept this page in its cache and shows it again.

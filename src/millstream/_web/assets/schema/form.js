@@ -38,7 +38,7 @@ function make(name, given, at) {
 function field(name, schema, at) {
   const { id, required } = at;
   const made = single(schema, required)(schema, at);
-  const description = schema.description ? element("span", {}, `${schema.description} `) : "";
+  const description = schema.description ? element("span", { dir: "auto" }, `${schema.description} `) : "";
   const about = element("span", { className: "hint", id: `${id}-hint` }, description, `(${hint(schema, required)})`);
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const title = schema.title ?? name;

@@ -26,7 +26,7 @@ const small = (text, shown, act) => {
 function frame(name, schema, { id, required }, buttons) {
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const body = element("div", { className: "nested-body" });
-  const about = schema.description ? element("p", { className: "hint" }, schema.description) : "";
+  const about = schema.description ? element("p", { className: "hint", dir: "auto" }, schema.description) : "";
   const optional = required ? "" : element("span", { className: "hint" }, "optional");
   const legend = element("legend", {}, element("span", {}, schema.title ?? name), optional);
   const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, element("div", { className: "nested-tools" }, ...buttons), about, body, error);

@@ -51,7 +51,9 @@ function matching(typed) {
 
 /** Open the palette, with these letters typed. */
 export function openPalette(typed = "") {
-  if (document.getElementById("palette")) return;
+  const before = document.getElementById("palette");
+  if (before?.open) return;
+  before?.remove(); // it was closed a moment ago, and its `close` event is still to come
   const input = element("input", {
     type: "text", role: "combobox", value: typed, placeholder: "What do you want to do?", autocomplete: "off", spellcheck: false,
     "aria-label": "Command", "aria-expanded": "true", "aria-controls": "palette-options", "aria-autocomplete": "list",

@@ -1,0 +1,158 @@
+"""Every page with 500 tools, with long texts and with text from right to left; `test_gone_and_empty.py` has the other
+states of the table in `pages_matrix.py`, for which a server comes and goes.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from issuing_world import challenge
+from pages_matrix import LEFT_OUT, PAGES, STATES, pages_in, whole
+from pages_world import OpenPage, call
+from patience import WAIT
+from processes import Shared, free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+LONG_TOOL = "long_words_" + "without_an_end_" * 6
+LONG_NAME = "Bookshop with a name of which no sign could be made " * 2
+ARABIC_NAME = "متجر الكتب القديمة والجديدة"
+
+
+@pytest.fixture
+def crowd(shared_crowd: Shared) -> str:
+    """The address of the crowded server."""
+    return f"http://127.0.0.1:{shared_crowd.port()}"
+
+
+def said(address: str, name: str, text: str) -> None:
+    """A message in the chat."""
+    data = {"name": name, "message": text, "time": 1_700_000_000_000}
+    body = json.dumps({"channel": "chat", "data": data}).encode()
+    request = Request(f"{address}/publish", body, {"content-type": "application/json"})  # noqa: S310  loopback
+    urlopen(request, timeout=WAIT).close()  # noqa: S310
+
+
+def ran(page: Page, tool: str) -> None:
+    """Open a tool in the inspector or the reference, run it, and unfold everything."""
+    page.evaluate("(tool) => (location.hash = `#tool=${encodeURIComponent(tool)}`)", tool)
+    expect(page.locator("#detail h2").first).to_have_text(re.compile(f"{tool}|تحية"))
+    page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
+    outcome = page.locator("#detail .badge").filter(has_text=re.compile("^(200|409|Done|Tool error)"))
+    expect(outcome.first).to_be_visible()
+    page.evaluate("document.querySelectorAll('#detail details').forEach((each) => (each.open = true))")
+
+
+def shown_call(page: Page, tool: str) -> None:
+    """A call in full, under the tool's row."""
+    page.get_by_role("tab", name="Recent calls").click()
+    page.get_by_label("Filter the calls").fill(tool)
+    page.locator("#recent .row-name").first.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_every_page_with_every_state_is_looked_at_or_has_its_reason() -> None:
+    """Our choice: nothing is left out in silence."""
+    assert {page for page, _ in LEFT_OUT} <= set(PAGES)
+    assert {state for _, state in LEFT_OUT} <= set(STATES)
+    assert all(len(reason) > 10 for reason in LEFT_OUT.values())
+
+
+def test_every_page_is_whole_with_500_tools(crowd: str, open_page: OpenPage) -> None:
+    """Our choice: three sizes, both schemes, and the keyboard finds the one that's wanted."""
+    for number in range(500):
+        suffix = "_with_a_name_that_is_much_too_long_for_any_list_of_tools" if number % 50 == 7 else ""
+        call(crowd, f"tool_{number:03d}{suffix}", {})
+    ready = {"inspect": "#kinds:has-text('507')", "dashboard": "#tools .pager:has-text('of 5')",
+             "docs": "#count:has-text('507')"}  # fmt: skip
+    found: list[str] = []
+    for name in pages_in("500 tools"):
+        page = open_page(f"{crowd}/{name}", lossy=True)
+        page.locator(ready[name]).wait_for()
+        found += whole(page, name, "tool_491")
+    assert found == [], "\n".join(found)
+
+
+def test_every_page_is_whole_with_long_texts_and_with_text_from_right_to_left(crowd: str, open_page: OpenPage) -> None:
+    """Our choice: names, descriptions, choices, arguments, errors and messages may be of any length and direction.
+
+    Fixed defects: two texts from right to left that are neighbors in JSON changed places, so did the name of a client
+    and that of the server in a consent; descriptions in forms and a tool's summary in the reference ran backwards.
+    """
+    texts = ["word " * 300, "x" * 500, "https://example.org/" + "a" * 200]
+    states = {"long texts": (LONG_TOOL, "Maximiliane " * 3, texts),
+              "right-to-left": ("greeting", "آدا لوفليس", ["نص عربي طويل " * 30, "مرحبا"])}  # fmt: skip
+    found: list[str] = []
+    for state, (tool, person, texts) in states.items():
+        for text in texts:
+            said(crowd, person, text)
+        call(crowd, tool, {"name": "لا أحد"} if tool == "greeting" else {})
+        for name in pages_in(state, "inspect", "dashboard", "docs", "chat"):
+            page = open_page(f"{crowd}/{name}", name=person, lossy=True)
+            if name in ("inspect", "docs"):
+                expect(page.locator("#server-name")).not_to_be_empty()
+                ran(page, tool)
+            elif name == "dashboard":
+                shown_call(page, tool)
+                found += [f"{state}, a call: {each}" for each in whole(page, "call")]
+                page.keyboard.press("Escape")
+                page.get_by_role("tab", name="Tools").click()
+            else:
+                expect(page.locator(".bubble").get_by_text(texts[-1]).last).to_be_visible()
+            found += [f"{state}: {each}" for each in whole(page, name, tool)]
+    assert found == [], "\n".join(found)
+
+
+class Shop:
+    """`upstream_shop.py`, which comes and goes at one address, and what a client asks there."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def link(self, name: str, scope: str) -> str:
+        """A link of a client that has just registered."""
+        back = "http://127.0.0.1:9/back"
+        about = json.dumps({"redirect_uris": [back], "client_name": name}).encode()
+        request = Request(f"{self.url}/register", about, {"content-type": "application/json"})  # noqa: S310  loopback
+        with urlopen(request, timeout=WAIT) as reply:  # noqa: S310
+            id = json.load(reply)["client_id"]
+        asked = {"response_type": "code", "client_id": id, "redirect_uri": back, "state": "s", "scope": scope,
+                 "code_challenge": challenge(), "code_challenge_method": "S256"}  # fmt: skip
+        return f"{self.url}/authorize?{urlencode(asked)}"
+
+
+def test_a_sign_in_and_a_consent_are_whole_empty_with_long_texts_from_right_to_left_and_when_their_server_is_back(
+    tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Our choice: forms are pages like the others, and one that was open while its server was away still answers."""
+    shop, found = Shop(), list[str]()
+    pages: dict[str, Page] = {}
+    tests = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = millstream("tests/pages/upstream_shop.py", shop.port)
+    more = {"SHOP_URL": shop.url, "UPSTREAM_URL": shop.url, "PYTHONPATH": tests}
+    states = {"empty": ("", ""), "long texts": ("W" * 80, "shop:use orders:write")}
+    with serving(command, shop.port, tmp_path / "first", SHOP_NAME=LONG_NAME, **more):
+        for state, (client, scope) in states.items():
+            opened = {"sign-in": f"{shop.url}/docs", "consent": shop.link(client, scope)}
+            pages = {name: open_page(opened[name], fresh=True, lossy=True) for name in pages_in(state, *opened)}
+            found += [f"{state}: {each}" for name, page in pages.items() for each in whole(page, name)]
+    with serving(command, shop.port, tmp_path / "second", SHOP_NAME=ARABIC_NAME, **more):
+        for name in pages_in("server back", *pages):
+            pages[name].get_by_label("Name").fill("ada")
+            pages[name].get_by_label("Password").fill("wrong")
+            pages[name].get_by_label("Password").press("Enter")
+            expect(pages[name].locator("[role=status], [role=alert], h1").first).not_to_be_empty()
+            found += [f"back: {each}" for each in whole(pages[name], name)]
+        opened = {"sign-in": f"{shop.url}/docs", "consent": shop.link("قارئ الكتب " * 6, "shop:use")}
+        for name in pages_in("right-to-left", *opened):
+            page = open_page(opened[name], fresh=True, lossy=True)
+            expect(page.get_by_role("heading", level=1)).to_contain_text("متجر")
+            found += [f"right-to-left: {each}" for each in whole(page, name)]
+    assert found == [], "\n".join(found)
