@@ -37,7 +37,7 @@ _METHODS = frozenset(
 )  # fmt: skip
 """What has a label of its own; ``response`` is the answer of a client to what it was asked."""
 LISTEN = "subscriptions/listen"
-"""What is no call to look at: it takes as long as its client wants."""
+"""It counts as no call, because it takes as long as its client wants."""
 
 
 class Observer:
