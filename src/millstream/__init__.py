@@ -14,18 +14,22 @@ if TYPE_CHECKING:
         Icon,
         Image,
         Message,
+        ResourceContents,
         ResourceLink,
         Text,
         ToolAnnotations,
+        ToolResultBlock,
+        ToolUse,
     )
     from millstream._protocol.errors import Cancelled, Declined, ProtocolError, ToolError
     from millstream._protocol.principal import Principal
+    from millstream._protocol.questions import SampleResult
     from millstream._server.calls.context import Context
     from millstream._server.calls.sync_context import SyncContext
     from millstream._server.functions.dependencies import Depends
     from millstream._server.functions.fields import Field
     from millstream._server.functions.results import ToolResult
-    from millstream._server.questions.questions import Elicit, Roots, Sample
+    from millstream._server.questions.questions import Elicit, ElicitUrl, Roots, Sample
     from millstream.client._client import Client
 
 __version__ = "0.1.0"
@@ -39,6 +43,7 @@ _HOMES = {
     "Declined": "_protocol.errors",
     "Depends": "_server.functions.dependencies",
     "Elicit": "_server.questions.questions",
+    "ElicitUrl": "_server.questions.questions",
     "EmbeddedResource": "_protocol.content",
     "Field": "_server.functions.fields",
     "Icon": "_protocol.content",
@@ -47,9 +52,11 @@ _HOMES = {
     "Message": "_protocol.content",
     "Principal": "_protocol.principal",
     "ProtocolError": "_protocol.errors",
+    "ResourceContents": "_protocol.content",
     "ResourceLink": "_protocol.content",
     "Roots": "_server.questions.questions",
     "Sample": "_server.questions.questions",
+    "SampleResult": "_protocol.questions",
     "Server": "_app.server",
     "Settings": "_config",
     "SyncContext": "_server.calls.sync_context",
@@ -57,6 +64,8 @@ _HOMES = {
     "ToolAnnotations": "_protocol.content",
     "ToolError": "_protocol.errors",
     "ToolResult": "_server.functions.results",
+    "ToolResultBlock": "_protocol.content",
+    "ToolUse": "_protocol.content",
 }
 """Public name -> module. Loaded at first use, so that a program pays for what it uses."""
 
@@ -69,6 +78,7 @@ __all__ = [
     "Declined",
     "Depends",
     "Elicit",
+    "ElicitUrl",
     "EmbeddedResource",
     "Field",
     "Icon",
@@ -77,9 +87,11 @@ __all__ = [
     "Message",
     "Principal",
     "ProtocolError",
+    "ResourceContents",
     "ResourceLink",
     "Roots",
     "Sample",
+    "SampleResult",
     "Server",
     "Settings",
     "SyncContext",
@@ -87,6 +99,8 @@ __all__ = [
     "ToolAnnotations",
     "ToolError",
     "ToolResult",
+    "ToolResultBlock",
+    "ToolUse",
 ]
 
 

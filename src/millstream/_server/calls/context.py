@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import msgspec
 
@@ -20,6 +20,9 @@ from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.asking import ask_by_request, ask_by_round
 from millstream._server.calls.call import About, Call, Progress
 from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
+
+if TYPE_CHECKING:
+    from millstream._server.calls.session_state import SessionState
 
 T = TypeVar("T")
 
@@ -43,6 +46,20 @@ class Context(About):
         if self._services.hub is None:
             raise LocalError("This server has no hub: pass serve=('hub',) to Server.")
         return self._services.hub
+
+    @property
+    def session_state(self) -> "SessionState | None":
+        """Values that this session keeps from call to call, on every worker; None where `session` is None.
+
+        Example:
+            ``count = await ctx.session_state.update("calls", lambda n: n + 1, 0)``
+        """
+        session = self._call.session
+        if session is None:
+            return None
+        from millstream._server.calls.session_state import SessionState  # noqa: PLC0415  few functions keep something
+
+        return SessionState(self._services.records, session)
 
     async def read_resource(self, uri: str) -> Any:
         """What the function of one of this server's resources gives: ``await ctx.read_resource("docs://a.md")``.

@@ -39,6 +39,8 @@ class Record(Struct, frozen=True, omit_defaults=True):
     """A tombstone: DELETE was answered."""
     changes: int = 0
     """How often it has been changed."""
+    state: dict[str, msgspec.Raw] = {}
+    """What functions keep for it (`session_state`)."""
 
 
 NO_RECORD = Record()
@@ -197,8 +199,16 @@ class Records:
         cached = self._cache.get(session.id)
         if cached is not None:
             return cached
-        if not self.may_exist(session):
-            return NO_RECORD
+        return await self.read(session) if self.may_exist(session) else NO_RECORD
+
+    async def read(self, session: Session) -> Record:
+        """The record as the store has it: what another worker has written counts before this one has heard of it.
+
+        Raises:
+            ProtocolError: the store does not answer.
+        """
+        if session.record is not None:
+            return session.record
         with _refusing():
             raw, newest = await self._look(session.id)
         record = NO_RECORD if raw is None else _decode(raw)

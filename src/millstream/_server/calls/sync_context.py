@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from millstream._protocol.content import Message
 from millstream._protocol.errors import Cancelled
@@ -17,6 +17,9 @@ from millstream._server.calls.context import Context
 from millstream._server.calls.sessions import Session
 from millstream._server.calls.threads import Jobs, run_carried, work
 from millstream._server.questions.questions import Question
+
+if TYPE_CHECKING:
+    from millstream._server.calls.session_state import SyncSessionState
 
 T = TypeVar("T")
 
@@ -185,6 +188,16 @@ class SyncContext:
             LocalError: the server serves no hub.
         """
         return SyncHub(cast("_Hub", self._context.hub), self._wait)
+
+    @property
+    def session_state(self) -> "SyncSessionState | None":
+        """Values that this session keeps from call to call, with methods that block; see `Context.session_state`."""
+        state = self._context.session_state
+        if state is None:
+            return None
+        from millstream._server.calls.session_state import SyncSessionState  # noqa: PLC0415  see `Context`
+
+        return SyncSessionState(state, self._wait)
 
     def read_resource(self, uri: str) -> Any:
         """What a resource of this server gives, ``ctx.read_resource("docs://a.md")``; see `Context.read_resource`."""

@@ -34,8 +34,8 @@ MEMBERS: Mapping[str, str] = {
 """Methods of a server."""
 
 CONTEXT: Mapping[str, str] = {
-    "set_state": "a coroutine; kept in this process, for the session",
-    "get_state": "a coroutine; kept in this process, for the session",
+    "set_state": "a coroutine; for the session, at every worker; what JSON can't hold stays in this process",
+    "get_state": "a coroutine; for the session, at every worker; what JSON can't hold stays in this process",
     "elicit": "with the newest revision the function runs again from its start with the answer",
     "sample": "gives the content; tools and result types are not supported",
     "request_context": "request has headers; lifespan_context, meta, session and request_id are there",

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
 
 from millstream._protocol.content import Message
+from millstream._protocol.errors import LocalError
 from millstream._protocol.metadata import LOG_LEVELS
 from millstream._server.calls.call import Call
 from millstream._server.calls.changes import Change
 from millstream._server.calls.context import Context as EngineContext
+from millstream._server.calls.session_state import SessionState
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._elicitation import (
     REFUSALS,
@@ -312,21 +315,44 @@ class Context(Telling, Generic[SessionT, LifespanT, RequestT]):
     # State
 
     async def set_state(self, key: str, value: Any, *, serializable: bool = True) -> None:
-        """Keep a value for the session; for the call, where there is no session."""
+        """Keep a value for the session; for the call, where there is no session.
+
+        What JSON gives back as it was, up to 64 KiB for a session, is there at every worker. Anything else stays in
+        this process.
+        """
+        shared = self._shared_state()
         self._state()[key] = value
+        if shared is not None and serializable and _survives_json(value):
+            with suppress(LocalError):  # it's too large
+                await shared.set(key, value)
+                self._state().pop(key, None)
 
     async def get_state(self, key: str) -> Any:
         """The value kept, or None."""
-        return self._state().get(key)
+        own, shared = self._state(), self._shared_state()
+        return own[key] if key in own or shared is None else await shared.get(key)
 
     async def delete_state(self, key: str) -> None:
         """Forget a value."""
         self._state().pop(key, None)
+        shared = self._shared_state()
+        if shared is not None:
+            await shared.delete(key)
+
+    def _shared_state(self) -> SessionState | None:
+        return None if self._engine_context is None else self._engine_context.session_state
 
     def _state(self) -> dict[str, Any]:
         session = None if self._engine_context is None else self.session_id
         host: Host = self.fastmcp
         return self._own_state if session is None else host.session_state(session)
+
+
+def _survives_json(value: Any) -> bool:
+    try:
+        return bool(msgspec.json.decode(msgspec.json.encode(value)) == value)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return False
 
 
 def _read_meta(params: bytes) -> dict[str, Any] | None:

@@ -1,0 +1,114 @@
+"""What functions keep for a session: `ctx.session_state`."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from millstream import Client, Context, Server, SyncContext
+from millstream._server.calls.session_state import MAX_STATE
+from millstream.client._errors import Failure
+from wire import request, wired
+
+OLD, NEW = "2025-11-25", "2026-07-28"
+
+
+def make_server() -> Server:
+    """Tools that keep, give, forget and count."""
+    mcp = Server("keeps")
+
+    @mcp.tool
+    async def keep(key: str, value: Any, ctx: Context) -> str:
+        assert ctx.session_state is not None
+        await ctx.session_state.set(key, value)
+        return "kept"
+
+    @mcp.tool
+    async def give(key: str, ctx: Context) -> dict[str, Any]:
+        state = ctx.session_state
+        return {"value": "no session" if state is None else await state.get(key, "nothing")}
+
+    @mcp.tool
+    async def forget(key: str, ctx: Context) -> str:
+        assert ctx.session_state is not None
+        await ctx.session_state.delete(key)
+        return "forgotten"
+
+    @mcp.tool
+    async def add(ctx: Context) -> int:
+        assert ctx.session_state is not None
+        count: int = await ctx.session_state.update("count", lambda n: n + 1, 0)
+        return count
+
+    @mcp.tool
+    def in_thread(ctx: SyncContext) -> list[Any]:
+        state = ctx.session_state
+        if state is None:
+            return []
+        state.set("a", [1])
+        state.set("b", 2)
+        state.delete("b")
+        return [state.get("a"), state.get("b", "gone"), state.update("n", lambda n: n + 1, 6)]
+
+    return mcp
+
+
+async def value(client: Client, key: str) -> Any:
+    """What the server has kept under a name."""
+    return (await client.call("give", key=key)).data["value"]
+
+
+async def test_a_value_is_there_in_the_next_call_of_the_session_and_in_no_other_session() -> None:
+    """Our choice: each session has values of its own."""
+    server = make_server()
+    async with Client(server, revision=OLD) as one, Client(server, revision=OLD) as other:
+        await one.call("keep", key="cart", value={"books": ["Dune"], "n": 1})
+        assert await value(one, "cart") == {"books": ["Dune"], "n": 1}
+        assert await value(other, "cart") == "nothing"
+        await one.call("forget", key="cart")
+        await one.call("forget", key="never there")
+        assert await value(one, "cart") == "nothing"
+
+
+async def test_changes_at_the_same_time_all_count() -> None:
+    """Our choice: `update` runs again where another call was faster."""
+    async with Client(make_server(), revision=OLD) as client:
+        counts = await asyncio.gather(*(client.call("add", into=int) for _ in range(30)))
+        assert sorted(counts) == list(range(1, 31))
+
+
+async def test_a_function_in_a_thread_keeps_values_too() -> None:
+    """The methods of `SyncContext.session_state` block."""
+    async with Client(make_server(), revision=OLD) as client:
+        assert (await client.call("in_thread")).data == {"result": [[1], "gone", 7]}
+
+
+async def test_where_there_is_no_session_there_is_no_state() -> None:
+    """MCP 2026-07-28 has no sessions; type checkers see that it may be None."""
+    async with Client(make_server(), revision=NEW) as client:
+        assert await value(client, "cart") == "no session"
+        assert (await client.call("in_thread")).data == []
+
+
+async def test_a_session_keeps_no_more_than_its_share() -> None:
+    """Nobody's state fills the store; the values that are there stay."""
+    async with Client(make_server(), revision=OLD) as client:
+        await client.call("keep", key="small", value="x")
+        with pytest.raises(Failure):
+            await client.call("keep", key="large", value="x" * MAX_STATE)
+        assert await value(client, "small") == "x"
+        assert await value(client, "large") == "nothing"
+
+
+async def test_an_ended_session_takes_its_state_with_it() -> None:
+    """DELETE writes a tombstone in the place of everything that the session has accumulated."""
+    server = make_server()
+    async with wired(server, "asgi") as wire:
+        headers = await wire.initialize()
+        keep = request("tools/call", {"name": "keep", "arguments": {"key": "a", "value": "secret"}})
+        assert (await wire.post(keep, headers)).status == 200
+        assert wire.runtime.services is not None
+        kv = wire.runtime.services.store.kv
+        assert [b"secret" in (await kv.get(key) or b"") for key in await kv.keys("session:")] == [True]
+        assert (await wire.ask("DELETE", "/mcp", headers)).status in (200, 204)
+        assert [b"secret" in (await kv.get(key) or b"") for key in await kv.keys("session:")] == [False]
