@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,12 @@ from processes import Tests
 # How long an example takes says something about the machine and nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+LEFT_OUT = {
+    "not server": re.compile(r"^pytestmark = pytest\.mark\.server$", re.MULTILINE),
+    "not server and not many": re.compile(r"^pytestmark = pytest\.mark\.(?:server|many)$", re.MULTILINE),
+}
+"""What `make unit` runs, and how a file says that none of its tests is among that."""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -36,14 +43,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`make unit` imports no file whose tests are all left out, and nothing of a folder of such files."""
-    if config.getoption("markexpr") != "not server":
+    left_out = LEFT_OUT.get(config.getoption("markexpr"))
+    if left_out is None:
         return None
     if collection_path.is_dir():
         files = list(collection_path.rglob("test_*.py"))
     else:
         files = [collection_path] if collection_path.name.startswith("test_") else []
-    left_out = bool(files) and all("\npytestmark = pytest.mark.server\n" in path.read_text("utf-8") for path in files)
-    return left_out or None
+    return (bool(files) and all(left_out.search(path.read_text("utf-8")) for path in files)) or None
 
 
 @pytest.hookimpl(trylast=True)
