@@ -14,6 +14,8 @@ CALLS ?= 1000000
 # One more than there are cores: tests wait for each other's processes now and then.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 STORE ?=
+# What `make unit` runs. Where `make test` can't run, it runs all that it can: make unit MARKS="not server"
+MARKS ?= not server and not many
 VENV := .venv
 # Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
 # the command line, because some machines have a VERSION of something else in their environment.
@@ -60,8 +62,8 @@ test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(N
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 
-unit: $(VENV)/.test ## run the tests that need no Node, server process or other package
-	$(PYTEST) -m "not server" $(ARGS)
+unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or thousands of inputs
+	$(PYTEST) -m "$(MARKS)" $(ARGS)
 
 busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes now and then (RUN="make unit")
 	$(BIN)/python scripts/busy.py $(RUN)

@@ -14,6 +14,8 @@ from millstream.hub import Hub
 from millstream.hub._event import position_id
 from millstream.hub._shared_reads import SharedReads
 
+pytestmark = pytest.mark.many
+
 
 class CountedStore(DistantStore):
     """Takes turns, and counts what is read."""

@@ -19,7 +19,13 @@ NOTIFICATIONS = ["notifications/initialized", "notifications/cancelled", "notifi
 TOOLS = ["add", "ask", "sampler", "routed", "refuses", "nothing"]
 """Names at the shop of the bad input; `breaks` and `lies` log on purpose."""
 
-junk = json_values
+TELLING = [
+    None, True, False, 0, 1, -1, 1.0, 1.5, -0.0, 2**31, 2**53 + 1, 2**63, 2**64, -(2**64), 1e308,
+    "", "x", "é", "\0", "\n", "1", "null", "a" * 300,
+    [], [None], [[], {}], ["a", 1, {}], {}, {"": {}}, {"a": 1}, {"a": {"b": [1, "c"]}},
+]  # fmt: skip
+"""A value of every kind, and those that readers confuse or can't hold."""
+junk = st.one_of(st.sampled_from(TELLING), st.sampled_from(TELLING), json_values)
 versions = st.sampled_from([*REVISIONS, "2099-01-01", "draft", ""])
 ids = st.one_of(st.integers(), st.text(max_size=8), st.sampled_from([0, "", 2**64, "a"]))
 

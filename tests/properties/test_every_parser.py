@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fuzz import parsers, servers
 from fuzz.parsers import Target
 
+pytestmark = pytest.mark.many
 EXAMPLES = 300
 TARGETS = {**parsers.PARSERS, **servers.SERVERS}
 SEEDS = {**parsers.SEEDS, **servers.SEEDS}

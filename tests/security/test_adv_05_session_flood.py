@@ -15,6 +15,7 @@ from four_workers import FOUR, ON_FOUR
 from millstream._stores.base import StoreFull
 from wire import POST, Wire, request, wired
 
+pytestmark = pytest.mark.many
 FLOOD = 2_000
 SIGN = {"uri": "shop://sign"}
 

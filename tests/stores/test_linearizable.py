@@ -16,6 +16,7 @@ from redis_parts import Proxy, RedisServer, opened
 from store_parts import BACKINGS, TTL, backings
 from stores.linearizability import Operation, Value, is_linearizable
 
+pytestmark = pytest.mark.many
 HISTORIES = 1_000
 WORKERS = 3
 EACH = 4

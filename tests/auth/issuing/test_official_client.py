@@ -21,6 +21,7 @@ from issuing_world import query_of
 from millstream._http import outbound
 from patience import WAIT
 
+pytestmark = pytest.mark.server
 BACK = "http://127.0.0.1:8765/callback"
 
 

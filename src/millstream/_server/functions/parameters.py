@@ -145,6 +145,8 @@ def _is_readable(annotation: Any) -> bool:
 
 def _check_readable(annotation: Any) -> None:
     """Raises: TypeError: neither msgspec nor a hook knows the type."""
+    if any(annotation is plain for plain in PLAIN):
+        return  # msgspec knows what most parameters are, and asking it takes a struct and a schema
     object_schema(msgspec.defstruct("_", [("value", annotation)]), hook=schema_hook)
     msgspec.json.Decoder(annotation, dec_hook=dec_hook)
 
