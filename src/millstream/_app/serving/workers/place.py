@@ -20,11 +20,6 @@ from millstream._app.serving.errors import CommandError
 from millstream._app.serving.workers.messages import FOR_WORKER, Failed, Hello, Line, Seat
 from millstream._stores.parent import use_parent
 
-try:
-    import fcntl
-except ImportError:  # Windows, where no process is a worker
-    fcntl = None  # type: ignore[assignment]
-
 VARIABLE = "_MILLSTREAM_WORKER"
 """No setting, hence the underscore."""
 
@@ -52,11 +47,12 @@ class Place:
         """Whether the kernel ends this process when the line does, or says anything. A program that hangs while it's
         imported hears nothing itself, and would keep the port from the next parent for ever.
         """
-        if fcntl is not None and hasattr(os, "O_ASYNC"):
-            end = self.line.end
-            fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
-            flags = fcntl.fcntl(end, fcntl.F_GETFL)
-            fcntl.fcntl(end, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+        import fcntl  # noqa: PLC0415  workers are processes of POSIX
+
+        end = self.line.end
+        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(end, fcntl.F_GETFL)
+        fcntl.fcntl(end, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
 
     @contextmanager
     def reporting(self) -> Generator[None, None, None]:
