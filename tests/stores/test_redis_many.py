@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import StoreUnavailable
+from millstream._stores.base import Entry, StoreUnavailable
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.keys import slot_of
 from millstream._stores.redis.store import RedisStore
@@ -123,6 +123,61 @@ async def test_keys_that_move_to_another_node_are_found_there_and_on_the_way() -
             assert await store.kv.keys("session:") == [f"session:{name}"]
     finally:
         servers.close()
+
+
+async def test_the_slot_of_the_hub_moves_to_another_node_and_nobody_misses_or_hears_anything_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fixed defect: a worker that had been sent to the new node before didn't notice that the slot was there now. The
+    other one waited for it, and then told everybody that events may be lost.
+    """
+    monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
+    servers = Cluster()
+    try:
+        async with opened(servers.url, 2) as (one, two):
+            heard = [Heard(), Heard()]
+            for store, hears in zip((one, two), heard, strict=True):
+                store.log.listen(STREAM, hears)
+                await store.log.listening(STREAM)
+            before = one.epoch
+            positions = await append(one, STREAM, b"before") + await append(two, STREAM, b"before, too")
+            moving = Moving(servers, slot_of("j0"))
+            moving.bring_keys()
+            positions += await append(two, STREAM, b"on the way")  # it's asked to ask the new node
+            moving.end()
+            positions += await append(one, STREAM, b"after")
+            positions += await append(two, STREAM, b"last")
+            assert {each.epoch for each in positions} == {before}
+            assert one.epoch == two.epoch == before
+            for hears in heard:
+                found = await hears.until(Entry(positions[-1], b"last"))
+                assert data_of(found) == [b"before", b"before, too", b"on the way", b"after", b"last"]
+    finally:
+        servers.close()
+
+
+class Moving:
+    """A slot on its way from the node that has it to the next one."""
+
+    def __init__(self, servers: Cluster, slot: int) -> None:
+        self._nodes = servers.nodes
+        self._slot = str(slot)
+        owner = next(n for n, end in enumerate((5461, 10923, 16384)) if slot < end)
+        self._source, self._target = self._nodes[owner], self._nodes[(owner + 1) % 3]
+        self._ids = [node.ask("CLUSTER", "MYID").decode() for node in (self._source, self._target)]
+        self._target.ask("CLUSTER", "SETSLOT", self._slot, "IMPORTING", self._ids[0])
+        self._source.ask("CLUSTER", "SETSLOT", self._slot, "MIGRATING", self._ids[1])
+
+    def bring_keys(self) -> None:
+        """All of them."""
+        while keys := self._source.ask("CLUSTER", "GETKEYSINSLOT", self._slot, "1000"):
+            names = [key.decode() for key in keys]
+            self._source.ask("MIGRATE", "127.0.0.1", str(self._target.port), "", "0", "5000", "KEYS", *names)
+
+    def end(self) -> None:
+        """The slot is the other node's."""
+        for node in (self._target, self._source, *self._nodes):
+            node.ask("CLUSTER", "SETSLOT", self._slot, "NODE", self._ids[1])
 
 
 def replicated(server: RedisServer) -> int:

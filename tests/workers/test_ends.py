@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -180,6 +181,21 @@ async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         assert (await running).value == "done"
         until(lambda: not any(alive(pid) for pid in pids))
         assert served.said("The parent process is gone") == 2
+
+
+def test_a_worker_that_hangs_at_its_start_ends_with_its_parent(tmp_path: Path) -> None:
+    """Fixed defect: it noticed nothing, and kept the port, where nobody was ever answered, from the next parent."""
+    with workers(tmp_path, 2) as served:
+        (tmp_path / "shop.py").write_text(f"{PROGRAM}\n(HERE / 'hangs').touch()\nimport time\ntime.sleep(86400)\n")
+        served.process.send_signal(signal.SIGHUP)
+        until((tmp_path / "hangs").exists)
+        pids = served.children()
+        assert len(pids) == 3
+        served.process.kill()
+        served.process.wait(WAIT)
+        until(lambda: not any(alive(pid) for pid in pids))
+        with socket.create_server(("127.0.0.1", served.port)):
+            pass
 
 
 def test_a_stop_while_workers_start_ends_them(tmp_path: Path) -> None:

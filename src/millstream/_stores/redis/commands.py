@@ -74,7 +74,9 @@ class Commands:
         (``SUCCESSOR``).
         """
         self.connected: Callable[[Link, Place], None] | None = None
-        """Called with each new connection, before anything is asked on it."""
+        """Called with each new connection, before anything is asked on it. Also with one that `link` gives: keys may
+        have moved to a server that was connected before.
+        """
         # process
         self._links: dict[Place, Link] = {}
         self._connecting: dict[Place, asyncio.Task[Link]] = {}
@@ -248,7 +250,11 @@ class Commands:
             LocalError: the server can't be used.
         """
         await self._routes.prepare()
-        return await self._link_at(self._routes.place(key))
+        place = self._routes.place(key)
+        link = await self._link_at(place)
+        if self.connected is not None and link.alive:
+            self.connected(link, place)
+        return link
 
     async def _link_at(self, place: Place) -> Link:
         link = self._links.get(place)

@@ -167,9 +167,9 @@ class Child:
         if self.state == GONE:
             return
         self.leaves = True
-        self._line.tell(Drain(replaced))
         if self.state == STARTING:
             self.signal(signal.SIGTERM)  # it may not listen to us yet
+        self._line.tell(Drain(replaced))
 
     def force(self) -> None:
         """Let it end at once, in order."""

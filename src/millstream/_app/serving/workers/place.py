@@ -39,8 +39,20 @@ class Place:
         self.hello = first[0]
         self.early = first[1:]
         """What came with it."""
+        self.die_with_parent(True)
         self.seats: list[Seat] = []
         """How all workers are."""
+
+    def die_with_parent(self, on: bool) -> None:
+        """Whether the kernel ends this process when the line does, or says anything. A program that hangs while it's
+        imported hears nothing itself, and would keep the port from the next parent for ever.
+        """
+        import fcntl  # noqa: PLC0415  workers are processes of POSIX
+
+        end = self.line.end
+        fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(end, fcntl.F_GETFL)
+        fcntl.fcntl(end, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
 
     @contextmanager
     def reporting(self) -> Generator[None, None, None]:

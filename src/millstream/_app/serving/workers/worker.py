@@ -121,6 +121,7 @@ class Orders:
         """
         end, main = self._place.line.end, threading.current_thread() is threading.main_thread()
         end.setblocking(False)
+        self._place.die_with_parent(False)
         self._loop.add_reader(end.fileno(), self._hear)
         for message in self._place.early:
             self._take(message)
