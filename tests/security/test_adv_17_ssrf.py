@@ -60,7 +60,7 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
     """Make a name resolve to something else each time; gives what was asked."""
     asked: list[str] = []
 
-    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
         asked.append(host)
         found = answers[min(len(asked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
@@ -97,7 +97,7 @@ async def test_names_that_are_never_found_take_no_threads_from_others(monkeypatc
     """
     answer, asked = Event(), []
 
-    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
         asked.append(host)
         answer.wait(WAIT)
         raise socket.gaierror("nobody knows")
@@ -106,6 +106,7 @@ async def test_names_that_are_never_found_take_no_threads_from_others(monkeypatc
     lookups = [asyncio.create_task(fetch(f"https://{number}.slow.example/client")) for number in range(64)]
     try:
         async with asyncio.timeout(WAIT):
+            await asyncio.sleep(0)  # each has begun
             assert await asyncio.to_thread(lambda: "checked") == "checked"
             while sum(each.done() for each in lookups) < 48:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

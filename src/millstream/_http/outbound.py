@@ -174,7 +174,7 @@ async def _look_up(host: str, port: int) -> list[Any]:
     """What `getaddrinfo` finds for a name that a stranger has chosen, and whose server may never answer.
 
     Nothing ends a lookup, so each has a thread of its own, and there are few: the loop's threads are for other things,
-    such as passwords.
+    such as passwords and the names of issuers.
     """
     if not _LOOKUPS.acquire(blocking=False):
         raise OutboundError("Too many names are looked up just now.")
