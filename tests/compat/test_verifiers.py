@@ -1,13 +1,21 @@
-"""A program's own verifier of tokens, as one of our ways to sign in: what it can't do."""
+"""A program's own verifier or provider of tokens, as one of our ways to sign in."""
 
 import logging
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from auth_world import ROOT, guarded, make_server
-from millstream import auth
-from millstream.compat.fastmcp._sign_in import VerifierMethod
+from millstream import Settings, auth
+from millstream._http.message import Request, Response
+from millstream._server.calls.changes import Changes
+from millstream._server.calls.services import Services
+from millstream.compat.fastmcp._issuing import ServedProvider
+from millstream.compat.fastmcp._provider import OAuthClientInformationFull, RefreshToken
+from millstream.compat.fastmcp._sign_in import AccessToken, AuthSettings, RevocationOptions, VerifierMethod
+from redis_parts import until
+from shared_store import SharedStore
 from wire import request
 
 
@@ -34,3 +42,56 @@ async def test_what_a_verifier_fails_with_is_for_the_log_and_not_for_the_caller(
     assert (reply.status, b"postgres" in reply.body, b"10.0.0.5" in reply.body) == (503, False, False)
     assert verifier.asked == ["anything"]
     assert "postgres" in caplog.text
+
+
+class Issuing:
+    """A provider in memory, of one client that needs no secret."""
+
+    def __init__(self) -> None:
+        self.access = {"a": AccessToken(token="a", client_id="desk", scopes=[], subject="ada")}
+        self.refresh = {"r": RefreshToken(token="r", client_id="desk", scopes=[])}
+
+    async def get_client(self, client_id: str) -> Any:
+        about = {"client_id": "desk", "redirect_uris": ["https://desk.example/back"]}
+        return OAuthClientInformationFull.model_validate({**about, "token_endpoint_auth_method": "none"})
+
+    async def load_access_token(self, token: str) -> Any:
+        return self.access.get(token)
+
+    async def load_refresh_token(self, client: Any, token: str) -> Any:
+        return self.refresh.get(token)
+
+    async def revoke_token(self, token: Any) -> None:
+        self.access.clear()
+
+
+@pytest.mark.parametrize("token", ["a", "r"])
+async def test_a_token_that_a_provider_takes_back_ends_what_it_has_opened_at_every_worker(token: str) -> None:
+    """A fixed defect: streams went on until the end of the token, if there was one; one worker alone heard of it."""
+    settings = AuthSettings(
+        issuer_url="https://shop.example", resource_server_url="https://shop.example/mcp",
+        revocation_options=RevocationOptions(enabled=True),
+    )  # fmt: skip
+    shared, provider = SharedStore(), Issuing()
+    stores: Any = [shared.worker(), shared.worker()]
+    for each in stores:
+        await each.open()
+    many = [Services(Settings(), each, Changes()) for each in stores]
+    workers = [ServedProvider(provider, settings).bind(each, "shop", frozenset) for each in many]
+    for worker in workers:
+        assert await worker.identify("a") is not None
+        worker.epoch()
+    body = urlencode({"token": token, "client_id": "desk"}).encode()
+    raw = [(b"content-type", b"application/x-www-form-urlencoded")]
+    reply = await workers[0].paths()["/revoke"]["POST"](Request("POST", "/revoke", raw, dict(raw), body))
+    assert isinstance(reply, Response)
+    assert reply.status == 200
+    for worker in workers:
+        before = worker._changes
+        await until(lambda worker=worker, before=before: worker.epoch() > before)  # type: ignore[misc]
+        assert not worker.holds("ada")
+        worker.epoch()
+        assert worker.holds("ada")
+        worker.close()
+    for each in stores:
+        await each.close()

@@ -6,6 +6,8 @@ caps on size and time. Redirects that take credentials along are CVE-2026-116685
 
 import asyncio
 import socket
+import threading
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from issuer_world import issuing
 from millstream import Server, Settings
 from millstream._http import outbound
 from millstream._http.outbound import OutboundError, check_url, fetch, is_public
+from patience import WAIT
 
 INNER = [
     "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",  # noqa: S104
@@ -57,12 +60,12 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
     """Make a name resolve to something else each time; gives what was asked."""
     asked: list[str] = []
 
-    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
         asked.append(host)
         found = answers[min(len(asked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve, raising=False)
+    monkeypatch.setattr(outbound.socket, "getaddrinfo", resolve)
     return asked
 
 
@@ -86,6 +89,37 @@ async def test_a_name_with_an_inner_address_is_not_asked(addresses: list[str], m
     connects(monkeypatch)
     with pytest.raises(OutboundError, match="isn't asked"):
         await fetch("https://rebind.example/keys")
+
+
+async def test_names_that_are_never_found_take_no_threads_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed defect: whoever named clients at a name server that doesn't answer kept everybody from signing in, since
+    passwords are checked in the loop's threads, too. A lookup can't be ended.
+    """
+    answer, asked = Event(), []
+
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        answer.wait(WAIT)
+        raise socket.gaierror("nobody knows")
+
+    monkeypatch.setattr(outbound.socket, "getaddrinfo", resolve)
+    lookups = [asyncio.create_task(fetch(f"https://{number}.slow.example/client")) for number in range(64)]
+    try:
+        async with asyncio.timeout(WAIT):
+            await asyncio.sleep(0)  # each has begun
+            assert await asyncio.to_thread(lambda: "checked") == "checked"
+            while sum(each.done() for each in lookups) < 48:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert len(asked) == 16
+    finally:
+        answer.set()
+        said = [str(each) for each in await asyncio.gather(*lookups, return_exceptions=True)]
+        for each in threading.enumerate():
+            if each.name == "lookup":
+                each.join(WAIT)
+    assert sum("Too many names" in each for each in said) == 48
+    with pytest.raises(OutboundError, match="can't be reached"):
+        await fetch("https://another.example/client")
 
 
 async def test_a_name_is_looked_up_once_and_the_judged_address_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:

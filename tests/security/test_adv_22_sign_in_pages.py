@@ -17,7 +17,7 @@ PAYLOADS = [
 ]  # fmt: skip
 ALLOWED = {"html", "head", "meta", "title", "link", "body", "main", "h1", "h2", "p", "dl", "div", "dt", "dd",
 "strong", "section",
-           "ul", "li", "form", "input", "label", "button", "span", "a"}  # fmt: skip
+           "ul", "li", "form", "input", "label", "button", "span", "a", "bdi"}  # fmt: skip
 
 
 class Elements(HTMLParser):

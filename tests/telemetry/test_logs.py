@@ -109,6 +109,7 @@ def test_a_field_with_a_harmless_name_is_kept(name: str) -> None:
         "authorization: Bearer hunter2hunter2",
         "Authorization=Digest a=hunter2, b=hunter2",
         "sent Bearer hunter2hunter2",
+        "sent DPoP hunter2hunter2",
         "GET /callback?state=1&code=hunter2 HTTP/1.1",
         "cookie: a=hunter2; b=hunter2",
         '{"access_token": "hunter2"}',

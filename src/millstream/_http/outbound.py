@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from threading import BoundedSemaphore, Thread
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -24,6 +25,8 @@ _MAX_HEAD = 16 * 1024
 _MAX_URL = 2048
 _NAT64 = 0x0064FF9B << 96
 """64:ff9b::/96, RFC 6052: the last 32 bits are an IPv4 address."""
+_LOOKUPS = BoundedSemaphore(16)
+"""Names of strangers that are looked up at a time, in this process."""
 _UNICAST = ip_network("2000::/3")
 """All that is assigned as global unicast (RFC 4291 §2.4). The rest embeds other addresses, or is of some network."""
 _ODD = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
@@ -153,7 +156,10 @@ async def _exchange(parts: SplitResult, message: bytes, judge: Judge, max_bytes:
 
 async def _resolve(host: str, port: int, judge: Judge) -> tuple[str, int]:
     """One address of a name. If any of its addresses may not be asked, none is: the name cannot be trusted."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    loop = asyncio.get_running_loop()
+    found = await (
+        _look_up(host, port) if judge is is_public else loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    )
     addresses = [cast("tuple[Any, ...]", each[4]) for each in found]
     here = _is_this_machine(host)
     for each in addresses:
@@ -162,6 +168,40 @@ async def _resolve(host: str, port: int, judge: Judge) -> tuple[str, int]:
     if here and judge is is_public:
         raise OutboundError(f"{host} is an address that isn't asked.")
     return str(addresses[0][0]), int(addresses[0][1])
+
+
+async def _look_up(host: str, port: int) -> list[Any]:
+    """What `getaddrinfo` finds for a name that a stranger has chosen, and whose server may never answer.
+
+    Nothing ends a lookup, so each has a thread of its own, and there are few: the loop's threads are for other things,
+    such as passwords and the names of issuers.
+    """
+    if not _LOOKUPS.acquire(blocking=False):
+        raise OutboundError("Too many names are looked up just now.")
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Any]] = loop.create_future()
+
+    def tell(result: list[Any] | OSError | UnicodeError) -> None:
+        if found.done():
+            return
+        if isinstance(result, Exception):
+            found.set_exception(result)
+        else:
+            found.set_result(result)
+
+    def look() -> None:
+        result: list[Any] | OSError | UnicodeError
+        try:
+            result = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as exc:
+            result = exc
+        finally:
+            _LOOKUPS.release()
+        with suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(tell, result)
+
+    Thread(target=look, name="lookup", daemon=True).start()
+    return await found
 
 
 @cache

@@ -34,7 +34,7 @@ _SECRET_NAME = re.compile(
 _SECRET_TEXT = re.compile(
     r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
     r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
-    r"""|(?P<scheme>\b(?:bearer|basic)\s{1,3})[\w.~+/=-]{8,}""",
+    r"""|(?P<scheme>\b(?:bearer|basic|dpop)\s{1,3})[\w.~+/=-]{8,}""",
     re.IGNORECASE,
 )
 # C0, DEL, C1, the Unicode line separators, and the marks that reorder text on a screen.

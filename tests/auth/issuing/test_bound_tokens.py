@@ -11,6 +11,7 @@ from auth.issuing.test_sign_in_end_to_end import Person, said, serving
 from auth.test_bound_tokens import KEY, OTHER, signed
 from issuing_world import BACK, ONE_AND_FOUR, RESOURCE, URL, Desk, authorization, claims_of, desk_on
 from millstream import Client, auth
+from millstream._limits.gcra import Rate
 from millstream.auth.providers import Provider
 from millstream.client import MemoryStore, OAuth, Options
 from millstream.client._oauth.fetching import fetch
@@ -80,6 +81,18 @@ async def test_what_is_no_proof_gets_no_token_and_the_code_still_counts(desk: De
     reply = await redeem(desk, id, code, BAD[name])
     assert (reply.status, reply.error) == (400, "invalid_dpop_proof")
     assert (await redeem(desk, id, code, shown())).status == 200
+
+
+async def test_an_address_can_not_fill_the_store_with_proofs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is remembered for two minutes, before anybody knows whether the code that comes with it is good."""
+    monkeypatch.setattr("millstream.auth._issuing.key_proof.RATE", Rate(3, 60))
+    desk = Desk(desk.services.store)
+    id = (await desk.register())["client_id"]
+    replies = [await redeem(desk, id, "made-up", shown()) for _ in range(5)]
+    assert [each.status for each in replies] == [400] * 3 + [429] * 2
+    assert "retry-after" in replies[-1].headers
+    assert len(await desk.services.store.kv.keys("oauth-proof:")) <= 3
+    assert (await desk.tokens(id))["token_type"] == "Bearer"
 
 
 async def test_a_code_that_was_asked_for_with_a_key_counts_with_that_key(desk: Desk) -> None:

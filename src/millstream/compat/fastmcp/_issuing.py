@@ -39,6 +39,9 @@ logger = logging.getLogger("millstream")
 
 METHODS = ("none", "client_secret_basic", "client_secret_post")
 _NOT_SERVED = ("jwks_uri", "introspection_", "client_id_metadata_", "authorization_response_iss")
+_REVOKED = "oauth-revoked"
+"""Topic on which workers hear of tokens that were taken back: the id of the principal, or `_ANYBODY`."""
+_ANYBODY = ""
 _CODE_SECONDS = 3600.0
 """For how long a code that was used stays known as such."""
 
@@ -107,19 +110,32 @@ class RunningProvider(VerifierMethod):
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
         # Process
         self._registrations = Everywhere("register", RATE, lambda: vault.pool)
-        self._revoked = 0
-        """How often a token was taken back here."""
+        self._changes = 0
+        """How often a token was taken back, at whatever worker."""
+        self._ended: set[str] = set()
+        """Ids of principals of whom one was since the last look; `_ANYBODY` where nobody knows of whom."""
+        self._just_ended: set[str] = set()
+        self._stop = vault.hear(
+            _REVOKED, lambda data: self._ended.add(data.decode("utf-8", "replace")), lambda: self._ended.add(_ANYBODY)
+        )
 
     def epoch(self) -> int:
-        """Changes when a token was taken back here."""
-        return self._revoked
+        """Changes when a token was taken back."""
+        self._changes += bool(self._ended)
+        self._just_ended, self._ended = self._ended, set()
+        return self._changes
+
+    def holds(self, id: str) -> bool:
+        """Not when one of their tokens was taken back: what it has opened ends, and whoever has another comes back."""
+        return self._just_ended.isdisjoint((id, _ANYBODY))
 
     def share(self, pool: Pool) -> None:
         """See `Counting.share`."""
         self._vault.pool = pool
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Hear no more."""
+        self._stop()
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """The handlers by path and method."""
@@ -248,11 +264,14 @@ class RunningProvider(VerifierMethod):
             raise OAuthError("invalid_request", "token is missing.")
         theirs = await self._theirs(client)
         found = await self._provider.load_access_token(token)
+        accessed = found is not None
         if found is None:
             found = await self._provider.load_refresh_token(theirs, token)
         if found is not None and found.client_id == client.id:
             await self._provider.revoke_token(found)
-            self._revoked += 1
+            subject = getattr(found, "subject", None)
+            # A provider may take back more than it was asked for, and only its access tokens say whose they were.
+            await self._vault.tell(_REVOKED, str(subject or (client.id if accessed else _ANYBODY)).encode())
         return reply({})
 
     async def _register(self, request: Request) -> Response:
