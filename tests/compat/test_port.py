@@ -98,3 +98,70 @@ def test_the_page_lists_every_difference() -> None:
         assert f"| `{name}` | {text} |" in page
     for name, text in differences.BEHAVIOR.items():
         assert f"| {name} | {text} |" in page
+
+
+ELSEWHERE = """\
+import click
+import mcp.types as mt
+from mcp import types
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.prompts import base
+
+
+def register(mcp: MCPServer) -> None:
+    mcp.frobnicate()
+
+
+class Shop:
+    def __init__(self) -> None:
+        self.mcp = MCPServer("shop")
+        self.mcp.tool()(self.buy)
+        self.mcp.add_transform(None)
+
+    def buy(self, ctx: "Context | None", own: click.Context) -> mt.TextContent:
+        own.get_parameter_source("x")
+        ctx.shop
+        return types.Nothing(base.UserMessage("x"), base.Nobody, mt.Never)
+"""
+
+
+def test_a_server_is_one_wherever_it_stands_and_a_context_is_one_of_theirs() -> None:
+    """Parameters, attributes, modules under a name; `click.Context` is another library's."""
+    found = survey(ELSEWHERE)
+    assert [(use.line, use.what) for use in found.missing] == [
+        (10, "mcp.frobnicate"),
+        (17, "self.mcp.add_transform"),
+        (21, "ctx.shop"),
+        (22, "base.Nobody"),
+        (22, "mt.Never"),
+        (22, "types.Nothing"),
+    ]
+    assert Use(4, "mcp.server.MCPServer", True) in found.uses
+    assert Use(16, "self.mcp.tool", True, differences.MEMBERS["tool"]) in found.uses
+    assert rewritten(ELSEWHERE, found.changes).splitlines()[1:6] == [
+        "import millstream.compat.types as mt",
+        "from millstream.compat import types",
+        "from millstream.compat.fastmcp import MCPServer",
+        "from millstream.compat.fastmcp import Context",
+        "from millstream.compat.fastmcp import base",
+    ]
+
+
+def test_another_librarys_context_is_not_looked_at() -> None:
+    """Command lines have one, too."""
+    source = "from click import Context\nfrom fastmcp import FastMCP\n\ndef main(ctx: Context) -> None:\n    ctx.shop\n"
+    assert survey(source).missing == ()
+
+
+def test_options_of_decorators_are_looked_at() -> None:
+    """Those that the door refuses are missing; those that change nothing are said to."""
+    found = survey(
+        "from fastmcp import FastMCP\n"
+        "mcp = FastMCP('shop')\n"
+        "@mcp.tool(auth=check, tags={'a'}, task=True, title='Buy', colour='red', exclude_args=None)\n"
+        "def buy() -> None: ...\n"
+    )
+    assert [use.what for use in found.missing] == ["tool(auth=…)", "tool(colour=…)"]
+    assert "get_access_token()" in found.missing[0].differs
+    assert Use(3, "tool(task=…)", True, "taken, and changes nothing") in found.uses

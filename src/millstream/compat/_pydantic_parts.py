@@ -25,12 +25,14 @@ except ImportError:
     raise MissingExtra("millstream.compat", "pydantic") from None
 
 from pydantic_core import SchemaError, to_json, to_jsonable_python
+from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
 __all__ = [
     "AnyUrl",
     "BaseModel",
     "BeforeValidator",
     "ConfigDict",
+    "CoreSchema",
     "Field",
     "FieldInfo",
     "GenerateJsonSchema",
@@ -43,6 +45,7 @@ __all__ = [
     "WithJsonSchema",
     "create_model",
     "field_validator",
+    "is_instance_schema",
     "to_camel",
     "to_json",
     "to_jsonable_python",

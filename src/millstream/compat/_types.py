@@ -296,3 +296,71 @@ class ErrorData(Wire):
     code: int
     message: str
     data: Any = None
+
+
+# What clients ask for, and what they can do
+
+
+class CallToolRequestParams(_WithMeta):
+    """What a middleware sees of a call."""
+
+    name: str
+    arguments: dict[str, Any] | None = None
+
+
+class GetPromptRequestParams(_WithMeta):
+    """What a middleware sees of a prompt that is asked for."""
+
+    name: str
+    arguments: dict[str, str] | None = None
+
+
+class ReadResourceRequestParams(_WithMeta):
+    """What a middleware sees of a resource that is read."""
+
+    uri: Url
+
+
+class ListToolsRequest(Wire):
+    """For annotations of a middleware."""
+
+
+class ListResourcesRequest(Wire):
+    """For annotations of a middleware."""
+
+
+class ListResourceTemplatesRequest(Wire):
+    """For annotations of a middleware."""
+
+
+class ListPromptsRequest(Wire):
+    """For annotations of a middleware."""
+
+
+class RootsCapability(Wire):
+    """The client has roots."""
+
+    list_changed: bool | None = None
+
+
+class SamplingCapability(Wire):
+    """The client has a model."""
+
+    context: dict[str, Any] | None = None
+    tools: dict[str, Any] | None = None
+
+
+class ElicitationCapability(Wire):
+    """The client can ask a person."""
+
+    form: dict[str, Any] | None = None
+    url: dict[str, Any] | None = None
+
+
+class ClientCapabilities(Wire):
+    """For `ServerSession.check_client_capability`."""
+
+    experimental: dict[str, dict[str, Any]] | None = None
+    roots: RootsCapability | None = None
+    sampling: SamplingCapability | None = None
+    elicitation: ElicitationCapability | None = None

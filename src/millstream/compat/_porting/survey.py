@@ -6,17 +6,25 @@ where a parameter is annotated `Context`.
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from msgspec import Struct
 
+from millstream.compat import types
 from millstream.compat._porting.differences import CONTEXT, MEMBERS, MISSING, OPTIONS
+from millstream.compat.fastmcp import _prompts as prompts
 from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._functions import OfFunction
+from millstream.compat.fastmcp._prompts import Prompt
+from millstream.compat.fastmcp._registration import GUARDS, WITHOUT_EFFECT
 from millstream.compat.fastmcp._server import FastMCP
 from millstream.compat.fastmcp._session import ServerSession
 from millstream.compat.fastmcp._settings import Options
+from millstream.compat.fastmcp._templates import ResourceTemplate
+from millstream.compat.fastmcp._tools import Tool
 
 _SERVERS = frozenset(("FastMCP", "MCPServer"))
 _DOOR = "millstream.compat.fastmcp"
@@ -82,12 +90,13 @@ def survey(source: str, filename: str = "<program>") -> Survey:
         if isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
             _import_from(node, node.module, uses, changes)
         elif isinstance(node, ast.Import):
-            _import(node, uses)
-    servers = set(_servers(tree))
+            _import(node, uses, changes)
+    servers, modules = set(_servers(tree)), _modules(tree)
     for node in ast.walk(tree):
         uses.extend(_in_call(node))
         uses.extend(_of_server(node, servers))
-    for function in () if _has_our_context(tree) else ast.walk(tree):
+        uses.extend(_of_module(node, modules))
+    for function in () if _has_other_context(tree) else ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             uses.extend(_of_contexts(function))
     return Survey(tuple(sorted(set(uses), key=lambda use: (use.line, use.what))), tuple(changes))
@@ -105,8 +114,8 @@ def target_of(module: str) -> str:
 def _import_from(node: ast.ImportFrom, module: str, uses: list[Use], changes: list[Change]) -> None:
     names = [alias.name for alias in node.names]
     if module == "mcp" and set(names) <= {"types"}:
-        module, ours = "mcp", "millstream.compat"
-    elif module == "mcp" and _SERVERS & set(names):
+        ours = "millstream.compat"
+    elif module in ("mcp", "mcp.server") and _SERVERS & set(names):
         ours = _DOOR
     else:
         ours = target_of(module)
@@ -114,7 +123,7 @@ def _import_from(node: ast.ImportFrom, module: str, uses: list[Use], changes: li
         uses.append(Use(node.lineno, f"{module}: {', '.join(names)}", True, "a client; it stays what it is"))
         return
     if not ours:
-        if module.split(".")[0] in ("mcp", "fastmcp"):
+        if module.split(".", maxsplit=1)[0] in ("mcp", "fastmcp"):
             uses.append(Use(node.lineno, f"{module}: {', '.join(names)}", False, "not of the server module"))
         return
     home = importlib.import_module(ours)
@@ -132,25 +141,66 @@ def _imported(home: ModuleType, name: str) -> tuple[bool, str]:
     return False, MISSING.get(name, "not here")
 
 
-def _import(node: ast.Import, uses: list[Use]) -> None:
-    uses.extend(
-        Use(node.lineno, f"import {alias.name}", False, "import names: from … import FastMCP")
-        for alias in node.names
-        if alias.name.split(".")[0] in ("mcp", "fastmcp")
-    )
+def _import(node: ast.Import, uses: list[Use], changes: list[Change]) -> None:
+    for alias in node.names:
+        if alias.name in _TYPES:
+            uses.append(Use(node.lineno, f"import {alias.name}", bool(alias.asname), "" if alias.asname else _NAMELESS))
+            if alias.asname:
+                changes.append(Change(node.lineno, node.col_offset, alias.name, _TARGETS[alias.name]))
+        elif alias.name.split(".")[0] in ("mcp", "fastmcp"):
+            uses.append(Use(node.lineno, f"import {alias.name}", False, "import names: from … import FastMCP"))
+
+
+_TYPES = ("mcp.types", "mcp_types")
+_NAMELESS = "give it a name: import … as types"
+
+
+def _modules(tree: ast.Module) -> dict[str, Any]:
+    """Names that hold one of their modules -> ours."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname: types for alias in node.names if alias.asname and alias.name in _TYPES}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                home = _MODULES.get((str(node.module).rpartition(".")[2], alias.name))
+                if home is not None and str(node.module).split(".")[0] in ("mcp", "fastmcp"):
+                    found[alias.asname or alias.name] = home
+    return found
+
+
+_MODULES: dict[tuple[str, str], Any] = {("mcp", "types"): types, ("prompts", "base"): prompts}
+"""(The end of a module's name, a module in it) -> ours."""
+
+
+def _of_module(node: ast.AST, modules: dict[str, Any]) -> Iterator[Use]:
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+        there = hasattr(modules[node.value.id], node.attr)
+        yield Use(node.lineno, f"{node.value.id}.{node.attr}", there, "" if there else "not here")
 
 
 # Servers
 
 
 def _servers(tree: ast.Module) -> Iterator[str]:
-    """Names that hold a server."""
+    """Names that hold a server, those of attributes (``self.mcp``) and parameters included."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Assign | ast.AnnAssign):
-            continue
-        if isinstance(node.value, ast.Call) and _called(node.value) in _SERVERS:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        if isinstance(node, ast.arg) and node.annotation is not None and _is(node.annotation, _SERVERS):
+            yield node.arg
+        elif (
+            isinstance(node, ast.Assign | ast.AnnAssign)
+            and isinstance(node.value, ast.Call)
+            and _called(node.value) in _SERVERS
+        ):
+            yield from map(_dotted, node.targets if isinstance(node, ast.Assign) else [node.target])
+
+
+def _dotted(node: ast.expr) -> str:
+    """``mcp`` or ``self.mcp``; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    simple = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    return ast.unparse(node) if simple else ""
 
 
 def _called(call: ast.Call) -> str:
@@ -179,12 +229,29 @@ def _in_call(node: ast.AST) -> Iterator[Use]:
 
 
 def _of_server(node: ast.AST, servers: set[str]) -> Iterator[Use]:
-    if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+    name = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    if isinstance(node, ast.Attribute) and name and (name in servers or name in _SERVERS):
+        yield _member(node, f"{name}.{node.attr}", FastMCP, MEMBERS, _SET_IN_INIT)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _dotted(node.func.value) in servers:
+        yield from _in_decorator(node, node.func.attr)
+
+
+def _in_decorator(node: ast.Call, method: str) -> Iterator[Use]:
+    """The options of ``@mcp.tool(…)`` that aren't here, or change nothing."""
+    if method not in _ITEMS:
         return
-    if node.value.id in servers or node.value.id in _SERVERS:
-        yield _member(node, f"{node.value.id}.{node.attr}", FastMCP, MEMBERS, _SET_IN_INIT)
+    known = {"uri", "name", "title", "description", *_ITEMS[method].options()}
+    for keyword in node.keywords:
+        if keyword.arg in GUARDS:
+            if not (isinstance(keyword.value, ast.Constant) and not keyword.value.value):
+                yield Use(keyword.value.lineno, f"{method}({keyword.arg}=…)", False, f"refused: {GUARDS[keyword.arg]}")
+        elif keyword.arg in WITHOUT_EFFECT:
+            yield Use(keyword.value.lineno, f"{method}({keyword.arg}=…)", True, "taken, and changes nothing")
+        elif keyword.arg is not None and keyword.arg not in known:
+            yield Use(keyword.value.lineno, f"{method}({keyword.arg}=…)", False, "no such option")
 
 
+_ITEMS: dict[str, type[OfFunction]] = {"tool": Tool, "resource": ResourceTemplate, "prompt": Prompt}
 _SET_IN_INIT = frozenset(("settings", "icons", "website_url", "engine", "offered", "mask_error_details"))
 """Attributes of a server that no class has."""
 
@@ -211,21 +278,37 @@ def _of_contexts(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[U
             yield _member(node, f"session.{node.attr}", ServerSession, {})
 
 
-def _has_our_context(tree: ast.Module) -> bool:
-    """Whether `Context` is Millstream's own here: the program is at home already."""
+def _has_other_context(tree: ast.Module) -> bool:
+    """Whether `Context` is another library's here, or Millstream's own: the program is at home already."""
     return any(
         isinstance(node, ast.ImportFrom)
-        and node.module == "millstream"
-        and any(a.name == "Context" for a in node.names)
+        and not node.level
+        and str(node.module).split(".")[0] not in _THEIRS
+        and not str(node.module).startswith("millstream.compat")
+        and any((alias.asname or alias.name) == "Context" for alias in node.names)
         for node in ast.walk(tree)
     )
 
 
 def _is_context(annotation: ast.expr) -> bool:
-    return any(
-        getattr(part, "id", getattr(part, "attr", getattr(part, "value", None))) == "Context"
-        for part in ast.walk(annotation)
-    )
+    return _is(annotation, frozenset(("Context",)))
+
+
+def _is(annotation: ast.expr, names: frozenset[str]) -> bool:
+    """Whether one of these names is in an annotation; as a name of another library (`click.Context`) it isn't."""
+    for part in ast.walk(annotation):
+        if isinstance(part, ast.Attribute):
+            found = part.attr in names and _dotted(part.value).split(".")[0] in _THEIRS
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            found = not set(re.split(r"[^\w.]+", part.value)).isdisjoint(names)
+        else:
+            found = isinstance(part, ast.Name) and part.id in names
+        if found:
+            return True
+    return False
+
+
+_THEIRS = ("mcp", "fastmcp")
 
 
 def _is_session(node: ast.expr, contexts: set[str]) -> bool:

@@ -6,6 +6,7 @@ two libraries do.
 """
 
 from millstream.compat._types import Annotations, Icon, ToolAnnotations
+from millstream.compat.fastmcp import _prompts as base
 from millstream.compat.fastmcp._calling import ReadResourceContents
 from millstream.compat.fastmcp._context import Context, RequestContext
 from millstream.compat.fastmcp._dependencies import (
@@ -25,6 +26,7 @@ from millstream.compat.fastmcp._elicitation import (
     AcceptedUrlElicitation,
     CancelledElicitation,
     DeclinedElicitation,
+    ElicitationResult,
 )
 from millstream.compat.fastmcp._exceptions import (
     FastMCPError,
@@ -37,8 +39,9 @@ from millstream.compat.fastmcp._exceptions import (
     UrlElicitationRequiredError,
     ValidationError,
 )
+from millstream.compat.fastmcp._lifespans import Lifespan, lifespan
 from millstream.compat.fastmcp._media import Audio, File, Image
-from millstream.compat.fastmcp._middleware import Middleware, MiddlewareContext
+from millstream.compat.fastmcp._middleware import CallNext, Middleware, MiddlewareContext
 from millstream.compat.fastmcp._prompts import AssistantMessage, Message, Prompt, PromptResult, UserMessage
 from millstream.compat.fastmcp._provider import (
     AuthorizationCode,
@@ -80,6 +83,8 @@ from millstream.compat.fastmcp._tools import Tool, ToolResult
 
 MCPError = McpError
 """What SDK 2.x calls it."""
+FunctionTool = Tool
+"""What fastmcp calls a tool that is made of a function, as all of ours are."""
 
 __all__ = [
     "AcceptedElicitation",
@@ -93,6 +98,7 @@ __all__ = [
     "AuthorizationParams",
     "AuthorizeError",
     "BinaryResource",
+    "CallNext",
     "CancelledElicitation",
     "ClientRegistrationOptions",
     "Context",
@@ -104,15 +110,18 @@ __all__ = [
     "DeclinedElicitation",
     "Depends",
     "DirectoryResource",
+    "ElicitationResult",
     "FastMCP",
     "FastMCPError",
     "File",
     "FileResource",
     "FunctionResource",
+    "FunctionTool",
     "HttpResource",
     "Icon",
     "Image",
     "InvalidSignature",
+    "Lifespan",
     "MCPError",
     "MCPServer",
     "McpError",
@@ -151,9 +160,11 @@ __all__ = [
     "UrlElicitationRequiredError",
     "UserMessage",
     "ValidationError",
+    "base",
     "construct_redirect_uri",
     "get_access_token",
     "get_context",
     "get_http_headers",
     "get_http_request",
+    "lifespan",
 ]

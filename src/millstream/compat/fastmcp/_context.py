@@ -16,6 +16,7 @@ from millstream._server.calls.changes import Change
 from millstream._server.calls.context import Context as EngineContext
 from millstream._server.calls.session_state import SessionState
 from millstream.compat import _types as types
+from millstream.compat._pydantic_parts import CoreSchema, is_instance_schema
 from millstream.compat.fastmcp._elicitation import (
     REFUSALS,
     AcceptedElicitation,
@@ -126,6 +127,11 @@ class Context(Telling, Generic[SessionT, LifespanT, RequestT]):
         """However many parameters: SDK 1.x has three, 2.x has two."""
         several = (*parameters,) if isinstance(parameters, tuple) else (parameters,)  # pyright: ignore[reportUnknownVariableType]
         return super().__class_getitem__((*several, Any, Any)[:3])  # type: ignore[misc]  # typing's own method
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+        """Programs put `pydantic.validate_call` around functions that take one; the SDK's is a model."""
+        return is_instance_schema(Context)
 
     async def __aenter__(self) -> "Context[SessionT, LifespanT, RequestT]":
         """It is the current context inside the block."""

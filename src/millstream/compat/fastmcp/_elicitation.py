@@ -41,6 +41,8 @@ class AcceptedUrlElicitation(BaseModel):
     action: Literal["accept"] = "accept"
 
 
+ElicitationResult = AcceptedElicitation[T] | DeclinedElicitation | CancelledElicitation
+"""What `Context.elicit` gives."""
 Action = Literal["accept", "decline", "cancel"]
 REFUSALS: dict[Action, type[BaseModel]] = {"decline": DeclinedElicitation, "cancel": CancelledElicitation}
 

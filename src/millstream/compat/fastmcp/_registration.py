@@ -332,9 +332,9 @@ class Registration:
         self.offered.refresh()
 
 
-_OF_OTHERS = frozenset(("version", "app", "task", "serializer"))
+WITHOUT_EFFECT = frozenset(("version", "app", "task", "serializer"))
 """Options of fastmcp that the door takes and that change nothing."""
-_GUARDS = {
+GUARDS = {
     "auth": "Ask get_access_token() in the function, or register it with @mcp.engine.tool(scopes=…)",
     "security": "Values that lead out of a folder are always refused; leave the option out if that is enough",
     "exclude_args": "Use Depends(…) as the default: clients don't see such a parameter",
@@ -348,13 +348,13 @@ def _known(item: type[OfFunction], options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: nobody has one of the others, or without it more would be allowed than the program says.
     """
-    for name, instead in _GUARDS.items():
+    for name, instead in GUARDS.items():
         if options.get(name):
             raise TypeError(f"{name}=… isn't supported here, and without it more would be allowed. {instead}.")
     known = {
         name: value
         for name, value in options.items()
-        if name not in _OF_OTHERS and name not in _GUARDS and value is not None
+        if name not in WITHOUT_EFFECT and name not in GUARDS and value is not None
     }
     refuse_unknown(item.__name__, known, item.options(), {})
     return known
