@@ -129,5 +129,6 @@ def turned_back(request: Request, page: str, text: str, status: int) -> Response
         f'<p class="notice bad" role="alert">{escape(text)}</p>\n'
         f'<p><a class="button primary" href="{root}{escape(page)}">Go back</a></p>\n'
     )
-    page_text = _PAGE.format(title="You aren't signed in", more="", root=root, body=body)
+    title = "You aren't signed in"
+    page_text = _PAGE.format(title=title, heading=title, more="", root=root, body=body)
     return Response(page_text.encode("utf-8", "replace"), status, HEAD)
