@@ -9,6 +9,7 @@ only those pages.
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, syn
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "images"
-PORT = 8765
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    PORT: int = listener.getsockname()[1]
 ADDRESS = f"http://127.0.0.1:{PORT}"
 SIZES = {"desk": ViewportSize(width=1360, height=850), "phone": ViewportSize(width=360, height=740)}
 TALK = [

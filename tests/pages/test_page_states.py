@@ -4,12 +4,13 @@ nothing, the list is there, and nothing moves while a page comes. Each page is l
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import SIZES, OpenPage, call, fits
-from processes import Shared
+from processes import Shared, free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
@@ -139,6 +140,31 @@ def test_the_list_has_two_fifths_of_the_window_and_nothing_moves_while_it_comes(
         assert box is not None
         assert box["height"] >= 0.4 * height, (width, box)
         assert page.evaluate("window.shifted ?? 0") < 0.05, width
+        page.context.close()
+
+
+def test_a_phone_keeps_no_empty_line_for_what_is_wrong_and_moves_nothing_when_something_is(
+    tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Fixed defects: a line stayed empty below "Healthy", and "Needs a look" pushed the ranges into a line of their own
+    and everything below down.
+    """
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with serving(millstream(str(Path(__file__).parent / "crowded.py"), port, "--serve", "all"), port, tmp_path / "log"):
+        page = open_page(f"{address}/dashboard", fresh=True, lossy=True, width=390, height=844)
+        expect(page.locator("#verdict")).to_have_text("Healthy")
+        places = "() => ['#ranges', '.figures', '#calls-chart'].map((each) => document.querySelector(each).offsetTop)"
+        before = page.evaluate(places)
+        rows = [page.locator(each).bounding_box() for each in ("#verdict", "#ranges", ".figures")]
+        tops, ends = zip(*((each["y"], each["y"] + each["height"]) for each in rows if each), strict=True)
+        assert max(top - end for top, end in zip(tops[1:], ends, strict=False)) < 20
+        page.evaluate(SHIFTS)
+        for _ in range(20):
+            call(address, "broken", {})
+        expect(page.locator("#reasons")).to_contain_text("100% of the calls fail")
+        assert page.evaluate(places) == before
+        assert page.evaluate("window.shifted ?? 0") < 0.01
         page.context.close()
 
 

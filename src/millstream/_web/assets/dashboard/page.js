@@ -85,7 +85,7 @@ function drawTools() {
   const rows = ever.map((row) => ({ calls: 0, errors: 0, p50_ms: null, p95_ms: null, p99_ms: null, ...lately.get(key(row)), method: row.method, name: row.name, ever: row.calls }));
   tools.show(rows);
   parts.count("tools", rows.length || "");
-  const other = rows.some((row) => row.name === OTHER || row.method === OTHER) ? ` “Other names” are ${OTHER_SAYS.charAt(0).toLowerCase()}${OTHER_SAYS.slice(1)}` : "";
+  const other = rows.some((row) => row.name === OTHER || row.method === OTHER) ? " “Other names” are names that this server doesn't have." : "";
   write($("chosen"), chosen ? `The charts show ${title(chosen)}. Select it again to see all.` : `Select a tool to see it in the charts.${other}`);
   $("chosen").title = $("chosen").textContent;
 }

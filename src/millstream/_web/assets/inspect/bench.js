@@ -1,6 +1,6 @@
 // One thing of a server on the bench: its form, what it does while it runs, and what came of it.
 
-import { element, figure } from "../dom.js";
+import { count, element, figure } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock, tree } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
@@ -123,7 +123,8 @@ async function perform(output, work, values, signal) {
   const started = performance.now();
   const progress = ({ progress: value, total, message }) => {
     if (total) Object.assign(bar, { max: total, value });
-    step.textContent = [message, total ? `${figure(value)} of ${figure(total)}` : figure(value)].filter(Boolean).join(", ");
+    const amount = (number) => (Number.isInteger(number) ? count(number) : figure(number));
+    step.textContent = [message, total ? `${amount(value)} of ${amount(total)}` : amount(value)].filter(Boolean).join(", ");
   };
   const outcome = (text, look, ...nodes) => {
     const ms = performance.now() - started;

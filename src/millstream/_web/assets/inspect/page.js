@@ -94,7 +94,7 @@ function open(name) {
   drawItems();
   const again = current() ?? offered[name]?.[0];
   if (again) show(again);
-  else $("detail").replaceChildren(element("p", { className: "empty" }, element("strong", {}, `No ${name}`), refused[name] ?? KINDS[name].none));
+  else $("detail").replaceChildren(element("p", { className: "empty narrow-only" }, element("strong", {}, `No ${name}`), refused[name] ?? KINDS[name].none));
 }
 
 /** Put one thing on the bench. */
@@ -264,7 +264,8 @@ addEventListener("pagehide", () => session.client?.close());
 addEventListener("pageshow", (event) => event.persisted && connect().catch(() => {}));
 
 shortcut("/", "Filter the list", () => (view("list"), $("filter").focus()));
-shortcut("mod+enter", "Run what's open", null);
+// In the form and in a question, the form itself listens.
+shortcut("mod+enter", "Run what's open", () => document.querySelector("dialog[open]") ? document.querySelector("#question[open] form")?.requestSubmit() : $("detail").querySelector("form")?.requestSubmit());
 Object.keys(KINDS).forEach((name, index) => shortcut(String(index + 1), `Show ${KINDS[name].title.toLowerCase()}`, () => (open(name), view("list"), $("items").focus())));
 commands(() => [
   ...(current() ? [{ title: "Copy a link to this", group: "This page", icon: "link", run: copyLink }] : []),

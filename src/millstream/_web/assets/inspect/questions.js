@@ -60,7 +60,11 @@ function put(question, signal) {
     });
     if (signal) on(signal, "abort", () => finish(() => { throw signal.reason; }));
     if (signal?.aborted) finish(() => { throw signal.reason; });
-    else dialog.showModal();
+    else {
+      dialog.showModal();
+      // What there is to write comes first, not what there is to read.
+      [...$("question-body").querySelectorAll("input, select, textarea")].find((each) => each.checkVisibility())?.focus();
+    }
   });
 }
 

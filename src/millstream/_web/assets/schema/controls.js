@@ -10,7 +10,7 @@ export class Unreadable extends Error {}
 export function choice(schema, { id, required }) {
   const all = options(schema);
   const control = element("select", { id });
-  const at = () => all.findIndex((each) => each.value === schema.default);
+  const at = () => (required && all.length === 1 ? 0 : all.findIndex((each) => each.value === schema.default));
   const free = !required || at() < 0;
   if (free) control.append(element("option", { value: "" }, required ? "Choose…" : "–"));
   all.forEach((each, index) => control.append(element("option", { value: String(index), selected: index === at() }, each.title)));

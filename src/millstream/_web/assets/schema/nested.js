@@ -22,14 +22,16 @@ const small = (text, shown, act) => {
   return button;
 };
 
-/** A frame with a title, what is wrong with the whole, and a body. */
-function frame(name, schema, { id, required }, buttons) {
+const firstField = (node) => node.querySelector("input, select, textarea, button");
+
+/** A frame with a title, what is wrong with the whole, and a body; `more` adds to the body's end, so it stands there. */
+function frame(name, schema, { id, required }, buttons, more = null) {
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const body = element("div", { className: "nested-body" });
   const about = schema.description ? element("p", { className: "hint", dir: "auto" }, schema.description) : "";
   const optional = required ? "" : element("span", { className: "hint" }, "optional");
   const legend = element("legend", {}, element("span", {}, schema.title ?? name), optional);
-  const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, element("div", { className: "nested-tools" }, ...buttons), about, body, error);
+  const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, ...(more ? [about, body, element("div", { className: "nested-tools" }, more)] : [element("div", { className: "nested-tools" }, ...buttons), about, body]), error);
   const say = (message) => {
     error.textContent = message;
     error.hidden = !message;
@@ -67,8 +69,9 @@ export function members(schema, at) {
 
 export function object(name, schema, at) {
   let inner = null;
-  const add = small("Add", "add", () => open());
-  const remove = small("Remove", "remove", () => close());
+  // The button that was pressed goes, so the focus goes to what it made, and back.
+  const add = small("Add", "add", () => (open(), firstField(body)?.focus()));
+  const remove = small("Remove", "remove", () => (close(), add.focus()));
   const { node, body, say } = frame(name, schema, at, [add, remove]);
   const show = () => {
     add.hidden = inner !== null;
@@ -103,16 +106,19 @@ export function object(name, schema, at) {
 export function list(name, schema, at) {
   const rows = [];
   let made = 0;
-  const { node, body, say } = frame(name, schema, at, [small("Add item", "add", () => rowFor(undefined).editor.node.querySelector("input, select, textarea")?.focus())]);
+  const add = small("Add item", "add", () => firstField(rowFor(undefined).node)?.focus());
+  const { node, body, say } = frame(name, schema, at, [], add);
   const partOf = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
   const rowFor = (value) => {
     const index = rows.length;
-    const editor = at.make(`Item ${index + 1}`, partOf(index), { ...at, id: `${at.id}-i${made++}`, required: true, depth: at.depth + 1 });
+    const called = ++made; // not its place: one that is gone leaves its name to nobody
+    const editor = at.make(`Item ${called}`, partOf(index), { ...at, id: `${at.id}-i${called}`, required: true, depth: at.depth + 1 });
     const row = { editor, node: null };
-    const remove = element("button", { type: "button", className: "quiet small square", "aria-label": `Remove item ${index + 1}`, title: "Remove" }, icon("close"));
+    const remove = element("button", { type: "button", className: "quiet small square", "aria-label": `Remove item ${called}`, title: "Remove" }, icon("close"));
     remove.addEventListener("click", () => {
       rows.splice(rows.indexOf(row), 1);
       row.node.remove();
+      add.focus();
     });
     row.node = element("div", { className: "nested-row" }, editor.node, remove);
     if (value !== undefined) editor.write(value);
@@ -121,7 +127,7 @@ export function list(name, schema, at) {
     return row;
   };
   const write = (value) => {
-    rows.length = 0;
+    rows.length = made = 0;
     body.replaceChildren();
     for (const each of Array.isArray(value) ? value : []) rowFor(each);
   };
@@ -138,7 +144,8 @@ export function list(name, schema, at) {
 export function map(name, schema, at) {
   const rows = [];
   let made = 0;
-  const { node, body, say } = frame(name, schema, at, [small("Add entry", "add", () => rowFor("", undefined).key.focus())]);
+  const add = small("Add entry", "add", () => rowFor("", undefined).key.focus());
+  const { node, body, say } = frame(name, schema, at, [], add);
   const rowFor = (named, value) => {
     const id = `${at.id}-e${made++}`;
     const key = element("input", { id: `${id}-key`, value: named, autocomplete: "off", spellcheck: false });
@@ -148,6 +155,7 @@ export function map(name, schema, at) {
     remove.addEventListener("click", () => {
       rows.splice(rows.indexOf(row), 1);
       row.node.remove();
+      add.focus();
     });
     const field = element("div", { className: "field" }, element("label", { htmlFor: key.id }, "Name"), key);
     row.node = element("div", { className: "nested-row pair" }, field, editor.node, remove);

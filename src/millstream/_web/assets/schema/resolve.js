@@ -92,17 +92,20 @@ const LIMITS = [
 /** What a person is told about a value: type, limits, default. */
 export function hint(schema, required) {
   const kind = schema.type ?? (schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON");
-  const words = [options(schema) ? "one of the list" : schema.format ? `${kind} (${schema.format})` : kind];
+  const words = [options(schema) ? "one of the list" : schema.format ? `${kind}, ${schema.format}` : kind];
   if (schema.type === "array" && options(schema.items ?? {})) words[0] = "any of the list";
   for (const [name, say] of LIMITS) if (schema[name] !== undefined) words.push(say(schema[name]));
   if (!required) words.push("optional");
   return words.filter(Boolean).join(", ");
 }
 
+/** The one value that a schema allows, if it's one. */
+const only = (schema) => (schema.enum?.length === 1 ? schema.enum[0] : schema.const);
+
 /** What an alternative is called. */
 export function nameOf(schema, root, index) {
   const found = resolve(schema, root);
-  const tag = Object.values(found.properties ?? {}).map((part) => resolve(part, root).const).find((value) => value !== undefined);
+  const tag = Object.values(found.properties ?? {}).map((part) => only(resolve(part, root))).find((value) => value !== undefined);
   const reference = typeof schema.$ref === "string" ? schema.$ref.split("/").at(-1) : "";
   return String(found.title ?? (reference || tag || found.format || found.type || `Shape ${index + 1}`));
 }
