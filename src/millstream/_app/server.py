@@ -127,7 +127,7 @@ class Server(WithPaths, WithSwitches):
         """
         if self.settings.lenient_arguments:
             options.setdefault("lenient", True)
-        return self._decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
+        return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
         """``@mcp.resource("book://{isbn}")`` registers a function as a resource, or with ``{variables}`` as a template.
@@ -136,7 +136,7 @@ class Server(WithPaths, WithSwitches):
         """
         if callable(uri):
             raise TypeError('resource needs its URI: @mcp.resource("book://{isbn}")')
-        return lambda function: self._decorate(function, lambda each: self._add_resource(uri, each, options))
+        return lambda function: _decorate(function, lambda each: self._add_resource(uri, each, options))
 
     def live(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
         """Register a resource whose changes are published, by `resource_updated`: ``@mcp.live("shop://stock")``."""
@@ -148,9 +148,7 @@ class Server(WithPaths, WithSwitches):
     def prompt(self, /, **options: Unpack[PromptOptions]) -> Callable[[F], F]: ...
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
         """Register a function as a prompt: ``@mcp.prompt``. Options: see `server.features.prompts.PromptOptions`."""
-        return self._decorate(
-            function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options))
-        )
+        return _decorate(function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options)))
 
     def complete(self, reference: str, argument: str) -> Callable[[C], C]:
         """``@mcp.complete("review", argument="tone")`` over ``def f(value, arguments) -> list[str]``, plain or async.
@@ -169,17 +167,6 @@ class Server(WithPaths, WithSwitches):
             return function
 
         return register
-
-    @staticmethod
-    def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
-        def decorate(each: Any) -> Any:
-            try:
-                register(each)
-            except (TypeError, ValueError, ImportError) as error:
-                raise error.with_traceback(None) from None  # it is about the line above, and says everything
-            return each
-
-        return decorate if function is None else decorate(function)
 
     def _add(self, kind: str, item: Tool | Prompt) -> None:
         self.definition.add(kind, item.name, item)
@@ -284,3 +271,23 @@ class Server(WithPaths, WithSwitches):
         from millstream._app.serving import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
 
         launch.launch(self, transport, host, port, workers)
+
+    @suggesting
+    async def run_async(
+        self, transport: Transport = "http", *, host: str | None = None, port: int | None = None
+    ) -> None:
+        """Serve in the loop that runs, until stopped or cancelled: ``await mcp.run_async(port=9000)``; see `run`."""
+        from millstream._app.serving import launch  # noqa: PLC0415  see `run`
+
+        await launch.launch_here(self, transport, host, port)
+
+
+def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
+    def decorate(each: Any) -> Any:
+        try:
+            register(each)
+        except (TypeError, ValueError, ImportError) as error:
+            raise error.with_traceback(None) from None  # it is about the line above, and says everything
+        return each
+
+    return decorate if function is None else decorate(function)

@@ -39,7 +39,33 @@ def launch(application: Application, transport: str | None, host: str | None, po
 
         run_program(application, host, port, workers=workers)
     else:
-        raise ValueError(f"Unknown transport {transport!r}: use 'http' or 'stdio'")
+        raise _unknown(transport)
+
+
+async def launch_here(application: Application, transport: str, host: str | None, port: int | None) -> None:
+    """Serve in the loop that runs, until stopped or until the task is cancelled.
+
+    Raises:
+        CommandError: it can't serve, or a command imports the program at this moment.
+        ValueError: an unknown transport.
+    """
+    check_not_importing()
+    check_address(host, port, 1)
+    if transport == "stdio":
+        with off_stdout() as private:
+            check_key(application.runtimes.definition.settings)
+            await stdio(application.runtimes, private)
+    elif transport == "http":
+        from millstream._app.serving.listening import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
+        from millstream._app.serving.over_http import serve_here_with_panel  # noqa: PLC0415  the same
+
+        await serve_here_with_panel(application, *chosen_address(host, port))
+    else:
+        raise _unknown(transport)
+
+
+def _unknown(transport: str) -> ValueError:
+    return ValueError(f"Unknown transport {transport!r}: use 'http' or 'stdio'")
 
 
 def _is_piped() -> bool:

@@ -1,6 +1,7 @@
 """Serving over HTTP: what ``millstream run`` and ``Server.run()`` both do, alone or with several workers."""
 
 import logging
+import socket
 import sys
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from millstream._app.serving.facts import Facts, facts
 from millstream._app.serving.listening import chosen_address, listen, passed_sockets
 from millstream._app.serving.panel import show
 from millstream._app.serving.public import check_public
-from millstream._app.serving.uvicorn_server import Accept, serve
+from millstream._app.serving.uvicorn_server import Accept, serve, serve_here
 from millstream._app.serving.workers.launching import can_supervise, supervise
 from millstream._app.serving.workers.place import begin_run, claim
 from millstream._app.serving.workers.worker import serve_worker
@@ -71,6 +72,28 @@ def serve_with_panel(
     Raises:
         CommandError: the address cannot be used, or the key for session ids.
     """
+    host, port, listeners = _listening(application, host, port, descriptor)
+    panel = _Panel(facts(application.runtimes.definition, host=host, port=port), told)
+    serve(application, host, port, listeners=listeners, told=panel)
+
+
+async def serve_here_with_panel(application: Application, host: str, port: int) -> None:
+    """The same in the loop that runs, until the task is cancelled.
+
+    Raises:
+        CommandError: the address cannot be used, or the key for session ids.
+    """
+    if not logging.getLogger().handlers:
+        set_up_logs(application.runtimes.definition.settings)
+    host, port, listeners = _listening(application, host, port, None)
+    panel = _Panel(facts(application.runtimes.definition, host=host, port=port), show)
+    await serve_here(application, host, port, listeners=listeners, told=panel)
+
+
+def _listening(
+    application: Application, host: str, port: int, descriptor: int | None
+) -> tuple[str, int, list[socket.socket]]:
+    """The address in the end, and its sockets, which are bound and don't listen yet."""
     definition = application.runtimes.definition
     check_key(definition.settings)
     passed = passed_sockets(descriptor)
@@ -78,12 +101,12 @@ def serve_with_panel(
     name = listeners[0].getsockname()
     host, port = name[0] if passed else host, name[1]
     try:
-        check_public(definition, host)  # bound, and not listening yet
+        check_public(definition, host)
     except CommandError:
         for each in listeners:
             each.close()
         raise
-    serve(application, host, port, listeners=listeners, told=_Panel(facts(definition, host=host, port=port), told))
+    return host, port, listeners
 
 
 class _Panel:

@@ -197,6 +197,39 @@ def serve(
         seats: the workers of this address, as they're now and for `/health`.
         lane: False serves through plain ASGI, without the guard.
     """
+    running = _made(application, host, port, told=told, stops=stops, seats=seats, lane=lane)
+    try:
+        running.run(sockets=listeners)
+    except SystemExit as exc:
+        if exc.code == STARTUP_FAILURE:  # uvicorn's own status; ours for what can't be done is 1
+            sys.exit(1)
+        raise
+
+
+async def serve_here(
+    application: Application, host: str, port: int, *, listeners: list[socket.socket], told: Told
+) -> None:
+    """Serve over HTTP in the loop that runs, until stopped, or until the task is cancelled: then in order, too."""
+    running = _made(application, host, port, told=told)
+    serving = asyncio.create_task(running.serve(listeners))
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        running.should_exit = True
+        await serving
+        raise
+
+
+def _made(
+    application: Application,
+    host: str,
+    port: int,
+    *,
+    told: Told | None = None,
+    stops: Callable[[Runtimes, Callable[[Leaving], None]], Stops] = StopSignals,
+    seats: Collection[object] = (),
+    lane: bool = True,
+) -> _Uvicorn:
     definition = application.runtimes.definition
     settings = definition.settings
     loaded = load_lane()
@@ -212,16 +245,10 @@ def serve(
         )
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     config = _config(application, host, port, protocol or "httptools", certificate)
-    running = _Uvicorn(
+    return _Uvicorn(
         config, application,
         loopback=is_loopback(host), told=told, stops=stops, seats=seats, certificate=certificate,
     )  # fmt: skip
-    try:
-        running.run(sockets=listeners)
-    except SystemExit as exc:
-        if exc.code == STARTUP_FAILURE:  # uvicorn's own status; ours for what can't be done is 1
-            sys.exit(1)
-        raise
 
 
 def _config(

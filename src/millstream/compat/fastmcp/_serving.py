@@ -13,7 +13,6 @@ from millstream._app.added import route_of
 from millstream._app.server import Server
 from millstream._app.serving import launch
 from millstream._http.hosts import is_loopback
-from millstream._transports.stdio import off_stdout
 from millstream.compat.fastmcp._settings import Settings
 
 logger = logging.getLogger("millstream")
@@ -221,8 +220,7 @@ class Serving:
         """`run` in a loop that runs already."""
         transport = self._prepare(transport, options)
         if transport == "stdio":
-            with off_stdout() as private:
-                await launch.stdio(self.engine.runtimes, private)
+            await self.engine.run_async("stdio")
         else:
             await self._serve(transport, options)
 
@@ -243,6 +241,9 @@ class Serving:
         await self.run_async(transport, **options)
 
     async def _serve(self, transport: str, options: dict[str, Any]) -> None:
+        if not options.get("middleware"):
+            await self.engine.run_async("http", host=self.settings.host, port=self.settings.port)
+            return
         import uvicorn  # noqa: PLC0415  only where there is HTTP to serve
 
         build = self.sse_app if transport == "sse" else self.streamable_http_app

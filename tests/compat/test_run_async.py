@@ -1,0 +1,111 @@
+"""`run_async`, of our servers and of ported programs: they serve in a loop that is the program's own."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millstream import Client, Server
+from millstream.compat.fastmcp import FastMCP
+from patience import WAIT
+from processes import free_port, serving
+
+pytestmark = pytest.mark.server
+
+PROGRAM = """
+import asyncio, sys
+from contextlib import asynccontextmanager
+from millstream.compat.fastmcp import FastMCP
+
+@asynccontextmanager
+async def lifespan(server):
+    yield
+    print("lifespan closed", flush=True)
+
+mcp = FastMCP("loop", lifespan=lifespan)
+
+@mcp.tool()
+async def add(a: int, b: int) -> int:
+    return a + b
+
+async def main():
+    await mcp.run_http_async(host="127.0.0.1", port=int(sys.argv[1]))
+    print("after", flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_that_serves_in_its_own_loop_has_the_guard_and_goes_on_when_it_stops(tmp_path: Path) -> None:
+    """As `run` does it: a panel, exactly one Host, and SIGTERM closes the lifespan before the program goes on."""
+    program, port, log = tmp_path / "loop.py", free_port(), tmp_path / "log"
+    program.write_text(PROGRAM, "utf-8")
+    with serving([sys.executable, str(program), str(port)], port, log) as process:
+        async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
+            assert (await client.call("add", a=2, b=3, into=int)) == 5
+        twice = b"GET /mcp HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"
+        assert (await asked(port, twice)).startswith(b"HTTP/1.1 400")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT) == 0
+    said = log.read_text("utf-8")
+    assert f"http://127.0.0.1:{port}/mcp" in said
+    assert said.index("lifespan closed") < said.index("after")
+    assert "plain ASGI" not in said
+
+
+@pytest.mark.parametrize("make", [Server, FastMCP])
+async def test_a_server_whose_task_is_cancelled_ends_in_order(make: Callable[[str], Any]) -> None:
+    """In a task group with other work: the port is free afterwards, and nothing of the server goes on."""
+    port, mcp = free_port(), make("loop")
+
+    @mcp.tool()  # type: ignore[untyped-decorator]
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    before = asyncio.all_tasks()
+    serving = asyncio.create_task(mcp.run_async("http", host="127.0.0.1", port=port))
+    async with asyncio.timeout(WAIT):
+        while not await listens(port):
+            assert not serving.done(), serving
+            await asyncio.sleep(0.01)
+        async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
+            assert (await client.call("add", a=2, b=3, into=int)) == 5
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        assert not await listens(port)
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+
+
+async def test_a_server_in_a_loop_refuses_an_unknown_transport_and_a_misspelled_option() -> None:
+    """As `run` does."""
+    with pytest.raises(ValueError, match="'http' or 'stdio'"):
+        await Server("x").run_async("sse")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="port"):
+        await Server("x").run_async(prot=1)  # type: ignore[call-arg]
+
+
+async def listens(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
+
+
+async def asked(port: int, request: bytes) -> bytes:
+    """The first line of what a server answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        async with asyncio.timeout(WAIT):
+            return await reader.readline()
+    finally:
+        writer.transport.abort()
