@@ -252,7 +252,7 @@ async def test_each_client_is_agreed_to_before_anybody_is_sent_there(provider: I
     before = provider.asked("/auth")
     second = await desk.register(client_name="Another")
     page = await window.open(second["client_id"])
-    assert (page.status, "Another wants to use Book shop" in page.text) == (200, True)
+    assert (page.status, "<bdi>Another</bdi> wants to use <bdi>Book shop</bdi>" in page.text) == (200, True)
     assert provider.asked("/auth") == before
 
 
