@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from millstream._stores.base import Gap, Index, StoreUnavailable, Told
+from millstream._stores.redis.workers import _UNANSWERED, BEAT
+from millstream._stores.redis.workers import LEASE as USUAL_LEASE
 from patience import WAIT
 from redis_parts import Proxy, RedisServer, opened, quiet, until
 from store_parts import TTL, Heard, append, data_of, read_all
@@ -137,7 +139,10 @@ async def test_connections_that_break_or_are_half_closed_are_made_anew(server: R
 
 
 async def test_a_reader_that_silently_stopped_is_noticed_and_connects_again(server: RedisServer) -> None:
-    """A connection can look healthy and bring nothing any more: each beat sends a probe through it."""
+    """A connection can look healthy and bring nothing any more: each beat sends a probe through it. Our bound is ten
+    seconds: as many beats as may go unanswered, the one that notices, and one more before the first of them.
+    """
+    assert (_UNANSWERED + 2) * BEAT * USUAL_LEASE < 10
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}") as store:
         heard = Heard()
         store.log.listen(STREAM, heard)

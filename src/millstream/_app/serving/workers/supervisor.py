@@ -20,7 +20,7 @@ from millstream._app.serving.errors import CommandError
 from millstream._app.serving.facts import Facts
 from millstream._app.serving.panel import show
 from millstream._app.serving.stopping import INTERRUPTED
-from millstream._app.serving.workers.child import NotStarted
+from millstream._app.serving.workers.child import Child, NotStarted
 from millstream._app.serving.workers.crew import Crew, Slot, tell_failure
 from millstream._app.serving.workers.messages import Hello, Ready
 from millstream._app.serving.workers.orders import Orders
@@ -169,28 +169,31 @@ class Supervisor:
         They go together, because the clients of one that goes alone come back to those that are still to go.
         """
         crew = self._crew
-        old = crew.serving()
+        new: list[Child] = []
         for slot in self._slots:
             crew.stop_mending(slot)
             try:
-                await self._succeed(slot, orders)
+                await self._succeed(slot, new, orders)
             except NotStarted as exc:
                 tell_failure(exc.error)
                 logger.error("Nothing has changed: the workers that served go on")
-                crew.leave([child for child in crew.children if child not in old])
+                crew.leave(new)
                 crew.fill()
                 return
+        old = [child for child in crew.serving() if child not in new]  # also those that somebody's death has brought
         crew.leave(old)
+        crew.fill()  # a new one may have died meanwhile
         await asyncio.gather(*[child.left.wait() for child in old])
         logger.info("Every worker is new: %s", ", ".join(str(child.pid) for child in crew.serving()))
 
-    async def _succeed(self, slot: Slot, orders: Orders) -> None:
-        """Start a process that is to take over, unless there's a newer order before it's ready.
+    async def _succeed(self, slot: Slot, new: list[Child], orders: Orders) -> None:
+        """Start a process that is to take over, one of the `new`, unless there's a newer order before it's ready.
 
         Raises:
             NotStarted: it cannot start, or is given up.
         """
-        ready = asyncio.create_task(self._crew.begin(slot).ready())
+        new.append(child := self._crew.begin(slot))
+        ready = asyncio.create_task(child.ready())
         overtaken = asyncio.create_task(_some_time_after(orders.restart))
         try:
             await asyncio.wait((ready, overtaken), return_when=asyncio.FIRST_COMPLETED)
