@@ -38,6 +38,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: str, typed: str = "") -> tuple[int, str, str]:
     """Status, output and errors of a command; nothing else may come out of it."""
+    if arguments[0] == "run":  # it would set up the logs of this process
+        served = start(*arguments, stdout=subprocess.PIPE)
+        return served.returncode, served.stdout.decode(), " ".join(served.stderr.decode().split())
     done = CliRunner().invoke(program(arguments[0]), list(arguments), input=typed)
     if isinstance(done.exception, CommandError):
         return 1, done.stdout, f"{done.exception.what} {done.exception.why} {done.exception.fix}"

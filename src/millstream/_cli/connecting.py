@@ -6,7 +6,9 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 import typer
@@ -29,6 +31,7 @@ from millstream.client._errors import (
     TlsFailed,
     UnknownVersion,
 )
+from millstream.client._http.auth import Auth
 from millstream.client._options import Options
 from millstream.client._questions import Elicit, Question
 
@@ -36,6 +39,7 @@ FAILED, UNREACHABLE, DENIED, LATE = 1, 3, 4, 5
 """Exit statuses: what was asked for failed, there's no connection, no access, no answer in time. 2 is wrong use."""
 
 _FORBIDDEN = 403
+_OPTION = Parameter.KEYWORD_ONLY
 
 Target = Annotated[
     str,
@@ -60,45 +64,92 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Way(Struct, frozen=True, kw_only=True):
-    """How to reach the server, as the options say."""
+    """How to reach the server, as the options say. Each field but `tries` is one, under its name."""
 
-    target: str
+    target: Target = ""
+    header: Header = None
+    login: Login = False
+    env: Env = None
+    revision: Revision = ""
+    timeout: Timeout = 60
     tries: bool = False
     """Whether somebody tries a program: a Python file of theirs shows what fails in it, as with ``run --dev``."""
-    header: list[str] | None = None
-    login: bool = False
-    env: list[str] | None = None
-    revision: str = ""
-    timeout: float = 60.0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent along."""
+        return pairs(self.header or [], ":", '--header takes "Name: value"')
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For a server that is started."""
+        return pairs(self.env or [], "=", "--env takes NAME=VALUE")
+
+    def auth(self) -> Auth | None:
+        """Who logs in, if somebody wants to."""
+        if not self.login:
+            return None
+        from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+
+        return OAuth()
 
     def client(
         self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
     ) -> Client:
         """A client for it."""
-        auth = None
-        if self.login:
-            from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
-
-            auth = OAuth()
-        env = pairs(self.env or [], "=", "--env takes NAME=VALUE")
+        env = self.variables
         if self.tries and self.target.endswith(".py"):
             env = {"MILLSTREAM_SHOW_ERRORS": "true"} | env  # nobody sees the log that an incident stands in
         return Client(
             self.target,
             revision=self.revision or None,
-            headers=pairs(self.header or [], ":", '--header takes "Name: value"'),
+            headers=self.headers,
             timeout=self.timeout,
             elicit=elicit,
             options=Options(
                 env=env,
                 log_level=log_level,
-                auth=auth,
+                auth=self.auth(),
                 max_connections=max_connections,
                 connect_timeout=min(10.0, self.timeout),
                 probe_timeout=min(10.0, self.timeout),
             ),
             **more,
         )
+
+
+def connects(
+    *, server: bool = True, tries: bool = False, timeout: float = 60
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose first parameter is a `Way`. On the command line, the options of `Way` stand in its place.
+
+    Args:
+        server: whether the command takes one server, as its first argument.
+        tries: see `Way`.
+        timeout: of the option, if none is given.
+    """
+    hints = get_type_hints(Way, include_extras=True)
+    defaults = {name: getattr(Way(timeout=timeout), name) for name in hints if name not in ("target", "tries")}
+    shared = [Parameter(name, _OPTION, default=default, annotation=hints[name]) for name, default in defaults.items()]
+    first = [Parameter("target", Parameter.POSITIONAL_OR_KEYWORD, annotation=Target)] if server else []
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *own = signature(command).parameters.values()
+        arguments = [each for each in own if each.kind is not _OPTION]
+        options = [each for each in own if each.kind is _OPTION and each.name != "json"]
+        json = [each for each in own if each.name == "json"]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            said = {each.name: given.pop(each.name) for each in (*first, *shared)}
+            command(Way(**said, tries=tries), **given)
+
+        shown = [*first, *arguments, *options, *shared, *json]
+        run.__signature__ = Signature(shown)  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {each.name: each.annotation for each in shown}
+        return run
+
+    return decorate
 
 
 def version_of(client: Client) -> str:

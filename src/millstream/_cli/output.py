@@ -1,7 +1,6 @@
 """Standard output as a command finds it: it may be closed, full, a pipe that nobody reads, or short of letters."""
 
 import errno
-import io
 import os
 import sys
 
@@ -13,8 +12,9 @@ def open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # whoever started the command has closed it
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
 
 
 def status_without_output(exc: OSError) -> int | None:

@@ -13,21 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from millstream._cli.connecting import (
-    FAILED,
-    Env,
-    Header,
-    Json,
-    Login,
-    Revision,
-    Target,
-    Timeout,
-    Way,
-    pairs,
-    unknown,
-    value_of,
-    with_client,
-)
+from millstream._cli.connecting import FAILED, Json, Way, connects, pairs, unknown, value_of, with_client
 from millstream._cli.numbers import finite
 from millstream._cli.showing import Progress, one_line, print_json, print_rows, print_text, safe, style
 from millstream.client._client import Client
@@ -81,8 +67,9 @@ class Tally:
         return [(min(self.slowest, bound), counts[number]) for number, bound in enumerate(bounds)]
 
 
-def bench(  # noqa: PLR0913  the options of the command
-    server: Target,
+@connects()
+def bench(
+    way: Way,
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Arguments of the tool.")
     ] = None,
@@ -96,11 +83,6 @@ def bench(  # noqa: PLR0913  the options of the command
         float,
         typer.Option("--seconds", "-s", min=0.1, max=3600, metavar="SECONDS", help="How long.", callback=finite),
     ] = 5,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Call a server from many connections, and show how fast it answers.
@@ -114,7 +96,6 @@ def bench(  # noqa: PLR0913  the options of the command
 
     - `millstream bench http://127.0.0.1:8000/mcp --tool add a=1 b=2 --connections 50 --seconds 10`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
     if given and not tool:
         raise typer.BadParameter("Arguments are for a tool: name it with --tool.")

@@ -3,14 +3,14 @@
 import json as json_module
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from msgspec import Struct
 
 from millstream._cli.asking import INTERRUPTED
 from millstream._cli.chatting.asking import Desk
@@ -18,19 +18,7 @@ from millstream._cli.chatting.debugging import Steps, steps_of_configuration, st
 from millstream._cli.chatting.screen import JsonScreen, PlainScreen, Screen
 from millstream._cli.chatting.slash import Rows
 from millstream._cli.chatting.talk import Stopped, Talk
-from millstream._cli.connecting import (
-    DENIED,
-    FAILED,
-    UNREACHABLE,
-    Env,
-    Header,
-    Json,
-    Login,
-    Revision,
-    Timeout,
-    pairs,
-    status_of,
-)
+from millstream._cli.connecting import DENIED, FAILED, UNREACHABLE, Json, Way, connects, status_of
 from millstream._cli.showing import one_line, print_rows, print_text
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
@@ -40,11 +28,12 @@ from millstream.agent._openai_model import OpenAIModel
 from millstream.agent._servers import ServerAt
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._options import Options
-from millstream.client._targets import Target as ClientTarget
 from millstream.client._targets import servers as entries_of
 
 
+@connects(server=False)
 def chat(  # noqa: PLR0913  the options of the command
+    way: Way,
     servers: Annotated[
         list[str] | None,
         typer.Argument(
@@ -72,11 +61,6 @@ def chat(  # noqa: PLR0913  the options of the command
         str, typer.Option("--env-file", help="Read the configuration from this file.", show_default=".env")
     ] = "",
     debug: Annotated[bool, typer.Option("--debug", help="Show each step.")] = False,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Talk to a model that uses the tools of one or more servers.
@@ -96,12 +80,11 @@ def chat(  # noqa: PLR0913  the options of the command
     In a conversation, /help lists what else you can type.
     """
     question = message or ("" if sys.stdin.isatty() else _piped())
-    way = _Way(
-        servers=servers or [],
-        headers=pairs(header or [], ":", '--header takes "Name: value"'),
-        options=Options(env=pairs(env or [], "=", "--env takes NAME=VALUE"), auth=_login() if login else None),
-        revision=revision,
-        timeout=timeout,
+    reach = partial(
+        ServerAt,
+        timeout=way.timeout,
+        options=Options(env=way.variables, auth=way.auth()),
+        revision=way.revision or None,
     )
     screen = _screen(json=json)
     try:
@@ -110,7 +93,7 @@ def chat(  # noqa: PLR0913  the options of the command
                 "There's no question, and no terminal to type one at. Ask with -m TEXT, or send text into the pipe."
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
-        places = _places(way, configuration)
+        places = _places(servers or [], reach, way.headers, configuration)
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_rounds=max_rounds, max_tokens=max_tokens)
@@ -122,27 +105,6 @@ def chat(  # noqa: PLR0913  the options of the command
         sys.stderr.close()
     except Stopped as exc:
         raise typer.Exit(INTERRUPTED) from exc
-
-
-class _Way(Struct, frozen=True, kw_only=True):
-    """How to reach the servers, as the options say."""
-
-    servers: list[str]
-    headers: Mapping[str, str]
-    options: Options
-    revision: str
-    timeout: float
-
-    def place(self, target: ClientTarget, name: str, headers: Mapping[str, str]) -> ServerAt:
-        """One server."""
-        return ServerAt(
-            target,
-            name,
-            headers=headers,
-            timeout=self.timeout,
-            options=self.options,
-            revision=self.revision or None,
-        )
 
 
 def _talk(
@@ -182,25 +144,27 @@ def _talk(
         talk.converse(_read_line, _print)
 
 
-def _places(way: _Way, configuration: Configuration) -> list[ServerAt]:
+def _places(
+    servers: Sequence[str], reach: Callable[..., ServerAt], headers: Mapping[str, str], configuration: Configuration
+) -> list[ServerAt]:
     """The servers that are meant.
 
     Raises:
         AgentError, TargetError: there are none.
     """
-    if not way.servers:
+    if not servers:
         place = configuration.server()
         if place is None:
             raise ConfigurationError("Which server? Name one, or put MCP_SERVER_URL into .env.")
-        return [way.place(place.target, "", {**place.headers, **way.headers})]
+        return [reach(place.target, "", headers={**place.headers, **headers})]
     places: list[ServerAt] = []
-    for text in way.servers:
+    for text in servers:
         if text.endswith(".json") and Path(text).is_file():
             entries = entries_of(_read_json(text), text)
-            places += [way.place({"mcpServers": {name: entry}}, name, {}) for name, entry in entries.items()]
+            places += [reach({"mcpServers": {name: entry}}, name, headers={}) for name, entry in entries.items()]
         else:
             key = configuration.headers_for(text) if "://" in text else {}
-            places.append(way.place(text, "", {**key, **way.headers}))
+            places.append(reach(text, "", headers={**key, **headers}))
     return places
 
 
@@ -225,12 +189,6 @@ def _read_json(path: str) -> object:
         return json_module.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as exc:
         raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
-
-
-def _login() -> Any:
-    from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
-
-    return OAuth()
 
 
 def _screen(*, json: bool) -> Screen:

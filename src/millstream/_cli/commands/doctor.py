@@ -9,20 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.connecting import (
-    FAILED,
-    Env,
-    Header,
-    Json,
-    Login,
-    Revision,
-    Target,
-    Timeout,
-    Way,
-    ended,
-    pairs,
-    status_of,
-)
+from millstream._cli.connecting import FAILED, Json, Way, connects, ended, status_of
 from millstream._cli.showing import print_json, print_text
 from millstream.client._client import Client
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, NotMcp, TlsFailed
@@ -43,14 +30,10 @@ class Step(Struct, frozen=True):
     remedy: str = ""
 
 
+@connects(timeout=20)
 def doctor(
-    server: Target,
+    way: Way,
     *,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 20,
     json: Json = False,
 ) -> None:
     """Find out why a connection fails, and what to do.
@@ -62,7 +45,6 @@ def doctor(
 
     - `millstream doctor https://example.com/mcp`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work() -> int:
         steps: list[Step] = []
@@ -86,7 +68,7 @@ def doctor(
                 show(steps[-1])
         well = all(step.ok for step in steps)
         if json:
-            print_json({"server": server, "ok": well, "steps": steps})
+            print_json({"server": way.target, "ok": well, "steps": steps})
         return status_of(failed) if failed is not None else 0 if well else FAILED
 
     ended(work)
@@ -178,7 +160,7 @@ async def offered(client: Client) -> Step:
 
 async def seen_by_browsers(place: Remote, way: Way) -> AsyncIterator[Step]:
     """What stands between the server and others: preflights of browsers, and proxies that compress or collect."""
-    headers = {**place.headers, **pairs(way.header or [], ":", "--header takes a name and a value")}
+    headers = {**place.headers, **way.headers}
     pool = Pool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=way.timeout, tls=None)
     endpoint = Endpoint(place.url, headers, pool)
     ask = "Origin: https://example.com\r\nAccess-Control-Request-Method: POST\r\n"

@@ -8,22 +8,7 @@ from typing import Annotated, Any, cast
 import msgspec
 import typer
 
-from millstream._cli.connecting import (
-    FAILED,
-    Env,
-    Header,
-    Json,
-    Login,
-    Revision,
-    Target,
-    Timeout,
-    Way,
-    pairs,
-    person,
-    unknown,
-    value_of,
-    with_client,
-)
+from millstream._cli.connecting import FAILED, Json, Way, connects, pairs, person, unknown, value_of, with_client
 from millstream._cli.showing import Progress, print_json, print_rows, print_text
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
@@ -34,14 +19,10 @@ from millstream.client._results import Result
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 
+@connects()
 def list_(
-    server: Target,
+    way: Way,
     *,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Show the tools, resources, templates and prompts of a server.
@@ -54,7 +35,6 @@ def list_(
 
     - `millstream list https://example.com/mcp --login`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         tools, resources = await client.tools(), await client.resources()
@@ -71,8 +51,9 @@ def list_(
     with_client(way.client, work)
 
 
+@connects(tries=True)
 def call(
-    server: Target,
+    way: Way,
     tool: Annotated[str, typer.Argument(metavar="TOOL", help="The name of the tool.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Arguments, in the types that the tool wants.")
@@ -81,11 +62,6 @@ def call(
     input: Annotated[
         str, typer.Option("--input", help="All arguments as one JSON object; - reads it from the input.")
     ] = "",
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Call a tool and print its result; progress goes to standard error.
@@ -99,7 +75,6 @@ def call(
 
     - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
     """
-    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
     values = _object(input)
 
@@ -127,16 +102,12 @@ def call(
     with_client(lambda: way.client(elicit=person()), work)
 
 
+@connects(tries=True)
 def read(
-    server: Target,
+    way: Way,
     uri: Annotated[str, typer.Argument(metavar="URI", help="The URI of the resource.")],
     *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the content into this file.")] = None,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Print a resource, or save it to a file. Bytes are only printed into a pipe.
@@ -147,7 +118,6 @@ def read(
 
     - `millstream read http://127.0.0.1:8000/mcp logo://small --output logo.png`
     """
-    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         try:
@@ -165,16 +135,12 @@ def read(
     with_client(way.client, work)
 
 
+@connects(tries=True)
 def prompt(
-    server: Target,
+    way: Way,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the prompt.")],
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its arguments.")] = None,
     *,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Print the messages of a prompt.
@@ -183,7 +149,6 @@ def prompt(
 
     - `millstream prompt shop.py pitch title=Emma`
     """
-    way = Way(target=server, tries=True, header=header, login=login, env=env, revision=revision, timeout=timeout)
     given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
 
     async def work(client: Client) -> None:

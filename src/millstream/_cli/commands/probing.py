@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, version_of, with_client
+from millstream._cli.connecting import Json, Way, connects, version_of, with_client
 from millstream._cli.numbers import finite
 from millstream._cli.showing import print_json, print_rows, print_text
 from millstream.client._client import Client
@@ -21,14 +21,10 @@ async def latency_ms(client: Client) -> float:
     return (time.perf_counter() - begun) * 1000
 
 
+@connects()
 def info(
-    server: Target,
+    way: Way,
     *,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Show what a server is, what it speaks, what it offers, and how fast it answers (the middle of five).
@@ -37,7 +33,6 @@ def info(
 
     - `millstream info "uvx mcp-server-time"`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         times = sorted([await latency_ms(client) for _ in range(_PINGS)])
@@ -64,19 +59,15 @@ def info(
     with_client(way.client, work)
 
 
+@connects()
 def ping(
-    server: Target,
+    way: Way,
     *,
     count: Annotated[int, typer.Option("--count", "-c", min=1, metavar="N", help="How many pings to send.")] = 1,
     interval: Annotated[
         float,
         typer.Option("--interval", min=0, metavar="SECONDS", help="Seconds between two pings.", callback=finite),
     ] = 1.0,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """See whether a server answers, and how fast. Connecting doesn't count.
@@ -85,7 +76,6 @@ def ping(
 
     - `millstream ping http://127.0.0.1:8000/mcp --count 5 --interval 0.2`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         times: list[float] = []
@@ -94,7 +84,7 @@ def ping(
                 await asyncio.sleep(interval)
             times.append(await latency_ms(client))
             if not json:
-                print_text(f"{client.server.name or server}: {times[-1]:.2f} ms")
+                print_text(f"{client.server.name or way.target}: {times[-1]:.2f} ms")
         if json:
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
 

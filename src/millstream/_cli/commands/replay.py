@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec import structs
 
-from millstream._cli.connecting import FAILED, Env, Header, Json, Login, Revision, Timeout, Way, with_client
+from millstream._cli.connecting import FAILED, Json, Way, connects, with_client
 from millstream._cli.recording.acting import Actor
 from millstream._cli.recording.comparing import Compared, answers, compare, repeatable
 from millstream._cli.recording.transcript import exchanges, load
@@ -15,7 +16,9 @@ from millstream._cli.showing import one_line, print_json, print_text
 from millstream.client._client import Client
 
 
+@connects(server=False)
 def replay(
+    way: Way,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording that millstream record made.")],
     *,
     against: Annotated[
@@ -24,11 +27,6 @@ def replay(
     ignore: Annotated[
         list[str] | None, typer.Option("--ignore", metavar="NAME", help="Don't compare members of this name.")
     ] = None,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Play a recording.
@@ -53,7 +51,6 @@ def replay(
             )
         asyncio.run(Actor(found).run())
         return
-    way = Way(target=against, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> int:
         compared = [await compare(client, each, ignore or ()) for each in repeatable(found)]
@@ -69,7 +66,7 @@ def replay(
             print_text(f"{len(compared)} requests, {len(differ)} with another answer.")
         return FAILED if differ else 0
 
-    with_client(lambda: way.client(elicit=answers(said)), work)
+    with_client(lambda: structs.replace(way, target=against).client(elicit=answers(said)), work)
 
 
 def _shown(compared: Compared) -> dict[str, Any]:

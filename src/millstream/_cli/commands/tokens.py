@@ -6,7 +6,7 @@ differ by model, and by no more than a third for such text. What counts is which
 
 import msgspec
 
-from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
+from millstream._cli.connecting import Json, Way, connects, with_client
 from millstream._cli.showing import print_json, print_rows
 from millstream._protocol.messages import ToolDescription
 from millstream.client._client import Client
@@ -20,14 +20,10 @@ def cost(tool: ToolDescription) -> int:
     return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS)
 
 
+@connects()
 def tokens(
-    server: Target,
+    way: Way,
     *,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Show what a server's tools cost a model in tokens, the most expensive first.
@@ -38,7 +34,6 @@ def tokens(
 
     - `millstream tokens shop.py`
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         costs = sorted(((cost(tool), tool.name) for tool in await client.tools()), reverse=True)

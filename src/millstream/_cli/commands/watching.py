@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from millstream._cli.connecting import Env, Header, Json, Login, Revision, Target, Timeout, Way, with_client
+from millstream._cli.connecting import Json, Way, connects, with_client
 from millstream._cli.showing import one_line, print_json, print_text
 from millstream.client._client import Client
 from millstream.client._incoming import Change, Notification
@@ -27,8 +27,9 @@ class LogLevel(StrEnum):
     emergency = "emergency"
 
 
+@connects()
 def watch(
-    server: Target,
+    way: Way,
     uris: Annotated[list[str] | None, typer.Argument(metavar="[URI]...", help="Resources to watch.")] = None,
     *,
     count: Annotated[
@@ -37,11 +38,6 @@ def watch(
     level: Annotated[
         LogLevel, typer.Option("--level", case_sensitive=False, help="The least severe log messages to ask for.")
     ] = LogLevel.info,
-    header: Header = None,
-    login: Login = False,
-    env: Env = None,
-    revision: Revision = "",
-    timeout: Timeout = 60,
     json: Json = False,
 ) -> None:
     """Print what changes at a server, and what it logs, until Ctrl-C.
@@ -55,13 +51,12 @@ def watch(
 
     - `millstream watch http://127.0.0.1:8000/mcp shop://news --count 1`: wait for one change
     """
-    way = Way(target=server, header=header, login=login, env=env, revision=revision, timeout=timeout)
 
     async def work(client: Client) -> None:
         client.conversation.incoming.observer = lambda said: show_notification(said, as_json=json)
         async with client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
             if not json:
-                print_text(f"Watching {client.server.name or server} ({client.revision}, {client.transport}).")
+                print_text(f"Watching {client.server.name or way.target} ({client.revision}, {client.transport}).")
             seen = 0
             async for change in changes:
                 show_change(change, as_json=json)
