@@ -36,7 +36,10 @@ import os, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from auth.test_pages_elsewhere import Elsewhere
 from millstream import Server, Settings, auth
+from millstream._http import outbound
 
+# Who is asked here is in the process of the test, which may stand still for longer than servers wait.
+outbound.fetch.__kwdefaults__["seconds"] = {WAIT}
 url = os.environ["SHOP_URL"]
 people = [auth.users(file=os.environ["SHOP_USERS"]), Elsewhere()]
 foreign = auth.oidc(os.environ["SHOP_ISSUER"], audience=url + "/mcp", client_id="shop")

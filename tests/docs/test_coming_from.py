@@ -35,7 +35,7 @@ def test_the_column_of_the_other_package_runs_there(page: str) -> None:
     program = "\n\n".join(block.body for block in blocks(text) if block.language == "text")
     program += f"{CALLS[page]}\nimport asyncio\nasyncio.run(main())\n"
     done = subprocess.run(
-        [PYTHONS[page], "-"], input=program, capture_output=True, text=True, timeout=WAIT, check=False
+        [PYTHONS[page], "-"], input=program, capture_output=True, text=True, timeout=3 * WAIT, check=False
     )
     assert done.returncode == 0, done.stderr
 

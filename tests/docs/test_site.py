@@ -19,7 +19,7 @@ MKDOCS = [str(ROOT / ".venv-docs" / "bin" / "python"), "-m", "mkdocs", "build", 
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs-site` builds it: a link that leads nowhere is an error."""
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run([*MKDOCS, folder], capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
+    done = subprocess.run([*MKDOCS, folder], capture_output=True, text=True, timeout=5 * WAIT, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
