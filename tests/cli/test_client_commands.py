@@ -102,6 +102,16 @@ def test_every_command_prints_json_if_asked_and_has_an_example(name: str, comman
     assert all(parameter.help for parameter in command.params), name
 
 
+@pytest.mark.parametrize(
+    "name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens", "bench", "replay"]
+)
+def test_every_command_that_uses_a_server_reaches_it_by_the_same_options(name: str) -> None:
+    """They come from one place, and stand behind the command's own, before --json."""
+    command = get_command(program()).commands[name]  # type: ignore[attr-defined]  # it is a group
+    options = [parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"]
+    assert options[-6:] == ["--header", "--login", "--env", "--revision", "--timeout", "--json"]
+
+
 @pytest.mark.server
 def test_help_loads_no_command_line_library() -> None:
     """A person waits for it: 200 ms at most, most of which is Python's own start."""
