@@ -260,7 +260,7 @@ async def test_a_server_that_says_more_than_the_client_takes_ends_the_recorder(t
 
 @pytest.mark.server
 async def test_a_websocket_at_another_path_is_told_where_it_is(server: Shared, tmp_path: Path) -> None:
-    """A fixed defect: nothing said that `/mcp` is the path of HTTP alone. Without the hub, it opened an event stream."""
+    """A fixed defect: nothing said that `/mcp` is the path of HTTP alone. Without the hub, a stream opened."""
     remedy = "Check the path: with --serve hub, Millstream has a WebSocket at {}/ws.\n"
     url = f"ws://127.0.0.1:{server.port()}"
     status, _, error = await run("record", str(tmp_path / "r"), f"{url}/mcp")
