@@ -19,6 +19,7 @@ from patience import WAIT
 from properties.messages import bodies, encoded, messages
 from wire import request
 
+pytestmark = pytest.mark.many
 PING = b'{"jsonrpc":"2.0","id":"the ping behind","method":"ping"}'
 
 

@@ -17,6 +17,7 @@ from millstream._app.serving.entry import prepare
 from properties.messages import bodies, encoded, headers, messages, requests
 from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing
 
+pytestmark = pytest.mark.many
 ENDPOINTS = [
     ("POST", "/mcp"), ("GET", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("HEAD", "/mcp"), ("PUT", "/mcp"),
     ("GET", "/sse"), ("POST", "/messages/"), ("POST", "/messages/?session_id=x"), ("GET", "/health"), ("GET", "/x"),

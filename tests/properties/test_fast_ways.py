@@ -26,6 +26,7 @@ from patience import WAIT
 from properties.messages import TOOLS, calls, encoded, mostly
 from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, enveloped, pairs, request, routing
 
+pytestmark = pytest.mark.many
 ADD = {"name": "add", "arguments": {"a": 1, "b": 2}}
 RANDOM = re.compile(rb'"requestState":"[^"]*"|[0-9a-f]{16}|"q1-[0-9a-f]{8}"')
 
