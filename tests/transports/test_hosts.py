@@ -196,7 +196,7 @@ def test_cors_headers_name_the_origin_and_what_may_be_read() -> None:
     """Our choice."""
     head = LOCAL.cors_head(b"http://localhost:3000 ")
     assert head.startswith(b"access-control-allow-origin: http://localhost:3000\r\n")
-    assert b"mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, link\r\n" in head
+    assert b"mcp-session-id, www-authenticate, dpop-nonce, retry-after, ratelimit, ratelimit-policy, link\r\n" in head
     assert b"vary: origin\r\n" in head
 
 

@@ -113,7 +113,7 @@ class ResourceLink(Block, frozen=True, tag="resource_link"):
 
 
 class ResourceContents(Wire, frozen=True):
-    """One content of a resource: `text` or `blob`, never both."""
+    """One content of a resource, with `text` or `blob`: ``ResourceContents("book://1", "text/plain", "Call me …")``."""
 
     uri: str
     mime_type: str | None = None
@@ -151,7 +151,7 @@ Content = Text | Image | Audio | ResourceLink | EmbeddedResource
 
 
 class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
-    """A sampled model wants to call a tool."""
+    """A sampled model wants to call a tool: ``ToolUse("1", "add", {"a": 2})`` in the content of its answer."""
 
     id: str
     name: str
@@ -160,7 +160,7 @@ class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
 
 
 class ToolResultBlock(Wire, frozen=True, tag="tool_result", tag_field="type"):
-    """The answer to a `ToolUse`, for the sampled model."""
+    """The answer to a `ToolUse`, for the sampled model: ``ToolResultBlock(use.id, [Text("5")])``."""
 
     tool_use_id: str
     content: list[Content]

@@ -46,7 +46,7 @@ class CreateMessageRequestParams(Params):
 
 
 class SampleResult(Wire, frozen=True):
-    """The answer of the client's model."""
+    """The answer of the client's model: ``(await ctx.sample("Say hello")).text``."""
 
     role: Role
     content: SamplingContent | list[SamplingContent]

@@ -214,10 +214,10 @@ async def serve_here(
     serving = asyncio.create_task(running.serve(listeners))
     try:
         await asyncio.shield(serving)
-    except asyncio.CancelledError:
-        running.should_exit = True
-        await serving
-        raise
+    finally:
+        if not serving.done():
+            running.should_exit = True
+            await serving
 
 
 def _made(

@@ -191,7 +191,7 @@ class SyncContext:
 
     @property
     def session_state(self) -> "SyncSessionState | None":
-        """Values that this session keeps from call to call, with methods that block; see `Context.session_state`."""
+        """Values that this session keeps, ``ctx.session_state.get("cart", [])``; see `Context.session_state`."""
         state = self._context.session_state
         if state is None:
             return None

@@ -37,7 +37,10 @@ class Elicit(Struct, frozen=True):
 
 
 class ElicitUrl(Struct, frozen=True):
-    """Ask the person to open a URL (for secrets and payments). Accepting means consent to open it, not completion."""
+    """Ask the person to open a URL, for secrets and payments: ``ElicitUrl("Please pay", url)``.
+
+    Accepting means consent to open it, not completion.
+    """
 
     message: str
     url: str
