@@ -177,6 +177,24 @@ async def test_a_worker_that_lost_its_lease_goes_on_under_a_new_name(server: Red
         assert await other.members.present("chat") == [("ann", b"Ann")]
 
 
+async def test_the_end_of_a_lease_is_seen_when_it_comes_and_not_at_the_next_beat(server: RedisServer) -> None:
+    """The contract of `Workers.watch`. A fixed defect: clients of a dead worker waited for up to a beat more."""
+    long = 600.0  # whose beat comes after minutes
+    async with opened(server.url, lease=long) as store:
+        changed = asyncio.Event()
+        store.workers.watch(changed.set)
+        seconds, micros = server.ask("TIME")
+        end = int(seconds) * 1_000_000 + int(micros) + 2_000_000
+        server.ask("ZADD", LEASES, str(end), "dying")
+        await store.workers.beat()
+        store.workers.hurry()
+        async with asyncio.timeout(WAIT):
+            while "dying" in store.workers._living:
+                await changed.wait()
+                changed.clear()
+        assert not await store.workers.alive("dying")
+
+
 async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_a_lease(server: RedisServer) -> None:
     """A pause that is longer than a lease must not make every member leave and come again."""
     async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:

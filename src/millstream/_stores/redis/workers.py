@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 from millstream._protocol.errors import LocalError
@@ -26,6 +27,8 @@ LEASE: Final = 6.0
 BEAT: Final = 0.4
 """The part of a lease after which it's renewed: one renewal may get lost."""
 _UNANSWERED: Final = 2
+_LATER: Final = 0.05
+"""Seconds after the end of a lease at which others look who is gone."""
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -55,6 +58,8 @@ class RedisWorkers:
         self._living: frozenset[str] = frozenset()
         self._unanswered = 0
         self._hurry = asyncio.Event()
+        self._first_end = inf
+        """Seconds until the first lease of all ends, as of the last beat. Who lives renews its own long before."""
 
     @property
     def me(self) -> str:
@@ -110,9 +115,10 @@ class RedisWorkers:
         """Beat, until canceled."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.lease * BEAT):
+                async with asyncio.timeout(min(self.lease * BEAT, self._first_end + _LATER)):
                     await self._hurry.wait()
             self._hurry.clear()  # who hurries from here on wants another beat than this one
+            self._first_end = inf
             try:
                 await self.beat()
             except (LocalError, OSError) as failure:
@@ -140,8 +146,9 @@ class RedisWorkers:
             names = [keys.generation, keys.leases, inbox, keys.places(me), keys.vouched(me)]
             return names, [me, int(self.lease * 1e6), f"{head}-{int(tail) + 1}", standing.run]
 
-        now, epoch, run, living = await self._commands.run(script("beat"), asked)
+        now, epoch, run, living, first_end = await self._commands.run(script("beat"), asked)
         standing.set_time(int(now), begun)
+        self._first_end = (int(first_end) - int(now)) / 1e6 if first_end else inf
         if not epoch:
             await self._mend("EMPTY")
             return

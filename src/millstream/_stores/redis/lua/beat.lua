@@ -1,5 +1,5 @@
 -- A worker lives. KEYS: generation, leases, inbox, places, vouched   ARGV: worker, lease, what it has read of its inbox, run
--- Gives: time, epoch, run, worker ... (those with a lease, itself only if it kept its own)
+-- Gives: time, epoch, run, workers (those with a lease, itself only if it kept its own), when the first of these ends
 local now = clock()
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'run')
 local latest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
@@ -24,4 +24,5 @@ end
 -- What those had whom nobody missed for a day has expired.
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', digits(now - 86400000000))
 local living = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. digits(now), '+inf')
-return {digits(now), known[1] or '', known[2] or '', living}
+local first = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. digits(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+return {digits(now), known[1] or '', known[2] or '', living, first[2] and digits(tonumber(first[2])) or ''}
