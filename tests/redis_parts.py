@@ -355,7 +355,8 @@ class RedisBacking:
     shared: ClassVar[bool] = True
     servers: ClassVar[type[Any]] = RedisServer
 
-    def __init__(self) -> None:
+    def __init__(self, lease: float = LEASE) -> None:
+        self._lease = lease
         self._server: Any = None
         self._workers: list[Store] = []
 
@@ -363,7 +364,7 @@ class RedisBacking:
         if self._server is None:
             self._server = shared_servers(self.servers)
             self._server.flush()
-        store = RedisStore(parse_address(self._server.url), lease=LEASE)
+        store = RedisStore(parse_address(self._server.url), lease=self._lease)
         await store.open()
         self._workers.append(store)
         return store
