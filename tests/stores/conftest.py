@@ -1,11 +1,12 @@
 """Each store that there is, for the tests that run against every one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from millstream._stores.base import Store
 from patience import WAIT
+from redis_parts import RedisServer
 from store_parts import BACKINGS, Backing, backings
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
@@ -26,3 +27,11 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     backing = BACKINGS[request.param]()
     yield backing
     await backing.close()
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    server = RedisServer()
+    yield server
+    server.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,14 +21,6 @@ from store_parts import TTL, Heard, append
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
-    server = RedisServer()
-    yield server
-    server.close()
 
 
 @pytest.mark.parametrize(

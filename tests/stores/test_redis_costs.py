@@ -1,7 +1,7 @@
 """What the store in Redis costs: commands and connections, as Redis itself counts them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 
 import pytest
@@ -18,14 +18,6 @@ from store_parts import TTL, Heard, append
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
-    server = RedisServer()
-    yield server
-    server.close()
 
 
 class Counted:

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,14 +15,6 @@ from store_parts import TTL, Heard, append, data_of, read_all
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
 LEASES = "millstream:{j0}:w"
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
-    server = RedisServer()
-    yield server
-    server.close()
 
 
 async def test_after_flushall_the_epoch_is_new_and_everybody_is_told(server: RedisServer) -> None:

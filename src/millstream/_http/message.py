@@ -17,10 +17,10 @@ from msgspec import Struct
 from millstream._protocol.principal import Principal
 
 JSON_HEAD = b"content-type: application/json\r\n"
-_CUSTOMER = 64
-"""Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
 STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
+_CUSTOMER = 64
+"""Bits of an IPv6 address that name a customer; the rest is theirs to choose."""
 
 
 class Response(Struct, gc=False):
