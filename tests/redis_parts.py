@@ -121,7 +121,8 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self.port = 0
-        self._to = port
+        self.to = port
+        """Where new connections lead."""
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -173,7 +174,7 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            theirs, ours = await asyncio.open_connection("127.0.0.1", self._to)
+            theirs, ours = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             writer.close()
             return

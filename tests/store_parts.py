@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol
 import pytest
 
 from millstream._stores import open_store
-from millstream._stores.base import PAGE_BYTES, Entry, Position, Store
+from millstream._stores.base import PAGE_BYTES, Entry, Gap, Position, Store
+from millstream._stores.follow import Tail
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
 from patience import WAIT
-from redis_parts import ClusterBacking, RedisBacking, SentinelBacking
+from redis_parts import ClusterBacking, RedisBacking, SentinelBacking, until
 
 TTL = 300.0
 
@@ -194,3 +195,27 @@ async def until_workers(store: Store, true: Callable[[], Awaitable[bool]]) -> No
                 changed.clear()
     finally:
         stop()
+
+
+class Follower:
+    """What a worker's reader of a stream took, and was told."""
+
+    def __init__(self, store: Store, stream: str) -> None:
+        self.taken: list[Entry] = []
+        self.told: list[Gap] = []
+        self._task = asyncio.create_task(self._run(store, stream))
+
+    async def _run(self, store: Store, stream: str) -> None:
+        tail = Tail(store.log, stream, None, self.taken.extend, self.told.append)
+        try:
+            await tail.catch_up()
+            await tail.run()
+        finally:
+            tail.stop()
+
+    async def until(self, data: bytes) -> None:
+        await until(lambda: data in data_of(self.taken))
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

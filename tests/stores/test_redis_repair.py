@@ -8,41 +8,16 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
-from millstream._stores.base import Entry, Gap, StoreUnavailable, Told
-from millstream._stores.follow import Tail
+from millstream._stores.base import StoreUnavailable, Told
 from millstream._stores.redis.keys import Keys
 from millstream._stores.redis.recent import REMEMBERED, Recent
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from redis_parts import Proxy, RedisServer, opened, until
-from store_parts import TTL, Heard, append, data_of, read_all
+from store_parts import TTL, Follower, Heard, append, data_of, read_all
 
 STREAM = "hub:journal"
 PREFIX = "millstream:"
-
-
-class Follower:
-    """What a worker's reader of the stream took, and was told."""
-
-    def __init__(self, store: RedisStore) -> None:
-        self.taken: list[Entry] = []
-        self.told: list[Gap] = []
-        self._task = asyncio.create_task(self._run(store))
-
-    async def _run(self, store: RedisStore) -> None:
-        tail = Tail(store.log, STREAM, None, self.taken.extend, self.told.append)
-        try:
-            await tail.catch_up()
-            await tail.run()
-        finally:
-            tail.stop()
-
-    async def until(self, data: bytes) -> None:
-        await until(lambda: data in data_of(self.taken))
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
 
 class World:
@@ -129,7 +104,7 @@ async def test_what_the_old_run_of_redis_sent_and_comes_late_is_not_shown() -> N
     """Our promise: all followers get one order. What a worker hasn't heard when it says what it remembers is void."""
     async with begun(b"first") as world:
         one, two = world.workers
-        follower = Follower(two)
+        follower = Follower(two, STREAM)
         await follower.until(b"first")
         await append(one, STREAM, b"second")
         await follower.until(b"second")
@@ -212,7 +187,7 @@ async def test_a_worker_that_comes_too_late_is_told_and_hears_what_now_has_the_o
     monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", 0.0)
     async with begun(b"first") as world:
         one, two = world.workers
-        follower = Follower(two)
+        follower = Follower(two, STREAM)
         old = await append(two, STREAM, b"old 1", b"old 2", b"old 3")
         await follower.until(b"old 3")
         world.wires[1].freeze()
@@ -237,7 +212,7 @@ def test_reading_old_entries_makes_nobody_forget_the_newest_ones() -> None:
     recent = Recent()
     for offset in (*range(REMEMBERED, 2 * REMEMBERED), *range(REMEMBERED)):
         recent.add(STREAM, offset, b"", b"%d" % offset)
-    (page,) = recent.pages(STREAM, REMEMBERED)
+    (page,) = recent.pages(STREAM, 0, REMEMBERED)
     assert [offset for offset, _, _ in page] == list(range(REMEMBERED, 2 * REMEMBERED))
 
 
@@ -245,4 +220,4 @@ def test_of_two_entries_at_one_offset_the_one_that_came_last_is_remembered() -> 
     recent = Recent()
     recent.add(STREAM, 1, b"", b"old")
     recent.add(STREAM, 1, b"", b"new")
-    assert list(recent.pages(STREAM, 10)) == [[(1, b"", b"new")]]
+    assert list(recent.pages(STREAM, 0, 10)) == [[(1, b"", b"new")]]

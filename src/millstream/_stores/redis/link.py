@@ -78,7 +78,9 @@ class Link(asyncio.Protocol):
 
     @property
     def run(self) -> str:
-        """Which run of the server this is: a server that begins again has another one."""
+        """Which run of the server this is. A server that begins again has another one; one that becomes a replica, and
+        then a primary again, has not.
+        """
         return self.info["run_id"][:_RUN_DIGITS]
 
     @property

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Final
 
-REMEMBERED: Final = 4_000
-"""Entries of each stream."""
-_BYTES: Final = 4 * 1024 * 1024
+REMEMBERED: Final = 10_000
+"""Entries of each stream: as many as the hub's journal has by default."""
+_BYTES: Final = 8 * 1024 * 1024
 _STREAMS: Final = 64
 
 
@@ -58,11 +58,11 @@ class Recent:
         """Those of which something is kept."""
         return list(self._streams)
 
-    def pages(self, stream: str, count: int) -> Iterator[list[tuple[int, bytes, bytes]]]:
-        """What is kept of a stream, in order, so many at a time."""
+    def pages(self, stream: str, after: int, count: int) -> Iterator[list[tuple[int, bytes, bytes]]]:
+        """What is kept of a stream behind an offset, in order, so many at a time."""
         newest = self._streams.get(stream)
         entries = {} if newest is None else dict(newest.entries)
-        offsets = sorted(entries)
+        offsets = sorted(offset for offset in entries if offset > after)
         for start in range(0, len(offsets), count):
             yield [(offset, *entries[offset]) for offset in offsets[start : start + count]]
 

@@ -9,6 +9,7 @@ have had it doesn't come, the data get a new epoch, and every reader learns that
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 from millstream._stores.redis.commands import Asked, Commands
@@ -23,6 +24,7 @@ PATIENCE: Final = 3.0
 _PAGE: Final = 200
 _PAUSE: Final = 0.05
 _DONE: Final = "done"
+_DIFFERS: Final = "differs"
 _HOLE: Final = "hole "
 
 _logger = logging.getLogger("millstream.stores")
@@ -56,13 +58,16 @@ class Repair:
                 def asked(run: str = run, says: str = says) -> Asked:
                     said = says if standing.run == run else ""
                     lease, patience = int(self._lease * 1e6), int(PATIENCE * 1e6)
-                    return names, [standing.run, standing.me, said, lease, patience, secrets.token_hex(6)]
+                    return names, [
+                        standing.run, standing.me, said, lease, patience, secrets.token_hex(2), standing.epoch
+                    ]  # fmt: skip
 
-                verdict, epoch = await self._commands.run(script("settle"), asked)
+                verdict, epoch, settled = await self._commands.run(script("settle"), asked)
                 if standing.run != run:
                     break
                 if verdict == b"over":
-                    return run, str(epoch, "ascii")
+                    standing.turn(str(settled, "ascii"))
+                    return standing.run, str(epoch, "ascii")
                 if verdict == b"again":
                     says = await self._bring(says.removeprefix(_HOLE))
                 else:
@@ -70,17 +75,26 @@ class Repair:
 
     async def _bring(self, hole: str) -> str:
         """Bring everything, in order, and leave a hole in front of this offset only; gives what there is to say."""
+        says = _DONE
         for stream in self._recent.streams():
-            names = [self._keys.generation, self._keys.stream(stream), self._keys.meta(stream)]
-            for page in self._recent.pages(stream, _PAGE):
-                entries: list[Argument] = [part for entry in page for part in entry]
-
-                def asked(names: list[str] = names, entries: list[Argument] = entries) -> Asked:
-                    return names, [self._standing.run, hole, self._keys.hub, *entries]
-
-                told = await self._commands.run(script("refill"), asked)
+            _, end = await self._refill(stream, hole, ())
+            for page in self._recent.pages(stream, int(end or 0), _PAGE):
+                told, where = await self._refill(stream, hole, [part for entry in page for part in entry])
                 if told == b"over":
                     return _DONE
-                if told != b"done":
-                    return _HOLE + str(told, "ascii")
-        return _DONE
+                if told == b"hole":
+                    return _HOLE + str(where, "ascii")
+                if told == b"differs":
+                    says = _DIFFERS
+        return says
+
+    async def _refill(self, stream: str, hole: str, entries: Sequence[Argument]) -> tuple[bytes, bytes]:
+        """Bring some entries; gives what comes of it, and where the stream ends or what is missing."""
+        keys, standing = self._keys, self._standing
+        names = [keys.generation, keys.stream(stream), keys.meta(stream)]
+
+        def asked() -> Asked:
+            return names, [standing.run, standing.epoch, hole, keys.hub, *entries]
+
+        told, where = await self._commands.run(script("refill"), asked)
+        return told, where

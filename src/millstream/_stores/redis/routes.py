@@ -51,13 +51,28 @@ class Routes:
         host, port = self.address.hosts[0]
         return await connect(self.address, host, port, name, broken)
 
+    async def moved(self) -> bool:
+        """Whether the keys are on another server now, and nobody told those who are connected."""
+        return False
+
 
 class SentinelRoutes(Routes):
     """The primary of a service. Sentinel is asked before each connection, because it may have changed."""
 
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        self._at: tuple[str, int] | None = None
+        """The primary when a connection was made last."""
+
     async def connect(self, place: Place, name: str, broken: Callable[[Link], None]) -> Link:
-        host, port = await self._primary()
+        self._at = host, port = await self._primary()
         return await connect(self.address, host, port, name, broken)
+
+    async def moved(self) -> bool:
+        # A primary that's replaced while it's well serves on for 8 s or more, until Sentinel makes it a replica.
+        with suppress(OSError):
+            return self._at is not None and await self._primary() != self._at
+        return False
 
     async def _primary(self) -> tuple[str, int]:
         failure = ""

@@ -19,20 +19,24 @@ class Standing:
     """One worker, from the time when its store is opened."""
 
     __slots__ = (
-        "_at", "_free", "_numbers", "_offsets", "_room", "epoch", "epochs", "me", "run",
-        "settled",
+        "_at", "_free", "_numbers", "_offsets", "_room", "_server", "_turn", "epoch", "epochs", "me", "run", "settled",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.me = ""
         """The worker's name."""
         self.epoch = ""
-        self.run = ""
-        """The run of the server that answers for the hub's slot."""
+        self.run = "."
+        """The run of the server that answers for the hub's slot, and the turn of its data: how often they were settled
+        after a failover. A server that comes back with what it had then has a turn before.
+        """
         self.settled = ""
         """The last run that this worker has brought what it remembered, and whose data it reads."""
         self.epochs = Watchers()
         """Told when `epoch` has changed."""
+        self._server = ""
+        self._turn = ""
+        """Empty as long as this worker takes the data as they are."""
         self._numbers = count(1)
         self._free = list(range(PLACES))
         self._room = asyncio.Semaphore(PLACES)
@@ -42,6 +46,16 @@ class Standing:
     def rename(self) -> None:
         """Be another worker: whatever was given to the old one is void."""
         self.me = secrets.token_hex(6)
+
+    def serve(self, server: str) -> None:
+        """This run of a server answers now."""
+        self._server = server
+        self.run = f"{server}.{self._turn}"
+
+    def turn(self, run: str) -> None:
+        """The data are settled, as this run says."""
+        self._turn = run.rpartition(".")[2]
+        self.run = f"{self._server}.{self._turn}"
 
     async def take(self) -> tuple[int, int]:
         """A place and a number, by which Redis recognizes an attempt that is made again. `give` the place back."""

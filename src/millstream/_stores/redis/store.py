@@ -31,6 +31,8 @@ ROOM: Final = 64 * 1024 * 1024
 """The bytes that the lossy values of one kind, or its indexes, may have."""
 _GOODBYE: Final = 1.0
 _PAUSE: Final = 0.5
+_MOVED: Final = 1.0
+"""Seconds between two questions whether another server has taken over, where there's somebody to ask."""
 
 
 class RedisStore:
@@ -101,7 +103,8 @@ class RedisStore:
                     f"The store at {self._address} can't be reached: {why}. Start it, or correct its URL."
                 ) from None
             raise
-        self._tasks = [asyncio.create_task(each) for each in (self._reader.run(), self.workers.run(), self._keep())]
+        parts = (self._reader.run(), self.workers.run(), self._keep(), self._leave_replaced())
+        self._tasks = [asyncio.create_task(each) for each in parts]
 
     async def close(self) -> None:
         if self._commands.closed:
@@ -131,7 +134,7 @@ class RedisStore:
             if self._hub is not None and self._hub.run != link.run:
                 self._hub.close()  # it may be alive where another server took over: what it says is void
             self._hub = link
-            self._standing.run = link.run
+            self._standing.serve(link.run)
 
     def _follow_inbox(self) -> None:
         self._reader.leave(self._inbox)
@@ -214,6 +217,13 @@ class RedisStore:
         self.log.interrupt(hub=self._lost)
         self.bus.interrupt()
         self._lost, self._quietly = False, True
+
+    async def _leave_replaced(self) -> None:
+        """Go to the server that has taken over though the old one is well: it has to be brought what that one gets."""
+        while True:
+            await asyncio.sleep(_MOVED)
+            if await self._routes.moved() and self._hub is not None:
+                self._hub.close()
 
     async def _keep(self) -> None:
         """What's noted in the store for this worker lives on."""

@@ -92,14 +92,15 @@ class RedisWorkers:
         begun = time.monotonic()
 
         def asked() -> Asked:
-            args: list[Argument] = [standing.me, int(self.lease * 1e6), secrets.token_hex(6), standing.run]
+            args: list[Argument] = [standing.me, int(self.lease * 1e6), secrets.token_hex(2), standing.run]
             return [keys.generation, keys.leases], args
 
-        now, epoch, run = await self._commands.run(script("enter"), asked)
+        now, epoch, run, settled = await self._commands.run(script("enter"), asked)
         standing.set_time(int(now), begun)
         self._living |= {standing.me}
         self._unanswered = 0
-        if run.decode() == standing.run:
+        if settled:
+            standing.turn(run.decode())
             self.adopt(epoch.decode())
             standing.settled = standing.run
         else:

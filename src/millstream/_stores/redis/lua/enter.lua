@@ -1,14 +1,16 @@
 -- A worker comes, or comes again. Where this server has yet to be brought what it lacks, that comes first.
--- KEYS: generation, leases   ARGV: worker, lease, epoch if there's none, run
--- Gives: time, epoch, run
-if redis.call('HSETNX', KEYS[1], 'epoch', ARGV[3]) == 1 then
-  redis.call('HSET', KEYS[1], 'run', ARGV[4])
+-- KEYS: generation, leases   ARGV: worker, lease, the end of an epoch if there's none, run
+-- Gives: time, epoch, run, whether the worker takes the data as they are
+if redis.call('HSETNX', KEYS[1], 'epoch', fresh(ARGV[3], '')) == 1 then
+  local server, turn = server_and_turn(ARGV[4])
+  redis.call('HSET', KEYS[1], 'run', server .. '.' .. digits(turn + 1))
 end
 redis.call('PEXPIRE', KEYS[1], 7776000000)
 local now = clock()
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'run')
-if known[2] == ARGV[4] then
+local settled = settled_for(known[2], ARGV[4])
+if settled then
   redis.call('ZADD', KEYS[2], digits(now + tonumber(ARGV[2])), ARGV[1])
   redis.call('PEXPIRE', KEYS[2], 86400000)
 end
-return {digits(now), known[1], known[2]}
+return {digits(now), known[1], known[2], settled and 1 or 0}

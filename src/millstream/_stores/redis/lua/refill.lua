@@ -1,19 +1,26 @@
 -- What this server lacks of a stream, from the memory of a worker that had it from the server before.
--- KEYS: generation, stream, meta   ARGV: run, the offset in front of which a hole may stay, start of the hub's keys, offset, about, data, ...
+-- KEYS: generation, stream, meta
+-- ARGV: run, epoch, the offset in front of which a hole may stay, start of the hub's keys, offset, about, data, ...
 -- 'about' is how the entry was appended: worker place number ttl most[ index ttl most room streams name], or the same
--- with '-' for worker, place and number. Gives 'over', 'done', or the offset in front of which something is missing.
-if redis.call('HGET', KEYS[1], 'run') == ARGV[1] then
-  return 'over'
+-- with '-' for worker, place and number.
+-- Gives 'done' and where the stream ends now, which is empty where all that it has must be compared; 'differs' where it
+-- has something else at an offset, and where it ends; 'over'; or 'hole' and the offset in front of which something is
+-- missing.
+local known = redis.call('HMGET', KEYS[1], 'run', 'epoch')
+if settled_for(known[1], ARGV[1]) or older(ARGV[2], known[2]) then
+  return {'over', ''}
 end
-local hub = ARGV[3]
+local _, turn = server_and_turn(known[1])
+local _, needed = server_and_turn(ARGV[1])
+local hub, told = ARGV[4], 'done'
 local last = redis.call('HGET', KEYS[3], 'last')
 last = last and tonumber(last)
-for i = 4, #ARGV, 3 do
+for i = 5, #ARGV, 3 do
   local offset, data = tonumber(ARGV[i]), ARGV[i + 2]
   if not last or offset > last then
     -- Another worker may have what belongs there, and behind it: one hole at a time. One that stays is seen by the offsets. Where all have come, what's missing was never given out.
-    if (not last or offset > last + 1) and ARGV[2] ~= ARGV[i] then
-      return ARGV[i]
+    if (not last or offset > last + 1) and ARGV[3] ~= ARGV[i] then
+      return {'hole', ARGV[i]}
     end
     local worker, place, number, ttl, most, rest =
       string.match(ARGV[i + 1], '^(%S+) (%S+) (%S+) (%d+) (%d+) ?(.*)$')
@@ -31,6 +38,12 @@ for i = 4, #ARGV, 3 do
     if place ~= '-' then
       remember(hub .. 'd:' .. worker, place, number, ARGV[i])
     end
+  elseif turn < needed then
+    -- This server had been given up and comes back, and somebody may have gone on with it meanwhile.
+    local entry = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i])[1]
+    if entry and entry[2][2] ~= data then
+      told = 'differs'
+    end
   end
 end
-return 'done'
+return {told, last and (turn >= needed or ARGV[5]) and digits(last) or ''}

@@ -36,6 +36,29 @@ local function remember(places, place, number, gave)
   end
 end
 
+-- Epochs begin with the time when they began, so that of two the later one is known.
+local function older(epoch, than)
+  return string.sub(epoch, 1, 11) < string.sub(than, 1, 11)
+end
+
+local function fresh(chance, after)
+  local now = math.floor(clock() / 1000)
+  return string.format('%011x', math.max(now, (tonumber(string.sub(after, 1, 11), 16) or 0) + 1)) .. chance
+end
+
+-- A run as a worker says it: which run of a server, and the turn of the data that it knows, if it knows any.
+local function server_and_turn(run)
+  local server, turn = string.match(run or '', '^(.*)%.(%d*)$')
+  return server, tonumber(turn) or 0
+end
+
+-- Whether the data that this server has are those that the worker knows, or later ones.
+local function settled_for(run, known)
+  local here, turn = server_and_turn(run)
+  local server, needed = server_and_turn(known)
+  return here == server and turn >= needed
+end
+
 -- Whether this server may take appends: it has the generation of the data, and nobody has yet to bring it what its
 -- predecessor had. Gives the generation, or an error.
 local function generation(about, run)

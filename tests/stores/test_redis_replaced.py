@@ -1,0 +1,157 @@
+"""Servers that are replaced while they're well, as operators do before maintenance. The old one doesn't know it for
+some seconds, and when it's the primary again before that, it has what it had then.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from millstream._stores.redis.keys import Keys
+from millstream._stores.redis.store import RedisStore
+from patience import WAIT
+from redis_parts import Proxy, RedisServer, Sentinels, ask, opened, until
+from store_parts import TTL, Follower, append, data_of, read_all
+
+pytestmark = pytest.mark.server
+STREAM = "hub:journal"
+KEYS = Keys("millstream:")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is slow to come isn't one that doesn't come."""
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
+    monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
+
+
+class Pair:
+    """Two servers with a first entry, each of which takes itself for the primary, and two workers at the old one."""
+
+    def __init__(self, old: RedisServer, new: RedisServer, wires: list[Proxy], workers: list[RedisStore]) -> None:
+        self.old = old
+        self.new = new
+        self.wires = wires
+        self.workers = workers
+
+    async def lead_to(self, server: RedisServer) -> None:
+        """From now on that's the one."""
+        for wire in self.wires:
+            wire.to = server.port
+            wire.cut()
+        await asyncio.gather(*(worker.workers.beat() for worker in self.workers))
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    async with AsyncExitStack() as stack:
+        old, new = RedisServer("--repl-diskless-sync-delay", "0"), RedisServer()
+        stack.callback(old.close)
+        stack.callback(new.close)
+        wires = [await stack.enter_async_context(Proxy(old.port)) for _ in range(2)]
+        urls = [f"redis://127.0.0.1:{wire.port}" for wire in wires]
+        workers = [await stack.enter_async_context(opened(url, lease=WAIT)) for url in urls]
+        await append(workers[0], STREAM, b"first")
+        new.ask("REPLICAOF", "127.0.0.1", str(old.port))
+        await until(lambda: new.ask("XLEN", KEYS.stream(STREAM)) == 1)
+        new.ask("REPLICAOF", "NO", "ONE")
+        yield Pair(old, new, wires, workers)
+
+
+async def test_a_server_that_comes_back_with_what_it_had_gets_what_was_added_meanwhile(pair: Pair) -> None:
+    """No acknowledged event is lost while a worker lives that saw it."""
+    one, two = pair.workers
+    follower = Follower(two, STREAM)
+    await pair.lead_to(pair.new)
+    await append(one, STREAM, b"second")
+    await pair.lead_to(pair.old)
+    await append(two, STREAM, b"third")
+    await pair.lead_to(pair.new)
+    await append(one, STREAM, b"fourth")
+    await follower.until(b"fourth")
+    assert data_of(await read_all(one, STREAM)) == [b"first", b"second", b"third", b"fourth"]
+    assert follower.taken == list(await read_all(one, STREAM))
+    assert not follower.told
+    await follower.close()
+
+
+async def test_what_a_stranger_added_to_a_server_that_was_given_up_is_no_silent_change(pair: Pair) -> None:
+    """Our promise: what a client was shown isn't replaced by something else at the same place, unless it's told."""
+    one, two = pair.workers
+    follower = Follower(two, STREAM)
+    await pair.lead_to(pair.new)
+    (second,) = await append(one, STREAM, b"second")
+    await follower.until(b"second")
+    async with opened(pair.old.url, lease=WAIT) as stranger:
+        (stray,) = await append(stranger, STREAM, b"stray")
+        assert stray == second
+    await pair.lead_to(pair.old)
+    assert one.epoch != second.epoch
+    await append(one, STREAM, b"third")
+    await follower.until(b"third")
+    assert follower.told
+    await follower.close()
+
+
+async def test_an_epoch_that_was_given_up_is_over_for_good(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may know offsets of the old epoch that were given to other entries since."""
+    one, two = pair.workers
+    old = one.epoch
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", 0.0)
+    pair.wires[1].freeze()
+    pair.wires[0].to = pair.new.port
+    pair.wires[0].cut()
+    (second,) = await append(one, STREAM, b"second")
+    assert second.epoch > old
+    pair.wires[1].thaw()
+    await pair.lead_to(pair.new)
+    assert two.epoch == second.epoch
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
+    await pair.lead_to(pair.old)
+    assert one.epoch == two.epoch > second.epoch
+    assert data_of(await read_all(two, STREAM)) == [b"first", b"second"]
+
+
+async def test_failovers_that_somebody_asks_sentinel_for_lose_no_event() -> None:
+    """No acknowledged event is lost while a worker lives that saw it."""
+    sentinels = Sentinels()
+    added: list[bytes] = []
+    try:
+        async with opened(sentinels.url) as one, opened(sentinels.url) as two:
+            follower = Follower(two, STREAM)
+
+            async def publish() -> None:
+                while True:
+                    data = b"%d" % len(added)
+                    await one.log.append(STREAM, data, ttl=TTL, max_entries=100_000)
+                    added.append(data)
+                    await asyncio.sleep(0.001)  # in all there are fewer than workers remember
+
+            await until(lambda: sentinels.replica.ask("DBSIZE"))  # the first second of a replica may pass without data
+            publishing = asyncio.create_task(publish())
+            for following in (sentinels.replica, sentinels.primary, sentinels.replica, sentinels.primary):
+                await until(lambda: _fails_over(sentinels.port))
+                run = _run_of(following)
+                await until(lambda: all(each._standing.settled.startswith(run) for each in (one, two)))  # noqa: B023
+                before = len(added)
+                await until(lambda: len(added) > before + 100)  # noqa: B023
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+            await follower.until(added[-1])
+            assert data_of(await read_all(one, STREAM))[: len(added)] == added
+            assert data_of(follower.taken)[: len(added)] == added
+            assert not follower.told
+            await follower.close()
+    finally:
+        sentinels.close()
+
+
+def _fails_over(port: int) -> bool:
+    """Whether Sentinel begins to, now that it has a replica that's well."""
+    return ask(port, "SENTINEL", "FAILOVER", "main") == b"OK"
+
+
+def _run_of(server: RedisServer) -> str:
+    info = server.ask("INFO", "server").decode()
+    return info.partition("run_id:")[2][:12]
