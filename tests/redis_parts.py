@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import hiredis
 import pytest
 
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store, Told
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.store import RedisStore
@@ -365,8 +366,14 @@ class RedisBacking:
         if self._server is None:
             self._server = shared_servers(self.servers)
             self._server.flush()
-        store = RedisStore(parse_address(self._server.url), lease=self._lease)
-        await store.open()
+        deadline = time.monotonic() + WAIT
+        while True:  # a server that stands still at this moment isn't one that can't be used
+            store = RedisStore(parse_address(self._server.url), lease=self._lease)
+            try:
+                await store.open()
+                break
+            except LocalError:
+                assert time.monotonic() < deadline
         self._workers.append(store)
         return store
 

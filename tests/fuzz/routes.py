@@ -46,6 +46,8 @@ class Routes:
         self.statuses = Counter[int]()
         self.faults: list[str] = []
         self.slowest = 0.0
+        self.patience = 5 * HANG
+        """Seconds until a request counts as hanging."""
 
     def ask(self, data: bytes, what: str) -> None:
         """Send a request and read the head of its reply."""
@@ -53,7 +55,7 @@ class Routes:
         begun = time.monotonic()
         head = b""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5 * HANG) as peer:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=self.patience) as peer:
                 peer.sendall(data)
                 while b"\r\n\r\n" not in head:
                     piece = peer.recv(65536)

@@ -9,6 +9,7 @@ import pytest
 
 from fuzz.people import RECIPES
 from fuzz.plausible import Plausible, run, shop
+from patience import WAIT
 
 pytestmark = pytest.mark.server
 
@@ -19,6 +20,7 @@ def test_a_damaged_request_of_somebody_who_is_signed_in_is_answered_and_never_wi
     """Our choice: what a peer sends is never an unexpected error. The requests are good before they are damaged."""
     with shop(tmp_path) as (port, log):
         asking = Plausible(port)
+        asking.routes.patience = WAIT
         assert asking.prove() == {}
         run(asking, examples=INPUTS, seed=True)
     assert [fault for fault in asking.routes.faults if "500" in fault or "hangs" in fault] == []

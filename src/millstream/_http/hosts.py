@@ -8,6 +8,7 @@ knows a socket or a handler: headers in, a refusal or `None` out.
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ _DEFAULT_PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REMEMBERED = 1024
 """Host values kept as known good; addresses and a wildcard would otherwise let a client grow the set."""
+_FAMILIAR = 64
+"""Most requests name one of a few hosts, and come from one of a few addresses."""
 
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
@@ -57,6 +60,7 @@ class Authority(NamedTuple):
         return self.name == "localhost" or self.name.endswith(".localhost")
 
 
+@lru_cache(_FAMILIAR)
 def parse_authority(value: bytes) -> Authority | None:
     """Split a Host value; `None` when it is malformed (RFC 9110 §7.2, without the forms only userinfo needs)."""
     match = _HOST.fullmatch(value.strip(b" \t"))
@@ -294,6 +298,7 @@ def _origin_refused(origin: bytes) -> Response:
     return refusal(403, f"Origin {shown} is not allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
 
 
+@lru_cache(_FAMILIAR)
 def is_loopback(host: str) -> bool:
     """Whether a bind or peer address is of this machine only."""
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -297,10 +298,12 @@ async def test_many_who_come_with_one_client_share_one_question_and_an_address_a
         replies = await asyncio.gather(*(desk.ask("GET", "/authorize", query=authorization(id)) for _ in range(20)))
         assert {each.status for each in replies} == {200}
         assert site.asked["/client.json"] == 1
+        begun = time.monotonic()
         for number in range(70):
             site.answers[f"/{number}"] = {}
             await desk.ask("GET", "/authorize", query=authorization(f"{site.url}/{number}"))
-        assert 0 < sum(site.asked.values()) <= 61
+        allowed = 60 + int(time.monotonic() - begun)  # one more each second
+        assert 0 < sum(site.asked.values()) <= allowed + 1
 
 
 # Those that the program knows
