@@ -41,24 +41,27 @@ export function say(error) {
  * @property {Function | null} [watch] `(params, signal, changed)`: hear of changes; each runs it again
  * @property {Array<{title: string, text: (request: object, values: object) => string}>} copies what "Copy as" offers
  * @property {(values: object, outcome: object) => void} [done] told of each run
+ * @property {(() => void) | null} [reset] empties the form
  * @property {(error: Error, values: object) => Node | null} [remedy] what helps against an error, where something does
  * @property {Node[]} [extra]
  */
 
 /** The nodes of one thing, and `start()`, which runs it. @param {Work} work */
 export function bench(work) {
-  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, copies = [], extra = [] } = work;
+  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, reset = null, copies = [], extra = [] } = work;
   const button = element("button", { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" }, icon("play"), verb);
   const cancel = element("button", { type: "button", hidden: true }, icon("stop"), "Cancel");
   const force = element("button", { type: "button", hidden: true }, `${verb} anyway`);
   const follow = element("button", { type: "button", "aria-pressed": "false", hidden: !watch }, icon("eye"), "Watch");
+  const anew = element("button", { type: "button", className: "quiet", title: "Back to the defaults", hidden: !reset }, "Reset");
+  anew.addEventListener("click", () => reset());
   const copied = ({ text }) => {
     const values = read(true);
     if (values) copy(text(work.request(values), values));
   };
   const as = copies.length ? [menu("Copy as", "copy", copies.map((each) => ({ title: each.title, run: () => copied(each) })))] : [];
   const summary = form?.summary ?? "";
-  const node = element("form", { "aria-label": heading, noValidate: true }, ...(form ? [form.node] : parts), summary, element("div", { className: "row actions" }, button, force, cancel, follow, ...as));
+  const node = element("form", { "aria-label": heading, noValidate: true }, ...(form ? [form.node] : parts), summary, element("div", { className: "row actions" }, button, force, cancel, follow, ...as, anew));
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
   const status = element("p", { className: "visually-hidden", role: "status" });
 

@@ -2,24 +2,30 @@
 
 import { $, clock, element, figure } from "../dom.js";
 import { icon } from "../shell/icons.js";
+import { session } from "./session.js";
 
 const KEY = "millstream.inspect.history";
 const KEPT = 100;
 const MAX_BYTES = 20_000;
 
-/** @typedef {{kind: string, name: string, values: object, text: string, good: boolean, ms: number, at: number}} Run */
+/**
+ * @typedef {{server: string, kind: string, name: string, values: object, kept: object, text: string, good: boolean, ms: number, at: number}} Run
+ *   `kept` are the values without secrets: those outlive the page
+ */
 
 /** @type {Run[]} */
 let runs = [];
 let reopen = () => {};
 let counted = () => {};
 
+const here = () => session.via?.url ?? "";
+
 /** `open(run)` is called for the run that the person wants again. */
 export function connectHistory({ open, count }) {
   reopen = open;
   counted = count;
   try {
-    runs = JSON.parse(sessionStorage.getItem(KEY)) ?? [];
+    runs = (JSON.parse(sessionStorage.getItem(KEY)) ?? []).map((run) => ({ ...run, kept: run.values }));
   } catch {
     runs = [];
   }
@@ -28,15 +34,19 @@ export function connectHistory({ open, count }) {
 
 /** Remember a run. */
 export function remember(run) {
-  runs.unshift({ ...run, at: Date.now() });
+  runs.unshift({ ...run, server: here(), at: Date.now() });
   runs.length = Math.min(runs.length, KEPT);
   try {
-    sessionStorage.setItem(KEY, JSON.stringify(runs.filter((each) => JSON.stringify(each.values).length < MAX_BYTES)));
+    const lasting = runs.map((each) => ({ ...each, values: each.kept, kept: undefined })).filter((each) => JSON.stringify(each.values).length < MAX_BYTES);
+    sessionStorage.setItem(KEY, JSON.stringify(lasting));
   } catch {
     // Storage is full or blocked: the history lasts as long as the page.
   }
   draw();
 }
+
+/** What was sent last to a thing of this server, or null. */
+export const lastSent = (kind, name) => runs.find((each) => each.server === here() && each.kind === kind && each.name === name)?.values ?? null;
 
 export function clearHistory() {
   runs = [];

@@ -6,8 +6,10 @@ import { contents, nodes } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
 import { schemaForm, textField } from "../schema/form.js";
+import { withoutSecrets } from "../schema/secrets.js";
 import { copyable } from "../shell/copy.js";
 import { bench } from "./bench.js";
+import { draft, forget } from "./drafts.js";
 import { curl, pythonCode, typescript } from "./exports.js";
 import { remember } from "./history.js";
 import * as links from "./links.js";
@@ -20,9 +22,13 @@ const HINTS = { readOnlyHint: ["reads only", "good"], destructiveHint: ["may des
 const watched = new Map(); // uri -> what to do when it changed
 
 let readUri = () => {};
+let redraw = () => {};
 
-/** `open(uri)` is called where a result links to a resource. */
-export const connectKinds = ({ open }) => (readUri = open);
+/** `open(uri)` is called where a result links to a resource, `redo()` where what is open should begin anew. */
+export function connectKinds({ open, redo }) {
+  readUri = open;
+  redraw = redo;
+}
 
 /** A resource changed. */
 export const updated = (uri) => watched.get(uri)?.();
@@ -36,8 +42,8 @@ const copies = [
   { title: "JSON", text: ({ params }) => pretty(params) },
 ];
 
-/** Everything that a thing can be copied as, a link to this page with its values among it. */
-const copiesOf = (kind, name) => [...copies, { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, values), location.href).href }];
+/** Everything that a thing can be copied as, a link to this page with its values among it, but without its secrets. */
+const copiesOf = (kind, { name }, kept) => [...copies, { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href }];
 
 const drawContent = (list) => (list.length ? list.flatMap((each) => nodes(each, readUri)) : [element("p", { className: "soft" }, "The result is empty.")]);
 
@@ -51,15 +57,19 @@ function folded(title, ...blocks) {
 /** Put it on the bench, fill in values, and remember what is run. */
 function show(kind, item, values, work) {
   if (values) work.form?.write(values);
-  const done = (given, outcome) => remember({ kind, name: item.name, values: given, ...outcome });
-  const remedy = (error, given) => (session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, item.name, given)) : null);
-  return bench({ copies: copiesOf(kind, item.name), done, remedy, send: request, ...work });
+  const kept = (given) => withoutSecrets(given, item.inputSchema);
+  const done = (given, outcome) => remember({ kind, name: item.name, values: given, kept: kept(given), ...outcome });
+  const remedy = (error, given) => (session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, item.name, kept(given))) : null);
+  const reset = work.form && !work.form.empty ? () => (forget(kind, item.name), redraw()) : null;
+  return bench({ copies: copiesOf(kind, item, kept), done, remedy, reset, send: request, ...work });
 }
+
+const completes = () => Boolean(session.server.capabilities?.completions);
 
 /** Fields for texts, some of which must be there, whose values the server may complete. */
 function textForm(list, ref) {
   const editors = list.map(({ name, description, required }, index) => ({ name, required, ...textField(name, { description, required, id: `argument-${index}` }) }));
-  if (session.server.capabilities?.completions) {
+  if (completes()) {
     for (const each of editors) complete(each, ref, editors, (params, signal) => request("completion/complete", params, { signal }));
   }
   const read = (force) => {
@@ -70,11 +80,11 @@ function textForm(list, ref) {
     return missing.length ? null : Object.fromEntries(editors.map((each) => [each.name, each.read()]).filter(([, value]) => value));
   };
   const write = (values) => editors.forEach((each) => each.write(values[each.name]));
-  return { node: element("div", { className: "fields" }, ...editors.map((each) => each.node)), toolbar: null, summary: element("p", { hidden: true }), read, write };
+  return { node: element("div", { className: "fields" }, ...editors.map((each) => each.node)), toolbar: null, summary: element("p", { hidden: true }), empty: !editors.length, read, values: () => read(true), write };
 }
 
 function tool(item, values) {
-  const form = schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" });
+  const form = draft("tools", item.name, item.inputSchema, () => schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" }));
   const badges = Object.entries(HINTS).filter(([name]) => item.annotations?.[name] === true).map(([, [text, look]]) => badge(text, look));
   const schemas = [[item.inputSchema, "Schema of the arguments"], ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])];
   return show("tools", item, values, {
@@ -105,7 +115,7 @@ function resource(item, values) {
 }
 
 function template(item, values) {
-  const form = textForm(variables(item.uriTemplate).map((name) => ({ name, required: true })), { type: "ref/resource", uri: item.uriTemplate });
+  const form = draft("templates", item.name, [item.uriTemplate, completes()], () => textForm(variables(item.uriTemplate).map((name) => ({ name, required: true })), { type: "ref/resource", uri: item.uriTemplate }));
   return show("templates", item, values, {
     heading: item.title ?? item.name, sub: item.uriTemplate, about: item.description, badges: item.mimeType ? [badge(item.mimeType)] : [],
     form, read: form.read, verb: "Read", request: (given) => ({ method: "resources/read", params: { uri: expand(item.uriTemplate, given) } }),
@@ -115,7 +125,7 @@ function template(item, values) {
 }
 
 function prompt(item, values) {
-  const form = textForm(item.arguments ?? [], { type: "ref/prompt", name: item.name });
+  const form = draft("prompts", item.name, [item.arguments, completes()], () => textForm(item.arguments ?? [], { type: "ref/prompt", name: item.name }));
   const said = (message) => element("div", { className: `content said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, readUri)));
   return show("prompts", item, values, {
     heading: item.title ?? item.name, about: item.description, form, read: form.read, verb: "Get",
@@ -170,7 +180,7 @@ function ping() {
 const ANY = { type: "object", required: ["method"], properties: { method: { type: "string", minLength: 1, default: "tools/list", title: "method" }, params: { type: "object", default: {}, title: "params" } } };
 
 function anything(item, values) {
-  const form = schemaForm(ANY, { id: "argument" });
+  const form = draft("server", item.name, null, () => schemaForm(ANY, { id: "argument" }));
   return show("server", item, values, {
     heading: item.name, about: "The page adds what the revision also needs: metadata, headers, the session.", form, read: (force) => form.read(force), verb: "Send",
     request: ({ method, params = {} }) => ({ method, params }), draw: (result) => [copyable(jsonBlock(result, "Result"), "Copy the result")],

@@ -118,6 +118,7 @@ function jump({ kind: name, name: wanted, values }) {
   drawItems();
   show(item, values);
   view("detail");
+  if (!asked) $("pane").focus({ preventScroll: true }); // a page that has just been loaded is read from its start
 }
 
 // Connecting
@@ -177,12 +178,11 @@ async function ready(mine) {
   if (!welcomed && session.via?.signed_in) toast(`${asWhom(session.via.signed_in)}.`, "good");
   welcomed = true;
   // Keep a form that somebody has begun to fill in, unless its tool has changed.
-  if (asked) {
-    jump(asked);
-    asked = null;
-  } else if (before && before === JSON.stringify(current()) && kind !== "server") drawItems();
+  if (asked) jump(asked);
+  else if (before && before === JSON.stringify(current()) && kind !== "server") drawItems();
   else open(kind);
   if (!current()) open(kind);
+  asked = null;
 }
 
 async function notified(method, params) {
@@ -278,7 +278,10 @@ commands(() => [
 traffic.connect({ edit: editAndResend, count: (total, failed) => activity.count("messages", moments(total), failed ? "bad" : "") });
 connectHistory({ open: jump, count: (total) => activity.count("runs", moments(total)) });
 connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
-connectKinds({ open: (uri) => jump({ kind: "resources", name: uri, values: null }) });
+connectKinds({
+  open: (uri) => jump({ kind: "resources", name: uri, values: null }),
+  redo: () => (show(current()), $("detail").querySelector(".fields :is(input, textarea, select)")?.focus()),
+});
 connectSettings(again);
 connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), failed: traffic.fail, ask, notified, state, ready, signIn });
 view("list");

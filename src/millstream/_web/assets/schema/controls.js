@@ -3,6 +3,7 @@
 
 import { element, pretty } from "../dom.js";
 import { options } from "./resolve.js";
+import { masked } from "./secrets.js";
 
 /** Something was typed that is no value at all. */
 export class Unreadable extends Error {}
@@ -53,7 +54,7 @@ export function numeric(schema, { id }) {
   return { control, write, read };
 }
 
-const INPUTS = { email: "email", uri: "url", date: "date", "date-time": "datetime-local", password: "password" };
+const INPUTS = { email: "email", uri: "url", date: "date", "date-time": "datetime-local" };
 
 /** A moment as the field shows it, in the time zone of the person. */
 function local(text) {
@@ -63,7 +64,7 @@ function local(text) {
 }
 
 export function text(schema, { id, single = false }) {
-  const type = INPUTS[schema.format] ?? "text";
+  const type = masked(schema) ? "password" : (INPUTS[schema.format] ?? "text");
   const moment = schema.format === "date-time";
   const grows = type === "text" && !schema.format && !single;
   const control = element(grows ? "textarea" : "input", { id, autocomplete: "off", dir: "auto", className: grows ? "grows" : "" });

@@ -22,7 +22,8 @@ const small = (text, shown, act) => {
   return button;
 };
 
-const firstField = (node) => node.querySelector("input, select, textarea, button");
+/** Where one begins to type: an item that is an object has buttons, and those may be hidden. */
+const firstField = (node) => [...node.querySelectorAll("input, select, textarea"), ...node.querySelectorAll("button")].find((each) => each.checkVisibility());
 
 /** A frame with a title, what is wrong with the whole, and a body; `more` adds to the body's end, so it stands there. */
 function frame(name, schema, { id, required }, buttons, more = null) {

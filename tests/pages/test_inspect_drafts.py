@@ -1,0 +1,178 @@
+"""A form in the inspector is as its person left it: while the page lives, with everything; after that, with what was
+sent last, but without its secrets.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from millstream._telemetry.logs import _SECRET_NAME
+from pages_world import OpenPage
+from processes import Shared, millstream, shared
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def shared_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """`secret_shop.py`, with the pages."""
+
+    def command(port: int) -> list[str]:
+        return millstream(str(Path(__file__).parent / "secret_shop.py"), port, "--serve", "web")
+
+    with shared(command, tmp_path_factory.mktemp("shop")) as server:
+        yield server
+
+
+@pytest.fixture
+def page(shared_shop: Shared, open_page: OpenPage) -> Page:
+    """The inspector, connected."""
+    return connected(open_page(f"http://127.0.0.1:{shared_shop.port()}/inspect"))
+
+
+def connected(page: Page) -> Page:
+    """The page, when its lists are there."""
+    expect(page.locator("#state")).to_have_text("Connected")
+    return page
+
+
+def opened(page: Page, name: str) -> None:
+    """Open a thing with the keyboard alone, from wherever the focus is."""
+    page.keyboard.press("Control+k")
+    page.keyboard.insert_text(name)
+    page.keyboard.press("Enter")
+    expect(page.locator("#detail").get_by_role("heading", name=name)).to_be_visible()
+
+
+def tabbed(page: Page, node: Locator) -> Locator:
+    """Press Tab until the focus is there."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if node.evaluate("node => node === document.activeElement"):
+            return node
+    raise AssertionError(f"Tab doesn't lead to {node}")
+
+
+def outcome(page: Page) -> Locator:
+    """The text of the result."""
+    return page.get_by_role("region", name="Result").get_by_label("Text", exact=True)
+
+
+def test_a_tool_that_is_opened_again_has_what_was_typed_there(page: Page) -> None:
+    """A fixed defect: one look at another tool, and a form with ten values was empty."""
+    opened(page, "order")
+    tabbed(page, page.get_by_role("button", name="Add item"))
+    page.keyboard.press("Enter")
+    page.keyboard.insert_text("lamp")
+    tabbed(page, page.locator("#argument-1"))
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text("8")
+    tabbed(page, page.locator("#argument-2"))
+    page.keyboard.insert_text("two\nlines")
+    opened(page, "other")
+    opened(page, "letter")  # another kind
+    opened(page, "order")
+    expect(page.get_by_role("textbox", name="sku")).to_have_value("lamp")
+    expect(page.locator("#argument-1")).to_have_value("8")
+    expect(page.locator("#argument-2")).to_have_value("two\nlines")
+    tabbed(page, page.get_by_role("button", name="JSON", exact=True))
+    page.keyboard.press("Enter")
+    editor = page.get_by_label("Arguments as JSON")
+    editor.fill('{"lines": [')  # half a value
+    opened(page, "other")
+    opened(page, "order")
+    expect(editor).to_have_value('{"lines": [')
+
+
+def test_a_form_begins_anew_where_somebody_wants_that(page: Page) -> None:
+    """Our choice: what is kept can be thrown away; the defaults of the schema come back, and so does the focus."""
+    opened(page, "order")
+    tabbed(page, page.locator("#argument-1"))
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text("8")
+    tabbed(page, page.get_by_role("button", name="Reset"))
+    page.keyboard.press("Enter")
+    expect(page.locator("#argument-1")).to_have_value("3")
+    assert page.evaluate("document.activeElement.closest('#detail form') !== null")
+    opened(page, "other")
+    opened(page, "order")
+    expect(page.locator("#argument-1")).to_have_value("3")
+
+
+def test_a_page_that_is_loaded_again_has_what_was_sent_last(page: Page) -> None:
+    """Our choice: a tool, and a prompt, are run again and again while somebody works at them."""
+    opened(page, "other")
+    tabbed(page, page.get_by_role("textbox", name="text"))
+    page.keyboard.insert_text("once more")
+    page.keyboard.press("Enter")
+    expect(outcome(page)).to_have_text("once more")
+    page.keyboard.insert_text(", not sent")
+    page.reload()
+    connected(page)
+    opened(page, "other")
+    expect(page.get_by_role("textbox", name="text")).to_have_value("once more")
+
+
+def test_a_secret_is_kept_as_long_as_the_page_and_no_longer(page: Page) -> None:
+    """Our choice: what was typed for a tool is in no storage of the browser if it's a secret, by its name or schema."""
+    opened(page, "sign_in")
+    account = page.get_by_role("group", name="account")
+    tabbed(page, account.get_by_label("user"))
+    page.keyboard.insert_text("ada")
+    tabbed(page, account.get_by_label("password"))
+    page.keyboard.insert_text("a-secret-word")
+    code = tabbed(page, page.get_by_label("code"))
+    page.keyboard.insert_text("hidden-code")
+    expect(code).to_have_attribute("type", "password")
+    page.keyboard.press("Enter")
+    expect(outcome(page)).to_have_text("ada 13 11 ")
+    opened(page, "other")
+    opened(page, "sign_in")
+    expect(account.get_by_label("password")).to_have_value("a-secret-word")
+    stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, location.href, history.state])")
+    assert "ada" in stored
+    assert re.findall("secret-word|hidden-code", stored) == []
+    page.reload()
+    connected(page)
+    opened(page, "sign_in")
+    expect(account.get_by_label("user")).to_have_value("ada")
+    expect(account.get_by_label("password")).to_have_value("")
+    expect(page.get_by_label("code")).to_have_value("")
+
+
+SHAPES = """async () => {
+  const {withoutSecrets} = await import(`${new URL("assets/schema/secrets.js", document.baseURI)}`);
+  const secret = {type: "string", format: "password"};
+  const root = {$defs: {node: {anyOf: [{$ref: "#/$defs/node"}, {properties: {pin: secret, next: {$ref: "#/$defs/node"}}}]}}};
+  return [
+    withoutSecrets({apiKey: "x", tokens: 5, max_tokens: 6, access_token: "y", ok: true}),
+    withoutSecrets({pins: ["1", "2"], pair: ["a", "b"]},
+      {properties: {pins: {type: "array", items: secret}, pair: {prefixItems: [{}, secret]}}}),
+    withoutSecrets({a: {pin: "1", next: {pin: "2", name: "n"}}}, {...root, properties: {a: {$ref: "#/$defs/node"}}}),
+    withoutSecrets({maybe: "x", any: {key: null, word: "y"}},
+      {properties: {maybe: {anyOf: [secret, {type: "null"}]}, any: {additionalProperties: true}}}),
+    withoutSecrets({map: {a: "x"}}, {properties: {map: {additionalProperties: {type: "string", writeOnly: true}}}}),
+    withoutSecrets({plain: "x"}, {properties: {plain: true}}),
+  ];
+}"""
+
+
+def test_secrets_are_found_in_every_shape(page: Page) -> None:
+    """Our choice: in lists, tuples, maps, alternatives, and a schema that refers to itself without an end."""
+    assert page.evaluate(SHAPES) == [
+        {"tokens": 5, "max_tokens": 6, "ok": True},
+        {"pins": [], "pair": ["a"]},
+        {"a": {"next": {"name": "n"}}},
+        {"any": {"key": None, "word": "y"}},
+        {"map": {}},
+        {"plain": "x"},
+    ]
+
+
+def test_the_page_and_the_log_go_by_the_same_names() -> None:
+    """Our choice: what the server hides in its log, the page doesn't keep."""
+    text = Path("src/millstream/_web/assets/schema/secrets.js").read_text()
+    assert f"/{_SECRET_NAME.pattern}/" in text
