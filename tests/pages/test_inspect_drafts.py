@@ -146,7 +146,8 @@ def test_a_secret_is_kept_as_long_as_the_page_and_no_longer(page: Page) -> None:
 SHAPES = """async () => {
   const {withoutSecrets} = await import(`${new URL("assets/schema/secrets.js", document.baseURI)}`);
   const secret = {type: "string", format: "password"};
-  const root = {$defs: {node: {anyOf: [{$ref: "#/$defs/node"}, {properties: {pin: secret, next: {$ref: "#/$defs/node"}}}]}}};
+  const node = {properties: {pin: secret, next: {$ref: "#/$defs/node"}}};
+  const root = {$defs: {node: {anyOf: [{$ref: "#/$defs/node"}, node]}}};
   return [
     withoutSecrets({apiKey: "x", tokens: 5, max_tokens: 6, access_token: "y", ok: true}),
     withoutSecrets({pins: ["1", "2"], pair: ["a", "b"]},

@@ -71,7 +71,7 @@ def test_every_kind_of_tool_is_used_with_the_keyboard_alone(kinds: str, open_pag
     expect(result).to_contain_text("Square(kind='square', side=2.0) Color.GREEN")
 
     detail = opened(page, "plan")
-    expect(detail.get_by_text("(string, date)")).to_be_visible()
+    expect(detail.get_by_text("string, date")).to_be_visible()
     day = detail.get_by_label("day")
     tabbed(page, day)
     press(page, "ArrowUp", "ArrowRight", "ArrowUp", "ArrowRight", "ArrowUp")

@@ -199,9 +199,9 @@ const list = (method, key) => () => session.client.list(method, key);
 
 /** Everything there is, by kind. `needs` is the capability without which there is no list. */
 export const KINDS = {
-  tools: { title: "Tools", needs: "tools", load: list("tools/list", "tools"), show: tool, none: "Register a function with @mcp.tool." },
-  resources: { title: "Resources", needs: "resources", load: list("resources/list", "resources"), show: resource, none: "Register a function with @mcp.resource." },
-  templates: { title: "Templates", needs: "resources", load: list("resources/templates/list", "resourceTemplates"), show: template, none: "Register a function with @mcp.resource and a variable in its URI." },
-  prompts: { title: "Prompts", needs: "prompts", load: list("prompts/list", "prompts"), show: prompt, none: "Register a function with @mcp.prompt." },
-  server: { title: "Server", needs: "", load: async () => SERVER_ITEMS, show: (item, values) => item.show(item, values), none: "" },
+  tools: { title: "Tools", needs: "tools", load: list("tools/list", "tools"), show: tool, none: "Register a function with @mcp.tool.", first: "A tool is a function that models call. This makes one:", example: '@mcp.tool\ndef greet(name: str) -> str:\n    """Say hello to somebody."""\n    return f"Hello, {name}!"' },
+  resources: { title: "Resources", needs: "resources", load: list("resources/list", "resources"), show: resource, none: "Register a function with @mcp.resource.", first: "A resource is something that clients read. This makes one:", example: '@mcp.resource("shop://hours")\ndef hours() -> str:\n    """When the shop is open."""\n    return "Nine to five"' },
+  templates: { title: "Templates", needs: "resources", load: list("resources/templates/list", "resourceTemplates"), show: template, none: "Register a function with @mcp.resource and a variable in its URI.", first: "A template is a resource with variables in its URI. This makes one:", example: '@mcp.resource("shop://books/{isbn}")\ndef book(isbn: str) -> str:\n    """One book."""\n    return f"The book {isbn}"' },
+  prompts: { title: "Prompts", needs: "prompts", load: list("prompts/list", "prompts"), show: prompt, none: "Register a function with @mcp.prompt.", first: "A prompt is a text that people start from. This makes one:", example: '@mcp.prompt\ndef review(code: str) -> str:\n    """Ask for a review."""\n    return f"Review this code:\\n{code}"' },
+  server: { title: "Server", needs: "", load: async () => SERVER_ITEMS, show: (item, values) => item.show(item, values), none: "", first: "", example: "" },
 };

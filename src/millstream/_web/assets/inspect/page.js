@@ -5,7 +5,7 @@ import { $, element } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
 import { events } from "../sse.js";
-import { copy } from "../shell/copy.js";
+import { copy, copyable } from "../shell/copy.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
@@ -86,6 +86,15 @@ function drawItems() {
   $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${kind}`), there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none));
 }
 
+/** What stands in the place of a thing where there's none: how to make one, where that's for this person to do. */
+function nothing(name) {
+  const { none, first, example } = KINDS[name];
+  if (session.via || refused[name] || !begun) return element("p", { className: "empty narrow-only" }, element("strong", {}, `No ${name}`), refused[name] ?? none);
+  const code = copyable(element("pre", { tabIndex: 0, "aria-label": "Example", dir: "ltr" }, example), "Copy the example");
+  const then = element("p", { className: "small" }, "Save and restart the server: this page comes back by itself. With ", element("code", {}, "millstream dev"), ", saving is enough.");
+  return element("section", { className: "empty first", "aria-label": "How to begin" }, element("p", {}, first), code, then);
+}
+
 /** Show a kind: its list, and what was last opened of it. */
 function open(name) {
   kind = name;
@@ -94,7 +103,7 @@ function open(name) {
   drawItems();
   const again = current() ?? offered[name]?.[0];
   if (again) show(again);
-  else $("detail").replaceChildren(element("p", { className: "empty narrow-only" }, element("strong", {}, `No ${name}`), refused[name] ?? KINDS[name].none));
+  else $("detail").replaceChildren(nothing(name));
 }
 
 /** Put one thing on the bench. */

@@ -56,6 +56,8 @@ export function numeric(schema, { id }) {
 
 const INPUTS = { email: "email", uri: "url", date: "date", "date-time": "datetime-local" };
 
+const LIKE = { time: "14:30:00", duration: "PT1H30M", uuid: "123e4567-e89b-12d3-a456-426614174000", ipv4: "192.0.2.1", ipv6: "2001:db8::1" };
+
 /** A moment as the field shows it, in the time zone of the person. */
 function local(text) {
   const moment = new Date(text);
@@ -67,7 +69,7 @@ export function text(schema, { id, single = false }) {
   const type = masked(schema) ? "password" : (INPUTS[schema.format] ?? "text");
   const moment = schema.format === "date-time";
   const grows = type === "text" && !schema.format && !single;
-  const control = element(grows ? "textarea" : "input", { id, autocomplete: "off", dir: "auto", className: grows ? "grows" : "" });
+  const control = element(grows ? "textarea" : "input", { id, autocomplete: "off", dir: "auto", className: grows ? "grows" : "", placeholder: LIKE[schema.format] ?? "" });
   if (grows) control.rows = 1;
   else control.type = type;
   if (moment) control.step = "1";

@@ -10,7 +10,7 @@ const SHOWN_OPTIONS = 24;
 const typed = (schema, root) => {
   if (schema.type === "array" && schema.items) {
     const items = present(schema.items, root);
-    return `array of ${options(items) ? "the list" : (items.title ?? items.type ?? "values")}`;
+    return `array of ${items.title ?? items.type ?? "values"}`;
   }
   return null;
 };
@@ -43,7 +43,7 @@ const list = (rows) => element("ul", { className: "properties" }, ...rows);
 function row(name, given, required, root, depth, loose = false) {
   const schema = present(given, root);
   const told = typed(schema, root);
-  const kind = hint(schema, true).replace(/^array/, told ?? "array");
+  const kind = hint(schema).replace(/^array/, told ?? "array");
   const head = element(
     "p", { className: "property" },
     element("code", { className: loose ? "loose" : "", dir: "auto" }, name), " ",

@@ -3,7 +3,7 @@
 import { element, pretty } from "../dom.js";
 import { Unreadable, choice, fixed, flag, json, numeric, several, text, tristate } from "./controls.js";
 import { list, map, members, object, variants } from "./nested.js";
-import { hint, options, present, resolve } from "./resolve.js";
+import { kindOf, limits, options, present, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
 
 const MAX_DEPTH = 8;
@@ -12,7 +12,7 @@ function single(schema, required) {
   if ("const" in schema) return fixed;
   if (options(schema)) return choice;
   if (schema.type === "array" && options(schema.items ?? {})) return several;
-  if (schema.type === "boolean") return required || schema.default !== undefined ? flag : tristate;
+  if (schema.type === "boolean") return !schema.nullable && (required || typeof schema.default === "boolean") ? flag : tristate;
   return { integer: numeric, number: numeric, string: text }[schema.type] ?? json;
 }
 
@@ -38,11 +38,13 @@ function make(name, given, at) {
 function field(name, schema, at) {
   const { id, required } = at;
   const made = single(schema, required)(schema, at);
-  const description = schema.description ? element("span", { dir: "auto" }, `${schema.description} `) : "";
-  const about = element("span", { className: "hint", id: `${id}-hint` }, description, `(${hint(schema, required)})`);
+  const kind = element("span", { className: "kind one-line", id: `${id}-kind` }, required ? kindOf(schema) : `${kindOf(schema)}, optional`);
+  const [description, most] = [schema.description ?? "", limits(schema)];
+  const about = element("span", { className: "hint", id: `${id}-hint`, hidden: !description && !most }, description ? element("span", { dir: "auto" }, description) : "", description && most ? ` (${most})` : most);
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const title = schema.title ?? name;
-  made.control.setAttribute("aria-describedby", `${id}-hint ${id}-error`);
+  kind.hidden = kind.textContent === title; // an alternative may be called by its type
+  made.control.setAttribute("aria-describedby", `${id}-kind ${id}-hint ${id}-error`);
   let label;
   if (made.group) {
     label = element("span", { className: "label", id: `${id}-label` }, title);
@@ -51,9 +53,17 @@ function field(name, schema, at) {
   else label = element("label", { htmlFor: id }, title);
   if (required && !made.check) label.append(element("span", { className: "required", "aria-hidden": "true", title: "Required" }, "•"));
   if (required && made.control.matches("input:not([type=checkbox]), select, textarea")) made.control.ariaRequired = "true";
-  const node = element("div", { className: made.wide ? "field wide" : "field" }, label, made.check ? "" : made.control, about, error);
+  const node = element("div", { className: made.wide ? "field wide" : "field" }, element("div", { className: "head" }, label, kind), made.check ? "" : made.control, about, error);
+  const blank = () => {
+    try {
+      return made.read() === undefined;
+    } catch {
+      return false;
+    }
+  };
   const complain = (path, message) => {
-    error.textContent = path.length ? `${path.join(".")}: ${message}` : message;
+    // An item that's left empty is sent as null, but what's wrong with it is that it's empty.
+    error.textContent = path.length ? `${path.join(".")}: ${message}` : message && required && blank() ? "Required." : message;
     error.hidden = !message;
     if (message) made.control.setAttribute("aria-invalid", "true");
     else made.control.removeAttribute("aria-invalid");

@@ -3,8 +3,10 @@
 
 import { element } from "../dom.js";
 import { icon } from "../shell/icons.js";
-import { nameOf, resolve } from "./resolve.js";
+import { nameOf, only, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
+
+const MOST_ROWS = 10; // of a list that must have so many: the others are added by hand
 
 /**
  * @typedef {object} Editor
@@ -32,7 +34,7 @@ function frame(name, schema, { id, required }, buttons, more = null) {
   const about = schema.description ? element("p", { className: "hint", dir: "auto" }, schema.description) : "";
   const optional = required ? "" : element("span", { className: "hint" }, "optional");
   const legend = element("legend", {}, element("span", {}, schema.title ?? name), optional);
-  const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, ...(more ? [about, body, element("div", { className: "nested-tools" }, more)] : [element("div", { className: "nested-tools" }, ...buttons), about, body]), error);
+  const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, ...(more ? [about, body, more] : [element("div", { className: "nested-tools" }, ...buttons), about, body]), error);
   const say = (message) => {
     error.textContent = message;
     error.hidden = !message;
@@ -46,7 +48,7 @@ export function members(schema, at) {
   const required = new Set(schema.required ?? []);
   const list = Object.entries(schema.properties ?? {}).map(([name, part], index) => ({
     name,
-    editor: at.make(name, part, { ...at, id: `${at.id}-${index}`, required: required.has(name), depth: at.depth + 1 }),
+    editor: at.make(name, part, { ...at, variant: false, id: `${at.id}-${index}`, required: required.has(name), depth: at.depth + 1 }),
   }));
   const read = () => {
     const found = {};
@@ -65,7 +67,9 @@ export function members(schema, at) {
   const write = (value) => list.forEach(({ name, editor }) => editor.write(value?.[name]));
   const complain = ([first, ...rest], message) => list.find(({ name }) => name === first)?.editor.complain(rest, message) ?? null;
   const clear = () => list.forEach(({ editor }) => editor.clear());
-  return { list, nodes: list.map(({ editor }) => editor.node), read, write, complain, clear };
+  // The tag of an alternative is what the alternative is chosen by.
+  const hidden = (name) => at.variant && only(resolve(schema.properties[name], at.root)) !== undefined && required.has(name);
+  return { list, nodes: list.filter(({ name }) => !hidden(name)).map(({ editor }) => editor.node), read, write, complain, clear };
 }
 
 export function object(name, schema, at) {
@@ -107,32 +111,51 @@ export function object(name, schema, at) {
 export function list(name, schema, at) {
   const rows = [];
   let made = 0;
-  const add = small("Add item", "add", () => firstField(rowFor(undefined).node)?.focus());
-  const { node, body, say } = frame(name, schema, at, [], add);
+  const least = Math.min(schema.minItems ?? 0, MOST_ROWS);
+  const most = Math.min(schema.maxItems ?? Infinity, schema.items === false ? schema.prefixItems.length : Infinity);
+  const tuple = least > 0 && least === most; // all of it is there, or nothing
+  const add = small(tuple ? "Add" : "Add item", "add", () => {
+    const first = rowFor(undefined);
+    while (rows.length < least) rowFor(undefined);
+    firstField(first.node)?.focus();
+  });
+  const none = small("Remove", "remove", () => (write([]), add.focus()));
+  const tools = element("div", { className: "nested-tools" }, add, none);
+  const { node, body, say } = frame(name, schema, at, [], tools);
+  const offer = () => {
+    add.hidden = rows.length >= most;
+    none.hidden = !tuple || at.required || !rows.length;
+    tools.hidden = add.hidden && none.hidden;
+    for (const row of rows) row.remove.hidden = tuple || (at.required && rows.length <= least);
+  };
   const partOf = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
   const rowFor = (value) => {
     const index = rows.length;
     const called = ++made; // not its place: one that is gone leaves its name to nobody
-    const editor = at.make(`Item ${called}`, partOf(index), { ...at, id: `${at.id}-i${called}`, required: true, depth: at.depth + 1 });
-    const row = { editor, node: null };
+    const editor = at.make(`Item ${called}`, partOf(index), { ...at, variant: false, id: `${at.id}-i${called}`, required: true, depth: at.depth + 1 });
     const remove = element("button", { type: "button", className: "quiet small square", "aria-label": `Remove item ${called}`, title: "Remove" }, icon("close"));
+    const row = { editor, remove, node: null };
     remove.addEventListener("click", () => {
       rows.splice(rows.indexOf(row), 1);
       row.node.remove();
+      offer();
       add.focus();
     });
     row.node = element("div", { className: "nested-row" }, editor.node, remove);
     if (value !== undefined) editor.write(value);
     rows.push(row);
     body.append(row.node);
+    offer();
     return row;
   };
   const write = (value) => {
     rows.length = made = 0;
     body.replaceChildren();
     for (const each of Array.isArray(value) ? value : []) rowFor(each);
+    while (at.required && rows.length < least) rowFor(undefined);
+    offer();
   };
-  write(schema.default ?? Array.from({ length: at.required ? Math.min(schema.minItems ?? 0, 10) : 0 }));
+  write(schema.default ?? []);
   return {
     node, write,
     read: () => (rows.length || at.required ? rows.map(({ editor }) => editor.read() ?? null) : undefined),
@@ -146,11 +169,11 @@ export function map(name, schema, at) {
   const rows = [];
   let made = 0;
   const add = small("Add entry", "add", () => rowFor("", undefined).key.focus());
-  const { node, body, say } = frame(name, schema, at, [], add);
+  const { node, body, say } = frame(name, schema, at, [], element("div", { className: "nested-tools" }, add));
   const rowFor = (named, value) => {
     const id = `${at.id}-e${made++}`;
     const key = element("input", { id: `${id}-key`, value: named, autocomplete: "off", spellcheck: false });
-    const editor = at.make("Value", schema.additionalProperties, { ...at, id, required: true, depth: at.depth + 1 });
+    const editor = at.make("Value", schema.additionalProperties, { ...at, variant: false, id, required: true, depth: at.depth + 1 });
     const row = { key, editor, node: null };
     const remove = element("button", { type: "button", className: "quiet small square", "aria-label": "Remove this entry", title: "Remove" }, icon("close"));
     remove.addEventListener("click", () => {
@@ -190,7 +213,8 @@ export function variants(name, schema, at) {
   let inner = null;
   const show = () => {
     const part = select.value === "" ? null : parts[Number(select.value)];
-    inner = part && at.make(nameOf(part, at.root, Number(select.value)), part, { ...at, id: `${at.id}-v${select.value}`, required: true, depth: at.depth + 1 });
+    inner = part && at.make(nameOf(part, at.root, Number(select.value)), part, { ...at, variant: true, id: `${at.id}-v${select.value}`, required: true, depth: at.depth + 1 });
+    inner?.node.classList.add("variant");
     body.replaceChildren(...(inner ? [inner.node] : []));
   };
   select.addEventListener("change", show);

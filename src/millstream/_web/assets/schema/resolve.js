@@ -24,7 +24,7 @@ function merged(schema, root) {
   return allOf.map((part) => merged(resolve(part, root), root)).reduce(
     (whole, part) => ({
       ...part, ...whole,
-      ...(whole.properties || part.properties ? { properties: { ...part.properties, ...whole.properties } } : {}),
+      ...(whole.properties || part.properties ? { properties: { ...whole.properties, ...part.properties, ...whole.properties } } : {}),
       ...(whole.required || part.required ? { required: [...new Set([...(part.required ?? []), ...(whole.required ?? [])])] } : {}),
     }),
     own,
@@ -75,32 +75,38 @@ export function options(schema) {
   return parts.map((part) => ({ value: part.const, title: String(part.title ?? part.const) }));
 }
 
+const RANGES = [
+  ["minimum", "maximum", ""],
+  ["minLength", "maxLength", " characters"],
+  ["minItems", "maxItems", " items"],
+];
 const LIMITS = [
-  ["minimum", (value) => `at least ${value}`],
   ["exclusiveMinimum", (value) => `more than ${value}`],
-  ["maximum", (value) => `at most ${value}`],
   ["exclusiveMaximum", (value) => `less than ${value}`],
   ["multipleOf", (value) => `a multiple of ${value}`],
-  ["minLength", (value) => (value ? `at least ${value} characters` : "")],
-  ["maxLength", (value) => `at most ${value} characters`],
-  ["pattern", (value) => `like ${value}`],
-  ["minItems", (value) => (value ? `at least ${value}` : "")],
-  ["maxItems", (value) => `at most ${value}`],
-  ["default", (value) => (value === null || value === "" ? "" : `default ${JSON.stringify(value)}`)],
+  ["pattern", (value) => `matches ${value}`],
 ];
 
+const range = (low, high, unit) => (high === undefined ? `at least ${low}${unit}` : low === undefined ? `at most ${high}${unit}` : low === high ? `exactly ${low}${unit}` : `${low} to ${high}${unit}`);
+
+/** The type of a value, as a person is told it. */
+export const kindOf = (schema) => [schema.type ?? (options(schema) ? "value" : schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON"), schema.format].filter(Boolean).join(", ");
+
+/** The limits of a value; empty where there are none. */
+export function limits(schema) {
+  const lengths = RANGES.map(([low, high, unit]) => [unit && !schema[low] ? undefined : schema[low], schema[high], unit]);
+  const ranges = lengths.filter(([low, high]) => low !== undefined || high !== undefined).map((each) => range(...each));
+  return [...ranges, ...LIMITS.filter(([name]) => schema[name] !== undefined).map(([name, say]) => say(schema[name]))].join(", ");
+}
+
 /** What a person is told about a value: type, limits, default. */
-export function hint(schema, required) {
-  const kind = schema.type ?? (schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON");
-  const words = [options(schema) ? "one of the list" : schema.format ? `${kind}, ${schema.format}` : kind];
-  if (schema.type === "array" && options(schema.items ?? {})) words[0] = "any of the list";
-  for (const [name, say] of LIMITS) if (schema[name] !== undefined) words.push(say(schema[name]));
-  if (!required) words.push("optional");
-  return words.filter(Boolean).join(", ");
+export function hint(schema) {
+  const preset = schema.default === undefined || schema.default === null || schema.default === "" ? "" : `default ${JSON.stringify(schema.default)}`;
+  return [kindOf(schema), limits(schema), preset].filter(Boolean).join(", ");
 }
 
 /** The one value that a schema allows, if it's one. */
-const only = (schema) => (schema.enum?.length === 1 ? schema.enum[0] : schema.const);
+export const only = (schema) => (schema.enum?.length === 1 ? schema.enum[0] : schema.const);
 
 /** What an alternative is called. */
 export function nameOf(schema, root, index) {

@@ -18,6 +18,7 @@ const brief = (value) => {
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 60 ? `${text.slice(0, 57)}…` : text;
 };
+const article = (type) => (type === "null" ? type : `${/^[aio]/.test(type) ? "an" : "a"} ${type}`);
 const length = (text) => [...text].length;
 
 const is = {
@@ -108,7 +109,7 @@ function check(value, given, at) {
   const below = (part, step) => ({ ...at, depth: at.depth + 1, path: step === undefined ? at.path : [...at.path, step] });
   const types = schema.type === undefined ? null : [schema.type].flat();
   if (types && !types.some((type) => is[type]?.(value) ?? true)) {
-    return void at.say(at.path, "type", `Must be ${types.join(" or ")}; it's ${kindOf(value)}${kindOf(value) === "object" ? "" : ` (${brief(value)})`}.`);
+    return void at.say(at.path, "type", `Must be ${types.map(article).join(" or ")}; it's ${["object", "null"].includes(kindOf(value)) ? article(kindOf(value)) : brief(value)}.`);
   }
   for (const [keyword, test] of Object.entries({ ...ANY, ...BY_KIND[kindOf(value)] })) {
     const words = schema[keyword] !== undefined && test(schema[keyword], value);
@@ -172,6 +173,6 @@ function nearest(value, parts, keyword, at, below) {
   const distance = (problems) => problems.length + 10 * problems.filter(([path, word]) => (word === "type" && path.length === at.path.length) || word === "const").length;
   const best = found.reduce((one, other) => (distance(other) < distance(one) ? other : one));
   if (parts.length > 1 && best.some(([path, word]) => word === "type" && path.length === at.path.length)) {
-    at.say(at.path, keyword, `Fits none of the ${parts.length} shapes: it's ${kindOf(value)}.`);
+    at.say(at.path, keyword, `Fits none of the ${parts.length} shapes: it's ${article(kindOf(value))}.`);
   } else for (const problem of best) at.say(...problem);
 }

@@ -1,0 +1,31 @@
+"""A server that has nothing yet: the inspector shows how to begin, and what it shows works as it stands."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from pages_world import OpenPage
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+EMPTY = 'from millstream import Server\n\nmcp = Server("first")\n'
+KINDS = {"Tools": "greet", "Resources": "hours", "Templates": "book", "Prompts": "review"}
+
+
+def test_the_examples_of_an_empty_inspector_work_as_they_stand(open_page: OpenPage, tmp_path: Path) -> None:
+    """A fixed defect: the middle of the window was blank, and nothing said what a first tool looks like."""
+    program, port = tmp_path / "first.py", free_port()
+    program.write_text(EMPTY)
+    with serving(millstream(str(program), port, "--serve", "web"), port, tmp_path / "log"):
+        page = open_page(f"http://127.0.0.1:{port}/inspect", lossy=True)
+        expect(page.locator("#state")).to_have_text("Connected")
+        for kind in KINDS:
+            page.locator("#kinds").get_by_role("tab", name=kind).click()
+            program.write_text(f"{program.read_text()}\n\n{page.get_by_label('Example').inner_text()}\n")
+    with serving(millstream(str(program), port, "--serve", "web"), port, tmp_path / "log"):
+        for kind, name in KINDS.items():
+            page.locator("#kinds").get_by_role("tab", name=kind).click()
+            expect(page.locator("#items").get_by_role("option", name=name)).to_be_visible()
+            expect(page.locator("#detail").get_by_role("heading", name=name)).to_be_visible()
