@@ -23,7 +23,7 @@ def test_the_examples_of_an_empty_inspector_work_as_they_stand(open_page: OpenPa
         expect(page.locator("#state")).to_have_text("Connected")
         for kind in KINDS:
             page.locator("#kinds").get_by_role("tab", name=kind).click()
-            program.write_text(f"{program.read_text()}\n\n{page.get_by_label('Example').inner_text()}\n")
+            program.write_text(f"{program.read_text()}\n\n{page.get_by_label('Example', exact=True).inner_text()}\n")
     with serving(millstream(str(program), port, "--serve", "web"), port, tmp_path / "log"):
         for kind, name in KINDS.items():
             page.locator("#kinds").get_by_role("tab", name=kind).click()

@@ -1,8 +1,9 @@
 // What one did here, for elsewhere: a call as curl, Python or TypeScript, and files to save.
 
 import { element, pretty } from "../dom.js";
-import { META } from "../mcp/wire.js";
+import { META, mirrored } from "../mcp/wire.js";
 
+const REVISION = "2026-07-28";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** JSON as a Python literal. */
@@ -27,13 +28,12 @@ function python(value, indent = 0) {
  * @param {string} method
  * @param {object} params
  * @param {Record<string, string>} headers those that the person added
+ * @param {object} [schema] that of a tool's arguments, some of which may also travel as headers
  */
-export function curl(url, method, params, headers) {
-  const meta = { [`${META}protocolVersion`]: "2026-07-28", [`${META}clientInfo`]: { name: "curl", version: "8" }, [`${META}clientCapabilities`]: {} };
+export function curl(url, method, params, headers, schema) {
+  const meta = { [`${META}protocolVersion`]: REVISION, [`${META}clientInfo`]: { name: "curl", version: "8" }, [`${META}clientCapabilities`]: {} };
   const body = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params: { ...params, _meta: meta } });
-  const head = { "content-type": "application/json", accept: "application/json, text/event-stream", "mcp-protocol-version": "2026-07-28", "mcp-method": method, ...headers };
-  const named = { "tools/call": params.name, "prompts/get": params.name, "resources/read": params.uri }[method];
-  if (named && /^[\x20-\x7e]+$/.test(named)) head["mcp-name"] = named;
+  const head = { "content-type": "application/json", accept: "application/json, text/event-stream", ...mirrored(REVISION, { method, params }, schema), ...headers };
   return [`curl -s ${url}`, ...Object.entries(head).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`), `-d ${quoted(body)}`].join(" \\\n  ");
 }
 
@@ -54,6 +54,7 @@ const TYPESCRIPT = {
   "tools/call": (params) => `await client.callTool(${pretty(params)})`,
   "resources/read": (params) => `await client.readResource(${pretty(params)})`,
   "prompts/get": (params) => `await client.getPrompt(${pretty(params)})`,
+  "server/discover": () => "await client.ping()", // it keeps this method to itself
 };
 
 /** The same in TypeScript, with the official SDK. */
@@ -64,7 +65,7 @@ export function typescript(url, method, params, headers) {
     'import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";', "",
     'const client = new Client({ name: "example", version: "1.0.0" });',
     `await client.connect(new StreamableHTTPClientTransport(new URL(${JSON.stringify(url)})${options}));`,
-    `console.log(${call});`, "await client.close();", "",
+    `console.dir(${call}, { depth: null });`, "await client.close();", "",
   ].join("\n");
 }
 

@@ -35,15 +35,15 @@ export const updated = (uri) => watched.get(uri)?.();
 
 const badge = (text, look = "") => element("span", { className: `badge ${look}` }, text);
 
-const copies = [
-  { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders()) },
+const copies = (schema) => [
+  { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders(), schema) },
   { title: "Python", text: ({ method, params }) => pythonCode(address(), method, params, ownHeaders()) },
   { title: "TypeScript", text: ({ method, params }) => typescript(address(), method, params, ownHeaders()) },
   { title: "JSON", text: ({ params }) => pretty(params) },
 ];
 
 /** Everything that a thing can be copied as, a link to this page with its values among it, but without its secrets. */
-const copiesOf = (kind, { name }, kept) => [...copies, { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href }];
+const copiesOf = (kind, { name, inputSchema }, kept) => [...copies(inputSchema), { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href }];
 
 const drawContent = (list) => (list.length ? list.flatMap((each) => nodes(each, readUri)) : [element("p", { className: "soft" }, "The result is empty.")]);
 
@@ -174,7 +174,7 @@ function rootsCard() {
 
 function ping() {
   const method = session.client.handshake ? "ping" : "server/discover";
-  return bench({ heading: "Ping", about: `Find out whether the server answers, and how fast. At this revision that's ${method}.`, form: null, read: () => ({}), verb: "Ping", copies, request: () => ({ method, params: {} }), send: request, draw: () => [element("p", {}, "The server answered.")] });
+  return bench({ heading: "Ping", about: `Find out whether the server answers, and how fast. At this revision that's ${method}.`, form: null, read: () => ({}), verb: "Ping", copies: copies(), request: () => ({ method, params: {} }), send: request, draw: () => [element("p", {}, "The server answered.")] });
 }
 
 const ANY = { type: "object", required: ["method"], properties: { method: { type: "string", minLength: 1, default: "tools/list", title: "method" }, params: { type: "object", default: {}, title: "params" } } };
