@@ -41,7 +41,7 @@ async function run(path, values, output, again) {
   const status = element("span", { className: `badge ${response.ok ? "good" : "bad"}` }, `${response.status} ${response.statusText}`.trim());
   const summary = element("p", { className: "row" }, status, element("span", { className: "soft small" }, took));
   const detail = response.ok || !result?.detail ? [] : [element("p", { className: "notice bad", dir: "auto" }, result.detail)];
-  const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Reply", dir: "auto" }, ...colored(result === null ? body : pretty(result)));
+  const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Reply", dir: result === null ? "auto" : "ltr" }, ...colored(result === null ? body : pretty(result)));
   output.replaceChildren(summary, ...detail, ...pictures(result), copyable(block, "Copy the reply"));
 }
 

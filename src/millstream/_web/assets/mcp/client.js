@@ -11,6 +11,9 @@ const MAX_ROUNDS = 100;
 const BEAT_MS = 5_000;
 const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
 
+/** What lists and forms depend on, of what a server says of itself. */
+const told = ({ capabilities, instructions, _meta }) => JSON.stringify([capabilities, instructions, _meta?.[`${META}serverInfo`]]);
+
 /**
  * @typedef {object} Events what a client tells
  * @property {(message: object, how: object) => void} sent each message that goes out
@@ -24,6 +27,7 @@ const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListC
 export class Client {
   server = null; // {serverInfo, capabilities, instructions, protocolVersion}
   logLevel = "";
+  #make;
   #transport;
   #revision;
   #capabilities;
@@ -43,6 +47,7 @@ export class Client {
     this.#on = on;
     this.#revision = revision;
     this.#capabilities = capabilities;
+    this.#make = transport;
     this.#transport = transport({
       sent: on.sent,
       got: (message, how) => {
@@ -204,13 +209,25 @@ export class Client {
     const signal = this.#closed.signal;
     try {
       await this.#listen(signal);
+      const before = this.handshake ? "" : told(this.server);
       for (;;) {
         await wait(BEAT_MS, signal);
-        await knock(signal);
+        if (this.handshake) await knock(signal);
+        else if ((await this.#says(signal)) !== before) throw new Error("The server isn't the one that it was.");
       }
     } catch (error) {
       this.#lose(error);
     }
+  }
+
+  /** What the server says of itself now. Nobody asked for this, so it isn't among the messages. */
+  #says(signal) {
+    const message = { jsonrpc: "2.0", id: 0, method: "server/discover", params: this.#params({}) };
+    return new Promise((resolve, reject) => {
+      const got = ({ result, error }) => (error ? reject(new RpcError(error)) : resolve(told(result)));
+      const over = () => reject(new Error("The server gave no answer."));
+      this.#make({ sent: () => {}, got }).send(message, this.#headers(message), signal).then(over, reject);
+    });
   }
 
   async #listen(signal) {

@@ -9,7 +9,7 @@ import { looksLike, markdown } from "./markdown.js";
 
 const MAX_RENDERED = 50_000;
 
-const block = (text, label, nodes = [text]) => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir: "auto" }, ...nodes), `Copy ${label.toLowerCase()}`, () => text);
+const block = (text, label, nodes = [text], dir = "auto") => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir }, ...nodes), `Copy ${label.toLowerCase()}`, () => text);
 
 /** JSON in order, or null where the text is something else. */
 function tidy(text) {
@@ -41,7 +41,7 @@ function rendered(text, label) {
 /** Text, as Markdown where it is or looks like it, as JSON where it is that. */
 function prose(text, label, mimeType = "") {
   const json = tidy(text);
-  if (json !== null) return [block(json, label, colored(json))];
+  if (json !== null) return [block(json, label, colored(json), "ltr")];
   const wanted = /markdown/.test(mimeType) || (!mimeType && looksLike(text));
   return [wanted && text.length <= MAX_RENDERED ? rendered(text, label) : block(text, label)];
 }

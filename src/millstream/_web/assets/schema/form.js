@@ -43,6 +43,7 @@ function field(name, schema, at) {
   const about = element("span", { className: "hint", id: `${id}-hint`, hidden: !description && !most }, description ? element("span", { dir: "auto" }, description) : "", description && most ? ` (${most})` : most);
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const title = schema.title ?? name;
+  kind.title = kind.textContent;
   kind.hidden = kind.textContent === title; // an alternative may be called by its type
   made.control.setAttribute("aria-describedby", `${id}-kind ${id}-hint ${id}-error`);
   let label;
