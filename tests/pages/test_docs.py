@@ -85,3 +85,21 @@ def test_schemas_can_be_read(hub: str, open_page: OpenPage) -> None:
     expect(arguments.get_by_label("Schema of the arguments")).to_contain_text('"properties"')
     page.get_by_role("heading", name="Errors").click()
     expect(page.get_by_role("row", name="409")).to_be_visible()
+
+
+def test_a_tool_that_is_opened_again_is_as_it_was_left(hub: str, open_page: OpenPage) -> None:
+    """A fixed defect: one look at another tool, and the form was empty and the result gone; the language is the one
+    that was chosen last, wherever that was.
+    """
+    page = opened(hub, open_page, "greet")
+    page.get_by_role("form", name="Try greet").get_by_label("name").fill("Ada")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_role("status", name="Result")).to_contain_text("Hello, Ada!")
+    page.evaluate("location.hash = 'tool=add_numbers'")
+    expect(page.get_by_role("heading", name="add_numbers", exact=True)).to_be_visible()
+    chosen(page, "Python")
+    page.evaluate("location.hash = 'tool=greet'")
+    expect(page.get_by_role("form", name="Try greet").get_by_label("name")).to_have_value("Ada")
+    expect(page.get_by_role("status", name="Result")).to_contain_text("Hello, Ada!")
+    expect(page.get_by_role("button", name="Python", exact=True)).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_label("Code", exact=True)).to_contain_text("urlopen")

@@ -141,7 +141,7 @@ document.addEventListener("visibilitychange", () => document.hidden || load());
 
 // The parts below the charts
 
-const PARTS = { tools: "Tools", calls: "Recent calls", clients: "Clients", streams: "Streams", workers: "Workers", audit: "Audit", server: "Server" };
+const PARTS = { tools: "Tools and methods", calls: "Recent calls", clients: "Clients", streams: "Streams", workers: "Workers", audit: "Audit", server: "Server" };
 const parts = tabs($("parts"), Object.entries(PARTS).map(([id, name]) => ({ id, title: name, panel: `part-${id}` })), (id) => {
   location.hash = id === "tools" ? "" : id;
   opened(id);

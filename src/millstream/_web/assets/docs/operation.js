@@ -54,7 +54,7 @@ function examples(url, first) {
     const button = element("button", { type: "button" }, name);
     button.addEventListener("click", () => {
       localStorage.setItem(LANGUAGE, name);
-      draw();
+      dispatchEvent(new Event(LANGUAGE));
     });
     return button;
   });
@@ -64,6 +64,7 @@ function examples(url, first) {
     block.textContent = LANGUAGES[name](url, values);
   };
   draw();
+  addEventListener(LANGUAGE, draw); // every operation that was opened shows the same one
   const node = element(
     "section", { className: "card stack tight", "aria-label": "Request" },
     element("div", { className: "row" }, element("h3", { className: "grow" }, "Request"), element("div", { className: "segments", role: "group", "aria-label": "Language" }, ...buttons)),

@@ -14,6 +14,7 @@ let root = null;
 let operations = [];
 let shown = [];
 let current = null;
+const drawn = new Map(); // operation -> its nodes: what somebody typed, opened and got there stays as long as the page
 
 const items = new LongList($("index"), {
   row: (each) => [element("strong", {}, each.name), element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)],
@@ -50,7 +51,8 @@ function route(first = false) {
   $("detail").hidden = !next;
   if (next) $("to-overview").removeAttribute("aria-current");
   else $("to-overview").ariaCurrent = "true";
-  if (next) $("detail").replaceChildren(...draw(next, root));
+  if (next && !drawn.has(next)) drawn.set(next, draw(next, root));
+  if (next) $("detail").replaceChildren(...drawn.get(next));
   else $("detail").replaceChildren();
   document.title = next ? `${next.name} · ${root.info.title}` : root.info.title;
   $("failure").hidden = wanted === null || Boolean(next);
