@@ -140,6 +140,9 @@ def test_fields_stand_in_the_order_of_their_schema(page: Page) -> None:
 KINDS: list[tuple[Schema, str]] = [
     ({"type": "integer", "minimum": 1, "maximum": 9}, "integer, optional|1 to 9"),
     ({"type": "string", "minLength": 3, "maxLength": 3}, "string, optional|exactly 3 characters"),
+    ({"type": "string", "minLength": 1}, "string, optional|"),
+    ({"type": "string", "minLength": 1, "maxLength": 1}, "string, optional|exactly 1 character"),
+    ({"type": "array", "maxItems": 1}, "array, optional|at most 1 item"),
     ({"type": "string", "format": "uuid", "description": "An id."}, "string, uuid, optional|An id."),
     ({"type": "string", "pattern": "^a", "description": "Text."}, "string, optional|Text. (matches ^a)"),
     ({"enum": ["a", 2]}, "value, optional|"),
@@ -154,4 +157,4 @@ def test_a_field_says_what_it_takes_beside_its_name_and_its_limits_below(page: P
     fields = form.node.locator(".field:visible").all()
     told = [f"{each.locator('.kind').inner_text()}|{each.locator('.hint').text_content()}" for each in fields]
     assert told == [expected for _, expected in KINDS]
-    expect(form.node.get_by_label("p3")).to_have_accessible_description("string, optional Text. (matches ^a)")
+    expect(form.node.get_by_label("p6")).to_have_accessible_description("string, optional Text. (matches ^a)")

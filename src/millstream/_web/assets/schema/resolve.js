@@ -77,8 +77,8 @@ export function options(schema) {
 
 const RANGES = [
   ["minimum", "maximum", ""],
-  ["minLength", "maxLength", " characters"],
-  ["minItems", "maxItems", " items"],
+  ["minLength", "maxLength", "character"],
+  ["minItems", "maxItems", "item"],
 ];
 const LIMITS = [
   ["exclusiveMinimum", (value) => `more than ${value}`],
@@ -87,14 +87,19 @@ const LIMITS = [
   ["pattern", (value) => `matches ${value}`],
 ];
 
-const range = (low, high, unit) => (high === undefined ? `at least ${low}${unit}` : low === undefined ? `at most ${high}${unit}` : low === high ? `exactly ${low}${unit}` : `${low} to ${high}${unit}`);
+function range(low, high, unit) {
+  const words = high === undefined ? `at least ${low}` : low === undefined ? `at most ${high}` : low === high ? `exactly ${low}` : `${low} to ${high}`;
+  return unit ? `${words} ${unit}${(high ?? low) === 1 ? "" : "s"}` : words;
+}
 
 /** The type of a value, as a person is told it. */
 export const kindOf = (schema) => [schema.type ?? (options(schema) ? "value" : schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON"), schema.format].filter(Boolean).join(", ");
 
 /** The limits of a value; empty where there are none. */
 export function limits(schema) {
-  const lengths = RANGES.map(([low, high, unit]) => [unit && !schema[low] ? undefined : schema[low], schema[high], unit]);
+  // That a text isn't empty needs no words: one that's left empty isn't sent.
+  const least = (name) => (name === "minimum" || schema[name] > (name === "minLength" && schema.maxLength === undefined ? 1 : 0) ? schema[name] : undefined);
+  const lengths = RANGES.map(([low, high, unit]) => [least(low), schema[high], unit]);
   const ranges = lengths.filter(([low, high]) => low !== undefined || high !== undefined).map((each) => range(...each));
   return [...ranges, ...LIMITS.filter(([name]) => schema[name] !== undefined).map(([name, say]) => say(schema[name]))].join(", ");
 }
