@@ -48,6 +48,13 @@ def test_two_browsers_chat_and_see_each_other(hub: str, open_page: OpenPage) -> 
     expect(ada.locator("#members").get_by_text("Grace", exact=True)).to_be_hidden()
 
 
+def test_the_chat_names_its_server_as_every_page_does(hub: str, open_page: OpenPage) -> None:
+    """A fixed defect: the bar of the chat alone had no name, so two tabs of two servers looked the same."""
+    page = open_page(f"{hub}/chat", name="Ada")
+    live(page)
+    expect(page.locator(".server")).to_have_text("hub 1.0.0")
+
+
 def test_the_chat_works_on_a_server_that_has_none_of_the_tools_of_an_example(plain: str, open_page: OpenPage) -> None:
     """A fixed defect: the page called a tool of `examples/hub.py`, and could send nothing anywhere else."""
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat", name="Grace")

@@ -39,7 +39,10 @@ const hub = new Hub((state) => {
   if (state.state === "open") return;
   for (const conversation of rooms.values()) conversation.live = false;
   for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
-}, "chat/members");
+}, "chat/members", ({ name = "", title, version = "" }) => {
+  write($("server-name"), title || name);
+  write($("server-version"), version === "0" ? "" : version); // what a server says that has none
+});
 
 // Messages
 

@@ -22,14 +22,17 @@ export class Hub {
   #beat = 0;
   #stopped = true;
   #onState;
+  #onServer;
   #probe;
 
   /**
    * @param {(state: {state: string, reason: string}) => void} onState connecting, open, waiting, offline
    * @param {string} probe a path that tells why the server refuses a socket: a browser doesn't
+   * @param {(server: {name?: string, title?: string, version?: string}) => void} onServer who the server says it is
    */
-  constructor(onState, probe) {
+  constructor(onState, probe, onServer) {
     this.#onState = onState;
+    this.#onServer = onServer;
     this.#probe = probe;
     addEventListener("online", () => this.now());
     addEventListener("offline", () => this.#socket?.close());
@@ -135,8 +138,10 @@ export class Hub {
       wanted.hear(message);
     } else if (message.type === "position") {
       for (const wanted of this.#wanted.values()) if (wanted.begun) wanted.last = message.id;
-    } else if (message.type === "connected") this.ids.add(message.client_id);
-    else if (message.type === "gap") {
+    } else if (message.type === "connected") {
+      this.ids.add(message.client_id);
+      this.#onServer(message.server ?? {});
+    } else if (message.type === "gap") {
       for (const wanted of this.#wanted.values()) wanted.gap?.();
     } else if (message.type === "error") this.#settle(message.id, new Refused(message.error.message));
     else this.#settle(message.id, null, message);
