@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from millstream._telemetry.logs import _SECRET_NAME
 from pages_world import OpenPage
-from processes import Shared, millstream, shared
+from processes import Shared, free_port, millstream, serving, shared
 
 pytestmark = pytest.mark.server
 
@@ -177,3 +177,20 @@ def test_the_page_and_the_log_go_by_the_same_names() -> None:
     """Our choice: what the server hides in its log, the page doesn't keep."""
     text = Path("src/millstream/_web/assets/schema/secrets.js").read_text()
     assert f"/{_SECRET_NAME.pattern}/" in text
+
+
+def test_a_tool_that_was_changed_keeps_the_values_that_it_still_has(open_page: OpenPage, tmp_path: Path) -> None:
+    """Our choice: somebody who edits a function and saves goes on with the values that they test it with."""
+    program, port = tmp_path / "changing.py", free_port()
+    command = millstream(str(program), port, "--serve", "web")
+    server = "from millstream import Server\nmcp = Server('changing')\n@mcp.tool\ndef add({}) -> str:\n    return 'x'\n"
+    program.write_text(server.format("word: str, gone: str = ''"))
+    with serving(command, port, tmp_path / "first"):
+        page = connected(open_page(f"http://127.0.0.1:{port}/inspect", lossy=True))
+        page.get_by_label("word").fill("kept")
+        page.get_by_label("gone").fill("lost")
+    program.write_text(server.format("word: str, more: int = 7"))
+    with serving(command, port, tmp_path / "second"):
+        expect(page.get_by_label("more")).to_be_visible()
+        expect(page.get_by_label("word")).to_have_value("kept")
+        expect(page.get_by_label("gone")).to_have_count(0)
