@@ -1,4 +1,4 @@
-"""A server that has nothing yet: the inspector shows how to begin, and what it shows works as it stands."""
+"""The first steps in the inspector: on a server that has nothing yet, and by a link while the page still opens."""
 
 from pathlib import Path
 
@@ -29,3 +29,14 @@ def test_the_examples_of_an_empty_inspector_work_as_they_stand(open_page: OpenPa
             page.locator("#kinds").get_by_role("tab", name=kind).click()
             expect(page.locator("#items").get_by_role("option", name=name)).to_be_visible()
             expect(page.locator("#detail").get_by_role("heading", name=name)).to_be_visible()
+
+
+def test_a_link_that_is_followed_while_the_page_opens_something_itself_is_followed(
+    hub: str, open_page: OpenPage
+) -> None:
+    """A fixed defect: what the page opened by itself at that moment changed the address, so the link was forgotten."""
+    page = open_page(f"{hub}/inspect#tool=greet")
+    expect(page.locator("#detail").get_by_role("heading", name="greet")).to_be_visible()
+    page.evaluate("location.hash = '#tool=long_task'; history.replaceState(null, '', '#tool=greet')")
+    expect(page.locator("#detail").get_by_role("heading", name="long_task")).to_be_visible()
+    expect(page).to_have_url(f"{hub}/inspect#tool=long_task")

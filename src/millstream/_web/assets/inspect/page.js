@@ -263,8 +263,8 @@ $("views").addEventListener("click", (event) => event.target.closest("button") &
 $("back").addEventListener("click", () => view("list"));
 $("export").addEventListener("click", exportTranscript);
 $("clear").addEventListener("click", () => clearAll[activity.current()]());
-addEventListener("hashchange", () => {
-  const wanted = links.read(location.hash);
+addEventListener("hashchange", ({ newURL }) => {
+  const wanted = links.read(new URL(newURL).hash); // the address itself may say already what was opened in between
   if (!begun) asked = wanted ?? asked;
   else if (wanted && (wanted.kind !== kind || wanted.name !== chosen[kind] || wanted.values)) jump(wanted);
 });
