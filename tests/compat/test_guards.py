@@ -9,7 +9,7 @@ from millstream.compat.fastmcp import FastMCP, Middleware, ToolError, standalone
 from millstream.testing import connect
 
 
-@pytest.mark.parametrize("option", ["auth", "security", "exclude_args"])
+@pytest.mark.parametrize("option", ["auth", "security"])
 def test_an_option_that_keeps_somebody_out_is_refused_and_not_passed_over(option: str) -> None:
     """Without the check that the program names, everybody could do what it guards."""
     mcp = standalone.FastMCP("guarded")

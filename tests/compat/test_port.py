@@ -165,3 +165,9 @@ def test_options_of_decorators_are_looked_at() -> None:
     assert [use.what for use in found.missing] == ["tool(auth=…)", "tool(colour=…)"]
     assert "get_access_token()" in found.missing[0].differs
     assert Use(3, "tool(task=…)", True, "taken, and changes nothing") in found.uses
+
+
+def test_what_a_program_keeps_on_its_server_is_its_own() -> None:
+    """`mcp.database = …` works here as it does there; it isn't a member that's missing."""
+    source = "from fastmcp import FastMCP\nmcp = FastMCP('shop')\nmcp.database = {}\nprint(mcp.database, mcp.shelf)\n"
+    assert [use.what for use in survey(source).missing] == ["mcp.shelf"]

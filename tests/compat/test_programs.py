@@ -1,5 +1,6 @@
 """Programs for the official SDK, with nothing changed but what `millstream port --write` changes, in real processes."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -127,6 +128,25 @@ async def test_middleware_of_the_program_stands_in_front_of_its_application(port
                 pass
         async with Client(url, headers={"Authorization": "Bearer ma_cle"}, timeout=WAIT) as client:
             assert "T" in (await client.call("get_current_time")).text
+
+
+@pytest.mark.parametrize("way", ["run", "run_async"])
+async def test_middleware_given_to_run_stands_in_front_of_every_request_and_the_guard_in_front_of_it(
+    ported: Path, way: str
+) -> None:
+    """fastmcp: `run(middleware=…)`. Our short cuts must not pass it by, and it must not open what we guard."""
+    with started(ported, "surrounded.py", way) as port:
+        url = f"http://127.0.0.1:{port}/mcp"
+        async with httpx2.AsyncClient(timeout=WAIT) as http:
+            for body in (b"{}", b'{"jsonrpc":"2.0","id":1,"method":"ping"}'):
+                stopped = await http.post(url, content=body, headers={"content-type": "application/json"})
+                assert (stopped.status_code, stopped.text) == (418, "The word?")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\nhost: evil.example\r\nx-word: momo\r\n\r\n")
+        assert b" 400 " in await asyncio.wait_for(reader.readline(), WAIT)
+        writer.close()
+        async with Client(url, headers={"x-word": "momo"}, timeout=WAIT) as client:
+            assert (await client.call("add", a=1, b=2)).text == "3"
 
 
 async def test_a_provider_of_the_program_says_whose_a_token_is(ported: Path) -> None:

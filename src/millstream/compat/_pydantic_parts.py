@@ -26,6 +26,7 @@ except ImportError:
 
 from pydantic_core import SchemaError, to_json, to_jsonable_python
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
+from typing_extensions import TypeAliasType
 
 __all__ = [
     "AnyUrl",
@@ -41,6 +42,7 @@ __all__ = [
     "RootModel",
     "SchemaError",
     "TypeAdapter",
+    "TypeAliasType",
     "ValidationError",
     "WithJsonSchema",
     "create_model",

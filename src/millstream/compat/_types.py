@@ -364,3 +364,21 @@ class ClientCapabilities(Wire):
     roots: RootsCapability | None = None
     sampling: SamplingCapability | None = None
     elicitation: ElicitationCapability | None = None
+
+
+class ToolListChangedNotification(Wire):
+    """For `Context.send_notification`."""
+
+    method: str = "notifications/tools/list_changed"
+
+
+class PromptListChangedNotification(Wire):
+    """For `Context.send_notification`."""
+
+    method: str = "notifications/prompts/list_changed"
+
+
+class ResourceListChangedNotification(Wire):
+    """For `Context.send_notification`."""
+
+    method: str = "notifications/resources/list_changed"

@@ -35,11 +35,13 @@ from millstream.compat._types import (
     ModelPreferences,
     Prompt,
     PromptArgument,
+    PromptListChangedNotification,
     PromptMessage,
     PromptReference,
     ReadResourceRequestParams,
     Resource,
     ResourceLink,
+    ResourceListChangedNotification,
     ResourceTemplate,
     ResourceTemplateReference,
     Role,
@@ -51,6 +53,7 @@ from millstream.compat._types import (
     TextResourceContents,
     Tool,
     ToolAnnotations,
+    ToolListChangedNotification,
 )
 
 __all__ = [
@@ -89,11 +92,13 @@ __all__ = [
     "ModelPreferences",
     "Prompt",
     "PromptArgument",
+    "PromptListChangedNotification",
     "PromptMessage",
     "PromptReference",
     "ReadResourceRequestParams",
     "Resource",
     "ResourceLink",
+    "ResourceListChangedNotification",
     "ResourceTemplate",
     "ResourceTemplateReference",
     "Role",
@@ -105,4 +110,5 @@ __all__ = [
     "TextResourceContents",
     "Tool",
     "ToolAnnotations",
+    "ToolListChangedNotification",
 ]

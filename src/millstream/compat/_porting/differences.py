@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from millstream.compat.fastmcp._missing import MISSING
+
 OPTIONS: Mapping[str, str] = {
     "event_store": "taken and not needed: streams can be resumed anyway, across workers with a shared store",
     "retry_interval": "taken and not needed: the interval is ours",
@@ -19,7 +21,7 @@ OPTIONS: Mapping[str, str] = {
 MEMBERS: Mapping[str, str] = {
     "lifespan": "entered once for the server, not for each session",
     "tool": "works without parentheses, too; plain functions run in a thread (run_in_thread=False for the loop); auth= "
-    "and exclude_args= are refused",
+    "is refused; Resolve parameters that ask do so one after the other",
     "prompt": "works without parentheses, too",
     "resource": "the number and the names of variables are checked as the library does; auth= and security= are "
     "refused",
@@ -28,6 +30,8 @@ MEMBERS: Mapping[str, str] = {
     "run": "over HTTP, Streamable HTTP and HTTP+SSE are both served, whichever is named",
     "custom_route": "Host and Origin are checked, except where an application made by http_app() serves it",
     "add_middleware": "around the items of mounted servers, too, where prompts and errors are as our engine has them",
+    "as_proxy": "one connection for all callers; headers and keys of callers are not passed on; the proxy starts even "
+    "if the server behind it doesn't answer yet",
     "completion": "asked for arguments of prompts and templates that are registered",
     "call_tool": "gives content, or content and structured content; the attributes of CallToolResult are there, too",
 }
@@ -44,22 +48,6 @@ CONTEXT: Mapping[str, str] = {
 }
 """Members of `Context`."""
 
-MISSING: Mapping[str, str] = {
-    "from_openapi": "no server is made of an OpenAPI document",
-    "from_fastapi": "no server is made of a FastAPI application; mount this one in it",
-    "as_proxy": "there is no proxy",
-    "create_proxy": "there is no proxy",
-    "add_provider": "there are no providers: add tools, resources and prompts",
-    "add_transform": "there are no transforms",
-    "add_tool_transformation": "there are no transforms",
-    "add_extension": "fastmcp's extensions are its own",
-    "from_tool": "tools are not made of tools",
-    "enable_components": "what is visible is the same for all sessions",
-    "disable_components": "what is visible is the same for all sessions",
-    "reset_visibility": "what is visible is the same for all sessions",
-}
-"""What others have and the door does not."""
-
 BEHAVIOR: Mapping[str, str] = {
     "an unknown tool": "a protocol error (-32602), as the specification says, not a result with isError",
     "an unknown resource": "the specification's error for it (-32002, or -32602 in the newest revision)",
@@ -69,3 +57,5 @@ BEHAVIOR: Mapping[str, str] = {
     "list changes": "reach every client that listens, not only the caller",
 }
 """What differs although no name says so."""
+
+__all__ = ["BEHAVIOR", "CONTEXT", "MEMBERS", "MISSING", "OPTIONS"]

@@ -92,9 +92,10 @@ def survey(source: str, filename: str = "<program>") -> Survey:
         elif isinstance(node, ast.Import):
             _import(node, uses, changes)
     servers, modules = set(_servers(tree)), _modules(tree)
+    own = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_set(node)}
     for node in ast.walk(tree):
         uses.extend(_in_call(node))
-        uses.extend(_of_server(node, servers))
+        uses.extend(use for use in _of_server(node, servers) if use.there or use.what not in own)
         uses.extend(_of_module(node, modules))
     for function in () if _has_other_context(tree) else ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -193,6 +194,11 @@ def _servers(tree: ast.Module) -> Iterator[str]:
             and _called(node.value) in _SERVERS
         ):
             yield from map(_dotted, node.targets if isinstance(node, ast.Assign) else [node.target])
+
+
+def _is_set(node: ast.Attribute) -> bool:
+    """Whether the program gives this attribute a value: then it's the program's own, if nobody else has it."""
+    return isinstance(node.ctx, ast.Store)
 
 
 def _dotted(node: ast.expr) -> str:

@@ -56,6 +56,7 @@ from millstream.compat.fastmcp._provider import (
     TokenError,
     construct_redirect_uri,
 )
+from millstream.compat.fastmcp._resolving import Elicit, ListRoots, Resolve, Sample
 from millstream.compat.fastmcp._resources import (
     BinaryResource,
     DirectoryResource,
@@ -110,6 +111,7 @@ __all__ = [
     "DeclinedElicitation",
     "Depends",
     "DirectoryResource",
+    "Elicit",
     "ElicitationResult",
     "FastMCP",
     "FastMCPError",
@@ -122,6 +124,7 @@ __all__ = [
     "Image",
     "InvalidSignature",
     "Lifespan",
+    "ListRoots",
     "MCPError",
     "MCPServer",
     "McpError",
@@ -141,12 +144,14 @@ __all__ = [
     "RefreshToken",
     "RegistrationError",
     "RequestContext",
+    "Resolve",
     "Resource",
     "ResourceContent",
     "ResourceError",
     "ResourceResult",
     "ResourceTemplate",
     "RevocationOptions",
+    "Sample",
     "ServerSession",
     "Settings",
     "TextResource",

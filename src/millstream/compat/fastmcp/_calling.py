@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from copy import copy
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from msgspec import Struct
 
@@ -114,7 +114,9 @@ class Calling:
                         return found
             return Completion([], 0, False)
 
-        return cast("Completion", await run_through(self._middleware, "completion/complete", Asked(), context, work))
+        with inside(context):
+            made: Completion = await run_through(self._middleware, "completion/complete", Asked(), context, work)
+        return made
 
     async def run_list(self, kind: str, call: Call) -> list[dict[str, Any]] | None:
         """A list for one caller, inside all middleware; None where no middleware is about lists."""
@@ -283,9 +285,8 @@ class Calling:
 
     async def get_resource_template(self, uri: Any, version: Any = None) -> Any:
         """The template that a URI is of, or None."""
-        templates = self.offered.templates
-        found = templates.get(str(uri))
-        return found or next((each for each in templates.values() if each.matches(str(uri)) is not None), None)
+        text, known = str(uri), self.offered.templates
+        return known.get(text) or next((each for each in known.values() if each.matches(text) is not None), None)
 
 
 class _WithoutMiddleware(Calling):

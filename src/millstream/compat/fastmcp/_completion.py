@@ -9,7 +9,7 @@ import msgspec
 
 from millstream._protocol.messages import CompleteRequestParams, Completion
 from millstream.compat import _types as types
-from millstream.compat.fastmcp._functions import RunInThread
+from millstream.compat.fastmcp._injection import RunInThread
 
 MAX_VALUES = 100
 """As many as one answer may have."""

@@ -17,6 +17,7 @@ from millstream._server.calls.context import Context as EngineContext
 from millstream._server.calls.session_state import SessionState
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import CoreSchema, is_instance_schema
+from millstream.compat.fastmcp._announcing import Announcing
 from millstream.compat.fastmcp._elicitation import (
     REFUSALS,
     AcceptedElicitation,
@@ -24,8 +25,7 @@ from millstream.compat.fastmcp._elicitation import (
     Form,
     answered,
 )
-from millstream.compat.fastmcp._functions import RunInThread
-from millstream.compat.fastmcp._injection import ContextMark, current
+from millstream.compat.fastmcp._injection import ContextMark, RunInThread, current
 from millstream.compat.fastmcp._session import ServerSession
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Telling(ContextMark):
         await self._say("error", message, logger_name, extra)
 
 
-class Context(Telling, Generic[SessionT, LifespanT, RequestT]):
+class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
     """The call that runs. Annotate a parameter with this class, and it gets it."""
 
     def __init__(self, fastmcp: Any = None, *, call: Call | None = None, home: object = None) -> None:
@@ -213,6 +213,11 @@ class Context(Telling, Generic[SessionT, LifespanT, RequestT]):
     def protocol_version(self) -> str:
         """The date of the protocol's revision."""
         return self._engine.revision
+
+    @property
+    def client_capabilities(self) -> types.ClientCapabilities:
+        """What the client said that it can do."""
+        return types.ClientCapabilities.model_validate(dict(self._engine.client.capabilities))
 
     @property
     def transport(self) -> str | None:

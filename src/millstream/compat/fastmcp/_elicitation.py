@@ -8,8 +8,8 @@ from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.json_schema import without_null
-from millstream.compat._pydantic_parts import BaseModel, TypeAdapter
-from millstream.compat.fastmcp._signatures import is_union
+from millstream.compat._pydantic_parts import BaseModel, TypeAdapter, TypeAliasType
+from millstream.compat.fastmcp._injection import is_union
 
 T = TypeVar("T")
 
@@ -41,7 +41,9 @@ class AcceptedUrlElicitation(BaseModel):
     action: Literal["accept"] = "accept"
 
 
-ElicitationResult = AcceptedElicitation[T] | DeclinedElicitation | CancelledElicitation
+ElicitationResult = TypeAliasType(
+    "ElicitationResult", AcceptedElicitation[T] | DeclinedElicitation | CancelledElicitation, type_params=(T,)
+)
 """What `Context.elicit` gives."""
 Action = Literal["accept", "decline", "cancel"]
 REFUSALS: dict[Action, type[BaseModel]] = {"decline": DeclinedElicitation, "cancel": CancelledElicitation}

@@ -1,17 +1,14 @@
 """What tools, prompts, resources and templates of a function share: how it is called, and what is said if it fails."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from millstream._protocol.errors import Cancelled, Declined, ProtocolError
-from millstream.compat.fastmcp._injection import current, resolve
+from millstream.compat.fastmcp._injection import Making, RunInThread, current
 from millstream.compat.fastmcp._signatures import Signature
 from millstream.compat.fastmcp._ways import Ways
-
-RunInThread = Callable[..., Awaitable[Any]]
-"""``await run(function, *args)`` runs it in a worker thread."""
 
 
 class OfFunction:
@@ -91,9 +88,9 @@ async def call_function(signature: Signature, values: dict[str, Any], thread: Ru
     if signature.context is not None:
         values[signature.context] = current.get(None)
     async with AsyncExitStack() as stack:
-        made: dict[Any, Any] = {}
+        making = Making(stack, dict(values), thread)
         for name, injected in signature.injected.items():
-            values[name] = await resolve(injected, stack, made)
+            values[name] = await injected.value(making)
         function = signature.function
         if thread is None or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             value = function(**values)

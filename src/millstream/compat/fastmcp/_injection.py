@@ -5,11 +5,16 @@ A parameter annotated `Context` gets the context. A parameter whose default is `
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
+
+from msgspec import Struct, field
+
+RunInThread = Callable[..., Awaitable[Any]]
+"""``await run(function, *args)`` runs it in a worker thread."""
 
 
 class ContextMark:
@@ -18,6 +23,17 @@ class ContextMark:
 
 current: ContextVar[Any] = ContextVar("millstream_compat_context")
 """The context of the call that runs."""
+
+
+class Making(Struct):
+    """What one call has made so far of the values that it injects."""
+
+    stack: AsyncExitStack
+    """Leaves generators and context managers when the call ends."""
+    arguments: Mapping[str, Any]
+    """Those of the function, as it gets them."""
+    thread: RunInThread | None = None
+    made: dict[Any, Any] = field(default_factory=dict)
 
 
 class Injected:
@@ -35,6 +51,22 @@ class Injected:
         """What makes the value."""
         return self.make
 
+    def on(self, annotation: Any) -> "Injected":
+        """The same for a parameter with this annotation."""
+        return self
+
+    async def value(self, making: Making) -> Any:
+        """The value for one parameter."""
+        if self.use_cache and self.make in making.made:
+            return making.made[self.make]
+        values = {**await _inner(self.make, making), **self.arguments}
+        for name, each in values.items():
+            if isinstance(each, Injected):
+                values[name] = await each.value(making)
+        value = await _open(self.make, values, making.stack)
+        making.made[self.make] = value
+        return value
+
 
 def Depends(  # noqa: N802  read as a type
     dependency: Callable[..., Any], *, use_cache: bool = True, **arguments: Any
@@ -49,9 +81,14 @@ def Depends(  # noqa: N802  read as a type
     return Injected(dependency, use_cache=use_cache, arguments=arguments)
 
 
+def is_union(annotation: Any) -> bool:
+    """Whether an annotation has alternatives."""
+    return get_origin(annotation) in (Union, UnionType)
+
+
 def is_context(annotation: Any) -> bool:
     """Whether a parameter with this annotation gets the context."""
-    if get_origin(annotation) in (Union, UnionType, Annotated):
+    if is_union(annotation) or get_origin(annotation) is Annotated:
         return any(is_context(part) for part in get_args(annotation))
     annotation = get_origin(annotation) or annotation
     return isinstance(annotation, type) and issubclass(annotation, ContextMark)
@@ -62,31 +99,19 @@ def injected_default(parameter: inspect.Parameter) -> Injected | None:
     if isinstance(parameter.default, Injected):
         return parameter.default
     if get_origin(parameter.annotation) is Annotated:
-        return next((each for each in get_args(parameter.annotation)[1:] if isinstance(each, Injected)), None)
+        said, *about = get_args(parameter.annotation)
+        return next((each.on(said) for each in about if isinstance(each, Injected)), None)
     return None
 
 
-async def resolve(injected: Injected, stack: AsyncExitStack, made: dict[Any, Any]) -> Any:
-    """The value for one parameter; `made` holds those that the call has already."""
-    if injected.use_cache and injected.make in made:
-        return made[injected.make]
-    values = {**await _inner(injected.make, stack, made), **injected.arguments}
-    for name, each in values.items():
-        if isinstance(each, Injected):
-            values[name] = await resolve(each, stack, made)
-    value = await _open(injected.make, values, stack)
-    made[injected.make] = value
-    return value
-
-
-async def _inner(make: Callable[..., Any], stack: AsyncExitStack, made: dict[Any, Any]) -> dict[str, Any]:
+async def _inner(make: Callable[..., Any], making: Making) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for parameter in inspect.signature(make, eval_str=True).parameters.values():
         deeper = injected_default(parameter)
         if is_context(parameter.annotation):
             values[parameter.name] = current.get()
         elif deeper is not None:
-            values[parameter.name] = await resolve(deeper, stack, made)
+            values[parameter.name] = await deeper.value(making)
     return values
 
 

@@ -18,7 +18,8 @@ from millstream._server.features.sources import Item, Source
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._exceptions import FastMCPError, of_protocol
-from millstream.compat.fastmcp._functions import RunInThread, inside
+from millstream.compat.fastmcp._functions import inside
+from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
 from millstream.compat.fastmcp._resources import Resource, ResourceResult
 from millstream.compat.fastmcp._templates import ResourceTemplate, UriPattern

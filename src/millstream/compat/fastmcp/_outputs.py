@@ -33,8 +33,9 @@ from millstream.compat._pydantic_parts import (
 )
 from millstream.compat.fastmcp._conversion import BLOCK_NAMES
 from millstream.compat.fastmcp._exceptions import InvalidSignature
+from millstream.compat.fastmcp._injection import is_union
 from millstream.compat.fastmcp._media import Audio, File, Image
-from millstream.compat.fastmcp._signatures import inlined, is_union, untitled
+from millstream.compat.fastmcp._signatures import inlined, untitled
 from millstream.compat.fastmcp._ways import Ways
 
 _PLAIN = (str, int, float, bool, bytes, type(None))

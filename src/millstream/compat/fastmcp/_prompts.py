@@ -10,7 +10,8 @@ from msgspec import structs
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import BaseModel, to_json
 from millstream.compat.fastmcp._conversion import as_wire, is_content
-from millstream.compat.fastmcp._functions import OfFunction, RunInThread, call_function, failing, inside
+from millstream.compat.fastmcp._functions import OfFunction, call_function, failing, inside
+from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._signatures import Signature, signature_of
 from millstream.compat.fastmcp._ways import SDK, Ways
 

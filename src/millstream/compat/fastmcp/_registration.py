@@ -188,7 +188,7 @@ class Registration:
             title: for people.
             description: instead of the docstring.
             options: `annotations`, `icons`, `meta`, `structured_output`, `output_schema`, `tags`, `enabled`,
-                `timeout`, `run_in_thread`, as the other libraries have them.
+                `exclude_args`, `timeout`, `run_in_thread`, as the other libraries have them.
         """
         return self._decorated(first, name, lambda each, own: self._add_tool(each, own, title, description, options))
 
@@ -337,7 +337,6 @@ WITHOUT_EFFECT = frozenset(("version", "app", "task", "serializer"))
 GUARDS = {
     "auth": "Ask get_access_token() in the function, or register it with @mcp.engine.tool(scopes=…)",
     "security": "Values that lead out of a folder are always refused; leave the option out if that is enough",
-    "exclude_args": "Use Depends(…) as the default: clients don't see such a parameter",
 }
 """Options of fastmcp that keep somebody from something, and what does that here."""
 

@@ -20,7 +20,8 @@ from millstream.compat._pydantic_parts import (
     to_jsonable_python,
 )
 from millstream.compat.fastmcp._conversion import as_wire
-from millstream.compat.fastmcp._functions import RunInThread, call_function, failing
+from millstream.compat.fastmcp._functions import call_function, failing
+from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._signatures import signature_of
 from millstream.compat.fastmcp._ways import SDK, Ways
 

@@ -2,7 +2,7 @@
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar, Unpack
 
@@ -17,7 +17,9 @@ from millstream.compat.fastmcp import _settings as door
 from millstream.compat.fastmcp._calling import Calling
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._given_sign_in import method_of
+from millstream.compat.fastmcp._missing import MISSING
 from millstream.compat.fastmcp._outer import Outer
+from millstream.compat.fastmcp._proxy import put_behind
 from millstream.compat.fastmcp._registration import Offered, Registration
 from millstream.compat.fastmcp._serving import Serving, SessionManager
 from millstream.compat.fastmcp._settings import Options, settings_of
@@ -142,6 +144,11 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
+    def __getattr__(self, name: str) -> Any:
+        """What isn't here, and what to do instead. Raises AttributeError, whatever the name."""
+        instead = f": {MISSING[name]}" if name in MISSING else ""
+        raise AttributeError(f"{type(self).__name__} has no {name!r} here{instead}")
+
     def _lifespan(self, lifespan: Any) -> AbstractAsyncContextManager[Any]:
         made: AbstractAsyncContextManager[Any] = lifespan(self)
         return made
@@ -242,5 +249,37 @@ class StandaloneFastMCP(FastMCP[LifespanT]):
 
     ways = STANDALONE
 
+    @classmethod
+    def as_proxy(cls, backend: Any, **settings: Any) -> "StandaloneFastMCP[Any]":
+        """A server that offers what another one offers: a URL, a command, a script, a configuration or a server.
 
-__all__ = ["FastMCP", "MCPServer", "StandaloneFastMCP", "Tool"]
+        Raises:
+            TargetError: the backend names no server.
+        """
+        settings.pop("mode", None)  # the revision is agreed upon on each side
+        made: StandaloneFastMCP[Any] = put_behind(cls(**settings), backend)
+        return made
+
+    from_client = as_proxy
+
+
+class FastMCPProxy(StandaloneFastMCP[LifespanT]):
+    """`FastMCP.as_proxy` by the name of a class: ``FastMCPProxy(client_factory=lambda: ProxyClient(url))``."""
+
+    def __init__(
+        self, client: Any = None, *, client_factory: Callable[[], Any] | None = None, **settings: Unpack[Options]
+    ) -> None:
+        super().__init__(**settings)
+        put_behind(self, client if client_factory is None else client_factory())
+
+
+def create_proxy(target: Any, **settings: Any) -> StandaloneFastMCP[Any]:
+    """The same as `FastMCP.as_proxy`.
+
+    Example:
+        ``create_proxy("https://example.com/mcp", name="Bridge").run()``
+    """
+    return StandaloneFastMCP.as_proxy(target, **settings)
+
+
+__all__ = ["FastMCP", "FastMCPProxy", "MCPServer", "StandaloneFastMCP", "Tool", "create_proxy"]

@@ -1,6 +1,5 @@
 """How a server of the door runs: `run`, its asynchronous forms, and the ASGI applications."""
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,9 +9,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from millstream._app.added import route_of
+from millstream._app.runtimes import Application
 from millstream._app.server import Server
 from millstream._app.serving import launch
 from millstream._http.hosts import is_loopback
+from millstream._http.lane import Lane
 from millstream.compat.fastmcp._settings import Settings
 
 logger = logging.getLogger("millstream")
@@ -70,6 +71,37 @@ class HttpApp(Starlette):
     def lifespan(self) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
         """Runs the server."""
         return self.router.lifespan_context
+
+
+class Surrounded:
+    """A server inside ASGI middleware of the program, served as our own servers are.
+
+    The HTTP guard stands around both. There are no short cuts, which would pass the middleware by.
+    """
+
+    def __init__(self, engine: Server, middleware: Sequence[Any]) -> None:
+        app: Any = engine
+        for each in reversed(middleware):
+            app = each.cls(app, *each.args, **each.kwargs)
+        self.runtimes = engine.runtimes
+        self._app = app
+        self._lane: Lane | None = None
+
+    @property
+    def __millstream_lane__(self) -> Lane | None:
+        """The limits of the HTTP guard."""
+        if self._lane is None and self.runtimes.lane is not None:
+            lane = self.runtimes.lane
+            self._lane = Lane(_nothing_hot, limits=lane.limits, policy=lane.policy)
+        return self._lane
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI 3."""
+        await self._app(scope, receive, send)
+
+
+def _nothing_hot(method: bytes, path: bytes) -> None:
+    """All of it goes the long way."""
 
 
 class Serving:
@@ -198,10 +230,8 @@ class Serving:
         transport = self._prepare(transport, {**options, "mount_path": mount_path})
         if transport == "stdio":
             launch.launch(self.engine, "stdio", self.settings.host, self.settings.port, 1)
-        elif options.get("middleware"):
-            asyncio.run(self._serve(transport, options))
         else:
-            launch.launch(self.engine, "http", self.settings.host, self.settings.port, 1)
+            launch.launch(self._application(options), "http", self.settings.host, self.settings.port, 1)
 
     def _prepare(self, transport: str | None, options: dict[str, Any]) -> str:
         transport = transport or "stdio"
@@ -222,7 +252,7 @@ class Serving:
         if transport == "stdio":
             await self.engine.run_async("stdio")
         else:
-            await self._serve(transport, options)
+            await launch.launch_here(self._application(options), "http", self.settings.host, self.settings.port)
 
     async def run_stdio_async(self, **options: Any) -> None:
         """Serve over stdio."""
@@ -240,20 +270,10 @@ class Serving:
         """Serve over HTTP."""
         await self.run_async(transport, **options)
 
-    async def _serve(self, transport: str, options: dict[str, Any]) -> None:
-        if not options.get("middleware"):
-            await self.engine.run_async("http", host=self.settings.host, port=self.settings.port)
-            return
-        import uvicorn  # noqa: PLC0415  only where there is HTTP to serve
-
-        build = self.sse_app if transport == "sse" else self.streamable_http_app
-        config = uvicorn.Config(
-            build(middleware=options.get("middleware")),
-            host=self.settings.host,
-            port=self.settings.port,
-            log_level=self.settings.log_level.lower(),
-        )
-        await uvicorn.Server(config).serve()
+    def _application(self, options: dict[str, Any]) -> Application:
+        """What is served: the server, inside the program's ASGI middleware if there is some."""
+        middleware = options.get("middleware")
+        return Surrounded(self.engine, middleware) if middleware else self.engine
 
 
 class _Unmounted:

@@ -21,17 +21,18 @@ class ServerSession:
     """One client. It answers for as long as the call that it came with runs."""
 
     def __init__(self, engine: EngineContext, call: Call, emit: Callable[[Change], None]) -> None:
-        self._engine = engine
+        self.engine: EngineContext = engine
+        """Our own context of the call."""
         self._call = call
         self._emit = emit
 
     @property
     def client_params(self) -> types.Wire:
         """What the client said about itself when it connected."""
-        client = self._engine.client
+        client = self.engine.client
         return types.Wire.model_validate(
             {
-                "protocolVersion": self._engine.revision,
+                "protocolVersion": self.engine.revision,
                 "capabilities": client.capabilities,
                 "clientInfo": types.Implementation(name=client.name, version=client.version),
             }
@@ -39,7 +40,7 @@ class ServerSession:
 
     def check_client_capability(self, capability: Any) -> bool:
         """Whether the client declared a capability."""
-        return declares(self._engine.client.capabilities, as_wire(capability))
+        return declares(self.engine.client.capabilities, as_wire(capability))
 
     # Telling
 
@@ -47,7 +48,7 @@ class ServerSession:
         self, level: types.LoggingLevel, data: Any, logger: str | None = None, related_request_id: Any = None
     ) -> None:
         """Send a log message."""
-        await self._engine.log(level, data, logger)
+        await self.engine.log(level, data, logger)
 
     async def send_progress_notification(
         self,
@@ -58,7 +59,7 @@ class ServerSession:
         related_request_id: Any = None,
     ) -> None:
         """Report progress of the call; the token is always that of its request."""
-        await self._engine.progress(progress, total, message)
+        await self.engine.progress(progress, total, message)
 
     async def send_tool_list_changed(self) -> None:
         """Tell clients that the list of tools is another one."""
@@ -91,7 +92,7 @@ class ServerSession:
         related_request_id: Any = None,
     ) -> types.ElicitResult:
         """Ask the person to fill in a form."""
-        action, content = await answered(self._engine.elicit(message, requestedSchema))
+        action, content = await answered(self.engine.elicit(message, requestedSchema))
         return types.ElicitResult(action=action, content=content)
 
     elicit = elicit_form
@@ -100,7 +101,7 @@ class ServerSession:
         self, message: str, url: str, elicitation_id: str = "", related_request_id: Any = None
     ) -> types.ElicitResult:
         """Ask the person to open a URL."""
-        action, _ = await answered(self._engine.elicit_url(message, url, id=elicitation_id))
+        action, _ = await answered(self.engine.elicit_url(message, url, id=elicitation_id))
         return types.ElicitResult(action=action)
 
     async def create_message(
@@ -117,7 +118,7 @@ class ServerSession:
         **more: Any,
     ) -> types.CreateMessageResult:
         """Let the client's model continue a conversation."""
-        result = await self._engine.sample(
+        result = await self.engine.sample(
             [msgspec.convert(as_wire(each), Message) for each in messages],
             max_tokens=max_tokens,
             system=system_prompt,
@@ -132,7 +133,7 @@ class ServerSession:
 
     async def list_roots(self) -> types.ListRootsResult:
         """The folders that the person opened in the client."""
-        roots = await self._engine.roots()
+        roots = await self.engine.roots()
         return types.ListRootsResult.model_validate({"roots": msgspec.to_builtins(roots)})
 
 

@@ -8,9 +8,9 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, get_args, get_origin
 
 from msgspec import Struct
 
@@ -27,6 +27,7 @@ from millstream.compat._pydantic_parts import (
 )
 from millstream.compat.fastmcp._exceptions import InvalidSignature
 from millstream.compat.fastmcp._injection import Injected, injected_default, is_context
+from millstream.compat.fastmcp._resolving import check_resolvers
 from millstream.compat.fastmcp._ways import Ways
 
 _ARGUMENTS = ConfigDict(arbitrary_types_allowed=True)
@@ -85,12 +86,20 @@ def opened(fields: Mapping[str, FieldInfo], arguments: Mapping[str, Any]) -> dic
     return opened
 
 
-def signature_of(function: Callable[..., Any], ways: Ways, *, name: str | None = None) -> Signature:
+def signature_of(
+    function: Callable[..., Any], ways: Ways, *, name: str | None = None, hidden: Sequence[str] = ()
+) -> Signature:
     """Read a function once.
+
+    Args:
+        function: the function.
+        ways: of the library.
+        name: instead of the function's own.
+        hidden: parameters that always have their default: no client sees or sends them.
 
     Raises:
         InvalidSignature: an annotation cannot be resolved, or a parameter has a name that pydantic cannot have.
-        ValueError: parameters that cannot be sent, or a lambda without a name.
+        ValueError: parameters that cannot be sent or hidden, or a lambda without a name.
     """
     called = _callable(function)
     own = name or _name_of(function)
@@ -105,7 +114,7 @@ def signature_of(function: Callable[..., Any], ways: Ways, *, name: str | None =
         each.name: made
         for each in signature.parameters.values()
         if each.name != context and (made := injected_default(each)) is not None
-    }
+    } | _hidden(signature, hidden)
     text, texts = ("", {}) if ways.titles else _described(function, called)
     fields: dict[str, Any] = {}
     names: dict[str, str] = {}
@@ -115,6 +124,7 @@ def signature_of(function: Callable[..., Any], ways: Ways, *, name: str | None =
         field = _field_name(parameter, own, ways)
         names[field] = parameter.name
         fields[field] = _field(parameter, field, texts.get(parameter.name), ways)
+    check_resolvers(called, own, injected, names.values())
     model = create_model(f"{own}Arguments", __config__=_CLOSED if ways.closed else _ARGUMENTS, **fields)
     schema = model.model_json_schema(by_alias=True)
     return Signature(
@@ -129,6 +139,22 @@ def signature_of(function: Callable[..., Any], ways: Ways, *, name: str | None =
         schema if ways.titles else inlined(untitled(schema)),
         ways.opens_json,
     )
+
+
+def _hidden(signature: inspect.Signature, names: Sequence[str]) -> dict[str, Injected]:
+    made: dict[str, Injected] = {}
+    for name in names:
+        parameter = signature.parameters.get(name)
+        if parameter is None:
+            raise ValueError(f"Parameter {name!r} in exclude_args does not exist in function.")
+        if parameter.default is inspect.Parameter.empty:
+            raise ValueError(f"Parameter {name!r} in exclude_args must have a default value.")
+        made[name] = injected_default(parameter) or Injected(partial(_default_of, parameter.default))
+    return made
+
+
+def _default_of(default: Any) -> Any:
+    return default.get_default(call_default_factory=True) if isinstance(default, FieldInfo) else default
 
 
 def _callable(function: Any) -> Callable[..., Any]:
@@ -232,8 +258,3 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
     made: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
     return {**made, "$defs": definitions} if kept else made
-
-
-def is_union(annotation: Any) -> bool:
-    """Whether an annotation has alternatives."""
-    return get_origin(annotation) in (Union, UnionType)

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, quote, unquote, unquote_plus
 
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import AnyUrl
-from millstream.compat.fastmcp._functions import OfFunction, RunInThread, call_function, failing, inside
+from millstream.compat.fastmcp._functions import OfFunction, call_function, failing, inside
+from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._resources import FunctionResource, Resource, given_of, labels, written
 from millstream.compat.fastmcp._signatures import Signature, signature_of
 from millstream.compat.fastmcp._ways import SDK, Ways

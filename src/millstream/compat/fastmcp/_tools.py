@@ -13,7 +13,8 @@ from millstream.compat._pydantic_parts import ValidationError as PydanticError
 from millstream.compat._pydantic_parts import to_jsonable_python
 from millstream.compat.fastmcp._conversion import as_wire, blocks_of, is_content, is_result, wire_blocks
 from millstream.compat.fastmcp._exceptions import FastMCPError, ToolError, ValidationError, asks_for_url, of_protocol
-from millstream.compat.fastmcp._functions import OfFunction, RunInThread, call_function, inside
+from millstream.compat.fastmcp._functions import OfFunction, call_function, inside
+from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._outputs import Promise, promise_by_hand, promise_of
 from millstream.compat.fastmcp._signatures import Signature, signature_of
 from millstream.compat.fastmcp._ways import SDK, Ways
@@ -141,6 +142,7 @@ class Tool(OfFunction):
         structured_output: bool | None = None,
         *,
         output_schema: Any = NotSet,
+        exclude_args: Sequence[str] | None = None,
         ways: Ways = SDK,
         **more: Any,
     ) -> "Tool":
@@ -149,7 +151,7 @@ class Tool(OfFunction):
         Raises:
             InvalidSignature, ValueError: the function cannot be a tool.
         """
-        signature = signature_of(fn, ways, name=name)
+        signature = signature_of(fn, ways, name=name, hidden=exclude_args or ())
         if more.get("timeout") is not None and more.get("run_in_thread") is False and not _waits(signature.function):
             raise ValueError(f"{signature.name}: a plain function in the event loop cannot have a timeout")
         if output_schema is None:

@@ -5,7 +5,9 @@ Beside `FastMCP`, everything is what `millstream.compat.fastmcp` has.
 
 from millstream.compat import fastmcp
 from millstream.compat.fastmcp import *  # noqa: F403  the list of names stands in one place
+from millstream.compat.fastmcp._proxy import ProxyClient
+from millstream.compat.fastmcp._server import FastMCPProxy, create_proxy
 from millstream.compat.fastmcp._server import StandaloneFastMCP as FastMCP
 
-__all__ = ["FastMCP"]
+__all__ = ["FastMCP", "FastMCPProxy", "ProxyClient", "create_proxy"]
 __all__ += fastmcp.__all__

@@ -1,0 +1,224 @@
+"""A server behind a proxy: the connection to it, calls through it, and whom it may ask.
+
+One connection serves every caller, so a server that keeps something in its memory keeps it from call to call. What it
+asks while one session calls goes to that session. While several do, nobody can say whose question it is, and the server
+hears that. Credentials and other headers of callers are not passed on.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
+from millstream._protocol.questions import CreateMessageRequestParams
+from millstream._protocol.revisions import NEWEST_HANDSHAKE
+from millstream._protocol.rounds import InputRequired
+from millstream.client._client import Client
+from millstream.client._errors import ClientError, Failure, UnknownVersion
+from millstream.client._incoming import LogMessage
+from millstream.client._options import Options
+from millstream.client._questions import Question
+from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._exceptions import ToolError
+from millstream.compat.fastmcp._injection import current
+
+logger = logging.getLogger("millstream")
+
+T = TypeVar("T")
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class _Caller:
+    """A call that waits for the server behind."""
+
+    def __init__(self, context: Context[Any, Any, Any]) -> None:
+        self.context = context
+        self.session = context.session_id or (context.transport if context.transport == "stdio" else context)
+        self.unanswered: asyncio.Future[InputRequired] = asyncio.get_running_loop().create_future()
+        """The caller has to be asked between two rounds of the call."""
+
+
+class Behind:
+    """The server behind a proxy.
+
+    Args:
+        target: what `millstream.Client` takes, or a value of another library that names such a thing.
+
+    Raises:
+        TargetError: it names no server.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self._callers: list[_Caller] = []
+        self._made = target_of(target)
+        self._client: Client | None = None
+        self._make(None)  # a target that means nothing is an error now
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncGenerator[Client]:
+        """Connected inside the block.
+
+        In the handshake era, if the server knows it: there, servers of every library can ask whom they serve.
+
+        Raises:
+            ClientError: it can't be reached.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(self._make(NEWEST_HANDSHAKE.date))
+            except UnknownVersion:
+                client = await stack.enter_async_context(self._make(None))
+            self._client = client
+            try:
+                yield client
+            finally:
+                self._client = None
+
+    def _make(self, revision: str | None) -> Client:
+        return Client(
+            self._made,
+            revision=revision,
+            timeout=math.inf,  # the caller says how long it waits
+            elicit=self._elicit,
+            sample=self._sample,
+            on_log=self._log,
+            options=Options(connect_timeout=30, max_pages=10_000, cache=False),
+        )
+
+    @property
+    def client(self) -> Client:
+        """The connection.
+
+        Raises:
+            ToolError: there is none at the moment.
+        """
+        if self._client is None:
+            raise ToolError("The server behind this proxy can't be reached now. Try again.")
+        return self._client
+
+    # Calls
+
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of a tool, as it is on the wire."""
+        conversation, context = self.client.conversation, current.get()
+
+        async def told(value: float, total: float | None, message: str | None) -> None:
+            await context.report_progress(value, total, message)
+
+        return _decode(await self._through(conversation.call(tool, arguments, told, 0)))
+
+    async def request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of another request."""
+        return await self._through(self.client.request(method, params))
+
+    async def _through(self, asking: Awaitable[T]) -> T:
+        """What the server answers; if the caller has to be asked first, its round ends here.
+
+        Raises:
+            ProtocolError: the server's own error.
+            ToolError: there's no answer.
+        """
+        caller = _Caller(current.get())
+        self._callers.append(caller)
+        answer = asyncio.ensure_future(asking)
+        try:
+            await asyncio.wait((answer, caller.unanswered), return_when=asyncio.FIRST_COMPLETED)
+            if caller.unanswered.done():
+                raise caller.unanswered.result()
+            return await answer
+        except Failure as error:
+            raise ProtocolError(error.code, error.message, error.data) from error
+        except ClientError as error:
+            raise ToolError(str(error)) from error
+        finally:
+            self._callers.remove(caller)
+            answer.cancel()
+            await asyncio.wait((answer,))
+
+    # Questions and messages of the server
+
+    def _caller(self) -> _Caller:
+        """Whose call the server speaks about."""
+        here = current.get(None)
+        mine = [each for each in self._callers if each.context is here] or self._callers
+        if len({each.session for each in mine}) != 1:
+            raise ProtocolError(INTERNAL_ERROR, "Several callers share this connection: it's unclear whom to ask")
+        return mine[-1]
+
+    async def _asked(self, ask: Callable[[Context[Any, Any, Any]], Awaitable[T]]) -> T:
+        caller = self._caller()
+        try:
+            return await ask(caller.context)
+        except InputRequired as questions:
+            if not caller.unanswered.done():
+                caller.unanswered.set_result(questions)
+            raise ProtocolError(INTERNAL_ERROR, "The question is on its way") from None
+
+    async def _elicit(self, question: Question) -> Any:
+        async def ask(context: Context[Any, Any, Any]) -> Any:
+            if question.url:
+                answer = await context.session.elicit_url(question.message, question.url, question.elicitation_id or "")
+                return True if answer.action == "accept" else answer.action
+            form = cast("dict[str, Any]", question.requested_schema or {})
+            answer = await context.session.elicit_form(question.message, form)
+            return answer.content if answer.action == "accept" else answer.action
+
+        return await self._asked(ask)
+
+    async def _sample(self, request: CreateMessageRequestParams) -> Any:
+        return await self._asked(
+            lambda context: context.session.engine.sample(
+                request.messages,
+                max_tokens=request.max_tokens,
+                system=request.system_prompt,
+                temperature=request.temperature,
+                stop_sequences=request.stop_sequences,
+                preferences=request.model_preferences,
+                tools=request.tools,
+                tool_choice=request.tool_choice,
+            )
+        )
+
+    async def _log(self, message: LogMessage) -> None:
+        try:
+            context = self._caller().context
+        except ProtocolError:
+            logger.info("%s", message.data)
+            return
+        await context.log(message.data, level=message.level, logger_name=message.logger)
+
+
+def target_of(target: Any) -> Any:
+    """What our client takes for a value that a program gives to a proxy.
+
+    A server of the door is itself; clients and transports of fastmcp are read for where they lead.
+    """
+    target = getattr(target, "target", target)  # of a `ProxyClient`
+    target = getattr(target, "transport", target)  # of fastmcp's clients
+    if hasattr(target, "engine"):
+        target.configure()
+        return target.engine
+    if isinstance(getattr(target, "url", None), str) and not isinstance(target, str):
+        headers = {str(name): str(value) for name, value in dict(getattr(target, "headers", None) or {}).items()}
+        return {"mcpServers": {"behind": {"url": target.url, "headers": headers}}}
+    if hasattr(target, "command"):
+        words = {name: getattr(target, name, None) for name in ("command", "args", "env", "cwd")}
+        return {"mcpServers": {"behind": {name: value for name, value in words.items() if value}}}
+    if hasattr(target, "model_dump"):  # a configuration
+        return target.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return str(target) if type(target).__name__ == "AnyUrl" else target
+
+
+def several(target: Any) -> dict[str, Any]:
+    """The servers of a configuration, by name, where it has more than one; empty for anything else."""
+    found = target_of(target)
+    servers: Any = found.get("mcpServers") if isinstance(found, Mapping) else None
+    if not isinstance(servers, Mapping) or len(cast("Mapping[str, Any]", servers)) < 2:
+        return {}
+    named = cast("Mapping[str, Any]", servers)
+    return {name: {"mcpServers": {name: server}} for name, server in named.items()}

@@ -1,0 +1,298 @@
+"""Proxies: a server that offers what another one offers, as long as that one offers it."""
+
+import asyncio
+import base64
+import logging
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from millstream._protocol.errors import LocalError
+from millstream.client._client import Client
+from millstream.client._errors import ClientError, Failure
+from millstream.compat import _types as types
+from millstream.compat._pydantic_parts import BaseModel
+from millstream.compat.fastmcp._behind import Behind, several
+from millstream.compat.fastmcp._injection import RunInThread
+from millstream.compat.fastmcp._prompts import Prompt, PromptResult
+from millstream.compat.fastmcp._resources import Resource, ResourceContent, ResourceResult
+from millstream.compat.fastmcp._signatures import Signature
+from millstream.compat.fastmcp._templates import ResourceTemplate
+from millstream.compat.fastmcp._tools import Tool, ToolResult
+from millstream.compat.fastmcp._ways import Ways
+
+logger = logging.getLogger("millstream")
+
+_PATIENCE = 20.0
+"""Seconds for which a server that starts waits for the one behind it; then what that offers comes later."""
+_LONGEST = 60.0
+"""Seconds between two attempts to reach it, at most."""
+
+
+class ProxyClient:
+    """Where a proxy leads, as fastmcp's class of that name: a URL, a command, a script or a configuration."""
+
+    def __init__(self, target: Any = None, **options: Any) -> None:
+        self.target: Any = options.pop("transport", target)
+
+
+def _signature(name: str, description: str | None, schema: Mapping[str, Any]) -> Signature:
+    async def elsewhere() -> None:
+        """What the other server does."""
+
+    return Signature(elsewhere, name, description or "", BaseModel, {}, None, {}, None, dict(schema))
+
+
+def _shared(described: Any) -> dict[str, Any]:
+    return {
+        "title": described.title,
+        "description": described.description,
+        "icons": None
+        if described.icons is None
+        else [types.Icon.model_validate(_plain(each)) for each in described.icons],
+        "meta": None if described.meta is None else dict(described.meta),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return None if value is None else msgspec.to_builtins(value)
+
+
+class ProxyTool(Tool):
+    """A tool of the server behind."""
+
+    def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
+        signature = _signature(described.name, described.description, described.input_schema)
+        annotations = _plain(described.annotations)
+        super().__init__(signature, ways, promise=None, annotations=annotations, **_shared(described))
+        self._described = described
+        self._behind = behind
+
+    @property
+    def output_schema(self) -> dict[str, Any] | None:
+        """What the result promises."""
+        schema = self._described.output_schema
+        return None if schema is None else dict(schema)
+
+    async def _call(self, arguments: dict[str, Any], thread: RunInThread) -> ToolResult:
+        wire = await self._behind.call(self._described.name, arguments)
+        made = ToolResult.__new__(ToolResult)
+        made.content = list(types.CallToolResult.model_validate({"content": wire.get("content") or []}).content)
+        made.structured_content = wire.get("structuredContent")
+        made.meta = wire.get("_meta")
+        made.is_error = bool(wire.get("isError"))
+        return made
+
+
+async def _read(behind: Behind, uri: str) -> ResourceResult:
+    found = await behind.request("resources/read", {"uri": uri})
+    contents: list[dict[str, Any]] = found.get("contents") or []
+    return ResourceResult(
+        [ResourceContent(_content(each), each.get("mimeType"), each.get("_meta")) for each in contents]
+    )
+
+
+def _content(wire: Mapping[str, Any]) -> str | bytes:
+    return base64.b64decode(wire["blob"]) if "blob" in wire else str(wire.get("text", ""))
+
+
+class ProxyResource(Resource):
+    """A resource of the server behind."""
+
+    behind: Any
+    there: str
+
+    async def read(self) -> Any:
+        """What the server gives."""
+        return await _read(self.behind, self.there)
+
+    async def read_in(self, thread: RunInThread) -> Any:
+        """The same."""
+        return await self.read()
+
+
+class ProxyTemplate(ResourceTemplate):
+    """A template of the server behind."""
+
+    def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
+        signature = _signature(described.name, described.description, {})
+        shared = {**_shared(described), "annotations": _plain(described.annotations)}
+        super().__init__(signature, described.uri_template, ways, mime_type=described.mime_type, **shared)
+        self._there: str = described.uri_template
+        self._behind = behind
+
+    async def read_in(self, variables: Mapping[str, Any], thread: RunInThread) -> Any:
+        """What the server gives for these values."""
+        return await _read(self._behind, expanded(self._there, variables))
+
+
+def expanded(template: str, values: Mapping[str, Any]) -> str:
+    """The URI of a template's variables."""
+
+    def part(found: re.Match[str]) -> str:
+        operator, names = found[1], found[2].rstrip("*").split(",")
+        if operator == "?":
+            asked = [f"{name}={quote(str(values[name]), safe='')}" for name in names if name in values]
+            return f"?{'&'.join(asked)}" if asked else ""
+        safe = "/" if found[2].endswith("*") else ""
+        return ",".join(quote(str(values[name.replace("-", "_")]), safe=safe) for name in names)
+
+    return re.sub(r"\{(\??)([\w,*-]+)\}", part, template)
+
+
+class ProxyPrompt(Prompt):
+    """A prompt of the server behind."""
+
+    def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
+        super().__init__(_signature(described.name, described.description, {}), ways, **_shared(described))
+        self.arguments = [types.PromptArgument.model_validate(_plain(each)) for each in described.arguments or ()]
+        self._there: str = described.name
+        self._behind = behind
+
+    async def result(
+        self, arguments: Mapping[str, Any] | None = None, *, context: Any = None, thread: RunInThread | None = None
+    ) -> PromptResult:
+        """What the server gives."""
+        found = await self._behind.request("prompts/get", {"name": self._there, "arguments": dict(arguments or {})})
+        result = types.GetPromptResult.model_validate(found)
+        return PromptResult(list(result.messages), result.description, found.get("_meta"))
+
+
+class Proxy:
+    """Keeps what one server offers the same as what the server behind it offers."""
+
+    def __init__(self, server: Any, behind: Behind) -> None:
+        self._server = server
+        self._behind = behind
+        self._shown: dict[str, dict[str, Any]] = {}
+        """Kind -> key -> the description that it was made of."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """It does so inside the block, which begins when the other server has said what it offers, or didn't answer."""
+        ready = asyncio.Event()
+        following = asyncio.create_task(self._follow(ready))
+        try:
+            try:
+                await asyncio.wait_for(ready.wait(), _PATIENCE)
+            except TimeoutError:
+                logger.warning("%s: the server behind it takes long to start", self._server.name)
+            yield
+        finally:
+            following.cancel()
+            await asyncio.wait((following,))
+
+    async def _follow(self, ready: asyncio.Event) -> None:
+        wait = 1.0
+        while True:
+            try:
+                async with self._behind.connected() as client:
+                    await self._copy(client)
+                    ready.set()
+                    wait = 1.0
+                    await self._watch(client)
+            except ClientError as error:
+                logger.warning("%s: the server behind it can't be reached. %s", self._server.name, error)
+            ready.set()
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST)
+
+    async def _watch(self, client: Client) -> None:
+        try:
+            async with client.watch() as changes:
+                async for _ in changes:
+                    await self._copy(client)
+        except Failure:  # it tells nobody of changes
+            await asyncio.Event().wait()
+
+    async def _copy(self, client: Client) -> None:
+        """Offer what the other server offers now."""
+        ways, behind = self._server.ways, self._behind
+        listed: list[tuple[str, Any, Callable[[Any], Any]]] = []
+        can = client.capabilities
+        if "tools" in can:
+            listed += [
+                ("tools", each, lambda it: ProxyTool(it, behind, ways)) for each in await client.tools(fresh=True)
+            ]
+        if "resources" in can:
+            listed += [("resources", each, self._resource) for each in await client.resources(fresh=True)]
+            templates = await client.templates(fresh=True)
+            listed += [("templates", each, lambda it: ProxyTemplate(it, behind, ways)) for each in templates]
+        if "prompts" in can:
+            prompts = await client.prompts(fresh=True)
+            listed += [("prompts", each, lambda it: ProxyPrompt(it, behind, ways)) for each in prompts]
+        try:
+            self._offer(listed)
+        except LocalError as error:
+            logger.warning("%s: a change behind it needs a restart. %s", self._server.name, error)
+
+    def _resource(self, described: Any) -> ProxyResource:
+        shared = {**_shared(described), "annotations": _plain(described.annotations)}
+        mime_type = described.mime_type or "text/plain"
+        return ProxyResource(
+            uri=described.uri,
+            name=described.name,
+            mime_type=mime_type,
+            behind=self._behind,
+            there=described.uri,
+            **shared,
+        )
+
+    def _offer(self, listed: list[tuple[str, Any, Callable[[Any], Any]]]) -> None:
+        found: dict[str, dict[str, Any]] = {}
+        for kind, described, make in listed:
+            made = make(described)
+            found.setdefault(kind, {})[made.key] = (described, made)
+        offered = self._server.offered
+        for kind in ("tools", "resources", "templates", "prompts"):
+            shown, wanted = self._shown.setdefault(kind, {}), found.get(kind, {})
+            for key in [each for each in shown if each not in wanted or wanted[each][0] != shown[each]]:
+                offered.remove(kind, key)
+                del shown[key]
+            for key, (described, made) in wanted.items():
+                if key not in getattr(offered, kind):  # the proxy's own come first
+                    offered.add(kind, made)
+                    shown[key] = described
+
+
+def put_behind(server: Any, target: Any) -> Any:
+    """Let a server offer what the target offers. Gives the server.
+
+    Raises:
+        TargetError: the target means no server.
+    """
+    parts = several(target)
+    for name, part in parts.items():
+        server.mount(put_behind(type(server)(name), part), name)
+    if parts:
+        return server
+    behind = Behind(target)
+    proxy, definition = Proxy(server, behind), server.engine.definition
+    around = definition.lifespan
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncGenerator[Any]:
+        async with AsyncExitStack() as stack:
+            value = None if around is None else await stack.enter_async_context(around())
+            await stack.enter_async_context(proxy.running())
+            yield value
+
+    definition.lifespan = lifespan
+    server.completion(_completing(behind))
+    return server
+
+
+def _completing(behind: Behind) -> Callable[..., Any]:
+    async def complete(ref: Any, argument: Any, context: Any) -> Any:
+        if "completions" not in behind.client.capabilities:
+            return None
+        params = {"ref": ref.model_dump(exclude_none=True), "argument": argument.model_dump()}
+        if context is not None:
+            params["context"] = context.model_dump()
+        return types.Completion.model_validate((await behind.request("completion/complete", params))["completion"])
+
+    return complete

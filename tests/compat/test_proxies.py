@@ -1,0 +1,196 @@
+"""A proxy offers what the server behind it offers, as fastmcp's proxies do: both run in front of one server."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millstream import Client, Server
+from millstream.client import Failure, Options, TargetError
+from millstream.compat._porting.rewriting import rewritten
+from millstream.compat._porting.survey import survey
+from millstream.compat.fastmcp import standalone
+from patience import WAIT
+from processes import ROOT
+
+ORIGINALS = Path(__file__).resolve().parent / "originals"
+FASTMCP = str(ROOT / ".venv-foreign" / "bin" / "python")
+BEHIND = f"{sys.executable} {ORIGINALS / 'behind.py'}"
+HANDSHAKE, NEWEST = "2025-11-25", "2026-07-28"
+
+
+@pytest.fixture(scope="module")
+def ported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all programs, ported."""
+    folder = tmp_path_factory.mktemp("ported")
+    for path in ORIGINALS.glob("*.py"):
+        source = path.read_text("utf-8")
+        found = survey(source)
+        assert not found.missing, found.missing
+        (folder / path.name).write_text(rewritten(source, found.changes), "utf-8")
+    return folder
+
+
+def to(python: str, program: Path, revision: str = HANDSHAKE, answer: Any = None) -> Client:
+    """A client of a program that has `behind.py` behind it."""
+    return Client(
+        [python, str(program)],
+        revision=revision,
+        timeout=WAIT,
+        elicit=lambda question: answer,
+        options=Options(env={"BEHIND": BEHIND}, probe_timeout=WAIT, connect_timeout=WAIT),
+    )
+
+
+def plain(listed: list[Any], *members: str) -> list[Any]:
+    return sorted([[getattr(each, member) for member in members] for each in listed], key=str)
+
+
+async def seen(client: Client) -> dict[str, Any]:
+    """What a client sees of a proxy."""
+    steps: list[Any] = []
+    return {
+        "tools": plain(await client.tools(), "name", "input_schema", "output_schema", "annotations"),
+        "resources": plain(await client.resources(), "uri", "name", "description", "mime_type"),
+        "templates": plain(await client.templates(), "uri_template", "name", "mime_type"),
+        "prompts": plain(await client.prompts(), "name", "description", "arguments"),
+        "find": await client.request("tools/call", {"name": "find", "arguments": {"isbn": "7"}}),
+        "wrong": (await client.call("find", isbn=[1])).is_error,
+        "order": (await client.call("order")).text,
+        "fail": [(each := await client.call("fail")).is_error, each.text],
+        "cover": (await client.call("cover")).content,
+        "own": (await client.call("own", words="abc")).text,
+        "counted": [(await client.call("counted")).text for _ in range(2)],
+        "books": await client.read("books://all"),
+        "cover of 7": await client.read("books://7/cover"),
+        "review": (await client.prompt("review", isbn="7")).messages,
+        "slowly": [(await client.call("slowly", progress=lambda *step: steps.append(step))).text, steps],
+    }
+
+
+@pytest.mark.server
+async def test_a_proxy_shows_and_does_what_fastmcps_proxy_shows_and_does(ported: Path) -> None:
+    """fastmcp: `create_proxy`. Progress arrives, errors say what they said, and the person is asked."""
+    async with to(FASTMCP, ORIGINALS / "proxy.py", answer={"size": "L"}) as client:
+        theirs = await seen(client)
+    async with to(sys.executable, ported / "proxy.py", answer={"size": "L"}) as client:
+        ours = await seen(client)
+        suggested = await client.complete("tone", "k", prompt="review")
+    for result in (theirs["find"], ours["find"]):
+        result.pop("_meta", None)  # fastmcp's own marks
+    assert ours["find"].pop("isError", False) == theirs["find"].pop("isError", False)
+    assert "back-channel" in theirs.pop("order"), "fastmcp 4.1.2 passes no questions of such a server on"
+    assert ours.pop("order") == "L"
+    assert ours == theirs
+    assert ours["counted"] == ["1", "2"]
+    assert suggested.values == ["kind", "keen"]
+
+
+@pytest.mark.server
+async def test_the_server_behind_asks_the_person_in_the_newest_revision_too(ported: Path) -> None:
+    """The answer comes with the next round of the call, which is sent on again."""
+    async with to(sys.executable, ported / "proxy.py", NEWEST, {"size": "S"}) as client:
+        assert (await client.call("order")).text == "S"
+        assert (await client.call("find", isbn="7")).data == {"isbn": "7", "pages": 7}
+
+
+@pytest.mark.server
+async def test_proxies_of_several_servers_are_mounted_under_their_names(ported: Path) -> None:
+    """fastmcp: the names of a configuration with several servers are prefixes; 4.1.2 shows the same names and URIs."""
+    tools = ("find", "order", "slowly", "fail", "cover", "counted")
+    async with to(sys.executable, ported / "proxies.py") as client:
+        assert {tool.name for tool in await client.tools()} == {
+            f"all_{n}_{each}" for n in ("one", "two") for each in tools
+        }
+        assert {each.uri for each in await client.resources()} == {f"books://all/{n}/all" for n in ("one", "two")}
+        assert (await client.call("all_two_find", isbn="7")).data == {"isbn": "7", "pages": 7}
+        assert (await client.read("books://all/one/all"))[0].text == "# Momo"
+
+
+def shop() -> Server:
+    """A server behind."""
+    mcp = Server("shop")
+
+    @mcp.tool
+    def buy(isbn: str) -> str:
+        return isbn
+
+    return mcp
+
+
+async def test_what_the_server_behind_adds_and_takes_away_later_comes_and_goes() -> None:
+    """A proxy lives for weeks, and servers register at any time."""
+    behind = shop()
+    proxy = standalone.create_proxy(behind)
+    async with Client(proxy.engine, timeout=WAIT) as client, client.watch(tools=True) as changes:
+        assert [tool.name for tool in await client.tools()] == ["buy"]
+
+        @behind.tool
+        def sell(isbn: str) -> str:
+            return isbn
+
+        await anext(aiter(changes))
+        assert {tool.name for tool in await client.tools(fresh=True)} == {"buy", "sell"}
+        assert (await client.call("sell", isbn="7")).text == "7"
+        behind.definition.remove("tools", "buy")
+        await anext(aiter(changes))
+        assert [tool.name for tool in await client.tools(fresh=True)] == ["sell"]
+        with pytest.raises(Failure):
+            await client.call("buy", isbn="7")
+
+
+async def test_a_proxy_starts_while_nobody_is_behind_it(caplog: pytest.LogCaptureFixture) -> None:
+    """What it has of its own works, and the log says what's wrong."""
+    proxy = standalone.FastMCP.as_proxy("http://127.0.0.1:9/mcp", name="alone")
+
+    @proxy.tool
+    def own() -> str:
+        return "here"
+
+    async with Client(proxy.engine, timeout=WAIT) as client:
+        assert [tool.name for tool in await client.tools()] == ["own"]
+        assert (await client.call("own")).text == "here"
+    assert "alone: the server behind it can't be reached" in caplog.text
+
+
+def test_a_proxy_of_nothing_is_an_error_at_once() -> None:
+    """The line that names the server is the one to correct."""
+    with pytest.raises(TargetError, match="no file"):
+        standalone.create_proxy("nowhere.py")
+
+
+class Transport:
+    """As fastmcp's clients have them: `StreamableHttpTransport`, `StdioTransport`."""
+
+    def __init__(self, **members: Any) -> None:
+        self.__dict__ |= members
+
+
+@pytest.mark.parametrize(
+    ("members", "meant"),
+    [
+        ({"url": "http://a/mcp", "headers": {"x-a": 1}}, {"url": "http://a/mcp", "headers": {"x-a": "1"}}),
+        ({"command": "uvx", "args": ["x"], "env": {"A": "b"}}, {"command": "uvx", "args": ["x"], "env": {"A": "b"}}),
+    ],
+)
+def test_clients_and_transports_of_fastmcp_say_where_a_proxy_leads(
+    members: Mapping[str, Any], meant: Mapping[str, Any]
+) -> None:
+    """Programs give `ProxyClient(…)`, `Client(transport)` or the transport itself."""
+    from millstream.compat.fastmcp._behind import target_of  # noqa: PLC0415
+
+    transport = Transport(**members)
+    for given in (transport, Transport(transport=transport), standalone.ProxyClient(transport)):
+        assert target_of(given) == {"mcpServers": {"behind": meant}}
+    proxy = standalone.FastMCPProxy(client_factory=lambda: standalone.ProxyClient(transport), name="bridge")
+    assert proxy.name == "bridge"
+
+
+def test_what_the_door_does_not_have_names_the_way_out() -> None:
+    """An AttributeError with the sentence that `millstream port` prints."""
+    mcp: standalone.FastMCP[Any] = standalone.FastMCP("shop")
+    with pytest.raises(AttributeError, match="there are no transforms"):
+        mcp.add_transform(object())
+    assert not hasattr(mcp, "add_provider")
