@@ -7,6 +7,7 @@ for help. So the first words are read here, before any command-line library.
 import sys
 from collections.abc import Sequence
 
+from millstream._cli.failing import obey, tell, wants_json
 from millstream._cli.help import overview
 from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.stdio import plain_stdio, serve_stdio
@@ -36,7 +37,10 @@ def main() -> None:
 
         if not isinstance(exc, CommandError):
             raise
-        report(exc)
+        if wants_json(arguments):
+            tell(exc.what, 1, why=exc.why, remedy=exc.fix)
+        else:
+            report(exc)
         sys.exit(1)
 
 
@@ -54,4 +58,6 @@ def _obey(arguments: Sequence[str]) -> None:
 
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]
+    if wants_json(arguments):
+        obey(program(arguments[0]), arguments)
     program(arguments[0])(list(arguments), prog_name="millstream")

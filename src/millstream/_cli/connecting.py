@@ -14,6 +14,7 @@ import msgspec
 import typer
 from msgspec import Struct
 
+from millstream._cli.failing import as_json, tell
 from millstream._cli.numbers import more_than_nothing
 from millstream._cli.showing import one_line, safe
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
@@ -179,12 +180,15 @@ def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine
 
 
 def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
-    """Run the work of a command; an error of the client is one line, never a traceback."""
+    """Run the work of a command; an error of the client is one line, or one JSON object, never a traceback."""
     try:
         status = asyncio.run(work()) or 0
     except ClientError as exc:
-        typer.echo(f"Error: {safe(one_line(text_of(exc)))}", err=True)
         status = status_of(exc)
+        if as_json.get():
+            tell(one_line(text_of(exc)), status)
+        else:
+            typer.echo(f"Error: {safe(one_line(text_of(exc)))}", err=True)
     except BrokenPipeError:  # `millstream list … | head`
         sys.stderr.close()
         status = 0

@@ -11,6 +11,7 @@ import typer
 from millstream._app.serving.errors import CommandError
 from millstream._cli.asking import asking
 from millstream._cli.connecting import pairs
+from millstream._cli.failing import tell
 from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
 from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
 from millstream._cli.installing.launch import Launch, check_name, launch_of, name_of
@@ -182,7 +183,10 @@ def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
     if dry_run or yes:
         return not dry_run
     if json or not somebody_looks():
-        typer.echo("Nothing was written: there's nobody to ask. Use --yes.", err=True)
+        if json:
+            tell("Nothing was written: there's nobody to ask.", 2, remedy="Use --yes.")
+        else:
+            typer.echo("Nothing was written: there's nobody to ask. Use --yes.", err=True)
         raise typer.Exit(2)
     with asking():
         agrees = typer.confirm("Write this?", err=True)

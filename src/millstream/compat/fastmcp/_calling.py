@@ -279,15 +279,6 @@ class Calling:
         server, own = self._owner("tools", name)
         return server.offered.tools.get(own)
 
-    async def get_resource(self, uri: Any, version: Any = None) -> Any:
-        """The resource with that URI, or None."""
-        return self.offered.resources.get(str(uri))
-
-    async def get_resource_template(self, uri: Any, version: Any = None) -> Any:
-        """The template that a URI is of, or None."""
-        text, known = str(uri), self.offered.templates
-        return known.get(text) or next((each for each in known.values() if each.matches(text) is not None), None)
-
 
 class _WithoutMiddleware(Calling):
     """Runs things with nothing around them."""

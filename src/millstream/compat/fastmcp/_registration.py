@@ -251,6 +251,17 @@ class Registration:
         """Register a `ResourceTemplate`."""
         return self.offered.add("templates", template)
 
+    async def get_resource(self, uri: Any, version: Any = None) -> Any:
+        """The resource with that URI, or None."""
+        return self.offered.resources.get(str(uri))
+
+    async def get_resource_template(self, uri: Any, version: Any = None) -> Any:
+        """The template that a URI is of, or None."""
+        known = self.offered.templates
+        return known.get(str(uri)) or next(
+            (each for each in known.values() if each.matches(str(uri)) is not None), None
+        )
+
     # Prompts
 
     def prompt(

@@ -1,0 +1,97 @@
+"""Every command that prints JSON prints its failures as JSON, too: scripts read one thing, whatever happens."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from millstream._cli import main
+from millstream._cli.program import program
+
+NOWHERE = "http://127.0.0.1:9/mcp"
+# What is typed -> the exit status, and a part of the sentence.
+FAILURES: dict[str, tuple[int, str]] = {
+    f"list {NOWHERE}": (3, "no server at"),
+    f"call {NOWHERE} buy": (3, "no server at"),
+    f"read {NOWHERE} book://7": (3, "no server at"),
+    f"prompt {NOWHERE} review": (3, "no server at"),
+    f"watch {NOWHERE}": (3, "no server at"),
+    f"info {NOWHERE}": (3, "no server at"),
+    f"ping {NOWHERE}": (3, "no server at"),
+    f"tokens {NOWHERE}": (3, "no server at"),
+    f"bench {NOWHERE}": (3, "no server at"),
+    "replay no.jsonl": (1, "no.jsonl"),
+    "port no.py": (1, "no.py can't be read"),
+    "keys list --file no.json": (1, "no.json"),
+    "keys revoke ada --file no.json": (1, "ada"),
+    "keys rotate ada --file no.json": (1, "ada"),
+    "keys add ada --file folder": (1, "folder"),
+    "users list --file folder": (1, "folder"),
+    "users add ada": (1, "no password"),
+    "users remove ada": (1, "ada"),
+    "users password ada": (1, "no password"),
+    "audit verify no.jsonl": (1, "no.jsonl"),
+    "install no.py --client claude": (1, "no file no.py"),
+    "init taken": (1, "taken"),
+    # Wrong use
+    "list": (2, "SERVER"),
+    "ping x.py --timeout 0": (2, "more than 0"),
+    f"call {NOWHERE} buy isbn": (2, "NAME=VALUE"),
+    "version --colour": (2, "--colour"),
+    f"chat {NOWHERE} --rounds": (2, "--rounds"),
+    "doctor": (2, "SERVER"),
+    "keys ad ada": (2, "ad"),
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder, in which something stands in the way."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "empty").write_text("")
+    with (tmp_path / "empty").open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        yield tmp_path
+
+
+@pytest.mark.parametrize("typed", FAILURES)
+def test_a_failure_is_one_object_with_the_sentence_and_the_status(
+    typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit status is the same as without --json, and standard error says nothing more."""
+    status, says = FAILURES[typed]
+    monkeypatch.setattr(sys, "argv", ["millstream", *typed.split(), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, error = capsys.readouterr()
+    said: dict[str, Any] = json.loads(out)
+    assert (said["ok"], said["status"], ended.value.code) == (False, status, status)
+    assert says in said["error"]
+    assert error == ""
+
+    monkeypatch.setattr(sys, "argv", ["millstream", *typed.split()])
+    with pytest.raises(SystemExit) as plainly:
+        main()
+    assert plainly.value.code == status
+
+
+def test_every_command_with_json_is_in_the_table() -> None:
+    """A command that's added later has to say here how it fails."""
+    ours = {"run", "dev"}  # their --json is about what the server answers
+    own = {"chat", "doctor", "version"}  # these say it in their own objects, or can only be used wrongly
+    found: set[str] = set()
+    group: Any = typer.main.get_command(program())
+    for name, command in group.commands.items():
+        for inner, each in getattr(command, "commands", {"": command}).items():
+            if any("--json" in option.opts for option in each.params):
+                found.add(f"{name} {inner}".strip())
+    tested = {name for name in found if any(f"{typed} ".startswith(f"{name} ") for typed in FAILURES)}
+    assert found - tested - ours - own == set()
+    assert found >= own
