@@ -243,6 +243,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+def test_watch_ends_at_once_for_a_resource_that_is_not_there(server: Shared, revision: str) -> None:
+    """Fixed defect: with the newest revision it waited forever for a change that can't come."""
+    url = f"http://127.0.0.1:{server.port()}/mcp"
+    done = subprocess.run(
+        [*COMMAND, "watch", url, "shop://newz", "--count", "1", "--revision", revision],
+        capture_output=True, text=True, env=OWN, cwd=ROOT, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: The server has no resource 'shop://newz'. Did you mean shop://news?\n"
+
+
+@pytest.mark.server
 def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
     """And ends after as many as were asked for."""
     url = f"http://127.0.0.1:{server.port()}/mcp"

@@ -19,6 +19,7 @@ from millstream._protocol.admission import method_not_found
 from millstream._protocol.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
+    OVERLOADED,
     Cancelled,
     Declined,
     LocalError,
@@ -37,6 +38,7 @@ from millstream._server.features.announcement import Announcement
 from millstream._server.features.registry import Registry
 from millstream._server.functions.pydantic_types import NotJson
 from millstream._server.load import Load, lighten
+from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.user_frames import shown_error, with_user_frames
 
 logger = logging.getLogger("millstream")
@@ -64,6 +66,8 @@ class Outcome(Struct):
 
 _TOLD = (NotJson, LocalError, ValueError)
 """What our checks raise: the text says everything, and where in our code it was found doesn't matter."""
+_NO_STORE = "The server can't reach its store now, so this may not be done yet. Try again in a moment."
+_STORE_FULL = "The server's store is full, so this isn't done. Try again later."
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
@@ -233,6 +237,8 @@ class Dispatcher:
                     raise exc
                 finally:
                     del exc  # its traceback refers to this frame: a cycle would keep the request with its body
+        if isinstance(exc, StoreUnavailable | StoreFull):
+            return self._without_store(call, exc)
         # What is left is the function's own: it raised that, cancelled its task, or waited for something that was
         # cancelled. A KeyboardInterrupt is, too: Ctrl-C has a signal handler.
         return self._unexpected(call, exc)
@@ -275,6 +281,18 @@ class Dispatcher:
         if isinstance(exc, LocalError):
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
         return self._tool_error(call, text, incident)
+
+    def _without_store(self, call: Call, exc: StoreUnavailable | StoreFull) -> bytes:
+        """The answer where the function needed the store, for example to publish: whoever calls may try again."""
+        incident = secrets.token_hex(8)
+        extra = {"incident": incident}
+        logger.error(
+            "%s %s couldn't use the store: %s [incident %s]", call.method, call.name, exc, incident, extra=extra
+        )
+        text = _STORE_FULL if isinstance(exc, StoreFull) else _NO_STORE
+        if call.method == "tools/call":
+            return self._tool_error(call, text, incident)
+        return self._refuse(call, ProtocolError(OVERLOADED, text, status=503), incident)
 
     def _input_required(self, call: Call, exc: InputRequired) -> bytes:
         services = self.services

@@ -123,7 +123,7 @@ def read(
         try:
             contents = await client.read(uri)
         except Failure as exc:
-            raise (await _no_such_resource(client, uri) if exc.code in _NOT_FOUND else None) or exc from exc
+            raise (await no_such_resource(client, uri) if exc.code in _NOT_FOUND else None) or exc from exc
         if json:
             print_json({"contents": contents})
         elif output is not None:
@@ -201,7 +201,27 @@ def describe(block: Any) -> str:
     return f"[{type(block).__name__}]" if isinstance(block, Block) else str(block)
 
 
-async def _no_such_resource(client: Client, uri: str) -> ClientError | None:
+async def check_resource(client: Client, uri: str) -> None:
+    """See that there is such a resource: in a list, in the family of a template, or at least for who reads it.
+
+    Raises:
+        ClientError: there is none.
+    """
+    missing = await no_such_resource(client, uri)
+    if missing is None:
+        return
+    if "resources" in client.capabilities:
+        try:
+            await client.read(uri)
+        except Failure as exc:
+            if exc.code not in _NOT_FOUND:
+                raise
+        else:
+            return
+    raise missing
+
+
+async def no_such_resource(client: Client, uri: str) -> ClientError | None:
     """The error for a URI that the server doesn't offer; None if it does."""
     templates = [each.uri_template for each in await client.templates()]
     if any(uri.startswith(each.partition("{")[0]) for each in templates):

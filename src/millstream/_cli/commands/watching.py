@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from millstream._cli.commands.offers import check_resource
 from millstream._cli.connecting import Json, Way, connects, with_client
 from millstream._cli.showing import one_line, print_json, print_text
 from millstream.client._client import Client
@@ -53,6 +54,8 @@ def watch(
     """
 
     async def work(client: Client) -> None:
+        for uri in uris or ():
+            await check_resource(client, uri)  # one that isn't there would never change
         client.conversation.incoming.observer = lambda said: show_notification(said, as_json=json)
         async with client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
             if not json:
