@@ -1,0 +1,163 @@
+"""Servers that misbehave where every message comes on one stream: HTTP+SSE, WebSocket and standard output."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from client.rude import GREETING, Asked, assert_readable, rude
+from millstream import Client
+from millstream.client import BadAnswer, ClientError, ConnectionLost, Flood, NoAnswer, Options, TooLarge
+from patience import WAIT
+
+Say = Callable[[bytes], Awaitable[None]]
+Fault = Callable[[Say, Any], Awaitable[None]]
+
+NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
+LIMIT = 1_000_000
+
+
+async def hang(say: Say, id: Any) -> None:
+    """Nothing comes."""
+
+
+async def die(say: Say, id: Any) -> None:
+    raise ConnectionError
+
+
+async def another_id(say: Say, id: Any) -> None:
+    await say(b'{"jsonrpc":"2.0","id":999,"result":{"content":[]}}')
+
+
+async def too_long(say: Say, id: Any) -> None:
+    await say(b'{"jsonrpc":"2.0","id":%d,"result":{"x":"%b"}}' % (id, b"x" * 2 * LIMIT))
+
+
+async def bomb(say: Say, id: Any) -> None:
+    while True:
+        await say(NOTE)
+        await asyncio.sleep(0)  # the client runs in the same loop
+
+
+def answer(message: dict[str, Any]) -> bytes | None:
+    """What a server of 2025-11-25 says to all but calls."""
+    if "id" not in message:
+        return None
+    if message["method"] == "initialize":
+        return json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": GREETING}).encode()
+    error = {"code": -32601, "message": "Method not found"}
+    return json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}).encode()
+
+
+@asynccontextmanager
+async def http_sse(fault: Fault) -> AsyncGenerator[str]:
+    """The stream, and the POSTs beside it."""
+    streams: list[Asked] = []
+
+    async def say(message: bytes) -> None:
+        await streams[0].event(message, "event: message\n")
+
+    async def behave(asked: Asked) -> None:
+        if asked.verb == "GET":
+            streams.append(asked)
+            await asked.stream()
+            await asked.chunk(b"event: endpoint\ndata: /messages\n\n")
+            await asyncio.get_running_loop().create_future()
+        await asked.reply(b"", status="202 Accepted")
+        if asked.method != "tools/call":
+            said = answer(asked.message)
+            return None if said is None else await say(said)
+        try:
+            await fault(say, asked.message["id"])
+        except ConnectionError:
+            streams[0].writer.transport.abort()
+        return None
+
+    async with rude(behave) as server:
+        yield server.url.replace("/mcp", "/sse")
+
+
+@asynccontextmanager
+async def websocket(fault: Fault) -> AsyncGenerator[str]:
+    """One socket."""
+
+    async def talk(socket: ServerConnection) -> None:
+        try:
+            async for text in socket:
+                message = json.loads(text)
+                if message.get("method") == "tools/call":
+                    await fault(lambda said: socket.send(said.decode()), message["id"])
+                elif (said := answer(message)) is not None:
+                    await socket.send(said.decode())
+        except (ConnectionClosed, ConnectionError):
+            socket.transport.abort()
+
+    async with serve(talk, "127.0.0.1", 0, subprotocols=[Subprotocol("mcp")], close_timeout=1) as server:
+        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws"
+
+
+WAYS = {"http+sse": http_sse, "websocket": websocket}
+FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
+    (hang, NoAnswer, "did not answer", 0.2),
+    (die, ConnectionLost, "", WAIT),
+    (another_id, BadAnswer, "999", WAIT),
+    (too_long, TooLarge, "1,000,000 bytes", WAIT),
+    (bomb, NoAnswer, "did not answer", 0.2),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("fault", "expected", "words", "timeout"), FAULTS)
+async def test_a_call_ends_with_one_sentence_whatever_the_stream_brings(
+    way: str, fault: Fault, expected: type[ClientError], words: str, timeout: float
+) -> None:
+    """No call waits for ever, and no task outlives its client (`conftest.py`)."""
+    async with asyncio.timeout(WAIT), WAYS[way](fault) as url:
+        async with Client(url, timeout=WAIT, options=Options(max_bytes=LIMIT)) as client:
+            assert client.transport == way
+            with pytest.raises(expected) as caught:
+                await client.call("x", timeout=timeout)
+        assert_readable(caught.value, words)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "stdio"])
+async def test_notifications_that_a_handler_can_not_take_cut_the_stream_off(way: str, tmp_path: Path) -> None:
+    """What waits for a handler has a limit, on every transport."""
+
+    async def slow(message: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        if way == "stdio":
+            script = tmp_path / "bomb.py"
+            script.write_text(STDIO)
+            target: Any = [sys.executable, str(script)]
+        else:
+            target = await stack.enter_async_context(WAYS[way](bomb))
+        with pytest.raises(Flood) as caught:
+            async with Client(target, timeout=WAIT, on_log=slow, options=Options(max_waiting=50)) as client:
+                await client.call("x")
+    assert_readable(caught.value, "Options.max_waiting")
+
+
+STDIO = f"""
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("method") == "tools/call":
+        while True:
+            print({NOTE.decode()!r}, flush=True)
+    elif message.get("method") == "initialize":
+        print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "result": {GREETING!r}}}), flush=True)
+    elif "id" in message:
+        error = {{"code": -32601, "message": "Method not found"}}
+        print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "error": error}}), flush=True)
+"""
