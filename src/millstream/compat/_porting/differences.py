@@ -32,6 +32,9 @@ MEMBERS: Mapping[str, str] = {
     "add_middleware": "around the items of mounted servers, too, where prompts and errors are as our engine has them",
     "as_proxy": "one connection for all callers; headers and keys of callers are not passed on; the proxy starts even "
     "if the server behind it doesn't answer yet",
+    "from_openapi": "documents of version 3.0 and 3.1; headers of callers are not passed on; values that lead to "
+    "another path are refused",
+    "from_fastapi": "as from_openapi, in this process",
     "completion": "asked for arguments of prompts and templates that are registered",
     "call_tool": "gives content, or content and structured content; the attributes of CallToolResult are there, too",
 }

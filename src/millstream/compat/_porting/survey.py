@@ -1,7 +1,7 @@
 """What a program uses of the official SDK's server module or of fastmcp, found in its syntax tree.
 
-Nothing of the program is run. A name counts as a server where the file assigns `FastMCP(…)` to it, and as a context
-where a parameter is annotated `Context`.
+Nothing of the program is run. A name counts as a server where the file assigns `FastMCP(…)` or a proxy to it, and as a
+context where a parameter is annotated `Context`.
 """
 
 import ast
@@ -20,13 +20,15 @@ from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._functions import OfFunction
 from millstream.compat.fastmcp._prompts import Prompt
 from millstream.compat.fastmcp._registration import GUARDS, WITHOUT_EFFECT
-from millstream.compat.fastmcp._server import FastMCP
+from millstream.compat.fastmcp._server import StandaloneFastMCP
 from millstream.compat.fastmcp._session import ServerSession
 from millstream.compat.fastmcp._settings import Options
 from millstream.compat.fastmcp._templates import ResourceTemplate
 from millstream.compat.fastmcp._tools import Tool
 
 _SERVERS = frozenset(("FastMCP", "MCPServer"))
+_MAKERS = _SERVERS | {"FastMCPProxy", "create_proxy", "as_proxy", "from_client", "from_openapi", "from_fastapi"}
+"""What gives a server."""
 _DOOR = "millstream.compat.fastmcp"
 _TARGETS: dict[str, str] = {
     "mcp.server.fastmcp": _DOOR,
@@ -191,7 +193,7 @@ def _servers(tree: ast.Module) -> Iterator[str]:
         elif (
             isinstance(node, ast.Assign | ast.AnnAssign)
             and isinstance(node.value, ast.Call)
-            and _called(node.value) in _SERVERS
+            and _called(node.value) in _MAKERS
         ):
             yield from map(_dotted, node.targets if isinstance(node, ast.Assign) else [node.target])
 
@@ -237,7 +239,7 @@ def _in_call(node: ast.AST) -> Iterator[Use]:
 def _of_server(node: ast.AST, servers: set[str]) -> Iterator[Use]:
     name = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
     if isinstance(node, ast.Attribute) and name and (name in servers or name in _SERVERS):
-        yield _member(node, f"{name}.{node.attr}", FastMCP, MEMBERS, _SET_IN_INIT)
+        yield _member(node, f"{name}.{node.attr}", StandaloneFastMCP, MEMBERS, _SET_IN_INIT)
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _dotted(node.func.value) in servers:
         yield from _in_decorator(node, node.func.attr)
 

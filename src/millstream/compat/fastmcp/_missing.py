@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 
 MISSING: Mapping[str, str] = {
-    "from_openapi": "no server is made of an OpenAPI document",
-    "from_fastapi": "no server is made of a FastAPI application; mount this one in it",
     "add_provider": "there are no providers: add tools, resources and prompts, or mount a server made by create_proxy",
     "ProxyProvider": "there are no providers: mount a server made by create_proxy",
     "add_transform": "there are no transforms: write a tool that calls the other one",

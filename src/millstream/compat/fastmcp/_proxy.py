@@ -40,9 +40,11 @@ class ProxyClient:
         self.target: Any = options.pop("transport", target)
 
 
-def _signature(name: str, description: str | None, schema: Mapping[str, Any]) -> Signature:
+def bare_signature(name: str, description: str | None, schema: Mapping[str, Any]) -> Signature:
+    """The signature of something that happens elsewhere."""
+
     async def elsewhere() -> None:
-        """What the other server does."""
+        """What the other side does."""
 
     return Signature(elsewhere, name, description or "", BaseModel, {}, None, {}, None, dict(schema))
 
@@ -66,7 +68,7 @@ class ProxyTool(Tool):
     """A tool of the server behind."""
 
     def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
-        signature = _signature(described.name, described.description, described.input_schema)
+        signature = bare_signature(described.name, described.description, described.input_schema)
         annotations = _plain(described.annotations)
         super().__init__(signature, ways, promise=None, annotations=annotations, **_shared(described))
         self._described = described
@@ -119,7 +121,7 @@ class ProxyTemplate(ResourceTemplate):
     """A template of the server behind."""
 
     def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
-        signature = _signature(described.name, described.description, {})
+        signature = bare_signature(described.name, described.description, {})
         shared = {**_shared(described), "annotations": _plain(described.annotations)}
         super().__init__(signature, described.uri_template, ways, mime_type=described.mime_type, **shared)
         self._there: str = described.uri_template
@@ -148,7 +150,7 @@ class ProxyPrompt(Prompt):
     """A prompt of the server behind."""
 
     def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
-        super().__init__(_signature(described.name, described.description, {}), ways, **_shared(described))
+        super().__init__(bare_signature(described.name, described.description, {}), ways, **_shared(described))
         self.arguments = [types.PromptArgument.model_validate(_plain(each)) for each in described.arguments or ()]
         self._there: str = described.name
         self._behind = behind

@@ -18,6 +18,7 @@ from millstream.compat.fastmcp._calling import Calling
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._given_sign_in import method_of
 from millstream.compat.fastmcp._missing import MISSING
+from millstream.compat.fastmcp._openapi import client_of, offer_api
 from millstream.compat.fastmcp._outer import Outer
 from millstream.compat.fastmcp._proxy import put_behind
 from millstream.compat.fastmcp._registration import Offered, Registration
@@ -244,6 +245,9 @@ class MCPServer(FastMCP[LifespanT]):
         )
 
 
+_OF_AN_API = ("route_maps", "route_map_fn", "mcp_component_fn", "mcp_names", "tags", "validate_output")
+
+
 class StandaloneFastMCP(FastMCP[LifespanT]):
     """A server as the package fastmcp has it; `millstream.compat.fastmcp.standalone.FastMCP`."""
 
@@ -261,6 +265,35 @@ class StandaloneFastMCP(FastMCP[LifespanT]):
         return made
 
     from_client = as_proxy
+
+    @classmethod
+    def from_openapi(
+        cls, openapi_spec: Any, client: Any = None, name: str = "OpenAPI Server", **options: Any
+    ) -> "StandaloneFastMCP[Any]":
+        """A server whose tools are the operations of an API.
+
+        Args:
+            openapi_spec: the OpenAPI document, as a dict.
+            client: an `AsyncClient` of httpx2 or httpx; without one, the document says where the API is.
+            name: what clients show.
+            options: `route_maps`, `route_map_fn`, `mcp_component_fn`, `mcp_names`, `tags`, `validate_output`; the
+                others are those of the constructor.
+
+        Raises:
+            ValueError: that's no OpenAPI document.
+        """
+        own = {key: options.pop(key) for key in _OF_AN_API if key in options}
+        made = cls(name, **options)
+        offer_api(made, openapi_spec, client, **own)
+        return made
+
+    @classmethod
+    def from_fastapi(
+        cls, app: Any, name: str | None = None, *, httpx_client_kwargs: Any = None, **options: Any
+    ) -> "StandaloneFastMCP[Any]":
+        """A server whose tools are the operations of a FastAPI application in this process; see `from_openapi`."""
+        client = client_of(app, httpx_client_kwargs)
+        return cls.from_openapi(app.openapi(), client, name or app.title, **options)
 
 
 class FastMCPProxy(StandaloneFastMCP[LifespanT]):

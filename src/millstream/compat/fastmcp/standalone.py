@@ -5,9 +5,22 @@ Beside `FastMCP`, everything is what `millstream.compat.fastmcp` has.
 
 from millstream.compat import fastmcp
 from millstream.compat.fastmcp import *  # noqa: F403  the list of names stands in one place
+from millstream.compat.fastmcp._openapi import MCPType, OpenAPIResource, OpenAPIResourceTemplate, OpenAPITool, RouteMap
+from millstream.compat.fastmcp._openapi_routes import HTTPRoute
 from millstream.compat.fastmcp._proxy import ProxyClient
 from millstream.compat.fastmcp._server import FastMCPProxy, create_proxy
 from millstream.compat.fastmcp._server import StandaloneFastMCP as FastMCP
 
-__all__ = ["FastMCP", "FastMCPProxy", "ProxyClient", "create_proxy"]
+__all__ = [
+    "FastMCP",
+    "FastMCPProxy",
+    "HTTPRoute",
+    "MCPType",
+    "OpenAPIResource",
+    "OpenAPIResourceTemplate",
+    "OpenAPITool",
+    "ProxyClient",
+    "RouteMap",
+    "create_proxy",
+]
 __all__ += fastmcp.__all__

@@ -1,0 +1,167 @@
+"""Servers made of an OpenAPI document or a FastAPI application: what they offer, and what the API is asked."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from millstream import Client
+from millstream.client import Options
+from millstream.compat._porting.rewriting import rewritten
+from millstream.compat._porting.survey import survey
+from millstream.compat.fastmcp import standalone
+from patience import WAIT
+from processes import ROOT
+
+PROGRAM = Path(__file__).resolve().parent / "originals" / "api.py"
+FASTMCP = str(ROOT / ".venv-foreign" / "bin" / "python")
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("get_book", {"isbn": "7 8/9", "full": True, "X-Shop": "north"}),
+    ("put_book", {"isbn__path": "7", "isbn": "8"}),
+    ("Order_books", {"book": {"isbn": "1"}, "copies": 2}),
+    ("GET_orders", {"tags": ["a", "b"], "page": 2}),
+    ("raw", {"body": [1, 2]}),
+    ("break_it", {}),
+    ("inside", {}),
+]
+
+
+async def seen(python: str, program: Path) -> dict[str, Any]:
+    """What a client sees of the server, and what the API was asked."""
+    options = Options(probe_timeout=WAIT, connect_timeout=WAIT)
+    async with Client([python, str(program)], revision="2025-11-25", timeout=WAIT, options=options) as client:
+        tools = {each.name: [each.description, each.input_schema, each.output_schema] for each in await client.tools()}
+        for about in tools.values():
+            if about[2] is not None:
+                about[2].pop("x-fastmcp-top-level-schema", None)  # type: ignore[union-attr]  a mark of fastmcp's
+        answers = []
+        for name, arguments in CALLS:
+            try:
+                result = await client.call(name, arguments)
+                answers.append((name, result.is_error, result.text, result.data))
+            except Exception as error:
+                answers.append((name, True, type(error).__name__, None))
+        answers.pop()
+        resources = [(each.uri, each.mime_type) for each in await client.resources()]
+        templates = [(each.uri_template, each.name) for each in await client.templates()]
+        read = [(await client.read(uri))[0].text for uri in ("resource://shelf", "resource://floor/7")]
+        log = (await client.call("log")).data
+    return {
+        "tools": tools,
+        "answers": answers,
+        "resources": resources,
+        "templates": templates,
+        "read": read,
+        "log": log,
+    }
+
+
+@pytest.mark.server
+async def test_an_api_is_offered_and_asked_as_fastmcp_does_it(tmp_path: Path) -> None:
+    """Names, schemas, results, errors, and every request that the API gets."""
+    source = PROGRAM.read_text("utf-8")
+    found = survey(source)
+    assert not found.missing, found.missing
+    ported = tmp_path / "api.py"
+    ported.write_text(rewritten(source, found.changes), "utf-8")
+    theirs, ours = await seen(FASTMCP, PROGRAM), await seen(sys.executable, ported)
+    for part, value in theirs.items():
+        assert ours[part] == value, part
+    assert ours["log"]["result"][0] == "GET http://shop/api/books/7%208%2F9?full=true north "
+    assert "inside" not in ours["tools"]
+
+
+class Book(BaseModel):
+    isbn: str
+    pages: int = 7
+
+
+def shop() -> FastAPI:
+    app = FastAPI(title="Shop")
+
+    @app.post("/books/{shelf}")
+    async def add(shelf: str, book: Book, loud: bool = False) -> Book:
+        return Book(isbn=f"{shelf}/{book.isbn}{'!' if loud else ''}", pages=book.pages)
+
+    @app.get("/secret/plan")
+    async def plan() -> str:
+        return "the plan"
+
+    return app
+
+
+async def test_a_fastapi_application_is_a_server() -> None:
+    """Its operations run in this process, and its types are the schemas."""
+    mcp = standalone.FastMCP.from_fastapi(shop(), mcp_names={"add_books__shelf__post": "add"})
+    assert mcp.name == "Shop"
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        assert sorted(each.name for each in await client.tools()) == ["add", "plan_secret_plan_get"]
+        result = await client.call("add", shelf="a", isbn="7", loud=True)
+        assert result.data == {"isbn": "a/7!", "pages": 7}
+        wrong = await client.call("add", shelf="a", isbn="7", pages="many")
+        assert wrong.is_error
+        assert "HTTP error 422" in wrong.text
+
+
+@pytest.mark.parametrize("shelf", ["..", ".", ""])
+async def test_a_value_that_leads_to_another_path_reaches_no_operation(shelf: str) -> None:
+    """A model that is talked into `..` must not reach an operation that isn't offered."""
+    asked: list[str] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.raw_path.decode())
+        return httpx2.Response(200, json={})
+
+    http = httpx2.AsyncClient(base_url="http://shop", transport=httpx2.MockTransport(api))
+    mcp = standalone.FastMCP.from_openapi(shop().openapi(), http, mcp_names={"add_books__shelf__post": "add"})
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        result = await client.call("add", shelf=shelf, isbn="7")
+        assert result.is_error
+        assert "another path" in result.text
+        assert not asked
+        await client.call("add", shelf="../secret", isbn="7")
+    assert asked == ["/books/..%2Fsecret"]
+
+
+async def test_an_api_that_can_not_be_reached_is_one_sentence() -> None:
+    """The client's own error, without a traceback for the model."""
+    http = httpx2.AsyncClient(base_url="http://127.0.0.1:9")
+    mcp = standalone.FastMCP.from_openapi(shop().openapi(), http)
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        result = await client.call("plan_secret_plan_get")
+    assert result.is_error
+    assert "ConnectError" in result.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({}, "no paths"),
+        ({"swagger": "2.0", "paths": {}}, "3.0 or 3.1"),
+        ({"openapi": "3.1.0", "paths": {}, "servers": [{"url": "/api"}]}, "where the API is"),
+    ],
+)
+def test_what_is_no_document_is_refused_at_once(spec: Any, says: str) -> None:
+    """The line that makes the server is the one to correct."""
+    with pytest.raises(ValueError, match=says):
+        standalone.FastMCP.from_openapi(spec)
+
+
+async def test_functions_of_the_program_choose_and_change_what_is_offered() -> None:
+    """fastmcp: route_map_fn and mcp_component_fn."""
+
+    def choose(route: Any, kind: Any) -> Any:
+        return standalone.MCPType.EXCLUDE if route.path.startswith("/secret") else None
+
+    def change(route: Any, component: Any) -> None:
+        component.description = f"{route.method}: {component.description}"
+
+    mcp = standalone.FastMCP.from_fastapi(shop(), route_map_fn=choose, mcp_component_fn=change, tags={"shop"})
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        (tool,) = await client.tools()
+    assert tool.description == "POST: Add"
+    assert tool.meta == {"fastmcp": {"tags": ["shop"]}}
