@@ -79,7 +79,17 @@ class ResourceTemplate(templates.ResourceTemplate):
 
 
 _PATCHED: dict[str, dict[str, Any]] = {
-    "fastmcp.server.server": {"FastMCP": StandaloneFastMCP},
+    "fastmcp.server.server": {"FastMCP": StandaloneFastMCP, "create_proxy": standalone.create_proxy},
+    "fastmcp.server": {"FastMCP": StandaloneFastMCP, "create_proxy": standalone.create_proxy},
+    "fastmcp.server.providers.proxy": {
+        "FastMCPProxy": standalone.FastMCPProxy,
+        "ProxyClient": standalone.ProxyClient,
+    },
+    "fastmcp.server.providers.openapi": {
+        name: getattr(standalone, name)
+        for name in ("MCPType", "RouteMap", "OpenAPITool", "OpenAPIResource", "OpenAPIResourceTemplate")
+    },
+    "fastmcp.server.providers.openapi.routing": {"MCPType": standalone.MCPType, "RouteMap": standalone.RouteMap},
     "fastmcp.server.context": {"Context": contexts.Context},
     "fastmcp.server.dependencies": {name: getattr(dependencies, name) for name in dependencies.__all__},
     "fastmcp.dependencies": {name: getattr(dependencies, name) for name in dependencies.__all__},

@@ -165,3 +165,32 @@ async def test_functions_of_the_program_choose_and_change_what_is_offered() -> N
         (tool,) = await client.tools()
     assert tool.description == "POST: Add"
     assert tool.meta == {"fastmcp": {"tags": ["shop"]}}
+
+
+@pytest.mark.parametrize(
+    ("media", "kind", "body"),
+    [
+        ("application/json", "application/json", b'{"tags":["a","b"],"label":"x"}'),
+        ("application/vnd.shop+json; v=2", "application/vnd.shop+json; v=2", b'{"tags":["a","b"],"label":"x"}'),
+        ("application/x-www-form-urlencoded", "application/x-www-form-urlencoded", b"tags=a&tags=b&label=x"),
+        ("multipart/form-data", "multipart/form-data; boundary=", b'name="tags"\r\n\r\nb\r\n'),
+    ],
+)
+async def test_a_body_is_sent_as_the_document_says(media: str, kind: str, body: bytes) -> None:
+    """JSON under its own media type, or a form whose lists are repeated fields."""
+    asked: list[httpx2.Request] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        asked.append(request)
+        return httpx2.Response(200, json={})
+
+    fields = {"tags": {"type": "array", "items": {"type": "string"}}, "label": {"type": "string"}}
+    schema = {"type": "object", "properties": fields, "required": ["tags"]}
+    operation = {"operationId": "add", "requestBody": {"required": True, "content": {media: {"schema": schema}}}}
+    spec = {"openapi": "3.0.3", "paths": {"/books": {"post": {**operation, "responses": {}}}}}
+    http = httpx2.AsyncClient(base_url="http://shop", transport=httpx2.MockTransport(api))
+    async with Client(standalone.FastMCP.from_openapi(spec, http).engine, timeout=WAIT) as client:
+        assert not (await client.call("add", tags=["a", "b"], label="x")).is_error
+    assert asked[0].headers["content-type"].startswith(kind)
+    assert body in asked[0].content

@@ -200,6 +200,7 @@ def target_of(target: Any) -> Any:
     """
     target = getattr(target, "target", target)  # of a `ProxyClient`
     target = getattr(target, "transport", target)  # of fastmcp's clients
+    target = getattr(target, "server", target) if not hasattr(target, "engine") else target  # one in this process
     if hasattr(target, "engine"):
         target.configure()
         return target.engine

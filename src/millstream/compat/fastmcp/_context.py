@@ -62,6 +62,7 @@ class RequestContext(Struct, frozen=True):
     session: ServerSession
     lifespan_context: Any
     request: Any = None
+    protocol_version: str = ""
 
 
 class _Meta(types.Wire):
@@ -161,7 +162,8 @@ class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
     @property
     def request_context(self) -> RequestContext:
         """The request, in detail."""
-        return RequestContext(self._engine.request_id, self.meta, self.session, self.lifespan_context, self.request)
+        engine, lifespan = self._engine, self.lifespan_context
+        return RequestContext(engine.request_id, self.meta, self.session, lifespan, self.request, engine.revision)
 
     @property
     def meta(self) -> Any:

@@ -13,7 +13,7 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import to_json
 from millstream.compat.fastmcp._injection import RunInThread
-from millstream.compat.fastmcp._openapi_routes import Argument, Document, HTTPRoute
+from millstream.compat.fastmcp._openapi_routes import FORM, JSON, MULTIPART, Argument, Document, HTTPRoute
 from millstream.compat.fastmcp._proxy import bare_signature
 from millstream.compat.fastmcp._resources import Resource, ResourceContent, ResourceResult
 from millstream.compat.fastmcp._templates import ResourceTemplate
@@ -72,13 +72,13 @@ class Api:
             argument = route.arguments.get(name)
             if argument is not None and value is not None:
                 parts[argument.place] |= _written(argument, value)
-        body = parts["body"].get("body", parts["field"] or None)
         given: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
+        body = next(iter(parts["body"].values()), parts["field"] or None)
         if body is not None:
-            given["data" if route.form else "json"] = body
+            given |= _body(route.media, body, parts["header"])
         if parts["cookie"]:
             cookies = "; ".join(f"{name}={quote(str(value))}" for name, value in parts["cookie"].items())
-            given["headers"] = {**parts["header"], "cookie": cookies}
+            given["headers"] = {**(given["headers"] or {}), "cookie": cookies}
         try:
             response = await self._client.request(route.method, _path(route, parts["path"]), **given)
         except Exception as error:
@@ -88,6 +88,19 @@ class Api:
         if response.status_code >= _REFUSED:
             raise ValueError(f"HTTP error {response.status_code}: {response.reason_phrase} - {_said(response)}")
         return response
+
+
+def _body(media: str, body: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a request, as the options of an HTTP client have it."""
+    plain = media.partition(";")[0].strip()
+    if plain == FORM:
+        return {"data": body}
+    if plain == MULTIPART and is_object(body):
+        several = [(name, each) for name, value in body.items() for each in (value if is_array(value) else [value])]
+        return {"files": [(name, (None, each if isinstance(each, str) else to_json(each))) for name, each in several]}
+    if media == JSON:
+        return {"json": body}
+    return {"content": to_json(body), "headers": {**headers, "content-type": media}}
 
 
 def _written(argument: Argument, value: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
 _LONGEST = 56
 """Characters of a name."""
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 
 
 class Argument(Struct, frozen=True):
@@ -44,8 +44,8 @@ class HTTPRoute(Struct, frozen=True):
     output_schema: dict[str, Any] | None
     wrapped: bool
     """What it gives isn't an object, and stands under `result`."""
-    form: bool
-    """The body is a form, not JSON."""
+    media: str
+    """The media type of the body."""
 
     @property
     def told(self) -> str:
@@ -92,7 +92,7 @@ class Document:
         for given in (*operation.get("parameters", ()), *shared.get("parameters", ())):
             parameter = self._meant(given)
             several.setdefault((parameter["name"], parameter["in"]), parameter)
-        place_of_fields, fields, needed, form = self._body(operation)
+        place_of_fields, fields, needed, media = self._body(operation)
         arguments: dict[str, Argument] = {}
         properties: dict[str, Any] = {}
         required: list[str] = []
@@ -113,15 +113,15 @@ class Document:
         return HTTPRoute(
             path, method, operation.get("operationId"), operation.get("summary"), operation.get("description"),
             list(operation.get("tags") or ()), arguments,
-            self._whole({"type": "object", "properties": properties, "required": required}), output, wrapped, form,
+            self._whole({"type": "object", "properties": properties, "required": required}), output, wrapped, media,
         )  # fmt: skip
 
-    def _body(self, operation: dict[str, Any]) -> tuple[str, dict[str, Any], list[str], bool]:
-        """The place of what the body holds, its fields, which of them are required, and whether it's a form."""
+    def _body(self, operation: dict[str, Any]) -> tuple[str, dict[str, Any], list[str], str]:
+        """The place of what the body holds, its fields, which of them are required, and its media type."""
         body = self._meant(operation.get("requestBody") or {})
-        kind, schema = _schema_of(body, _FORMS)
+        media, schema = _schema_of(body, (FORM, MULTIPART))
         if schema is None:
-            return "field", {}, [], False
+            return "field", {}, [], ""
         whole = self._meant(schema)
         if "allOf" in whole:
             parts = [self._meant(each) for each in whole["allOf"]]
@@ -130,9 +130,10 @@ class Document:
                 "required": [name for part in parts for name in part.get("required", ())],
             }
         if not is_object(whole.get("properties")):
-            return "body", {"body": schema}, ["body"] if body.get("required") else [], kind in _FORMS
+            name = re.sub(r"\W+", "_", str(schema.get("title", ""))).lower() or "body"
+            return "body", {name: schema}, [name] if body.get("required") else [], media
         needed = whole.get("required", ()) if body.get("required") else ()
-        return "field", dict(whole["properties"]), list(needed), kind in _FORMS
+        return "field", dict(whole["properties"]), list(needed), media
 
     def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
         responses: dict[str, Any] = operation.get("responses") or {}
@@ -190,6 +191,6 @@ def _schema_of(holder: dict[str, Any], more: tuple[str, ...]) -> tuple[str, dict
     content: dict[str, Any] = holder.get("content") or {}
     for kind, about in content.items():
         plain = kind.partition(";")[0].strip()
-        if plain == "application/json" or plain.endswith("+json") or plain in more:
-            return plain, about.get("schema") or {}
+        if plain == JSON or plain.endswith("+json") or plain in more:
+            return kind, about.get("schema") or {}
     return "", None
