@@ -59,8 +59,9 @@ class Announcing(ContextMark):
         Raises:
             ValueError: it announces something else; the context has methods for that.
         """
-        wire = as_wire(notification)
-        kind = _NOTIFICATIONS.get(wire.get("method"))
+        wire: dict[str, Any] = as_wire(notification)
+        kind = _NOTIFICATIONS.get(str(wire.get("method")))
+        params: dict[str, Any] = wire.get("params") or {}
         if kind is None:
             raise ValueError(f"{wire.get('method')} can't be sent so: use ctx.log(…) or ctx.report_progress(…)")
-        self._announce(kind, str((wire.get("params") or {}).get("uri", "")))
+        self._announce(kind, str(params.get("uri", "")))

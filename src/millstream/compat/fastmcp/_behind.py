@@ -10,11 +10,12 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
+from millstream._protocol.json_schema import is_object
 from millstream._protocol.questions import CreateMessageRequestParams
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._protocol.rounds import InputRequired
@@ -23,6 +24,7 @@ from millstream.client._errors import ClientError, Failure, UnknownVersion
 from millstream.client._incoming import LogMessage
 from millstream.client._options import Options
 from millstream.client._questions import Question
+from millstream.compat._pydantic_parts import BaseModel
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import ToolError
 from millstream.compat.fastmcp._injection import current
@@ -164,7 +166,7 @@ class Behind:
             if question.url:
                 answer = await context.session.elicit_url(question.message, question.url, question.elicitation_id or "")
                 return True if answer.action == "accept" else answer.action
-            form = cast("dict[str, Any]", question.requested_schema or {})
+            form = dict(question.requested_schema or {})
             answer = await context.session.elicit_form(question.message, form)
             return answer.content if answer.action == "accept" else answer.action
 
@@ -210,7 +212,7 @@ def target_of(target: Any) -> Any:
     if hasattr(target, "command"):
         words = {name: getattr(target, name, None) for name in ("command", "args", "env", "cwd")}
         return {"mcpServers": {"behind": {name: value for name, value in words.items() if value}}}
-    if hasattr(target, "model_dump"):  # a configuration
+    if isinstance(target, BaseModel):  # a configuration
         return target.model_dump(mode="json", by_alias=True, exclude_none=True)
     return str(target) if type(target).__name__ == "AnyUrl" else target
 
@@ -218,8 +220,7 @@ def target_of(target: Any) -> Any:
 def several(target: Any) -> dict[str, Any]:
     """The servers of a configuration, by name, where it has more than one; empty for anything else."""
     found = target_of(target)
-    servers: Any = found.get("mcpServers") if isinstance(found, Mapping) else None
-    if not isinstance(servers, Mapping) or len(cast("Mapping[str, Any]", servers)) < 2:
+    servers: Any = found.get("mcpServers") if is_object(found) else None
+    if not is_object(servers) or len(servers) < 2:
         return {}
-    named = cast("Mapping[str, Any]", servers)
-    return {name: {"mcpServers": {name: server}} for name, server in named.items()}
+    return {name: {"mcpServers": {name: server}} for name, server in servers.items()}

@@ -33,7 +33,7 @@ class Making(Struct):
     arguments: Mapping[str, Any]
     """Those of the function, as it gets them."""
     thread: RunInThread | None = None
-    made: dict[Any, Any] = field(default_factory=dict)
+    made: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
 
 class Injected:

@@ -214,19 +214,21 @@ class Proxy:
     async def _copy(self, client: Client) -> None:
         """Offer what the other server offers now."""
         ways, behind = self._server.ways, self._behind
+
+        def make(item: Callable[..., Any]) -> Callable[[Any], Any]:
+            return lambda described: item(described, behind, ways)
+
         listed: list[tuple[str, Any, Callable[[Any], Any]]] = []
         can = client.capabilities
         if "tools" in can:
-            listed += [
-                ("tools", each, lambda it: ProxyTool(it, behind, ways)) for each in await client.tools(fresh=True)
-            ]
+            listed += [("tools", each, make(ProxyTool)) for each in await client.tools(fresh=True)]
         if "resources" in can:
             listed += [("resources", each, self._resource) for each in await client.resources(fresh=True)]
             templates = await client.templates(fresh=True)
-            listed += [("templates", each, lambda it: ProxyTemplate(it, behind, ways)) for each in templates]
+            listed += [("templates", each, make(ProxyTemplate)) for each in templates]
         if "prompts" in can:
             prompts = await client.prompts(fresh=True)
-            listed += [("prompts", each, lambda it: ProxyPrompt(it, behind, ways)) for each in prompts]
+            listed += [("prompts", each, make(ProxyPrompt)) for each in prompts]
         try:
             self._offer(listed)
         except LocalError as error:

@@ -86,10 +86,10 @@ class Resolve(Injected):
         """
         if self.fn not in making.made:
             making.made[self.fn] = await self._outcome(making)
-        found = making.made[self.fn]
+        found: Any = making.made[self.fn]
         if self.whole:
             return found
-        if not isinstance(found, AcceptedElicitation):
+        if found.action != "accept":
             raise ToolError(f"The call needs an answer from the person. What came back: {found.action}")
         return found.data
 
