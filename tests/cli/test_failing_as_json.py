@@ -82,6 +82,17 @@ def test_a_failure_is_one_object_with_the_sentence_and_the_status(
     assert plainly.value.code == status
 
 
+@pytest.mark.parametrize(("typed", "remedy"), [("list", "millstream list --help"), ("lost", "millstream --help")])
+def test_wrong_use_names_the_help_that_there_is(
+    typed: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that doesn't exist has no help."""
+    monkeypatch.setattr(sys, "argv", ["millstream", typed, "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    assert json.loads(capsys.readouterr().out)["remedy"] == remedy
+
+
 def test_every_command_with_json_is_in_the_table() -> None:
     """A command that's added later has to say here how it fails."""
     ours = {"run", "dev"}  # their --json is about what the server answers

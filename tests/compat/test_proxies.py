@@ -141,6 +141,23 @@ async def test_what_the_server_behind_adds_and_takes_away_later_comes_and_goes()
             await client.call("buy", isbn="7")
 
 
+async def test_what_can_not_be_offered_is_passed_over_and_the_rest_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    """One odd resource of another server must not take its tools away."""
+    behind = shop()
+
+    @behind.resource("book://7")
+    def book() -> str:
+        return "Momo"
+
+    described = behind.definition.registry.resources["book://7"]
+    described._described = {**described._described, "uri": "no URI"}
+    proxy = standalone.create_proxy(behind, name="odd")
+    async with Client(proxy.engine, timeout=WAIT) as client:
+        assert [tool.name for tool in await client.tools()] == ["buy"]
+        assert await client.resources() == []
+    assert "odd: book of the resources behind it can't be offered" in caplog.text
+
+
 async def test_a_proxy_starts_while_nobody_is_behind_it(caplog: pytest.LogCaptureFixture) -> None:
     """What it has of its own works, and the log says what's wrong."""
     proxy = standalone.FastMCP.as_proxy("http://127.0.0.1:9/mcp", name="alone")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from millstream._cli.help import COMMANDS
+
 if TYPE_CHECKING:
     from typer import Typer
 
@@ -18,6 +20,11 @@ _OTHER_JSON = frozenset(("run", "dev"))
 
 as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
 """Whoever ran the command reads JSON."""
+
+
+def known() -> set[str]:
+    """The commands."""
+    return {name for group in COMMANDS.values() for name in group}
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
@@ -53,7 +60,8 @@ def obey(program: "Typer", arguments: Sequence[str]) -> None:
         if not hasattr(exc, "format_message"):
             raise
         status = told.exit_code
-        tell(" ".join(told.format_message().split()), status, remedy=f"millstream {arguments[0]} --help")
+        remedy = f"millstream {arguments[0]} --help" if arguments[0] in known() else "millstream --help"
+        tell(" ".join(told.format_message().split()), status, remedy=remedy)
     finally:
         as_json.reset(before)
     sys.stdout.flush()

@@ -71,10 +71,14 @@ class Behind:
             ClientError: it can't be reached.
         """
         async with AsyncExitStack() as stack:
+            client, known = self._make(NEWEST_HANDSHAKE.date), True
             try:
-                client = await stack.enter_async_context(self._make(NEWEST_HANDSHAKE.date))
+                await stack.enter_async_context(client)
             except UnknownVersion:
-                client = await stack.enter_async_context(self._make(None))
+                known = False
+            if not known:
+                client = self._make(None)
+                await stack.enter_async_context(client)
             self._client = client
             try:
                 yield client

@@ -208,8 +208,9 @@ class Proxy:
             async with client.watch() as changes:
                 async for _ in changes:
                     await self._copy(client)
-        except Failure:  # it tells nobody of changes
-            await asyncio.Event().wait()
+        except Failure:
+            logger.debug("%s: the server behind it tells nobody of changes", self._server.name)
+        await asyncio.Event().wait()
 
     async def _copy(self, client: Client) -> None:
         """Offer what the other server offers now."""
@@ -249,7 +250,11 @@ class Proxy:
     def _offer(self, listed: list[tuple[str, Any, Callable[[Any], Any]]]) -> None:
         found: dict[str, dict[str, Any]] = {}
         for kind, described, make in listed:
-            made = make(described)
+            try:
+                made = make(described)
+            except (ValueError, TypeError) as error:
+                self._pass_over(kind, described.name, error)
+                continue
             found.setdefault(kind, {})[made.key] = (described, made)
         offered = self._server.offered
         for kind in ("tools", "resources", "templates", "prompts"):
@@ -258,9 +263,17 @@ class Proxy:
                 offered.remove(kind, key)
                 del shown[key]
             for key, (described, made) in wanted.items():
-                if key not in getattr(offered, kind):  # the proxy's own come first
+                if key in getattr(offered, kind):  # the proxy's own come first
+                    continue
+                try:
                     offered.add(kind, made)
-                    shown[key] = described
+                except ValueError as error:  # where it's mounted, something has that name
+                    self._pass_over(kind, key, error)
+                    continue
+                shown[key] = described
+
+    def _pass_over(self, kind: str, name: str, error: Exception) -> None:
+        logger.warning("%s: %s of the %s behind it can't be offered. %s", self._server.name, name, kind, error)
 
 
 def put_behind(server: Any, target: Any) -> Any:
