@@ -176,6 +176,8 @@ def test_a_proxy_of_nothing_is_an_error_at_once() -> None:
     """The line that names the server is the one to correct."""
     with pytest.raises(TargetError, match="no file"):
         standalone.create_proxy("nowhere.py")
+    with pytest.raises(TypeError, match="the URL or the command"):
+        standalone.create_proxy(Client("http://127.0.0.1:9/mcp"))
 
 
 class Transport:

@@ -138,7 +138,7 @@ def _import_from(node: ast.ImportFrom, module: str, uses: list[Use], changes: li
 
 def _imported(home: ModuleType, name: str) -> tuple[bool, str]:
     if name in _CLIENT_NAMES:
-        return False, "a client: use millstream.Client"
+        return False, "a client: use millstream.Client, and for a proxy ProxyClient"
     if name == "*" or hasattr(home, name) or (home.__name__ == "millstream.compat" and name == "types"):
         return True, ""
     return False, MISSING.get(name, "not here")

@@ -203,7 +203,12 @@ def target_of(target: Any) -> Any:
     """What our client takes for a value that a program gives to a proxy.
 
     A server of the door is itself; clients and transports of fastmcp are read for where they lead.
+
+    Raises:
+        TypeError: it is a client of ours, which is connected by itself.
     """
+    if isinstance(target, Client):
+        raise TypeError("A proxy makes its own client: give it the URL or the command instead of a millstream.Client")
     target = getattr(target, "target", target)  # of a `ProxyClient`
     target = getattr(target, "transport", target)  # of fastmcp's clients
     target = getattr(target, "server", target) if not hasattr(target, "engine") else target  # one in this process
