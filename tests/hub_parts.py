@@ -160,6 +160,10 @@ class DistantStore:
         self.bus: Any = _Distant(self, store.bus)
         self.members: Any = _Distant(self, GroupsOf(self._groups, self.workers.me))
 
+    async def doubt(self) -> str:
+        """None."""
+        return ""
+
     def time(self) -> float:
         """The same for all."""
         return time.time()

@@ -77,6 +77,10 @@ class WorkerStore:
     def epoch(self) -> str:
         return self._shared.core.epoch
 
+    async def doubt(self) -> str:
+        await self.travel("doubt")
+        return await self.core.doubt()
+
     def time(self) -> float:
         return self._shared.core.time()
 

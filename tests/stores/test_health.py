@@ -2,13 +2,22 @@
 
 import asyncio
 import logging
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+from millstream._stores.base import StoreFull
 from millstream._stores.health import StoreHealth
+from millstream._stores.local.server import LocalServer
+from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryStore
+from millstream._stores.sqlite import commits
+from patience import WAIT
+from store_parts import append
 
 
 class Values:
@@ -75,3 +84,32 @@ async def test_many_who_ask_ask_the_store_once_a_second() -> None:
     clock.now += 1
     await health.look()
     assert values.asked == 2
+
+
+async def test_a_full_file_is_a_degraded_store_until_something_fits_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `/health` says. Fixed defect: it asked for a value, which memory has, and said that all was well.
+
+    Workers ask their parent, which has the file.
+    """
+    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    url = f"sqlite:///{tmp_path}/store.db"
+    parent = LocalServer(open_store)
+    worker = LocalStore(await parent.start(), url)
+    await worker.open()
+    store: Any = (await parent._held[url]).store
+    looks = [StoreHealth("sqlite", each, bound=WAIT, clock=count().__next__) for each in (store, worker)]
+    assert [await each.look() for each in looks] == [True, True]
+    file = store._saved.file._database
+    pages = file.execute("PRAGMA page_count").fetchone()[0]
+    file.execute(f"PRAGMA max_page_count={pages + 20}")
+    with pytest.raises(StoreFull):
+        await append(worker, "hub:journal", bytes(500_000))
+    assert [await each.look() for each in looks] == [False, False]
+    assert "can't grow" in await worker.doubt()
+    file.execute("PRAGMA max_page_count=1000000")
+    await append(worker, "hub:journal", b"fits")
+    assert [await each.look() for each in looks] == [True, True]
+    await worker.close()
+    await parent.close()

@@ -356,6 +356,10 @@ class Store(Protocol):
         """
         ...
 
+    async def doubt(self) -> str:
+        """Why it may not keep what it's given although it answers; empty as long as nothing says so."""
+        ...
+
     @property
     def shared(self) -> bool:
         """True when other workers see what this one writes."""

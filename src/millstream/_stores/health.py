@@ -47,7 +47,7 @@ class StoreHealth:
         try:
             async with asyncio.timeout(self.bound):
                 await self._store.kv.get(_KEY)
-            self.up = not getattr(self._store, "doubt", "")  # the store has said why
+            self.up = not await self._store.doubt()  # it has said why
         except (LocalError, OSError) as exc:  # a TimeoutError is one
             self.up = False
             if before:

@@ -363,6 +363,10 @@ async def _clock(peer: Peer, shared: Shared, asked: wire.Clock) -> wire.Reply:
     return wire.Plain(asked.id, shared.store.time())
 
 
+async def _doubt(peer: Peer, shared: Shared, asked: wire.Doubt) -> wire.Reply:
+    return wire.Plain(asked.id, (await shared.store.doubt()).encode())
+
+
 async def _take(peer: Peer, shared: Shared, asked: wire.Take) -> wire.Reply:
     return wire.Decided(asked.id, await shared.tally.take(peer.name, asked.charges))
 
@@ -382,5 +386,5 @@ _ANSWERS: Final[dict[type[wire.Request], Callable[[Peer, Shared, Any], Coroutine
     wire.Newest: _newest, wire.Touch: _touch, wire.Trim: _trim, wire.Listen: _listen, wire.Subscribe: _subscribe,
     wire.Publish: _publish, wire.Send: _send, wire.Join: _join, wire.Leave: _leave, wire.Present: _present,
     wire.Abandoned: _abandoned, wire.Alive: _alive, wire.Clock: _clock,
-    wire.Take: _take, wire.Vacate: _vacate,
+    wire.Doubt: _doubt, wire.Take: _take, wire.Vacate: _vacate,
 }  # fmt: skip

@@ -266,6 +266,10 @@ class LocalStore:
                 self._looks.add_done_callback(lambda answer: self._set_clock(now, answer))
         return now + self._ahead
 
+    async def doubt(self) -> str:
+        why: bytes = await self.link.ask(wire.Doubt)
+        return why.decode()
+
     async def open(self) -> None:
         await self.link.open()
 

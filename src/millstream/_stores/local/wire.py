@@ -15,7 +15,7 @@ from msgspec import Struct
 from millstream._stores.base import Entry, Index, Position, Told
 from millstream._stores.rates import Charge, Decision, Seat
 
-VERSION: Final = 2
+VERSION: Final = 3
 """A worker of a newer release may meet the parent of an older one, which was started before an update."""
 LEASE: Final = 1.0
 """Seconds. The kernel tells of a death at once; the rest is the parent's, which may have something else to do."""
@@ -158,6 +158,10 @@ class Clock(Request, frozen=True, gc=False, array_like=True, tag=21):
     pass
 
 
+class Doubt(Request, frozen=True, gc=False, array_like=True, tag=24):
+    pass
+
+
 class Take(Request, frozen=True, gc=False, array_like=True, tag=22):
     charges: list[Charge]
 
@@ -258,7 +262,8 @@ class Changed(Struct, frozen=True, gc=False, array_like=True, tag=13):
 
 Asked = (
     Hello | Get | GetMany | Put | CompareAndSet | Delete | Keys | Append | Read | Newest | Touch | Trim | Listen
-    | Subscribe | Publish | Send | Join | Leave | Present | Abandoned | Alive | Clock | Take | Vacate
+    | Subscribe | Publish | Send | Join | Leave | Present | Abandoned | Alive | Clock | Doubt | Take
+    | Vacate
 )  # fmt: skip
 Said = (
     Plain | Many | At | Entries | Names | Pairs | Triples | Welcome | Failed | Missed | Heard | Message | Dropped

@@ -243,6 +243,9 @@ class MemoryStore:
     def time(self) -> float:
         return time.time()
 
+    async def doubt(self) -> str:
+        return ""
+
     async def open(self) -> None:
         """Nothing to connect to."""
 

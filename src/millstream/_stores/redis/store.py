@@ -75,9 +75,7 @@ class RedisStore:
     def epoch(self) -> str:
         return self._standing.epoch
 
-    @property
-    def doubt(self) -> str:
-        """Why the data may get lost though Redis answers; empty as long as nothing says so."""
+    async def doubt(self) -> str:
         return self._commands.doubt
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:

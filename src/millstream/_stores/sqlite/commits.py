@@ -92,6 +92,8 @@ class Commits:
         """Why memory isn't what is in the file."""
         self._failed: tuple[float, LocalError] | None = None
         """When a commit failed, and why."""
+        self.doubt = ""
+        """Why the last commit failed; empty once one has succeeded."""
         self._task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -172,12 +174,13 @@ class Commits:
         except Exception as exc:  # also what can't be: the changes aren't in the file
             error = _as_told(exc)
             self._commits = False
-            self._failed, self._broken = (time.monotonic(), error), error
+            self._failed, self._broken, self.doubt = (time.monotonic(), error), error, str(error)
             for change in made:
                 change.fail(type(error)(str(error)))
             await self._mend()
         else:
             self._commits = False
+            self.doubt = ""
             self._succeed(made)
 
     def _succeed(self, made: list[_Change]) -> None:

@@ -155,6 +155,9 @@ class SqliteStore:
     def time(self) -> float:
         return time.time()
 
+    async def doubt(self) -> str:
+        return self._commits.doubt
+
     async def open(self) -> None:
         """Open the file, or make it.
 
