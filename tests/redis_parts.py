@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -62,9 +62,11 @@ def wait_until(true: Callable[[], bool]) -> None:
 class RedisServer:
     """One server, without a file on disk unless options say so."""
 
-    def __init__(self, *options: str, port: int = 0) -> None:
+    def __init__(self, *options: str, port: int = 0, before: Sequence[str] = ()) -> None:
+        """`before` is a command that runs the server's."""
         assert Tests.may_serve, "A test that starts a server carries the mark `server`."
         self.port = port or free_port()
+        self._before = before
         self.options = options
         self._folder = tempfile.TemporaryDirectory(prefix="millstream-redis-")
         self.folder = Path(self._folder.name)
@@ -74,8 +76,8 @@ class RedisServer:
     def start(self) -> None:
         """Start it, again on its port and with its files."""
         command = [
-            redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
-            "--daemonize", "no", "--loglevel", "warning", *self.options,
+            *self._before, redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            "--save", "", "--daemonize", "no", "--loglevel", "warning", *self.options,
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

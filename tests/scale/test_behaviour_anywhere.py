@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clocks import Clocks
 from fronts import NEEDS_NGINX, nginx
 from processes import ROOT, free_port, millstream, serving
 from redis_parts import RedisServer
@@ -65,14 +66,6 @@ def test_the_behaviour_of_four_workers_behind_nginx_is_that_of_one(tmp_path: Pat
         assert judge(tmp_path, front, f"(lane or sse) and not ({' or '.join(ELSEWHERE)})", shared) > 900
 
 
-def clock_library(folder: Path) -> str:
-    """The library that moves the wall clock of a process. `make test` installs a compiler where it may."""
-    library = folder / "shifted_clock.so"
-    source = Path(__file__).with_name("shifted_clock.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
-    return str(library)
-
-
 def test_clocks_that_are_three_minutes_apart_change_no_behaviour(tmp_path: Path) -> None:
     """Our choice: leases go by the clock of the store, and seals have leeway. Two machines of two workers each."""
     shared = board(tmp_path)
@@ -81,9 +74,10 @@ def test_clocks_that_are_three_minutes_apart_change_no_behaviour(tmp_path: Path)
     with ExitStack() as stack:
         redis = stack.enter_context(closing(RedisServer()))
         ports = free_port(), free_port()
-        for port, skew in zip(ports, ("90", "-90"), strict=True):
+        for port, skew in zip(ports, (90, -90), strict=True):
             serve = millstream("tests/behaviour/world.py:mcp", port, "--workers", "2", "--store", redis.url)
-            clock = {"LD_PRELOAD": clock_library(tmp_path), "CLOCK_SHIFT": skew}
-            stack.enter_context(serving(serve, port, tmp_path / f"log{port}", **shared, **clock))
+            clocks = Clocks(tmp_path, str(port))
+            clocks.set(skew, [skew])
+            stack.enter_context(serving(serve, port, tmp_path / f"log{port}", **shared, **clocks.environment))
         front = stack.enter_context(nginx(tmp_path, *ports))
         assert judge(tmp_path, front, chosen, shared) > 300

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, settle, until
 from millstream import Server
 from millstream._server.control import PER_SECOND
-from millstream._server.peers import Answered
+from millstream._server.peers import WINDOW, Answered
 from wire import request
 
 PERSON = {"action": "accept", "content": {"name": "Ada"}}
@@ -176,7 +177,7 @@ async def test_a_message_to_a_worker_is_taken_once() -> None:
         await settle()
         assert len(taken) == 2, "sent again is another message"
         first.runtime.services.peers._seen.clear()
-        now = second.store.core.time() + 61
+        now = second.store.core.time() + WINDOW + 1
         first.store.time = lambda: now  # type: ignore[method-assign]
         await second.store.bus.send(first.store.me, "workers", letter)
         await settle()
@@ -193,3 +194,16 @@ async def test_a_question_of_a_worker_that_got_another_name_fails_its_call() -> 
         first.store.wake()
         messages = await stream.end()
         assert "Try again" in messages[-1]["result"]["content"][0]["text"]
+
+
+async def test_after_the_stores_clock_was_set_back_by_hours_workers_hear_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fixed defect: what a worker stamps never goes back, so nobody took it until the clock was there again."""
+    async with fleet(make_shop) as (first, second):
+        headers = await first.initialize({"elicitation": {}})
+        stream, question = await ask(first, headers)
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() - 10_000)
+        assert await answer(second, headers, question) == 202
+        assert (await stream.end())[-1]["result"]["content"][0]["text"] == "It is Ada."

@@ -9,7 +9,7 @@ from millstream._stores.base import Gap, Index, StoreUnavailable, Told
 from millstream._stores.redis.workers import _UNANSWERED, BEAT
 from millstream._stores.redis.workers import LEASE as USUAL_LEASE
 from patience import WAIT
-from redis_parts import Proxy, RedisServer, opened, quiet, until
+from redis_parts import LEASE, Proxy, RedisServer, opened, quiet, until
 from store_parts import TTL, Heard, append, data_of, read_all
 
 pytestmark = pytest.mark.server
@@ -199,6 +199,33 @@ async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_
         assert [one.workers.me, two.workers.me] == names
         assert await two.members.present("chat") == [("ann", b"Ann")]
         assert await two.workers.alive(names[0])
+
+
+async def test_when_the_clock_of_redis_is_set_forward_nobody_counts_as_dead_meanwhile(server: RedisServer) -> None:
+    """Fixed defect: until somebody's beat, messages were refused, members were absent, and given out as having left."""
+    async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:
+        for store in (one, two):
+            await quiet(store)
+        inbox = Heard()
+        one.bus.subscribe("inbox", inbox)
+        await one.members.join("chat", "ann", b"Ann", Told(STREAM, b"+ann", TTL, 10))
+        for store in (one, two):
+            server.ask("ZADD", LEASES, "2000000000", store.workers.me)
+        server.ask("ZADD", LEASES, "1", "dead")
+        assert await two.members.abandoned() == []
+        assert await two.members.present("chat") == [("ann", b"Ann")]
+        assert await two.bus.send(one.workers.me, "inbox", b"heard")
+        assert not await two.bus.send("dead", "inbox", b"void")
+        await inbox.until(b"heard")
+
+
+async def test_when_the_clock_of_redis_is_set_back_the_dead_are_noticed_all_the_same(server: RedisServer) -> None:
+    """Fixed defect: their leases lasted for as much longer as the clock had been ahead."""
+    async with opened(server.url) as store:
+        server.ask("ZADD", LEASES, str(int(server.ask("TIME")[0] + b"000000") + 3_600_000_000), "dying")
+        await store.workers.beat()
+        until_ = int(server.ask("ZSCORE", LEASES, "dying"))
+        assert until_ <= int(server.ask("TIME")[0] + b"000000") + int(LEASE * 2e6)
 
 
 async def test_random_channels_cannot_fill_the_server(server: RedisServer) -> None:

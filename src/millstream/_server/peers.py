@@ -18,14 +18,18 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 
 LEEWAY: Final = 60.0
-"""Seconds by which a message may seem too old or too new."""
+"""Seconds for which what one worker has sealed still opens at another after its time."""
+WINDOW: Final = 300.0
+"""Seconds by which a message may seem too old or too new. Somebody may have set the store's clock: until each worker
+has seen that, what they stamp differs by as much.
+"""
 PAUSE: Final = 1.0
 """Seconds until a store that failed is asked again."""
 _TOPIC: Final = "workers"
 _LABEL: Final = b"millstream worker messages v1"
 _MAC_BYTES: Final = 16
 _MAX_WAITING: Final = 10_000
-_MAX_SEEN: Final = 10_000
+_MAX_SEEN: Final = 50_000
 
 _logger = logging.getLogger("millstream")
 
@@ -281,7 +285,7 @@ class Peers:
         except msgspec.DecodeError:  # of another version, during a deploy
             return None
         me = self._store.workers.me
-        late = abs(letter.stamp / 1e6 - self._store.time()) > LEEWAY
+        late = abs(letter.stamp / 1e6 - self._store.time()) > WINDOW
         if letter.sender == me or late or (letter.to and (letter.to != me or not self._is_new(letter))):
             return None
         return letter
@@ -306,7 +310,10 @@ class Peers:
 
         Microseconds, so that a worker that heard of nothing yet begins where the others are.
         """
-        self._stamp = max(self._stamp + 1, int(self._store.time() * 1e6))
+        now = int(self._store.time() * 1e6)
+        if self._stamp > now + WINDOW * 1e6:  # the clock was set back so far that nobody would take it
+            self._stamp = now
+        self._stamp = max(self._stamp + 1, now)
         return self._stamp
 
     async def tell(self, message: Message) -> None:

@@ -3,9 +3,15 @@
 local now = clock()
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'run')
 local latest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')
+local lease = tonumber(ARGV[2])
+if known[2] == ARGV[4] and latest[2] and tonumber(latest[2]) > now + 2 * lease then
+  -- Nobody takes so long a lease: Redis' clock was set back. Who lives renews it, and who is dead has it no longer.
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], digits(now + 2 * lease), '+inf')) do
+    redis.call('ZADD', KEYS[2], digits(now + lease), worker)
+  end
+end
 if known[2] == ARGV[4] and latest[2] and tonumber(latest[2]) <= now then
-  -- Nobody could renew a lease: Redis stood still, and not the workers. They go on as if it hadn't.
-  local lease = tonumber(ARGV[2])
+  -- Nobody could renew a lease: Redis stood still, or its clock was set, and the workers go on as if it hadn't been.
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], digits(tonumber(latest[2]) - 2 * lease), '+inf')) do
     redis.call('ZADD', KEYS[2], digits(now + lease), worker)
   end

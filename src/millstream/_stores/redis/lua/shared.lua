@@ -168,8 +168,16 @@ local function index(stream, order, sizes, offset, data, ttl, most, room, stream
   account(order, sizes, stream, known, math.floor(size), ' ' .. length, ttl, room, streams)
 end
 
--- Whether a worker has its lease.
+-- Whether a worker has its lease. Where nobody has one, nobody could renew it: Redis stood still, or its clock was set.
+-- Until somebody does, those who had one to the end go on as if they had it.
 local function alive(leases, worker, now)
   local until_ = redis.call('ZSCORE', leases, worker)
-  return until_ and tonumber(until_) > now
+  if not until_ then
+    return false
+  end
+  if tonumber(until_) > now then
+    return true
+  end
+  local last = tonumber(redis.call('ZREVRANGE', leases, 0, 0, 'WITHSCORES')[2])
+  return last <= now and tonumber(until_) > last - 20000000
 end

@@ -1,0 +1,39 @@
+"""Wall clocks that differ, and that are set while processes run: a library moves them, process by process."""
+
+import mmap
+import struct
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+_ROWS = 64
+_SOURCE = Path(__file__).parent / "scale" / "shifted_clock.c"
+
+
+def clock_library(folder: Path) -> Path:
+    """The library. `make test` installs a compiler where it may."""
+    library = folder / "shifted_clock.so"
+    if not library.exists():
+        command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
+        subprocess.run(command, check=True)
+    return library
+
+
+class Clocks:
+    """The clocks of a program and of the processes that it starts: the first process is the program itself."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        path = folder / f"{name}.clocks"
+        path.write_bytes(bytes(8 * _ROWS))
+        self.environment = {"LD_PRELOAD": str(clock_library(folder)), "CLOCK_TABLE": str(path)}
+        with path.open("r+b") as file:
+            self._table = mmap.mmap(file.fileno(), 8 * _ROWS)
+
+    def set(self, first: int, others: Sequence[int]) -> None:
+        """Move the first process's clock by so many seconds, and those of the others in turns."""
+        shifts = [first, *(others[number % len(others)] for number in range(_ROWS - 2))]
+        self._table[8:] = struct.pack(f"{_ROWS - 1}q", *shifts)
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """A command that runs with these clocks."""
+        return ["env", *(f"{name}={value}" for name, value in self.environment.items()), *command]
