@@ -10,9 +10,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import hiredis
 import pytest
@@ -117,88 +117,6 @@ class RedisServer:
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
-
-
-class Proxy:
-    """A wire to a server on this machine that can be cut, frozen and half closed."""
-
-    def __init__(self, port: int) -> None:
-        self.port = 0
-        self.to = port
-        """Where new connections lead."""
-        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self._open = asyncio.Event()
-        self._open.set()
-        self._held: list[asyncio.Event] = []
-        self.deaf = False
-        """Replies get lost."""
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def cut(self) -> None:
-        """Break every connection."""
-        for pair in self._pairs:
-            for side in pair:
-                side.transport.abort()
-        self._pairs.clear()
-
-    def freeze(self) -> None:
-        """From now on replies wait."""
-        self._open.clear()
-
-    def freeze_old(self) -> None:
-        """From now on replies wait on the connections that there are; new ones work."""
-        self._open.clear()
-        self._held.append(self._open)
-        self._open = asyncio.Event()
-        self._open.set()
-
-    def thaw(self) -> None:
-        for each in (self._open, *self._held):
-            each.set()
-
-    def half_close(self) -> None:
-        """The server seems to have said everything, and is still there."""
-        for client, _ in self._pairs:
-            client.write_eof()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            theirs, ours = await asyncio.open_connection("127.0.0.1", self.to)
-        except OSError:
-            writer.close()
-            return
-        self._pairs.append((writer, ours))
-        for source, sink, may_reply in ((reader, ours, None), (theirs, writer, self._open)):
-            task = asyncio.create_task(self._pump(source, sink, may_reply))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, may_reply: asyncio.Event | None
-    ) -> None:
-        with suppress(OSError):
-            while data := await source.read(65536):
-                if may_reply is not None:
-                    await may_reply.wait()
-                    if self.deaf:
-                        continue
-                sink.write(data)
-                await sink.drain()
-        sink.close()
 
 
 async def until(true: Callable[[], Any]) -> None:

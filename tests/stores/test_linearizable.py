@@ -12,7 +12,8 @@ import pytest
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import KeyValue
 from millstream._stores.memory.store import MemoryStore
-from redis_parts import Proxy, RedisServer, opened
+from redis_parts import RedisServer, opened
+from redis_wire import Proxy
 from store_parts import BACKINGS, TTL, backings
 from stores.linearizability import Operation, Value, is_linearizable
 

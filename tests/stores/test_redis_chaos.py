@@ -15,7 +15,8 @@ from millstream._stores.base import Entry, Gap, StoreFull, StoreUnavailable
 from millstream._stores.follow import Tail
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
-from redis_parts import Proxy, RedisServer, opened, until
+from redis_parts import RedisServer, opened, until
+from redis_wire import Proxy
 from store_parts import TTL, append, read_all
 
 pytestmark = pytest.mark.server
@@ -37,6 +38,8 @@ FAULTS = [
     "kicked",
     "full",
     "read only",
+    "half a command",
+    "half a reply",
 ]
 
 
@@ -84,6 +87,14 @@ class World:
             wire.freeze()
             await self.more(20)
             wire.thaw()
+        elif fault == "half a command":
+            wire.torn = 200
+            await until(lambda: wire.torn is None)
+        elif fault == "half a reply":
+            wire.left = 300
+            await self.more(20)
+            wire.left = None
+            wire.cut()
         elif fault == "flap":
             for each in self.wires:
                 each.cut()

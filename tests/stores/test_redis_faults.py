@@ -9,7 +9,8 @@ from millstream._stores.base import Gap, Index, StoreUnavailable, Told
 from millstream._stores.redis.workers import _UNANSWERED, BEAT
 from millstream._stores.redis.workers import LEASE as USUAL_LEASE
 from patience import WAIT
-from redis_parts import LEASE, Proxy, RedisServer, opened, quiet, until
+from redis_parts import LEASE, RedisServer, opened, quiet, until
+from redis_wire import Proxy
 from store_parts import TTL, Heard, append, data_of, read_all
 
 pytestmark = pytest.mark.server

@@ -13,7 +13,8 @@ from millstream._stores.redis.keys import Keys
 from millstream._stores.redis.recent import REMEMBERED, Recent
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
-from redis_parts import Proxy, RedisServer, opened, until
+from redis_parts import RedisServer, opened, until
+from redis_wire import Proxy
 from store_parts import TTL, Follower, Heard, append, data_of, read_all
 
 STREAM = "hub:journal"

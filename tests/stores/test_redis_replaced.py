@@ -11,7 +11,8 @@ import pytest
 from millstream._stores.redis.keys import Keys
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
-from redis_parts import Proxy, RedisServer, Sentinels, ask, opened, until
+from redis_parts import RedisServer, Sentinels, ask, opened, until
+from redis_wire import Proxy
 from store_parts import TTL, Follower, append, data_of, read_all
 
 pytestmark = pytest.mark.server

@@ -1,0 +1,129 @@
+"""A wire to Redis for tests, which damages what it carries in every way that wires do."""
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from typing import Self
+
+
+class Proxy:
+    """A wire to a server on this machine that can be cut, frozen and half closed."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self.to = port
+        """Where new connections lead."""
+        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._open = asyncio.Event()
+        self._open.set()
+        self._held: list[asyncio.Event] = []
+        self.deaf = False
+        """Replies get lost."""
+        self.delay = 0.0
+        """Seconds by which each reply comes late."""
+        self.split = False
+        """Both ways, each byte travels by itself."""
+        self.left: int | None = None
+        """So many bytes of replies still pass, none of what follows."""
+        self.torn: int | None = None
+        """So many bytes of commands still pass, then their connection is reset."""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for pair in self._pairs:
+            for side in pair:
+                side.transport.abort()
+        self._pairs.clear()
+
+    def freeze(self) -> None:
+        """From now on replies wait."""
+        self._open.clear()
+
+    def freeze_old(self) -> None:
+        """From now on replies wait on the connections that there are; new ones work."""
+        self._open.clear()
+        self._held.append(self._open)
+        self._open = asyncio.Event()
+        self._open.set()
+
+    def thaw(self) -> None:
+        for each in (self._open, *self._held):
+            each.set()
+
+    def half_close(self) -> None:
+        """The server seems to have said everything, and is still there."""
+        for client, _ in self._pairs:
+            client.write_eof()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            theirs, ours = await asyncio.open_connection("127.0.0.1", self.to)
+        except OSError:
+            writer.close()
+            return
+        self._pairs.append((writer, ours))
+        for source, sink, may_reply in ((reader, ours, None), (theirs, writer, self._open)):
+            task = asyncio.create_task(self._pump(source, sink, may_reply))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, may_reply: asyncio.Event | None
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                if may_reply is None:
+                    data, torn = self._tear(data)
+                else:
+                    await may_reply.wait()
+                    await asyncio.sleep(self.delay)
+                    data, torn = self._keep(data), False
+                for piece in [bytes([byte]) for byte in data] if self.split else [data]:
+                    sink.write(piece)
+                    await sink.drain()
+                    if self.split:
+                        await asyncio.sleep(0)  # whoever reads gets it by itself
+                if torn:
+                    await asyncio.sleep(0)
+                    self._reset(sink)
+        sink.close()
+
+    def _tear(self, data: bytes) -> tuple[bytes, bool]:
+        """What passes of a command, and whether its connection ends there."""
+        if self.torn is None or len(data) < self.torn:
+            return data, False
+        cut, self.torn = self.torn, None
+        return data[:cut], True
+
+    def _keep(self, data: bytes) -> bytes:
+        """What passes of a reply."""
+        if self.deaf:
+            return b""
+        if self.left is not None:
+            data = data[: self.left]
+            self.left -= len(data)
+        return data
+
+    def _reset(self, side: asyncio.StreamWriter) -> None:
+        for pair in [each for each in self._pairs if side in each]:
+            self._pairs.remove(pair)
+            for each in pair:
+                sock = each.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                each.transport.abort()
