@@ -3,10 +3,12 @@
 import asyncio
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from millstream._app.serving.workers.supervisor import STARTS
 from patience import WAIT
 from workers_world import PROGRAM, Client, Served, call, kill, until_async, workers
 
@@ -25,10 +27,9 @@ HELD = PROGRAM.replace("    yield\n", WAITING.lstrip("\n"))
 """Its processes count themselves when they start. One whose number is held doesn't serve yet."""
 
 
-def hold(folder: Path, number: int) -> Path:
+def hold(folder: Path, number: int) -> None:
     """The process with this number waits until the file is gone."""
-    (file := folder / f"hold {number}").touch()
-    return file
+    (folder / f"hold {number}").touch()
 
 
 async def begun(folder: Path, number: int) -> int:
@@ -57,45 +58,80 @@ async def seats(served: Served) -> list[dict[str, object]]:
     return list(found)
 
 
+@pytest.fixture
+def restarting(tmp_path: Path) -> Iterator[Served]:
+    """Two workers, and a restart whose first new process, the third of all, doesn't serve before `hold 3` is gone."""
+    with workers(tmp_path, 2, program=HELD) as served:
+        hold(tmp_path, 3)
+        served.process.send_signal(signal.SIGHUP)
+        yield served
+
+
+async def all_become_new(served: Served) -> None:
+    """The restart comes to its end."""
+    served.wait_until_said("Every worker is new")
+    await until_two_serve(served)
+    assert served.said("Nothing has changed") == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_worker_that_ends_while_its_successor_starts_has_only_that_one(tmp_path: Path, number: int) -> None:
+async def test_a_worker_that_ends_while_its_successor_starts_has_only_that_one(
+    restarting: Served, tmp_path: Path, number: int
+) -> None:
     """Fixed defect: another one followed, too, and from then on a place had two processes."""
-    with workers(tmp_path, 2, program=HELD) as served:
-        held = hold(tmp_path, 3)
-        served.process.send_signal(signal.SIGHUP)
-        await begun(tmp_path, 3)
-        kill(served.pids[0], number)
-        await until_async(lambda: served.pids[0] not in served.children())
-        held.unlink()
-        served.wait_until_said("Every worker is new")
-        await until_two_serve(served)
+    await begun(tmp_path, 3)
+    kill(restarting.pids[0], number)
+    await until_async(lambda: restarting.pids[0] not in restarting.children())
+    (tmp_path / "hold 3").unlink()
+    await all_become_new(restarting)
 
 
-async def test_a_successor_that_dies_before_it_has_taken_over_is_followed_by_another(tmp_path: Path) -> None:
-    """The one that it was to replace goes all the same."""
-    with workers(tmp_path, 2, program=HELD) as served:
-        held = hold(tmp_path, 4)
-        served.process.send_signal(signal.SIGHUP)
-        successor = await begun(tmp_path, 3)
-        await begun(tmp_path, 4)
-        kill(successor)
-        await until_async(lambda: successor not in served.children())
-        held.unlink()
-        served.wait_until_said("Every worker is new")
-        await until_two_serve(served)
+async def test_a_successor_that_dies_before_it_serves_is_followed_by_another(
+    restarting: Served, tmp_path: Path
+) -> None:
+    """Somebody has killed it, which says nothing of the program. Fixed defect: that ended the restart."""
+    kill(await begun(tmp_path, 3))
+    await all_become_new(restarting)
 
 
-async def test_a_worker_that_is_replaced_before_its_turn_is_replaced_again_and_nobody_stays(tmp_path: Path) -> None:
+async def test_a_successor_that_dies_before_all_are_ready_is_followed_by_another(
+    restarting: Served, tmp_path: Path
+) -> None:
+    """Fixed defect: the old ones went all the same, and its place was empty until the next one served."""
+    hold(tmp_path, 4)
+    successor = await begun(tmp_path, 3)
+    (tmp_path / "hold 3").unlink()
+    await begun(tmp_path, 4)
+    hold(tmp_path, 5)
+    kill(successor)
+    await until_async(lambda: successor not in restarting.children())
+    (tmp_path / "hold 4").unlink()
+    await begun(tmp_path, 5)
+    assert set(restarting.pids) <= set(restarting.children()), "those that are to be replaced still serve"
+    (tmp_path / "hold 5").unlink()
+    await all_become_new(restarting)
+
+
+async def test_successors_that_are_killed_again_and_again_leave_everything_as_it_was(
+    restarting: Served, tmp_path: Path
+) -> None:
+    """The restart is given up after as many tries as a first start has."""
+    for number in range(3, 3 + STARTS):
+        hold(tmp_path, number + 1)
+        kill(await begun(tmp_path, number))
+    restarting.wait_until_said("Nothing has changed")
+    assert set(restarting.pids) == set(restarting.children())
+
+
+async def test_a_worker_that_is_replaced_before_its_turn_is_replaced_again_and_nobody_stays(
+    restarting: Served, tmp_path: Path
+) -> None:
     """Fixed defect: the one that a death had brought meanwhile served on beside its successor."""
-    with workers(tmp_path, 2, program=HELD) as served:
-        held = hold(tmp_path, 3)
-        served.process.send_signal(signal.SIGHUP)
-        await begun(tmp_path, 3)
-        kill(served.pids[1])
-        served.wait_until_said("is ready")
-        held.unlink()
-        served.wait_until_said("Every worker is new")
-        await until_two_serve(served)
+    await begun(tmp_path, 3)
+    kill(restarting.pids[1])
+    restarting.wait_until_said("is ready")
+    (tmp_path / "hold 3").unlink()
+    await all_become_new(restarting)
 
 
 async def test_a_restart_that_fails_looks_for_nobody_a_second_time(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import logging
 import secrets
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final
@@ -170,11 +171,18 @@ class Supervisor:
         """
         crew = self._crew
         new: list[Child] = []
-        for slot in self._slots:
+        tries = Counter[int]()
+        while slot := self._without_successor(new):  # one that was ready may have died since
+            tries[slot.number] += 1
             crew.stop_mending(slot)
             try:
+                if tries[slot.number] > STARTS:
+                    raise _given_up(slot)
                 await self._succeed(slot, new, orders)
             except NotStarted as exc:
+                if exc.killed:  # which says nothing of the program
+                    logger.error("%s; starting another", exc.error.what.rstrip("."))
+                    continue
                 tell_failure(exc.error)
                 logger.error("Nothing has changed: the workers that served go on")
                 crew.leave(new)
@@ -185,6 +193,12 @@ class Supervisor:
         crew.fill()  # a new one may have died meanwhile
         await asyncio.gather(*[child.left.wait() for child in old])
         logger.info("Every worker is new: %s", ", ".join(str(child.pid) for child in crew.serving()))
+
+    def _without_successor(self, new: Sequence[Child]) -> Slot | None:
+        """The first place in which none of the `new` serves."""
+        crew = self._crew
+        there = {crew.children[child].number for child in crew.serving() if child in new}
+        return next((slot for slot in self._slots if slot.number not in there), None)
 
     async def _succeed(self, slot: Slot, new: list[Child], orders: Orders) -> None:
         """Start a process that is to take over, one of the `new`, unless there's a newer order before it's ready.
@@ -204,6 +218,11 @@ class Supervisor:
         finally:
             ready.cancel()
             overtaken.cancel()
+
+
+def _given_up(slot: Slot) -> NotStarted:
+    what = f"Each new process for worker {slot.number} was ended before all were ready."
+    return NotStarted(CommandError(what, why="Somebody ends them, or the kernel, which is short of memory."))
 
 
 async def _some_time_after(event: asyncio.Event) -> None:
