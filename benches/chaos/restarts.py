@@ -1,6 +1,7 @@
 """Rolling restarts, one after the other, while callers call and subscribers listen: nobody's request may fail."""
 
 import asyncio
+import math
 import signal
 import time
 from collections import Counter
@@ -20,8 +21,21 @@ PAUSE = 5.0
 class Restarts:
     """Callers, and somebody who restarts the workers."""
 
-    def __init__(self, port: int, report: Report, *, requests: int, rate: float, end: float) -> None:
+    def __init__(
+        self, port: int, report: Report, *, requests: int, rate: float, end: float = math.inf, restarts: int = 0
+    ) -> None:
+        """Nobody calls yet.
+
+        Args:
+            port: of the server.
+            report: where harm is counted.
+            requests: how many calls there are to be, at least.
+            rate: calls a second, as far as the server keeps up.
+            end: when it's over, however many there were.
+            restarts: so many, spread over the calls; otherwise one after the other.
+        """
         self._report = report
+        self._restarts = restarts
         self._requests = requests
         self._end = end
         self._callers = [Caller(port) for _ in range(CALLERS)]
@@ -48,9 +62,10 @@ class Restarts:
             try:
                 while not self.done:
                     await self._restart(running)
-                    await asyncio.sleep(PAUSE)
+                    await self._pause()
                     self.spread = [_connections(pid) for pid in running.workers()]
-                    self.done = self.calls >= self._requests or time.monotonic() >= self._end
+                    enough = self.calls >= self._requests and self._report.harm >= self._restarts
+                    self.done = enough or time.monotonic() >= self._end
             finally:
                 for task in calling:
                     task.cancel()
@@ -66,6 +81,13 @@ class Restarts:
         async with asyncio.timeout(PATIENCE):
             while running.log.read_text().count("Every worker is new") < self._report.harm:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
+
+    async def _pause(self) -> None:
+        if not self._restarts:
+            await asyncio.sleep(PAUSE)
+            return
+        while self.calls < self._requests * self._report.harm / self._restarts:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.1)
 
     def wrong(self) -> list[str]:
         """What must not be, as sentences."""
