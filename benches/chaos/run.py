@@ -268,6 +268,34 @@ def stop_workers(every: float, seconds: float, report: Report) -> Harm:
     return harm
 
 
+def half_a_core(report: Report, *others: int) -> Harm:
+    """What a container with half a core does to its processes: they stand still for half of each tenth of a second.
+
+    Args:
+        report: counts how often that was.
+        others: more processes in that container.
+    """
+
+    async def harm(running: Cluster) -> None:
+        while True:
+            pids = (running.process.pid, *running.workers(), *others)
+            try:
+                _signal(pids, signal.SIGSTOP)
+                await asyncio.sleep(0.05)
+            finally:
+                _signal(pids, signal.SIGCONT)
+            report.harm += 1
+            await asyncio.sleep(0.05)
+
+    return harm
+
+
+def _signal(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def together(*harms: Harm) -> Harm:
     """All of them at the same time."""
 

@@ -10,12 +10,14 @@ import pytest
 
 from benches.chaos.redis import flush
 from benches.chaos.returning import return_together
-from benches.chaos.run import Crowd, Report, cluster, kill_workers, storm, together
+from benches.chaos.run import Crowd, Report, cluster, half_a_core, kill_workers, storm, together
 from redis_parts import RedisServer
 
 pytestmark = pytest.mark.server
 KILLS = 12
 """As many as in a minute of `make chaos`."""
+HALVES = 75
+"""Tenths of a second: more than a lease lasts."""
 READS = 100
 """What a storm may ask of the store."""
 
@@ -70,6 +72,27 @@ async def test_when_redis_loses_everything_among_dying_workers_every_subscriber_
     assert report.wrong == []
     assert report.acknowledged > 0
     assert report.gaps > 0
+
+
+async def test_in_a_container_with_half_a_core_nobody_counts_as_dead(tmp_path: Path, redis: RedisServer) -> None:
+    """The kernel stops all processes, Redis among them, for half of each tenth of a second."""
+    report = Report()
+    async with cluster(tmp_path / "log", workers=4, store=redis.url) as running:
+        before = running.workers()
+        assert redis.process is not None
+        await storm(
+            running,
+            report,
+            Crowd(subscribers=60, rate=100.0, channels=12, speakers=1),
+            until=lambda: report.harm >= HALVES,
+            harm=half_a_core(report, redis.process.pid),
+        )
+        assert running.workers() == before
+    assert "starting another" not in (tmp_path / "log").read_text()
+    assert report.wrong == []
+    assert report.gaps == 0
+    assert not report.reconnects
+    assert report.again.total() == 0
 
 
 async def test_subscribers_who_all_come_back_at_once_ask_little_of_redis(tmp_path: Path, redis: RedisServer) -> None:

@@ -202,6 +202,25 @@ async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_
         assert await two.workers.alive(names[0])
 
 
+async def test_a_redis_that_has_no_connection_left_is_waited_for(server: RedisServer) -> None:
+    """Fixed defect: whoever asked just then got an error at once, although somebody else's connection soon ended."""
+    async with opened(server.url) as store:
+        await quiet(store)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"CONFIG SET maxclients 1\r\n")  # those that are connected stay
+        assert await reader.readline() == b"+OK\r\n"
+        for link in list(store._commands._links.values()):
+            link.close()
+        with pytest.raises(OSError, match="max number of clients"):
+            await store._commands.link(LEASES)
+        appending = asyncio.create_task(append(store, STREAM, b"waits"))
+        await until(lambda: store._commands._connecting)
+        writer.write(b"CONFIG SET maxclients 100\r\n")
+        await appending
+        writer.close()
+        assert data_of(await read_all(store, STREAM)) == [b"warm", b"waits"]
+
+
 async def test_when_the_clock_of_redis_is_set_forward_nobody_counts_as_dead_meanwhile(server: RedisServer) -> None:
     """Fixed defect: until somebody's beat, messages were refused, members were absent, and given out as having left."""
     async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:

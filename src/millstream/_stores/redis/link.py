@@ -237,7 +237,7 @@ def _explained(failure: Refused, where: str) -> Exception:
         return LocalError(f"{where} refuses the user or password in the URL of the store.")
     if code == "NOPERM":
         return LocalError(f"{where} doesn't allow the user of the URL a command that Millstream needs: {text[:200]}")
-    if code in ("LOADING", "MASTERDOWN", "BUSY"):
+    if code in ("LOADING", "MASTERDOWN", "BUSY") or "max number of clients" in text:
         return Lost(f"{where} isn't ready: {text[:100]}")
     if "syntax error" in text:
         return LocalError(f"{where} is too old. Millstream needs Redis 7.0 or newer, or Valkey.")
