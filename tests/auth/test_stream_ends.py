@@ -58,7 +58,7 @@ async def rest_of(peer: Peer) -> bytes:
 
 def pass_time(world: Guarded, seconds: float) -> None:
     """It is later than it was, for the streams of a server."""
-    world.runtime.services.clock = lambda: time.time() + seconds
+    world.runtime.streams.wall = lambda: time.time() + seconds
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -67,7 +67,8 @@ async def test_a_stream_ends_with_its_token_and_says_when_to_come_back(kind: str
     async with world_of_tokens() as world:
         short, long = await open_stream(world, lasting(600), kind), await open_stream(world, lasting(6000), kind)
         assert len(world.runtime.streams) == 2
-        world.runtime.streams.end_expired(time.time() + 600)
+        pass_time(world, 600)
+        world.runtime.streams.end_expired()
         assert len(world.runtime.streams) == 2
         pass_time(world, 700)
         body = await rest_of(short)
@@ -75,6 +76,16 @@ async def test_a_stream_ends_with_its_token_and_says_when_to_come_back(kind: str
         assert len(world.runtime.streams) == 1
         await until(lambda: len(world.runtime.dispatcher.calls) == (kind == "subscriptions/listen"))
         long.close()
+
+
+async def test_a_store_whose_clock_is_ahead_ends_no_stream() -> None:
+    """Fixed defect: this machine's clock took the token again, and so the stream ended again and again."""
+    async with world_of_tokens() as world:
+        stream = await open_stream(world, lasting(600), "/mcp")
+        world.runtime.services.clock = lambda: time.time() + 700
+        world.runtime._each_second(0.0)
+        assert len(world.runtime.streams) == 1
+        stream.close()
 
 
 @pytest.mark.parametrize("speaks", ["", "mcp"])
@@ -124,9 +135,11 @@ async def test_the_streams_of_a_cookie_end_with_it() -> None:
             own = {**STREAM, **OWN, "cookie": jar}
             peer = await world.send(None, "GET", "/dashboard/events", **own)
             assert (await peer.head())[0] == 200
-            world.runtime.streams.end_expired(time.time() + passes - 120)
+            pass_time(world, passes - 120)
+            world.runtime.streams.end_expired()
             assert len(world.runtime.streams) == 1
-            world.runtime.streams.end_expired(time.time() + passes)
+            pass_time(world, passes)
+            world.runtime.streams.end_expired()
             assert b"retry: " in await rest_of(peer)
 
 

@@ -281,7 +281,7 @@ class Runtime:
         if self.guard is not None and self.guard.refresh():
             holds = self.guard.holds
             self.streams.end_of(lambda owner: not holds(owner))
-        self.streams.end_expired(self.services.clock())
+        self.streams.end_expired()
         self._watch_idleness(now)
 
     def _watch_idleness(self, now: float) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from heapq import nlargest
 from random import randint
-from time import monotonic
+from time import monotonic, time
 from typing import NamedTuple, Protocol
 
 from millstream._http.message import Sink
@@ -47,12 +47,14 @@ class OpenStreams:
     """All open streams of one running server."""
 
     __slots__ = ("_by_owner", "_ends", "_kinds", "_max", "_max_age", "_max_per_owner", "_number", "_numbered",
-                 "_owned", "_sinks", "_unended", "by_kind", "lines")  # fmt: skip
+                 "_owned", "_sinks", "_unended", "by_kind", "lines", "wall")  # fmt: skip
 
     def __init__(self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf) -> None:
         self._max_age = max_age
         self._max = max_streams
         self._max_per_owner = max_per_owner
+        self.wall: Callable[[], float] = time
+        """This machine's clock, by which credentials were checked, and not the store's."""
         self._sinks: dict[Sink, _Open] = {}
         self._ends = Deadlines[int]()
         """When the credential of a stream ends, for those whose does."""
@@ -162,13 +164,9 @@ class OpenStreams:
             if each.owner is not None and gone(each.owner):
                 each.dismiss()
 
-    def end_expired(self, now: float) -> None:
-        """End the streams whose credentials have ended; clients come back soon, with fresh ones.
-
-        Args:
-            now: in seconds since 1970.
-        """
-        for number in self._ends.due(now, len(self._numbered) * 2 + SLACK):
+    def end_expired(self) -> None:
+        """End the streams whose credentials have ended; clients come back soon, with fresh ones."""
+        for number in self._ends.due(self.wall(), len(self._numbered) * 2 + SLACK):
             sink = self._numbered.get(number)
             if sink is not None:
                 found = self._sinks[sink]
