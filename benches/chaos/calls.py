@@ -35,6 +35,12 @@ class Caller:
 
     async def run(self, rate: float) -> None:
         """Call so many times a second, as far as the server keeps up, until cancelled."""
+        try:
+            await self._go_on(rate)
+        finally:
+            self.close()
+
+    async def _go_on(self, rate: float) -> None:
         due = time.monotonic() + random.random() / rate
         while True:
             await asyncio.sleep(max(0.0, due - time.monotonic()))

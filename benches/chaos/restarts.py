@@ -70,8 +70,6 @@ class Restarts:
                 for task in calling:
                     task.cancel()
                 await asyncio.gather(*calling, return_exceptions=True)
-                for each in self._callers:
-                    each.close()
 
         return harm
 
