@@ -1,16 +1,24 @@
 """The examples of the pages about security, and what those pages show."""
 
+import asyncio
 import json
 import re
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from auth_world import guarded, make_server
-from examples import archive, limits, tokens
+from examples import archive, limits, nightly, tokens
 from issuer_world import claims, issuing, token
+from issuing_world import Known
 from millstream import Server, auth
 from millstream._app.sign_in_methods import given_methods
+from patience import WAIT
+from processes import free_port
 from scripts.docs import ROOT
 from wire import request
 
@@ -66,6 +74,22 @@ async def test_the_page_about_tokens_shows_two_more_ways_that_work() -> None:
         async with guarded(make_server(tokens.by_asking(issuer.url, "a-secret"))) as world:
             assert (await world.call("opaque", "who")).message["result"]["content"][0]["text"] == "ada"
             assert (await world.call("another", "who")).status == 401
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
+async def test_the_job_of_the_page_about_an_authorization_server_signs_by_keys_that_its_commands_make(
+    tmp_path: Path,
+) -> None:
+    """docs/how-to/run-an-authorization-server.md: the commands, the server's part, and the job's."""
+    page = (ROOT / "docs" / "how-to" / "run-an-authorization-server.md").read_text("utf-8")
+    for command in re.findall(r"^\$ (openssl .*)$", page, re.MULTILINE):
+        run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, timeout=WAIT)
+        await asyncio.to_thread(run, command.split())
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    client = nightly.nightly(tmp_path / "nightly.pub")
+    async with guarded(make_server(auth.issuer(url, users=Known(), clients=[client])), port=port):
+        assert await nightly.order(f"{url}/mcp", tmp_path / "nightly.pem") == "ordered 9780261103573"
 
 
 def json_answer(value: Any) -> bytes:

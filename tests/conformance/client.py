@@ -102,6 +102,8 @@ def credentials() -> OAuth:
         client_metadata_url="https://conformance-test.local/client-metadata.json",
         as_itself="client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"],
     )
+    if "private_key_pem" in given:
+        return found.signing_with(given["private_key_pem"])
     if "valid_jwt" in given:
         issuer = json.loads(base64.urlsafe_b64decode(given["valid_jwt"].split(".")[1] + "=="))["aud"]
         return found.managed_by(WorkloadIdentity(issuer, token=given["valid_jwt"]))

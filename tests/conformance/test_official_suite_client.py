@@ -40,6 +40,7 @@ UNSCORED = [
     ("json-schema-2020-12-preservation", OLD),
     ("json-schema-2020-12-preservation", NEW),
     ("auth/client-credentials-basic", ""),
+    ("auth/client-credentials-jwt", ""),
     ("auth/dpop", ""),
     ("auth/dpop-nonce", ""),
     ("auth/enterprise-managed-authorization", ""),

@@ -384,7 +384,7 @@ def client(
         name: what people know it by.
         redirect_uris: where it may have people sent back; without any, it only acts for itself.
         secret: what it shows at the token endpoint, of at least 32 bytes; read it from the environment.
-        jwks: its public keys, or their URL, instead of a secret (``private_key_jwt``).
+        jwks: its public keys as a set, the URL of one, or one key as PEM, instead of a secret (``private_key_jwt``).
         scopes: what it may have when it acts for itself (client credentials), which takes a secret or keys.
 
     Raises:

@@ -6,6 +6,7 @@ help. Keys that a token carries or points to (`jwk`, `jku`, `x5c`, `x5u`) are ne
 
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -17,7 +18,7 @@ from millstream._protocol.json_schema import is_array, is_object
 try:
     from joserfc import jws
     from joserfc.errors import JoseError
-    from joserfc.jwk import ECKey, JWKRegistry, OctKey
+    from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 except ImportError:
     raise MissingExtra("Checking tokens", "auth") from None
 
@@ -147,6 +148,8 @@ def _read_key(raw: Any) -> PublicKey | None:
     kind = values.get("kty")
     if kind not in ("EC", "OKP", "RSA") or values.get("use", "sig") != "sig":
         return None
+    if kind == "OKP" and values.get("crv") not in ("Ed25519", "Ed448"):
+        return None
     try:
         # Without what is private, and without what would make the library refuse an operation we don't do.
         kept = {name: value for name, value in values.items() if name in ("kty", "crv", "x", "y", "n", "e")}
@@ -157,6 +160,20 @@ def _read_key(raw: Any) -> PublicKey | None:
         return None
     kid, alg = values.get("kid"), values.get("alg")
     return PublicKey(key, kind, kid if isinstance(kid, str) else None, alg if isinstance(alg, str) else None)
+
+
+def from_pem(text: str) -> dict[str, Any]:
+    """A public key as PEM, in the form of a set's member. Nothing private is taken over.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    if "PRIVATE" in text:
+        raise ValueError("That's a private key. The server needs the public one: openssl pkey -in KEY -pubout")
+    for kind in (ECKey, RSAKey, OKPKey):
+        with suppress(JoseError, ValueError, TypeError):
+            return dict(kind.import_key(text).as_dict(private=False))
+    raise ValueError("A public key in PEM begins with -----BEGIN PUBLIC KEY-----, and is of EC, RSA or Ed25519.")
 
 
 def _is_usual(key: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from joserfc import jws
-from joserfc.jwk import ECKey, RSAKey
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from issuer_world import issuing
 from issuing_world import BACK, URL, Desk
@@ -83,6 +83,28 @@ async def test_a_client_with_keys_cannot_do_without_them_nor_name_another(batch:
     assert (await prove(batch, assertion(), client_assertion_type="urn:x")).status == 400
     assert (await prove(batch, "not.a.token")).status == 401
     assert (await prove(batch, assertion(), client_secret="x")).status == 400
+
+
+@pytest.mark.parametrize(("key", "alg"), [
+    (KEY, "ES256"), (RSAKey.generate_key(2048), "RS256"), (OKPKey.generate_key("Ed25519"), "Ed25519"),
+])  # fmt: skip
+async def test_a_clients_key_may_be_the_public_pem_that_tools_make(desk: Desk, key: Any, alg: str) -> None:
+    """Not everybody has a set of keys at hand; whichever `kid` the proof names, there must be one of that name."""
+    pem = key.as_pem(private=False).decode()
+    desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=pem, scopes=["orders:read"])])
+    assert (await prove(desk, assertion(key=key, alg=alg, kid=None))).status == 200
+    assert (await prove(desk, assertion(key=ECKey.generate_key("P-256"), kid=None))).status == 401
+
+
+@pytest.mark.parametrize(("pem", "words"), [
+    (KEY.as_pem(private=True).decode(), "private key"),
+    ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "begins with"),
+    (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "none that verifies"),
+])  # fmt: skip
+def test_a_pem_that_verifies_nothing_is_refused_where_the_program_names_it(pem: str, words: str) -> None:
+    """And a private key doesn't belong on the server."""
+    with pytest.raises(ValueError, match=words):
+        auth.client("batch", jwks=pem)
 
 
 async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:

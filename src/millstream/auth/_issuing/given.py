@@ -11,7 +11,7 @@ from millstream.auth._issuing.provider import Provider
 from millstream.auth._issuing.records import CLIENT, CODE, REFRESH, Client, digest
 from millstream.auth._issuing.redirects import check_redirect
 from millstream.auth._issuing.ways import Upstream, Way
-from millstream.auth._jose import read_keys
+from millstream.auth._jose import from_pem, read_keys
 from millstream.auth._key_file import check_scopes
 from millstream.auth._rules import inclusions, several
 
@@ -104,14 +104,7 @@ def given_client(
     itself = bool(secret or jwks)
     if not (itself or redirect_uris):
         raise ValueError(f"The client {id} needs redirect_uris, where people are sent back to; or a secret or keys.")
-    if isinstance(jwks, str):
-        keys = None
-        if jwks:
-            check_url(jwks)
-    else:
-        keys = jwks
-        if not read_keys(jwks):
-            raise ValueError(f"The keys of the client {id} have none that verifies signatures.")
+    keys = _keys(id, jwks) if jwks else None
     return Client(
         id,
         name=name or id,
@@ -121,5 +114,16 @@ def given_client(
         grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT,) if itself else ()),
         scopes=check_scopes(scopes),
         keys=keys,
-        keys_url=jwks if isinstance(jwks, str) else "",
+        keys_url=jwks if isinstance(jwks, str) and keys is None else "",
     )
+
+
+def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The keys of a client; None where a URL says where they are."""
+    if isinstance(jwks, str) and not jwks.lstrip().startswith("-----BEGIN"):
+        check_url(jwks)
+        return None
+    keys = {"keys": [from_pem(jwks)]} if isinstance(jwks, str) else jwks
+    if not read_keys(keys):
+        raise ValueError(f"The keys of the client {id} have none that verifies signatures.")
+    return keys

@@ -98,12 +98,19 @@ class TokenEndpoint:
     async def _from_client(self, client: Client, form: Parameters, key: str) -> _Answer:
         if client.method == "none":
             raise OAuthError("unauthorized_client", "Only a client with a secret or keys acts for itself.")
-        wanted = self._targets.wanted(form.get("scope")) if form.get("scope") else client.scopes
-        scopes = tuple(dict.fromkeys((*self._plan.scopes, *wanted)))
-        if not set(scopes) <= {*client.scopes, *self._plan.scopes}:
-            raise OAuthError("invalid_scope", "This client may not have these scopes.")
+        scopes = self._allowed(form.get("scope"), client.scopes)
         resources = self._targets.resources(form.all("resource"))
         return await self._grants.access_token(client, client.id, scopes, resources, key=key)
+
+    def _allowed(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        """The scopes of a request that may be had, with those that everybody gets. Who names none gets all of them.
+        Clients often ask for every scope that a server lists, and the reply says what they got (RFC 6749 §3.3).
+        """
+        wanted = self._targets.wanted(asked) if asked else allowed
+        most = {*self._plan.scopes, *allowed}
+        if asked and most.isdisjoint(asked.split()):
+            raise OAuthError("invalid_scope", "This client may not have these scopes.")
+        return tuple(each for each in dict.fromkeys((*self._plan.scopes, *wanted)) if each in most)
 
     async def _answer(
         self, client: Client, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], *,

@@ -38,6 +38,7 @@ class Issuer(Struct):
     scopes_supported: list[str] = []
     code_challenge_methods_supported: list[str] = []
     token_endpoint_auth_methods_supported: list[str] = []
+    token_endpoint_auth_signing_alg_values_supported: list[str] = []
     client_id_metadata_document_supported: bool = False
     authorization_response_iss_parameter_supported: bool = False
     dpop_signing_alg_values_supported: list[str] = []

@@ -4,7 +4,6 @@ A server that wants this says so in its challenge or its metadata. The authoriza
 key, and a thief of the token alone can do nothing with it. Servers may ask for a nonce in the proofs.
 """
 
-import base64
 import hashlib
 import re
 import secrets
@@ -14,12 +13,12 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from millstream.client._http.url import Url
 from millstream.client._oauth.discovery import Issuer, Resource
+from millstream.client._oauth.signing import ecdsa, packed
 from millstream.client._oauth.store import Tokens
 
 ALGORITHM: Final = "ES256"
@@ -49,7 +48,7 @@ class ProofKey:
             self._key = ec.generate_private_key(ec.SECP256R1())
         numbers = self._key.public_key().public_numbers()
         jwk = {"crv": "P-256", "kty": "EC", "x": _number(numbers.x), "y": _number(numbers.y)}
-        self._head = _text(msgspec.json.encode({"typ": "dpop+jwt", "alg": ALGORITHM, "jwk": jwk}))
+        self._head = packed(msgspec.json.encode({"typ": "dpop+jwt", "alg": ALGORITHM, "jwk": jwk}))
 
     @property
     def kept(self) -> str:
@@ -72,12 +71,11 @@ class ProofKey:
             "htm": method,
             "htu": f"{parts.scheme}://{parts.netloc}{parts.path or '/'}",
             "iat": int(time.time()),
-            **({"ath": _text(hashlib.sha256(token.encode()).digest())} if token else {}),
+            **({"ath": packed(hashlib.sha256(token.encode()).digest())} if token else {}),
             **({"nonce": nonce} if nonce else {}),
         }
-        signed = f"{self._head}.{_text(msgspec.json.encode(claims))}"
-        r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{signed}.{_text(r.to_bytes(_SIZE) + s.to_bytes(_SIZE))}"
+        signed = f"{self._head}.{packed(msgspec.json.encode(claims))}"
+        return f"{signed}.{packed(ecdsa(self._key, signed.encode()))}"
 
 
 class Proofs:
@@ -158,8 +156,4 @@ def wants_nonce(challenge: str) -> bool:
 
 
 def _number(value: int) -> str:
-    return _text(value.to_bytes(_SIZE))
-
-
-def _text(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    return packed(value.to_bytes(_SIZE))

@@ -12,6 +12,8 @@ from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.dpop import Held
 from millstream.client._oauth.fetching import fetch, post_form
+from millstream.client._oauth.signing import METHOD as SIGNED
+from millstream.client._oauth.signing import assertion
 from millstream.client._oauth.store import Registration, Tokens
 
 _REMEDY = "Give OAuth a client_id that it knows."
@@ -64,7 +66,8 @@ async def register(issuer: Issuer, name: str, redirect: str, tls: ssl.SSLContext
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
         raise _unregistered(issuer.issuer, reply.status)
-    return found
+    # Nothing else: who registers us doesn't say by which key we sign.
+    return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method)
 
 
 def _unregistered(issuer: str, status: int) -> AccessDenied:
@@ -77,9 +80,9 @@ async def ask_token(
     issuer: Issuer, who: Registration, form: Mapping[str, str], tls: ssl.SSLContext | None, held: Held
 ) -> Given:
     """Ask the token endpoint; with a proof of a key, if there is one to bind the token to."""
-    shown, headers = proven(issuer, who, form)
     where, given = issuer.token_endpoint, Given()
     for _ in range(2):
+        shown, headers = proven(issuer, who, form)
         reply = await post_form(where, shown, {**headers, **held.proof("POST", where)}, tls)
         try:
             given = msgspec.json.decode(reply.body, type=Given)
@@ -105,7 +108,11 @@ async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSL
 
 
 def proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """A form and headers that say who we are."""
+    """A form and headers that say who we are, for one request.
+
+    Raises:
+        AccessDenied: the issuer takes no signature that our key can make.
+    """
     method = method_of(issuer, who)
     if method == "client_secret_basic":
         pair = f"{quote(who.client_id, safe='')}:{quote(who.client_secret, safe='')}"
@@ -113,4 +120,6 @@ def proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[
     shown = {**form, **({"client_id": who.client_id} if who.client_id else {})}
     if method == "client_secret_post":
         shown["client_secret"] = who.client_secret
+    if method == SIGNED and who.private_key:
+        shown |= assertion(issuer, who)
     return shown, {}

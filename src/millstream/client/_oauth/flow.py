@@ -5,6 +5,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied, ClientError
@@ -84,6 +85,23 @@ class OAuth:
             >>> OAuth(client_id="me", client_secret=secret).bound_to("https://login.example.com")
         """
         self._who.only = issuer
+        return self
+
+    def signing_with(self, key: str | Path, *, key_id: str = "") -> "OAuth":
+        """Show who you are by signatures instead of a secret (`private_key_jwt`): the key never leaves this machine.
+
+        Args:
+            key: your private key in PEM, or its file: P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.
+            key_id: the name of the key at the issuer, if it knows several of yours (`kid`).
+
+        Raises:
+            ValueError: it isn't such a key, or there's no `client_id`, or a secret as well.
+            OSError: the file can't be read.
+
+        Example:
+            >>> OAuth(client_id="nightly", as_itself=True).signing_with(Path("nightly.pem"))
+        """
+        self._who.sign(key.read_text("utf-8") if isinstance(key, Path) else key, key_id)
         return self
 
     def managed_by(self, identity: Grants) -> "OAuth":
@@ -193,7 +211,7 @@ class OAuth:
             await self._buy(url, issuer, self._who.given, form, wanted, held)
         elif self._as_itself:
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-            await self._buy(url, issuer, self._who.given, form, wanted, held)
+            await self._buy(url, issuer, self._who.known_at(issuer), form, wanted, held)
         else:
             await self._authorize(url, issuer, target, wanted, held)
 
@@ -203,7 +221,8 @@ class OAuth:
         given = await ask_token(issuer, who, form, self._tls, held)
         if given.error or not given.access_token:
             _forget(self._store, issuer.issuer)
-            raise AccessDenied(f"{issuer.issuer} gives no token: {given.error_description or given.error}.", 401)
+            why = (given.error_description or given.error or "the answer has none").rstrip(".")
+            raise AccessDenied(f"{issuer.issuer} gives no token: {why}.", 401)
         _keep(self._store, url, given, Tokens("", issuer.issuer, "", wanted, proof_key=held.key))
 
     async def _place(self, url: Url, asked: dict[str, str]) -> tuple[Resource | None, Issuer]:

@@ -2,10 +2,14 @@
 
 import ssl
 
+import msgspec
+
 from millstream.client._errors import AccessDenied
 from millstream.client._http.url import Url
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.endpoints import register
+from millstream.client._oauth.signing import METHOD as SIGNED
+from millstream.client._oauth.signing import check_key
 from millstream.client._oauth.store import Registration, Store
 
 
@@ -22,6 +26,17 @@ class Ourselves:
         # State
         self.only: str = ""
         """The only issuer that our credentials go to, once there is one."""
+
+    def sign(self, key: str, key_id: str) -> None:
+        """Show who we are by signatures of a key.
+
+        Raises:
+            ValueError: it isn't a private key, or nobody could know who signs, or there's a secret as well.
+        """
+        if self.given.client_secret or not (self.given.client_id or self._metadata_url):
+            raise ValueError("Signing takes a client_id or a client_metadata_url, and no client_secret.")
+        changes = {"token_endpoint_auth_method": SIGNED, "private_key": check_key(key), "key_id": key_id}
+        self.given = msgspec.structs.replace(self.given, **changes)
 
     def bind(self, url: Url, issuer: str) -> None:
         """Credentials belong to an issuer: a server mustn't have them sent to another one.
@@ -63,5 +78,8 @@ class Ourselves:
         if self.given.client_id:
             return self.given
         if self._metadata_url and issuer.client_id_metadata_document_supported:
-            return Registration(self._metadata_url, "", "none")
+            method = self.given.token_endpoint_auth_method or "none"
+            return msgspec.structs.replace(
+                self.given, client_id=self._metadata_url, token_endpoint_auth_method=method, client_secret=""
+            )
         return None

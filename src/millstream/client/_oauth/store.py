@@ -14,6 +14,9 @@ class Registration(Struct, omit_defaults=True):
     client_id: str = ""
     client_secret: str = ""
     token_endpoint_auth_method: str = ""
+    private_key: str = ""
+    """By which we show who we are, as PEM. It's part of the configuration, and never kept."""
+    key_id: str = ""
 
 
 class Tokens(Struct, omit_defaults=True):

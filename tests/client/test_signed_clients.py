@@ -1,0 +1,181 @@
+"""Clients that show who they are by a signature (`private_key_jwt`, RFC 7523 §2.2), as the extension
+`io.modelcontextprotocol/oauth-client-credentials` recommends. Our own authorization server judges what they send.
+"""
+
+import json
+from base64 import urlsafe_b64decode
+from pathlib import Path
+from typing import Any
+
+import pytest
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+from auth.issuing.test_sign_in_end_to_end import serving
+from issuer_world import issuing
+from issuing_world import URL, Desk, claims_of
+from millstream import Client, auth
+from millstream._stores.memory.store import MemoryStore as ServerStore
+from millstream.client import AccessDenied, MemoryStore, OAuth, Options
+from millstream.client._http.url import parse
+from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.signing import assertion
+from millstream.client._oauth.store import Registration
+
+NIGHTLY = ECKey.generate_key("P-256")
+KEYS = {
+    "ES256": NIGHTLY, "ES384": ECKey.generate_key("P-384"), "ES512": ECKey.generate_key("P-521"),
+    "RS256": RSAKey.generate_key(2048), "Ed25519": OKPKey.generate_key("Ed25519"),
+}  # fmt: skip
+PAGE = "https://client.example/about.json"
+
+
+def pem(key: Any) -> str:
+    """A private key as a file has it."""
+    return str(key.as_pem(private=True).decode())
+
+
+def public(key: Any, **more: str) -> dict[str, Any]:
+    """What the issuer knows of it."""
+    return {"keys": [{**key.as_dict(private=False), **more}]}
+
+
+def signed(key: Any, *taken: str, key_id: str = "") -> dict[str, str]:
+    """The part of a form by which `nightly` shows who it is."""
+    who = Registration("nightly", "", "private_key_jwt", pem(key), key_id)
+    return assertion(Issuer(issuer=URL, token_endpoint_auth_signing_alg_values_supported=list(taken)), who)
+
+
+def head_of(form: dict[str, str]) -> dict[str, Any]:
+    """The header of an assertion."""
+    return dict(json.loads(urlsafe_b64decode(form["client_assertion"].split(".")[0] + "==")))
+
+
+@pytest.mark.parametrize("kind", KEYS)
+async def test_an_issuer_knows_a_client_by_the_signature_of_any_usual_key(kind: str) -> None:
+    """The algorithm is the key's own, and each assertion counts once."""
+    desk = Desk(ServerStore(), clients=[auth.client("nightly", jwks=public(KEYS[kind]), scopes=["orders:read"])])
+    sent = {"grant_type": "client_credentials", **signed(KEYS[kind], kind)}
+    assert head_of(sent) == {"alg": kind, "typ": "JWT"}
+    first, again = await desk.post("/token", sent), await desk.post("/token", sent)
+    assert (first.status, again.status) == (200, 401), first.text
+    claims = claims_of(sent["client_assertion"])
+    assert (claims["iss"], claims["sub"], claims["aud"]) == ("nightly", "nightly", URL)
+    assert claims["exp"] - claims["iat"] <= 60
+
+
+async def test_the_algorithm_is_one_that_the_issuer_takes() -> None:
+    """RFC 8414 §2: RSA keys make two kinds, and Ed25519 has two names."""
+    assert head_of(signed(KEYS["RS256"], "PS256", "ES256"))["alg"] == "PS256"
+    assert [head_of(signed(KEYS["Ed25519"], *taken))["alg"] for taken in ((), ("Ed25519",))] == ["EdDSA", "Ed25519"]
+    with pytest.raises(AccessDenied, match="takes signatures by RS256, and this key makes ES256"):
+        signed(NIGHTLY, "RS256")
+    client = auth.client("nightly", jwks=public(KEYS["RS256"], alg="PS256"), scopes=["orders:read"])
+    form = {"grant_type": "client_credentials", **signed(KEYS["RS256"], "PS256")}
+    assert (await Desk(ServerStore(), clients=[client]).post("/token", form)).status == 200
+
+
+async def test_a_key_has_the_name_that_the_issuer_gave_it() -> None:
+    """Of several keys, `kid` says which; another name is another key."""
+    client = auth.client("nightly", jwks=public(NIGHTLY, kid="2026"), scopes=["orders:read"])
+    desk = Desk(ServerStore(), clients=[client])
+    for name, status in (("2026", 200), ("2025", 401), ("", 200)):
+        form = {"grant_type": "client_credentials", **signed(NIGHTLY, key_id=name)}
+        assert (await desk.post("/token", form)).status == status, name
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("nonsense", "PEM"),
+        (pem(ECKey.generate_key("secp256k1")), "one of P-256"),
+        (pem(OKPKey.generate_key("X25519")), "one of P-256"),
+        (NIGHTLY.as_pem(private=False).decode(), "PEM"),
+        (NIGHTLY.as_pem(private=True, password="word").decode(), "without a password"),
+    ],
+)
+def test_a_key_that_cannot_sign_is_refused_when_it_is_given(key: str, words: str) -> None:
+    """Not at the first call, at night."""
+    with pytest.raises(ValueError, match=words):
+        OAuth(store=MemoryStore(), client_id="nightly").signing_with(key)
+
+
+def test_signatures_are_somebodys_and_take_the_place_of_a_secret() -> None:
+    """Without a name, no issuer could know whose key it is."""
+    for given in ({}, {"client_id": "nightly", "client_secret": "s" * 32}):
+        with pytest.raises(ValueError, match="no client_secret"):
+            OAuth(store=MemoryStore(), **given).signing_with(pem(NIGHTLY))
+
+
+@pytest.mark.parametrize("proving", [False, True])
+async def test_a_job_without_a_person_signs_its_way_in_to_our_own_server(tmp_path: Path, proving: bool) -> None:
+    """From the refusal to the answer of the tool, over sockets; with tokens bound to a key as well."""
+    file = tmp_path / "nightly.pem"
+    file.write_text(pem(NIGHTLY))
+    client = auth.client("nightly", jwks=public(NIGHTLY), scopes=["orders:write"])
+    async with serving(clients=[client]) as url:
+        store = MemoryStore()
+        credentials = OAuth(store=store, client_id="nightly", as_itself=True).signing_with(file)
+        if proving:
+            credentials.proving()
+        async with Client(f"{url}/mcp", options=Options(auth=credentials)) as calling:
+            assert (await calling.call("who")).text == "nightly orders:write"
+        kept = store.load()
+        assert bool(kept.tokens[f"{url}/mcp"].proof_key) == proving
+        assert not kept.registrations
+        assert await credentials.sign_out(parse(f"{url}/mcp"))
+
+
+async def test_every_request_has_an_assertion_of_its_own_also_the_second_with_a_nonce() -> None:
+    """RFC 9449 §8 sends a request again, and an assertion counts once."""
+    async with issuing() as issuer:
+        seen: list[str] = []
+
+        def give(request: bytes) -> Any:
+            seen.append(request.partition(b"client_assertion=")[2].partition(b"&")[0].decode())
+            if len(seen) > 1:
+                return {"access_token": "t", "token_type": "DPoP"}
+            body = b'{"error":"use_dpop_nonce"}'
+            return b"HTTP/1.1 400 x\r\nDPoP-Nonce: n\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+        issuer.answers["/token"] = give
+        issuer.answers["/.well-known/oauth-authorization-server"] = {
+            "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
+            "dpop_signing_alg_values_supported": ["ES256"],
+        }  # fmt: skip
+        credentials = OAuth(store=MemoryStore(), client_id="nightly", as_itself=True).signing_with(pem(NIGHTLY))
+        assert await credentials.challenged(parse(f"{issuer.url}/mcp"), 401, "DPoP")
+        assert len({*seen}) == 2
+
+
+async def test_a_client_that_describes_itself_signs_too() -> None:
+    """Its page has its keys; the id is the URL of the page. A secret-less client still says only its name."""
+    async with issuing() as issuer:
+        issuer.answers["/token"] = {"access_token": "t", "token_type": "Bearer"}
+        issuer.answers["/.well-known/oauth-authorization-server"] = {
+            "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
+            "client_id_metadata_document_supported": True,
+        }  # fmt: skip
+        about: dict[str, Any] = {"client_metadata_url": PAGE, "as_itself": True}
+        url = parse(f"{issuer.url}/mcp")
+        assert await OAuth(store=MemoryStore(), **about).signing_with(pem(NIGHTLY)).challenged(url, 401, "")
+        assert await OAuth(store=MemoryStore(), **about).challenged(url, 401, "")
+        signing, bare = (request for request in issuer.requests if request.startswith(b"POST /token"))
+        assert b"client_id=https%3A%2F%2Fclient.example%2Fabout.json" in signing
+        assert b"client_assertion=" in signing
+        assert b"client_assertion" not in bare
+
+
+async def test_an_issuer_that_registers_us_does_not_say_by_which_key_we_sign() -> None:
+    """Its answer is read for an id, a secret and a method."""
+    async with issuing() as issuer:
+        issuer.answers["/register"] = {
+            "client_id": "me", "token_endpoint_auth_method": "private_key_jwt", "private_key": pem(NIGHTLY),
+        }  # fmt: skip
+        issuer.answers["/.well-known/oauth-authorization-server"] = {
+            "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
+            "authorization_endpoint": f"{issuer.url}/authorize", "registration_endpoint": f"{issuer.url}/register",
+            "code_challenge_methods_supported": ["S256"],
+        }  # fmt: skip
+        store = MemoryStore()
+        await OAuth(store=store).ask(parse(f"{issuer.url}/mcp"), 401, "")
+        assert store.load().registrations[issuer.url] == Registration("me", "", "private_key_jwt")
