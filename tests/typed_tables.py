@@ -159,6 +159,9 @@ PAGES = {
     "docs/how-to/middleware.md": Page(
         also={"": (Typed("uvicorn zipped:app"), Typed("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
     ),
+    "docs/how-to/let-an-identity-provider-decide.md": Page(
+        untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
+    ),
     "docs/how-to/own-routes.md": Page(),
     "docs/how-to/protect-with-keys.md": Page(
         places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error

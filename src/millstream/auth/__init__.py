@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.principal import EVERYTHING
 from millstream._protocol.suggesting import suggesting
+from millstream.auth._who import client, identity_provider, upstream, users
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from millstream.auth._issuing.provider import Provider
     from millstream.auth._issuing.records import Client
     from millstream.auth._issuing.server import Issuer
-    from millstream.auth._issuing.user_file import UserFile
-    from millstream.auth._issuing.ways import Upstream, Way
+    from millstream.auth._issuing.ways import Way
     from millstream.auth._method import Method, Unbound
 
-__all__ = ["client", "github", "google", "introspected", "issuer", "jwt", "keys", "oidc", "upstream", "users"]
+__all__ = [
+    "client", "github", "google", "identity_provider", "introspected", "issuer", "jwt", "keys", "oidc", "upstream",
+    "users",
+]  # fmt: skip
 
 
 @suggesting
@@ -244,12 +247,12 @@ def issuer(
 
     Any MCP client signs in by itself: it describes itself at a URL or registers, the person signs in and agrees in a
     browser, and the client gets a token. People are those of a file that ``millstream users`` looks after, or those of
-    an upstream.
+    an upstream, or those of an organization's identity provider.
 
     Args:
         url: the server's own URL, without the path of the MCP endpoint: ``https://mcp.example.com``. That is also the
             exact name of the issuer.
-        users: who can sign in: ``auth.users(file="users.json")``, an `upstream`, or a list of them.
+        users: who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
         clients: those that need not register, from `client`.
         audience: the URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
         resources: the URLs of other servers that tokens can be for.
@@ -280,65 +283,6 @@ def issuer(
     return Issuer(plan)
 
 
-@suggesting
-def users(*, file: str | Path) -> "UserFile":
-    """People who sign in by name and password, for `issuer`.
-
-    Args:
-        file: that ``millstream users`` looks after. Who is added or removed there is so within a second.
-
-    Raises:
-        LocalError: the file cannot be used.
-        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
-    """
-    from millstream.auth._issuing.user_file import UserFile  # noqa: PLC0415
-
-    found = UserFile(Path(file))
-    found.load()
-    return found
-
-
-@suggesting
-def upstream(
-    who: str,
-    *,
-    allow: "Allow",
-    client_id: str = "",
-    client_secret: str = "",
-    name: str = "",
-    title: str = "",
-    at: str = "",
-) -> "Upstream":
-    """Somebody else who signs people in, for `issuer`: Google, GitHub, or any OpenID provider.
-
-    Register this server there as a web application with the redirect URL ``URL/sign-in/callback/NAME``.
-
-    Args:
-        who: ``"google"``, ``"github"``, or the issuer's exact name: ``"https://login.example.com"``.
-        allow: who may sign in: a verified e-mail address ``"ada@example.com"``, all of a domain ``"@example.com"``, or
-            ``"*"`` for everybody who has an account there. GitHub also knows a login, ``"octocat"``, and an
-            organization, ``"org:example"``. With the scopes that they may hand on to clients: ``{"@example.com":
-            ["orders:write"]}``; the first entry that fits counts.
-        client_id: what the registration gave; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
-        client_secret: and its secret; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
-        name: in the redirect URL and in subjects; by default ``google``, ``github`` or ``openid``.
-        title: what people call it, for the button; by default the issuer's host.
-        at: where it is instead: the URL of a GitHub Enterprise server, or of what stands in for Google in tests.
-
-    Raises:
-        ValueError: something is missing, or can't be.
-        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
-
-    Example:
-        ``users=[auth.upstream("google", allow=["@example.com"]), auth.upstream("github", allow=["org:example"])]``
-    """
-    from millstream.auth._issuing.upstreams import upstream_of  # noqa: PLC0415
-
-    return upstream_of(
-        who, allow=allow, client_id=client_id, client_secret=client_secret, name=name, title=title, at=at
-    )
-
-
 def google(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuingOptions]"
 ) -> "Issuer":
@@ -365,34 +309,3 @@ def github(
 
     check_options("auth.github", more)
     return issuer(url, users=upstream("github", allow=allow, client_id=client_id, client_secret=client_secret), **more)
-
-
-@suggesting
-def client(
-    id: str,
-    *,
-    name: str = "",
-    redirect_uris: "Names" = (),
-    secret: str = "",
-    jwks: "str | Mapping[str, Any]" = "",
-    scopes: "Names" = (),
-) -> "Client":
-    """A client that `issuer` knows beforehand.
-
-    Args:
-        id: how it calls itself.
-        name: what people know it by.
-        redirect_uris: where it may have people sent back; without any, it only acts for itself.
-        secret: what it shows at the token endpoint, of at least 32 bytes; read it from the environment.
-        jwks: its public keys as a set, the URL of one, or one key as PEM, instead of a secret (``private_key_jwt``).
-        scopes: what it may have when it acts for itself (client credentials), which takes a secret or keys.
-
-    Raises:
-        ValueError: something can't be.
-
-    Example:
-        >>> auth.client("shop", redirect_uris=["https://shop.example.com/signed-in"])
-    """
-    from millstream.auth._issuing.given import given_client  # noqa: PLC0415
-
-    return given_client(id, name=name, redirect_uris=redirect_uris, secret=secret, jwks=jwks, scopes=scopes)

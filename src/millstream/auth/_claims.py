@@ -1,7 +1,7 @@
 """What a token says, judged: who vouches, for whom, to which server, until when (RFC 7519, 8707, 9068)."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from msgspec import Struct
 
@@ -36,7 +36,7 @@ def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | Non
         or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
     ):
         return None
-    thumbprint = _bound_to(claims.get("cnf"))
+    thumbprint = bound_to(claims.get("cnf"))
     if thumbprint is None:
         return None
     left = cast("float", expires) + LEEWAY - now
@@ -54,7 +54,7 @@ def judge(claims: Mapping[str, Any], rules: Rules, now: float) -> Identity | Non
     return Identity(principal, min(left, rules.believed), thumbprint)
 
 
-def _bound_to(confirmation: Any) -> str | None:
+def bound_to(confirmation: Any) -> str | None:
     """The thumbprint of the key that a token is bound to, or empty; None for a bond that can't be checked here, such as
     one to a certificate (RFC 7800 §3.1): as a bearer token it would be worth more than its issuer wants.
     """
@@ -87,7 +87,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT
 
 
-def is_time(value: Any) -> bool:
+def is_time(value: Any) -> TypeGuard[int | float]:
     """Whether a claim is a number of seconds with which one can compute; JSON has others, too."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 

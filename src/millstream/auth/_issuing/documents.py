@@ -20,7 +20,7 @@ from millstream._limits.everywhere import Everywhere
 from millstream._limits.gcra import Rate
 from millstream._limits.pool import Pool
 from millstream._protocol.json_schema import is_array, is_object
-from millstream.auth._issuing.records import CODE, REFRESH, Client
+from millstream.auth._issuing.records import ASSERTED, CODE, REFRESH, Client
 from millstream.auth._issuing.redirects import check_redirect
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
@@ -180,7 +180,7 @@ def client_of(
         redirect_uris=tuple(str(each) for each in uris),
         method=str(method),
         secret_hash=secret_hash if str(method).startswith("client_secret") else "",
-        grant_types=tuple(each for each in (CODE, REFRESH) if each in grants),
+        grant_types=tuple(each for each in (CODE, REFRESH, ASSERTED) if each in grants),
         keys=keys,
         keys_url=keys_url,
         proves=proves,

@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 from millstream._http.outbound import check_url
 from millstream.auth._issuing.plan import Plan
 from millstream.auth._issuing.provider import Provider
-from millstream.auth._issuing.records import CLIENT, CODE, REFRESH, Client, digest
+from millstream.auth._issuing.records import ASSERTED, CLIENT, CODE, REFRESH, Client, digest
 from millstream.auth._issuing.redirects import check_redirect
-from millstream.auth._issuing.ways import Upstream, Way
+from millstream.auth._issuing.ways import IdentityProvider, Upstream, Way
 from millstream.auth._jose import from_pem, read_keys
 from millstream.auth._key_file import check_scopes
-from millstream.auth._rules import inclusions, several
+from millstream.auth._rules import inclusions, rules_of, several
 
 _ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")
 _UPSTREAM = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -50,16 +51,17 @@ def plan_of(
             f"The issuer is a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
         )
     for each in ways:
-        if isinstance(each, str) or not (hasattr(each, "find") or hasattr(each, "begin")):
+        known = isinstance(each, IdentityProvider) or hasattr(each, "find") or hasattr(each, "begin")
+        if isinstance(each, str) or not known:
             raise TypeError("users takes auth.users(file=…), auth.upstream(…), or a list of them.")
     if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, Client)]:
         raise TypeError(f"clients is a list of auth.client(…), and {strange[0]!r} isn't one.")
     upstreams = [each for each in ways if isinstance(each, Upstream)]
-    passwords = [each for each in ways if not isinstance(each, Upstream)]
+    passwords = [each for each in ways if not isinstance(each, Upstream | IdentityProvider)]
     if not ways or len(passwords) > 1:
         raise ValueError("auth.issuer() needs somebody who can sign in: users=auth.users(file=…), and one such file.")
     for each in upstreams:
-        if not _UPSTREAM.fullmatch(each.name):
+        if not _UPSTREAM.fullmatch(each.name) or each.name in ("http", "https"):  # subjects would look like URLs
             raise ValueError(f"An upstream can't be called {each.name!r}. Use lower-case letters, digits and dashes.")
     if len({each.name for each in upstreams}) < len(upstreams):
         raise ValueError("Two upstreams have the same name.")
@@ -75,7 +77,33 @@ def plan_of(
         clients={each.id: each for each in clients},
         registration=registration,
         provider=provider or Provider(),
+        identities=_identities(url, ways),
     )
+
+
+def given_provider(issuer: str, scopes: Collection[str]) -> IdentityProvider:
+    """An identity provider. Arguments are those of ``auth.identity_provider``.
+
+    Raises:
+        ValueError: something can't be.
+    """
+    rules_of(issuer, issuer, (), None)
+    names = check_scopes(several("scopes", scopes))
+    said = " ".join((issuer, *sorted(names))).encode()
+    return IdentityProvider(issuer, names, float(int.from_bytes(sha256(said).digest()[:6])))
+
+
+def _identities(own: str, ways: Sequence[Way]) -> dict[str, IdentityProvider]:
+    found: dict[str, IdentityProvider] = {}
+    for each in ways:
+        if not isinstance(each, IdentityProvider):
+            continue
+        if each.issuer.rstrip("/") == own.rstrip("/"):
+            raise ValueError("A server can't be its own identity provider: its tokens would become new ones.")
+        if each.issuer in found:
+            raise ValueError(f"The identity provider {each.issuer} is there twice.")
+        found[each.issuer] = each
+    return found
 
 
 def given_client(
@@ -111,7 +139,7 @@ def given_client(
         redirect_uris=redirect_uris,
         method="client_secret_basic" if secret else "private_key_jwt" if jwks else "none",
         secret_hash=digest(secret) if secret else "",
-        grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT,) if itself else ()),
+        grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT, ASSERTED) if itself else ()),
         scopes=check_scopes(scopes),
         keys=keys,
         keys_url=jwks if isinstance(jwks, str) and keys is None else "",

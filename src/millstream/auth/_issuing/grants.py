@@ -95,6 +95,12 @@ class Grants:
             raise OAuthError("invalid_grant", "The code was used before.")
         return kept.grant, grant, self._refresh_token(kept.grant, 0, secret) if secret else ""
 
+    async def add(self, grant: Grant) -> str:
+        """The id of a new grant, for one access token."""
+        id = new_secret()[:22]
+        await self._vault.put(_grant_key(id), grant, ACCESS * 2)
+        return id
+
     # Refresh tokens
 
     async def find(self, token: str) -> tuple[RefreshToken, Grant] | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from millstream.auth._challenge import PROVED_BY
 from millstream.auth._issuing.plan import Plan
-from millstream.auth._issuing.records import CLIENT, CODE, REFRESH
+from millstream.auth._issuing.records import ASSERTED, CLIENT, CODE, REFRESH
 from millstream.auth._issuing.registration import METHODS
 from millstream.auth._jose import ASYMMETRIC
 
@@ -13,6 +13,7 @@ AUTHORIZE, TOKEN, REGISTER = "/authorize", "/token", "/register"
 REVOKE, INTROSPECT, KEYS = "/revoke", "/introspect", "/.well-known/jwks.json"
 CALLBACK = "/sign-in/callback/"
 OAUTH, OPENID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
 SHARED = (TOKEN, REGISTER, REVOKE, KEYS, OPENID, OAUTH)
 """Pages of any origin may use these: no cookie counts there."""
 
@@ -51,6 +52,9 @@ def metadata(plan: Plan, known: Callable[[], Collection[str]]) -> dict[str, Any]
         "client_id_metadata_document_supported": True,
         "dpop_signing_alg_values_supported": list(PROVED_BY),
     }
+    if plan.identities:
+        members["grant_types_supported"].append(ASSERTED)
+        members["authorization_grant_profiles_supported"] = [PROFILE]
     if plan.registration:
         members["registration_endpoint"] = base + REGISTER
     return members

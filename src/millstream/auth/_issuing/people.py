@@ -26,6 +26,8 @@ class People:
 
     def still(self, user: User, way: str) -> User | None:
         """The person as they are now; None for one who may not sign in any more."""
+        if way in self._plan.identities:
+            return user if user.since == self._plan.identities[way].number else None
         if way != LOCAL:
             upstream = self.upstreams.get(way)
             stays = upstream is not None and not (isinstance(upstream, Selective) and not upstream.still(user))

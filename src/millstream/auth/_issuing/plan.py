@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from millstream.auth._issuing.provider import Provider
 from millstream.auth._issuing.records import Client
-from millstream.auth._issuing.ways import Passwords, Upstream
+from millstream.auth._issuing.ways import IdentityProvider, Passwords, Upstream
 
 ACCESS = 900
 """Seconds for which an access token lives."""
@@ -35,6 +35,8 @@ class Plan(Struct, frozen=True):
     registration: bool
     """Whether clients may register themselves."""
     provider: Provider
+    identities: Mapping[str, IdentityProvider] = {}
+    """Identity providers whose grants count, by issuer."""
 
     @property
     def secure(self) -> bool:

@@ -14,6 +14,8 @@ from msgspec import Struct
 
 CODE, REFRESH, CLIENT = "authorization_code", "refresh_token", "client_credentials"
 """The kinds of grants (RFC 6749 §1.3)."""
+ASSERTED = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+"""And one that somebody else has signed (RFC 7523 §2.1)."""
 
 
 class Client(Struct, frozen=True, omit_defaults=True):

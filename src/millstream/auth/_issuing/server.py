@@ -25,6 +25,7 @@ from millstream.auth._issuing.consent import Consent
 from millstream.auth._issuing.documents import Documents
 from millstream.auth._issuing.endings import Endings
 from millstream.auth._issuing.grants import ENDED, Grants
+from millstream.auth._issuing.identities import Identities
 from millstream.auth._issuing.key_proof import KeyProof
 from millstream.auth._issuing.metadata import (
     AUTHORIZE,
@@ -104,9 +105,11 @@ class RunningIssuer:
         self._people = People(plan)
         targets = Targets(plan, self.resource, lambda: frozenset(known()))
         proof = ClientProof(plan, self.clients, vault)
+        self._identities = Identities(plan.url, plan.identities, vault)
         self._token = TokenEndpoint(
-            plan, proof, self.clients, self.grants, targets, self._people, keys=KeyProof(plan, vault)
-        )
+            plan, proof, self.clients, self.grants, targets, self._people,
+            keys=KeyProof(plan, vault), identities=self._identities,
+        )  # fmt: skip
         self._endings = Endings(plan, proof, self.grants, self.signing, self._people, self._clock)
         self._registration = Registration(plan, self.clients, vault)
         asking = Asking(plan, self.clients, targets)
@@ -131,7 +134,8 @@ class RunningIssuer:
     async def prefetch(self) -> None:
         """See `Fetching.prefetch`."""
         await asyncio.gather(
-            *(each.prefetch() for each in self._people.upstreams.values() if isinstance(each, Fetching))
+            self._identities.prefetch(),
+            *(each.prefetch() for each in self._people.upstreams.values() if isinstance(each, Fetching)),
         )
 
     def share(self, pool: Pool) -> None:

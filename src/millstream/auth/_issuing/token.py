@@ -12,10 +12,12 @@ from millstream.auth._issuing.asking import Targets
 from millstream.auth._issuing.client_proof import ClientProof
 from millstream.auth._issuing.clients import Clients
 from millstream.auth._issuing.grants import Grants
+from millstream.auth._issuing.identities import Identities
 from millstream.auth._issuing.key_proof import KeyProof, check_key
 from millstream.auth._issuing.people import People
 from millstream.auth._issuing.plan import Plan
-from millstream.auth._issuing.records import CLIENT, CODE, REFRESH, Client, Grant
+from millstream.auth._issuing.records import ASSERTED, CLIENT, CODE, REFRESH, Client, Grant
+from millstream.auth._issuing.ways import User
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 """RFC 7636 §4.1."""
@@ -27,7 +29,7 @@ class TokenEndpoint:
 
     def __init__(
         self, plan: Plan, proof: ClientProof, clients: Clients, grants: Grants, targets: Targets, people: People, *,
-        keys: KeyProof,
+        keys: KeyProof, identities: Identities,
     ) -> None:  # fmt: skip
         self._plan = plan
         self._proof = proof
@@ -36,10 +38,12 @@ class TokenEndpoint:
         self._targets = targets
         self._people = people
         self._keys = keys
+        self._identities = identities
         self._by_type: dict[str, Callable[[Client, Parameters, str], Awaitable[_Answer]]] = {
             CODE: self._from_code,
             REFRESH: self._from_refresh_token,
             CLIENT: self._from_client,
+            **({ASSERTED: self._from_identity} if plan.identities else {}),
         }
 
     async def post(self, request: Request) -> Response:
@@ -102,9 +106,29 @@ class TokenEndpoint:
         resources = self._targets.resources(form.all("resource"))
         return await self._grants.access_token(client, client.id, scopes, resources, key=key)
 
+    async def _from_identity(self, client: Client, form: Parameters, key: str) -> _Answer:
+        if client.method == "none":
+            raise OAuthError("unauthorized_client", "Only a client with a secret or keys brings a provider's grants.")
+        assertion = form.get("assertion")
+        if not assertion:
+            raise OAuthError("invalid_request", "assertion is missing.")
+        said = await self._identities.read(assertion, client, key)
+        provider = self._plan.identities[said.provider]
+        granted = self._targets.resources(said.resources)
+        resources = self._narrowed(form, granted)
+        asked, there = form.get("scope").split(), self._targets.scopes()
+        if asked and {*said.scopes, *self._plan.scopes}.isdisjoint(asked):
+            raise OAuthError("invalid_scope", "The provider's grant has none of these scopes.")
+        wanted = [each for each in said.scopes if each in there and (not asked or each in asked)]
+        user = User(said.subject, said.name, provider.scopes, provider.number)
+        scopes = await self._people.grantable(user, client, tuple(dict.fromkeys((*self._plan.scopes, *wanted))))
+        await self._identities.count(said)
+        grant = Grant(client.id, user.subject, user.name, said.provider, scopes, granted, since=user.since)
+        return await self._answer(client, await self._grants.add(grant), grant, scopes, resources, refresh="", key=key)
+
     def _allowed(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        """The scopes of a request that may be had, with those that everybody gets. Who names none gets all of them.
-        Clients often ask for every scope that a server lists, and the reply says what they got (RFC 6749 §3.3).
+        """The scopes of a request that may be had, with those that everybody gets. A client that names none
+        gets all. Clients often ask for every scope that a server lists, and the reply says what they got (RFC 6749 §3.3).
         """
         wanted = self._targets.wanted(asked) if asked else allowed
         most = {*self._plan.scopes, *allowed}

@@ -121,4 +121,14 @@ class Passwords(Protocol):
         ...
 
 
-Way = Upstream | Passwords
+class IdentityProvider(Struct, frozen=True):
+    """An organization's provider, which lets its people in without a page: it gives grants to their clients."""
+
+    issuer: str
+    scopes: tuple[str, ...]
+    """What its grants give at most, besides what everybody gets."""
+    number: float
+    """Another one for other scopes: what was allowed before ends."""
+
+
+Way = Upstream | Passwords | IdentityProvider

@@ -1,0 +1,103 @@
+"""An identity provider lets people in by our own client, over sockets: ID token, grant (ID-JAG), token, tool."""
+
+import runpy
+import time
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from joserfc.jwk import ECKey
+
+from auth.issuing.test_identity_providers import CLIENT, ROOT, SECRET
+from auth.issuing.test_sign_in_end_to_end import serving
+from auth_world import guarded
+from issuer_world import Issuer, issuing, token
+from issuing_world import Known
+from millstream import Client, auth
+from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth, Options, WorkloadIdentity
+from processes import ROOT as ROOT_FOLDER
+from processes import free_port
+
+JAG = "urn:ietf:params:oauth:token-type:id-jag"
+
+
+class Login:
+    """The provider's token endpoint: it exchanges ID tokens for grants (RFC 8693)."""
+
+    def __init__(self, provider: Issuer) -> None:
+        self.provider = provider
+        self.forms: list[dict[str, str]] = []
+        provider.answers["/token"] = self.exchange
+        about = provider.answers["/.well-known/openid-configuration"]
+        provider.answers[ROOT] = {**about, "token_endpoint": f"{provider.url}/token"}
+
+    def exchange(self, request: bytes) -> Any:
+        """Give a grant to whoever has an ID token of Ada's."""
+        form = {name: values[0] for name, values in parse_qs(request.partition(b"\r\n\r\n")[2].decode()).items()}
+        self.forms.append(form)
+        if form["subject_token"] != "ada's id token":
+            body = b'{"error":"invalid_request","error_description":"Sign in again."}'
+            return b"HTTP/1.1 400 x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        return {"access_token": self.grant(form["audience"], form["resource"], form.get("scope", "")),
+                "issued_token_type": JAG, "token_type": "N_A", "expires_in": 300}  # fmt: skip
+
+    def grant(self, audience: str, resource: str, scope: str) -> str:
+        """The grant."""
+        now = int(time.time())
+        said = {"iss": self.provider.url, "aud": audience, "sub": "ada", "client_id": "desk", "iat": now,
+                "exp": now + 300, "jti": f"{time.time_ns()}", "resource": resource, "scope": scope}  # fmt: skip
+        return token(said, typ="oauth-id-jag+jwt")
+
+
+async def test_our_client_gets_in_by_the_providers_grant_and_nobody_visits_a_page() -> None:
+    """ID token, grant, token, tool: with a secret, and with a key and a bound token; and not with another ID token."""
+    async with issuing() as provider:
+        login, key = Login(provider), ECKey.generate_key("P-256")
+        pem = key.as_pem(private=True).decode()
+        ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:write"])]
+        jwks = {"keys": [key.as_dict(private=False)]}
+        for known in (CLIENT, auth.client("desk", jwks=jwks)):
+            async with serving(ways, clients=[known]) as url:
+                for id_token in ("ada's id token", "another"):
+                    secret = SECRET if known is CLIENT else ""
+                    me = OAuth(store=MemoryStore(), client_id="desk", client_secret=secret)
+                    if not secret:
+                        me.signing_with(pem).proving()
+                    me.managed_by(IdentityProvider(provider.url, id_token=id_token, client_id="desk-at-login"))
+                    if id_token == "another":
+                        with pytest.raises(AccessDenied, match=r"Sign in again\."):
+                            await Client(f"{url}/mcp", options=Options(auth=me)).__aenter__()
+                        continue
+                    async with Client(f"{url}/mcp", options=Options(auth=me)) as client:
+                        assert (await client.call("who")).text == f"{provider.url}#ada orders:write"
+                        assert (await client.call("order")).text == "ordered"
+                assert login.forms[-1]["audience"] == url
+                assert login.forms[-1]["resource"] == f"{url}/mcp"
+
+
+async def test_a_program_that_was_given_a_grant_brings_it_itself() -> None:
+    """`WorkloadIdentity`: a function gives a fresh one for each token."""
+    async with issuing() as provider:
+        login = Login(provider)
+        ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:write"])]
+        async with serving(ways, clients=[CLIENT]) as url:
+            me = OAuth(store=MemoryStore(), client_id="desk", client_secret=SECRET)
+            me.managed_by(WorkloadIdentity(url, token=lambda: login.grant(url, f"{url}/mcp", "orders:write")))
+            async with Client(f"{url}/mcp", options=Options(auth=me)) as client:
+                assert (await client.call("order")).text == "ordered"
+
+
+async def test_the_page_about_identity_providers_shows_a_server_and_a_client_that_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """docs/how-to/let-an-identity-provider-decide.md"""
+    async with issuing() as provider:
+        Login(provider)
+        port = free_port()
+        monkeypatch.setenv("SHOP_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("LOGIN", provider.url)
+        monkeypatch.setenv("DESK_SECRET", SECRET)
+        managed = runpy.run_path(str(ROOT_FOLDER / "examples" / "managed.py"))
+        async with guarded(managed["mcp"], port=port):
+            said = await managed["order_for"](lambda: "ada's id token")
+        assert said == f"9780261103573 is on its way to {provider.url}#ada."

@@ -1,0 +1,336 @@
+"""Grants of an organization's identity provider (ID-JAG): it lets its people in, and nobody visits a page.
+
+The rules are those of draft-ietf-oauth-identity-assertion-authz-grant and of MCP's extension
+`io.modelcontextprotocol/enterprise-managed-authorization`. The provider is a small one of the tests' own.
+"""
+
+import json
+import time
+from base64 import b64encode, urlsafe_b64decode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from joserfc.jwk import ECKey
+
+from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, misread, token
+from issuing_world import BACK, ONE_AND_FOUR, RESOURCE, URL, Browser, Desk, Known, claims_of, desk_on
+from issuing_world import OTHER as ELSEWHERE
+from millstream import auth
+from millstream._protocol.principal import EVERYTHING
+from millstream._stores.base import Store
+from millstream._stores.memory.store import MemoryStore as ServerStore
+from millstream.auth._issuing.records import ASSERTED
+from millstream.client._oauth.dpop import ProofKey
+
+SECRET = "s" * 32
+CLIENT = auth.client("desk", secret=SECRET, scopes=["orders:read", "orders:write"])
+BASIC = "Basic " + b64encode(f"desk:{SECRET}".encode()).decode()
+ROOT = "/.well-known/oauth-authorization-server"
+
+
+class World:
+    """A provider, and a server that counts its grants."""
+
+    def __init__(self, provider: Issuer, desk: Desk) -> None:
+        self.provider = provider
+        self.desk = desk
+
+    def said(self, **changes: Any) -> dict[str, Any]:
+        """What a good grant says, but for the changes; None takes a claim away."""
+        now = int(time.time())
+        good = {"iss": self.provider.url, "aud": URL, "sub": "ada", "client_id": "desk", "iat": now, "exp": now + 300,
+                "jti": f"{time.time_ns()}", "resource": RESOURCE, "scope": "orders:read orders:write"}  # fmt: skip
+        return {name: value for name, value in {**good, **changes}.items() if value is not None}
+
+    def grant(self, *, header: Any = None, **changes: Any) -> str:
+        """A grant, but for the changes."""
+        return token(self.said(**changes), **{"typ": "oauth-id-jag+jwt", **(header or {})})
+
+    async def bring(self, assertion: str, **more: Any) -> Any:
+        """A client brings a grant; the reply."""
+        form = {"grant_type": ASSERTED, "assertion": assertion}
+        headers = {"authorization": BASIC, **more.pop("headers", {})}
+        return await self.desk.post("/token", {**form, **more}, **headers)
+
+
+@asynccontextmanager
+async def world(store: Store | None = None, *, scopes: Any = ("orders:read",), **options: Any) -> AsyncIterator[World]:
+    """A provider and a server, for the length of the block."""
+    async with issuing() as provider:
+        given = {"clients": [CLIENT], **options}
+        ways = [Known(), auth.identity_provider(provider.url, scopes=scopes)]
+        yield World(provider, Desk(store or ServerStore(), people=ways, **given))
+
+
+async def test_a_grant_becomes_a_token_for_its_person_with_the_scopes_that_may_be(every_store: Store) -> None:
+    """The provider's scopes, as far as the program lets it give them; no refresh token; the guard knows the person."""
+    async with world(every_store) as there:
+        reply = await there.bring(there.grant(name="Ada"))
+        assert (reply.status, reply.headers["cache-control"]) == (200, "no-store"), reply.text
+        assert set(reply.message) == {"access_token", "token_type", "expires_in", "scope"}
+        claims = claims_of(reply.message["access_token"])
+        assert (claims["aud"], claims["scope"], claims["client_id"]) == (RESOURCE, "orders:read", "desk")
+        assert (claims["sub"], claims["name"]) == (f"{there.provider.url}#ada", "Ada")
+        found = await there.desk.who(reply.message["access_token"])
+        assert found is not None
+        assert (found.principal.subject, found.principal.client) == (f"{there.provider.url}#ada", "desk")
+        assert there.desk.running.holds(found.principal.id)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another issuer": ({"aud": "https://other.example"}, "another authorization server"),
+    "a prefix of our name": ({"aud": URL + "/"}, "another authorization server"),
+    "two audiences": ({"aud": [URL, "https://other.example"]}, "another authorization server"),
+    "no audience": ({"aud": None}, "another authorization server"),
+    "the token endpoint": ({"aud": URL + "/token"}, "another authorization server"),
+    "another client": ({"client_id": "other"}, "another client"),
+    "no client": ({"client_id": None}, "another client"),
+    "a list of clients": ({"client_id": ["desk"]}, "another client"),
+    "no end": ({"exp": None}, "begins and ends"),
+    "no beginning": ({"iat": None}, "begins and ends"),
+    "an end in words": ({"exp": "soon"}, "begins and ends"),
+    "an end that is true": ({"exp": True}, "begins and ends"),
+    "over": ({"iat": 1000, "exp": 1300}, "too old"),
+    "of the future": ({"iat": 9e12, "exp": 9e12 + 1}, "of the future"),
+    "not yet": ({"nbf": 9e12}, "of the future"),
+    "a beginning in words": ({"nbf": "now"}, "of the future"),
+    "for an hour": ({"exp": time.time() + 3600}, "longer than ten minutes"),
+    "no id": ({"jti": None}, "no jti"),
+    "an id that is a number": ({"jti": 7}, "no jti"),
+    "an empty id": ({"jti": ""}, "no jti"),
+    "nobody": ({"sub": None}, "who the person is"),
+    "an empty name": ({"sub": ""}, "who the person is"),
+    "a name with a line end": ({"sub": "ada\r\nbob"}, "who the person is"),
+    "a very long name": ({"sub": "a" * 256}, "who the person is"),
+    "of a tenant": ({"tenant": "acme"}, "tenant"),
+    "bound to a certificate": ({"cnf": {"x5t#S256": "x"}}, "something else than a key"),
+    "bound to a key that nobody shows": ({"cnf": {"jkt": "x" * 43}}, "no proof of that one"),
+    "scopes in a list": ({"scope": ["orders:read"]}, "scope is a text"),
+    "resources that are numbers": ({"resource": [7]}, "scope is a text"),
+    "another issuer's": ({"iss": "https://evil.example"}, "not of an identity provider that counts"),
+    "no issuer": ({"iss": None}, "not of an identity provider that counts"),
+    "a list of issuers": ({"iss": ["https://evil.example"]}, "not of an identity provider that counts"),
+    "an ID token": ({"header": {"typ": "JWT"}}, "of the type oauth-id-jag"),
+    "an access token": ({"header": {"typ": "at+jwt"}}, "of the type oauth-id-jag"),
+    "of no type": ({"header": {"typ": None}}, "of the type oauth-id-jag"),
+    "of an unknown key": ({"header": {"kid": "new"}}, "signature is wrong"),
+    "of somebody else's key": ({"header": {"key": OTHER, "kid": "es"}}, "signature is wrong"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+async def test_a_grant_that_is_not_right_in_every_point_is_refused_with_a_sentence(kind: str) -> None:
+    """RFC 7521 §5.2 and the draft's own rules. The same grant, made right, counts."""
+    changes, words = REFUSED[kind]
+    async with world() as there:
+        reply = await there.bring(there.grant(**changes))
+        assert (reply.status, reply.error) == (400, "invalid_grant")
+        assert words in reply.message["error_description"]
+        assert (await there.bring(there.grant())).status == 200
+
+
+@pytest.mark.parametrize("assertion", ["", "x", "a.b.c", "." * 40, "\0", "é.é.é"])
+async def test_what_is_no_grant_is_refused(assertion: str) -> None:
+    """An empty one counts as missing (RFC 6749 §3.1)."""
+    async with world() as there:
+        assert (await there.bring(assertion)).error == ("invalid_grant" if assertion else "invalid_request")
+
+
+async def test_forged_grants_do_not_count() -> None:
+    """Class 23: no algorithm, a public key as a secret, and a key that the grant brings along."""
+    async with world() as there:
+        head = {"typ": "oauth-id-jag+jwt", "kid": "rs"}
+        pem = KEYS["RS256"].as_pem(private=False)
+        own = ECKey.generate_key("P-256", {"kid": "es"})
+        forged = [
+            by_hand({**head, "alg": "none"}, there.said()),
+            misread(pem, **head),
+            by_hand({**head, "alg": "RS256", "crit": ["x"], "x": 1}, there.said()),
+            there.grant(header={"key": own, "jwk": own.as_dict(private=False)}),
+            there.grant(header={"key": own, "jku": "https://evil.example/keys"}),
+        ]
+        for each in forged:
+            assert (await there.bring(each)).error == "invalid_grant"
+
+
+async def test_every_usual_signature_counts() -> None:
+    """As for access tokens."""
+    async with world() as there:
+        for name in KEYS:
+            assert (await there.bring(there.grant(header={"alg": name}))).status == 200, name
+
+
+@pytest.mark.parametrize("kind", ONE_AND_FOUR)
+async def test_a_grant_counts_once_at_all_workers(kind: str) -> None:
+    """RFC 7523 §5.2; what was refused for another reason may be brought again."""
+    async with issuing() as provider:
+        ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:read"])]
+        async with desk_on(kind, people=ways, clients=[CLIENT]) as desk:
+            there = World(provider, desk)
+            grant = there.grant()
+            assert (await there.bring(grant, scope="no:such")).error == "invalid_scope"
+            assert (await there.bring(grant, resource=ELSEWHERE)).error == "invalid_target"
+            statuses = [(await there.bring(grant)).status for _ in range(8)]
+            assert statuses == [200] + [400] * 7
+
+
+@pytest.mark.parametrize(("allowed", "granted", "asked", "given"), [
+    (["orders:read"], "orders:read orders:write", "", "orders:read"),
+    ([EVERYTHING], "orders:read orders:write", "", "orders:read orders:write"),
+    ([EVERYTHING], "orders:read", "orders:read orders:write", "orders:read"),
+    ([EVERYTHING], "orders:read orders:write", "orders:write", "orders:write"),
+    ([EVERYTHING], "no:such orders:read", "", "orders:read"), ([EVERYTHING], "", "", ""), ([EVERYTHING], "*", "", ""),
+    ([], "orders:read", "", ""), ([EVERYTHING], None, "", ""), ([EVERYTHING], "orders:read", "orders:write", None),
+])  # fmt: skip
+async def test_scopes_are_what_the_provider_gives_the_program_allows_and_the_client_asks(
+    allowed: list[str], granted: str | None, asked: str, given: str | None
+) -> None:
+    """The extension, §7.2.1: the intersection, and never more."""
+    async with world(scopes=allowed) as there:
+        reply = await there.bring(there.grant(scope=granted), **({"scope": asked} if asked else {}))
+        assert (reply.message["scope"] if reply.status == 200 else None) == given
+        assert reply.status == 200 or reply.error == "invalid_scope"
+
+
+async def test_everybody_gets_what_the_server_needs_to_let_them_in() -> None:
+    """`scopes=` of the issuer, whatever the grant says."""
+    async with world(scopes=[]) as there:
+        desk = Desk(ServerStore(), people=there.desk.people, clients=[CLIENT], scopes=["shop:use"])
+        reply = await World(there.provider, desk).bring(there.grant(scope=None))
+        assert reply.message["scope"] == "shop:use"
+
+
+@pytest.mark.parametrize(("granted", "asked", "given"), [
+    (RESOURCE, None, RESOURCE), (ELSEWHERE, None, ELSEWHERE), ([RESOURCE, ELSEWHERE], None, [RESOURCE, ELSEWHERE]),
+    ([RESOURCE, ELSEWHERE], ELSEWHERE, ELSEWHERE), (RESOURCE + "/", None, RESOURCE), (None, None, RESOURCE),
+    (None, ELSEWHERE, None), (RESOURCE, ELSEWHERE, None), ("https://evil.example/mcp", None, None),
+    (RESOURCE + "2", None, None), ("", None, None),
+])  # fmt: skip
+async def test_a_token_is_for_the_resource_that_the_grant_names(granted: Any, asked: str | None, given: Any) -> None:
+    """The extension, §5.1; a grant that names none is for this server and no other."""
+    async with world() as there:
+        reply = await there.bring(there.grant(resource=granted), **({"resource": asked} if asked else {}))
+        if given is None:
+            assert reply.error == "invalid_target"
+        else:
+            assert claims_of(reply.message["access_token"])["aud"] == given
+
+
+async def test_only_a_client_that_shows_who_it_is_brings_grants() -> None:
+    """The draft, Client Authentication: whoever steals a grant can do nothing with it."""
+    async with world(clients=[auth.client("desk", redirect_uris=[BACK])]) as there:
+        form = {"grant_type": ASSERTED, "assertion": there.grant(), "client_id": "desk"}
+        assert (await there.desk.post("/token", form)).error == "unauthorized_client"
+        about = {"grant_types": ["authorization_code", ASSERTED]}
+        id = (await there.desk.register(**about))["client_id"]
+        form = {**form, "assertion": there.grant(client_id=id), "client_id": id}
+        assert (await there.desk.post("/token", form)).error == "unauthorized_client"
+        own = await there.desk.register(**about, token_endpoint_auth_method="client_secret_post")
+        form = {**form, "assertion": there.grant(client_id=own["client_id"]), "client_id": own["client_id"]}
+        assert (await there.desk.post("/token", form)).status == 401
+        assert (await there.desk.post("/token", {**form, "client_secret": own["client_secret"]})).status == 200
+        bare = await there.desk.register(token_endpoint_auth_method="client_secret_post")
+        form |= {"client_id": bare["client_id"], "client_secret": bare["client_secret"]}
+        assert (await there.desk.post("/token", form)).error == "unauthorized_client"
+    async with world() as there:
+        assert (await there.bring(there.grant(), headers={"authorization": "Basic eDp4"})).status == 401
+
+
+async def test_a_grant_that_is_bound_to_a_key_counts_with_a_proof_of_it() -> None:
+    """RFC 7800: and the token is bound to the same key."""
+    async with world() as there:
+        key = ProofKey()
+        head = json.loads(urlsafe_b64decode(key.proof("POST", URL).split(".")[0] + "=="))
+        thumbprint = ECKey.import_key(head["jwk"]).thumbprint()
+        grant = there.grant(cnf={"jkt": thumbprint})
+        for other in ({}, {"dpop": ProofKey().proof("POST", f"{URL}/token")}):
+            assert (await there.bring(grant, headers=other)).error == "invalid_grant"
+        reply = await there.bring(grant, headers={"dpop": key.proof("POST", f"{URL}/token")})
+        assert claims_of(reply.message["access_token"])["cnf"] == {"jkt": thumbprint}
+
+
+async def test_what_a_grant_gave_ends_by_revocation_and_when_the_program_allows_something_else() -> None:
+    """RFC 7009; and as for everybody who may not come in any more."""
+    store = ServerStore()
+    async with world(store) as there:
+        first, second = [(await there.bring(there.grant())).message["access_token"] for _ in range(2)]
+        revoked = await there.desk.post("/revoke", {"token": first}, authorization=BASIC)
+        assert (revoked.status, await there.desk.who(first)) == (200, None)
+        assert await there.desk.who(second) is not None
+        for scopes in (["orders:write"], ["orders:read"]):
+            ways = [Known(), auth.identity_provider(there.provider.url, scopes=scopes)]
+            found = await Desk(store, people=ways, clients=[CLIENT]).who(second)
+            assert (found is not None) == (scopes == ["orders:read"])
+        assert await Desk(store, clients=[CLIENT]).who(second) is None
+
+
+async def test_nobody_of_a_provider_is_somebody_else() -> None:
+    """Names are the provider's own: neither people with a password, nor those of an upstream, have such subjects."""
+    async with world() as there:
+        for name in ("ada", "bob", "openid:ada"):
+            claims = claims_of((await there.bring(there.grant(sub=name))).message["access_token"])
+            assert claims["sub"] == f"{there.provider.url}#{name}"
+    with pytest.raises(ValueError, match="can't be called 'https'"):
+        auth.issuer(URL, users=auth.upstream("https://a.example", name="https", allow=["*"], client_id="x",
+                                             client_secret="y"))  # fmt: skip
+
+
+async def test_it_is_only_known_where_the_program_names_a_provider(desk: Desk) -> None:
+    """RFC 8414 metadata, and the endpoint."""
+    form = {"grant_type": ASSERTED, "assertion": "x", "client_id": "x"}
+    said = (await desk.ask("GET", ROOT)).message
+    assert (await desk.post("/token", form)).error == "unsupported_grant_type"
+    assert ASSERTED not in said["grant_types_supported"]
+    assert "authorization_grant_profiles_supported" not in said
+    async with world() as there:
+        said = (await there.desk.ask("GET", ROOT)).message
+        assert ASSERTED in said["grant_types_supported"]
+        assert said["authorization_grant_profiles_supported"] == ["urn:ietf:params:oauth:grant-profile:id-jag"]
+
+
+@pytest.mark.parametrize(("issuer", "options", "words"), [
+    ("http://login.example.com", {}, "https URL"), ("login", {}, "https URL"), ("https://u:p@a.example", {}, "https"),
+    ("https://login.example.com", {"scopes": "read"}, "is a list"),
+    ("https://login.example.com", {"scopes": ["a b"]}, "scope"),
+    (URL, {}, "own identity provider"), (URL + "/", {}, "own identity provider"),
+])  # fmt: skip
+def test_a_provider_that_cannot_be_is_refused_where_the_program_names_it(
+    issuer: str, options: dict[str, Any], words: str
+) -> None:
+    """Tokens of our own mustn't become new ones (the draft, Cross-Domain Use)."""
+    with pytest.raises((ValueError, TypeError), match=words):
+        auth.issuer(URL, users=auth.identity_provider(issuer, **options))
+
+
+def test_a_provider_is_named_once() -> None:
+    """Which scopes counted would be anybody's guess."""
+    twice = [auth.identity_provider("https://login.example.com", scopes=each) for each in (["a"], ["b"])]
+    with pytest.raises(ValueError, match="there twice"):
+        auth.issuer(URL, users=twice)
+
+
+async def test_while_the_provider_does_not_answer_the_client_hears_that() -> None:
+    """And its grant isn't used up. Keys that are known go on to count."""
+    async with world() as there:
+        there.provider.answers["/keys"] = b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n"
+        reply = await there.bring(there.grant())
+        assert (reply.status, reply.error) == (503, "temporarily_unavailable")
+    async with world() as there:
+        assert (await there.bring(there.grant())).status == 200
+        there.provider.answers["/keys"] = b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n"
+        assert (await there.bring(there.grant())).status == 200
+        for number in range(20):
+            await there.bring(there.grant(header={"kid": f"new {number}"}))
+        assert there.provider.asked["/keys"] <= 2
+
+
+async def test_where_people_come_by_a_provider_only_nobody_is_asked_for_a_password() -> None:
+    """The client hears it; a browser that was led there would find a form without a field."""
+    async with issuing() as provider:
+        only = auth.identity_provider(provider.url)
+        desk = Desk(ServerStore(), people=only, clients=[CLIENT, auth.client("web", redirect_uris=[BACK])])
+        answer = (await Browser(desk).open("web")).answer
+        assert (answer["error"], answer["state"]) == ("access_denied", "st")
+        assert "Nobody signs in on a page here" in answer["error_description"]
