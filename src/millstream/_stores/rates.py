@@ -59,6 +59,8 @@ class Decision(Struct, frozen=True, gc=False, array_like=True):
     taken: list[Taken]
     workers: int
     """How many share the store now, this one included."""
+    forgot: float | None = None
+    """Seconds since the store forgot a pace of one of these kinds before its time, if it ever did."""
 
 
 SEAT_WAIT = 1.0
@@ -79,7 +81,7 @@ class Rates(Protocol):
         raised, it may have been taken or not; seats can be given back in any case.
 
         Quotas live as long as values do. Paces and seats may begin again when the store is opened again or loses data,
-        and a store that has very many of them may forget the oldest.
+        and a store that has very many of them may forget the oldest of the most frequent kind: `Decision.forgot`.
 
         Raises:
             StoreUnavailable: the store didn't answer in time.

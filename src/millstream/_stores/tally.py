@@ -19,7 +19,7 @@ _SLACK: Final = 1e-6
 class Tally:
     """What was taken, by whom. `come` and `go` say who lives."""
 
-    __slots__ = ("_clock", "_lock", "_paces", "_seats", "_values", "workers")
+    __slots__ = ("_clock", "_forgot", "_lock", "_paces", "_seats", "_values", "workers")
 
     def __init__(self, values: KeyValue, *, clock: Callable[[], float] = time.monotonic) -> None:
         # Configuration
@@ -30,6 +30,8 @@ class Tally:
         """Those that live."""
         self._paces: dict[str, float] = {}
         """Key -> when its allowance is whole again; in the order of first use."""
+        self._forgot: dict[str, float] = {}
+        """Kind of pace -> when some of them were last forgotten before their time."""
         self._seats: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
         """Key -> (worker, holder)."""
         self._lock = asyncio.Lock()
@@ -61,7 +63,8 @@ class Tally:
                         await self._values.put(_name(quota), value, quota.until - wall, lossy=True)
             else:
                 found = [Taken(each.wait, each.left + each.amount) for each in found]
-        return Decision(found, max(1, len(self.workers)))
+        forgot = [self._forgot[kind] for kind in map(_kind_of, charges) if kind in self._forgot] if self._forgot else []
+        return Decision(found, max(1, len(self.workers)), self._clock() - max(forgot) if forgot else None)
 
     def leave(self, worker: str, seats: Sequence[Seat]) -> None:
         """As `Rates.leave`."""
@@ -118,6 +121,7 @@ class Tally:
             kind, count = kinds.most_common(1)[0]
             for key in [key for key in kept if _kind(key) == kind][: (count + 1) // 2]:
                 del kept[key]
+            self._forgot[kind] = now
         self._paces = kept
 
 
@@ -148,6 +152,10 @@ def _taken(wait: float, room: float, amount: float) -> Taken:
 def _kind(key: str) -> str:
     kind, mark, _ = key.partition(":")
     return kind if mark else ""  # names of limits are digests
+
+
+def _kind_of(charge: Charge) -> str:
+    return _kind(charge.key)
 
 
 def _name(quota: Quota) -> str:

@@ -3,12 +3,13 @@
 Each request has a proof of its own: for its method and URL, its token, and this minute. It counts once, at all workers
 that share a store; while that doesn't answer, once at each.
 
-What was seen before this process began may be forgotten. As long as a proof could be of that time, it takes a nonce of
-ours that is younger (§9): nobody can have sent it before.
+What was seen before this process began may be forgotten, and so may what was seen before a memory was full. As long as
+a proof could be of that time, it takes a nonce of ours that is younger (§9): nobody can have sent it before.
 """
 
 import hashlib
 import hmac
+import math
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
@@ -78,7 +79,9 @@ class Proofs:
     __slots__ = ("_began", "_nonces", "_resource", "_seen", "clock")
 
     def __init__(self, resource: str, nonces: Nonces, *, began: float, clock: Callable[[], float] = time) -> None:
-        """`resource` is the URL that tokens are for, by which clients know this server. This process `began` then."""
+        """`resource` is the URL that tokens are for, by which clients know this server. This process `began` then, and
+        knows nothing of before.
+        """
         self._resource = resource
         self._nonces = nonces
         self._began = began
@@ -99,25 +102,42 @@ class Proofs:
         digest = urlsafe_b64encode(hashlib.sha256(token).digest()).rstrip(b"=").decode()
         if proof.claims.get("ath") != digest:
             return False
-        forgets = pool is None or not pool.lasting
-        if forgets and proof.issued <= self._began + LEEWAY and not self._is_younger(proof):
-            raise NonceWanted(self._nonces.make(now))
-        return await self._is_new(proof.digest, now, pool)
-
-    def _is_younger(self, proof: Proof) -> bool:
-        return self._nonces.is_since(self._began, proof.claims.get("nonce"))
-
-    async def _is_new(self, proof: bytes, now: float, pool: Pool | None) -> bool:
-        seen = self._seen
-        while seen and (len(seen) >= _MAX_KEPT or next(iter(seen.values())) <= now):
-            del seen[next(iter(seen))]
-        if proof in seen:
+        self._make_room(now)
+        if proof.digest in self._seen:
             return False
-        seen[proof] = now + KEPT
+        forgets = pool is None or not pool.lasting
+        if forgets:
+            self._check_age(proof, self._began)
+        self._seen[proof.digest] = now + KEPT
         if pool is None:
             return True
-        decision = await pool.take([Pace(f"dpop:{proof.hex()}", 1, int(KEPT))])
-        return decision is None or decision.taken[0].wait <= 0
+        decision = await pool.take([Pace(f"dpop:{proof.digest.hex()}", 1, int(KEPT))])
+        if decision is None:  # the store doesn't answer, and nobody else knows what was before
+            self._check_age(proof, self._began)
+            return True
+        if decision.taken[0].wait > 0:
+            return False
+        if forgets and decision.forgot is not None:
+            self._check_age(proof, self.clock() - decision.forgot)
+        return True
+
+    def _make_room(self, now: float) -> None:
+        seen = self._seen
+        while seen and next(iter(seen.values())) <= now:
+            del seen[next(iter(seen))]
+        if len(seen) >= _MAX_KEPT:
+            # Whoever fills it would otherwise have older proofs count again. A nonce that was made just now is too old.
+            seen.clear()
+            self._began = math.nextafter(max(now, self._began), math.inf)
+
+    def _check_age(self, proof: Proof, forgotten: float) -> None:
+        """What was seen until `forgotten` may be unknown.
+
+        Raises:
+            NonceWanted: the proof may be of that time.
+        """
+        if proof.issued <= forgotten + LEEWAY and not self._nonces.is_since(forgotten, proof.claims.get("nonce")):
+            raise NonceWanted(self._nonces.make(max(self.clock(), forgotten)))
 
 
 def read_proof(request: Request, resource: str, now: float) -> Proof | None:

@@ -127,8 +127,8 @@ class TokenEndpoint:
         return await self._answer(client, await self._grants.add(grant), grant, scopes, resources, refresh="", key=key)
 
     def _allowed(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        """The scopes of a request that may be had, with those that everybody gets. A client that names none
-        gets all. Clients often ask for every scope that a server lists, and the reply says what they got (RFC 6749 §3.3).
+        """The scopes of a request that may be had, with those that everybody gets. A client that names none gets all.
+        Clients often ask for every scope that a server lists, and the reply says what they got (RFC 6749 §3.3).
         """
         wanted = self._targets.wanted(asked) if asked else allowed
         most = {*self._plan.scopes, *allowed}
