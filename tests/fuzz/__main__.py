@@ -1,5 +1,5 @@
 """`make fuzz MINUTES=10`: every parser under atheris, every route by Hypothesis, also as people who are
-signed in, REST by schemathesis.
+signed in, REST and OAuth by schemathesis.
 
 It counts inputs, and exits 1 at the first kind of fault: a crash, an unexpected error, an answer of 500, an input that
 takes more than a second. What a fault was made of stays in `results/fuzz`.
@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fuzz import plausible, routes
+from fuzz import oauth_routes, plausible, routes
 from fuzz.parsers import PARSERS
 from fuzz.servers import SERVERS
 from processes import free_port, millstream
@@ -70,6 +70,16 @@ def operations(seconds: int) -> tuple[str, int, str]:
     return "operations", asked, said[-2000:] if failed else ""
 
 
+def signing_in(seconds: int) -> tuple[str, int, str]:
+    """What schemathesis makes of the OAuth routes."""
+    with plausible.shop(FOLDER) as (port, log):
+        bounds = ["--max-examples", "100000", "--max-time", str(seconds)]
+        answers, said = oauth_routes.run(port, FOLDER, *bounds, seconds=seconds + 120)
+    if b"Traceback" in log.read_bytes():
+        said += f"there's a traceback in {log}"
+    return "oauth", answers.total(), said
+
+
 def people(seconds: int) -> tuple[str, int, str, routes.Routes]:
     """Damaged requests of people who are signed in, to every route; every good one is proven first."""
     with plausible.shop(FOLDER) as (port, log):
@@ -90,7 +100,7 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     names = [*PARSERS, *SERVERS]
     begun = time.monotonic()
-    each = max(5, int(minutes * 60 * AT_ONCE / (len(names) + 6)))
+    each = max(5, int(minutes * 60 * AT_ONCE / (len(names) + 8)))
     results: list[tuple[str, int, str]] = []
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for result in pool.map(lambda name: fuzz(name, each), names):
@@ -99,9 +109,10 @@ def main() -> int:
     found = routes.run(each, FOLDER)
     results.append(("routes", found.inputs, "\n".join(found.faults[:20])))
     results.append(operations(each))
+    results.append(signing_in(each))
     *signed_in, requests = people(each)
     results.append((signed_in[0], signed_in[1], signed_in[2]))
-    for name, count, fault in results[-3:]:
+    for name, count, fault in results[-4:]:
         print(f"{name:16} {count:>10,} inputs  {'FAULT' if fault else 'ok'}")
     for name, each_route in (("routes", found), ("people", requests)):
         statuses = dict(sorted(each_route.statuses.items()))

@@ -34,6 +34,7 @@ mcp = Server(
             users=[
                 Everybody(),
                 auth.upstream("github", allow=["*"], client_id="a", client_secret="b", at="http://127.0.0.1:9"),
+                auth.identity_provider("http://127.0.0.1:9", scopes=["orders:write"]),
             ],
             clients=[auth.client(CLIENT, secret=SECRET, scopes=["orders:write"])],
             described={"orders:read": "Look at orders", "orders:write": "Order books"},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fuzz import oauth_routes
 from fuzz.people import RECIPES
 from fuzz.plausible import Plausible, run, shop
 from patience import WAIT
@@ -14,6 +15,17 @@ from patience import WAIT
 pytestmark = pytest.mark.server
 
 INPUTS = 400
+
+
+def test_schemathesis_finds_nothing_wrong_with_the_routes_of_oauth(tmp_path: Path) -> None:
+    """Answers of other statuses, kinds and shapes than the RFCs have them, too, are faults."""
+    with shop(tmp_path) as (port, log):
+        answers, report = oauth_routes.run(port, tmp_path, "--max-examples", "8", "--seed", "1")
+    assert report == ""
+    assert answers.total() > INPUTS
+    assert {"POST /token 200", "POST /token 400", "POST /token 401", "POST /register 201", "POST /introspect 200",
+            "POST /revoke 200", "GET /authorize 200", "GET /authorize 303"} <= answers.keys()  # fmt: skip
+    assert b"Traceback" not in log.read_bytes()
 
 
 def test_a_damaged_request_of_somebody_who_is_signed_in_is_answered_and_never_with_500(tmp_path: Path) -> None:

@@ -108,6 +108,12 @@ async def test_a_person_whom_the_upstream_does_not_know_is_told_and_not_signed_i
     assert not any("person" in name for name in browser.cookies)
 
 
+async def test_a_callback_with_parameters_without_number_is_a_page_that_says_so(desk_of: Desk) -> None:
+    """A fixed defect: it was answered with 500, for anybody."""
+    page = await Browser(desk_of).ask("GET", "/sign-in/callback/elsewhere", query="&".join(["state=x"] * 41))
+    assert (page.status, "too many parameters" in page.text) == (400, True)
+
+
 async def test_a_callback_of_one_upstream_is_none_of_another(desk: Desk, elsewhere: Elsewhere) -> None:
     """Mix-up: the state says where the person was sent."""
 

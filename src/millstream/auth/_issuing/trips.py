@@ -12,7 +12,7 @@ from msgspec import Struct
 from millstream._http.message import Handler, Request, Response, neighborhood
 from millstream._limits.gcra import Limiter, Rate
 from millstream.auth._issuing import pages
-from millstream.auth._issuing.answers import Parameters
+from millstream.auth._issuing.answers import OAuthError, Parameters
 from millstream.auth._issuing.metadata import CALLBACK
 from millstream.auth._issuing.records import Asked, digest, new_secret
 from millstream.auth._issuing.tickets import Tickets, name_of, same_browser
@@ -87,7 +87,10 @@ class Trips:
         """The handler of a callback: `arrive` gets those who come back to it by the browser in which they went."""
 
         async def returned(request: Request) -> Response:
-            given = Parameters(request.query)
+            try:
+                given = Parameters(request.query)
+            except OAuthError as exc:
+                return pages.wrong("This link doesn't work", str(exc), exc.status, up="../../")
             trip = await self._take(given.get("state"))
             if trip is None or trip.way != name or given.repeated:
                 return pages.wrong("Start again", TOO_OLD, 400, up="../../")
