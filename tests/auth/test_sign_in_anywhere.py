@@ -124,6 +124,21 @@ async def by_password(world: World) -> None:
             assert await opened(browser) == 200
 
 
+async def out_again(world: World) -> None:
+    """A copy of the cookie stops counting at every worker, also where it was known; another sign-in goes on."""
+    for form in ({"name": "ada", "password": "correct horse"}, {"key": "k" * 20}):
+        async with world.browser() as thief, world.browser() as other, world.browser() as browser:
+            for each in (browser, other):
+                assert (await each.post("/sign-in", data={**form, "next": "/dashboard"})).status_code == 303
+            thief.cookies = httpx2.Cookies(dict(browser.cookies))
+            assert await opened(thief) == 200
+            assert (await browser.post("/sign-out")).status_code == 303
+            async with asyncio.timeout(WAIT):
+                while {(await thief.get("/dashboard")).status_code for _ in range(4 * TIMES)} != {401}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            assert await opened(other) == 200
+
+
 async def by_an_upstream(world: World) -> None:
     """There and back: the state was made elsewhere, and counts once anywhere."""
     async with world.browser() as browser:
@@ -227,7 +242,7 @@ async def opened(browser: httpx2.AsyncClient, page: str = "/dashboard") -> int:
 
 
 WAYS: list[Callable[[World], Awaitable[None]]] = [
-    by_password, by_an_upstream, by_another_issuer, for_a_client, at_another_server, with_bound_tokens,
+    by_password, out_again, by_an_upstream, by_another_issuer, for_a_client, at_another_server, with_bound_tokens,
 ]  # fmt: skip
 
 

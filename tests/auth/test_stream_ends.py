@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from auth.test_sign_in import OWN, cookie
-from auth_world import STREAM, Guarded, guarded, make_server
+from auth_world import ROOT, STREAM, Guarded, guarded, make_server
 from http_peer import Peer
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import auth
@@ -141,6 +141,24 @@ async def test_the_streams_of_a_cookie_end_with_it() -> None:
             pass_time(world, passes)
             world.runtime.streams.end_expired()
             assert b"retry: " in await rest_of(peer)
+
+
+async def test_what_a_cookie_opened_ends_when_its_person_signs_out_and_nothing_else() -> None:
+    """A fixed defect: a copy of the cookie went on to count for twelve hours, streams included."""
+    async with guarded() as world:
+        copied, other = await cookie(world), await cookie(world)
+        opened = await world.send(None, "GET", "/dashboard/events", **STREAM, **OWN, cookie=copied)
+        by_key = await open_stream(world, ROOT, "/events")
+        assert (await opened.head())[0] == 200
+        for _ in range(2):
+            reply = await world.ask(None, "POST", "/sign-out", b"", cookie=copied, **OWN)
+            assert (reply.status, reply.headers[b"location"]) == (303, b"/sign-in")
+        assert (await world.ask(None, "GET", "/docs", cookie=copied, **OWN)).status == 401
+        assert (await world.ask(None, "GET", "/docs", cookie=other, **OWN)).status == 200
+        world.runtime._each_second(0.0)
+        assert b"retry: " in await rest_of(opened)
+        assert len(world.runtime.streams) == 1
+        by_key.close()
 
 
 async def test_a_key_that_was_rotated_takes_its_streams_along_when_its_grace_is_over(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def document(good: dict[str, str]) -> dict[str, Any]:
     }  # fmt: skip
     for path, methods in said.items():
         for method, about in methods.items():
+            if method == "get":
+                about["responses"]["414"] = {"description": "", "content": {"application/problem+json": {}}}
             about["operationId"] = f"{method}{re.sub(r'[^a-z]+', '_', path)}"
     return {"openapi": "3.1.0", "info": {"title": "OAuth", "version": "1"}, "paths": said}
 

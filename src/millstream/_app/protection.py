@@ -198,7 +198,7 @@ def _sign_in(guard: "Guard", definition: "Definition", services: Services) -> Pa
     from millstream.auth._sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415
 
     pages = {"/docs", "/dashboard", "/chat", "/inspect"} if "web" in definition.parts else {"/docs"}
-    sign_in = SignIn(guard, pages, lambda: services.ring, services.nonce, server=definition.title)
+    sign_in = SignIn(guard, pages, lambda: services.ring, services.nonce, store=services.store, server=definition.title)
     guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
     return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
 

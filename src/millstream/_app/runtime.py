@@ -278,7 +278,7 @@ class Runtime:
             end()
 
     def _each_second(self, now: float) -> None:
-        if self.guard is not None and self.guard.refresh():
+        if self.guard is not None and self.guard.refresh(self.streams.end_opened):
             holds = self.guard.holds
             self.streams.end_of(lambda owner: not holds(owner))
         self.streams.end_expired()

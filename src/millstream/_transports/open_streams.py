@@ -19,7 +19,8 @@ from millstream._stores.memory.deadlines import SLACK, Deadlines
 _MAX_UNENDED = 10_000
 _AWAY_MS = (1_000, 4_000)
 """How long clients wait before they come back when the server closes their streams: not all at once."""
-
+_SAME = 1.0
+"""Seconds by which the ends of what one credential opened may differ."""
 
 Code = Callable[[bytes], bytes]
 
@@ -163,6 +164,13 @@ class OpenStreams:
         for each in list(self._sinks.values()):
             if each.owner is not None and gone(each.owner):
                 each.dismiss()
+
+    def end_opened(self, owner: str, until: float) -> None:
+        """End the streams that somebody opened by a credential that would have ended then, and has ended now."""
+        for number, sink in list(self._numbered.items()):
+            found = self._sinks[sink]
+            if found.owner == owner and abs(self._ends.until(number) - until) < _SAME:
+                self._send_away(sink, found.code, found.dismiss)
 
     def end_expired(self) -> None:
         """End the streams whose credentials have ended; clients come back soon, with fresh ones."""

@@ -26,6 +26,7 @@ from millstream.auth._turns import Turns
 
 if TYPE_CHECKING:
     from millstream.auth._proofs import Proofs
+    from millstream.auth._signed_out import SignedOut
 
 Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
 """What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
@@ -65,6 +66,7 @@ class Guard:
         "clock",
         "methods",
         "pool",
+        "signed_out",
         "told",
         "verdicts",
     )
@@ -88,6 +90,8 @@ class Guard:
         """Where other workers learn of wrong credentials."""
         self.ambient: Ambient | None = None
         """What counts where there is no ``Authorization``."""
+        self.signed_out: SignedOut | None = None
+        """Who has signed out of the pages, where there are some."""
         self.clock: Callable[[], float] = clock
         self.challenges: Challenges = challenges
         # Process
@@ -274,9 +278,15 @@ class Guard:
         for method in self.methods:
             if isinstance(method, Serving):
                 method.close()
+        if self.signed_out is not None:
+            self.signed_out.stop()
 
-    def refresh(self) -> bool:
-        """Once a second: forget what was found, if a credential may have been taken back. True if so."""
+    def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
+        """Once a second: forget what was found, if a credential may have been taken back. True if so. Of somebody who has
+        signed out, `opened` hears what has to end.
+        """
+        if self.signed_out is not None:
+            self.signed_out.end(opened)
         epochs = [method.epoch() for method in self.methods]
         if epochs == self._epochs:
             return False

@@ -14,17 +14,22 @@ from urllib.parse import parse_qs
 from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
-from millstream._http.message import Request, Response, refusal
+from millstream._http.message import Request, Response, neighborhood, refusal
+from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
+from millstream._stores.base import Store
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._guard import Guard, Verdict
 from millstream.auth._method import Identity, Leading, Method, NotAdmitted, Serving, Unavailable, Welcoming
 from millstream.auth._sign_in_page import Offered, arrived, form
+from millstream.auth._signed_out import SignedOut, kept_as
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
+_OUTS = Rate(60, 60)
+"""Times that somebody at an address signs out: each is remembered for as long as the cookie would have counted."""
 _CALLED = (
     "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/tools/", "/mcp/sse/", "/inspect/servers",
@@ -44,7 +49,7 @@ _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way
 class SignIn:
     """The form, its cookie, and what the cookie is worth. One for each running server."""
 
-    __slots__ = ("_clock", "_guard", "_host", "_leading", "_nonce", "_offered", "_pages", "_ring")
+    __slots__ = ("_clock", "_guard", "_host", "_leading", "_nonce", "_offered", "_out", "_outs", "_pages", "_ring")
 
     def __init__(
         self,
@@ -53,10 +58,12 @@ class SignIn:
         ring: Callable[[], KeyRing],
         nonce: Callable[[], bytes],
         *,
+        store: Store,
         server: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._guard = guard
+        self._out = guard.signed_out = SignedOut(store, guard.verdicts)
         self._pages = frozenset(pages)
         self._ring = ring
         self._nonce = nonce
@@ -68,6 +75,7 @@ class SignIn:
                 kind, bound = (_PERSON, _bound(each)) if isinstance(each, Welcoming) else (_KIND, b"")
                 each.landing = _Landing(self, kind, bound)
                 self._leading |= dict.fromkeys(each.ways, each)
+        self._outs = Limiter("sign-out", _OUTS)
         self._offered = _offered(server, guard.methods)
 
     def page(self, request: Request) -> Response | None:
@@ -142,16 +150,30 @@ class SignIn:
         return _KIND, credential.encode(), b""
 
     async def leave(self, request: Request) -> Response:
-        """`POST /sign-out`: take the cookie away."""
-        return _go(request, PATH, "", 0) if is_own(request) else _FOREIGN
+        """`POST /sign-out`: take the cookie away, and have no copy of it count."""
+        if not is_own(request):
+            return _FOREIGN
+        sealed = _cookie(request)
+        if sealed and self._outs.take(neighborhood(request.peer)) <= 0:
+            await self._end(sealed)
+        return _go(request, PATH, "", 0)
+
+    async def _end(self, sealed: str) -> None:
+        try:
+            found, left = await self._open(sealed)
+        except Unavailable:
+            found, left = None, LIFETIME
+        if left > 0:
+            until = self._clock() + left
+            id, until = ("", until) if found is None else (found.principal.id, min(found.principal.until, until))
+            await self._out.add(sealed, id, until, left)
 
     async def ambient(self, request: Request) -> Principal | Response | None:
         """Whom the cookie of a request stands for; None where there is none, or it does not count."""
         sealed = _cookie(request)
         if not sealed or not self._counts(request):
             return None
-        # No header can have a zero byte: nobody gets here by sending what is kept here as a credential.
-        known, verdicts = b"\0" + sealed.encode(), self._guard.verdicts
+        known, verdicts = kept_as(sealed), self._guard.verdicts
         verdict = verdicts.get(known)
         if verdict is not None and verdict.until > self._guard.clock():
             return verdict.principal
@@ -173,7 +195,7 @@ class SignIn:
         plain = (ring.open(_KIND, sealed) or b"0:") if person is None else person
         until, _, kept = plain.partition(b":")
         left = int(until) - self._clock()
-        if left <= 0:
+        if left <= 0 or await self._out.has(sealed):
             return None, 0
         if host is not None and person is not None:
             return await host.recall(kept), left

@@ -1,0 +1,100 @@
+"""Which cookies were signed out: known to every worker that shares a store, and bounded."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from auth.test_sign_in import OWN, cookie
+from auth_world import guarded
+from millstream._protocol.errors import LocalError
+from millstream.auth._signed_out import SignedOut, kept_as
+from patience import WAIT
+from store_parts import BACKINGS, Backing, backings
+
+
+def ended(known: SignedOut) -> list[tuple[str, float]]:
+    """Whose streams have to end, since the last look."""
+    found: list[tuple[str, float]] = []
+    known.end(lambda owner, until: found.append((owner, until)))
+    return found
+
+
+@pytest.mark.parametrize("kind", backings(["memory", "sqlite", "local", "redis"]))
+async def test_who_signs_out_at_one_worker_is_signed_out_at_all(kind: str) -> None:
+    """What another worker believed of the cookie is forgotten, and it's told once whose streams end."""
+    backing: Backing = BACKINGS[kind]()
+    first, *others = [await backing.worker() for _ in range(2 if kind in ("local", "redis") else 1)]
+    here = SignedOut(first, {kept_as("jar"): "known"})
+    there = [SignedOut(each, {kept_as("jar"): "known", kept_as("other"): "known"}) for each in others]
+    await here.add("jar", "https://id.example ada lovelace", 1000.5, 60)
+    for each in [here, *there]:
+        async with asyncio.timeout(WAIT):
+            while kept_as("jar") in each._verdicts:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0)
+        assert [ended(each), ended(each)] == [[("https://id.example ada lovelace", 1000.5)], []]
+        assert [await each.has("jar"), await each.has("other"), await each.has("")] == [True, False, False]
+    assert all(kept_as("other") in each._verdicts for each in there)
+    late = SignedOut(first, {})
+    assert await late.has("jar")
+    for each in [here, late, *there]:
+        each.stop()
+    await backing.close()
+
+
+async def test_while_the_store_does_not_answer_a_worker_goes_by_what_it_has_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody is kept out of the dashboard by an outage; and it's said that others don't know."""
+    backing = BACKINGS["memory"]()
+    store = await backing.worker()
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise LocalError("the store is away")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("get", "put"):
+            patch.setattr(type(store.kv), name, away)
+        known = SignedOut(store, {})
+        await known.add("jar", "ada", 1.0, 60)
+        assert [await known.has("jar"), await known.has("other")] == [True, False]
+    assert "don't hear of it: the store is away" in caplog.text
+    await backing.close()
+
+
+async def test_what_a_worker_has_heard_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has the rest."""
+    monkeypatch.setattr("millstream.auth._signed_out._MAX_HEARD", 10)
+    backing = BACKINGS["memory"]()
+    known = SignedOut(await backing.worker(), {})
+    for number in range(100):
+        await known.add(f"jar {number}", "ada", float(number), 60)
+    assert len(ended(known)) == len(known._heard) == 10
+    assert all([await known.has(f"jar {number}") for number in range(100)])
+    await backing.close()
+
+
+async def test_signing_out_is_remembered_so_many_times_a_minute_for_an_address() -> None:
+    """Somebody with a key could fill the store with cookies; the browser loses its cookie in any case."""
+    async with guarded() as world:
+        assert world.runtime.guard is not None
+        assert world.runtime.guard.signed_out is not None
+        jars = [await cookie(world) for _ in range(61)]
+        replies = [await world.ask(None, "POST", "/sign-out", b"", cookie=jar, **OWN) for jar in jars]
+        assert {reply.status for reply in replies} == {303}
+        counts = [await world.runtime.guard.signed_out.has(jar.partition("=")[2]) for jar in jars]
+        assert counts == [True] * 60 + [False]
+
+
+async def test_what_is_no_cookie_of_ours_is_not_remembered() -> None:
+    """Anybody can send one; and one from another site is not looked at."""
+    async with guarded() as world:
+        jar = await cookie(world)
+        for sent in ("millstream=made-up", "millstream=", "other=x", f"{jar}x"):
+            assert (await world.ask(None, "POST", "/sign-out", b"", cookie=sent, **OWN)).status == 303
+        foreign = {"origin": "http://evil.example", "sec_fetch_site": "cross-site"}
+        assert (await world.ask(None, "POST", "/sign-out", b"", cookie=jar, **foreign)).status == 403
+        assert (await world.ask(None, "GET", "/docs", cookie=jar, **OWN)).status == 200
+        assert world.runtime.guard is not None
+        assert world.runtime.guard.signed_out is not None
+        assert ended(world.runtime.guard.signed_out) == []
