@@ -3,6 +3,7 @@
 MCP, security best practices: consent for each client before anything is forwarded, bound to the browser that gave it.
 """
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 
 from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Known, Reply, authorization, desk_on
+from millstream import auth
 from millstream.auth._issuing.ways import Away, Returned, User
 
 EVIL = "https://evil.example/back"
@@ -140,3 +142,18 @@ async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_el
     assert kept < 900
     desk.peer = "192.0.2.1"
     assert (await back_from(victim, link)).status == 303
+
+
+@pytest.mark.parametrize("name", ["code", "state", "iss", "error", "c%6fde", "code=x&a", "error_description"])
+async def test_an_address_to_return_to_has_no_part_of_an_answer(desk: Desk, name: str) -> None:
+    """A fixed defect: somebody registered another client's address with a code or `iss` of their own in its query, and
+    the answer had that twice. Many programs take the first one (RFC 6749 §3.1: no parameter is there twice).
+    """
+    about = {"token_endpoint_auth_method": "none", "redirect_uris": [f"{BACK}?{name}=evil"]}
+    reply = await desk.ask("POST", "/register", body=json.dumps(about).encode(), content_type="application/json")
+    assert (reply.status, reply.error) == (400, "invalid_redirect_uri")
+    with pytest.raises(ValueError, match="names of an answer"):
+        auth.client("desk", redirect_uris=about["redirect_uris"])
+    id = (await desk.register(redirect_uris=[f"{BACK}?tenant=acme&codes=1"]))["client_id"]
+    answer = await desk.sign_in(id, redirect_uri=f"{BACK}?tenant=acme&codes=1")
+    assert (answer["tenant"], answer["codes"], answer["iss"]) == ("acme", "1", URL)

@@ -71,9 +71,7 @@ class Challenges:
     def nonce_wanted(self, nonce: str) -> Response:
         """The proof is good, but has to have a nonce (RFC 9449 §9)."""
         head = self._challenge("use_dpop_nonce", (), "DPoP", {"algs": " ".join(PROVED_BY)})
-        text = (
-            "Send a new proof with this nonce: this server has just started, and doesn't know which proofs it has seen."
-        )
+        text = "Send a new proof with this nonce: this server may have forgotten which older proofs it has seen."
         return plain_problem(401, text, head + b"dpop-nonce: %b\r\n" % nonce.encode("ascii") + _NO_STORE)
 
     def malformed(self, text: str) -> Response:

@@ -282,8 +282,10 @@ class Guard:
             self.signed_out.stop()
 
     def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
-        """Once a second: forget what was found, if a credential may have been taken back. True if so. Of somebody who has
-        signed out, `opened` hears what has to end.
+        """Once a second: forget what was found, if a credential may have been taken back. True if so.
+
+        Args:
+            opened: hears of those who have signed out whose streams have to end, and when these would have ended.
         """
         if self.signed_out is not None:
             self.signed_out.end(opened)

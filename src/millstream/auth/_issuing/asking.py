@@ -100,7 +100,7 @@ class Asking:
         raw = given.get("state")
         state = raw.encode("utf-8", "surrogateescape").decode("latin-1") if raw else None
         try:
-            if self._plan.passwords is None and not self._plan.upstreams:
+            if self._plan.identities and self._plan.passwords is None and not self._plan.upstreams:
                 raise OAuthError("access_denied", "Nobody signs in on a page here, only by identity providers' grants.")
             return client, self._asked(given, client, redirect, state, named)
         except OAuthError as exc:

@@ -8,7 +8,7 @@ who owns it, so both are treated alike: the person is always asked, and PKCE mak
 """
 
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 _MAX = 2000
@@ -38,6 +38,8 @@ _SYSTEMS = frozenset((
 """What leads to something that the system, or any program, does with what it is given."""
 _BEGINNINGS = ("ms-", "microsoft-", "web+", "ext+", "itms", "x-apple", "res+", "view-")
 """What schemes of a system or browser begin with."""
+_ANSWERS = frozenset(("code", "state", "iss", "error", "error_description", "error_uri", "response"))
+"""Parameters of an answer: in a client's own address, they would be there twice, and many take the first."""
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -52,6 +54,8 @@ def check_redirect(uri: str, *, native: bool | None = None) -> None:
         ValueError: it must not; the text says why.
     """
     parts = _split(uri)
+    if _ANSWERS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:
+        raise ValueError("The query of a redirect URI has none of the names of an answer, such as code or state.")
     if parts.scheme in ("http", "https"):
         authority = _AUTHORITY.fullmatch(parts.netloc)
         if authority is None:
