@@ -23,7 +23,9 @@ KEY = ECKey.generate_key("P-256", {"kid": "k"})
 JWKS = {"keys": [KEY.as_dict(private=False)]}
 
 
-def assertion(*, key: Any = KEY, alg: str = "ES256", kid: str | None = "k", **changes: Any) -> str:
+def assertion(
+    *, key: Any = KEY, alg: str = "ES256", kid: str | None = "k", typ: str | None = None, **changes: Any
+) -> str:
     """A client's proof (RFC 7523)."""
     now = time.time()
     claims = {
@@ -36,7 +38,7 @@ def assertion(*, key: Any = KEY, alg: str = "ES256", kid: str | None = "k", **ch
         **changes,
     }
     payload = json.dumps({name: value for name, value in claims.items() if value is not None}).encode()
-    head = {"alg": alg} if kid is None else {"alg": alg, "kid": kid}
+    head = {name: value for name, value in {"alg": alg, "kid": kid, "typ": typ}.items() if value is not None}
     return jws.serialize_compact(head, payload, key, algorithms=[alg])
 
 
@@ -74,6 +76,15 @@ async def test_a_proof_of_somebody_else_for_somebody_else_or_of_another_time_is_
     """RFC 7523 §3."""
     reply = await prove(batch, assertion(**changes))
     assert (reply.status, reply.error) == (401, "invalid_client")
+
+
+@pytest.mark.parametrize("typ", [
+    "JWT", "jwt", "client-authentication+jwt", "dpop+jwt", "at+jwt", "oauth-id-jag+jwt", "logout+jwt", "application/x",
+])  # fmt: skip
+async def test_what_a_client_has_signed_for_something_else_does_not_show_who_it_is(batch: Desk, typ: str) -> None:
+    """RFC 8725 §3.11: by the type in its header, where it says one."""
+    good = typ.lower() in ("jwt", "client-authentication+jwt")
+    assert (await prove(batch, assertion(typ=typ))).status == (200 if good else 401)
 
 
 async def test_a_client_with_keys_cannot_do_without_them_nor_name_another(batch: Desk) -> None:

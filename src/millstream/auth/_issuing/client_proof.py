@@ -29,6 +29,8 @@ from millstream.auth._method import Unavailable
 from millstream.auth._turns import Turns
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
+"""What a client has signed for something else, such as a proof of a key, doesn't show who it is (RFC 8725 §3.11)."""
 _LONGEST = 600.0
 """Seconds for which an assertion may be valid."""
 _FAILURES = Rate(30, 60)
@@ -127,6 +129,8 @@ class ClientProof:
             claimed = _unverified_subject(assertion)
         except InvalidToken as exc:
             raise _refused(f"The assertion can't be read. {exc}") from None
+        if header.typ not in _TYPES:
+            raise _refused("The assertion is a JWT of another kind.")
         client = await self._find(form.get("client_id") or claimed, may_fetch)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _refused("The assertion is not one of this client.")
