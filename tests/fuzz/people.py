@@ -69,14 +69,15 @@ class People:
         form = {"grant_type": "authorization_code", "client_id": client, "code": codes[0], "redirect_uri": BACK,
                 "code_verifier": VERIFIER}  # fmt: skip
         given = json.loads(self.send("POST", "/token", urlencode(form), {"content-type": FORM})[2])
-        signed = self.send("POST", "/sign-in", urlencode({"key": KEY, "next": "/docs"}), own)
+        entry = urlencode({"key": KEY, "next": "/docs"})
+        pages, out = (self.send("POST", "/sign-in", entry, own)[1]["set-cookie"].partition(";")[0] for _ in range(2))
         bearer = {"authorization": f"Bearer {given['access_token']}"}
         hello = request("initialize", {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {},
                                        "clientInfo": {"name": "f", "version": "1"}}, 0)  # fmt: skip
         begun = self.send("POST", "/mcp", json.dumps(hello), {**POST, **bearer})
         self.good = {
             "client": client, "ticket": ticket, "browser": cookie, "code": codes[1], "token": given["access_token"],
-            "refresh": given["refresh_token"], "pages": signed[1]["set-cookie"].partition(";")[0],
+            "refresh": given["refresh_token"], "pages": pages, "out": out,
             "session": begun[1]["mcp-session-id"], "name": f"ada{next(_names)}",
         }  # fmt: skip
 
@@ -219,7 +220,7 @@ RECIPES: dict[str, tuple[Recipe, int]] = {
     "sign-in": (form("/sign-in", "browser", key=KEY, next="/docs"), 303),
     "sign-in by name": (form("/sign-in", "browser", name="{name}", password="correct horse", next="/chat"), 303),
     "sign-in elsewhere": (form("/sign-in", "browser", way="github", next="/docs"), 200),
-    "sign-out": (form("/sign-out", "pages", x="1"), 303),
+    "sign-out": (form("/sign-out", "out", x="1"), 303),
     "form": (get("/sign-in", by="browser"), 200),
     "metadata": (get("/.well-known/oauth-authorization-server", by="", x="1"), 200),
     "resource metadata": (get("/.well-known/oauth-protected-resource/mcp", by=""), 200),
