@@ -58,7 +58,8 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## run every test (ARGS= goes to pytest)
-	@scripts/apt chromium curl fish haproxy nginx redis-server strace tmux zsh
+	@scripts/apt chromium-headless-shell || scripts/apt chromium
+	@scripts/apt curl fish haproxy nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 
