@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, ViewportSize
 
-from pages_world import SCHEMES, SIZES, axe, outside
+from pages_world import OUTSIDE, SCHEMES, SIZES, axe
 
 PAGES = ("inspect", "dashboard", "docs", "chat", "sign-in", "consent")
 STATES = ("empty", "busy", "500 tools", "long texts", "right-to-left", "server gone", "server back")
@@ -50,17 +50,18 @@ def whole(page: Page, name: str, tool: str = "") -> list[str]:
         tool: what the keyboard looks for in the page's list; the page shows it from then on.
     """
     found: list[str] = []
+    schemes = SCHEMES
     for width, height in SIZES:
         page.set_viewport_size(ViewportSize(width=width, height=height))
-        for scheme in SCHEMES:
+        for scheme in schemes:
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            here = [*axe(page, colors=scheme != SCHEMES[0]), *outside(page), *page.evaluate(_BACKWARDS)]
+            here = [*axe(page, colors=scheme != schemes[0]), *page.evaluate(_WRONG)]
             found += [f"{name} {scheme} {width}: {each}" for each in here]
-    for width, height in SIZES:
+        schemes = schemes[::-1]  # the next size begins in the scheme that this one ends in
+    for width, height in reversed(SIZES):
         page.set_viewport_size(ViewportSize(width=width, height=height))
         here = [*_walk(page, name, tool), *_low(page, name, height)]
         found += [f"{name} {width}: {each}" for each in here]
-    page.set_viewport_size(ViewportSize(width=SIZES[0][0], height=SIZES[0][1]))
     return found
 
 
@@ -81,14 +82,16 @@ _BACKWARDS = r"""() => {
   }
   return wrong;
 }"""
+_WRONG = f"() => [...({OUTSIDE})(), ...({_BACKWARDS})()]"
 
 
 def _low(page: Page, name: str, height: int) -> list[str]:
     """The primary list, if it has less than two fifths of the window's height."""
     if name not in PRIMARY:
         return []
-    boxes = [each.bounding_box() for each in page.locator(PRIMARY[name]).all()]
-    most = max((each["height"] for each in boxes if each is not None), default=0.0)
+    most = page.locator(PRIMARY[name]).evaluate_all(
+        "(all) => Math.max(0, ...all.map((each) => each.getBoundingClientRect().height))"
+    )
     return [] if most >= 0.4 * height else [f"the list has {most} of {height} pixels"]
 
 

@@ -113,7 +113,8 @@ def test_every_state_fits_every_size_and_axe_finds_nothing(crowd: str, open_page
                     continue
                 for scheme in SCHEMES:
                     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-                    wrong += [f"{name}, {scheme}, {width}: {each}" for each in axe(page)]
+                    found = axe(page, colors=scheme != SCHEMES[0])
+                    wrong += [f"{name}, {scheme}, {width}: {each}" for each in found]
     assert wrong == []
 
 
