@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -20,6 +21,8 @@ from millstream._http.message import Handler
 from patience import WAIT
 
 HEAD = b"Host: 127.0.0.1\r\n"
+NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Trusts nobody, for clients that speak no TLS: to read the machine's certificates takes longer than most tests."""
 
 
 class ToyApp:

@@ -200,8 +200,11 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(stream=STREAMS, data=st.binary(max_size=8), max_entries=st.integers(1, 6), times=st.integers(1, 4))
     def append(self, stream: str, data: bytes, max_entries: int, times: int) -> None:
-        for _ in range(times):
-            position = self.runner.run(self.store.log.append(stream, data, ttl=TTL, max_entries=max_entries))
+        async def append() -> list[Position]:
+            put = self.store.log.append
+            return [await put(stream, data, ttl=TTL, max_entries=max_entries) for _ in range(times)]
+
+        for position in self.runner.run(append()):
             self.appended[stream].append(Entry(position, data))
             oldest = len(self.appended[stream]) - max_entries
             self.kept_from[stream] = max(self.kept_from[stream], oldest)
@@ -218,7 +221,7 @@ class LogMachine(RuleBasedStateMachine):
             return
         cut %= len(entries)
         try:
-            got = self.read_on(stream, entries[cut].position, limit)
+            got = self.runner.run(self.read_on(stream, entries[cut].position, limit))
         except Gap:
             got = None
         lost = cut + 1 < self.kept_from[stream] or cut < self.begun[stream]
@@ -226,7 +229,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(stream=STREAMS, limit=st.integers(1, 5))
     def start(self, stream: str, limit: int) -> None:
-        got = self.read_on(stream, None, limit)
+        got = self.runner.run(self.read_on(stream, None, limit))
         assert len(got) >= len(self.appended[stream]) - self.kept_from[stream]
         assert got == self.appended[stream][len(self.appended[stream]) - len(got) :]
 
@@ -238,15 +241,18 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_newest_are_the_end_of_what_was_appended(self) -> None:
-        for stream, entries in getattr(self, "appended", {}).items():
-            got = self.runner.run(self.store.log.newest(stream, 3))
+        async def newest() -> dict[str, list[Entry]]:
+            return {stream: await self.store.log.newest(stream, 3) for stream in self.appended}
+
+        for stream, got in self.runner.run(newest()).items():
+            entries = self.appended[stream]
             assert got == entries[len(entries) - len(got) :]
             assert len(got) >= min(3, len(entries) - self.kept_from[stream])
 
-    def read_on(self, stream: str, after: Position | None, limit: int) -> list[Entry]:
+    async def read_on(self, stream: str, after: Position | None, limit: int) -> list[Entry]:
         """Read in pieces to the end, as a connection that is cut after each piece would."""
         got: list[Entry] = []
-        while piece := self.runner.run(self.store.log.read(stream, after, limit)):
+        while piece := await self.store.log.read(stream, after, limit):
             assert len(piece) <= limit
             got += piece
             after = piece[-1].position

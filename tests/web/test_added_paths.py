@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount
 
-from http_peer import serve
+from http_peer import NOBODY, serve
 from millstream import Server, Settings, auth
 from millstream._app.added import AddedPaths, route_of
 from millstream._app.here_only import Bind, HereOnly
@@ -44,7 +44,7 @@ async def asked(server: Server, *, lane: bool, app: Any = None, **headers: str) 
         prepare(server, runtime)
         async with serve(app or server, lane=lane) as running:
             base = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=WAIT) as client:
+            async with httpx2.AsyncClient(base_url=base, headers=headers, timeout=WAIT, verify=NOBODY) as client:
                 yield client
 
 
@@ -389,7 +389,7 @@ async def test_a_server_ends_while_a_route_blocks_a_thread(path: str, tmp_path: 
     (tmp_path / "shop.py").write_text(BLOCKING, "utf-8")
     port = free_port()
     with started(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log") as served:
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT, verify=NOBODY) as client:
             asking = asyncio.create_task(client.get(path))
             await until_async((tmp_path / "begun").exists)
             served.process.terminate()

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount
 
-from http_peer import serve
+from http_peer import NOBODY, serve
 from millstream import Server, Settings
 from millstream._app.serving.entry import prepare
 from patience import WAIT
@@ -25,7 +25,7 @@ async def replies(server: Server, *asked: tuple[str, str], lane: bool = True, ap
         prepare(server, runtime)
         async with serve(app or server, lane=lane) as running:
             url = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=WAIT) as client:
+            async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=WAIT, verify=NOBODY) as client:
                 found = [await client.request(method, path) for method, path in asked]
     return [(each.status_code, each.headers.get("location")) for each in found]
 
@@ -57,7 +57,7 @@ async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> N
         prepare(mcp, runtime)
         async with serve(mcp, lane=True) as running:
             url = f"http://127.0.0.1:{running.port}"
-            async with httpx2.AsyncClient(base_url=url, headers={"origin": url}, timeout=WAIT) as client:
+            async with httpx2.AsyncClient(base_url=url, headers={"origin": url}, timeout=WAIT, verify=NOBODY) as client:
                 form = await client.get("/", headers={"accept": "text/html"})
                 assert (form.status_code, 'name="next" value="/inspect"' in form.text) == (401, True)
                 signed_in = await client.post("/sign-in", data={"key": KEY, "next": "/inspect"})

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
-from http_peer import serve
+from http_peer import NOBODY, serve
 from millstream import Server, auth
 from millstream._app.here_only import Bind
 from millstream._config import Settings
@@ -32,7 +32,7 @@ class Browser:
     def __init__(self, base: str, mcp: Server) -> None:
         self.base = base
         self.mcp = mcp
-        self.http = httpx2.AsyncClient(base_url=base, headers={"origin": base})
+        self.http = httpx2.AsyncClient(base_url=base, headers={"origin": base}, verify=NOBODY)
 
     async def begin(self, **wanted: Any) -> httpx2.Response:
         return await self.http.post("/inspect/sign-in/1", json={"challenge": 'Bearer scope="books:read"', **wanted})
@@ -206,7 +206,7 @@ async def test_only_pages_of_this_origin_sign_in_or_out_and_use_tokens() -> None
         assert (neighbor.status_code, other.seen) == (401, [""])
         listed = await browser.http.get("/inspect/servers", headers={"origin": "http://127.0.0.1:1"})
         assert listed.json()["servers"][0]["signed_in"] is None
-        plain = httpx2.AsyncClient(base_url=browser.base, cookies=browser.http.cookies)
+        plain = httpx2.AsyncClient(base_url=browser.base, cookies=browser.http.cookies, verify=NOBODY)
         assert (await plain.post("/inspect/via/1", json=CALL)).status_code == 401
         await plain.aclose()
 

@@ -13,7 +13,7 @@ import pytest
 
 from client import shop
 from client.rude import Asked, rude
-from http_peer import serve
+from http_peer import NOBODY, serve
 from millstream import Client, Server
 from millstream._app.here_only import Bind
 from millstream._app.serving.errors import CommandError
@@ -29,7 +29,7 @@ async def inspecting(*urls: str) -> AsyncIterator[httpx2.AsyncClient]:
         mcp = Server("ours", serve="web", settings=Settings(inspect=urls))
         stack.push_async_callback(mcp.stop)
         running = await stack.enter_async_context(serve(mcp, lane=True))
-        http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}")
+        http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", verify=NOBODY)
         yield await stack.enter_async_context(http)
 
 

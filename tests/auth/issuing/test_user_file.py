@@ -86,6 +86,7 @@ async def test_a_new_password_or_a_namesake_ends_what_was_allowed_before(desk: D
     assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
 
 
+@pytest.mark.usefixtures("quick_hashes")
 @pytest.mark.parametrize(("arguments", "typed", "said"), [
     (("add", "a b"), "long enough\n", "can't be a user's name"), (("add", "ada"), "short\n", "8 to 1024"),
     (("add", "ada", "--scope", "a b"), "long enough\n", "can't be a scope"), (("remove", "eve"), "", "no user 'eve'"),
