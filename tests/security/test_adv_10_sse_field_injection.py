@@ -54,6 +54,7 @@ def test_a_json_message_is_one_line_whatever_its_strings_hold(payload: str) -> N
     assert msgspec.json.decode(events[0].data) == {payload: payload}
 
 
+@pytest.mark.many
 def test_a_hundred_thousand_strings_survive_the_way_through_a_stream() -> None:
     """Round trip in one stream, where any injection would show in a later event; the seed makes it repeatable."""
     source = random.Random(10)

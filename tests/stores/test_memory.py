@@ -338,6 +338,7 @@ async def test_a_long_stream_is_cut_exactly_to_its_newest_entries() -> None:
     assert [entry.data for entry in await store.log.read("stream", positions[-2])] == [b"last"]
 
 
+@pytest.mark.many
 async def test_deadlines_of_items_that_are_gone_do_not_pile_up(clock: Clock) -> None:
     """A flood of short-lived records with a long ttl must not leave its deadlines behind for a day."""
     store = MemoryStore(clock=clock)
@@ -354,6 +355,7 @@ async def test_deadlines_of_items_that_are_gone_do_not_pile_up(clock: Clock) -> 
     assert after - before < 64 * 1024
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("end", ["delete", "expire"])
 async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: str) -> None:
     """Our choice: 10,000 sessions that open and close leave nothing behind."""

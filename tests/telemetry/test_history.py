@@ -1,5 +1,7 @@
 """The history of a day: what each ring keeps, how coarse slots come from fine ones, and what it costs in memory."""
 
+import pytest
+
 from millstream._telemetry.history import MAX_OPERATIONS, REST, RINGS, Gauges, History, Past
 from millstream._telemetry.metrics import FINE, Labels, Series
 
@@ -51,6 +53,7 @@ def test_longer_ranges_are_sums_of_the_seconds_and_the_last_point_grows() -> Non
         assert past.points[first][1].cpu == round(0.1 * step, 6) or abs(past.points[first][1].cpu - 0.1 * step) < 1e-6
 
 
+@pytest.mark.many
 def test_a_day_of_a_busy_server_stays_small_and_the_rest_is_counted_together() -> None:
     """Our choice: the rings are bounded, whatever a server has and however long it runs."""
     history, _ = made()
