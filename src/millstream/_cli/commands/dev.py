@@ -31,7 +31,9 @@ def dev(
         typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
     ],
     *,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free port.")] = 8000,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 picks a free port.", show_default="8000")
+    ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Don't open a browser.")] = False,
     official: Annotated[
         bool, typer.Option("--official", help=f"Start the MCP Inspector ({INSPECTOR}) instead; needs Node.js.")
@@ -65,7 +67,7 @@ def dev(
         beside.close()
 
 
-def _served(target: str, port: int, beside: "_Beside", inspect: list[str] | None) -> bool:
+def _served(target: str, port: int | None, beside: "_Beside", inspect: list[str] | None) -> bool:
     """Serve until stopped; False once a file has changed that couldn't be served.
 
     Raises:
