@@ -71,8 +71,8 @@ def suggesting(function: F) -> F:
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
-    house = function.__module__.rpartition(".")[2]
-    if where.islower() and function.__module__ == f"millstream.{house}":
+    _, house, *private = function.__module__.split(".")
+    if where.islower() and house[0] != "_" and all(each[0] == "_" for each in private):
         where = f"{house}.{where}"  # as people write it: auth.jwt
 
     @wraps(function)

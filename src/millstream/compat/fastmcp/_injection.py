@@ -43,8 +43,8 @@ class Injected:
         self, make: Callable[..., Any], *, use_cache: bool = True, arguments: Mapping[str, Any] | None = None
     ) -> None:
         self.make = make
-        self.use_cache = use_cache and not arguments
-        self.arguments = dict(arguments or {})
+        self.use_cache: bool = use_cache and not arguments
+        self.arguments: dict[str, Any] = dict(arguments or {})
 
     @property
     def dependency(self) -> Callable[..., Any]:

@@ -138,7 +138,7 @@ class OpenAPITool(Tool):
 
     def __init__(self, route: HTTPRoute, name: str, api: Api, ways: Ways, tags: set[str], *, promises: bool) -> None:
         super().__init__(bare_signature(name, route.told, route.input_schema), ways, promise=None, tags=tags)
-        self.description = route.told
+        self.description: str | None = route.told
         self._route = route
         self._api = api
         self._promises = promises
@@ -184,7 +184,7 @@ class OpenAPIResourceTemplate(ResourceTemplate):
         variables = "/".join(f"{{{each}}}" for each in _variables(route))
         uri = f"resource://{name}/{variables}"
         super().__init__(bare_signature(name, route.told, {}), uri, ways, mime_type="application/json", tags=tags)
-        self.description = route.told
+        self.description: str | None = route.told
         self._route = route
         self._api = api
 
