@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from auth.test_sign_in import OWN, cookie
-from auth_world import guarded
+from auth_world import BOB, guarded
 from millstream._protocol.errors import LocalError
 from millstream.auth._signed_out import SignedOut, kept_as
 from patience import WAIT
@@ -74,7 +74,7 @@ async def test_what_a_worker_has_heard_is_bounded(monkeypatch: pytest.MonkeyPatc
     await backing.close()
 
 
-async def test_signing_out_is_remembered_so_many_times_a_minute_for_an_address() -> None:
+async def test_signing_out_is_remembered_so_many_times_a_minute_for_a_person() -> None:
     """Somebody with a key could fill the store with cookies; the browser loses its cookie in any case."""
     async with guarded() as world:
         assert world.runtime.guard is not None
@@ -84,6 +84,44 @@ async def test_signing_out_is_remembered_so_many_times_a_minute_for_an_address()
         assert {reply.status for reply in replies} == {303}
         counts = [await world.runtime.guard.signed_out.has(jar.partition("=")[2]) for jar in jars]
         assert counts == [True] * 60 + [False]
+
+
+async def test_nobody_at_an_address_keeps_others_there_from_signing_out() -> None:
+    """A fixed defect: after sixty requests with cookies that were made up, or somebody's own, a copy of any cookie of
+    that address went on to count.
+    """
+    async with guarded() as world:
+        jar, mine = await cookie(world), [await cookie(world, BOB) for _ in range(61)]
+        for sent in [f"{jar}x"] * 61 + mine:
+            assert (await world.ask(None, "POST", "/sign-out", b"", cookie=sent, **OWN)).status == 303
+        assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 200
+        await world.ask(None, "POST", "/sign-out", b"", cookie=jar, **OWN)
+        assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 401
+
+
+async def test_a_request_that_is_being_looked_into_while_its_person_signs_out_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fixed defect: what was found out before they signed out was believed for a minute after."""
+    async with guarded() as world:
+        jar = await cookie(world)
+        values = type(world.runtime.services.store.kv)
+        get, asked, go = values.get, asyncio.Event(), asyncio.Event()
+
+        async def late(self: Any, key: str) -> Any:
+            found = await get(self, key)
+            if key.startswith("signed-out:") and not asked.is_set():
+                asked.set()
+                await go.wait()
+            return found
+
+        monkeypatch.setattr(values, "get", late)
+        copied = asyncio.create_task(world.ask(None, "GET", "/docs", cookie=jar))
+        await asyncio.wait_for(asked.wait(), WAIT)
+        await world.ask(None, "POST", "/sign-out", b"", cookie=jar, **OWN)
+        go.set()
+        assert (await copied).status == 401
+        assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 401
 
 
 async def test_what_is_no_cookie_of_ours_is_not_remembered() -> None:

@@ -29,7 +29,8 @@ PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
 _OUTS = Rate(60, 60)
-"""Times that somebody at an address signs out: each is remembered for as long as the cookie would have counted."""
+"""Times that one person signs out: each is remembered for as long as the cookie would have counted. Nobody else at their
+address uses that up."""
 _CALLED = (
     "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/tools/", "/mcp/sse/", "/inspect/servers",
@@ -154,11 +155,11 @@ class SignIn:
         if not is_own(request):
             return _FOREIGN
         sealed = _cookie(request)
-        if sealed and self._outs.take(neighborhood(request.peer)) <= 0:
-            await self._end(sealed)
+        if sealed:
+            await self._end(sealed, neighborhood(request.peer))
         return _go(request, PATH, "", 0)
 
-    async def _end(self, sealed: str) -> None:
+    async def _end(self, sealed: str, address: str) -> None:
         try:
             found, left = await self._open(sealed)
         except Unavailable:
@@ -166,7 +167,8 @@ class SignIn:
         if left > 0:
             until = self._clock() + left
             id, until = ("", until) if found is None else (found.principal.id, min(found.principal.until, until))
-            await self._out.add(sealed, id, until, left)
+            if self._outs.take(id or address) <= 0:
+                await self._out.add(sealed, id, until, left)
 
     async def ambient(self, request: Request) -> Principal | Response | None:
         """Whom the cookie of a request stands for; None where there is none, or it does not count."""
@@ -198,9 +200,12 @@ class SignIn:
         if left <= 0 or await self._out.has(sealed):
             return None, 0
         if host is not None and person is not None:
-            return await host.recall(kept), left
-        found, lacking = await self._guard.identify(kept.decode("latin-1"))
-        return None if lacking else found, left
+            found = await host.recall(kept)
+        else:
+            found, lacking = await self._guard.identify(kept.decode("latin-1"))
+            found = None if lacking else found
+        # They may have signed out meanwhile, and what is found out here is believed for a while.
+        return (None, 0) if self._out.heard(sealed) else (found, left)
 
     def _counts(self, request: Request) -> bool:
         """Whether a request may be made by a cookie at all."""

@@ -56,13 +56,16 @@ class SignedOut:
 
     async def has(self, cookie: str) -> bool:
         """Whether the person of a cookie has signed out."""
-        name = _digest(cookie)
-        if name in self._heard:
+        if self.heard(cookie):
             return True
         try:
-            return await self._store.kv.get(f"signed-out:{name}") is not None
+            return await self._store.kv.get(f"signed-out:{_digest(cookie)}") is not None
         except LocalError:
             return False
+
+    def heard(self, cookie: str) -> bool:
+        """Whether this worker has heard of it lately: while it looked into the cookie, for example."""
+        return _digest(cookie) in self._heard
 
     def end(self, opened: Callable[[str, float], None]) -> None:
         """End what they opened: `opened` hears whose it is, and until when it would have gone on; of each once."""
