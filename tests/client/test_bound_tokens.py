@@ -1,5 +1,6 @@
 """Tokens bound to a key of ours (DPoP, RFC 9449), and those that an organization's identity provider allows."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -16,8 +17,11 @@ from joserfc.jwk import ECKey
 
 from issuer_world import Issuer, issuing
 from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth, WorkloadIdentity
+from millstream.client._http.endpoint import Endpoint
+from millstream.client._http.pool import Pool
 from millstream.client._http.url import parse
 from millstream.client._oauth.dpop import ProofKey, Proofs, challenged_for_proofs, wants_nonce
+from patience import WAIT
 
 METADATA = "/.well-known/oauth-authorization-server"
 JAG = "urn:ietf:params:oauth:token-type:id-jag"
@@ -67,7 +71,8 @@ def test_nonces_belong_to_their_origin_and_are_bounded() -> None:
     """What one server says goes to no other; a header can't be broken by one."""
     proofs, key = Proofs(), ProofKey().kept
     assert proofs.learn("https://a.example/token", "one")
-    assert not proofs.learn("https://a.example/other", "one")
+    assert proofs.learn("https://a.example/other", "one")
+    assert not proofs.learn("https://a.example", "")
     assert not proofs.learn("https://a.example", "x" * 5000)
     assert not proofs.learn("https://a.example", "a\r\nb")
     assert opened(proofs.headers(key, "GET", "https://a.example/x")["DPoP"])[1]["nonce"] == "one"
@@ -146,13 +151,41 @@ async def test_the_nonce_of_a_token_endpoint_is_sent_once_it_is_known() -> None:
         assert await credentials.challenged(parse(urls["mcp"]), 401, "DPoP")
         assert issuer.asked["/token"] == 2
         assert credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
-        assert not credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        assert credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        assert not credentials.heard(parse(urls["mcp"]), "next", 'DPoP error="invalid_token"')
+        assert not credentials.heard(parse(urls["mcp"]), "", 'DPoP error="use_dpop_nonce"')
         issuer.answers["/token"] = lambda _: (
             b'HTTP/1.1 400 Bad\r\nDPoP-Nonce: other\r\ncontent-length: 26\r\n\r\n{"error":"use_dpop_nonce"}'
         )
         with pytest.raises(AccessDenied, match="use_dpop_nonce"):
             await oauth().challenged(parse(urls["mcp"]), 401, "DPoP")
         assert issuer.asked["/token"] == 4
+
+
+async def test_two_requests_at_once_that_are_asked_for_the_same_nonce_both_go_on_with_it() -> None:
+    """A fixed defect: the second one took it for a nonce that was refused, and began to sign in anew."""
+
+    def wanting(request: bytes) -> Any:
+        if opened(header_of(request, b"dpop"))[1].get("nonce") == "shared":
+            return {}
+        head = b'WWW-Authenticate: DPoP error="use_dpop_nonce"\r\nDPoP-Nonce: shared\r\n'
+        return b"HTTP/1.1 401 No\r\n%bcontent-length: 0\r\n\r\n" % head
+
+    given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
+    async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
+        url, credentials = parse(urls["mcp"]), oauth()
+        assert await credentials.challenged(url, 401, "DPoP")
+        issuer.answers["/mcp"], issuer.gate = wanting, asyncio.Event()
+        pool = Pool(url, max_connections=2, max_body=1000, connect_timeout=WAIT, tls=None)
+        endpoint = Endpoint(url, {}, pool, credentials)
+        asked = [asyncio.create_task(endpoint.send("POST", "", repeatable=True)) for _ in range(2)]
+        async with asyncio.timeout(WAIT):
+            while issuer.asked["/mcp"] < 2:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0)
+            issuer.gate.set()
+            assert [(await each).status for each in asked] == [200, 200]
+        assert (issuer.asked["/mcp"], issuer.asked["/token"]) == (4, 1)
+        await pool.close()
 
 
 async def test_an_identity_provider_gives_a_grant_and_its_token_goes_nowhere_else() -> None:

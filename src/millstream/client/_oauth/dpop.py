@@ -107,12 +107,13 @@ class Proofs:
         return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
 
     def learn(self, url: Url | str, nonce: str) -> bool:
-        """A server has said which nonce it wants from now on. Whether that is another one than before."""
+        """A server has said which nonce it wants from now on. Whether that can be one; a request that ran at the same
+        time may have brought it before.
+        """
         parts = urlsplit(str(url))
-        origin = f"{parts.scheme}://{parts.netloc}"
-        if not 0 < len(nonce) <= _MAX_NONCE or not nonce.isprintable() or self._nonces.get(origin) == nonce:
+        if not 0 < len(nonce) <= _MAX_NONCE or not nonce.isprintable():
             return False
-        self._nonces[origin] = nonce
+        self._nonces[f"{parts.scheme}://{parts.netloc}"] = nonce
         return True
 
 
