@@ -134,6 +134,39 @@ async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:
         assert site.asked["/jwks"] == 1
 
 
+async def test_strangers_with_keys_of_their_own_do_not_have_those_of_a_known_client_fetched_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed defect: many of them displaced its keys, which go on to count for a day while their place is away."""
+    monkeypatch.setattr("millstream.auth._issuing.client_proof._MAX_KEYS", 3)
+    async with issuing() as site:
+        site.answers["/jwks"] = JWKS
+        desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=f"{site.url}/jwks")])
+        assert (await prove(desk, assertion())).status == 200
+        about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
+        for number in range(9):
+            id = (await desk.register(**about, jwks_uri=f"{site.url}/{number}"))["client_id"]
+            assert (await prove(desk, assertion(iss=id, sub=id))).status == 503
+        site.answers.clear()
+        assert (await prove(desk, assertion())).status == 200
+        assert site.asked == {"/jwks": 1}
+
+
+async def test_whoever_names_many_sets_of_keys_has_few_of_them_fetched(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed defect: more sets than are kept were fetched ten times a second for one address, from any host that it
+    named. It may do no more than with the documents of clients.
+    """
+    monkeypatch.setattr("millstream.auth._issuing.documents._LOOKUPS", Rate(2, 60))
+    desk = Desk(desk.services.store)
+    about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
+    ids = [(await desk.register(**about, jwks_uri=f"http://127.0.0.1:9/{number}"))["client_id"] for number in range(4)]
+    replies = [await prove(desk, assertion(iss=id, sub=id)) for id in ids]
+    assert [reply.status for reply in replies] == [503] * 4
+    assert ["looked up" in reply.text for reply in replies] == [False, False, True, True]
+
+
 def test_a_key_with_which_a_signature_takes_long_is_none() -> None:
     """A fixed defect: anybody could register keys with exponents as long as the key, at 11 ms for each look. All that
     is in use has 17 bits.

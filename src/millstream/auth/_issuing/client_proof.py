@@ -18,7 +18,7 @@ from millstream._protocol.json_schema import is_array
 from millstream.auth._claims import LEEWAY
 from millstream.auth._issuing.answers import OAuthError, Parameters
 from millstream.auth._issuing.clients import Clients
-from millstream.auth._issuing.documents import judge_of
+from millstream.auth._issuing.documents import TOO_MANY, judge_of
 from millstream.auth._issuing.metadata import TOKEN
 from millstream.auth._issuing.plan import Plan
 from millstream.auth._issuing.records import Client, digest, fits
@@ -61,7 +61,7 @@ class ClientProof:
         self._turns = Turns(_AT_ONCE)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
-        """By URL, and who has named it; the oldest go first."""
+        """By URL, and who has named it; the oldest go first, except those of the author's clients."""
 
     async def client(self, request: Request, form: Parameters) -> Client:
         """Who asks.
@@ -136,7 +136,7 @@ class ClientProof:
             raise _refused("The assertion is not one of this client.")
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
             raise _slow("Too many assertions from your address.", told(self._proofs, address, wait))
-        for key in await self._keys_of(client, header.kid, header.alg):
+        for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
             try:
                 claims = verify(assertion, key, header.alg)
             except InvalidToken:
@@ -163,7 +163,9 @@ class ClientProof:
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
             raise _refused("The assertion was used before.")
 
-    async def _keys_of(self, client: Client, kid: str | None, algorithm: str) -> list[PublicKey]:
+    async def _keys_of(
+        self, client: Client, kid: str | None, algorithm: str, may_fetch: MayFetch
+    ) -> list[PublicKey]:
         if client.keys is not None:
             try:
                 return fitting(read_keys(client.keys), kid, algorithm)
@@ -172,17 +174,21 @@ class ClientProof:
         if not client.keys_url:
             return []
         try:
-            return await self._fetched(client).find(kid, algorithm)
+            return await self._fetched(client, may_fetch).find(kid, algorithm)
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
-    def _fetched(self, client: Client) -> FetchedKeys:
+    def _fetched(self, client: Client, may_fetch: MayFetch) -> FetchedKeys:
         judge = self._judges[client.source]
         place = (client.keys_url, client.source)
         keys = self._keys.get(place)
         if keys is None:
-            while len(self._keys) >= _MAX_KEYS:
-                del self._keys[next(iter(self._keys))]
+            if client.source != "given" and not may_fetch():
+                raise Unavailable(TOO_MANY)
+            # Those of the author's own clients stay: they are few, and nobody else can have them fetched again.
+            others = [each for each in self._keys if each[1] != "given"]
+            for each in others[: max(0, len(others) + 1 - _MAX_KEYS)]:
+                del self._keys[each]
             keys = self._keys[place] = FetchedKeys(_always(client.keys_url), partial(fetch, judge=judge))
         return keys
 

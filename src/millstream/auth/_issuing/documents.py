@@ -31,7 +31,8 @@ _LONGEST = 86_400.0
 _MAX_KEPT = 512
 _AT_ONCE = 16
 _LOOKUPS = Rate(60, 60)
-"""Documents that one address has us ask for."""
+"""Documents that one address has us ask for, and sets of keys that these name."""
+TOO_MANY = "Too many clients are looked up just now. Try again in a minute."
 MAX_REDIRECTS = 16
 MAX_NAME = 80
 _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
@@ -88,7 +89,7 @@ class Documents:
             return kept[1]
         check_id(url)
         if not self._flight.runs(url) and (len(self._flight) >= _AT_ONCE or not may_fetch()):
-            raise Unavailable("Too many clients are looked up just now. Try again in a minute.")
+            raise Unavailable(TOO_MANY)
         return await self._flight.run(url, lambda: self._fetch(url))
 
     async def _fetch(self, url: str) -> Client:
