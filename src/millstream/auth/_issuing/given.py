@@ -87,6 +87,8 @@ def given_provider(issuer: str, scopes: Collection[str]) -> IdentityProvider:
     Raises:
         ValueError: something can't be.
     """
+    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and a subject is the issuer, #, and the provider's own name
+        raise ValueError("The issuer of an identity provider is a URL without a query or fragment.")
     rules_of(issuer, issuer, (), None)
     names = check_scopes(several("scopes", scopes))
     said = " ".join((issuer, *sorted(names))).encode()
