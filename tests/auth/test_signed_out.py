@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from auth.test_sign_in import OWN, cookie
-from auth_world import BOB, guarded
+from auth.test_stream_ends import open_stream, rest_of
+from auth_world import BOB, ROOT, STREAM, guarded
 from millstream._protocol.errors import LocalError
-from millstream.auth._signed_out import SignedOut, kept_as
+from millstream._stores.memory.store import MemoryStore
+from millstream.auth._signed_out import SignedOut, _digest, kept_as
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 
@@ -62,6 +64,35 @@ async def test_while_the_store_does_not_answer_a_worker_goes_by_what_it_has_hear
     await backing.close()
 
 
+async def test_what_cookies_opened_begins_anew_at_a_worker_that_may_have_missed_the_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fixed defect: after an interruption, the streams of a copy went on for twelve hours. Others come back."""
+    bus, told = type(MemoryStore().bus), {}
+
+    def subscribing(self: Any, topic: str, receive: Any, *, interrupted: Any = None) -> Any:
+        told[topic] = interrupted
+        return subscribe(self, topic, receive, interrupted=interrupted)
+
+    subscribe = bus.subscribe
+    monkeypatch.setattr(bus, "subscribe", subscribing)
+    async with guarded() as world:
+        copied, other = await cookie(world), await cookie(world)
+        streams = [await world.send(None, "GET", "/dashboard/events", **STREAM, **OWN, cookie=jar)
+                   for jar in (copied, other)]  # fmt: skip
+        assert [(await each.head())[0] for each in streams] == [200, 200]
+        by_key = await open_stream(world, ROOT, "/events")
+        await world.runtime.store.kv.put(f"signed-out:{_digest(copied.partition('=')[2])}", b"1", 60)
+        told["signed-out"]()
+        assert (await world.ask(None, "GET", "/docs", cookie=copied)).status == 401
+        assert (await world.ask(None, "GET", "/docs", cookie=other)).status == 200
+        world.runtime._each_second(0.0)
+        for each in streams:
+            assert b"retry: " in await rest_of(each)
+        assert len(world.runtime.streams) == 1
+        by_key.close()
+
+
 async def test_what_a_worker_has_heard_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store has the rest."""
     monkeypatch.setattr("millstream.auth._signed_out._MAX_HEARD", 10)
@@ -69,7 +100,8 @@ async def test_what_a_worker_has_heard_is_bounded(monkeypatch: pytest.MonkeyPatc
     known = SignedOut(await backing.worker(), {})
     for number in range(100):
         await known.add(f"jar {number}", "ada", float(number), 60)
-    assert len(ended(known)) == len(known._heard) == 10
+        known.met("ada", float(number))
+    assert len(ended(known)) == len(known._heard) == len(known._met) == 10
     assert all([await known.has(f"jar {number}") for number in range(100)])
     await backing.close()
 

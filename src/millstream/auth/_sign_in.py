@@ -29,8 +29,8 @@ PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
 _OUTS = Rate(60, 60)
-"""Times that one person signs out: each is remembered for as long as the cookie would have counted. Nobody else at their
-address uses that up."""
+"""Times that one person signs out: each is remembered for as long as the cookie would have counted. Nobody else at
+their address uses that up."""
 _CALLED = (
     "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/tools/", "/mcp/sse/", "/inspect/servers",
@@ -188,6 +188,7 @@ class SignIn:
         principal = found.principal
         principal = replace(principal, until=min(principal.until, self._clock() + left))
         self._guard.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
+        self._out.met(principal.id, principal.until)
         return principal
 
     async def _open(self, sealed: str) -> tuple[Identity | None, float]:

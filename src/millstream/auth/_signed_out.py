@@ -2,8 +2,8 @@
 
 The store keeps which they were for as long as they would have counted. A worker asks it when a cookie is new to it, and
 again each minute; requests without a cookie cost nothing. While the store doesn't answer, a worker goes by what it has
-heard. A store that keeps nothing over a restart forgets them, and the cookies end with it unless ``MILLSTREAM_KEY`` is
-set.
+heard; afterwards it asks about each cookie again, and ends what they opened, for browsers come back. A store that keeps
+nothing over a restart forgets them, and the cookies end with it unless ``MILLSTREAM_KEY`` is set.
 """
 
 import logging
@@ -18,12 +18,13 @@ logger = logging.getLogger("millstream")
 
 _TOPIC = "signed-out"
 _MAX_HEARD = 4096
+_MARK = b"\0"
 
 
 class SignedOut:
     """Those cookies, as one worker knows them."""
 
-    __slots__ = ("_ended", "_heard", "_store", "_verdicts", "stop")
+    __slots__ = ("_ended", "_heard", "_met", "_store", "_verdicts", "stop")
 
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
         """`verdicts` has what is known of cookies, by `kept_as`."""
@@ -33,7 +34,9 @@ class SignedOut:
         """Digests of cookies; the oldest go first."""
         self._ended: dict[tuple[str, float], None] = {}
         """Whose, and until when it would have counted, since the last look; the oldest go first."""
-        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._hear)
+        self._met: dict[tuple[str, int], float] = {}
+        """Whose, and until when it counts, to a second; and exactly. The oldest go first."""
+        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._hear, interrupted=self._missed)
         """Hear no more."""
 
     async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
@@ -67,6 +70,10 @@ class SignedOut:
         """Whether this worker has heard of it lately: while it looked into the cookie, for example."""
         return _digest(cookie) in self._heard
 
+    def met(self, id: str, until: float) -> None:
+        """A cookie counts here, and may open something: see `add` for whose it is, and until when."""
+        _note(self._met, (id, round(until)), until)
+
     def end(self, opened: Callable[[str, float], None]) -> None:
         """End what they opened: `opened` hears whose it is, and until when it would have gone on; of each once."""
         found, self._ended = list(self._ended), {}
@@ -79,6 +86,14 @@ class SignedOut:
         _note(self._ended, (id, float(until)))
         self._verdicts.pop(_named(name), None)
 
+    def _missed(self) -> None:
+        """Somebody may have signed out elsewhere: what any cookie has opened ends, and the store is asked again."""
+        for (id, _), until in self._met.items():
+            _note(self._ended, (id, until))
+        self._met.clear()
+        for each in [each for each in self._verdicts if each.startswith(_MARK)]:
+            del self._verdicts[each]
+
 
 def kept_as(cookie: str) -> bytes:
     """Under what a verdict about a cookie is kept."""
@@ -87,7 +102,7 @@ def kept_as(cookie: str) -> bytes:
 
 def _named(digest: str) -> bytes:
     # No header can have a zero byte: nobody gets at a verdict by sending its name as a credential.
-    return b"\0" + digest.encode()
+    return _MARK + digest.encode()
 
 
 def _digest(cookie: str) -> str:
@@ -95,8 +110,8 @@ def _digest(cookie: str) -> str:
     return sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _note(kept: dict[Any, None], what: Any) -> None:
+def _note(kept: dict[Any, Any], what: Any, about: Any = None) -> None:
     kept.pop(what, None)
     while len(kept) >= _MAX_HEARD:
         del kept[next(iter(kept))]
-    kept[what] = None
+    kept[what] = about

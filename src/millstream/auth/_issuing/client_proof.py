@@ -163,9 +163,7 @@ class ClientProof:
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
             raise _refused("The assertion was used before.")
 
-    async def _keys_of(
-        self, client: Client, kid: str | None, algorithm: str, may_fetch: MayFetch
-    ) -> list[PublicKey]:
+    async def _keys_of(self, client: Client, kid: str | None, algorithm: str, may_fetch: MayFetch) -> list[PublicKey]:
         if client.keys is not None:
             try:
                 return fitting(read_keys(client.keys), kid, algorithm)
