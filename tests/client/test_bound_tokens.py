@@ -188,6 +188,23 @@ async def test_two_requests_at_once_that_are_asked_for_the_same_nonce_both_go_on
         await pool.close()
 
 
+@pytest.mark.parametrize("path", ["/token", METADATA, "/register"])
+async def test_an_answer_that_is_nested_without_end_is_refused_as_any_that_cannot_be_read(path: str) -> None:
+    """A fixed defect: any authorization server that a server names could break a program that asked it."""
+    body = b'{"more":' + b"[" * 20_000
+    deep = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    async with authorization_server(lambda _: deep) as (issuer, urls):
+        credentials = oauth()
+        if path == "/register":
+            places = {"registration_endpoint": issuer.url + path, "authorization_endpoint": f"{issuer.url}/authorize"}
+            issuer.answers[METADATA] |= {**places, "code_challenge_methods_supported": ["S256"]}
+            credentials = OAuth(store=MemoryStore(), visit=lambda *_: pytest.fail("nobody is sent anywhere"))
+        issuer.answers[path] = deep
+        with pytest.raises(AccessDenied):
+            await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
+        assert issuer.asked[path] >= 1
+
+
 async def test_an_identity_provider_gives_a_grant_and_its_token_goes_nowhere_else() -> None:
     """RFC 8693 at the provider, RFC 7523 at the server's own authorization server; nobody visits a page."""
     token = {"access_token": "granted", "token_type": "Bearer"}

@@ -62,7 +62,7 @@ async def register(issuer: Issuer, name: str, redirect: str, tls: ssl.SSLContext
     reply = await fetch("POST", issuer.registration_endpoint, headers=kind, body=msgspec.json.encode(about), tls=tls)
     try:
         found = msgspec.json.decode(reply.body, type=Registration)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
         raise _unregistered(issuer.issuer, reply.status)
@@ -86,7 +86,7 @@ async def ask_token(
         reply = await post_form(where, shown, {**headers, **held.proof("POST", where)}, tls)
         try:
             given = msgspec.json.decode(reply.body, type=Given)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return Given(error=f"status {reply.status}")
         new = held.proofs.learn(where, reply.header(b"dpop-nonce"))
         if given.error != "use_dpop_nonce" or not new:

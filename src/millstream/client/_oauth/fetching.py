@@ -78,7 +78,7 @@ async def get_json(url: str, wanted: type[T], tls: ssl.SSLContext | None) -> T |
     try:
         reply = await fetch("GET", url, tls=tls)
         return msgspec.json.decode(reply.body, type=wanted) if reply.status == 200 else None
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 

@@ -91,7 +91,7 @@ class IdentityProvider:
         reply = await post_form(home.token_endpoint, shown, headers, tls)
         try:
             given = msgspec.json.decode(reply.body, type=_Exchanged)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             given = _Exchanged(error=f"status {reply.status}")
         if given.error or not given.access_token or given.issued_token_type != _GRANT:
             reason = given.error_description or given.error or "it gave something else"
