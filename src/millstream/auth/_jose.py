@@ -26,6 +26,7 @@ ASYMMETRIC = ("ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "
 """Algorithms whose verification needs no secret. The first two letters say which keys they take."""
 _KEY_TYPES = {"ES": "EC", "Ed": "OKP", "PS": "RSA", "RS": "RSA", "HS": "oct"}
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_PUBLIC = ("kty", "crv", "x", "y", "n", "e")
 _MAX_KEYS = 64
 _MIN_RSA_BITS = 2048
 _MAX_EXPONENT_BITS = 32
@@ -141,6 +142,19 @@ def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
     return [each for each in found if each is not None]
 
 
+def public_set(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A set of keys with nothing but what verifying takes: nothing private, and nothing that is nested.
+
+    Raises:
+        ValueError: it isn't a set of keys.
+    """
+    given = raw.get("keys")
+    if not is_array(given) or not all(is_object(each) for each in given):
+        raise ValueError("It isn't a set of keys.")
+    names = (*_PUBLIC, "kid", "alg", "use")
+    return {"keys": [{name: each[name] for name in names if isinstance(each.get(name), str)} for each in given]}
+
+
 def _read_key(raw: Any) -> PublicKey | None:
     if not is_object(raw):
         return None
@@ -152,7 +166,7 @@ def _read_key(raw: Any) -> PublicKey | None:
         return None
     try:
         # Without what is private, and without what would make the library refuse an operation we don't do.
-        kept = {name: value for name, value in values.items() if name in ("kty", "crv", "x", "y", "n", "e")}
+        kept = {name: value for name, value in values.items() if name in _PUBLIC}
         key = JWKRegistry.import_key(cast("Any", kept))
         if kind == "RSA" and not _is_usual(cast("Any", key).public_key):
             return None

@@ -109,7 +109,7 @@ class FetchedKeys:
         except Unavailable as exc:
             logger.warning(_NO_KEYS, exc.why)
             return
-        except (OutboundError, msgspec.DecodeError, ValueError) as exc:
+        except (OutboundError, msgspec.DecodeError, ValueError, RecursionError) as exc:
             logger.warning(_NO_KEYS, f"{url}: {exc}")
             return
         self._fetched = self._clock()

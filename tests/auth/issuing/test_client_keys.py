@@ -167,6 +167,35 @@ async def test_whoever_names_many_sets_of_keys_has_few_of_them_fetched(
     assert ["looked up" in reply.text for reply in replies] == [False, False, True, True]
 
 
+async def test_keys_that_are_nested_without_end_are_none(desk: Desk) -> None:
+    """A fixed defect: whoever named such a set had the token endpoint answer 500."""
+    async with issuing() as site:
+        body = b'{"keys":' + b"[" * 20_000
+        site.answers["/jwks"] = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=f"{site.url}/jwks")])
+        reply = await prove(desk, assertion())
+        assert (reply.status, reply.error) == (503, "temporarily_unavailable")
+
+
+async def test_of_the_keys_that_a_client_registers_only_what_verifies_is_kept(desk: Desk) -> None:
+    """A fixed defect: private parts were kept and shown, and what was nested deep enough could be stored, not read."""
+    odd = {**KEY.as_dict(private=True), "x5c": [[[]]], "key_ops": ["verify"], "oth": {"a": {}}, "alg": ["ES256"]}
+    about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
+    said = await desk.register(**about, jwks={"keys": [odd], "more": [[[]]]})
+    assert said["jwks"] == {"keys": [{name: odd[name] for name in ("kty", "crv", "x", "y", "kid")}]}
+    (kept,) = await desk.services.store.kv.keys("oauth-new:")
+    raw = await desk.services.store.kv.get(kept)
+    assert raw is not None
+    assert str(odd["d"]).encode() not in raw
+    id = said["client_id"]
+    form = {"grant_type": "refresh_token", "refresh_token": "x"}
+    assert (await prove(desk, assertion(iss=id, sub=id), **form)).error == "invalid_grant"
+    for strange in ({}, {"keys": {}}, {"keys": ["x"]}):
+        body = json.dumps({**about, "jwks": strange}).encode()
+        reply = await desk.ask("POST", "/register", body=body, content_type="application/json")
+        assert (reply.status, reply.error) == (400, "invalid_client_metadata")
+
+
 def test_a_key_with_which_a_signature_takes_long_is_none() -> None:
     """A fixed defect: anybody could register keys with exponents as long as the key, at 11 ms for each look. All that
     is in use has 17 bits.

@@ -22,6 +22,7 @@ from millstream._limits.pool import Pool
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.auth._issuing.records import ASSERTED, CODE, REFRESH, Client
 from millstream.auth._issuing.redirects import check_redirect
+from millstream.auth._jose import public_set
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
 
@@ -196,7 +197,7 @@ class RedirectRefused(ValueError):
 def _keys_of(said: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
     keys, url = said.get("jwks"), said.get("jwks_uri")
     if is_object(keys) and url is None:
-        return keys, ""
+        return public_set(keys), ""
     if isinstance(url, str) and keys is None:
         try:
             check_url(url)
