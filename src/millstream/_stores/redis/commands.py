@@ -14,7 +14,7 @@ from typing import Any, Final
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Sealed, StoreFull, StoreUnavailable
 from millstream._stores.redis.link import Argument, Link, Lost, Refused, evicts, read_info
-from millstream._stores.redis.routes import Place, Routes
+from millstream._stores.redis.routes import COMMANDS, Place, Routes
 from millstream._stores.redis.scripts import Script
 
 PATIENCE: Final = 5.0
@@ -267,9 +267,8 @@ class Commands:
         return await asyncio.shield(task)
 
     async def _connect(self, place: Place) -> Link:
-        link = await self._routes.connect(place, "commands", self._broke)
+        link = await self._routes.connect(place, COMMANDS, self._broke)
         self._links[place] = link
-        self._doubts.pop(place, None)  # it was looked at when it was connected
         if self.connected is not None:
             self.connected(link, place)
         return link
@@ -283,6 +282,7 @@ class Commands:
         for place, each in list(self._links.items()):
             if each is link:
                 del self._links[place]
+                self._doubts.pop(place, None)  # the next connection looks for itself
 
     async def _watch_links(self) -> None:
         """Break connections that keep silent, so that nobody waits for longer than the patience."""

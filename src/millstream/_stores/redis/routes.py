@@ -15,6 +15,8 @@ from millstream._stores.redis.link import Link, Lost, Refused, connect, dial
 
 Place = int
 """Servers are counted: 0 is the only one, but in a Cluster."""
+COMMANDS: Final = "commands"
+"""The name of the connections on which everything is asked. The other ones only read, or have one question."""
 _ONLY: Final = 0
 _SENTINEL_SECONDS: Final = 1.0
 
@@ -62,10 +64,12 @@ class SentinelRoutes(Routes):
     def __init__(self, address: Address) -> None:
         super().__init__(address)
         self._at: tuple[str, int] | None = None
-        """The primary when a connection was made last."""
+        """The primary when the connection for commands was made last."""
 
     async def connect(self, place: Place, name: str, broken: Callable[[Link], None]) -> Link:
-        self._at = host, port = await self._primary()
+        host, port = await self._primary()
+        if name == COMMANDS:  # the reader may come to a new primary before them
+            self._at = host, port
         return await connect(self.address, host, port, name, broken)
 
     async def moved(self) -> bool:
@@ -129,7 +133,7 @@ class ClusterRoutes(Routes):
             if self._slots:
                 self._slots[int(rest[0])] = place
                 return None
-        with suppress(OSError):  # the old places are as good as any
+        with suppress(OSError, LocalError):  # the old places are as good as any
             await self._ask()
         return None
 

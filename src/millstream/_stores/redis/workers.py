@@ -57,6 +57,8 @@ class RedisWorkers:
         self._watchers = Watchers()
         self._living: frozenset[str] = frozenset()
         self._unanswered = 0
+        self._failing = False
+        """The last beat failed, and the log says so."""
         self._hurry = asyncio.Event()
         self._first_end = inf
         """Seconds until the first lease of all ends, as of the last beat. Who lives renews its own long before."""
@@ -123,7 +125,15 @@ class RedisWorkers:
             try:
                 await self.beat()
             except (LocalError, OSError) as failure:
-                _logger.warning("The lease of this worker can't be renewed: %s", failure)
+                if not self._failing:
+                    why = (isinstance(failure, OSError) and failure.strerror) or failure
+                    _logger.warning("The lease of this worker can't be renewed, which is tried again: %s", why)
+                self._failing = True
+                self._unanswered = 0  # the probe may not have been sent
+            else:
+                if self._failing:
+                    _logger.warning("The lease of this worker is renewed again.")
+                self._failing = False
 
     def hurry(self) -> None:
         """Beat now: the server may be another one than before."""
