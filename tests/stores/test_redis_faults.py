@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from millstream._stores.base import Gap, Index, StoreUnavailable, Told
+from millstream._stores.rates import Seat
 from millstream._stores.redis.workers import _UNANSWERED, BEAT
 from millstream._stores.redis.workers import LEASE as USUAL_LEASE
 from patience import WAIT
@@ -200,6 +201,27 @@ async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_
         assert [one.workers.me, two.workers.me] == names
         assert await two.members.present("chat") == [("ann", b"Ann")]
         assert await two.workers.alive(names[0])
+
+
+async def test_who_comes_first_after_a_pause_of_redis_takes_nothing_from_those_who_could_not_renew_a_lease(
+    server: RedisServer,
+) -> None:
+    """Fixed defect: a worker that began then was the only one with a lease, so all others went on under new names, and
+    what they ran counted as left behind. Whoever took a seat took those of the others, too.
+    """
+    async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:
+        await one.members.join("chat", "ann", b"Ann", Told(STREAM, b"+ann", TTL, 10))
+        assert (await one.rates.take([Seat("tool", 1, "call")])).taken[0].amount
+        names = [one.workers.me, two.workers.me]
+        for name in names:
+            server.ask("ZADD", LEASES, "1000000", name)
+        assert not (await two.rates.take([Seat("tool", 1, "another")])).taken[0].amount
+        async with opened(server.url, 600.0) as newcomer:
+            assert await newcomer.members.abandoned() == []
+            assert await newcomer.members.present("chat") == [("ann", b"Ann")]
+            for store in (one, two):
+                await store.workers.beat()
+            assert [one.workers.me, two.workers.me] == names
 
 
 async def test_a_redis_that_has_no_connection_left_is_waited_for(server: RedisServer) -> None:

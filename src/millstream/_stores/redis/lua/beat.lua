@@ -10,11 +10,8 @@ if known[2] == ARGV[4] and latest[2] and tonumber(latest[2]) > now + 2 * lease t
     redis.call('ZADD', KEYS[2], digits(now + lease), worker)
   end
 end
-if known[2] == ARGV[4] and latest[2] and tonumber(latest[2]) <= now then
-  -- Nobody could renew a lease: Redis stood still, or its clock was set, and the workers go on as if it hadn't been.
-  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], digits(tonumber(latest[2]) - 2 * lease), '+inf')) do
-    redis.call('ZADD', KEYS[2], digits(now + lease), worker)
-  end
+if known[2] == ARGV[4] then
+  outlast(KEYS[2], now, lease)
 end
 if known[2] == ARGV[4] and alive(KEYS[2], ARGV[1], now) then
   redis.call('ZADD', KEYS[2], digits(now + tonumber(ARGV[2])), ARGV[1])

@@ -10,6 +10,7 @@ local now = clock()
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'run')
 local settled = settled_for(known[2], ARGV[4])
 if settled then
+  outlast(KEYS[2], now, tonumber(ARGV[2]))
   redis.call('ZADD', KEYS[2], digits(now + tonumber(ARGV[2])), ARGV[1])
   redis.call('PEXPIRE', KEYS[2], 86400000)
 end

@@ -181,3 +181,13 @@ local function alive(leases, worker, now)
   local last = tonumber(redis.call('ZREVRANGE', leases, 0, 0, 'WITHSCORES')[2])
   return last <= now and tonumber(until_) > last - 20000000
 end
+
+-- Where nobody could renew a lease, all that had one to the end have another one. It comes before anybody takes one.
+local function outlast(leases, now, lease)
+  local latest = redis.call('ZREVRANGE', leases, 0, 0, 'WITHSCORES')
+  if latest[2] and tonumber(latest[2]) <= now then
+    for _, worker in ipairs(redis.call('ZRANGEBYSCORE', leases, digits(tonumber(latest[2]) - 2 * lease), '+inf')) do
+      redis.call('ZADD', leases, digits(now + lease), worker)
+    end
+  end
+end

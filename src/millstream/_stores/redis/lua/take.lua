@@ -39,7 +39,7 @@ local function look(kind, key, count, span, cost, more)
   for _, each in ipairs(redis.call('SMEMBERS', key)) do
     if each == member then
       return 0, 0, 0, function() end
-    elseif living[string.sub(each, 1, 12)] then
+    elseif living[string.sub(each, 1, 12)] or alive(KEYS[1], string.sub(each, 1, 12), now) then
       held = held + 1
     else
       redis.call('SREM', key, each)
