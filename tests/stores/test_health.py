@@ -68,11 +68,12 @@ async def test_a_store_that_fails_is_down_until_it_answers_again(
     assert [record.levelno for record in caplog.records if record.name == "millstream"] == [logging.ERROR]
 
 
-async def test_a_store_that_keeps_silent_is_down() -> None:
-    """A probe waits for about a second; whoever asks of it must be answered before."""
+async def test_a_store_that_keeps_silent_is_down(caplog: pytest.LogCaptureFixture) -> None:
+    """A probe waits for about a second; whoever asks of it must be answered before. The log says it in words."""
     values = Values()
     values.silent = True
     assert await health_of(values, bound=0.0).look() is False
+    assert caplog.messages == ["The store doesn't answer: nothing came within 0 s"]
 
 
 async def test_many_who_ask_ask_the_store_once_a_second() -> None:

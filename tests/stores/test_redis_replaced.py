@@ -114,6 +114,27 @@ async def test_an_epoch_that_was_given_up_is_over_for_good(pair: Pair, monkeypat
     assert data_of(await read_all(two, STREAM)) == [b"first", b"second"]
 
 
+async def test_a_worker_that_has_nothing_to_ask_goes_to_the_new_server_at_once() -> None:
+    """Fixed defect: it went with its next heartbeat, 2.4 s later. The others waited for it, often for longer than they
+    wait, and then told everybody that events may be lost.
+    """
+    old, new = RedisServer(), RedisServer()
+    try:
+        async with Proxy(old.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", lease=10 * WAIT) as idle:
+            moved = [True]
+
+            async def told() -> bool:
+                return bool(moved) and moved.pop()
+
+            wire.to = new.port
+            idle._routes.moved = told  # type: ignore[method-assign]
+            run = _run_of(new)
+            await until(lambda: idle._standing.settled.startswith(run))
+    finally:
+        old.close()
+        new.close()
+
+
 async def test_failovers_that_somebody_asks_sentinel_for_lose_no_event() -> None:
     """No acknowledged event is lost while a worker lives that saw it."""
     sentinels = Sentinels()

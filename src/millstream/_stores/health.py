@@ -51,5 +51,6 @@ class StoreHealth:
         except (LocalError, OSError) as exc:  # a TimeoutError is one
             self.up = False
             if before:
-                logger.error("The store does not answer: %s", str(exc) or type(exc).__name__)
+                why = str(exc) or f"nothing came within {self.bound:g} s"
+                logger.error("The store doesn't answer: %s", why)
         return self.up

@@ -222,6 +222,7 @@ class RedisStore:
             await asyncio.sleep(_MOVED)
             if await self._routes.moved() and self._hub is not None:
                 self._hub.close()
+                self.workers.hurry()  # the others wait there, also for one that has nothing to ask
 
     async def _keep(self) -> None:
         """What's noted in the store for this worker lives on."""
