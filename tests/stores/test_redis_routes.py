@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
 from millstream._stores.redis.address import parse_address
+from millstream._stores.redis.keys import slot_of
 from millstream._stores.redis.link import Link
 from millstream._stores.redis.routes import COMMANDS, routes_to
 from millstream._stores.redis.store import RedisStore
@@ -137,3 +139,26 @@ async def test_an_outage_of_redis_is_one_line_a_worker_and_not_one_a_heartbeat(
     said = [record.getMessage() for record in caplog.records if "lease" in record.getMessage()]
     assert len([line for line in said if "can't be renewed" in line]) == 1
     assert len([line for line in said if "renewed again" in line]) == 1
+
+
+async def test_a_node_of_a_cluster_whose_url_names_one_server_is_refused_with_what_to_write() -> None:
+    """Fixed defect: after five seconds the message was a redirection of the Cluster's own protocol."""
+    servers = Cluster()
+    try:
+        node = servers.nodes[0 if slot_of("j0") >= 5461 else 1]
+        with pytest.raises(LocalError, match=r"part of a Cluster\. Begin its URL with redis\+cluster://"):
+            async with opened(node.url):
+                pass
+    finally:
+        servers.close()
+
+
+async def test_a_server_without_tls_is_named_as_one() -> None:
+    """Redis says nothing to a client that begins with TLS: one letter too much looked like a server that hangs."""
+    server = RedisServer()
+    try:
+        with pytest.raises(LocalError, match="doesn't answer over TLS"):
+            async with opened(server.url.replace("redis:", "rediss:")):
+                pass
+    finally:
+        server.close()

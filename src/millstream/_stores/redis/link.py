@@ -168,7 +168,8 @@ async def connect(
         if link is not None:
             link.close()
         if isinstance(failure, TimeoutError):
-            raise Lost(f"{where} doesn't answer.") from None
+            hint = " over TLS. If it has none, begin the URL with redis instead of rediss" if address.tls else ""
+            raise Lost(f"{where} doesn't answer{hint}.") from None
         if isinstance(failure, Refused):
             raise _explained(failure, where) from None
         raise

@@ -114,7 +114,7 @@ class Reader:
                 failures += 1
                 if failures == 1:
                     _logger.warning("The store can't be read: %s", failure)
-                await self._routes.renew("LOST")
+                await self._renew("LOST")
                 await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
                 continue
             failures = 0
@@ -128,11 +128,15 @@ class Reader:
                 await self._read(link)
             except (Lost, Refused) as failure:
                 _logger.info("Reading from the store is interrupted: %s", failure)
-                await self._routes.renew(str(failure) if isinstance(failure, Refused) else "LOST")
+                await self._renew(str(failure) if isinstance(failure, Refused) else "LOST")
                 await asyncio.sleep(_PAUSE)
             finally:
                 self._covered = frozenset()
                 link.close()
+
+    async def _renew(self, why: str) -> None:
+        with suppress(OSError, LocalError):  # the next connection shows it
+            await self._routes.renew(why)
 
     async def _read(self, link: Link) -> None:
         while True:

@@ -41,7 +41,13 @@ class Routes:
     async def renew(self, why: str) -> Place | None:
         """A server refused, or isn't there: another one may have the key. Gives the one where it's being moved to, and
         where only this command is to be asked.
+
+        Raises:
+            LocalError: the server is one of several, and the URL doesn't say so.
         """
+        if why.startswith(("MOVED ", "ASK ")):
+            raise LocalError(f"The store at {self.address} is part of a Cluster. Begin its URL with redis+cluster://.")
+        return None
 
     async def connect(self, place: Place, name: str, broken: Callable[[Link], None]) -> Link:
         """Connect to a server.
