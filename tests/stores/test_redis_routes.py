@@ -82,13 +82,15 @@ async def test_a_reader_that_connects_to_the_new_primary_does_not_keep_commands_
     and the others waited for this worker until they told everybody that events may be lost.
     """
     old, new = RedisServer(), RedisServer()
-    named = [old]
+    named, answered = [old], asyncio.Semaphore(0)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%d\r\n" % (len(str(named[0].port)), named[0].port))
         await reader.read()
         writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        answered.release()
 
     links: list[Link] = []
     try:
@@ -102,6 +104,8 @@ async def test_a_reader_that_connects_to_the_new_primary_does_not_keep_commands_
             assert await routes.moved()
             links.append(await routes.connect(0, COMMANDS, lambda link: None))
             assert not await routes.moved()
+            for _ in range(6):
+                await answered.acquire()
     finally:
         for link in links:
             link.close()
