@@ -213,8 +213,9 @@ async def test_who_comes_first_after_a_pause_of_redis_takes_nothing_from_those_w
         await one.members.join("chat", "ann", b"Ann", Told(STREAM, b"+ann", TTL, 10))
         assert (await one.rates.take([Seat("tool", 1, "call")])).taken[0].amount
         names = [one.workers.me, two.workers.me]
+        just_now = int(server.ask("TIME")[0]) - 1
         for name in names:
-            server.ask("ZADD", LEASES, "1000000", name)
+            server.ask("ZADD", LEASES, f"{just_now}000000", name)
         assert not (await two.rates.take([Seat("tool", 1, "another")])).taken[0].amount
         async with opened(server.url, 600.0) as newcomer:
             assert await newcomer.members.abandoned() == []

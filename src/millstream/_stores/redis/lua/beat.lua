@@ -11,7 +11,7 @@ if known[2] == ARGV[4] and latest[2] and tonumber(latest[2]) > now + 2 * lease t
   end
 end
 if known[2] == ARGV[4] then
-  outlast(KEYS[2], now, lease)
+  outlast(KEYS[2], now, lease, 0)
 end
 if known[2] == ARGV[4] and alive(KEYS[2], ARGV[1], now) then
   redis.call('ZADD', KEYS[2], digits(now + tonumber(ARGV[2])), ARGV[1])

@@ -10,7 +10,8 @@ local now = clock()
 local known = redis.call('HMGET', KEYS[1], 'epoch', 'run')
 local settled = settled_for(known[2], ARGV[4])
 if settled then
-  outlast(KEYS[2], now, tonumber(ARGV[2]))
+  -- After a longer time it's more likely that all of them are dead, and somebody waits to hear that.
+  outlast(KEYS[2], now, tonumber(ARGV[2]), now - tonumber(ARGV[2]))
   redis.call('ZADD', KEYS[2], digits(now + tonumber(ARGV[2])), ARGV[1])
   redis.call('PEXPIRE', KEYS[2], 86400000)
 end

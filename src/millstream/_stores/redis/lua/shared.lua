@@ -182,10 +182,11 @@ local function alive(leases, worker, now)
   return last <= now and tonumber(until_) > last - 20000000
 end
 
--- Where nobody could renew a lease, all that had one to the end have another one. It comes before anybody takes one.
-local function outlast(leases, now, lease)
+-- Where nobody could renew a lease since a time, all that had one to the end have another one. It comes before anybody
+-- takes one.
+local function outlast(leases, now, lease, since)
   local latest = redis.call('ZREVRANGE', leases, 0, 0, 'WITHSCORES')
-  if latest[2] and tonumber(latest[2]) <= now then
+  if latest[2] and tonumber(latest[2]) <= now and tonumber(latest[2]) > since then
     for _, worker in ipairs(redis.call('ZRANGEBYSCORE', leases, digits(tonumber(latest[2]) - 2 * lease), '+inf')) do
       redis.call('ZADD', leases, digits(now + lease), worker)
     end
