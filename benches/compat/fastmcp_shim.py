@@ -84,10 +84,18 @@ _PATCHED: dict[str, dict[str, Any]] = {
     "fastmcp.server.providers.proxy": {
         "FastMCPProxy": standalone.FastMCPProxy,
         "ProxyClient": standalone.ProxyClient,
+        "ProxyProvider": standalone.ProxyProvider,
     },
     "fastmcp.server.providers.openapi": {
         name: getattr(standalone, name)
-        for name in ("MCPType", "RouteMap", "OpenAPITool", "OpenAPIResource", "OpenAPIResourceTemplate")
+        for name in (
+            "MCPType",
+            "RouteMap",
+            "OpenAPIProvider",
+            "OpenAPITool",
+            "OpenAPIResource",
+            "OpenAPIResourceTemplate",
+        )
     },
     "fastmcp.server.providers.openapi.routing": {"MCPType": standalone.MCPType, "RouteMap": standalone.RouteMap},
     "fastmcp.server.context": {"Context": contexts.Context},

@@ -1,5 +1,6 @@
 """Servers made of an OpenAPI document or a FastAPI application: what they offer, and what the API is asked."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,157 @@ async def test_a_body_is_sent_as_the_document_says(media: str, kind: str, body: 
         assert not (await client.call("add", tags=["a", "b"], label="x")).is_error
     assert asked[0].headers["content-type"].startswith(kind)
     assert body in asked[0].content
+
+
+async def asked_by(spec: dict[str, Any], **arguments: Any) -> httpx2.Request:
+    """The request that a call of the only operation of a document makes."""
+    asked: list[httpx2.Request] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        asked.append(request)
+        return httpx2.Response(200, json={})
+
+    http = httpx2.AsyncClient(base_url="http://shop", transport=httpx2.MockTransport(api))
+    mcp: standalone.FastMCP[Any] = standalone.FastMCP("shop")
+    mcp.add_provider(standalone.OpenAPIProvider(spec, http))
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        (tool,) = await client.tools()
+        result = await client.call(tool.name, **arguments)
+    assert not result.is_error, result.text
+    return asked[0]
+
+
+def taking(body: dict[str, Any], media: str = "application/json", **more: Any) -> dict[str, Any]:
+    """A document whose one operation takes a body."""
+    content = {media: {"schema": body, **more.pop("about", {})}}
+    operation = {"operationId": "add", "requestBody": {"required": True, "content": content}, "responses": {}}
+    return {"openapi": "3.1.0", "paths": {"/books": {"post": operation}}, **more}
+
+
+LIST = {"type": "array", "items": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    ("how", "value", "query"),
+    [
+        ({}, ["a", "b"], [("at", "a"), ("at", "b")]),
+        ({"explode": False}, ["a", "b"], [("at", "a,b")]),
+        ({"style": "pipeDelimited"}, ["a", "b"], [("at", "a|b")]),
+        ({"style": "spaceDelimited"}, ["a", "b"], [("at", "a b")]),
+        ({"style": "pipeDelimited", "explode": True}, ["a", "b"], [("at", "a"), ("at", "b")]),
+        ({}, {"x": "1"}, [("x", "1")]),
+        ({"style": "deepObject"}, {"x": "1"}, [("at[x]", "1")]),
+    ],
+)
+async def test_a_value_in_a_query_is_written_in_the_style_of_the_document(
+    how: dict[str, Any], value: Any, query: list[tuple[str, str]]
+) -> None:
+    """OpenAPI 3.1, Style Values: `form` explodes unless the document says otherwise, and the others don't."""
+    parameter = {"name": "at", "in": "query", "schema": LIST if isinstance(value, list) else {"type": "object"}, **how}
+    operation = {"operationId": "find", "parameters": [parameter], "responses": {}}
+    spec = {"openapi": "3.1.0", "paths": {"/books": {"get": operation}}}
+    assert (await asked_by(spec, at=value)).url.params.multi_items() == query
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value", "parts"),
+    [
+        ({}, ["a", "b"], ["a", "b"]),
+        ({}, [], ["[]"]),
+        ({"contentType": "application/json"}, ["a", "b"], ['["a","b"]']),
+        ({"style": "form", "explode": False}, ["a", "b"], ["a,b"]),
+    ],
+)
+async def test_a_list_in_a_multipart_body_is_written_as_its_encoding_says(
+    encoding: dict[str, Any], value: list[str], parts: list[str]
+) -> None:
+    """OpenAPI 3.1, Encoding Object; an empty list is a part, too, or the body would have no parts and no type."""
+    schema = {"type": "object", "properties": {"tags": LIST}}
+    spec = taking(schema, "multipart/form-data", about={"encoding": {"tags": encoding}})
+    request = await asked_by(spec, tags=value)
+    assert request.headers["content-type"].startswith("multipart/form-data; boundary=")
+    found = [each.partition(b"\r\n\r\n")[2].rstrip(b"\r\n-") for each in request.content.split(b'name="tags"')[1:]]
+    assert [each.partition(b"\r\n")[0].decode() for each in found] == parts
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "body"),
+    [
+        (taking({"type": "string"}, "text/plain"), {"body": "Momo"}, b"Momo"),
+        (taking({"type": "object", "properties": {}, "title": "Any Labels"}), {"any_labels": {"a": "b"}}, b'{"a":"b"}'),
+        (
+            taking(
+                {"$ref": "#/components/schemas/Labels"},
+                components={"schemas": {"Labels": {"title": "Labels", "additionalProperties": {"type": "string"}}}},
+            ),
+            {"labels": {"a": "b"}},
+            b'{"a":"b"}',
+        ),
+    ],
+)
+async def test_a_body_without_fields_is_one_argument_of_its_title(
+    spec: dict[str, Any], arguments: dict[str, Any], body: bytes
+) -> None:
+    """fastmcp: the title, also behind a reference, or `body`; text is sent as text."""
+    request = await asked_by(spec, **arguments)
+    assert request.content == body
+    (media,) = spec["paths"]["/books"]["post"]["requestBody"]["content"]
+    assert request.headers["content-type"] == media
+
+
+async def test_fields_of_parts_of_parts_and_of_each_kind_reach_the_body() -> None:
+    """An object may be put together of others, which repeat and lead back to it; a kind's own fields are optional."""
+    schemas: dict[str, Any] = {
+        "Item": {"properties": {"id": {"type": "string"}}, "required": ["id"]},
+        "Book": {
+            "allOf": [{"$ref": "#/components/schemas/Item"}, {"properties": {"kind": {"type": "string"}}}],
+            "discriminator": {"propertyName": "kind", "mapping": {"ebook": "Ebook"}},
+        },
+        "Ebook": {
+            "allOf": [{"$ref": "#/components/schemas/Book"}, {"properties": {"size": {}}, "required": ["size"]}],
+        },
+    }
+    for level in range(1, 25):
+        below = "Book" if level == 1 else f"L{level - 1}"
+        schemas[f"L{level}"] = {"allOf": [{"$ref": f"#/components/schemas/{below}"}] * 3}
+    spec = taking({"$ref": "#/components/schemas/L24"}, components={"schemas": schemas})
+    request = await asked_by(spec, id="7", kind="ebook", size=3)
+    assert json.loads(request.content) == {"id": "7", "kind": "ebook", "size": 3}
+    assert not (await asked_by(spec, id="7", kind="paper")).content.count(b"size")
+
+
+async def test_what_an_api_never_gives_is_not_promised() -> None:
+    """OpenAPI 3.0, `writeOnly`: a response without it is right; names of keywords are names of properties, too."""
+    user = {
+        "type": "object",
+        "properties": {"id": {}, "nullable": {"type": "string"}, "allOf": {}, "required": {}},
+        "required": ["id", "password"],
+        "allOf": [{"properties": {"password": {"type": "string", "writeOnly": True}}}],
+    }
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/User"}}}
+    operation = {
+        "operationId": "join",
+        "requestBody": {"required": True, "content": content},
+        "responses": {"201": {"content": content}},
+    }
+    spec = {"openapi": "3.0.3", "paths": {"/users": {"post": operation}}, "components": {"schemas": {"User": user}}}
+    mcp = standalone.FastMCP.from_openapi(spec, httpx2.AsyncClient(base_url="http://shop"))
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        (tool,) = await client.tools()
+    assert "password" in tool.input_schema["required"]
+    assert tool.output_schema is not None
+    assert tool.output_schema["required"] == ["id"]
+    assert "password" not in str(tool.output_schema)
+    assert list(tool.output_schema["properties"]) == ["id", "nullable", "allOf", "required"]
+
+
+@pytest.mark.parametrize("ids", [["find__a", "find__b", "find_2"], ["find_2", "find__a", "find__b"]])
+async def test_each_operation_has_a_name_of_its_own(ids: list[str]) -> None:
+    """A number after a name may be another operation's name."""
+    paths = {f"/{each}": {"get": {"operationId": each, "responses": {}}} for each in ids}
+    mcp = standalone.FastMCP.from_openapi(
+        {"openapi": "3.1.0", "paths": paths}, httpx2.AsyncClient(base_url="http://shop")
+    )
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        assert len({tool.name for tool in await client.tools()}) == len(ids)

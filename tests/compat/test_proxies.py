@@ -1,5 +1,6 @@
 """A proxy offers what the server behind it offers, as fastmcp's proxies do: both run in front of one server."""
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,4 +213,99 @@ def test_what_the_door_does_not_have_names_the_way_out() -> None:
     mcp: standalone.FastMCP[Any] = standalone.FastMCP("shop")
     with pytest.raises(AttributeError, match="there are no transforms"):
         mcp.add_transform(object())
-    assert not hasattr(mcp, "add_provider")
+    with pytest.raises(TypeError, match="only OpenAPIProvider and ProxyProvider"):
+        mcp.add_provider(object())
+    with pytest.raises(TypeError, match="'identity' here: a proxy has its own name"):
+        standalone.create_proxy(shop(), identity="upstream")
+    assert standalone.create_proxy(shop(), identity="proxy").name.startswith("FastMCPProxy-")
+    with pytest.raises(TypeError, match=r"'colour' here$"):
+        standalone.create_proxy(shop(), colour="red")
+
+
+def asking(roots: list[Any]) -> standalone.FastMCP[Any]:
+    """A server behind that says what a call has told it."""
+    mcp: standalone.FastMCP[Any] = standalone.FastMCP("asking", instructions="Ask first.")
+
+    @mcp.tool
+    async def told(ctx: standalone.Context) -> dict[str, Any]:
+        roots[:] = [str(each.uri) for each in await ctx.list_roots()]
+        return {**dict(ctx.meta), "revision": ctx.request_context.protocol_version}
+
+    @mcp.resource("told://all")
+    def all_told(ctx: standalone.Context) -> str:
+        return str(ctx.meta and ctx.meta.get("example.com/a"))
+
+    @mcp.prompt
+    def review(isbn: str) -> str:
+        return isbn
+
+    return mcp
+
+
+@pytest.mark.parametrize("front", [HANDSHAKE, NEWEST])
+@pytest.mark.parametrize(("mode", "behind"), [("legacy", HANDSHAKE), ("auto", NEWEST)])
+async def test_a_proxy_passes_on_meta_and_roots_but_nothing_of_its_callers_connection(
+    front: str, mode: str, behind: str
+) -> None:
+    """fastmcp: `_meta` of the program goes through; versions, names and tokens are those of each connection."""
+    roots: list[Any] = []
+    info = Transport(name="bridge", version="1")
+    proxy = standalone.create_proxy(standalone.ProxyClient(asking(roots), mode=mode, client_info=info))
+    meta = {"example.com/a": {"b": 1}, "progressToken": "mine"}
+    async with Client(proxy.engine, revision=front, timeout=WAIT, roots=["file:///books"]) as client:
+        result = await client.request("tools/call", {"name": "told", "arguments": {}, "_meta": meta})
+        read = await client.request("resources/read", {"uri": "told://all", "_meta": meta})
+    seen = result["structuredContent"]
+    assert seen["example.com/a"] == {"b": 1}
+    assert isinstance(seen["progressToken"], int)
+    assert seen["revision"] == behind
+    name = seen.get("io.modelcontextprotocol/clientInfo", {}).get("name")
+    assert name == (None if behind == HANDSHAKE else "bridge")
+    assert read["contents"][0]["text"] == "{'b': 1}"
+    assert roots == ["file:///books"]
+
+
+async def test_a_proxy_that_does_not_run_connects_for_a_call_of_the_program() -> None:
+    """fastmcp: `await proxy.list_tools()` in a test or a script, mounted proxies too, side by side."""
+    behind = asking([])
+    proxy = standalone.create_proxy(behind)
+    outer: standalone.FastMCP[Any] = standalone.FastMCP("outer")
+    outer.mount(proxy, "in")
+    assert [tool.name for tool in await proxy.list_tools()] == ["told"]
+    listed = await asyncio.gather(outer.list_tools(), outer.list_prompts(), outer.list_resources())
+    assert [[str(each.key) for each in kind] for kind in listed] == [["in_told"], ["in_review"], ["told://in/all"]]
+    assert (await outer.read_resource("told://in/all")).contents[0].content == "None"
+    assert (await outer.get_prompt("in_review", {"isbn": "7"})).messages[0].content.text == "7"
+
+    @behind.tool
+    def later() -> str:
+        return "here"
+
+    assert (await outer.call_tool("in_later", {})).structured_content == {"result": "here"}
+    with pytest.raises(NotImplementedError, match=r"server\.disable"):
+        (await proxy.get_tool("later")).disable()
+    with pytest.raises(NotImplementedError, match=r"server\.enable"):
+        (await proxy.get_tool("later")).enable()
+
+
+@pytest.mark.parametrize("revision", [HANDSHAKE, NEWEST])
+@pytest.mark.parametrize(("own", "said"), [("", "Ask first."), ("Mine.", "Mine.")])
+async def test_a_proxy_without_instructions_has_those_of_the_server_behind(revision: str, own: str, said: str) -> None:
+    """fastmcp: a model that sees the proxy needs what the server's author wrote."""
+    proxy = standalone.create_proxy(asking([]), instructions=own)
+    async with Client(proxy.engine, revision=revision, timeout=WAIT) as client:
+        assert client.instructions == said
+
+
+async def test_a_provider_brings_its_items_under_a_namespace() -> None:
+    """fastmcp: `add_provider`; the function that names the target may be a coroutine function."""
+
+    async def behind() -> Any:
+        return asking([])
+
+    mcp: standalone.FastMCP[Any] = standalone.FastMCP("outer")
+    mcp.add_provider(standalone.ProxyProvider(behind), namespace="in")
+    mcp.add_provider(standalone.ProxyProvider(shop))
+    async with Client(mcp.engine, timeout=WAIT) as client:
+        assert {tool.name for tool in await client.tools()} == {"in_told", "buy"}
+        assert (await client.call("buy", isbn="7")).text == "7"

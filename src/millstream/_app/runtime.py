@@ -128,6 +128,7 @@ class Runtime:
             )
             await self._open_hub()  # around the lifespan, which may publish
             await self._open_lifespan(definition)
+            self.dispatcher.instruct(definition.instructions)  # the lifespan may have set them
             check_completers(definition.registry)  # now, since the lifespan may register too
             await self._open_parts()
             await self.replicas.join()

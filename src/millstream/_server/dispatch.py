@@ -122,6 +122,10 @@ class Dispatcher:
             max_each=settings.max_calls_per_caller,
         )
 
+    def instruct(self, instructions: str) -> None:
+        """Say this from now on to clients that ask how to use the server."""
+        self.instructions = self.announcement.instructions = instructions
+
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers by method."""
         self._handlers.update(handlers)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 import millstream
@@ -64,6 +65,11 @@ def with_meta(params: bytes, meta: bytes) -> bytes:
     """Parameters, an encoded object, with `_meta` in them."""
     if not meta:
         return params
+    if b'"_meta"' in params:
+        found: dict[str, Any] = msgspec.json.decode(params)
+        if isinstance(found.get("_meta"), dict):  # the caller has some, and ours wins
+            ours: dict[str, Any] = msgspec.json.decode(b"{%b}" % meta)
+            return encode({**found, "_meta": found["_meta"] | ours})
     return params[:-1] + (b'"_meta":{' if params == b"{}" else b',"_meta":{') + meta + b"}}"
 
 

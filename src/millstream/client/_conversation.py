@@ -140,11 +140,19 @@ class Conversation:
         """How messages travel."""
         return self.link.transport
 
-    async def call(self, tool: str, arguments: Mapping[str, Any], progress: OnProgress | None, timeout: float) -> bytes:
+    async def call(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any],
+        progress: OnProgress | None,
+        timeout: float,
+        meta: Mapping[str, Any] | None = None,
+    ) -> bytes:
         """The raw result of a tool."""
+        params = {"name": tool, "arguments": arguments}
         ask = Ask(
             method="tools/call",
-            params=encode({"name": tool, "arguments": arguments}),
+            params=encode({**params, "_meta": meta} if meta else params),
             name=tool,
             headers=self.tool_headers.of(tool, arguments),
             timeout=timeout,

@@ -40,8 +40,8 @@ Answered = Mapping[str, Any] | str | bool | None
 """Values of a form; True for a URL that the person opens; ``"decline"`` or False; ``"cancel"`` or None."""
 Elicit = Callable[[Question], Answered | Awaitable[Answered]]
 Sample = Callable[[CreateMessageRequestParams], str | SampleResult | Awaitable[str | SampleResult]]
-Roots = Sequence[str | Path]
-"""Folders and files, as paths or `file://` URIs."""
+Roots = Sequence[str | Path] | Callable[[], Awaitable[Sequence[str | Path | Root]]]
+"""Folders and files, as paths or `file://` URIs, or what finds them when the server asks."""
 
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
 _decode_form = msgspec.json.Decoder(Question).decode
@@ -119,7 +119,9 @@ class Questions:
     async def _list_roots(self, params: bytes) -> Any:
         if self._roots is None:
             raise ProtocolError(METHOD_NOT_FOUND, "This client has no roots")
-        return {"roots": [root_of(each) for each in self._roots]}
+        finding = self._roots
+        found = await _ask(lambda _: finding(), None) if callable(finding) else finding
+        return {"roots": [root_of(each) for each in found]}
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Awaitable[Any]]]] = {
         "ping": _ping,
@@ -139,8 +141,10 @@ async def _ask(handler: Callable[[Any], Any], question: Any) -> Any:
         raise ProtocolError(INTERNAL_ERROR, f"The client could not answer: {type(exc).__name__}") from exc
 
 
-def root_of(place: str | Path) -> Root:
+def root_of(place: str | Path | Root) -> Root:
     """A folder as a server sees it."""
+    if isinstance(place, Root):
+        return place
     if isinstance(place, str) and "://" in place:
         return Root(place)
     path = Path(place).absolute()

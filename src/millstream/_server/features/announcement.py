@@ -17,13 +17,13 @@ from millstream._server.features.registry import Registry
 class Announcement:
     """The results of one running server."""
 
-    __slots__ = ("_discover_ttl_ms", "_info", "_instructions", "_made", "_made_of", "_registry")
+    __slots__ = ("_discover_ttl_ms", "_info", "_made", "_made_of", "_registry", "instructions")
 
     def __init__(self, registry: Registry, info: dict[str, Any], instructions: str, *, discover_ttl_ms: int) -> None:
         # Configuration
         self._registry = registry
         self._info = info
-        self._instructions = instructions
+        self.instructions: str = instructions
         self._discover_ttl_ms = discover_ttl_ms
         # Prepared
         self._made: dict[tuple[str, str, bool], bytes] = {}
@@ -36,7 +36,7 @@ class Announcement:
         key = ("initialize", revision.date, streams)
         if key not in made:
             offered = self._registry.capabilities(revision, streams=streams)
-            made[key] = initialize_result(revision, offered, self._info, self._instructions)
+            made[key] = initialize_result(revision, offered, self._info, self.instructions)
         return made[key]
 
     def discover(self, revision: Revision) -> bytes:
@@ -50,8 +50,8 @@ class Announcement:
                 "ttlMs": self._discover_ttl_ms,
                 "cacheScope": "private" if self._registry.private else "public",
             }
-            if self._instructions:
-                result["instructions"] = self._instructions
+            if self.instructions:
+                result["instructions"] = self.instructions
             made[key] = encode(result)[1:-1]
         return made[key]
 

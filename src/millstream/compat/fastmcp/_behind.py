@@ -6,17 +6,18 @@ hears that. Credentials and other headers of callers are not passed on.
 """
 
 import asyncio
+import inspect
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.questions import CreateMessageRequestParams
+from millstream._protocol.questions import CreateMessageRequestParams, Root
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._protocol.rounds import InputRequired
 from millstream.client._client import Client
@@ -40,7 +41,9 @@ class _Caller:
 
     def __init__(self, context: Context[Any, Any, Any]) -> None:
         self.context = context
-        self.session = context.session_id or (context.transport if context.transport == "stdio" else context)
+        self.session: Any = context
+        with suppress(ValueError):  # a call of the program itself has none
+            self.session = context.session_id or (context.transport if context.transport == "stdio" else context)
         self.unanswered: asyncio.Future[InputRequired] = asyncio.get_running_loop().create_future()
         """The caller has to be asked between two rounds of the call."""
 
@@ -57,21 +60,27 @@ class Behind:
 
     def __init__(self, target: Any) -> None:
         self._callers: list[_Caller] = []
-        self._made = target_of(target)
+        self._find = target if inspect.iscoroutinefunction(target) else None
+        self._target: Any = None if self._find else target
         self._client: Client | None = None
-        self._make(None)  # a target that means nothing is an error now
+        if self._find is None:
+            self._make(None)  # a target that means nothing is an error now
 
     @asynccontextmanager
     async def connected(self) -> AsyncGenerator[Client]:
         """Connected inside the block.
 
-        In the handshake era, if the server knows it: there, servers of every library can ask whom they serve.
+        In the handshake era, if the server knows it: there, servers of every library can ask whom they serve. A
+        `ProxyClient` with ``mode="auto"`` takes the newest revision.
 
         Raises:
             ClientError: it can't be reached.
         """
         async with AsyncExitStack() as stack:
-            client, known = self._make(NEWEST_HANDSHAKE.date), True
+            if self._find is not None:
+                self._target = await self._find()
+            newest = getattr(self._target, "mode", None) == "auto" and isinstance(self._target, ProxyClient)
+            client, known = self._make(None if newest else NEWEST_HANDSHAKE.date), True
             try:
                 await stack.enter_async_context(client)
             except UnknownVersion:
@@ -83,17 +92,19 @@ class Behind:
             try:
                 yield client
             finally:
-                self._client = None
+                if self._client is client:
+                    self._client = None
 
     def _make(self, revision: str | None) -> Client:
         return Client(
-            self._made,
+            target_of(self._target),
             revision=revision,
             timeout=math.inf,  # the caller says how long it waits
             elicit=self._elicit,
             sample=self._sample,
+            roots=self._roots,
             on_log=self._log,
-            options=Options(connect_timeout=30, max_pages=10_000, cache=False),
+            options=_options(self._target),
         )
 
     @property
@@ -116,11 +127,13 @@ class Behind:
         async def told(value: float, total: float | None, message: str | None) -> None:
             await context.report_progress(value, total, message)
 
-        return _decode(await self._through(conversation.call(tool, arguments, told, 0)))
+        return _decode(await self._through(conversation.call(tool, arguments, told, 0, _passed_on(context))))
 
     async def request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """The result of another request."""
-        return await self._through(self.client.request(method, params))
+        context = current.get(None)
+        meta = None if context is None else _passed_on(context)
+        return await self._through(self.client.request(method, {**params, "_meta": meta} if meta else params))
 
     async def _through(self, asking: Awaitable[T]) -> T:
         """What the server answers; if the caller has to be asked first, its round ends here.
@@ -129,7 +142,7 @@ class Behind:
             ProtocolError: the server's own error.
             ToolError: there's no answer.
         """
-        caller = _Caller(current.get())
+        caller = _Caller(current.get(None) or Context())
         self._callers.append(caller)
         answer = asyncio.ensure_future(asking)
         try:
@@ -190,6 +203,9 @@ class Behind:
             )
         )
 
+    async def _roots(self) -> list[Root]:
+        return await self._asked(lambda context: context.session.engine.roots())
+
     async def _log(self, message: LogMessage) -> None:
         try:
             context = self._caller().context
@@ -197,6 +213,43 @@ class Behind:
             logger.info("%s", message.data)
             return
         await context.log(message.data, level=message.level, logger_name=message.logger)
+
+
+class ProxyClient:
+    """Where a proxy leads, as fastmcp's class of that name: a URL, a command, a script or a configuration.
+
+    Args:
+        target: that.
+        mode: ``"auto"`` speaks the newest revision with it, if it can.
+        options: `client_info` is how the proxy introduces itself.
+    """
+
+    def __init__(self, target: Any = None, mode: str = "legacy", **options: Any) -> None:
+        self.target: Any = options.pop("transport", target)
+        self.mode = mode
+        self.client_info: Any = options.pop("client_info", None)
+
+
+def called(target: Any) -> Any:
+    """What a program's plain function says; anything else is itself."""
+    plain = (inspect.isfunction(target) or inspect.ismethod(target)) and not inspect.iscoroutinefunction(target)
+    return target() if plain else target
+
+
+def _options(target: Any) -> Options:
+    """The limits of the connection, and how the proxy introduces itself, where the program says so."""
+    info = getattr(target, "client_info", None)
+    name, version = ("millstream", "") if info is None else (str(info.name), str(info.version))
+    return Options(name=name, version=version, connect_timeout=30, max_pages=10_000, cache=False)
+
+
+def _passed_on(context: Context[Any, Any, Any]) -> dict[str, Any]:
+    """`_meta` of a call without what is about this connection only."""
+    return {
+        name: value
+        for name, value in ({} if context.meta is None else context.meta).items()
+        if name != "progressToken" and not name.startswith("io.modelcontextprotocol/")
+    }
 
 
 def target_of(target: Any) -> Any:
@@ -228,6 +281,8 @@ def target_of(target: Any) -> Any:
 
 def several(target: Any) -> dict[str, Any]:
     """The servers of a configuration, by name, where it has more than one; empty for anything else."""
+    if inspect.iscoroutinefunction(target):
+        return {}
     found = target_of(target)
     servers: Any = found.get("mcpServers") if is_object(found) else None
     if not is_object(servers) or len(servers) < 2:

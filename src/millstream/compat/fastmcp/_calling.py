@@ -1,7 +1,8 @@
 """Calls of a server of the door: those of clients, with middleware around them, and direct ones of the program."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from millstream.compat.fastmcp._functions import inside
 from millstream.compat.fastmcp._injection import current
 from millstream.compat.fastmcp._middleware import Asked, looks_at_lists, run_through
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
+from millstream.compat.fastmcp._proxy import Proxy
 from millstream.compat.fastmcp._registration import Offered, labels_of
 from millstream.compat.fastmcp._resources import ResourceContent, ResourceResult
 from millstream.compat.fastmcp._tools import Contents, Pair, Tool, ToolResult, WrongArguments
@@ -44,6 +46,17 @@ class Calling:
     mask_error_details: bool
     _middleware: list[Any]
     _mounted: "list[tuple[Calling, str]]"
+    proxies: list[Proxy]
+
+    @asynccontextmanager
+    async def reaching(self) -> AsyncGenerator[None]:
+        """The servers behind proxies are connected inside the block, though this server may not run."""
+        async with AsyncExitStack() as stack:
+            for proxy in self.proxies:
+                await stack.enter_async_context(proxy.running())
+            for server, _ in self._mounted:
+                await stack.enter_async_context(server.reaching())
+            yield
 
     def get_context(self) -> Context[Any, Any, Any]:
         """The context of the call that runs; outside of calls, one that can do little."""
@@ -158,9 +171,10 @@ class Calling:
         Raises:
             ToolError: there is none of that name, or it failed.
         """
-        server, tool = self.tool_and_owner(name)
-        run = server.run_tool if run_middleware else server._run_masked
-        result = await run(tool, arguments or {}, context or self.get_context())
+        async with self.reaching():
+            server, tool = self.tool_and_owner(name)
+            run = server.run_tool if run_middleware else server._run_masked
+            result = await run(tool, arguments or {}, context or self.get_context())
         if not self.ways.pairs:
             return result
         return Pair(result) if tool.promise is not None else Contents(result)
@@ -179,15 +193,16 @@ class Calling:
         """
         context = context or self.get_context()
         text = str(uri)
-        found = self._find_resource(text)
-        if found is None:
-            raise (ResourceError if self.ways.pairs else NotFoundError)(f"Unknown resource: {text}")
-        server, read, mime_type, meta = found
-        try:
-            around = server if run_middleware else _PLAIN
-            value = await around.run_resource(text, lambda: read(context.run_in_thread), context)
-        except ValueError as error:
-            raise ResourceError(str(error)) from error
+        async with self.reaching():
+            found = self._find_resource(text)
+            if found is None:
+                raise (ResourceError if self.ways.pairs else NotFoundError)(f"Unknown resource: {text}")
+            server, read, mime_type, meta = found
+            try:
+                around = server if run_middleware else _PLAIN
+                value = await around.run_resource(text, lambda: read(context.run_in_thread), context)
+            except ValueError as error:
+                raise ResourceError(str(error)) from error
         if not self.ways.pairs:
             return value if isinstance(value, ResourceResult) else ResourceResult([ResourceContent(value, mime_type)])
         if isinstance(value, ResourceResult):
@@ -229,12 +244,14 @@ class Calling:
     async def _render(
         self, name: str, arguments: dict[str, Any] | None, context: Any, *, run_middleware: bool = True
     ) -> tuple[PromptResult, Prompt]:
-        server, own = self._owner("prompts", name)
-        prompt = server.offered.prompts.get(own)
-        if prompt is None:
-            raise ValueError(f"Unknown prompt: {name}") if self.ways.pairs else NotFoundError(f"Unknown prompt: {name}")
-        around = server if run_middleware else _PLAIN
-        return await around.run_prompt(prompt, arguments or {}, context or self.get_context()), prompt
+        async with self.reaching():
+            server, own = self._owner("prompts", name)
+            prompt = server.offered.prompts.get(own)
+            if prompt is None:
+                unknown = ValueError if self.ways.pairs else NotFoundError
+                raise unknown(f"Unknown prompt: {name}")
+            around = server if run_middleware else _PLAIN
+            return await around.run_prompt(prompt, arguments or {}, context or self.get_context()), prompt
 
     def tool_and_owner(self, name: str) -> "tuple[Calling, Tool]":
         """The server that has a tool, this one or a mounted one, and the tool; `ToolError` for an unknown name."""
@@ -256,28 +273,30 @@ class Calling:
 
     async def list_tools(self, **more: Any) -> list[Any]:
         """The tools that clients see."""
-        return self._listed("tools")
+        return await self._listed("tools")
 
     async def list_resources(self, **more: Any) -> list[Any]:
         """The resources that clients see."""
-        return self._listed("resources")
+        return await self._listed("resources")
 
     async def list_resource_templates(self, **more: Any) -> list[Any]:
         """The resource templates that clients see."""
-        return self._listed("templates")
+        return await self._listed("templates")
 
     async def list_prompts(self, **more: Any) -> list[Any]:
         """The prompts that clients see."""
-        return self._listed("prompts")
+        return await self._listed("prompts")
 
-    def _listed(self, kind: str) -> list[Any]:
-        found = self._items(kind)
+    async def _listed(self, kind: str) -> list[Any]:
+        async with self.reaching():
+            found = self._items(kind)
         return [labels_of(each) for each in found] if self.ways.pairs else found
 
     async def get_tool(self, name: str, version: Any = None) -> Any:
         """The tool of that name, or None."""
-        server, own = self._owner("tools", name)
-        return server.offered.tools.get(own)
+        async with self.reaching():
+            server, own = self._owner("tools", name)
+            return server.offered.tools.get(own)
 
 
 class _WithoutMiddleware(Calling):

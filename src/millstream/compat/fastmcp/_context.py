@@ -26,6 +26,7 @@ from millstream.compat.fastmcp._elicitation import (
     answered,
 )
 from millstream.compat.fastmcp._injection import ContextMark, RunInThread, current
+from millstream.compat.fastmcp._request_meta import meta_of
 from millstream.compat.fastmcp._session import ServerSession
 
 if TYPE_CHECKING:
@@ -65,22 +66,18 @@ class RequestContext(Struct, frozen=True):
     protocol_version: str = ""
 
 
-class _Meta(types.Wire):
-    """`_meta` of a request; its members are attributes."""
-
-    progress_token: str | int | None = None
-
-
 class Telling(ContextMark):
     """The log messages of a context."""
 
     _engine_context: EngineContext | None
 
     async def log(
-        self, first: str, second: Any = None, *, logger_name: str | None = None, extra: Any = None, **named: Any
+        self, first: Any = None, second: Any = None, *, logger_name: str | None = None, extra: Any = None, **named: Any
     ) -> None:
         """Send a log message: ``log(level, message)`` as in the SDK, or ``log(message, level)`` as in fastmcp."""
-        if second is None and "level" not in named and first in LOG_LEVELS and "message" in named:
+        if first is None:
+            first = named["message"]
+        elif second is None and "level" not in named and first in LOG_LEVELS and "message" in named:
             second = named["message"]
         level = named.get("level")
         if level is None:
@@ -168,13 +165,7 @@ class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
     @property
     def meta(self) -> Any:
         """`_meta` of the request; None without."""
-        call = self._call
-        if call is None:
-            return None
-        found = _read_meta(call.params)
-        if call.token is not None:
-            found = {**(found or {}), "progressToken": call.token}
-        return None if found is None else _Meta.model_validate(found)
+        return None if self._call is None else meta_of(self._call)
 
     @property
     def request(self) -> "Request | None":
@@ -197,6 +188,11 @@ class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
     def request_id(self) -> str:
         """The id of the request."""
         return str(self._engine.request_id)
+
+    @property
+    def origin_request_id(self) -> str:
+        """The same."""
+        return self.request_id
 
     @property
     def client_id(self) -> str | None:
@@ -366,13 +362,6 @@ def _survives_json(value: Any) -> bool:
         return bool(msgspec.json.decode(msgspec.json.encode(value)) == value)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         return False
-
-
-def _read_meta(params: bytes) -> dict[str, Any] | None:
-    if b'"_meta"' not in params:
-        return None
-    found: dict[str, Any] | None = msgspec.json.decode(params).get("_meta")
-    return found
 
 
 def _sampling(value: Any) -> Any:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 
 MISSING: Mapping[str, str] = {
-    "add_provider": "there are no providers: add tools, resources and prompts, or mount a server made by create_proxy",
-    "ProxyProvider": "there are no providers: mount a server made by create_proxy",
     "add_transform": "there are no transforms: write a tool that calls the other one",
     "add_tool_transformation": "there are no transforms: write a tool that calls the other one",
     "add_extension": "fastmcp's extensions are its own",
@@ -14,3 +12,22 @@ MISSING: Mapping[str, str] = {
     "reset_visibility": "what is visible is the same for all sessions",
 }
 """Name -> what to know."""
+
+REFUSED: Mapping[str, str] = {
+    "providers": "call add_provider for each",
+    "transforms": "write a tool that calls the other one",
+    "identity": "a proxy has its own name: give it name= and version=",
+    "provider_error_strategy": "a server behind that can't be reached is in the log, and comes as soon as it answers",
+    "cache_ttl": "MILLSTREAM_LIST_TTL_MS says how long clients may keep lists",
+    "cache_scope": "lists that signing in changes are private, and others are public",
+}
+"""Option of the constructor -> what to do without it."""
+
+ANYWAY: Mapping[str, str] = {"identity": "proxy", "provider_error_strategy": "warn"}
+"""Option of a proxy -> the value that it has in any case."""
+
+
+def refusal(option: str) -> str:
+    """What the error about an option says."""
+    instead = f": {REFUSED[option]}" if option in REFUSED else ""
+    return f"FastMCP has no option {option!r} here{instead}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
+from itertools import chain, count
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import to_json
 from millstream.compat.fastmcp._injection import RunInThread
-from millstream.compat.fastmcp._openapi_routes import FORM, JSON, MULTIPART, Argument, Document, HTTPRoute
+from millstream.compat.fastmcp._openapi_routes import FORM, JSON, MULTIPART, TEXT, Argument, Document, HTTPRoute
 from millstream.compat.fastmcp._proxy import bare_signature
 from millstream.compat.fastmcp._resources import Resource, ResourceContent, ResourceResult
 from millstream.compat.fastmcp._templates import ResourceTemplate
@@ -75,7 +76,7 @@ class Api:
         given: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
         body = next(iter(parts["body"].values()), parts["field"] or None)
         if body is not None:
-            given |= _body(route.media, body, parts["header"])
+            given |= _body(route, body, parts["header"])
         if parts["cookie"]:
             cookies = "; ".join(f"{name}={quote(str(value))}" for name, value in parts["cookie"].items())
             given["headers"] = {**(given["headers"] or {}), "cookie": cookies}
@@ -90,27 +91,45 @@ class Api:
         return response
 
 
-def _body(media: str, body: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
+def _body(route: HTTPRoute, body: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a request, as the options of an HTTP client have it."""
-    plain = media.partition(";")[0].strip()
-    if plain == FORM:
-        return {"data": body}
-    if plain == MULTIPART and is_object(body):
-        several = [(name, each) for name, value in body.items() for each in (value if is_array(value) else [value])]
-        return {"files": [(name, (None, each if isinstance(each, str) else to_json(each))) for name, each in several]}
-    if media == JSON:
+    plain = route.media.partition(";")[0].strip()
+    if plain in (FORM, MULTIPART) and is_object(body):
+        fields: dict[str, Any] = {}
+        for name, value in body.items():
+            fields |= _pairs(route.arguments[name], value) if name in route.arguments else {name: value}
+        return {"data": fields} if plain == FORM else {"files": _parts(fields)}
+    if route.media == JSON:
         return {"json": body}
-    return {"content": to_json(body), "headers": {**headers, "content-type": media}}
+    written = body if plain == TEXT and isinstance(body, str) else to_json(body)
+    return {"content": written, "headers": {**headers, "content-type": route.media}}
+
+
+def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The parts of a multipart body; an empty list is one that says so, as in fastmcp."""
+    several = [
+        (name, each) for name, value in fields.items() for each in (value if is_array(value) and value else [value])
+    ]
+    return [(name, (None, each if isinstance(each, str) else to_json(each))) for name, each in several]
 
 
 def _written(argument: Argument, value: Any) -> dict[str, Any]:
     """One argument as the request has it."""
-    if argument.place == "query" and is_object(value):
-        return {f"{argument.name}[{key}]": each for key, each in value.items()}
-    if argument.place == "query" and is_array(value) and not argument.explode:
-        return {argument.name: ",".join(map(str, value))}
+    if argument.place == "query":
+        return _pairs(argument, value)
     if argument.place in ("header", "path") and not isinstance(value, str):
         value = to_json(value).decode() if isinstance(value, bool | list | dict) else str(value)
+    return {argument.name: value}
+
+
+def _pairs(argument: Argument, value: Any) -> dict[str, Any]:
+    """A value in a query or a form, whose lists stand for several pairs of one name."""
+    if argument.form == "json" and not isinstance(value, str):
+        return {argument.name: to_json(value).decode()}
+    if is_object(value) and argument.place == "query":
+        return {f"{argument.name}[{key}]" if argument.form == "deep" else key: each for key, each in value.items()}
+    if is_array(value) and value and argument.form not in ("", "deep"):
+        return {argument.name: argument.form.join(map(str, value))}
     return {argument.name: value}
 
 
@@ -225,7 +244,7 @@ def offer_api(
     """
     document = Document(spec)
     api = Api(client if client is not None else _client(document.url))
-    names: dict[str, int] = {}
+    taken: set[str] = set()
     for route in document.routes():
         fitting = next((each for each in route_maps or () if each.fits(route)), RouteMap())
         kind = fitting.mcp_type
@@ -233,9 +252,9 @@ def offer_api(
             kind = route_map_fn(route, kind) or kind
         if kind.value == "EXCLUDE":
             continue
-        name = route.name(mcp_names or {})
-        names[name] = names.get(name, 0) + 1
-        name = name if names[name] == 1 else f"{name}_{names[name]}"
+        own = route.name(mcp_names or {})
+        name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in taken)
+        taken.add(name)
         labels = {*route.tags, *fitting.mcp_tags, *(tags or ())}
         made: Any = _made(kind.value, route, name, api, server.ways, labels, promises=validate_output)
         if mcp_component_fn is not None:

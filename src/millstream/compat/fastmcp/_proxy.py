@@ -16,7 +16,7 @@ from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import BaseModel
-from millstream.compat.fastmcp._behind import Behind, several
+from millstream.compat.fastmcp._behind import Behind, called, several
 from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
 from millstream.compat.fastmcp._resources import Resource, ResourceContent, ResourceResult
@@ -31,13 +31,6 @@ _PATIENCE = 20.0
 """Seconds for which a server that starts waits for the one behind it; then what that offers comes later."""
 _LONGEST = 60.0
 """Seconds between two attempts to reach it, at most."""
-
-
-class ProxyClient:
-    """Where a proxy leads, as fastmcp's class of that name: a URL, a command, a script or a configuration."""
-
-    def __init__(self, target: Any = None, **options: Any) -> None:
-        self.target: Any = options.pop("transport", target)
 
 
 def bare_signature(name: str, description: str | None, schema: Mapping[str, Any]) -> Signature:
@@ -64,7 +57,24 @@ def _plain(value: Any) -> Any:
     return None if value is None else msgspec.to_builtins(value)
 
 
-class ProxyTool(Tool):
+def _annotations(described: Any) -> types.Annotations | None:
+    found = _plain(described.annotations)
+    return None if found is None else types.Annotations.model_validate(found)
+
+
+class _Elsewhere:
+    """What only a server can hide: its items come and go with those of the server behind."""
+
+    def enable(self) -> None:
+        """Not here; raises NotImplementedError with what to do instead."""
+        raise NotImplementedError("Items of a proxy are shown by server.enable(names={…})")
+
+    def disable(self) -> None:
+        """Not here; raises NotImplementedError with what to do instead."""
+        raise NotImplementedError("Items of a proxy are hidden by server.disable(names={…})")
+
+
+class ProxyTool(_Elsewhere, Tool):
     """A tool of the server behind."""
 
     def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
@@ -94,7 +104,8 @@ async def _read(behind: Behind, uri: str) -> ResourceResult:
     found = await behind.request("resources/read", {"uri": uri})
     contents: list[dict[str, Any]] = found.get("contents") or []
     return ResourceResult(
-        [ResourceContent(_content(each), each.get("mimeType"), each.get("_meta")) for each in contents]
+        [ResourceContent(_content(each), each.get("mimeType"), each.get("_meta")) for each in contents],
+        found.get("_meta"),
     )
 
 
@@ -102,7 +113,7 @@ def _content(wire: Mapping[str, Any]) -> str | bytes:
     return base64.b64decode(wire["blob"]) if "blob" in wire else str(wire.get("text", ""))
 
 
-class ProxyResource(Resource):
+class ProxyResource(_Elsewhere, Resource):
     """A resource of the server behind."""
 
     behind: Any
@@ -117,12 +128,12 @@ class ProxyResource(Resource):
         return await self.read()
 
 
-class ProxyTemplate(ResourceTemplate):
+class ProxyTemplate(_Elsewhere, ResourceTemplate):
     """A template of the server behind."""
 
     def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
         signature = bare_signature(described.name, described.description, {})
-        shared = {**_shared(described), "annotations": _plain(described.annotations)}
+        shared = {**_shared(described), "annotations": _annotations(described)}
         super().__init__(signature, described.uri_template, ways, mime_type=described.mime_type, **shared)
         self._there: str = described.uri_template
         self._behind = behind
@@ -138,7 +149,7 @@ def expanded(template: str, values: Mapping[str, Any]) -> str:
     def part(found: re.Match[str]) -> str:
         operator, names = found[1], found[2].rstrip("*").split(",")
         if operator == "?":
-            asked = [f"{name}={quote(str(values[name]), safe='')}" for name in names if name in values]
+            asked = [f"{name}={quote(str(values[name]), safe=',')}" for name in names if name in values]
             return f"?{'&'.join(asked)}" if asked else ""
         safe = "/" if found[2].endswith("*") else ""
         return ",".join(quote(str(values[name.replace("-", "_")]), safe=safe) for name in names)
@@ -146,7 +157,7 @@ def expanded(template: str, values: Mapping[str, Any]) -> str:
     return re.sub(r"\{(\??)([\w,*-]+)\}", part, template)
 
 
-class ProxyPrompt(Prompt):
+class ProxyPrompt(_Elsewhere, Prompt):
     """A prompt of the server behind."""
 
     def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
@@ -172,12 +183,21 @@ class Proxy:
         self._behind = behind
         self._shown: dict[str, dict[str, Any]] = {}
         """Kind -> key -> the description that it was made of."""
+        self._instructions = ""
+        """Those of the other server, where there are no own ones."""
+        self._users = 0
+        self._ready: asyncio.Event | None = None
+        self._following: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """It does so inside the block, which begins when the other server has said what it offers, or didn't answer."""
-        ready = asyncio.Event()
-        following = asyncio.create_task(self._follow(ready))
+        """It does so inside the block, which begins when the other server has said what it offers, or didn't answer.
+
+        Blocks may overlap: that of the server, and those of a program's own calls.
+        """
+        ready = self._ready = self._ready or asyncio.Event()
+        following = self._following = self._following or asyncio.create_task(self._follow(ready))
+        self._users += 1
         try:
             try:
                 await asyncio.wait_for(ready.wait(), _PATIENCE)
@@ -185,8 +205,11 @@ class Proxy:
                 logger.warning("%s: the server behind it takes long to start", self._server.name)
             yield
         finally:
-            following.cancel()
-            await asyncio.wait((following,))
+            self._users -= 1
+            if not self._users:
+                self._ready = self._following = None
+                following.cancel()
+                await asyncio.wait((following,))
 
     async def _follow(self, ready: asyncio.Event) -> None:
         wait = 1.0
@@ -214,7 +237,9 @@ class Proxy:
 
     async def _copy(self, client: Client) -> None:
         """Offer what the other server offers now."""
-        ways, behind = self._server.ways, self._behind
+        ways, behind, definition = self._server.ways, self._behind, self._server.engine.definition
+        if definition.instructions == self._instructions:
+            definition.instructions = self._instructions = client.instructions
 
         def make(item: Callable[..., Any]) -> Callable[[Any], Any]:
             return lambda described: item(described, behind, ways)
@@ -236,7 +261,7 @@ class Proxy:
             logger.warning("%s: a change behind it needs a restart. %s", self._server.name, error)
 
     def _resource(self, described: Any) -> ProxyResource:
-        shared = {**_shared(described), "annotations": _plain(described.annotations)}
+        shared = {**_shared(described), "annotations": _annotations(described)}
         mime_type = described.mime_type or "text/plain"
         return ProxyResource(
             uri=described.uri,
@@ -276,17 +301,20 @@ class Proxy:
         logger.warning("%s: %s of the %s behind it can't be offered. %s", self._server.name, name, kind, error)
 
 
-def put_behind(server: Any, target: Any) -> Any:
-    """Let a server offer what the target offers. Gives the server.
+def put_behind(server: Any, target: Any, part_of: Callable[[str, Any], Any]) -> None:
+    """Let a server offer what the target offers, which may be a function that gives it.
+
+    Of several targets each has a server of its own, which `part_of` makes.
 
     Raises:
         TargetError: the target means no server.
     """
+    target = called(target)
     parts = several(target)
     for name, part in parts.items():
-        server.mount(put_behind(type(server)(name), part), name)
+        server.mount(part_of(name, part), name)
     if parts:
-        return server
+        return
     behind = Behind(target)
     proxy, definition = Proxy(server, behind), server.engine.definition
     around = definition.lifespan
@@ -299,8 +327,8 @@ def put_behind(server: Any, target: Any) -> Any:
             yield value
 
     definition.lifespan = lifespan
+    server.proxies.append(proxy)
     server.completion(_completing(behind))
-    return server
 
 
 def _completing(behind: Behind) -> Callable[..., Any]:

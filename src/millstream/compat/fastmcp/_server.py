@@ -17,10 +17,11 @@ from millstream.compat.fastmcp import _settings as door
 from millstream.compat.fastmcp._calling import Calling
 from millstream.compat.fastmcp._conversion import as_wire
 from millstream.compat.fastmcp._given_sign_in import method_of
-from millstream.compat.fastmcp._missing import MISSING
+from millstream.compat.fastmcp._missing import ANYWAY, MISSING, refusal
 from millstream.compat.fastmcp._openapi import client_of, offer_api
 from millstream.compat.fastmcp._outer import Outer
-from millstream.compat.fastmcp._proxy import put_behind
+from millstream.compat.fastmcp._providers import offer_of
+from millstream.compat.fastmcp._proxy import Proxy, put_behind
 from millstream.compat.fastmcp._registration import Offered, Registration
 from millstream.compat.fastmcp._serving import Serving, SessionManager
 from millstream.compat.fastmcp._settings import Options, settings_of
@@ -53,6 +54,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
     """
 
     ways: Ways = SDK
+    _called = "FastMCP"
 
     def __init__(  # noqa: PLR0917  in the order of the SDK
         self,
@@ -68,7 +70,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
     ) -> None:
         unknown = options.keys() - Options.__optional_keys__
         if unknown:
-            raise TypeError(f"FastMCP has no option {min(unknown)!r} here")
+            raise TypeError(refusal(min(unknown)))
         self.settings: door.Settings = settings_of(options)
         self.icons: list[Any] | None = list(icons) if icons else None
         self.website_url = website_url
@@ -77,11 +79,12 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         self._middleware = list(options.get("middleware") or ())
         self._mounted: list[tuple[Calling, str]] = []
         self._custom_routes = []
+        self.proxies: list[Proxy] = []
         self._session_manager: SessionManager | None = None
         self._states: OrderedDict[str, dict[str, Any]] = OrderedDict()
         lifespan = options.get("lifespan")
         self.engine: Server = Server(
-            name or ("FastMCP" if self.ways.keeps_first else f"FastMCP-{secrets.token_hex(2)}"),
+            name or ("FastMCP" if self.ways.keeps_first else f"{self._called}-{secrets.token_hex(2)}"),
             version=str(options.get("version") or ""),
             instructions=instructions or "",
             info=Info(
@@ -261,10 +264,28 @@ class StandaloneFastMCP(FastMCP[LifespanT]):
             TargetError: the backend names no server.
         """
         settings.pop("mode", None)  # the revision is agreed upon on each side
-        made: StandaloneFastMCP[Any] = put_behind(cls(**settings), backend)
-        return made
+        return FastMCPProxy(backend, **settings)
 
     from_client = as_proxy
+
+    def put_behind(self, target: Any) -> None:
+        """Let it offer what the target of a proxy offers.
+
+        Raises:
+            TargetError: it names no server.
+        """
+        put_behind(self, target, lambda name, part: FastMCPProxy(part, name=name))
+
+    def add_provider(self, provider: Any, *, namespace: str = "") -> None:
+        """Offer what an `OpenAPIProvider` or a `ProxyProvider` has, with the namespace before its names.
+
+        Raises:
+            TypeError: it's a provider of another kind.
+        """
+        server = StandaloneFastMCP[Any](namespace) if namespace else self
+        offer_of(provider, server)
+        if namespace:
+            self.mount(server, namespace)
 
     @classmethod
     def from_openapi(
@@ -299,11 +320,13 @@ class StandaloneFastMCP(FastMCP[LifespanT]):
 class FastMCPProxy(StandaloneFastMCP[LifespanT]):
     """`FastMCP.as_proxy` by the name of a class: ``FastMCPProxy(client_factory=lambda: ProxyClient(url))``."""
 
-    def __init__(
-        self, client: Any = None, *, client_factory: Callable[[], Any] | None = None, **settings: Unpack[Options]
-    ) -> None:
-        super().__init__(**settings)
-        put_behind(self, client if client_factory is None else client_factory())
+    _called = "FastMCPProxy"
+
+    def __init__(self, client: Any = None, *, client_factory: Callable[[], Any] | None = None, **settings: Any) -> None:
+        own = {name: value for name, value in settings.items() if ANYWAY.get(name, self) != value}
+        super().__init__(**own)
+        self.client_factory: Callable[[], Any] = client_factory or (lambda: client)
+        self.put_behind(client if client_factory is None else client_factory)
 
 
 def create_proxy(target: Any, **settings: Any) -> StandaloneFastMCP[Any]:
