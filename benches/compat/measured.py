@@ -1,7 +1,8 @@
 """A pytest plugin: which of the others' tests count, and how those that count ended.
 
 A test counts where nothing in ``excluded.toml`` says that it's about something else: a rule looks at the path of its
-file, at its name, or at its own source with that of its fixtures. What was left out is counted by reason.
+file, at its name (as a `case`, with its parameters), or at its own source with that of its fixtures. What was left
+out is counted by reason.
 """
 
 import fnmatch
@@ -34,6 +35,8 @@ def reason_of(item: Any, excluded: list[dict[str, Any]]) -> str | None:
         if "file" in rule and fnmatch.fnmatch(path, f"*{rule['file']}"):
             return rule["reason"]
         if "test" in rule and fnmatch.fnmatch(re.sub(r"\[.*", "", name), rule["test"]):
+            return rule["reason"]
+        if "case" in rule and fnmatch.fnmatch(name, rule["case"]):
             return rule["reason"]
         if "source" in rule:
             source = source or source_of(item)

@@ -31,7 +31,8 @@ MEMBERS: Mapping[str, str] = {
     "custom_route": "Host and Origin are checked, except where an application made by http_app() serves it",
     "add_middleware": "around the items of mounted servers, too, where prompts and errors are as our engine has them",
     "as_proxy": "one connection for all callers; headers and keys of callers are not passed on; the proxy starts even "
-    "if the server behind it doesn't answer yet; it knows what that offers while it runs; roots are not passed on",
+    "if the server behind it doesn't answer yet, and log messages arrive as that server sends them",
+    "add_provider": "takes OpenAPIProvider and ProxyProvider of millstream.compat.fastmcp.standalone",
     "from_openapi": "documents of version 3.0 and 3.1; headers of callers are not passed on; values that lead to "
     "another path are refused",
     "from_fastapi": "as from_openapi, in this process",

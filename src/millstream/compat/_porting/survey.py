@@ -18,6 +18,7 @@ from millstream.compat._porting.differences import CONTEXT, MEMBERS, MISSING, OP
 from millstream.compat.fastmcp import _prompts as prompts
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._functions import OfFunction
+from millstream.compat.fastmcp._missing import REFUSED
 from millstream.compat.fastmcp._prompts import Prompt
 from millstream.compat.fastmcp._registration import GUARDS, WITHOUT_EFFECT
 from millstream.compat.fastmcp._server import StandaloneFastMCP
@@ -231,7 +232,7 @@ def _in_call(node: ast.AST) -> Iterator[Use]:
     for keyword in node.keywords:
         if keyword.arg is not None:
             there = keyword.arg in known
-            differs = OPTIONS.get(keyword.arg, "") if there else "no such option"
+            differs = OPTIONS.get(keyword.arg, "") if there else REFUSED.get(keyword.arg, "no such option")
             differs = MEMBERS["lifespan"] if keyword.arg == "lifespan" else differs
             yield Use(keyword.value.lineno, f"{_called(node)}({keyword.arg}=…)", there, differs)
 
