@@ -153,13 +153,12 @@ class Runtime:
             await self._open_lifespan(part)
 
     async def _open_hub(self) -> None:
-        definition = self.definition
-        if "hub" not in definition.parts:
+        if "hub" not in self.definition.parts:
             return
         from millstream._app.streamed import Streamed  # noqa: PLC0415  only where a hub is served
         from millstream.hub import Hub, HubLimits  # noqa: PLC0415
 
-        hub = Hub(self.store, HubLimits.of(definition.settings), authorize=definition.authorize_channel)
+        hub = Hub(self.store, HubLimits.of(self.definition.settings), authorize=self.definition.authorize_channel)
         await hub.open()
         self.hub = self.services.hub = hub
         self._stack.push_async_callback(hub.close)

@@ -1,8 +1,7 @@
 """Calls of a server of the door: those of clients, with middleware around them, and direct ones of the program."""
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from copy import copy
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from millstream.compat.fastmcp._functions import inside
 from millstream.compat.fastmcp._injection import current
 from millstream.compat.fastmcp._middleware import Asked, looks_at_lists, run_through
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
-from millstream.compat.fastmcp._proxy import Proxy
+from millstream.compat.fastmcp._proxy import Proxy, running
 from millstream.compat.fastmcp._registration import Offered, labels_of
 from millstream.compat.fastmcp._resources import ResourceContent, ResourceResult
 from millstream.compat.fastmcp._tools import Contents, Pair, Tool, ToolResult, WrongArguments
@@ -48,15 +47,8 @@ class Calling:
     _mounted: "list[tuple[Calling, str]]"
     proxies: list[Proxy]
 
-    @asynccontextmanager
-    async def reaching(self) -> AsyncGenerator[None]:
-        """The servers behind proxies are connected inside the block, though this server may not run."""
-        async with AsyncExitStack() as stack:
-            for proxy in self.proxies:
-                await stack.enter_async_context(proxy.running())
-            for server, _ in self._mounted:
-                await stack.enter_async_context(server.reaching())
-            yield
+    def _all_proxies(self) -> list[Proxy]:
+        return [*self.proxies, *(proxy for server, _ in self._mounted for proxy in server._all_proxies())]
 
     def get_context(self) -> Context[Any, Any, Any]:
         """The context of the call that runs; outside of calls, one that can do little."""
@@ -171,7 +163,7 @@ class Calling:
         Raises:
             ToolError: there is none of that name, or it failed.
         """
-        async with self.reaching():
+        async with running(self._all_proxies()):
             server, tool = self.tool_and_owner(name)
             run = server.run_tool if run_middleware else server._run_masked
             result = await run(tool, arguments or {}, context or self.get_context())
@@ -191,9 +183,8 @@ class Calling:
         Raises:
             ResourceError: there is none, or it cannot be read.
         """
-        context = context or self.get_context()
-        text = str(uri)
-        async with self.reaching():
+        context, text = context or self.get_context(), str(uri)
+        async with running(self._all_proxies()):
             found = self._find_resource(text)
             if found is None:
                 raise (ResourceError if self.ways.pairs else NotFoundError)(f"Unknown resource: {text}")
@@ -244,12 +235,11 @@ class Calling:
     async def _render(
         self, name: str, arguments: dict[str, Any] | None, context: Any, *, run_middleware: bool = True
     ) -> tuple[PromptResult, Prompt]:
-        async with self.reaching():
+        async with running(self._all_proxies()):
             server, own = self._owner("prompts", name)
             prompt = server.offered.prompts.get(own)
             if prompt is None:
-                unknown = ValueError if self.ways.pairs else NotFoundError
-                raise unknown(f"Unknown prompt: {name}")
+                raise (ValueError if self.ways.pairs else NotFoundError)(f"Unknown prompt: {name}")
             around = server if run_middleware else _PLAIN
             return await around.run_prompt(prompt, arguments or {}, context or self.get_context()), prompt
 
@@ -288,13 +278,13 @@ class Calling:
         return await self._listed("prompts")
 
     async def _listed(self, kind: str) -> list[Any]:
-        async with self.reaching():
+        async with running(self._all_proxies()):
             found = self._items(kind)
         return [labels_of(each) for each in found] if self.ways.pairs else found
 
     async def get_tool(self, name: str, version: Any = None) -> Any:
         """The tool of that name, or None."""
-        async with self.reaching():
+        async with running(self._all_proxies()):
             server, own = self._owner("tools", name)
             return server.offered.tools.get(own)
 

@@ -30,7 +30,7 @@ class Argument(Struct, frozen=True):
     place: str
     """``path``, ``query``, ``header``, ``cookie``, ``field`` of the body, or ``body``."""
     form: str = ""
-    """How a value that is no scalar is written in a query or a form: what stands between the items of a list, `deep`
+    """How an object or a list is written in a query or a form: what stands between the items of a list, `deep`
     for ``name[key]=value``, `json`, or nothing, which is one pair for each item."""
 
 

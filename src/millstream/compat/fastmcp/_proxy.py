@@ -301,6 +301,15 @@ class Proxy:
         logger.warning("%s: %s of the %s behind it can't be offered. %s", self._server.name, name, kind, error)
 
 
+@asynccontextmanager
+async def running(proxies: list[Proxy]) -> AsyncGenerator[None]:
+    """What is behind these is there inside the block, though their servers may not run."""
+    async with AsyncExitStack() as stack:
+        for proxy in proxies:
+            await stack.enter_async_context(proxy.running())
+        yield
+
+
 def put_behind(server: Any, target: Any, part_of: Callable[[str, Any], Any]) -> None:
     """Let a server offer what the target offers, which may be a function that gives it.
 
