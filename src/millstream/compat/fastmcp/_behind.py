@@ -245,9 +245,10 @@ def _options(target: Any) -> Options:
 
 def _passed_on(context: Context[Any, Any, Any]) -> dict[str, Any]:
     """`_meta` of a call without what is about this connection only."""
+    found: dict[str, Any] = {} if context.meta is None else dict(context.meta.items())
     return {
         name: value
-        for name, value in ({} if context.meta is None else context.meta).items()
+        for name, value in found.items()
         if name != "progressToken" and not name.startswith("io.modelcontextprotocol/")
     }
 

@@ -132,7 +132,8 @@ class Document:
         if not fields:
             name = re.sub(r"\W+", "_", str(self._meant(schema).get("title", ""))).lower() or "body"
             return "body", {name: schema}, [name] if body.get("required") else [], media, {}
-        forms = {name: _form_of(each) for name, each in (about.get("encoding") or {}).items()}
+        encodings: dict[str, Any] = about.get("encoding") or {}
+        forms = {name: _form_of(each) for name, each in encodings.items()}
         return "field", fields, needed if body.get("required") else [], media, forms
 
     def _fields(self, schema: dict[str, Any], seen: set[int] | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -149,7 +150,9 @@ class Document:
             needed += required
         fields |= whole.get("properties") or {}
         needed += whole.get("required") or ()
-        for kind in ((whole.get("discriminator") or {}).get("mapping") or {}).values():
+        discriminator: dict[str, Any] = whole.get("discriminator") or {}
+        kinds: dict[str, str] = discriminator.get("mapping") or {}
+        for kind in kinds.values():
             more, _ = self._fields({"$ref": kind if kind.startswith("#/") else _COMPONENT + kind}, visited)
             fields = more | fields
         return fields, list(dict.fromkeys(needed))

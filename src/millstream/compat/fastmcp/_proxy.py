@@ -57,7 +57,7 @@ def _plain(value: Any) -> Any:
     return None if value is None else msgspec.to_builtins(value)
 
 
-def _annotations(described: Any) -> types.Annotations | None:
+def _annotations(described: Any) -> Any:
     found = _plain(described.annotations)
     return None if found is None else types.Annotations.model_validate(found)
 

@@ -274,7 +274,7 @@ class StandaloneFastMCP(FastMCP[LifespanT]):
         Raises:
             TargetError: it names no server.
         """
-        put_behind(self, target, lambda name, part: FastMCPProxy(part, name=name))
+        put_behind(self, target, lambda name, part: FastMCPProxy[Any](part, name=name))
 
     def add_provider(self, provider: Any, *, namespace: str = "") -> None:
         """Offer what an `OpenAPIProvider` or a `ProxyProvider` has, with the namespace before its names.
