@@ -76,7 +76,8 @@ def identity(folder: Path) -> Iterator[Identity]:
 
 def browser() -> httpx2.AsyncClient:
     """A browser: it keeps cookies, and follows nothing by itself."""
-    return httpx2.AsyncClient(timeout=WAIT, follow_redirects=False)
+    # A connection that waited while a machine stood still may be one that the other side has given up.
+    return httpx2.AsyncClient(timeout=WAIT, follow_redirects=False, limits=httpx2.Limits(max_keepalive_connections=0))
 
 
 async def sign_in_at(url: str, login: str, back: str, *, agrees: bool = True) -> str:

@@ -12,17 +12,22 @@ from store_parts import BACKINGS, Backing, backings
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
 
 
-@pytest.fixture(params=backings(BACKINGS))
-async def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
-    """The only worker of each store. A server that stands still with the machine is no silent one."""
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stands still with the machine is no silent one."""
     monkeypatch.setattr("millstream._stores.redis.commands.SILENCE", WAIT)
+
+
+@pytest.fixture(params=backings(BACKINGS))
+async def store(request: pytest.FixtureRequest, unhurried: None) -> AsyncIterator[Store]:
+    """The only worker of each store."""
     backing = BACKINGS[request.param]()
     yield await backing.worker()
     await backing.close()
 
 
 @pytest.fixture(params=backings(SHARED))
-async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+async def backing(request: pytest.FixtureRequest, unhurried: None) -> AsyncIterator[Backing]:
     """Each store that several workers can share."""
     backing = BACKINGS[request.param]()
     yield backing

@@ -188,6 +188,20 @@ async def test_the_end_of_a_lease_is_seen_when_it_comes_and_not_at_the_next_beat
         assert not await store.workers.alive("dying")
 
 
+async def test_the_death_of_a_worker_that_was_only_asked_about_is_told(server: RedisServer) -> None:
+    """Fixed defect: where it lived for less than the time between two beats, those who waited for its end waited on."""
+    async with opened(server.url, 600.0) as one:
+        await quiet(one)
+        changed = asyncio.Event()
+        one.workers.watch(changed.set)
+        server.ask("ZADD", LEASES, f"{int(server.ask('TIME')[0]) + 300}000000", "0123456789ab")
+        assert await one.workers.alive("0123456789ab")
+        server.ask("ZREM", LEASES, "0123456789ab")
+        await one.workers.beat()
+        assert changed.is_set()
+        assert not await one.workers.alive("0123456789ab")
+
+
 async def test_after_a_pause_of_redis_nobody_counts_as_dead_who_could_not_renew_a_lease(server: RedisServer) -> None:
     """A pause that is longer than a lease must not make every member leave and come again."""
     async with opened(server.url, 600.0) as one, opened(server.url, 600.0) as two:

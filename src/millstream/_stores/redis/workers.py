@@ -72,7 +72,10 @@ class RedisWorkers:
             return True
         leases = self._keys.leases
         until = await self._commands.ask(leases, "ZSCORE", leases, worker)
-        return until is not None and float(until) / 1e6 > self._standing.time()
+        lives = until is not None and float(until) / 1e6 > self._standing.time()
+        if lives:  # whoever was told so will be told when it's gone, also before a beat has seen it
+            self._living |= {worker}
+        return lives
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._watchers.add(changed)
