@@ -77,7 +77,7 @@ async def test_a_server_that_comes_back_with_what_it_had_gets_what_was_added_mea
     await follower.close()
 
 
-async def test_what_a_stranger_added_to_a_server_that_was_given_up_is_no_silent_change(pair: Pair) -> None:
+async def test_what_a_newcomer_added_to_a_server_that_was_given_up_displaces_nothing_in_silence(pair: Pair) -> None:
     """Our promise: what a client was shown isn't replaced by something else at the same place, unless it's told."""
     one, two = pair.workers
     follower = Follower(two, STREAM)
@@ -92,6 +92,7 @@ async def test_what_a_stranger_added_to_a_server_that_was_given_up_is_no_silent_
     await append(one, STREAM, b"third")
     await follower.until(b"third")
     assert follower.told
+    assert data_of(await read_all(two, STREAM)) == [b"first", b"stray", b"second", b"third"]
     await follower.close()
 
 

@@ -15,34 +15,51 @@ local _, needed = server_and_turn(ARGV[1])
 local hub, told = ARGV[4], 'done'
 local last = redis.call('HGET', KEYS[3], 'last')
 last = last and tonumber(last)
+local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+first = first and tonumber(string.match(first[1], '^%d+'))
+
+local function put(offset, about, data)
+  local worker, place, number, ttl, most, rest = string.match(about, '^(%S+) (%S+) (%S+) (%d+) (%d+) ?(.*)$')
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', most, offset .. '-0', 'd', data, 'x', about)
+  redis.call('HSET', KEYS[3], 'last', offset)
+  redis.call('PEXPIRE', KEYS[2], ttl)
+  redis.call('PEXPIRE', KEYS[3], ttl)
+  last = tonumber(offset)
+  if rest ~= '' then
+    local keep, count, room, streams, name = string.match(rest, '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+    local kind = string.match(name, '^([^:]*):') or name
+    index(hub .. 'l:' .. name, hub .. 'o:' .. kind, hub .. 's:' .. kind, offset, data, keep, count, tonumber(room),
+      tonumber(streams))
+  end
+  if place ~= '-' then
+    remember(hub .. 'd:' .. worker, place, number, offset)
+  end
+end
+
+-- Whether an attempt left nothing here. A worker uses a place again with a higher number, and brings all in their order.
+local function unknown(about)
+  local worker, place, number = string.match(about, '^(%S+) (%S+) (%d+)')
+  local known = worker and redis.call('HGET', hub .. 'd:' .. worker, place)
+  return worker and (not known or tonumber(string.match(known, '^%d+')) < tonumber(number))
+end
+
 for i = 5, #ARGV, 3 do
-  local offset, data = tonumber(ARGV[i]), ARGV[i + 2]
+  local offset, about, data = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   if not last or offset > last then
     -- Another worker may have what belongs there, and behind it: one hole at a time. One that stays is seen by the offsets. Where all have come, what's missing was never given out.
     if (not last or offset > last + 1) and ARGV[3] ~= ARGV[i] then
       return {'hole', ARGV[i]}
     end
-    local worker, place, number, ttl, most, rest =
-      string.match(ARGV[i + 1], '^(%S+) (%S+) (%S+) (%d+) (%d+) ?(.*)$')
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', most, ARGV[i] .. '-0', 'd', data, 'x', ARGV[i + 1])
-    redis.call('HSET', KEYS[3], 'last', ARGV[i])
-    redis.call('PEXPIRE', KEYS[2], ttl)
-    redis.call('PEXPIRE', KEYS[3], ttl)
-    last = offset
-    if rest ~= '' then
-      local keep, count, room, streams, name = string.match(rest, '^(%d+) (%d+) (%d+) (%d+) (.*)$')
-      local kind = string.match(name, '^([^:]*):') or name
-      index(hub .. 'l:' .. name, hub .. 'o:' .. kind, hub .. 's:' .. kind, ARGV[i], data, keep, count, tonumber(room),
-        tonumber(streams))
-    end
-    if place ~= '-' then
-      remember(hub .. 'd:' .. worker, place, number, ARGV[i])
-    end
-  elseif turn < needed then
-    -- This server had been given up and comes back, and somebody may have gone on with it meanwhile.
+    put(ARGV[i], about, data)
+  elseif turn < needed and first and offset >= first then
+    -- This server had been given up and comes back, and somebody may have gone on with it meanwhile. What it has instead
+    -- stays, and what it lacks comes behind that.
     local entry = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i])[1]
-    if entry and entry[2][2] ~= data then
+    if not entry or entry[2][2] ~= data then
       told = 'differs'
+      if unknown(about) then
+        put(digits(last + 1), about, data)
+      end
     end
   end
 end
