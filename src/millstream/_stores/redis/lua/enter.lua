@@ -3,7 +3,7 @@
 -- Gives: time, epoch, run, whether the worker takes the data as they are
 if redis.call('HSETNX', KEYS[1], 'epoch', fresh(ARGV[3], '')) == 1 then
   local server, turn = server_and_turn(ARGV[4])
-  redis.call('HSET', KEYS[1], 'run', server .. '.' .. digits(turn + 1))
+  redis.call('HSET', KEYS[1], 'run', server .. '.' .. next_turn(turn))
 end
 redis.call('PEXPIRE', KEYS[1], 7776000000)
 local now = clock()

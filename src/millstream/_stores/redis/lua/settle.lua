@@ -70,7 +70,7 @@ if late or unsure then
   -- Somebody may have seen what nobody brought: offsets would mean two things.
   epoch = fresh(ARGV[6], unsure or epoch)
 end
-local run = server .. '.' .. digits(tonumber(redis.call('HGET', KEYS[3], 'turn')) + 1)
+local run = server .. '.' .. next_turn(tonumber(redis.call('HGET', KEYS[3], 'turn')))
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'run', run)
 redis.call('UNLINK', KEYS[3])
 return {'over', epoch, run}

@@ -52,6 +52,11 @@ local function server_and_turn(run)
   return server, tonumber(turn) or 0
 end
 
+-- Turns are times, too: data that are settled on two servers, neither of which knows of the other, are not the same.
+local function next_turn(turn)
+  return digits(math.max(turn + 1, math.floor(clock() / 1000)))
+end
+
 -- Whether the data that this server has are those that the worker knows, or later ones.
 local function settled_for(run, known)
   local here, turn = server_and_turn(run)
