@@ -10,25 +10,11 @@ import pytest
 from millstream import Client
 from millstream.client import ClientError
 from millstream.client._questions import Question
-from millstream.compat._porting.rewriting import rewritten
-from millstream.compat._porting.survey import survey
 from patience import WAIT
 
 pytestmark = pytest.mark.server
 ORIGINALS = Path(__file__).resolve().parent / "originals"
 REVISIONS = ["2025-11-25", "2026-07-28"]
-
-
-@pytest.fixture(scope="module")
-def ported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all programs, ported."""
-    folder = tmp_path_factory.mktemp("ported")
-    for path in ORIGINALS.glob("*.py"):
-        source = path.read_text("utf-8")
-        found = survey(source)
-        assert not found.missing, found.missing
-        (folder / path.name).write_text(rewritten(source, found.changes), "utf-8")
-    return folder
 
 
 Calls = list[tuple[str, Mapping[str, Any], Any]]

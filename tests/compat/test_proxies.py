@@ -10,8 +10,6 @@ import pytest
 
 from millstream import Client, Server
 from millstream.client import Failure, Options, TargetError
-from millstream.compat._porting.rewriting import rewritten
-from millstream.compat._porting.survey import survey
 from millstream.compat.fastmcp import standalone
 from patience import WAIT
 from processes import ROOT
@@ -20,18 +18,6 @@ ORIGINALS = Path(__file__).resolve().parent / "originals"
 FASTMCP = str(ROOT / ".venv-foreign" / "bin" / "python")
 BEHIND = f"{sys.executable} {ORIGINALS / 'behind.py'}"
 HANDSHAKE, NEWEST = "2025-11-25", "2026-07-28"
-
-
-@pytest.fixture(scope="module")
-def ported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all programs, ported."""
-    folder = tmp_path_factory.mktemp("ported")
-    for path in ORIGINALS.glob("*.py"):
-        source = path.read_text("utf-8")
-        found = survey(source)
-        assert not found.missing, found.missing
-        (folder / path.name).write_text(rewritten(source, found.changes), "utf-8")
-    return folder
 
 
 def to(python: str, program: Path, revision: str = HANDSHAKE, answer: Any = None) -> Client:

@@ -27,8 +27,8 @@ class Standing:
         """The worker's name."""
         self.epoch = ""
         self.run = "."
-        """The run of the server that answers for the hub's slot, and the turn of its data: how often they were settled
-        after a failover. A server that comes back with what it had then has a turn before.
+        """The run of the server that answers for the hub's slot, and the turn of its data: when they were settled last.
+        A server that comes back with what it had before has an earlier one.
         """
         self.settled = ""
         """The last run that this worker has brought what it remembered, and whose data it reads."""

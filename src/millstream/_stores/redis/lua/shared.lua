@@ -184,7 +184,7 @@ local function alive(leases, worker, now)
     return true
   end
   local last = tonumber(redis.call('ZREVRANGE', leases, 0, 0, 'WITHSCORES')[2])
-  return last <= now and tonumber(until_) > last - 20000000
+  return last <= now and tonumber(until_) > last - 20000000 -- microseconds: more than three leases
 end
 
 -- Where nobody could renew a lease since a time, all that had one to the end have another one. It comes before anybody
