@@ -63,7 +63,7 @@ test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(N
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(ARGS)
 
-unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or thousands of inputs
+unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or many inputs
 	$(PYTEST) -m "$(MARKS)" $(ARGS)
 
 busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes now and then (RUN="make unit")

@@ -109,6 +109,7 @@ class ReconnectsWithLittleRoom(Reconnects):
         assert self.gaps or self.got == self.expected, "nothing is lost in silence"
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("machine", [Reconnects, ReconnectsWithLittleRoom])
 def test_resuming_after_any_cut_loses_nothing_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
     """Our choice: resume across reconnects, an explicit gap event when history is gone."""

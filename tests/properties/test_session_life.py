@@ -7,6 +7,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
@@ -178,6 +179,7 @@ class SessionLife(RuleBasedStateMachine):
         self.runner.close()
 
 
+@pytest.mark.many
 def test_any_order_of_steps_keeps_the_rules_of_sessions() -> None:
     """A machine of steps that clients take, right ones and wrong ones."""
     run_state_machine_as_test(SessionLife, settings=settings(max_examples=40, stateful_step_count=30))

@@ -259,6 +259,7 @@ class LogMachine(RuleBasedStateMachine):
         return got
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", backings(BACKINGS))
 @pytest.mark.usefixtures("unhurried")
 def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
