@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import hiredis
 import pytest
@@ -272,7 +273,10 @@ def _close_shared(kind: type[Any]) -> None:
 
 
 class RedisBacking:
-    """One Redis that many tests share, one after the other."""
+    """One Redis that many tests share, one after the other.
+
+    While it's in use, a server that stands still with the machine is no silent one.
+    """
 
     shared: ClassVar[bool] = True
     servers: ClassVar[type[Any]] = RedisServer
@@ -281,9 +285,11 @@ class RedisBacking:
         self._lease = lease
         self._server: Any = None
         self._workers: list[Store] = []
+        self._unhurried = mock.patch("millstream._stores.redis.commands.SILENCE", WAIT)
 
     async def worker(self) -> Store:
         if self._server is None:
+            self._unhurried.start()
             self._server = shared_servers(self.servers)
             self._server.flush()
         deadline = time.monotonic() + WAIT
@@ -303,6 +309,8 @@ class RedisBacking:
     async def close(self) -> None:
         for store in self._workers:
             await store.close()
+        if self._server is not None:
+            self._unhurried.stop()
 
 
 class SentinelBacking(RedisBacking):

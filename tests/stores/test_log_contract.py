@@ -261,7 +261,6 @@ class LogMachine(RuleBasedStateMachine):
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", backings(BACKINGS))
-@pytest.mark.usefixtures("unhurried")
 def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
     """The contract of `EventLog`, as a state machine."""
     machine = type("Machine", (LogMachine,), {"make": staticmethod(BACKINGS[name])})
