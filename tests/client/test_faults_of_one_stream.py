@@ -5,23 +5,37 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from client.rude import GREETING, Asked, assert_readable, rude
 from millstream import Client
-from millstream.client import BadAnswer, ClientError, ConnectionLost, Flood, NoAnswer, Options, TooLarge
+from millstream.client import (
+    BadAnswer,
+    ClientError,
+    ConnectionLost,
+    Failure,
+    Flood,
+    NoAnswer,
+    NotMcp,
+    Options,
+    TargetError,
+    TooLarge,
+)
 from patience import WAIT
 
 Say = Callable[[bytes], Awaitable[None]]
 Fault = Callable[[Say, Any], Awaitable[None]]
 
 NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
+KEY = b"io.modelcontextprotocol/subscriptionId"
 LIMIT = 1_000_000
 
 
@@ -39,6 +53,13 @@ async def another_id(say: Say, id: Any) -> None:
 
 async def too_long(say: Say, id: Any) -> None:
     await say(b'{"jsonrpc":"2.0","id":%d,"result":{"x":"%b"}}' % (id, b"x" * 2 * LIMIT))
+
+
+async def half(say: Say, id: Any) -> None:
+    await say(
+        b'{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{"_meta":{"%b":[1]}}}' % KEY
+    )
+    await say(b'{"jsonrpc":"2.0","id":%d,"error":{"code":5}}' % id)
 
 
 async def bomb(say: Say, id: Any) -> None:
@@ -110,6 +131,7 @@ FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
     (die, ConnectionLost, "", WAIT),
     (another_id, BadAnswer, "999", WAIT),
     (too_long, TooLarge, "1,000,000 bytes", WAIT),
+    (half, Failure, "no reason", WAIT),
     (bomb, NoAnswer, "did not answer", 0.2),
 ]
 
@@ -126,6 +148,41 @@ async def test_a_call_ends_with_one_sentence_whatever_the_stream_brings(
             with pytest.raises(expected) as caught:
                 await client.call("x", timeout=timeout)
         assert_readable(caught.value, words)
+
+
+async def test_a_websocket_that_redirects_keeps_what_is_sent_to_its_own_origin() -> None:
+    """The headers of a client may hold a key under any name."""
+    heard: list[str] = []
+    places: list[str] = []
+
+    def elsewhere(connection: ServerConnection, request: Request) -> Response:
+        heard.append(request.headers["X-Key"])
+        return connection.respond(HTTPStatus.NOT_FOUND, "")
+
+    async def talk(socket: ServerConnection) -> None:
+        raise NotImplementedError
+
+    async with asyncio.timeout(WAIT), serve(talk, "127.0.0.1", 0, process_request=elsewhere) as other:
+        place = f"ws://127.0.0.1:{next(iter(other.sockets)).getsockname()[1]}/ws"
+
+        async def behave(asked: Asked) -> None:
+            await asked.reply(b"", status="302 Found", more=f"Location: {places[-1]}\r\n")
+
+        async with rude(behave) as server:
+            for named in (place, "http://[bad", "ftp://127.0.0.1/ws"):
+                places.append(named)
+                with pytest.raises(NotMcp) as caught:
+                    async with Client(server.url.replace("http", "ws"), headers={"X-Key": "secret"}):
+                        pass
+                assert_readable(caught.value, "is not a WebSocket")
+    assert heard == []
+
+
+async def test_a_header_that_would_break_a_handshake_is_refused() -> None:
+    """As it is over HTTP."""
+    with pytest.raises(TargetError, match="no header may have"):
+        async with Client("ws://127.0.0.1:1/ws", headers={"X-Key": "a\r\nHost: b"}):
+            pass
 
 
 @pytest.mark.parametrize("way", [*WAYS, "stdio"])

@@ -164,7 +164,7 @@ async def test_a_server_that_never_answers_the_probe_is_spoken_to_the_old_way(tm
 
 async def test_a_greeting_on_standard_output_is_passed_over(tmp_path: Path) -> None:
     """Programs print where they must not, and mean no harm."""
-    script = write(tmp_path, "say('Welcome!')\nsay('')\n" + textwrap.dedent(LOOP))
+    script = write(tmp_path, "say('Welcome!')\nsay('')\nsay('[INFO] started')\n" + textwrap.dedent(LOOP))
     async with asyncio.timeout(WAIT), Client(script) as client:
         assert (await client.call("pid")).text
 

@@ -102,7 +102,7 @@ def read(body: bytes) -> Envelope:
     except msgspec.ValidationError:
         require_json(body)
         raise _invalid("a message is a JSON object") from None
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # msgspec's errors are ValueErrors, and that of bad UTF-8 is too
         raise _unreadable(exc) from exc
     return _message(envelope)
 
@@ -118,7 +118,7 @@ def require_json(body: bytes) -> None:
 def _is_two(raw: bytes) -> bool:
     try:
         return bool(_decode_text(raw) == "2.0")
-    except msgspec.MsgspecError:
+    except ValueError:
         return False
 
 
@@ -129,7 +129,7 @@ def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
         raise _invalid(f'"id" has at most {MAX_ID} bytes')
     try:
         request_id: RequestId = _decode_id(raw)
-    except msgspec.MsgspecError:
+    except ValueError:
         raise _invalid('"id" must be a string or an integer') from None
     return request_id
 
@@ -144,7 +144,7 @@ def _message(envelope: _Envelope) -> Envelope:
         return _answer(request_id, envelope)
     try:
         method = _decode_text(raw_method)
-    except msgspec.MsgspecError:
+    except ValueError:
         raise _invalid('"method" must be a string') from None
     if not method:
         raise _invalid('"method" must not be empty')

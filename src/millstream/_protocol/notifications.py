@@ -92,7 +92,7 @@ def progress_token(params: bytes) -> ProgressToken | None:
         return None
     try:
         meta = _decode_token(params).meta
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return None
     return meta.token if meta is not UNSET and meta.token is not UNSET else None
 
@@ -101,6 +101,6 @@ def cancelled_id(params: bytes) -> RequestId | None:
     """The request that `notifications/cancelled` names; None for a malformed one, which is ignored."""
     try:
         request_id: Any = _decode_cancelled(params or b"{}").request_id
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         return None
     return None if request_id is UNSET else request_id

@@ -186,7 +186,7 @@ class Conversation:
     async def notify(self, method: str) -> None:
         """Send a notification without parameters, where the revision has it."""
         if method in self.agreed.revision.notifications:
-            await self.transport.send(notification_message(method), method)
+            await self.requests.tell(self.transport, notification_message(method), method)
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """A subscription, not yet open."""

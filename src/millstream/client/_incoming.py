@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, encode, error_message, result_message
+from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import Envelope, RequestId, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import (
     LoggingMessageNotificationParams,
@@ -100,7 +100,7 @@ class Incoming:
     """Takes the server's requests and notifications, of whichever connection."""
 
     __slots__ = (
-        "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
+        "_answering", "_background", "_holding", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
         "acknowledged", "observer", "running", "watchers",
     )  # fmt: skip
 
@@ -130,6 +130,8 @@ class Incoming:
         self._queue: deque[Awaitable[None]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._answering: dict[Any, asyncio.Task[None] | None] = {}
+        self._holding = 0
+        """Questions whose answers nobody has found yet."""
 
     def receive(self, message: Envelope, transport: Transport) -> None:
         """Take one message.
@@ -147,7 +149,7 @@ class Incoming:
             return
         try:
             handler(self, message)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             _logger.debug("The server sent a %s that cannot be read.", message.method)
 
     async def caught_up(self) -> None:
@@ -184,7 +186,8 @@ class Incoming:
             self._tell(self._on_change, change)
 
     def _agreed(self, message: Envelope) -> None:
-        event = self.acknowledged.get(_decode_plain(message.params).meta.get(SUBSCRIPTION_KEY, 0))
+        subscription: Any = _decode_plain(message.params or b"{}").meta.get(SUBSCRIPTION_KEY)
+        event = self.acknowledged.get(subscription) if isinstance(subscription, int) else None
         if event is not None:
             event.set()
 
@@ -236,20 +239,29 @@ class Incoming:
 
     async def _answer(self, message: Envelope, transport: Transport) -> None:
         assert message.id is not None  # noqa: S101  only requests are answered
-        for running in self.running.values():
-            running.hold()
         try:
-            try:
-                result = await self._questions.answer(message.method, message.params)
-                answer = result_message(message.id, encode(result))
-            except ProtocolError as exc:
-                answer = error_message(message.id, exc.code, exc.message, exc.data)
-            await transport.send(answer, "")
+            await transport.send(await self._answer_to(message, message.id), "")
         except ClientError as exc:
             _logger.info("The answer to %s did not reach the server: %s", message.method, exc)
         finally:
             self._answering.pop(message.id, None)
-            if not self._answering:
+
+    async def _answer_to(self, message: Envelope, request_id: RequestId) -> bytes:
+        """What we say to a question. The clocks of our own requests stand still while the server waits for it."""
+        self._holding += 1
+        for running in self.running.values():
+            running.hold()
+        try:
+            result = await self._questions.answer(message.method, message.params)
+            return result_message(request_id, encode(result))
+        except ProtocolError as exc:
+            return error_message(request_id, exc.code, exc.message, exc.data)
+        except (TypeError, ValueError, RecursionError):
+            _logger.exception("A handler of the client gave something that isn't JSON.")
+            return error_message(request_id, INTERNAL_ERROR, "The client could not answer")
+        finally:
+            self._holding -= 1
+            if not self._holding:
                 now = asyncio.get_running_loop().time()
                 for running in self.running.values():
                     running.extend(now)

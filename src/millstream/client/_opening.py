@@ -51,7 +51,7 @@ def failure(error: bytes) -> Failure:
     try:
         told = _decode_error(error)
         data = msgspec.json.decode(told.data) if told.data else None
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
         return Failure(0, "The server reported an error that can't be read")
     return Failure(told.code, told.message or "The server gave no reason", data)
 
@@ -250,7 +250,7 @@ class Opening:
                     raise UnknownVersion(_unknown(named)) from exc
                 revision = common
                 continue
-            except (NotMcp, BadAnswer, msgspec.MsgspecError):
+            except (NotMcp, BadAnswer, ValueError, RecursionError):
                 return None
             except (ConnectionLost, NoAnswer) as exc:
                 if alone or (isinstance(exc, ConnectionLost) and transport.lost):
@@ -260,9 +260,8 @@ class Opening:
             if agreed is None:
                 return None
             transport.agreed(agreed)
-            about = msgspec.convert(offer.meta.get(SERVER_KEY) or {}, Implementation, strict=False)
             return Agreement(
-                revision=agreed, capabilities=offer.capabilities, server=about, instructions=offer.instructions
+                revision=agreed, capabilities=offer.capabilities, server=_about(offer), instructions=offer.instructions
             )
         return None
 
@@ -272,7 +271,7 @@ class Opening:
         raw = await self._ask(transport, "initialize", params, revision, self._timeout)
         try:
             result = _decode_initialize(raw)
-        except msgspec.MsgspecError as exc:
+        except (ValueError, RecursionError) as exc:
             raise BadAnswer(f"The server's answer to initialize is not one: {exc}.") from exc
         agreed = HANDSHAKE.get(result.protocol_version)
         if result.protocol_version in PER_REQUEST:
@@ -282,7 +281,11 @@ class Opening:
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.agreed(agreed)
-        await transport.send(notification_message("notifications/initialized"), "notifications/initialized")
+        try:
+            async with asyncio.timeout(self._timeout):
+                await transport.send(notification_message("notifications/initialized"), "notifications/initialized")
+        except TimeoutError as exc:
+            raise NoAnswer(f"The server did not end the handshake within {self._timeout:g} seconds.") from exc
         return Agreement(
             revision=agreed,
             capabilities=result.capabilities,
@@ -302,6 +305,14 @@ class Opening:
         if answer.error:
             raise failure(answer.error)
         return answer.result
+
+
+def _about(offer: DiscoverResult) -> Implementation:
+    """How the server introduces itself; nothing depends on it."""
+    try:
+        return msgspec.convert(offer.meta.get(SERVER_KEY) or {}, Implementation, strict=False)
+    except msgspec.ValidationError:
+        return Implementation("", "")
 
 
 class _Supported(Struct):

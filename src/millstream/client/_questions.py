@@ -92,7 +92,7 @@ class Questions:
             raise ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}")
         try:
             return await handler(self, params or b"{}")
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
     async def _ping(self, params: bytes) -> Any:

@@ -21,7 +21,7 @@ from millstream.client._incoming import Incoming, OnProgress, Running
 from millstream.client._opening import Opening, failure
 from millstream.client._options import Options
 from millstream.client._questions import Questions
-from millstream.client._transports.transport import Request
+from millstream.client._transports.transport import Request, Transport
 
 _ASKS_BACK = b'"input_required"'
 _FIRST_WAIT = 0.05
@@ -124,6 +124,7 @@ class Requests:
             ClientError: there's no answer.
         """
         rounds = 0
+        since = 0.0
         extra = b""
         while True:
             result = await self._once(ask, extra)
@@ -132,9 +133,15 @@ class Requests:
             required = _required(result)
             if required is None:
                 return result
+            if not required.input_requests and required.request_state is None:
+                raise BadAnswer(f"The server wants something for {ask.method}, but doesn't say what.")
             rounds += 1
             if rounds > self._options.max_rounds:
                 raise BadAnswer(f"The server asked {rounds} times without an answer (Options.max_rounds).")
+            now = asyncio.get_running_loop().time()
+            since = 0.0 if required.input_requests else since or now
+            if since and now - since > (ask.timeout or self._timeout):  # it wants to be asked again and again
+                raise NoAnswer(f"The server put off its answer to {ask.method} {rounds} times.")
             extra = await self._answers(required, rounds)
 
     async def _answers(self, required: InputRequiredResult, rounds: int) -> bytes:
@@ -169,6 +176,19 @@ class Requests:
                 raise
             link = await self._renew(link) if link.transport.lost else link
             return await self.send(link, ask, extra)
+
+    async def tell(self, transport: Transport, message: bytes, method: str) -> None:
+        """Send a notification.
+
+        Raises:
+            NoAnswer: the server doesn't take it in time.
+            ClientError: it can't be sent.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                await transport.send(message, method)
+        except TimeoutError as exc:
+            raise NoAnswer(f"The server did not take {method} within {self._timeout:g} seconds.") from exc
 
     async def send(self, link: Link, ask: Ask, extra: bytes = b"") -> bytes:
         """One request on one connection."""
@@ -208,6 +228,6 @@ class Requests:
 def _required(result: bytes) -> InputRequiredResult | None:
     try:
         required = _decode_required(result)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
         return None
     return required if required.result_type == "input_required" else None

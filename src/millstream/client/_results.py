@@ -33,9 +33,13 @@ class Result(CallToolResult, frozen=True, kw_only=True):
 
     @property
     def data(self) -> Any:
-        """The structured content as plain values; without any, the text."""
+        """The structured content as plain values; without any, the text.
+
+        Raises:
+            BadAnswer: it has numbers or letters that can't be read.
+        """
         raw = self.structured_content
-        return self.text if raw is UNSET else msgspec.json.decode(raw)
+        return self.text if raw is UNSET else read("tools/call", msgspec.json.decode, raw)
 
     def into(self, wanted: type[T]) -> T:
         """The value as the type you want: from the structured content, else from text that is JSON.
@@ -59,7 +63,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         except BadAnswer:
             try:
                 inner = _decode_wrapped(raw).result
-            except msgspec.MsgspecError:
+            except (ValueError, RecursionError):
                 inner = None
             if inner is None:
                 raise
@@ -86,7 +90,7 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
     """
     try:
         return decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadAnswer(f"The server's result of {method} has the wrong shape: {exc}.") from exc
 
 

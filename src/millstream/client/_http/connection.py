@@ -13,9 +13,10 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, TooLarge
 from millstream.client._http.body import Body
+from millstream.client._http.url import Url
 
 _MAX_HEAD = 512 * 1024
-"""Bytes that may come before the head of a reply is complete: the parser keeps them all."""
+"""Bytes that may come without one of the body among them, as a head or trailers: the parser keeps them all."""
 _MAX_LEFT = 256 * 1024
 """Bytes of a body nobody reads that are worth the connection."""
 _LEFT_SECONDS = 1.0
@@ -25,7 +26,7 @@ _LEFT_SECONDS = 1.0
 class Reply:
     """What the server said. `stream` is for event streams; all else is in `body`."""
 
-    __slots__ = ("body", "headers", "status", "stream")
+    __slots__ = ("body", "headers", "moved", "status", "stream")
 
     def __init__(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
@@ -33,6 +34,8 @@ class Reply:
         """By lower-case name; the last one counts."""
         self.body = b""
         self.stream: Body | None = None
+        self.moved: Url | None = None
+        """Where it's from, if that isn't where the request went first."""
 
     def header(self, name: bytes) -> str:
         """A header as text; empty without it."""
@@ -136,8 +139,7 @@ class HttpConnection(asyncio.Protocol):
             self.abort()  # nothing was asked
             return
         self._began = True
-        if self._reply is None:
-            self._fed += len(data)
+        self._fed += len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
@@ -145,8 +147,8 @@ class HttpConnection(asyncio.Protocol):
         except HttpParserError as exc:
             if self._fault is None and not self.closed:
                 self._fault = BadAnswer(f"The server does not speak HTTP/1.1: {exc}.")
-        if self._fault is None and self._reply is None and self._waiter is not None and self._fed > _MAX_HEAD:
-            self._fault = TooLarge("The server's reply has a head of more than 512 KiB.")
+        if self._fault is None and self._fed > _MAX_HEAD:
+            self._fault = TooLarge("The server's reply has more than 512 KiB beside its body.")
         if self._fault is not None:
             self._end(self._fault)
             self.abort()
@@ -167,6 +169,9 @@ class HttpConnection(asyncio.Protocol):
         if status < 200:
             self._headers = {}
             return  # 100 Continue and its like come before the reply
+        if self._waiter is None:
+            self._fault = BadAnswer("The server answered a request twice.")
+            return
         reply = self._reply = Reply(status, headers)
         self._parts = []
         self._size = 0
@@ -183,6 +188,7 @@ class HttpConnection(asyncio.Protocol):
         if reply is None or self._fault is not None:
             return
         self._size += len(data)
+        self._fed = 0
         if self._left:
             if self._size > _MAX_LEFT:
                 self._loop.call_soon(self.abort)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 import millstream
 from millstream.client._errors import AccessDenied, NotMcp, TargetError
@@ -71,8 +71,9 @@ class Endpoint:
         """
         asked = again = False
         redirects = 0
+        url = structs.replace(self.url, target=target) if target else self.url
         while True:
-            reply = await self._pool.send(await self._bytes(method, target, extra, body), repeatable=repeatable)
+            reply = await self._pool.send(await self._bytes(url, method, extra, body), repeatable=repeatable)
             challenge = reply.header(b"www-authenticate")
             if self._auth is not None and b"dpop-nonce" in reply.headers:
                 refused = self._auth.heard(self.url, reply.header(b"dpop-nonce"), challenge)
@@ -86,8 +87,10 @@ class Endpoint:
                 asked = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
-                self._redirect(method, reply, redirects)
+                url = _redirected(url, method, reply, redirects)
             else:
+                if redirects:
+                    reply.moved = url
                 return reply
             self._leave(reply)
 
@@ -96,27 +99,30 @@ class Endpoint:
         if reply.stream is not None:
             reply.stream.close()
 
-    async def _bytes(self, method: str, target: str, extra: str, body: bytes) -> bytes:
-        where = target or self.url.target
-        credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, where))
+    async def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
+        credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, url.target))
         length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
-        url = self.url
-        start = f"{method} {target or url.target} HTTP/1.1\r\nHost: {url.authority}\r\n"
+        start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n"
         return f"{start}{self._fixed}{credentials}{extra}{length}\r\n".encode("latin-1") + body
-
-    def _redirect(self, method: str, reply: Reply, count: int) -> None:
-        location = reply.header(b"location")
-        target = self.url.join(location)
-        if target.origin != self.url.origin:
-            raise NotMcp(f"{self.url} redirects to {target}.", remedy="If you trust that server, give its URL.")
-        if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
-            what = f"{self.url} redirects to {target}, where it does not take messages."
-            raise NotMcp(what, remedy="Check the path.")
-        self.url = target
 
     async def close(self) -> None:
         """Close the connections."""
         await self._pool.close()
+
+
+def _redirected(url: Url, method: str, reply: Reply, count: int) -> Url:
+    """Where a reply sends this request.
+
+    Raises:
+        NotMcp: to another origin, round in circles, or not as a POST.
+        TargetError: to what is no URL.
+    """
+    target = url.join(reply.header(b"location"))
+    if target.origin != url.origin:
+        raise NotMcp(f"{url} redirects to {target}.", remedy="If you trust that server, give its URL.")
+    if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
+        raise NotMcp(f"{url} redirects to {target}, where it does not take messages.", remedy="Check the path.")
+    return target
 
 
 def lines(headers: Mapping[str, str]) -> str:
@@ -132,7 +138,7 @@ def denied(url: Url, reply: Reply, challenge: str, *, has_auth: bool) -> AccessD
             return AccessDenied(f"{url} wants credentials (401).", reply.status, challenge, remedy=remedy)
         text = f"{url} wants credentials (401). The credentials were not accepted."
     elif "insufficient_scope" in challenge:
-        text = f"{url} wants more rights than these credentials have (403): {challenge}."
+        text = f"{url} wants more rights than these credentials have (403): {_brief(challenge)}."
     else:
         text = f"{url} refuses these credentials, or this host or origin (403){_detail(reply)}."
     return AccessDenied(text, reply.status, challenge)
@@ -147,10 +153,15 @@ def _detail(reply: Reply) -> str:
     if reply.media_type != "application/problem+json":
         return ""
     try:
-        said = msgspec.json.decode(reply.body, type=_Problem).detail.strip().rstrip(".")
-    except msgspec.MsgspecError:
+        said = _brief(msgspec.json.decode(reply.body, type=_Problem).detail).rstrip(".")
+    except (ValueError, RecursionError):
         return ""
-    return f": {said[:_MAX_DETAIL]}" if said else ""
+    return f": {said}" if said else ""
+
+
+def _brief(text: str) -> str:
+    """What a server says, as part of a sentence."""
+    return " ".join(text.split())[:_MAX_DETAIL]
 
 
 def _agent() -> str:

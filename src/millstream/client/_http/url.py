@@ -39,7 +39,12 @@ class Url(Struct, frozen=True):
 
     def join(self, reference: str) -> "Url":
         """The URL that a relative or absolute reference on this page means."""
-        return parse(urljoin(str(self), reference))
+        try:
+            return parse(urljoin(str(self), reference))
+        except TargetError:
+            raise
+        except ValueError as exc:
+            raise TargetError(f"{reference} is not a URL: {exc}.") from exc
 
 
 def parse(text: str) -> Url:

@@ -87,7 +87,7 @@ class Duplex:
                 waiter.set_result(message)
         elif request_id is not None and (not isinstance(request_id, int) or request_id > self._last_id):
             # A smaller number belongs to a request that was given up: its answer is merely late.
-            raise BadAnswer(f"The server answered a request with the id {request_id!r}, which nobody sent.")
+            raise BadAnswer(f"The server answered a request with the id {request_id!r:.64}, which nobody sent.")
 
     def end(self, fault: ClientError | None = None) -> None:
         """The connection is over: nobody waits any longer."""

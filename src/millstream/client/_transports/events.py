@@ -10,6 +10,9 @@ from millstream.client._errors import BadAnswer
 from millstream.client._http.body import Body
 from millstream.client._http.connection import too_large
 
+_SHORTEST_WAIT = 0.1
+"""Seconds, for servers that want us back at once and then close again."""
+
 
 class EventReader:
     """Reads one connection after the other, and keeps what the next one needs: the last id, and how long to wait."""
@@ -89,6 +92,6 @@ class EventReader:
         that clients don't come back all at once.
         """
         if self._retry_ms is not None and self.attempts == 0:
-            return self._retry_ms / 1000
+            return max(self._retry_ms / 1000, _SHORTEST_WAIT)
         usual: float = max(first * 2.0**self.attempts, (self._retry_ms or 0) / 1000)
         return min(usual, longest) * random.uniform(0.75, 1.0)  # noqa: S311  not a secret

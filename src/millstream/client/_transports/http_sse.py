@@ -62,6 +62,8 @@ class HttpSseTransport:
                 reply = await self._endpoint.send("GET", "Accept: text/event-stream\r\n", repeatable=True)
                 if reply.stream is None or reply.status != 200:
                     raise NotMcp(f"{url} has no event stream: it answers with status {reply.status}.")
+                if reply.moved is not None:
+                    self._endpoint.url = reply.moved
                 self._background.start(self._read(reply, named))
                 await named
         except TimeoutError as exc:

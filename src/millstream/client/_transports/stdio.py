@@ -171,7 +171,7 @@ class StdioTransport:
         for line in self._lines.feed(data):
             if line is None:
                 self._over(too_large(self._max))
-            elif line[:1] in (b"{", b"["):
+            elif line[:1] == b"{" or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO] started"
                 self._duplex.receive(line)
             else:
                 self._noise += 1  # a program that prints greetings is a nuisance, and common

@@ -35,6 +35,7 @@ _ATTEMPTS = 5
 """Times that a stream is taken up again without anything new."""
 _STANDS = 1.0
 """Seconds that the first call waits for the standing stream: some servers send its head with its first event."""
+_MAX_KIND = 64
 _GOODBYE = 2.0
 """Seconds for the DELETE of a session."""
 
@@ -77,10 +78,13 @@ class StreamableTransport:
             reply = await self._endpoint.send(
                 "POST", self._headers(request), request.body, repeatable=request.repeatable
             )
+            if reply.moved is not None:
+                self._endpoint.url = reply.moved  # the next ones go there at once
             if request.method == "initialize":
                 self._session = _session_id(reply)
             if reply.stream is None:
                 return self._answer(request, reply)
+            _check_coding(reply)
             return await self._follow(request, reply.stream)
         except asyncio.CancelledError:
             self._give_up(request)
@@ -131,6 +135,7 @@ class StreamableTransport:
         except ProtocolError as exc:
             if reply.status >= 300:
                 raise self._trouble(reply) from exc
+            _check_coding(reply)
             raise BadAnswer(f"The server's answer is not a message of MCP. {exc.message}.") from exc
         # An error about what the server couldn't read has no id, or one of the server's own.
         if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
@@ -141,13 +146,14 @@ class StreamableTransport:
         url = self._endpoint.url
         if reply.status == 404 and self._session:
             return SessionLost("The server has forgotten the session.")
-        kind = "a web page" if reply.media_type == "text/html" else reply.media_type or "nothing"
+        kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
             what = f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}."
             return NotMcp(what, remedy="Check the path: most are at /mcp.")
         if reply.status >= 500:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
-        return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}, not JSON.")
+        rather = "" if kind == "application/json" else f" and {kind}, not JSON"
+        return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status}{rather}.")
 
     # Streams
 
@@ -204,7 +210,7 @@ class StreamableTransport:
     async def _get(self, last_event_id: str = "") -> Reply:
         extra = _TAKES_EVENTS + self._about(self._revision)
         if last_event_id:
-            extra += f"Last-Event-ID: {last_event_id}\r\n"
+            extra += f"Last-Event-ID: {last_event_id.encode().decode('latin-1')}\r\n"  # as UTF-8, says WHATWG HTML
         return await self._endpoint.send("GET", extra, repeatable=True)
 
     async def _stand(self, stands: asyncio.Event) -> None:
@@ -269,7 +275,16 @@ class StreamableTransport:
 
 def wrong_id(request: Request, message: Envelope) -> BadAnswer:
     """The error for the answer to another request."""
-    return BadAnswer(f"The server answered {request.method} with the id {message.id!r} instead of {request.id}.")
+    return BadAnswer(f"The server answered {request.method} with the id {message.id!r:.64} instead of {request.id}.")
+
+
+def _check_coding(reply: Reply) -> None:
+    """Raises: BadAnswer: the body is compressed."""
+    coding = reply.header(b"content-encoding").lower()
+    if coding not in ("", "identity"):
+        if reply.stream is not None:
+            reply.stream.close()
+        raise BadAnswer("The server compresses its answers, though the client doesn't ask for that.")
 
 
 def _session_id(reply: Reply) -> str:

@@ -11,15 +11,37 @@ from websockets.typing import Subprotocol
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
-from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
+from millstream.client._errors import (
+    AccessDenied,
+    ConnectFailed,
+    ConnectionLost,
+    NotMcp,
+    TargetError,
+    TlsFailed,
+)
 from millstream.client._http.connection import too_large
+from millstream.client._http.endpoint import check_headers
 from millstream.client._http.pool import unreachable, untrusted
 from millstream.client._http.proxy import proxy_for
-from millstream.client._http.url import Url
+from millstream.client._http.url import Url, parse
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, Request
 
 _MESSAGE_TOO_BIG = 1009
+_GOODBYE = 2.0
+"""Seconds for the closing handshake."""
+
+
+class _Connect(connect):
+    """Goes nowhere else with the headers of this server."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        try:
+            target = super().process_redirect(exc)
+            stays = not isinstance(target, str) or parse(target).origin == parse(self.uri).origin
+        except (ValueError, TargetError):  # it's no URL
+            return exc
+        return target if stays else exc
 
 
 class WebSocketTransport:
@@ -62,9 +84,10 @@ class WebSocketTransport:
             ClientError: there's no WebSocket of MCP.
         """
         url = self._url
+        check_headers(self._headers)
         proxy = proxy_for(url)
         try:
-            socket = await connect(
+            socket = await _Connect(
                 str(url),
                 subprotocols=[Subprotocol("mcp")],
                 additional_headers=dict(self._headers),
@@ -108,7 +131,7 @@ class WebSocketTransport:
             if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:
                 self._duplex.end(too_large(self._max))
         finally:
-            reason = f": {socket.close_reason}" if socket.close_reason else ""
+            reason = f": {' '.join(socket.close_reason.split())}" if socket.close_reason else ""
             self._duplex.end(ConnectionLost(f"The server closed the WebSocket{reason}."))
         await socket.close()
 
@@ -137,8 +160,13 @@ class WebSocketTransport:
     async def close(self) -> None:
         """Close the socket."""
         self._duplex.end(ConnectionLost("The client was closed."))
-        if self._socket is not None:
-            await self._socket.close()
+        socket = self._socket
+        if socket is not None:
+            try:
+                async with asyncio.timeout(_GOODBYE):
+                    await socket.close()
+            except TimeoutError:  # a server that says much and reads nothing
+                socket.transport.abort()
 
 
 def _elsewhere(url: Url) -> str:
