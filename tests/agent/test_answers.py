@@ -118,7 +118,7 @@ async def test_the_person_sees_what_a_call_would_do() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [('{"isbn": ', "aren't JSON"), ("[1]", "must be a JSON object"), ('"9780"', "must be a JSON object"),
-     ("[" * 100_000, "aren't JSON")],
+     ("[" * 100_000, "aren't JSON"), ('{"isbn": "\\ud800"}', "nobody can send")],
 )  # fmt: skip
 async def test_arguments_that_cannot_be_read_are_told_to_the_model(arguments: str, words: str) -> None:
     """It can correct itself, and the conversation keeps nothing that an API would stumble over."""

@@ -252,3 +252,27 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(AgentError, match=r"pip install 'millstream\[agent\]'"):
         OpenAIModel("m")
+
+
+async def test_a_pause_may_end_at_a_date() -> None:
+    """RFC 9110 §10.2.3: seconds or a date; one that has passed is now."""
+    events, _ = await answered(refuses(429, "Slow down.", retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), says("Here."))
+    assert [each.seconds for each in of(Waiting, events)] == [0]
+    error = await failed(refuses(429, "Come back later.", retry_after="Wed, 21 Oct 2133 07:28:00 GMT"))
+    assert isinstance(error, ModelLimited)
+
+
+@pytest.mark.parametrize("odd", [5, {"a": 1}, [5], [None], "x"])
+async def test_calls_that_are_none_are_passed_over(odd: Any) -> None:
+    """The rest of the reply counts."""
+    events, _ = await answered(Answer(pieces=[delta({"content": "Hi."}), delta({"tool_calls": odd}, stop="stop")]))
+    assert of(Answered, events)[0].text == "Hi."
+
+
+async def test_halves_of_letters_end_no_conversation() -> None:
+    """JSON can hold them, and UTF-8 can't: neither the model nor the screen could be told of them again."""
+    half = "\ud83d"
+    events, api = await answered(calls((f"price{half}", "{}")), says(f"So{half}."))
+    assert of(Returned, events)[0].outcome == "invalid"
+    assert of(Answered, events)[0].text == "So\ufffd."
+    assert len(api.asked) == 2

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import encode
 from millstream.agent._answer import Emit
 from millstream.agent._content import Part, cut, show_result
 from millstream.agent._events import Calling, Outcome, Progressed, Returned
@@ -103,6 +104,10 @@ def read_arguments(text: str) -> dict[str, Any]:
         raise Unreadable(f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}.") from exc
     if not is_object(found):
         raise Unreadable(f"The arguments must be a JSON object, not {text[:_SHOWN]!r}.")
+    try:
+        encode(found)
+    except (ValueError, RecursionError) as exc:
+        raise Unreadable(f"The arguments have a letter that nobody can send ({exc}).") from exc
     return found
 
 

@@ -40,7 +40,7 @@ def show_result(result: Result, limit: int) -> Shown:
     """The result of a tool. Structured content counts where there's no text that says the same."""
     shown = show_blocks(result.content, limit)
     if not shown.text and not shown.parts and result.structured_content is not UNSET:
-        shown.text = cut(bytes(result.structured_content).decode(), limit)
+        shown.text = cut(bytes(result.structured_content).decode("utf-8", "replace"), limit)
     if not shown.text:
         shown.text = "(see the next message)" if shown.parts else "(no content)"
     return shown

@@ -5,7 +5,9 @@ indexes and counts, and some send arguments in one piece.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 from urllib.parse import urlsplit
@@ -247,9 +249,11 @@ class _Assembly:
             delta = getattr(choice, "delta", None)
             for piece in (getattr(delta, "content", None), getattr(delta, "refusal", None)):
                 if isinstance(piece, str):
-                    said += piece
-            for call in getattr(delta, "tool_calls", None) or ():
-                self._add_call(call)
+                    said += _whole_letters(piece)
+            calls = getattr(delta, "tool_calls", None)
+            for call in calls if is_array(calls) else ():
+                if hasattr(call, "function"):
+                    self._add_call(call)
         self.text.append(said)
         return said
 
@@ -261,7 +265,7 @@ class _Assembly:
             ("arguments", getattr(function, "arguments", None)),
         ):
             if isinstance(piece, str):
-                wish[key] += piece
+                wish[key] += _whole_letters(piece)
 
     def _wish_for(self, index: Any, id: Any) -> dict[str, Any]:
         for wish in self._wishes:
@@ -278,7 +282,7 @@ class _Assembly:
         found: list[Wish] = []
         seen: set[str] = set()
         for number, wish in enumerate(self._wishes):
-            id = str(wish["id"])
+            id = _whole_letters(str(wish["id"]))
             if not id or id in seen:
                 id = f"call_{number}_{len(seen)}"
             seen.add(id)
@@ -307,6 +311,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _whole_letters(text: str) -> str:
+    """Text without halves of letters, which JSON can hold, and no other API can be sent."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _retry_after(headers: Any) -> float | None:
     """Seconds, as the API says (RFC 9110 §10.2.3, or in milliseconds, as OpenAI and Azure send it)."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
@@ -316,4 +325,12 @@ def _retry_after(headers: Any) -> float | None:
             continue
         if 0 <= seconds < 1e9:
             return seconds
-    return None
+    return _until(headers.get("retry-after", ""))
+
+
+def _until(date: str) -> float | None:
+    """Seconds until a date of HTTP (RFC 9110 §5.6.7); one in the past is now."""
+    try:
+        return max(0.0, parsedate_to_datetime(date).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

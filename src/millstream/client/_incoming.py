@@ -9,7 +9,8 @@ import inspect
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -131,7 +132,7 @@ class Incoming:
         self._worker: asyncio.Task[None] | None = None
         self._answering: dict[Any, asyncio.Task[None] | None] = {}
         self._holding = 0
-        """Questions whose answers nobody has found yet."""
+        """Questions that people or models think about."""
 
     def receive(self, message: Envelope, transport: Transport) -> None:
         """Take one message.
@@ -247,18 +248,25 @@ class Incoming:
             self._answering.pop(message.id, None)
 
     async def _answer_to(self, message: Envelope, request_id: RequestId) -> bytes:
-        """What we say to a question. The clocks of our own requests stand still while the server waits for it."""
-        self._holding += 1
-        for running in self.running.values():
-            running.hold()
+        """What we say to a question."""
         try:
-            result = await self._questions.answer(message.method, message.params)
+            with self.standing_still():
+                result = await self._questions.answer(message.method, message.params)
             return result_message(request_id, encode(result))
         except ProtocolError as exc:
             return error_message(request_id, exc.code, exc.message, exc.data)
         except (TypeError, ValueError, RecursionError):
             _logger.exception("A handler of the client gave something that isn't JSON.")
             return error_message(request_id, INTERNAL_ERROR, "The client could not answer")
+
+    @contextmanager
+    def standing_still(self) -> Generator[None]:
+        """The clocks of our requests stand still: a person is asked something, so it isn't the server that is slow."""
+        self._holding += 1
+        for running in self.running.values():
+            running.hold()
+        try:
+            yield
         finally:
             self._holding -= 1
             if not self._holding:

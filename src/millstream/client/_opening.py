@@ -30,11 +30,12 @@ from millstream.client._errors import (
 )
 from millstream.client._http.endpoint import Endpoint
 from millstream.client._http.pool import Pool
+from millstream.client._incoming import Incoming, Running
 from millstream.client._options import Options
 from millstream.client._targets import Place, Remote
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.streamable import StreamableTransport
-from millstream.client._transports.transport import Listener, Request, Transport
+from millstream.client._transports.transport import Request, Transport
 
 _KEPT = 256
 """Targets whose verdict is kept."""
@@ -72,7 +73,7 @@ class Opening:
         place: Place,
         me: Self,
         options: Options,
-        listener: Listener,
+        listener: Incoming,
         background: Background,
         *,
         ids: Iterator[int],
@@ -137,7 +138,8 @@ class Opening:
             connect_timeout=options.connect_timeout,
             tls=options.tls,
         )
-        return Endpoint(place.url, {**place.headers, **self._headers}, pool, options.auth)
+        headers = {**place.headers, **self._headers}
+        return Endpoint(place.url, headers, pool, options.auth, self._listener.standing_still)
 
     def _streamable(self) -> Transport:
         return StreamableTransport(self._endpoint(), self._listener, self._background, self._options.max_bytes)
@@ -297,11 +299,16 @@ class Opening:
         request_id = next(self._ids)
         body = request_body(request_id, method, with_meta(params, self._self.meta(revision)))
         request = Request(request_id, method, body, revision=revision, repeatable=True)
+        running = self._listener.running
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as scope:
+                latest = asyncio.get_running_loop().time() + max(self._options.longest, seconds)
+                running[request_id] = Running(scope, seconds, latest, None)
                 answer = await transport.exchange(request)
         except TimeoutError as exc:
             raise NoAnswer(f"The server did not answer {method} within {seconds:g} seconds.") from exc
+        finally:
+            running.pop(request_id, None)
         if answer.error:
             raise failure(answer.error)
         return answer.result

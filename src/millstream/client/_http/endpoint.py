@@ -1,6 +1,7 @@
 """One URL of a server, and what each request there carries: fixed headers, credentials, redirects within the origin."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import msgspec
 from msgspec import Struct, structs
@@ -45,12 +46,21 @@ def _fits(value: str) -> bool:
 class Endpoint:
     """Sends requests to one URL."""
 
-    __slots__ = ("_auth", "_fixed", "_pool", "url")
+    __slots__ = ("_auth", "_fixed", "_pool", "_waiting", "url")
 
-    def __init__(self, url: Url, headers: Mapping[str, str], pool: Pool, auth: Auth | None = None) -> None:
+    def __init__(
+        self,
+        url: Url,
+        headers: Mapping[str, str],
+        pool: Pool,
+        auth: Auth | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         check_headers(headers)
         self.url = url
         self._auth = auth
+        self._waiting = waiting
+        """Is entered while somebody logs in."""
         agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _agent()}
         self._fixed = lines({**agent, **headers})
         self._pool = pool
@@ -82,7 +92,7 @@ class Endpoint:
                     self._leave(reply)
                     continue
             if reply.status in (401, 403):
-                if asked or self._auth is None or not await self._auth.challenged(self.url, reply.status, challenge):
+                if asked or not await self._better(reply.status, challenge):
                     raise denied(self.url, reply, challenge, has_auth=self._auth is not None)
                 asked = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
@@ -93,6 +103,13 @@ class Endpoint:
                     reply.moved = url
                 return reply
             self._leave(reply)
+
+    async def _better(self, status: int, challenge: str) -> bool:
+        """Whether there are better credentials now."""
+        if self._auth is None:
+            return False
+        with self._waiting():
+            return await self._auth.challenged(self.url, status, challenge)
 
     @staticmethod
     def _leave(reply: Reply) -> None:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
+from millstream.client._oauth.endpoints import brief
 from millstream.client._oauth.store import Registration
 
 
@@ -66,12 +67,12 @@ def code_of(answer: Mapping[str, str], state: str, issuer: Issuer) -> str:
     """
     named = answer.get("iss")
     if named is not None and named != issuer.issuer:
-        raise AccessDenied(f"The answer is from {named}, but {issuer.issuer} was asked.", 401)
+        raise AccessDenied(f"The answer is from {brief(named)}, but {issuer.issuer} was asked.", 401)
     if named is None and issuer.authorization_response_iss_parameter_supported:
         raise AccessDenied(f"{issuer.issuer} promises to name itself in its answers, and did not.", 401)
     if not secrets.compare_digest(answer.get("state", "").encode(), state.encode()):
         raise AccessDenied("The answer belongs to another login.", 401)
     if "code" not in answer:
         reason = answer.get("error_description") or answer.get("error") or "no reason given"
-        raise AccessDenied(f"The login did not succeed: {reason.rstrip('.')}.", 401)
+        raise AccessDenied(f"The login did not succeed: {brief(reason)}.", 401)
     return answer["code"]

@@ -71,7 +71,10 @@ async def find_resource(url: Url, named: str, tls: ssl.SSLContext | None) -> Res
 
 def _covers(resource: str, url: Url) -> bool:
     """Whether metadata about a resource are about this server: the same origin, and the path or one above it."""
-    theirs = urlsplit(resource)
+    try:
+        theirs = urlsplit(resource)
+    except ValueError:
+        return False
     ours = urlsplit(str(url))
     same = (theirs.scheme.lower(), theirs.netloc.lower()) == (ours.scheme, ours.netloc.lower())
     above = theirs.path.rstrip("/") + "/"
@@ -84,6 +87,7 @@ async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
     Raises:
         AccessDenied: they name another issuer.
     """
+    checked(issuer)
     parts = urlsplit(issuer)
     origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
     places = [f"{origin}/.well-known/{name}{path}" for name in ("oauth-authorization-server", "openid-configuration")]

@@ -11,11 +11,12 @@ from msgspec import Struct
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.dpop import Held
-from millstream.client._oauth.fetching import fetch, post_form
+from millstream.client._oauth.fetching import fetch, post_form, read_object
 from millstream.client._oauth.signing import METHOD as SIGNED
 from millstream.client._oauth.signing import assertion
 from millstream.client._oauth.store import Registration, Tokens
 
+_MAX_SAID = 200
 _REMEDY = "Give OAuth a client_id that it knows."
 
 
@@ -29,6 +30,17 @@ class Given(Struct):
     token_type: str = ""
     error: str = ""
     error_description: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether we know how to use a token of this kind (RFC 6749 §7.1), and it fits into a header."""
+        token = self.access_token
+        return self.token_type.lower() in ("", "bearer", "dpop") and token.isascii() and token.isprintable()
+
+
+def brief(text: str) -> str:
+    """What an issuer says, as part of a sentence."""
+    return " ".join(text.split())[:_MAX_SAID].rstrip(".")
 
 
 def method_of(issuer: Issuer, who: Registration) -> str:
@@ -61,8 +73,8 @@ async def register(issuer: Issuer, name: str, redirect: str, tls: ssl.SSLContext
     kind = {"Content-Type": "application/json"}
     reply = await fetch("POST", issuer.registration_endpoint, headers=kind, body=msgspec.json.encode(about), tls=tls)
     try:
-        found = msgspec.json.decode(reply.body, type=Registration)
-    except (msgspec.MsgspecError, RecursionError):
+        found = read_object(reply.body, Registration)
+    except (ValueError, RecursionError):
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
         raise _unregistered(issuer.issuer, reply.status)
@@ -85,9 +97,9 @@ async def ask_token(
         shown, headers = proven(issuer, who, form)
         reply = await post_form(where, shown, {**headers, **held.proof("POST", where)}, tls)
         try:
-            given = msgspec.json.decode(reply.body, type=Given)
-        except (msgspec.MsgspecError, RecursionError):
-            return Given(error=f"status {reply.status}")
+            given = read_object(reply.body, Given)
+        except (ValueError, RecursionError):
+            return Given(error=f"status {reply.status}, and nothing that can be read")
         new = held.proofs.learn(where, reply.header(b"dpop-nonce"))
         if given.error != "use_dpop_nonce" or not new:
             break

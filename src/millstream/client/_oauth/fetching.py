@@ -1,13 +1,14 @@
 """Single HTTP requests to the servers that give tokens. Redirects aren't followed: each answer is for one URL."""
 
+import asyncio
 import ssl
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 
-from millstream.client._errors import AccessDenied, TargetError
+from millstream.client._errors import AccessDenied, BadAnswer, ConnectFailed, ConnectionLost, TargetError
 from millstream.client._http.connection import Reply
 from millstream.client._http.endpoint import lines
 from millstream.client._http.pool import Pool
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 _MAX_BODY = 256 * 1024
 _TIMEOUT = 10.0
+_PATIENCE = 30.0
+"""Seconds for the whole of an answer."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -40,7 +43,12 @@ async def fetch(
     head = f"{method} {where.target} HTTP/1.1\r\nHost: {where.authority}\r\nAccept: application/json\r\n"
     data = f"{head}{lines(headers or {})}{length}\r\n".encode("latin-1") + body
     try:
-        return await pool.send(data, repeatable=method == "GET")
+        async with asyncio.timeout(_PATIENCE):
+            return await pool.send(data, repeatable=method == "GET")
+    except TimeoutError as exc:
+        raise ConnectFailed(f"{where.origin} did not answer within {_PATIENCE:g} seconds.") from exc
+    except (BadAnswer, ConnectionLost) as exc:  # of this server, and not of the one that the client talks to
+        raise ConnectFailed(f"{where.origin} gave no answer: {exc}") from exc
     finally:
         await pool.close()
 
@@ -77,9 +85,20 @@ async def get_json(url: str, wanted: type[T], tls: ssl.SSLContext | None) -> T |
     """A document, or None where there's none."""
     try:
         reply = await fetch("GET", url, tls=tls)
-        return msgspec.json.decode(reply.body, type=wanted) if reply.status == 200 else None
-    except (msgspec.MsgspecError, RecursionError):
+        return read_object(reply.body, wanted) if reply.status == 200 else None
+    except (ValueError, RecursionError):
         return None
+
+
+def read_object(body: bytes, wanted: type[T]) -> T:
+    """A JSON object, read as generously as servers write one: null is a member that isn't there, "60" is a number.
+
+    Raises:
+        ValueError: it isn't one.
+        RecursionError: it's too deep.
+    """
+    found = msgspec.json.decode(body, type=dict[str, Any])
+    return msgspec.convert({name: each for name, each in found.items() if each is not None}, wanted, strict=False)
 
 
 async def post_form(url: str, form: Mapping[str, str], headers: Mapping[str, str], tls: ssl.SSLContext | None) -> Reply:

@@ -20,7 +20,7 @@ from millstream.client._oauth.discovery import (
     find_resource,
 )
 from millstream.client._oauth.dpop import SCHEME, Held, Proofs, key_for, wants_nonce
-from millstream.client._oauth.endpoints import Given, ask_token, revoke
+from millstream.client._oauth.endpoints import Given, ask_token, brief, revoke
 from millstream.client._oauth.fetching import checked, nearby
 from millstream.client._oauth.identity import Grants
 from millstream.client._oauth.keeping import default_store
@@ -177,7 +177,10 @@ class OAuth:
         tokens = self._tokens(url)
         if tokens is None or not tokens.refresh_token:
             return False
-        issuer = await find_issuer(tokens.issuer, self._tls)
+        try:
+            issuer = await find_issuer(tokens.issuer, self._tls)
+        except ClientError:
+            return False  # the token may be good for a while
         return issuer is not None and await self._renew(url, issuer, tokens, str(url))
 
     async def sign_out(self, url: Url) -> bool:
@@ -221,8 +224,11 @@ class OAuth:
         given = await ask_token(issuer, who, form, self._tls, held)
         if given.error or not given.access_token:
             _forget(self._store, issuer.issuer)
-            why = (given.error_description or given.error or "the answer has none").rstrip(".")
+            why = brief(given.error_description or given.error or "the answer has none")
             raise AccessDenied(f"{issuer.issuer} gives no token: {why}.", 401)
+        if not given.usable:
+            kind = brief(given.token_type) or "Bearer"
+            raise AccessDenied(f"{issuer.issuer} gives a token of the kind {kind} that can't be sent.", 401)
         _keep(self._store, url, given, Tokens("", issuer.issuer, "", wanted, proof_key=held.key))
 
     async def _place(self, url: Url, asked: dict[str, str]) -> tuple[Resource | None, Issuer]:
@@ -240,7 +246,7 @@ class OAuth:
             given = await ask_token(issuer, self._who.known_at(issuer), form, self._tls, held)
         except ClientError:
             return False
-        if given.error or not given.access_token:
+        if given.error or not given.access_token or not given.usable:
             return False
         _keep(self._store, url, given, tokens)
         return True
@@ -262,6 +268,8 @@ class OAuth:
     async def _asked(self, issuer: Issuer, target: str, scope: str, redirect: str) -> Asked:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(f"{issuer.issuer} does not support PKCE with S256: its codes could be stolen.", 401)
+        if not issuer.authorization_endpoint:
+            raise AccessDenied(f"{issuer.issuer} names no page where people log in.", 401)
         checked(issuer.authorization_endpoint)
         # A browser here comes back to another port each time, and so to another redirect URI.
         who = await self._who.register_at(issuer, redirect, self._tls, lasting=redirect == self._redirect_uri)

@@ -2,11 +2,14 @@
 
 import asyncio
 import html
+import logging
 import webbrowser
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qsl, urlsplit
 
 from millstream.client._errors import AccessDenied
+
+_logger = logging.getLogger(__name__)
 
 Visit = Callable[[str], Awaitable[str]]
 """Opens a URL for the person, and gives the URL that the browser was sent back to."""
@@ -36,7 +39,8 @@ class Loopback:
             AccessDenied: nobody came back.
         """
         assert self._came is not None  # noqa: S101  it was opened
-        await asyncio.to_thread(webbrowser.open, url)
+        if await asyncio.to_thread(webbrowser.open, url) is False:
+            _logger.warning("No browser opens here. Open this address yourself, on this machine: %s", url)
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await self._came
@@ -73,9 +77,12 @@ def answer_of(url: str) -> dict[str, str]:
     """The parameters that the browser came back with.
 
     Raises:
-        AccessDenied: one of them is there twice.
+        AccessDenied: one of them is there twice, or it's no URL.
     """
-    found = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    try:
+        found = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    except ValueError as exc:
+        raise AccessDenied("The browser came back with what is no URL.", 401) from exc
     if len({name for name, _ in found}) != len(found):
         raise AccessDenied("The authorization server answered with a parameter twice.", 401)
     return dict(found)

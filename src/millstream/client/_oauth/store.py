@@ -1,11 +1,15 @@
 """Where tokens and registrations are kept: in memory, or in a file that only you can read."""
 
+import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 from msgspec import Struct
+
+_logger = logging.getLogger(__name__)
 
 
 class Registration(Struct, omit_defaults=True):
@@ -73,19 +77,34 @@ class FileStore:
     def __init__(self, path: Path | None = None) -> None:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         self.path: Path = path or state / "millstream" / "tokens.json"
+        self._unsaved: Kept | None = None
+        """What the file couldn't take."""
 
     def load(self) -> Kept:
         """What was saved last; a file that can't be read counts as none."""
+        if self._unsaved is not None:
+            return self._unsaved
         try:
             return msgspec.json.decode(self.path.read_bytes(), type=Kept)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError, RecursionError):
             return Kept({}, {})
 
     def save(self, kept: Kept) -> None:
         """Keep this."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = self.path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(kept))
-        draft.replace(self.path)
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor, draft = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)  # 0600
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(msgspec.json.encode(kept))
+                Path(draft).replace(self.path)
+            except BaseException:
+                Path(draft).unlink(missing_ok=True)
+                raise
+        except OSError as exc:
+            _logger.warning(
+                "The tokens can't be kept in %s (%s), so they end with this program.", self.path, exc.strerror
+            )
+            self._unsaved = kept
+        else:
+            self._unsaved = None

@@ -1,0 +1,245 @@
+"""Authorization servers that answer oddly, or mean harm: a token, or one typed error and no credentials anywhere.
+
+One server is the resource and the issuer (`rude`). The rules are RFC 6749, 8414, 9207 and 9728, else our choice.
+"""
+
+import asyncio
+import json
+import logging
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import pytest
+
+from client.rude import DONE, Asked, assert_readable, discovering, rude
+from millstream import Client
+from millstream.client import OAuth, Options
+from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
+from millstream.client._oauth.keeping import default_store
+from millstream.client._oauth.person import Loopback, answer_of
+from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Tokens
+from patience import WAIT
+
+GOOD = {"access_token": "good", "token_type": "Bearer"}
+
+
+class World:
+    """What the issuer says, apart from what is usual. ``@`` stands for its origin."""
+
+    def __init__(
+        self,
+        *,
+        resource: Mapping[str, Any] = {},
+        issuer: Mapping[str, Any] = {},
+        registration: Mapping[str, Any] = {},
+        token: Any = GOOD,
+        back: Mapping[str, str | None] = {},
+    ) -> None:
+        self._said: dict[str, Any] = {
+            "/.well-known/oauth-protected-resource/mcp": {
+                "resource": "@/mcp",
+                "authorization_servers": ["@"],
+                **resource,
+            },
+            "/.well-known/oauth-authorization-server": {
+                "issuer": "@",
+                "authorization_endpoint": "@/authorize",
+                "token_endpoint": "@/token",
+                "registration_endpoint": "@/register",
+                "code_challenge_methods_supported": ["S256"],
+                **issuer,
+            },
+            "/register": {"client_id": "me", **registration},
+            "/token": token,
+        }
+        self._back = back
+        self.visits = 0
+        self.shown: list[str] = []
+        """What the server was shown by way of a token."""
+        self.came = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def behave(self, asked: Asked) -> None:
+        said = self._said.get(asked.path)
+        if isinstance(said, list):
+            said = said.pop(0)
+        if said is not None:
+            if not isinstance(said, dict | bytes):
+                raise ConnectionError
+            body = said if isinstance(said, bytes) else json.dumps(said).encode()
+            await asked.reply(body.replace(b"@", f"http://{asked.headers['host']}".encode()))
+        elif asked.path != "/mcp":
+            await asked.reply(b"", status="404 Not Found")
+        elif (shown := asked.headers.get("authorization", "")) in ("Bearer good", "Bearer old"):
+            self.shown.append(shown)
+            await discovering(lambda asked: asked.result(DONE))(asked)
+        else:
+            self.shown += [shown] if shown else []
+            await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
+
+    async def visit(self, url: str) -> str:
+        """The person, who comes back at once."""
+        self.visits += 1
+        self.came.set()
+        await self.go_on.wait()
+        asked = dict(parse_qsl(urlsplit(url).query))
+        answer = {"code": "c", "state": asked["state"], **self._back}
+        return f"{asked['redirect_uri']}?{urlencode({name: each for name, each in answer.items() if each is not None})}"
+
+    def client(self, url: str, store: Any = None, **more: Any) -> Client:
+        auth = OAuth(store=store or MemoryStore(), visit=self.visit)
+        return Client(url, timeout=more.pop("timeout", WAIT), options=Options(auth=auth, **more))
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        {"resource": {"scopes_supported": None}},
+        {"issuer": {"revocation_endpoint": None, "scopes_supported": None}},
+        {"registration": {"client_secret": None, "client_secret_expires_at": 0}},
+        {"token": {**GOOD, "expires_in": None, "refresh_token": None, "scope": None}},
+        {"token": {**GOOD, "expires_in": "3600"}},
+        {"token": {**GOOD, "expires_in": 1e308}},
+        {"token": {**GOOD, "token_type": "bearer"}},
+        {"token": {"access_token": "good"}},
+    ],
+)
+async def test_what_issuers_say_carelessly_is_understood(world: dict[str, Any]) -> None:
+    """Many write null where they mean nothing, and numbers as text."""
+    odd = World(**world)
+    async with asyncio.timeout(WAIT), rude(odd.behave) as server, odd.client(server.url) as client:
+        assert (await client.call("x")).text == "done"
+    assert (odd.visits, set(odd.shown)) == (1, {"Bearer good"})
+
+
+@pytest.mark.parametrize(
+    ("world", "expected", "words"),
+    [
+        ({"resource": {"resource": "http://[bad"}}, AccessDenied, "another server"),
+        ({"resource": {"authorization_servers": ["http://[bad"]}}, TargetError, "not a URL"),
+        ({"resource": {"authorization_servers": ["javascript:1"]}}, TargetError, "not a URL"),
+        ({"resource": {"authorization_servers": ["http://issuer.example"]}}, AccessDenied, "https"),
+        ({"issuer": {"issuer": "https://evil.example"}}, AccessDenied, "another issuer"),
+        ({"issuer": {"authorization_endpoint": None}}, AccessDenied, "no page where people log in"),
+        ({"issuer": {"authorization_endpoint": "http://evil.example/a"}}, AccessDenied, "https"),
+        ({"issuer": {"token_endpoint": "http://evil.example/t"}}, AccessDenied, "https"),
+        ({"issuer": {"code_challenge_methods_supported": ["plain"]}}, AccessDenied, "PKCE"),
+        ({"registration": {"client_id": 5}}, AccessDenied, "register"),
+        ({"token": b"<html>"}, AccessDenied, "nothing that can be read"),
+        ({"token": {**GOOD, "token_type": "mac"}}, AccessDenied, "of the kind mac"),
+        ({"token": {**GOOD, "access_token": "good\r\nX-Evil: 1"}}, AccessDenied, "can't be sent"),
+        ({"token": {**GOOD, "access_token": "→"}}, AccessDenied, "can't be sent"),
+        ({"token": {"error": "no", "error_description": "one\ntwo" * 9999}}, AccessDenied, "one two"),
+        ({"token": 0}, ConnectFailed, "gave no answer"),
+        ({"back": {"state": "another"}}, AccessDenied, "another login"),
+        ({"back": {"iss": "https://evil.example/\n"}}, AccessDenied, "https://evil.example/, but"),
+        ({"back": {"code": None, "error": "access_denied"}}, AccessDenied, "access_denied"),
+        ({"back": {"code": None, "error_description": "one\ntwo" * 9999}}, AccessDenied, "one two"),
+    ],
+)
+async def test_what_an_issuer_does_wrong_ends_the_login(
+    world: dict[str, Any], expected: type[ClientError], words: str
+) -> None:
+    """The person is asked once at most, and the server is shown nothing."""
+    odd = World(**world)
+    async with asyncio.timeout(WAIT), rude(odd.behave) as server:
+        with pytest.raises(expected) as caught:
+            async with odd.client(server.url):
+                pass
+    assert_readable(caught.value, words)
+    assert (odd.visits <= 1, odd.shown) == (True, [])
+
+
+async def test_a_person_may_take_longer_to_log_in_than_a_server_to_answer() -> None:
+    """The clocks stand still meanwhile; a second browser was opened when the first one's time was up."""
+    slow = World()
+    slow.go_on.clear()
+    async with asyncio.timeout(WAIT), rude(slow.behave) as server:
+        client = slow.client(server.url)
+        entering = asyncio.create_task(client.__aenter__())
+        await slow.came.wait()
+        now = asyncio.get_running_loop().time()
+        [running] = client.conversation.incoming.running.values()
+        assert (running._scope.when() or 0) - now > Options().longest / 2
+        slow.go_on.set()
+        await entering
+        await client.__aexit__()
+    assert slow.visits == 1
+
+
+async def test_a_token_that_still_holds_is_used_while_its_issuer_is_away() -> None:
+    """It's renewed thirty seconds before its end, which isn't its end."""
+    away = World(issuer={"token_endpoint": "http://127.0.0.1:1/token"})
+    store = MemoryStore()
+    async with asyncio.timeout(WAIT), rude(away.behave) as server:
+        store.save(Kept({}, {server.url: Tokens("old", "http://127.0.0.1:1", "again", expires_at=1.0)}))
+        async with away.client(server.url, store) as client:
+            assert (await client.call("x")).text == "done"
+    assert (away.visits, set(away.shown)) == (0, {"Bearer old"})
+
+
+async def test_a_login_whose_browser_does_not_open_says_where_to_go(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a machine without a screen."""
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    loopback = Loopback()
+    await loopback.open()
+    try:
+        with caplog.at_level(logging.WARNING):
+            waiting = asyncio.create_task(loopback.visit("https://issuer.example/authorize"))
+            while not caplog.records:  # noqa: ASYNC110  a thread writes it
+                await asyncio.sleep(0.01)
+        assert "Open this address yourself, on this machine: https://issuer.example/authorize" in caplog.text
+        waiting.cancel()
+    finally:
+        await loopback.close()
+
+
+def test_a_browser_that_comes_back_with_no_url() -> None:
+    """A program's own `visit` gives what it likes."""
+    with pytest.raises(AccessDenied, match="no URL"):
+        answer_of("http://[bad")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0", "[" * 100_000, '{"tokens":{"x":5}}'])
+def test_a_broken_file_of_tokens_counts_as_none(text: str, tmp_path: Path) -> None:
+    """Whoever logs in again mends it."""
+    store = FileStore(tmp_path / "tokens.json")
+    store.path.write_text(text)
+    store.path.chmod(0o644)
+    assert store.load() == Kept({}, {})
+    store.save(Kept({}, {"x": Tokens("t")}))
+    assert store.load().tokens == {"x": Tokens("t")}
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens.json"]
+
+
+def test_tokens_that_cannot_be_written_last_as_long_as_the_program(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A home that is read-only, or full, is no reason to refuse a login that went well."""
+    (tmp_path / "file").write_text("in the way")
+    store = FileStore(tmp_path / "file" / "tokens.json")
+    with caplog.at_level(logging.WARNING):
+        store.save(Kept({}, {"x": Tokens("t")}))
+    assert store.load().tokens == {"x": Tokens("t")}
+    assert "can't be kept" in caplog.text
+    (tmp_path / "file").unlink()
+    store.save(Kept({}, {"x": Tokens("u")}))
+    assert FileStore(store.path).load().tokens == {"x": Tokens("u")}
+
+
+def test_without_a_home_tokens_are_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whom the system doesn't know, as in some containers."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert isinstance(default_store(), MemoryStore)
