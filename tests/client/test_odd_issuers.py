@@ -202,7 +202,7 @@ async def test_a_login_whose_browser_does_not_open_says_where_to_go(
 
 def test_a_browser_that_comes_back_with_no_url() -> None:
     """A program's own `visit` gives what it likes."""
-    with pytest.raises(AccessDenied, match="no URL"):
+    with pytest.raises(AccessDenied, match="isn't a URL"):
         answer_of("http://[bad")
 
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from millstream._cli.failing import as_json, tell
 from millstream._cli.numbers import more_than_nothing
-from millstream._cli.showing import one_line, safe
+from millstream._cli.showing import brief, one_line, safe
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
 from millstream._protocol.json_schema import members
 from millstream.client._client import Client
@@ -36,8 +36,8 @@ from millstream.client._http.auth import Auth
 from millstream.client._options import Options
 from millstream.client._questions import Elicit, Question
 
-FAILED, UNREACHABLE, DENIED, LATE = 1, 3, 4, 5
-"""Exit statuses: what was asked for failed, there's no connection, no access, no answer in time. 2 is wrong use."""
+FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
+"""Exit statuses: what was asked for failed, wrong use, there's no connection, no access, no answer in time."""
 
 _FORBIDDEN = 403
 _OPTION = Parameter.KEYWORD_ONLY
@@ -185,15 +185,22 @@ def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
         status = asyncio.run(work()) or 0
     except ClientError as exc:
         status = status_of(exc)
-        if as_json.get():
-            tell(one_line(text_of(exc)), status)
-        else:
-            typer.echo(f"Error: {safe(one_line(text_of(exc)))}", err=True)
+        _fail(text_of(exc), status)
+    except UnicodeEncodeError:  # bytes of the command line, or half a letter in JSON
+        status = MISUSED
+        _fail("The arguments have something in them that isn't text in UTF-8, and can't be sent.", status)
     except BrokenPipeError:  # `millstream list … | head`
         sys.stderr.close()
         status = 0
     if status:
         raise typer.Exit(status)
+
+
+def _fail(text: str, status: int) -> None:
+    if as_json.get():
+        tell(brief(text), status)
+    else:
+        typer.echo(f"Error: {safe(brief(text))}", err=True)
 
 
 def text_of(error: ClientError) -> str:
@@ -259,7 +266,7 @@ async def _ask(question: Question) -> Any:
     def ask() -> None:
         try:
             answer = _fill_in(question)
-        except typer.Abort:  # Ctrl-D
+        except (typer.Abort, OSError):  # Ctrl-D, or a terminal that is gone
             answer = "cancel"
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(answer))
@@ -273,12 +280,13 @@ def _fill_in(question: Question) -> Any:
     if question.url:
         return typer.confirm(f"Open {safe(one_line(question.url))} yourself, and go on?", err=True)
     answers: dict[str, Any] = {}
-    fields: dict[str, Any] = (question.requested_schema or {}).get("properties") or {}
-    for name, field in fields.items():
-        default = question.defaults.get(name, "")
+    defaults = question.defaults
+    for name, given in members((question.requested_schema or {}).get("properties")).items():
+        field = members(given)
+        default = defaults.get(name, "")
         title = safe(one_line(str(field.get("title") or name)))
-        shown = safe(default) if isinstance(default, str) else default
-        text = typer.prompt(title, default=shown, show_default=shown != "", err=True)
+        shown = safe(one_line(str(default)))
+        text = typer.prompt(f"{title} [{shown}]" if shown else title, default=default, show_default=False, err=True)
         answers[name] = value_of(str(text), field)
     return answers
 
@@ -292,7 +300,7 @@ def value_of(text: str, schema: Any) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         if kind == "boolean" and text.lower() in ("yes", "y", "no", "n"):
             return text.lower().startswith("y")
         return [part.strip() for part in text.split(",")] if kind == "array" else text

@@ -14,6 +14,10 @@ import msgspec
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+_LONGEST = 2000
+"""Characters of a line."""
+
+
 def safe(text: str) -> str:
     """Text of a server without characters that steer a terminal."""
     return _CONTROL.sub("\ufffd", text)
@@ -25,6 +29,7 @@ def print_json(value: Any) -> None:
     plain = not str(sys.stdout.encoding).lower().startswith("utf")  # what it can't hold is escaped, as JSON can
     text = json.dumps(msgspec.to_builtins(value), indent=indent, ensure_ascii=plain)
     sys.stdout.write(safe_json(text) + "\n")
+    sys.stdout.flush()  # somebody may wait for this line, and more may never come
 
 
 def safe_json(text: str) -> str:
@@ -47,7 +52,8 @@ def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
         return
     width = shutil.get_terminal_size().columns
     table = [[safe(one_line(cell)) for cell in row] for row in (header, *rows)]
-    sizes = [max(len(row[column]) for row in table) for column in range(len(header))]
+    # One name of a million letters must not make every line as long.
+    sizes = [min(max(len(row[column]) for row in table), width) for column in range(len(header))]
     room = width - sum(sizes[:-1]) - 2 * (len(sizes) - 1)
     for number, row in enumerate(table):
         cells = [cell.ljust(size) for cell, size in zip(row[:-1], sizes[:-1], strict=True)]
@@ -71,6 +77,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def brief(text: str) -> str:
+    """Text on one line that people can still read."""
+    line = one_line(text)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters)"
+
+
 class Progress:
     """How far a call is, on standard error: one line that changes at a terminal, a line a step in a pipe."""
 
@@ -87,7 +99,7 @@ class Progress:
             return
         bar = ""
         if total:
-            done = max(0, min(20, round(20 * value / total)))
+            done = round(max(0.0, min(20.0, 20 * value / total)))
             bar = "█" * done + "░" * (20 - done) + " "
         sys.stderr.write(f"\r\x1b[K{bar}{safe(text)}")
         sys.stderr.flush()

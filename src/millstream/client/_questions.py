@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 
 from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
+from millstream._protocol.json_schema import members
 from millstream._protocol.questions import CreateMessageRequestParams, ElicitRequestParams, Root, SampleResult
 from millstream._protocol.revisions import Revision
 
@@ -28,12 +29,8 @@ class Question(ElicitRequestParams, kw_only=True):
     @property
     def defaults(self) -> dict[str, Any]:
         """The values that the fields of the form have before the person touches them."""
-        fields = cast("dict[str, Any]", (self.requested_schema or {}).get("properties") or {})
-        return {
-            name: cast("dict[str, Any]", field)["default"]
-            for name, field in fields.items()
-            if isinstance(field, dict) and "default" in field
-        }
+        fields = members((self.requested_schema or {}).get("properties"))
+        return {name: members(field)["default"] for name, field in fields.items() if "default" in members(field)}
 
 
 Answered = Mapping[str, Any] | str | bool | None

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-from millstream._cli.chatting.screen import Screen, short
+from millstream._cli.chatting.screen import Screen
 from millstream._cli.connecting import value_of
-from millstream._cli.showing import one_line, safe
-from millstream._protocol.json_schema import is_array, is_object
+from millstream._cli.showing import brief, one_line, safe
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.agent._person import Approval
 from millstream.client._questions import Answered, Question
 
@@ -61,10 +61,11 @@ class Desk:
             return self._read("Done? yes or no [n]: ").strip().lower().startswith("y")
         self._screen.note(f"{_NO} declines.")
         schema = question.requested_schema or {}
-        required: Any = schema.get("required") or []
+        required: Any = schema.get("required")
+        required = required if is_array(required) else []
         answers: dict[str, Any] = {}
-        for name, field in cast("dict[str, Any]", schema.get("properties") or {}).items():
-            taken, value = self._field(name, cast("dict[str, Any]", field), required=name in required)
+        for name, field in members(schema.get("properties")).items():
+            taken, value = self._field(name, members(field), required=name in required)
             if not taken:
                 return "decline"
             if value is not None:
@@ -96,13 +97,14 @@ def choices_of(field: dict[str, Any]) -> list[str]:
     given: Any = field.get("items") if field.get("type") == "array" else field
     if not is_object(given):
         return []
-    titled: Any = given.get("oneOf") or given.get("anyOf") or []
-    return [str(each) for each in given.get("enum") or [each.get("const") for each in titled]]
+    titled: Any = given.get("oneOf") or given.get("anyOf")
+    listed: Any = given.get("enum") or [members(each).get("const") for each in (titled if is_array(titled) else [])]
+    return [str(each) for each in listed] if is_array(listed) else []
 
 
 def problem_of(value: Any, field: dict[str, Any], choices: list[str]) -> str:
     """What is wrong with a value; empty if nothing. The server has the last word."""
-    kind = str(field.get("type", "string"))
+    kind = str(field.get("type") or "string")
     if not isinstance(value, _KINDS.get(kind, object)) or (kind in ("integer", "number") and isinstance(value, bool)):  # type: ignore[arg-type]
         return f"That must be {'an' if kind[0] in 'aio' else 'a'} {kind}."
     several: list[Any] = value if is_array(value) else [value]
@@ -113,10 +115,10 @@ def problem_of(value: Any, field: dict[str, Any], choices: list[str]) -> str:
 
 def _described(request: Approval) -> list[str]:
     if request.kind == "sampling":
-        return [f"{request.server} wants to ask the model: {short(request.text)}"]
+        return [f"{request.server} wants to ask the model: {brief(request.text)}"]
     about = f" ({one_line(request.description)[:200]})" if request.description else ""
     lines = [f"The model wants to run {one_line(request.tool)} of {one_line(request.server)}{about}:"]
     return lines + [
-        f"  {one_line(name)}: {short(json.dumps(value, ensure_ascii=False))}"
+        f"  {one_line(name)}: {brief(json.dumps(value, ensure_ascii=False))}"
         for name, value in request.arguments.items()
     ]

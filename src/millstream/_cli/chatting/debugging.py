@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from millstream._cli.chatting.screen import Screen, short, waiting_of
+from millstream._cli.chatting.screen import Screen, waiting_of
 from millstream._cli.connecting import version_of
-from millstream._cli.showing import safe
+from millstream._cli.showing import brief, safe
 from millstream.agent._agent import Agent
 from millstream.agent._events import Answered, Asking, Calling, Event, Finished, Returned, Said, Sampled, Waiting
 from millstream.agent._openai_model import OpenAIModel
@@ -28,7 +28,7 @@ class Steps:
         """The next step."""
         self._screen.pause()
         self._number += 1
-        sys.stderr.write(f"[debug {self._number:>2}] {safe(short(what))}\n")
+        sys.stderr.write(f"[debug {self._number:>2}] {safe(brief(what))}\n")
         sys.stderr.flush()
 
     def tell_all(self, steps: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from millstream._cli.showing import one_line, safe, safe_json
+from millstream._cli.showing import brief, one_line, safe, safe_json
 from millstream.agent._events import (
     Answered,
     Calling,
@@ -27,10 +27,6 @@ ENDINGS = {
     "filtered": "The model's content filter ended the answer.",
 }
 """Reason -> what to tell the person; `done` needs no words."""
-
-
-_LONGEST = 2000
-"""Characters of a line."""
 
 
 class Screen(Protocol):
@@ -114,20 +110,14 @@ def line_of(event: Event) -> str:
     if isinstance(event, Progressed):
         return f"progress\t{progress_of(event)}"
     if isinstance(event, Returned):
-        return f"{event.outcome}\t{event.server}\t{event.tool}\t{short(event.text)}"
+        return f"{event.outcome}\t{event.server}\t{event.tool}\t{brief(event.text)}"
     if isinstance(event, Sampled):
-        return f"sampled\t{event.server}\t{short(event.text)}"
+        return f"sampled\t{event.server}\t{brief(event.text)}"
     if isinstance(event, Waiting):
         return waiting_of(event)
     if isinstance(event, Finished):
         return ending_of(event)
     return ""
-
-
-def short(text: str) -> str:
-    """Text on one line that people can still read."""
-    line = one_line(text)
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters)"
 
 
 def progress_of(event: Progressed) -> str:

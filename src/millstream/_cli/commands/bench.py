@@ -16,6 +16,7 @@ import typer
 from millstream._cli.connecting import FAILED, Json, Way, connects, pairs, unknown, value_of, with_client
 from millstream._cli.numbers import finite
 from millstream._cli.showing import Progress, one_line, print_json, print_rows, print_text, safe, style
+from millstream._protocol.json_schema import members
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 
@@ -122,7 +123,7 @@ async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, 
     error = unknown("tool", tool, list(tools))
     if error is not None:
         raise error
-    schemas: dict[str, Any] = tools[tool].input_schema.get("properties") or {}
+    schemas: dict[str, Any] = members(tools[tool].input_schema.get("properties"))
     return {name: value_of(text, schemas.get(name)) for name, text in given.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._cli.connecting import FAILED, Json, Way, connects, ended, status_of
-from millstream._cli.showing import print_json, print_text
+from millstream._cli.showing import brief, print_json, print_text
 from millstream.client._client import Client
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, NotMcp, TlsFailed
 from millstream.client._http.connection import Reply
@@ -76,7 +76,7 @@ def doctor(
 
 def show(step: Step) -> None:
     """One line, and one more for what to do."""
-    print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {step.found}")
+    print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
     if step.remedy:
         print_text(f"      Do: {step.remedy}")
 

@@ -12,6 +12,7 @@ from millstream._cli.connecting import FAILED, Json, Way, connects, pairs, perso
 from millstream._cli.showing import Progress, print_json, print_rows, print_text
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
+from millstream._protocol.json_schema import members
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 from millstream.client._results import Result
@@ -82,7 +83,7 @@ def call(
         schemas: dict[str, Any] = {}
         if given:
             found = next((each for each in await client.tools() if each.name == tool), None)
-            schemas = (found.input_schema.get("properties") or {}) if found is not None else {}
+            schemas = members(found.input_schema.get("properties")) if found is not None else {}
         typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
         progress = Progress()
         try:
@@ -173,7 +174,7 @@ def _object(text: str) -> dict[str, Any]:
     source = sys.stdin.read() if text == "-" else text
     try:
         found = json_module.loads(source)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise typer.BadParameter(f"--input is not JSON: {exc}.") from exc
     if not isinstance(found, dict):
         raise typer.BadParameter("--input takes a JSON object.")
@@ -183,7 +184,7 @@ def _object(text: str) -> dict[str, Any]:
 def _as_json(result: Result) -> dict[str, Any]:
     shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
     if isinstance(result.structured_content, msgspec.Raw):
-        shown["structuredContent"] = msgspec.json.decode(result.structured_content)
+        shown["structuredContent"] = result.data
     return shown
 
 

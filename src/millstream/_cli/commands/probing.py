@@ -8,7 +8,7 @@ import typer
 
 from millstream._cli.connecting import Json, Way, connects, version_of, with_client
 from millstream._cli.numbers import finite
-from millstream._cli.showing import print_json, print_rows, print_text
+from millstream._cli.showing import one_line, print_json, print_rows, print_text
 from millstream.client._client import Client
 
 _PINGS = 5
@@ -84,7 +84,7 @@ def ping(
                 await asyncio.sleep(interval)
             times.append(await latency_ms(client))
             if not json:
-                print_text(f"{client.server.name or way.target}: {times[-1]:.2f} ms")
+                print_text(f"{one_line(client.server.name) or way.target}: {times[-1]:.2f} ms")
         if json:
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
 

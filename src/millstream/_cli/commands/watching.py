@@ -1,7 +1,8 @@
 """``millstream watch``: what a server tells by itself, as it happens."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -56,10 +57,11 @@ def watch(
     async def work(client: Client) -> None:
         for uri in uris or ():
             await check_resource(client, uri)  # one that isn't there would never change
-        client.conversation.incoming.observer = lambda said: show_notification(said, as_json=json)
-        async with client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
+        unread = _observe(client, as_json=json)
+        async with unread, client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
             if not json:
-                print_text(f"Watching {client.server.name or way.target} ({client.revision}, {client.transport}).")
+                name = one_line(client.server.name) or way.target
+                print_text(f"Watching {name} ({client.revision}, {client.transport}).")
             seen = 0
             async for change in changes:
                 show_change(change, as_json=json)
@@ -71,22 +73,48 @@ def watch(
         with_client(lambda: way.client(log_level=level), work)
 
 
+@asynccontextmanager
+async def _observe(client: Client, *, as_json: bool) -> AsyncGenerator[None]:
+    """Show every notification, wherever it's heard. When nobody reads any more, the work inside ends as if it wrote."""
+    work = asyncio.current_task()
+    assert work is not None  # noqa: S101  a coroutine runs in one
+    failed: list[OSError] = []
+
+    def show(said: Notification) -> None:
+        try:
+            show_notification(said, as_json=as_json)
+        except OSError as exc:
+            failed.append(exc)
+            work.cancel()
+
+    client.conversation.incoming.observer = show
+    try:
+        yield
+    except asyncio.CancelledError:
+        if failed:
+            raise failed[0] from None
+        raise
+
+
 def show_change(change: Change, *, as_json: bool) -> None:
     """One line."""
     if as_json:
         print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
     else:
-        print_text(f"changed\t{change.kind}\t{change.uri}".rstrip())
+        print_text(f"changed\t{change.kind}\t{one_line(change.uri)}".rstrip())
 
 
 def show_notification(said: Notification, *, as_json: bool) -> None:
     """One line for what isn't a change."""
     if said.method.endswith(_SHOWN_AS_CHANGES):
         return
-    params = msgspec.json.decode(said.params)
+    try:
+        params = msgspec.json.decode(said.params)
+    except (ValueError, RecursionError):
+        return  # it has numbers or letters that can't be read
     if as_json:
         print_json({"method": said.method, "params": params})
     elif said.method == "notifications/message":
-        print_text(f"log\t{params.get('level')}\t{one_line(str(params.get('data')))}")
+        print_text(f"log\t{one_line(str(params.get('level')))}\t{one_line(str(params.get('data')))}")
     else:
-        print_text(f"{said.method.removeprefix('notifications/')}\t{one_line(str(params))}")
+        print_text(f"{one_line(said.method.removeprefix('notifications/'))}\t{one_line(str(params))}")

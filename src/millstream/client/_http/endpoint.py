@@ -132,7 +132,7 @@ def _redirected(url: Url, method: str, reply: Reply, count: int) -> Url:
 
     Raises:
         NotMcp: to another origin, round in circles, or not as a POST.
-        TargetError: to what is no URL.
+        TargetError: to something that isn't a URL.
     """
     target = url.join(reply.header(b"location"))
     if target.origin != url.origin:

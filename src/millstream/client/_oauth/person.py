@@ -77,12 +77,12 @@ def answer_of(url: str) -> dict[str, str]:
     """The parameters that the browser came back with.
 
     Raises:
-        AccessDenied: one of them is there twice, or it's no URL.
+        AccessDenied: one of them is there twice, or it isn't a URL.
     """
     try:
         found = parse_qsl(urlsplit(url).query, keep_blank_values=True)
     except ValueError as exc:
-        raise AccessDenied("The browser came back with what is no URL.", 401) from exc
+        raise AccessDenied("The browser came back with something that isn't a URL.", 401) from exc
     if len({name for name, _ in found}) != len(found):
         raise AccessDenied("The authorization server answered with a parameter twice.", 401)
     return dict(found)

@@ -1,0 +1,155 @@
+"""What nobody should send: schemas, numbers and names of a server, letters of a command line. No traceback, no hang.
+
+The server is ours, on a real socket. The rules are our choice.
+"""
+
+import asyncio
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cli.test_control_characters import BAD, at_a_terminal
+from cli.test_faults import run
+from client.rude import DONE, OFFER, Asked, rude
+from millstream._cli import connecting
+from millstream._cli.chatting.asking import choices_of, problem_of
+from millstream._cli.connecting import value_of
+from millstream._cli.showing import Progress, print_rows
+from millstream.client._questions import Question
+from patience import WAIT
+
+LINES = "one\ntwo"
+MARK = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+TOOLS = [
+    {"name": f"t{LINES}", "description": LINES, "inputSchema": {"type": "object", "properties": "x"}},
+    {"name": "list", "inputSchema": {"type": "object", "properties": [1]}},
+    {"name": "five", "inputSchema": {"type": "object", "properties": {"a": 5}}},
+]
+
+
+async def behave(asked: Asked) -> None:
+    if asked.method == "server/discover":
+        about = {"io.modelcontextprotocol/serverInfo": {"name": LINES, "version": LINES}}
+        await asked.result({**OFFER, "_meta": about})
+    elif asked.method == "tools/list":
+        await asked.result({**MARK, "tools": TOOLS})
+    elif asked.method == "resources/list":
+        await asked.result({**MARK, "resources": [{"uri": f"u:{LINES}", "name": LINES}]})
+    elif asked.method == "resources/templates/list":
+        await asked.result({**MARK, "resourceTemplates": []})
+    elif asked.method == "subscriptions/listen":
+        await asked.stream()
+        mark = {"io.modelcontextprotocol/subscriptionId": asked.message["id"]}
+        for method, params in (
+            ("subscriptions/acknowledged", {}),
+            ("x", {"number": "@"}),
+            ("message", {"level": LINES, "data": "Here!"}),
+            ("resources/updated", {"uri": f"u:{LINES}"}),
+        ):
+            note = {"jsonrpc": "2.0", "method": f"notifications/{method}", "params": {**params, "_meta": mark}}
+            await asked.event(json.dumps(note).replace('"@"', "1e999").encode())
+        while True:
+            await asked.event(json.dumps(note).encode())
+            await asyncio.sleep(0.01)
+    elif asked.message["params"]["name"] == "fail":
+        error = {"code": 5, "message": f"{LINES} " * 9999}
+        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+    elif asked.message["params"]["name"] == "number":
+        content = asked.answer({**DONE, "structuredContent": {"a": "@"}})
+        await asked.reply(content.replace(b'"@"', b"1e999"))
+    else:
+        await asked.result(DONE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["call", "list", "a=1"], 0, "done"),
+        (["call", "five", "a=1"], 0, "done"),
+        (["call", "number"], 0, "done"),
+        (["call", "number", "--json"], 1, "wrong shape"),
+        (["call", "fail"], 1, "characters)"),
+        (["call", "five", "a=\udcff"], 2, "isn't text in UTF-8"),
+        (["call", "\udcff", "--json"], 2, "isn't text in UTF-8"),
+        (["call", "five", "--input", '{"a": "\\ud800"}'], 2, "isn't text in UTF-8"),
+        (["read", "u:\udcff"], 2, "isn't text in UTF-8"),
+        (["prompt", "p", "a=\udcff"], 2, "isn't text in UTF-8"),
+        (["ping"], 0, "one two: "),
+        (["watch", "--count", "1"], 0, "log\tone two\tHere!"),
+        (["watch", "--count", "1", "--json"], 0, '"Here!"'),
+        (["bench", "--tool", "five", "--seconds", "0.1", "--connections", "1", "--json"], 0, "{"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+async def test_odd_values_end_no_command_with_a_traceback(arguments: list[str], status: int, words: str) -> None:
+    """Those of a server and those of the command line: a result, or one short line and a status."""
+    async with rude(behave) as server:
+        code, out, error = await run(arguments[0], server.url, *arguments[1:])
+    assert (code, words in out + error) == (status, True), (code, out, error)
+    assert len(error) < 2500
+    assert error.count("\n") <= 1
+
+
+def test_lists_that_are_too_deep_stay_text() -> None:
+    """JSON of a command line may be as deep as it likes."""
+    deep = "[" * 100_000
+    assert value_of(deep, {"type": "array"}) == [deep]
+
+
+@pytest.mark.parametrize("properties", [[1], "x", 5, {"a": 5}])
+async def test_a_form_of_the_wrong_shape_is_filled_in_as_far_as_it_goes(
+    properties: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It's asked in a thread; an error there left the command waiting for ever."""
+    monkeypatch.setattr("typer.prompt", lambda *given, **more: "typed")
+    question = Question(message="Well?", requested_schema={"type": "object", "properties": properties})
+    async with asyncio.timeout(WAIT):
+        assert await connecting._ask(question) == ({"a": "typed"} if isinstance(properties, dict) else {})
+    assert question.defaults == {}
+
+
+@pytest.mark.parametrize(
+    "field", [{"oneOf": 5}, {"enum": 5}, {"oneOf": [5]}, {"type": "array", "items": 5}, {"type": ""}]
+)
+def test_a_field_of_the_wrong_shape_can_be_answered_in_a_chat(field: dict[str, Any]) -> None:
+    """The server has the last word about it."""
+    assert problem_of("x", field | {"type": "string"}, []) == ""
+    assert choices_of(field) in ([], ["None"])
+
+
+def test_progress_of_any_size_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share may be more than a number can hold."""
+    with at_a_terminal(monkeypatch) as read:
+        progress = Progress()
+        for value, total in ((1e308, 1e-308), (-1.0, 3.0), (1.0, -1.0)):
+            progress.step(value, total, BAD)
+        progress.close()
+        assert "1e+308" in read()
+
+
+def test_one_name_of_a_million_letters_does_not_make_every_line_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of a hundred thousand tools would print for hours."""
+    written: list[str] = []
+    screen = SimpleNamespace(isatty=lambda: True, write=written.append)
+    monkeypatch.setattr(sys, "stdout", screen)
+    print_rows([["tool", "x" * 1_000_000, ""], ["tool", "y", "short"]], ["KIND", "NAME", "DESCRIPTION"])
+    monkeypatch.undo()
+    assert len(written[-1]) < 1000
+
+
+async def test_a_watch_that_nobody_reads_any_more_ends() -> None:
+    """Each line is there when it's told of, in a pipe too; when the reader goes away, the command does."""
+    command = [sys.executable, "-c", "from millstream._cli import main; main()", "watch"]
+    async with asyncio.timeout(WAIT), rude(behave) as server:
+        process = await asyncio.create_subprocess_exec(
+            *command, server.url, "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert b"Here!" in await process.stdout.readline()
+        process.stdout._transport.close()  # type: ignore[attr-defined]  # as `head -1` does
+        assert await process.wait() == 0
+        assert await process.stderr.read() == b""
