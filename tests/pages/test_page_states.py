@@ -146,7 +146,7 @@ VERDICTS = """async () => {
   const { drawHealth } = await import("./assets/dashboard/health.js");
   const snapshot = {
     at_seconds: 1, uptime_seconds: 1, calls: 0, per_second: [0], sessions: [], connections: [], workers: [{since: 0}],
-    loop_lag_ms: {worst: 0}, process: {}, store: {kind: "redis", up: true},
+    loop_lag_ms: {stood: 0}, process: {}, store: {kind: "redis", up: true},
   };
   const drawn = (changes, past) => {
     drawHealth({...snapshot, ...changes}, past);
@@ -160,7 +160,7 @@ VERDICTS = """async () => {
   };
   const failing = {total: {calls: 20, errors: 20}};
   return [drawn({}, null), drawn({}, {total: {calls: 20, errors: 1}}),
-    drawn({loop_lag_ms: {worst: 1234}, store: {kind: "redis", up: false}}, failing)];
+    drawn({loop_lag_ms: {stood: 6000}, store: {kind: "redis", up: false}}, failing)];
 }"""
 
 
