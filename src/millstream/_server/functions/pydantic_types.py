@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
 from pathlib import PurePath
 from types import UnionType
@@ -137,10 +137,10 @@ def enc_hook(value: Any) -> Any:
             return pydantic_core.to_jsonable_python(value)
     except ValueError:
         pass
-    raise NotJson(
-        f"a value of type {type(value).__name__} cannot be written as JSON: use builtins, a dataclass, TypedDict, "
-        "Struct or pydantic model"
-    )
+    instead = "use builtins, a dataclass, TypedDict, Struct or pydantic model"
+    if isinstance(value, Iterator):
+        instead = "make a list of what it gives, with list(…)"
+    raise NotJson(f"a value of type {type(value).__name__} cannot be written as JSON: {instead}")
 
 
 def check_model(model: Any, value: Any) -> None:
