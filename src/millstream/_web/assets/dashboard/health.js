@@ -2,6 +2,7 @@
 
 import { $, count, duration, element, figure, write } from "../dom.js";
 
+const LAST = "These are the last figures that came.";
 const WORDS = { good: "Healthy", warn: "Needs a look", bad: "In trouble" };
 const ORDER = ["good", "warn", "bad"];
 const LEAST_CALLS = 10; // a share of fewer says nothing
@@ -33,6 +34,14 @@ export function reasons(snapshot, past) {
   cutBefore = cut;
   if (cutAt && snapshot.at_seconds - cutAt < 300) say("warn", `Slow readers are being cut off: ${count(cut)} so far.`);
   return found.sort(([one], [other]) => ORDER.indexOf(other) - ORDER.indexOf(one));
+}
+
+/** Nobody knows how the server is now: the figures stay, and are the last ones. */
+export function drawUnknown() {
+  $("verdict").className = "badge";
+  write($("verdict"), "Unknown");
+  $("reasons").dataset.text = $("reasons").title = LAST;
+  $("reasons").replaceChildren(element("li", {}, LAST));
 }
 
 /** Draw the top of the page. */
