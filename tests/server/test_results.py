@@ -351,9 +351,9 @@ def test_a_coroutine_that_nobody_awaited_says_so_and_what_to_do() -> None:
 
 
 def test_what_can_be_read_only_once_says_how_it_becomes_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed defect: `map` should be a builtin instead, which it is. With pydantic in the program it becomes a list."""
+    """A fixed defect: `map` should be a builtin instead, which it is. With pydantic it becomes a list."""
     monkeypatch.setitem(sys.modules, "pydantic_core", None)
-    with pytest.raises(TypeError, match=r"type map cannot be written as JSON: make a list of what it gives, with list"):
+    with pytest.raises(TypeError, match="cannot be written as JSON: make a list of what it gives"):
         encode_result(map(int, ["1"]))
 
 

@@ -197,7 +197,7 @@ def remedy_of(error: ClientError) -> str:
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
         (
             ConnectFailed,
-            "Check host and port, and that the server runs. On another machine, it has to listen on more than 127.0.0.1.",
+            "Check host and port, and that the server runs. On another machine, 127.0.0.1 isn't enough for it.",
         ),
         (AccessDenied, 'Log in with --login, or send a key that counts: --header "Authorization: Bearer …".'),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),

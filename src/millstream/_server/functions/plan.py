@@ -298,8 +298,8 @@ def _check_yields(annotation: Any, name: str) -> None:
         return
     if not issubclass(Generator, promised) and not issubclass(AsyncGenerator, promised):
         raise TypeError(
-            f"{name}: it yields, and each value it yields is progress, the last one its result. Annotate that value, as "
-            f"in -> Iterator[str] (AsyncIterator in `async def`), or collect the values and return them"
+            f"{name}: it yields, and each value it yields is progress, the last one its result. Annotate that value, "
+            "as in -> Iterator[str] (AsyncIterator in `async def`), or collect the values and return them"
         )
 
 
