@@ -12,7 +12,7 @@ mcp = Server("Hello Server", version="1.0.0")
 @mcp.tool
 def greet(name: str = "world") -> str:
     """Greet somebody by name."""
-    return f"Hello Hello, {name}!"
+    return f"Hello, {name}!"
 
 
 # endregion

@@ -24,7 +24,7 @@ async def long_task(ctx: Context, steps: int = 5) -> str:
 # region: generator
 @mcp.tool
 async def count_down(start: int = 3) -> AsyncIterator[str]:
-    """Each value but the last is a progress message."""
+    """Each value is a progress message, and the last one is the result, too."""
     for number in range(start, 0, -1):
         yield f"{number} …"
     yield "Lift-off!"

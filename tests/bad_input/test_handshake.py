@@ -276,6 +276,15 @@ async def test_a_get_that_cannot_read_a_stream_is_406(wire: Wire, accept: str) -
     assert reply.error == (406, -32600, "none")
 
 
+@pytest.mark.parametrize("path", ["/mcp", "/sse"])
+async def test_a_browser_that_is_sent_to_the_endpoint_reads_at_once_what_that_is(wire: Wire, path: str) -> None:
+    """A fixed defect: browsers take anything, so they got a stream, and loaded an empty page without end."""
+    accept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
+    reply = await wire.ask("GET", path, {"host": "localhost", "accept": accept})
+    assert reply.status == 406
+    assert reply.body.startswith(b"This is the address of an MCP server.")
+
+
 @pytest.mark.parametrize(
     "last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000]
 )

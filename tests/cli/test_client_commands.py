@@ -334,6 +334,11 @@ def test_doctor_goes_step_by_step(server: Shared) -> None:
     well = as_json("doctor", f"{url}/mcp")
     assert [step["name"] for step in well["steps"]][:3] == ["name", "protocol", "offers"]
     assert well["ok"]
+    name, offers, browsers = (well["steps"][place]["found"] for place in (0, 2, 3))
+    assert name == "127.0.0.1 is an address", "a fixed defect: 127.0.0.1 was 127.0.0.1"
+    counted = {kind: len(each) for kind, each in as_json("list", f"{url}/mcp").items()}
+    assert f" {counted['resourceTemplates']} template" in offers, "a fixed defect: templates were resources"
+    assert browsers.startswith("preflight requests are refused"), "a fixed defect: they got no answer"
     done = run("doctor", f"{url}/nothing")
     assert done.returncode == 3
     assert "FAIL  connection:" in done.stdout

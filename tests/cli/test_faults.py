@@ -165,7 +165,7 @@ async def test_tls_that_is_not_trusted_or_not_there(unasked: int) -> None:
 
 PROGRAMS = [
     ("import sys; sys.exit('no such database')", 3, "It last said: no such database", WAIT),
-    ("import sys; sys.exit('Error: no\\n  Why: old\\n  Do: go')", 3, "It last said: Error: no Why: old Do: go", WAIT),
+    ("import sys; sys.exit('Error: no\\n  Why: old\\n  Do: go')", 3, "It last said: Error: no. Why: old. Do: go", WAIT),
     ("print('Welcome!')\nimport time; time.sleep(600)", 5, "did not answer", 0.2),
     ("while True: print('x' * 10)", 1, "writes text to its standard output", WAIT),
 ]

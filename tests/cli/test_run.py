@@ -94,7 +94,7 @@ def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) ->
     port, log = free_port(), tmp_path / "log"
     with serving(millstream("examples/greet.py", port), port, log):
         _, reply = post(port, CALL)
-    assert texts(reply) == ["Hello Hello, Ann!"]
+    assert texts(reply) == ["Hello, Ann!"]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (told,) = [line for line in lines if line.get("url")]
     assert told["url"] == f"http://127.0.0.1:{port}/mcp"
@@ -191,7 +191,7 @@ def test_over_stdio_nothing_but_the_protocol_is_on_stdout(command: list[str]) ->
     done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
     replies = {reply["id"]: reply for reply in map(json.loads, done.stdout.splitlines())}
     assert replies[1]["result"]["protocolVersion"] == "2025-06-18"
-    assert texts(replies[7]) == ["Hello Hello, Ann!"]
+    assert texts(replies[7]) == ["Hello, Ann!"]
     assert done.returncode == 0
 
 

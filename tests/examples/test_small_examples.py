@@ -11,8 +11,8 @@ from examples import bookshop, greet, hub
 async def test_greet_has_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:
     """The Hello server answers as its text says, in every revision."""
     async with connect(greet.mcp, revision) as client:
-        assert await client.text("greet", name="Ann") == "Hello Hello, Ann!"
-        assert await client.text("greet") == "Hello Hello, world!"
+        assert await client.text("greet", name="Ann") == "Hello, Ann!"
+        assert await client.text("greet") == "Hello, world!"
         read = await client.request("resources/read", uri="hello://about")
         assert read["contents"][0]["text"] == "A server that says hello."
         prompt = await client.request("prompts/get", name="introduce", arguments={"name": "Ann"})

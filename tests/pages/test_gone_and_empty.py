@@ -87,6 +87,7 @@ def test_every_page_says_that_its_server_is_gone_and_goes_on_when_it_is_back(
         expect(pages[name].locator("#state")).to_have_text("Reconnecting…")
         expect(pages[name].locator("#banner")).to_contain_text("This page goes on when it's back.")
     expect(docs.locator("#banner")).to_contain_text("can't be reached")
+    expect(dashboard.locator("#verdict")).to_have_text("Unknown")  # a fixed defect: it stayed healthy
     run(docs)
     outcome = docs.get_by_role("status", name="Result")
     expect(outcome).to_contain_text("The server can't be reached, so nothing was sent.")
@@ -97,6 +98,7 @@ def test_every_page_says_that_its_server_is_gone_and_goes_on_when_it_is_back(
         outcome.get_by_role("button", name="Try again").click()
         expect(outcome).to_contain_text("200")
         ready(pages)
+        expect(dashboard.locator("#verdict")).not_to_have_text("Unknown")
         for page in pages.values():
             expect(page.locator("#banner")).to_be_hidden()
         for name in INSPECTORS:

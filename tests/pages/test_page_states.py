@@ -3,6 +3,7 @@ nothing, the list is there, and nothing moves while a page comes. Each page is l
 """
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -146,7 +147,7 @@ VERDICTS = """async () => {
   const { drawHealth } = await import("./assets/dashboard/health.js");
   const snapshot = {
     at_seconds: 1, uptime_seconds: 1, calls: 0, per_second: [0], sessions: [], connections: [], workers: [{since: 0}],
-    loop_lag_ms: {worst: 0}, process: {}, store: {kind: "redis", up: true},
+    loop_lag_ms: {stood: 0}, process: {}, store: {kind: "redis", up: true},
   };
   const drawn = (changes, past) => {
     drawHealth({...snapshot, ...changes}, past);
@@ -160,7 +161,7 @@ VERDICTS = """async () => {
   };
   const failing = {total: {calls: 20, errors: 20}};
   return [drawn({}, null), drawn({}, {total: {calls: 20, errors: 1}}),
-    drawn({loop_lag_ms: {worst: 1234}, store: {kind: "redis", up: false}}, failing)];
+    drawn({loop_lag_ms: {stood: 6000}, store: {kind: "redis", up: false}}, failing)];
 }"""
 
 
@@ -176,6 +177,42 @@ def test_a_phone_keeps_no_empty_line_for_what_is_wrong_and_moves_nothing_when_so
     assert [each["word"] for each in (well, warned, bad)] == ["Healthy", "Needs a look", "In trouble"]
     assert well["tops"] == warned["tops"] == bad["tops"]
     assert max(well["gaps"]) < 20
+
+
+LOOP = """async () => {
+  const { reasons } = await import("./assets/dashboard/health.js");
+  const judged = (stood) => reasons({at_seconds: 1, loop_lag_ms: {worst: stood, stood}, process: {}}, null);
+  return [0, 999, 1_000, 5_999, 6_000].map((stood) => judged(stood).map(([look]) => look).join());
+}"""
+
+
+def test_a_loop_that_was_late_once_is_well_and_one_that_stood_for_a_tenth_of_a_minute_is_in_trouble(
+    crowd: str, open_page: OpenPage
+) -> None:
+    """A fixed defect: a busy machine's first second made a server that had just started one in trouble."""
+    page = open_page(f"{crowd}/dashboard")
+    assert page.evaluate(LOOP) == ["", "", "warn", "warn", "bad"]
+
+
+def test_calls_of_one_moment_that_are_alike_are_all_shown(crowd: str, open_page: OpenPage) -> None:
+    """A fixed defect: of two calls in one millisecond the table had one, and a row too few."""
+    words = ("caller", "client", "transport", "revision", "outcome", "error", "incident")
+    alike = {"at": 1.5, "method": "tools/call", "name": "add", "ms": 1, "bytes": 1, **dict.fromkeys(words, "")}
+    page = open_page(f"{crowd}/dashboard", fresh=True)
+    body = {"calls": [alike, alike, {**alike, "at": 1.0}], "clients": []}
+    page.route("**/dashboard/calls", lambda route: route.fulfill(json=body))
+    page.get_by_role("tab", name="Recent calls").click()
+    expect(page.get_by_role("table", name="Recent calls").locator("tbody tr")).to_have_count(3)
+
+
+@pytest.mark.parametrize("name", ["inspect", "docs"])
+def test_a_phone_shows_what_came_of_a_long_form(crowd: str, open_page: OpenPage, name: str) -> None:
+    """A fixed defect: the result stood below the form, below what anybody saw, and Run seemed to do nothing."""
+    tool = "long_words_" + "without_an_end_" * 6
+    page = open_page(f"{crowd}/{name}#tool={tool}", lossy=True, width=390, height=844)
+    page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
+    outcome = page.locator("#detail .badge").filter(has_text=re.compile("^(409|Tool error)"))
+    expect(outcome).to_be_in_viewport()
 
 
 def test_many_tools_are_sorted_by_what_hurts_filtered_and_turned_page_by_page(crowd: str, open_page: OpenPage) -> None:

@@ -170,6 +170,21 @@ def test_the_page_works_by_keyboard_and_without_scripts(shop: Shop, open_page: O
     assert shop.answered(page)["code"]
 
 
+def test_whoever_mistypes_the_password_of_the_pages_types_only_that_again(shop: Shop, open_page: OpenPage) -> None:
+    """Fixed defects: the name was gone, the focus was there again, and the error looked unlike that of a consent."""
+    page = open_page(f"{shop.url}/dashboard", lossy=True, fresh=True)
+    expect(page.get_by_label("Name")).to_be_focused()
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    expect(page.get_by_role("alert")).to_have_class("notice bad")
+    expect(page.get_by_label("Name")).to_have_value("ada")
+    expect(page.get_by_label("Password")).to_be_focused()
+    page.keyboard.type("correct horse")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Dashboard")
+
+
 def test_a_person_opens_the_servers_own_pages_with_name_and_password(shop: Shop, open_page: OpenPage) -> None:
     """The form comes in place of the page, says what is wrong, and leads to the page."""
     page = open_page(f"{shop.url}/docs", fresh=True, lossy=True, width=320)
@@ -182,7 +197,7 @@ def test_a_person_opens_the_servers_own_pages_with_name_and_password(shop: Shop,
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
     page.get_by_label("Password").press("Enter")
-    expect(page.get_by_role("status")).to_have_text("The name or the password is wrong.")
+    expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
     expect(page.get_by_role("heading", level=1)).to_have_text(asked)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("correct horse")

@@ -79,6 +79,6 @@ def test_a_person_whom_nobody_named_comes_back_to_the_form_with_the_reason(shop:
     page = open_page(f"{shop}/chat", lossy=True)
     page.get_by_role("button", name="Continue with Google").click()
     sign_in_there(page, "mallory@example.com")
-    expect(page.get_by_role("status")).to_have_text(re.compile("mallory@example.com may not sign in here"))
+    expect(page.get_by_role("alert")).to_have_text(re.compile("mallory@example.com may not sign in here"))
     assert [each["name"] for each in page.context.cookies(shop) if each["name"] == "millstream"] == []
     expect(page.get_by_role("button", name="Continue with Google")).to_be_visible()

@@ -32,8 +32,8 @@ GREET = {
 
 @pytest.fixture(scope="module")
 def greeter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """`examples/greet.py`, the Hello server of seed 003."""
-    with shared(partial(millstream, "examples/greet.py"), tmp_path_factory.mktemp("greet")) as server:
+    """`examples/greet/servernetwork.py`, the Hello server of seed 003."""
+    with shared(partial(millstream, "examples/greet/servernetwork.py"), tmp_path_factory.mktemp("greet")) as server:
         yield server
 
 

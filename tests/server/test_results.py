@@ -1,6 +1,7 @@
 """Results from what functions return: the members on the wire, and promises that are kept."""
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -347,6 +348,13 @@ def test_a_coroutine_that_nobody_awaited_says_so_and_what_to_do() -> None:
     for value in (fetch(), {"page": fetch()}):
         with pytest.raises(TypeError, match="returned 'fetch' without waiting for it: write `await` before the call"):
             encode_result(value)
+
+
+def test_what_can_be_read_only_once_says_how_it_becomes_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed defect: `map` should be a builtin instead, which it is. With pydantic it becomes a list."""
+    monkeypatch.setitem(sys.modules, "pydantic_core", None)
+    with pytest.raises(TypeError, match="cannot be written as JSON: make a list of what it gives"):
+        encode_result(map(int, ["1"]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -232,7 +232,7 @@ def test_a_snapshot_agrees_with_the_metrics() -> None:
     assert list(rows(shown, "methods")) == ["tools/list"]
     assert shown["connections"] == [{"transport": "sse", "revision": FIRST.date, "count": 1}]
     assert (shown["hub"], shown["store"]) == ({"streams": 3}, {"ok": True})
-    assert set(shown["loop_lag_ms"]) == {"last", "worst"}
+    assert set(shown["loop_lag_ms"]) == {"last", "worst", "stood"}
     assert shown["process"]["resident_bytes"] is not None
     json.dumps(shown)
 
@@ -295,7 +295,7 @@ async def test_the_observer_samples_the_event_loop_until_it_is_cancelled(monkeyp
     """Our choice: one task, which the runtime owns."""
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
-    assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0}
+    assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "stood": 0.0}
     task = asyncio.create_task(observer.run())
     for _ in range(5):
         await asyncio.sleep(0)

@@ -40,6 +40,41 @@ async def test_lag_is_what_the_sleep_took_too_long() -> None:
     assert b'hub_event_loop_lag_seconds_bucket{le="0.2"} 3\n' in text
 
 
+async def lagged(*late: float) -> tuple[LoopLag, list[float]]:
+    """The lag behind these samples, and its clock."""
+    now, left = [0.0], iter(late)
+
+    async def sleep(seconds: float) -> None:
+        for lag in left:
+            now[0] += seconds + lag
+            return
+        raise asyncio.CancelledError
+
+    lag = LoopLag(Metrics(), clock=lambda: now[0], sleep=sleep)
+    with contextlib.suppress(asyncio.CancelledError):
+        await lag.run()
+    return lag, now
+
+
+async def test_how_long_the_loop_stood_still_is_a_sum_over_a_minute_and_not_one_late_sample() -> None:
+    """A fixed defect: one sample that was a second late, as right after the start, was a server in trouble."""
+    lag, now = await lagged(0.0, 1.25, 0.1, 0.5, 0.19)
+    assert lag.stood == pytest.approx(1.75)  # nobody notices the others
+    now[0] += 59.0
+    assert lag.stood == pytest.approx(0.5)
+    now[0] += 60.0
+    assert (lag.stood, lag.worst) == (0.0, 0.0)
+
+
+async def test_a_minute_is_a_minute_however_late_the_samples_are() -> None:
+    """A fixed defect: samples were counted, and 240 that are a second late each are five minutes."""
+    lag, _ = await lagged(9.0, *[1.0] * 100)
+    assert lag.worst == pytest.approx(1.0)
+    assert lag.worst_of(2.0) == pytest.approx(1.0)
+    assert 45.0 < lag.stood <= 60.0
+    assert (await lagged(100.0))[0].stood == 60.0
+
+
 async def test_the_sampler_runs_in_the_real_loop_until_it_is_cancelled() -> None:
     """Our choice: one task, owned by the runtime."""
     registry = Metrics()

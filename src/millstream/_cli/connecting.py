@@ -55,7 +55,9 @@ Header = Annotated[
 Login = Annotated[
     bool, typer.Option("--login", help="Log in with a browser if the server asks for it; the login is kept.")
 ]
-Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="Give a server that is started NAME=VALUE.")]
+Env = Annotated[
+    list[str] | None, typer.Option("--env", "-e", help="Set NAME=VALUE for a server that this command starts.")
+]
 Revision = Annotated[str, typer.Option("--revision", help="Speak only this revision of the protocol, by its date.")]
 Timeout = Annotated[
     float,

@@ -10,6 +10,8 @@ class Accepted(Struct, frozen=True, gc=False):
 
     json: bool
     stream: bool
+    page: bool = False
+    """It is a browser that somebody has sent here: it names HTML, and would take a stream like anything else."""
 
 
 _ANY = Accepted(True, True)
@@ -29,7 +31,7 @@ def accepted(value: bytes | None) -> Accepted:
 
 
 def _parse(value: bytes) -> Accepted:
-    json = stream = False
+    json = stream = page = named = False
     for item in value.lower().split(b","):
         name, _, parameters = item.partition(b";")
         if any(_zero(parameter) for parameter in parameters.split(b";")):
@@ -37,7 +39,8 @@ def _parse(value: bytes) -> Accepted:
         name = name.strip()
         json = json or name in {b"application/json", b"application/*", b"*/*"}
         stream = stream or name in {b"text/event-stream", b"text/*", b"*/*"}
-    return Accepted(json, stream)
+        page, named = page or name == b"text/html", named or name == b"text/event-stream"
+    return Accepted(json, stream, page and stream and not named)
 
 
 def _zero(parameter: bytes) -> bool:

@@ -39,7 +39,7 @@ from millstream._server.features.registry import Registry
 from millstream._server.functions.pydantic_types import NotJson
 from millstream._server.load import Load, lighten
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._telemetry.user_frames import shown_error, with_user_frames
+from millstream._telemetry.user_frames import advise, shown_error, with_user_frames
 
 logger = logging.getLogger("millstream")
 
@@ -276,6 +276,7 @@ class Dispatcher:
         incident = secrets.token_hex(8)
         if not logger.isEnabledFor(logging.DEBUG):
             exc = with_user_frames(exc, told=_TOLD)
+        advise(exc)
         logger.error(
             "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
         )

@@ -5,13 +5,12 @@ Figures come from the standard library and, where there is one, `/proc`; what a 
 
 import asyncio
 import gc
-import math
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,12 @@ if sys.platform != "win32":
 
 INTERVAL = 0.25
 LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_KEPT = 240
-"""Samples that `worst` looks at: the last minute."""
+WINDOW = 60.0
+"""Seconds that `worst` and `stood` look back."""
+LATE = 0.2
+"""Seconds from which a delay is one that somebody notices."""
+_KEPT = round(WINDOW / INTERVAL)
+"""Samples of a window at most: a late one takes longer."""
 
 _STARTED = time.time()
 
@@ -45,31 +48,44 @@ class LoopLag:
         self._histogram = registry.histogram(
             "hub_event_loop_lag_seconds", "Delay of the event loop's timers.", bounds=LAG_BOUNDS
         ).of()
-        self._samples: deque[float] = deque(maxlen=_KEPT)
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        """When the loop woke up, and how late that was."""
 
     @property
     def last(self) -> float:
         """Seconds of the newest sample; 0 before the first."""
-        return self._samples[-1] if self._samples else 0.0
+        return self._samples[-1][1] if self._samples else 0.0
 
     @property
     def worst(self) -> float:
         """The largest sample of the last minute."""
-        return max(self._samples, default=0.0)
+        return self.worst_of(WINDOW)
+
+    @property
+    def stood(self) -> float:
+        """For how many seconds of the last minute nothing could run: what the health of a server is judged by.
+
+        One late sample says little: a server that has just started has some, and so has a machine that was busy.
+        """
+        return min(sum(lag for lag in self._since(WINDOW) if lag >= LATE), WINDOW)
 
     def worst_of(self, seconds: float) -> float:
         """The largest sample of the last so many seconds."""
-        newest = islice(reversed(self._samples), math.ceil(seconds / INTERVAL))
-        return max(newest, default=0.0)
+        return max(self._since(seconds), default=0.0)
+
+    def _since(self, seconds: float) -> list[float]:
+        start = self._clock() - seconds
+        return [lag for _, lag in takewhile(lambda each: each[0] >= start, reversed(self._samples))]
 
     async def run(self) -> None:
         """Measure until cancelled. The runtime owns the task."""
         while True:
             asked = self._clock()
             await self._sleep(INTERVAL)
-            lag = max(self._clock() - asked - INTERVAL, 0.0)
+            woken = self._clock()
+            lag = max(woken - asked - INTERVAL, 0.0)
             self._histogram.observe(lag)
-            self._samples.append(lag)
+            self._samples.append((woken, lag))
 
 
 class ProcessFigures:

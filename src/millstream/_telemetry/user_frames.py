@@ -4,6 +4,7 @@ Somebody whose function failed looks for the line in their own file. Everything 
 noise to them, and so is what a library did after their line called it.
 """
 
+import inspect
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ def with_user_frames(exc: BaseException, *, told: tuple[type[BaseException], ...
     for each in _chain(exc, seen):
         each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, told))
     return exc
+
+
+def advise(exc: BaseException) -> None:
+    """Say what to do about an error that Python words for experts: a coroutine was used as if it were its result."""
+    if not isinstance(exc, AttributeError | TypeError) or "'coroutine'" not in str(exc):
+        return
+    forgotten = getattr(exc, "obj", None)
+    if inspect.iscoroutine(forgotten):
+        forgotten.close()  # else Python warns a second time, and of a line of ours
+    exc.add_note("A coroutine is what an `async def` function gives before it has run: write `await` before the call.")
 
 
 def shown_error(exc: BaseException) -> str:

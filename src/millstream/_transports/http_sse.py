@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
-from millstream._http.media import accepted, carries_json
+from millstream._http.media import carries_json
 from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink, query_value
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
@@ -24,7 +24,13 @@ from millstream._server.peers import Posted
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.connection import Connection
 from millstream._transports.open_streams import OpenStreams
-from millstream._transports.refusals import NO_STREAM, SESSION_NOT_FOUND, TOO_MANY_STREAMS, WRONG_TYPE, refusal
+from millstream._transports.refusals import (
+    SESSION_NOT_FOUND,
+    TOO_MANY_STREAMS,
+    WRONG_TYPE,
+    no_stream,
+    refusal,
+)
 
 _ACCEPTED = Response(b"Accepted", 202, TEXT_HEAD)
 _NO_ID = refusal(400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path of the endpoint event")
@@ -65,8 +71,8 @@ class HttpSse:
 
     async def get(self, request: Request) -> Response | None:
         """Open the stream and serve the session until it closes."""
-        if not accepted(request.headers.get(b"accept")).stream:
-            return NO_STREAM
+        if (unread := no_stream(request.headers.get(b"accept"))) is not None:
+            return unread
         principal = request.principal
         owner = principal_id(principal)
         if self._streams.full(owner):

@@ -1,6 +1,7 @@
 """The refusals that several handlers of the MCP endpoint share, as HTTP replies with a JSON-RPC error."""
 
-from millstream._http.message import Response
+from millstream._http.media import accepted
+from millstream._http.message import TEXT_HEAD, Response
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
 
@@ -20,10 +21,24 @@ def refused(exc: ProtocolError, request_id: RequestId | None = None) -> Response
 
 
 WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type: send content-type application/json")
-NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
+_NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable: a GET is answered as text/event-stream")
+_FOR_CLIENTS = Response(
+    b"This is the address of an MCP server. Add it to an MCP client, or look at it with: millstream list URL\n",
+    406,
+    TEXT_HEAD,
+)
+"""For a browser: the stream that it would wait for shows nothing."""
 TOO_MANY_STREAMS = refusal(
     503, SERVER_ERROR, "Too many open streams: close some, or try again later", head=b"retry-after: 5\r\n"
 )
+
+
+def no_stream(accept: bytes | None) -> Response | None:
+    """The refusal for a GET by who can't read a stream, or isn't a client at all; None for the others."""
+    known = accepted(accept)
+    if known.page:
+        return _FOR_CLIENTS
+    return None if known.stream else _NO_STREAM
 
 
 def unknown_session() -> ProtocolError:

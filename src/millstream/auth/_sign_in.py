@@ -116,7 +116,7 @@ class SignIn:
         except NotAdmitted as exc:
             if exc.wrong:
                 self._guard.failed(request.peer)
-            return self._form(request, wanted, str(exc), exc.status)
+            return self._form(request, wanted, str(exc), exc.status, typed=given.get("name", [""])[-1][:128])
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
         sealed = self.sealed(kind, kept, bound, LIFETIME)
@@ -216,8 +216,8 @@ class SignIn:
         called = any(path.startswith(each) if each.endswith("/") else path == each for each in _CALLED)
         return called and is_own(request)
 
-    def _form(self, request: Request, wanted: str, said: str, status: int) -> Response:
-        return form(request, self._offered, wanted if wanted in self._pages else "", said, status)
+    def _form(self, request: Request, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
+        return form(request, self._offered, wanted if wanted in self._pages else "", said, status, typed=typed)
 
     def refuse(self, request: Request, page: str, text: str) -> Response:
         """The form for somebody who came back from elsewhere, and may not come in."""

@@ -41,14 +41,15 @@ _FORM = """<form method="post" action="{root}/sign-in" class="stack">
 """
 _CREDENTIAL = """<p class="field"><label for="key">Key or token</label>
 <input id="key" type="password" name="key" {hint}required{focus}></p>
-<p><button{look}>{does}</button></p>
+<p class="answers"><button{look}>{does}</button></p>
 """
 _PERSON = """<p class="field"><label for="name">Name</label>
 <input id="name" name="name" autocomplete="username" autocapitalize="none" spellcheck="false" maxlength="128" required
- autofocus></p>
+ value="{name}"{first}></p>
 <p class="field"><label for="password">Password</label>
-<input id="password" type="password" name="password" autocomplete="current-password" maxlength="1024" required></p>
-<p><button class="primary">Sign in</button></p>
+<input id="password" type="password" name="password" autocomplete="current-password" maxlength="1024" required
+{then}></p>
+<p class="answers"><button class="primary">Sign in</button></p>
 """
 _WAY = '<p class="answers"><button{look} name="way" value="{name}">{label}</button></p>\n'
 _OR = '<p class="or soft small"><span>or</span></p>\n'
@@ -75,12 +76,23 @@ class Offered(Struct, frozen=True):
 _PAGES = {"/dashboard": "dashboard", "/inspect": "inspector", "/docs": "docs", "/chat": "chat"}
 
 
-def form(request: Request, offered: Offered, page: str, said: str, status: int) -> Response:
-    """The page that asks who somebody is, who wants to open a page; `said` is what went wrong before."""
+def form(request: Request, offered: Offered, page: str, said: str, status: int, *, typed: str = "") -> Response:
+    """The page that asks who somebody is, who wants to open a page.
+
+    Args:
+        request: for it, or with the form.
+        offered: the ways to sign in.
+        page: the one that is wanted.
+        said: what went wrong before.
+        status: of the reply.
+        typed: the name that was given before.
+    """
     wanted = f" to open the {_PAGES[page]}" if page in _PAGES else ""
-    name = escape(offered.server)
-    title, heading = f"Sign in to {name}{wanted}", f"Sign in to <bdi>{name}</bdi>{wanted}"
-    parts: list[str] = [_PERSON] if offered.passwords else []
+    server = escape(offered.server)
+    title, heading = f"Sign in to {server}{wanted}", f"Sign in to <bdi>{server}</bdi>{wanted}"
+    first, then = ("", "autofocus") if typed else (" autofocus", "")
+    person = _PERSON.format(name=escape(typed), first=first, then=then)
+    parts: list[str] = [person] if offered.passwords else []
     if offered.ways:
         look = "" if offered.passwords else ' class="primary"'
         parts.append(
@@ -102,7 +114,8 @@ def form(request: Request, offered: Offered, page: str, said: str, status: int) 
     root = escape(request.root_path)
     forms = _OR.join(_FORM.format(root=root, page=escape(page), fields=each) for each in parts)
     hints = "".join(_UNKNOWN.format(host=escape(urlsplit(each).netloc)) for each in offered.unknown)
-    body = f'<p role="status" class="error">{escape(said)}</p>\n{forms}{hints}'
+    notice = f'<p class="notice bad" role="alert">{escape(said)}</p>\n' if said else ""
+    body = f"{notice}{forms}{hints}"
     text = _PAGE.format(title=title, heading=heading, more="", root=root, body=body)
     return Response(text.encode("utf-8", "replace"), status, HEAD)
 

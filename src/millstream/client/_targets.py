@@ -57,7 +57,7 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
     if isinstance(target, str):
         return _text(target.strip(), env, cwd)
     if isinstance(target, Mapping):
-        return _configured(target, "", "The configuration", env, cwd)
+        return _configured(target, "", "the configuration", env, cwd)
     if isinstance(target, Sequence):
         return _command(target, env, cwd)
     if hasattr(target, "running"):
@@ -159,13 +159,13 @@ def _configured(given: Any, name: str, source: str, env: Mapping[str, str], cwd:
         name = next(iter(entries))
     if name not in entries:
         raise TargetError(f"{source} has no server {name!r}. It has: {', '.join(entries)}.")
-    return _entry(entries[name], name, env, cwd)
+    return _entry(entries[name], name, source, env, cwd)
 
 
-def _entry(entry: Any, name: str, env: Mapping[str, str], cwd: str | None) -> Place:
+def _entry(entry: Any, name: str, source: str, env: Mapping[str, str], cwd: str | None) -> Place:
     """One server of a configuration, as desktop applications write it."""
     if not isinstance(entry, Mapping):
-        raise TargetError(f"The server {name!r} is not configured by an object.")
+        raise TargetError(f'The server {name!r} of {source} must be an object: {{"url": …}} or {{"command": …}}.')
     fields = cast("Mapping[str, Any]", entry)
     url = fields.get("url") or fields.get("serverUrl")
     if isinstance(url, str):
@@ -173,7 +173,10 @@ def _entry(entry: Any, name: str, env: Mapping[str, str], cwd: str | None) -> Pl
     command: Any = fields.get("command")
     arguments: Any = fields.get("args") or []
     if not isinstance(command, str) or not isinstance(arguments, list):
-        raise TargetError(f"The server {name!r} has neither a url nor a command with args.")
+        raise TargetError(
+            f"The server {name!r} of {source} needs a url, or a command with a list of args. "
+            f"It has: {', '.join(map(str, fields)) or 'nothing'}."
+        )
     words = [command, *map(str, cast("list[object]", arguments))]
     where = fields.get("cwd")
     return Command(tuple(words), _texts(fields.get("env"), name) | dict(env), str(where) if where else cwd)

@@ -12,7 +12,7 @@ from msgspec import Struct
 from millstream._cli.connecting import FAILED, Json, Way, connects, ended, status_of
 from millstream._cli.showing import brief, print_json, print_text
 from millstream.client._client import Client
-from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, NotMcp, TlsFailed
+from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
 from millstream.client._http.connection import Reply
 from millstream.client._http.endpoint import Endpoint
 from millstream.client._http.pool import Pool, plain, unreachable, untrusted
@@ -119,11 +119,12 @@ async def looked_up(url: Url) -> Step:
     """
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        known = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except OSError as exc:
         raise ConnectFailed(f"The name {url.host} cannot be looked up: {plain(exc)}.") from exc
-    addresses = sorted({str(each[4][0]) for each in found})
-    return Step("name", ok=True, found=f"{url.host} is {', '.join(addresses)}")
+    addresses = sorted({str(each[4][0]) for each in known})
+    found = f"{url.host} is an address" if addresses == [url.host] else f"{url.host} is {', '.join(addresses)}"
+    return Step("name", ok=True, found=found)
 
 
 async def trusted(url: Url) -> Step:
@@ -150,7 +151,8 @@ async def offered(client: Client) -> Step:
     """What the lists hold."""
     counts = {
         "tool": len(await client.tools()),
-        "resource": len(await client.resources()) + len(await client.templates()),
+        "resource": len(await client.resources()),
+        "template": len(await client.templates()),
         "prompt": len(await client.prompts()),
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
@@ -173,8 +175,9 @@ async def seen_by_browsers(place: Remote, way: Way) -> AsyncIterator[Step]:
             shown = ", ".join(name.decode() for name in proxies)
             remedy = "Switch buffering and compression off for event streams: in nginx, proxy_buffering off."
             yield Step("proxy", ok=True, found=f"there is one ({shown})", remedy=remedy)
-    except (ClientError, TimeoutError):
-        yield Step("browsers", ok=True, found="preflight requests get no answer: pages of other origins cannot use it")
+    except (ClientError, TimeoutError) as exc:
+        how = "get no answer" if isinstance(exc, TimeoutError | ConnectFailed | ConnectionLost) else "are refused"
+        yield Step("browsers", ok=True, found=f"preflight requests {how}: pages of other origins cannot use it")
     finally:
         await pool.close()
 
@@ -192,7 +195,10 @@ def remedy_of(error: ClientError) -> str:
         return error.remedy
     remedies: list[tuple[type[ClientError], str]] = [
         (TlsFailed, "Ask for a certificate that the system trusts, or check the clock of this machine."),
-        (ConnectFailed, "Check host and port, and that the server runs and listens on more than 127.0.0.1."),
+        (
+            ConnectFailed,
+            "Check host and port, and that the server runs. On another machine, 127.0.0.1 isn't enough for it.",
+        ),
         (AccessDenied, 'Log in with --login, or send a key that counts: --header "Authorization: Bearer …".'),
         (NotMcp, "Check the path: most servers are at /mcp, old ones at /sse."),
     ]

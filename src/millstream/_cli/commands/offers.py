@@ -67,8 +67,9 @@ def call(
 ) -> None:
     """Call a tool and print its result; progress goes to standard error.
 
-    Values are read as the tool's schema wants them: `copies=2` becomes a number or a text, whichever the tool takes.
-    Lists and objects are JSON, and a list of words may have commas. The exit status is 1 if the tool reports an error.
+    Values are read as the tool's schema wants them: `copies=2` becomes a number if the tool takes one,
+    and text otherwise. Lists and objects are JSON, and a list of words may have commas. The exit
+    status is 1 if the tool reports an error.
 
     **Examples**
 

@@ -162,6 +162,7 @@ def run(  # noqa: PLR0913  the options of the command
     run_with(packages or (), editable or ())
     use_file(env_file)
     if transport is Transport.stdio:
+        _check_alone(workers=workers > 1, reload=reload)
         serve_stdio(target, log_level or "", settings=DEVELOPING if dev else {})
     else:
         serve_http(
@@ -184,6 +185,15 @@ def run(  # noqa: PLR0913  the options of the command
                 "inspect": tuple(inspect) if inspect else None,
                 **(DEVELOPING if dev else {}),
             },
+        )
+
+
+def _check_alone(**asked: bool) -> None:
+    """Refuse what only a server on HTTP can do, instead of doing without it in silence."""
+    for name in (name for name, wanted in asked.items() if wanted):
+        raise CommandError(
+            f"--{name} is for HTTP: on stdio, each client starts a process of its own.",
+            fix=f"Leave out --{name}, or --transport stdio.",
         )
 
 

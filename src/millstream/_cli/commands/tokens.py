@@ -43,9 +43,9 @@ def tokens(
             tools = [{"name": name, "tokens": each} for each, name in costs]
             print_json({"tools": tools, "instructions": instructions, "total": total})
             return
-        rows = [[f"{each:,}", f"{100 * each / (total or 1):.0f} %", name] for each, name in costs]
-        rows.append([f"{instructions:,}", f"{100 * instructions / (total or 1):.0f} %", "(instructions)"])
-        rows.append([f"{total:,}", "100 %", "(all)"])
+        rows = [[f"{each:,}", f"{100 * each / (total or 1):.0f}%", name] for each, name in costs]
+        rows.append([f"{instructions:,}", f"{100 * instructions / (total or 1):.0f}%", "(instructions)"])
+        rows.append([f"{total:,}", "100%", "(all)"])
         print_rows(rows, ["TOKENS", "SHARE", "TOOL"])
 
     with_client(way.client, work)

@@ -7,7 +7,7 @@ function in the narrowest way. Nothing here runs per call but that closure; `rea
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from types import CodeType, UnionType
 from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin
@@ -139,6 +139,8 @@ def plan(
         check_text_arguments(schema, kind, name)
 
     is_async, is_generator = _nature(function, target)
+    if is_generator:
+        _check_yields(hints.get("return", Any), name)
     with _about(f"{name}: output_schema"):
         by_hand = output_from_schema(output_schema) if output_schema is not None else None
     return Plan(
@@ -283,6 +285,22 @@ def _hand_described(
 
 _NOTHING = (Any, object, None, NoReturn, Never)
 """Return annotations that promise nothing."""
+
+
+def _check_yields(annotation: Any, name: str) -> None:
+    """Refuse a generator that promises a list, say: its result is the last value that it yields.
+
+    Raises:
+        TypeError: it does.
+    """
+    promised = get_origin(annotation) or annotation
+    if annotation in _NOTHING or not isinstance(promised, type):
+        return
+    if not issubclass(Generator, promised) and not issubclass(AsyncGenerator, promised):
+        raise TypeError(
+            f"{name}: it yields, and each value it yields is progress, the last one its result. Annotate that value, "
+            "as in -> Iterator[str] (AsyncIterator in `async def`), or collect the values and return them"
+        )
 
 
 def _output(

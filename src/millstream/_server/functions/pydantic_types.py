@@ -10,11 +10,11 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
 from pathlib import PurePath
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from msgspec import NODEFAULT, Meta, Struct
 from msgspec.json import schema_components
@@ -137,10 +137,11 @@ def enc_hook(value: Any) -> Any:
             return pydantic_core.to_jsonable_python(value)
     except ValueError:
         pass
-    raise NotJson(
-        f"a value of type {type(value).__name__} cannot be written as JSON: use builtins, a dataclass, TypedDict, "
-        "Struct or pydantic model"
-    )
+    kind = cast("type[object]", type(value))
+    instead = "use builtins, a dataclass, TypedDict, Struct or pydantic model"
+    if issubclass(kind, Iterator):
+        instead = "make a list of what it gives, with list(…)"
+    raise NotJson(f"a value of type {kind.__name__} cannot be written as JSON: {instead}")
 
 
 def check_model(model: Any, value: Any) -> None:

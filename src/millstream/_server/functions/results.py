@@ -21,6 +21,7 @@ from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Imag
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import Schema, is_array, is_object, schema_of
 from millstream._server.functions.pydantic_types import (
+    NotJson,
     adapted,
     check_model,
     dec_hook,
@@ -183,7 +184,10 @@ def _has_no_number(value: Any) -> bool:
 
 
 def _structured(value: Any, output: Output | None) -> bytes:
-    data = encode(value)
+    try:
+        data = encode(value)
+    except RecursionError:
+        raise NotJson("the result contains itself, or is too deep for JSON") from None
     if output is not None:
         output.check(value, data)
     return b'"content":[{"type":"text","text":%b}],"structuredContent":%b' % (encode(data.decode()), data)

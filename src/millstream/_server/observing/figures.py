@@ -59,6 +59,9 @@ class Figures(Struct, frozen=True, array_like=True):
     """Of the event loop, in milliseconds: the last one, and the worst of the last minute."""
     process: dict[str, float | None]
     hub: dict[str, Any] | None = None
+    stood: float = 0.0
+    """Milliseconds of the last minute in which the event loop could run nothing. The last field: another version may
+    not have it."""
 
 
 def present(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> dict[str, Any]:
@@ -85,7 +88,11 @@ def present(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> 
         "methods": [row for row in rows if row["method"] != "tools/call"],
         "sessions": _rows(_joined((each.sessions for each in every), _together), lambda each: each.count),
         "connections": _rows(_joined((each.connections for each in every), _sum), int),
-        "loop_lag_ms": {"last": max(each.lag[0] for each in every), "worst": max(each.lag[1] for each in every)},
+        "loop_lag_ms": {
+            "last": max(each.lag[0] for each in every),
+            "worst": max(each.lag[1] for each in every),
+            "stood": max(each.stood for each in every),
+        },
         "process": _joined((each.process for each in every), _sum),
         "hub": _sum_of_all([each.hub for each in every]),
         "store": store,

@@ -1,6 +1,5 @@
 """Streamable HTTP, the GET and DELETE sides: which stream a GET asks for, and the end of a session."""
 
-from millstream._http.media import accepted
 from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
 from millstream._protocol.admission import check_handshake_header, header_version
 from millstream._protocol.errors import SERVER_ERROR, ProtocolError
@@ -10,10 +9,10 @@ from millstream._server.calls.notes import SESSION_OVER
 from millstream._server.calls.services import principal_id
 from millstream._server.calls.sessions import Session
 from millstream._transports.refusals import (
-    NO_STREAM,
     SESSION_NOT_FOUND,
     TOO_MANY_STREAMS,
     missing_session,
+    no_stream,
     refusal,
     refused,
 )
@@ -45,8 +44,8 @@ class SessionStreams:
         headers = request.headers
         if self._endpoint.sessions is None or names_per_request_era(header_version(headers)):
             return _NOT_ALLOWED
-        if not accepted(headers.get(b"accept")).stream:
-            return NO_STREAM
+        if (unread := no_stream(headers.get(b"accept"))) is not None:
+            return unread
         if headers.keys().isdisjoint(_NAMING) and self._first is not None:
             return await self._first(request)
         try:

@@ -21,6 +21,11 @@ export function write(node, text) {
   if (node.textContent !== wanted) node.textContent = wanted;
 }
 
+/** Bring up what has just been written further down than anybody sees: on a phone, a result stands below its form. */
+export function reveal(node) {
+  if (node.getBoundingClientRect().top > innerHeight - 96) node.scrollIntoView({ block: "nearest" });
+}
+
 /** Show what should be there of the two: the content, or the word that there is none. */
 export function either(content, empty, there) {
   content.hidden = !there;

@@ -129,12 +129,15 @@ class Asking:
         except Unavailable as exc:
             raise NotAClient(str(exc)) from None
         if client is None:
-            raise NotAClient("The program that sent you here is not known. It may have to register again.")
+            raise NotAClient("The program that sent you here is not known. Go back to it and connect again.")
         redirect = given.get("redirect_uri")
         if not redirect and len(client.redirect_uris) == 1:
             return client, client.redirect_uris[0], False
         if not named_by(client.redirect_uris, redirect):
-            raise NotAClient("The program that sent you here named an address to return to that is not its own.")
+            raise NotAClient(
+                "The program that sent you here wants you back at an address that is not its own. "
+                "Close this page, or connect again if you trust the program."
+            )
         return client, redirect, True
 
     def _asked(self, given: Parameters, client: Client, redirect: str, state: str | None, named: bool) -> Asked:

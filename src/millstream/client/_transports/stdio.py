@@ -246,8 +246,16 @@ class StdioTransport:
                 os.killpg(process.get_pid(), number)
 
 
+_ADVICE = ("Why:", "Do:")
+"""What begins a sentence of its own; the one before it may lack its period, as Python's messages do."""
+
+
 def _last_sentence(said: str) -> str:
     """The last line that isn't indented, and those below it: "Error: …" with what to do, or the end of a traceback."""
     lines = [line for line in said.splitlines() if line.strip()]
     begin = next((at for at in reversed(range(len(lines))) if not lines[at][0].isspace()), 0)
-    return " ".join(line.strip() for line in lines[begin:])
+    told = ""
+    for line in lines[begin:]:
+        between = ". " if line.lstrip().startswith(_ADVICE) and told[-1:].isalnum() else " "
+        told += f"{between if told else ''}{' '.join(line.split())}"
+    return told

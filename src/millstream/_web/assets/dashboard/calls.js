@@ -46,14 +46,14 @@ function show(call) {
 const recent = new LiveTable($("recent"), {
   name: "Recent calls", sort: "at", search: $("call-filter"),
   empty: ["No calls yet", "The next call shows up here within two seconds."],
-  key: (call) => `${call.at} ${call.method} ${call.name} ${call.caller}`,
+  key: (call) => call.key,
   words: (call) => `${title(call)} ${call.caller} ${call.client} ${call.outcome} ${call.error} ${call.arguments ?? ""} ${call.incident}`,
   fits: (call) => !$("call-failed").checked || call.outcome !== "",
   columns: [
-    { id: "at", title: "When", down: true, sort: (call) => call.at, fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000))) },
+    { id: "at", title: "When", narrow: true, down: true, sort: (call) => call.at, fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000))) },
     { id: "what", title: "What", head: true, sort: title, fill: (cell, call) => (cellButton(cell, call, title(call), show).title = title(call)) },
-    { id: "ms", title: "Took", number: true, sort: (call) => call.ms, fill: (cell, call) => write(cell, ms(call.ms)) },
-    { id: "outcome", title: "Outcome", sort: (call) => call.outcome, fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "good") },
+    { id: "ms", title: "Took", narrow: true, number: true, sort: (call) => call.ms, fill: (cell, call) => write(cell, ms(call.ms)) },
+    { id: "outcome", title: "Outcome", narrow: true, sort: (call) => call.outcome, fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "good") },
     { id: "caller", title: "Caller", sort: (call) => call.caller, fill: (cell, call) => write(cell, call.caller || "–") },
     { id: "client", title: "Client", sort: (call) => call.client, fill: (cell, call) => write(cell, call.client || "–") },
     { id: "arguments", title: "Error or arguments", wide: true, fill: (cell, call) => {
@@ -86,13 +86,24 @@ const clients = new LiveTable($("clients"), {
   ],
 });
 
+/** Calls with what tells them apart: those of one moment may be alike, and the older ones of them keep their numbers. */
+function keyed(calls) {
+  const alike = new Map();
+  for (const call of [...calls].sort((one, other) => one.at - other.at)) {
+    const what = `${call.at} ${call.method} ${call.name} ${call.caller}`;
+    alike.set(what, (alike.get(what) ?? 0) + 1);
+    call.key = `${what} ${alike.get(what)}`;
+  }
+  return calls;
+}
+
 let shown = "";
 
 async function load() {
   if (document.hidden || (shown !== "calls" && shown !== "clients")) return;
   const found = await ask("dashboard/calls", "the recent calls");
   if (!found) return;
-  recent.show(found.calls);
+  recent.show(keyed(found.calls));
   clients.show(found.clients);
 }
 

@@ -173,8 +173,8 @@ export class LineChart {
     for (const run of this.#runs(index)) {
       pen.beginPath();
       run.forEach(([t, value], at) => (at ? pen.lineTo(x(t), y(value)) : pen.moveTo(x(t), y(value))));
-      if (run.length === 1) pen.lineTo(x(run[0][0]) + 2, y(run[0][1]));
       pen.stroke();
+      if (run.length === 1 && run[0][1] > 0) this.#dot(pen, x(run[0][0]), y(run[0][1]), 2);
       if (!series.fill) continue;
       pen.lineTo(x(run.at(-1)[0]), floor);
       pen.lineTo(x(run[0][0]), floor);
@@ -183,6 +183,12 @@ export class LineChart {
       pen.globalAlpha = 1;
     }
     pen.setLineDash([]);
+  }
+
+  #dot(pen, x, y, radius) {
+    pen.beginPath();
+    pen.arc(x, y, radius, 0, 7);
+    pen.fill();
   }
 
   /** The stretches of a series without a missing value. */
@@ -215,9 +221,7 @@ export class LineChart {
       const value = this.#values[index]?.[place] ?? null;
       if (value === null) return;
       pen.fillStyle = color(series.color);
-      pen.beginPath();
-      pen.arc(at, y(value), 3.5, 0, 7);
-      pen.fill();
+      this.#dot(pen, at, y(value), 3.5);
     });
   }
 

@@ -2,9 +2,11 @@
 
 import { $, count, duration, element, figure, write } from "../dom.js";
 
+const LAST = "These are the last figures that came.";
 const WORDS = { good: "Healthy", warn: "Needs a look", bad: "In trouble" };
 const ORDER = ["good", "warn", "bad"];
 const LEAST_CALLS = 10; // a share of fewer says nothing
+const STOOD_MS = { warn: 1_000, bad: 6_000 }; // of a minute: one hiccup, as at the start, is nothing to look at
 
 let cutBefore = null; // how many slow readers had been cut when the page came, and when the last one was
 let cutAt = 0;
@@ -23,9 +25,8 @@ export function reasons(snapshot, past) {
   if (calls >= LEAST_CALLS && failed >= 25) say("bad", `${figure(failed)}% of the calls fail.`);
   else if (calls >= LEAST_CALLS && failed >= 2) say("warn", `${figure(failed)}% of the calls fail.`);
   if (snapshot.store && !snapshot.store.up) say("bad", `The store (${snapshot.store.kind}) doesn't answer.`);
-  const lag = snapshot.loop_lag_ms.worst;
-  if (lag >= 1_000) say("bad", `The event loop stood still for ${ms(lag)} in the last minute.`);
-  else if (lag >= 200) say("warn", `The event loop was ${ms(lag)} late in the last minute.`);
+  const { stood } = snapshot.loop_lag_ms;
+  if (stood >= STOOD_MS.warn) say(stood >= STOOD_MS.bad ? "bad" : "warn", `The event loop stood still for ${ms(stood)} of the last minute.`);
   const { open_descriptors: open, max_descriptors: most } = snapshot.process;
   if (open && most && open > 0.8 * most) say(open > 0.95 * most ? "bad" : "warn", `${count(open)} of ${count(most)} files are open.`);
   const cut = snapshot.hub?.cut?.slow ?? 0;
@@ -33,6 +34,14 @@ export function reasons(snapshot, past) {
   cutBefore = cut;
   if (cutAt && snapshot.at_seconds - cutAt < 300) say("warn", `Slow readers are being cut off: ${count(cut)} so far.`);
   return found.sort(([one], [other]) => ORDER.indexOf(other) - ORDER.indexOf(one));
+}
+
+/** Nobody knows how the server is now: the figures stay, and are the last ones. */
+export function drawUnknown() {
+  $("verdict").className = "badge";
+  write($("verdict"), "Unknown");
+  $("reasons").dataset.text = $("reasons").title = LAST;
+  $("reasons").replaceChildren(element("li", {}, LAST));
 }
 
 /** Draw the top of the page. */

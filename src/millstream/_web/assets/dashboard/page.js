@@ -10,7 +10,7 @@ import { Feed, showState } from "../sse.js";
 import { lookForAudit, showAudit } from "./audit.js";
 import { OTHER, OTHER_SAYS, showCalls } from "./calls.js";
 import { LineChart } from "./charts.js";
-import { drawHealth, ms } from "./health.js";
+import { drawHealth, drawUnknown, ms } from "./health.js";
 import { add, toggleLog } from "./log.js";
 import { drawServer, drawWorkers, takeFacts } from "./server.js";
 import { drawStreams, showStreams } from "./streams.js";
@@ -170,7 +170,8 @@ if (wanted in PARTS && wanted !== "audit") goTo(wanted);
 
 function draw() {
   if (!snapshot) return;
-  drawHealth(snapshot, past);
+  if ($("main").classList.contains("stale")) drawUnknown();
+  else drawHealth(snapshot, past);
   drawTools();
 }
 
@@ -193,6 +194,7 @@ const feed = new Feed(
     $("main").classList.toggle("stale", state.state !== "open" && snapshot !== null);
     const before = feedOpen;
     feedOpen = state.state === "open";
+    if (!feedOpen) draw();
     if (feedOpen && !before) load();
   },
 );

@@ -10,7 +10,7 @@ const PAGER_PX = 40;
 const LEAST_ROWS = 6;
 
 /**
- * @typedef {{id: string, title: string, hint?: string, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, head?: boolean}} Column
+ * @typedef {{id: string, title: string, hint?: string, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, narrow?: boolean, head?: boolean}} Column
  */
 export class LiveTable {
   #place;
@@ -66,7 +66,7 @@ export class LiveTable {
 
   #head(column) {
     const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
-    const cell = element("th", { scope: "col", className: column.number ? "number" : column.wide ? "wide" : "" });
+    const cell = element("th", { scope: "col", className: [column.number && "number", column.wide && "wide", column.narrow && "narrow"].filter(Boolean).join(" ") });
     if (!column.sort) cell.append(column.title);
     else {
       const button = element("button", { type: "button", className: "quiet sort", title: column.hint ?? `Sort by ${column.title.toLowerCase()}` }, column.title, mark);

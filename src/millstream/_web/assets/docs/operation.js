@@ -1,6 +1,6 @@
 // One operation: what it does and takes, code that calls it, and a form that runs it. The result stands beside the code.
 
-import { element, pretty } from "../dom.js";
+import { element, pretty, reveal } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
 import { describe } from "../schema/describe.js";
@@ -110,6 +110,7 @@ export function draw({ name, path, operation }, root) {
     button.disabled = true;
     button.textContent = "Running…";
     await run(path, values, output, send);
+    reveal(output.parentElement);
     button.disabled = false;
     button.textContent = "Run";
   };

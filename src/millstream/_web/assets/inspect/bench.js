@@ -1,6 +1,6 @@
 // One thing of a server on the bench: its form, what it does while it runs, and what came of it.
 
-import { count, element, figure } from "../dom.js";
+import { count, element, figure, reveal } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock, tree } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
@@ -77,6 +77,7 @@ export function bench(work) {
     status.textContent = "Running";
     const outcome = await perform(output, work, values, stop.signal);
     status.textContent = outcome.text;
+    reveal(output);
     work.done?.(values, outcome);
     button.ariaDisabled = null;
     if (document.activeElement === cancel) button.focus();

@@ -25,11 +25,12 @@ export function ask(method, params, signal) {
   return answer;
 }
 
-/** Show a question: `{kind, title, body, accept(force), decline(), accepts, summary}`. */
+/** Show a question: `{kind, title, turn, body, accept(force), decline(), accepts}`; `turn` switches from form to JSON. */
 function put(question, signal) {
   const dialog = $("question");
   $("question-kind").textContent = question.kind;
   $("question-title").textContent = question.title;
+  $("question-switch").replaceChildren(...(question.turn ? [question.turn] : []));
   $("question-body").replaceChildren(...question.body);
   $("question-accept").textContent = question.accepts ?? "Accept";
   $("question-decline").hidden = !question.decline;
@@ -81,7 +82,7 @@ function elicitation(params) {
     const content = form.read();
     return content === null ? null : { action: "accept", content };
   };
-  return { ...common, kind: "The server asks", body: [form.node, form.summary, ...(form.toolbar ? [form.toolbar] : [])], accept };
+  return { ...common, kind: "The server asks", turn: form.toolbar, body: [form.node, form.summary], accept };
 }
 
 function link(params, common) {
@@ -123,12 +124,12 @@ function sampling(params) {
   const raw = schemaForm({ type: "object" }, { id: `question-${++made}`, label: "Result as JSON" });
   raw.write(whole);
   raw.node.hidden = true;
-  const turn = element("button", { type: "button", className: "quiet small" }, "Write the whole result as JSON");
-  turn.addEventListener("click", () => {
-    form.node.hidden = !form.node.hidden;
-    raw.node.hidden = !raw.node.hidden;
-    turn.textContent = raw.node.hidden ? "Write the whole result as JSON" : "Back to the form";
-  });
+  const buttons = ["Form", "JSON"].map((name) => element("button", { type: "button", "aria-pressed": String(name === "Form") }, name));
+  buttons.forEach((button, place) => button.addEventListener("click", () => {
+    [form.node.hidden, raw.node.hidden] = [place === 1, place === 0];
+    buttons.forEach((each, other) => (each.ariaPressed = String(other === place)));
+  }));
+  const turn = element("div", { className: "segments", role: "group", "aria-label": "Edit as" }, ...buttons);
   const accept = () => {
     if (!raw.node.hidden) return raw.read();
     const found = form.read();
@@ -136,8 +137,8 @@ function sampling(params) {
   };
   return {
     kind: "The server asks for a completion", title: "What does the model say?",
-    body: [element("dl", { className: "facts" }, ...limits), ...asked, form.node, raw.node, form.summary, element("div", {}, turn)],
-    accept, decline: refuse("allow the sampling"), cancel: refuse("answer"),
+    body: [element("dl", { className: "facts" }, ...limits), ...asked, form.node, raw.node, form.summary],
+    turn, accept, decline: refuse("allow the sampling"), cancel: refuse("answer"),
   };
 }
 

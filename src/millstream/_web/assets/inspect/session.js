@@ -100,7 +100,7 @@ async function fail(mine, error) {
   const retry = () => connect().catch(() => {});
   if (unauthorized(error)) return lost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
   const final = error instanceof RpcError || (error instanceof HttpError && error.status < 500);
-  lost(`No connection. ${say(error)}${final ? "" : " This page reconnects when the server is back."}`, retry);
+  lost(`${say(error)}${final ? "" : " This page reconnects when the server is back."}`, retry);
   while (!final && session.client === mine) {
     await wait(WAITS_MS[Math.min(failures, WAITS_MS.length - 1)]);
     failures += 1;
