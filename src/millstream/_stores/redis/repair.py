@@ -52,14 +52,16 @@ class Repair:
         while True:
             await self._commands.link(keys.generation)
             run = standing.run
-            says = await self._bring("")
+            says = turn = ""  # it only says that it's there, until it knows which turn it brings things to
             while standing.run == run:  # else it has ended, too, and the next one has nothing of what was brought
 
-                def asked(run: str = run, says: str = says) -> Asked:
+                def asked(run: str = run, says: str = says, turn: str = turn) -> Asked:
                     said = says if standing.run == run else ""
+                    if said:
+                        standing.promise(turn)
                     lease, patience = int(self._lease * 1e6), int(PATIENCE * 1e6)
                     return names, [
-                        standing.run, standing.me, said, lease, patience, secrets.token_hex(2), standing.epoch
+                        standing.run, standing.me, said, lease, patience, secrets.token_hex(2), standing.epoch, turn
                     ]  # fmt: skip
 
                 verdict, epoch, settled = await self._commands.run(script("settle"), asked)
@@ -69,7 +71,8 @@ class Repair:
                     standing.turn(str(settled, "ascii"))
                     return standing.run, str(epoch, "ascii")
                 if verdict == b"again":
-                    says = await self._bring(says.removeprefix(_HOLE))
+                    before, turn = turn, str(settled, "ascii")
+                    says = await self._bring(says.removeprefix(_HOLE) if turn == before else "")
                 else:
                     await asyncio.sleep(_PAUSE)
 

@@ -97,7 +97,13 @@ class RedisWorkers:
         begun = time.monotonic()
 
         def asked() -> Asked:
-            args: list[Argument] = [standing.me, int(self.lease * 1e6), secrets.token_hex(2), standing.run]
+            args: list[Argument] = [
+                standing.me,
+                int(self.lease * 1e6),
+                secrets.token_hex(2),
+                standing.run,
+                standing.epoch,
+            ]
             return [keys.generation, keys.leases], args
 
         now, epoch, run, settled = await self._commands.run(script("enter"), asked)
