@@ -179,6 +179,35 @@ async def test_data_settled_later_without_what_another_epoch_added_get_it_and_ev
     await follower.close()
 
 
+@pytest.mark.parametrize("then", ["nothing", "another event"])
+async def test_what_a_newcomer_added_that_the_others_never_heard_of_is_brought(pair: Pair, then: str) -> None:
+    """Fixed defect: a server that comes back waits for the workers that it knows. One that had begun elsewhere meanwhile
+    came when all was settled, and what only it had was lost in silence.
+    """
+    one, two = pair.workers
+    follower = Follower(two, STREAM)
+    await pair.lead_to(pair.new)
+    pair.wires[0].freeze_old()
+    pair.wires[1].freeze_old()
+    async with Proxy(pair.new.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", lease=WAIT) as newcomer:
+        await append(newcomer, STREAM, b"second")
+        await pair.lead_to(pair.old)
+        expected = [b"first", b"second"]
+        if then == "another event":
+            await append(one, STREAM, b"other")
+            expected.insert(1, b"other")
+        wire.to = pair.old.port
+        wire.cut()
+        await newcomer.workers.beat()
+        await append(newcomer, STREAM, b"third")
+        await follower.until(b"third")
+        assert data_of(await read_all(one, STREAM)) == [*expected, b"third"]
+        assert bool(follower.told) == (then == "another event")  # only where something else was shown at its offset
+    for each in pair.wires:
+        each.thaw()
+    await follower.close()
+
+
 async def test_a_worker_that_has_nothing_to_ask_goes_to_the_new_server_at_once() -> None:
     """Fixed defect: it went with its next heartbeat, 2.4 s later. The others waited for it, often for longer than they
     wait, and then told everybody that events may be lost.

@@ -70,6 +70,11 @@ class Standing:
         self._turn = run.rpartition(".")[2]
         self.run = f"{self._server}.{self._turn}"
 
+    def refuse(self, run: str) -> None:
+        """These data lack something: they must be settled once more."""
+        self._turn = str(int(run.rpartition(".")[2]) + 1)
+        self.run = f"{self._server}.{self._turn}"
+
     async def take(self) -> tuple[int, int]:
         """A place and a number, by which Redis recognizes an attempt that is made again. `give` the place back."""
         await self._room.acquire()
