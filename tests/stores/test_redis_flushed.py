@@ -1,4 +1,4 @@
-"""FLUSHALL, and what a worker knows that hears of it late: it has nothing to ask, and its next heartbeat is far away."""
+"""FLUSHALL, and a worker that hears of it late: it has nothing to ask, and its next heartbeat is far away."""
 
 import pytest
 

@@ -181,8 +181,8 @@ async def test_data_settled_later_without_what_another_epoch_added_get_it_and_ev
 
 @pytest.mark.parametrize("then", ["nothing", "another event"])
 async def test_what_a_newcomer_added_that_the_others_never_heard_of_is_brought(pair: Pair, then: str) -> None:
-    """Fixed defect: a server that comes back waits for the workers that it knows. One that had begun elsewhere meanwhile
-    came when all was settled, and what only it had was lost in silence.
+    """Fixed defect: a server that comes back waits for the workers that it knows. One that had begun elsewhere
+    meanwhile came when all was settled, and what only it had was lost in silence.
     """
     one, two = pair.workers
     follower = Follower(two, STREAM)

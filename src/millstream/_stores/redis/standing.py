@@ -19,8 +19,8 @@ class Standing:
     """One worker, from the time when its store is opened."""
 
     __slots__ = (
-        "_at", "_free", "_numbers", "_offsets", "_promised", "_room", "_server", "_turn", "epoch", "epochs", "me", "run",
-        "settled",
+        "_at", "_free", "_numbers", "_offsets", "_promised", "_room", "_server", "_turn", "epoch", "epochs", "me",
+        "run", "settled",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -51,9 +51,11 @@ class Standing:
         self.me = secrets.token_hex(6)
 
     def serve(self, server: str) -> None:
-        """This run of a server answers now. If it isn't the one that was told that everything was brought, what comes
-        from here on makes that untrue. So its data must be settled once more, later than what the other one was told: by
-        that, those who come there know that it doesn't count.
+        """This run of a server answers now.
+
+        To another run it may have promised that it brought everything. What comes from here on breaks that promise. So
+        the data here must be settled once more, later than the other server knows: those who come there from here then
+        know that the promise doesn't count.
         """
         if server != self._server and self._promised:
             self._turn, self._promised = str(self._promised + 1), 0
