@@ -33,9 +33,10 @@ if begun[1] ~= server then
 elseif turn > tonumber(begun[2]) then
   -- Somebody knows of data that were settled elsewhere since this began: whoever said something before may have gone
   -- there, and have come to know more.
-  for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
-    if string.sub(field, 1, 1) == 'w' then
-      redis.call('HSET', KEYS[3], field, '')
+  local said = redis.call('HGETALL', KEYS[3])
+  for i = 1, #said, 2 do
+    if string.sub(said[i], 1, 1) == 'w' then
+      redis.call('HSET', KEYS[3], said[i], '')
     end
   end
   redis.call('HSET', KEYS[3], 'turn', digits(turn), 'until', digits(now + tonumber(ARGV[5])))
