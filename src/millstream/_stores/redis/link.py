@@ -174,6 +174,14 @@ async def connect(
             raise Lost(f"{where} doesn't answer{hint}.") from None
         if isinstance(failure, Refused):
             raise _explained(failure, where) from None
+        if isinstance(failure, ssl.SSLCertVerificationError):
+            raise LocalError(
+                f"{where} shows a certificate that can't be trusted: {failure.verify_message.rstrip('.')}. In the URL,"
+                " name the host as the certificate does, and with ca= the file of the authority that signed it."
+            ) from None
+        if type(failure) is Lost:
+            hint = "a certificate, name yours with cert= and key=" if address.tls else "TLS, begin the URL with rediss"
+            raise Lost(f"{where} broke the connection before it said anything. If it wants {hint}.") from None
         raise
     return link
 
