@@ -125,7 +125,11 @@ class Fleet:
 
     async def run(self) -> None:
         """Send the figures to whoever shows them, until cancelled. The runtime owns the task."""
-        trouble = Trouble(logger, "The figures can't be sent to the other workers", "The figures are sent again.")
+        trouble = Trouble(
+            logger,
+            "The figures can't be sent to the other workers, which is tried again",
+            "The figures are sent again.",
+        )
         while True:
             await self._asked.wait()
             try:

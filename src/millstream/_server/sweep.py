@@ -61,7 +61,7 @@ class Sweep:
         self._pending: dict[object, asyncio.Task[None]] = {}
         self._trouble = Trouble(
             logger,
-            "The streams of calls can't be kept in the store",
+            "The streams of calls can't be kept in the store, which is tried again",
             "The streams of calls are kept in the store again.",
         )
 

@@ -72,7 +72,9 @@ class Tail:
         """One read at a time keeps the order."""
         self._news = asyncio.Event()
         name = stream.partition(":")[0]
-        self._trouble = Trouble(_logger, f"The stream {name} can't be read", f"The stream {name} is read again.")
+        self._trouble = Trouble(
+            _logger, f"The stream {name} can't be read, which is tried again", f"The stream {name} is read again."
+        )
         self._appended = sys.maxsize
         """The lowest offset that was heard of since the last read."""
         self._listens = False

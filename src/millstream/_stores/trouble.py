@@ -13,7 +13,7 @@ class Trouble:
     """Takes what a store raises inside a ``with`` block, and says so once.
 
     Example:
-        >>> trouble = Trouble(logger, "The list can't be read", "The list is read again.")
+        >>> trouble = Trouble(logger, "The list can't be read, which is tried again", "The list is read again.")
         >>> with trouble:
         ...     await read()
         >>> if trouble.lasts:
@@ -44,6 +44,6 @@ class Trouble:
             return False
         if not self.lasts:
             why = (isinstance(failure, OSError) and failure.strerror) or failure
-            self._logger.warning("%s, which is tried again: %s", self._what, why)
+            self._logger.warning("%s: %s", self._what, why)
         self.lasts = True
         return True

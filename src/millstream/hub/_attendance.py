@@ -45,7 +45,9 @@ class Attendance:
         """How many came back and got all that they missed, or got a `gap`."""
         self._departed: deque[Subscription] = deque()
         self._trouble = Trouble(
-            _logger, "The hub can't say who comes and goes", "The hub says again who comes and goes."
+            _logger,
+            "The hub can't say who comes and goes, which is tried again",
+            "The hub says again who comes and goes.",
         )
         self._departures = asyncio.Event()
 

@@ -305,7 +305,9 @@ class Hub:
             await asyncio.sleep(0)
 
     async def _keep_fresh(self) -> None:
-        trouble = Trouble(_logger, "The hub can't refresh its records", "The hub refreshes its records again.")
+        trouble = Trouble(
+            _logger, "The hub can't refresh its records, which is tried again", "The hub refreshes its records again."
+        )
         for turn in count(1):
             await asyncio.sleep(self.limits.refresh)
             with trouble:

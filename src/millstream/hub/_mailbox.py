@@ -168,7 +168,7 @@ class Mailboxes:
         stop = self._store.bus.subscribe(_TOPIC, lambda _: None, interrupted=self._lost)
         trouble = Trouble(
             _logger,
-            "The hub can't save how far clients were served",
+            "The hub can't save how far clients were served, which is tried again",
             "The hub saves again how far clients were served.",
         )
         try:
