@@ -18,7 +18,7 @@ from millstream._protocol.errors import LocalError
 from millstream._server.observing.figures import Figures, present
 from millstream._server.peers import Measured, Peers, Watched
 from millstream._stores.base import Workers
-from millstream._stores.trouble import Trouble
+from millstream._stores.health import Trouble
 
 INTERVAL: Final = 1.0
 SAY_EVERY: Final = 2.0

@@ -13,7 +13,7 @@ from millstream._server.calls.changes import Change
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
 from millstream._server.peers import PAUSE, Joined, Present, Removed, Switched, Updated
-from millstream._stores.trouble import Trouble
+from millstream._stores.health import Trouble
 
 _logger = logging.getLogger("millstream")
 

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
-from millstream._stores.trouble import Trouble
 
 LEEWAY: Final = 60.0
 """Seconds for which what one worker has sealed still opens at another after its time."""
@@ -162,8 +162,8 @@ class Peers:
     """The other workers, as one running server speaks with them."""
 
     __slots__ = (
-        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_receivers", "_seen", "_sending", "_stamp",
-        "_stops", "_store", "_trouble", "_waiting", "_warned", "shared",
+        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_mute", "_receivers", "_seen", "_sending",
+        "_stamp", "_stops", "_store", "_waiting", "_warned", "shared",
     )  # fmt: skip
 
     def __init__(self, store: Store, values: Sequence[bytes]) -> None:
@@ -184,7 +184,8 @@ class Peers:
         self._looks: list[Callable[[], Awaitable[None]]] = []
         # Process
         self._stamp = 0
-        self._trouble = Trouble(_logger, "Other workers can't be told something", "Other workers can be told again.")
+        self._mute = False
+        """The store didn't take the last hint for all workers, and the log says so."""
         self._seen: dict[tuple[str, int], None] = {}
         """Messages to this worker alone: each is taken once."""
         self._waiting: dict[Message, None] = {}
@@ -250,15 +251,16 @@ class Peers:
             self._looking = asyncio.get_running_loop().create_task(self._look())
 
     async def _look(self) -> None:
-        trouble = Trouble(
-            _logger, "What a worker left can't be put in order, which is tried again", "What a worker left is in order."
-        )
+        failing = False
         while self._changed:
             self._changed = False
-            with trouble:
+            try:
                 for look in self._looks:
                     await look()
-            self._changed |= trouble.lasts
+            except (LocalError, OSError) as failure:
+                if not failing:
+                    _logger.warning("What a worker left can't be put in order, which is tried again: %s", failure)
+                failing = self._changed = True
             if self._changed:
                 await asyncio.sleep(PAUSE)
         self._looking = None
@@ -322,8 +324,16 @@ class Peers:
         """Tell all other workers; it is a hint, and a store that does not answer isn't an error."""
         if not self.shared:
             return
-        with self._trouble:
+        try:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
+        except (LocalError, OSError) as failure:
+            if not self._mute:
+                _logger.warning("Nothing can be sent to all workers: %s", failure)
+            self._mute = True
+        else:
+            if self._mute:
+                _logger.warning("Messages to all workers can be sent again.")
+            self._mute = False
 
     def tell_soon(self, message: Message) -> None:
         """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped."""

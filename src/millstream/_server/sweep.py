@@ -12,7 +12,7 @@ from typing import Any
 from millstream._server.calls.call import Call, Progress
 from millstream._server.calls.context import nudge_progress
 from millstream._server.dispatch import Dispatcher
-from millstream._stores.trouble import Trouble
+from millstream._stores.health import Trouble
 
 logger = logging.getLogger("millstream")
 

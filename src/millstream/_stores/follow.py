@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from millstream._stores.base import Entry, EventLog, Gap, Position
-from millstream._stores.trouble import Trouble
+from millstream._stores.health import Trouble
 
 PAUSE: Final = 1.0
 """Seconds until a store that failed is asked again."""

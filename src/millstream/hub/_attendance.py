@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import deque
 
-from millstream._stores.trouble import Trouble
+from millstream._stores.health import Trouble
 from millstream.hub._arrivals import Arrivals
 from millstream.hub._audience import Audience
 from millstream.hub._channels import is_pattern

@@ -15,7 +15,7 @@ from msgspec import Struct
 from millstream._http.message import Outlet
 from millstream._protocol.principal import Principal
 from millstream._stores.base import Position, Store, Told
-from millstream._stores.trouble import Trouble
+from millstream._stores.health import Trouble
 from millstream.hub._admission import AccessRules, check_target
 from millstream.hub._arrivals import Arrivals
 from millstream.hub._attendance import Attendance

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from millstream._stores.base import KeyValue, Store
 from millstream._stores.follow import PAUSE
-from millstream._stores.trouble import Trouble
+from millstream._stores.health import Trouble
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import parse_offset, position_id
 from millstream.hub._journal import Journal
