@@ -7,11 +7,12 @@ then SIGKILL. What it printed is in the error when it does not start. A server t
 import http.client
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def uvicorn(target: str, port: int, *options: str) -> list[str]:
     return [sys.executable, "-m", "uvicorn", target, "--port", str(port), "--log-level", "warning", *options]
 
 
+def tied(command: Sequence[str]) -> list[str]:
+    """A command whose process ends with this one, also where this one is killed and ends nothing by itself.
+
+    The kernel sees to that (prctl(2), PR_SET_PDEATHSIG), for as long as the thread lives that starts the process. Where
+    the tool is missing, processes outlive a test run that's killed.
+    """
+    tool = shutil.which("setpriv")
+    return [*command] if tool is None else [tool, "--pdeathsig", "KILL", "--", *command]
+
+
 class Tests:
     """What conftest.py notes about the tests of this process."""
 
@@ -79,8 +90,9 @@ def serving(command: list[str], port: int, log: Path, **environment: str) -> Ite
     assert Tests.may_serve, "A test that starts a server carries the mark `server`."
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**os.environ, **environment}
-        )
+            tied(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+            env={**os.environ, **environment},
+        )  # fmt: skip
     with ending(process):
         wait_for_port(process, port, log)
         yield process

@@ -23,7 +23,7 @@ from millstream._stores.base import Store, Told
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
-from processes import Tests, free_port
+from processes import Tests, free_port, tied
 
 TTL = 300.0
 LEASE = 2.0
@@ -81,7 +81,7 @@ class RedisServer:
             "--save", "", "--daemonize", "no", "--loglevel", "warning", *self.options,
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(tied(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + WAIT
         while not self.well():
             assert self.process.poll() is None, (self.folder / "log").read_text("utf-8", "replace")
@@ -173,7 +173,8 @@ class Sentinels:
             f"sentinel monitor main 127.0.0.1 {self.primary.port} 1\n"
             f"sentinel down-after-milliseconds main {int(dead_after * 1000)}\nsentinel failover-timeout main 3000\n"
         )
-        self._process = subprocess.Popen([redis_server(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL)
+        command = tied([redis_server(), str(conf), "--sentinel"])
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_until(lambda: b"master_link_status:up" in self.replica.ask("INFO", "replication"))
         wait_until(lambda: knows_replica(self.port))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patience import WAIT
-from processes import Tests, ending, free_port, millstream
+from processes import Tests, ending, free_port, millstream, tied
 
 PROGRAM = """
 import asyncio, os, signal
@@ -127,7 +127,7 @@ def started(command: list[str], port: int, log: Path, *, ready: bool = True, **o
     assert Tests.may_serve, "A test that starts a server carries the mark `server`."
     with log.open("wb") as sink:
         options = {"stdin": subprocess.DEVNULL, **options}
-        process = subprocess.Popen(command, stdout=sink, stderr=sink, **options)
+        process = subprocess.Popen(tied(command), stdout=sink, stderr=sink, **options)
     served = Served(process, port, log)
     with ending(process):
         if ready:

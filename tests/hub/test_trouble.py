@@ -86,6 +86,36 @@ async def test_a_subscriber_is_served_though_its_presence_cannot_be_told(caplog:
         assert await hub.presence("broadcast") == []
 
 
+async def test_who_came_and_left_on_several_channels_while_the_store_was_away_is_told_on_each_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Fixed defect: only the first channel was tried again. On the others, whoever came wasn't shown, and whoever left
+    stayed for good. What the log says of it is one line when it begins, and one when it's over.
+    """
+    store, members = unreliable("members", MemoryStore())
+    async with running(store) as hub:
+        gone = await listen(hub, "a", "b", client_id="gone")
+        members.down = True
+        await listen(hub, "a", "b", client_id="here")
+        gone.close()
+        await turns()
+        members.down = False
+        await hub.refresh()
+        for channel in ("a", "b"):
+            assert [member.client_id for member in await hub.presence(channel)] == ["here"]
+        last = await listen(hub, "a", client_id="last")
+        last.close()
+        await turns()
+    assert [(record.levelname, record.getMessage(), record.exc_info) for record in caplog.records] == [
+        (
+            "WARNING",
+            "The hub can't say who comes and goes, which is tried again: The store cannot be reached.",
+            None,
+        ),
+        ("WARNING", "The hub says again who comes and goes.", None),
+    ]
+
+
 async def test_the_periodic_work_outlives_the_store(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

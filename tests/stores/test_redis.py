@@ -294,8 +294,13 @@ async def test_a_connection_with_tls_is_made_only_with_a_server_whose_certificat
         async with opened(f"rediss://localhost:{port}?ca={cert}&cert={cert}&key={key}") as store:
             positions = await append(store, STREAM, b"event")
             assert (await store.log.newest(STREAM, 1))[0].position == positions[0]
-        for url in (f"rediss://localhost:{port}", f"rediss://127.0.0.1:{port}?ca={cert}"):
-            with pytest.raises(LocalError, match=r"can't be reached.*certificate"):
+        for url, why in (
+            (f"rediss://localhost:{port}", "can't be trusted: self-signed certificate.*with ca= the file"),
+            (f"rediss://127.0.0.1:{port}?ca={cert}", "can't be trusted: IP address mismatch.*name the host"),
+            (f"rediss://localhost:{port}?ca={cert}", "wants a certificate.*cert= and key="),
+            (f"redis://localhost:{port}", "wants TLS, begin the URL with rediss"),
+        ):
+            with pytest.raises(LocalError, match=why):
                 async with opened(url):
                     pass
     finally:

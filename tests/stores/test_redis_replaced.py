@@ -38,10 +38,13 @@ class Pair:
 
     async def lead_to(self, server: RedisServer) -> None:
         """From now on that's the one."""
-        for wire in self.wires:
-            wire.to = server.port
-            wire.cut()
-        await asyncio.gather(*(worker.workers.beat() for worker in self.workers))
+        await asyncio.gather(*(self.lead(number, server) for number in range(len(self.wires))))
+
+    async def lead(self, number: int, server: RedisServer) -> None:
+        """That's the one for this worker."""
+        self.wires[number].to = server.port
+        self.wires[number].cut()
+        await self.workers[number].workers.beat()
 
 
 @pytest.fixture
@@ -113,6 +116,96 @@ async def test_an_epoch_that_was_given_up_is_over_for_good(pair: Pair, monkeypat
     await pair.lead_to(pair.old)
     assert one.epoch == two.epoch > second.epoch
     assert data_of(await read_all(two, STREAM)) == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("first_visit", ["settled", "new"])
+async def test_what_a_worker_said_in_a_repair_that_it_left_counts_no_more(pair: Pair, first_visit: str) -> None:
+    """Fixed defect: a worker had said that a server has everything, and left before the others had come. It went on
+    elsewhere. When the others came to the first server, its word still counted, and what only it had seen was lost in
+    silence.
+    """
+    one, two = pair.workers
+    there, back = (pair.old, pair.new) if first_visit == "settled" else (pair.new, pair.old)
+    follower = Follower(two, STREAM)
+    await follower.until(b"first")
+    if first_visit == "settled":
+        await pair.lead_to(back)
+    leaving = asyncio.create_task(pair.lead(0, there))
+    await until(lambda: there.ask("HGET", KEYS.repair, f"w{one.workers.me}"))
+    await pair.lead_to(back)
+    await leaving
+    pair.wires[1].freeze_old()  # it won't hear what comes
+    await append(one, STREAM, b"second")
+    coming = asyncio.create_task(pair.lead(1, there))
+    await until(lambda: coming.done() or there.ask("HGET", KEYS.repair, f"w{two.workers.me}"))
+    await pair.lead(0, there)
+    await coming
+    pair.wires[1].thaw()
+    await append(two, STREAM, b"third")
+    await follower.until(b"third")
+    assert data_of(await read_all(one, STREAM)) == [b"first", b"second", b"third"]
+    assert follower.taken == list(await read_all(one, STREAM))
+    assert not follower.told
+    await follower.close()
+
+
+async def test_data_settled_later_without_what_another_epoch_added_get_it_and_everybody_is_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed defect: what a worker published on its own side of a network that was split was lost where the other side
+    had settled later, and only that worker's clients learned of it.
+    """
+    one, two = pair.workers
+    old = one.epoch
+    follower = Follower(two, STREAM)
+    await follower.until(b"first")
+    leaving = asyncio.create_task(pair.lead(0, pair.new))
+    await until(lambda: pair.new.ask("HGET", KEYS.repair, f"w{one.workers.me}") == b"done")
+    pair.wires[1].freeze()
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", 0.0)
+    await pair.lead(0, pair.old)
+    await leaving
+    (second,) = await append(one, STREAM, b"second")
+    assert second.epoch > old
+    monkeypatch.setattr("millstream._stores.redis.repair.PATIENCE", WAIT / 2)
+    pair.wires[1].thaw()
+    await pair.lead(1, pair.new)
+    assert two.epoch == old
+    await pair.lead_to(pair.new)
+    assert one.epoch == two.epoch > second.epoch
+    await follower.until(b"second")
+    assert follower.told
+    assert data_of(await read_all(two, STREAM)) == [b"first", b"second"]
+    await follower.close()
+
+
+@pytest.mark.parametrize("then", ["nothing", "another event"])
+async def test_what_a_newcomer_added_that_the_others_never_heard_of_is_brought(pair: Pair, then: str) -> None:
+    """Fixed defect: a server that comes back waits for the workers that it knows. One that had begun elsewhere
+    meanwhile came when all was settled, and what only it had was lost in silence.
+    """
+    one, two = pair.workers
+    follower = Follower(two, STREAM)
+    await pair.lead_to(pair.new)
+    pair.wires[0].freeze_old()
+    pair.wires[1].freeze_old()
+    async with Proxy(pair.new.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", lease=WAIT) as newcomer:
+        await append(newcomer, STREAM, b"second")
+        await pair.lead_to(pair.old)
+        expected = [b"first", b"second"]
+        if then == "another event":
+            await append(one, STREAM, b"other")
+            expected.insert(1, b"other")
+        wire.to = pair.old.port
+        wire.cut()
+        await newcomer.workers.beat()
+        await append(newcomer, STREAM, b"third")
+        await follower.until(b"third")
+        assert data_of(await read_all(one, STREAM)) == [*expected, b"third"]
+        assert bool(follower.told) == (then == "another event")  # only where something else was shown at its offset
+    for each in pair.wires:
+        each.thaw()
+    await follower.close()
 
 
 async def test_a_worker_that_has_nothing_to_ask_goes_to_the_new_server_at_once() -> None:

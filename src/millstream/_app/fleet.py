@@ -18,6 +18,7 @@ from millstream._protocol.errors import LocalError
 from millstream._server.observing.figures import Figures, present
 from millstream._server.peers import Measured, Peers, Watched
 from millstream._stores.base import Workers
+from millstream._stores.health import Trouble
 
 INTERVAL: Final = 1.0
 SAY_EVERY: Final = 2.0
@@ -124,10 +125,16 @@ class Fleet:
 
     async def run(self) -> None:
         """Send the figures to whoever shows them, until cancelled. The runtime owns the task."""
+        trouble = Trouble(
+            logger,
+            "The figures can't be sent to the other workers, which is tried again",
+            "The figures are sent again.",
+        )
         while True:
             await self._asked.wait()
             try:
-                await self.send()
+                with trouble:
+                    await self.send()
             except Exception:
                 logger.exception("The figures could not be sent to the other workers; the next second tries again")
             await asyncio.sleep(INTERVAL)

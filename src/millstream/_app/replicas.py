@@ -9,11 +9,11 @@ import logging
 from contextlib import suppress
 
 from millstream._app.definition import Definition
-from millstream._protocol.errors import LocalError
 from millstream._server.calls.changes import Change
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
 from millstream._server.peers import PAUSE, Joined, Present, Removed, Switched, Updated
+from millstream._stores.health import Trouble
 
 _logger = logging.getLogger("millstream")
 
@@ -131,13 +131,14 @@ class Replicas:
 
     async def _renew(self) -> None:
         services = self._services
+        trouble = Trouble(
+            _logger, "The secret can't be put into the store, which is tried again", "The secret is in the store."
+        )
         try:
             while services.store.shared:
-                try:
+                with trouble:
                     services.use(await agree(services.store, services.settings.key, services.secrets))
                     return
-                except (LocalError, OSError):
-                    _logger.warning("The secret could not be put into the store; it is tried again", exc_info=True)
                 await asyncio.sleep(PAUSE)
         finally:
             self._renewing = None

@@ -162,8 +162,8 @@ class Peers:
     """The other workers, as one running server speaks with them."""
 
     __slots__ = (
-        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_receivers", "_seen", "_sending", "_stamp",
-        "_stops", "_store", "_waiting", "_warned", "shared",
+        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_mute", "_receivers", "_seen", "_sending",
+        "_stamp", "_stops", "_store", "_waiting", "_warned", "shared",
     )  # fmt: skip
 
     def __init__(self, store: Store, values: Sequence[bytes]) -> None:
@@ -184,6 +184,8 @@ class Peers:
         self._looks: list[Callable[[], Awaitable[None]]] = []
         # Process
         self._stamp = 0
+        self._mute = False
+        """The store didn't take the last hint for all workers, and the log says so."""
         self._seen: dict[tuple[str, int], None] = {}
         """Messages to this worker alone: each is taken once."""
         self._waiting: dict[Message, None] = {}
@@ -249,14 +251,16 @@ class Peers:
             self._looking = asyncio.get_running_loop().create_task(self._look())
 
     async def _look(self) -> None:
+        failing = False
         while self._changed:
             self._changed = False
             try:
                 for look in self._looks:
                     await look()
-            except (LocalError, OSError):
-                _logger.warning("What a worker left could not be put in order; it is tried again", exc_info=True)
-                self._changed = True
+            except (LocalError, OSError) as failure:
+                if not failing:
+                    _logger.warning("What a worker left can't be put in order, which is tried again: %s", failure)
+                failing = self._changed = True
             if self._changed:
                 await asyncio.sleep(PAUSE)
         self._looking = None
@@ -322,8 +326,14 @@ class Peers:
             return
         try:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
-        except (LocalError, OSError):
-            _logger.warning("Could not tell the other workers: %s", type(message).__name__, exc_info=True)
+        except (LocalError, OSError) as failure:
+            if not self._mute:
+                _logger.warning("Nothing can be sent to all workers: %s", failure)
+            self._mute = True
+        else:
+            if self._mute:
+                _logger.warning("Messages to all workers can be sent again.")
+            self._mute = False
 
     def tell_soon(self, message: Message) -> None:
         """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped."""

@@ -12,6 +12,7 @@ from typing import Any
 from millstream._server.calls.call import Call, Progress
 from millstream._server.calls.context import nudge_progress
 from millstream._server.dispatch import Dispatcher
+from millstream._stores.health import Trouble
 
 logger = logging.getLogger("millstream")
 
@@ -25,7 +26,8 @@ class Sweep:
     """Looks at every call once a tick, from `open` to `close`."""
 
     __slots__ = (
-        "_beat", "_dispatcher", "_each_tick", "_pending", "_task", "_told", "_touch", "clock", "lag", "started",
+        "_beat", "_dispatcher", "_each_tick", "_pending", "_task", "_told", "_touch", "_trouble", "clock", "lag",
+        "started",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +59,11 @@ class Sweep:
         self._told: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}
+        self._trouble = Trouble(
+            logger,
+            "The streams of calls can't be kept in the store, which is tried again",
+            "The streams of calls are kept in the store again.",
+        )
 
     def open(self) -> None:
         """Begin."""
@@ -112,8 +119,13 @@ class Sweep:
 
     def _settle(self, key: object, task: asyncio.Task[None]) -> None:
         del self._pending[key]
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("A periodic task failed; it is tried again", exc_info=task.exception())
+        if task.cancelled():
+            return
+        try:
+            with self._trouble:
+                task.result()
+        except Exception:
+            logger.exception("A periodic task failed; it is tried again")
 
     def look_at_calls(self, now: float) -> None:
         """End the calls that took too long, and make streams of those that are silent."""

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, EventLog, Gap, Position
+from millstream._stores.health import Trouble
 
 PAUSE: Final = 1.0
 """Seconds until a store that failed is asked again."""
@@ -35,8 +35,8 @@ class Tail:
     """
 
     __slots__ = (
-        "_appended", "_drain", "_listens", "_lock", "_log", "_lost", "_news", "_stream", "_take", "_waiting",
-        "position", "stop",
+        "_appended", "_drain", "_listens", "_lock", "_log", "_lost", "_news", "_stream", "_take", "_trouble",
+        "_waiting", "position", "stop",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,10 @@ class Tail:
         self._lock = asyncio.Lock()
         """One read at a time keeps the order."""
         self._news = asyncio.Event()
+        name = stream.partition(":")[0]
+        self._trouble = Trouble(
+            _logger, f"The stream {name} can't be read, which is tried again", f"The stream {name} is read again."
+        )
         self._appended = sys.maxsize
         """The lowest offset that was heard of since the last read."""
         self._listens = False
@@ -99,10 +103,9 @@ class Tail:
         while True:
             await self._news.wait()
             self._news.clear()
-            try:
+            with self._trouble:
                 await self.catch_up()
-            except (LocalError, OSError):
-                _logger.exception("The stream %s could not be read; it is tried again.", self._stream.partition(":")[0])
+            if self._trouble.lasts:
                 await asyncio.sleep(PAUSE)
                 self._news.set()
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import deque
 
-from millstream._protocol.errors import LocalError
+from millstream._stores.health import Trouble
 from millstream.hub._arrivals import Arrivals
 from millstream.hub._audience import Audience
 from millstream.hub._channels import is_pattern
@@ -23,7 +23,7 @@ class Attendance:
 
     __slots__ = (
         "_arrivals", "_audience", "_delivery", "_departed", "_departures", "_journal", "_mailboxes", "_presence",
-        "replays",
+        "_trouble", "replays",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,11 @@ class Attendance:
         self.replays = {"full": 0, "gap": 0}
         """How many came back and got all that they missed, or got a `gap`."""
         self._departed: deque[Subscription] = deque()
+        self._trouble = Trouble(
+            _logger,
+            "The hub can't say who comes and goes, which is tried again",
+            "The hub says again who comes and goes.",
+        )
         self._departures = asyncio.Event()
 
     def forget(self) -> None:
@@ -84,9 +89,8 @@ class Attendance:
         """Tell that a subscriber has come."""
         try:
             for channel in _shown_on(subscription):
-                await self._presence.join(channel, member)
-        except LocalError:
-            _logger.exception("Could not say that a subscriber came or left.")
+                with self._trouble:
+                    await self._presence.join(channel, member)
         finally:
             # Only now, so that the departure is not told before the arrival.
             subscription.present = True
@@ -111,16 +115,14 @@ class Attendance:
         while True:
             await self._departures.wait()
             self._departures.clear()
-            try:
-                while self._departed:
-                    await self._tell_departure(self._departed.popleft())
-            except (LocalError, OSError):
-                _logger.exception("The hub could not tell who left; it is tried again.")
+            while self._departed:
+                await self._tell_departure(self._departed.popleft())
 
     async def _tell_departure(self, subscription: Subscription) -> None:
         if subscription.member is not None:
             for channel in _shown_on(subscription):
-                await self._presence.leave(channel, subscription.member)
+                with self._trouble:  # `Presence.refresh` tries again
+                    await self._presence.leave(channel, subscription.member)
 
 
 def _shown_on(subscription: Subscription) -> list[str]:

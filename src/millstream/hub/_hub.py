@@ -13,9 +13,9 @@ from typing import Any, Final
 from msgspec import Struct
 
 from millstream._http.message import Outlet
-from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
 from millstream._stores.base import Position, Store, Told
+from millstream._stores.health import Trouble
 from millstream.hub._admission import AccessRules, check_target
 from millstream.hub._arrivals import Arrivals
 from millstream.hub._attendance import Attendance
@@ -305,9 +305,10 @@ class Hub:
             await asyncio.sleep(0)
 
     async def _keep_fresh(self) -> None:
+        trouble = Trouble(
+            _logger, "The hub can't refresh its records, which is tried again", "The hub refreshes its records again."
+        )
         for turn in count(1):
             await asyncio.sleep(self.limits.refresh)
-            try:
+            with trouble:
                 await self.refresh(read=turn % _READS == 0)
-            except (LocalError, OSError):
-                _logger.exception("The hub could not refresh its records.")

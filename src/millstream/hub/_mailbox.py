@@ -23,9 +23,9 @@ from itertools import islice
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import LocalError
 from millstream._stores.base import KeyValue, Store
 from millstream._stores.follow import PAUSE
+from millstream._stores.health import Trouble
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import parse_offset, position_id
 from millstream.hub._journal import Journal
@@ -166,13 +166,16 @@ class Mailboxes:
     async def keep_saved(self) -> None:
         """Save what there is to save, until cancelled. A store that fails is asked again."""
         stop = self._store.bus.subscribe(_TOPIC, lambda _: None, interrupted=self._lost)
+        trouble = Trouble(
+            _logger,
+            "The hub can't save how far clients were served, which is tried again",
+            "The hub saves again how far clients were served.",
+        )
         try:
             while True:
                 await self.unsaved.wait()
-                try:
+                with trouble:
                     await self.save()
-                except (LocalError, OSError):
-                    _logger.exception("The hub could not save how far clients were served; it is tried again.")
                 if self._unsaved or self._missed:
                     await asyncio.sleep(PAUSE)
                     self.unsaved.set()

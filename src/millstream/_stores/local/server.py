@@ -5,24 +5,19 @@ The parent runs none of the program, so it doesn't know which stores that wants.
 
 import asyncio
 import hmac
-import os
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 from millstream._stores.local import wire
+from millstream._stores.local.folder import private_socket, sweep
 from millstream._stores.local.peer import Peer, Shared, failure
 from millstream._stores.parent import Address
-
-_LONGEST_PATH: Final = 100
-"""A little less than what systems take for the path of a socket."""
 
 
 class LocalServer:
@@ -34,7 +29,7 @@ class LocalServer:
         >>> await server.close()
     """
 
-    __slots__ = ("_folder", "_held", "_listener", "_open", "_peers", "_secret", "_tasks", "address")
+    __slots__ = ("_held", "_listener", "_open", "_path", "_peers", "_secret", "_tasks", "address")
 
     def __init__(self, open_store: Callable[[str], Store]) -> None:
         """`open_store` makes the store that a URL names."""
@@ -48,7 +43,7 @@ class LocalServer:
         self._peers: set[Peer] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
-        self._folder: Path | None = None
+        self._path: Path | None = None
         self._secret = ""
 
     async def start(self) -> Address:
@@ -59,10 +54,10 @@ class LocalServer:
         """
         loop = asyncio.get_running_loop()
         if hasattr(socket, "AF_UNIX") and hasattr(loop, "create_unix_server"):
-            self._folder = _private_folder()
-            path = str(self._folder / "store")
-            self._listener = await loop.create_unix_server(self._peer, path, backlog=1024)
-            self.address = Address(path=path)
+            await asyncio.to_thread(sweep)
+            self._path = private_socket()
+            self._listener = await loop.create_unix_server(self._peer, str(self._path), backlog=1024)
+            self.address = Address(path=str(self._path))
         else:
             self._secret = secrets.token_urlsafe(32)
             self._listener = await loop.create_server(self._peer, "127.0.0.1", 0, backlog=1024)
@@ -82,9 +77,9 @@ class LocalServer:
         for opening in held.values():
             with suppress(LocalError, OSError):
                 await (await opening).store.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._path is not None:
+            shutil.rmtree(self._path.parent, ignore_errors=True)
+            self._path = None
 
     def _peer(self) -> Peer:
         peer = Peer(self._hello, self._gone)
@@ -152,12 +147,3 @@ async def holding(open_store: Callable[[str], Store]) -> AsyncGenerator[str, Non
         yield str(await server.start())
     finally:
         await server.close()
-
-
-def _private_folder() -> Path:
-    """A new folder that nobody else can enter, with a name short enough for a socket in it."""
-    folder = tempfile.mkdtemp(prefix="millstream-")  # mode 0700
-    if len(os.fsencode(folder)) <= _LONGEST_PATH:
-        return Path(folder)
-    Path(folder).rmdir()
-    return Path(tempfile.mkdtemp(prefix="millstream-", dir="/tmp"))  # mode 0700

@@ -6,6 +6,7 @@ that it wasn't done. A refusal that waiting won't change shows at once, under it
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Sealed, StoreFull, StoreUnavailable
-from millstream._stores.redis.link import Argument, Link, Lost, Refused, evicts, read_info
+from millstream._stores.redis.link import ALLOW, Argument, Link, Lost, Refused, evicts, read_info
 from millstream._stores.redis.routes import COMMANDS, Place, Routes
 from millstream._stores.redis.scripts import Script
 
@@ -31,6 +32,8 @@ _AGAIN: Final = frozenset(
 """The server didn't do it, and may soon."""
 _MEND: Final = frozenset({"EMPTY", "SUCCESSOR"})
 """The server has no data, or not yet all that its predecessor had."""
+_FORBIDDEN: Final = re.compile("unknown (redis )?command|can't run this command", re.IGNORECASE)
+"""The server doesn't have a command, or a script may not use it."""
 _MOVED: Final = frozenset({"READONLY", "MOVED", "ASK", "CLUSTERDOWN", "MASTERDOWN"})
 """Another server may be the right one now."""
 
@@ -325,9 +328,11 @@ def _final(failure: Refused) -> LocalError:
     if code == "SEALED":
         return Sealed("The stream has ended.")
     if code == "OOM":
-        return StoreFull("Redis has used up its maxmemory and takes nothing further.")
+        return StoreFull("Redis has used up its maxmemory and takes nothing further. Raise it, or delete other data.")
     if code == "TOOLARGE":
         return StoreFull("The value is larger than the room of its kind.")
-    if code == "NOPERM":
-        return LocalError(f"Redis doesn't allow the user of the store's URL what Millstream needs: {text[:200]}")
+    if code == "NOPERM" or _FORBIDDEN.search(text):
+        return LocalError(
+            f"Redis doesn't allow the user of the store's URL what Millstream needs: {text[:100]}. {ALLOW}"
+        )
     return StoreUnavailable(f"Redis refused: {text[:200]}")

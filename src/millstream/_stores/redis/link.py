@@ -16,6 +16,8 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.redis.address import Address
 
 CONNECT_SECONDS: Final = 3.0
+ALLOW: Final = "Allow them with ACL SETUSER, or take out their rename-command."
+"""What to do about commands that a server refuses."""
 _OLDEST: Final = (7, 0)
 _MORE: Final = object()
 _RUN_DIGITS: Final = 12
@@ -172,6 +174,14 @@ async def connect(
             raise Lost(f"{where} doesn't answer{hint}.") from None
         if isinstance(failure, Refused):
             raise _explained(failure, where) from None
+        if isinstance(failure, ssl.SSLCertVerificationError):
+            raise LocalError(
+                f"{where} shows a certificate that can't be trusted: {failure.verify_message.rstrip('.')}. In the URL,"
+                " name the host as the certificate does, and with ca= the file of the authority that signed it."
+            ) from None
+        if type(failure) is Lost:
+            hint = "a certificate, name yours with cert= and key=" if address.tls else "TLS, begin the URL with rediss"
+            raise Lost(f"{where} broke the connection before it said anything. If it wants {hint}.") from None
         raise
     return link
 
@@ -234,10 +244,16 @@ class Replica(Lost):
 def _explained(failure: Refused, where: str) -> Exception:
     """A refusal of the greeting as an error that says what to do."""
     code, text = failure.code, str(failure)
-    if code in ("WRONGPASS", "NOAUTH") or "AUTH" in text or "password" in text:
+    if code == "NOAUTH":
+        return LocalError(f"{where} wants a user or password. Write it into the URL: redis://USER:PASSWORD@HOST.")
+    if code == "WRONGPASS" or "AUTH" in text or "password" in text:
         return LocalError(f"{where} refuses the user or password in the URL of the store.")
-    if code == "NOPERM":
-        return LocalError(f"{where} doesn't allow the user of the URL a command that Millstream needs: {text[:200]}")
+    if code == "NOPERM" or "unknown command" in text:
+        return LocalError(f"{where} refuses commands that Millstream needs: {text[:200]}. {ALLOW}")
+    if "DB index" in text:
+        return LocalError(
+            f"{where} has no database of that number. Correct it, or leave it out: it's the last part of the URL."
+        )
     if code in ("LOADING", "MASTERDOWN", "BUSY") or "max number of clients" in text:
         return Lost(f"{where} isn't ready: {text[:100]}")
     if "syntax error" in text:

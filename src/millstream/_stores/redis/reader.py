@@ -48,6 +48,8 @@ class Reader:
         """What the read that is under way covers."""
         self._turned = asyncio.Event()
         self._link: Link | None = None
+        self.refusals = 0
+        """How many times in a row the server has refused to be read."""
         self._may = asyncio.Event()
         self._may.set()
 
@@ -126,10 +128,16 @@ class Reader:
                 self.connected()
             try:
                 await self._read(link)
-            except (Lost, Refused) as failure:
+            except Lost as failure:
                 _logger.info("Reading from the store is interrupted: %s", failure)
-                await self._renew(str(failure) if isinstance(failure, Refused) else "LOST")
+                await self._renew("LOST")
                 await asyncio.sleep(_PAUSE)
+            except Refused as failure:
+                self.refusals += 1
+                if self.refusals == 1:
+                    _logger.warning("Redis refuses to be read, which is tried again: %s", failure)
+                await self._renew(str(failure))
+                await asyncio.sleep(_PAUSE * min(self.refusals, _PAUSES))
             finally:
                 self._covered = frozenset()
                 link.close()
@@ -145,6 +153,9 @@ class Reader:
             self._turned.set()
             ids = [self._places[stream] for stream in streams]
             reply: Any = await link.ask("XREAD", "COUNT", _PAGE, "BLOCK", 0, "STREAMS", *streams, *ids)
+            if self.refusals:
+                _logger.warning("Redis lets itself be read again.")
+            self.refusals = 0
             if not link.alive:  # what came is read again, unless it's of a server that is no more
                 raise Lost("The connection was closed.")
             for name, entries in reply or ():

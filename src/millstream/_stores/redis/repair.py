@@ -52,26 +52,42 @@ class Repair:
         while True:
             await self._commands.link(keys.generation)
             run = standing.run
-            says = await self._bring("")
+            says = turn = ""  # it only says that it's there, until it knows which turn it brings things to
             while standing.run == run:  # else it has ended, too, and the next one has nothing of what was brought
 
-                def asked(run: str = run, says: str = says) -> Asked:
+                def asked(run: str = run, says: str = says, turn: str = turn) -> Asked:
                     said = says if standing.run == run else ""
+                    if said:
+                        standing.promise(turn)
                     lease, patience = int(self._lease * 1e6), int(PATIENCE * 1e6)
                     return names, [
-                        standing.run, standing.me, said, lease, patience, secrets.token_hex(2), standing.epoch
+                        standing.run, standing.me, said, lease, patience, secrets.token_hex(2), standing.epoch, turn
                     ]  # fmt: skip
 
                 verdict, epoch, settled = await self._commands.run(script("settle"), asked)
                 if standing.run != run:
                     break
                 if verdict == b"over":
-                    standing.turn(str(settled, "ascii"))
-                    return standing.run, str(epoch, "ascii")
+                    data, found = str(settled, "ascii"), str(epoch, "ascii")
+                    if not says and data != run and found == standing.epoch and await self._misses():
+                        standing.refuse(data)
+                        break
+                    standing.turn(data)
+                    return standing.run, found
                 if verdict == b"again":
-                    says = await self._bring(says.removeprefix(_HOLE))
+                    before, turn = turn, str(settled, "ascii")
+                    says = await self._bring(says.removeprefix(_HOLE) if turn == before else "")
                 else:
                     await asyncio.sleep(_PAUSE)
+
+    async def _misses(self) -> bool:
+        """Whether the data lack what is remembered: those who settled them may never have heard of this worker."""
+        for stream in self._recent.streams():
+            for page in self._recent.pages(stream, 0, _PAGE):
+                entries: list[Argument] = [part for offset, _, data in page for part in (offset, data)]
+                if await self._commands.run(script("lacks"), ([self._keys.stream(stream)], entries)):
+                    return True
+        return False
 
     async def _bring(self, hole: str) -> str:
         """Bring everything, in order, and leave a hole in front of this offset only; gives what there is to say."""

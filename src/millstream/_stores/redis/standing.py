@@ -19,7 +19,8 @@ class Standing:
     """One worker, from the time when its store is opened."""
 
     __slots__ = (
-        "_at", "_free", "_numbers", "_offsets", "_room", "_server", "_turn", "epoch", "epochs", "me", "run", "settled",
+        "_at", "_free", "_numbers", "_offsets", "_promised", "_room", "_server", "_turn", "epoch", "epochs", "me",
+        "run", "settled",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class Standing:
         self._server = ""
         self._turn = ""
         """Empty as long as this worker takes the data as they are."""
+        self._promised = 0
+        """The turn of a repair in which it said that it brought all it has, until the data are settled."""
         self._numbers = count(1)
         self._free = list(range(PLACES))
         self._room = asyncio.Semaphore(PLACES)
@@ -48,13 +51,30 @@ class Standing:
         self.me = secrets.token_hex(6)
 
     def serve(self, server: str) -> None:
-        """This run of a server answers now."""
+        """This run of a server answers now.
+
+        To another run it may have promised that it brought everything. What comes from here on breaks that promise. So
+        the data here must be settled once more, later than the other server knows: those who come there from here then
+        know that the promise doesn't count.
+        """
+        if server != self._server and self._promised:
+            self._turn, self._promised = str(self._promised + 1), 0
         self._server = server
         self.run = f"{server}.{self._turn}"
 
+    def promise(self, turn: str) -> None:
+        """It tells the server that it has brought all it has, in the repair of a turn."""
+        self._promised = int(turn)
+
     def turn(self, run: str) -> None:
         """The data are settled, as this run says."""
+        self._promised = 0
         self._turn = run.rpartition(".")[2]
+        self.run = f"{self._server}.{self._turn}"
+
+    def refuse(self, run: str) -> None:
+        """These data lack something: they must be settled once more."""
+        self._turn = str(int(run.rpartition(".")[2]) + 1)
         self.run = f"{self._server}.{self._turn}"
 
     async def take(self) -> tuple[int, int]:

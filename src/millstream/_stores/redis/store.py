@@ -190,6 +190,8 @@ class RedisStore:
         if code != "LAPSED":
             self._recent.clear()
         await self.workers.come_again()
+        if code != "LAPSED":
+            await self.log.look_again(lost=False)
         self._restore_soon(lost=code != "LAPSED", quietly=False)
         self._reader.go_on()
 

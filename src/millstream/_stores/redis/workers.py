@@ -18,7 +18,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.memory.topics import Watchers
 from millstream._stores.redis.commands import Asked, Commands
 from millstream._stores.redis.keys import Keys
-from millstream._stores.redis.link import Argument
+from millstream._stores.redis.link import ALLOW, Argument
 from millstream._stores.redis.reader import Fields, Reader
 from millstream._stores.redis.scripts import script
 from millstream._stores.redis.standing import Standing
@@ -93,11 +93,19 @@ class RedisWorkers:
         """
         standing, keys = self._standing, self._keys
         await self._commands.link(keys.generation)
+        if not standing.me:
+            await self._check()
         standing.rename()
         begun = time.monotonic()
 
         def asked() -> Asked:
-            args: list[Argument] = [standing.me, int(self.lease * 1e6), secrets.token_hex(2), standing.run]
+            args: list[Argument] = [
+                standing.me,
+                int(self.lease * 1e6),
+                secrets.token_hex(2),
+                standing.run,
+                standing.epoch,
+            ]
             return [keys.generation, keys.leases], args
 
         now, epoch, run, settled = await self._commands.run(script("enter"), asked)
@@ -110,6 +118,20 @@ class RedisWorkers:
             standing.settled = standing.run
         else:
             await self._mend("SUCCESSOR")
+
+    async def _check(self) -> None:
+        """What's missing shows at the start, rather than with the first event.
+
+        Raises:
+            LocalError: a command is forbidden.
+        """
+        missing = await self._commands.run(script("may"), ([self._keys.generation], []))
+        if missing:
+            names = ", ".join(each.decode() for each in missing)
+            raise LocalError(
+                f"Redis doesn't let the user of the store's URL use {names} on keys of Millstream, which needs them."
+                f" {ALLOW}"
+            )
 
     async def exit(self) -> None:
         """Give the lease back."""
@@ -146,7 +168,7 @@ class RedisWorkers:
         """Renew the lease."""
         standing, keys = self._standing, self._keys
         me = standing.me
-        if self._unanswered >= _UNANSWERED:
+        if self._unanswered >= _UNANSWERED and not self._reader.refusals:
             _logger.warning("The connection that reads the store is wedged: connecting again.")
             self._unanswered = 0
             self._reader.reset()

@@ -178,9 +178,9 @@ class PostLine:
                 return await append(services.store, services.settings, name, mark, message, answers)
             if mark == END:
                 await self._end_log()
-        except (StoreUnavailable, StoreFull):
+        except (StoreUnavailable, StoreFull) as failure:
             if self._kept:
-                _logger.warning("The store keeps nothing now: the stream of a call goes on without it", exc_info=True)
+                _logger.warning("The stream of a call goes on without the store, which keeps nothing now: %s", failure)
             self._kept = False
             if mark == END and self._streams is not None:
                 self._streams.end_later(name, self._end_log)

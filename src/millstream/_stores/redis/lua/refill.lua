@@ -7,11 +7,12 @@
 -- has something else at an offset, and where it ends; 'over'; or 'hole' and the offset in front of which something is
 -- missing.
 local known = redis.call('HMGET', KEYS[1], 'run', 'epoch')
-if settled_for(known[1], ARGV[1]) or older(ARGV[2], known[2]) then
+if settled_for(known, ARGV[1], ARGV[2]) or older(ARGV[2], known[2]) then
   return {'over', ''}
 end
 local _, turn = server_and_turn(known[1])
 local _, needed = server_and_turn(ARGV[1])
+local compared = turn < needed or older(known[2], ARGV[2])
 local hub, told = ARGV[4], 'done'
 local last = redis.call('HGET', KEYS[3], 'last')
 last = last and tonumber(last)
@@ -51,7 +52,7 @@ for i = 5, #ARGV, 3 do
       return {'hole', ARGV[i]}
     end
     put(ARGV[i], about, data)
-  elseif turn < needed and first and offset >= first then
+  elseif compared and first and offset >= first then
     -- This server had been given up and comes back, and somebody may have gone on with it meanwhile. What it has instead
     -- stays, and what it lacks comes behind that.
     local entry = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i])[1]
@@ -63,4 +64,4 @@ for i = 5, #ARGV, 3 do
     end
   end
 end
-return {told, last and (turn >= needed or ARGV[5]) and digits(last) or ''}
+return {told, last and (not compared or ARGV[5]) and digits(last) or ''}

@@ -57,11 +57,12 @@ local function next_turn(turn)
   return digits(math.max(turn + 1, math.floor(clock() / 1000)))
 end
 
--- Whether the data that this server has are those that the worker knows, or later ones.
-local function settled_for(run, known)
-  local here, turn = server_and_turn(run)
+-- Whether the data that this server has are those that the worker knows, or later ones. Data that others settled later,
+-- of an epoch that was given up elsewhere meanwhile, lack what was added there.
+local function settled_for(data, known, epoch)
+  local here, turn = server_and_turn(data[1])
   local server, needed = server_and_turn(known)
-  return here == server and turn >= needed
+  return here == server and turn >= needed and not older(data[2], epoch)
 end
 
 -- Whether this server may take appends: it has the generation of the data, and nobody has yet to bring it what its

@@ -1,0 +1,101 @@
+"""Folders of sockets that killed parents leave behind: the next parent removes them, and nothing else."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from millstream._stores import open_store
+from millstream._stores.local import folder
+from millstream._stores.local.server import LocalServer
+from patience import WAIT
+
+OLD = time.time() - 3600
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where folders are made."""
+    place = tmp_path_factory.mktemp("f")
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.setattr(folder, "_ELSEWHERE", str(place))
+    return place
+
+
+def left_behind(*, age: float = 3600) -> Path:
+    """A socket at which nobody listens."""
+    path = folder.private_socket()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def start_and_close() -> None:
+    """A parent begins, and ends as it should."""
+
+    async def run() -> None:
+        server = LocalServer(open_store)
+        await server.start()
+        await server.close()
+
+    asyncio.run(run())
+
+
+def test_what_a_killed_parent_left_behind_is_removed_by_the_next_one(place: Path) -> None:
+    """Fixed defect: it stayed for good."""
+    program = """
+import asyncio, os, signal
+from millstream._stores import open_store
+from millstream._stores.local.server import LocalServer
+
+async def main():
+    await LocalServer(open_store).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    environment = {**os.environ, "TMPDIR": str(place)}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, timeout=WAIT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = place.iterdir()
+    os.utime(left / "store", (OLD, OLD))
+    start_and_close()
+    assert not list(place.iterdir())
+
+
+def test_where_somebody_listens_nothing_is_removed(place: Path) -> None:
+    """A parent may stand still, and take no more connections than wait for it."""
+    path = left_behind()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        os.utime(path, (OLD, OLD))
+        first.connect(str(path))
+        start_and_close()
+        start_and_close()
+        assert path.exists()
+
+
+def test_what_is_not_left_behind_by_a_parent_stays(place: Path) -> None:
+    """Its name alone makes nothing ours, and a socket that's new may be about to be listened at."""
+    new = left_behind(age=0)
+    more = left_behind()
+    (more.parent / "notes").touch()
+    plain = folder.private_socket()
+    plain.touch()
+    empty = folder.private_socket().parent
+    other = left_behind()
+    other = other.parent.rename(place / "millstream-other") / other.name
+    (place / left_behind().parent.name).rename(moved := place / "elsewhere")
+    (place / (other.parent.name.replace("other", "link"))).symlink_to(moved)
+    (link := place / f"{folder._PREFIX}link").symlink_to(moved)
+    start_and_close()
+    assert all(each.exists() for each in (new, more, plain, empty, other, moved / "store", link))

@@ -1,0 +1,66 @@
+"""The parent of several workers stands still, as a debugger or a frozen machine makes it."""
+
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from workers_world import PROGRAM, until, workers
+
+pytestmark = pytest.mark.server
+SOON = """
+import msgspec
+from millstream._stores.local import link
+from millstream.hub._hub import Hub
+from millstream.hub._limits import HubLimits
+
+link.PATIENCE = 1.0
+usual, refresh = HubLimits.of, Hub.refresh
+HubLimits.of = lambda settings: msgspec.structs.replace(usual(settings), refresh=0.2)
+
+
+async def counted(self, **options):
+    try:
+        await refresh(self, **options)
+    except Exception:
+        with (HERE / "failed").open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+        raise
+
+
+Hub.refresh = counted
+mcp = Server("shop", lifespan=lifespan, serve="hub")
+"""
+BEGINS, ENDS = "The hub can't refresh its records, which is tried again: ", "The hub refreshes its records again."
+
+
+def test_each_worker_says_once_that_its_parent_stands_still_and_once_that_it_goes_on(tmp_path: Path) -> None:
+    """Fixed defect: it was a traceback every ten seconds."""
+    program = PROGRAM.replace('mcp = Server("shop", lifespan=lifespan)\n', SOON)
+    assert program != PROGRAM
+    failed = tmp_path / "failed"
+    failed.touch()
+
+    def said(worker: int) -> list[str]:
+        return [
+            each["message"]
+            for each in served.records
+            if each.get("worker") == worker and each["message"].startswith((BEGINS, ENDS))
+        ]
+
+    with workers(tmp_path, 2, program=program) as served:
+        served.process.send_signal(signal.SIGSTOP)
+        try:
+            before = Counter(failed.read_text().split())
+            for pid in map(str, served.pids):
+                until(lambda: Counter(failed.read_text().split())[pid] >= before[pid] + 3)  # noqa: B023
+        finally:
+            served.process.send_signal(signal.SIGCONT)
+        for worker in (1, 2):
+            until(lambda: said(worker)[-1:] == [ENDS], served.log)  # noqa: B023
+            begun, over = said(worker)[::2], said(worker)[1::2]
+            assert len(begun) == len(over)
+            assert all(text.startswith(BEGINS) and "parent process" in text for text in begun)
+            assert set(over) == {ENDS}
+        assert "Traceback" not in served.log
