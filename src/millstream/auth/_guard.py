@@ -21,7 +21,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
-from millstream.auth._method import Fetching, Identity, Method, NonceWanted, Serving, Unavailable
+from millstream.auth._method import Fetching, Forging, Identity, Method, NonceWanted, Serving, Unavailable
 from millstream.auth._turns import Turns
 
 if TYPE_CHECKING:
@@ -143,10 +143,8 @@ class Guard:
         if value is None:
             found = await self.ambient(request) if self.ambient is not None else None
             return self.challenges.missing(request) if found is None else found
-        verdict = self.verdicts.get(value)
-        if verdict is not None and verdict.until > self.clock():
-            return verdict.principal
-        return await self._judge(request, value)
+        verdict = self._known(value)
+        return await self._judge(request, value) if verdict is None else verdict.principal
 
     async def _judge(self, request: Request, value: bytes) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
@@ -156,43 +154,45 @@ class Guard:
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
-        known = self.verdicts.get(_kept_as(value)) if bound else None
+        known = self._known(_kept_as(value)) if bound else None
         try:
-            if (
-                known is not None
-                and known.until > self.clock()
-                and await self._proves(request, credential, known.thumbprint)
-            ):
+            if known is not None and await self._proves(request, credential, known.thumbprint):
                 return known.principal  # nobody can guess a proof, so it doesn't wait for what others guess
             async with self.turn(request.peer):
                 slow = self.slow(request.peer)
                 if slow is not None:
                     return slow
-                verdict, lacking = await self._look(value, credential.decode("ascii"), bound=bound)
-                if verdict is None or (bound and not await self._proves(request, credential, verdict.thumbprint)):
+                verdict, lacking = None, frozenset[str]()
+                if known is None:
+                    verdict, lacking = await self._look(request, value, credential, bound=bound)
+                if verdict is None:
                     self.failed(request.peer)
                     return self.challenges.wrong(proof=bound)
-        except Unavailable as exc:
-            return self.challenges.unavailable(str(exc))
-        except NonceWanted as exc:
-            return self.challenges.nonce_wanted(str(exc))
+        except (Unavailable, NonceWanted, Forging) as exc:
+            return self.challenges.undecided(exc)
         return self.challenges.insufficient(lacking) if lacking else verdict.principal
 
-    async def _look(self, value: bytes, credential: str, *, bound: bool) -> tuple[Verdict | None, frozenset[str]]:
-        """What is known of a credential, or found out now; and what its method wants besides."""
-        key, nothing = _kept_as(value) if bound else value, frozenset[str]()
+    def _known(self, key: bytes) -> Verdict | None:
         verdict = self.verdicts.get(key)
-        if verdict is not None and verdict.until > self.clock():
-            return verdict, nothing
-        found, lacking = await self.identify(credential, bound=bound)
-        if found is None:
-            return None, nothing
-        verdict = Verdict(found.principal, self.clock() + found.seconds, found.thumbprint)
-        if not lacking:
-            self.keep(key, verdict)
-            if not bound:
-                usual_lines.keep_credential(value)
-        return verdict, lacking
+        return None if verdict is None or verdict.until <= self.clock() else verdict
+
+    async def _look(
+        self, request: Request, value: bytes, credential: bytes, *, bound: bool
+    ) -> tuple[Verdict | None, frozenset[str]]:
+        """What is known of a credential, or found out now; and what its method wants besides."""
+        key, lacking = _kept_as(value) if bound else value, frozenset[str]()
+        verdict = self._known(key)
+        if verdict is None:
+            found, lacking = await self.identify(credential.decode("ascii"), bound=bound)
+            if found is None:
+                return None, lacking
+            verdict = Verdict(found.principal, self.clock() + found.seconds, found.thumbprint)
+            if not lacking:
+                self.keep(key, verdict)
+                if not bound:
+                    usual_lines.keep_credential(value)
+        proven = not bound or await self._proves(request, credential, verdict.thumbprint)
+        return verdict if proven else None, lacking
 
     @property
     def binds(self) -> bool:

@@ -43,6 +43,15 @@ class NonceWanted(Exception):
     """A proof is good, but may be of a time of which this process knows nothing: it takes this nonce."""
 
 
+class Forging(Exception):
+    """Too many proofs with a key had wrong signatures."""
+
+    def __init__(self, head: bytes) -> None:
+        """`head` tells when to come back."""
+        super().__init__()
+        self.head = head
+
+
 class NotAdmitted(Exception):
     """Somebody was not let in by name and password; the text is shown to them."""
 
