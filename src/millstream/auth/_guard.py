@@ -5,7 +5,6 @@ request costs one look into a dictionary. Handlers behind the guard read the pri
 A credential that is presented and not valid never makes an anonymous caller: nobody gets past without one that is.
 """
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -21,7 +20,16 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
-from millstream.auth._method import Fetching, Forging, Identity, Method, NonceWanted, Serving, Unavailable
+from millstream.auth._method import (
+    Fetching,
+    Forging,
+    Identity,
+    Method,
+    NonceWanted,
+    Serving,
+    Unavailable,
+    prefetch_all,
+)
 from millstream.auth._turns import Turns
 
 if TYPE_CHECKING:
@@ -271,7 +279,7 @@ class Guard:
 
     async def prefetch(self) -> None:
         """Have what issuers say before somebody needs it, and say now if it can't be had."""
-        await asyncio.gather(*(method.prefetch() for method in self.methods if isinstance(method, Fetching)))
+        await prefetch_all(each for each in self.methods if isinstance(each, Fetching))
 
     def close(self) -> None:
         """The server stops."""
