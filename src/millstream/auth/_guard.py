@@ -104,7 +104,7 @@ class Guard:
         self.challenges: Challenges = challenges
         # Process
         self.verdicts: dict[bytes, Verdict] = {}
-        """Value of ``Authorization`` -> verdict; the oldest go first."""
+        """Value of ``Authorization``, as it's usually spelled -> verdict; the oldest go first."""
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._turns = Turns(_AT_ONCE)
@@ -162,17 +162,19 @@ class Guard:
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
-        known = self._known(_kept_as(value)) if bound else None
+        key = _kept_as(scheme, credential, bound=bound)
+        known = self._known(key)
         try:
-            if known is not None and await self._proves(request, credential, known.thumbprint):
-                return known.principal  # nobody can guess a proof, so it doesn't wait for what others guess
+            # Nobody can guess a proof, so it doesn't wait for what others guess.
+            if known is not None and (not bound or await self._proves(request, credential, known.thumbprint)):
+                return known.principal
             async with self.turn(request.peer):
                 slow = self.slow(request.peer)
                 if slow is not None:
                     return slow
                 verdict, lacking = None, frozenset[str]()
                 if known is None:
-                    verdict, lacking = await self._look(request, value, credential, bound=bound)
+                    verdict, lacking = await self._look(request, key, credential, bound=bound)
                 if verdict is None:
                     self.failed(request.peer)
                     return self.challenges.wrong(proof=bound)
@@ -185,11 +187,10 @@ class Guard:
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
     async def _look(
-        self, request: Request, value: bytes, credential: bytes, *, bound: bool
+        self, request: Request, key: bytes, credential: bytes, *, bound: bool
     ) -> tuple[Verdict | None, frozenset[str]]:
         """What is known of a credential, or found out now; and what its method wants besides."""
-        key, lacking = _kept_as(value) if bound else value, frozenset[str]()
-        verdict = self._known(key)
+        verdict, lacking = self._known(key), frozenset[str]()
         if verdict is None:
             found, lacking = await self.identify(credential.decode("ascii"), bound=bound)
             if found is None:
@@ -198,7 +199,7 @@ class Guard:
             if not lacking:
                 self.keep(key, verdict)
                 if not bound:
-                    usual_lines.keep_credential(value)
+                    usual_lines.keep_credential(key)
         proven = not bound or await self._proves(request, credential, verdict.thumbprint)
         return verdict if proven else None, lacking
 
@@ -306,11 +307,11 @@ class Guard:
         return True
 
 
-def _kept_as(value: bytes) -> bytes:
-    """Under what the verdict for a bound token is kept. No header or cookie can have a zero byte: nobody gets at it
-    without a proof.
+def _kept_as(scheme: bytes, credential: bytes, *, bound: bool) -> bytes:
+    """Under what a verdict is kept: the usual spellings of the header, so that nobody fills the memory with others. The
+    one for a bound token has a zero byte, as no header or cookie has: nobody gets at it without a proof.
     """
-    return b"\0\0" + value
+    return b"%b %b" % (b"\0\0DPoP" if bound else scheme if scheme == b"bearer" else b"Bearer", credential)
 
 
 def _repeated(request: Request) -> bool:
