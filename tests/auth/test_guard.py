@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from itertools import product
 from typing import Any
 
 import pytest
@@ -112,6 +113,19 @@ async def test_the_scheme_is_read_in_any_case(name: str) -> None:
     """RFC 9110 §11.1."""
     async with guarded() as world:
         assert (await world.ask(None, "GET", "/docs", authorization=f"{name} {ALICE}")).status == 200
+
+
+async def test_other_spellings_of_a_header_are_not_remembered_one_by_one() -> None:
+    """A fixed defect: whoever had a key could push everybody else's out of the memory, by sending theirs with ever more
+    blanks. Those of everybody else were looked into again then, and behind an address that guesses, refused.
+    """
+    async with guarded() as world:
+        guard = world.runtime.guard
+        assert guard is not None
+        schemes = [f"{''.join(letters)} " for letters in product(*zip("bearer", "BEARER", strict=True))]
+        for value in [f"{each}{ALICE}" for each in (*schemes, *(f"Bearer{' ' * count}" for count in range(1, 50)))]:
+            assert (await world.post(None, request("ping"), authorization=value)).status == 200
+        assert len(guard.verdicts) <= 2
 
 
 @pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])

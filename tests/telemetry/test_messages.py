@@ -127,7 +127,7 @@ async def test_a_secret_that_the_cut_runs_through_is_hidden_first() -> None:
 
 async def test_what_is_remembered_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: names and sessions come from outside."""
-    monkeypatch.setattr(messages, "_REMEMBERED", 4)
+    monkeypatch.setattr(messages, "REMEMBERED", 4)
     given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
     lines = await lines_of(*given, *given)
     assert [line["target"] for line in lines] == [message.target for message in given] * 2

@@ -35,7 +35,7 @@ class Limited:
             from millstream._app.throttle import Throttle  # noqa: PLC0415  only where something is limited
 
             self._throttle = Throttle(definition.settings, definition.registry, self._store, self._trips())
-            dispatcher.gate = self._throttle.check
+            dispatcher.gate = self._throttle.gate()
 
     def guard(self, guard: "Guard") -> None:
         """Have the other workers know of wrong credentials, and of whatever else sign-ins count."""

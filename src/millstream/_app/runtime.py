@@ -179,7 +179,7 @@ class Runtime:
         if observer is None:
             return
         self.limited.show(observer)
-        self.dispatcher.observe, self.dispatcher.begin = observer, observer.begin
+        self.dispatcher.observe, self.dispatcher.begin = observer.__call__, observer.begin
         self.services.note = make_note(observer)
         self._stack.callback(observer.close)
         self._stack.callback(self.loop.create_task(observer.run()).cancel)

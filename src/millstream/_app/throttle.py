@@ -23,6 +23,7 @@ from millstream._limits.shared import SharedLimiter
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._server.calls.call import Call
+from millstream._server.dispatch import Gate
 from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
 from millstream._stores.base import Store
@@ -76,24 +77,38 @@ class Throttle:
             return None
         return paces[0] if isinstance(paces[0], Limiter) else None
 
-    def check(self, call: Call) -> Awaitable[None] | None:
-        """Charge a call to its caller: now, or when the result is awaited, where the store has a say.
+    def gate(self) -> Gate:
+        """What charges a call to its caller: now, or when the result is awaited, where the store has a say.
 
-        Raises:
-            ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
+        It raises `ProtocolError`, RATE_LIMITED, HTTP 429, with the time to wait.
         """
-        only, tool, principal, origin = self._only, call.tool, call.principal, call.origin
-        owner = principal.id if principal is not None else "" if origin is None else neighborhood(origin.peer)
-        if only is None or tool is None or not owner or tool.limited:
-            return self._check_all(call, owner)
-        # What most limited servers have is one pace of the caller, in this worker: one look, and no list.
-        wait = only.take(owner, tool.cost)
-        if wait > 0:
-            raise self._refusal(only.name, only.rate, only.left(owner), wait)
-        return None
+        return self._check if self._only is None else self._quick(self._only)
 
-    def _check_all(self, call: Call, owner: str) -> Awaitable[None] | None:
+    def _quick(self, only: Limiter) -> Gate:
+        """What most limited servers have is one pace of the caller, in this worker: one sum for a call that it has
+        room for, without a Python call of its own.
+        """
+        clock, whole_at, each, room, check = only.clock, only.whole_at, only.each, float(only.rate.seconds), self._check
+
+        def quick(call: Call) -> Awaitable[None] | None:
+            tool, principal, origin = call.tool, call.principal, call.origin
+            if tool is not None and not tool.limited:
+                # `Call.owner`, inline.
+                owner = principal.id if principal is not None else "" if origin is None else neighborhood(origin.peer)
+                at = whole_at.get(owner)
+                if at is not None:
+                    now = clock()
+                    at = (at if at > now else now) + each * tool.cost  # noqa: FURB136  `max` would be a call
+                    if at <= now + room:
+                        whole_at[owner] = at
+                        return None
+            return check(call)  # somebody new, somebody who has had enough, or another kind of call
+
+        return quick
+
+    def _check(self, call: Call) -> Awaitable[None] | None:
         """The same for whatever limits there are."""
+        owner = call.owner
         peer = "" if call.origin is None else neighborhood(call.origin.peer)
         tool = self._tool(call) if call.method == "tools/call" else None
         paces = self._paces(call, tool, owner, peer)

@@ -40,7 +40,7 @@ class Rate(Struct, frozen=True):
 class Limiter:
     """One rate, for every key by itself. For one event loop."""
 
-    __slots__ = ("_clock", "_each", "_max_keys", "_most", "_room", "_whole_at", "name", "rate")
+    __slots__ = ("_max_keys", "clock", "each", "name", "rate", "whole_at")
 
     def __init__(
         self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic, max_keys: int = 100_000
@@ -48,64 +48,56 @@ class Limiter:
         # Configuration
         self.name = name
         self.rate = rate
-        self._each = rate.seconds / rate.count
-        self._room = float(rate.seconds)
-        self._most = rate.count
-        self._clock = clock
+        self.each: float = rate.seconds / rate.count
+        """Seconds in which one comes back."""
+        self.clock: Callable[[], float] = clock
         self._max_keys = max_keys
         # Process
-        self._whole_at: dict[str, float] = {}
-        """Key -> when its allowance is whole again; in the order of first use."""
+        self.whole_at: dict[str, float] = {}
+        """Key -> when its allowance is whole again; in the order of first use. It's always the same dictionary."""
 
     def __len__(self) -> int:
-        return len(self._whole_at)
+        return len(self.whole_at)
 
     def wait(self, key: str, cost: float = 1.0) -> float:
         """Seconds until a key may have this much; 0 when it may now. Takes nothing."""
-        now = self._clock()
-        whole_at = self._whole_at.get(key, now)
-        missing = whole_at - now - self.rate.seconds + self._each * min(cost, self.rate.count)
+        now = self.clock()
+        whole_at = self.whole_at.get(key, now)
+        missing = whole_at - now - self.rate.seconds + self.each * min(cost, self.rate.count)
         return missing if missing > _SLACK else 0.0
 
     def take(self, key: str, cost: float = 1.0) -> float:
         """Take from a key's allowance, if it is enough; else take nothing, and give the seconds until it will be."""
-        # The same sum as in `wait`, spelled out: every call of a limited server comes this way.
-        now, whole = self._clock(), self._whole_at
-        whole_at = whole.get(key, 0.0)
-        if whole_at > now:
-            price = cost if cost < self._most else self._most  # noqa: FURB136  `min` would be a call
-            missing = whole_at - now - self._room + self._each * price
-            if missing > _SLACK:
-                return missing
-            whole[key] = whole_at + self._each * cost
-            return 0.0
-        if not whole_at and len(whole) >= self._max_keys:
-            self._forget(now)
-            whole = self._whole_at
-        whole[key] = now + self._each * cost
-        return 0.0
+        wait = self.wait(key, cost)
+        if wait <= 0:
+            now, whole_at = self.clock(), self.whole_at
+            if key not in whole_at and len(whole_at) >= self._max_keys:
+                self._forget(now)
+            whole_at[key] = max(now, whole_at.get(key, now)) + self.each * cost
+        return wait
 
     def put_back(self, key: str, cost: float) -> None:
         """What was taken wasn't needed."""
-        if key in self._whole_at:
-            self._whole_at[key] -= self._each * cost
+        if key in self.whole_at:
+            self.whole_at[key] -= self.each * cost
 
     def block(self, key: str, wait: float) -> None:
         """Allow a key nothing for so many seconds, because somebody else knows that it had enough."""
-        until = self._clock() + wait + self.rate.seconds - self._each
-        self._whole_at[key] = max(until, self._whole_at.get(key, until))
+        until = self.clock() + wait + self.rate.seconds - self.each
+        self.whole_at[key] = max(until, self.whole_at.get(key, until))
 
     def left(self, key: str) -> int:
         """How many a key may still have now."""
-        now = self._clock()
-        return int((self.rate.seconds - max(0.0, self._whole_at.get(key, now) - now)) / self._each + 1e-9)
+        now = self.clock()
+        return int((self.rate.seconds - max(0.0, self.whole_at.get(key, now) - now)) / self.each + 1e-9)
 
     def _forget(self, now: float) -> None:
         """Make room: those whose allowance is whole need no entry; of the rest, the older half goes."""
-        kept = {key: at for key, at in self._whole_at.items() if at > now}
+        kept = {key: at for key, at in self.whole_at.items() if at > now}
         if len(kept) >= self._max_keys:
             kept = dict(list(kept.items())[len(kept) // 2 :])
-        self._whole_at = kept
+        self.whole_at.clear()
+        self.whole_at.update(kept)
 
 
 def told(limiter: Limiter, key: str, wait: float) -> bytes:

@@ -1,15 +1,14 @@
 """The access log: one JSON line for each message, written in batches.
 
-`add` only keeps the message; lines are made and written together, after `FLUSH_SECONDS` or when `MAX_PENDING` wait,
-whichever is first: that bound is what a crash can lose. A stream that fails, or whose reader stands still, loses its
-lines and stops nobody; `lost` counts them. Texts of peers go through the redaction and escaping of `logs`, remembered
-for those that come again.
+Lines are written together, after `FLUSH_SECONDS` or when `MAX_PENDING` wait, whichever is first: that bound is what a
+crash can lose. A stream that fails, or whose reader stands still, loses its lines and stops nobody; `lost` counts them.
+Texts of peers go through the redaction and escaping of `logs`. Lines that differ only in time, duration and size have
+the rest in common: whoever writes many keeps that as a `Frame`, which is encoded once.
 """
 
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -25,7 +24,13 @@ FLUSH_SECONDS = 0.2
 MAX_PENDING = 512
 MAX_TEXT = 256
 """Characters of one text of a peer; longer ones are cut."""
-_REMEMBERED = 4096
+MAX_KIND = 2 * MAX_TEXT
+"""Characters of all texts of a kind of line that is kept."""
+REMEMBERED = 4096
+
+
+Frame = tuple[str, str, str]
+"""What lines of one kind have in common: between time and duration, between duration and size, and behind the size."""
 
 
 class AccessRecord(Struct, gc=False):
@@ -51,8 +56,9 @@ class AccessRecord(Struct, gc=False):
     span_id: str = ""
 
 
-class _Line(Struct, gc=False, omit_defaults=True):
-    ts: str
+class _Line(Struct, gc=False):
+    """A line but for its time; duration and size differ in each."""
+
     level: str
     logger: str
     method: str
@@ -72,6 +78,8 @@ class _Line(Struct, gc=False, omit_defaults=True):
 
 _TRACED = ("trace_id", "span_id")
 """What a line ends with, if there's a trace."""
+_SLACK = 1e-6
+"""Seconds that sums of times may be off."""
 _LEVELS = {"ok": "info", "-32603": "error"}
 """Status -> level; every other failure is the caller's, and a warning."""
 
@@ -89,8 +97,8 @@ class MessageLog:
     """Writes messages to a stream. For one event loop; `flush` at the end writes what still waits."""
 
     __slots__ = (
-        "_format", "_frames", "_hashes", "_millisecond", "_outlet", "_pending", "_stamp", "_texts", "_timer", "_worker",
-        "lost",
+        "_color", "_frames", "_from", "_hashes", "_json", "_outlet", "_pending", "_stamp", "_texts", "_timer", "_until",
+        "_worker", "lost",
     )  # fmt: skip
 
     def __init__(self, stream: TextIO, *, worker: str = "", json: bool | None = None) -> None:
@@ -104,24 +112,46 @@ class MessageLog:
         # Configuration
         self._outlet = TextOutlet(stream)
         self._worker = worker or str(os.getpid())
-        lines = (not stream.isatty()) if json is None else json
-        self._format: Callable[[AccessRecord], str] = self._json_line if lines else self._human_lines(stream)
+        self._json = (not stream.isatty()) if json is None else json
+        self._color = stream.isatty() and "NO_COLOR" not in os.environ
         # Process
         self.lost: int = 0
         """Lines that the stream did not take."""
-        self._pending: list[AccessRecord] = []
+        self._pending: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._texts: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
-        self._frames: dict[tuple[str, ...], tuple[str, str, str]] = {}
-        """What lines have in common, around the time, the duration and the size."""
-        self._millisecond = -1
+        self._frames: dict[tuple[str, ...], Frame] = {}
+        self._from = self._until = 0.0
+        """The present millisecond."""
         self._stamp = ""
+        """What a line of this millisecond begins with."""
 
     def add(self, message: AccessRecord) -> None:
         """Log one message soon."""
+        key = (
+            message.method, message.target, message.status, message.revision, message.client, message.client_version,
+            message.session, message.principal, message.transport,
+        )  # fmt: skip
+        frame = None if message.trace_id else self._frames.get(key)
+        if frame is None:
+            frame = self.frame(message)
+            if not message.trace_id and sum(map(len, key)) <= MAX_KIND:
+                if len(self._frames) >= REMEMBERED:
+                    self._frames.clear()
+                self._frames[key] = frame
+        self.write(frame, message.at, message.seconds, message.size)
+
+    def write(self, frame: Frame, at: float, seconds: float, size: int) -> None:
+        """The same of a message whose kind was written before. Every call of a server with a log comes this way."""
+        if not self._from <= at < self._until:
+            self._begin(at)
+        first, second, third = frame
         pending = self._pending
-        pending.append(message)
+        if self._json:
+            pending.append(f"{self._stamp}{first}{seconds * 1000:.3f}{second}{size}{third}")
+        else:
+            pending.append(f"{self._stamp}{first}{round(seconds * 1000, 3):g}{second}{third}")
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         elif len(pending) >= MAX_PENDING:
@@ -135,9 +165,8 @@ class MessageLog:
         pending, self._pending = self._pending, []
         if not pending and not self._outlet.kept:
             return
-        text = "".join([self._format(message) for message in pending])
         try:
-            taken = self._outlet.write(text, wait_ms=LAST_MS if last else 0)
+            taken = self._outlet.write("".join(pending), wait_ms=LAST_MS if last else 0)
         except (OSError, ValueError):  # ValueError: the stream is closed
             taken = False
         if not taken:
@@ -145,66 +174,51 @@ class MessageLog:
         if self._outlet.kept and not last:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
-    def _json_line(self, message: AccessRecord) -> str:
-        if message.trace_id:
-            return f"{_encode(self._line(message)).decode()}\n"
-        key = (
-            message.method, message.target, message.status, message.revision, message.client, message.client_version,
-            message.session, message.principal, message.transport,
-        )  # fmt: skip
-        frame = self._frames.get(key)
-        if frame is None:
-            frame = self._frame(key, message)
-        duration = int(message.seconds * 1_000_000) / 1000
-        return f'{{"ts":"{self._time(message.at)}"{frame[0]}{duration}{frame[1]}{message.size}{frame[2]}'
-
-    def _frame(self, key: tuple[str, ...], message: AccessRecord) -> tuple[str, str, str]:
-        """A line in three pieces: it's encoded once, and most calls differ in three figures only."""
-        if len(self._frames) >= _REMEMBERED:
-            self._frames.clear()
-        fields = {name: _encode(value).decode() for name, value in asdict(self._line(message)).items()}
-        members = [f',"{name}":{value}' for name, value in fields.items() if name not in _TRACED]
+    def frame(self, message: AccessRecord) -> Frame:
+        """What all lines of this kind have in common."""
+        line = self._line(message)
+        if not self._json:
+            return _human_frame(line, color=self._color)
+        fields = {name: _encode(value).decode() for name, value in asdict(line).items()}
+        members = [f',"{name}":{value}' for name, value in fields.items() if line.trace_id or name not in _TRACED]
         duration, size = (list(fields).index(name) for name in ("duration_ms", "bytes"))
-        first = "".join(members[1:duration]) + ',"duration_ms":'
-        second = "".join(members[duration + 1 : size]) + ',"bytes":'
-        third = "".join(members[size + 1 :]) + "}\n"
-        if sum(map(len, key)) <= MAX_TEXT * 2:
-            self._frames[key] = (first, second, third)
-        return first, second, third
+        return (
+            "".join(members[:duration]) + ',"duration_ms":',
+            "".join(members[duration + 1 : size]) + ',"bytes":',
+            "".join(members[size + 1 :]) + "}\n",
+        )
 
-    def _human_lines(self, stream: TextIO) -> Callable[[AccessRecord], str]:
-        write = _human_lines(stream)
-        return lambda message: write(self._line(message))
+    def _begin(self, at: float) -> None:
+        """Another millisecond."""
+        millisecond = int((at + _SLACK) * 1000)
+        self._from, self._until = millisecond / 1000 - _SLACK, (millisecond + 1) / 1000 - _SLACK
+        moment = datetime.fromtimestamp(millisecond / 1000, UTC)
+        if self._json:
+            self._stamp = f'{{"ts":"{moment:%Y-%m-%dT%H:%M:%S}.{millisecond % 1000:03}Z"'
+        else:
+            dim, plain = _dim(color=self._color)
+            self._stamp = f"{dim}{moment.astimezone():%H:%M:%S}{plain} "
 
     def _line(self, message: AccessRecord) -> _Line:
         known, hashes, status = self._texts, self._hashes, message.status or "ok"
         client = f"{message.client}/{message.client_version}" if message.client_version else message.client
         return _Line(
-            self._time(message.at),
             _LEVELS.get(status, "warning"),
             LOGGER,
             known[message.method] if message.method in known else self._text(message.method),
             known[message.target] if message.target in known else self._text(message.target),
             known[status] if status in known else self._text(status),
-            int(message.seconds * 1_000_000) / 1000,
+            0.0,
             message.revision,
             known[client] if client in known else self._text(client),
             hashes[message.session] if message.session in hashes else self._hash(message.session),
             known[message.principal] if message.principal in known else self._text(message.principal),
-            message.size,
+            0,
             message.transport,
             self._worker,
             message.trace_id,
             message.span_id,
         )
-
-    def _time(self, at: float) -> str:
-        millisecond = int(at * 1000)
-        if millisecond != self._millisecond:
-            self._millisecond = millisecond
-            moment = datetime.fromtimestamp(millisecond / 1000, UTC)
-            self._stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return self._stamp
 
     def _text(self, text: str) -> str:
         """A text of a peer as it may stand in the log."""
@@ -212,33 +226,29 @@ class MessageLog:
         if len(clean) > MAX_TEXT:
             clean = f"{clean[:MAX_TEXT]}…"
         if len(text) <= MAX_TEXT:
-            if len(self._texts) >= _REMEMBERED:
+            if len(self._texts) >= REMEMBERED:
                 self._texts.clear()
             self._texts[text] = clean
         return clean
 
     def _hash(self, session: str) -> str:
-        if len(self._hashes) >= _REMEMBERED:
+        if len(self._hashes) >= REMEMBERED:
             self._hashes.clear()
         hashed = self._hashes[session] = session_hash(session)
         return hashed
 
 
-def _human_lines(stream: TextIO) -> Callable[[_Line], str]:
+def _human_frame(line: _Line, *, color: bool) -> Frame:
     """Short lines: when, how it ended, what it was, how long it took, and who asked."""
-    color = stream.isatty() and "NO_COLOR" not in os.environ
-    dim, plain = ("\x1b[2m", "\x1b[0m") if color else ("", "")
+    dim, plain = _dim(color=color)
+    who = " ".join(each for each in (line.client or line.transport, line.principal) if each)
+    about = f"{line.method} {line.target}" if line.target else line.method
+    mark = f"\x1b[{_COLORS[line.level]}m" if color else ""
+    return f"{mark}{line.status:<10}{plain} {about}  ", f" ms  {dim}{who}{plain}\n", ""
 
-    def format_line(line: _Line) -> str:
-        clock = datetime.fromisoformat(line.ts).astimezone().strftime("%H:%M:%S")
-        who = " ".join(each for each in (line.client or line.transport, line.principal) if each)
-        about = f"{line.method} {line.target}" if line.target else line.method
-        mark = f"\x1b[{_COLORS[line.level]}m" if color else ""
-        return (
-            f"{dim}{clock}{plain} {mark}{line.status:<10}{plain} {about}  {line.duration_ms:g} ms  {dim}{who}{plain}\n"
-        )
 
-    return format_line
+def _dim(*, color: bool) -> tuple[str, str]:
+    return ("\x1b[2m", "\x1b[0m") if color else ("", "")
 
 
 _COLORS = {"info": "32", "warning": "33", "error": "31"}

@@ -15,25 +15,30 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class PerSecond:
-    """Counts for each of the last seconds, in a ring."""
+    """Counts for each of the last seconds, in a ring. Whoever counts adds to `count`, after a `turn` where the second
+    is over: most calls are in the same second as the one before."""
 
-    __slots__ = ("_counts", "_seconds", "size")
+    __slots__ = ("_counts", "_seconds", "count", "size", "until")
 
     def __init__(self, size: int = 64) -> None:
         self.size = size
+        self.until = 0
+        """When the present second is over."""
+        self.count = 0
+        """Of the present second."""
         self._counts = [0] * size
         self._seconds = [-1] * size
 
-    def add(self, second: int) -> None:
-        """Count one in this second."""
-        place = second % self.size
-        if self._seconds[place] != second:
-            self._seconds[place] = second
-            self._counts[place] = 0
-        self._counts[place] += 1
+    def turn(self, second: int) -> None:
+        """Another second begins."""
+        place = (self.until - 1) % self.size
+        self._seconds[place], self._counts[place] = self.until - 1, self.count
+        self.until, self.count = second + 1, 0
 
     def last(self, second: int, length: int) -> list[int]:
         """The counts of the `length` whole seconds before this one (fewer than `size`), oldest first."""
+        if second >= self.until:
+            self.turn(second)
         return [
             self._counts[each % self.size] if self._seconds[each % self.size] == each else 0
             for each in range(second - length, second)

@@ -15,7 +15,11 @@ def is_own(request: Request) -> bool:
 
 
 def cookie_of(request: Request, name: str) -> str:
-    """A cookie; empty when there is none, or more than one of the name: a neighbor domain may have set the other."""
+    """A cookie; empty when there is none, or more than one of the name: a neighbor domain may have set the other.
+
+    Only blanks stand around a name (RFC 6265 §4.2.1). With whatever else Python takes for white space in front of it, a
+    neighbor domain could set one that browsers don't hold to the rules of ``__Host-``.
+    """
     raw = b"; ".join(value for each, value in request.raw_headers if each == b"cookie").decode("latin-1")
-    found = [value for key, _, value in (part.strip().partition("=") for part in raw.split(";")) if key == name]
+    found = [value for key, _, value in (part.strip(" \t").partition("=") for part in raw.split(";")) if key == name]
     return found[0] if len(found) == 1 else ""

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from millstream._http.message import Request, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
+from millstream.auth._method import Forging, NonceWanted, Unavailable
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 PROVED_BY = ("ES256", "ES384", "ES512", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
@@ -86,6 +87,12 @@ class Challenges:
     def slow(head: bytes) -> Response:
         """Too many wrong ones came from there."""
         return plain_problem(429, "Too many failed sign-ins from your address. Wait, then try again.", head + _NO_STORE)
+
+    def undecided(self, why: Unavailable | NonceWanted | Forging) -> Response:
+        """It isn't known yet whether a credential is valid."""
+        if isinstance(why, NonceWanted):
+            return self.nonce_wanted(str(why))
+        return self.slow(why.head) if isinstance(why, Forging) else self.unavailable(str(why))
 
     def insufficient(self, needed: Collection[str]) -> Response:
         """The credential is valid and does not cover this."""

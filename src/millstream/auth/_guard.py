@@ -5,7 +5,6 @@ request costs one look into a dictionary. Handlers behind the guard read the pri
 A credential that is presented and not valid never makes an anonymous caller: nobody gets past without one that is.
 """
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -21,7 +20,16 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
-from millstream.auth._method import Fetching, Identity, Method, NonceWanted, Serving, Unavailable
+from millstream.auth._method import (
+    Fetching,
+    Forging,
+    Identity,
+    Method,
+    NonceWanted,
+    Serving,
+    Unavailable,
+    prefetch_all,
+)
 from millstream.auth._turns import Turns
 
 if TYPE_CHECKING:
@@ -96,7 +104,7 @@ class Guard:
         self.challenges: Challenges = challenges
         # Process
         self.verdicts: dict[bytes, Verdict] = {}
-        """Value of ``Authorization`` -> verdict; the oldest go first."""
+        """Value of ``Authorization``, as it's usually spelled -> verdict; the oldest go first."""
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._turns = Turns(_AT_ONCE)
@@ -143,10 +151,8 @@ class Guard:
         if value is None:
             found = await self.ambient(request) if self.ambient is not None else None
             return self.challenges.missing(request) if found is None else found
-        verdict = self.verdicts.get(value)
-        if verdict is not None and verdict.until > self.clock():
-            return verdict.principal
-        return await self._judge(request, value)
+        verdict = self._known(value)
+        return await self._judge(request, value) if verdict is None else verdict.principal
 
     async def _judge(self, request: Request, value: bytes) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
@@ -156,43 +162,46 @@ class Guard:
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
-        known = self.verdicts.get(_kept_as(value)) if bound else None
+        key = _kept_as(scheme, credential, bound=bound)
+        known = self._known(key)
         try:
-            if (
-                known is not None
-                and known.until > self.clock()
-                and await self._proves(request, credential, known.thumbprint)
-            ):
-                return known.principal  # nobody can guess a proof, so it doesn't wait for what others guess
+            # Nobody can guess a proof, so it doesn't wait for what others guess.
+            if known is not None and (not bound or await self._proves(request, credential, known.thumbprint)):
+                return known.principal
             async with self.turn(request.peer):
                 slow = self.slow(request.peer)
                 if slow is not None:
                     return slow
-                verdict, lacking = await self._look(value, credential.decode("ascii"), bound=bound)
-                if verdict is None or (bound and not await self._proves(request, credential, verdict.thumbprint)):
+                verdict, lacking = None, frozenset[str]()
+                if known is None:
+                    verdict, lacking = await self._look(request, key, credential, bound=bound)
+                if verdict is None:
                     self.failed(request.peer)
                     return self.challenges.wrong(proof=bound)
-        except Unavailable as exc:
-            return self.challenges.unavailable(str(exc))
-        except NonceWanted as exc:
-            return self.challenges.nonce_wanted(str(exc))
+        except (Unavailable, NonceWanted, Forging) as exc:
+            return self.challenges.undecided(exc)
         return self.challenges.insufficient(lacking) if lacking else verdict.principal
 
-    async def _look(self, value: bytes, credential: str, *, bound: bool) -> tuple[Verdict | None, frozenset[str]]:
-        """What is known of a credential, or found out now; and what its method wants besides."""
-        key, nothing = _kept_as(value) if bound else value, frozenset[str]()
+    def _known(self, key: bytes) -> Verdict | None:
         verdict = self.verdicts.get(key)
-        if verdict is not None and verdict.until > self.clock():
-            return verdict, nothing
-        found, lacking = await self.identify(credential, bound=bound)
-        if found is None:
-            return None, nothing
-        verdict = Verdict(found.principal, self.clock() + found.seconds, found.thumbprint)
-        if not lacking:
-            self.keep(key, verdict)
-            if not bound:
-                usual_lines.keep_credential(value)
-        return verdict, lacking
+        return None if verdict is None or verdict.until <= self.clock() else verdict
+
+    async def _look(
+        self, request: Request, key: bytes, credential: bytes, *, bound: bool
+    ) -> tuple[Verdict | None, frozenset[str]]:
+        """What is known of a credential, or found out now; and what its method wants besides."""
+        verdict, lacking = self._known(key), frozenset[str]()
+        if verdict is None:
+            found, lacking = await self.identify(credential.decode("ascii"), bound=bound)
+            if found is None:
+                return None, lacking
+            verdict = Verdict(found.principal, self.clock() + found.seconds, found.thumbprint)
+            if not lacking:
+                self.keep(key, verdict)
+                if not bound:
+                    usual_lines.keep_credential(key)
+        proven = not bound or await self._proves(request, credential, verdict.thumbprint)
+        return verdict if proven else None, lacking
 
     @property
     def binds(self) -> bool:
@@ -271,7 +280,7 @@ class Guard:
 
     async def prefetch(self) -> None:
         """Have what issuers say before somebody needs it, and say now if it can't be had."""
-        await asyncio.gather(*(method.prefetch() for method in self.methods if isinstance(method, Fetching)))
+        await prefetch_all(each for each in self.methods if isinstance(each, Fetching))
 
     def close(self) -> None:
         """The server stops."""
@@ -298,11 +307,11 @@ class Guard:
         return True
 
 
-def _kept_as(value: bytes) -> bytes:
-    """Under what the verdict for a bound token is kept. No header or cookie can have a zero byte: nobody gets at it
-    without a proof.
+def _kept_as(scheme: bytes, credential: bytes, *, bound: bool) -> bytes:
+    """Under what a verdict is kept: the usual spellings of the header, so that nobody fills the memory with others. The
+    one for a bound token has a zero byte, as no header or cookie has: nobody gets at it without a proof.
     """
-    return b"\0\0" + value
+    return b"%b %b" % (b"\0\0DPoP" if bound else scheme if scheme == b"bearer" else b"Bearer", credential)
 
 
 def _repeated(request: Request) -> bool:

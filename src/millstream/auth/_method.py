@@ -4,7 +4,8 @@ A method knows one kind of credential and nothing of HTTP. The guard asks the me
 keeps what they found.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
@@ -41,6 +42,15 @@ class Unavailable(Exception):
 
 class NonceWanted(Exception):
     """A proof is good, but may be of a time of which this process knows nothing: it takes this nonce."""
+
+
+class Forging(Exception):
+    """Too many proofs with a key had wrong signatures."""
+
+    def __init__(self, head: bytes) -> None:
+        """`head` tells when to come back."""
+        super().__init__()
+        self.head = head
 
 
 class NotAdmitted(Exception):
@@ -115,6 +125,18 @@ class Fetching(Protocol):
 
     async def prefetch(self) -> None:
         """Fetch that before somebody needs it. If it can't be had, the log says so, and it's asked for again later."""
+
+
+async def prefetch_all(those: Iterable[Fetching]) -> None:
+    """Have all of them fetch at once. One that fails stops none of the others.
+
+    Raises:
+        ExceptionGroup: some have failed otherwise than by not being answered.
+    """
+    found = await asyncio.gather(*(each.prefetch() for each in those), return_exceptions=True)
+    failed = [each for each in found if isinstance(each, Exception)]
+    if failed:
+        raise ExceptionGroup("What issuers say can't be read", failed)
 
 
 @runtime_checkable

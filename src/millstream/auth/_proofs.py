@@ -1,7 +1,8 @@
 """Proofs that whoever sends a token has the key that it is bound to (DPoP, RFC 9449 §4.3, §7.1).
 
 Each request has a proof of its own: for its method and URL, its token, and this minute. It counts once, at all workers
-that share a store; while that doesn't answer, once at each.
+that share a store; while that doesn't answer, once at each. Signatures are looked at last: whoever sends proofs that
+are for something else, or that were seen before, costs next to nothing.
 
 What was seen before this process began may be forgotten, and so may what was seen before a memory was full. As long as
 a proof could be of that time, it takes a nonce of ours that is younger (§9): nobody can have sent it before.
@@ -21,19 +22,23 @@ from urllib.parse import unquote, urlsplit
 from msgspec import Struct
 
 from millstream._http.hosts import parse_authority
-from millstream._http.message import Request
+from millstream._http.message import Request, neighborhood
+from millstream._limits.gcra import Limiter, Rate, told
 from millstream._limits.pool import Pool
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._stores.rates import Pace
 from millstream.auth._claims import LEEWAY, is_time
 from millstream.auth._jose import InvalidToken, open_proof
-from millstream.auth._method import NonceWanted
+from millstream.auth._method import Forging, NonceWanted
 
 KEPT = 2 * LEEWAY
 """Seconds in which a proof could be sent again."""
 _MAX_KEPT = 100_000
 _MAX_PROOF = 4096
 _MAX_ID = 256
+_FORGED = Rate(30, 60)
+"""Wrong signatures from one address, for one key."""
+_MAX_FORGERS = 10_000
 _NONCE = b"dpop nonce"
 _WEB = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _PORTS = {"http": b"80", "https": b"443"}
@@ -41,13 +46,15 @@ _URL = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 class Proof(Struct, frozen=True):
-    """A proof that is for the request that it came with."""
+    """A proof that is for the request that it came with, if its signature `holds`."""
 
     key: str
     """The thumbprint of its key."""
     id: str
     issued: float
     claims: Mapping[str, Any]
+    holds: Callable[[], bool]
+    """Looks at the signature."""
 
     @property
     def digest(self) -> bytes:
@@ -76,7 +83,7 @@ class Nonces:
 class Proofs:
     """The check, and the proofs that were seen."""
 
-    __slots__ = ("_began", "_nonces", "_resource", "_seen", "clock")
+    __slots__ = ("_began", "_nonces", "_resource", "_seen", "clock", "forged")
 
     def __init__(self, resource: str, nonces: Nonces, *, began: float, clock: Callable[[], float] = time) -> None:
         """`resource` is the URL that tokens are for, by which clients know this server. This process `began` then, and
@@ -87,6 +94,8 @@ class Proofs:
         self._began = began
         self._seen: dict[bytes, float] = {}
         """Proof -> until when it could be sent again; in the order of coming."""
+        self.forged: Limiter = Limiter("proof", _FORGED, clock=clock, max_keys=_MAX_FORGERS)
+        """Wrong signatures, by address and key."""
         self.clock: Callable[[], float] = clock
 
     async def holds(self, request: Request, token: bytes, thumbprint: str, pool: Pool | None) -> bool:
@@ -94,6 +103,7 @@ class Proofs:
 
         Raises:
             NonceWanted: it would with a nonce.
+            Forging: there were too many like it with wrong signatures.
         """
         now = self.clock()
         proof = read_proof(request, self._resource, now)
@@ -102,9 +112,9 @@ class Proofs:
         digest = urlsafe_b64encode(hashlib.sha256(token).digest()).rstrip(b"=").decode()
         if proof.claims.get("ath") != digest:
             return False
-        self._make_room(now)
-        if proof.digest in self._seen:
+        if proof.digest in self._seen or not self._holds(proof, request.peer):
             return False
+        self._make_room(now)
         forgets = pool is None or not pool.lasting
         if forgets:
             self._check_age(proof, self._began)
@@ -120,6 +130,22 @@ class Proofs:
         if forgets and decision.forgot is not None:
             self._check_age(proof, self.clock() - decision.forgot)
         return True
+
+    def _holds(self, proof: Proof, peer: str) -> bool:
+        """Whether a proof is signed by its key. Somebody who has seen a request of somebody else can make up proofs
+        that lack nothing else: they are refused unseen, once an address has sent too many with the same key.
+
+        Raises:
+            Forging: it has.
+        """
+        sender = f"{neighborhood(peer)} {proof.key}"
+        wait = self.forged.wait(sender)
+        if wait > 0:
+            raise Forging(told(self.forged, sender, wait))
+        if proof.holds():
+            return True
+        self.forged.take(sender)
+        return False
 
     def _make_room(self, now: float) -> None:
         seen = self._seen
@@ -141,14 +167,15 @@ class Proofs:
 
 
 def read_proof(request: Request, resource: str, now: float) -> Proof | None:
-    """The proof of a request to a resource; None where there's none, or it's for something else."""
+    """The proof of a request to a resource, its signature unseen. None: there's none for it."""
     given = [value for name, value in request.raw_headers if name == b"dpop"]
     if len(given) != 1 or len(given[0]) > _MAX_PROOF or not given[0].isascii():
         return None
     try:
-        claims, key = open_proof(given[0].decode("ascii"))
+        signed = open_proof(given[0].decode("ascii"))
     except InvalidToken:
         return None
+    claims = signed.claims
     id, at, where = claims.get("jti"), claims.get("iat"), claims.get("htu")
     fits = (
         isinstance(id, str)
@@ -159,7 +186,7 @@ def read_proof(request: Request, resource: str, now: float) -> Proof | None:
         and isinstance(where, str)
         and _is_at(where, request, resource)
     )
-    return Proof(key, cast("str", id), cast("float", at), claims) if fits else None
+    return Proof(signed.thumbprint, cast("str", id), cast("float", at), claims, signed.holds) if fits else None
 
 
 def _is_at(where: str, request: Request, resource: str) -> bool:

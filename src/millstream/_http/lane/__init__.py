@@ -25,6 +25,7 @@ GUARD_ONLY = (
     "caps on header count and size, on URLs and on pipelined requests",
     "exactly one Host (health probes apart)",
     "caps on connections",
+    "trailers kept apart from headers",
 )
 """What plain ASGI cannot do; the start-up line lists it."""
 

@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from millstream._server.calls.call import Call
 from millstream._server.observing.figures import Figures, Operation, Sessions
 from millstream._server.observing.tracing import Tracing
 from millstream._telemetry.active import ActiveSessions
-from millstream._telemetry.messages import AccessRecord, MessageLog
+from millstream._telemetry.messages import MAX_KIND, REMEMBERED, AccessRecord, Frame, MessageLog
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
 from millstream._telemetry.process import LoopLag, ProcessFigures
 from millstream._telemetry.recent import Growth, PerSecond
@@ -44,7 +45,7 @@ class Observer:
     """Metrics, access log and spans of one running server."""
 
     __slots__ = (
-        "_by_call", "_clock", "_connections", "_durations", "_growth", "_lag", "_log", "_looked", "_messages",
+        "_ahead", "_clock", "_connections", "_durations", "_growth", "_kinds", "_lag", "_log", "_looked", "_messages",
         "_per_second", "_process", "_session_durations", "_sessions", "_since", "_started", "_tools", "_tracing",
         "_wall", "begin", "registry",
     )  # fmt: skip
@@ -86,8 +87,11 @@ class Observer:
         self._since = wall()
         self._looked: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
         """When figures were taken last, and how many calls there were."""
-        self._by_call: dict[Labels, Series] = {}
-        """(method, name, outcome, revision) as calls have them -> their series, for those with clean labels."""
+        self._kinds: dict[Labels, tuple[Series, Frame | None]] = {}
+        """(method, name, outcome, revision) as calls have them, and what else a line of the log says -> their series,
+        for those with clean labels, and what their lines have in common."""
+        self._ahead = 0.0
+        """Of the clock that only grows, the wall's; looked at once a second."""
         self._per_second = PerSecond(HISTORY_SECONDS + 4)
         self._growth: Growth[tuple[str, str]] = Growth(self._started)
         self._durations: Histogram = registry.histogram(
@@ -137,25 +141,38 @@ class Observer:
 
     def __call__(self, call: Call, seconds: float, answer: bytes) -> None:
         """Take note of a call that is over (`Dispatcher.observe`)."""
-        method = call.method
-        failure = call.failure
+        # Every call of a server that is watched comes this way, so what is asked of others is spelled out.
+        method, log, session, failure = call.method, self._log, call.session, call.failure
         outcome = "" if failure is None else failure.outcome
         listened = method == LISTEN
         if call.cancelled and not outcome and not listened:
             outcome = "cancelled"
-        labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
-        series = self._by_call.get(labels)
-        if series is None:
-            series = self._series(labels)
-        series.observe(seconds)
-        now = self._clock()
+        if log is None:
+            key: Labels = (method, call.name if method == "tools/call" else "", outcome, call.revision.date)
+        else:
+            client, principal = call.client, call.principal
+            key = (
+                method, call.name, outcome, call.revision.date, client.name, client.version,
+                "" if session is None else session.id, "" if principal is None else principal.id, call.transport,
+            )  # fmt: skip
+        kind = self._kinds.get(key)
+        series, frame = self._kind(key) if kind is None else kind
+        series.counts[bisect_left(series.bounds, seconds)] += 1
+        series.total += seconds
+        now, per_second = self._clock(), self._per_second
+        if now >= per_second.until:
+            per_second.turn(int(now))
+            self._ahead = self._wall() - now
         if not listened:
-            self._per_second.add(int(now))
-        session = call.session
+            per_second.count += 1
         if session is not None:
-            self._sessions.heard(session.id, now, call.transport, labels[3])
-        if self._log is not None or self._tracing is not None:
-            self._record(call, outcome, seconds, len(answer))
+            self._sessions.heard(session.id, now, call.transport, key[3])
+        if self._tracing is not None:
+            trace = self._tracing.end(call, outcome)
+            if log is not None:
+                log.add(_record(key, self._wall(), seconds, len(answer), trace))
+        elif log is not None and frame is not None:
+            log.write(frame, now + self._ahead, seconds, len(answer))
 
     def message(self, message: AccessRecord) -> None:
         """Take note of a message that was no call of the dispatcher: counted, for nobody took its time."""
@@ -175,30 +192,6 @@ class Observer:
         """Take note that a session was ended by its client or with its connection."""
         self._sessions.over(session_id)
 
-    def _record(self, call: Call, outcome: str, seconds: float, size: int) -> None:
-        trace_id, span_id = ("", "") if self._tracing is None else self._tracing.end(call, outcome)
-        if self._log is None:
-            return
-        client, session, principal = call.client, call.session, call.principal
-        self._log.add(
-            AccessRecord(
-                self._wall(),
-                call.method,
-                call.name,
-                outcome,
-                seconds,
-                call.revision.date,
-                client.name,
-                client.version,
-                session.id if session is not None else "",
-                principal.id if principal is not None else "",
-                size,
-                call.transport,
-                trace_id,
-                span_id,
-            )
-        )
-
     def _clean(self, labels: Labels) -> Labels:
         """Labels to which a peer can't add a new one."""
         method, tool, outcome, revision = labels
@@ -209,12 +202,18 @@ class Observer:
             revision if not revision or revision in BY_DATE else OTHER,
         )
 
-    def _series(self, labels: Labels) -> Series:
-        clean = self._clean(labels)
+    def _kind(self, key: Labels) -> tuple[Series, Frame | None]:
+        """What calls of one kind have in common, kept if no peer can make up more and more of them."""
+        method, name, outcome, revision = key[:4]
+        labels = method, name if method == "tools/call" else "", outcome, revision
+        clean, log = self._clean(labels), self._log
         series = self._durations.of(clean)
-        if clean == labels and labels in self._durations.series:
-            self._by_call[labels] = series
-        return series
+        frame = None if log is None or self._tracing is not None else log.frame(_record(key))
+        if clean == labels and labels in self._durations.series and sum(map(len, key)) <= MAX_KIND:
+            if len(self._kinds) >= REMEMBERED:
+                self._kinds.clear()
+            self._kinds[key] = series, frame
+        return series, frame
 
     def _session_over(self, labels: Labels, seconds: float) -> None:
         self._session_durations.observe(seconds, labels)
@@ -290,3 +289,13 @@ class Observer:
             )
             errors[key] = errors.get(key, 0) + (sum(series.counts) if outcome else 0)
         return counts, errors
+
+
+def _record(
+    key: Labels, at: float = 0.0, seconds: float = 0.0, size: int = 0, trace: tuple[str, str] = ("", "")
+) -> AccessRecord:
+    """A line of the log about a call of this kind."""
+    method, name, outcome, revision, client, version, session, principal, transport = key
+    return AccessRecord(
+        at, method, name, outcome, seconds, revision, client, version, session, principal, size, transport, *trace
+    )

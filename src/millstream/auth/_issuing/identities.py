@@ -21,7 +21,7 @@ from millstream.auth._issuing.vault import Vault
 from millstream.auth._issuing.ways import IdentityProvider
 from millstream.auth._jose import ASYMMETRIC, InvalidToken, read_header, read_payload, verify
 from millstream.auth._key_sets import FetchedKeys
-from millstream.auth._method import Unavailable
+from millstream.auth._method import Unavailable, prefetch_all
 
 _TYPE = "oauth-id-jag+jwt"
 _LONGEST = 600.0
@@ -59,8 +59,7 @@ class Identities:
 
     async def prefetch(self) -> None:
         """See `Fetching.prefetch`."""
-        for each in self._keys.values():
-            await each.prefetch()
+        await prefetch_all(self._keys.values())
 
     async def read(self, assertion: str, client: Client, key: str) -> Granted:
         """What a grant for a client says.

@@ -37,7 +37,7 @@ class KeyProof:
             head = told(self._limiter, address, wait)
             raise OAuthError("temporarily_unavailable", "Too many proofs from your address.", 429, head)
         proof = read_proof(request, self._url, self._vault.clock())
-        if proof is None:
+        if proof is None or not proof.holds():
             raise _refused("The DPoP header isn't one proof for this request, made just now.")
         if not await self._vault.exchange(f"oauth-proof:{proof.digest.hex()}", None, b"1", KEPT, lossy=True):
             raise _refused("The proof was used before.")

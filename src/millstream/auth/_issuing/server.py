@@ -4,7 +4,6 @@ The running one is a method of the guard, too. It verifies its own tokens withou
 looks once a minute, and when a worker tells of it, whether the grant of a token still stands.
 """
 
-import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -51,7 +50,7 @@ from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
 from millstream.auth._issuing.vault import Vault
 from millstream.auth._issuing.visitors import Visitors
 from millstream.auth._issuing.ways import Returned
-from millstream.auth._method import Fetching, Identity, Landing, Unavailable
+from millstream.auth._method import Fetching, Identity, Landing, Unavailable, prefetch_all
 
 logger = logging.getLogger("millstream")
 
@@ -133,10 +132,8 @@ class RunningIssuer:
 
     async def prefetch(self) -> None:
         """See `Fetching.prefetch`."""
-        await asyncio.gather(
-            self._identities.prefetch(),
-            *(each.prefetch() for each in self._people.upstreams.values() if isinstance(each, Fetching)),
-        )
+        upstreams = (each for each in self._people.upstreams.values() if isinstance(each, Fetching))
+        await prefetch_all([self._identities, *upstreams])
 
     def share(self, pool: Pool) -> None:
         """See `Counting.share`."""

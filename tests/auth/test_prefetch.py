@@ -1,0 +1,85 @@
+"""What issuers say is fetched from all of them at once: one that doesn't answer holds up none of the others."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from auth_world import guarded, make_server
+from issuer_world import AUDIENCE
+from issuing_world import Desk, Known
+from millstream import auth
+from millstream._stores.memory.store import MemoryStore
+from millstream.auth._key_sets import FetchedKeys
+from patience import WAIT
+
+ISSUERS = ["https://one.example", "https://two.example", "https://three.example"]
+
+
+class Meeting:
+    """Those who fetch: nobody is done before all have begun."""
+
+    def __init__(self, *fails: Exception | None) -> None:
+        self.fails = fails
+        self.came = 0
+        self.done = 0
+        self.everybody = asyncio.Event()
+
+    async def fetch(self) -> None:
+        """One of them."""
+        failure = self.fails[self.came]
+        self.came += 1
+        if self.came == len(self.fails):
+            self.everybody.set()
+        if failure is not None:
+            raise failure
+        await self.everybody.wait()
+        self.done += 1
+
+
+def of_identities() -> Any:
+    """An authorization server that takes the grants of several providers of identities."""
+    return Desk(MemoryStore(), people=[Known(), *(auth.identity_provider(each, scopes=()) for each in ISSUERS)]).running
+
+
+def of_tokens() -> Any:
+    """A server that takes the tokens of several issuers."""
+    return [auth.jwt(issuer=each, audience=AUDIENCE, jwks=f"{each}/keys") for each in ISSUERS]
+
+
+@pytest.fixture
+def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Meeting]:
+    """Have those who fetch keys meet."""
+
+    def start(*fails: Exception | None) -> Meeting:
+        meeting = Meeting(*fails)
+        monkeypatch.setattr(FetchedKeys, "prefetch", lambda _: meeting.fetch())
+        return meeting
+
+    return start
+
+
+async def test_providers_of_identities_are_asked_at_once(meet: Callable[..., Meeting]) -> None:
+    """A fixed defect: each was asked when the one before it had answered, or not answered for five seconds."""
+    meeting = meet(None, None, None)
+    async with asyncio.timeout(WAIT):
+        await of_identities().prefetch()
+    assert (meeting.came, meeting.done) == (3, 3)
+
+
+@pytest.mark.parametrize("whose", ["identities", "tokens"])
+async def test_one_that_fails_stops_none_of_the_others_and_is_told_of(whose: str, meet: Callable[..., Meeting]) -> None:
+    """A fixed defect: what failed otherwise than by not being answered left the others without an owner."""
+    meeting = meet(None, ValueError("odd"), None)
+    async with asyncio.timeout(WAIT):
+        if whose == "identities":
+            with pytest.raises(ExceptionGroup) as told:
+                await of_identities().prefetch()
+        else:
+            async with guarded(make_server(of_tokens())) as world:
+                assert world.runtime.guard is not None
+                with pytest.raises(ExceptionGroup) as told:
+                    await world.runtime.guard.prefetch()
+    assert told.group_contains(ValueError, match="odd")
+    assert (meeting.came, meeting.done) == (3, 2)
