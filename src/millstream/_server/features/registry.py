@@ -82,6 +82,8 @@ class Registry:
         """Something here needs a scope: else nobody has to be asked for theirs."""
         self.conditional: dict[str, tuple[str, ...]] = {}
         """Kind -> the names of those that not everybody sees."""
+        self.completes_choices: bool = True
+        """Prompts and templates alone are a reason to offer completion: their parameters may have choices."""
         self.completes: CompleteAny | None = None
         """Completes every argument, of what is registered here or not, instead of `completers`."""
         self.lists: ListFor | None = None
@@ -163,7 +165,7 @@ class Registry:
         self.scoped = any(self._scopes.values())
         conditional = tuple(name for name, item in getattr(self, kind).items() if item.visible is not None)
         self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
-        if kind in _COMPLETED:
+        if kind in _COMPLETED and self.completes_choices:
             self._offered.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
         self.changed(change)

@@ -30,8 +30,11 @@ MEMBERS: Mapping[str, str] = {
     "run": "over HTTP, Streamable HTTP and HTTP+SSE are both served, whichever is named",
     "custom_route": "Host and Origin are checked, except where an application made by http_app() serves it",
     "add_middleware": "around the items of mounted servers, too, where prompts and errors are as our engine has them",
-    "as_proxy": "one connection for all callers; headers and keys of callers are not passed on; the proxy starts even "
-    "if the server behind it doesn't answer yet, and log messages arrive as that server sends them",
+    "as_proxy": "one connection for each session, and one for all callers without a session; a command runs once for "
+    "all, unless StatefulProxyClient leads to it; headers and keys of callers are not passed on; the proxy starts even "
+    "if the server behind it doesn't answer yet",
+    "add_tool": "takes functions with fastmcp's @tool, and what Tool.from_tool makes; transform_fn's arguments are "
+    "checked by its annotations",
     "add_provider": "takes OpenAPIProvider and ProxyProvider of millstream.compat.fastmcp.standalone",
     "from_openapi": "documents of version 3.0 and 3.1; headers of callers are not passed on; values that lead to "
     "another path are refused",
@@ -48,6 +51,7 @@ CONTEXT: Mapping[str, str] = {
     "sample": "gives the content; tools and result types are not supported",
     "request_context": "request has headers; lifespan_context, meta, session and request_id are there",
     "report_progress": "values that do not increase are not sent",
+    "session_id": "with the newest revision, which has no sessions, fastmcp's is one of the call only",
     "session": "send_…, elicit_…, create_message and list_roots; nothing after the call has ended",
 }
 """Members of `Context`."""
@@ -58,6 +62,9 @@ BEHAVIOR: Mapping[str, str] = {
     "a plain function": "runs in a worker thread, as in the SDK 2.x and fastmcp; SDK 1.x runs it in the event loop",
     "a tool that raises": "the same text for the model; the traceback goes to standard error",
     "a session": "has no memory here: state kept for it is of this process",
+    "rate limits": "those of fastmcp's middleware count in each process; our own count for all workers",
+    "a list in a multipart field": "sent as OpenAPI says, also if the field has an encoding; fastmcp sends "
+    "Python's text of it then",
     "list changes": "reach every client that listens, not only the caller",
 }
 """What differs although no name says so."""

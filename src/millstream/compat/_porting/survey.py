@@ -17,10 +17,9 @@ from millstream.compat import types
 from millstream.compat._porting.differences import CONTEXT, MEMBERS, MISSING, OPTIONS
 from millstream.compat.fastmcp import _prompts as prompts
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._functions import OfFunction
+from millstream.compat.fastmcp._functions import GUARDS, WITHOUT_EFFECT, OfFunction
 from millstream.compat.fastmcp._missing import REFUSED
 from millstream.compat.fastmcp._prompts import Prompt
-from millstream.compat.fastmcp._registration import GUARDS, WITHOUT_EFFECT
 from millstream.compat.fastmcp._server import StandaloneFastMCP
 from millstream.compat.fastmcp._session import ServerSession
 from millstream.compat.fastmcp._settings import Options

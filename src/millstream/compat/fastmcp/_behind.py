@@ -1,21 +1,26 @@
 """A server behind a proxy: the connection to it, calls through it, and whom it may ask.
 
-One connection serves every caller, so a server that keeps something in its memory keeps it from call to call. What it
-asks while one session calls goes to that session. While several do, nobody can say whose question it is, and the server
-hears that. Credentials and other headers of callers are not passed on.
+The calls of each session have a connection of their own: what the server keeps for a session is its caller's alone, and
+what it asks goes to that caller. A server that is a program runs once, for all, unless a `StatefulProxyClient` wants
+one for each; callers without a session share a connection, too. Where several call over one, nobody can say whose
+question it is, and the server hears that. Credentials and other headers of callers are not passed on.
 """
 
 import asyncio
 import inspect
+import json
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
+from millstream._protocol.errors import ToolError as EngineToolError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.questions import CreateMessageRequestParams, Root
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
@@ -29,6 +34,7 @@ from millstream.compat._pydantic_parts import BaseModel
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import ToolError
 from millstream.compat.fastmcp._injection import current
+from millstream.compat.fastmcp._lines import Lines
 
 logger = logging.getLogger("millstream")
 
@@ -43,7 +49,7 @@ class _Caller:
         self.context = context
         self.session: Any = context
         with suppress(ValueError):  # a call of the program itself has none
-            self.session = context.session_id or (context.transport if context.transport == "stdio" else context)
+            self.session = context.session_key or (context.transport if context.transport == "stdio" else context)
         self.unanswered: asyncio.Future[InputRequired] = asyncio.get_running_loop().create_future()
         """The caller has to be asked between two rounds of the call."""
 
@@ -63,6 +69,9 @@ class Behind:
         self._find = target if inspect.iscoroutinefunction(target) else None
         self._target: Any = None if self._find else target
         self._client: Client | None = None
+        self._lines = Lines(self._connect)
+        self._apart = False
+        """Each session has a connection of its own."""
         if self._find is None:
             self._make(None)  # a target that means nothing is an error now
 
@@ -79,15 +88,11 @@ class Behind:
         async with AsyncExitStack() as stack:
             if self._find is not None:
                 self._target = await self._find()
-            newest = getattr(self._target, "mode", None) == "auto" and isinstance(self._target, ProxyClient)
-            client, known = self._make(None if newest else NEWEST_HANDSHAKE.date), True
-            try:
-                await stack.enter_async_context(client)
-            except UnknownVersion:
-                known = False
-            if not known:
-                client = self._make(None)
-                await stack.enter_async_context(client)
+            stateful = isinstance(self._target, StatefulProxyClient)
+            self._apart = stateful or not _is_program(target_of(self._target))
+            client = await self._connect()
+            stack.push_async_exit(client)
+            stack.push_async_callback(self._lines.close)
             self._client = client
             try:
                 yield client
@@ -95,15 +100,25 @@ class Behind:
                 if self._client is client:
                     self._client = None
 
-    def _make(self, revision: str | None) -> Client:
+    async def _connect(self, session: str | None = None) -> Client:
+        """A connection for all, or for a session."""
+        newest = getattr(self._target, "mode", None) == "auto"
+        client = self._make(None if newest else NEWEST_HANDSHAKE.date, session)
+        try:
+            return await client.__aenter__()
+        except UnknownVersion:
+            client = self._make(None, session)
+        return await client.__aenter__()
+
+    def _make(self, revision: str | None, session: str | None = None) -> Client:
         return Client(
             target_of(self._target),
             revision=revision,
             timeout=math.inf,  # the caller says how long it waits
-            elicit=self._elicit,
-            sample=self._sample,
-            roots=self._roots,
-            on_log=self._log,
+            elicit=partial(self._elicit, session),
+            sample=partial(self._sample, session),
+            roots=partial(self._roots, session),
+            on_log=partial(self._log, session),
             options=_options(self._target),
         )
 
@@ -122,20 +137,22 @@ class Behind:
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The result of a tool, as it is on the wire."""
-        conversation, context = self.client.conversation, current.get()
+        context = current.get()
 
         async def told(value: float, total: float | None, message: str | None) -> None:
             await context.report_progress(value, total, message)
 
-        return _decode(await self._through(conversation.call(tool, arguments, told, 0, _passed_on(context))))
+        meta = _passed_on(context)
+        return _decode(await self._through(lambda client: client.conversation.call(tool, arguments, told, 0, meta)))
 
     async def request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """The result of another request."""
         context = current.get(None)
         meta = None if context is None else _passed_on(context)
-        return await self._through(self.client.request(method, {**params, "_meta": meta} if meta else params))
+        given = {**params, "_meta": meta} if meta else params
+        return await self._through(lambda client: client.request(method, given))
 
-    async def _through(self, asking: Awaitable[T]) -> T:
+    async def _through(self, ask: Callable[[Client], Awaitable[T]]) -> T:
         """What the server answers; if the caller has to be asked first, its round ends here.
 
         Raises:
@@ -143,6 +160,18 @@ class Behind:
             ToolError: there's no answer.
         """
         caller = _Caller(current.get(None) or Context())
+        if not self._apart or not isinstance(caller.session, str):
+            return await self._answered(caller, ask(self.client))
+        try:
+            client = await self._lines.take(caller.session)
+        except ClientError as error:
+            raise ToolError(str(error)) from error
+        try:
+            return await self._answered(caller, ask(client))
+        finally:
+            self._lines.release(caller.session)
+
+    async def _answered(self, caller: _Caller, asking: Awaitable[T]) -> T:
         self._callers.append(caller)
         answer = asyncio.ensure_future(asking)
         try:
@@ -161,24 +190,27 @@ class Behind:
 
     # Questions and messages of the server
 
-    def _caller(self) -> _Caller:
-        """Whose call the server speaks about."""
+    def _caller(self, session: str | None) -> _Caller:
+        """Whose call the server speaks about; on a connection of one session, it's that one's."""
         here = current.get(None)
-        mine = [each for each in self._callers if each.context is here] or self._callers
+        callers = [each for each in self._callers if session is None or each.session == session]
+        mine = [each for each in callers if each.context is here] or callers
         if len({each.session for each in mine}) != 1:
             raise ProtocolError(INTERNAL_ERROR, "Several callers share this connection: it's unclear whom to ask")
         return mine[-1]
 
-    async def _asked(self, ask: Callable[[Context[Any, Any, Any]], Awaitable[T]]) -> T:
-        caller = self._caller()
+    async def _asked(self, session: str | None, ask: Callable[[Context[Any, Any, Any]], Awaitable[T]]) -> T:
+        caller = self._caller(session)
         try:
             return await ask(caller.context)
         except InputRequired as questions:
             if not caller.unanswered.done():
                 caller.unanswered.set_result(questions)
             raise ProtocolError(INTERNAL_ERROR, "The question is on its way") from None
+        except EngineToolError as error:  # what the caller said instead of an answer
+            raise ProtocolError(INTERNAL_ERROR, str(error)) from error
 
-    async def _elicit(self, question: Question) -> Any:
+    async def _elicit(self, session: str | None, question: Question) -> Any:
         async def ask(context: Context[Any, Any, Any]) -> Any:
             if question.url:
                 answer = await context.session.elicit_url(question.message, question.url, question.elicitation_id or "")
@@ -187,10 +219,11 @@ class Behind:
             answer = await context.session.elicit_form(question.message, form)
             return answer.content if answer.action == "accept" else answer.action
 
-        return await self._asked(ask)
+        return await self._asked(session, ask)
 
-    async def _sample(self, request: CreateMessageRequestParams) -> Any:
+    async def _sample(self, session: str | None, request: CreateMessageRequestParams) -> Any:
         return await self._asked(
+            session,
             lambda context: context.session.engine.sample(
                 request.messages,
                 max_tokens=request.max_tokens,
@@ -200,19 +233,22 @@ class Behind:
                 preferences=request.model_preferences,
                 tools=request.tools,
                 tool_choice=request.tool_choice,
-            )
+            ),
         )
 
-    async def _roots(self) -> list[Root]:
-        return await self._asked(lambda context: context.session.engine.roots())
+    async def _roots(self, session: str | None) -> list[Root]:
+        return await self._asked(session, lambda context: context.session.engine.roots())
 
-    async def _log(self, message: LogMessage) -> None:
+    async def _log(self, session: str | None, message: LogMessage) -> None:
         try:
-            context = self._caller().context
+            context = self._caller(session).context
         except ProtocolError:
             logger.info("%s", message.data)
             return
-        await context.log(message.data, level=message.level, logger_name=message.logger)
+        data: Any = message.data
+        if not (is_object(data) and isinstance(data.get("msg"), str)):
+            data = {"msg": data if isinstance(data, str) else json.dumps(data)}
+        await context.log(data["msg"], level=message.level, logger_name=message.logger, extra=data.get("extra"))
 
 
 class ProxyClient:
@@ -230,15 +266,33 @@ class ProxyClient:
         self.client_info: Any = options.pop("client_info", None)
 
 
+class StatefulProxyClient(ProxyClient):
+    """The same, with a connection for each session in front: ``FastMCPProxy(client_factory=client.new_stateful)``."""
+
+    def new_stateful(self) -> "StatefulProxyClient":
+        """What a proxy calls to know where it leads."""
+        return self
+
+
 def called(target: Any) -> Any:
     """What a program's plain function says; anything else is itself."""
     plain = (inspect.isfunction(target) or inspect.ismethod(target)) and not inspect.iscoroutinefunction(target)
     return target() if plain else target
 
 
+def _is_program(target: Any) -> bool:
+    """Whether what our client takes for a target starts a process."""
+    if isinstance(target, str):
+        return not target.startswith(("http://", "https://", "ws://", "wss://"))
+    if is_object(target):
+        servers: dict[str, Any] = target.get("mcpServers") or {}
+        return any("command" in each for each in servers.values())
+    return isinstance(target, list | tuple | Path)
+
+
 def _options(target: Any) -> Options:
     """The limits of the connection, and how the proxy introduces itself, where the program says so."""
-    info = getattr(target, "client_info", None)
+    info = getattr(target, "client_info", None) or getattr(target, "_session_kwargs", {}).get("client_info")
     name, version = ("millstream", "") if info is None else (str(info.name), str(info.version))
     return Options(name=name, version=version, connect_timeout=30, max_pages=10_000, cache=False)
 

@@ -9,15 +9,17 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._app.definition import prefixed
+from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.messages import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._completion import completed
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._conversion import as_wire
-from millstream.compat.fastmcp._exceptions import FastMCPError, NotFoundError, ResourceError, ToolError
+from millstream.compat.fastmcp._exceptions import FastMCPError, McpError, NotFoundError, ResourceError, ToolError
 from millstream.compat.fastmcp._functions import inside
 from millstream.compat.fastmcp._injection import current
+from millstream.compat.fastmcp._items import telling
 from millstream.compat.fastmcp._middleware import Asked, looks_at_lists, run_through
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
 from millstream.compat.fastmcp._proxy import Proxy, running
@@ -46,6 +48,8 @@ class Calling:
     _middleware: list[Any]
     _mounted: "list[tuple[Calling, str]]"
     proxies: list[Proxy]
+    lists_fail: bool = False
+    """While a server behind can't be reached, lists are errors."""
 
     def _all_proxies(self) -> list[Proxy]:
         return [*self.proxies, *(proxy for server, _ in self._mounted for proxy in server._all_proxies())]
@@ -82,14 +86,8 @@ class Calling:
         try:
             return await run_through(self._middleware, "resources/read", Asked(uri=uri), context, lambda _: read())
         except ValueError as error:
-            self._mask(error, f"Error reading resource {uri!r}")
+            _mask(self, error, f"Error reading resource {uri!r}")
             raise
-
-    def _mask(self, error: ValueError, text: str) -> None:
-        """Say no more than this of an error, where the server says so."""
-        if self.mask_error_details and not isinstance(error.__cause__, FastMCPError):
-            logger.error(text, exc_info=error)
-            raise ResourceError(text) from error
 
     async def run_prompt(
         self, prompt: Prompt, arguments: dict[str, Any], context: Context[Any, Any, Any]
@@ -103,7 +101,7 @@ class Calling:
         try:
             found: PromptResult = await run_through(self._middleware, "prompts/get", asked, context, work)
         except ValueError as error:
-            self._mask(error, f"Error rendering prompt {prompt.name!r}")
+            _mask(self, error, f"Error rendering prompt {prompt.name!r}")
             raise
         return found
 
@@ -119,12 +117,14 @@ class Calling:
                         return found
             return Completion([], 0, False)
 
-        with inside(context):
+        with inside(context), telling():
             made: Completion = await run_through(self._middleware, "completion/complete", Asked(), context, work)
         return made
 
     async def run_list(self, kind: str, call: Call) -> list[dict[str, Any]] | None:
         """A list for one caller, inside all middleware; None where no middleware is about lists."""
+        if problem := _unreachable(self):
+            raise ProtocolError(INTERNAL_ERROR, problem)
         if not any(looks_at_lists(each) for each in self._middleware):
             return None
 
@@ -133,7 +133,7 @@ class Calling:
 
         context = Context[Any, Any, Any](self, call=call)
         method = f"{'resources/templates' if kind == 'templates' else kind}/list"
-        with inside(context):
+        with inside(context), telling():
             found = await run_through(self._middleware, method, Asked(), context, work)
         return [as_wire(labels_of(each)) for each in found]
 
@@ -279,6 +279,8 @@ class Calling:
 
     async def _listed(self, kind: str) -> list[Any]:
         async with running(self._all_proxies()):
+            if problem := _unreachable(self):
+                raise McpError(INTERNAL_ERROR, problem)
             found = self._items(kind)
         return [labels_of(each) for each in found] if self.ways.pairs else found
 
@@ -287,6 +289,19 @@ class Calling:
         async with running(self._all_proxies()):
             server, own = self._owner("tools", name)
             return server.offered.tools.get(own)
+
+
+def _mask(server: Calling, error: ValueError, text: str) -> None:
+    """Say no more than this of an error, where the server says so."""
+    if server.mask_error_details and not isinstance(error.__cause__, FastMCPError):
+        logger.error(text, exc_info=error)
+        raise ResourceError(text) from error
+
+
+def _unreachable(server: Calling) -> str:
+    """Why a list would lack what is behind, if the program wants an error then; empty for nothing."""
+    problem = next((proxy.problem for proxy in server.proxies if proxy.problem), "") if server.lists_fail else ""
+    return problem and f"Client failed to connect: {problem}"
 
 
 class _WithoutMiddleware(Calling):

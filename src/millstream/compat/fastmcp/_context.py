@@ -1,6 +1,7 @@
 """`Context`: the call as functions of the other libraries see it, on top of our own."""
 
 import asyncio
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -66,9 +67,38 @@ class RequestContext(Struct, frozen=True):
     protocol_version: str = ""
 
 
+class OfSession(ContextMark):
+    """The session of a context."""
+
+    _fastmcp: Any
+    _engine_context: EngineContext | None
+    _invented = ""
+
+    @property
+    def _engine(self) -> EngineContext:
+        if self._engine_context is None:
+            raise ValueError("Context is not available outside of a request")
+        return self._engine_context
+
+    @property
+    def session_id(self) -> str | None:
+        """The id of the session; where there is none, None as in the SDK, or one of this call only as in fastmcp."""
+        if (session := self.session_key) is None and self._fastmcp is not None and self._fastmcp.ways.invents_sessions:
+            self._invented = self._invented or secrets.token_hex(16)
+            return self._invented
+        return session
+
+    @property
+    def session_key(self) -> str | None:
+        """What tells sessions apart; None without one."""
+        session = self._engine.session
+        return None if session is None else session.id
+
+
 class Telling(ContextMark):
     """The log messages of a context."""
 
+    _fastmcp: Any
     _engine_context: EngineContext | None
 
     async def log(
@@ -90,7 +120,7 @@ class Telling(ContextMark):
     async def _say(self, level: types.LoggingLevel, message: Any, logger_name: str | None, extra: Any) -> None:
         if self._engine_context is None:
             return
-        if extra is not None:
+        if extra is not None or (self._fastmcp is not None and self._fastmcp.ways.logs_objects):
             message = {"msg": message, "extra": extra}
         await self._engine_context.log(level, message, logger_name)
 
@@ -111,7 +141,7 @@ class Telling(ContextMark):
         await self._say("error", message, logger_name, extra)
 
 
-class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
+class Context(OfSession, Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
     """The call that runs. Annotate a parameter with this class, and it gets it."""
 
     def __init__(self, fastmcp: Any = None, *, call: Call | None = None, home: object = None) -> None:
@@ -138,12 +168,6 @@ class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
 
     async def __aexit__(self, *exc: object) -> None:
         current.reset(self._token)
-
-    @property
-    def _engine(self) -> EngineContext:
-        if self._engine_context is None:
-            raise ValueError("Context is not available outside of a request")
-        return self._engine_context
 
     @property
     def fastmcp(self) -> Any:
@@ -200,12 +224,6 @@ class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
         named = getattr(self.meta, "client_id", None)
         principal = self._engine.principal
         return named or (None if principal is None else principal.client or None)
-
-    @property
-    def session_id(self) -> str | None:
-        """The id of the session; None where there is none."""
-        session = self._engine.session
-        return None if session is None else session.id
 
     @property
     def protocol_version(self) -> str:
@@ -352,7 +370,7 @@ class Context(Telling, Announcing, Generic[SessionT, LifespanT, RequestT]):
         return None if self._engine_context is None else self._engine_context.session_state
 
     def _state(self) -> dict[str, Any]:
-        session = None if self._engine_context is None else self.session_id
+        session = None if self._engine_context is None else self.session_key
         host: Host = self.fastmcp
         return self._own_state if session is None else host.session_state(session)
 

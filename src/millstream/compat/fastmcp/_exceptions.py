@@ -67,7 +67,7 @@ class UrlElicitationRequiredError(McpError):
 
 def of_protocol(error: BaseException) -> bool:
     """Whether an error is one of the protocol, of this module or of an installed SDK."""
-    return hasattr(error, "error") and type(error).__name__ in _OF_PROTOCOL
+    return hasattr(error, "error") and any(each.__name__ in _OF_PROTOCOL for each in type(error).__mro__)
 
 
 def asks_for_url(error: BaseException) -> bool:
@@ -75,4 +75,4 @@ def asks_for_url(error: BaseException) -> bool:
     return any(each.__name__ == "UrlElicitationRequiredError" for each in type(error).__mro__)
 
 
-_OF_PROTOCOL = frozenset(("McpError", "MCPError", "UrlElicitationRequiredError"))
+_OF_PROTOCOL = frozenset(("McpError", "MCPError"))

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from millstream._protocol.errors import Cancelled, Declined, ProtocolError
+from millstream._protocol.suggesting import refuse_unknown
 from millstream.compat.fastmcp._injection import Making, RunInThread, current
 from millstream.compat.fastmcp._signatures import Signature
 from millstream.compat.fastmcp._ways import Ways
@@ -57,6 +58,33 @@ class OfFunction:
     def key(self) -> str:
         """What the item is found by."""
         return self.name
+
+
+WITHOUT_EFFECT = frozenset(("version", "app", "task", "serializer"))
+"""Options of fastmcp that the door takes and that change nothing."""
+GUARDS = {
+    "auth": "Ask get_access_token() in the function, or register it with @mcp.engine.tool(scopes=…)",
+    "security": "Values that lead out of a folder are always refused; leave the option out if that is enough",
+}
+"""Options of fastmcp that keep somebody from something, and what does that here."""
+
+
+def known(item: type[OfFunction], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the door has for such an item.
+
+    Raises:
+        TypeError: nobody has one of the others, or without it more would be allowed than the program says.
+    """
+    for name, instead in GUARDS.items():
+        if options.get(name):
+            raise TypeError(f"{name}=… isn't supported here, and without it more would be allowed. {instead}.")
+    known = {
+        name: value
+        for name, value in options.items()
+        if name not in WITHOUT_EFFECT and name not in GUARDS and value is not None
+    }
+    refuse_unknown(item.__name__, known, item.options(), {})
+    return known
 
 
 @contextmanager

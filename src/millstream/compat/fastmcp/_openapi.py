@@ -13,15 +13,17 @@ from urllib.parse import quote
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.compat import _types as types
 from millstream.compat._pydantic_parts import to_json
+from millstream.compat.fastmcp._exceptions import ResourceError, ToolError
 from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._openapi_routes import FORM, JSON, MULTIPART, TEXT, Argument, Document, HTTPRoute
 from millstream.compat.fastmcp._proxy import bare_signature
 from millstream.compat.fastmcp._resources import Resource, ResourceContent, ResourceResult
 from millstream.compat.fastmcp._templates import ResourceTemplate
-from millstream.compat.fastmcp._tools import Tool, ToolResult
+from millstream.compat.fastmcp._tools import ToolResult
+from millstream.compat.fastmcp._transforming import StandaloneTool
 from millstream.compat.fastmcp._ways import Ways
 
-_REFUSED = 400
+_REFUSED, _TOO_MANY = 400, 429
 _PATIENCE = 30.0
 
 
@@ -50,6 +52,10 @@ class RouteMap:
         return method and re.search(self.pattern, route.path) is not None and self.tags <= set(route.tags)
 
 
+class Busy(ToolError, ResourceError):
+    """The API wants fewer requests; the model sees this text and no more."""
+
+
 class Api:
     """The API behind the operations.
 
@@ -65,6 +71,7 @@ class Api:
 
         Raises:
             ValueError: an argument is missing or leads to another path, there's no answer, or it is an error.
+            Busy: it wants fewer requests.
         """
         parts: dict[str, dict[str, Any]] = {
             place: {} for place in ("path", "query", "header", "cookie", "field", "body")
@@ -86,6 +93,8 @@ class Api:
             if "Error" not in type(error).__name__ and "Timeout" not in type(error).__name__:
                 raise
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        if response.status_code == _TOO_MANY:
+            raise Busy("Rate limited by upstream API, please retry later")
         if response.status_code >= _REFUSED:
             raise ValueError(f"HTTP error {response.status_code}: {response.reason_phrase} - {_said(response)}")
         return response
@@ -152,7 +161,7 @@ def _said(response: Any) -> Any:
         return response.text
 
 
-class OpenAPITool(Tool):
+class OpenAPITool(StandaloneTool):
     """An operation as a tool."""
 
     def __init__(self, route: HTTPRoute, name: str, api: Api, ways: Ways, tags: set[str], *, promises: bool) -> None:
@@ -165,7 +174,9 @@ class OpenAPITool(Tool):
     @property
     def output_schema(self) -> dict[str, Any] | None:
         """What the document says of the answer."""
-        return self._route.output_schema if self._promises else None
+        if self._promises or self._route.output_schema is None:
+            return self._route.output_schema
+        return {"type": "object", "additionalProperties": True}
 
     async def _call(self, arguments: dict[str, Any], thread: RunInThread) -> ToolResult:
         response = await self._api.ask(self._route, arguments)
@@ -175,6 +186,8 @@ class OpenAPITool(Tool):
             value: Any = response.json()
         except ValueError:
             made.content = [types.TextContent(text=response.text)]
+            if self.output_schema is not None and not self._promises:
+                made.structured_content = {"result": response.text}
             return made
         made.structured_content = value if is_object(value) and not self._route.wrapped else {"result": value}
         made.content = [types.TextContent(text=to_json(made.structured_content).decode())]

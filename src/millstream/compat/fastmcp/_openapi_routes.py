@@ -10,9 +10,12 @@ from typing import Any, cast
 from msgspec import Struct
 
 from millstream._protocol.json_schema import is_array, is_object
+from millstream.compat.fastmcp._signatures import inlined
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
+_MOST_PARTS = 10_000
+"""Parts of a schema whose definitions are written out where they're used, as fastmcp does it."""
 _LONGEST = 56
 """Characters of a name."""
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
@@ -216,7 +219,11 @@ class Document:
             return made
 
         made = cast("dict[str, Any]", moved(schema))
-        return {**made, "$defs": definitions} if definitions else made
+        if not definitions:
+            return made
+        made = {**made, "$defs": definitions}
+        flat = inlined(made, most=_MOST_PARTS)
+        return made if "$defs" in flat else flat  # where one contains itself, all stay, as in fastmcp
 
 
 def _members(node: dict[str, Any], hidden: frozenset[str], moved: Callable[..., Any]) -> dict[str, Any]:

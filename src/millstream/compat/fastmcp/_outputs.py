@@ -1,7 +1,7 @@
 """What a tool's return annotation promises: an output schema, and how values become structured content."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import (
     Annotated,
     Any,
@@ -184,7 +184,7 @@ def _rooted(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _standalone(returns: Any, ways: Ways) -> Promise | None:
-    if returns in (None, type(None), Any, ...) or _promises_content(returns):
+    if returns in (None, type(None), Any, ...) or _promises_content(returns) or _says_nothing(returns):
         return None
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(returns)
@@ -227,6 +227,14 @@ def promise_by_hand(schema: dict[str, Any], ways: Ways) -> Promise:
         return {"result": found} if wrapped else cast("dict[str, Any]", found)
 
     return Promise(schema, structure, None, wrapped)
+
+
+def _says_nothing(annotation: Any) -> bool:
+    """Whether it is a list of anything: a schema of that would say nothing, and images in it would be sent twice."""
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Annotated:
+        return _says_nothing(parts[0])
+    return kind in (list, tuple, Sequence) and all(each in (Any, ...) for each in parts)
 
 
 def _promises_content(annotation: Any) -> bool:

@@ -115,9 +115,11 @@ class Prompt(OfFunction):
 
     def _result(self, value: Any) -> PromptResult:
         if isinstance(value, PromptResult):
-            return PromptResult([_message(each) for each in value.messages], value.description, value.meta)
+            return PromptResult([_message(each, self.ways) for each in value.messages], value.description, value.meta)
         items: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
-        return PromptResult([_message(each) for each in items])
+        return PromptResult(
+            [_message(each, self.ways) for each in items], meta=self.meta if self.ways.prompt_meta else None
+        )
 
     def to_mcp_prompt(self) -> types.Prompt:
         """The prompt as clients see it."""
@@ -131,14 +133,17 @@ class Prompt(OfFunction):
         )
 
 
-def _message(value: Any) -> Any:
+def _message(value: Any, ways: Ways) -> Any:
     if isinstance(value, Message) or (
         isinstance(value, BaseModel) and {"role", "content"} <= set(type(value).model_fields)
     ):
         return value
     if isinstance(value, Mapping) and "content" in value:
         value = cast("Mapping[str, Any]", value)
+        if not ways.pairs:
+            return Message(value["content"], value.get("role"))
         maker = AssistantMessage if value.get("role") == "assistant" else UserMessage
         return maker(content=value["content"])
     plain = isinstance(value, str) or is_content(value)
-    return UserMessage(content=value if plain else to_json(value, fallback=str, indent=2).decode())
+    given: Any = cast("object", value) if plain else to_json(value, fallback=str, indent=2).decode()
+    return UserMessage(content=given) if ways.pairs else Message(given)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import msgspec
 
 from millstream._protocol.errors import LocalError
+from millstream._protocol.json_schema import is_array
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 from millstream.compat import _types as types
@@ -21,8 +22,9 @@ from millstream.compat.fastmcp._injection import RunInThread
 from millstream.compat.fastmcp._prompts import Prompt, PromptResult
 from millstream.compat.fastmcp._resources import Resource, ResourceContent, ResourceResult
 from millstream.compat.fastmcp._signatures import Signature
-from millstream.compat.fastmcp._templates import ResourceTemplate
-from millstream.compat.fastmcp._tools import Tool, ToolResult
+from millstream.compat.fastmcp._templates import ResourceTemplate, UriPattern
+from millstream.compat.fastmcp._tools import ToolResult
+from millstream.compat.fastmcp._transforming import StandaloneTool
 from millstream.compat.fastmcp._ways import Ways
 
 logger = logging.getLogger("millstream")
@@ -74,7 +76,7 @@ class _Elsewhere:
         raise NotImplementedError("Items of a proxy are hidden by server.disable(names={…})")
 
 
-class ProxyTool(_Elsewhere, Tool):
+class ProxyTool(_Elsewhere, StandaloneTool):
     """A tool of the server behind."""
 
     def __init__(self, described: Any, behind: Behind, ways: Ways) -> None:
@@ -137,6 +139,9 @@ class ProxyTemplate(_Elsewhere, ResourceTemplate):
         super().__init__(signature, described.uri_template, ways, mime_type=described.mime_type, **shared)
         self._there: str = described.uri_template
         self._behind = behind
+        # As lists, because a comma between items and one of an item are not the same (RFC 6570 §3.2.8).
+        self.lists = frozenset(self.query)
+        self._matched = UriPattern(described.uri_template, self.lists)
 
     async def read_in(self, variables: Mapping[str, Any], thread: RunInThread) -> Any:
         """What the server gives for these values."""
@@ -149,12 +154,16 @@ def expanded(template: str, values: Mapping[str, Any]) -> str:
     def part(found: re.Match[str]) -> str:
         operator, names = found[1], found[2].rstrip("*").split(",")
         if operator == "?":
-            asked = [f"{name}={quote(str(values[name]), safe=',')}" for name in names if name in values]
+            asked = [f"{name}={_listed(values[name])}" for name in names if name in values]
             return f"?{'&'.join(asked)}" if asked else ""
         safe = "/" if found[2].endswith("*") else ""
         return ",".join(quote(str(values[name.replace("-", "_")]), safe=safe) for name in names)
 
     return re.sub(r"\{(\??)([\w,*-]+)\}", part, template)
+
+
+def _listed(value: Any) -> str:
+    return ",".join(quote(str(each), safe="") for each in (value if is_array(value) else [value]))
 
 
 class ProxyPrompt(_Elsewhere, Prompt):
@@ -185,6 +194,8 @@ class Proxy:
         """Kind -> key -> the description that it was made of."""
         self._instructions = ""
         """Those of the other server, where there are no own ones."""
+        self.problem = ""
+        """Why the other server can't be reached now; empty while it can."""
         self._users = 0
         self._ready: asyncio.Event | None = None
         self._following: asyncio.Task[None] | None = None
@@ -217,10 +228,12 @@ class Proxy:
             try:
                 async with self._behind.connected() as client:
                     await self._copy(client)
+                    self.problem = ""
                     ready.set()
                     wait = 1.0
                     await self._watch(client)
             except ClientError as error:
+                self.problem = str(error)
                 logger.warning("%s: the server behind it can't be reached. %s", self._server.name, error)
             ready.set()
             await asyncio.sleep(wait)

@@ -8,11 +8,11 @@ from msgspec import Struct
 
 from millstream._app.definition import prefixed
 from millstream._app.server import Server
-from millstream._protocol.suggesting import refuse_unknown
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._exceptions import ToolError
-from millstream.compat.fastmcp._functions import OfFunction
+from millstream.compat.fastmcp._functions import known
 from millstream.compat.fastmcp._items import prompt_item, resource_item, template_item, tool_item
+from millstream.compat.fastmcp._marking import PromptMeta, ResourceMeta, marks_of
 from millstream.compat.fastmcp._prompts import Prompt
 from millstream.compat.fastmcp._resources import FunctionResource, Resource
 from millstream.compat.fastmcp._signatures import signature_of
@@ -167,6 +167,7 @@ class Registration:
     ways: Ways
     offered: Offered
     strict: bool
+    _kind_of_tool: type[Tool] = Tool
 
     # Tools
 
@@ -200,7 +201,8 @@ class Registration:
 
     def _add_tool(self, fn: Any, name: Any, title: Any, description: Any, options: dict[str, Any]) -> Any:
         options = {"strict": self.strict, **options}
-        made = Tool.from_function(fn, name, title, description, ways=self.ways, **_known(Tool, options))
+        labels = {"title": title, "description": description, "ways": self.ways}
+        made = self._kind_of_tool.from_function(fn, name, **labels, **known(Tool, options))
         return self.offered.add("tools", made)
 
     def remove_tool(self, name: str, version: str | None = None) -> None:
@@ -236,7 +238,7 @@ class Registration:
 
     def add_resource_fn(self, fn: Any, uri: str, **options: Any) -> Any:
         """Register a function as a resource or template."""
-        options = _known(ResourceTemplate, options)
+        options = known(ResourceTemplate, options)
         signature = signature_of(fn, self.ways, name=options.get("name"))
         if "{" in uri or signature.names:
             made: Any = ResourceTemplate.from_function(fn, uri, ways=self.ways, **options)
@@ -244,7 +246,9 @@ class Registration:
         return self.offered.add("resources", FunctionResource.from_function(fn, uri, ways=self.ways, **options))
 
     def add_resource(self, resource: Any) -> Any:
-        """Register a `Resource`. Gives the one that is registered."""
+        """Register a `Resource`, or a function with `@resource`. Gives what is registered."""
+        if marks := marks_of(resource, ResourceMeta):
+            return self.add_resource_fn(resource, **marks)
         return self.offered.add("resources", resource)
 
     def add_template(self, template: ResourceTemplate) -> Any:
@@ -286,7 +290,7 @@ class Registration:
 
         def add(each: Any, own: Any) -> Any:
             made = Prompt.from_function(
-                each, own, ways=self.ways, title=title, description=description, **_known(Prompt, options)
+                each, own, ways=self.ways, title=title, description=description, **known(Prompt, options)
             )
             return self.offered.add("prompts", made)
 
@@ -294,7 +298,11 @@ class Registration:
 
     def add_prompt(self, prompt: Any) -> Any:
         """Register a `Prompt`, or a function as one. Gives the one that is registered."""
-        made = prompt if isinstance(prompt, Prompt) else Prompt.from_function(prompt, ways=self.ways)
+        if isinstance(prompt, Prompt):
+            return self.offered.add("prompts", prompt)
+        options = marks_of(prompt, PromptMeta)
+        name = options.pop("name", None)
+        made = Prompt.from_function(prompt, name, ways=self.ways, **known(Prompt, options))
         return self.offered.add("prompts", made)
 
     def remove_prompt(self, name: str) -> None:
@@ -341,33 +349,6 @@ class Registration:
         kinds = frozenset(f"{each}s" for each in components or ("tool", "resource", "template", "prompt"))
         self.offered.rules.append(Rule(kinds, frozenset(names), frozenset(tags), hide))
         self.offered.refresh()
-
-
-WITHOUT_EFFECT = frozenset(("version", "app", "task", "serializer"))
-"""Options of fastmcp that the door takes and that change nothing."""
-GUARDS = {
-    "auth": "Ask get_access_token() in the function, or register it with @mcp.engine.tool(scopes=…)",
-    "security": "Values that lead out of a folder are always refused; leave the option out if that is enough",
-}
-"""Options of fastmcp that keep somebody from something, and what does that here."""
-
-
-def _known(item: type[OfFunction], options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the door has for such an item.
-
-    Raises:
-        TypeError: nobody has one of the others, or without it more would be allowed than the program says.
-    """
-    for name, instead in GUARDS.items():
-        if options.get(name):
-            raise TypeError(f"{name}=… isn't supported here, and without it more would be allowed. {instead}.")
-    known = {
-        name: value
-        for name, value in options.items()
-        if name not in WITHOUT_EFFECT and name not in GUARDS and value is not None
-    }
-    refuse_unknown(item.__name__, known, item.options(), {})
-    return known
 
 
 def labels_of(item: Any) -> types.Wire:

@@ -1,5 +1,6 @@
 """`FastMCP`: a program for the official SDK or for fastmcp writes against it, and our engine runs it."""
 
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import msgspec
 
+from millstream._app.definition import prefixed
 from millstream._app.info import Info
 from millstream._app.server import Server
 from millstream._config import Settings
@@ -26,7 +28,10 @@ from millstream.compat.fastmcp._registration import Offered, Registration
 from millstream.compat.fastmcp._serving import Serving, SessionManager
 from millstream.compat.fastmcp._settings import Options, settings_of
 from millstream.compat.fastmcp._tools import Tool
+from millstream.compat.fastmcp._transforming import StandaloneTool
 from millstream.compat.fastmcp._ways import SDK, STANDALONE, Ways
+
+logger = logging.getLogger("millstream")
 
 LifespanT = TypeVar("LifespanT")
 
@@ -100,6 +105,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         """Our server, which runs it all."""
         self.engine.definition.hooks = Outer(self, self.engine.definition, self._middleware).hooks()
         self.offered: Offered = Offered(self, self.engine, self.ways, _ways_of_duplicates(options))
+        self.engine.registry.completes_choices = False  # the door's arguments have none: only a handler completes
         for capability in ("tools", "resources", "prompts"):
             self.engine.registry.offer(capability)  # with nothing in it, too
         self.offered.include_tags = set(options.get("include_tags") or ()) or None
@@ -160,16 +166,33 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
     # Composition
 
     def mount(self, server: Any, prefix: Any = None, namespace: str | None = None, **more: Any) -> None:
-        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later."""
+        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later.
+
+        Raises:
+            ValueError: it's this server itself.
+        """
         if isinstance(server, str):
             server, prefix = prefix, server  # fastmcp 2 took the prefix first
+        if server is self:
+            raise ValueError("Cannot mount a server onto itself")
         name = namespace or prefix or ""
+        if self.mask_error_details and not server.mask_error_details:
+            logger.warning("%s: mask_error_details isn't set for %s, which is mounted on it", self.name, server.name)
         server.configure()
         self.engine.definition.mount(server.engine.definition, name, first_wins=not self.ways.keeps_first)
+        self._warn_of_twins(server, name)
         self._mounted.append((server, name))
         self.offered.screen()
         if server.offered.completion is not None:
             self.offered.complete()
+
+    def _warn_of_twins(self, server: Any, prefix: str) -> None:
+        """Say which names of a server that is being mounted are here already."""
+        for kind in ("tools", "resources", "templates", "prompts"):
+            here = {each.key for each in self._items(kind)}
+            for item in server._items(kind):
+                if (key := prefixed(kind, item.key, prefix)) in here:
+                    logger.warning("Duplicate of the %s: %s of %s is here already", kind, key, server.name)
 
     async def import_server(self, server: Any, prefix: Any = None) -> None:
         """Take what another server has now into this one."""
@@ -183,7 +206,7 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         self._look_at_lists()
 
     def _look_at_lists(self) -> None:
-        if self._middleware:
+        if self._middleware or self.lists_fail:
             self.engine.registry.lists = self.run_list
 
     # What contexts need
@@ -255,6 +278,7 @@ class StandaloneFastMCP(FastMCP[LifespanT]):
     """A server as the package fastmcp has it; `millstream.compat.fastmcp.standalone.FastMCP`."""
 
     ways = STANDALONE
+    _kind_of_tool = StandaloneTool
 
     @classmethod
     def as_proxy(cls, backend: Any, **settings: Any) -> "StandaloneFastMCP[Any]":
@@ -318,11 +342,22 @@ class StandaloneFastMCP(FastMCP[LifespanT]):
 
 
 class FastMCPProxy(StandaloneFastMCP[LifespanT]):
-    """`FastMCP.as_proxy` by the name of a class: ``FastMCPProxy(client_factory=lambda: ProxyClient(url))``."""
+    """`FastMCP.as_proxy` by the name of a class: ``FastMCPProxy(client_factory=lambda: ProxyClient(url))``.
+
+    Args:
+        client: where it leads.
+        client_factory: a function that says it.
+        settings: those of a server; and with ``provider_error_strategy="raise"``, lists are errors while the server
+            behind can't be reached.
+    """
 
     _called = "FastMCPProxy"
 
     def __init__(self, client: Any = None, *, client_factory: Callable[[], Any] | None = None, **settings: Any) -> None:
+        strategy = settings.pop("provider_error_strategy", "warn")
+        if strategy not in ("warn", "raise"):
+            raise ValueError(f"provider_error_strategy must be 'warn' or 'raise', not {strategy!r}")
+        self.lists_fail = strategy == "raise"
         own = {name: value for name, value in settings.items() if ANYWAY.get(name, self) != value}
         super().__init__(**own)
         self.client_factory: Callable[[], Any] = client_factory or (lambda: client)

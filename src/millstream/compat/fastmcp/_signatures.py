@@ -7,9 +7,11 @@ names are ignored or refused by the library's ways.
 import functools
 import inspect
 import json
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import Annotated, Any, get_args, get_origin
 
 from msgspec import Struct
@@ -237,12 +239,20 @@ def _follows(title: str, name: str) -> bool:
     return not name or title in (name, name.title().replace("_", " ").strip())
 
 
-def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema whose definitions stand where they are used; one that contains itself stays a definition."""
+def inlined(schema: dict[str, Any], *, most: float = math.inf) -> dict[str, Any]:
+    """A schema whose definitions stand where they are used; one that contains itself stays a definition.
+
+    Args:
+        schema: that.
+        most: parts of the result; a schema that would have more stays as it is.
+    """
     definitions: dict[str, Any] = schema.get("$defs", {})
     kept: dict[str, Any] = {}
+    parts = count(1)
 
     def put(node: Any, inside: tuple[str, ...]) -> Any:
+        if next(parts) > most:
+            raise OverflowError
         if is_array(node):
             return [put(each, inside) for each in node]
         if not is_object(node):
@@ -256,5 +266,8 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
             return {**put(definitions[name], (*inside, name)), **rest}
         return {key: put(value, inside) for key, value in node.items() if key != "$defs" or inside}
 
-    made: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
+    try:
+        made: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
+    except OverflowError:
+        return schema
     return {**made, "$defs": definitions} if kept else made

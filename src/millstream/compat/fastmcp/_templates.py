@@ -66,7 +66,7 @@ class ResourceTemplate(OfFunction):
         taken, required = set(signature.names.values()), _required(signature)
         found = set(made.variables)
         if not found <= taken or not required <= found - set(made.query) or (ways.titles and found != taken):
-            raise ValueError(f"Mismatch between URI parameters {found} and function parameters {taken}")
+            raise ValueError(_mismatch(found, set(made.query) & required, taken, ways))
         return made
 
     @property
@@ -168,3 +168,14 @@ def _is_list(annotation: Any) -> bool:
 def _required(signature: Signature) -> set[str]:
     fields = signature.model.model_fields
     return {parameter for field, parameter in signature.names.items() if fields[field].is_required()}
+
+
+def _mismatch(variables: set[str], needed: set[str], taken: set[str], ways: Ways) -> str:
+    """Why a function doesn't fit its URI, as the library says it."""
+    if ways.titles:
+        return f"Mismatch between URI parameters {variables} and function parameters {taken}"
+    if needed:
+        return f"Query parameters {needed} must be optional: give them defaults"
+    if not variables <= taken:
+        return f"URI parameters {variables} must be a subset of the function parameters {taken}"
+    return f"Required function parameters of {taken} must be a subset of the URI parameters {variables}"

@@ -153,7 +153,7 @@ class Tool(OfFunction):
         """
         signature = signature_of(fn, ways, name=name, hidden=exclude_args or ())
         if more.get("timeout") is not None and more.get("run_in_thread") is False and not _waits(signature.function):
-            raise ValueError(f"{signature.name}: a plain function in the event loop cannot have a timeout")
+            raise ValueError(f"{signature.name}: a timeout cannot be enforced on a plain function in the event loop")
         if output_schema is None:
             structured_output = False
         if is_object(output_schema):

@@ -31,6 +31,12 @@ class Ways(Struct, frozen=True):
     """What a `ToolError` says is the whole text."""
     pairs: bool
     """`call_tool` gives content, or a pair of content and structured content; else a `ToolResult`."""
+    logs_objects: bool
+    """A log message is an object with `msg` and `extra`; else it's the message itself, if there is no `extra`."""
+    prompt_meta: bool
+    """What a prompt gives has the `_meta` of the prompt."""
+    invents_sessions: bool
+    """A call without a session has an id of its own: programs keep things by it."""
     empty_description: bool
     """Nothing described is described as an empty text."""
 
@@ -49,6 +55,9 @@ SDK = Ways(
     failure="Error executing tool {name}: {error}",
     plain_failures=False,
     pairs=True,
+    logs_objects=False,
+    prompt_meta=False,
+    invents_sessions=False,
     empty_description=True,
 )
 """The official SDK's ``mcp.server.fastmcp`` and ``mcp.server.mcpserver``."""
@@ -67,6 +76,9 @@ STANDALONE = Ways(
     failure="Error calling tool {name!r}: {error}",
     plain_failures=True,
     pairs=False,
+    logs_objects=True,
+    prompt_meta=True,
+    invents_sessions=True,
     empty_description=False,
 )
 """The package ``fastmcp``."""
