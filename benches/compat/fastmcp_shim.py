@@ -23,6 +23,12 @@ from millstream.compat.fastmcp import (
     _exceptions as exceptions,
 )
 from millstream.compat.fastmcp import (
+    _guarding as guarding,
+)
+from millstream.compat.fastmcp import (
+    _marking as marking,
+)
+from millstream.compat.fastmcp import (
     _middleware as middleware,
 )
 from millstream.compat.fastmcp import (
@@ -51,13 +57,7 @@ for _name in ("FastMCPError", "ToolError", "ResourceError", "PromptError", "Vali
 values.use(mcp_types)
 
 
-class Tool(tools.Tool):
-    """The door's tool, made with fastmcp's ways."""
-
-    @classmethod
-    def from_function(cls, fn: Any, name: Any = None, *more: Any, **options: Any) -> Any:
-        options.setdefault("ways", STANDALONE)
-        return super().from_function(fn, name, *more, **options)
+Tool = standalone.Tool
 
 
 class Prompt(prompts.Prompt):
@@ -78,6 +78,10 @@ class ResourceTemplate(templates.ResourceTemplate):
         return super().from_function(fn, uri_template, name, **options)
 
 
+def _named(*names: str) -> dict[str, Any]:
+    return {name: getattr(standalone, name) for name in names}
+
+
 _PATCHED: dict[str, dict[str, Any]] = {
     "fastmcp.server.server": {"FastMCP": StandaloneFastMCP, "create_proxy": standalone.create_proxy},
     "fastmcp.server": {"FastMCP": StandaloneFastMCP, "create_proxy": standalone.create_proxy},
@@ -85,6 +89,7 @@ _PATCHED: dict[str, dict[str, Any]] = {
         "FastMCPProxy": standalone.FastMCPProxy,
         "ProxyClient": standalone.ProxyClient,
         "ProxyProvider": standalone.ProxyProvider,
+        "StatefulProxyClient": standalone.StatefulProxyClient,
     },
     "fastmcp.server.providers.openapi": {
         name: getattr(standalone, name)
@@ -114,12 +119,28 @@ _PATCHED: dict[str, dict[str, Any]] = {
         "MiddlewareContext": middleware.MiddlewareContext,
     },
     "fastmcp.tools.base": {"Tool": Tool, "ToolResult": tools.ToolResult},
-    "fastmcp.tools.function_tool": {"FunctionTool": Tool},
-    "fastmcp.tools": {"Tool": Tool, "ToolResult": tools.ToolResult, "FunctionTool": Tool},
+    "fastmcp.server.middleware.timing": _named("TimingMiddleware", "DetailedTimingMiddleware"),
+    "fastmcp.server.middleware.logging": _named("LoggingMiddleware", "StructuredLoggingMiddleware"),
+    "fastmcp.server.middleware.error_handling": _named("ErrorHandlingMiddleware", "RetryMiddleware"),
+    "fastmcp.server.middleware.rate_limiting": {
+        **_named("RateLimitError", "RateLimitingMiddleware", "SlidingWindowRateLimitingMiddleware"),
+        "TokenBucketRateLimiter": guarding.TokenBucketRateLimiter,
+        "SlidingWindowRateLimiter": guarding.SlidingWindowRateLimiter,
+    },
+    "fastmcp.tools.function_tool": {"FunctionTool": Tool, "ToolMeta": marking.ToolMeta, **_named("tool")},
+    "fastmcp.tools.tool_transform": _named("ArgTransform", "TransformedTool", "forward", "forward_raw"),
+    "fastmcp.tools": {
+        "ToolResult": tools.ToolResult,
+        **_named("Tool", "FunctionTool", "tool", "forward", "forward_raw"),
+    },
     "fastmcp.resources.base": {
         name: getattr(resources, name) for name in ("Resource", "ResourceContent", "ResourceResult")
     },
-    "fastmcp.resources.function_resource": {"FunctionResource": resources.FunctionResource},
+    "fastmcp.resources.function_resource": {
+        "FunctionResource": resources.FunctionResource,
+        "ResourceMeta": marking.ResourceMeta,
+        **_named("resource"),
+    },
     "fastmcp.resources.template": {"ResourceTemplate": ResourceTemplate},
     "fastmcp.resources.types": {
         name: getattr(resources, name)
@@ -131,14 +152,20 @@ _PATCHED: dict[str, dict[str, Any]] = {
             for name in standalone.__all__
             if "Resource" in name and name != "ResourceError"
         },
+        **_named("resource"),
         "ResourceTemplate": ResourceTemplate,
         "BinaryResource": resources.BinaryResource,
         "DirectoryResource": resources.DirectoryResource,
         "HttpResource": resources.HttpResource,
     },
     "fastmcp.prompts.base": {"Prompt": Prompt, "Message": prompts.Message, "PromptResult": prompts.PromptResult},
-    "fastmcp.prompts.function_prompt": {"FunctionPrompt": Prompt},
-    "fastmcp.prompts": {"Prompt": Prompt, "Message": prompts.Message, "PromptResult": prompts.PromptResult},
+    "fastmcp.prompts.function_prompt": {"FunctionPrompt": Prompt, "PromptMeta": marking.PromptMeta, **_named("prompt")},
+    "fastmcp.prompts": {
+        "Prompt": Prompt,
+        "Message": prompts.Message,
+        "PromptResult": prompts.PromptResult,
+        **_named("prompt"),
+    },
     "fastmcp.utilities.types": {"Image": Image, "Audio": Audio, "File": File},
 }
 
