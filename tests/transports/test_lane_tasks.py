@@ -165,7 +165,6 @@ AWAITED_IN_EXCEPT = {
         "asks Redis again, or tells other workers",
     ),
     "_stores/sqlite/commits.py": "waits for the writer's thread",
-    "_stores/follow.py": "waits a moment before it reads the stream again",
     "_server/calls/once.py": "gives its lease back before the user's own error goes on",
     "_server/questions/open.py": "writes a message to the client, which no code of the user sees",
 }
