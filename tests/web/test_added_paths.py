@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -388,7 +389,8 @@ async def test_a_server_ends_while_a_route_blocks_a_thread(path: str, tmp_path: 
     """Fixed: it waited for Starlette's thread until somebody killed it."""
     (tmp_path / "shop.py").write_text(BLOCKING, "utf-8")
     port = free_port()
-    with started(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log") as served:
+    command, hurry = millstream(str(tmp_path / "shop.py"), port), {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}
+    with started(command, port, tmp_path / "log", env=hurry) as served:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT, verify=NOBODY) as client:
             asking = asyncio.create_task(client.get(path))
             await until_async((tmp_path / "begun").exists)

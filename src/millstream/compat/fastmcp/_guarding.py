@@ -42,7 +42,7 @@ class ErrorHandlingMiddleware(Middleware):
         error_callback: Callable[[Exception, MiddlewareContext[Any]], Any] | None = None,
         transform_errors: bool = True,
     ) -> None:
-        self.logger = logger or logging.getLogger("fastmcp.errors")
+        self.logger: logging.Logger = logger or logging.getLogger("fastmcp.errors")
         self.include_traceback = include_traceback
         self.error_callback = error_callback
         self.transform_errors = transform_errors
@@ -110,7 +110,7 @@ class RetryMiddleware(Middleware):
         self.max_delay = max_delay
         self.backoff_multiplier = backoff_multiplier
         self.retry_exceptions = retry_exceptions
-        self.logger = logger or logging.getLogger("fastmcp.retry")
+        self.logger: logging.Logger = logger or logging.getLogger("fastmcp.retry")
 
     async def on_request(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
         """Around every request."""
@@ -143,7 +143,7 @@ class TokenBucketRateLimiter:
         self.capacity = capacity
         self.refill_rate = refill_rate
         self.tokens: float = capacity
-        self.last_refill = time.monotonic()
+        self.last_refill: float = time.monotonic()
 
     async def consume(self, tokens: int = 1) -> bool:
         """Take some, if there are enough."""
@@ -228,7 +228,7 @@ class RateLimitingMiddleware(_Limited):
         self.get_client_id = get_client_id
         self.global_limit = global_limit
         self.limiters: OrderedDict[str, TokenBucketRateLimiter] = OrderedDict()
-        self.global_limiter = self._make()
+        self.global_limiter: TokenBucketRateLimiter = self._make()
 
     def _make(self) -> TokenBucketRateLimiter:
         return TokenBucketRateLimiter(self.burst_capacity, self.max_requests_per_second)
@@ -261,7 +261,7 @@ class SlidingWindowRateLimitingMiddleware(_Limited):
         get_client_id: Callable[[MiddlewareContext[Any]], Any] | None = None,
     ) -> None:
         self.max_requests = max_requests
-        self.window_seconds = window_minutes * 60
+        self.window_seconds: int = window_minutes * 60
         self.get_client_id = get_client_id
         self.limiters: OrderedDict[str, SlidingWindowRateLimiter] = OrderedDict()
 

@@ -357,7 +357,7 @@ class FastMCPProxy(StandaloneFastMCP[LifespanT]):
         strategy = settings.pop("provider_error_strategy", "warn")
         if strategy not in ("warn", "raise"):
             raise ValueError(f"provider_error_strategy must be 'warn' or 'raise', not {strategy!r}")
-        self.lists_fail = strategy == "raise"
+        self.lists_fail: bool = strategy == "raise"
         own = {name: value for name, value in settings.items() if ANYWAY.get(name, self) != value}
         super().__init__(**own)
         self.client_factory: Callable[[], Any] = client_factory or (lambda: client)

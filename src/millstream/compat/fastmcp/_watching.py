@@ -13,8 +13,10 @@ _CHARACTERS_A_TOKEN = 4
 
 
 class _Timed(Middleware):
+    """How long things take, in the log."""
+
     def __init__(self, logger: logging.Logger | None = None, log_level: int = logging.INFO) -> None:
-        self.logger = logger or logging.getLogger(self._default)
+        self.logger: logging.Logger = logger or logging.getLogger(self._default)
         self.log_level = log_level
 
     _default = ""
@@ -130,7 +132,7 @@ class LoggingMiddleware(Middleware):
         methods: list[str] | None = None,
         payload_serializer: Callable[[Any], str] | None = None,
     ) -> None:
-        self.logger = logger or logging.getLogger(self._default)
+        self.logger: logging.Logger = logger or logging.getLogger(self._default)
         self.log_level = log_level
         self.include_payloads = include_payloads
         self.include_payload_length = include_payload_length

@@ -1,6 +1,6 @@
 """The names of the package fastmcp, with its ways: ``from millstream.compat.fastmcp.standalone import FastMCP``.
 
-Beside `FastMCP`, everything is what `millstream.compat.fastmcp` has.
+What both packages have is what `millstream.compat.fastmcp` has.
 """
 
 from millstream.compat import fastmcp
@@ -63,3 +63,12 @@ __all__ = [
     "tool",
 ]
 __all__ += fastmcp.__all__
+# Names of the SDK that fastmcp doesn't have. Pyright and mypy understand `remove`: ruff: noqa: PYI056
+__all__.remove("AcceptedUrlElicitation")
+__all__.remove("AuthSettings")
+__all__.remove("Elicit")
+__all__.remove("ListRoots")
+__all__.remove("MCPServer")
+__all__.remove("ReadResourceContents")
+__all__.remove("Resolve")
+__all__.remove("Sample")
