@@ -63,7 +63,8 @@ __all__ = [
     "tool",
 ]
 __all__ += fastmcp.__all__
-# Names of the SDK that fastmcp doesn't have. Pyright and mypy understand `remove`: ruff: noqa: PYI056
+# ruff: noqa: PYI056  pyright and mypy understand `remove`
+# Names of the SDK that fastmcp doesn't have:
 __all__.remove("AcceptedUrlElicitation")
 __all__.remove("AuthSettings")
 __all__.remove("Elicit")
