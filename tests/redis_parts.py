@@ -283,7 +283,7 @@ class RedisBacking:
     servers: ClassVar[type[Any]] = RedisServer
 
     def __init__(self, lease: float = LEASE) -> None:
-        self._lease = lease
+        self.lease = lease
         self._server: Any = None
         self._workers: list[Store] = []
         self._unhurried = mock.patch("millstream._stores.redis.commands.SILENCE", WAIT)
@@ -295,7 +295,7 @@ class RedisBacking:
             self._server.flush()
         deadline = time.monotonic() + WAIT
         while True:  # a server that stands still at this moment isn't one that can't be used
-            store = RedisStore(parse_address(self._server.url), lease=self._lease)
+            store = RedisStore(parse_address(self._server.url), lease=self.lease)
             try:
                 await store.open()
                 break
