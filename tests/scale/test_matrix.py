@@ -10,6 +10,7 @@ from bad_input.shop import make_shop
 from fleet import Reading, Worker, real_fleet, settle, until
 from hub_parts import listen, receive
 from millstream import Context, Server
+from millstream._server.peers import Peers, Standing
 from millstream.compat.fastmcp import Context as PortedContext
 from millstream.compat.fastmcp import FastMCP
 from patience import WAIT
@@ -202,6 +203,34 @@ async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
         await until(lambda: all(stream.over for stream in streams))
         assert not newest.over
         newest.close()
+
+
+async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
+    told, go, tell = asyncio.Event(), asyncio.Event(), Peers.tell
+
+    async def tell_late(self: Peers, message: object) -> None:
+        if isinstance(message, Standing):
+            told.set()
+            await go.wait()
+        await tell(self, message)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Peers, "tell", tell_late)
+    async with real_fleet(make_shop, backing) as (first, second, *_):
+        headers = await second.initialize()
+        opening = asyncio.create_task(first.get(headers))
+        await told.wait()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not opening.done()
+        go.set()
+        older = await opening
+        newer = await second.get(headers)
+        await until(lambda: older.over)
+        assert not newer.over
+        newer.close()
 
 
 async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> None:

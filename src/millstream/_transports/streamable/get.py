@@ -60,8 +60,7 @@ class SessionStreams:
         last = headers.get(b"last-event-id")
         if last is not None:
             return await self._resume(request, session, owner, last.decode("latin-1").strip())
-        await self._standing.serve(request, session, owner, resumed=False)
-        return None
+        return await self._standing.serve(request, session, owner, resumed=False)
 
     async def _resume(self, request: Request, session: Session, owner: str, last: str) -> Response | None:
         parsed = parse_event_id(last)
@@ -72,8 +71,7 @@ class SessionStreams:
             return await self._resumption.serve(request, session, owner, stream, position)
         if position.epoch != self._endpoint.services.store.epoch:
             return UNKNOWN_EVENT
-        await self._standing.serve(request, session, owner, resumed=True)
-        return None
+        return await self._standing.serve(request, session, owner, resumed=True)
 
     async def delete(self, request: Request) -> Response | None:
         """End a session."""

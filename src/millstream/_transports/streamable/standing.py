@@ -6,18 +6,17 @@ Hints are not logged. A client that resumes hears again of everything that may h
 import secrets
 from collections.abc import Iterable
 
-from millstream._http.message import STREAM_HEAD, Request, Sink
+from millstream._http.message import STREAM_HEAD, Request, Response, Sink
 from millstream._protocol import sse
 from millstream._server.calls.changes import Change, encode_change
 from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.peers import Ended, Standing
-from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
 
 _STAND_ALONE = "main"
 """What the stream part of their event ids begins with; the rest tells the streams of one session apart."""
 _MAX_HELD = 1_000
-_NONE = (None, None)
 
 
 def is_stand_alone(stream: str) -> bool:
@@ -28,16 +27,21 @@ def is_stand_alone(stream: str) -> bool:
 class _Standing:
     """One stand-alone stream."""
 
-    __slots__ = ("_counter", "_held", "_sink", "_stream", "loaded", "stamp", "subscribed")
+    __slots__ = ("_counter", "_early", "_held", "_sink", "_stream", "loaded", "over", "stamp", "subscribed")
 
-    def __init__(self, sink: Sink, stream: str, stamp: int) -> None:
-        self._sink = sink
+    def __init__(self, stream: str, stamp: int) -> None:
+        self._sink: Sink | None = None
+        """None until the other workers know."""
+        self._early: list[bytes] = []
+        """What is to be written then."""
         self._stream = stream
         self._counter = 0
         self._held: list[tuple[str, bytes]] | None = None
         """Updates that came while the subscriptions were being read."""
         self.stamp = stamp
         """Which of several streams of a session is the newest."""
+        self.over = False
+        """Its session has ended, or has another stream."""
         self.loaded = False
         """The subscriptions have been told once."""
         self.subscribed: frozenset[str] = frozenset()
@@ -47,9 +51,25 @@ class _Standing:
         self._counter += 1
         return f"{self._stream}.{self._counter}"
 
+    def open(self, sink: Sink) -> None:
+        """The client hears this stream now."""
+        self._sink = sink
+        for message in self._early:
+            self.write(message)
+        self._early.clear()
+
+    def close(self) -> None:
+        """The client hears no more of it."""
+        self.over = True
+        if self._sink is not None:
+            self._sink.close()
+
     def write(self, message: bytes) -> None:
         """Write a notification."""
-        self._sink.write(sse.encode_message(message, self.mark()))
+        if self._sink is not None:
+            self._sink.write(sse.encode_message(message, self.mark()))
+        elif len(self._early) < _MAX_HELD:
+            self._early.append(message)
 
     def watcher(self, change: Change, message: bytes) -> None:
         """Tell a change, where the session wants to know of it."""
@@ -72,7 +92,7 @@ class _Standing:
             if uri in self.subscribed:
                 self.write(message)
         if record.ended:
-            self._sink.close()
+            self.close()
 
 
 class StandingStreams:
@@ -82,7 +102,7 @@ class StandingStreams:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._by_session: dict[str, tuple[Sink, _Standing]] = {}
+        self._by_session: dict[str, _Standing] = {}
         services = endpoint.services
         services.peers.on(Standing, self._newer_elsewhere)
         services.peers.on(Ended, lambda message, worker: self.close(message.session))
@@ -92,7 +112,7 @@ class StandingStreams:
         """End the stream of a session, if it has one."""
         found = self._by_session.pop(session_id, None)
         if found is not None:
-            found[0].close()
+            found.close()
 
     def close_all(self) -> None:
         """End every stream: the store lost what their sessions had. The clients come back and learn that."""
@@ -104,25 +124,29 @@ class StandingStreams:
         found = self._by_session.get(message.session)
         if found is None:
             return
-        if message.stamp > found[1].stamp:
+        if message.stamp > found.stamp:
             self.close(message.session)
         else:
-            self._endpoint.services.peers.tell_soon(Standing(message.session, found[1].stamp))
+            self._endpoint.services.peers.tell_soon(Standing(message.session, found.stamp))
 
-    async def serve(self, request: Request, session: Session, owner: str, *, resumed: bool) -> None:
+    async def serve(self, request: Request, session: Session, owner: str, *, resumed: bool) -> Response | None:
         """Open the stream and say what changes until it closes."""
-        services = self._endpoint.services
+        services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
-        stamp = services.peers.stamp()
-        sink = request.open(200, STREAM_HEAD)
-        standing = _Standing(sink, f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}", stamp)
-        self._by_session[session.id] = (sink, standing)
-        until = lasts_until(request.principal)
-        self._endpoint.streams.add(sink, owner, ("http", session.revision.date), until=until)
+        standing = _Standing(f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}", peers.stamp())
+        self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.recorded)
         try:
-            await services.peers.tell(Standing(session.id, stamp))
+            # Before the client knows that it's heard here: another stream that it opens then, at whichever worker, has
+            # a greater stamp, however little the clocks differ.
+            await peers.tell(Standing(session.id, standing.stamp))
+            if standing.over:
+                return EMPTY_STREAM
+            sink = request.open(200, STREAM_HEAD)
+            until = lasts_until(request.principal)
+            self._endpoint.streams.add(sink, owner, ("http", session.revision.date), until=until)
+            standing.open(sink)
             record = await services.records.get(session)
             if not standing.loaded:
                 standing.recorded(record)
@@ -133,9 +157,10 @@ class StandingStreams:
         finally:
             stop()
             services.records.unwatch(session.id, standing.recorded)
-            if self._by_session.get(session.id, _NONE)[1] is standing:
+            if self._by_session.get(session.id) is standing:
                 del self._by_session[session.id]
-            sink.close()
+            standing.close()
+        return None
 
     def _hints(self, subscribed: Iterable[str]) -> list[Change]:
         """Everything that may have changed while the client was away."""
