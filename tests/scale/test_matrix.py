@@ -9,7 +9,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, real_fleet, settle, until
 from hub_parts import listen, receive
-from millstream import Context, Server
+from millstream import Context, Server, Settings
 from millstream._server.peers import Peers, Standing
 from millstream.compat.fastmcp import Context as PortedContext
 from millstream.compat.fastmcp import FastMCP
@@ -231,6 +231,30 @@ async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
         await until(lambda: older.over)
         assert not newer.over
         newer.close()
+
+
+async def test_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a slow store would let any number in."""
+    waiting, go, tell = asyncio.Semaphore(0), asyncio.Event(), Peers.tell
+
+    async def tell_late(self: Peers, message: object) -> None:
+        if isinstance(message, Standing):
+            waiting.release()
+            await go.wait()
+        await tell(self, message)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Peers, "tell", tell_late)
+    async with real_fleet(lambda: Server("shop", settings=Settings(max_streams=1)), backing) as (first, *_):
+        opening = [asyncio.create_task(first.get(await first.initialize())) for _ in range(3)]
+        for _ in opening:
+            await waiting.acquire()
+        go.set()
+        streams = await asyncio.gather(*opening)
+        assert sorted(stream.status for stream in streams) == [200, 503, 503]
+        for stream in streams:
+            stream.close()
 
 
 async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> None:

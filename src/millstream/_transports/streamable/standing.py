@@ -12,6 +12,7 @@ from millstream._server.calls.changes import Change, encode_change
 from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.peers import Ended, Standing
+from millstream._transports.refusals import TOO_MANY_STREAMS
 from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
 
 _STAND_ALONE = "main"
@@ -143,6 +144,8 @@ class StandingStreams:
             await peers.tell(Standing(session.id, standing.stamp))
             if standing.over:
                 return EMPTY_STREAM
+            if self._endpoint.streams.full(owner):  # many may have waited for that
+                return TOO_MANY_STREAMS
             sink = request.open(200, STREAM_HEAD)
             until = lasts_until(request.principal)
             self._endpoint.streams.add(sink, owner, ("http", session.revision.date), until=until)
