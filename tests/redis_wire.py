@@ -15,6 +15,7 @@ class Proxy:
         self.to = port
         """Where new connections lead."""
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._cuts = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
@@ -45,7 +46,8 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Break every connection."""
+        """Break every connection, also those that are being made."""
+        self._cuts += 1
         for pair in self._pairs:
             for side in pair:
                 side.transport.abort()
@@ -72,10 +74,15 @@ class Proxy:
             client.write_eof()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        cuts = self._cuts
         try:
             theirs, ours = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             writer.close()
+            return
+        if self._cuts != cuts:  # it may lead to where the wire led before
+            for side in (writer, ours):
+                side.transport.abort()
             return
         self._pairs.append((writer, ours))
         for source, sink, may_reply in ((reader, ours, None), (theirs, writer, self._open)):

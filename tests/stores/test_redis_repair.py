@@ -222,3 +222,16 @@ def test_of_two_entries_at_one_offset_the_one_that_came_last_is_remembered() -> 
     recent.add(STREAM, 1, b"", b"old")
     recent.add(STREAM, 1, b"", b"new")
     assert list(recent.pages(STREAM, 0, 10)) == [[(1, b"", b"new")]]
+
+
+def test_what_was_kept_of_a_stream_is_kept_on_where_reading_it_anew_fails() -> None:
+    """Fixed defect: a worker that was led away while it read what a server had forgot what only it had seen."""
+    recent = Recent()
+    recent.add(STREAM, 1, b"", b"one")
+    with suppress(StoreUnavailable), recent.replaced(STREAM):
+        recent.add(STREAM, 2, b"", b"two")
+        raise StoreUnavailable("It's away.")
+    assert list(recent.pages(STREAM, 0, 10)) == [[(1, b"", b"one"), (2, b"", b"two")]]
+    with recent.replaced(STREAM):
+        recent.add(STREAM, 3, b"", b"three")
+    assert list(recent.pages(STREAM, 0, 10)) == [[(3, b"", b"three")]]

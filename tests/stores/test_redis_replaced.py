@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from millstream._stores.base import Told
 from millstream._stores.redis.keys import Keys
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
@@ -178,6 +179,30 @@ async def test_data_settled_later_without_what_another_epoch_added_get_it_and_ev
     assert follower.told
     assert data_of(await read_all(two, STREAM)) == [b"first", b"second"]
     await follower.close()
+
+
+async def test_an_event_whose_acknowledgement_was_lost_is_there_once_on_the_server_that_comes_back(pair: Pair) -> None:
+    """Fixed defect: it was published to a server that was replaced before it could say so, and again to the next one,
+    where it came to lie further behind. When the first one was back, it had the event twice.
+    """
+    one, two = pair.workers
+    for wire in pair.wires:
+        wire.freeze_old()
+    losing = asyncio.create_task(append(one, STREAM, b"lost"))
+    await until(lambda: pair.old.ask("XLEN", KEYS.stream(STREAM)) == 2)
+    pair.wires[0].to = pair.new.port
+    pair.wires[0].cut()
+    await until(lambda: pair.new.ask("HGET", KEYS.repair, f"w{one.workers.me}"))
+    pair.wires[0].freeze()  # it learns later than the others that the repair is over
+    await pair.lead(1, pair.new)
+    await append(two, STREAM, b"second")
+    await two.members.join("chat", "ann", b"Ann", Told(STREAM, b"+ann", TTL, 1000))
+    pair.wires[0].thaw()
+    await losing
+    assert data_of(await read_all(two, STREAM)) == [b"first", b"second", b"+ann", b"lost"]
+    await pair.lead_to(pair.old)
+    await append(two, STREAM, b"third")
+    assert data_of(await read_all(one, STREAM)) == [b"first", b"lost", b"second", b"third"]
 
 
 @pytest.mark.parametrize("then", ["nothing", "another event"])

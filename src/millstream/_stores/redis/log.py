@@ -227,8 +227,8 @@ class RedisLog:
                 self._reader.rewind(key, int(last or 0))
         if lost:
             for stream in self._recent.streams():
-                self._recent.forget(stream)
-                await self.newest(stream, REMEMBERED)
+                with self._recent.replaced(stream):
+                    await self.newest(stream, REMEMBERED)
 
     async def _be_noted(self, stream: str) -> None:
         self._followed.add(stream)

@@ -3,6 +3,7 @@ newest entries, and gets them from here. No I/O.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Final
 
@@ -65,6 +66,20 @@ class Recent:
         offsets = sorted(offset for offset in entries if offset > after)
         for start in range(0, len(offsets), count):
             yield [(offset, *entries[offset]) for offset in offsets[start : start + count]]
+
+    @contextmanager
+    def replaced(self, stream: str) -> Iterator[None]:
+        """What is read meanwhile stands in place of what was kept, unless the reading fails."""
+        before = self._streams.pop(stream, None)
+        try:
+            yield
+        except BaseException:
+            newer = self._streams.get(stream)
+            if before is not None:
+                self._streams[stream] = before
+                for offset, kept in () if newer is None else newer.entries.items():
+                    before.add(offset, *kept)
+            raise
 
     def forget(self, stream: str) -> None:
         """The stream is gone."""

@@ -22,7 +22,9 @@ from millstream._stores.redis.standing import Standing
 PATIENCE: Final = 3.0
 """Seconds that all wait for one that doesn't come: less than a publisher waits."""
 _PAGE: Final = 200
+_SHORTEST: Final = 0.005
 _PAUSE: Final = 0.05
+"""Seconds between two questions whether the others have come; shorter while they're bringing something."""
 _DONE: Final = "done"
 _DIFFERS: Final = "differs"
 _HOLE: Final = "hole "
@@ -52,6 +54,7 @@ class Repair:
         while True:
             await self._commands.link(keys.generation)
             run = standing.run
+            pause = _SHORTEST
             says = turn = ""  # it only says that it's there, until it knows which turn it brings things to
             while standing.run == run:  # else it has ended, too, and the next one has nothing of what was brought
 
@@ -77,8 +80,10 @@ class Repair:
                 if verdict == b"again":
                     before, turn = turn, str(settled, "ascii")
                     says = await self._bring(says.removeprefix(_HOLE) if turn == before else "")
+                    pause = _SHORTEST
                 else:
-                    await asyncio.sleep(_PAUSE)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _PAUSE)
 
     async def _misses(self) -> bool:
         """Whether the data lack what is remembered: those who settled them may never have heard of this worker."""

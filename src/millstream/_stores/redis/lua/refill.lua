@@ -37,28 +37,49 @@ local function put(offset, about, data)
   end
 end
 
--- Whether an attempt left nothing here. A worker uses a place again with a higher number, and brings all in their order.
-local function unknown(about)
-  local worker, place, number = string.match(about, '^(%S+) (%S+) (%d+)')
-  local known = worker and redis.call('HGET', hub .. 'd:' .. worker, place)
-  return worker and (not known or tonumber(string.match(known, '^%d+')) < tonumber(number))
+-- Whether an attempt left its entry here already, perhaps at another offset: a reply may have been lost, and the attempt
+-- made again elsewhere. Gives nil where nothing tells.
+local attempts
+local function is_here(about)
+  local worker, place, number = string.match(about, '^(%x+) (%d+) (%d+)')
+  if not worker then
+    return nil
+  end
+  local known = redis.call('HGET', hub .. 'd:' .. worker, place)
+  local latest = known and tonumber(string.match(known, '^%d+')) or 0
+  if latest <= tonumber(number) then
+    return latest == tonumber(number)
+  end
+  -- The place was used again: the entries themselves tell.
+  if not attempts then
+    attempts = {}
+    for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do
+      attempts[string.match(entry[2][4] or '', '^%x+ %d+ %d+') or ''] = true
+    end
+  end
+  return attempts[worker .. ' ' .. place .. ' ' .. number] or false
 end
 
 for i = 5, #ARGV, 3 do
   local offset, about, data = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   if not last or offset > last then
-    -- Another worker may have what belongs there, and behind it: one hole at a time. One that stays is seen by the offsets. Where all have come, what's missing was never given out.
-    if (not last or offset > last + 1) and ARGV[3] ~= ARGV[i] then
-      return {'hole', ARGV[i]}
+    if compared and is_here(about) then
+      told = 'differs'
+    else
+      -- Another worker may have what belongs there, and behind it: one hole at a time. One that stays is seen by the
+      -- offsets. Where all have come, what's missing was never given out.
+      if (not last or offset > last + 1) and ARGV[3] ~= ARGV[i] then
+        return {'hole', ARGV[i]}
+      end
+      put(ARGV[i], about, data)
     end
-    put(ARGV[i], about, data)
   elseif compared and first and offset >= first then
     -- This server had been given up and comes back, and somebody may have gone on with it meanwhile. What it has instead
     -- stays, and what it lacks comes behind that.
     local entry = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i])[1]
     if not entry or entry[2][2] ~= data then
       told = 'differs'
-      if unknown(about) then
+      if is_here(about) == false then
         put(digits(last + 1), about, data)
       end
     end
