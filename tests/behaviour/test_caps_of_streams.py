@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bad_input.shop import make_shop
-from millstream import Context, Server
+from bad_input.shop import make_shop, stock
+from millstream import Context, Server, Settings
+from millstream.middleware import MessageRequest, Middleware, Next
 from wire import POST, Reply, Wire, enveloped, request, routing, wired
 
 LISTENING = {"notifications": {"toolsListChanged": True}}
@@ -51,6 +52,47 @@ async def test_one_subscription_too_many_is_503_with_retry_after_like_any_stream
             assert refused.message["error"]["code"] == -31503
             assert (await wire.ask("GET", "/mcp", headers)).status == 503
             assert await add(wire) == 200
+
+
+class Slow(Middleware):
+    """Lets subscriptions pass once it's told to."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.go = asyncio.Event()
+
+    async def on_message(self, request: MessageRequest, next: Next) -> Any:
+        if request.method == "subscriptions/listen":
+            self.waiting += 1
+            await self.go.wait()
+        return await next(request)
+
+
+async def test_subscriptions_that_wait_for_a_hook_keep_to_the_cap_of_all_streams() -> None:
+    """Fixed defect: they were counted before they waited, so other streams could take their room twice."""
+    slow = Slow()
+    mcp = Server("shop", settings=Settings(max_streams=2), middleware=[slow])
+    stock(mcp)
+    async with wired(mcp, "asgi") as wire:
+        headers = {**await wire.initialize(), "accept": "text/event-stream"}
+        streams = wire.runtime.streams
+        async with asyncio.TaskGroup() as group:
+            asked = [
+                group.create_task(
+                    wire.post(enveloped("subscriptions/listen", LISTENING, n), routing("subscriptions/listen"))
+                )
+                for n in range(2)
+            ]
+            await wire.until(lambda: slow.waiting == 2)
+            stream = group.create_task(wire.ask("GET", "/mcp", headers))
+            await wire.until(lambda: len(streams) == 1)
+            slow.go.set()
+            await wire.until(lambda: sum(each.done() for each in asked) + len(streams) == 3)
+            opened_here = len(streams)
+            streams.close()
+        assert (stream.result().status, opened_here) == (200, 2)
+        refused, opened = sorted((each.result() for each in asked), key=lambda reply: -reply.status)
+        assert (refused.status, refused.message["error"]["code"], opened.status) == (503, -31503, 200)
 
 
 def reporting(release: asyncio.Event) -> Server:

@@ -10,6 +10,8 @@ from msgspec.structs import replace
 from bad_input.shop import make_shop
 from millstream import Context, Server
 from millstream._http.message import Request
+from millstream._server.calls.sessions import Session
+from millstream._transports.streamable.sessions import HttpSessions
 from wire import POST, Reply, Wire, encode_request, enveloped, over_asgi, pairs, request, routing, wired
 
 PEER = Request("DELETE", "/mcp", (), {})
@@ -110,6 +112,29 @@ async def test_the_newest_revision_gets_a_code_outside_the_reserved_range() -> N
         assert refused.error == (503, -31503, 1)
         release.set()
         await asyncio.gather(*tasks)
+
+
+async def test_calls_that_wait_for_their_session_keep_to_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed defect: all that came while the store looked for sessions were let in."""
+    waiting, go, find = asyncio.Semaphore(0), asyncio.Event(), HttpSessions.find
+
+    async def find_late(self: HttpSessions, request: Request) -> Session:
+        waiting.release()
+        await go.wait()
+        return await find(self, request)
+
+    mcp, release, _ = holding(max_calls=4)
+    async with wired(mcp, "asgi") as wire:
+        headers = await wire.initialize()
+        monkeypatch.setattr(HttpSessions, "find", find_late)
+        tasks = [asyncio.create_task(wire.post(request("tools/call", HELD, n), headers)) for n in range(5)]
+        for _ in tasks:
+            await waiting.acquire()
+        go.set()
+        await wire.until(lambda: sum(task.done() for task in tasks) + len(wire.runtime.dispatcher.calls) == 5)
+        release.set()
+        replies = await asyncio.gather(*tasks)
+        assert sorted(reply.status for reply in replies) == [200, 200, 503, 503, 503]
 
 
 @pytest.mark.parametrize("way", ["asgi", "lane"])

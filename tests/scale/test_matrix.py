@@ -10,7 +10,7 @@ from bad_input.shop import make_shop
 from fleet import Reading, Worker, real_fleet, settle, until
 from hub_parts import listen, receive
 from millstream import Context, Server, Settings
-from millstream._server.peers import Peers, Standing
+from millstream._server.peers import Peers, Standing, TakenUp
 from millstream.compat.fastmcp import Context as PortedContext
 from millstream.compat.fastmcp import FastMCP
 from patience import WAIT
@@ -38,9 +38,9 @@ async def hasty(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     await backing.close()
 
 
-def make_talking() -> Server:
+def make_talking(**settings: int) -> Server:
     """A shop with a tool that says a word whenever it may, and resources to subscribe to."""
-    mcp = make_shop()
+    mcp = make_shop(**settings)
     mcp.go = asyncio.Semaphore(0)  # type: ignore[attr-defined]
     mcp.ended = asyncio.Event()  # type: ignore[attr-defined]
 
@@ -205,23 +205,29 @@ async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
         newest.close()
 
 
-async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
-    backing: Backing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
-    told, go, tell = asyncio.Event(), asyncio.Event(), Peers.tell
+def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Semaphore, asyncio.Event]:
+    """Workers tell each other messages of a kind once the event is set; the semaphore counts those that wait."""
+    waiting, go, tell = asyncio.Semaphore(0), asyncio.Event(), Peers.tell
 
     async def tell_late(self: Peers, message: object) -> None:
-        if isinstance(message, Standing):
-            told.set()
+        if isinstance(message, kind):
+            waiting.release()
             await go.wait()
         await tell(self, message)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Peers, "tell", tell_late)
+    return waiting, go
+
+
+async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
+    waiting, go = hold_back(Standing, monkeypatch)
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize()
         opening = asyncio.create_task(first.get(headers))
-        await told.wait()
+        await waiting.acquire()
         for _ in range(50):
             await asyncio.sleep(0)
         assert not opening.done()
@@ -237,15 +243,7 @@ async def test_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a slow store would let any number in."""
-    waiting, go, tell = asyncio.Semaphore(0), asyncio.Event(), Peers.tell
-
-    async def tell_late(self: Peers, message: object) -> None:
-        if isinstance(message, Standing):
-            waiting.release()
-            await go.wait()
-        await tell(self, message)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Peers, "tell", tell_late)
+    waiting, go = hold_back(Standing, monkeypatch)
     async with real_fleet(lambda: Server("shop", settings=Settings(max_streams=1)), backing) as (first, *_):
         opening = [asyncio.create_task(first.get(await first.initialize())) for _ in range(3)]
         for _ in opening:
@@ -273,6 +271,27 @@ async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> No
         messages = line.messages + older.messages + await newer.end()
         assert [each["params"]["data"] for each in messages[:-1]] == ["word 0", "word 1", "word 2"]
         assert messages[-1]["result"]["content"][0]["text"] == "said"
+
+
+async def test_broken_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed: as many as came while the store was slow were let in."""
+    waiting, go = hold_back(TakenUp, monkeypatch)
+    async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):
+        sessions = [await first.initialize() for _ in range(3)]
+        lines = [await talk(first, headers) for headers in sessions]
+        opening = [
+            asyncio.create_task(second.get(headers, line.last_id))
+            for headers, line in zip(sessions, lines, strict=True)
+        ]
+        for _ in opening:
+            await waiting.acquire()
+        go.set()
+        streams = await asyncio.gather(*opening)
+        assert sorted(stream.status for stream in streams) == [200, 503, 503]
+        for stream in (*lines, *streams):
+            stream.close()
 
 
 async def test_a_call_whose_worker_died_ends_in_an_error(hasty: Backing) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from client import shop
 from client.rude import Asked, rude
+from fleet import until
 from http_peer import NOBODY, serve
 from millstream import Client, Server
 from millstream._app.here_only import Bind
@@ -23,10 +24,10 @@ from processes import free_port
 
 
 @asynccontextmanager
-async def inspecting(*urls: str) -> AsyncIterator[httpx2.AsyncClient]:
+async def inspecting(*urls: str, max_streams: int = 100) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of our server, which may reach these."""
     async with AsyncExitStack() as stack:
-        mcp = Server("ours", serve="web", settings=Settings(inspect=urls))
+        mcp = Server("ours", serve="web", settings=Settings(inspect=urls, max_streams=max_streams))
         stack.push_async_callback(mcp.stop)
         running = await stack.enter_async_context(serve(mcp, lane=True))
         http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", verify=NOBODY)
@@ -106,6 +107,32 @@ async def test_what_another_server_says_never_becomes_a_page_of_ours(method: str
         headers = (await http.request(method, "/inspect/via/1", headers={"accept": "text/html"})).headers
     assert headers.get_list("content-security-policy") == ["default-src 'none'; sandbox"]
     assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_streams_that_wait_for_another_server_keep_to_the_cap() -> None:
+    """A fixed defect: all that waited were let in, once that server answered."""
+    go, leave = asyncio.Event(), asyncio.Event()
+
+    async def behave(asked: Asked) -> None:
+        await go.wait()
+        await asked.stream()
+        await leave.wait()
+
+    async def get() -> int:
+        async with http.stream("GET", "/inspect/via/1", headers={"accept": "text/event-stream"}) as reply:
+            statuses.append(reply.status_code)
+            if reply.status_code == 200:
+                await leave.wait()
+            return reply.status_code
+
+    statuses: list[int] = []
+    async with rude(behave) as other, inspecting(other.url, max_streams=1) as http:
+        asking = [asyncio.create_task(get()) for _ in range(3)]
+        await until(lambda: len(other.asked) == 3)
+        go.set()
+        await until(lambda: len(statuses) == 3)
+        leave.set()
+        assert sorted(await asyncio.gather(*asking)) == [200, 503, 503]
 
 
 async def test_only_servers_that_were_named_are_reached() -> None:

@@ -2,7 +2,7 @@
 
 from millstream._http.media import accepted
 from millstream._http.message import TEXT_HEAD, Response
-from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
 
 SESSION_NOT_FOUND = -32001
@@ -39,6 +39,11 @@ def no_stream(accept: bytes | None) -> Response | None:
     if known.page:
         return _FOR_CLIENTS
     return None if known.stream else _NO_STREAM
+
+
+def too_many_streams() -> ProtocolError:
+    """The refusal of a subscription, which is a stream like others, for want of room."""
+    return ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
 
 
 def unknown_session() -> ProtocolError:

@@ -28,6 +28,7 @@ _MAX_BODY = 64 * 1024 * 1024
 _STREAM = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 _NO_PAGE = b"x-content-type-options: nosniff\r\ncontent-security-policy: default-src 'none'; sandbox\r\n"
 """What another server says is read by a page of ours, and never is one: a browser that opens it runs nothing of it."""
+_BUSY = refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
 _UNKNOWN = refusal(404, "There is no such server here. Name it when you start this one: --inspect URL")
 
 
@@ -74,14 +75,13 @@ class Inspecting:
             return _UNKNOWN
         owner = principal_id(request.principal)
         if self._streams.full(owner):
-            return refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
+            return _BUSY
         request.cancel_on_disconnect = True
         pool = Pool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
         try:
             reply = await self._ask(request, url, pool)
             if reply.stream is not None:
-                await self._follow(request, reply, owner)
-                return None
+                return await self._follow(request, reply, owner)
         except ClientError as exc:
             return refusal(502, str(exc))
         finally:
@@ -105,9 +105,12 @@ class Inspecting:
             reply.stream.close()
         return await pool.send(_request(url, request, again), repeatable=False)
 
-    async def _follow(self, request: Request, reply: Reply, owner: str) -> None:
+    async def _follow(self, request: Request, reply: Reply, owner: str) -> Response | None:
         stream = reply.stream
         assert stream is not None  # noqa: S101  the caller looked
+        if self._streams.full(owner):  # many may have waited for the other server
+            stream.close()
+            return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM)
         until = lasts_until(request.principal)
         # A comment between two pieces of one event would break it: nothing is written but what the server says.
@@ -120,6 +123,7 @@ class Inspecting:
         finally:
             stream.close()
             sink.close()
+        return None
 
 
 def _checked(text: str) -> Url:

@@ -6,14 +6,14 @@ from millstream._http.media import carries_json
 from millstream._http.message import Request, Response
 from millstream._protocol import projection
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
-from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
 from millstream._protocol.revisions import ASSUMED
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import principal_id
 from millstream._transports.batches import is_batch
-from millstream._transports.refusals import WRONG_TYPE, refusal, refused, unknown_session
+from millstream._transports.refusals import WRONG_TYPE, refusal, refused, too_many_streams, unknown_session
 from millstream._transports.streamable.batch import serve_batch
 from millstream._transports.streamable.exchange import LISTEN, Endpoint, Exchange
 
@@ -94,7 +94,7 @@ def _per_request(exchange: Exchange, message: Envelope) -> Call | Response:
     if message.method == LISTEN and not exchange.accepts.stream:
         raise ProtocolError(INVALID_REQUEST, _UNREADABLE_STREAM, status=406)
     if message.method == LISTEN and endpoint.streams.full(principal_id(request.principal)):
-        raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
+        raise too_many_streams()
     registry = endpoint.dispatcher.registry
     admitted = admit_per_request(
         message,
@@ -121,6 +121,7 @@ async def _handshake(exchange: Exchange, message: Envelope) -> Call | Response:
         await endpoint.dispatcher.control.notified_anywhere(message, "" if session is None else session.id)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED
+    endpoint.dispatcher.load.admit(request)  # many may have waited for the record of their session
     return exchange.handshake_call(message, session, revision)
 
 

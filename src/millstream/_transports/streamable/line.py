@@ -19,6 +19,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services, lasts_until, principal_id
 from millstream._stores.base import Position, Sealed, StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
+from millstream._transports.refusals import too_many_streams
 
 _LISTEN = "subscriptions/listen"
 _HIGH_WATER = 64 * 1024
@@ -75,7 +76,7 @@ class PostLine:
 
     async def keep_alive(self) -> None:
         """The call is silent for long: become a stream, where the client can read one."""
-        if self._streams is not None and not self._opened:
+        if self._streams is not None and not self._opened and self._has_room():
             await self._open()
 
     async def send(self, message: bytes, answers: RequestId | None = None) -> None:
@@ -84,10 +85,15 @@ class PostLine:
         Args:
             message: the message.
             answers: the request that it is the response to, where several are answered on one stream.
+
+        Raises:
+            ProtocolError: it would open a subscription's stream, and there are too many.
         """
         if self._streams is None:
             return
         if not self._opened:
+            if not self._has_room():
+                raise too_many_streams()
             await self._open()
         if self._lock is not None:
             await self._send_logged(MESSAGE, message, answers)
@@ -140,6 +146,10 @@ class PostLine:
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.close()
+
+    def _has_room(self) -> bool:
+        """Whether the stream may be opened. Many subscriptions may have been let in and waited for limits or hooks."""
+        return self._owner is None or self._streams is None or not self._streams.full(self._owner)
 
     async def _open(self) -> None:
         self._opened = True

@@ -12,7 +12,7 @@ from millstream._server.calls.sessions import Session
 from millstream._server.peers import TakenUp
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.follow import Tail
-from millstream._transports.refusals import refusal
+from millstream._transports.refusals import TOO_MANY_STREAMS, refusal
 from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
 
 UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
@@ -48,6 +48,8 @@ class Resumption:
             await services.peers.tell(TakenUp(name, reader.stamp))
             if self._readers.get(name) is not reader:  # somebody newer came meanwhile
                 return EMPTY_STREAM
+            if self._endpoint.streams.full(owner):  # many may have waited for the store and the workers
+                return TOO_MANY_STREAMS
             reader.sink = request.open(200, STREAM_HEAD)
             self._endpoint.streams.add(reader.sink, owner, until=lasts_until(request.principal))
             await self._read(reader, reader.sink, stream, name, position)
