@@ -1,14 +1,15 @@
 """One change of one file: prepared, shown, written whole, kept a copy of, and taken back.
 
-The copy lies beside the file and is named after the server and after what was written. So undoing knows whether the
-file is still what we wrote: then the copy comes back byte for byte. Otherwise somebody has changed it since, and only
-the one entry becomes what it was.
+The copy lies beside the file and is named after the server, after what was written, and after whether there was a file.
+So undoing knows whether the file is still what we wrote: then the copy comes back byte for byte, or the file goes away.
+Otherwise somebody has changed it since, and only the one entry becomes what it was.
 """
 
 import difflib
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from millstream._app.serving.errors import CommandError
 from millstream._cli.installing import jsonc, toml_tables, yaml_blocks
 from millstream._cli.installing.broken import Broken
 from millstream._protocol.json_schema import value_at
+
+_ABSENT = "-absent"
+"""What the name of a copy ends with where there was no file."""
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -79,7 +83,7 @@ def write(change: Change, name: str) -> Path | None:
         change.path.parent.mkdir(parents=True, exist_ok=True)
         for old in _copies(change.path, name):
             old.unlink()
-        copy = _copy_path(change.path, name, change.after)
+        copy = _copy_path(change.path, name, change.after, absent=change.before is None)
         replace(copy, change.before or "", like=change.path)
         replace(change.path, change.after)
     except OSError as exc:
@@ -105,8 +109,9 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[Change, P
     now, old = read(path), read(copy) or ""
     if now is None:
         raise CommandError(f"There is no file {path} any more, so there's nothing to undo.")
-    if copy == _copy_path(path, name, now):
-        return Change(path=path, before=now, after=old or None), copy
+    absent = copy.name.endswith(_ABSENT)
+    if copy == _copy_path(path, name, now, absent=absent):
+        return Change(path=path, before=now, after=None if absent else old), copy
     try:
         entry = _READ[kind](old, under)
         after = _TAKE[kind](now, under) if entry is None else _PUT[kind](now, under, entry)
@@ -135,9 +140,15 @@ def read(path: Path) -> str | None:
     """The text of a file with its line ends as they are; None if there's none.
 
     Raises:
-        CommandError: it isn't text, or can't be read.
+        CommandError: it isn't text, or can't be read. A FIFO or a device would never end.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CommandError(
+                f"{path} isn't a regular file.",
+                why="The configuration of an application is a file, or a link to one.",
+                fix="Look at what's there, and move it away.",
+            )
         return path.read_bytes().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -183,9 +194,9 @@ def _mark(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _copy_path(path: Path, name: str, written: str) -> Path:
+def _copy_path(path: Path, name: str, written: str, *, absent: bool) -> Path:
     digest = hashlib.sha256(written.encode()).hexdigest()[:16]
-    return path.with_name(f"{path.name}.before-{_mark(name)}.{digest}")
+    return path.with_name(f"{path.name}.before-{_mark(name)}.{digest}{_ABSENT if absent else ''}")
 
 
 def _copies(path: Path, name: str) -> list[Path]:
