@@ -13,6 +13,7 @@ from millstream import auth
 from millstream._app.serving.errors import CommandError
 from millstream._cli.program import program
 from millstream._protocol.errors import LocalError
+from millstream.auth._issuing.passwords import MAX_PASSWORD, hash_password, verify_password
 from millstream.auth._issuing.user_file import UserFile
 
 
@@ -132,3 +133,11 @@ async def test_a_file_that_breaks_while_the_server_runs_locks_people_out_until_i
     write(path, whole)
     people.epoch()
     assert people.find("ada") is not None
+
+
+def test_a_password_with_more_behind_it_is_another_one() -> None:
+    """A fixed defect: of what was typed, only as many characters counted as a password may have."""
+    longest = "p" * MAX_PASSWORD
+    kept = hash_password(longest)
+    assert verify_password(longest, kept)
+    assert not verify_password(f"{longest}x", kept)

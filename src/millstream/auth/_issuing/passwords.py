@@ -50,7 +50,7 @@ def verify_password(password: str, kept: str | None) -> bool:
         _hasher().verify(kept or _nobodys(), password[:MAX_PASSWORD])
     except (VerificationError, InvalidHashError):
         return False
-    return kept is not None
+    return kept is not None and len(password) <= MAX_PASSWORD
 
 
 class Checks:
