@@ -34,6 +34,12 @@ def key_set(*names: str) -> dict[str, Any]:
     return {"keys": [KEYS[name].as_dict(private=False) for name in names or KEYS]}
 
 
+def many_keys(count: int) -> dict[str, Any]:
+    """So many public keys, as large as they come: with what stands for certificates. The last one is of ES256."""
+    large = {**KEYS["RS256"].as_dict(private=False), "x5c": ["MIID" + "A" * 1000]}
+    return {"keys": [*({**large, "kid": f"key{number}"} for number in range(count - 1)), *key_set("ES256")["keys"]]}
+
+
 def claims(**changes: Any) -> dict[str, Any]:
     """Good ones, but for the changes; None takes a claim away."""
     now = int(time.time())

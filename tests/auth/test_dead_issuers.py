@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from auth_world import guarded, make_server
-from issuer_world import AUDIENCE, claims, issuing, token
+from issuer_world import AUDIENCE, claims, issuing, many_keys, token
 from millstream import Server, auth
 from millstream._app.serving.entry import look_ahead
 from millstream._app.serving.facts import facts
@@ -55,6 +55,14 @@ async def test_keys_that_are_not_where_they_should_be_are_told_of(caplog: pytest
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/nothing")
         text = await warned(method, caplog)
     assert f"{issuer.url}/nothing: 127.0.0.1 answered 404." in text
+
+
+async def test_a_set_with_more_keys_than_are_read_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A fixed defect: it was cut without a word, and the tokens of some of its keys were refused."""
+    async with issuing() as issuer:
+        issuer.answers["/keys"] = many_keys(257)
+        text = await warned(auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys"), caplog)
+    assert f"{issuer.url}/keys: The set has 257 keys, and at most 256 are read." in text
 
 
 async def test_an_upstream_that_does_not_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:

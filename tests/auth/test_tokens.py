@@ -8,7 +8,7 @@ import pytest
 from joserfc.jwk import OctKey
 
 from auth_world import guarded, make_server
-from issuer_world import AUDIENCE, ISSUER, KEYS, OTHER, by_hand, claims, key_set, misread, token
+from issuer_world import AUDIENCE, ISSUER, KEYS, OTHER, by_hand, claims, issuing, key_set, many_keys, misread, token
 from millstream import auth
 from millstream.auth._claims import LEEWAY
 from wire import request
@@ -180,6 +180,22 @@ async def test_a_set_of_keys_may_hold_what_nobody_understands() -> None:
     judge = method(jwks=keys)
     assert await judge.identify(token()) is not None
     assert await judge.identify(token(alg="HS256", key=secret)) is None
+
+
+async def test_every_key_of_a_large_set_counts() -> None:
+    """A fixed defect: a set was cut after 64 keys, without a word."""
+    assert await method(jwks=many_keys(256)).identify(token()) is not None
+    async with issuing() as issuer:
+        issuer.answers["/keys"] = many_keys(256)
+        judge = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
+        assert await judge.identify(token(claims(iss=issuer.url))) is not None
+
+
+def test_a_set_that_would_be_read_in_part_is_refused_when_the_server_is_made() -> None:
+    """A fixed defect, too: nobody knew why some tokens didn't count."""
+    for make in (lambda keys: method(jwks=keys), lambda keys: auth.client("batch", jwks=keys)):
+        with pytest.raises(ValueError, match="The set has 257 keys, and at most 256 are read"):
+            make(many_keys(257))
 
 
 async def test_a_shared_secret_verifies_hs256_and_nothing_else() -> None:

@@ -2,6 +2,9 @@
 
 from millstream._http.outbound import Fetched, fetch
 
+_MAX_BYTES = 512 * 1024
+"""As many keys as are read from a set, with certificates."""
+
 
 def anywhere(address: str) -> bool:
     """Whether an address may be asked: any."""
@@ -10,4 +13,4 @@ def anywhere(address: str) -> bool:
 
 async def ask_issuer(url: str) -> Fetched:
     """Fetch what an issuer says, wherever it is."""
-    return await fetch(url, judge=anywhere)
+    return await fetch(url, judge=anywhere, max_bytes=_MAX_BYTES)

@@ -5,7 +5,7 @@ help. Keys that a token carries or points to (`jwk`, `jku`, `x5c`, `x5u`) are ne
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, cast
@@ -29,7 +29,10 @@ _KEY_TYPES = {"ES": "EC", "Ed": "OKP", "PS": "RSA", "RS": "RSA", "HS": "oct"}
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _PUBLIC = ("kty", "crv", "x", "y", "n", "e")
 _REQUIRED = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
-_MAX_KEYS = 64
+_MAX_KEYS = 256
+"""Of one set. To read so many takes up to 25 ms; the keys of an issuer are read when they change."""
+_MAX_OWN_KEYS = 64
+"""Of the set that a client registers, which is read with each of its assertions."""
 _MIN_RSA_BITS = 2048
 _MAX_EXPONENT_BITS = 32
 """Of a public RSA key. With an exponent as long as the key, one signature takes forty times as long."""
@@ -165,12 +168,13 @@ def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
     """The keys of a set (RFC 7517) that verify signatures. Those of other kinds, and weak ones, are left out.
 
     Raises:
-        ValueError: it isn't a set of keys.
+        ValueError: it isn't a set of keys, or has too many.
     """
     given = raw.get("keys")
     if not is_array(given):
         raise ValueError("It isn't a set of keys.")
-    found = [_read_key(each) for each in given[:_MAX_KEYS]]
+    _check_number(given, _MAX_KEYS)
+    found = [_read_key(each) for each in given]
     return [each for each in found if each is not None]
 
 
@@ -178,13 +182,20 @@ def public_set(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A set of keys with nothing but what verifying takes: nothing private, and nothing that is nested.
 
     Raises:
-        ValueError: it isn't a set of keys.
+        ValueError: it isn't a set of keys, or has too many.
     """
     given = raw.get("keys")
     if not is_array(given) or not all(is_object(each) for each in given):
         raise ValueError("It isn't a set of keys.")
+    _check_number(given, _MAX_OWN_KEYS)
     names = (*_PUBLIC, "kid", "alg", "use")
     return {"keys": [{name: each[name] for name in names if isinstance(each.get(name), str)} for each in given]}
+
+
+def _check_number(given: Sequence[Any], most: int) -> None:
+    """Refuse what would only be read in part: nobody would know why the tokens of the other keys don't count."""
+    if len(given) > most:
+        raise ValueError(f"The set has {len(given)} keys, and at most {most} are read. Leave out old ones.")
 
 
 def _read_key(raw: Any) -> PublicKey | None:

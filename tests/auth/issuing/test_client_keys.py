@@ -190,7 +190,7 @@ async def test_of_the_keys_that_a_client_registers_only_what_verifies_is_kept(de
     id = said["client_id"]
     form = {"grant_type": "refresh_token", "refresh_token": "x"}
     assert (await prove(desk, assertion(iss=id, sub=id), **form)).error == "invalid_grant"
-    for strange in ({}, {"keys": {}}, {"keys": ["x"]}):
+    for strange in ({}, {"keys": {}}, {"keys": ["x"]}, {"keys": [{"kty": "EC"}] * 65}):
         body = json.dumps({**about, "jwks": strange}).encode()
         reply = await desk.ask("POST", "/register", body=body, content_type="application/json")
         assert (reply.status, reply.error) == (400, "invalid_client_metadata")
