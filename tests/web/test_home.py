@@ -8,7 +8,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 from http_peer import NOBODY, serve
 from millstream import Server, Settings
@@ -19,15 +19,26 @@ KEY = "a-key-for-the-pages-0123456789"
 LANES = pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
 
 
-async def replies(server: Server, *asked: tuple[str, str], lane: bool = True, app: Any = None, **headers: str) -> Any:
-    """Status and target of each reply of a server that runs."""
+async def ask(
+    server: Server, *asked: tuple[str, str], lane: bool = True, app: Any = None, **headers: str
+) -> list[httpx2.Response]:
+    """Each reply of a server that runs, maybe inside an application."""
     async with server.running() as runtime:
         prepare(server, runtime)
         async with serve(app or server, lane=lane) as running:
             url = f"http://127.0.0.1:{running.port}"
             async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=WAIT, verify=NOBODY) as client:
-                found = [await client.request(method, path) for method, path in asked]
-    return [(each.status_code, each.headers.get("location")) for each in found]
+                return [await client.request(method, path) for method, path in asked]
+
+
+async def replies(server: Server, *asked: tuple[str, str], **more: Any) -> Any:
+    """Status and target of each reply."""
+    return [(each.status_code, each.headers.get("location")) for each in await ask(server, *asked, **more)]
+
+
+async def texts(server: Server, *paths: str, **more: Any) -> Any:
+    """Status and text of each page."""
+    return [(each.status_code, each.text) for each in await ask(server, *(("GET", each) for each in paths), **more)]
 
 
 @LANES
@@ -84,6 +95,35 @@ async def test_a_folder_of_the_programs_own_stays_at_the_address(tmp_path: Path)
     mcp = Server("shop", serve="web")
     mcp.static("/", tmp_path)
     assert await replies(mcp, ("GET", "/")) == [(200, None)]
+
+
+@LANES
+async def test_without_pages_the_address_says_where_mcp_is(*, lane: bool) -> None:
+    """Somebody gave a browser the address of the server. It's a 404 still, also with a way to sign in."""
+    for settings, where in ((Settings(), "/mcp"), (Settings(path="/shop/mcp", auth_key=KEY), "/shop/mcp")):
+        found = await texts(Server("shop", settings=settings), "/", "/nowhere", lane=lane)
+        told = f"MCP is served at {where}. Give that address to an MCP client.\n"
+        assert found == [(404, told), (404, "Not found.\n")]
+
+
+async def outer(request: Request) -> Response:
+    """A page of the application around the server."""
+    return PlainTextResponse("outer")
+
+
+async def test_below_a_mount_point_the_address_says_where_mcp_is_and_takes_nothing_from_others(tmp_path: Path) -> None:
+    """The whole path. What the program has at its address stays, in the application around it and in its own routes."""
+    told = "MCP is served at /in/mcp. Give that address to an MCP client.\n"
+    mcp = Server("shop")
+    app = Starlette(routes=[Route("/", outer), Mount("/in", mcp)])
+    assert await texts(mcp, "/", "/in/", app=app) == [(200, "outer"), (404, told)]
+    app = Starlette(routes=[Route("/page", outer), Mount("/", mcp)])
+    assert await texts(mcp, "/page", "/", app=app) == [(200, "outer"), (404, told.replace("/in", ""))]
+    (tmp_path / "index.html").write_text("home")
+    mcp = Server("shop")
+    mcp.static("/", tmp_path)
+    assert await texts(mcp, "/", lane=True) == [(200, "home")]
+    assert await replies(Server("shop"), ("HEAD", "/"), ("POST", "/"), ("OPTIONS", "/")) == [(404, None)] * 3
 
 
 async def test_without_pages_nothing_is_at_the_address_and_below_a_mount_point_it_leads_to_its_page() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from millstream._app.probes import Probes
 from millstream._app.protection import Protection
 from millstream._http.hosts import EXEMPT, not_a_socket, of_this_site
-from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink, refusal
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.health import StoreHealth
@@ -29,7 +29,7 @@ _Table = dict[str, Mapping[str, Handler]]
 class Routes:
     """The paths of one running server."""
 
-    __slots__ = ("_added", "_by_path", "_hot", "_prefixes", "_streams")
+    __slots__ = ("_added", "_by_path", "_hot", "_nothing_at_home", "_prefixes", "_streams")
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class Routes:
         self._streams = {path, path.rstrip("/") + "/", settings.sse_path, "/events", "/dashboard/events"}
         """A HEAD of these would open a stream."""
         self._prefixes: list[tuple[str, Mapping[str, Handler]]] = []
+        self._nothing_at_home = _told_where(path)
         if hub is not None:
             self._add_hub(hub, dispatcher, streams, websocket)
         if "rest" in parts:
@@ -180,7 +181,7 @@ class Routes:
         exact = self._by_path.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
-            return None
+            return self._nothing_at_home if path == "/" and method in ("GET", "HEAD") else None
         handler = handlers.get(method)
         if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
             handler = exact.get("GET")
@@ -216,6 +217,15 @@ def _as_if(path: str, handler: Handler) -> Handler:
         return handler(request)
 
     return asked
+
+
+def _told_where(path: str) -> Handler:
+    """The 404 of ``/`` where nothing is: somebody gave a browser the address of the server, and not that of MCP."""
+
+    async def refuse(request: Request) -> Response:
+        return refusal(404, f"MCP is served at {request.root_path}{path}. Give that address to an MCP client.")
+
+    return refuse
 
 
 def _not_allowed(handlers: Mapping[str, Handler]) -> Handler:
