@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic, time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from millstream._http.lane.lines import usual_lines
 from millstream._http.message import Handler, Request, Response, Sink, neighborhood
@@ -31,6 +31,7 @@ from millstream.auth._method import (
     prefetch_all,
 )
 from millstream.auth._turns import Turns
+from millstream.auth._verdicts import Verdict, Verdicts
 
 if TYPE_CHECKING:
     from millstream.auth._proofs import Proofs
@@ -40,7 +41,6 @@ Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
 """What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
 
 MAX_CREDENTIAL = 16 * 1024
-_MAX_VERDICTS = 4096
 _FAILURES = Rate(30, 60)
 """Wrong credentials of one address. Every address of a customer's IPv6 network counts as one."""
 _AT_ONCE = 8
@@ -48,15 +48,6 @@ _AT_ONCE = 8
 them all looked into before the first one is known to be wrong.
 """
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
-
-
-class Verdict(NamedTuple):
-    """What is known of a credential, and until when."""
-
-    principal: Principal
-    until: float
-    thumbprint: str = ""
-    """Of the key that it is bound to."""
 
 
 class Guard:
@@ -103,8 +94,7 @@ class Guard:
         self.clock: Callable[[], float] = clock
         self.challenges: Challenges = challenges
         # Process
-        self.verdicts: dict[bytes, Verdict] = {}
-        """Value of ``Authorization``, as it's usually spelled -> verdict; the oldest go first."""
+        self.verdicts = Verdicts()
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._turns = Turns(_AT_ONCE)
@@ -197,7 +187,7 @@ class Guard:
                 return None, lacking
             verdict = Verdict(found.principal, self.clock() + found.seconds, found.thumbprint)
             if not lacking:
-                self.keep(key, verdict)
+                self.verdicts.keep(key, verdict)
                 if not bound:
                     usual_lines.keep_credential(key)
         proven = not bound or await self._proves(request, credential, verdict.thumbprint)
@@ -265,14 +255,6 @@ class Guard:
         if self.pool is not None:
             pace = Pace(named(failures.name, key), failures.rate.count, failures.rate.seconds)
             self.pool.report(pace, lambda wait: failures.block(key, wait))
-
-    def keep(self, value: bytes, verdict: Verdict) -> None:
-        """Remember what was found out; the oldest verdicts make room."""
-        verdicts = self.verdicts
-        verdicts.pop(value, None)
-        while len(verdicts) >= _MAX_VERDICTS:
-            del verdicts[next(iter(verdicts))]
-        verdicts[value] = verdict
 
     def holds(self, id: str) -> bool:
         """Whether somebody with this `Principal.id` may still have a credential."""

@@ -20,10 +20,11 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 from millstream._stores.base import Store
 from millstream.auth._browser import cookie_of, is_own
-from millstream.auth._guard import Guard, Verdict
+from millstream.auth._guard import Guard
 from millstream.auth._method import Identity, Leading, Method, NotAdmitted, Serving, Unavailable, Welcoming
 from millstream.auth._sign_in_page import Offered, arrived, form
 from millstream.auth._signed_out import SignedOut, kept_as
+from millstream.auth._verdicts import Verdict
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
@@ -187,7 +188,7 @@ class SignIn:
             return None
         principal = found.principal
         principal = replace(principal, until=min(principal.until, self._clock() + left))
-        self._guard.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
+        verdicts.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
         self._out.met(principal.id, principal.until)
         return principal
 

@@ -84,7 +84,8 @@ class SignedOut:
         name, until, id = data.decode("utf-8", "replace").split(" ", 2)
         _note(self._heard, name)
         _note(self._ended, (id, float(until)))
-        self._verdicts.pop(_named(name), None)
+        if (known := _named(name)) in self._verdicts:
+            del self._verdicts[known]
 
     def _missed(self) -> None:
         """Somebody may have signed out elsewhere: what any cookie has opened ends, and the store is asked again."""

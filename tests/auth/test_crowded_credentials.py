@@ -1,0 +1,87 @@
+"""What is known of credentials is bounded, and nobody crowds out what is known of others'."""
+
+from collections import Counter
+
+import pytest
+
+from auth_world import make_server
+from millstream._protocol.principal import Principal
+from millstream.auth._method import Identity
+from millstream.auth._verdicts import Verdict, Verdicts
+from wire import POST, Wire, request, wired
+
+PING = request("ping", id=5)
+MANY = 4200
+"""Credentials of one principal: more than are remembered of all together."""
+
+
+class Counting:
+    """A method whose credentials are ``NAME.NUMBER``, and which counts how often it's asked about whom."""
+
+    resource, issuers, scopes, binds, shows = "", (), (), False, False
+
+    def __init__(self) -> None:
+        self.asked = Counter[str]()
+
+    async def identify(self, credential: str) -> Identity | None:
+        name = credential.partition(".")[0]
+        self.asked[name] += 1
+        return Identity(Principal(name, "https://id.example"), 86_400.0)
+
+    def holds(self, id: str) -> bool:
+        return True
+
+    def epoch(self) -> int:
+        return 0
+
+
+async def ping(wire: Wire, credential: str) -> None:
+    """A plain request with a credential."""
+    headers = {**POST, "authorization": f"Bearer {credential}"}
+    assert (await wire.post(PING, headers)).status == 200
+
+
+async def test_whoever_has_thousands_of_credentials_makes_room_by_their_own() -> None:
+    """A fixed defect: everybody else's were looked into again with each request, and behind an address that guesses,
+    refused.
+    """
+    method = Counting()
+    people = [f"person{number}.0" for number in range(20)]
+    async with wired(make_server(method), "asgi") as wire:
+        for each in people:
+            await ping(wire, each)
+        for number in range(MANY):
+            await ping(wire, f"mallory.{number}")
+        for each in [*people, "late.0", "late.0"]:
+            await ping(wire, each)
+        await ping(wire, f"mallory.{MANY - 1}")
+    assert method.asked.pop("mallory") == MANY
+    assert set(method.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("spread", [False, True], ids=["one", "all different"])
+def test_as_long_as_there_is_room_anybody_has_it_and_then_the_oldest_go(spread: bool) -> None:
+    """Our choice: a share is for when it's full, so one busy program may have all of it."""
+    verdicts = Verdicts()
+    values = [b"%d" % number for number in range(5000)]
+    for number, value in enumerate(values):
+        verdicts.keep(value, Verdict(Principal(f"s{number if spread else 0}"), 1.0))
+        if number == 4095:
+            assert list(verdicts) == values[:4096]
+    assert list(verdicts) == values[-4096:]
+
+
+def test_what_is_forgotten_counts_for_nobody() -> None:
+    """A principal that is kept again, forgotten or cleared has no more than what is there."""
+    verdicts = Verdicts()
+    for number in range(300):
+        verdicts.keep(b"%d" % (number % 7), Verdict(Principal(f"s{number % 3}"), 1.0))
+    held = {id: list(values) for id, values in verdicts._held.items()}
+    assert sorted(value for values in held.values() for value in values) == sorted(verdicts)
+    assert all(verdicts[value].principal.id == id for id, values in held.items() for value in values)
+    for value in list(verdicts):
+        del verdicts[value]
+    assert (verdicts, verdicts._held) == ({}, {})
+    verdicts.keep(b"0", Verdict(Principal("s"), 1.0))
+    verdicts.clear()
+    assert (verdicts, verdicts._held) == ({}, {})
