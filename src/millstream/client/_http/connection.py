@@ -46,6 +46,11 @@ class Reply:
         """`Content-Type` without parameters."""
         return self.header(b"content-type").partition(";")[0].strip().lower()
 
+    @property
+    def passing(self) -> bool:
+        """Whether it says that the server can't answer now."""
+        return self.status >= 500 or self.status == 429
+
 
 class HttpConnection(asyncio.Protocol):
     """Made by the pool, which gives it one request at a time."""

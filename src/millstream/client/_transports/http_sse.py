@@ -60,6 +60,8 @@ class HttpSseTransport:
         try:
             async with asyncio.timeout(self._timeout):
                 reply = await self._endpoint.send("GET", "Accept: text/event-stream\r\n", repeatable=True)
+                if reply.passing:
+                    raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
                 if reply.stream is None or reply.status != 200:
                     raise NotMcp(f"{url} has no event stream: it answers with status {reply.status}.")
                 if reply.moved is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from millstream._protocol.jsonrpc import Envelope
@@ -13,6 +14,7 @@ from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
 from millstream.client._errors import (
     AccessDenied,
+    ClientError,
     ConnectFailed,
     ConnectionLost,
     NotMcp,
@@ -97,11 +99,7 @@ class WebSocketTransport:
                 proxy=None if proxy is None else proxy.address,
             )
         except InvalidStatus as exc:
-            status = exc.response.status_code
-            if status in (401, 403):
-                challenge = exc.response.headers.get("WWW-Authenticate", "")
-                raise AccessDenied(f"{url} refuses the connection ({status}).", status, challenge) from exc
-            raise NotMcp(f"{url} is not a WebSocket: it answers with status {status}.", remedy=_elsewhere(url)) from exc
+            raise _refused(url, exc.response) from exc
         except ssl.SSLCertVerificationError as exc:
             raise untrusted(url, exc) from exc
         except ssl.SSLError as exc:
@@ -167,6 +165,18 @@ class WebSocketTransport:
                     await socket.close()
             except TimeoutError:  # a server that says much and reads nothing
                 socket.transport.abort()
+
+
+def _refused(url: Url, reply: Response) -> ClientError:
+    """The error for an answer that opens no WebSocket."""
+    status = reply.status_code
+    if status in (401, 403):
+        return AccessDenied(
+            f"{url} refuses the connection ({status}).", status, reply.headers.get("WWW-Authenticate", "")
+        )
+    if status >= 500 or status == 429:
+        return ConnectionLost(f"The server at {url.origin} failed with status {status}.")
+    return NotMcp(f"{url} is not a WebSocket: it answers with status {status}.", remedy=_elsewhere(url))
 
 
 def _elsewhere(url: Url) -> str:
