@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from client.watched import waits
 from millstream.client import _opening as opening
 
 
@@ -15,3 +16,9 @@ async def nothing_is_left_behind() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert {task.get_name(): task.get_coro() for task in left if "millstream" in repr(task)} == {}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt to connect again is never far."""
+    waits(monkeypatch, 0.02)

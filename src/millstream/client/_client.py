@@ -61,8 +61,8 @@ class Client:
         elicit: answers for the person. Without it the server can't ask.
         sample: answers for a model.
         roots: the folders and files that the server may know of.
-        on_log: hears log messages.
-        on_change: hears what changes, where the handshake era tells it; `watch` works everywhere.
+        on_log: hears log messages. It doesn't keep a connection that breaks; the next request makes a new one.
+        on_change: hears what changes where the handshake era tells it, and keeps the connection as `watch` does.
         options: limits and details.
 
     Raises:

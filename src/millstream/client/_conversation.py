@@ -34,7 +34,7 @@ from millstream.client._results import read
 from millstream.client._targets import Target, find
 from millstream.client._tool_headers import ToolHeaders
 from millstream.client._transports.transport import Transport
-from millstream.client._watching import Changes
+from millstream.client._watching import Changes, Watches
 
 T = TypeVar("T")
 L = TypeVar("L", bound=PaginatedResult)
@@ -88,7 +88,7 @@ class Conversation:
         self.requests: Requests = Requests(opening, self.incoming, questions, options, ids=ids, timeout=timeout)
         self.requests.restored = self._restore
         self.tool_headers: ToolHeaders = ToolHeaders()
-        self._watches: set[Changes] = set()
+        self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)
         self._cache = Cache() if options.cache else None
         if self._cache is not None:
             self.incoming.watchers.add(self._cache.hear)
@@ -105,27 +105,26 @@ class Conversation:
         """End the session, the connections, the process and every task."""
         try:
             await self._background.settle(0)
+            await self._watches.close()
             await self.requests.close()
         finally:
             await self._background.close()
 
     async def _restore(self, link: Link) -> None:
         """Tell a new connection of the handshake era what the last one knew."""
-        if not link.agreement.revision.handshake:
-            return
-        if self.log_level and "logging" in link.agreement.capabilities:
+        await self._watches.restore(link)
+        agreement = link.agreement
+        if agreement.revision.handshake and self.log_level and "logging" in agreement.capabilities:
             await self.requests.send(link, Ask(method="logging/setLevel", params=encode({"level": self.log_level})))
-        for changes in list(self._watches):
-            await changes.restore(link)
 
     @property
     def link(self) -> Link:
-        """The connection.
+        """The connection, or while it's made again, the last one.
 
         Raises:
             ClientError: there's none yet.
         """
-        link = self.requests.link
+        link = self.requests.link or self.requests.last
         if link is None:
             raise ClientError("The client is not connected. Use it as `async with Client(…) as client:`.")
         return link
@@ -190,7 +189,7 @@ class Conversation:
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """A subscription, not yet open."""
-        return Changes(self.requests, self.incoming, wanted, self._watches)
+        return self._watches.of(wanted)
 
     # Lists, and what may be kept
 

@@ -102,7 +102,7 @@ class Incoming:
 
     __slots__ = (
         "_answering", "_background", "_holding", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
-        "acknowledged", "observer", "running", "watchers",
+        "acknowledged", "keep", "observer", "running", "wanted", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -126,6 +126,9 @@ class Incoming:
         self.watchers: set[Hear] = set()
         self.acknowledged: dict[int, asyncio.Event] = {}
         """Subscriptions that wait for the server to agree, by id."""
+        self.wanted: asyncio.Event = asyncio.Event()
+        self.keep: Callable[[Transport, ClientError | None], None] | None = None
+        """Hears of interruptions."""
         self.observer: Callable[[Notification], object] | None = None
         """Hears every notification, before its handler."""
         self._queue: deque[Awaitable[None]] = deque()
@@ -152,6 +155,11 @@ class Incoming:
             handler(self, message)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             _logger.debug("The server sent a %s that cannot be read.", message.method)
+
+    def interrupted(self, transport: Transport, fault: ClientError | None) -> None:
+        """Nothing comes outside of calls any more, because of the fault; without a fault, something was missed."""
+        if self.keep is not None:
+            self.keep(transport, fault)
 
     async def caught_up(self) -> None:
         """Wait until the handlers have heard all that was said so far."""
@@ -181,8 +189,12 @@ class Incoming:
             change, meta = Change(kind, updated.uri), updated.meta
         else:
             change, meta = Change(kind), _decode_plain(message.params or b"{}").meta
+        self.spread(change, meta.get(SUBSCRIPTION_KEY))
+
+    def spread(self, change: Change, subscription: Any = None) -> None:
+        """Tell everybody who watches."""
         for hear in list(self.watchers):
-            hear(change, meta.get(SUBSCRIPTION_KEY))
+            hear(change, subscription)
         if self._on_change is not None:
             self._tell(self._on_change, change)
 

@@ -57,7 +57,8 @@ class Ask(Struct, kw_only=True):
 class Requests:
     """Asks one server."""
 
-    __slots__ = ("_incoming", "_lock", "_opening", "_options", "_questions", "_timeout", "ids", "link", "restored")
+    __slots__ = ("_incoming", "_lock", "_opening", "_options", "_questions", "_timeout", "ids", "last", "link",
+                 "restored")  # fmt: skip
 
     def __init__(
         self,
@@ -79,6 +80,8 @@ class Requests:
         # Connection
         self.ids: Iterator[int] = ids
         self.link: Link | None = None
+        self.last: Link | None = None
+        """The newest, also after its end."""
         self._lock = asyncio.Lock()
 
     async def connect(self) -> Link:
@@ -93,11 +96,13 @@ class Requests:
         async with self._lock:
             if self.link is not None and self.link is not old:
                 return self.link
-            if old is not None:
-                self.link = None
-                await old.transport.close()
-            link = self.link = await self._open(0 if old is None else _RESTARTS)
-        if old is not None and self.restored is not None:
+            again = self.last is not None
+            if self.link is not None:
+                ended, self.link = self.link, None
+                self._incoming.interrupted(ended.transport, SessionLost("It's made again, if that's possible."))
+                await ended.transport.close()
+            link = self.link = self.last = await self._open(_RESTARTS if again else 0)
+        if again and self.restored is not None:
             with contextlib.suppress(Failure):
                 await self.restored(link)
         return link
@@ -112,7 +117,7 @@ class Requests:
 
     async def close(self) -> None:
         """Say goodbye."""
-        link, self.link = self.link, None
+        link, self.link, self.last = self.link, None, None
         if link is not None:
             await link.transport.close()
 

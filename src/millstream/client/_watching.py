@@ -1,48 +1,58 @@
 """Hear what changes at a server: a subscription of the per-request era, or what the handshake era tells by itself.
 
 https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. A subscription that breaks is
-opened again, after a wait that grows; then a change of the kind `again` says that others may have been missed.
+opened again, and so is a connection of the handshake era that somebody watches, after a wait that grows; then a change
+of the kind `again` says that others may have been missed. A server that refuses for good ends the watch with an error.
 """
 
 import asyncio
 import contextlib
+import logging
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream.client._agreement import Link
-from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, NoAnswer
+from millstream.client._background import Background
+from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
 from millstream.client._incoming import Change, Incoming
 from millstream.client._requests import Ask, Requests
+from millstream.client._transports.transport import Transport
 
+_logger = logging.getLogger(__name__)
 _ROOM = 10_000
 """Changes that may wait to be read; of more, the oldest are forgotten."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
+_MAX_DOUBLED = 16
+_PASSING = frozenset({RATE_LIMITED, OVERLOADED, SERVER_ERROR, INTERNAL_ERROR})
+"""Codes of errors that a server may have for a while."""
 _AGREES = 60.0
 """Seconds that the server has to confirm a subscription."""
 
 
 class Changes:
-    """``async with client.watch(…) as changes: async for change in changes: …``."""
+    """``async with client.watch(…) as changes: async for change in changes: …``.
+
+    While it's open, a connection or session that breaks is made again, and then a change of the kind `again` comes. A
+    server that refuses for good raises a `ClientError` in the loop.
+    """
 
     __slots__ = (
-        "_fault", "_filter", "_incoming", "_news", "_open_ones", "_requests", "_subscription", "_task", "_waiting",
+        "_fault", "_filter", "_incoming", "_news", "_requests", "_subscription", "_task", "_waiting", "_watches",
     )  # fmt: skip
 
-    def __init__(
-        self, requests: Requests, incoming: Incoming, wanted: SubscriptionFilter, open_ones: set["Changes"]
-    ) -> None:
+    def __init__(self, requests: Requests, incoming: Incoming, wanted: SubscriptionFilter, watches: "Watches") -> None:
         self._requests = requests
         self._incoming = incoming
         self._filter = wanted
-        self._open_ones = open_ones
-        """Those that a new connection must subscribe to."""
+        self._watches = watches
         self._waiting: deque[Change] = deque(maxlen=_ROOM)
         self._news = asyncio.Event()
         self._subscription: int = 0
@@ -59,8 +69,9 @@ class Changes:
         self._incoming.watchers.add(self._hear)
         try:
             if link.agreement.revision.handshake:
-                self._open_ones.add(self)
-                await self._each(link, "resources/subscribe")
+                self._watches.add(self)
+                for ask in self._asks("resources/subscribe"):
+                    await self._requests.ask(ask)
             else:
                 agreed = asyncio.Event()
                 self._task = asyncio.create_task(self._keep_listening(agreed))
@@ -74,7 +85,7 @@ class Changes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._incoming.watchers.discard(self._hear)
-        self._open_ones.discard(self)
+        self._watches.discard(self)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError, ClientError):
@@ -83,7 +94,8 @@ class Changes:
         link = self._requests.link
         if link is not None and not link.transport.lost:
             with contextlib.suppress(ClientError):
-                await self._each(link, "resources/unsubscribe")
+                for ask in self._asks("resources/unsubscribe"):
+                    await self._requests.send(link, ask)
 
     def __aiter__(self) -> Self:
         return self
@@ -99,7 +111,7 @@ class Changes:
     def _hear(self, change: Change, subscription: Any) -> None:
         wanted = self._filter
         if self._task is not None:
-            if subscription != self._subscription:
+            if subscription != self._subscription and change.kind != "again":
                 return
         elif change.kind == "resource":
             if not any(change.uri.startswith(uri) for uri in wanted.resource_subscriptions):
@@ -115,14 +127,27 @@ class Changes:
     # The handshake era
 
     async def restore(self, link: Link) -> None:
-        """Subscribe on a new connection; what changed since the last one broke is unknown."""
-        await self._each(link, "resources/subscribe")
-        self._take(Change("again"))
+        """Subscribe on a new connection."""
+        if self._task is None and not link.agreement.revision.handshake:  # the server was replaced by a newer one
+            self._task = asyncio.create_task(self._keep_listening(asyncio.Event()))
+        elif self._task is None:
+            try:
+                for ask in self._asks("resources/subscribe"):
+                    await self._requests.send(link, ask)
+            except Failure as exc:
+                if _passes(exc):
+                    raise
+                self.fail(exc)
 
-    async def _each(self, link: Link, method: str) -> None:
+    def fail(self, fault: ClientError) -> None:
+        """No more comes: the reader gets the error behind what there is."""
+        self._watches.discard(self)
+        self._fault = fault
+        self._news.set()
+
+    def _asks(self, method: str) -> Iterator[Ask]:
         for uri in self._filter.resource_subscriptions:
-            ask = Ask(method=method, params=encode(ResourceRequestParams(uri)))
-            await self._requests.send(link, ask)
+            yield Ask(method=method, params=encode(ResourceRequestParams(uri)), repeatable=True)
 
     # The per-request era
 
@@ -143,24 +168,21 @@ class Changes:
             while True:
                 try:
                     await self._listen(agreed)
-                    why = ConnectionLost("The server ended the subscription.")
-                except ConnectionLost as exc:
-                    why = exc
-                except ConnectFailed as exc:
-                    if failures == 0:
+                    why: ClientError = ConnectionLost("The server ended the subscription.")
+                except ClientError as exc:
+                    if not isinstance(exc, ConnectionLost) and (failures == 0 or not _passes(exc)):
                         raise
-                    why = ConnectionLost(str(exc))
+                    why = exc
                 if agreed.is_set():
                     failures = 0
                 elif failures == 0:
                     raise why  # it was never open
-                await asyncio.sleep(min(_FIRST_WAIT * 2**failures, _LONGEST_WAIT) * random.uniform(0.75, 1))  # noqa: S311
+                await asyncio.sleep(_pause(failures))
                 failures += 1
                 agreed = asyncio.Event()
                 self._take(Change("again"))
         except ClientError as exc:
-            self._fault = exc
-            self._news.set()
+            self.fail(exc)
 
     async def _listen(self, agreed: asyncio.Event) -> None:
         """One subscription, until it ends."""
@@ -174,6 +196,124 @@ class Changes:
             await self._requests.send(link, ask)
         finally:
             del self._incoming.acknowledged[subscription]
+
+
+class Watches:
+    """Who watches in the handshake era, where changes come unasked: for them, a lost connection is made again."""
+
+    __slots__ = ("_always", "_background", "_failures", "_incoming", "_lock", "_made", "_open", "_requests",
+                 "_restored", "_task")  # fmt: skip
+
+    def __init__(self, requests: Requests, incoming: Incoming, background: Background, *, always: bool) -> None:
+        self._requests = requests
+        self._incoming = incoming
+        self._background = background
+        self._always = always
+        """A callback watches, too."""
+        self._open: set[Changes] = set()
+        self._restored: Link | None = None
+        """The connection that knows of all subscriptions."""
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._made = -math.inf
+        """When the connection was last made again."""
+        incoming.keep = self._interrupted
+
+    def of(self, wanted: SubscriptionFilter) -> Changes:
+        """Somebody new who will watch."""
+        return Changes(self._requests, self._incoming, wanted, self)
+
+    def add(self, changes: Changes) -> None:
+        """Somebody watches."""
+        self._open.add(changes)
+        self._incoming.wanted.set()
+        self._keep()
+
+    def discard(self, changes: Changes) -> None:
+        """They don't any more."""
+        self._open.discard(changes)
+        if not self._open and not self._always:
+            self._incoming.wanted.clear()
+
+    async def restore(self, link: Link) -> None:
+        """Subscribe on a new connection; what changed since the last one broke is unknown."""
+        if self._always:
+            self._incoming.wanted.set()
+        try:
+            async with self._lock:
+                if self._restored is link:
+                    return
+                for changes in list(self._open):
+                    await changes.restore(link)
+                before, self._restored = self._restored, link
+            if before is not None and before.agreement.revision.handshake:  # in the other era, each watch says so
+                self._incoming.spread(Change("again"))
+        finally:
+            self._keep()  # it may be lost again, or only half restored
+
+    async def close(self) -> None:
+        """Make no connection any more."""
+        self._incoming.wanted.clear()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _interrupted(self, transport: Transport, fault: ClientError | None) -> None:
+        last = self._requests.last
+        if last is None or last.transport is not transport:
+            return  # it never came to be
+        if fault is None:
+            self._incoming.spread(Change("again"))
+        elif isinstance(fault, ConnectionLost):
+            self._keep()
+        else:
+            self._fail(fault)
+
+    def _fail(self, fault: ClientError) -> None:
+        for changes in list(self._open):
+            changes.fail(fault)
+        if self._always:
+            _logger.warning("Changes at the server aren't heard any more. %s", fault)
+        self._incoming.wanted.clear()
+
+    @property
+    def _broken(self) -> bool:
+        last = self._requests.last
+        if last is None or not last.agreement.revision.handshake:
+            return False
+        return self._requests.link is not last or last.transport.lost or self._restored is not last
+
+    def _keep(self) -> None:
+        if self._broken and self._incoming.wanted.is_set() and (self._task is None or self._task.done()):
+            self._task = self._background.start(self._connect())
+
+    async def _connect(self) -> None:
+        """Make the connection again, for as long as somebody watches."""
+        now = asyncio.get_running_loop().time
+        if now() - self._made > _LONGEST_WAIT:
+            self._failures = 0  # it held for a while
+        while self._broken and self._incoming.wanted.is_set():
+            await asyncio.sleep(_pause(self._failures))
+            self._failures += 1
+            try:
+                await self.restore(await self._requests.connect())
+                self._made = now()
+            except ClientError as exc:
+                if not _passes(exc):
+                    self._fail(exc)  # so nobody wants it any more
+
+
+def _passes(fault: ClientError) -> bool:
+    """Whether another attempt, later, may go well."""
+    if isinstance(fault, Failure):
+        return fault.code in _PASSING
+    return isinstance(fault, (ConnectFailed, ConnectionLost, NoAnswer))
+
+
+def _pause(failures: int) -> float:
+    """Seconds until the next attempt, with a little chance so that clients don't come back all at once."""
+    return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
 
 
 def wanted(uris: Sequence[str], *, tools: bool, prompts: bool, resources: bool) -> SubscriptionFilter:

@@ -37,12 +37,16 @@ class _Said(Listener):
     """What the server says, until it's passed on."""
 
     def __init__(self) -> None:
+        self.wanted = asyncio.Event()
         self._messages: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._bytes = 0
         self._fault: ClientError | None = None
 
     def receive(self, message: Envelope, transport: Transport) -> None:
         """Nothing comes here: `_Passing` takes every message as it is."""
+
+    def interrupted(self, transport: Transport, fault: ClientError | None) -> None:
+        """`end` hears of it, too."""
 
     def add(self, message: bytes) -> bool:
         """Take one more; False when too much waits."""

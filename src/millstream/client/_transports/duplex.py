@@ -91,8 +91,11 @@ class Duplex:
 
     def end(self, fault: ClientError | None = None) -> None:
         """The connection is over: nobody waits any longer."""
+        first = self.fault is None
         if self.fault is None:
             self.fault = fault or ConnectionLost("The server closed the connection.")
         for waiter in self._waiting.values():
             if not waiter.done():
                 waiter.set_exception(self.fault)
+        if first:
+            self._listener.interrupted(self._transport, self.fault)

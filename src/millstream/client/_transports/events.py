@@ -10,6 +10,7 @@ from millstream.client._errors import BadAnswer
 from millstream.client._http.body import Body
 from millstream.client._http.connection import too_large
 
+_MAX_DOUBLED = 16
 _SHORTEST_WAIT = 0.1
 """Seconds, for servers that want us back at once and then close again."""
 
@@ -93,5 +94,5 @@ class EventReader:
         """
         if self._retry_ms is not None and self.attempts == 0:
             return max(self._retry_ms / 1000, _SHORTEST_WAIT)
-        usual: float = max(first * 2.0**self.attempts, (self._retry_ms or 0) / 1000)
+        usual: float = max(first * 2.0 ** min(self.attempts, _MAX_DOUBLED), (self._retry_ms or 0) / 1000)
         return min(usual, longest) * random.uniform(0.75, 1.0)  # noqa: S311  not a secret

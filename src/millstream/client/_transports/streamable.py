@@ -43,7 +43,8 @@ _GOODBYE = 2.0
 class StreamableTransport:
     """One endpoint; with a session in the handshake era, if the server gives one."""
 
-    __slots__ = ("_background", "_endpoint", "_following", "_listener", "_max", "_revision", "_session", "_standing")
+    __slots__ = ("_background", "_endpoint", "_following", "_listener", "_max", "_revision", "_session", "_standing",
+                 "lost")  # fmt: skip
 
     name = "streamable-http"
 
@@ -59,11 +60,8 @@ class StreamableTransport:
         self._following: dict[int, EventReader] = {}
         """Streams that calls read, by the id of the request."""
         self._standing: asyncio.Task[None] | None = None
-
-    @property
-    def lost(self) -> bool:
-        """A session may be lost; HTTP never is."""
-        return False
+        self.lost: bool = False
+        """Whether the standing stream has found the session gone; HTTP never is."""
 
     async def open(self) -> None:
         """Nothing to do: the first request connects."""
@@ -150,7 +148,7 @@ class StreamableTransport:
         if reply.status in (404, 405):
             what = f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}."
             return NotMcp(what, remedy="Check the path: most are at /mcp.")
-        if reply.status >= 500:
+        if reply.passing:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         rather = "" if kind == "application/json" else f" and {kind}, not JSON"
         return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status}{rather}.")
@@ -177,18 +175,10 @@ class StreamableTransport:
     async def _answer_on(self, reader: EventReader, request: Request) -> Envelope:
         """The answer, where it comes on this connection; what comes before it is for the listener."""
         while (message := await reader.message()) is not None:
-            if self._is_answer(request, message):
+            if _is_answer(request, message):
                 return message
             self._listener.receive(message, self)
         raise ConnectionLost(f"The server ended the stream of {request.method} before its answer.")
-
-    @staticmethod
-    def _is_answer(request: Request, message: Envelope) -> bool:
-        if not message.is_answer:
-            return False
-        if message.id != request.id and (message.id is not None or not message.error):
-            raise wrong_id(request, message)
-        return True
 
     async def _resume(self, reader: EventReader, why: ConnectionLost) -> Body:
         revision = self._revision
@@ -216,30 +206,57 @@ class StreamableTransport:
     async def _stand(self, stands: asyncio.Event) -> None:
         """The stream for what belongs to no call. Servers without one answer 405."""
         reader = EventReader(self._max)
+        wanted = self._listener.wanted
+        now = asyncio.get_running_loop().time
+        since = now()
         try:
-            while reader.attempts < _ATTEMPTS and await self._stand_once(reader, stands):
-                await asyncio.sleep(reader.wait(_FIRST_WAIT, _LONGEST_WAIT))
+            while await self._stood(reader, stands):
+                if wanted.is_set() and now() - since > _LONGEST_WAIT:
+                    reader.attempts = 0  # something on the way cuts what is silent for a while
+                if reader.attempts >= _ATTEMPTS - 1 and not wanted.is_set():
+                    await wanted.wait()
+                    reader.attempts = 0
+                else:
+                    await asyncio.sleep(reader.wait(_FIRST_WAIT, _LONGEST_WAIT))
                 reader.attempts += 1
-        except ClientError:
-            return  # nothing that waiting would mend
+                since = now()
         finally:
             stands.set()
             reader.close()
 
-    async def _stand_once(self, reader: EventReader, stands: asyncio.Event) -> bool:
-        """Read one connection to its end; False where the server has no such stream."""
-        with contextlib.suppress(ConnectFailed, ConnectionLost):
-            reply = await self._get(reader.last_event_id)
-            if reply.stream is None or reply.status != 200:
+    async def _stood(self, reader: EventReader, stands: asyncio.Event) -> bool:
+        """Read one connection to its end; False where the server has no such stream, or not this session."""
+        try:
+            await self._stand_once(reader, stands)
+        except ClientError as exc:
+            gone = isinstance(exc, SessionLost)
+            if isinstance(exc, (ConnectFailed, ConnectionLost)) and not gone:
+                return True
+            if not stands.is_set():
                 return False
-            stands.set()
-            reader.attach(reply.stream)
-            while (message := await reader.message()) is not None:
-                if message.is_answer:
-                    self._give(message)
-                else:
-                    self._listener.receive(message, self)
+            self.lost = gone
+            reader.attempts = _ATTEMPTS  # waiting would mend nothing, but who wants to hear later may be luckier
+            self._listener.interrupted(self, exc)
+            return not gone
         return True
+
+    async def _stand_once(self, reader: EventReader, stands: asyncio.Event) -> None:
+        reply = await self._get(reader.last_event_id)
+        if reply.passing and (stands.is_set() or self._listener.wanted.is_set()):
+            raise self._trouble(reply)
+        if reply.status == 409 and stands.is_set():
+            raise ConnectionLost("The server hasn't noticed yet that the last stream broke.")
+        if reply.stream is None or reply.status != 200:
+            raise SessionLost("The server has forgotten the session.")
+        if reader.attempts and not reader.last_event_id:
+            self._listener.interrupted(self, None)
+        stands.set()
+        reader.attach(reply.stream)
+        while (message := await reader.message()) is not None:
+            if message.is_answer:
+                self._give(message)
+            else:
+                self._listener.receive(message, self)
 
     def _give(self, message: Envelope) -> None:
         """An answer on this stream belongs to a call whose own stream broke; servers are known to send it here."""
@@ -264,13 +281,23 @@ class StreamableTransport:
         """End the session and close the connections."""
         if self._standing is not None:
             self._standing.cancel()
-        if self._session:
-            try:
+        try:
+            if self._session and not self.lost:
                 async with asyncio.timeout(_GOODBYE):
                     await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
-            except (ClientError, TimeoutError):
-                pass  # a server that ends no sessions lets them expire
-        await self._endpoint.close()
+        except (ClientError, TimeoutError):
+            pass  # a server that ends no sessions lets them expire
+        finally:
+            await self._endpoint.close()
+
+
+def _is_answer(request: Request, message: Envelope) -> bool:
+    """Raises: BadAnswer: it answers another request."""
+    if not message.is_answer:
+        return False
+    if message.id != request.id and (message.id is not None or not message.error):
+        raise wrong_id(request, message)
+    return True
 
 
 def wrong_id(request: Request, message: Envelope) -> BadAnswer:

@@ -1,5 +1,6 @@
 """What every transport of a client can do, and what it's given to do."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -7,6 +8,7 @@ from msgspec import Struct
 
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
+from millstream.client._errors import ClientError
 
 
 class Request(Struct, gc=False):
@@ -29,8 +31,14 @@ class Request(Struct, gc=False):
 class Listener(Protocol):
     """Who hears what the server says unasked."""
 
+    wanted: asyncio.Event
+    """Set while somebody waits for what comes outside of calls."""
+
     def receive(self, message: Envelope, transport: "Transport") -> None:
         """Take a request or notification of the server."""
+
+    def interrupted(self, transport: "Transport", fault: ClientError | None) -> None:
+        """Nothing comes outside of calls any more, because of the fault; without a fault, something was missed."""
 
 
 class Transport(Protocol):

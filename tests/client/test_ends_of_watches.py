@@ -1,0 +1,244 @@
+"""Watches of the handshake era that end: because the server refuses for good, or because the client is closed.
+
+A server that can't be reached, or can't answer now, is none of these (`test_watched_connections.py`). The
+rules are our choice.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from itertools import chain, repeat
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from client.rude import GREETING, Asked, discovering, rude
+from client.watched import AGAIN, for_ever, gets, greetings, session, true, until_other_than_again, waits
+from millstream import Client
+from millstream.client import _watching as watching
+from millstream.client._errors import AccessDenied, ClientError, Failure, NotMcp
+from millstream.client._incoming import Change
+from patience import WAIT
+
+NEVER = 100_000.0
+"""Seconds for a wait that mustn't end by itself."""
+
+
+async def test_a_resource_that_is_gone_with_the_old_session_ends_its_watch_and_no_other(soon: None) -> None:
+    """As a subscription of the per-request era would that the server doesn't take any more."""
+    gone = False
+
+    async def calls(asked: Asked) -> None:
+        if gone and asked.message["params"]["uri"] == "a://1":
+            error = {"code": -32002, "message": "Resource not found"}
+            return await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        return await asked.result({})
+
+    async def streams(asked: Asked) -> None:
+        if greetings(server) == 1 and gets(server) > 1:
+            return await asked.reply(b"", status="404 Not Found")
+        await asked.stream()
+        if greetings(server) == 1:
+            await true(lambda: gone)
+            return await asked.end()
+        return await for_ever()
+
+    async with (
+        asyncio.timeout(WAIT), rude(session(streams, calls)) as server, Client(server.url) as client,
+        client.watch("a://1") as first, client.watch("a://2") as second,
+    ):  # fmt: skip
+        gone = True
+        assert await anext(second) == AGAIN
+        with pytest.raises(Failure, match="not found"):
+            await until_other_than_again(first)
+
+
+Refusals = Iterator[HTTPStatus]
+"""What a server says to each attempt to come back; it's silent when there are no more."""
+
+
+async def following(refusals: Refusals) -> HTTPStatus:
+    status = next(refusals, None)
+    return await for_ever() if status is None else status
+
+
+async def refuse(asked: Asked, refusals: Refusals) -> None:
+    status = await following(refusals)
+    await asked.reply(b"<p>No", status=f"{status} x", type="text/html")
+
+
+@asynccontextmanager
+async def streamable_http(refusals: Refusals) -> AsyncGenerator[Any]:
+    cut = asyncio.Event()
+
+    async def streams(asked: Asked) -> None:
+        if gets(server) > 1:
+            return await asked.reply(b"", status="404 Not Found")
+        await asked.stream()
+        await cut.wait()
+        return await asked.end()
+
+    calm = session(streams)
+
+    async def behave(asked: Asked) -> None:
+        await (refuse(asked, refusals) if greetings(server) > 1 else calm(asked))
+
+    async with rude(behave) as server:
+        yield server.url, cut
+
+
+@asynccontextmanager
+async def http_sse(refusals: Refusals) -> AsyncGenerator[Any]:
+    streams: list[Asked] = []
+    cut = asyncio.Event()
+
+    async def behave(asked: Asked) -> None:
+        if asked.verb == "GET" and streams:
+            return await refuse(asked, refusals)
+        if asked.verb == "GET":
+            streams.append(asked)
+            await asked.stream()
+            await asked.chunk(b"event: endpoint\ndata: /messages\n\n")
+            await cut.wait()
+            return await asked.end()
+        await asked.reply(b"", status="202 Accepted")
+        if asked.method == "initialize":
+            await streams[0].event(asked.answer({**GREETING, "protocolVersion": "2024-11-05"}), "event: message\n")
+        return None
+
+    async with rude(behave) as server:
+        yield {"mcpServers": {"it": {"type": "sse", "url": server.url}}}, cut
+
+
+@asynccontextmanager
+async def websocket(refusals: Refusals) -> AsyncGenerator[Any]:
+    cut = asyncio.Event()
+    refusing = asyncio.Event()
+
+    async def request(socket: ServerConnection, asked: Request) -> Response | None:
+        if not refusing.is_set():
+            return None
+        return socket.respond(await following(refusals), "")
+
+    async def talk(socket: ServerConnection) -> None:
+        message = json.loads(await socket.recv())
+        await socket.send(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": GREETING}))
+        await cut.wait()
+        refusing.set()
+
+    protocols = [Subprotocol("mcp")]
+    async with serve(talk, "127.0.0.1", 0, subprotocols=protocols, process_request=request, close_timeout=1) as server:
+        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws", cut
+
+
+PLACES = {"streamable": (streamable_http, "2025-11-25"), "http+sse": (http_sse, "2024-11-05"),
+          "websocket": (websocket, "2025-11-25")}  # fmt: skip
+
+
+ENDS: list[tuple[list[int], type[ClientError]]] = [([503, 502, 429, 403], AccessDenied), ([404], NotMcp)]
+
+
+@pytest.mark.parametrize(("statuses", "expected"), ENDS)
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_server_that_refuses_for_good_ends_the_watch(
+    place: str, statuses: list[int], expected: type[ClientError], soon: None
+) -> None:
+    """As in the per-request era: waiting wouldn't mend it. One that can't answer now is asked again."""
+    where, revision = PLACES[place]
+    refusals = map(HTTPStatus, chain(statuses, repeat(statuses[-1])))
+    async with (
+        asyncio.timeout(WAIT), where(refusals) as (target, cut), Client(target, revision=revision) as client,
+        client.watch() as changes,
+    ):  # fmt: skip
+        cut.set()
+        with pytest.raises(expected):
+            await anext(changes)
+
+
+@pytest.mark.parametrize("during", ["a wait", "an attempt"])
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_client_that_is_closed_while_the_connection_is_made_again_leaves_nothing(
+    place: str, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No task (`conftest.py`), no connection, and it doesn't wait for the next attempt."""
+    where, revision = PLACES[place]
+    waits(monkeypatch, 0.01)
+    async with (
+        asyncio.timeout(WAIT), where(iter([])) as (target, cut), Client(target, revision=revision) as client,
+        client.watch(),
+    ):  # fmt: skip
+        requests = client.conversation.requests
+        if during == "a wait":
+            monkeypatch.setattr(watching, "_FIRST_WAIT", NEVER)
+            monkeypatch.setattr(watching, "_LONGEST_WAIT", NEVER)
+        cut.set()
+        if during == "a wait":
+            await true(lambda: client.conversation._watches._task)
+            assert requests.link is not None
+        else:
+            await true(lambda: requests.link is None)
+
+
+async def test_credentials_that_no_longer_count_end_the_watch_and_new_ones_can_watch_again(soon: None) -> None:
+    """The session is still there; only the stream is refused for a while."""
+    refusing = False
+
+    async def streams(asked: Asked) -> None:
+        if refusing:
+            return await asked.reply(b"{}", status="403 Forbidden")
+        await asked.stream()
+        await true(lambda: refusing)
+        return await asked.end()
+
+    async with asyncio.timeout(WAIT), rude(session(streams)) as server, Client(server.url) as client:
+        async with client.watch() as changes:
+            refusing = True
+            with pytest.raises(AccessDenied):
+                await anext(changes)
+        refusing = False
+        async with client.watch() as changes:
+            assert await anext(changes) == AGAIN
+        assert greetings(server) == 1
+
+
+async def test_a_server_that_speaks_the_per_request_era_when_it_is_back_is_watched_by_its_rules(soon: None) -> None:
+    """It was replaced by a newer version."""
+    newer = False
+
+    async def streams(asked: Asked) -> None:
+        await asked.stream()
+        await true(lambda: newer)
+        await asked.end()
+
+    async def listens(asked: Asked) -> None:
+        await asked.stream()
+        about = {"_meta": {"io.modelcontextprotocol/subscriptionId": asked.message["id"]}}
+        for name in ("subscriptions/acknowledged", "tools/list_changed"):
+            note = {"jsonrpc": "2.0", "method": f"notifications/{name}", "params": about}
+            await asked.event(json.dumps(note).encode())
+        await for_ever()
+
+    old, new = session(streams), discovering(listens)
+
+    async def behave(asked: Asked) -> None:
+        if not newer:
+            return await old(asked)
+        if asked.verb != "POST":
+            return await asked.reply(b"", status="404 Not Found")
+        if asked.method == "initialize":
+            error = {"code": -32022, "message": "Unsupported", "data": {"supported": ["2026-07-28"]}}
+            said = {"jsonrpc": "2.0", "id": asked.message["id"], "error": error}
+            return await asked.reply(json.dumps(said).encode(), status="400 Bad Request")
+        return await new(asked)
+
+    async with (
+        asyncio.timeout(WAIT), rude(behave) as server, Client(server.url) as client, client.watch() as changes,
+    ):  # fmt: skip
+        newer = True
+        assert await until_other_than_again(changes) == Change("tools")
+        assert client.revision == "2026-07-28"

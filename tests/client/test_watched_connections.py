@@ -1,0 +1,332 @@
+"""Connections of the handshake era that break while somebody only watches: they're made again, and the watcher hears.
+
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports. How long to wait, and when to give up, is our
+choice. Servers in processes of their own, and rude ones on real sockets.
+"""
+
+import asyncio
+import json
+import sys
+import textwrap
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
+
+from client.rude import OFFER, Asked, rude
+from client.walk import FILE, SUBSCRIBED
+from client.watched import AGAIN, NOTE, for_ever, gets, greetings, session, true, until_other_than_again
+from millstream import Client
+from millstream.client import _watching as watching
+from millstream.client._errors import ClientError, ConnectionLost
+from millstream.client._incoming import Change
+from millstream.client._transports import streamable
+from millstream.client._transports.events import EventReader
+from millstream.client._watching import Changes
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+# Real servers
+
+
+WAYS = [("http", "/mcp", "2025-11-25"), ("http", "/mcp", "2025-03-26"), ("http", "/sse", "2024-11-05"),
+        ("ws", "/ws", "2025-11-25")]  # fmt: skip
+
+
+@contextmanager
+def shop(port: int, folder: Path) -> Iterator[None]:
+    with serving(millstream(str(FILE), port, "--serve", "hub"), port, folder / "log"):
+        yield
+
+
+@asynccontextmanager
+async def publishing(url: str) -> AsyncGenerator[None]:
+    """Somebody publishes, again and again: the stand-alone stream may not be there when it's done first."""
+
+    async def publish() -> None:
+        async with Client(url) as client:
+            while True:
+                await client.call("publish")
+                await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(publish())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def until(changes: Changes, wanted: Change) -> None:
+    while await anext(changes) != wanted:
+        pass
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("scheme", "path", "revision"), WAYS)
+async def test_who_only_watches_hears_of_a_server_that_was_restarted(
+    scheme: str, path: str, revision: str, tmp_path: Path, soon: None
+) -> None:
+    """A fixed defect: the session or the connection was gone, and as the program asked nothing, for good."""
+    port = free_port()
+    url = f"{scheme}://127.0.0.1:{port}{path}"
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(shop(port, tmp_path))
+        async with asyncio.timeout(WAIT), Client(url, revision=revision) as client, client.watch(SUBSCRIBED) as changes:
+            async with publishing(url):
+                await until(changes, Change("resource", SUBSCRIBED))
+            first.close()
+            second.enter_context(shop(port, tmp_path))
+            await until(changes, AGAIN)
+            async with publishing(url):
+                await until(changes, Change("resource", SUBSCRIBED))
+            assert client.revision == revision
+
+
+MORTAL = """
+    import json, sys
+    from pathlib import Path
+
+    lives = Path(sys.argv[1])
+    lives.write_text(lives.read_text() + "x" if lives.exists() else "x")
+
+    def say(**message):
+        print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+    GREETING = {"protocolVersion": "2025-11-25", "capabilities": {"resources": {"subscribe": True}},
+                "serverInfo": {"name": "mortal", "version": "1"}}
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["method"] == "initialize":
+            say(id=message["id"], result=GREETING)
+        elif message["method"] == "resources/subscribe":
+            say(id=message["id"], result={})
+            if len(lives.read_text()) < 3:
+                sys.exit(1)
+            say(method="notifications/resources/updated", params={"uri": "a://1"})
+        elif "id" in message:
+            say(id=message["id"], error={"code": -32601, "message": "Method not found"})
+"""
+
+
+@pytest.mark.server
+async def test_a_watched_process_that_dies_is_started_again(tmp_path: Path, soon: None) -> None:
+    """As often as it takes: here it dies twice, the second time as soon as it's subscribed to."""
+    script = tmp_path / "mortal.py"
+    script.write_text(textwrap.dedent(MORTAL))
+    target = [sys.executable, str(script), str(tmp_path / "lives")]
+    async with asyncio.timeout(WAIT), Client(target) as client, client.watch("a://1") as changes:
+        assert await until_other_than_again(changes) == Change("resource", "a://1")
+    assert (tmp_path / "lives").read_text() == "xxx"
+
+
+@pytest.mark.server
+async def test_the_command_watch_goes_on_when_its_server_was_restarted(tmp_path: Path) -> None:
+    """With the waits that people get."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/mcp"
+    command = [sys.executable, "-c", "from millstream._cli import main; main()", "watch", url, SUBSCRIBED]
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(shop(port, tmp_path))
+        process = await asyncio.create_subprocess_exec(
+            *command, "--revision", "2025-11-25", stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(WAIT):
+                assert (await process.stdout.readline()).startswith(b"Watching shop")
+                first.close()
+                second.enter_context(shop(port, tmp_path))
+                assert await process.stdout.readline() == b"changed\tagain\n"
+                async with publishing(url):
+                    while (line := await process.stdout.readline()) == b"changed\tagain\n":
+                        pass
+                assert line == f"changed\tresource\t{SUBSCRIBED}\n".encode()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def test_the_per_request_era_says_once_that_a_connection_broke_and_only_to_who_watches() -> None:
+    """There, a watch takes care of itself: `on_change` hears what the other era tells."""
+    sockets = 0
+
+    async def talk(socket: ServerConnection) -> None:
+        nonlocal sockets
+        sockets += 1
+        async for text in socket:
+            message = json.loads(text)
+            if message["method"] == "server/discover":
+                await socket.send(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": OFFER}))
+                continue
+            about = {"_meta": {"io.modelcontextprotocol/subscriptionId": message["id"]}}
+            for name in ("subscriptions/acknowledged", "tools/list_changed"):
+                note = {"jsonrpc": "2.0", "method": f"notifications/{name}", "params": about}
+                await socket.send(json.dumps(note))
+            if sockets == 1:
+                return
+
+    told: list[Change] = []
+    async with serve(talk, "127.0.0.1", 0, subprotocols=[Subprotocol("mcp")], close_timeout=1) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws"
+        client = Client(url, revision="2026-07-28", on_change=told.append)
+        async with asyncio.timeout(WAIT), client, client.watch(tools=True) as changes:
+            heard = [await anext(changes) for _ in range(3)]
+    assert heard == [Change("tools"), AGAIN, Change("tools")]
+    assert AGAIN not in told
+
+
+# Streamable HTTP: the stand-alone stream
+
+
+@pytest.mark.parametrize("id", ["", "id: e1\n"], ids=["missed", "resumed"])
+async def test_a_stream_of_the_same_session_that_was_cut_says_whether_changes_may_be_missed(
+    id: str, soon: None
+) -> None:
+    """Without an event id, a server can't tell what was said meanwhile."""
+    watched = asyncio.Event()
+
+    async def streams(asked: Asked) -> None:
+        await asked.stream()
+        await watched.wait()
+        if gets(server) == 1:
+            await asked.event(NOTE.replace(b"tools", b"prompts"), id)
+            raise ConnectionError
+        assert asked.headers.get("last-event-id", "") == ("e1" if id else "")
+        await asked.event(NOTE)
+        await for_ever()
+
+    async with asyncio.timeout(WAIT), rude(session(streams)) as server, Client(server.url) as client:
+        async with client.watch() as changes:
+            watched.set()
+            heard = [await anext(changes)]
+            while heard[-1] != Change("tools"):
+                heard.append(await anext(changes))
+        assert heard == [Change("prompts"), *([] if id else [AGAIN]), Change("tools")]
+        assert greetings(server) == 1
+
+
+async def test_a_stream_is_made_again_as_often_as_it_breaks_while_somebody_watches(soon: None) -> None:
+    """A fixed defect: after five attempts it was given up, also for those who came to watch later."""
+
+    async def streams(asked: Asked) -> None:
+        if gets(server) in (3, 8):  # the server hasn't noticed yet that the last one broke
+            return await asked.reply(b"", status="409 Conflict")
+        await asked.stream()
+        if gets(server) > 20:
+            await asked.event(NOTE)
+            await for_ever()
+        return await asked.end()
+
+    async with asyncio.timeout(WAIT), rude(session(streams)) as server, Client(server.url) as client:
+        await true(lambda: client.conversation.incoming.wanted._waiters)  # type: ignore[attr-defined]
+        assert gets(server) == 5  # a client that doesn't watch costs no more
+        async with client.watch(tools=True) as changes:
+            assert await until_other_than_again(changes) == Change("tools")
+        assert greetings(server) == 1
+
+
+async def test_a_server_that_is_away_for_long_is_found_when_it_is_back(soon: None) -> None:
+    """Neither the outage nor what a server says while it starts ends the watch, whatever the program tries."""
+    away = False
+    refusals: list[str] = []
+
+    async def streams(asked: Asked) -> None:
+        await asked.stream()
+        await true(lambda: away)
+        raise ConnectionError
+
+    calm = session(streams)
+
+    async def behave(asked: Asked) -> None:
+        if not away:
+            return await calm(asked)
+        refusals.append(asked.method)
+        if asked.method == "initialize" and len(refusals) % 3 == 0:
+            busy = {"jsonrpc": "2.0", "id": None, "error": {"code": -31503, "message": "Too many calls are running"}}
+            return await asked.reply(json.dumps(busy).encode(), status="503 Service Unavailable")
+        if asked.verb == "GET" and len(refusals) >= 12:
+            return await asked.reply(b"", status="404 Not Found")  # the session is known to be gone
+        if len(refusals) % 3 == 1:
+            return await asked.reply(b"Bad gateway", status="502 Bad Gateway", type="text/plain")
+        raise ConnectionError
+
+    async with asyncio.timeout(WAIT), rude(behave) as server, Client(server.url) as client:
+        async with client.watch("a://1") as changes:
+            away = True
+            await true(lambda: len(refusals) > 20)
+            assert client.revision == "2025-11-25"
+            with pytest.raises(ClientError):
+                await client.call("x")
+            await true(lambda: len(refusals) > 60)
+            away = False
+            assert await anext(changes) == AGAIN
+        assert greetings(server) > 2
+
+
+async def test_who_watches_hears_again_though_a_call_of_the_program_tried_first_and_failed(soon: None) -> None:
+    """A fixed defect: what was subscribed wasn't put back by the next connection, once an attempt to make it failed."""
+    away = False
+
+    async def calls(asked: Asked) -> None:
+        nonlocal away
+        away = asked.method == "tools/call"
+        await (asked.reply(b"", status="404 Not Found") if away else asked.result({}))
+
+    calm = session(lambda asked: asked.reply(b"", status="405 Method Not Allowed"), calls)
+
+    async def behave(asked: Asked) -> None:
+        if away:
+            raise ConnectionError
+        await calm(asked)
+
+    async with asyncio.timeout(WAIT), rude(behave) as server, Client(server.url) as client:
+        async with client.watch("a://1") as changes:
+            with pytest.raises(ConnectionLost):
+                await client.call("x")
+            away = False
+            assert await anext(changes) == AGAIN
+        assert [asked.method for asked in server.asked].count("resources/subscribe") == 2
+
+
+async def test_a_watch_that_is_opened_in_a_forgotten_session_begins_in_a_new_one(soon: None) -> None:
+    """As a call would; it ended with `SessionLost`."""
+
+    async def calls(asked: Asked) -> None:
+        gone = greetings(server) == 1
+        await (asked.reply(b"", status="404 Not Found") if gone else asked.result({}))
+
+    calm = session(lambda asked: asked.reply(b"", status="405 Method Not Allowed"), calls)
+    async with asyncio.timeout(WAIT), rude(calm) as server, Client(server.url) as client, client.watch("a://1"):
+        assert greetings(server) == 2
+
+
+async def test_a_callback_is_a_watcher_too(soon: None) -> None:
+    """`on_change` hears what the handshake era tells by itself, and nothing if nobody keeps the connection."""
+    heard: asyncio.Queue[Change] = asyncio.Queue()
+
+    async def streams(asked: Asked) -> None:
+        if greetings(server) == 1 and gets(server) > 1:
+            return await asked.reply(b"", status="404 Not Found")
+        await asked.stream()
+        if greetings(server) == 1:
+            return await asked.end()
+        return await for_ever()
+
+    async with asyncio.timeout(WAIT), rude(session(streams)) as server:
+        client = Client(server.url, on_change=heard.put_nowait)
+        async with client:
+            assert await heard.get() == AGAIN
+        assert greetings(server) == 2
+
+
+def test_waits_stay_numbers_however_often_an_attempt_has_failed() -> None:
+    """A fixed defect: after a night without the server, 2 ** 1100 was too much, and the watch ended without a word."""
+    reader = EventReader(1)
+    reader.attempts = 5000
+    assert 20 <= watching._pause(5000) <= 30
+    assert 20 <= reader.wait(streamable._FIRST_WAIT, streamable._LONGEST_WAIT) <= 30

@@ -1,0 +1,61 @@
+"""What tests of watched connections share: servers with a session, and waits that are short."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from client.rude import DONE, Asked, Rude, greeting
+from millstream.client import _watching as watching
+from millstream.client._incoming import Change
+from millstream.client._transports import streamable
+from millstream.client._watching import Changes
+
+AGAIN = Change("again")
+NOTE = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'
+Behave = Callable[[Asked], Awaitable[None]]
+
+
+def waits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for module in (watching, streamable):
+        monkeypatch.setattr(module, "_FIRST_WAIT", seconds)
+        monkeypatch.setattr(module, "_LONGEST_WAIT", seconds)
+
+
+async def true(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110  others make it so
+        await asyncio.sleep(0.01)
+
+
+async def until_other_than_again(changes: Changes) -> Change:
+    """A server that breaks twice is told of twice."""
+    while (change := await anext(changes)) == AGAIN:
+        pass
+    return change
+
+
+async def for_ever() -> Any:
+    await asyncio.get_running_loop().create_future()
+
+
+def session(streams: Behave, others: Behave | None = None) -> Behave:
+    """A server with sessions, which does `streams` with each GET and `others` with what comes after the handshake."""
+
+    async def calls(asked: Asked) -> None:
+        await asked.result(DONE if asked.method == "tools/call" else {})
+
+    usual = greeting(others or calls, session="s")
+
+    async def behave(asked: Asked) -> None:
+        await (streams if asked.verb == "GET" else usual)(asked)
+
+    return behave
+
+
+def greetings(server: Rude) -> int:
+    return [asked.method for asked in server.asked].count("initialize")
+
+
+def gets(server: Rude) -> int:
+    return [asked.verb for asked in server.asked].count("GET")
