@@ -9,12 +9,12 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Reading, Worker, real_fleet, settle, until
 from hub_parts import listen, receive
-from millstream import Context, Server, Settings
-from millstream._server.peers import Peers, Standing, TakenUp
+from millstream import Context, Server
 from millstream.compat.fastmcp import Context as PortedContext
 from millstream.compat.fastmcp import FastMCP
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings, lasting
+from talking_world import make_talking, talk
 from wire import LATEST_HANDSHAKE, request
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
@@ -36,35 +36,6 @@ async def hasty(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     backing = BACKINGS[request.param]()
     yield backing
     await backing.close()
-
-
-def make_talking(**settings: int) -> Server:
-    """A shop with a tool that says a word whenever it may, and resources to subscribe to."""
-    mcp = make_shop(**settings)
-    mcp.go = asyncio.Semaphore(0)  # type: ignore[attr-defined]
-    mcp.ended = asyncio.Event()  # type: ignore[attr-defined]
-
-    @mcp.tool
-    async def talks(ctx: Context) -> str:
-        """Says words."""
-        try:
-            for number in range(3):
-                await ctx.info(f"word {number}")
-                await mcp.go.acquire()  # type: ignore[attr-defined]
-        finally:
-            mcp.ended.set()  # type: ignore[attr-defined]
-        return "said"
-
-    for number in range(9):
-        mcp.resource(f"shelf://{number}", name=f"shelf{number}")(lambda: "full")
-    return mcp
-
-
-async def talk(worker: Worker, headers: dict[str, str]) -> Reading:
-    """A call whose first word has come."""
-    stream = Reading(await worker.post(request("tools/call", {"name": "talks", "arguments": {}}, 5), headers))
-    await stream.until(1)
-    return stream
 
 
 async def status(worker: Worker, message: object, headers: dict[str, str]) -> int:
@@ -191,107 +162,6 @@ async def test_a_cancellation_finds_its_call(backing: Backing) -> None:
         assert await status(second, note, headers) == 202
         await first.server.ended.wait()  # type: ignore[attr-defined]
         await stream.end()
-
-
-async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
-    """Our choice: all workers agree on which one that is, also of those that open at once."""
-    async with real_fleet(make_shop, backing) as workers:
-        headers = await workers[0].initialize()
-        streams = await asyncio.gather(*(each.get(headers) for each in workers))
-        await until(lambda: [stream.over for stream in streams].count(True) == 3)
-        newest = await workers[1].get(headers)
-        await until(lambda: all(stream.over for stream in streams))
-        assert not newest.over
-        newest.close()
-
-
-def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Semaphore, asyncio.Event]:
-    """Workers tell each other messages of a kind once the event is set; the semaphore counts those that wait."""
-    waiting, go, tell = asyncio.Semaphore(0), asyncio.Event(), Peers.tell
-
-    async def tell_late(self: Peers, message: object) -> None:
-        if isinstance(message, kind):
-            waiting.release()
-            await go.wait()
-        await tell(self, message)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Peers, "tell", tell_late)
-    return waiting, go
-
-
-async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
-    backing: Backing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
-    waiting, go = hold_back(Standing, monkeypatch)
-    async with real_fleet(make_shop, backing) as (first, second, *_):
-        headers = await second.initialize()
-        opening = asyncio.create_task(first.get(headers))
-        await waiting.acquire()
-        for _ in range(50):
-            await asyncio.sleep(0)
-        assert not opening.done()
-        go.set()
-        older = await opening
-        newer = await second.get(headers)
-        await until(lambda: older.over)
-        assert not newer.over
-        newer.close()
-
-
-async def test_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
-    backing: Backing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise a slow store would let any number in."""
-    waiting, go = hold_back(Standing, monkeypatch)
-    async with real_fleet(lambda: Server("shop", settings=Settings(max_streams=1)), backing) as (first, *_):
-        opening = [asyncio.create_task(first.get(await first.initialize())) for _ in range(3)]
-        for _ in opening:
-            await waiting.acquire()
-        go.set()
-        streams = await asyncio.gather(*opening)
-        assert sorted(stream.status for stream in streams) == [200, 503, 503]
-        for stream in streams:
-            stream.close()
-
-
-async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> None:
-    """Our choice: each message once, in order, on the newest connection."""
-    async with real_fleet(make_talking, backing) as (first, second, third, _):
-        headers = await first.initialize()
-        line = await talk(first, headers)
-        older = await second.get(headers, line.last_id)
-        await until(lambda: line.over)
-        first.server.go.release()  # type: ignore[attr-defined]
-        await older.until(1)
-        newer = await third.get(headers, older.last_id)
-        await until(lambda: older.over)
-        for _ in range(2):
-            first.server.go.release()  # type: ignore[attr-defined]
-        messages = line.messages + older.messages + await newer.end()
-        assert [each["params"]["data"] for each in messages[:-1]] == ["word 0", "word 1", "word 2"]
-        assert messages[-1]["result"]["content"][0]["text"] == "said"
-
-
-async def test_broken_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
-    backing: Backing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fixed: as many as came while the store was slow were let in."""
-    waiting, go = hold_back(TakenUp, monkeypatch)
-    async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):
-        sessions = [await first.initialize() for _ in range(3)]
-        lines = [await talk(first, headers) for headers in sessions]
-        opening = [
-            asyncio.create_task(second.get(headers, line.last_id))
-            for headers, line in zip(sessions, lines, strict=True)
-        ]
-        for _ in opening:
-            await waiting.acquire()
-        go.set()
-        streams = await asyncio.gather(*opening)
-        assert sorted(stream.status for stream in streams) == [200, 503, 503]
-        for stream in (*lines, *streams):
-            stream.close()
 
 
 async def test_a_call_whose_worker_died_ends_in_an_error(hasty: Backing) -> None:

@@ -156,6 +156,28 @@ async def test_what_one_worker_publishes_reaches_the_others_in_order(backing: Ba
     assert [each for each in await own.until(sent[-1]) if each != b"there"] == sent
 
 
+async def test_what_several_workers_publish_is_heard_in_one_order_everywhere(backing: Backing) -> None:
+    """The contract of `Bus.publish`: whoever hears its own message knows which of the others' came before."""
+    workers = [await backing.worker() for _ in range(3)]
+    heard = [Heard() for _ in workers]
+    for worker, inbox in zip(workers, heard, strict=True):
+        worker.bus.subscribe("topic", inbox)
+    async with asyncio.timeout(WAIT):
+        while not all(inbox.items for inbox in heard):
+            await workers[0].bus.publish("topic", b"there")
+            await asyncio.gather(*(worker.kv.get("key") for worker in workers))
+
+    async def publish(number: int) -> None:
+        for turn in range(50):
+            await workers[number].bus.publish("topic", b"%d-%d" % (number, turn))
+
+    await asyncio.gather(*(publish(number) for number in range(len(workers))))
+    await workers[0].bus.publish("topic", b"last")
+    orders = [[each for each in await inbox.until(b"last") if each != b"there"] for inbox in heard]
+    assert orders[0] == orders[1] == orders[2]
+    assert len(orders[0]) == 3 * 50 + 1
+
+
 async def test_what_is_sent_to_a_worker_reaches_that_worker_only(backing: Backing) -> None:
     """The contract of `Bus.send`: in the order of sending."""
     one, two, three = [await backing.worker() for _ in range(3)]

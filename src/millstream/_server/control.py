@@ -4,6 +4,7 @@ Transports speak to this and never to the call itself, since the call may run on
 message came to.
 """
 
+from collections.abc import Callable
 from time import monotonic
 
 import msgspec
@@ -12,7 +13,7 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, LocalErro
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id
 from millstream._server.calls.call import Call
-from millstream._server.peers import Allowance, Answered, CancelledCall, Ended, Peers
+from millstream._server.peers import Answered, CancelledCall, Ended, Peers
 from millstream._server.questions.open import OpenQuestions, asker
 
 PER_SECOND = 100
@@ -119,3 +120,24 @@ class Control:
 
 def _cancelled(message: Envelope) -> RequestId | None:
     return cancelled_id(message.params) if message.method == "notifications/cancelled" else None
+
+
+class Allowance:
+    """How often each of many may do something in a second of a clock. Counts are kept for the present second only."""
+
+    __slots__ = ("_clock", "_most", "_second", "_used")
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._clock = clock
+        self._second = 0
+        self._used: dict[str, int] = {}
+
+    def take(self, who: str) -> bool:
+        """Whether somebody may do it once more."""
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._used = now, {}
+        used = self._used.get(who, 0)
+        self._used[who] = used + 1
+        return used < self._most

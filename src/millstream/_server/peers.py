@@ -64,17 +64,17 @@ class Ended(Struct, frozen=True, array_like=True, tag="end"):
 
 
 class Standing(Struct, frozen=True, array_like=True, tag="stream"):
-    """A session has a new stand-alone stream at the sender."""
+    """A session has a new stand-alone stream at the sender. Of several, the one that's heard of last stays."""
 
     session: str
-    stamp: int
+    id: int
 
 
 class TakenUp(Struct, frozen=True, array_like=True, tag="follow"):
-    """The stream of a call is read at the sender from now on."""
+    """The stream of a call is read at the sender from now on. Of several, the reader that's heard of last stays."""
 
     log: str
-    stamp: int
+    id: int
 
 
 class Posted(Struct, frozen=True, array_like=True, tag="post"):
@@ -162,8 +162,8 @@ class Peers:
     """The other workers, as one running server speaks with them."""
 
     __slots__ = (
-        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_mute", "_receivers", "_seen", "_sending",
-        "_stamp", "_stops", "_store", "_waiting", "_warned", "shared",
+        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_mute", "_own", "_receivers", "_seen",
+        "_sending", "_stamp", "_stops", "_store", "_waiting", "_warned", "shared",
     )  # fmt: skip
 
     def __init__(self, store: Store, values: Sequence[bytes]) -> None:
@@ -179,6 +179,8 @@ class Peers:
         """False: there are no others, and nothing is sent."""
         self._keys: list[bytes] = []
         self._receivers: dict[type, list[Callable[[Any, str], None]]] = {}
+        self._own: set[type] = set()
+        """Kinds of which this worker's own messages are received, too."""
         self._interrupted: list[Callable[[], None]] = []
         self._lost: list[Callable[[], None]] = []
         self._looks: list[Callable[[], Awaitable[None]]] = []
@@ -203,9 +205,17 @@ class Peers:
 
     # What arrives
 
-    def on(self, kind: type[M], receive: Callable[[M, str], None]) -> None:
-        """Call `receive(message, worker)` in the loop for every message of a kind from another worker."""
+    def on(self, kind: type[M], receive: Callable[[M, str], None], *, own: bool = False) -> None:
+        """Call `receive(message, worker)` in the loop for every message of a kind from another worker.
+
+        Args:
+            kind: what to hear.
+            receive: what hears it.
+            own: also for what this worker tells all. All workers hear that in one order.
+        """
         self._receivers.setdefault(kind, []).append(receive)
+        if own:
+            self._own.add(kind)
 
     def on_interruption(self, forget: Callable[[], None]) -> None:
         """Call `forget` after messages may have been lost: whatever they would have said has to be looked up."""
@@ -277,7 +287,9 @@ class Peers:
                 _logger.exception("A message of another worker could not be carried out")
 
     def _open_letter(self, data: bytes) -> _Letter | None:
-        """A message of another worker; None for our own, and for what isn't one or comes at a wrong time."""
+        """A message of another worker, or one of our own that somebody wants to hear; None for what isn't one or comes
+        at a wrong time.
+        """
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             if not self._warned:
@@ -290,7 +302,9 @@ class Peers:
             return None
         me = self._store.workers.me
         late = abs(letter.stamp / 1e6 - self._store.time()) > WINDOW
-        if letter.sender == me or late or (letter.to and (letter.to != me or not self._is_new(letter))):
+        if late or (letter.sender == me and type(letter.message) not in self._own):
+            return None
+        if letter.to and (letter.to != me or not self._is_new(letter)):
             return None
         return letter
 
@@ -310,30 +324,28 @@ class Peers:
         return worker == self._store.workers.me
 
     def stamp(self) -> int:
-        """A number greater than that of every message sent or received so far: it says which of two events is newer.
-
-        Microseconds, so that a worker that heard of nothing yet begins where the others are.
-        """
+        """A number greater than that of every message sent or received so far; in microseconds."""
         now = int(self._store.time() * 1e6)
         if self._stamp > now + WINDOW * 1e6:  # the clock was set back so far that nobody would take it
             self._stamp = now
         self._stamp = max(self._stamp + 1, now)
         return self._stamp
 
-    async def tell(self, message: Message) -> None:
-        """Tell all other workers; it is a hint, and a store that does not answer isn't an error."""
+    async def tell(self, message: Message) -> bool:
+        """Tell all other workers; it is a hint, and a store that does not answer isn't an error: then it's False."""
         if not self.shared:
-            return
+            return False
         try:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
         except (LocalError, OSError) as failure:
             if not self._mute:
                 _logger.warning("Nothing can be sent to all workers: %s", failure)
             self._mute = True
-        else:
-            if self._mute:
-                _logger.warning("Messages to all workers can be sent again.")
-            self._mute = False
+            return False
+        if self._mute:
+            _logger.warning("Messages to all workers can be sent again.")
+        self._mute = False
+        return True
 
     def tell_soon(self, message: Message) -> None:
         """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped."""
@@ -369,24 +381,3 @@ class Peers:
 
 def _mac(key: bytes, body: bytes) -> bytes:
     return hmac.digest(key, body, "sha256")[:_MAC_BYTES]
-
-
-class Allowance:
-    """How often each of many may do something in a second of a clock. Counts are kept for the present second only."""
-
-    __slots__ = ("_clock", "_most", "_second", "_used")
-
-    def __init__(self, most: int, clock: Callable[[], float]) -> None:
-        self._most = most
-        self._clock = clock
-        self._second = 0
-        self._used: dict[str, int] = {}
-
-    def take(self, who: str) -> bool:
-        """Whether somebody may do it once more."""
-        now = int(self._clock())
-        if now != self._second:
-            self._second, self._used = now, {}
-        used = self._used.get(who, 0)
-        self._used[who] = used + 1
-        return used < self._most

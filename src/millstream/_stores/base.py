@@ -248,9 +248,9 @@ class Bus(Protocol):
     """Messages to whoever listens now, on this worker and on all others that share the store.
 
     At most once: a message is lost for a subscriber that is not there, or whose connection is interrupted. Messages of
-    one publisher on one topic arrive in the order of their `publish` calls, if each was awaited before the next;
-    nothing is promised across topics. What must not be lost belongs in the `KeyValue` or the `EventLog`; the bus says
-    that it is there.
+    one publisher on one topic arrive in the order of their `publish` calls, if each was awaited before the next, and
+    those of several publishers in one order everywhere; nothing is promised across topics. What must not be lost
+    belongs in the `KeyValue` or the `EventLog`; the bus says that it is there.
     """
 
     async def send(self, worker: str, topic: str, data: bytes) -> bool:

@@ -94,7 +94,7 @@ class Guard:
         self.clock: Callable[[], float] = clock
         self.challenges: Challenges = challenges
         # Process
-        self.verdicts = Verdicts()
+        self.verdicts: Verdicts = Verdicts()
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
         self._turns = Turns(_AT_ONCE)

@@ -1,6 +1,7 @@
 """A broken stream of a call, read again: what the log has behind an event id, then what comes, up to its end."""
 
 import asyncio
+import secrets
 from collections.abc import Mapping, Sequence
 
 from millstream._http.message import STREAM_HEAD, Request, Response, Sink
@@ -27,7 +28,8 @@ class Resumption:
         self._endpoint = endpoint
         self._readers: dict[str, _Reader] = {}
         peers = endpoint.services.peers
-        peers.on(TakenUp, self._taken_up_elsewhere)
+        peers.on(TakenUp, self._taken_up, own=True)
+        peers.on_interruption(self._place_all)
         peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
 
     async def serve(
@@ -42,10 +44,11 @@ class Resumption:
         except Gap:
             return UNKNOWN_EVENT
         self._take_over(name)
-        reader = self._readers[name] = _Reader(writer_of(stream), services.peers.stamp())
+        reader = self._readers[name] = _Reader(writer_of(stream))
         try:
             # Before the client knows that it is heard here: whatever it asks for next goes to this connection only.
-            await services.peers.tell(TakenUp(name, reader.stamp))
+            if not await services.peers.tell(TakenUp(name, reader.id)):
+                reader.placed = True
             if self._readers.get(name) is not reader:  # somebody newer came meanwhile
                 return EMPTY_STREAM
             if self._endpoint.streams.full(owner):  # many may have waited for the store and the workers
@@ -102,13 +105,18 @@ class Resumption:
         if line is not None:
             line.leave()
 
-    def _taken_up_elsewhere(self, message: TakenUp, worker: str) -> None:
-        """The newest reader has the stream. Where the other is the older one, its worker has not heard of this."""
+    def _taken_up(self, message: TakenUp, _worker: str) -> None:
+        """Somebody reads a stream. All workers hear of its readers in one order, and the last one stays."""
         reader = self._readers.get(message.log)
-        if reader is not None and reader.stamp > message.stamp:
-            self._endpoint.services.peers.tell_soon(TakenUp(message.log, reader.stamp))
-        else:
+        if reader is None or (reader.placed and message.id != reader.id):
             self._take_over(message.log)
+        elif message.id == reader.id:
+            reader.placed = True
+
+    def _place_all(self) -> None:
+        """What was said of a reader may have been lost, so it isn't waited for."""
+        for reader in self._readers.values():
+            reader.placed = True
 
     # Workers that are gone
 
@@ -126,12 +134,14 @@ class Resumption:
 class _Reader:
     """Somebody who reads a stream here."""
 
-    __slots__ = ("sink", "stamp", "writer")
+    __slots__ = ("id", "placed", "sink", "writer")
 
-    def __init__(self, writer: str, stamp: int) -> None:
+    def __init__(self, writer: str) -> None:
         self.sink: Sink | None = None
         """None until the other workers know."""
         self.writer = writer
         """The worker whose call it is."""
-        self.stamp = stamp
-        """Which of several readers is the newest."""
+        self.id: int = secrets.randbits(63)
+        """As other workers know it."""
+        self.placed = False
+        """This worker has heard of it, as all do: whatever is heard of from here on is newer."""

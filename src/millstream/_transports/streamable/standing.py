@@ -28,9 +28,9 @@ def is_stand_alone(stream: str) -> bool:
 class _Standing:
     """One stand-alone stream."""
 
-    __slots__ = ("_counter", "_early", "_held", "_sink", "_stream", "loaded", "over", "stamp", "subscribed")
+    __slots__ = ("_counter", "_early", "_held", "_sink", "_stream", "id", "loaded", "over", "placed", "subscribed")
 
-    def __init__(self, stream: str, stamp: int) -> None:
+    def __init__(self, stream: str) -> None:
         self._sink: Sink | None = None
         """None until the other workers know."""
         self._early: list[bytes] = []
@@ -39,8 +39,10 @@ class _Standing:
         self._counter = 0
         self._held: list[tuple[str, bytes]] | None = None
         """Updates that came while the subscriptions were being read."""
-        self.stamp = stamp
-        """Which of several streams of a session is the newest."""
+        self.id: int = secrets.randbits(63)
+        """As other workers know it."""
+        self.placed = False
+        """This worker has heard of it, as all do: whatever is heard of from here on is newer."""
         self.over = False
         """Its session has ended, or has another stream."""
         self.loaded = False
@@ -105,7 +107,8 @@ class StandingStreams:
         self._endpoint = endpoint
         self._by_session: dict[str, _Standing] = {}
         services = endpoint.services
-        services.peers.on(Standing, self._newer_elsewhere)
+        services.peers.on(Standing, self._heard_of, own=True)
+        services.peers.on_interruption(self._place_all)
         services.peers.on(Ended, lambda message, worker: self.close(message.session))
         services.peers.on_loss(self.close_all)
 
@@ -120,28 +123,33 @@ class StandingStreams:
         for session_id in list(self._by_session):
             self.close(session_id)
 
-    def _newer_elsewhere(self, message: Standing, worker: str) -> None:
-        """The newest stream of a session wins. Where the other is the older one, its worker has not heard of this."""
+    def _heard_of(self, message: Standing, _worker: str) -> None:
+        """A session has a stream. All workers hear of its streams in one order, and the last one stays."""
         found = self._by_session.get(message.session)
         if found is None:
             return
-        if message.stamp > found.stamp:
+        if message.id == found.id:
+            found.placed = True
+        elif found.placed:
             self.close(message.session)
-        else:
-            self._endpoint.services.peers.tell_soon(Standing(message.session, found.stamp))
+
+    def _place_all(self) -> None:
+        """What was said of a stream may have been lost, so it isn't waited for."""
+        for standing in self._by_session.values():
+            standing.placed = True
 
     async def serve(self, request: Request, session: Session, owner: str, *, resumed: bool) -> Response | None:
         """Open the stream and say what changes until it closes."""
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
-        standing = _Standing(f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}", peers.stamp())
+        standing = _Standing(f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}")
         self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.recorded)
         try:
-            # Before the client knows that it's heard here: another stream that it opens then, at whichever worker, has
-            # a greater stamp, however little the clocks differ.
-            await peers.tell(Standing(session.id, standing.stamp))
+            # Before the client knows that it's heard here: all hear later of another stream that it opens then.
+            if not await peers.tell(Standing(session.id, standing.id)):
+                standing.placed = True
             if standing.over:
                 return EMPTY_STREAM
             if self._endpoint.streams.full(owner):  # many may have waited for that

@@ -1,0 +1,143 @@
+"""Of several streams of a session, and of several readers of a call's stream, the newest stays, on every store."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bad_input.shop import make_shop
+from fleet import real_fleet, until
+from millstream import Server, Settings
+from millstream._server.peers import Peers, Standing, TakenUp
+from store_parts import BACKINGS, Backing, backings, lasting
+from talking_world import make_talking, talk
+
+SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=backings(SHARED))
+async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
+    """Each store that several workers can share."""
+    backing = lasting(request.param)
+    yield backing
+    await backing.close()
+
+
+async def test_the_newest_stream_of_a_session_stays(backing: Backing) -> None:
+    """Our choice: all workers agree on which one that is, also of those that open at once."""
+    async with real_fleet(make_shop, backing) as workers:
+        headers = await workers[0].initialize()
+        streams = await asyncio.gather(*(each.get(headers) for each in workers))
+        await until(lambda: [stream.over for stream in streams].count(True) == 3)
+        newest = await workers[1].get(headers)
+        await until(lambda: all(stream.over for stream in streams))
+        assert not newest.over
+        newest.close()
+
+
+def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Semaphore, asyncio.Event]:
+    """Workers tell each other messages of a kind once the event is set; the semaphore counts those that wait."""
+    waiting, go, tell = asyncio.Semaphore(0), asyncio.Event(), Peers.tell
+
+    async def tell_late(self: Peers, message: object) -> bool:
+        if isinstance(message, kind):
+            waiting.release()
+            await go.wait()
+        return await tell(self, message)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Peers, "tell", tell_late)
+    return waiting, go
+
+
+async def test_of_streams_that_are_opened_in_one_instant_one_stays(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed defect: which one is newer was told by the clock, and where that was the same, workers told it each other
+    without end. Of a call's stream that several read again, none stayed.
+    """
+    instant = time.time_ns() // 1000
+    monkeypatch.setattr(Peers, "stamp", lambda _: instant)
+    async with real_fleet(make_talking, backing) as workers:
+        headers = await workers[0].initialize()
+        line = await talk(workers[0], headers)
+        for last_id in (None, line.last_id):
+            streams = await asyncio.gather(*(each.get(headers, last_id) for each in workers))
+            await until(lambda: [stream.over for stream in streams].count(True) == 3)  # noqa: B023
+            for stream in streams:
+                stream.close()
+
+
+async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
+    waiting, go = hold_back(Standing, monkeypatch)
+    async with real_fleet(make_shop, backing) as (first, second, *_):
+        headers = await second.initialize()
+        opening = asyncio.create_task(first.get(headers))
+        await waiting.acquire()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not opening.done()
+        go.set()
+        older = await opening
+        newer = await second.get(headers)
+        await until(lambda: older.over)
+        assert not newer.over
+        newer.close()
+
+
+async def test_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a slow store would let any number in."""
+    waiting, go = hold_back(Standing, monkeypatch)
+    async with real_fleet(lambda: Server("shop", settings=Settings(max_streams=1)), backing) as (first, *_):
+        opening = [asyncio.create_task(first.get(await first.initialize())) for _ in range(3)]
+        for _ in opening:
+            await waiting.acquire()
+        go.set()
+        streams = await asyncio.gather(*opening)
+        assert sorted(stream.status for stream in streams) == [200, 503, 503]
+        for stream in streams:
+            stream.close()
+
+
+async def test_a_broken_stream_is_read_at_another_worker(backing: Backing) -> None:
+    """Our choice: each message once, in order, on the newest connection."""
+    async with real_fleet(make_talking, backing) as (first, second, third, _):
+        headers = await first.initialize()
+        line = await talk(first, headers)
+        older = await second.get(headers, line.last_id)
+        await until(lambda: line.over)
+        first.server.go.release()  # type: ignore[attr-defined]
+        await older.until(1)
+        newer = await third.get(headers, older.last_id)
+        await until(lambda: older.over)
+        for _ in range(2):
+            first.server.go.release()  # type: ignore[attr-defined]
+        messages = line.messages + older.messages + await newer.end()
+        assert [each["params"]["data"] for each in messages[:-1]] == ["word 0", "word 1", "word 2"]
+        assert messages[-1]["result"]["content"][0]["text"] == "said"
+
+
+async def test_broken_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed: as many as came while the store was slow were let in."""
+    waiting, go = hold_back(TakenUp, monkeypatch)
+    async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):
+        sessions = [await first.initialize() for _ in range(3)]
+        lines = [await talk(first, headers) for headers in sessions]
+        opening = [
+            asyncio.create_task(second.get(headers, line.last_id))
+            for headers, line in zip(sessions, lines, strict=True)
+        ]
+        for _ in opening:
+            await waiting.acquire()
+        go.set()
+        streams = await asyncio.gather(*opening)
+        assert sorted(stream.status for stream in streams) == [200, 503, 503]
+        for stream in (*lines, *streams):
+            stream.close()

@@ -1,0 +1,37 @@
+"""A shop on several workers, with a tool that talks as long as a test wants it to."""
+
+import asyncio
+
+from bad_input.shop import make_shop
+from fleet import Reading, Worker
+from millstream import Context, Server
+from wire import request
+
+
+def make_talking(**settings: int) -> Server:
+    """A shop with a tool that says a word whenever it may, and resources to subscribe to."""
+    mcp = make_shop(**settings)
+    mcp.go = asyncio.Semaphore(0)  # type: ignore[attr-defined]
+    mcp.ended = asyncio.Event()  # type: ignore[attr-defined]
+
+    @mcp.tool
+    async def talks(ctx: Context) -> str:
+        """Says words."""
+        try:
+            for number in range(3):
+                await ctx.info(f"word {number}")
+                await mcp.go.acquire()  # type: ignore[attr-defined]
+        finally:
+            mcp.ended.set()  # type: ignore[attr-defined]
+        return "said"
+
+    for number in range(9):
+        mcp.resource(f"shelf://{number}", name=f"shelf{number}")(lambda: "full")
+    return mcp
+
+
+async def talk(worker: Worker, headers: dict[str, str]) -> Reading:
+    """A call whose first word has come."""
+    stream = Reading(await worker.post(request("tools/call", {"name": "talks", "arguments": {}}, 5), headers))
+    await stream.until(1)
+    return stream
