@@ -1,13 +1,15 @@
 """Of several streams of a session, and of several readers of a call's stream, the newest stays, on every store."""
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from bad_input.shop import make_shop
-from fleet import real_fleet, until
+from fleet import real_fleet, settle, until
 from millstream import Server, Settings
 from millstream._server.peers import Peers, Standing, TakenUp
 from store_parts import BACKINGS, Backing, backings, lasting
@@ -57,7 +59,8 @@ async def test_of_streams_that_are_opened_in_one_instant_one_stays(
     without end. Of a call's stream that several read again, none stayed.
     """
     instant = time.time_ns() // 1000
-    monkeypatch.setattr(Peers, "stamp", lambda _: instant)
+    counts: defaultdict[Peers, Iterator[int]] = defaultdict(lambda: itertools.count(instant))
+    monkeypatch.setattr(Peers, "stamp", lambda peers: next(counts[peers]))
     async with real_fleet(make_talking, backing) as workers:
         headers = await workers[0].initialize()
         line = await talk(workers[0], headers)
@@ -66,6 +69,30 @@ async def test_of_streams_that_are_opened_in_one_instant_one_stays(
             await until(lambda: [stream.over for stream in streams].count(True) == 3)  # noqa: B023
             for stream in streams:
                 stream.close()
+
+
+async def test_what_a_repaired_store_gives_again_closes_no_stream(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that takes over gets the newest messages from the workers, who then hear them once more."""
+    heard: list[tuple[Peers, bytes]] = []
+    receive = Peers._receive
+
+    def keep(self: Peers, data: bytes) -> None:
+        heard.append((self, data))
+        receive(self, data)
+
+    monkeypatch.setattr(Peers, "_receive", keep)
+    async with real_fleet(make_shop, backing) as (first, second, *_):
+        headers = await first.initialize()
+        older = await first.get(headers)
+        newer = await second.get(headers)
+        await until(lambda: older.over)
+        for peers, data in tuple(heard):
+            receive(peers, data)
+        await settle()
+        assert not newer.over
+        newer.close()
 
 
 async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(

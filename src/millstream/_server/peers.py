@@ -189,7 +189,9 @@ class Peers:
         self._mute = False
         """The store didn't take the last hint for all workers, and the log says so."""
         self._seen: dict[tuple[str, int], None] = {}
-        """Messages to this worker alone: each is taken once."""
+        """Messages to this worker alone, and those of which the order counts: each is taken once, though a store that
+        was repaired may give it again.
+        """
         self._waiting: dict[Message, None] = {}
         self._sending: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -302,9 +304,10 @@ class Peers:
             return None
         me = self._store.workers.me
         late = abs(letter.stamp / 1e6 - self._store.time()) > WINDOW
-        if late or (letter.sender == me and type(letter.message) not in self._own):
+        ordered = type(letter.message) in self._own
+        if late or (letter.sender == me and not ordered) or (letter.to and letter.to != me):
             return None
-        if letter.to and (letter.to != me or not self._is_new(letter)):
+        if (letter.to or ordered) and not self._is_new(letter):
             return None
         return letter
 
