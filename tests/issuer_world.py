@@ -13,9 +13,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+from millstream._http.outbound import fetch
+from patience import WAIT
 
 ISSUER = "https://issuer.example"
 AUDIENCE = "https://mcp.example.com/mcp"
@@ -121,5 +125,7 @@ async def issuing() -> AsyncIterator[Issuer]:
     issuer.url = f"http://127.0.0.1:{issuer.port}"
     issuer.answers["/.well-known/openid-configuration"] = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
     issuer.answers["/keys"] = key_set()
-    async with server:
-        yield issuer
+    # One that stands still with the machine isn't one that's away.
+    with patch.dict(fetch.__kwdefaults__, seconds=WAIT):
+        async with server:
+            yield issuer

@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,8 +111,9 @@ def open_streams(process: Process, sessions: list[bytes]) -> None:
         for connection in connections:
             assert b" 200 OK" in read_until(connection, b"id: ")
             connection.close()
-    for _ in iter(lambda: process.health()["streams"], 0):
-        pass
+    deadline = time.monotonic() + WAIT
+    while process.health()["streams"]:
+        assert time.monotonic() < deadline, "the server holds streams that nobody reads"
 
 
 def least_growth(process: Process, work: Callable[[], object]) -> int:

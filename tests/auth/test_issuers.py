@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from auth_world import BOB, ROOT, guarded, make_server
+from fleet import until
 from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, issuing, key_set, token
 from millstream import auth
 from millstream.auth._asking_issuers import ask_issuer
@@ -54,8 +55,7 @@ async def test_those_who_come_at_once_share_a_fetch_and_one_who_gives_up_takes_n
         issuer.gate = asyncio.Event()
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
         waiting = [asyncio.create_task(method.identify(signed(issuer, sub=f"s{n}"))) for n in range(20)]
-        for _ in iter(lambda: issuer.asked["/keys"], 1):
-            await asyncio.sleep(0)
+        await until(lambda: issuer.asked["/keys"] == 1)
         waiting[0].cancel()
         issuer.gate.set()
         found = await asyncio.gather(*waiting, return_exceptions=True)
@@ -278,8 +278,7 @@ async def test_many_unknown_tokens_at_once_do_not_all_reach_the_endpoint() -> No
         answers(issuer, {})
         method = introspected(issuer)
         waiting = [asyncio.create_task(method.identify(f"t{number % 100}")) for number in range(200)]
-        for _ in iter(lambda: issuer.asked["/introspect"], 64):
-            await asyncio.sleep(0)
+        await until(lambda: issuer.asked["/introspect"] == 64)
         issuer.gate.set()
         found = await asyncio.gather(*waiting, return_exceptions=True)
         assert issuer.asked["/introspect"] == 64

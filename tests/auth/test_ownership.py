@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from auth_world import ALICE, BOB, STREAM, Guarded, guarded
+from fleet import until
 from millstream._protocol.principal import Principal
 from patience import WAIT
 from wire import Reply, request
@@ -194,9 +195,7 @@ async def test_a_call_is_cancelled_by_its_own_session_only() -> None:
             assert (await world.post(BOB, cancel, mcp_session_id=of)).status == status
             assert len(world.runtime.dispatcher.calls) == 1
         assert (await world.post(ALICE, cancel, mcp_session_id=session)).status == 202
-        async with asyncio.timeout(WAIT):
-            for _ in iter(lambda: len(world.runtime.dispatcher.calls), 0):
-                await asyncio.sleep(0)
+        await until(lambda: not world.runtime.dispatcher.calls)
 
 
 def test_two_programs_of_one_person_share_capacity_and_no_session() -> None:

@@ -10,6 +10,7 @@ import pytest
 import millstream
 from millstream._stores.base import Told
 from millstream._stores.rates import Pace, Quota, Seat
+from patience import WAIT
 from redis_parts import RedisServer, opened, shared_servers
 from scripts.docs import ROOT
 from store_parts import TTL, append
@@ -38,8 +39,12 @@ def used(server: RedisServer) -> set[str]:
 
 
 @pytest.mark.server
-async def test_no_name_or_value_becomes_a_command_or_a_part_of_a_script(server: RedisServer) -> None:
+async def test_no_name_or_value_becomes_a_command_or_a_part_of_a_script(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every part of the store, with names that would be a command anywhere else; each gives back what it was given."""
+    monkeypatch.setattr("millstream._stores.redis.commands.SILENCE", WAIT)
+    monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
     async with opened(server.url) as store:
         for number, evil in enumerate(EVIL):
             data = evil.encode("utf-8", "surrogatepass")

@@ -170,3 +170,20 @@ def counted(stats: bytes, command: str) -> int:
     """How often a server has run a command."""
     line = next(each for each in stats.decode().splitlines() if each.startswith(f"cmdstat_{command}:"))
     return int(line.partition("calls=")[2].partition(",")[0])
+
+
+async def test_a_list_of_keys_is_asked_for_again_where_its_connection_breaks(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed defect: every other question was asked again for some seconds; this one failed at once."""
+    monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
+    async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", lease=LONG) as store:
+        wanted = [f"session:{number}" for number in range(20)]
+        for key in wanted:
+            await store.kv.put(key, b"", TTL)
+        wire.freeze()
+        asking = asyncio.create_task(store.kv.keys("session:"))
+        await until(lambda: any(link.waiting for link in store._commands._links.values()))
+        wire.cut()
+        wire.thaw()
+        assert sorted(await asking) == sorted(wanted)

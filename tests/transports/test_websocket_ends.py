@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from fleet import until
 from millstream._http.websocket.queued import QueuedSocket
 from millstream._http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER
 from millstream._protocol.sse import COMMENT
@@ -47,8 +48,7 @@ async def held_outbox(limit: int = 1000, grace: float = WAIT) -> Any:
     outbox = QueuedSocket(send, limit=limit, grace=grace)
     writer = asyncio.create_task(outbox.run(silence()))
     outbox.write(b"held")
-    for _ in iter(lambda: outbox._held, True):
-        await asyncio.sleep(0)
+    await until(lambda: outbox._held)
     yield outbox, send, writer
     send.reads.set()
     outbox.lost()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, Final
@@ -147,25 +148,25 @@ class Commands:
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """The values of several keys: in one round trip for each server."""
-        found: list[bytes | None] = await asyncio.gather(*(self.ask(key, "GET", key) for key in keys))
-        return found
+        return list(await asyncio.gather(*(self.ask(key, "GET", key) for key in keys)))
 
     async def scan(self, pattern: str, page: int) -> list[str]:
         """The keys of all servers that match a pattern."""
-        found: list[str] = []
-        await self._routes.prepare()
-        for place in self._routes.places():
-            cursor = b"0"
-            while True:
-                try:
-                    link = await self._link_at(place)
-                    cursor, names = await link.ask("SCAN", cursor, "MATCH", pattern, "COUNT", page)
-                except (OSError, LocalError, Refused) as failure:
-                    raise _unavailable(str(failure)) from None
-                found += [name.decode("utf-8", "surrogateescape") for name in names]
-                if cursor == b"0":
-                    break
-        return found
+        now, pauses = asyncio.get_running_loop().time, chain(_PAUSES, repeat(_PAUSES[-1]))
+        deadline = now() + PATIENCE
+        while not self.closed and now() < deadline:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._routes.prepare()
+                    found = [await _scan(await self._link_at(each), pattern, page) for each in self._routes.places()]
+                    return list(chain.from_iterable(found))
+            except OSError:  # from its beginning: another server may have the keys now
+                await asyncio.sleep(next(pauses))
+                with suppress(OSError, LocalError):  # the next attempt shows it
+                    await self._routes.renew("LOST")
+            except (LocalError, Refused) as failure:
+                raise _unavailable(str(failure)) from None
+        raise _unavailable("its keys can't be listed")
 
     async def _ask(self, asked: "_Question") -> Any:
         link = self._links.get(self._routes.place(asked.key))
@@ -316,6 +317,16 @@ class Commands:
             _logger.error("%s", problem)
         elif before and not problem:
             _logger.warning("Redis doesn't evict data anymore.")
+
+
+async def _scan(link: Link, pattern: str, page: int) -> list[str]:
+    """The keys of one server that match a pattern."""
+    found: list[str] = []
+    cursor = None
+    while cursor != b"0":
+        cursor, names = await link.ask("SCAN", cursor or b"0", "MATCH", pattern, "COUNT", page)
+        found += [name.decode("utf-8", "surrogateescape") for name in names]
+    return found
 
 
 def _unavailable(why: str) -> StoreUnavailable:
