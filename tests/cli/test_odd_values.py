@@ -104,7 +104,7 @@ async def test_a_form_of_the_wrong_shape_is_filled_in_as_far_as_it_goes(
     properties: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It's asked in a thread; an error there left the command waiting for ever."""
-    monkeypatch.setattr("typer.prompt", lambda *given, **more: "typed")
+    monkeypatch.setattr(connecting, "_typed", lambda prompt: "typed")
     question = Question(message="Well?", requested_schema={"type": "object", "properties": properties})
     async with asyncio.timeout(WAIT):
         assert await connecting._ask(question) == ({"a": "typed"} if isinstance(properties, dict) else {})

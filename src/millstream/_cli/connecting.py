@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -40,6 +41,7 @@ FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 """Exit statuses: what was asked for failed, wrong use, there's no connection, no access, no answer in time."""
 
 _FORBIDDEN = 403
+_MAX_LINE = 64 * 1024
 _OPTION = Parameter.KEYWORD_ONLY
 
 Target = Annotated[
@@ -280,7 +282,7 @@ async def _ask(question: Question) -> Any:
 def _fill_in(question: Question) -> Any:
     typer.secho(f"The server asks: {safe(one_line(question.message))}", err=True, bold=True)
     if question.url:
-        return typer.confirm(f"Open {safe(one_line(question.url))} yourself, and go on?", err=True)
+        return _typed(f"Open {safe(one_line(question.url))} yourself, and go on? [y/N]").strip().lower() in ("y", "yes")
     answers: dict[str, Any] = {}
     defaults = question.defaults
     for name, given in members((question.requested_schema or {}).get("properties")).items():
@@ -288,9 +290,19 @@ def _fill_in(question: Question) -> Any:
         default = defaults.get(name, "")
         title = safe(one_line(str(field.get("title") or name)))
         shown = safe(one_line(str(default)))
-        text = typer.prompt(f"{title} [{shown}]" if shown else title, default=default, show_default=False, err=True)
-        answers[name] = value_of(str(text), field)
+        text = _typed(f"{title} [{shown}]" if shown else title) or str(default)
+        answers[name] = value_of(text, field)
     return answers
+
+
+def _typed(prompt: str) -> str:
+    """A line from the terminal. Not by `input`: newer C libraries would wait at the end for the thread that reads."""
+    sys.stderr.write(f"{prompt}: ")
+    sys.stderr.flush()
+    line = os.read(sys.stdin.fileno(), _MAX_LINE)
+    if not line:
+        raise typer.Abort
+    return line.decode(sys.stdin.encoding, "replace").rstrip("\r\n")
 
 
 def value_of(text: str, schema: Any) -> Any:
