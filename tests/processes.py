@@ -37,7 +37,9 @@ def free_port() -> int:
             accepted, _ = listener.accept()
             accepted.close()
             client.recv(1)
-        return int(listener.getsockname()[1])
+        port = int(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)  # also for a child that another thread forks just now: it listens till exec
+        return port
 
 
 def millstream(target: str, port: int, *options: str) -> list[str]:

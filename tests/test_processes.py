@@ -1,8 +1,9 @@
-"""What tests start ends with them."""
+"""What tests start ends with them, and what they get is theirs."""
 
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import ROOT
+from processes import ROOT, free_port
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="the kernel's way is Linux's, its tool is of util-linux")
@@ -35,6 +36,26 @@ os.kill(os.getpid(), signal.SIGKILL)
     while runs(int(killed.stdout)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_nobody_listens_at_a_free_port_though_a_child_was_forked_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed defect: a child of another thread kept the listener until exec(2), and was taken for the server."""
+    kept: list[socket.socket] = []
+    listen = socket.socket.listen
+
+    def as_a_fork_does(listener: socket.socket) -> None:
+        listen(listener)
+        kept.append(listener.dup())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket.socket, "listen", as_a_fork_does)
+        port = free_port()
+    (copy,) = kept
+    with copy:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), WAIT)
+        with socket.create_server(("127.0.0.1", port)) as server:
+            assert server.getsockname()[1] == port
 
 
 def runs(pid: int) -> bool:
