@@ -24,6 +24,8 @@ from millstream._server.features.resources import ResourceOptions, resource_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from millstream._app.runtime import Runtime
     from millstream.auth._method import Given
     from millstream.hub._subscriber import Authorize
@@ -287,7 +289,15 @@ def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
         try:
             register(each)
         except (TypeError, ValueError, ImportError) as error:
-            raise error.with_traceback(None) from None  # it is about the line above, and says everything
+            # It is about the line above, and says everything.
+            raise error.with_traceback(_annotations(error.__traceback__)) from None
         return each
 
     return decorate if function is None else decorate(function)
+
+
+def _annotations(trace: "TracebackType | None") -> "TracebackType | None":
+    """The part of a trace that begins in the annotations of a function: Python 3.14 evaluates them when we ask."""
+    while trace is not None and trace.tb_frame.f_code.co_name != "__annotate__":
+        trace = trace.tb_next
+    return trace
