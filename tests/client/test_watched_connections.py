@@ -86,6 +86,25 @@ async def test_who_only_watches_hears_of_a_server_that_was_restarted(
             assert client.revision == revision
 
 
+def timers(port: int) -> set[tuple[str, bool]]:
+    """The timer of each connection that somebody has to this port, and whether it ends within half a minute."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    here = [row[5].split(":") for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"]
+    return {(kind, int(left, 16) <= 3000) for kind, left in here}
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux shows the timers of connections")
+@pytest.mark.parametrize(("path", "revision"), [*(way[1:] for way in WAYS[:3]), ("/mcp", "2026-07-28")])
+async def test_the_kernel_asks_whether_a_silent_server_is_still_there(path: str, revision: str, tmp_path: Path) -> None:
+    """A fixed defect: whoever watched a server whose machine lost its power watched it for ever."""
+    port = free_port()
+    with shop(port, tmp_path):
+        url = f"http://127.0.0.1:{port}{path}"
+        async with asyncio.timeout(WAIT), Client(url, revision=revision) as client, client.watch(SUBSCRIBED):
+            await true(lambda: timers(port) == {("02", True)})
+
+
 MORTAL = """
     import json, sys
     from pathlib import Path

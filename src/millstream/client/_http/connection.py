@@ -5,8 +5,10 @@ one when it is whole. RFC 9112 says where a message ends.
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -21,6 +23,9 @@ _MAX_LEFT = 256 * 1024
 """Bytes of a body nobody reads that are worth the connection."""
 _LEFT_SECONDS = 1.0
 """How long such a body may take to end."""
+_SILENCE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+"""After so many seconds without a byte the other machine is asked, at these intervals, and so often. The second name is
+that of the first on macOS."""
 
 
 class Reply:
@@ -138,6 +143,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        _look_after(transport)
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None and self._reply is None:
@@ -255,3 +261,17 @@ class HttpConnection(asyncio.Protocol):
 def too_large(limit: int) -> TooLarge:
     """The error for a message over the limit."""
     return TooLarge(f"The server sent a message of more than {limit:,} bytes (Options.max_bytes).")
+
+
+def _look_after(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel ask whether the server's machine is still there: one that lost its power never says goodbye, and
+    whoever only listens would listen to it for ever. It also keeps the way open through routers that forget the idle.
+    """
+    peer = transport.get_extra_info("socket")
+    if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):  # it may be closed already, and it does without where the system doesn't know them
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _SILENCE:
+            if (option := getattr(socket, name, None)) is not None:
+                peer.setsockopt(socket.IPPROTO_TCP, option, value)
