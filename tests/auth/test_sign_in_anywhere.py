@@ -17,6 +17,7 @@ import httpx2
 import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person
+from http_peer import NOBODY
 from issuer_world import Issuer, claims, issuing, token
 from issuing_world import VERIFIER, challenge
 from millstream import Client
@@ -66,7 +67,7 @@ class Next(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """One request, on a connection of its own."""
         request.url = request.url.copy_with(port=next(self._ports))
-        async with httpx2.AsyncHTTPTransport() as transport:
+        async with httpx2.AsyncHTTPTransport(verify=NOBODY) as transport:
             reply = await transport.handle_async_request(request)
             await reply.aread()
         return reply
