@@ -120,6 +120,16 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
 
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in the process of a test wait for a Redis that stands still with the machine, for longer than they would.
+
+    A test or file with the mark `impatient` has the wait that ships.
+    """
+    if request.node.get_closest_marker("impatient") is None:
+        monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
+
+
 async def until(true: Callable[[], Any]) -> None:
     """Return once something is true, which a function says at once or when it's awaited."""
     async with asyncio.timeout(WAIT):

@@ -19,7 +19,7 @@ from redis_parts import RedisServer, opened, until
 from redis_wire import Proxy
 from store_parts import TTL, append, read_all
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.impatient]
 STREAM = "hub:journal"
 REFUSALS = {
     "full": (("CONFIG", "SET", "maxmemory", "1"), b"errorstat_OOM", ("CONFIG", "SET", "maxmemory", "0")),

@@ -71,6 +71,7 @@ async def test_a_redis_with_an_append_only_file_loses_nothing() -> None:
         server.close()
 
 
+@pytest.mark.impatient
 async def test_a_redis_that_stands_still_is_an_error_after_a_bounded_wait_and_then_works(server: RedisServer) -> None:
     """A publish waits for some seconds, and never succeeds before the store has the event."""
     async with opened(server.url) as store:

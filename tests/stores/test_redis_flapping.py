@@ -16,7 +16,7 @@ from redis_parts import RedisServer, opened, until
 from redis_wire import Proxy
 from store_parts import Follower, append, data_of, read_all
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.impatient]
 STREAM = "hub:journal"
 WORKERS = 3
 TURNS = 14
