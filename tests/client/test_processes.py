@@ -204,6 +204,21 @@ async def test_a_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
         await until(lambda: not alive(int(pid.read_text())))
 
 
+async def test_a_close_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+    """A fixed defect: cancelled before it came to the process, `close` left that running."""
+    stays = "\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LOOP + "\n    time.sleep(3600)"
+    async with asyncio.timeout(WAIT):
+        client = await Client(write(tmp_path, "import signal" + textwrap.dedent(stays))).__aenter__()
+        pid = int((await client.call("x")).text)
+        client.conversation._background.start(asyncio.sleep(0))  # so that `close` has something to wait for
+        closing = asyncio.create_task(client.__aexit__())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await until(lambda: not alive(pid))
+
+
 async def test_a_program_that_does_not_exist() -> None:
     """Before anything is started."""
     with pytest.raises(TargetError, match="There is no program 'no-such-program'"):

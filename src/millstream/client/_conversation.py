@@ -106,9 +106,11 @@ class Conversation:
         try:
             await self._background.settle(0)
             await self._watches.close()
-            await self.requests.close()
-        finally:
-            await self._background.close()
+        finally:  # a cancelled `close` leaves no process behind either
+            try:
+                await self.requests.close()
+            finally:
+                await self._background.close()
 
     async def _restore(self, link: Link) -> None:
         """Tell a new connection of the handshake era what the last one knew."""
