@@ -8,6 +8,7 @@ import stat
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -117,6 +118,20 @@ async def test_the_browser_comes_back_to_a_page_of_this_machine(monkeypatch: pyt
             assert answer_of(await loopback.visit("https://as.example/authorize")) == {"code": "c", "state": "s"}
     finally:
         await loopback.close()
+
+
+async def test_a_login_does_not_wait_for_what_else_the_browser_has_opened() -> None:
+    """A fixed defect: browsers connect more often than they ask, and on Python 3.12 the login waited for that."""
+    loopback = Loopback()
+    port = urlsplit(await loopback.open()).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(WAIT):
+        while not loopback._connected:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0)
+        await loopback.close()
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
 
 
 @pytest.mark.parametrize("kept", ["memory", "file"])

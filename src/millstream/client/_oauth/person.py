@@ -25,6 +25,7 @@ class Loopback:
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._came: asyncio.Future[str] | None = None
+        self._connected: set[asyncio.StreamWriter] = set()
 
     async def open(self) -> str:
         """Listen; the redirect URI."""
@@ -51,9 +52,12 @@ class Loopback:
         """Listen no more."""
         if self._server is not None:
             self._server.close()
+            for each in self._connected:
+                each.transport.abort()  # browsers keep some for later, and Python 3.12 waits for them
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connected.add(writer)
         try:
             async with asyncio.timeout(10):
                 words = (await reader.readline()).decode("latin-1").split()
@@ -70,6 +74,7 @@ class Loopback:
         except (TimeoutError, ValueError, ConnectionError):
             pass  # whoever that was, it wasn't the browser
         finally:
+            self._connected.discard(writer)
             writer.close()
 
 
