@@ -6,11 +6,16 @@ for help. So the first words are read here, before any command-line library.
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from millstream._cli.ending import INTERRUPTED, ending_in_order
 from millstream._cli.failing import obey, tell, wants_json
 from millstream._cli.help import overview
 from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.stdio import plain_stdio, serve_stdio
+
+_SERVING = (["run"], ["dev"])
+"""Commands that end a server in their own way."""
 
 
 def main() -> None:
@@ -22,11 +27,12 @@ def main() -> None:
             return
         open_streams()
         try:
-            _obey(arguments)
+            with nullcontext() if arguments[:1] in _SERVING else ending_in_order():
+                _obey(arguments)
         finally:
             sys.stdout.flush()  # here, where it can be told if there's no room for it
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except OSError as exc:
         status = status_without_output(exc)
         if status is None:

@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 import typer
 
-INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C ended."""
+from millstream._cli.ending import INTERRUPTED
 
 
 @contextmanager

@@ -15,8 +15,10 @@ import msgspec
 import typer
 from msgspec import Struct
 
+from millstream._cli.ending import carry_out
 from millstream._cli.failing import as_json, tell
 from millstream._cli.numbers import more_than_nothing
+from millstream._cli.output import nobody_reads
 from millstream._cli.showing import brief, one_line, safe
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
 from millstream._protocol.json_schema import members
@@ -186,7 +188,7 @@ def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine
 def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
     """Run the work of a command; an error of the client is one line, or one JSON object, never a traceback."""
     try:
-        status = asyncio.run(work()) or 0
+        status = carry_out(work()) or 0
     except ClientError as exc:
         status = status_of(exc)
         _fail(text_of(exc), status)
@@ -194,7 +196,7 @@ def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
         status = MISUSED
         _fail("The arguments have something in them that isn't text in UTF-8, and can't be sent.", status)
     except BrokenPipeError:  # `millstream list … | head`
-        sys.stderr.close()
+        nobody_reads()
         status = 0
     if status:
         raise typer.Exit(status)

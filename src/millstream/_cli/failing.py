@@ -64,5 +64,4 @@ def obey(program: "Typer", arguments: Sequence[str]) -> None:
         tell(" ".join(told.format_message().split()), status, remedy=remedy)
     finally:
         as_json.reset(before)
-    sys.stdout.flush()
     sys.exit(status if isinstance(status, int) else 0)

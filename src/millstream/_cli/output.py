@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from contextlib import suppress
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -15,6 +16,12 @@ def open_streams() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")
+
+
+def nobody_reads() -> None:
+    """The reader is gone (`millstream list … | head`), and hears of nothing else either."""
+    with suppress(OSError):  # it may be this one that was read
+        sys.stderr.close()
 
 
 def status_without_output(exc: OSError) -> int | None:

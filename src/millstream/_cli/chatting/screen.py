@@ -56,6 +56,7 @@ class PlainScreen:
     def show(self, event: Event) -> None:
         """See `Screen`."""
         if isinstance(event, Delta):
+            self._open = False  # if Ctrl-C ends the wait for a full pipe, no end of this line goes into it
             sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
             self._open = True

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from millstream._cli.chatting.screen import Screen
 from millstream._cli.chatting.slash import Rows, Slash
+from millstream._cli.ending import Terminated
 from millstream.agent._agent import Agent
 from millstream.agent._answer import Answer
 from millstream.agent._errors import AgentError
@@ -86,13 +87,14 @@ class Talk:
             agent = make()
             await agent.__aenter__()
             try:
-                return agent, await agent.tools()
+                tools = await agent.tools()
             except BaseException:
                 await agent.__aexit__()
                 raise
+            self._agent = agent
+            return agent, tools
 
-        self._agent, tools = self._wait(connected())
-        return self._agent, tools
+        return self._wait(connected())
 
     def answer(self, text: str) -> None:
         """One answer, shown as it comes.
@@ -116,6 +118,8 @@ class Talk:
                 line = read("> ").strip()
             except EOFError:
                 return
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 if interrupted:
                     return
@@ -154,19 +158,24 @@ class Talk:
         """The result of work in the other thread; meanwhile this one shows and asks what comes of it."""
         future = asyncio.run_coroutine_threadsafe(self._owned(work), self._loop)
         future.add_done_callback(lambda _: self._jobs.put(None))
-        stopping = False
+        stopping: KeyboardInterrupt | None = None
         while True:
             try:
                 job = self._jobs.get(timeout=_TICK)
                 if job is None:
+                    if isinstance(stopping, Terminated):
+                        raise stopping
+                    if stopping is not None:  # also where all was said, and only not yet shown
+                        raise Stopped
                     return future.result()
-                job()
+                if stopping is None:  # or a pipe that nobody reads would hold this up once more
+                    job()
             except queue.Empty:
                 continue
-            except KeyboardInterrupt:
-                if stopping:
+            except KeyboardInterrupt as exc:
+                if stopping is not None:
                     raise
-                stopping = True
+                stopping = exc
                 self._loop.call_soon_threadsafe(self._stop)
 
     # The agent's thread

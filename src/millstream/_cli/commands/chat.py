@@ -12,13 +12,14 @@ from typing import Annotated
 
 import typer
 
-from millstream._cli.asking import INTERRUPTED
 from millstream._cli.chatting.asking import Desk
 from millstream._cli.chatting.debugging import Steps, steps_of_configuration, steps_of_connection
 from millstream._cli.chatting.screen import JsonScreen, PlainScreen, Screen
 from millstream._cli.chatting.slash import Rows
 from millstream._cli.chatting.talk import Stopped, Talk
 from millstream._cli.connecting import DENIED, FAILED, UNREACHABLE, Json, Way, connects, status_of
+from millstream._cli.ending import INTERRUPTED
+from millstream._cli.output import nobody_reads
 from millstream._cli.showing import one_line, print_rows, print_text
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
@@ -102,7 +103,7 @@ def chat(  # noqa: PLR0913  the options of the command
         screen.fail(one_line(str(exc)))
         raise typer.Exit(_status(exc)) from exc
     except BrokenPipeError:  # `millstream chat … | head`
-        sys.stderr.close()
+        nobody_reads()
     except Stopped as exc:
         raise typer.Exit(INTERRUPTED) from exc
 

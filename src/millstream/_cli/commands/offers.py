@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from millstream._cli.connecting import FAILED, Json, Way, connects, pairs, person, unknown, value_of, with_client
+from millstream._cli.ending import unread
 from millstream._cli.showing import Progress, print_json, print_rows, print_text
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
@@ -88,7 +89,8 @@ def call(
         typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
         progress = Progress()
         try:
-            result = await client.call(tool, {**values, **typed}, progress=progress.step)
+            with unread() as told:
+                result = await client.call(tool, {**values, **typed}, progress=told(progress.step))
         except Failure as exc:
             names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
             raise (unknown("tool", tool, names) or exc) from exc

@@ -1,6 +1,5 @@
 """``millstream replay``: play a recording, as its server or as its client."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 from msgspec import structs
 
 from millstream._cli.connecting import FAILED, Json, Way, connects, with_client
+from millstream._cli.ending import carry_out
 from millstream._cli.recording.acting import Actor
 from millstream._cli.recording.comparing import Compared, answers, compare, repeatable
 from millstream._cli.recording.transcript import exchanges, load
@@ -49,7 +49,7 @@ def replay(
             typer.echo(
                 "This waits for a client on standard input: see millstream replay --help. Ctrl-C ends it.", err=True
             )
-        asyncio.run(Actor(found).run())
+        carry_out(Actor(found).run())
         return
 
     async def work(client: Client) -> int:

@@ -1,9 +1,9 @@
 """``millstream watch``: what a server tells by itself, as it happens."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -11,6 +11,7 @@ import typer
 
 from millstream._cli.commands.offers import check_resource
 from millstream._cli.connecting import Json, Way, connects, with_client
+from millstream._cli.ending import unread
 from millstream._cli.showing import one_line, print_json, print_text
 from millstream.client._client import Client
 from millstream.client._incoming import Change, Notification
@@ -57,43 +58,21 @@ def watch(
     async def work(client: Client) -> None:
         for uri in uris or ():
             await check_resource(client, uri)  # one that isn't there would never change
-        unread = _observe(client, as_json=json)
-        async with unread, client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
-            if not json:
-                name = one_line(client.server.name) or way.target
-                print_text(f"Watching {name} ({client.revision}, {client.transport}).")
-            seen = 0
-            async for change in changes:
-                show_change(change, as_json=json)
-                seen += 1
-                if seen == count:
-                    return
+        with unread() as told:
+            client.conversation.incoming.observer = told(partial(show_notification, as_json=json))
+            async with client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
+                if not json:
+                    name = one_line(client.server.name) or way.target
+                    print_text(f"Watching {name} ({client.revision}, {client.transport}).")
+                seen = 0
+                async for change in changes:
+                    show_change(change, as_json=json)
+                    seen += 1
+                    if seen == count:
+                        return
 
     with suppress(asyncio.CancelledError):
         with_client(lambda: way.client(log_level=level), work)
-
-
-@asynccontextmanager
-async def _observe(client: Client, *, as_json: bool) -> AsyncGenerator[None]:
-    """Show every notification, wherever it's heard. When nobody reads any more, the work inside ends as if it wrote."""
-    work = asyncio.current_task()
-    assert work is not None  # noqa: S101  a coroutine runs in one
-    failed: list[OSError] = []
-
-    def show(said: Notification) -> None:
-        try:
-            show_notification(said, as_json=as_json)
-        except OSError as exc:
-            failed.append(exc)
-            work.cancel()
-
-    client.conversation.incoming.observer = show
-    try:
-        yield
-    except asyncio.CancelledError:
-        if failed:
-            raise failed[0] from None
-        raise
 
 
 def show_change(change: Change, *, as_json: bool) -> None:

@@ -26,6 +26,8 @@ from millstream.client._transports.transport import Listener, Request
 
 _GRACE = 2.0
 """Seconds that a server has to end after its input closes, and again after SIGTERM."""
+_SHORT_GRACE = 1.0
+"""The same where the work was cancelled: somebody pressed Ctrl-C, and waits."""
 _MAX_LAST = 400
 _LAST_WORDS = 1.0
 _KEPT = 4096
@@ -218,18 +220,20 @@ class StdioTransport:
             stdin = process.get_pipe_transport(0)
             if stdin is not None:
                 stdin.close()
-            if not await self._ends() and sys.platform != "win32":
+            task = asyncio.current_task()
+            grace = _SHORT_GRACE if task is not None and task.cancelling() else _GRACE
+            if not await self._ends(grace) and sys.platform != "win32":
                 self._kill(signal.SIGTERM)
-                await self._ends()
+                await self._ends(grace)
         finally:
             # Whatever it started, too; and a cancelled `close` leaves nothing behind either.
             self._kill(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
             process.close()
         await self.exited.wait()
 
-    async def _ends(self) -> bool:
+    async def _ends(self, grace: float) -> bool:
         try:
-            async with asyncio.timeout(_GRACE):
+            async with asyncio.timeout(grace):
                 await self.exited.wait()
         except TimeoutError:
             return False

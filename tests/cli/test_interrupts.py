@@ -1,0 +1,310 @@
+"""What ends a command that uses a server: Ctrl-C, SIGTERM, a terminal that closes, a reader that goes away.
+
+Each command runs at a terminal of its own (a pty), at a stage where it waits. It must end by itself, with the status
+that a shell expects, without a word too many, and nothing that it started may stay. The rules are our choice.
+"""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from agent_world import KEY, ScriptedModel, hangs, says
+from millstream._cli import ending
+from patience import WAIT
+from processes import ROOT
+from terminal_world import COMMAND
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
+
+SERVER = """
+import json, os, signal, sys, time
+
+mode = sys.argv[1]
+if mode == "stubborn":
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+OFFER = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
+TOOL = {"name": "x", "description": "x" * 500_000, "inputSchema": {"type": "object"}}
+
+
+def say(message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    more = OFFER if asked["method"] == "server/discover" else {"tools": [TOOL]}
+    if asked["method"] == "tools/call":
+        with open("stage", "w") as file:
+            file.write(f"pid {os.getpid()} ")
+        token = asked["params"].get("_meta", {}).get("progressToken")
+        while mode == "progress":
+            params = {"progressToken": token, "progress": 1}
+            say({"method": "notifications/progress", "params": params})
+            time.sleep(0.05)
+    elif "id" in asked:
+        say({"id": asked["id"], "result": {"resultType": "complete", "ttlMs": 0, "cacheScope": "private", **more}})
+while mode == "stubborn":
+    time.sleep(600)
+"""
+SLOW_NAME = """
+import socket, sys, time
+
+def slow(*given, **more):
+    open("stage", "w").write("asked")
+    time.sleep(600)
+
+socket.getaddrinfo = slow
+sys.argv[0] = "millstream"
+from millstream._cli import main; main()
+"""
+ENDS = {"Ctrl-C": 130, "SIGTERM": -signal.SIGTERM, "hangup": -signal.SIGHUP}
+UGLY = ("Traceback", "Task was destroyed", "never awaited", "Exception ignored")
+
+
+class AtTerminal:
+    """A command at a terminal of its own."""
+
+    def __init__(
+        self, folder: Path, words: Sequence[str], *, read_by: str = "", start: Sequence[str] = COMMAND, **more: str
+    ) -> None:
+        """`read_by`: ``nobody`` for output into a pipe that gets full, ``us`` for output and errors into one."""
+        self._folder = folder
+        self.terminal, self.theirs = os.openpty()
+        self.settings = termios.tcgetattr(self.theirs)
+        self.pipe, into = os.pipe() if read_by else (-1, self.theirs)
+        environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "tests"), **more}
+        self.process = subprocess.Popen(
+            [*start, *words], cwd=folder, env=environment, start_new_session=True, pass_fds=[self.theirs],
+            stdin=self.theirs, stdout=into, stderr=into if read_by == "us" else self.theirs,
+            preexec_fn=lambda: fcntl.ioctl(self.theirs, termios.TIOCSCTTY, 0),  # noqa: PLW1509  one system call
+        )  # fmt: skip
+        self.into = into if read_by == "nobody" else -1
+        if read_by == "us":
+            os.close(into)
+        self.said = ""
+        self._reading = True
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while self._reading:
+            if select.select([self.terminal], [], [], 0.02)[0]:
+                self.said += os.read(self.terminal, 65536).decode("utf-8", "replace")
+
+    def stage(self) -> str:
+        """What the command shows, and what its server has noted."""
+        with suppress(OSError):
+            return self.said + (self._folder / "stage").read_text()
+        return self.said
+
+    def until(self, there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT
+        while not there():
+            assert time.monotonic() < deadline, self.stage()
+            assert self.process.poll() is None, self.stage()
+            time.sleep(0.02)
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def end(self, how: str) -> None:
+        """Press Ctrl-C, or what else ends a command."""
+        if how == "Ctrl-C":
+            self.type("\x03")
+        elif how == "SIGTERM":
+            self.process.terminate()
+        else:
+            self._stop_reading()
+            os.close(self.terminal)
+            os.close(self.theirs)
+            self.terminal = self.theirs = -1
+
+    def ended(self) -> int:
+        """The exit status. What has been shown is fit to be seen."""
+        status = self.process.wait(WAIT)
+        if self.theirs >= 0:
+            assert termios.tcgetattr(self.theirs) == self.settings
+        self._stop_reading()
+        assert not any(each in self.said for each in UGLY), self.said
+        return status
+
+    def _stop_reading(self) -> None:
+        self._reading = False
+        self._reader.join()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._stop_reading()
+        for each in (self.terminal, self.theirs, self.pipe, self.into):
+            if each >= 0:
+                os.close(each)
+
+
+Start = Callable[..., AtTerminal]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts commands in a folder that has `server.py`; their home is there, too."""
+    (tmp_path / "server.py").write_text(SERVER)
+    opened: list[AtTerminal] = []
+
+    def begin(*words: str, **more: str) -> AtTerminal:
+        opened.append(AtTerminal(tmp_path, words, **more))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield begin
+    for each in opened:
+        each.close()
+
+
+def server(mode: str) -> str:
+    return f"{sys.executable} server.py {mode}"
+
+
+def full(pipe: int) -> bool:
+    """Whether a pipe holds as much as it can, so that whoever writes into it waits."""
+    return not select.select([], [pipe], [], 0)[1]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet has, too."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+@pytest.mark.server
+def test_ctrl_c_ends_every_command_that_waits_for_a_server(start: Start) -> None:
+    """A server that takes a connection and says nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(WAIT)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    table = {
+        "list": [], "call": ["x"], "read": ["x:y"], "prompt": ["x"], "info": [], "ping": [], "doctor": [], "tokens": [],
+        "bench": [], "watch": [],
+    }  # fmt: skip
+    with listener:
+        for command, more in table.items():
+            running = start(command, url, *more)
+            waiting, _ = listener.accept()
+            with waiting:
+                assert waiting.recv(1)
+                running.end("Ctrl-C")
+                assert running.ended() == 130
+            if command != "doctor":
+                assert running.said == "^C", command
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("how", ["SIGTERM", "hangup"])
+def test_a_server_that_refuses_to_end_ends_with_the_command(start: Start, how: str) -> None:
+    """A fixed defect: SIGTERM and the end of the terminal killed the command alone, and its server stayed for ever."""
+    running = start("call", server("stubborn"), "x")
+    running.until(lambda: running.stage().endswith(" "))
+    running.end(how)
+    assert running.ended() == ENDS[how]
+    assert gone(int(running.stage().split()[-1]))
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
+def test_a_full_pipe_does_not_keep_a_command(start: Start, words: tuple[str, ...]) -> None:
+    """A fixed defect: Ctrl-C did nothing before somebody read the pipe, or pressed it again."""
+    running = start("list", server("plain"), *words, read_by="nobody")
+    running.until(lambda: full(running.into))
+    running.end("Ctrl-C")
+    assert running.ended() == 130
+
+
+@pytest.mark.server
+def test_ctrl_c_does_not_wait_for_the_name_of_a_host(start: Start) -> None:
+    """A fixed defect: what runs in a thread, such as a name server that doesn't answer or a browser, was waited for."""
+    running = start("list", "http://slow.example/mcp", start=[sys.executable, "-c", SLOW_NAME])  # type: ignore[arg-type]
+    running.until(lambda: running.stage().endswith("asked"))
+    running.end("Ctrl-C")
+    assert running.ended() == 130
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("how", "status"), ENDS.items(), ids=ENDS)
+def test_a_terminal_shows_again_what_is_typed_after_a_password(start: Start, how: str, status: int) -> None:
+    """A fixed defect: after SIGTERM, the terminal went on hiding it. `ended` compares the settings."""
+    running = start("users", "add", "ada")
+    running.until(lambda: "Password:" in running.said)
+    running.end(how)
+    assert running.ended() == status
+
+
+@pytest.mark.server
+def test_a_call_ends_when_nobody_reads_its_progress(start: Start) -> None:
+    """A fixed defect: `millstream call … 2>&1 | head -1` ran on, with a traceback for each step."""
+    running = start("call", server("progress"), "x", read_by="us")
+    assert os.read(running.pipe, 9) == b"progress "
+    os.close(running.pipe)
+    running.pipe = -1
+    assert running.ended() == 0
+
+
+@pytest.fixture
+def model() -> Iterator[ScriptedModel]:
+    with ScriptedModel(hangs("Wait for it")) as api:
+        yield api
+
+
+def chat(start: Start, api: ScriptedModel, *words: str, **more: str) -> AtTerminal:
+    said: Mapping[str, str] = {"API_URL": api.url, "API_KEY": KEY, "DEFAULT_MODEL": "m", "TERM": "xterm", **more}
+    return start("chat", server("plain"), *words, **said)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("how", ["SIGTERM", "hangup"])
+@pytest.mark.parametrize("answering", [False, True], ids=["at the prompt", "while the model answers"])
+def test_a_conversation_ends_with_its_terminal(start: Start, model: ScriptedModel, how: str, answering: bool) -> None:
+    """Ctrl-C stops an answer; this ends all. A fixed defect: the command was killed, and what it had hidden stayed."""
+    running = chat(start, model)
+    running.until(lambda: "/help lists" in running.said)
+    if answering:
+        running.type("go\r")
+        running.until(lambda: "Wait for it" in running.said)
+    running.end(how)
+    assert running.ended() == ENDS[how]
+    assert running.said.count("\x1b[?25l") == running.said.count("\x1b[?25h") or how == "hangup"
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
+def test_a_full_pipe_does_not_keep_an_answer(start: Start, words: tuple[str, ...]) -> None:
+    """A fixed defect: each further piece of the answer took another Ctrl-C."""
+    with ScriptedModel(says("word " * 50_000, pieces=500)) as api:
+        running = chat(start, api, "-m", "go", *words, read_by="nobody")
+        running.until(lambda: full(running.into))
+        running.end("Ctrl-C")
+        assert running.ended() == 130
+
+
+def test_a_signal_that_is_ignored_stays_ignored_and_all_are_as_before_afterwards() -> None:
+    """`nohup` means it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ours = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        with ending.ending_in_order():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != ours[signal.SIGTERM]
+        assert {each: signal.getsignal(each) for each in ours} == ours
+    finally:
+        signal.signal(signal.SIGHUP, before)
