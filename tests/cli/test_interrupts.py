@@ -100,8 +100,8 @@ class AtTerminal:
         self._reader.start()
 
     def _read(self) -> None:
-        while self._reading:
-            if select.select([self.terminal], [], [], 0.02)[0]:
+        while (ready := select.select([self.terminal], [], [], 0.02)[0]) or self._reading:
+            if ready:
                 self.said += os.read(self.terminal, 65536).decode("utf-8", "replace")
 
     def stage(self) -> str:
