@@ -6,6 +6,7 @@ The rules are our choice: lines with tabs in a pipe, a table at a terminal, JSON
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from millstream._cli.commands.doctor import trusted
 from millstream._cli.help import COMMANDS, overview
 from millstream._cli.program import MODULES, program
+from millstream.client import ConnectFailed
+from millstream.client._http.url import parse
 from patience import WAIT
 from processes import ROOT, Shared, free_port, millstream, shared
 
@@ -325,6 +329,14 @@ def test_a_tool_of_a_file_that_fails_shows_its_lines(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert said in done.stderr
         assert ('failing.py", line 5, in boom' in done.stderr) is (not more)
+
+
+async def test_doctor_waits_no_longer_for_a_certificate_than_it_is_told() -> None:
+    """A fixed defect: `--timeout` didn't count for it, so whoever spoke no TLS was waited for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
+        with pytest.raises(ConnectFailed, match=r"showed no certificate within 0\.05 seconds\. Is it http://"):
+            await trusted(url, 0.05)
 
 
 @pytest.mark.server

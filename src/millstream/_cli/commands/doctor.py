@@ -94,9 +94,9 @@ async def examine(way: Way) -> AsyncIterator[Step]:
         if proxy is not None:
             yield Step("proxy", ok=True, found=f"{url.host} is reached through {proxy}, which the environment names")
         else:
-            yield await looked_up(url)
+            yield await looked_up(url, way.timeout)
         if url.secure and proxy is None:
-            yield await trusted(url)
+            yield await trusted(url, way.timeout)
     begun = time.perf_counter()
     async with way.client() as client:
         took = (time.perf_counter() - begun) * 1000
@@ -111,15 +111,18 @@ async def examine(way: Way) -> AsyncIterator[Step]:
             yield step
 
 
-async def looked_up(url: Url) -> Step:
+async def looked_up(url: Url, seconds: float) -> Step:
     """The addresses of a host.
 
     Raises:
-        ConnectFailed: it has none.
+        ConnectFailed: it has none, or nobody says so in time.
     """
     loop = asyncio.get_running_loop()
     try:
-        known = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(seconds):
+            known = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except TimeoutError as exc:
+        raise ConnectFailed(f"Nobody said within {seconds:g} seconds which address {url.host} has.") from exc
     except OSError as exc:
         raise ConnectFailed(f"The name {url.host} cannot be looked up: {plain(exc)}.") from exc
     addresses = sorted({str(each[4][0]) for each in known})
@@ -127,15 +130,20 @@ async def looked_up(url: Url) -> Step:
     return Step("name", ok=True, found=found)
 
 
-async def trusted(url: Url) -> Step:
+async def trusted(url: Url, seconds: float) -> Step:
     """The certificate of a server.
 
     Raises:
+        ConnectFailed: nobody is there, or says anything in time.
         TlsFailed: it isn't trusted.
     """
     context = ssl.create_default_context()
     try:
-        _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
+        async with asyncio.timeout(seconds):
+            _, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
+    except TimeoutError as exc:
+        hint = "Is it http:// rather than https://?"
+        raise ConnectFailed(f"{url.origin} showed no certificate within {seconds:g} seconds. {hint}") from exc
     except ssl.SSLCertVerificationError as exc:
         raise untrusted(url, exc) from exc
     except ssl.SSLError as exc:
