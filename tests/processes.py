@@ -49,8 +49,12 @@ def millstream(target: str, port: int, *options: str) -> list[str]:
 
 
 def uvicorn(target: str, port: int, *options: str) -> list[str]:
-    """The command of plain uvicorn, which serves `MODULE:OBJECT` as ASGI."""
-    return [sys.executable, "-m", "uvicorn", target, "--port", str(port), "--log-level", "warning", *options]
+    """The command of plain uvicorn, which serves `MODULE:OBJECT` as ASGI.
+
+    It keeps idle connections for longer than a machine stands still: a client that did would write into a closed one.
+    """
+    command = [sys.executable, "-m", "uvicorn", target, "--port", str(port), "--log-level", "warning"]
+    return [*command, "--timeout-keep-alive", f"{WAIT:.0f}", *options]
 
 
 def tied(command: Sequence[str]) -> list[str]:

@@ -125,13 +125,15 @@ async def test_a_reply_that_stops_in_its_middle_is_a_silent_server(
         await until(lambda: not link.alive)
         wire.left = None
         assert await reading == bytes(100_000)
+        monkeypatch.setattr("millstream._stores.redis.commands.SILENCE", WAIT)  # the machine may stand still
         await work.do(20)
         assert work.failed == 0
         await work.check()
 
 
-async def test_what_comes_byte_by_byte_is_the_same(server: RedisServer) -> None:
+async def test_what_comes_byte_by_byte_is_the_same(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 793 has no messages: a wire may part them anywhere."""
+    monkeypatch.setattr("millstream._stores.redis.commands.SILENCE", WAIT)  # the machine may stand still
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", LONG) as store:
         await quiet(store)
         work, heard = Work(store), Heard()
@@ -146,8 +148,11 @@ async def test_what_comes_byte_by_byte_is_the_same(server: RedisServer) -> None:
         assert {entry.data for entry in heard.items} == set(work.tried)
 
 
-async def test_a_server_that_is_two_seconds_away_is_slow_and_not_broken(server: RedisServer) -> None:
+async def test_a_server_that_is_two_seconds_away_is_slow_and_not_broken(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody is asked twice, and no connection is given up."""
+    monkeypatch.setattr("millstream._stores.redis.commands.SILENCE", WAIT)  # the machine may stand still
     async with Proxy(server.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", LONG) as store:
         await quiet(store)
         links = store._commands._links.copy()
