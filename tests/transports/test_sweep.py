@@ -1,5 +1,6 @@
 """The guard's sweep, purely: a clock that the test turns, and connections that only say what they are waiting for."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -198,14 +199,28 @@ def test_a_sweep_goes_on_after_an_error_in_it(guard: Guard, loop: Loop) -> None:
         def get_write_buffer_size(self) -> int:
             raise ValueError("broken")
 
-    guard.admit(Broken())
-    with pytest.raises(ValueError, match="broken"):
-        loop.turn(1)
+    slow = [Connection(HEAD) for _ in range(100)]
+    for each in (*slow, Broken()):
+        guard.admit(each)
+    loop.now += 100
+    turns = [partial(loop.turn, 1)]
+    errors = 0
+    while turns:
+        try:
+            turns.pop()()
+        except ValueError:
+            errors += 1
+        turns += loop.soon
+        loop.soon.clear()
+    assert errors == 1
+    assert all(each.fate == "408" for each in slow)
     assert loop.timer is not None
 
 
 def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between(guard: Guard, loop: Loop) -> None:
-    """Fixed: a sweep over thousands of connections held up every call until it was through."""
+    """Fixed: a sweep over thousands of connections held up every call until it was through. To refuse a peer takes much
+    longer than to look at it: 256 refusals held up each call for some 10 ms.
+    """
     crowd = [Connection(HEAD) for _ in range(1_000)]
     for connection in crowd:
         guard.admit(connection)
@@ -217,9 +232,42 @@ def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between
     while loop.soon:
         loop.soon.pop()()
         gone.append(sum(each.fate == "408" for each in crowd))
-    assert gone[0] == 256
-    assert len(gone) == 4
+    assert max(after - before for before, after in itertools.pairwise([0, *gone])) == 4
     assert (gone[-1], leaver.fate) == (999, ""), "whoever has left meanwhile isn't judged"
+
+
+@pytest.mark.parametrize("phase", [IDLE, CLOSED])
+def test_whoever_is_closed_without_a_refusal_takes_a_turn_as_well(guard: Guard, loop: Loop, phase: int) -> None:
+    """Idle for too long, or lingering after a refusal."""
+    crowd = [Connection(phase) for _ in range(20)]
+    for connection in crowd:
+        guard.admit(connection)
+    loop.now += 100
+    loop.turn(1)
+    assert sum(bool(each.fate) for each in crowd) == 4
+
+
+def test_those_that_take_nothing_are_cut_off_a_few_at_a_time(guard: Guard, loop: Loop) -> None:
+    """They have bytes to take, so they're a case of their own."""
+    crowd = [Connection(busy=True) for _ in range(20)]
+    for connection in crowd:
+        guard.admit(connection)
+        connection.buffer = connection.unsent = 1_000
+    loop.now += 100
+    loop.turn(1)
+    assert [each.fate for each in crowd].count("aborted") == 4
+
+
+def test_a_sweep_looks_at_some_hundred_connections_at_a_time(guard: Guard, loop: Loop) -> None:
+    """Also where all of them are well."""
+    for _ in range(1_000):
+        guard.admit(Connection())
+    loop.turn(1)
+    turns = 1
+    while loop.soon:
+        loop.soon.pop()()
+        turns += 1
+    assert turns == 4
 
 
 def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
@@ -278,4 +326,6 @@ def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: 
     slow = spares[2]
     slow.phase = HEAD
     loop.turn(3)
+    while loop.soon:
+        loop.soon.pop()()
     assert (slow.fate, spares[3].fate) == ("408", "closed")

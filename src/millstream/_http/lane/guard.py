@@ -30,7 +30,9 @@ _LINGER = 2.0
 _SPARES = 16
 """Connections above the cap that may ask how the server is: whoever probes a full server must not take it for dead."""
 _AT_ONCE = 256
-"""Connections that a sweep looks at before others have a turn: a crowd that is sent away holds up nobody."""
+"""Connections that a sweep looks at before others have a turn."""
+_ENDS_AT_ONCE = 4
+"""Connections that it ends before others have a turn: a crowd that is sent away holds up nobody."""
 _LINGERING = 256
 """Connections above the cap that may read their refusal at a time; more are dropped without one."""
 
@@ -159,40 +161,45 @@ class Guard:
             self._counts = Counter(_address(one) for one in self._state.connections)
 
     def _look(self, left: list[Guarded], now: float) -> None:
-        """Look at so many of these connections, and at the rest in the next turns of the loop."""
-        these = left[-_AT_ONCE:]
-        del left[-_AT_ONCE:]
-        if left:
-            self._loop.call_soon(self._look, left, now)
-        for connection in these:
-            if connection in self._connections and self._reads(connection, now):
-                self._judge(connection, now)
+        """Look at some of these connections, and at the rest in the next turns of the loop."""
+        room = _AT_ONCE
+        try:
+            while left and room > 0:
+                ended = (one := left.pop()) in self._connections and (self._cut_off(one, now) or self._judge(one, now))
+                room -= _AT_ONCE // _ENDS_AT_ONCE if ended else 1
+        finally:
+            if left:
+                self._loop.call_soon(self._look, left, now)
 
-    def _reads(self, connection: Guarded, now: float) -> bool:
-        """Does the peer take what we write? One that takes nothing for too long is cut off."""
+    def _cut_off(self, connection: Guarded, now: float) -> bool:
+        """End a connection whose peer has taken nothing of what we write for too long."""
         unsent = connection.transport.get_write_buffer_size()
         if unsent == 0 or unsent < connection.unsent:
             connection.unsent_since = now
         connection.unsent = unsent
-        if now - connection.unsent_since > self._limits.write_timeout:
+        if late := now - connection.unsent_since > self._limits.write_timeout:
             connection.transport.abort()
-        return unsent == 0
+        return late
 
-    def _judge(self, connection: Guarded, now: float) -> None:
-        """Has the peer kept us waiting for too long?"""
+    def _judge(self, connection: Guarded, now: float) -> bool:
+        """End a connection whose peer has kept us waiting for too long."""
+        if connection.unsent:
+            return False
         if connection.held:
             connection.since = now
         phase = connection.phase
         patience = self._patience.get(phase, inf)
         if now - connection.since <= (min(patience, _LINGER) if connection.over_cap else patience):
-            return
+            return False
         if phase in _TOO_SLOW:
             connection.refuse(_TOO_SLOW[phase])
-        elif not connection.busy:
-            if phase == CLOSED:
-                connection.transport.abort()
-            else:
-                connection.transport.close()
+        elif connection.busy:
+            return False
+        elif phase == CLOSED:
+            connection.transport.abort()
+        else:
+            connection.transport.close()
+        return True
 
 
 def _address(connection: object) -> str:
