@@ -1,9 +1,9 @@
 """The official conformance suite against `examples/everything.py`: the lane, plain ASGI, four workers, and four workers
 of two servers that share Redis, with nginx in front that takes one after the other.
 
-Every selection runs once a way, a few at a time; behind nginx, those that are scored. There is no file of expected
-failures: what the suite reports besides success is either outside the revisions (`tasks-*`) or explained in
-docs/reference/conformance.md.
+Every selection runs once in the lane; in the other ways those that look at something that no other does; behind nginx,
+those that are scored. A few run at a time. There is no file of expected failures: what the suite reports besides
+success is either outside the revisions (`tasks-*`) or explained in docs/reference/conformance.md.
 """
 
 import re
@@ -33,9 +33,10 @@ WAYS = {
     "workers": (of_four, "examples/everything.py"),
 }
 SCORED = [name for name in SELECTIONS if name.startswith("scored")]
-RUNS = [(way, name) for way in WAYS for name in SELECTIONS] + [
-    pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED
-]
+AGAIN = {"all-2025-11-25": "scored-2025-11-25", "all-2026-07-28": "scored-2026-07-28"}
+"""Selections that look at nothing that another doesn't look at, too."""
+OURS = [(way, name) for way in WAYS for name in SELECTIONS if way == "lane" or name not in AGAIN]
+RUNS = [*OURS, *(pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED)]
 _OF_SEVERAL = {
     "sep-2575-server-sends-prompts-list-changed-on-subscription",
     "sep-2575-server-sends-tools-list-changed-on-subscription",
@@ -96,7 +97,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         runs = Runs(pool, tmp_path_factory.mktemp("conformance"))
         for item in request.session.items:
             if isinstance(item, pytest.Function) and item.path == request.path and hasattr(item, "callspec"):
-                runs.start(item.callspec.params["way"], item.callspec.params["name"])
+                runs.start(item.callspec.params.get("way", "lane"), item.callspec.params["name"])
         yield runs
 
 
@@ -118,12 +119,20 @@ def test_the_suite_finds_no_failure_and_nothing_unexplained(runs: Runs, way: str
     assert [check for check in unexplained if check.id not in refused] == []
 
 
+@pytest.mark.parametrize("name", AGAIN)
+def test_what_runs_in_the_lane_alone_is_looked_at_by_another_selection(runs: Runs, name: str) -> None:
+    """Once it has something of its own, it has to run in every way."""
+    looked_at = {
+        one: {(each.scenario, each.id) for each in runs.report("lane", one).checks} for one in (name, AGAIN[name])
+    }
+    assert looked_at[name] <= looked_at[AGAIN[name]]
+
+
 def test_the_explanations_are_about_something_that_happens(runs: Runs) -> None:
     """Our choice: an explanation that explains nothing any more is removed."""
     happened = {
         (check.scenario, check.id)
-        for way in WAYS
-        for name in SELECTIONS
+        for way, name in OURS
         for check in runs.report(way, name).having("WARNING", "SKIPPED")
         if check.id not in REFUSED.get(way, set())
     }
