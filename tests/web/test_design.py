@@ -15,6 +15,8 @@ COLOR = re.compile(
     r"(?:color|background|border|fill|stroke)[\w-]*: *[\w .]*\b(?:white|black|gray|grey|red|green|blue|teal|orange)\b",
     re.IGNORECASE,
 )
+QUERY = re.compile(r"@media ([^{]+)\{(.*?\})\s*\}", re.DOTALL)
+"""The conditions of a media query, and its rules."""
 STYLES = sorted(path for path in pages() if path.endswith(".css"))
 SOURCES = sorted(path for path in pages() if path.endswith((".css", ".js")) and path != "/assets/tokens.css")
 
@@ -54,6 +56,20 @@ def test_a_scheme_changes_nothing_but_colors() -> None:
     assert [rule for rule in told if not re.search(r"\{ color-scheme: (light|dark); \}", rule)] == []
     pairs = [line for path in STYLES for line in asset(path).body.decode().splitlines() if "light-dark(" in line]
     assert [line for line in pairs if not re.match(r"  --[\w-]+:", line)] == []
+
+
+def test_a_desk_differs_from_a_laptop_in_heights_alone() -> None:
+    """Our choice: from 1,280 pixels on, a wider window shows the same. Tests of the pages build on that."""
+    queries = [each for path in STYLES for each in QUERY.findall(asset(path).body.decode())]
+    widths = [float(rem) for conditions, _ in queries for rem in re.findall(r"width: ([\d.]+)rem", conditions)]
+    assert len(widths) > 8
+    assert max(widths) * 16 < 1280
+    assert not any(re.search(r"width(?:: [\d.]+px|[<> =])", conditions) for conditions, _ in queries)
+    tall = [content for conditions, content in queries if "height" in conditions]
+    changed = {name for content in tall for name in re.findall(r"([\w-]+): ", content)}
+    assert changed == {"height", "min-height"}
+    scripts = [asset(path).body.decode() for path in SOURCES if path.endswith(".js")]
+    assert not any(re.search(r"innerWidth|matchMedia\(.*width", script) for script in scripts)
 
 
 def test_every_token_that_is_used_is_defined() -> None:
