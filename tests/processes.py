@@ -94,11 +94,17 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def serving(command: list[str], port: int, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server for the length of the block, its output in the file `log`."""
     assert Tests.may_serve, "A test that starts a server carries the mark `server`."
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            tied(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-            env={**os.environ, **environment},
-        )  # fmt: skip
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("wb") as sink:
+            return subprocess.Popen(
+                tied(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                env={**os.environ, **environment},
+            )  # fmt: skip
+
+    process = start()
+    while not _listens(process, port) and process.poll() is not None and redis_stood_still(log):
+        process = start()
     with ending(process):
         wait_for_port(process, port, log)
         yield process
@@ -164,6 +170,19 @@ def answers(port: int, *, within: float = WAIT) -> bool:
 
 def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Return when the port answers; fail when the process ends or the time is over."""
+    if not _listens(process, port):
+        raise AssertionError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
+
+
+def redis_stood_still(log: Path) -> bool:
+    """A server didn't start because Redis was silent for some seconds, as it is when the machine stands still. Whoever
+    runs servers starts it again.
+    """
+    return "doesn't answer. Start it" in log.read_text("utf-8", "replace")
+
+
+def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until the port answers; False when the process has ended or the time is over."""
     deadline = time.monotonic() + WAIT
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -171,5 +190,5 @@ def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
         except OSError:
             time.sleep(0.02)
         else:
-            return
-    raise AssertionError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
+            return True
+    return False

@@ -7,12 +7,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port
+from processes import ROOT, answers, free_port, millstream, redis_stood_still, serving
+from redis_parts import RedisServer
+from workers_world import started, until
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="the kernel's way is Linux's, its tool is of util-linux")
@@ -64,3 +69,26 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("how", [serving, started])
+def test_a_server_starts_though_redis_stands_still_with_the_machine(
+    tmp_path: Path, how: Callable[[list[str], int, Path], AbstractContextManager[object]]
+) -> None:
+    """Fixed defect: tests failed with "Redis doesn't answer" where everything had stood still for eight seconds."""
+    redis, port, log = RedisServer(), free_port(), tmp_path / "log"
+    command = millstream(str(ROOT / "examples/greet.py"), port, "--store", redis.url, "--json")
+    with closing(redis):
+        assert redis.process is not None
+        redis.process.send_signal(signal.SIGSTOP)
+
+        def goes_on() -> None:
+            until(lambda: log.exists() and redis_stood_still(log))
+            redis.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+
+        with ThreadPoolExecutor(1) as machine:
+            going = machine.submit(goes_on)
+            with how(command, port, log):
+                going.result()
+                assert answers(port)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from patience import WAIT
-from processes import Tests, ending, free_port, millstream, tied
+from processes import Tests, ending, free_port, millstream, redis_stood_still, tied
 
 PROGRAM = """
 import asyncio, os, signal
@@ -115,6 +115,11 @@ class Served:
         until(lambda: self.said(text) >= times or self.process.poll() is not None, f"{text!r} in {self.log}")
         assert self.said(text) >= times, self.log
 
+    def ended_at_once(self) -> bool:
+        """Wait until it serves; True if it has ended instead."""
+        until(lambda: bool(self.said("is serving on")) or self.process.poll() is not None, self.log)
+        return not self.said("is serving on")
+
     def children(self) -> list[int]:
         """The processes that the parent has now."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
@@ -125,11 +130,17 @@ class Served:
 def started(command: list[str], port: int, log: Path, *, ready: bool = True, **options: Any) -> Iterator[Served]:
     """Start a program; wait until all its workers are ready."""
     assert Tests.may_serve, "A test that starts a server carries the mark `server`."
-    with log.open("wb") as sink:
-        options = {"stdin": subprocess.DEVNULL, **options}
-        process = subprocess.Popen(tied(command), stdout=sink, stderr=sink, **options)
-    served = Served(process, port, log)
-    with ending(process):
+    options = {"stdin": subprocess.DEVNULL, **options}
+
+    def start() -> Served:
+        with log.open("wb") as sink:
+            process = subprocess.Popen(tied(command), stdout=sink, stderr=sink, **options)
+        return Served(process, port, log)
+
+    served = start()
+    while ready and served.ended_at_once() and redis_stood_still(log):
+        served = start()
+    with ending(served.process):
         if ready:
             served.wait_until_said("is serving on")
         yield served

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from conformance.official import KEEP_ALIVE
 from millstream import Client
 from millstream.client import Failure, Options
 from millstream.client._questions import Question
@@ -115,12 +116,14 @@ async def test_a_python_server_offers_everything(
 @pytest.mark.parametrize("transport", ["stdio", "http", "sse"])
 async def test_the_reference_server_in_typescript_offers_everything(transport: str, tmp_path: Path) -> None:
     """It asks for roots by itself, and on the stream of its own."""
-    command = [NODE, str(EVERYTHING)]
     with ExitStack() as stack:
-        target: Any = [*command, "stdio"]
+        target: Any = [NODE, str(EVERYTHING), "stdio"]
         if transport != "stdio":
             mode = "streamableHttp" if transport == "http" else "sse"
-            server = stack.enter_context(shared(lambda port: ["env", f"PORT={port}", *command, mode], tmp_path))
+            patient = [f"KEEP_ALIVE_MS={WAIT * 1000:.0f}", NODE, "--require", str(KEEP_ALIVE)]
+            server = stack.enter_context(
+                shared(lambda port: ["env", f"PORT={port}", *patient, str(EVERYTHING), mode], tmp_path)
+            )
             target = f"http://127.0.0.1:{server.port()}{PATHS[transport]}"
         steps: list[float] = []
         async with asyncio.timeout(2 * WAIT), connect(target) as client:

@@ -16,6 +16,8 @@ from processes import NODE
 
 FOLDER = Path(__file__).resolve().parent
 SUITE = FOLDER / "node_modules" / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
+KEEP_ALIVE = FOLDER / "keep_alive.cjs"
+"""What Node loads first, so that servers keep idle connections for `KEEP_ALIVE_MS`."""
 
 
 @dataclass(frozen=True)

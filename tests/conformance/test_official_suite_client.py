@@ -6,6 +6,7 @@ expected failures.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from conformance.official import FOLDER, SUITE
+from conformance.official import FOLDER, KEEP_ALIVE, SUITE
 from millstream._protocol.revisions import BY_DATE
 from patience import WAIT
 from processes import NODE
@@ -82,10 +83,12 @@ Checks = list[dict[str, Any]]
 def found(output: Path, *options: str) -> dict[str, Checks]:
     """What one run of the suite finds, by scenario; the folder of one is `NAME-TIME`."""
     client = shlex.join([sys.executable, str(FOLDER / "client.py")])
-    command = [NODE, str(SUITE), "client", "--command", client, "-o", str(output), "--timeout", str(int(WAIT * 1000))]
+    wait = str(int(WAIT * 1000))
+    node = [NODE, "--require", str(KEEP_ALIVE), str(SUITE)]
     done = subprocess.run(
-        [*command, *options],
+        [*node, "client", "--command", client, "-o", str(output), "--timeout", wait, *options],
         cwd=FOLDER, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5 * WAIT, check=False,
+        env={**os.environ, "KEEP_ALIVE_MS": wait},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return {
