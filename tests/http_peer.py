@@ -167,7 +167,9 @@ class Running:
 
 
 @asynccontextmanager
-async def serve(app: Any, *, lane: bool, port: int = 0, **config: Any) -> AsyncIterator[Running]:
+async def serve(
+    app: Any, *, lane: bool, port: int = 0, tls: ssl.SSLContext | None = None, **config: Any
+) -> AsyncIterator[Running]:
     """Serve with uvicorn's protocol class, ours or its own, on a port of the loopback address, or a free one.
 
     Without `uvicorn.Server`, whose ticks of 0.1 s would be most of a test's time.
@@ -181,7 +183,7 @@ async def serve(app: Any, *, lane: bool, port: int = 0, **config: Any) -> AsyncI
     state.connections = Connections()
     loop = asyncio.get_running_loop()
     factory = partial(protocol, config=settings, server_state=state, app_state={}, _loop=loop)
-    server = await loop.create_server(factory, "127.0.0.1", port, reuse_address=True)
+    server = await loop.create_server(factory, "127.0.0.1", port, ssl=tls, reuse_address=True)
     running = Running(state, server.sockets[0].getsockname()[1], lane=lane)
     try:
         yield running

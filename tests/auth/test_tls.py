@@ -1,10 +1,12 @@
 """Serving https, and renewing the certificate while connections are open."""
 
+import asyncio
 import datetime as dt
 import socket
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -12,8 +14,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from guard_peer import GuardApp, echo
+from http_peer import request, serve
 from millstream._app.serving.errors import CommandError
 from millstream._app.serving.tls import Certificate
+from millstream._config import Settings
 from patience import WAIT
 from processes import free_port, millstream, serving
 
@@ -37,15 +42,18 @@ def make(folder: Path, name: str, *, passphrase: bytes = b"") -> tuple[str, str]
     return str(paths[0]), str(paths[1])
 
 
-def shown(port: int) -> tuple[str, str, bytes]:
-    """The name in the certificate that a server shows, the version of TLS, and what it answers to a probe."""
+def secured(port: int) -> ssl.SSLSocket:
+    """A connection to a server, whatever certificate it shows."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=WAIT) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as secure,
-    ):
+    plain = socket.create_connection(("127.0.0.1", port), timeout=WAIT)
+    return context.wrap_socket(plain, server_hostname="localhost")
+
+
+def shown(port: int) -> tuple[str, str, bytes]:
+    """The name in the certificate that a server shows, the version of TLS, and what it answers to a probe."""
+    with secured(port) as secure:
         secure.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b""
         while data := secure.recv(4096):
@@ -111,3 +119,31 @@ def test_a_certificate_that_cannot_be_used_stops_the_start_and_says_why(tmp_path
     with pytest.raises(CommandError) as refused:
         Certificate(cert, key)
     assert "passphrase" in refused.value.why
+
+
+async def test_a_peer_that_does_not_end_tls_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A fixed defect: TLS ends with a word of each side. Whoever held back theirs stayed for half a minute more, and
+    each sweep failed at them.
+    """
+    app = GuardApp({("POST", "/echo"): echo}, Settings(keep_alive=0.1))
+    async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
+        peer = await asyncio.to_thread(secured, server.port)
+        await asyncio.to_thread(peer.sendall, request(body=b"x"))
+        assert (await asyncio.to_thread(peer.recv, 4096)).startswith(b"HTTP/1.1 200 OK\r\n")
+        await server.left(0)
+        assert not caplog.records, caplog.text
+        peer.close()
+
+
+async def test_a_server_that_ends_leaves_those_alone_that_it_has_closed(tmp_path: Path) -> None:
+    """A fixed defect: asyncio's TLS can't be closed twice, and the sweep failed at whoever still was there then."""
+    app = GuardApp({("POST", "/echo"): echo}, Settings())
+    async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
+        peer = await asyncio.to_thread(secured, server.port)
+        await asyncio.to_thread(peer.sendall, request(body=b"x", extra=b"Connection: close\r\n"))
+        assert (await asyncio.to_thread(peer.recv, 4096)).startswith(b"HTTP/1.1 200 OK\r\n")
+        connections: set[Any] = server.state.connections
+        (connection,) = connections
+        connection.shutdown()
+        vars(server.state)["millstream_guard"]._sweep()
+        peer.close()

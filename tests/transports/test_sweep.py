@@ -71,8 +71,13 @@ class Connection:
         """As a protocol."""
         self.fate, self.phase = str(response.status), CLOSED
 
+    def is_closing(self) -> bool:
+        """As a transport."""
+        return self.fate != ""
+
     def close(self) -> None:
         """As a transport."""
+        assert not self.is_closing()
         self.fate = "closed"
 
     def abort(self) -> None:
@@ -175,6 +180,18 @@ def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: Guard,
     assert connection.fate == ""
     loop.turn(1)
     assert connection.fate == "aborted"
+
+
+@pytest.mark.parametrize("phase", [NEW, IDLE])
+def test_whoever_is_closed_and_still_there_at_the_next_sweep_is_dropped(guard: Guard, loop: Loop, phase: int) -> None:
+    """A fixed defect: over TLS, a peer that never answered the close stayed, and was closed again by each sweep."""
+    peer = Connection(phase)
+    guard.admit(peer)
+    loop.now += 100
+    loop.turn(1)
+    assert peer.fate == "closed"
+    loop.turn(1)
+    assert peer.fate == "aborted"
 
 
 def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard: Guard, loop: Loop) -> None:

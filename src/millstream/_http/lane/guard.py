@@ -195,7 +195,8 @@ class Guard:
             connection.refuse(_TOO_SLOW[phase])
         elif connection.busy:
             return False
-        elif phase == CLOSED:
+        elif phase == CLOSED or connection.transport.is_closing():
+            # Over TLS, a close waits for the peer's own, which may never come.
             connection.transport.abort()
         else:
             connection.transport.close()

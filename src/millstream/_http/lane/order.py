@@ -153,6 +153,8 @@ class OrderedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server ends: close now, or after the last reply that is owed."""
         newest = self.cycle
+        if self.transport.is_closing():
+            return  # Over TLS, it waits for its peer; a second close() would have it fail whoever asks it something.
         if newest is None or newest.response_complete or (self.phase >= REFUSED and not self.busy):
             self.transport.close()
         else:
