@@ -250,11 +250,12 @@ async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None
             assert await asyncio.wait_for(socket.recv(), WAIT) == "one"
             guard = vars(server.state)["millstream_guard"]
             assert guard._connections == set()
-            guard._sweep()
-            other = await server.connect()
-            await other.send(request(body=b"x"))
-            await refused(other, 503)
-            other.close()
+            for sweep in (lambda: None, guard._sweep):
+                sweep()
+                other = await server.connect()
+                await other.send(request(body=b"x"))
+                await refused(other, 503)
+                other.close()
             await socket.send("two")
             assert await asyncio.wait_for(socket.recv(), WAIT) == "two"
         await server.left(0)

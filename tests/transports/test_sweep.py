@@ -328,6 +328,24 @@ def test_all_addresses_of_an_ipv6_network_have_one_cap(loop: Loop) -> None:
     assert not near[0].over_cap
 
 
+def test_what_another_protocol_goes_on_with_counts_at_once(loop: Loop) -> None:
+    """A fixed defect: a WebSocket counted from the next sweep on, so that an address could open any number at once."""
+    state = ServerState()
+    guard = Guard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
+    upgraded, other, third = Connection(), Connection(), Connection()
+    connections: set[Any] = state.connections
+    connections.add(upgraded)
+    guard.admit(upgraded)
+    guard.release(upgraded)
+    guard.admit(other)
+    assert other.over_cap
+    guard.release(other)
+    connections.clear()
+    loop.turn(1)
+    guard.admit(third)
+    assert not third.over_cap
+
+
 def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: Loop) -> None:
     """Above the cap nobody may wait long: the next probe wants the place."""
     guard = Guard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))

@@ -8,7 +8,7 @@ headers, the rest of a body, the next request, or the peer's reading.
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from math import inf
 from typing import Any, Protocol, cast
@@ -148,7 +148,9 @@ class Guard:
         self._spares.discard(connection)
         if self._starter is not None and not self._connections:
             self._starter.rest()
-        if (near := neighborhood(connection.peer)) in self._counts:
+        there: Collection[object] = self._state.connections
+        # What another protocol goes on with is still there, and counts; the next sweep sees when it isn't any more.
+        if connection not in there and (near := neighborhood(connection.peer)) in self._counts:
             self._counts[near] -= 1
 
     def _sweep(self) -> None:
