@@ -4,11 +4,12 @@ import os
 import stat
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from typer.testing import CliRunner
 
-from issuing_world import Desk
+from issuing_world import FORM, URL, Browser, Desk
 from millstream import auth
 from millstream._app.serving.errors import CommandError
 from millstream._cli.program import program
@@ -141,3 +142,22 @@ def test_a_password_with_more_behind_it_is_another_one() -> None:
     kept = hash_password(longest)
     assert verify_password(longest, kept)
     assert not verify_password(f"{longest}x", kept)
+
+
+async def test_a_password_that_is_no_utf_8_is_as_wrong_as_any_other(desk: Desk, path: Path) -> None:
+    """A fixed defect: it was answered by 500, and didn't count as a try."""
+    users(path, "add", "ada", typed="correct horse\n")
+    desk = Desk(desk.services.store, people=auth.users(file=path))
+    browser = Browser(desk)
+    page = await browser.open((await desk.register())["client_id"])
+    body = f"{urlencode({'ticket': page.ticket, 'answer': 'allow', 'name': 'ada'})}&password=%ff".encode()
+    tries = [await browser.ask("POST", "/authorize", body=body, content_type=FORM, origin=URL) for _ in range(11)]
+    assert [each.status for each in tries] == [403] * 10 + [429]
+    assert "The name or the password is wrong." in tries[0].text
+
+
+def test_whatever_a_terminal_sends_can_be_a_password() -> None:
+    """Where it doesn't speak UTF-8, Python keeps its bytes as surrogates."""
+    kept = hash_password("p\udcffssword")
+    assert verify_password("p\udcffssword", kept)
+    assert not verify_password("p\ufffdssword", kept)

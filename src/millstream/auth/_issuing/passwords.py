@@ -41,16 +41,21 @@ def hash_password(password: str) -> str:
     """
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise ValueError(f"A password has {MIN_PASSWORD} to {MAX_PASSWORD} characters.")
-    return _hasher().hash(password)
+    return _hasher().hash(_bytes_of(password))
 
 
 def verify_password(password: str, kept: str | None) -> bool:
     """Whether this is the password of which that was kept; without one, the same work for nothing."""
     try:
-        _hasher().verify(kept or _nobodys(), password[:MAX_PASSWORD])
+        _hasher().verify(kept or _nobodys(), _bytes_of(password[:MAX_PASSWORD]))
     except (VerificationError, InvalidHashError):
         return False
     return kept is not None and len(password) <= MAX_PASSWORD
+
+
+def _bytes_of(password: str) -> bytes:
+    """What is hashed. A form, or a terminal, may have sent bytes that aren't UTF-8."""
+    return password.encode("utf-8", "surrogatepass")
 
 
 class Checks:
