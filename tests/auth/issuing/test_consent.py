@@ -184,6 +184,17 @@ async def test_a_client_may_ask_that_the_person_is_asked(
     assert ('name="password"' in page.text) is form
 
 
+@pytest.mark.parametrize("prompt", ["login", "select_account", "login consent"])
+async def test_whoever_has_to_sign_in_again_cannot_just_agree(desk: Desk, prompt: str) -> None:
+    """A fixed defect: the page asked for the password, but a form without one counted as the person who was there."""
+    id, browser = await consented(desk)
+    page = await browser.open(id, scope="orders:read", prompt=prompt)
+    asked = await browser.send({"ticket": page.ticket, "answer": "allow"})
+    assert asked.status == 403
+    assert 'name="password"' in asked.text
+    assert (await browser.answer(asked)).status == 303
+
+
 async def test_another_account_can_be_used(desk: Desk) -> None:
     """The browser forgets who it was."""
     id, browser = await consented(desk)

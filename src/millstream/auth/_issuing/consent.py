@@ -61,7 +61,7 @@ class Consent:
             return found
         client, asked = found
         user, way = self._signed_in(request)
-        if "login" in asked.prompt or "select_account" in asked.prompt:
+        if _afresh(asked):
             user = None
         if user is not None and "consent" not in asked.prompt:
             scopes = await self._people.grantable(user, client, asked.scopes)
@@ -164,7 +164,7 @@ class Consent:
             cookie = self._tickets.keep(user, way)
         else:
             person, way = self._signed_in(request)
-            if person is None or form.get("answer") != "allow":
+            if person is None or _afresh(asked) or form.get("answer") != "allow":
                 return await self._page(request, client, asked, None, said="Sign in first.", status=403)
             user = person
         return await self._finish(client, asked, user, way, cookie)
@@ -210,6 +210,11 @@ class Consent:
             return pages.wrong("You are not signed in", str(exc), 403, up="../../")
         person = self._people.from_upstream(trip.way, user)
         return await self._finish(client, asked, person, trip.way, self._tickets.keep(person, trip.way))
+
+
+def _afresh(asked: Asked) -> bool:
+    """Whether a client wants the person to sign in now, whoever has signed in at this browser before."""
+    return "login" in asked.prompt or "select_account" in asked.prompt
 
 
 def _agreed_key(user: User, client: Client) -> str:
