@@ -42,7 +42,7 @@ class Audit:
         audit = cls(Path(path), dispatcher.observe)
         dispatcher.observe = audit.observe
         if guard is not None:
-            guard.told = audit.refused
+            guard.tell(audit.refused)
         return audit
 
     def observe(self, call: Call, seconds: float, answer: bytes) -> None:

@@ -26,6 +26,7 @@ from millstream.auth._method import (
     Identity,
     Method,
     NonceWanted,
+    Refusing,
     Serving,
     Unavailable,
     prefetch_all,
@@ -255,6 +256,13 @@ class Guard:
         if self.pool is not None:
             pace = Pace(named(failures.name, key), failures.rate.count, failures.rate.seconds)
             self.pool.report(pace, lambda wait: failures.block(key, wait))
+
+    def tell(self, told: Callable[[str], None]) -> None:
+        """Tell of the address of every wrong credential from now on, wherever it's presented."""
+        self.told = told
+        for method in self.methods:
+            if isinstance(method, Refusing):
+                method.tell(told)
 
     def holds(self, id: str) -> bool:
         """Whether somebody with this `Principal.id` may still have a credential."""

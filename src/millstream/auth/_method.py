@@ -149,6 +149,15 @@ class Counting(Method, Protocol):
 
 
 @runtime_checkable
+class Refusing(Method, Protocol):
+    """A method that takes credentials at paths of its own."""
+
+    def tell(self, refused: Callable[[str], None]) -> None:
+        """Tell of the address of every wrong one, from now on."""
+        ...
+
+
+@runtime_checkable
 class Welcoming(Method, Protocol):
     """A method whose people sign in to the server's own pages as themselves."""
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -174,6 +175,38 @@ async def test_another_server_takes_its_tokens_by_what_it_says_about_itself() ->
         assert found is not None
         assert (found.principal.subject, found.principal.issuer) == ("ada", url)
         assert await method.identify(await signed_in(world, resource=None)) is None
+
+
+async def test_wrong_passwords_and_clients_stand_in_the_audit_log(tmp_path: Path) -> None:
+    """A fixed defect: those of the server's own pages did, and those of the authorization server's paths didn't."""
+    path, own = tmp_path / "audit.jsonl", {"host": HOST, "content_type": FORM}
+    server = Server(
+        "shop",
+        auth=auth.issuer(f"https://{HOST}", users=Known(), clients=[auth.client("job", secret="s" * 32)]),
+        settings=Settings(allowed_hosts=[HOST], audit_log=str(path)),
+        serve="web",
+    )
+    async with guarded(server) as world:
+        about = json.dumps({"redirect_uris": [BACK], "token_endpoint_auth_method": "none"}).encode()
+        registered = await world.ask(None, "POST", "/register", about, host=HOST, content_type="application/json")
+        page = await world.ask(None, "GET", f"/authorize?{authorization(registered.message['client_id'])}", host=HOST)
+        form = {"ticket": page.body.decode().split('name="ticket" value="')[1].split('"')[0], "answer": "allow"}
+        cookie = page.headers[b"set-cookie"].decode().split(";")[0]
+        sent = {
+            "/authorize": {**form, "name": "ada", "password": "wrong"},
+            "/token": {"grant_type": "client_credentials", "client_id": "job", "client_secret": "wrong"},
+            "/revoke": {"token": "x", "client_id": "job", "client_secret": "wrong"},
+            "/sign-in": {"name": "ada", "password": "wrong"},
+        }
+        for number, (where, said) in enumerate(sent.items(), 1):
+            body, origin = urlencode(said).encode(), f"https://{HOST}"
+            reply = await world.ask(
+                None, "POST", where, body, **own, origin=origin, cookie=cookie, x_forwarded_proto="https"
+            )
+            assert reply.status in (401, 403), where
+            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            assert [(each["method"], each["outcome"]) for each in lines] == [("sign-in", "refused")] * number, where
+    assert "wrong" not in path.read_text("utf-8")
 
 
 def test_a_server_without_it_loads_nothing_of_it() -> None:

@@ -88,6 +88,7 @@ class ClientProof:
         except OAuthError as exc:
             if exc.status == 401:
                 self._failures.report(key)
+                self._vault.refused(request.peer)
             raise
 
     async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> Client:

@@ -17,7 +17,7 @@ from millstream.auth._issuing.people import LOCAL, People
 from millstream.auth._issuing.plan import Plan
 from millstream.auth._issuing.records import Asked, Client, digest
 from millstream.auth._issuing.redirects import is_identified, named_by, shown_host
-from millstream.auth._issuing.slowed import SLOW, Slowed
+from millstream.auth._issuing.slowed import SLOW, WRONG, Slowed
 from millstream.auth._issuing.tickets import Tickets
 from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
 from millstream.auth._issuing.vault import Vault
@@ -159,6 +159,8 @@ class Consent:
             found = await self._slowed.check(request.peer, form.get("name"), form.get("password"))
             if isinstance(found, str):
                 status = 429 if found == SLOW else 403
+                if found == WRONG:
+                    self._vault.refused(request.peer)
                 return await self._page(request, client, asked, None, said=found, name=form.get("name"), status=status)
             user, way = found, LOCAL
             cookie = self._tickets.keep(user, way)

@@ -139,6 +139,10 @@ class RunningIssuer:
         """See `Counting.share`."""
         self._vault.pool = pool
 
+    def tell(self, refused: Callable[[str], None]) -> None:
+        """See `Refusing.tell`."""
+        self._vault.refused = refused
+
     def close(self) -> None:
         """Hear no more."""
         self._stop()

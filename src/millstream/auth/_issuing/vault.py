@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Vault:
     """Values of the authorization server."""
 
-    __slots__ = ("_services", "_written", "clock", "pool")
+    __slots__ = ("_services", "_written", "clock", "pool", "refused")
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -33,6 +33,8 @@ class Vault:
         self.clock: Callable[[], float] = services.clock
         self.pool: Pool | None = None
         """Where workers count together; None where there is only one."""
+        self.refused: Callable[[str], None] = _nobody_hears
+        """Hears the address of every wrong password or client."""
 
     async def get(self, key: str, kind: type[T]) -> T | None:
         """A value; None when it is absent, or something else."""
@@ -95,6 +97,10 @@ class Vault:
 
     async def _brought(self, keys: list[str]) -> None:
         await self.tell(_BROUGHT, b"")
+
+
+def _nobody_hears(address: str) -> None:
+    pass
 
 
 def _age(key: str, raw: bytes | None) -> float:
