@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import os
 import socket
 import ssl
 import time
@@ -21,6 +22,14 @@ from millstream._app.serving.tls import Certificate
 from millstream._config import Settings
 from patience import WAIT
 from processes import free_port, millstream, serving
+from workers_world import PROGRAM, kill, until, workers
+
+SLOW_TO_START = """
+while (HERE / "held").exists():
+    import time
+    (HERE / "starting").touch()
+    time.sleep(0.02)
+"""
 
 
 def make(folder: Path, name: str, *, passphrase: bytes = b"") -> tuple[str, str]:
@@ -80,6 +89,21 @@ def test_a_server_speaks_https_and_takes_a_renewed_certificate_without_a_restart
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert f"https://127.0.0.1:{port}/mcp" in (tmp_path / "log").read_text("utf-8")
+
+
+@pytest.mark.server
+@pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
+def test_a_worker_that_accepts_for_another_one_speaks_https_there_too(tmp_path: Path) -> None:
+    """A fixed defect: it took requests in plain text, and whoever spoke TLS got an error."""
+    cert, key = make(tmp_path, "x")
+    options = ("--tls-cert", cert, "--tls-key", key)
+    with workers(tmp_path, 2, *options, program=PROGRAM + SLOW_TO_START) as served:
+        (tmp_path / "held").touch()
+        kill(served.pids[1])
+        until((tmp_path / "starting").exists)
+        assert all(shown(served.port)[2].startswith(b"HTTP/1.1 200 OK\r\n") for _ in range(30))
+        (tmp_path / "held").unlink()
+        served.wait_until_said("is ready")
 
 
 def test_half_a_renewal_changes_nothing_until_the_other_half_is_there(tmp_path: Path) -> None:

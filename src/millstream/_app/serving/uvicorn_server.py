@@ -123,6 +123,7 @@ class _Uvicorn(uvicorn.Server):
         server = await asyncio.get_running_loop().create_server(
             lambda: make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state),
             sock=listener.dup(),
+            ssl=self.config.ssl,
             backlog=self.config.backlog,
         )
         self.servers.append(server)
