@@ -24,6 +24,8 @@ from patience import WAIT
 from processes import free_port, millstream, serving
 from workers_world import PROGRAM, kill, until, workers
 
+ASYNCIOS = 60.0
+"""Seconds that asyncio gives a handshake by itself."""
 SLOW_TO_START = """
 while (HERE / "held").exists():
     import time
@@ -104,6 +106,21 @@ def test_a_worker_that_accepts_for_another_one_speaks_https_there_too(tmp_path: 
         assert all(shown(served.port)[2].startswith(b"HTTP/1.1 200 OK\r\n") for _ in range(30))
         (tmp_path / "held").unlink()
         served.wait_until_said("is ready")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
+def test_whoever_begins_no_handshake_has_the_time_for_headers_and_no_more(tmp_path: Path, workers: tuple[str]) -> None:
+    """A fixed defect: it was asyncio's minute, for any number of connections, since no cap counts them so early."""
+    cert, key = make(tmp_path, "x")
+    (tmp_path / "shop.py").write_text(PROGRAM)
+    port = free_port()
+    command = millstream(str(tmp_path / "shop.py"), port, "--tls-cert", cert, "--tls-key", key, *workers)
+    with serving(command, port, tmp_path / "log", MILLSTREAM_HEADER_TIMEOUT="1"):
+        begun = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as silent:
+            assert silent.recv(1) == b""
+        assert time.monotonic() - begun < ASYNCIOS
 
 
 def test_half_a_renewal_changes_nothing_until_the_other_half_is_there(tmp_path: Path) -> None:

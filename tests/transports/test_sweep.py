@@ -253,6 +253,22 @@ def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between
     assert (gone[-1], leaver.fate) == (999, ""), "whoever has left meanwhile isn't judged"
 
 
+@pytest.mark.parametrize("many", [5_000, 100_000])
+def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: Guard, loop: Loop, many: int) -> None:
+    """They take less than a second, so that the time that a peer has is kept."""
+    crowd = [Connection(HEAD) for _ in range(many)]
+    for connection in crowd:
+        guard.admit(connection)
+    loop.now += 100
+    loop.turn(1)
+    turns = 1
+    while loop.soon:
+        loop.soon.pop()()
+        turns += 1
+    assert all(each.fate == "408" for each in crowd)
+    assert turns <= 500
+
+
 @pytest.mark.parametrize("phase", [IDLE, CLOSED])
 def test_whoever_is_closed_without_a_refusal_takes_a_turn_as_well(guard: Guard, loop: Loop, phase: int) -> None:
     """Idle for too long, or lingering after a refusal."""

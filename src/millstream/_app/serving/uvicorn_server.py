@@ -112,21 +112,33 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and self._told is not None:
-            self._told.started(self._accept)
+        # uvicorn has no setting for how long a TLS handshake may take.
+        ours = [] if self._certificate is None or sockets is None else sockets
+        await super().startup([] if ours else sockets)
+        if self.started:
+            for each in ours:
+                await self._listen(each)
+            if self._told is not None:
+                self._told.started(self._accept)
 
-    async def _accept(self, listener: socket.socket) -> Callable[[], None]:
-        """Accept from one more socket, which stays open; gives what ends that."""
-        # As uvicorn itself makes it; the type that it declares is any protocol's.
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        """Accept from a socket, as uvicorn does it."""
+        # The type that it declares is any protocol's.
         make: Any = self.config.http_protocol_class
+        limits = self._runtimes.definition.settings
         server = await asyncio.get_running_loop().create_server(
             lambda: make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state),
-            sock=listener.dup(),
+            sock=listener,
             ssl=self.config.ssl,
+            ssl_handshake_timeout=limits.header_timeout if self.config.ssl else None,
             backlog=self.config.backlog,
         )
         self.servers.append(server)
+        return server
+
+    async def _accept(self, listener: socket.socket) -> Callable[[], None]:
+        """Accept from one more socket, which stays open; gives what ends that."""
+        server = await self._listen(listener.dup())
 
         def stop() -> None:
             server.close()

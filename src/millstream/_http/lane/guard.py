@@ -33,6 +33,8 @@ _AT_ONCE = 256
 """Connections that a sweep looks at before others have a turn."""
 _ENDS_AT_ONCE = 4
 """Connections that it ends before others have a turn: a crowd that is sent away holds up nobody."""
+_TURNS = 500
+"""In so many turns it ends everybody, or a larger crowd would still be there when the next sweep begins."""
 _LINGERING = 256
 """Connections above the cap that may read their refusal at a time; more are dropped without one."""
 
@@ -157,21 +159,25 @@ class Guard:
         self.clock = now = self._loop.time()
         there = self._state.connections or self._connections
         self._timer = self._loop.call_later(self._interval, self._sweep) if there else None
-        self._look(list(self._connections), now)
+        everybody = list(self._connections)
+        ends = max(_ENDS_AT_ONCE, len(everybody) // _TURNS)
+        self._look(everybody, now, max(1, _AT_ONCE // ends))
         if self._limits.max_connections_per_address:
             # WebSockets leave the guard's sight but stay in the server's set: count again who is there.
             self._counts = Counter(_address(one) for one in self._state.connections)
 
-    def _look(self, left: list[Guarded], now: float) -> None:
-        """Look at some of these connections, and at the rest in the next turns of the loop."""
+    def _look(self, left: list[Guarded], now: float, end: int) -> None:
+        """Look at some of these connections, and at the rest in the next turns of the loop; one that ends counts as so
+        many.
+        """
         room = _AT_ONCE
         try:
             while left and room > 0:
                 ended = (one := left.pop()) in self._connections and (self._cut_off(one, now) or self._judge(one, now))
-                room -= _AT_ONCE // _ENDS_AT_ONCE if ended else 1
+                room -= end if ended else 1
         finally:
             if left:
-                self._loop.call_soon(self._look, left, now)
+                self._loop.call_soon(self._look, left, now, end)
 
     def _cut_off(self, connection: Guarded, now: float) -> bool:
         """End a connection whose peer has taken nothing of what we write for too long."""
