@@ -12,7 +12,10 @@ from websockets.exceptions import InvalidStatus
 from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
 from fleet import until
 from millstream import Server, Settings, auth
+from millstream._limits.gcra import Rate
 from millstream._protocol.principal import Principal
+from millstream.auth import _guard, _proofs
+from millstream.auth._issuing import client_proof, slowed
 from millstream.auth._method import Identity
 from wire import encode_request, pairs, request
 
@@ -160,15 +163,22 @@ async def test_a_websocket_is_refused_before_it_is_accepted() -> None:
             assert refused.value.response.status_code == status
 
 
+@pytest.mark.minutes
+def test_wrong_credentials_are_counted_by_the_minute() -> None:
+    """Our choice. Other tests count by the day."""
+    assert {_guard._FAILURES, client_proof._FAILURES, _proofs._FORGED} == {Rate(30, 60)}
+    assert [(each.count, each.seconds) for each in (slowed._FAILURES, slowed._NAMED)] == [(10, 60), (30, 300)]
+
+
 async def test_an_address_that_sends_many_wrong_keys_is_slowed_and_known_callers_are_not() -> None:
-    """Our choice: 30 a minute, then 429 with the time to wait, before anything is looked up."""
+    """Our choice: 30, then 429 with the time to wait, before anything is looked up."""
     async with guarded() as world:
         assert (await world.post(ALICE, PING)).status == 200
         statuses = [(await world.post(f"wrong{number}", PING)).status for number in range(32)]
         assert statuses == [403] * 30 + [429] * 2
         reply = await world.post("wrong", PING)
-        assert reply.headers[b"retry-after"] == b"2"
-        assert reply.headers[b"ratelimit-policy"] == b'"sign-in";q=30;w=60'
+        assert reply.headers[b"retry-after"] == b"2880"
+        assert reply.headers[b"ratelimit-policy"] == b'"sign-in";q=30;w=86400'
         assert (await world.post(ALICE, PING)).status == 200
 
 

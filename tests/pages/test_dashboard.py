@@ -17,6 +17,8 @@ INKED = """canvas => {
   return data.some((value) => value !== 0);
 }"""
 TOLD = re.compile(r"^.+, now: .+ [\d.]+ ")
+STOOD_STILL = "Nothing could run for"
+"""What a server says of itself when its machine has stood still."""
 PROGRAM = """
 import logging
 from millstream import Server
@@ -148,7 +150,7 @@ def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage)
         call(address, "note", {"text": "the first <b>line</b>"})
         call(address, "note", {"text": "a bad second", "level": "error"})
         expect(page.locator("#log-errors")).to_have_text("1 error")
-        expect(page.locator("#log-last")).to_contain_text("a bad second")
+        expect(page.locator("#log-last")).to_have_text(re.compile(f"a bad second|{STOOD_STILL}"))
         page.keyboard.press("l")
         expect(lines.filter(has_text="the first <b>line</b>")).to_have_count(1)
         expect(lines.filter(has_text="a bad second")).to_have_count(1)
@@ -160,7 +162,7 @@ def test_the_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage)
         page.get_by_label("Least level").select_option(label="All levels")
         page.get_by_role("button", name="Pause").click()
         call(address, "note", {"text": "while it is paused"})
-        expect(page.locator("#log-count")).to_contain_text("paused: 1 new")
+        expect(page.locator("#log-count")).to_have_text(re.compile("paused: [1-9][0-9]* new"))
         expect(lines.filter(has_text="while it is paused")).to_have_count(0)
         page.get_by_role("button", name="Pause").click()
         expect(lines.filter(has_text="while it is paused")).to_have_count(1)
