@@ -78,6 +78,13 @@ class Dismissal:
                     connection.transport.close()
         return waiting or len(over) < len(since)
 
+    def cut_off(self) -> None:
+        """End what is closed and waits for its peer to close, too, as TLS has it: an idle peer may never."""
+        for connection in list(self._state.connections):
+            transport: Any = getattr(connection, "transport", None)
+            if transport is not None and transport.is_closing() and not transport.get_write_buffer_size():
+                transport.abort()
+
     def answering(self) -> bool:
         """Whether some reply isn't out: of a page or a webhook, say, which no count of calls has."""
         return any(_is_answering(each) for each in self._state.connections)

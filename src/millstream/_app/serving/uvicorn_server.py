@@ -167,6 +167,7 @@ class _Uvicorn(uvicorn.Server):
             self._told.left()
         until = clock() + self._runtimes.definition.settings.drain_timeout
         await self._drain(runtime, dismissal, until)
+        dismissal.cut_off()
         await super().shutdown(sockets)
 
     async def _drain(self, runtime: Runtime | None, dismissal: Dismissal, until: float) -> None:
