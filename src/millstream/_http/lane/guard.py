@@ -150,7 +150,7 @@ class Guard:
         self._spares.discard(connection)
         if self._starter is not None and not self._connections:
             self._starter.rest()
-        there: Collection[object] = self._state.connections
+        there = cast("Collection[object]", self._state.connections)
         # What another protocol goes on with is still there, and counts; the next sweep sees when it isn't any more.
         if connection not in there and (near := neighborhood(connection.peer)) in self._counts:
             self._counts[near] -= 1

@@ -2,7 +2,7 @@
 newest entries, and gets them from here. No I/O.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Final
@@ -68,7 +68,7 @@ class Recent:
             yield [(offset, *entries[offset]) for offset in offsets[start : start + count]]
 
     @contextmanager
-    def replaced(self, stream: str) -> Iterator[None]:
+    def replaced(self, stream: str) -> Generator[None]:
         """What is read meanwhile stands in place of what was kept, unless the reading fails."""
         before = self._streams.pop(stream, None)
         try:
