@@ -5,7 +5,10 @@ import datetime as dt
 import os
 import socket
 import ssl
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,17 @@ def make(folder: Path, name: str, *, passphrase: bytes = b"") -> tuple[str, str]
     paths[0].write_bytes(cert.public_bytes(serialization.Encoding.PEM))
     paths[1].write_bytes(pem)
     return str(paths[0]), str(paths[1])
+
+
+@contextmanager
+def shop(folder: Path, *options: str, **environment: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A program that speaks https: its port and its process."""
+    cert, key = make(folder, "x")
+    (folder / "shop.py").write_text(PROGRAM)
+    port = free_port()
+    command = millstream(str(folder / "shop.py"), port, "--tls-cert", cert, "--tls-key", key, *options)
+    with serving(command, port, folder / "log", **environment) as process:
+        yield port, process
 
 
 def secured(port: int) -> ssl.SSLSocket:
@@ -110,13 +124,11 @@ def test_a_worker_that_accepts_for_another_one_speaks_https_there_too(tmp_path: 
 
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
-def test_whoever_begins_no_handshake_has_the_time_for_headers_and_no_more(tmp_path: Path, workers: tuple[str]) -> None:
+def test_whoever_begins_no_handshake_has_the_time_for_headers_and_no_more(
+    tmp_path: Path, workers: tuple[str, ...]
+) -> None:
     """A fixed defect: it was asyncio's minute, for any number of connections, since no cap counts them so early."""
-    cert, key = make(tmp_path, "x")
-    (tmp_path / "shop.py").write_text(PROGRAM)
-    port = free_port()
-    command = millstream(str(tmp_path / "shop.py"), port, "--tls-cert", cert, "--tls-key", key, *workers)
-    with serving(command, port, tmp_path / "log", MILLSTREAM_HEADER_TIMEOUT="1"):
+    with shop(tmp_path, *workers, MILLSTREAM_HEADER_TIMEOUT="1") as (port, _):
         begun = time.monotonic()
         with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as silent:
             assert silent.recv(1) == b""
@@ -125,13 +137,9 @@ def test_whoever_begins_no_handshake_has_the_time_for_headers_and_no_more(tmp_pa
 
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
-def test_a_server_that_ends_waits_for_no_peer_to_end_tls(tmp_path: Path, workers: tuple[str]) -> None:
+def test_a_server_that_ends_waits_for_no_peer_to_end_tls(tmp_path: Path, workers: tuple[str, ...]) -> None:
     """A fixed defect: with one idle browser, each stop took a second more, and looked like an error in the log."""
-    cert, key = make(tmp_path, "x")
-    (tmp_path / "shop.py").write_text(PROGRAM)
-    port = free_port()
-    command = millstream(str(tmp_path / "shop.py"), port, "--tls-cert", cert, "--tls-key", key, *workers)
-    with serving(command, port, tmp_path / "log") as process, secured(port) as idle:
+    with shop(tmp_path, *workers) as (port, process), secured(port) as idle:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
         process.terminate()
