@@ -6,6 +6,7 @@ against the official schema of the revision.
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ EVERYTHING: Json = {
     "sampling": {"tools": {}},
     "roots": {"listChanged": True},
 }
+
+
+def order() -> str:
+    """The URI of a live resource that no other test touches: clients of several tests may share a server."""
+    return f"orders://{secrets.randbits(48)}"
 
 
 class Refuse(Exception):

@@ -6,6 +6,7 @@ import pytest
 
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
+from behaviour.harness import order
 from patience import WAIT
 
 UPDATED = "notifications/resources/updated"
@@ -32,31 +33,42 @@ async def test_a_list_that_changes_is_announced(connect: Connect, combination: C
 async def test_an_update_reaches_those_who_watch_the_resource(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: resources/subscribe, or the filter of subscriptions/listen."""
     client = await connect(combination)
-    subscription = await client.watch("orders://7", "note://one")
+    watched = order()
+    subscription = await client.watch(watched, f"{watched}0")
     since = len(client.notes)
-    await client.call("touch", uri="orders://8")
-    await client.call("touch", uri="orders://7")
+    await client.call("touch", uri=order())
+    await client.call("touch", uri=watched)
     params = await client.heard(UPDATED, since=since)
-    assert params["uri"] == "orders://7"
+    assert params["uri"] == watched
     assert params.get("_meta", {}).get(SUBSCRIPTION) == subscription
-    await client.call("touch", uri="note://one")
+    await client.call("touch", uri=f"{watched}0")
     await client.until(lambda: len(client.notes) == since + 2)
-    assert client.notes[-1]["params"]["uri"] == "note://one"
+    assert client.notes[-1]["params"]["uri"] == f"{watched}0"
+
+
+@every("session")
+async def test_an_update_of_a_resource_without_parameters_is_heard(connect: Connect, combination: Combination) -> None:
+    """MCP 2026-07-28, basic/patterns/subscriptions: how its URI came about makes no difference."""
+    client = await connect(combination)
+    await client.watch("note://one")
+    await client.call("touch", uri="note://one")
+    assert (await client.heard(UPDATED))["uri"] == "note://one"
 
 
 @every("handshake session")
 async def test_a_resource_that_is_unsubscribed_is_not_heard_of(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/resources."""
     client = await connect(combination)
-    await client.watch("orders://1", "orders://2")
-    await client.request("resources/unsubscribe", {"uri": "orders://1"})
+    left, kept = order(), order()
+    await client.watch(left, kept)
+    await client.request("resources/unsubscribe", {"uri": left})
     since = len(client.notes)
-    await client.call("touch", uri="orders://1")
-    await client.call("touch", uri="orders://2")
-    assert (await client.heard(UPDATED, since=since))["uri"] == "orders://2"
+    await client.call("touch", uri=left)
+    await client.call("touch", uri=kept)
+    assert (await client.heard(UPDATED, since=since))["uri"] == kept
     assert len(client.notes) == since + 1
-    await client.request("resources/unsubscribe", {"uri": "orders://2"})
-    assert (await client.request("resources/unsubscribe", {"uri": "orders://2"})).result == {}
+    await client.request("resources/unsubscribe", {"uri": kept})
+    assert (await client.request("resources/unsubscribe", {"uri": kept})).result == {}
 
 
 @every("handshake session")
@@ -102,14 +114,15 @@ async def test_two_subscriptions_hear_each_its_own(connect: Connect, combination
     own.
     """
     client = await connect(combination)
-    first = await client.watch("orders://1", kinds=())
-    second = await client.watch("orders://2", kinds=("tools",))
+    one, two = order(), order()
+    first = await client.watch(one, kinds=())
+    second = await client.watch(two, kinds=("tools",))
     since = len(client.notes)
-    await client.call("touch", uri="orders://2")
-    await client.call("touch", uri="orders://1")
+    await client.call("touch", uri=two)
+    await client.call("touch", uri=one)
     await client.until(lambda: len(client.notes) == since + 2)
     heard = {note["params"]["uri"]: note["params"]["_meta"][SUBSCRIPTION] for note in client.notes[since:]}
-    assert heard == {"orders://1": first, "orders://2": second}
+    assert heard == {one: first, two: second}
 
 
 @every("requests of its own")

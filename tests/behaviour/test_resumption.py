@@ -6,7 +6,7 @@ import json
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.exchanges import WAIT, Event, Exchange
-from behaviour.harness import Client, Json
+from behaviour.harness import Client, Json, order
 
 
 def request(tool: str, request_id: int = 800, **arguments: str) -> Json:
@@ -188,13 +188,14 @@ async def test_a_question_that_was_lost_is_asked_again_on_the_new_stream(
 async def test_the_newest_of_two_standing_streams_wins(connect: Connect, combination: Combination) -> None:
     """Our choice: one stand-alone stream a session; the older is closed."""
     client = await connect(combination)
-    await client.request("resources/subscribe", {"uri": "orders://4"})
+    watched = order()
+    await client.request("resources/subscribe", {"uri": watched})
     first = await client.streamable.resume()
     second = await client.streamable.resume()
     assert (first.exchange.status, second.exchange.status) == (200, 200)
     async with asyncio.timeout(WAIT):
         await first.over.wait()
-    await client.call("touch", uri="orders://4")
+    await client.call("touch", uri=watched)
     await client.heard("notifications/resources/updated")
     assert len(client.notes) == 1
     assert not second.over.is_set()
