@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import pty
+import re
 import select
 import shlex
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +102,29 @@ def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) ->
     assert told["url"] == f"http://127.0.0.1:{port}/mcp"
     assert told["counts"] == {"tools": 1, "resources": 1, "templates": 0, "prompts": 1}
     assert "greet" in told["curl"]
+
+
+def _wakes(process: int) -> int:
+    """How often a process and its children have waited for something that came."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    status = Path(f"/proc/{process}/status").read_text()
+    (own,) = re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE)
+    return int(own) + sum(_wakes(int(child)) for child in children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count is read from /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_nobody_asks_lets_the_machine_sleep(tmp_path: Path, workers: int) -> None:
+    """A fixed defect: each worker looked ten times a second whether it was over. Once a second is for the date."""
+    port, counts = free_port(), list[int]()
+    command = millstream("examples/greet.py", port, "--workers", str(workers))
+    with serving(command, port, tmp_path / "log") as process:
+        post(port, CALL)
+        while len(counts) < 10 and not any(count <= 3 * workers for count in counts):
+            before = _wakes(process.pid)  # of the first second, what the start has left to do
+            time.sleep(1)
+            counts.append(_wakes(process.pid) - before)
+    assert len(counts) < 10, counts
 
 
 def test_the_command_that_is_shown_works_as_it_is() -> None:

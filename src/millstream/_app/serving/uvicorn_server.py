@@ -1,6 +1,7 @@
 """Serving HTTP with uvicorn and the lane."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -78,6 +79,7 @@ class _Uvicorn(uvicorn.Server):
         self._told = told
         self._stops = stops
         self._leaving = Leaving()
+        self._over = asyncio.Event()
         self._runtimes.bind = Bind(loopback, self.server_state.connections, seats)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -109,7 +111,19 @@ class _Uvicorn(uvicorn.Server):
 
     def _stop(self, leaving: Leaving) -> None:
         self._leaving = leaving
+        self.stop()
+
+    def stop(self) -> None:
+        """End in order."""
         self.should_exit = True
+        self._over.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn would look ten times a second whether it's over, and wake an idle machine for it."""
+        while not await self.on_tick(0):  # keeps the date of replies
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._over.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # uvicorn has no setting for how long a TLS handshake may take.
@@ -168,7 +182,13 @@ class _Uvicorn(uvicorn.Server):
         until = clock() + self._runtimes.definition.settings.drain_timeout
         await self._drain(runtime, dismissal, until)
         dismissal.cut_off()
-        await super().shutdown(sockets)
+        await asyncio.sleep(0)  # what was closed is gone
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for each in sockets or []:
+            each.close()
+        await self.lifespan.shutdown()
 
     async def _drain(self, runtime: Runtime | None, dismissal: Dismissal, until: float) -> None:
         """Calls and other requests end, and what is idle is let go; again, because what was busy may ask for one thing
@@ -230,7 +250,7 @@ async def serve_here(
         await asyncio.shield(serving)
     finally:
         if not serving.done():
-            running.should_exit = True
+            running.stop()
             await serving
 
 

@@ -110,6 +110,11 @@ class Registry:
                 self.fast.pop(key.encode(), None)
             else:
                 self.fast[key.encode()] = fast
+        if item.scopes:
+            self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
+            self.scoped = True
+        if item.visible is not None:
+            self.conditional = {**self.conditional, kind: (*self.conditional.get(kind, ()), key)}
         self._touch(kind)
 
     def has(self, kind: str, key: str) -> bool:
@@ -148,6 +153,11 @@ class Registry:
         self.disabled[kind][key] = getattr(self, kind).pop(key)
         if kind == "tools":
             self.fast.pop(key.encode(), None)
+        rest: dict[str, Any] = getattr(self, kind)
+        self._scopes[kind] = frozenset().union(*(item.scopes for item in rest.values()))
+        self.scoped = any(self._scopes.values())
+        conditional = tuple(name for name, item in rest.items() if item.visible is not None)
+        self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
         self._touch(kind)
 
     def enable(self, kind: str, key: str) -> None:
@@ -161,10 +171,6 @@ class Registry:
     def _touch(self, kind: str) -> None:
         change = _KINDS[kind]
         self._offered.add(change)
-        self._scopes[kind] = frozenset().union(*(item.scopes for item in getattr(self, kind).values()))
-        self.scoped = any(self._scopes.values())
-        conditional = tuple(name for name, item in getattr(self, kind).items() if item.visible is not None)
-        self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
         if kind in _COMPLETED and self.completes_choices:
             self._offered.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
