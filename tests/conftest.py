@@ -53,6 +53,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (bool(files) and all(left_out.search(path.read_text("utf-8")) for path in files)) or None
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test whose inputs are generated drives many, whatever else its file does."""
+    if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        item.add_marker("many")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start servers take longest and come first: at the end each worker has something short to do."""

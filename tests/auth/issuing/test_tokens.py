@@ -89,6 +89,36 @@ async def test_of_ten_requests_with_one_code_at_once_none_keeps_a_token(every_st
     assert [await desk.who(each) for each in given] == [None] * len(given)
 
 
+@pytest.mark.parametrize("kind", ["code", "refresh token"])
+async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: str) -> None:
+    """A fixed defect: a stolen code or refresh token ended what it had given, and the audit log had no line of it. Once
+    is enough: who repeats it can't fill the log.
+    """
+    clock, told = Clock(), list[str]()
+    desk = Desk(desk.services.store, clock=clock)
+    desk.running.tell(told.append)
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    given = (await desk.token(id, code)).message
+    assert (await desk.refresh(id, given["refresh_token"])).status == 200
+    clock.now += 11
+    assert told == []
+    for _ in range(3):
+        reply = await (desk.token(id, code) if kind == "code" else desk.refresh(id, given["refresh_token"]))
+        assert reply.error == "invalid_grant"
+        assert told == [desk.peer]
+
+
+async def test_of_requests_with_one_code_at_once_one_is_told_of(desk: Desk) -> None:
+    """The grant that they end may not be there yet."""
+    told: list[str] = []
+    desk.running.tell(told.append)
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    await asyncio.gather(*(desk.token(id, code) for _ in range(10)))
+    assert told == [desk.peer]
+
+
 async def test_a_code_is_too_old_after_a_minute(desk: Desk) -> None:
     """OAuth 2.1 §4.1.2 recommends ten minutes at most; ours is one."""
     clock = desk.services.clock = Clock()

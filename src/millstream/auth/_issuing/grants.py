@@ -32,6 +32,15 @@ _REFRESH_KIND = b"oauth refresh token"
 _RESERVED = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "client_id", "scope", "grant_id", "cnf"))
 
 
+class Reused(OAuthError):
+    """A code or refresh token was used before, by somebody else perhaps."""
+
+    def __init__(self, text: str, *, ended: bool) -> None:
+        super().__init__("invalid_grant", text)
+        self.ended = ended
+        """What it had given counted until now: true once for each grant."""
+
+
 class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
     """What is sealed in a refresh token."""
 
@@ -75,12 +84,12 @@ class Grants:
             key: thumbprint of the key that the refresh token is bound to; empty for none.
 
         Raises:
-            OAuthError: the code was used before, which ends the grant; or it is too old.
+            Reused: the code was used before, which ends the grant.
+            OAuthError: it is too old.
         """
         used = msgspec.structs.replace(kept, used=True)
         if kept.used or not await self._vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
-            await self.end(kept.grant, kept.subject)
-            raise OAuthError("invalid_grant", "The code was used before.")
+            raise await self._reused(kept.grant, kept.subject, "The code was used before.")
         if kept.until < self._vault.clock():
             raise OAuthError("invalid_grant", "The code is too old.")
         client = await self._clients.find(kept.asked.client)
@@ -92,7 +101,7 @@ class Grants:
         )  # fmt: skip
         ttl = REFRESH if secret else ACCESS * 2
         if not await self._vault.exchange(_grant_key(kept.grant), None, grant, ttl):
-            raise OAuthError("invalid_grant", "The code was used before.")
+            raise Reused("The code was used before.", ended=True)
         return kept.grant, grant, self._refresh_token(kept.grant, 0, secret) if secret else ""
 
     async def add(self, grant: Grant) -> str:
@@ -117,7 +126,8 @@ class Grants:
         """The refresh token that takes the place of another one.
 
         Raises:
-            OAuthError: that one was used before, which ends the grant.
+            Reused: that one was used before, which ends the grant.
+            OAuthError: the grant has ended.
         """
         for _ in range(_TRIES):
             raw, now = await self._vault.raw(_grant_key(said.grant)), self._vault.clock()
@@ -127,8 +137,8 @@ class Grants:
             if said.generation == grant.generation - 1 and now - grant.rotated <= GRACE:
                 return self._refresh_token(said.grant, grant.generation, said.secret)
             if said.generation != grant.generation:
-                await self.end(said.grant, grant.subject)
-                raise OAuthError("invalid_grant", "The refresh token was used before. Everything it gave has ended.")
+                text = "The refresh token was used before. Everything it gave has ended."
+                raise await self._reused(said.grant, grant.subject, text)
             after = msgspec.structs.replace(grant, generation=grant.generation + 1, rotated=now)
             if await self._vault.exchange(_grant_key(said.grant), raw, after, REFRESH):
                 return self._refresh_token(said.grant, after.generation, said.secret)
@@ -138,6 +148,15 @@ class Grants:
         return _PREFIX + self._vault.seal(_REFRESH_KIND, RefreshToken(grant, generation, secret))
 
     # Ends
+
+    async def _reused(self, id: str, subject: str, text: str) -> Reused:
+        ended = await self.get(id) is not None
+        await self.end(id, subject)
+        return Reused(text, ended=ended)
+
+    def tell(self, address: str) -> None:
+        """Somebody at an address has brought what was used before."""
+        self._vault.refused(address)
 
     async def end(self, id: str, subject: str) -> None:
         """End a grant: its tokens count no more, on any worker, within a second."""

@@ -11,7 +11,7 @@ from millstream.auth._issuing.answers import OAuthError, Parameters, form_of, re
 from millstream.auth._issuing.asking import Targets
 from millstream.auth._issuing.client_proof import ClientProof
 from millstream.auth._issuing.clients import Clients
-from millstream.auth._issuing.grants import Grants
+from millstream.auth._issuing.grants import Grants, Reused
 from millstream.auth._issuing.identities import Identities
 from millstream.auth._issuing.key_proof import KeyProof, check_key
 from millstream.auth._issuing.people import People
@@ -61,6 +61,9 @@ class TokenEndpoint:
                 raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
             return reply(await give(client, form, await self._keys.key(request, client)))
         except OAuthError as exc:
+            # Once for each grant: who repeats it can't fill a log.
+            if isinstance(exc, Reused) and exc.ended:
+                self._grants.tell(request.peer)
             return exc.response()
 
     async def _from_code(self, client: Client, form: Parameters, key: str) -> _Answer:
