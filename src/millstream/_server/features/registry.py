@@ -104,12 +104,8 @@ class Registry:
 
     def _offer(self, kind: str, key: str, item: Any) -> None:
         getattr(self, kind)[key] = item
-        if kind == "tools":
-            fast = PreparedCall.of(item)
-            if fast is None:
-                self.fast.pop(key.encode(), None)
-            else:
-                self.fast[key.encode()] = fast
+        if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
+            self.fast[key.encode()] = fast
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
             self.scoped = True
