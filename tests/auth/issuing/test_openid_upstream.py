@@ -17,7 +17,7 @@ from issuing_world import challenge
 from millstream import auth
 from millstream._http.outbound import fetch
 from millstream.auth._issuing import elsewhere
-from millstream.auth._issuing.ways import Away, Returned, Selective, SignInFailed, Upstream, User
+from millstream.auth._issuing.ways import Away, Renewing, Returned, Selective, SignInFailed, Upstream, User
 from patience import WAIT
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/openid"
@@ -88,6 +88,18 @@ async def test_the_browser_brings_a_code_that_only_we_can_use(world: World) -> N
     (header,) = (line for line in world.issuer.requests[-2].split(b"\r\n") if line.startswith(b"authorization"))
     assert b64decode(header.split()[-1]) == b"desk:a%20secret%3Aof%20more%20than%2032%20bytes%2C%20with%20a%20colon"
     assert world.issuer.asked["/me"] == 0
+
+
+async def test_an_issuer_is_told_that_somebody_has_to_sign_in_again(world: World) -> None:
+    """OpenID Connect Core §3.1.2.1. At Google, which has no such wish, people choose each time."""
+    assert isinstance(world.way, Renewing)
+    away = await world.way.begin_anew(CALLBACK, "st", "login")
+    assert parse_qs(urlsplit(away.url).query)["prompt"] == ["login"]
+    assert "prompt" not in parse_qs(urlsplit((await world.begin()).url).query)
+    google = auth.upstream("google", allow=["*"], client_id=CLIENT, client_secret=SECRET, at=world.issuer.url)
+    assert isinstance(google, Renewing)
+    away = await google.begin_anew(CALLBACK, "st", "login")
+    assert parse_qs(urlsplit(away.url).query)["prompt"] == ["select_account"]
 
 
 async def test_an_issuer_that_wants_the_secret_in_the_form_gets_it_there(world: World) -> None:

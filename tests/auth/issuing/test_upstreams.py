@@ -140,6 +140,28 @@ async def test_an_upstream_that_was_taken_away_ends_what_its_people_allowed(
     assert (await after.refresh(id, given["refresh_token"])).error == "invalid_grant"
 
 
+@pytest.mark.parametrize(("prompt", "handed_on"), [
+    ("login", "login"), ("select_account", "select_account"), ("login consent", "login"), ("consent", ""), (None, ""),
+])  # fmt: skip
+async def test_whoever_has_to_sign_in_again_has_to_do_so_at_the_upstream(
+    desk: Desk, prompt: str | None, handed_on: str
+) -> None:
+    """A fixed defect: what the client asked for ended here, and the upstream let in whoever had signed in there."""
+
+    class Strict(Elsewhere):
+        async def begin_anew(self, callback: str, state: str, prompt: str) -> Away:
+            self.prompt = prompt
+            return await self.begin(callback, state)
+
+        prompt = ""
+
+    strict = Strict()
+    browser = Browser(Desk(desk.services.store, people=strict))
+    _, page = await sent_away(browser.desk, browser, prompt=prompt)
+    assert "https://id.example/go" in page.text
+    assert strict.prompt == handed_on
+
+
 async def test_an_upstream_that_fails_says_so_on_the_page_that_asks(desk: Desk) -> None:
     """And the person may try again."""
 

@@ -85,8 +85,8 @@ class CodeFlow:
 
     # Away
 
-    async def begin(self, callback: str, state: str, scope: str) -> Away:
-        """Where to send the browser.
+    async def begin(self, callback: str, state: str, scope: str, prompt: str = "") -> Away:
+        """Where to send the browser. `prompt` counts where the flow's own parameters have none.
 
         Raises:
             SignInFailed: the issuer can't be used now.
@@ -96,7 +96,7 @@ class CodeFlow:
         asked = {
             "response_type": "code", "client_id": self._client_id, "redirect_uri": callback, "scope": scope,
             "state": state, "nonce": kept.nonce, "code_challenge": challenge_of(kept.verifier),
-            "code_challenge_method": "S256", **self._parameters,
+            "code_challenge_method": "S256", **({"prompt": prompt} if prompt else {}), **self._parameters,
         }  # fmt: skip
         return Away(link(endpoint, asked), msgspec.json.encode(kept))
 

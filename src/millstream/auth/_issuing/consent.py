@@ -21,7 +21,7 @@ from millstream.auth._issuing.slowed import SLOW, WRONG, Slowed
 from millstream.auth._issuing.tickets import Tickets
 from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
 from millstream.auth._issuing.vault import Vault
-from millstream.auth._issuing.ways import Returned, SignInFailed, User
+from millstream.auth._issuing.ways import RENEWING, Returned, SignInFailed, User
 from millstream.auth._method import Unavailable
 
 REMEMBERED = 90 * 86_400.0
@@ -216,7 +216,7 @@ class Consent:
 
 def _afresh(asked: Asked) -> bool:
     """Whether a client wants the person to sign in now, whoever has signed in at this browser before."""
-    return "login" in asked.prompt or "select_account" in asked.prompt
+    return not {*RENEWING}.isdisjoint(asked.prompt)
 
 
 def _agreed_key(user: User, client: Client) -> str:

@@ -17,7 +17,7 @@ from millstream.auth._issuing.metadata import CALLBACK
 from millstream.auth._issuing.records import Asked, digest, new_secret
 from millstream.auth._issuing.tickets import Tickets, name_of, same_browser
 from millstream.auth._issuing.vault import Vault
-from millstream.auth._issuing.ways import Away, Returned
+from millstream.auth._issuing.ways import RENEWING, Away, Renewing, Returned
 
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 _AWAY_SECONDS = 600.0
@@ -75,7 +75,12 @@ class Trips:
             return pages.wrong("Wait a little", said, 429)
         state = new_secret()
         browser, cookie = self._tickets.browser(request)
-        away = await place.begin(self._callback(place.name), state)
+        callback = self._callback(place.name)
+        prompt = "" if asked is None else " ".join(each for each in asked.prompt if each in RENEWING)
+        if prompt and isinstance(place, Renewing):
+            away = await place.begin_anew(callback, state, prompt)
+        else:
+            away = await place.begin(callback, state)
         if len(away.kept) > _MAX_AWAY:
             raise ValueError(f"{place.name} keeps {len(away.kept)} bytes; {_MAX_AWAY} are allowed.")
         trip = Trip(name_of(browser), place.name, away.kept, asked, page)

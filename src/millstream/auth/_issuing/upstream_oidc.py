@@ -76,6 +76,10 @@ class OpenIdUpstream:
         """Where to send the browser."""
         return await self._flow.begin(callback, state, _SCOPE)
 
+    async def begin_anew(self, callback: str, state: str, prompt: str) -> Away:
+        """See `Renewing.begin_anew`."""
+        return await self._flow.begin(callback, state, _SCOPE, prompt)
+
     async def finish(self, returned: Returned) -> User:
         """Who came back."""
         found = await self._flow.finish(returned)

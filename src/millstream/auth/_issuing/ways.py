@@ -92,6 +92,22 @@ class Upstream(Protocol):
         ...
 
 
+RENEWING = ("login", "select_account")
+"""What a client says if somebody who has signed in before is to do so again (OpenID Connect Core §3.1.2.1)."""
+
+
+@runtime_checkable
+class Renewing(Upstream, Protocol):
+    """An upstream that can be told not to let somebody in by an earlier sign-in alone."""
+
+    async def begin_anew(self, callback: str, state: str, prompt: str) -> Away:
+        """Where to send the browser of somebody who is to sign in again, or to choose who they are.
+
+        `prompt` has one of `RENEWING`, or both with a blank between them. Otherwise as `begin`.
+        """
+        ...
+
+
 @runtime_checkable
 class Selective(Upstream, Protocol):
     """An upstream that may stop letting somebody in who has signed in before."""
