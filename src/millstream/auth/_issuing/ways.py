@@ -98,7 +98,7 @@ RENEWING = ("login", "select_account")
 
 @runtime_checkable
 class Renewing(Upstream, Protocol):
-    """An upstream that can be told not to let somebody in by an earlier sign-in alone."""
+    """An upstream that takes the wish of a client: whoever comes back has signed in now, or chosen who they are."""
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> Away:
         """Where to send the browser of somebody who is to sign in again, or to choose who they are.
