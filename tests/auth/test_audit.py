@@ -119,7 +119,6 @@ def test_a_changed_word_with_its_own_hash_made_anew_is_found_in_the_next_line(tm
         verify(path)
 
 
-@pytest.mark.many
 @given(st.text(max_size=60), st.text(max_size=600))
 def test_no_text_of_a_peer_breaks_a_line_or_looks_like_a_hash(
     tmp_path_factory: pytest.TempPathFactory, one: str, two: str

@@ -33,17 +33,17 @@ async def test_a_list_that_changes_is_announced(connect: Connect, combination: C
 async def test_an_update_reaches_those_who_watch_the_resource(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: resources/subscribe, or the filter of subscriptions/listen."""
     client = await connect(combination)
-    watched = order()
-    subscription = await client.watch(watched, f"{watched}0")
+    watched, also = order(), order()
+    subscription = await client.watch(watched, also)
     since = len(client.notes)
     await client.call("touch", uri=order())
     await client.call("touch", uri=watched)
     params = await client.heard(UPDATED, since=since)
     assert params["uri"] == watched
     assert params.get("_meta", {}).get(SUBSCRIPTION) == subscription
-    await client.call("touch", uri=f"{watched}0")
+    await client.call("touch", uri=also)
     await client.until(lambda: len(client.notes) == since + 2)
-    assert client.notes[-1]["params"]["uri"] == f"{watched}0"
+    assert client.notes[-1]["params"]["uri"] == also
 
 
 @every("session")

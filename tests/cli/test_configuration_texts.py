@@ -92,7 +92,6 @@ class TestJson:
         with pytest.raises(Broken, match="m isn't an object"):
             jsonc.put('{"m": []}', ("m", "x"), 1)
 
-    @pytest.mark.many
     @given(st.data())
     def test_any_document_means_the_same_otherwise(self, data: st.DataObject) -> None:
         """Whatever it holds and however it's indented; and it can be taken out again."""

@@ -130,7 +130,6 @@ def nearly_http(draw: st.DrawFn) -> bytes:
     return draw(st.sampled_from([b"", GOOD[0]])) + data
 
 
-@pytest.mark.many
 @given(
     st.one_of(nearly_http(), nearly_http(), st.binary(max_size=80)).flatmap(
         lambda data: st.tuples(st.just(data), cuts(data))

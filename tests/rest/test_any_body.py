@@ -39,7 +39,6 @@ def loop() -> Iterator[tuple[asyncio.Runner, RestRoutes]]:
         runner.run(stack.aclose())
 
 
-@pytest.mark.many
 @settings(max_examples=200)
 @given(path=st.sampled_from(["list", "call"]), body=BODIES)
 def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], path: str, body: bytes) -> None:
@@ -55,7 +54,6 @@ def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], p
         assert reply.get("id") == (json.loads(body).get("id") if body else None)
 
 
-@pytest.mark.many
 @settings(max_examples=200)
 @given(name=st.sampled_from(list(world().registry.tools)) | st.text(max_size=12), body=BODIES)
 def test_plain_rest_answers_a_value_or_a_problem(

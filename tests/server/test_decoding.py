@@ -124,7 +124,6 @@ def recovered(made: Plan, raw: bytes) -> bool:
     return True
 
 
-@pytest.mark.many
 @settings(max_examples=300)
 @given(calls())
 def test_the_schema_accepts_exactly_what_the_decoder_accepts(call: tuple[Plan, dict[str, Any]]) -> None:

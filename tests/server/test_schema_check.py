@@ -186,7 +186,6 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.many
 @given(JSON)
 def test_whatever_does_not_fit_has_a_reason(value: Any) -> None:
     """The two halves agree: `reasons` is only ever asked about what the library refuses."""

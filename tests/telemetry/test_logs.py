@@ -225,7 +225,6 @@ def test_uvicorns_loggers_come_out_like_ours_and_keep_quiet_at_start() -> None:
     assert logging.getLogger("uvicorn.access").handlers == []
 
 
-@pytest.mark.many
 @given(
     message=st.text(),
     name=st.text(min_size=1),

@@ -6,7 +6,6 @@ No socket: a transport that keeps what is written, so that a thousand connection
 import asyncio
 from typing import Any
 
-import pytest
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,7 +142,6 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@pytest.mark.many
 @given(st.lists(st.one_of(MESSAGES, FRAGMENTS, st.binary(max_size=20)), max_size=8), st.data())
 @settings(max_examples=300)
 def test_any_bytes_get_http_answers_or_none_and_leave_nothing_behind(parts: list[bytes], data: st.DataObject) -> None:
@@ -154,7 +152,6 @@ def test_any_bytes_get_http_answers_or_none_and_leave_nothing_behind(parts: list
     assert b"HTTP/1.1 5" not in answer
 
 
-@pytest.mark.many
 @given(st.lists(MESSAGES, min_size=1, max_size=6), st.one_of(st.just(b""), st.binary(min_size=1, max_size=20)))
 @settings(max_examples=150)
 def test_byte_by_byte_feeding_equals_whole_feeding(messages: list[bytes], garbage: bytes) -> None:

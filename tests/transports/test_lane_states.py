@@ -191,7 +191,6 @@ PIECES = [
 ]  # fmt: skip
 
 
-@pytest.mark.many
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join).flatmap(cuts), st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_no_conversation_leaves_the_table(pieces: list[bytes], refused: bool) -> None:

@@ -154,7 +154,6 @@ def requests(draw: st.DrawFn) -> bytes:
     return message(lines, body[draw(st.sampled_from([0] * 8 + [1])) :], draw(FIRSTS))
 
 
-@pytest.mark.many
 @given(st.lists(requests(), min_size=1, max_size=3).map(b"".join).flatmap(cuts) | st.lists(requests(), max_size=3))
 @settings(max_examples=300)
 @example([message([*USUAL, b"content-length: 3"], b"abc")] * 3)

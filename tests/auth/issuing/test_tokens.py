@@ -109,6 +109,22 @@ async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: st
         assert told == [desk.peer]
 
 
+@pytest.mark.parametrize("kind", ["code", "refresh token"])
+async def test_of_many_who_use_something_again_at_once_one_is_told_of(every_store: Store, kind: str) -> None:
+    """A fixed defect: all that came before the grant had ended were."""
+    clock, told = Clock(), list[str]()
+    desk = Desk(every_store, clock=clock)
+    desk.running.tell(told.append)
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    given = (await desk.token(id, code)).message
+    assert (await desk.refresh(id, given["refresh_token"])).status == 200
+    clock.now += 11
+    again = (desk.token(id, code) if kind == "code" else desk.refresh(id, given["refresh_token"]) for _ in range(10))
+    assert {reply.error for reply in await asyncio.gather(*again)} == {"invalid_grant"}
+    assert told == [desk.peer]
+
+
 async def test_of_requests_with_one_code_at_once_one_is_told_of(desk: Desk) -> None:
     """The grant that they end may not be there yet."""
     told: list[str] = []

@@ -186,6 +186,7 @@ class _Uvicorn(uvicorn.Server):
         if self.server_state.connections or self.server_state.tasks:
             await super().shutdown(sockets)
             return
+        # uvicorn would wait for a tenth of a second, though nobody is there.
         for each in sockets or []:
             each.close()
         await self.lifespan.shutdown()

@@ -21,7 +21,7 @@ from millstream.auth._issuing.slowed import SLOW, WRONG, Slowed
 from millstream.auth._issuing.tickets import Tickets
 from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
 from millstream.auth._issuing.vault import Vault
-from millstream.auth._issuing.ways import RENEWING, Returned, SignInFailed, User
+from millstream.auth._issuing.ways import Returned, SignInFailed, User
 from millstream.auth._method import Unavailable
 
 REMEMBERED = 90 * 86_400.0
@@ -61,7 +61,7 @@ class Consent:
             return found
         client, asked = found
         user, way = self._signed_in(request)
-        if _afresh(asked):
+        if asked.renewal:
             user = None
         if user is not None and "consent" not in asked.prompt:
             scopes = await self._people.grantable(user, client, asked.scopes)
@@ -166,7 +166,7 @@ class Consent:
             cookie = self._tickets.keep(user, way)
         else:
             person, way = self._signed_in(request)
-            if person is None or _afresh(asked) or form.get("answer") != "allow":
+            if person is None or asked.renewal or form.get("answer") != "allow":
                 return await self._page(request, client, asked, None, said="Sign in first.", status=403)
             user = person
         return await self._finish(client, asked, user, way, cookie)
@@ -212,11 +212,6 @@ class Consent:
             return pages.wrong("You are not signed in", str(exc), 403, up="../../")
         person = self._people.from_upstream(trip.way, user)
         return await self._finish(client, asked, person, trip.way, self._tickets.keep(person, trip.way))
-
-
-def _afresh(asked: Asked) -> bool:
-    """Whether a client wants the person to sign in now, whoever has signed in at this browser before."""
-    return not {*RENEWING}.isdisjoint(asked.prompt)
 
 
 def _agreed_key(user: User, client: Client) -> str:

@@ -38,7 +38,7 @@ class Reused(OAuthError):
     def __init__(self, text: str, *, ended: bool) -> None:
         super().__init__("invalid_grant", text)
         self.ended = ended
-        """What it had given counted until now: true once for each grant."""
+        """What it had given counted until then: true once for each grant, however many bring it at once."""
 
 
 class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
@@ -150,7 +150,9 @@ class Grants:
     # Ends
 
     async def _reused(self, id: str, subject: str, text: str) -> Reused:
-        ended = await self.get(id) is not None
+        raw = await self._vault.raw(_grant_key(id))
+        there = raw is not None and read(raw, Grant) is not None
+        ended = there and await self._vault.exchange(_grant_key(id), raw, TOMBSTONE, _USED_SECONDS)
         await self.end(id, subject)
         return Reused(text, ended=ended)
 

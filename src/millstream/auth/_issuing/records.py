@@ -58,6 +58,13 @@ class Asked(Struct, frozen=True, omit_defaults=True):
     key: str = ""
     """Thumbprint of the key that the code counts with; empty for any."""
 
+    @property
+    def renewal(self) -> str:
+        """How the person has to sign in, whoever has done so before: ``login``, ``select_account``, both with a blank
+        between them, or empty for no matter how (OpenID Connect Core §3.1.2.1).
+        """
+        return " ".join(each for each in ("login", "select_account") if each in self.prompt)
+
 
 class Code(Struct, frozen=True, omit_defaults=True):
     """What a code stands for."""

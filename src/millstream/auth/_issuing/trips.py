@@ -17,7 +17,7 @@ from millstream.auth._issuing.metadata import CALLBACK
 from millstream.auth._issuing.records import Asked, digest, new_secret
 from millstream.auth._issuing.tickets import Tickets, name_of, same_browser
 from millstream.auth._issuing.vault import Vault
-from millstream.auth._issuing.ways import RENEWING, Away, Renewing, Returned
+from millstream.auth._issuing.ways import Away, Renewing, Returned
 
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 _AWAY_SECONDS = 600.0
@@ -76,9 +76,8 @@ class Trips:
         state = new_secret()
         browser, cookie = self._tickets.browser(request)
         callback = self._callback(place.name)
-        prompt = "" if asked is None else " ".join(each for each in asked.prompt if each in RENEWING)
-        if prompt and isinstance(place, Renewing):
-            away = await place.begin_anew(callback, state, prompt)
+        if asked is not None and asked.renewal and isinstance(place, Renewing):
+            away = await place.begin_anew(callback, state, asked.renewal)
         else:
             away = await place.begin(callback, state)
         if len(away.kept) > _MAX_AWAY:

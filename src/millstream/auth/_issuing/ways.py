@@ -92,10 +92,6 @@ class Upstream(Protocol):
         ...
 
 
-RENEWING = ("login", "select_account")
-"""What a client says if somebody who has signed in before is to do so again (OpenID Connect Core §3.1.2.1)."""
-
-
 @runtime_checkable
 class Renewing(Upstream, Protocol):
     """An upstream that takes the wish of a client: whoever comes back has signed in now, or chosen who they are."""
@@ -103,7 +99,7 @@ class Renewing(Upstream, Protocol):
     async def begin_anew(self, callback: str, state: str, prompt: str) -> Away:
         """Where to send the browser of somebody who is to sign in again, or to choose who they are.
 
-        `prompt` has one of `RENEWING`, or both with a blank between them. Otherwise as `begin`.
+        `prompt` is ``login``, ``select_account``, or both with a blank between them. Otherwise as `begin`.
         """
         ...
 
