@@ -11,8 +11,8 @@ PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 10
 CALLS ?= 1000000
-# One more than there are cores: tests wait for each other's processes now and then.
-JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Two more than there are cores: many tests wait, for a process to start or for a page to change.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 STORE ?=
 # What `make unit` runs. Where `make test` can't run, it runs all that it can: make unit MARKS="not server"
 MARKS ?= not server and not many

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -50,7 +51,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         files = list(collection_path.rglob("test_*.py"))
     else:
         files = [collection_path] if collection_path.name.startswith("test_") else []
-    return (bool(files) and all(left_out.search(path.read_text("utf-8")) for path in files)) or None
+    return (bool(files) and all(_says(path, left_out) for path in files)) or None
+
+
+@cache
+def _says(path: Path, pattern: re.Pattern[str]) -> bool:
+    return pattern.search(path.read_text("utf-8")) is not None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -41,6 +41,7 @@ async def ping(wire: Wire, credential: str) -> None:
     assert (await wire.post(PING, headers)).status == 200
 
 
+@pytest.mark.many
 async def test_whoever_has_thousands_of_credentials_makes_room_by_their_own() -> None:
     """A fixed defect: everybody else's were looked into again with each request, and behind an address that guesses,
     refused.

@@ -30,7 +30,7 @@ from web.guarded import Guarded, guarded
 from wire import POST, request
 from workers_world import started
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("quick_hashes")]
 
 PROGRAM = f"""
 import os, sys

@@ -25,7 +25,7 @@ from processes import free_port, millstream
 from redis_parts import RedisServer
 from workers_world import started
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("quick_hashes")]
 
 PROGRAM = """
 import os

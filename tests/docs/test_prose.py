@@ -68,6 +68,7 @@ def test_docstrings_messages_and_help_are_read() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.many
 def test_the_project_has_none() -> None:
     """The whole project, as `make check` reads it."""
     assert [f"{each.path}:{each.line}: {each.words}: {each.advice}" for each in everything()] == []

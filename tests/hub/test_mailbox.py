@@ -222,6 +222,7 @@ class Mailbox(RuleBasedStateMachine):
             assert self.got == self.sent
 
 
+@pytest.mark.many
 def test_a_client_that_comes_and_goes_gets_everything_once() -> None:
     """Our choice: delivered in order on its return, none twice."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

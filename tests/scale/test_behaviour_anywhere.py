@@ -39,7 +39,7 @@ ELSEWHERE = {
 
 def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
     """Run the chosen behaviour tests against a port; gives how many have passed."""
-    command = [sys.executable, "-m", "pytest", "tests/behaviour", "-q", "-n2", "-k", chosen, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests/behaviour", "-q", "-k", chosen, "-p", "no:cacheprovider"]
     with (folder / "tests").open("wb") as sink:
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front)}, stdout=sink, check=False

@@ -242,6 +242,7 @@ async def test_a_store_that_fails_over_while_records_are_brought_back_gets_them_
                 await settle()
 
 
+@pytest.mark.many
 def test_what_a_worker_remembers_of_records_is_bounded_however_small_they_are() -> None:
     """A fixed defect: the bound was one of values, and of small ones there were hundreds of thousands."""
 

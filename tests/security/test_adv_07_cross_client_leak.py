@@ -88,6 +88,7 @@ async def client(running: Running, era: str, number: int, dice: random.Random) -
     return compared
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @pytest.mark.parametrize("era", ["2025-03-26", "2026-07-28"])
 async def test_every_reply_belongs_to_its_caller_while_others_come_and_go(era: str, way: str) -> None:

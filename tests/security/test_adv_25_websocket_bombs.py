@@ -190,6 +190,7 @@ async def test_subscribing_and_unsubscribing_for_ever_leaves_nothing() -> None:
         assert len(outbox._callbacks) < 10
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_a_flood_of_wrong_messages_is_answered_at_the_pace_of_its_reader(way: str) -> None:
     """An error is an answer: who does not read it gets no more of them."""

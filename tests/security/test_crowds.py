@@ -26,6 +26,7 @@ BODY = (
 )
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("begin", "drop"), [(HALF, b"x: y\r\n"), (BODY, b" ")], ids=["headers", "bodies"])
 async def test_everybody_who_dribbles_is_sent_away_and_everybody_else_is_answered(begin: bytes, drop: bytes) -> None:
     """A byte now and then doesn't prolong the time; each gets 408 or the end of the connection."""

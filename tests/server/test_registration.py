@@ -269,6 +269,7 @@ def test_a_refusal_points_to_the_decorator_and_not_to_the_way_there(mcp: Server)
     assert refused.value.__cause__ is None
 
 
+@pytest.mark.many
 def test_a_tool_beside_many_takes_no_more_work_to_register_than_the_first() -> None:
     """A fixed defect: each tool went through all before it, so that 10,000 took twice as long as they should."""
     mcp = Server("crowd")

@@ -34,6 +34,7 @@ async def test_an_indexed_entry_stands_in_both_streams_at_the_position_of_the_fi
     assert await store.log.newest(INDEX.stream, 1) == [history[1]]
 
 
+@pytest.mark.many
 async def test_an_index_keeps_what_the_first_stream_has_dropped(store: Store) -> None:
     """The contract of `Index`: it's for reading exactly that."""
     kept = await add(store, b"kept", index=INDEX)
@@ -46,6 +47,7 @@ async def test_an_index_keeps_what_the_first_stream_has_dropped(store: Store) ->
     assert await store.log.read(INDEX.stream, kept.position) == [last]
 
 
+@pytest.mark.many
 async def test_an_index_has_a_length_of_its_own(store: Store) -> None:
     """The contract of `Index`: the newest are kept, and a place that was dropped is a gap."""
     short = Index("history:short", TTL, 3)
@@ -58,6 +60,7 @@ async def test_an_index_has_a_length_of_its_own(store: Store) -> None:
         await store.log.read(short.stream, entries[0].position)
 
 
+@pytest.mark.many
 async def test_an_append_that_is_refused_leaves_nothing_in_the_index(store: Store) -> None:
     """The contract of `EventLog.append`: both or none."""
     await add(store, b"end", "hub:ended", seal=True)

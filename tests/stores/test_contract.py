@@ -89,6 +89,7 @@ async def test_keys_are_found_by_prefix_taken_literally(store: Store) -> None:
         assert sorted(await store.kv.keys(prefix)) == sorted(name for name in names if name.startswith(prefix))
 
 
+@pytest.mark.many
 async def test_what_one_kind_of_key_takes_is_not_taken_from_another(store: Store) -> None:
     """Fixed defect: debts of streamed calls, which anybody can make, kept sessions from subscribing for days."""
     piece = bytes(2**20)
@@ -100,6 +101,7 @@ async def test_what_one_kind_of_key_takes_is_not_taken_from_another(store: Store
     assert await store.kv.get("debt:0") == await store.kv.get("session:ada") == piece
 
 
+@pytest.mark.many
 async def test_a_lossy_value_takes_the_place_of_the_one_written_the_longest_ago(store: Store) -> None:
     """The contract of `KeyValue`: oldest out, and only what was written as lossy."""
     piece = bytes(2**20)

@@ -198,6 +198,7 @@ async def test_a_worker_that_leaves_what_must_not_be_dropped_is_gone_and_comes_b
     await inbox.until(b"new")
 
 
+@pytest.mark.many
 async def test_requests_of_a_worker_that_takes_no_replies_wait(backing: LocalBacking) -> None:
     """A worker could ask for more pages than the parent has memory, and be stopped."""
     worker = await backing.worker()
@@ -214,6 +215,7 @@ async def test_requests_of_a_worker_that_takes_no_replies_wait(backing: LocalBac
     assert [len(page) for page in pages] == [8] * 50
 
 
+@pytest.mark.many
 async def test_a_worker_that_asks_for_a_lot_lets_others_have_their_turn(
     backing: LocalBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:

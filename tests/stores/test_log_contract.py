@@ -143,6 +143,7 @@ async def test_the_newest_entries_are_kept_and_a_dropped_one_is_a_gap_not_a_sile
     assert data_of(await store.log.read("stream", gap.value.oldest)) == held[1:]
 
 
+@pytest.mark.many
 async def test_what_one_kind_of_stream_takes_is_not_taken_from_another(store: Store) -> None:
     """The contract of `EventLog.append`: a kind that is full drops its own."""
     piece = bytes(2**20)

@@ -85,6 +85,7 @@ async def test_a_peer_that_does_not_read_is_cut(start: Start) -> None:
     await asyncio.wait_for(closed.wait(), WAIT)
 
 
+@pytest.mark.many
 async def test_replies_that_are_not_read_stop_the_reading_of_requests(start: Start) -> None:
     """Else a peer that only writes would fill our write buffer."""
     calls = 0

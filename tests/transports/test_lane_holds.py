@@ -323,6 +323,7 @@ async def _until(fact: Any) -> None:
             await asyncio.sleep(0)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("first", [b"", b"X-Odd:1\r\n"], ids=["usual", "parsed"])
 @pytest.mark.parametrize("waits", [False, True])
 async def test_three_thousand_requests_in_one_segment_are_answered_in_order(first: bytes, waits: bool) -> None:

@@ -253,6 +253,7 @@ def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between
     assert (gone[-1], leaver.fate) == (999, ""), "whoever has left meanwhile isn't judged"
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("many", [5_000, 100_000])
 def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: Guard, loop: Loop, many: int) -> None:
     """They take less than a second, so that the time that a peer has is kept."""

@@ -162,6 +162,7 @@ async def test_one_socket_too_many_is_503_with_a_time_to_come_back(way: str) -> 
             await hear(socket)
 
 
+@pytest.mark.many
 async def test_a_hundred_sockets_are_served_at_once() -> None:
     """Each gets its own answers, and all hear one event."""
     async with world() as app, asyncio.timeout(WAIT * 4), asyncio.TaskGroup() as group:

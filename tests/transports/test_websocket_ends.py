@@ -99,6 +99,7 @@ async def test_a_reader_that_never_reads_again_is_dropped() -> None:
         await app.until(lambda: len(app.running.state.connections) == 1)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("way", WAYS)
 async def test_who_asks_much_before_reading_is_answered_in_full(way: str) -> None:
     """While the answers are not taken, no more is read: that bounds the memory, and cuts nobody who comes to read."""

@@ -136,6 +136,7 @@ async def test_a_file_that_breaks_while_the_server_runs_locks_people_out_until_i
     assert people.find("ada") is not None
 
 
+@pytest.mark.usefixtures("quick_hashes")
 def test_a_password_with_more_behind_it_is_another_one() -> None:
     """A fixed defect: of what was typed, only as many characters counted as a password may have."""
     longest = "p" * MAX_PASSWORD
@@ -144,6 +145,7 @@ def test_a_password_with_more_behind_it_is_another_one() -> None:
     assert not verify_password(f"{longest}x", kept)
 
 
+@pytest.mark.usefixtures("quick_hashes")
 async def test_a_password_that_is_no_utf_8_is_as_wrong_as_any_other(desk: Desk, path: Path) -> None:
     """A fixed defect: it was answered by 500, and didn't count as a try."""
     users(path, "add", "ada", typed="correct horse\n")
@@ -156,6 +158,7 @@ async def test_a_password_that_is_no_utf_8_is_as_wrong_as_any_other(desk: Desk, 
     assert "The name or the password is wrong." in tries[0].text
 
 
+@pytest.mark.usefixtures("quick_hashes")
 def test_whatever_a_terminal_sends_can_be_a_password() -> None:
     """Where it doesn't speak UTF-8, Python keeps its bytes as surrogates."""
     kept = hash_password("p\udcffssword")

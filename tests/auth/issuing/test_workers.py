@@ -63,6 +63,7 @@ class Shop:
 
 
 @pytest.mark.server
+@pytest.mark.usefixtures("quick_hashes")
 def test_two_workers_share_everything_and_a_restart_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
