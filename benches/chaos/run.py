@@ -219,7 +219,8 @@ async def storm(
             async with asyncio.timeout(PATIENCE):
                 while not all(each.last_id for each in listeners):  # noqa: ASYNC110  thousands would have to tell
                     await asyncio.sleep(0.02)
-            async with _working(running, crowd, names, log, harm) as working, _speaking(speakers) as speaking:
+            # Harm ends first: speakers finish their calls, for which a worker has to live for a while.
+            async with _speaking(speakers) as speaking, _working(running, crowd, names, log, harm) as working:
                 began = time.monotonic()
                 while not until():
                     await asyncio.sleep(0.1)
