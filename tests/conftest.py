@@ -107,6 +107,8 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:  # pyright: ig
     """
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    # What Node has compiled is for all programs of the run: the start of Playwright takes a fifth less.
+    os.environ["NODE_COMPILE_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "node")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

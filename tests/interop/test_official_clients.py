@@ -66,10 +66,11 @@ EXPECTED: dict[str, Any] = {
 
 
 class Servers:
-    """Where the two examples are, for each transport."""
+    """Where the two examples are, for each transport, and what each client has reported of them."""
 
     def __init__(self, running: dict[str, Shared]) -> None:
         self._running = running
+        self.reports: dict[tuple[str, str, str], dict[str, Any]] = {}
 
     def _url(self, example: str) -> str:
         return f"http://127.0.0.1:{self._running[example].port()}"
@@ -96,7 +97,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, Any]:
-    """Run one client's program and read its report."""
+    """The report of one client's program, which runs when it's first asked for."""
+    if (known := servers.reports.get((client, transport, mode))) is not None:
+        return known
     command = [*CLIENTS[client], transport, *(servers.target(transport, example) for example in EXAMPLES)]
     command += [servers.health(transport), *([mode] if mode else [])]
     own = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "WAIT": str(WAIT)}
@@ -104,7 +107,8 @@ def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, 
         command, cwd=ROOT, capture_output=True, text=True, timeout=5 * WAIT, check=False, env=own
     )  # many waits
     assert done.returncode == 0, done.stderr[-4000:]
-    return dict(json.loads(done.stdout))
+    report = servers.reports[client, transport, mode] = dict(json.loads(done.stdout))
+    return report
 
 
 @pytest.mark.parametrize(("client", "transport", "mode"), RUNS, ids=lambda value: value or "default")

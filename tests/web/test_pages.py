@@ -1,10 +1,12 @@
 """The pages and their files: types, caching, and the policy that keeps foreign content out."""
 
 import gzip
+import posixpath
 import re
 
 import pytest
 
+from millstream._web.modules import versioned
 from millstream._web.pages import asset, get, page_names, pages
 from rest_world import post
 
@@ -79,6 +81,42 @@ def test_a_file_named_with_its_digest_is_kept_for_good() -> None:
     for query in (b"", b"0" * 16):
         assert headers(asset("/assets/base.css", query=query).head)["cache-control"] == "no-cache"
     assert headers(asset("/docs").head)["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("name", page_names())
+def test_a_page_names_every_module_that_it_needs_and_each_may_be_kept_for_good(name: str) -> None:
+    """A fixed defect: modules named each other without a digest, so a browser asked for each of them at each visit, and
+    at the first one only after it had read whoever imports it, ten times in a row.
+    """
+    page = asset(f"/{name}").body.decode()
+    named = dict(re.findall(r'"assets/([\w./-]+\.js)\?([0-9a-f]{16})"', page))
+    for module, digest in named.items():
+        reply = asset(f"/assets/{module}", query=digest.encode())
+        assert "immutable" in headers(reply.head)["cache-control"], module
+        imported = re.findall(r' "(\.{1,2}/[^"]+)";$', reply.body.decode(), re.MULTILINE)
+        assert {posixpath.normpath(posixpath.join(posixpath.dirname(module), each)) for each in imported} <= {
+            f"{each}?{of}" for each, of in named.items()
+        }
+    assert len(named) > 10
+    assert len(re.findall(r"assets/[\w./-]+\.js", page)) == len(named)
+
+
+def test_a_module_that_changes_has_another_name_for_whoever_imports_it() -> None:
+    """Also for who imports those."""
+
+    def names(leaf: bytes) -> dict[str, bytes]:
+        files = {
+            "page.js": b'import "./a/one.js";\n',
+            "a/one.js": b'export {\n  x,\n} from "../two.js";\n',
+            "two.js": leaf,
+        }
+        return versioned(files, lambda body: b"%d" % (sum(body) % 10_007))
+
+    before, after = names(b"export const x = 1;\n"), names(b"export const x = 2;\n")
+    assert [name for name in before if before[name] != after[name]] == ["page.js", "a/one.js", "two.js"]
+    assert re.fullmatch(rb'import "./a/one.js\?\d+";\n', before["page.js"])
+    with pytest.raises(KeyError, match="two"):
+        versioned({"one.js": b'import "./two.js";\n'}, lambda body: b"")
 
 
 async def test_what_the_client_holds_is_not_sent_again() -> None:

@@ -3,8 +3,9 @@
 A page is a file ``NAME.html`` and is served as ``/NAME``; everything else is served as ``/assets/FILE``. What all
 pages share stands in `_web/parts`, and goes where a page says ``<!-- part -->``; the bar links only the pages that this
 server serves. Pages name their files relatively (``assets/base.css``), so that they work below any mount point; each
-such name gets the digest of the file as its query, and a request with that query may be kept for a year. No file of a
-page comes from another host, and no script or style stands in a page: the policy forbids both.
+such name gets the digest of the file as its query, in a page and where a module imports another one, and a request with
+that query may be kept for a year. No file of a page comes from another host, and no script or style stands in a page:
+the policy forbids both.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from importlib.resources.abc import Traversable
 from msgspec import Struct
 
 from millstream._http.message import Handler, Request, Response
+from millstream._web.modules import needed, versioned
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' data:; "
@@ -32,6 +34,7 @@ TYPES = {
 
 _FOLDER = resources.files("millstream._web") / "assets"
 _PARTS = resources.files("millstream._web") / "parts"
+_MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
 _LINK = re.compile(rb'(?<=")assets/([\w./-]+)(?=")')
 _PART = re.compile(rb"<!-- (\w+) -->")
 _PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)">[^\n]*\n')
@@ -114,7 +117,7 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
 @cache
 def _files() -> dict[str, bytes]:
     """The content of every file by its name below the folder: ``shell/theme.js``."""
-    return dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, "")))
+    return versioned(dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, ""))), _digest)
 
 
 def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
@@ -142,7 +145,9 @@ def _load(shown: frozenset[str] | None) -> dict[str, Asset]:
 
 
 def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[str] | None) -> bytes:
-    """A page as it is sent: with the parts that all pages share, and with versioned links."""
+    """A page as it is sent: with the parts that all pages share, with versioned links, and with links to all modules
+    that it needs besides those it names.
+    """
 
     def link(found: re.Match[bytes]) -> bytes:
         target = found[1].decode()
@@ -154,7 +159,12 @@ def _page(name: str, body: bytes, files: Mapping[str, bytes], shown: frozenset[s
         text = (_PARTS / f"{found[1].decode()}.html").read_bytes().rstrip(b"\n")
         return _PAGE_LINK.sub(link, text) if found[1] == b"bar" else text
 
-    return _LINK.sub(lambda found: _versioned(found, files), _PART.sub(part, body))
+    whole = _PART.sub(part, body)
+    named = [each.decode() for each in _MODULE.findall(whole)]
+    others = dict.fromkeys(each for module in named for each in needed(module, files) if each not in named)
+    preloads = "".join(f'  <link rel="modulepreload" href="assets/{each}">\n' for each in others)
+    whole = whole.replace(b"</head>", preloads.encode() + b"</head>", 1)
+    return _LINK.sub(lambda found: _versioned(found, files), whole)
 
 
 def _versioned(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:

@@ -1,0 +1,63 @@
+"""How the pages' modules name each other: by the digest, as a page names its files.
+
+A browser that has a page's modules asks for none of them again, and one that hasn't asks for all of them at once,
+instead of finding out from each what it needs next. The imports of the inspector are ten levels deep.
+"""
+
+import posixpath
+import re
+from collections.abc import Callable, Mapping
+
+_IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
+
+
+def versioned(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) -> dict[str, bytes]:
+    """All files, in whose imports each module's name ends with ``?DIGEST``.
+
+    The digest of a module goes over those in its imports, so a change reaches all who import it.
+
+    Args:
+        files: the content by the name below one folder: ``shell/theme.js``. No modules import each other in a circle.
+        digest: of a file's content.
+
+    Raises:
+        KeyError: a module imports a file that does not exist.
+    """
+    finished: dict[str, bytes] = {}
+    digests: dict[str, bytes] = {}
+
+    def finish(name: str) -> bytes:
+        if name not in finished:
+            finished[name] = _IMPORT.sub(lambda found: link(name, found), files[name])
+            digests[name] = digest(finished[name])
+        return digests[name]
+
+    def link(name: str, found: re.Match[bytes]) -> bytes:
+        return b'%b"%b?%b' % (found[1], found[2], finish(_target(name, found[2])))
+
+    for name, body in files.items():
+        if name.endswith(".js"):
+            finish(name)
+        else:
+            finished[name] = body
+    return {name: finished[name] for name in files}
+
+
+def needed(module: str, files: Mapping[str, bytes]) -> list[str]:
+    """The modules that a module imports, and those that they import, each once; versioned or not."""
+    names: dict[str, None] = {}
+
+    def collect(name: str) -> None:
+        for found in _IMPORT.finditer(files[name]):
+            target = _target(name, found[2])
+            if target not in names:
+                names[target] = None
+                collect(target)
+
+    collect(module)
+    return list(names)
+
+
+def _target(name: str, imported: bytes) -> str:
+    """The name of what a file imports."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), imported.decode()))

@@ -1,0 +1,31 @@
+"""What a browser asks for when it opens a page, and when it opens it again."""
+
+import pytest
+
+from pages_world import OpenPage
+
+pytestmark = pytest.mark.server
+
+FILES = """() => performance.getEntriesByType("resource")
+  .map(({ name, transferSize }) => [new URL(name).pathname, transferSize])
+  .filter(([path]) => path.includes("/assets/"))"""
+"""Each file of a page, and what came over the network for it; 0 for what the browser has kept."""
+
+
+@pytest.mark.parametrize("name", ["inspect", "dashboard", "docs", "chat"])
+def test_a_page_loads_each_of_its_files_once_and_none_of_them_when_it_is_opened_again(
+    hub: str, open_page: OpenPage, name: str
+) -> None:
+    """A fixed defect: whoever came again asked for each module, and was told that it's the same."""
+    page = open_page(f"{hub}/{name}", fresh=True)
+    page.wait_for_load_state("load")
+    first = page.evaluate(FILES)
+    assert len(first) > 15
+    assert len({path for path, _ in first}) == len(first)
+    assert all(size for _, size in first)
+    page.goto("about:blank")
+    page.goto(f"{hub}/{name}")
+    page.wait_for_load_state("load")
+    again = page.evaluate(FILES)
+    assert {path for path, _ in again} == {path for path, _ in first}
+    assert [path for path, size in again if size] == []
