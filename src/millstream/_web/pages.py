@@ -176,5 +176,6 @@ def _versioned(link: re.Match[bytes], files: Mapping[str, bytes]) -> bytes:
     return b"%b?%b" % (link[0], _digest(files[link[1].decode()]))
 
 
+@cache
 def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest()[:16].encode()

@@ -2,12 +2,13 @@
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, VERIFIER, Browser, Clock, Desk, challenge, claims_of
+from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, VERIFIER, Browser, Clock, Desk, Reply, challenge, claims_of
 from millstream import auth
 from millstream._stores.base import Store
 
@@ -89,6 +90,16 @@ async def test_of_ten_requests_with_one_code_at_once_none_keeps_a_token(every_st
     assert [await desk.who(each) for each in given] == [None] * len(given)
 
 
+async def used(desk: Desk, clock: Clock, kind: str) -> Callable[[], Awaitable[Reply]]:
+    """Use a code, and the refresh token that it gave; what uses one of them again, later than a repeated request is."""
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    given = (await desk.token(id, code)).message
+    assert (await desk.refresh(id, given["refresh_token"])).status == 200
+    clock.now += 11
+    return lambda: desk.token(id, code) if kind == "code" else desk.refresh(id, given["refresh_token"])
+
+
 @pytest.mark.parametrize("kind", ["code", "refresh token"])
 async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: str) -> None:
     """A fixed defect: a stolen code or refresh token ended what it had given, and the audit log had no line of it. Once
@@ -97,15 +108,10 @@ async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: st
     clock, told = Clock(), list[str]()
     desk = Desk(desk.services.store, clock=clock)
     desk.running.tell(told.append)
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
-    given = (await desk.token(id, code)).message
-    assert (await desk.refresh(id, given["refresh_token"])).status == 200
-    clock.now += 11
+    use = await used(desk, clock, kind)
     assert told == []
     for _ in range(3):
-        reply = await (desk.token(id, code) if kind == "code" else desk.refresh(id, given["refresh_token"]))
-        assert reply.error == "invalid_grant"
+        assert (await use()).error == "invalid_grant"
         assert told == [desk.peer]
 
 
@@ -115,13 +121,8 @@ async def test_of_many_who_use_something_again_at_once_one_is_told_of(every_stor
     clock, told = Clock(), list[str]()
     desk = Desk(every_store, clock=clock)
     desk.running.tell(told.append)
-    id = (await desk.register())["client_id"]
-    code = (await desk.sign_in(id))["code"]
-    given = (await desk.token(id, code)).message
-    assert (await desk.refresh(id, given["refresh_token"])).status == 200
-    clock.now += 11
-    again = (desk.token(id, code) if kind == "code" else desk.refresh(id, given["refresh_token"]) for _ in range(10))
-    assert {reply.error for reply in await asyncio.gather(*again)} == {"invalid_grant"}
+    use = await used(desk, clock, kind)
+    assert {reply.error for reply in await asyncio.gather(*(use() for _ in range(10)))} == {"invalid_grant"}
     assert told == [desk.peer]
 
 
