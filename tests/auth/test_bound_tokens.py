@@ -29,7 +29,7 @@ from millstream.auth._method import NonceWanted
 from millstream.auth._proofs import Nonces, Proofs, read_proof
 from millstream.client import MemoryStore as Kept
 from millstream.client import OAuth, Options
-from millstream.client._oauth.dpop import ProofKey
+from millstream.client._oauth.proof_key import ProofKey
 from processes import free_port
 from wire import Reply, enveloped, routing
 

@@ -20,7 +20,8 @@ from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth
 from millstream.client._http.endpoint import Endpoint
 from millstream.client._http.pool import Pool
 from millstream.client._http.url import parse
-from millstream.client._oauth.dpop import ProofKey, Proofs, challenged_for_proofs, wants_nonce
+from millstream.client._oauth.dpop import Proofs, challenged_for_proofs, wants_nonce
+from millstream.client._oauth.proof_key import ProofKey
 from patience import WAIT
 
 METADATA = "/.well-known/oauth-authorization-server"

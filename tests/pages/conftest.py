@@ -28,9 +28,9 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def launched() -> Iterator[Callable[[], Browser]]:
-    """One browser for a file of tests, and another one should it crash.
+    """One browser for the tests of this folder, and another one should it crash.
 
     Not for the session: Playwright runs an event loop in this thread as long as it lives, and other tests need one.
     """
@@ -52,7 +52,7 @@ def launched() -> Iterator[Callable[[], Browser]]:
 
 @pytest.fixture
 def browser(launched: Callable[[], Browser]) -> Browser:
-    """The browser of the file."""
+    """The browser of these tests."""
     return launched()
 
 
@@ -101,9 +101,9 @@ def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def visits() -> Visits:
-    """The contexts of the file's browser that a test has left behind, clean."""
+    """The contexts of the browser that a test has left behind, clean."""
     return Visits()
 
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from millstream._cli.ending import INTERRUPTED, ending_in_order
 from millstream._cli.failing import obey, tell, wants_json
 from millstream._cli.help import overview
+from millstream._cli.loading import gc_paused
 from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.stdio import plain_stdio, serve_stdio
 
@@ -60,10 +61,12 @@ def _obey(arguments: Sequence[str]) -> None:
         version = millstream.__version__
         sys.stdout.write(f'{{"version": "{version}"}}\n' if "--json" in arguments else f"millstream {version}\n")
         return
-    from millstream._cli.program import program  # noqa: PLC0415 - see above
-
     if arguments[0] == "help":
         arguments = [*arguments[1:], "--help"]
+    with gc_paused():
+        from millstream._cli.program import program  # noqa: PLC0415 - see above
+
+        command = program(arguments[0])
     if wants_json(arguments):
-        obey(program(arguments[0]), arguments)
-    program(arguments[0])(list(arguments), prog_name="millstream")
+        obey(command, arguments)
+    command(list(arguments), prog_name="millstream")

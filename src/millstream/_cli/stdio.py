@@ -7,6 +7,8 @@ at most). Whatever is not plain (help, a wrong option, HTTP) is left to `millstr
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from millstream._cli.loading import gc_paused
+
 LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")
 
@@ -35,10 +37,11 @@ def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] =
     What the user's file prints while it is imported, and its lifespan while it starts, goes to stderr.
     """
     # Imported here, because `millstream --help` and other commands need none of it.
-    from millstream._app.serving.errors import set_up_logs  # noqa: PLC0415
-    from millstream._app.serving.launch import run_stdio  # noqa: PLC0415
-    from millstream._cli.load import load  # noqa: PLC0415
-    from millstream._transports.stdio import off_stdout  # noqa: PLC0415
+    with gc_paused():
+        from millstream._app.serving.errors import set_up_logs  # noqa: PLC0415
+        from millstream._app.serving.launch import run_stdio  # noqa: PLC0415
+        from millstream._cli.load import load  # noqa: PLC0415
+        from millstream._transports.stdio import off_stdout  # noqa: PLC0415
 
     with off_stdout() as private:
         server = load(target)

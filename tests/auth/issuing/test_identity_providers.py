@@ -22,7 +22,7 @@ from millstream._protocol.principal import EVERYTHING
 from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryStore as ServerStore
 from millstream.auth._issuing.records import ASSERTED
-from millstream.client._oauth.dpop import ProofKey
+from millstream.client._oauth.proof_key import ProofKey
 
 SECRET = "s" * 32
 CLIENT = auth.client("desk", secret=SECRET, scopes=["orders:read", "orders:write"])

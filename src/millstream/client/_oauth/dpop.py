@@ -4,78 +4,22 @@ A server that wants this says so in its challenge or its metadata. The authoriza
 key, and a thief of the token alone can do nothing with it. Servers may ask for a nonce in the proofs.
 """
 
-import hashlib
 import re
-import secrets
-import time
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
-
-import msgspec
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from millstream.client._http.url import Url
 from millstream.client._oauth.discovery import Issuer, Resource
-from millstream.client._oauth.signing import ecdsa, packed
-from millstream.client._oauth.store import Tokens
+from millstream.client._oauth.store import ES256, Tokens
 
-ALGORITHM: Final = "ES256"
+if TYPE_CHECKING:
+    from millstream.client._oauth.proof_key import ProofKey
+
 SCHEME: Final = "DPoP"
-_SIZE = 32
-"""Bytes of a number of P-256."""
 _MAX_NONCE = 1024
 _DPOP_CHALLENGE = re.compile(r"(?i)(?:^|,)\s*dpop(?:\s|$|,)")
 _NO_NONCE = re.compile(r'(?i)error\s*=\s*"?use_dpop_nonce"?')
-
-
-class ProofKey:
-    """A key of P-256."""
-
-    def __init__(self, kept: str = "") -> None:
-        """Make a new one, or take one that was kept.
-
-        Raises:
-            ValueError: what was kept isn't one.
-        """
-        if kept:
-            found = serialization.load_pem_private_key(kept.encode(), None)
-            if not isinstance(found, ec.EllipticCurvePrivateKey) or not isinstance(found.curve, ec.SECP256R1):
-                raise ValueError("It isn't a key of P-256.")
-            self._key = found
-        else:
-            self._key = ec.generate_private_key(ec.SECP256R1())
-        numbers = self._key.public_key().public_numbers()
-        jwk = {"crv": "P-256", "kty": "EC", "x": _number(numbers.x), "y": _number(numbers.y)}
-        self._head = packed(msgspec.json.encode({"typ": "dpop+jwt", "alg": ALGORITHM, "jwk": jwk}))
-
-    @property
-    def kept(self) -> str:
-        """The key as text, with what is private."""
-        kind, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        return self._key.private_bytes(kind, form, serialization.NoEncryption()).decode()
-
-    def proof(self, method: str, url: str, *, token: str = "", nonce: str = "") -> str:
-        """A proof for one request (RFC 9449 §4.2).
-
-        Args:
-            method: of HTTP.
-            url: where the request goes; its query doesn't count.
-            token: that is sent with it.
-            nonce: that the server has asked for.
-        """
-        parts = urlsplit(url)
-        claims = {
-            "jti": secrets.token_urlsafe(16),
-            "htm": method,
-            "htu": f"{parts.scheme}://{parts.netloc}{parts.path or '/'}",
-            "iat": int(time.time()),
-            **({"ath": packed(hashlib.sha256(token.encode()).digest())} if token else {}),
-            **({"nonce": nonce} if nonce else {}),
-        }
-        signed = f"{self._head}.{packed(msgspec.json.encode(claims))}"
-        return f"{signed}.{packed(ecdsa(self._key, signed.encode()))}"
 
 
 class Proofs:
@@ -89,6 +33,8 @@ class Proofs:
 
     def new(self) -> str:
         """A new key, as it is kept."""
+        from millstream.client._oauth.proof_key import ProofKey  # noqa: PLC0415  only who proves needs cryptography
+
         key = ProofKey()
         self._keys[key.kept] = key
         return key.kept
@@ -97,6 +43,8 @@ class Proofs:
         """The header of a request with a proof by a key; none without a key, or with one that can't be read."""
         if not kept:
             return {}
+        from millstream.client._oauth.proof_key import ProofKey  # noqa: PLC0415  see above
+
         key = self._keys.get(kept)
         try:
             key = self._keys[kept] = key or ProofKey(kept)
@@ -137,9 +85,9 @@ def key_for(
     """
     taken = wanted or (
         resource is not None
-        and (resource.dpop_bound_access_tokens_required or ALGORITHM in resource.dpop_signing_alg_values_supported)
+        and (resource.dpop_bound_access_tokens_required or ES256 in resource.dpop_signing_alg_values_supported)
     )
-    if ALGORITHM not in issuer.dpop_signing_alg_values_supported or not (taken or challenged_for_proofs(challenge)):
+    if ES256 not in issuer.dpop_signing_alg_values_supported or not (taken or challenged_for_proofs(challenge)):
         return Held(proofs, "")
     same = before is not None and before.issuer == issuer.issuer
     return Held(proofs, (before.proof_key if before is not None and same else "") or proofs.new())
@@ -154,7 +102,3 @@ def challenged_for_proofs(challenge: str) -> bool:
 def wants_nonce(challenge: str) -> bool:
     """Whether a request was only refused because its proof had no nonce, or an old one (RFC 9449 §9)."""
     return challenged_for_proofs(challenge) and _NO_NONCE.search(challenge) is not None
-
-
-def _number(value: int) -> str:
-    return packed(value.to_bytes(_SIZE))

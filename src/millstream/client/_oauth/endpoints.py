@@ -12,9 +12,7 @@ from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.dpop import Held
 from millstream.client._oauth.fetching import fetch, post_form, read_object
-from millstream.client._oauth.signing import METHOD as SIGNED
-from millstream.client._oauth.signing import assertion
-from millstream.client._oauth.store import Registration, Tokens
+from millstream.client._oauth.store import SIGNED, Registration, Tokens
 
 _MAX_SAID = 200
 _REMEDY = "Give OAuth a client_id that it knows."
@@ -133,5 +131,7 @@ def proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[
     if method == "client_secret_post":
         shown["client_secret"] = who.client_secret
     if method == SIGNED and who.private_key:
+        from millstream.client._oauth.signing import assertion  # noqa: PLC0415  only who signs needs cryptography
+
         shown |= assertion(issuer, who)
     return shown, {}

@@ -8,9 +8,7 @@ from millstream.client._errors import AccessDenied
 from millstream.client._http.url import Url
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.endpoints import register
-from millstream.client._oauth.signing import METHOD as SIGNED
-from millstream.client._oauth.signing import check_key
-from millstream.client._oauth.store import Registration, Store
+from millstream.client._oauth.store import SIGNED, Registration, Store
 
 
 class Ourselves:
@@ -35,6 +33,8 @@ class Ourselves:
         """
         if self.given.client_secret or not (self.given.client_id or self._metadata_url):
             raise ValueError("Signing takes a client_id or a client_metadata_url, and no client_secret.")
+        from millstream.client._oauth.signing import check_key  # noqa: PLC0415  only who signs needs cryptography
+
         changes = {"token_endpoint_auth_method": SIGNED, "private_key": check_key(key), "key_id": key_id}
         self.given = msgspec.structs.replace(self.given, **changes)
 

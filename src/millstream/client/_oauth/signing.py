@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,7 +19,6 @@ from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.store import Registration
 
-METHOD: Final = "private_key_jwt"
 _KIND = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SECONDS = 60
 _MIN_RSA_BITS = 2048

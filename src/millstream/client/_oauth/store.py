@@ -4,10 +4,15 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct
+
+SIGNED: Final = "private_key_jwt"
+"""The method of a client that shows who it is by signatures (`signing`)."""
+ES256: Final = "ES256"
+"""The algorithm of keys that tokens are bound to (`proof_key`)."""
 
 _logger = logging.getLogger(__name__)
 
