@@ -37,7 +37,7 @@ mcp = Server("shop", lifespan=lifespan)
 
 @pytest.mark.server
 def test_nobody_looks_for_garbage_in_what_a_server_loads(tmp_path: Path) -> None:
-    """A fixed defect: to look through a quarter of a million objects took a quarter of the start."""
+    """A fixed defect: looking through 65,000 objects again and again took a fifth of the start."""
     file = tmp_path / "shop.py"
     file.write_text(PROGRAM, "utf-8")
     done = subprocess.run(
