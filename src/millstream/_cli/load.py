@@ -15,7 +15,6 @@ from types import ModuleType
 from millstream._app import Server
 from millstream._app.serving.errors import CommandError, importing, place_of, show_failure
 from millstream._cli.from_source import from_source
-from millstream._cli.loading import gc_paused
 from millstream._config import VariableError
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._telemetry.user_frames import user_frames
@@ -32,8 +31,7 @@ def load(target: str) -> Server:
     """
     source, name = split_target(target)
     _check_source(source)
-    with gc_paused():
-        module = load_file(Path(source)) if _is_path(source) else load_module(source)
+    module = load_file(Path(source)) if _is_path(source) else load_module(source)
     return pick(vars(module), name, source)
 
 
