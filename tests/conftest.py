@@ -67,9 +67,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start servers take longest and come first: at the end each worker has something short to do."""
+    """Files with a browser come first, and follow each other, so that they share it. Then those that wait for servers
+    take turns with those that only compute, which keep the cores busy meanwhile. The rest of these comes last: at the
+    end, each worker has something short to do.
+    """
+    files = dict.fromkeys(item.path for item in items)
     serve = {item.path for item in items if item.get_closest_marker("server") is not None}
-    items.sort(key=lambda item: item.path not in serve)
+    shown = [path for path in files if path in serve and path.parent.name == "pages"]
+    waiting = [path for path in files if path in serve and path.parent.name != "pages"]
+    computing = [path for path in files if path not in serve]
+    between, last = computing[::2], computing[1::2]
+    turns = [*enumerate(waiting), *((at * len(waiting) / len(between), path) for at, path in enumerate(between))]
+    order = [*shown, *(path for _, path in sorted(turns)), *last]
+    places = {path: place for place, path in enumerate(order)}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.hookimpl(wrapper=True)
