@@ -45,6 +45,15 @@ def bounds(node: ast.AST) -> Iterator[ast.expr]:
         yield from (keyword.value for keyword in node.keywords if keyword.arg == "timeout")
 
 
+def of_httpx(node: ast.AST) -> bool:
+    """A client or a request of httpx2 that goes over a socket."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    ours = isinstance(node.func.value, ast.Name) and node.func.value.id == "httpx2"
+    waits = node.func.attr in ("AsyncClient", "Client", "get", "post", "request", "stream")
+    return ours and waits and all(keyword.arg != "transport" for keyword in node.keywords)
+
+
 def number(value: ast.expr) -> bool:
     """A number as it stands, but for 0, which doesn't wait."""
     return isinstance(value, ast.Constant) and type(value.value) in (int, float) and value.value != 0
@@ -61,6 +70,18 @@ def test_every_bound_on_a_wait_is_the_one_constant(nodes: Nodes) -> None:
     """A fixed defect: bounds of 5 s were measures of the machine. tests/patience.py has the one bound."""
     found = [f"{path}:{value.lineno}" for path, node in nodes for value in bounds(node) if number(value)]
     assert found == []
+
+
+def test_a_client_that_has_a_bound_of_its_own_is_given_ours(nodes: Nodes) -> None:
+    """A fixed defect: httpx2 waits for 5 s, and a server that stood still for 8 failed a test."""
+    over_sockets = [(path, node) for path, node in nodes if of_httpx(node)]
+    assert len(over_sockets) > 20
+    bare = [
+        f"{path}:{node.lineno}"
+        for path, node in over_sockets
+        if not any(each.arg == "timeout" for each in node.keywords)
+    ]
+    assert bare == []
 
 
 def test_collecting_the_tests_imports_no_node(nodes: Nodes) -> None:

@@ -116,7 +116,7 @@ async def until(fact: Callable[[], bool]) -> None:
     """Give the loop turns until something is so, which a thread brings about."""
     async with asyncio.timeout(WAIT):
         while not fact():  # noqa: ASYNC110  nobody tells
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
 
 
 @pytest.fixture(params=["asgi", "lane"])

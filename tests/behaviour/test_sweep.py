@@ -152,7 +152,7 @@ async def test_the_sweep_goes_on_whatever_fails_in_it(
         sweep = sweeps.Sweep(dispatcher, beat=beat, touch=no_touch, each_tick=tick)
         sweep.open()
         while ticks[0] < 3 or beats[0] < 3:  # noqa: ASYNC110  counts tell nobody
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
         assert (calls[0].line, calls[1].line) == (None, SILENT)
         go_on.set()
         await asyncio.gather(*tasks)

@@ -80,7 +80,7 @@ async def test_the_official_client_signs_in_refreshes_and_finds_itself_revoked(u
         assert (await http.post("/token", data=again)).json()["error"] == "invalid_grant"
         async with asyncio.timeout(WAIT):  # the server's sweep ends the token, about once a second
             while (await http.post("/mcp", json={}, headers=bearer)).status_code != 401:  # noqa: ASYNC110  nobody tells
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.05)
 
 
 CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "http://localhost:8787/callback"]

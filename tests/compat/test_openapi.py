@@ -130,7 +130,7 @@ async def test_a_value_that_leads_to_another_path_reaches_no_operation(shelf: st
 
 async def test_an_api_that_can_not_be_reached_is_one_sentence() -> None:
     """The client's own error, without a traceback for the model."""
-    http = httpx2.AsyncClient(base_url="http://127.0.0.1:9")
+    http = httpx2.AsyncClient(base_url="http://127.0.0.1:9", timeout=WAIT)
     mcp = standalone.FastMCP.from_openapi(shop().openapi(), http)
     async with Client(mcp.engine, timeout=WAIT) as client:
         result = await client.call("plan_secret_plan_get")
@@ -330,7 +330,7 @@ async def test_what_an_api_never_gives_is_not_promised() -> None:
         "responses": {"201": {"content": content}},
     }
     spec = {"openapi": "3.0.3", "paths": {"/users": {"post": operation}}, "components": {"schemas": {"User": user}}}
-    mcp = standalone.FastMCP.from_openapi(spec, httpx2.AsyncClient(base_url="http://shop"))
+    mcp = standalone.FastMCP.from_openapi(spec, httpx2.AsyncClient(base_url="http://shop", timeout=WAIT))
     async with Client(mcp.engine, timeout=WAIT) as client:
         (tool,) = await client.tools()
     assert "password" in tool.input_schema["required"]
@@ -345,7 +345,7 @@ async def test_each_operation_has_a_name_of_its_own(ids: list[str]) -> None:
     """A number after a name may be another operation's name."""
     paths = {f"/{each}": {"get": {"operationId": each, "responses": {}}} for each in ids}
     mcp = standalone.FastMCP.from_openapi(
-        {"openapi": "3.1.0", "paths": paths}, httpx2.AsyncClient(base_url="http://shop")
+        {"openapi": "3.1.0", "paths": paths}, httpx2.AsyncClient(base_url="http://shop", timeout=WAIT)
     )
     async with Client(mcp.engine, timeout=WAIT) as client:
         assert len({tool.name for tool in await client.tools()}) == len(ids)

@@ -155,7 +155,7 @@ async def test_definitions_of_an_api_stand_where_they_are_used_unless_that_never
     schemas: dict[str, Any], references: bool
 ) -> None:
     """fastmcp writes them out, because many models follow no references; a bound keeps that from exploding."""
-    mcp = standalone.FastMCP.from_openapi(spec(schemas), httpx2.AsyncClient(base_url="http://shop"))
+    mcp = standalone.FastMCP.from_openapi(spec(schemas), httpx2.AsyncClient(base_url="http://shop", timeout=WAIT))
     async with Client(mcp.engine, timeout=WAIT) as client:
         [tool] = await client.tools()
     assert ("$defs" in dict(tool.output_schema or {})) is references

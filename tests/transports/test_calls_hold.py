@@ -39,7 +39,7 @@ def no_collector() -> Iterator[None]:
 async def _until(fact: Any) -> None:
     async with asyncio.timeout(WAIT):
         while not fact():  # noqa: ASYNC110  counts tell nobody
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
 
 
 def alive(kind: type) -> int:

@@ -320,7 +320,7 @@ def _guard(server: Any) -> Any:
 async def _until(fact: Any) -> None:
     async with asyncio.timeout(WAIT):
         while not fact():  # noqa: ASYNC110  counts tell nobody
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
 
 
 @pytest.mark.many

@@ -32,7 +32,7 @@ class Browser:
     def __init__(self, base: str, mcp: Server) -> None:
         self.base = base
         self.mcp = mcp
-        self.http = httpx2.AsyncClient(base_url=base, headers={"origin": base}, verify=NOBODY)
+        self.http = httpx2.AsyncClient(base_url=base, headers={"origin": base}, verify=NOBODY, timeout=WAIT)
 
     async def begin(self, **wanted: Any) -> httpx2.Response:
         return await self.http.post("/inspect/sign-in/1", json={"challenge": 'Bearer scope="books:read"', **wanted})
@@ -206,7 +206,7 @@ async def test_only_pages_of_this_origin_sign_in_or_out_and_use_tokens() -> None
         assert (neighbor.status_code, other.seen) == (401, [""])
         listed = await browser.http.get("/inspect/servers", headers={"origin": "http://127.0.0.1:1"})
         assert listed.json()["servers"][0]["signed_in"] is None
-        plain = httpx2.AsyncClient(base_url=browser.base, cookies=browser.http.cookies, verify=NOBODY)
+        plain = httpx2.AsyncClient(base_url=browser.base, cookies=browser.http.cookies, verify=NOBODY, timeout=WAIT)
         assert (await plain.post("/inspect/via/1", json=CALL)).status_code == 401
         await plain.aclose()
 

@@ -20,6 +20,7 @@ from millstream._app.here_only import Bind
 from millstream._app.serving.errors import CommandError
 from millstream._cli.commands.run import check_inspected, configure
 from millstream._config import Settings
+from patience import WAIT
 from processes import free_port
 
 
@@ -30,7 +31,7 @@ async def inspecting(*urls: str, max_streams: int = 100) -> AsyncIterator[httpx2
         mcp = Server("ours", serve="web", settings=Settings(inspect=urls, max_streams=max_streams))
         stack.push_async_callback(mcp.stop)
         running = await stack.enter_async_context(serve(mcp, lane=True))
-        http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", verify=NOBODY)
+        http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", verify=NOBODY, timeout=WAIT)
         yield await stack.enter_async_context(http)
 
 

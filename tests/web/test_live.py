@@ -153,7 +153,7 @@ async def test_the_figures_go_on_after_a_second_in_which_they_could_not_be_taken
     runner = asyncio.ensure_future(world.feed.run())
     async with world.watching() as screen, asyncio.timeout(WAIT):
         while caplog.text.count("no figures now") == 0 or screen.events[-1].event != "snapshot":  # noqa: ASYNC110
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
     assert "no figures now" in caplog.text

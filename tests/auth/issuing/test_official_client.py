@@ -69,7 +69,7 @@ class Program:
     async def connected(self) -> AsyncIterator[Client]:
         """The client."""
         async with (
-            httpx2.AsyncClient(auth=self.auth, follow_redirects=True) as http,
+            httpx2.AsyncClient(auth=self.auth, follow_redirects=True, timeout=WAIT) as http,
             Client(streamable_http_client(f"{self.url}/mcp", http_client=http)) as client,
         ):
             yield client
@@ -99,7 +99,7 @@ async def test_it_registers_steps_up_refreshes_and_finds_itself_revoked() -> Non
         assert second is not None
         assert second.refresh_token != first.refresh_token
         visits = program.person.visits
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=WAIT) as http:
             assert program.kept.client is not None
             form = {"client_id": program.kept.client.client_id, "token": second.refresh_token or ""}
             form["client_secret"] = program.kept.client.client_secret or ""
