@@ -21,6 +21,7 @@ import millstream
 from millstream import Server, Settings
 from millstream._app.serving.entry import prepare
 from millstream._http.lane import load_lane
+from millstream._http.lane.lines import usual_lines
 from millstream._telemetry import messages, process
 from wire import KeptTransport, encode_request, enveloped, over_asgi, pairs, routing
 
@@ -160,6 +161,7 @@ async def test_a_list_takes_a_short_cut_too() -> None:
 async def test_a_key_that_is_known_costs_one_python_call(calls: Callable[[Server], Any]) -> None:
     """Our choice: a warm credential is one look-up, and every short cut stays on."""
     counts: list[list[str]] = []
+    usual_lines.forget_credentials()  # those of other tests: so many are kept, and no more
     for key in ("", "a-key-for-the-budget"):
         server, _ = make_server(key)
         async with server.running() as runtime:

@@ -10,7 +10,10 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
+from millstream._server.calls.changes import Change, encode_change
+from millstream._server.calls.sessions import Record
 from millstream._server.calls.written import KEPT_BYTES, Written
+from millstream._transports.streamable.standing import _Standing
 from patience import WAIT
 from wire import request
 
@@ -286,6 +289,21 @@ async def test_the_stream_of_a_session_hears_what_it_subscribed_to_on_another_wo
         assert len(stream.messages) == 1
         assert await third.delete(headers) == 204
         await until(lambda: stream.over)
+
+
+async def test_an_update_waits_for_the_newest_record_though_an_older_one_comes_late() -> None:
+    """A fixed defect: a worker that stood still while its client subscribed elsewhere took the record of before when it
+    went on, and let go of the update that it had heard already.
+    """
+    stream, sign = _Standing("main"), Change("updated", "shop://sign")
+    said: list[bytes] = []
+    stream.open(cast("Any", SimpleNamespace(write=said.append)))
+    stream.recorded(None)  # another worker has changed the record, which is read now
+    stream.watcher(sign, encode_change(sign))
+    stream.begin(Record(subscriptions=["shelf://1"]))  # what was read when the stream opened
+    stream.recorded(Record(subscriptions=["shelf://1", "shop://sign"]))
+    assert len(said) == 1
+    assert b"shop://sign" in said[0]
 
 
 async def test_a_change_that_is_heard_while_the_last_read_ends_is_read_too() -> None:

@@ -83,6 +83,13 @@ class _Standing:
         elif change.kind != "updated" or change.uri in self.subscribed:
             self.write(message)
 
+    def begin(self, record: Record) -> None:
+        """Take the record as it was when the stream opened, unless another one came since, or is on its way: updates
+        wait for that one.
+        """
+        if not self.loaded and self._held is None:
+            self.recorded(record)
+
     def recorded(self, record: Record | None) -> None:
         """Take the subscriptions of a session; another worker may have changed them, or ended it."""
         if record is None:
@@ -159,10 +166,9 @@ class StandingStreams:
             self._endpoint.streams.add(sink, owner, ("http", session.revision.date), until=until)
             standing.open(sink)
             record = await services.records.get(session)
-            if not standing.loaded:
-                standing.recorded(record)
+            standing.begin(record)
             sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
-            for change in self._hints(standing.subscribed) if resumed else ():
+            for change in self._hints(standing.subscribed or record.subscriptions) if resumed else ():
                 standing.write(encode_change(change))
             await sink.wait_closed()
         finally:
