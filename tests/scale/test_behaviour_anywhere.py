@@ -32,6 +32,7 @@ ELSEWHERE = {
     "test_an_id_in_flight_cannot_be_used_again": "ids in flight are compared on one worker",
     "test_a_reply_is_json_until": "expects a header that nginx keeps for itself",
     "test_a_deleted_session_is_not_found": "the other workers hear of a deletion a moment after its answer",
+    "test_a_session_hears_logs_from": "the other workers hear of a log level a moment after its answer",
     "test_a_thread_that_takes_too_long": "looks at the threads of its own process",
 }
 """Beginnings of the names of tests that need one process, and why."""
