@@ -7,6 +7,7 @@ then SIGKILL. What it printed is in the error when it does not start. A server t
 import http.client
 import importlib.util
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -27,11 +28,13 @@ def free_port() -> int:
     """A port of the loopback address that nobody else gets for a while, whatever runs beside this test.
 
     The side of a connection that closes first waits in TIME_WAIT. For that minute the kernel gives the port to nobody
-    who asks for any port, and still to a server that asks for this one with SO_REUSEADDR, as servers do.
+    who asks for any port, and still to a server that asks for this one with SO_REUSEADDR, as servers do. A client that
+    comes from another address of this machine would get it, and a server that listens on every address would then find
+    it taken. So it's none of those that are given to whoever asks for any.
     """
     with socket.socket() as listener:
+        _bind(listener)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", 0))
         listener.listen()
         with socket.create_connection(listener.getsockname()) as client:
             accepted, _ = listener.accept()
@@ -40,6 +43,15 @@ def free_port() -> int:
         port = int(listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)  # also for a child that another thread forks just now: it listens till exec
         return port
+
+
+def _bind(listener: socket.socket) -> None:
+    while True:
+        try:
+            listener.bind(("127.0.0.1", 20_000 + secrets.randbelow(12_768)))
+        except OSError:  # somebody has it, or had it less than a minute ago
+            continue
+        return
 
 
 def millstream(target: str, port: int, *options: str) -> list[str]:

@@ -55,6 +55,8 @@ class WorkerStore:
         self._awake.set()
         self.down = False
         """The store does not answer this worker."""
+        self.deaf = False
+        """Nothing that is sent reaches this worker."""
         self.operations = Counter[str]()
         self.kv: Any = _KeyValue(self)
         self.log: Any = _Log(self)
@@ -152,7 +154,7 @@ class WorkerStore:
 
     def arrive(self, deliver: Callable[[], None]) -> None:
         """Deliver something after everything that is on its way."""
-        if not self.dead:
+        if not self.dead and not self.deaf:
             self._arriving.put_nowait(deliver)
 
     async def _deliver(self) -> None:

@@ -63,6 +63,17 @@ def test_nobody_listens_at_a_free_port_though_a_child_was_forked_meanwhile(monke
             assert server.getsockname()[1] == port
 
 
+def test_a_free_port_is_given_to_no_client_that_comes_from_another_address() -> None:
+    """Fixed defect: a server that listens on every address, as those of Node do, found its port taken by a client at
+    127.0.0.2 or a server at ::1: the kernel keeps a port that one address has just had from that address alone.
+    """
+    ports = {free_port() for _ in range(300)}
+    assert len(ports) == 300
+    assert max(ports) < int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    with socket.create_server(("", ports.pop())):
+        pass
+
+
 def runs(pid: int) -> bool:
     """Whether there's such a process, and not merely waiting to be counted."""
     try:

@@ -185,3 +185,99 @@ async def test_what_every_worker_does_may_add() -> None:
         assert [len(stream.messages) for stream in streams] == [2, 2]
         for stream in streams:
             stream.close()
+
+
+async def test_an_update_right_after_a_subscription_at_another_worker_is_heard() -> None:
+    """A fixed defect: the worker that has the session's stream told its own updates at once, before it had heard of a
+    subscription that another worker had answered already.
+    """
+    async with fleet(make_shop, 2, turns=lambda: 20) as (first, second):
+        headers = await first.initialize()
+        stream = await second.get(headers)
+        await settle()
+        await first.ask("resources/subscribe", {"uri": SIGN}, headers)
+        await second.server.resource_updated(SIGN)
+        assert (await stream.until(1))[0]["params"] == {"uri": SIGN}
+        await settle()
+        assert len(stream.messages) == 1
+        stream.close()
+
+
+async def test_an_update_that_cannot_be_sent_to_the_others_is_told_here() -> None:
+    """Our choice: a store that doesn't answer keeps nobody from hearing of what happens at the same worker."""
+    async with fleet(make_shop, 2) as (first, _):
+        stream = await listen(first, resourceSubscriptions=[SIGN])
+        first.store.down = True
+        await first.server.resource_updated(SIGN)
+        assert (await stream.until(2))[1]["params"]["uri"] == SIGN
+        first.store.down = False
+        stream.close()
+
+
+async def test_whoever_watches_resources_is_told_of_each_after_an_interruption() -> None:
+    """A fixed defect: an update that got lost with the connection to the store was never heard of."""
+    async with fleet(make_shop, 2) as (first, second):
+        headers = await first.initialize()
+        await first.ask("resources/subscribe", {"uri": SIGN}, headers)
+        alone = await second.get(headers)
+        listening = await listen(second, resourceSubscriptions=[SIGN, "shop://other"])
+        await settle()
+        second.store.deaf = True
+        await first.server.resource_updated(SIGN)
+        await settle()
+        second.store.deaf = False
+        second.store.miss()
+        assert [each["params"]["uri"] for each in (await listening.until(3))[1:]] == ["shop://other", SIGN]
+        assert [each["params"]["uri"] for each in await alone.until(1)] == [SIGN]
+        await settle()
+        assert (len(listening.messages), len(alone.messages)) == (3, 1)
+        alone.close()
+        listening.close()
+
+
+async def test_what_is_removed_or_switched_during_an_interruption_is_so_afterwards() -> None:
+    """A fixed defect: a worker whose connection to the store broke went on to offer what the others had removed."""
+    async with fleet(make_shop, 3) as (first, second, third):
+        third.store.deaf = True
+        first.server.remove_tool("add")
+        first.server.disable("resource", SIGN)
+        await until(lambda: SIGN in second.server.registry.disabled["resources"])
+        assert SIGN in third.server.registry.resources
+        third.store.deaf = False
+        third.store.miss()
+        await until(lambda: SIGN in third.server.registry.disabled["resources"])
+        assert "add" not in await tools(third)
+
+
+async def test_what_an_interrupted_worker_switched_meanwhile_reaches_the_others() -> None:
+    """The same in the other direction: it couldn't send what it did."""
+    async with fleet(make_shop, 2) as (first, second):
+        first.store.down = True
+        first.server.disable("resource", SIGN)
+        await settle()
+        first.store.down = False
+        assert SIGN in second.server.registry.resources
+        first.store.miss()
+        await until(lambda: SIGN in second.server.registry.disabled["resources"])
+
+
+async def test_what_was_switched_last_stays_whatever_comes_late() -> None:
+    """A fixed defect: a worker that told a new one of something that had been switched back meanwhile switched it again
+    everywhere, and two that switched at once could end with different lists.
+    """
+    shared = SharedStore()
+    async with fleet(make_shop, 3, store=shared) as (first, second, third):
+        first.server.disable("tool", "add")
+        await until(lambda: "add" not in third.server.registry.tools)
+        third.store.deaf = True
+        second.server.enable("tool", "add")
+        await until(lambda: "add" in first.server.registry.tools)
+        third.store.deaf = False
+        async with one_worker(make_shop, shared) as late:  # told of both
+            await settle()
+            assert all("add" in each.server.registry.tools for each in (first, second, third, late))
+        for _ in range(5):
+            first.server.disable("tool", "add")
+            second.server.enable("tool", "add")
+            await settle()
+            assert len({"add" in each.server.registry.tools for each in (first, second, third)}) == 1

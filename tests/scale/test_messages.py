@@ -55,6 +55,8 @@ async def test_messages_to_one_worker_arrive_in_the_order_in_which_they_were_sen
         assert [each["id"] for each in await stream.until(2)] == [0, 1]
         await second.server.resource_updated("shop://sign")
         assert (await stream.until(3))[-1]["params"] == {"uri": "shop://sign"}
+        first.store.miss()  # updates, perhaps
+        assert (await stream.until(4))[-1]["params"] == {"uri": "shop://sign"}
         stream.close()
 
 

@@ -9,10 +9,10 @@ import logging
 from contextlib import suppress
 
 from millstream._app.definition import Definition
-from millstream._server.calls.changes import Change
+from millstream._server.calls.changes import ANY_UPDATE, Change
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
-from millstream._server.peers import PAUSE, Joined, Present, Removed, Switched, Updated
+from millstream._server.peers import PAUSE, Joined, Missed, Present, Removed, Switched, Updated
 from millstream._stores.health import Trouble
 
 _logger = logging.getLogger("millstream")
@@ -21,7 +21,7 @@ _logger = logging.getLogger("millstream")
 class Replicas:
     """This worker's part in it."""
 
-    __slots__ = ("_added", "_definition", "_others", "_receiving", "_removed", "_renewing", "_services", "_switched")
+    __slots__ = ("_added", "_definition", "_others", "_removed", "_renewing", "_services", "_switched", "_taking")
 
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
@@ -34,16 +34,18 @@ class Replicas:
         """The workers that were heard of."""
         self._added: list[str] = []
         """What this worker's program added while it ran alone."""
-        self._receiving = False
-        """What is done now was done elsewhere: nobody has to hear of it."""
+        self._taking: Removed | Switched | None = None
+        """What was done elsewhere and is done now: nobody has to hear of it."""
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
-        peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)))
+        peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)), own=True)
         peers.on(Removed, lambda message, worker: self._remove(message))
         peers.on(Switched, lambda message, worker: self._switch(message))
         peers.on(Joined, self._welcome)
+        peers.on(Missed, lambda message, worker: self._tell_what_is_gone())
         peers.on(Present, lambda message, worker: self._others.add(worker))
         peers.on_workers(self._count)
+        peers.on_interruption(self._catch_up)
         peers.on_loss(self._renew_soon)
 
     async def join(self) -> None:
@@ -70,43 +72,58 @@ class Replicas:
     # What happens here
 
     def emit(self, change: Change) -> None:
-        """Tell a change to the clients of this worker, and of a resource to the other workers."""
-        self._services.changes.emit(change)
-        if change.uri:
+        """Tell a change to the clients of this worker, and of a resource to those of the other workers.
+
+        Where workers share a store, this one hears of it when the others do: by then it has heard of whoever subscribed
+        at another one before.
+        """
+        if change.uri and self._services.peers.shared:
             self._services.peers.tell_soon(Updated(change.uri))
+        else:
+            self._services.changes.emit(change)
 
     def altered(self, kind: str, key: str, how: str) -> None:
         """Have the others remove an item, too, or switch it ``on`` or ``off``; note what was ``added``."""
         if how == "added":
             self._added.append(key)
             return
-        message: Removed | Switched
-        if how == "removed":
-            message = Removed(kind, key)
+        message = self._taking
+        if message is None:
+            peers = self._services.peers
+            message = Removed(kind, key) if how == "removed" else Switched(kind, key, how == "on", peers.stamp())
+            peers.tell_soon(message)
+        if isinstance(message, Removed):
             self._removed[message] = None
             self._switched.pop((kind, key), None)
         else:
-            message = self._switched[kind, key] = Switched(kind, key, how == "on")
-        if not self._receiving:
-            self._services.peers.tell_soon(message)
+            self._switched[kind, key] = message
 
     # What happened elsewhere
 
+    def _catch_up(self) -> None:
+        """Messages may have been lost, from here and to here: any resource may have changed, anything may be gone."""
+        self._services.changes.emit(ANY_UPDATE)
+        self._tell_what_is_gone()
+        self._services.peers.tell_soon(Missed())
+
     def _remove(self, message: Removed) -> None:
-        self._receiving = True
+        self._taking = message
         try:
             with suppress(KeyError):
                 self._definition.remove(message.kind, message.key)
         finally:
-            self._receiving = False
+            self._taking = None
 
     def _switch(self, message: Switched) -> None:
-        self._receiving = True
+        known = self._switched.get((message.kind, message.key))
+        if known is not None and (known.at, known.on) >= (message.at, message.on):
+            return
+        self._taking = message
         try:
             with suppress(KeyError):
                 self._definition.switch(message.kind, message.key, on=message.on)
         finally:
-            self._receiving = False
+            self._taking = None
 
     def _welcome(self, message: Joined, worker: str) -> None:
         self._others.add(worker)
@@ -117,6 +134,9 @@ class Replicas:
                 "before the server runs, or in its lifespan",
                 ", ".join(self._added),
             )
+        self._tell_what_is_gone()
+
+    def _tell_what_is_gone(self) -> None:
         for each in self._removed:
             if each.key not in getattr(self._definition.registry, each.kind):
                 self._services.peers.tell_soon(each)

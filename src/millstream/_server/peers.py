@@ -28,8 +28,7 @@ PAUSE: Final = 1.0
 _TOPIC: Final = "workers"
 _LABEL: Final = b"millstream worker messages v1"
 _MAC_BYTES: Final = 16
-_MAX_WAITING: Final = 10_000
-_MAX_SEEN: Final = 50_000
+_MAX_WAITING, _MAX_SEEN = 10_000, 50_000
 
 _logger = logging.getLogger("millstream")
 
@@ -103,10 +102,16 @@ class Switched(Struct, frozen=True, array_like=True, tag="switch"):
     kind: str
     key: str
     on: bool
+    at: int = 0
+    """A stamp (see `Peers.stamp`): what was switched last stays."""
 
 
 class Joined(Struct, frozen=True, array_like=True, tag="join"):
     """The sender has just begun: it knows only what its program registers."""
+
+
+class Missed(Struct, frozen=True, array_like=True, tag="miss"):
+    """The sender may have missed messages of others."""
 
 
 class Present(Struct, frozen=True, array_like=True, tag="present"):
@@ -139,7 +144,7 @@ class Told(Struct, frozen=True, array_like=True, tag="tell"):
 
 Message = (
     Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
-    | Present | Watched | Measured | Asked | Told
+    | Missed | Present | Watched | Measured | Asked | Told
 )  # fmt: skip
 
 
@@ -242,8 +247,7 @@ class Peers:
         """Stop listening, and drop what nobody waited for."""
         for stop in self._stops:
             stop()
-        tasks = [task for task in (self._sending, self._looking) if task is not None]
-        for task in tasks:
+        for task in (tasks := [task for task in (self._sending, self._looking) if task is not None]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._sending = self._looking = None
@@ -279,12 +283,14 @@ class Peers:
 
     def _receive(self, data: bytes) -> None:
         letter = self._open_letter(data)
-        if letter is None:
-            return
-        self._stamp = max(self._stamp, letter.stamp)
-        for receive in self._receivers.get(type(letter.message), ()):
+        if letter is not None:
+            self._stamp = max(self._stamp, letter.stamp)
+            self._hand_out(letter.message, letter.sender)
+
+    def _hand_out(self, message: Message, sender: str) -> None:
+        for receive in self._receivers.get(type(message), ()):
             try:
-                receive(letter.message, letter.sender)
+                receive(message, sender)
             except Exception:
                 _logger.exception("A message of another worker could not be carried out")
 
@@ -351,21 +357,29 @@ class Peers:
         return True
 
     def tell_soon(self, message: Message) -> None:
-        """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped."""
+        """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped.
+
+        Of the kinds that this worker hears from itself, what can't be sent or is dropped is heard here at least.
+        """
         if not self.shared:
             return
         if len(self._waiting) >= _MAX_WAITING:
-            del self._waiting[next(iter(self._waiting))]
+            self._waiting.pop(oldest := next(iter(self._waiting)))
+            self._hear_alone(oldest)
         self._waiting[message] = None
         if self._sending is None:
             self._sending = asyncio.get_running_loop().create_task(self._send_waiting())
 
     async def _send_waiting(self) -> None:
         while self._waiting:
-            message = next(iter(self._waiting))
-            del self._waiting[message]
-            await self.tell(message)
+            self._waiting.pop(message := next(iter(self._waiting)))
+            if not await self.tell(message):
+                self._hear_alone(message)
         self._sending = None
+
+    def _hear_alone(self, message: Message) -> None:
+        if type(message) in self._own:
+            self._hand_out(message, self._store.workers.me)
 
     async def send(self, worker: str, message: Message) -> bool:
         """Send to one worker; False when its lease is over, or there never was such a worker.

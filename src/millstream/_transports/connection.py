@@ -17,7 +17,7 @@ from millstream._protocol.jsonrpc import Envelope, check_text, error_message, no
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import Call, handshake_call, per_request_call
-from millstream._server.calls.changes import Change
+from millstream._server.calls.changes import Change, encode_change, touched
 from millstream._server.calls.notes import SESSION_OVER
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.dispatch import Dispatcher
@@ -239,8 +239,11 @@ class Connection:
         session = self.session
         assert session is not None  # noqa: S101  watched only in a session
         assert session.record is not None  # noqa: S101  sessions of connections have one
-        if change.kind != "updated" or change.uri in session.record.subscriptions:
+        if change.kind != "updated":
             self._write(message)
+            return
+        for uri in touched(change, session.record.subscriptions):
+            self._write(message if uri == change.uri else encode_change(Change("updated", uri)))
 
     async def settle(self) -> None:
         """Wait until every request taken so far is answered."""

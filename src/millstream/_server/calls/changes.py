@@ -4,7 +4,7 @@ Whoever shows changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscr
 Changes are hints about state, encoded once for each kind and not kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec import Struct
 
@@ -21,7 +21,9 @@ _LIST_MESSAGES = {kind: notification_message(method) for kind, method in LIST_CH
 
 
 class Change(Struct, frozen=True, gc=False):
-    """A list that changed (`kind` tools, prompts or resources), or one resource (`kind` updated, with its URI)."""
+    """A list that changed (`kind` tools, prompts or resources), or one resource (`kind` updated, with its URI), or
+    `ANY_UPDATE`.
+    """
 
     kind: str
     uri: str = ""
@@ -29,6 +31,17 @@ class Change(Struct, frozen=True, gc=False):
     @property
     def method(self) -> str:
         return LIST_CHANGED.get(self.kind, UPDATED)
+
+
+ANY_UPDATE = Change("updated")
+"""Updates may have been missed: whoever watches resources tells each of them."""
+
+
+def touched(change: Change, watched: Collection[str]) -> Collection[str]:
+    """Which of the resources that somebody watches a change is about."""
+    if change is ANY_UPDATE:
+        return sorted(watched)
+    return (change.uri,) if change.kind == "updated" and change.uri in watched else ()
 
 
 Watcher = Callable[[Change, bytes], None]

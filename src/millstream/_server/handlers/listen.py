@@ -7,7 +7,7 @@ import msgspec
 
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
 from millstream._protocol.handshake import MAX_DISPLAYED
-from millstream._protocol.jsonrpc import notification_message
+from millstream._protocol.jsonrpc import RequestId, notification_message
 from millstream._protocol.messages import SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY, Client
 from millstream._protocol.notifications import (
@@ -17,7 +17,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._server.calls.access import granted
 from millstream._server.calls.call import Call
-from millstream._server.calls.changes import UPDATED, Change
+from millstream._server.calls.changes import UPDATED, Change, touched
 from millstream._server.calls.services import Services, principal_id
 from millstream._server.dispatch import Handler
 from millstream._server.features.finding import find_readable
@@ -95,14 +95,11 @@ class ListenHandlers:
 
         def watcher(change: Change, message: bytes) -> None:
             own = lists.get(change.kind)
-            if own is None:
-                if change.uri not in uris:
-                    return
-                own = notification_message(UPDATED, ResourceUpdatedNotificationParams(change.uri, mark))
-            if early is not None:
-                early.append(own)
-            elif not line.push(own):
-                over.set()
+            for each in [own] if own is not None else _updates(change, uris, mark):
+                if early is not None:
+                    early.append(each)
+                elif not line.push(each):
+                    over.set()
 
         stop = self._services.changes.watch(watcher)
         self._services.endings.add(over.set)
@@ -138,3 +135,9 @@ class ListenHandlers:
     def _covers(self, scopes: frozenset[str], uri: str) -> bool:
         readable, _ = find_readable(self._registry, uri)
         return readable is None or readable.scopes <= scopes
+
+
+def _updates(change: Change, uris: frozenset[str], mark: dict[str, RequestId]) -> list[bytes]:
+    return [
+        notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)) for uri in touched(change, uris)
+    ]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from millstream._http.message import STREAM_HEAD, Request, Response, Sink
 from millstream._protocol import sse
-from millstream._server.calls.changes import Change, encode_change
+from millstream._server.calls.changes import ANY_UPDATE, Change, encode_change, touched
 from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.peers import Ended, Standing
@@ -37,7 +37,7 @@ class _Standing:
         """What is to be written then."""
         self._stream = stream
         self._counter = 0
-        self._held: list[tuple[str, bytes]] | None = None
+        self._held: list[tuple[Change, bytes]] | None = None
         """Updates that came while the subscriptions were being read."""
         self.id: int = secrets.randbits(63)
         """As other workers know it."""
@@ -78,10 +78,17 @@ class _Standing:
         """Tell a change, where the session wants to know of it."""
         if change.kind == "updated" and self._held is not None:
             # Also what was subscribed to: the change that is being read may be the end of that.
-            if len(self._held) < _MAX_HELD:
-                self._held.append((change.uri, message))
-        elif change.kind != "updated" or change.uri in self.subscribed:
+            if len(self._held) >= _MAX_HELD:
+                self._held[:] = [(ANY_UPDATE, b"")]
+            self._held.append((change, message))
+        elif change.kind != "updated":
             self.write(message)
+        else:
+            self._update(change, message)
+
+    def _update(self, change: Change, message: bytes) -> None:
+        for uri in touched(change, self.subscribed):
+            self.write(message if uri == change.uri else encode_change(Change("updated", uri)))
 
     def begin(self, record: Record) -> None:
         """Take the record as it was when the stream opened, unless another one came since, or is on its way: updates
@@ -98,9 +105,8 @@ class _Standing:
         self.loaded = True
         self.subscribed = frozenset(record.subscriptions)
         held, self._held = self._held or [], None
-        for uri, message in held:
-            if uri in self.subscribed:
-                self.write(message)
+        for change, message in held:
+            self._update(change, message)
         if record.ended:
             self.close()
 
