@@ -67,9 +67,21 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start servers take longest and come first: at the end each worker has something short to do."""
+    """Files with a browser come first, and follow each other, so that they share it: they keep the cores busy. Of the
+    others that need servers, the later half waits more than it computes, and takes turns with files that only compute.
+    Some of these come last: at the end, each worker has something short to do.
+    """
+    files = dict.fromkeys(item.path for item in items)
     serve = {item.path for item in items if item.get_closest_marker("server") is not None}
-    items.sort(key=lambda item: item.path not in serve)
+    shown = [path for path in files if path in serve and path.parent.name == "pages"]
+    waiting = [path for path in files if path in serve and path.parent.name != "pages"]
+    computing = [path for path in files if path not in serve]
+    half, most = len(waiting) // 2, len(computing) * 3 // 4
+    later = waiting[half:]
+    turns = [*enumerate(later), *((at * len(later) / most, path) for at, path in enumerate(computing[:most]))]
+    order = [*shown, *waiting[:half], *(path for _, path in sorted(turns)), *computing[most:]]
+    places = {path: place for place, path in enumerate(order)}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.hookimpl(wrapper=True)
