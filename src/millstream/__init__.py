@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from millstream._app.info import Info
+    from millstream._app.definition import Info
     from millstream._app.server import Server
     from millstream._config import Settings
     from millstream._protocol.content import (
@@ -48,7 +48,7 @@ _HOMES = {
     "Field": "_server.functions.fields",
     "Icon": "_protocol.content",
     "Image": "_protocol.content",
-    "Info": "_app.info",
+    "Info": "_app.definition",
     "Message": "_protocol.content",
     "Principal": "_protocol.principal",
     "ProtocolError": "_protocol.errors",

@@ -6,7 +6,9 @@ those that are scored. A few run at a time. There is no file of expected failure
 success is either outside the revisions (`tasks-*`) or explained in docs/reference/conformance.md.
 """
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -14,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from conformance.official import SELECTIONS, Report, run_suite
+from conformance.official import PATIENT, SELECTIONS, Report, run_suite
 from fronts import NEEDS_NGINX, nginx
-from processes import ROOT, free_port, millstream, serving, uvicorn
+from patience import WAIT
+from processes import NODE, ROOT, free_port, millstream, serving, uvicorn
 from redis_parts import RedisServer
 
 pytestmark = pytest.mark.server
@@ -137,3 +140,24 @@ def test_the_explanations_are_about_something_that_happens(runs: Runs) -> None:
         if check.id not in REFUSED.get(way, set())
     }
     assert set(explained()) - happened == set()
+
+
+def test_the_bounds_of_the_suite_wait_for_a_machine_that_stands_still() -> None:
+    """A fixed defect: it gave up on a stream after 0.6 or 5 seconds, and on others as soon as it woke up."""
+    script = """
+const started = performance.now(), controller = new AbortController();
+const took = (name) => () => console.log(name, performance.now() - started);
+controller.signal.onabort = took("stream");
+setTimeout(() => controller.abort(), 600);
+AbortSignal.timeout(500).onabort = took("request");
+setTimeout(took("pause"), 600);
+setTimeout(() => { while (performance.now() - started < 2000); }, 10);
+"""
+    command = [NODE, "--require", str(PATIENT), "-e", script]
+    printed = subprocess.run(
+        command, env={**os.environ, "PATIENCE_MS": "2800"}, capture_output=True, text=True, timeout=WAIT, check=True
+    ).stdout
+    took = {name: float(milliseconds) for name, milliseconds in map(str.split, printed.splitlines())}
+    assert took["request"] >= 2_500
+    assert took["pause"] >= 2_600
+    assert took["stream"] >= 2_800

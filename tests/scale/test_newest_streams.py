@@ -11,7 +11,8 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import real_fleet, settle, until
 from millstream import Server, Settings
-from millstream._server.peers import Peers, Standing, TakenUp
+from millstream._server.peer_messages import Standing, TakenUp
+from millstream._server.peers import Peers
 from store_parts import BACKINGS, Backing, backings, lasting
 from talking_world import make_talking, talk
 

@@ -11,7 +11,8 @@ from bad_input.shop import make_shop
 from fleet import Reading, Worker, fleet, settle, until
 from millstream import Server
 from millstream._server.control import PER_SECOND
-from millstream._server.peers import WINDOW, Answered
+from millstream._server.peer_messages import Answered
+from millstream._server.peers import WINDOW
 from wire import request
 
 PERSON = {"action": "accept", "content": {"name": "Ada"}}

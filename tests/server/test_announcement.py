@@ -5,7 +5,7 @@ import json
 import pytest
 
 from millstream import Server
-from millstream._app.info import Info
+from millstream._app.definition import Info
 from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._server.features.announcement import Announcement
 from wire import POST, enveloped, routing, wired

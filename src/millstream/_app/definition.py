@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
+from msgspec import Struct
 
-from millstream._app.info import Info
 from millstream._app.sign_in_methods import is_protected
 from millstream._app.tree import Tree
 from millstream._config import Settings
+from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError
+from millstream._protocol.suggesting import Suggesting
 from millstream._server.calls.changes import Change
 from millstream._server.features.finding import check_argument
 from millstream._server.features.hooks import hooks_of
 from millstream._server.features.registry import Completer, Registry
+from millstream._server.peer_messages import Removed, Switched
 
 if TYPE_CHECKING:
     from millstream.auth._method import Given
@@ -46,6 +49,15 @@ def on_each_worker() -> Generator[None]:
         _ON_EACH_WORKER.reset(token)
 
 
+class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Suggesting):
+    """What people read about a server: ``Server("shop", info=Info(title="The shop"))``."""
+
+    title: str | None = None
+    description: str | None = None
+    website_url: str | None = None
+    icons: list[Icon] | None = None
+
+
 @dataclass(eq=False)
 class Definition(Tree):
     """One server, before and while it runs."""
@@ -69,6 +81,9 @@ class Definition(Tree):
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self._stand_alone(hooks_of(self.middleware, self) if self.middleware else None)
+        self.removed: dict[Removed, None] = {}
+        self.switched: dict[tuple[str, str], Switched] = {}
+        """What happened while it ran. A worker that begins later hears of it."""
         self._passed_over: set[tuple[int, str, str]] = set()
         """Items of mounted servers whose names were taken here: (server, kind, key)."""
 
@@ -288,6 +303,7 @@ class Definition(Tree):
         """Tell a change to the runtimes of this server, and a change of a resource to those it is mounted on: what is
         registered there changes by itself.
         """
+        change.uri.encode()  # one that nobody can be told is the caller's error
         for listener in list(self.listeners):
             listener.emit(change)
         if change.uri:

@@ -16,7 +16,8 @@ import msgspec
 
 from millstream._protocol.errors import LocalError
 from millstream._server.observing.figures import Figures, present
-from millstream._server.peers import Measured, Peers, Watched
+from millstream._server.peer_messages import Measured, Watched
+from millstream._server.peers import Peers
 from millstream._stores.base import Workers
 from millstream._stores.health import Trouble
 

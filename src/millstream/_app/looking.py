@@ -16,7 +16,8 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream._server.observing.past import present_past
 from millstream._server.observing.recent_calls import Calls, RecentCalls, present_calls
-from millstream._server.peers import Asked, Peers, Told
+from millstream._server.peer_messages import Asked, Told
+from millstream._server.peers import Peers
 from millstream._telemetry.history import Gauges, History, Past
 from millstream._telemetry.process import resident_bytes
 from millstream._transports.open_streams import OpenStreams

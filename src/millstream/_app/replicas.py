@@ -6,13 +6,13 @@ own clients, and only what one worker alone knows travels: that something was re
 
 import asyncio
 import logging
-from contextlib import suppress
 
 from millstream._app.definition import Definition
 from millstream._server.calls.changes import ANY_UPDATE, Change
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
-from millstream._server.peers import PAUSE, Joined, Missed, Present, Removed, Switched, Updated
+from millstream._server.peer_messages import Joined, Missed, Present, Removed, Switched, Updated
+from millstream._server.peers import PAUSE
 from millstream._stores.health import Trouble
 
 _logger = logging.getLogger("millstream")
@@ -21,36 +21,39 @@ _logger = logging.getLogger("millstream")
 class Replicas:
     """This worker's part in it."""
 
-    __slots__ = ("_added", "_definition", "_others", "_removed", "_renewing", "_services", "_switched", "_taking")
+    __slots__ = (
+        "_added", "_catching_up", "_definition", "_others", "_receiving", "_removed", "_renewing", "_services",
+        "_switched",
+    )  # fmt: skip
 
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
         self._services = services
-        self._removed: dict[Removed, None] = {}
-        """What the program removed while it ran; a worker that begins later hears of it."""
-        self._switched: dict[tuple[str, str], Switched] = {}
-        """What the program switched while it ran, as it is now."""
+        self._removed: dict[Removed, None] = definition.removed
+        self._switched: dict[tuple[str, str], Switched] = definition.switched
         self._others: set[str] = set()
         """The workers that were heard of."""
         self._added: list[str] = []
         """What this worker's program added while it ran alone."""
-        self._taking: Removed | Switched | None = None
-        """What was done elsewhere and is done now: nobody has to hear of it."""
+        self._receiving = False
+        """What is done now was done elsewhere: nobody has to hear of it."""
+        self._catching_up: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
         peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)), own=True)
         peers.on(Removed, lambda message, worker: self._remove(message))
         peers.on(Switched, lambda message, worker: self._switch(message))
         peers.on(Joined, self._welcome)
-        peers.on(Missed, lambda message, worker: self._tell_what_is_gone())
+        peers.on(Missed, lambda message, worker: self._inform(worker))
         peers.on(Present, lambda message, worker: self._others.add(worker))
         peers.on_workers(self._count)
-        peers.on_interruption(self._catch_up)
+        peers.on_interruption(self._catch_up_soon)
         peers.on_loss(self._renew_soon)
 
     async def join(self) -> None:
         """Ask the others what was removed."""
-        await self._services.peers.tell(Joined())
+        if not await self._services.peers.tell(Joined()):
+            self._services.peers.tell_soon(Joined())
 
     @property
     def alone(self) -> bool:
@@ -63,7 +66,9 @@ class Replicas:
                 self._others.discard(worker)
 
     async def close(self) -> None:
-        """End the task."""
+        """End what is under way."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
         task = self._renewing
         if task is not None:
             task.cancel()
@@ -86,60 +91,82 @@ class Replicas:
         """Have the others remove an item, too, or switch it ``on`` or ``off``; note what was ``added``."""
         if how == "added":
             self._added.append(key)
+        elif self._receiving:
             return
-        message = self._taking
-        if message is None:
-            peers = self._services.peers
-            message = Removed(kind, key) if how == "removed" else Switched(kind, key, how == "on", peers.stamp())
-            peers.tell_soon(message)
-        if isinstance(message, Removed):
-            self._removed[message] = None
+        elif how == "removed":
             self._switched.pop((kind, key), None)
+            self._removed[message := Removed(kind, key)] = None
+            self._services.peers.tell_soon(message)
         else:
-            self._switched[kind, key] = message
+            known = self._switched.get((kind, key))
+            after = 0 if known is None else known.at + 1
+            switched = Switched(kind, key, how == "on", max(self._services.peers.stamp(), after))
+            self._services.peers.tell_soon(switched)
+            self._apply(switched)  # one of another worker may have come since it was done, in a thread
 
     # What happened elsewhere
 
+    def _catch_up_soon(self) -> None:
+        """Messages may have been lost, from here and to here. More than one part of a store says so."""
+        if self._catching_up is None:
+            self._catching_up = asyncio.get_running_loop().call_later(PAUSE, self._catch_up)
+
     def _catch_up(self) -> None:
-        """Messages may have been lost, from here and to here: any resource may have changed, anything may be gone."""
+        """Any resource may have changed, anything may be gone, and somebody may have come."""
+        self._catching_up = None
         self._services.changes.emit(ANY_UPDATE)
         self._tell_what_is_gone()
         self._services.peers.tell_soon(Missed())
 
     def _remove(self, message: Removed) -> None:
-        self._taking = message
+        if not self._definition.registry.has(message.kind, message.key):
+            return
+        self._switched.pop((message.kind, message.key), None)
+        self._removed[message] = None
+        self._receiving = True
         try:
-            with suppress(KeyError):
-                self._definition.remove(message.kind, message.key)
+            self._definition.remove(message.kind, message.key)
         finally:
-            self._taking = None
+            self._receiving = False
 
     def _switch(self, message: Switched) -> None:
         known = self._switched.get((message.kind, message.key))
-        if known is not None and (known.at, known.on) >= (message.at, message.on):
+        if known is None or (known.at, known.on) < (message.at, message.on):
+            self._apply(message)
+
+    def _apply(self, message: Switched) -> None:
+        """Note how an item is, and make it so."""
+        registry = self._definition.registry
+        if not registry.has(message.kind, message.key):
             return
-        self._taking = message
+        self._switched[message.kind, message.key] = message
+        if message.on != (message.key in registry.disabled[message.kind]):
+            return
+        self._receiving = True
         try:
-            with suppress(KeyError):
-                self._definition.switch(message.kind, message.key, on=message.on)
+            self._definition.switch(message.kind, message.key, on=message.on)
         finally:
-            self._taking = None
+            self._receiving = False
 
     def _welcome(self, message: Joined, worker: str) -> None:
-        self._others.add(worker)
-        self._services.peers.tell_soon(Present())
         if self._added:
             _logger.warning(
                 "Another worker has begun, and doesn't have what was added here since the start: %s. Register it "
                 "before the server runs, or in its lifespan",
                 ", ".join(self._added),
             )
+        self._inform(worker)
+
+    def _inform(self, worker: str) -> None:
+        """Tell a worker that knows too little what it has to know. All hear it, and it's nothing new to the others."""
+        self._others.add(worker)
+        self._services.peers.tell_soon(Present())
         self._tell_what_is_gone()
 
     def _tell_what_is_gone(self) -> None:
-        for each in self._removed:
-            if each.key not in getattr(self._definition.registry, each.kind):
-                self._services.peers.tell_soon(each)
+        for removed in self._removed:
+            if not self._definition.registry.has(removed.kind, removed.key):
+                self._services.peers.tell_soon(removed)
         for switched in self._switched.values():
             self._services.peers.tell_soon(switched)
 

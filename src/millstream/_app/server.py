@@ -6,10 +6,9 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from millstream._app.definition import Definition, chosen
+from millstream._app.definition import Definition, Info, chosen
 from millstream._app.given import check_completer, check_given, check_server, given_middleware
 from millstream._app.hub_access import HubAccess, no_hub
-from millstream._app.info import Info
 from millstream._app.runtimes import Runtimes
 from millstream._app.sign_in_methods import given_methods
 from millstream._app.with_paths import WithPaths
@@ -194,7 +193,11 @@ class Server(WithPaths, WithSwitches):
         self.definition.mount(other.definition, prefix)
 
     async def resource_updated(self, uri: str) -> None:
-        """Tell every subscriber of a resource that it changed: ``await mcp.resource_updated("shop://stock")``."""
+        """Tell every subscriber of a resource that it changed: ``await mcp.resource_updated("shop://stock")``.
+
+        Raises:
+            UnicodeEncodeError: it's no text that can be sent, such as ``os.fsdecode`` makes of a name that isn't UTF-8.
+        """
         self.definition.emit(Change("updated", uri))
 
     # Running

@@ -13,7 +13,8 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, LocalErro
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id
 from millstream._server.calls.call import Call
-from millstream._server.peers import Answered, CancelledCall, Ended, Peers
+from millstream._server.peer_messages import Answered, CancelledCall, Ended
+from millstream._server.peers import Peers
 from millstream._server.questions.open import OpenQuestions, asker
 
 PER_SECOND = 100

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
+from millstream._server.peer_messages import Message
 from millstream._stores.base import Store
 
 LEEWAY: Final = 60.0
@@ -31,121 +32,6 @@ _MAC_BYTES: Final = 16
 _MAX_WAITING, _MAX_SEEN = 10_000, 50_000
 
 _logger = logging.getLogger("millstream")
-
-
-class Recorded(Struct, frozen=True, array_like=True, tag="record"):
-    """A session has a record now, or another one."""
-
-    session: str
-
-
-class Answered(Struct, frozen=True, array_like=True, tag="answer"):
-    """A client answered a question that is open at the receiver."""
-
-    session: str
-    id: str
-    result: bytes
-    error: bytes
-
-
-class CancelledCall(Struct, frozen=True, array_like=True, tag="cancel"):
-    """A client does not want the answer of a call any more."""
-
-    session: str
-    id: bytes
-    """JSON: an integer may have more than 64 bits."""
-
-
-class Ended(Struct, frozen=True, array_like=True, tag="end"):
-    """A session was deleted."""
-
-    session: str
-
-
-class Standing(Struct, frozen=True, array_like=True, tag="stream"):
-    """A session has a new stand-alone stream at the sender. Of several, the one that's heard of last stays."""
-
-    session: str
-    id: int
-
-
-class TakenUp(Struct, frozen=True, array_like=True, tag="follow"):
-    """The stream of a call is read at the sender from now on. Of several, the reader that's heard of last stays."""
-
-    log: str
-    id: int
-
-
-class Posted(Struct, frozen=True, array_like=True, tag="post"):
-    """A client sent a message for a connection of the receiver."""
-
-    connection: str
-    body: bytes
-
-
-class Updated(Struct, frozen=True, array_like=True, tag="update"):
-    """A resource changed."""
-
-    uri: str
-
-
-class Removed(Struct, frozen=True, array_like=True, tag="remove"):
-    """Something that was registered is no longer offered."""
-
-    kind: str
-    key: str
-
-
-class Switched(Struct, frozen=True, array_like=True, tag="switch"):
-    """Something that is registered is offered again, or not for now."""
-
-    kind: str
-    key: str
-    on: bool
-    at: int = 0
-    """A stamp (see `Peers.stamp`): what was switched last stays."""
-
-
-class Joined(Struct, frozen=True, array_like=True, tag="join"):
-    """The sender has just begun: it knows only what its program registers."""
-
-
-class Missed(Struct, frozen=True, array_like=True, tag="miss"):
-    """The sender may have missed messages of others."""
-
-
-class Present(Struct, frozen=True, array_like=True, tag="present"):
-    """The sender has heard of one that has just begun, and was there before."""
-
-
-class Watched(Struct, frozen=True, array_like=True, tag="watch"):
-    """Somebody watches the dashboard at the sender."""
-
-
-class Measured(Struct, frozen=True, array_like=True, tag="figures"):
-    """What the sender measured, for a dashboard at the receiver."""
-
-    figures: bytes
-
-
-class Asked(Struct, frozen=True, array_like=True, tag="ask"):
-    """The sender's dashboard wants to know something of the receiver."""
-
-    number: int
-    about: bytes
-
-
-class Told(Struct, frozen=True, array_like=True, tag="tell"):
-    """What the receiver asked for."""
-
-    number: int
-    answer: bytes
-
-
-Message = (
-    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
-    | Missed | Present | Watched | Measured | Asked | Told
-)  # fmt: skip
 
 
 class _Letter(Struct, frozen=True, array_like=True):
@@ -349,7 +235,9 @@ class Peers:
         except (LocalError, OSError) as failure:
             if not self._mute:
                 _logger.warning("Nothing can be sent to all workers: %s", failure)
-            self._mute = True
+                self._mute = True
+                for waiting in list(self._waiting):
+                    self._hear_alone(waiting)
             return False
         if self._mute:
             _logger.warning("Messages to all workers can be sent again.")
@@ -357,24 +245,37 @@ class Peers:
         return True
 
     def tell_soon(self, message: Message) -> None:
-        """Tell all other workers without waiting. What waits already goes out once; too much of it is dropped.
+        """Tell all other workers without waiting, and as often as it takes. What waits already goes out once.
 
-        Of the kinds that this worker hears from itself, what can't be sent or is dropped is heard here at least.
+        Of the kinds that this worker hears from itself, what can't be sent now is heard here at once, and perhaps again
+        when it can. If too much waits, the oldest of these is dropped.
         """
-        if not self.shared:
+        if not self.shared or message in self._waiting:
             return
         if len(self._waiting) >= _MAX_WAITING:
-            self._waiting.pop(oldest := next(iter(self._waiting)))
-            self._hear_alone(oldest)
+            del self._waiting[
+                next((each for each in self._waiting if type(each) in self._own), next(iter(self._waiting)))
+            ]
         self._waiting[message] = None
+        if self._mute:
+            self._hear_alone(message)
         if self._sending is None:
             self._sending = asyncio.get_running_loop().create_task(self._send_waiting())
 
     async def _send_waiting(self) -> None:
         while self._waiting:
-            self._waiting.pop(message := next(iter(self._waiting)))
-            if not await self.tell(message):
-                self._hear_alone(message)
+            del self._waiting[message := next(iter(self._waiting))]
+            heard = self._mute
+            try:
+                sent = await self.tell(message)
+            except Exception:
+                _logger.exception("A message to the other workers can't be sent")
+                continue
+            if not sent:
+                if not heard:
+                    self._hear_alone(message)
+                self._waiting = {message: None, **self._waiting}
+                await asyncio.sleep(PAUSE)
         self._sending = None
 
     def _hear_alone(self, message: Message) -> None:

@@ -20,7 +20,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.services import lasts_until, principal_id
 from millstream._server.dispatch import Dispatcher
-from millstream._server.peers import Posted
+from millstream._server.peer_messages import Posted
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.connection import Connection
 from millstream._transports.open_streams import OpenStreams

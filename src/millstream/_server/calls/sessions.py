@@ -20,7 +20,8 @@ from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolErr
 from millstream._protocol.metadata import Client
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.written import Written
-from millstream._server.peers import PAUSE, Ended, Peers, Recorded
+from millstream._server.peer_messages import Ended, Recorded
+from millstream._server.peers import PAUSE, Peers
 from millstream._stores.base import Store, StoreFull, StoreUnavailable
 
 _PREFIX = "session:"

@@ -11,7 +11,7 @@ from millstream._protocol import sse
 from millstream._server.calls.changes import ANY_UPDATE, Change, encode_change, touched
 from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Record, Session
-from millstream._server.peers import Ended, Standing
+from millstream._server.peer_messages import Ended, Standing
 from millstream._transports.refusals import TOO_MANY_STREAMS
 from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
 
@@ -28,7 +28,19 @@ def is_stand_alone(stream: str) -> bool:
 class _Standing:
     """One stand-alone stream."""
 
-    __slots__ = ("_counter", "_early", "_held", "_sink", "_stream", "id", "loaded", "over", "placed", "subscribed")
+    __slots__ = (
+        "_counter",
+        "_early",
+        "_held",
+        "_newer",
+        "_sink",
+        "_stream",
+        "id",
+        "loaded",
+        "over",
+        "placed",
+        "subscribed",
+    )
 
     def __init__(self, stream: str) -> None:
         self._sink: Sink | None = None
@@ -37,8 +49,10 @@ class _Standing:
         """What is to be written then."""
         self._stream = stream
         self._counter = 0
-        self._held: list[tuple[Change, bytes]] | None = None
+        self._held: list[tuple[Change, bytes]] | None = []
         """Updates that came while the subscriptions were being read."""
+        self._newer = False
+        """Another record is on its way."""
         self.id: int = secrets.randbits(63)
         """As other workers know it."""
         self.placed = False
@@ -94,11 +108,12 @@ class _Standing:
         """Take the record as it was when the stream opened, unless another one came since, or is on its way: updates
         wait for that one.
         """
-        if not self.loaded and self._held is None:
+        if not self.loaded and not self._newer:
             self.recorded(record)
 
     def recorded(self, record: Record | None) -> None:
         """Take the subscriptions of a session; another worker may have changed them, or ended it."""
+        self._newer = record is None
         if record is None:
             self._held = [] if self._held is None else self._held
             return
@@ -172,8 +187,8 @@ class StandingStreams:
             self._endpoint.streams.add(sink, owner, ("http", session.revision.date), until=until)
             standing.open(sink)
             record = await services.records.get(session)
-            standing.begin(record)
             sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
+            standing.begin(record)
             for change in self._hints(standing.subscribed or record.subscriptions) if resumed else ():
                 standing.write(encode_change(change))
             await sink.wait_closed()

@@ -1,0 +1,118 @@
+"""What the workers that share a store say to each other; `peers` carries it."""
+
+from msgspec import Struct
+
+
+class Recorded(Struct, frozen=True, array_like=True, tag="record"):
+    """A session has a record now, or another one."""
+
+    session: str
+
+
+class Answered(Struct, frozen=True, array_like=True, tag="answer"):
+    """A client answered a question that is open at the receiver."""
+
+    session: str
+    id: str
+    result: bytes
+    error: bytes
+
+
+class CancelledCall(Struct, frozen=True, array_like=True, tag="cancel"):
+    """A client does not want the answer of a call any more."""
+
+    session: str
+    id: bytes
+    """JSON: an integer may have more than 64 bits."""
+
+
+class Ended(Struct, frozen=True, array_like=True, tag="end"):
+    """A session was deleted."""
+
+    session: str
+
+
+class Standing(Struct, frozen=True, array_like=True, tag="stream"):
+    """A session has a new stand-alone stream at the sender. Of several, the one that's heard of last stays."""
+
+    session: str
+    id: int
+
+
+class TakenUp(Struct, frozen=True, array_like=True, tag="follow"):
+    """The stream of a call is read at the sender from now on. Of several, the reader that's heard of last stays."""
+
+    log: str
+    id: int
+
+
+class Posted(Struct, frozen=True, array_like=True, tag="post"):
+    """A client sent a message for a connection of the receiver."""
+
+    connection: str
+    body: bytes
+
+
+class Updated(Struct, frozen=True, array_like=True, tag="update"):
+    """A resource changed."""
+
+    uri: str
+
+
+class Removed(Struct, frozen=True, array_like=True, tag="remove"):
+    """Something that was registered is no longer offered."""
+
+    kind: str
+    key: str
+
+
+class Switched(Struct, frozen=True, array_like=True, tag="switch"):
+    """Something that is registered is offered again, or not for now."""
+
+    kind: str
+    key: str
+    on: bool
+    at: int = 0
+    """A stamp (see `Peers.stamp`): what was switched last stays."""
+
+
+class Joined(Struct, frozen=True, array_like=True, tag="join"):
+    """The sender has just begun: it knows only what its program registers."""
+
+
+class Missed(Struct, frozen=True, array_like=True, tag="miss"):
+    """The sender may have missed messages of others."""
+
+
+class Present(Struct, frozen=True, array_like=True, tag="present"):
+    """The sender has heard of one that has just begun, and was there before."""
+
+
+class Watched(Struct, frozen=True, array_like=True, tag="watch"):
+    """Somebody watches the dashboard at the sender."""
+
+
+class Measured(Struct, frozen=True, array_like=True, tag="figures"):
+    """What the sender measured, for a dashboard at the receiver."""
+
+    figures: bytes
+
+
+class Asked(Struct, frozen=True, array_like=True, tag="ask"):
+    """The sender's dashboard wants to know something of the receiver."""
+
+    number: int
+    about: bytes
+
+
+class Told(Struct, frozen=True, array_like=True, tag="tell"):
+    """What the receiver asked for."""
+
+    number: int
+    answer: bytes
+
+
+Message = (
+    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
+    | Missed | Present | Watched | Measured | Asked | Told
+)  # fmt: skip

@@ -1,0 +1,265 @@
+"""What one worker says to all survives a store that is away for a while, and ends as the same everywhere."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from fleet import Worker, fleet, one_worker, settle, until
+from millstream import Server, Settings
+from millstream._app.here_only import Bind
+from millstream._app.runtime import Runtime
+from millstream._server.calls.changes import Change
+from millstream._stores.base import StoreUnavailable
+from scale.test_changes import SIGN, listen, tools
+from shared_store import SharedStore
+
+
+def offers(worker: Worker, tool: str = "add") -> bool:
+    """Whether it offers a tool."""
+    return tool in worker.server.registry.tools
+
+
+async def test_a_uri_that_cannot_be_sent_is_an_error_of_its_caller_and_of_nobody_else() -> None:
+    """A fixed defect: after a file name that isn't UTF-8, a worker told the others nothing any more."""
+    async with fleet(make_shop, 2) as (first, second):
+        stream = await listen(second, resourceSubscriptions=[SIGN])
+        with pytest.raises(UnicodeEncodeError):
+            await first.server.resource_updated("file:///caf\udce9.txt")
+        await first.server.resource_updated(SIGN)
+        await stream.until(2)
+        stream.close()
+
+
+async def test_clients_of_the_same_worker_do_not_wait_for_a_store_that_is_away() -> None:
+    """Our choice: the first message finds out that it's away, and no other waits for that."""
+    async with fleet(make_shop, 2) as (first, _):
+        stream = await listen(first, resourceSubscriptions=[SIGN])
+        tries = 0
+
+        async def publish(topic: str, data: bytes) -> None:
+            nonlocal tries
+            tries += 1
+            await asyncio.sleep(0.01 if tries == 1 else 86_400)
+            raise StoreUnavailable("It's away.")
+
+        first.store.bus.publish = publish
+        for number in range(100):
+            await first.server.resource_updated(f"shop://other/{number}")
+        await first.server.resource_updated(SIGN)
+        await stream.until(2)
+        stream.close()
+
+
+async def test_what_the_store_did_not_take_is_told_when_it_does() -> None:
+    """A fixed defect: what was switched or removed while Redis had no room was so at one worker only."""
+    async with fleet(make_shop, 2) as (first, second):
+        stream = await listen(second, resourceSubscriptions=[SIGN])
+        first.store.down = True
+        first.server.disable("resource", SIGN)
+        first.server.remove_tool("add")
+        await first.server.resource_updated(SIGN)
+        await settle()
+        first.store.down = False
+        await until(lambda: SIGN in second.server.registry.disabled["resources"] and not offers(second))
+        await stream.until(2)
+        stream.close()
+
+
+async def test_a_burst_of_updates_drops_updates_and_nothing_else() -> None:
+    """A fixed defect: a switch that waited to be sent was the first to be dropped."""
+    async with fleet(make_shop, 2) as (first, second):
+        first.server.disable("tool", "add")
+        for number in range(10_100):
+            first.server.definition.emit(Change("updated", f"shop://{number}"))
+        await until(lambda: not offers(second))
+
+
+async def test_a_switch_counts_though_the_clock_was_set_back() -> None:
+    """Our choice: any clock may be set while everything runs."""
+    async with fleet(make_shop, 2) as (first, second):
+        real, ahead = first.store.core.time, 900.0
+        for each in (first, second):
+            each.store.time = lambda: real() + ahead
+        first.server.disable("tool", "add")
+        await until(lambda: not offers(second))
+        ahead = 0.0
+        first.server.enable("tool", "add")
+        await until(lambda: offers(second))
+
+
+def make_growing(go: asyncio.Event) -> Callable[[], Server]:
+    """Makes a server that registers its only tool once more when it's told to, on each worker."""
+
+    def add(a: int) -> int:
+        return a
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncIterator[None]:
+        async def again() -> None:
+            await go.wait()
+            server.tool(add)
+
+        task = asyncio.create_task(again())
+        yield
+        task.cancel()
+
+    def make() -> Server:
+        server = Server(
+            "growing", lifespan=lifespan, settings=Settings(key="a secret of the tests that is long enough")
+        )
+        server.tool(add)
+        return server
+
+    return make
+
+
+async def test_what_was_registered_again_and_is_disabled_is_not_removed() -> None:
+    """A fixed defect: whoever told others what is gone took a tool that's disabled for one that had been removed."""
+    go = asyncio.Event()
+    async with fleet(make_growing(go), 3) as workers:
+        workers[0].server.remove_tool("add")
+        await until(lambda: not any(map(offers, workers)))
+        go.set()
+        await until(lambda: all(map(offers, workers)))
+        workers[0].server.disable("tool", "add")
+        await until(lambda: not any(map(offers, workers)))
+        workers[2].store.miss()
+        await heard_of(workers[2], workers[1])
+        workers[1].server.enable("tool", "add")
+        await until(lambda: all(map(offers, workers)))
+
+
+async def heard_of(worker: Worker, other: Worker) -> None:
+    """Wait until a worker that was interrupted has asked what it missed, and the other has answered."""
+    other.runtime.replicas._others.clear()
+    await until(lambda: not other.runtime.replicas.alone)
+    await settle()
+
+
+async def test_workers_know_each_other_again_after_an_interruption() -> None:
+    """A fixed defect: one that came back under another name stayed unknown to the others, which then let programs add
+    tools that they alone had.
+    """
+    async with fleet(make_shop, 2) as (first, second):
+        await until(lambda: first.runtime.shared and second.runtime.shared)
+        second.store.sleep()
+        await until(lambda: not first.runtime.shared)
+        second.store.wake()
+        second.store.miss()
+        await until(lambda: first.runtime.shared)
+
+
+async def test_a_worker_that_came_during_an_interruption_is_known_afterwards() -> None:
+    """A fixed defect: its greeting was lost, and both believed that they were alone."""
+    shared = SharedStore()
+    async with fleet(make_shop, 1, store=shared) as (first,):
+        first.store.deaf = True
+        async with one_worker(make_shop, shared) as second:
+            await settle()
+            first.store.deaf = False
+            first.store.miss()
+            await until(lambda: first.runtime.shared and second.runtime.shared)
+
+
+async def test_an_incident_that_several_parts_of_a_store_notice_is_one_interruption() -> None:
+    """Our choice: after a loss of data, each client would hear several times that everything may have changed."""
+    async with fleet(make_shop, 2) as (first, _):
+        stream = await listen(first, resourceSubscriptions=[SIGN])
+        first.store.miss()
+        first.store.epochs.tell("", b"")
+        await stream.until(2)
+        await settle()
+        assert len(stream.messages) == 2
+        stream.close()
+
+
+async def test_opposite_switches_in_a_thread_and_elsewhere_end_the_same_everywhere() -> None:
+    """A fixed defect: what another worker switched between a sync tool's switch and its note stayed here alone."""
+    async with fleet(make_shop, 2) as workers:
+        first, second = workers
+        for turns in range(12):
+            second.server.disable("tool", "add")
+            await until(lambda: not any(map(offers, workers)))
+            second.server.enable("tool", "add")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            thread = threading.Thread(target=first.server.disable, args=("tool", "add"))
+            thread.start()
+            thread.join()
+            await settle()
+            assert offers(first) == offers(second), turns
+            second.server.enable("tool", "add")
+            await until(lambda: all(map(offers, workers)))
+
+
+async def test_an_update_while_the_record_of_a_new_stream_is_read_is_heard() -> None:
+    """A fixed defect: the record of a session with many subscriptions isn't kept at each worker, and what changed while
+    it was read, after the client had got its stream, was dropped.
+    """
+    async with fleet(make_shop, 2) as (first, second):
+        headers = await first.initialize()
+        await first.ask("resources/subscribe", {"uri": SIGN}, headers)
+        await settle()
+        (key,) = await first.store.core.kv.keys("session:")
+        many = {"subscriptions": [SIGN, *(f"shop://{number:0100}" for number in range(100))], "changes": 2}
+        await first.store.core.kv.put(key, json.dumps(many).encode(), 60)
+        second.runtime.services.records.forget()
+        real, go = second.store.kv, asyncio.Event()
+
+        class Slow:
+            def __getattr__(self, name: str) -> Any:
+                async def operation(*given: Any, **named: Any) -> Any:
+                    if name == "get" and len(second.runtime.streams):
+                        await go.wait()
+                    return await getattr(real, name)(*given, **named)
+
+                return operation
+
+        second.store.kv = Slow()
+        stream = await second.get(headers)
+        await first.server.resource_updated(SIGN)
+        await settle()
+        go.set()
+        assert [each["params"]["uri"] for each in await stream.until(1)] == [SIGN]
+        stream.close()
+
+
+async def test_a_server_that_is_served_again_remembers_what_it_switched_and_removed() -> None:
+    """A fixed defect: what a server that ends when nobody uses it had disabled, workers that came later offered."""
+    shared, server = SharedStore(), make_shop()
+    loop = asyncio.get_running_loop()
+    for round in range(2):
+        server.runtimes._stores[loop] = shared.worker()  # type: ignore[assignment]
+        async with server.running():
+            if round == 0:
+                server.disable("resource", SIGN)
+                server.remove_tool("add")
+            else:
+                async with one_worker(make_shop, shared) as late:
+                    await until(lambda: SIGN in late.server.registry.disabled["resources"])
+                    assert "add" not in await tools(late)
+
+
+async def test_one_server_that_runs_twice_says_once_what_it_switched() -> None:
+    """A fixed defect: of two runtimes, each took what the other did for news, without end."""
+    shared, server = SharedStore(), make_shop()
+    async with AsyncExitStack() as stack:
+        runtimes = [Runtime(server.definition, shared.worker(), bind=Bind()) for _ in range(2)]  # type: ignore[arg-type]
+        for runtime in runtimes:
+            await runtime.open()
+            stack.push_async_callback(runtime.close)
+            server.definition.listeners.add(runtime)
+            stack.callback(server.definition.listeners.discard, runtime)
+        await settle()
+        stores: list[Any] = [runtime.store for runtime in runtimes]
+        for store in stores:
+            store.operations.clear()
+        server.disable("tool", "add")
+        await settle(2_000)
+        assert [store.operations["publish"] for store in stores] == [1, 1]
