@@ -250,15 +250,17 @@ class Peers:
         Of the kinds that this worker hears from itself, what can't be sent now is heard here at once, and perhaps again
         when it can. If too much waits, the oldest of these is dropped.
         """
-        if not self.shared or message in self._waiting:
+        if not self.shared:
+            return
+        if self._mute:
+            self._hear_alone(message)
+        if message in self._waiting:
             return
         if len(self._waiting) >= _MAX_WAITING:
             del self._waiting[
                 next((each for each in self._waiting if type(each) in self._own), next(iter(self._waiting)))
             ]
         self._waiting[message] = None
-        if self._mute:
-            self._hear_alone(message)
         if self._sending is None:
             self._sending = asyncio.get_running_loop().create_task(self._send_waiting())
 
