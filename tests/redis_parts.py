@@ -194,6 +194,14 @@ class Sentinels:
     def flush(self) -> None:
         self.primary.ask("FLUSHALL")
 
+    def lose_primary(self) -> None:
+        """Stop it for good. A Sentinel that stands still with the machine decides half a minute later, and would then
+        take a replica that has long been without its primary for too old: this one counts as new.
+        """
+        self.primary.stop()
+        self.replica.ask("REPLICAOF", "NO", "ONE")
+        self.replica.ask("REPLICAOF", "127.0.0.1", str(self.primary.port))
+
     @property
     def url(self) -> str:
         return f"redis+sentinel://127.0.0.1:1,127.0.0.1:{self.port}/main/0"
