@@ -14,6 +14,7 @@ from millstream._stores.rates import Charge, Decision, Seat
 from millstream.auth import _proofs
 from millstream.auth._method import NonceWanted
 from millstream.auth._proofs import Nonces, Proofs
+from patience import WAIT
 from store_parts import BACKINGS, backings
 
 RING = KeyRing((b"s" * 32,))
@@ -128,7 +129,7 @@ async def test_nor_does_it_count_at_another_worker_once_the_store_has_forgotten_
     """Without Redis, what the workers share has as much room, and says when it has forgotten some."""
     backing = BACKINGS[kind]()
     clock = time.time  # the store's age of what it forgot is real, too
-    pools = [Pool((await backing.worker()).rates) for _ in range(2)]
+    pools = [Pool((await backing.worker()).rates, patience=WAIT) for _ in range(2)]
     first, second = (Worker(clock, pool) for pool in pools)
     for count in COUNTS:
         once = await first.gets_through(f"once {count}")

@@ -27,7 +27,7 @@ async def desks_on(stores: list[Store]) -> list[Desk]:
     """The authorization servers of two workers, as a running server connects them."""
     desks = [Desk(store) for store in stores]
     for desk in desks:
-        desk.running.share(Pool(desk.services.store.rates))
+        desk.running.share(Pool(desk.services.store.rates, patience=WAIT))  # a slow machine isn't the subject
     return desks
 
 

@@ -2,7 +2,10 @@
 
 import sys
 
+import keep_alive
 from fastmcp import Context, FastMCP
+
+keep_alive.install()
 
 mcp = FastMCP("foreign")
 

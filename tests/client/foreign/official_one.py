@@ -2,9 +2,12 @@
 
 import sys
 
+import keep_alive
 from mcp.server.fastmcp import Context, FastMCP
 from mcp.types import SamplingMessage, TextContent
 from pydantic import BaseModel
+
+keep_alive.install()
 
 mcp = FastMCP("foreign", log_level="ERROR", port=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
 

@@ -2,7 +2,10 @@
 
 import sys
 
+import keep_alive
 from mcp.server.mcpserver import Context, MCPServer
+
+keep_alive.install()
 
 mcp = MCPServer("foreign", log_level="ERROR")
 
