@@ -29,7 +29,8 @@ PAUSE: Final = 1.0
 _TOPIC: Final = "workers"
 _LABEL: Final = b"millstream worker messages v1"
 _MAC_BYTES: Final = 16
-_MAX_WAITING, _MAX_SEEN = 10_000, 50_000
+_MAX_WAITING: Final = 10_000
+_MAX_SEEN: Final = 50_000
 
 _logger = logging.getLogger("millstream")
 
@@ -133,7 +134,8 @@ class Peers:
         """Stop listening, and drop what nobody waited for."""
         for stop in self._stops:
             stop()
-        for task in (tasks := [task for task in (self._sending, self._looking) if task is not None]):
+        tasks = [task for task in (self._sending, self._looking) if task is not None]
+        for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._sending = self._looking = None
@@ -257,9 +259,8 @@ class Peers:
         if message in self._waiting:
             return
         if len(self._waiting) >= _MAX_WAITING:
-            del self._waiting[
-                next((each for each in self._waiting if type(each) in self._own), next(iter(self._waiting)))
-            ]
+            oldest = next((each for each in self._waiting if type(each) in self._own), next(iter(self._waiting)))
+            del self._waiting[oldest]
         self._waiting[message] = None
         if self._sending is None:
             self._sending = asyncio.get_running_loop().create_task(self._send_waiting())

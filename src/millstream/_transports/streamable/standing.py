@@ -29,18 +29,8 @@ class _Standing:
     """One stand-alone stream."""
 
     __slots__ = (
-        "_counter",
-        "_early",
-        "_held",
-        "_newer",
-        "_sink",
-        "_stream",
-        "id",
-        "loaded",
-        "over",
-        "placed",
-        "subscribed",
-    )
+        "_counter", "_early", "_held", "_newer", "_sink", "_stream", "id", "loaded", "over", "placed", "subscribed",
+    )  # fmt: skip
 
     def __init__(self, stream: str) -> None:
         self._sink: Sink | None = None
