@@ -16,17 +16,18 @@ class Accepted(Struct, frozen=True, gc=False):
 
 _ANY = Accepted(True, True)
 _MEMO_SIZE = 256
-REMEMBERED: dict[bytes | None, Accepted] = {None: _ANY}
-"""`Accept` values seen; hot paths look here before they call `accepted`."""
+_known: dict[bytes | None, Accepted] = {None: _ANY}
+known_accept = _known.get
+"""Of an `Accept` value that was seen before; hot paths ask this before they call `accepted`."""
 
 
 def accepted(value: bytes | None) -> Accepted:
     """What an `Accept` header allows. No header allows anything; a quality of zero allows nothing."""
-    known = REMEMBERED.get(value)
+    known = _known.get(value)
     if known is None:
-        if len(REMEMBERED) >= _MEMO_SIZE:
-            REMEMBERED.clear()
-        known = REMEMBERED[value] = _ANY if value is None else _parse(value)
+        if len(_known) >= _MEMO_SIZE:
+            _known.clear()
+        known = _known[value] = _ANY if value is None else _parse(value)
     return known
 
 

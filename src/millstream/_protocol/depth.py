@@ -27,11 +27,11 @@ def overgrown(body: bytes, max_depth: int = 64) -> str:
     Bodies with at most `max_depth` opening brackets, nearly all, cost one count of these.
     """
     if len(body) > _SHORT:
-        few = body.count(b"{") + body.count(b"[") <= max_depth
+        brackets = body.count(b"{") + body.count(b"[")
     else:
         # What `replace` leaves out is counted twice as fast as by `count`, while there is little of it.
-        few = len(body) - len(body.replace(b"{", b"").replace(b"[", b"")) <= max_depth
-    if few:
+        brackets = len(body) - len(body.replace(b"{", b"").replace(b"[", b""))
+    if brackets <= max_depth:
         return ""
     outside = _outside_strings(body, _STEPS, _OTHERS)
     if outside.count(b"\x01") > MAX_CONTAINERS:

@@ -160,7 +160,8 @@ class Dispatcher:
                 await asked
             tool = call.tool
             if tool is not None:
-                members = tool.encode(await tool.run(call.arguments, call), call)
+                run = tool.run
+                members = tool.encode(await run(call.arguments, call), call)
             else:
                 check_offered(call, self.registry)
                 handler, around = _handler(self._handlers, self.registry, call), self.around

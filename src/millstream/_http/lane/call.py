@@ -121,7 +121,8 @@ class LaneExchange(Request, eq=False, kw_only=True):
         connection = self.connection
         waited = False
         try:
-            response = await self.handler(self)
+            handler = self.handler
+            response = await handler(self)
         except asyncio.CancelledError:
             if not self.cancelled:
                 self._give_up()

@@ -80,3 +80,5 @@ class UsualLines(dict[bytes, tuple[bytes, bytes]]):
 
 
 usual_lines = UsualLines()
+read_line = usual_lines.__getitem__
+"""(lower-case name, value) of a line. Raises KeyError for what the parser has to read."""

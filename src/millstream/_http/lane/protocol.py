@@ -146,7 +146,8 @@ class LaneProtocol(GuardedProtocol):
     def begin(self, call: LaneExchange) -> None:
         """Run a call in a task of its own: a task that served two calls would carry one client's cancel to another."""
         self.current = call
-        task = self.guard.start(call.run())
+        start = self.guard.start
+        task = start(call.run())
         if task is not None and not (call.response_complete or call.left_open):
             # It can be cancelled now, and the server waits for it.
             call.task = task

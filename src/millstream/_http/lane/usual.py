@@ -13,7 +13,7 @@ See docs/decisions/0007-usual-heads.md.
 import asyncio
 
 from millstream._http.lane.call import LaneExchange
-from millstream._http.lane.lines import usual_lines
+from millstream._http.lane.lines import read_line
 from millstream._http.lane.protocol import LaneProtocol
 from millstream._http.lane.states import IDLE, READ_IN_PART, READ_WHOLE, USUAL_BODY
 
@@ -52,7 +52,7 @@ class UsualProtocol(LaneProtocol):
             self._parse(data)
             return
         try:
-            fields = dict(map(usual_lines.__getitem__, lines))
+            fields = dict(map(read_line, lines))
             size = int(fields[b"content-length"])
         except KeyError:
             # Nothing else happens in here: user code must not see this error as the context of its own.

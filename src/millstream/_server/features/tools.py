@@ -6,7 +6,7 @@ It knows no function: `sources.Source` is what it works with. Everything that ca
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 from millstream._protocol import projection
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
@@ -98,8 +98,9 @@ class Tool(Item):
         """Client capabilities without which a call is refused before it runs."""
         self.struct = source.struct
         """What `decode` makes of well-formed arguments."""
-        self.decode: Callable[[Any], Any] | None = source.decode
-        self.plain = self.decode is not None and not (
+        self.decode = cast("Callable[[Any], Any]", source.decode)
+        """From raw arguments to a struct; only of a tool that is `plain`."""
+        self.plain = source.decode is not None and not (
             self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
         )
         """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""

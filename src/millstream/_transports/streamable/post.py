@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from millstream._http.media import REMEMBERED, accepted
+from millstream._http.media import accepted, known_accept
 from millstream._http.message import Request, Response
 from millstream._protocol.depth import overgrown
 from millstream._protocol.jsonrpc import MAX_ID
@@ -41,7 +41,9 @@ _MAX_USUAL = 64 * 1024
 class Streamable:
     """The POST handler of the MCP endpoint."""
 
-    __slots__ = ("_dispatcher", "_endpoint", "_fast", "_max_depth", "_most", "_open_line", "_prepares")
+    __slots__ = (
+        "_calls", "_dispatcher", "_endpoint", "_fast", "_max_depth", "_most", "_open_line", "_prepares", "_tools",
+    )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint) -> None:
         dispatcher, settings = endpoint.dispatcher, endpoint.services.settings
@@ -50,7 +52,9 @@ class Streamable:
         self._open_line = endpoint.open_line
         self._prepares = not settings.tool_timeout and dispatcher.begin is None
         self._fast = dispatcher.registry.fast if self._prepares else {}
+        self._tools = dispatcher.registry.tools
         self._max_depth = settings.max_depth
+        self._calls = dispatcher.calls
         self._most = dispatcher.load.max_each
         """With fewer calls in flight, nobody has too many."""
 
@@ -59,25 +63,26 @@ class Streamable:
         headers, body = request.headers, request.body
         call, size = None, len(body)
         if (
-            # Nothing about the request needs a closer look before it is decoded.
-            headers.get(b"content-type") == b"application/json"
-            and size <= _MAX_USUAL
-            and len(headers) == len(request.raw_headers)
-            and body.isascii()
-            and not overgrown(body, self._max_depth)
-            and (len(self._dispatcher.calls) < self._most or not self._dispatcher.load.full(request.owner))
-            and (REMEMBERED.get(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
-            and b"content-encoding" not in headers
+            # Something about the request needs a closer look before it is decoded.
+            headers.get(b"content-type") != b"application/json"
+            or size > _MAX_USUAL
+            or len(headers) != len(request.raw_headers)
+            or not body.isascii()
+            or overgrown(body, self._max_depth)
+            or (len(self._calls) >= self._most and self._dispatcher.load.full(request.owner))
+            or not (known_accept(headers.get(b"accept")) or accepted(headers.get(b"accept"))).json
+            or b"content-encoding" in headers
         ):
-            if b"mcp-method" not in headers:
-                if self._prepares:
-                    call = self._fast_handshake_call(request)
-            elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
-                fast = self._fast.get(headers.get(b"mcp-name", b""))
-                if fast is not None:
-                    call = self._fast_call(request, fast)
-            elif headers[b"mcp-method"] in _LISTS and headers.get(b"mcp-protocol-version") == _VERSION:
-                call = self._fast_list(request)
+            pass
+        elif b"mcp-method" not in headers:
+            if self._prepares:
+                call = self._fast_handshake_call(request)
+        elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
+            fast = self._fast.get(headers.get(b"mcp-name", b""))
+            if fast is not None:
+                call = self._fast_call(request, fast)
+        elif headers[b"mcp-method"] in _LISTS and headers.get(b"mcp-protocol-version") == _VERSION:
+            call = self._fast_list(request)
         if call is None or (size > LIGHT and not self._dispatcher.load.takes(call, size)):
             del body  # a stream may be open for a day
             return await serve_exactly(self._endpoint, request)
@@ -102,13 +107,15 @@ class Streamable:
         try:
             envelope = decode_handshake_call(request.body)
             params = envelope.params
-            tool = self._dispatcher.registry.tools.get(params.name)
-            if tool is None or not tool.plain or tool.decode is None or params.meta.version is not UNSET:
+            meta, tool = params.meta, self._tools.get(params.name)
+            if tool is None or not tool.plain or meta.version is not UNSET:
                 return None
-            arguments = tool.decode(params.arguments)
+            decode = tool.decode
+            arguments = decode(params.arguments)
         except (msgspec.DecodeError, RecursionError):
             return None
-        request.cancel_on_disconnect = session is None
+        if session is None:
+            request.cancel_on_disconnect = True
         return Call(
             revision=revision,
             id=envelope.id,
@@ -121,7 +128,7 @@ class Streamable:
             principal=request.principal,
             headers=headers,
             name=params.name,
-            token=None if params.meta.token is UNSET else params.meta.token,
+            token=None if meta.token is UNSET else meta.token,
             tool=tool,
             arguments=arguments,
         )
@@ -129,13 +136,14 @@ class Streamable:
     def _fast_call(self, request: Request, fast: PreparedCall) -> Call | None:
         """One typed pass over the whole body; None when anything is unusual."""
         try:
-            envelope = fast.decode(request.body)
+            decode = fast.decode
+            envelope = decode(request.body)
         except (msgspec.DecodeError, RecursionError):
             return None
         params = envelope.params
         meta = params.meta
         about = meta.client
-        call = Call(
+        call = Call(  # with a 16th argument, Python would make a dict of them
             revision=NEWEST,
             id=envelope.id,
             method="tools/call",
@@ -148,12 +156,12 @@ class Streamable:
             name=params.name,
             token=None if meta.token is UNSET else meta.token,
             log_level="" if meta.log_level is UNSET else meta.log_level,
+            tool=fast.tool,
+            arguments=params.arguments,
+            state=params.state,
         )
-        call.tool = fast.tool
-        call.arguments = params.arguments
         if params.responses:
             call.responses = params.responses
-        call.state = params.state
         request.cancel_on_disconnect = True
         return call
 

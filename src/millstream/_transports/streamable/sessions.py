@@ -33,10 +33,11 @@ _CAPABILITIES_SHARE = 16 * 1024 * 1024
 class HttpSessions:
     """Sessions by their sealed ids."""
 
-    __slots__ = ("_ended", "_kept", "_remembered", "_services")
+    __slots__ = ("_ended", "_kept", "_recorded", "_remembered", "_services")
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._recorded = services.records.known
         self._remembered: dict[bytes, tuple[Session, bytes, int]] = {}
         """Header value -> session, principal hash, expiry."""
         self._ended: dict[str, tuple[float, int]] = {}
@@ -93,11 +94,11 @@ class HttpSessions:
         if known is None:
             return None
         session, principal_hash, expires_at = known
-        services = self._services
+        clock = self._services.clock
         if (
             (b"" if principal is None else principal.bound) != principal_hash
-            or session.id in services.records.known
-            or expires_at <= services.clock()
+            or session.id in self._recorded
+            or expires_at <= clock()
         ):
             return None
         return session
