@@ -3,7 +3,8 @@
 Every core is kept occupied, and now and then what the command started stands still for some seconds, as a machine does
 whose host is short of memory. Three kinds of standstill take turns: the processes that have no children (servers, and
 the programs that call them), those that have some (the tests), and all together. So each side meets a peer that is
-silent for longer than any impatient bound. Only descendants of the command are ever stopped.
+silent for longer than any impatient bound. Only descendants of the command are ever stopped, and what they stop
+themselves stays so.
 
 Exits with the status of the command.
 """
@@ -69,14 +70,26 @@ def standstill(root: int, kind: str) -> Iterator[int]:
                 continue
             stack.callback(os.close, handles[pid])
         still = descendants(root)  # a number may have passed to a stranger before its handle was open
-        mine = [handle for pid, handle in handles.items() if pid in still]
+        mine = {pid: handle for pid, handle in handles.items() if pid in still and not stopped(pid)}
         try:
-            for handle in mine:
+            for handle in mine.values():
                 send(handle, signal.SIGSTOP)
             yield len(mine)
         finally:
-            for handle in mine:
-                send(handle, signal.SIGCONT)
+            for pid, handle in mine.items():
+                if not stopped(pid, twice=True):
+                    send(handle, signal.SIGCONT)
+
+
+def stopped(pid: int, *, twice: bool = False) -> bool:
+    """Whether a process is stopped; or `twice`: also by somebody else, whose signal waits for it to go on."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
+    except OSError:  # it has ended
+        return False
+    status = dict(line.split(":\t", 1) for line in text.splitlines())
+    waiting = int(status["ShdPnd"], 16) >> (signal.SIGSTOP - 1) & 1
+    return status["State"].startswith("T") and (not twice or bool(waiting))
 
 
 def send(handle: int, number: signal.Signals) -> None:

@@ -1,12 +1,15 @@
 """`make busy` stops what its command started, lets it go on, and touches nothing else."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
 from patience import WAIT
-from scripts.busy import KINDS, descendants, run
+from scripts.busy import KINDS, descendants, run, standstill, stopped
 
 SEES_ITS_CHILD_STOP_AND_GO_ON = """
 import os, subprocess, sys
@@ -42,3 +45,29 @@ def test_only_descendants_of_the_command_are_stopped() -> None:
         assert KINDS["all"](tree) == set(tree)
         command.communicate()
         stranger.communicate()
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "meanwhile"])
+def test_what_the_command_stopped_itself_does_not_go_on(meanwhile: bool) -> None:
+    """A fixed defect: a worker that a test had stopped answered, and wasn't replaced."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as command:
+        if not meanwhile:
+            command.send_signal(signal.SIGSTOP)
+            _until_stopped(command.pid)
+        with standstill(command.pid, "all") as count:
+            assert count == meanwhile
+            _until_stopped(command.pid)
+            command.send_signal(signal.SIGSTOP)
+        assert stopped(command.pid)
+        command.send_signal(signal.SIGCONT)
+        with standstill(command.pid, "all") as count:
+            assert count == 1
+            _until_stopped(command.pid)
+        assert not stopped(command.pid)
+        command.communicate()
+
+
+def _until_stopped(pid: int) -> None:
+    deadline = time.monotonic() + WAIT
+    while not stopped(pid):
+        assert time.monotonic() < deadline
