@@ -3,7 +3,7 @@ some seconds, and when it's the primary again before that, it has what it had th
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -11,6 +11,8 @@ import pytest
 
 from millstream._stores.base import Told
 from millstream._stores.redis.keys import Keys
+from millstream._stores.redis.link import Link, Lost
+from millstream._stores.redis.routes import COMMANDS, Place
 from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from redis_parts import RedisServer, Sentinels, ask, opened, until
@@ -250,6 +252,32 @@ async def test_a_worker_that_has_nothing_to_ask_goes_to_the_new_server_at_once()
             idle._routes.moved = told  # type: ignore[method-assign]
             run = _run_of(new)
             await until(lambda: idle._standing.settled.startswith(run))
+    finally:
+        old.close()
+        new.close()
+
+
+async def test_a_worker_that_was_too_early_at_the_new_server_is_there_soon_again() -> None:
+    """Fixed defect: it came with its next heartbeat, and missed the moment in which the others waited for it."""
+    old, new = RedisServer(), RedisServer()
+    try:
+        async with Proxy(old.port) as wire, opened(f"redis://127.0.0.1:{wire.port}", lease=10 * WAIT) as idle:
+            failures: list[str] = []
+            connect = idle._routes.connect
+
+            async def too_early(place: Place, name: str, broken: Callable[[Link], None]) -> Link:
+                if name == COMMANDS and len(failures) < 2:  # the other connection, which reads, is made
+                    failures.append(name)
+                    raise Lost("It isn't there yet.")
+                return await connect(place, name, broken)
+
+            idle._routes.connect = too_early  # type: ignore[method-assign]
+            assert idle._hub is not None
+            wire.to = new.port
+            idle._hub.close()
+            run = _run_of(new)
+            await until(lambda: idle._standing.settled.startswith(run))
+            assert len(failures) == 2
     finally:
         old.close()
         new.close()

@@ -26,6 +26,8 @@ from millstream._stores.redis.standing import Standing
 LEASE: Final = 6.0
 BEAT: Final = 0.4
 """The part of a lease after which it's renewed: one renewal may get lost."""
+_AGAIN: Final = 0.5
+"""Seconds after which a renewal that failed is tried again: others may wait for this worker at a new server."""
 _UNANSWERED: Final = 2
 _LATER: Final = 0.05
 """Seconds after the end of a lease at which others look who is gone."""
@@ -142,8 +144,9 @@ class RedisWorkers:
     async def run(self) -> None:
         """Beat, until canceled."""
         while True:
+            pause = min(self.lease * BEAT, _AGAIN if self._failing else inf, self._first_end + _LATER)
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(self.lease * BEAT, self._first_end + _LATER)):
+                async with asyncio.timeout(pause):
                     await self._hurry.wait()
             self._hurry.clear()  # who hurries from here on wants another beat than this one
             self._first_end = inf
