@@ -76,9 +76,8 @@ def test_events_longer_than_a_read_arrive_whole(program: Path, port: int) -> Non
 def test_broadcasts_by_a_tool_and_calls_do_not_disturb_each_other(program: Path, port: int) -> None:
     """The load test of the seeds: streams, and calls at a fixed rate, some of which broadcast."""
     found = load(program, port, "--subscribers", "100", "--seconds", "1", "--rate", "50", "--calls", "100", "--tool")
-    assert found["deliveries"] == 100 * found["events"]  # the load checks that all calls were answered
+    assert (found["calls"], found["deliveries"]) == (100, 100 * found["events"])
     assert 0 < found["events"] <= 50  # what is due when the second is over isn't sent any more
-    assert 0 < found["calls"] <= 100
 
 
 def test_a_reader_that_stalls_is_cut_as_slow_and_the_others_get_everything(program: Path, port: int) -> None:

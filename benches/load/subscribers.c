@@ -58,8 +58,9 @@ static double run(double seconds, unsigned int events, int window, double rate) 
     for (;;) {
         double at = now(), due = rate > 0 ? begun + (total.sent - first) / rate : at, wake = at + 0.1;
         int over = at >= until || due >= until || total.sent - first >= events || total.sent + 1 >= MOST;
-        if (over && total.complete >= total.sent && (!options.calls || total.answered >= total.calls)
-            && (at >= until || seconds <= 0 || !options.calls))
+        int begun_all = seconds <= 0 || total.calls >= MOST - 1 || begun + total.calls / options.calls >= until;
+        if (over && total.complete >= total.sent
+            && (!options.calls || (begun_all && total.answered >= total.calls && (at >= until || seconds <= 0))))
             return at - begun;
         if (!over && due <= at && peers[publishing].state == IDLE
             && (rate > 0 || total.sent - total.complete < (unsigned)window))
