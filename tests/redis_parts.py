@@ -187,6 +187,8 @@ class Sentinels:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_until(lambda: b"master_link_status:up" in self.replica.ask("INFO", "replication"))
         wait_until(lambda: knows_replica(self.port))
+        # After a standstill of its own it decides nothing for 30 s, and `make busy` stops it more often than that.
+        ask(self.port, "SENTINEL", "DEBUG", "tilt-period", "1000")
 
     def well(self) -> bool:
         return self.primary.well() and self.replica.well() and self._process.poll() is None

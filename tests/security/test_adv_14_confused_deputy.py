@@ -136,10 +136,11 @@ async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_el
     id = (await desk.register())["client_id"]
     page = await flooder.open(id)
     desk.peer = "198.51.100.7"
-    found = {(await flooder.answer(page, way="elsewhere")).status for _ in range(900)}
+    # Each of four workers lets 200 go at once, and on a machine that stands still a few more for every second.
+    found = {(await flooder.answer(page, way="elsewhere")).status for _ in range(2_000)}
     kept = len(await desk.services.store.kv.keys("oauth-away:"))
     assert found == {200, 429}
-    assert kept < 900
+    assert kept < 2_000
     desk.peer = "192.0.2.1"
     assert (await back_from(victim, link)).status == 303
 
