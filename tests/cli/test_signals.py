@@ -22,7 +22,7 @@ from processes import free_port, millstream, serving
 pytestmark = pytest.mark.server
 
 FILE = """
-import asyncio, atexit, sys, time
+import asyncio, atexit, os, sys, time
 from contextlib import asynccontextmanager
 from millstream import Server
 
@@ -44,9 +44,11 @@ atexit.register(say, "left by the door")
 
 
 @mcp.tool
-async def waits(seconds: float) -> str:
+async def waits(seconds: float = 0, mark: str = "") -> str:
     say("called")
     await asyncio.sleep(seconds)
+    while mark and not os.path.exists(mark):
+        await asyncio.sleep(0.01)
     return "done"
 
 
@@ -194,13 +196,15 @@ def stdio(file: Path, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_calls_finish_and_lifespans_close_and_the_status_is_0(file: Path, number: int) -> None:
     """A fixed defect: SIGHUP killed at once, and after SIGTERM neither `atexit` nor what follows `run` ran."""
+    goes_on = file.with_name("goes on")
     with http(file) as server:
-        server.ask("waits", seconds=1)
+        server.ask("waits", mark=str(goes_on))
         server.process.send_signal(number)
+        until(lambda: "1 call has up to 600 s to finish" in server.log)
+        goes_on.touch()
         assert server.process.wait(WAIT) == 0
         until(lambda: bool(server.answers))
         assert b"done" in server.answers[0]
-        assert "1 call has up to 600 s to finish" in server.log
         assert server.log.index("closed in order") < server.log.index("left by the door")
 
 
@@ -278,14 +282,16 @@ def test_a_call_over_stdio_that_ignores_its_cancellation_is_named_and_left_behin
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_a_stdio_server_lets_calls_finish_and_lifespans_close(file: Path, number: int) -> None:
     """A fixed defect: the process was killed at once, the running call unanswered."""
-    log = file.with_name("log")
+    log, goes_on = file.with_name("log"), file.with_name("goes on")
     with stdio(file) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(call("waits", seconds=1))
+        process.stdin.write(call("waits", mark=str(goes_on)))
         process.stdin.flush()
         until(lambda: "called" in log.read_text())
         process.send_signal(number)
+        until(lambda: "Stopping" in log.read_text())
+        goes_on.touch()
         assert b"done" in process.stdout.readline()
         assert process.wait(WAIT) == 0
     assert log.read_text().index("closed in order") < log.read_text().index("left by the door")
@@ -312,8 +318,10 @@ def test_a_server_that_stops_says_which_calls_and_streams_it_waits_for(file: Pat
     with http(file) as server, socket.create_connection(("127.0.0.1", server.port), WAIT) as stream:
         stream.sendall(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
         assert b"event-stream" in stream.recv(4096)
-        server.ask("waits", seconds=0.5)
+        server.ask("waits", mark=str(file.with_name("goes on")))
         server.process.send_signal(signal.SIGINT)
+        until(lambda: "Stopping" in server.log)
+        file.with_name("goes on").touch()
         assert server.process.wait(WAIT) == 0
         assert "Stopping: 1 call has up to 600 s to finish, then 1 stream ends. Press Ctrl-C again" in server.log
 
