@@ -296,16 +296,16 @@ def _close_shared(kind: type[Any]) -> None:
 class RedisBacking:
     """One Redis that many tests share, one after the other.
 
-    While it's in use, a server that stands still with the machine is no silent one.
+    While it's in use, a server that stands still with the machine is no silent one, and a worker that does is no dead
+    one: only one that is killed has a short lease.
     """
 
     shared: ClassVar[bool] = True
     servers: ClassVar[type[Any]] = RedisServer
 
-    def __init__(self, lease: float = LEASE) -> None:
-        self.lease = lease
+    def __init__(self) -> None:
         self._server: Any = None
-        self._workers: list[Store] = []
+        self._workers: list[RedisStore] = []
         self._unhurried = mock.patch("millstream._stores.redis.commands.SILENCE", WAIT)
 
     async def worker(self) -> Store:
@@ -315,17 +315,27 @@ class RedisBacking:
             self._server.flush()
         deadline = time.monotonic() + WAIT
         while True:  # a server that stands still at this moment isn't one that can't be used
-            store = RedisStore(parse_address(self._server.url), lease=self.lease)
+            store = RedisStore(parse_address(self._server.url), lease=10 * WAIT)
             try:
                 await store.open()
                 break
             except LocalError:
                 assert time.monotonic() < deadline
+        self._look()
         self._workers.append(store)
         return store
 
-    async def kill(self, store: Store) -> None:
+    async def kill(self, store: Any) -> None:
+        """Its lease ends soon, as those of workers in production do."""
+        store.workers.lease = LEASE
+        await store.workers.beat()
         await kill(store)
+        self._look()
+
+    def _look(self) -> None:
+        """All see who is there, and when the first lease ends: by themselves they would after the part of a lease."""
+        for each in self._workers:
+            each.workers.hurry()
 
     async def close(self) -> None:
         for store in self._workers:

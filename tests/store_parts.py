@@ -143,14 +143,6 @@ BACKINGS: dict[str, Callable[[], Backing]] = {
 """What is listed here is tested."""
 
 
-def lasting(name: str) -> Backing:
-    """A store whose workers count as alive while the machine stands still, for tests in which none dies."""
-    backing = BACKINGS[name]()
-    if isinstance(backing, RedisBacking):
-        backing.lease = 10 * WAIT
-    return backing
-
-
 def backings(names: Iterable[str]) -> list[Any]:
     """Parameters of tests: what needs a server in a process of its own is no part of `make unit`."""
     return [pytest.param(name, marks=pytest.mark.server if name.startswith("redis") else ()) for name in names]

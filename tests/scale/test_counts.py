@@ -14,8 +14,6 @@ from redis_parts import RedisBacking, shared_servers
 
 pytestmark = pytest.mark.server
 SESSIONS = 1_000
-LONG = 600.0
-"""Seconds of a lease: nobody looks for a worker that a slow machine keeps from renewing its own."""
 BY_THEMSELVES = {"XREAD", "ZRANGEBYSCORE", "PEXPIRE", *(script(name).digest for name in ("beat", "read", "settle"))}
 """What workers ask now and then, whether anybody wants something of them or not."""
 APPEND = script("append").digest
@@ -44,7 +42,7 @@ async def asked(workers: list[Worker], monitor: Monitor) -> list[str]:
 
 async def test_calls_and_sessions_cost_redis_nothing_and_a_logged_message_one_command() -> None:
     """Our budget, in four workers: a session is its id, so a million of them without a stream are no key."""
-    backing = RedisBacking(lease=LONG)
+    backing = RedisBacking()
     try:
         async with real_fleet(make_talking, backing) as workers:
             for worker in workers:

@@ -13,7 +13,7 @@ from millstream import Context, Server
 from millstream.compat.fastmcp import Context as PortedContext
 from millstream.compat.fastmcp import FastMCP
 from patience import WAIT
-from store_parts import BACKINGS, Backing, backings, lasting
+from store_parts import BACKINGS, Backing, backings
 from talking_world import make_talking, talk
 from wire import LATEST_HANDSHAKE, request
 
@@ -27,14 +27,6 @@ OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo"
 @pytest.fixture(params=backings(SHARED))
 async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     """Each store that several workers can share."""
-    backing = lasting(request.param)
-    yield backing
-    await backing.close()
-
-
-@pytest.fixture(params=backings(SHARED))
-async def hasty(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """The same, where a worker soon counts as dead."""
     backing = BACKINGS[request.param]()
     yield backing
     await backing.close()
@@ -166,14 +158,14 @@ async def test_a_cancellation_finds_its_call(backing: Backing) -> None:
         await stream.end()
 
 
-async def test_a_call_whose_worker_died_ends_in_an_error(hasty: Backing) -> None:
+async def test_a_call_whose_worker_died_ends_in_an_error(backing: Backing) -> None:
     """Our choice: whoever reads its stream writes the end, once the lease is over."""
-    async with real_fleet(make_talking, hasty) as (first, second, *_):
+    async with real_fleet(make_talking, backing) as (first, second, *_):
         headers = await second.initialize()
         line = await talk(first, headers)
         followed = await second.get(headers, line.last_id)
         await until(lambda: line.over)
-        await hasty.kill(first.store.real)
+        await backing.kill(first.store.real)
         (error,) = await followed.end()
         assert error["id"] == 5
         assert "try again" in error["error"]["message"]
@@ -200,15 +192,15 @@ async def test_a_message_of_http_sse_finds_its_stream(backing: Backing) -> None:
         stream.close()
 
 
-async def test_an_answer_or_a_message_for_a_worker_that_died_is_refused(hasty: Backing) -> None:
+async def test_an_answer_or_a_message_for_a_worker_that_died_is_refused(backing: Backing) -> None:
     """Our choice: once the lease is over, 400 for an answer, and 404 for a message of HTTP+SSE."""
-    async with real_fleet(make_shop, hasty) as (first, second, *_):
+    async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize({"elicitation": {}})
         asking = Reading(await first.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))
         (question,) = await asking.until(1)
         stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
         await until(lambda: stream.events)
-        await hasty.kill(first.store.real)
+        await backing.kill(first.store.real)
         answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"action": "cancel"}}
         await until_status(second, answer, headers, 400)
         head, body = {"content-type": "application/json"}, json.dumps(request("ping")).encode()

@@ -13,7 +13,7 @@ from fleet import real_fleet, settle, until
 from millstream import Server, Settings
 from millstream._server.peer_messages import Standing, TakenUp
 from millstream._server.peers import Peers
-from store_parts import BACKINGS, Backing, backings, lasting
+from store_parts import BACKINGS, Backing, backings
 from talking_world import make_talking, talk
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
@@ -22,7 +22,7 @@ SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type:
 @pytest.fixture(params=backings(SHARED))
 async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     """Each store that several workers can share."""
-    backing = lasting(request.param)
+    backing = BACKINGS[request.param]()
     yield backing
     await backing.close()
 
