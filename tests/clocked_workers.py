@@ -199,12 +199,16 @@ class Seat(Worker):
 
 
 async def living(port: int) -> list[Seat]:
-    """The workers of a port."""
+    """The workers of a port. Those that stood still may just be replaced, all four of them."""
     found: dict[int, float] = {}
     running = http_peer.Running(ServerState(), port)
     async with asyncio.timeout(WAIT):
         while len(found) < 4:
-            peer = await running.connect()
+            try:
+                peer = await running.connect()
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.01)
+                continue
             pid, clock = await identity(peer)
             found[pid] = clock
             peer.close()

@@ -148,7 +148,11 @@ class Running:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         if self.somewhere is not None:
             sock.bind((self.somewhere(), 0))
-        sock.connect(("127.0.0.1", self.port))  # takes no time: the kernel accepts
+        try:
+            sock.connect(("127.0.0.1", self.port))  # takes no time: the kernel accepts
+        except OSError:
+            sock.close()
+            raise
         sock.setblocking(False)
         sock.send(first)
         peer = Peer(*await asyncio.open_connection(sock=sock, limit=4096 if small_buffer else 2**16))

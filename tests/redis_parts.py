@@ -128,6 +128,7 @@ def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     if request.node.get_closest_marker("impatient") is None:
         monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
+        monkeypatch.setattr("millstream._stores.redis.link.CONNECT_SECONDS", WAIT)
 
 
 async def until(true: Callable[[], Any]) -> None:

@@ -157,6 +157,7 @@ async def test_a_node_of_a_cluster_whose_url_names_one_server_is_refused_with_wh
         servers.close()
 
 
+@pytest.mark.impatient
 async def test_a_server_without_tls_is_named_as_one() -> None:
     """Redis says nothing to a client that begins with TLS: one letter too much looked like a server that hangs."""
     server = RedisServer()
