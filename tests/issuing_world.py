@@ -212,8 +212,8 @@ class Desks(Desk):
     def __init__(self, stores: Sequence[Store], *, people: Any = None, **options: Any) -> None:
         people = Known() if people is None else people
         super().__init__(stores[0], people=people, **options)
-        others = [Desk(store, people=people, **options) for store in stores[1:]]
-        self._turns = cycle([self.paths, *(each.paths for each in others)])
+        self.workers = [self, *(Desk(store, people=people, **options) for store in stores[1:])]
+        self._turns = cycle([each.paths for each in self.workers])
 
     async def ask(self, method: str, path: str, **more: Any) -> Reply:
         """One request."""
@@ -222,7 +222,7 @@ class Desks(Desk):
 
 
 @asynccontextmanager
-async def desk_on(kind: str, **options: Any) -> AsyncIterator[Desk]:
+async def desk_on(kind: str, **options: Any) -> AsyncIterator[Desks]:
     """An authorization server: of one worker in memory, or of four on Redis."""
     backing = BACKINGS[kind]()
     stores = [await backing.worker() for _ in range(1 if kind == "memory" else 4)]

@@ -200,11 +200,12 @@ def test_a_signal_lets_calls_finish_and_lifespans_close_and_the_status_is_0(file
     with http(file) as server:
         server.ask("waits", mark=str(goes_on))
         server.process.send_signal(number)
-        until(lambda: "1 call has up to 600 s to finish" in server.log)
+        until(lambda: "Stopping" in server.log)
         goes_on.touch()
         assert server.process.wait(WAIT) == 0
         until(lambda: bool(server.answers))
         assert b"done" in server.answers[0]
+        assert "1 call has up to 600 s to finish" in server.log
         assert server.log.index("closed in order") < server.log.index("left by the door")
 
 

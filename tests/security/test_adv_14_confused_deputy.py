@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
-from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Known, Reply, authorization, desk_on
+from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Desks, Known, Reply, authorization, desk_on
 from millstream import auth
 from millstream.auth._issuing.ways import Away, Returned, User
 
@@ -129,18 +129,19 @@ async def test_a_code_is_worth_nothing_to_whoever_intercepts_it(desk: Desk) -> N
     assert (await desk.token(id, code)).status == 200
 
 
-async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_elses_sign_in(desk: Desk) -> None:
+async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_elses_sign_in(desk: Desks) -> None:
     """A fixed defect: what a person left here on the way to an upstream went when one address began thousands more."""
+    for worker in desk.workers:
+        worker.running._trips._leaving.clock = lambda: 0.0  # while the machine stands still, more of them may go
     victim, flooder = Browser(desk), Browser(desk)
     link = await away(desk, victim)
     id = (await desk.register())["client_id"]
     page = await flooder.open(id)
     desk.peer = "198.51.100.7"
-    # Each of four workers lets 200 go at once, and on a machine that stands still a few more for every second.
-    found = {(await flooder.answer(page, way="elsewhere")).status for _ in range(2_000)}
+    found = {(await flooder.answer(page, way="elsewhere")).status for _ in range(900)}
     kept = len(await desk.services.store.kv.keys("oauth-away:"))
     assert found == {200, 429}
-    assert kept < 2_000
+    assert kept < 900
     desk.peer = "192.0.2.1"
     assert (await back_from(victim, link)).status == 303
 

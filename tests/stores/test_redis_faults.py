@@ -2,11 +2,13 @@
 
 import asyncio
 import signal
+from functools import partial
 
 import pytest
 
 from millstream._stores.base import Gap, Index, StoreUnavailable, Told
 from millstream._stores.rates import Seat
+from millstream._stores.redis.store import RedisStore
 from millstream._stores.redis.workers import _UNANSWERED, BEAT
 from millstream._stores.redis.workers import LEASE as USUAL_LEASE
 from patience import WAIT
@@ -187,6 +189,27 @@ async def test_the_end_of_a_lease_is_seen_when_it_comes_and_not_at_the_next_beat
                 await changed.wait()
                 changed.clear()
         assert not await store.workers.alive("dying")
+
+
+async def test_workers_renew_their_leases_and_hear_of_each_other_by_themselves(server: RedisServer) -> None:
+    """The contract of `Workers`, with nobody who tells them to look."""
+    async with opened(server.url) as one:
+        changed = asyncio.Event()
+        one.workers.watch(changed.set)
+        async with opened(server.url) as two:
+            async with asyncio.timeout(WAIT):
+                await changed.wait()
+            for each in (one, two):
+                await until(partial(_renews, server, each))
+
+
+async def _renews(server: RedisServer, store: RedisStore) -> bool:
+    """Whether it renews its lease before that is over, which it can't where the machine stands still."""
+    name = store.workers.me
+    end = float(server.ask("ZSCORE", LEASES, name) or 0)
+    await until(lambda: store.workers.me != name or float(server.ask("ZSCORE", LEASES, name) or 0) > end)
+    seconds, micros = server.ask("TIME")
+    return store.workers.me == name and int(seconds) * 1e6 + int(micros) < end
 
 
 async def test_the_death_of_a_worker_that_was_only_asked_about_is_told(server: RedisServer) -> None:
