@@ -105,9 +105,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """There is no connection any more."""
+        """There is no connection any more. What it has read goes at once, not with the next collection of cycles."""
         self.no_more_frames()
         super().connection_lost(exc)
+        self.frames, self.ahead = [], b""
+        self.conn.parser.close()
+        self.conn.reader.buffer.clear()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the peer; the first are its handshake, which has bounds of its own (length of a line, no body).
@@ -130,6 +133,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not (self.read_paused or self.transport.is_closing()):
             self.transport.resume_reading()
 
+    def handle_text(self, event: Frame) -> None:
+        """A message, or its first fragment."""
+        super().handle_text(event)
+        event.data = b""  # the parser keeps the frame until the next one
+
+    def handle_bytes(self, event: Frame) -> None:
+        """A binary message, or its first fragment."""
+        super().handle_bytes(event)
+        event.data = b""
+
     def handle_cont(self, event: Frame) -> None:
         """A further fragment; one too many ends the connection."""
         if self.close_sent:
@@ -140,6 +153,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
             return
         super().handle_cont(event)
+        event.data = b""
 
     def send_receive_event_to_app(self) -> None:
         """A whole message; text that isn't UTF-8 ends the connection (RFC 6455 §8.1)."""
