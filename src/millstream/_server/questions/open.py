@@ -25,11 +25,13 @@ _decode_error = msgspec.json.Decoder(PeerError).decode
 class OpenQuestions:
     """Requests to clients that have no answer yet. Bounded; each ends with its call at the latest."""
 
-    __slots__ = ("_by_owner", "_open", "_timeout", "_workers", "max_open", "max_per_owner")
+    __slots__ = ("_by_owner", "_open", "_said", "_timeout", "_workers", "max_open", "max_per_owner")
 
     def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
         self._by_owner: Counter[str] = Counter()
         self._open: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
+        self._said: set[asyncio.Future[None]] = set()
+        """Cancellations on their way to clients."""
         self._timeout = timeout
         self.max_open: int = max_open
         self.max_per_owner: int = max_per_owner
@@ -69,7 +71,11 @@ class OpenQuestions:
             await _give_up(send, question_id, "No answer came in time")
             raise ToolError(f"The client did not answer {method} in {self._timeout:g} seconds.") from None
         except asyncio.CancelledError:
-            await _give_up(send, question_id, "The call that asked was cancelled")
+            # A client may cancel again meanwhile, and is told all the same.
+            said = asyncio.ensure_future(_give_up(send, question_id, "The call that asked was cancelled"))
+            self._said.add(said)
+            said.add_done_callback(self._said.discard)
+            await asyncio.shield(said)
             raise
         finally:
             del self._open[question_id]
