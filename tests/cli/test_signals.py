@@ -340,6 +340,16 @@ def test_a_stdio_server_without_an_input_ends(file: Path, closed: bool) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_a_stdio_server_without_an_error_output_answers(file: Path) -> None:
+    """A fixed defect: with ``2>&-`` it ended at once, and said nothing about it."""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, str(file), "--transport", "stdio"],
+        input=call("waits", 1, seconds=0), stdout=subprocess.PIPE, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b'"id":1' in done.stdout
+
+
 def test_a_stdio_server_reads_a_file_to_its_end_and_answers_a_last_line_without_an_end(file: Path) -> None:
     """A fixed defect: what came after the last line end was dropped."""
     given = file.with_name("given")

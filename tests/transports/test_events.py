@@ -107,11 +107,13 @@ async def by_header(request: Any) -> Principal | None:
 
 
 @asynccontextmanager
-async def world(lane: bool, *, authorize: Any = None, max_streams: int = 1000, **limits: Any) -> AsyncIterator[World]:
+async def world(
+    lane: bool, *, authorize: Any = None, max_streams: int = 1000, age: float = 9e9, **limits: Any
+) -> AsyncIterator[World]:
     store = MemoryStore(epoch="here")
     hub = Hub(store, HubLimits(**limits), authorize=authorize)
     settings = Settings()
-    streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams)
+    streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams, max_age=age)
     routes = HubRoutes(hub, streams, max_depth=settings.max_depth, gzip=settings.gzip_streams)
     streamed = protect(routes.client_stream, by_header)
     table = {
@@ -230,6 +232,15 @@ async def test_streams_are_kept_alive_counted_and_ended_with_the_server(lane: bo
             assert re.fullmatch(rb"retry: \d{4}\n\n", await stream.peer.chunk())
             assert await stream.peer.chunk() == b""
         assert (here.hub.stats().subscribers, len(here.streams)) == (0, 0)
+
+
+async def test_a_stream_that_is_too_old_ends_with_the_time_to_come_back(lane: bool) -> None:
+    """A fixed defect: only those that the server ended for other reasons said when."""
+    async with world(lane, age=0) as here:
+        stream = await here.stream()
+        here.streams.beat()
+        assert re.fullmatch(rb"retry: \d{4}\n\n", await stream.peer.chunk())
+        assert await stream.peer.chunk() == b""
 
 
 async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: bool) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -87,7 +88,7 @@ def configure(
     number = LEVELS.get(level.lower())
     if number is None:
         raise ValueError(f"There is no log level {level!r}. Use one of: {', '.join(LEVELS)}.")
-    target = sys.stderr if stream is None else stream
+    target = stream or sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  stderr may be closed (2>&-)
     if target is sys.stdout:
         raise ValueError("Logs do not go to standard output: on stdio it carries the protocol. Use another stream.")
     lines = (not target.isatty()) if json is None else json

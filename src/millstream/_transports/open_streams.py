@@ -155,7 +155,7 @@ class OpenStreams:
         oldest = monotonic() - self._max_age
         for sink, (code, opened, end, _, _) in list(self._sinks.items()):
             if opened < oldest:
-                end()
+                self._send_away(sink, code, end)
             else:
                 sink.write(code(COMMENT))
 

@@ -21,6 +21,7 @@ from millstream._protocol.seal import KeyRing
 from millstream._stores.base import Store
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._guard import Guard
+from millstream.auth._issuing.answers import MAX_FORM
 from millstream.auth._method import Identity, Leading, Method, NotAdmitted, Serving, Unavailable, Welcoming
 from millstream.auth._sign_in_page import Offered, arrived, form
 from millstream.auth._signed_out import SignedOut, kept_as
@@ -45,6 +46,7 @@ _MAX_CREDENTIAL = 2048
 """A browser keeps cookies of up to 4 KiB."""
 _FOREIGN = refusal(403, "This form has to be sent from this server's own page.")
 _TOO_MANY = refusal(400, "This form has too many fields.")
+_TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way would read the key.")
 
 
@@ -105,6 +107,8 @@ class SignIn:
 
     async def _judge(self, request: Request) -> Response:
         """Let somebody in, or show the form again."""
+        if len(request.body) > MAX_FORM:
+            return _TOO_LARGE
         try:
             given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
         except ValueError:
