@@ -16,6 +16,46 @@ from millstream._server.functions.fields import Field
 from millstream._server.questions.forms import parse_answer, project, requested_schema
 
 
+def inside(path: str) -> str:
+    if ".." in path:
+        raise ValueError("leaves the folder")
+    return path
+
+
+@dataclass
+class Where:
+    path: Annotated[str, pydantic.AfterValidator(inside)]
+
+
+@dataclass
+class Copies:
+    count: Annotated[int, pydantic.Field(ge=1, le=9)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "content", "bounds"),
+    [
+        (Where, {"path": "../../etc/passwd"}, {"type": "string"}),
+        (Annotated[str, pydantic.AfterValidator(inside)], {"value": ".."}, {"type": "string"}),
+        (Copies, {"count": 5000}, {"type": "integer", "minimum": 1, "maximum": 9}),
+        (Annotated[int, pydantic.Field(ge=1, le=9)], {"value": 5000}, {"type": "integer", "minimum": 1, "maximum": 9}),
+    ],
+)
+def test_pydantics_words_count_in_forms_and_answers_as_in_arguments(
+    answer: Any, content: dict[str, Any], bounds: Schema
+) -> None:
+    """A fixed defect: only models were checked; elsewhere validators and bounds were passed over in silence."""
+    assert list(requested_schema(answer)["properties"].values()) == [bounds]
+    with pytest.raises(ProtocolError, match="The answer does not fit what was asked"):
+        parse_answer(content, answer)
+
+
+def test_an_answer_that_pydantic_reads_is_of_the_type_that_was_asked_for() -> None:
+    """Also where one value is asked for."""
+    assert parse_answer({"path": "a"}, Where) == Where("a")
+    assert parse_answer({"value": "a"}, Annotated[str, pydantic.AfterValidator(str.upper)]) == "A"
+
+
 class Colour(enum.Enum):
     RED = "red"
     BLUE = "blue"

@@ -1,5 +1,6 @@
 """What a server refuses to register, at once and with the reason."""
 
+import gc
 import re
 import sys
 from collections.abc import Callable
@@ -187,6 +188,16 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("resource", {"size": "5"}, "nothing: size must be a number of bytes, not '5'"),
     ("resource", {"mime_type": 1}, "nothing: mime_type must be a string, not 1"),
     ("resource", {"meta": {1: 2}}, "nothing: meta must be a dict whose keys are strings"),
+    (
+        "resource",
+        {"meta": {"a": object()}},
+        "nothing: meta must be a dict whose keys are strings and whose values can be written",
+    ),
+    (
+        "tool",
+        {"meta": {"a": {"b": 1j}}},
+        "nothing: meta must be a dict whose keys are strings and whose values can be written",
+    ),
 ]
 
 
@@ -278,11 +289,14 @@ def test_a_tool_beside_many_takes_no_more_work_to_register_than_the_first() -> N
     def count(*_: object) -> None:
         counts[-1] += 1
 
-    for number in range(300):
-        counts.append(0)
-        sys.setprofile(count)
-        try:
+    gc.disable()  # what it would end of other tests isn't work of this one
+    try:
+        for number in range(300):
+            counts.append(0)
+            sys.setprofile(count)
             mcp.tool(lambda name: name, name=f"tool_{number}")
-        finally:
             sys.setprofile(None)
+    finally:
+        sys.setprofile(None)
+        gc.enable()
     assert max(counts[200:]) <= min(counts[:100]) + 50, counts

@@ -151,6 +151,7 @@ class Tool(Item):
         return revision.structured == "object" and self._output is not None and not self.wraps
 
     def _wrapped(self, value: Any) -> bytes:
+        value = value if self._output is None else self._output.written(value)
         data = encode(value)
         if self._output is not None:
             self._output.check(value, data)

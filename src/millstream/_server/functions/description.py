@@ -43,6 +43,16 @@ def _is_named(value: Any) -> bool:
     return isinstance(value, Mapping) and all(map(_is_text, cast("Iterable[Any]", value)))
 
 
+def _is_json(value: Any) -> bool:
+    if not _is_named(value):
+        return False
+    try:
+        msgspec.json.encode(dict(value))
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _is_time(value: Any) -> bool:
     return type(value) in (int, float) and value >= 0 and isfinite(value)
 
@@ -71,7 +81,7 @@ _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
 _TEXT = (_is_text, "a string")
-_NAMED = (_is_named, "a dict whose keys are strings")
+_JSON = (_is_json, "a dict whose keys are strings and whose values can be written as JSON")
 _SCHEMA = (is_object, "a JSON Schema as a dict")
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "name": _TEXT,
@@ -79,8 +89,8 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "description": _TEXT,
     "mime_type": _TEXT,
     "icons": (_are_icons, "a list of Icon"),
-    "meta": _NAMED,
-    "requires": _NAMED,
+    "meta": _JSON,
+    "requires": _JSON,
     "limit": (
         lambda value: isinstance(value, str) and bool(_RATE.fullmatch(value)),
         "a number and a unit: 10/minute, 5/second",

@@ -17,6 +17,7 @@ from millstream._protocol.json_schema import Schema, object_schema, shown, witho
 from millstream._server.functions.choices import choice_of
 from millstream._server.functions.fields import HEADER_KEYWORD
 from millstream._server.functions.pydantic_types import (
+    COLLECTIONS,
     adapted,
     as_meta,
     available,
@@ -38,7 +39,6 @@ WHAT_WORKS = (
 MORE_WORKS = " (with pydantic, pip install 'millstream[pydantic]', further types work)"
 PLAIN = (str, int, float, bool, bytes, type(None))
 """Defaults that cannot change; others are copied for each call."""
-COLLECTIONS: tuple[Any, ...] = (list, set, frozenset, tuple, dict)
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))

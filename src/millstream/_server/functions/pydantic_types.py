@@ -5,6 +5,7 @@ nothing. It is imported here only for a type that nobody else can read (`availab
 msgspec decoder and encoder of `server/`.
 """
 
+import collections.abc
 import functools
 import importlib
 import inspect
@@ -24,12 +25,19 @@ from millstream._server.functions.choices import PATH, is_path, path_of
 from millstream._server.functions.stand_ins import StandIn, stand_in, unaliased
 
 _HOMES = ("pydantic", "pydantic_core", "pydantic_extra_types")
+_MARKS = ("get_pydantic_core_schema", "pydantic_validator", "pydantic_config")
 _BEING_READ: set[Any] = set()
 ANYTHING: Schema = {"description": "Any JSON value."}
 """Instead of an empty schema, which msgspec takes for none."""
 MAX_PROBLEMS = 1_000
 MAX_LISTED = 20
 MAX_SHOWN = 80
+COLLECTIONS: tuple[Any, ...] = (
+    *(list, set, frozenset, tuple, dict),
+    *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Set", "MutableSet")),
+    *(collections.abc.Mapping, collections.abc.MutableMapping),
+)
+"""Types whose arguments `rewritten` gives to msgspec in its own terms; in those of other types it sees its `Meta`."""
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 
 
@@ -144,8 +152,10 @@ def enc_hook(value: Any) -> Any:
     raise NotJson(f"a value of type {kind.__name__} cannot be written as JSON: {instead}")
 
 
-def check_model(model: Any, value: Any) -> None:
+def check_model(model: Any, value: Any) -> Any:
     """Make sure that a model's fields are of their types: `model_construct` and assignments look at nothing.
+
+    Returns what is written, in builtins.
 
     The value is not validated again, since validators need not accept what they made.
 
@@ -156,11 +166,35 @@ def check_model(model: Any, value: Any) -> None:
     missing = [name for name in fields if name not in value.__dict__]
     if missing:
         raise ValueError(f"{missing[0]}: Field required")
-    value.model_dump(mode="json", by_alias=True, warnings="error")
+    return value.model_dump(mode="json", by_alias=True, warnings="error")
 
 
-def schema_hook(annotation: Any) -> Schema:
+def writer(annotation: Any) -> Callable[[Any], Any] | None:
+    """What makes builtins of a value as pydantic writes it; `None` for a type that pydantic doesn't know.
+
+    It raises ValueError for a value that isn't of the type.
+    """
+    pydantic = sys.modules["pydantic"]
+    try:
+        adapter = pydantic.TypeAdapter(_for_pydantic(annotation))
+    except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError):
+        return None
+
+    def write(value: Any) -> Any:
+        whole = _validated(adapter.validate_python, value)  # models in it stay as they are, and builtins become models
+        if is_model(annotation) and type(whole) is annotation:
+            return check_model(annotation, whole)
+        return adapter.dump_python(whole, mode="json", by_alias=True, warnings="error")
+
+    return write
+
+
+def schema_hook(annotation: Any, mode: Literal["validation", "serialization"] = "validation") -> Schema:
     """The JSON Schema of a model, without the titles that pydantic derives from names.
+
+    Args:
+        annotation: the model.
+        mode: what is read, or what is written: aliases, computed and excluded fields can differ.
 
     Raises:
         TypeError: for a class that isn't a model.
@@ -171,7 +205,7 @@ def schema_hook(annotation: Any) -> Schema:
         return dict(PATH)
     if not is_model(annotation):
         raise TypeError(f"{getattr(annotation, '__name__', annotation)!r} is not supported")
-    schema: Schema = annotation.model_json_schema(by_alias=True, schema_generator=_untitled())
+    schema: Schema = annotation.model_json_schema(by_alias=True, schema_generator=_untitled(), mode=mode)
     definitions: dict[str, Schema] = schema.get("$defs", {})
     for name, part in [(annotation.__name__, schema), *definitions.items()]:
         if part.get("title") == name:
@@ -190,6 +224,7 @@ def adapted(annotation: Any) -> Any:
     try:
         if get_origin(annotation) is type:
             raise TypeError("a class is nothing that clients could send")
+        _check_bounds(annotation, set())
         adapter = pydantic.TypeAdapter(_for_pydantic(annotation))
         schema = adapter.json_schema(by_alias=True, schema_generator=_untitled())
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError, ImportError) as error:
@@ -212,6 +247,25 @@ def _for_pydantic(annotation: Any) -> Any:
     return get_origin(annotation)[*made]
 
 
+def _check_bounds(annotation: Any, seen: set[Any], *, inside: bool = False) -> None:
+    """Raises: TypeError: a field has bounds of ours, which pydantic, who reads it, would pass over."""
+    annotation = unaliased(annotation)
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Literal:
+        return
+    if kind is Annotated:
+        ours = [item for item in parts[1:] if inside and isinstance(item, Meta)]
+        if any(getattr(item, name) is not None for item in ours for name in CONSTRAINTS):
+            raise TypeError(f"pydantic reads {shown(annotation)}, and doesn't know millstream's Field: use pydantic's")
+        parts = parts[:1]
+    for part in parts:
+        _check_bounds(part, seen, inside=inside)
+    if _has_fields(kind) and kind not in seen:
+        seen.add(kind)
+        for hint in get_type_hints(kind, include_extras=True).values():
+            _check_bounds(hint, seen, inside=True)
+
+
 def _field(meta: Meta) -> Any:
     said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description", "examples")}
     said = {name: value for name, value in said.items() if value is not None}
@@ -231,20 +285,27 @@ def needs_pydantic(annotation: Any, *, inside: bool = False) -> bool:
     parts = get_args(annotation)
     if get_origin(annotation) is Annotated:
         return needs_pydantic(parts[0], inside=inside) or not all(_is_plain(item, inside) for item in parts[1:])
-    if isinstance(annotation, type) and not parts:
-        return not is_model(annotation) and (_is_pydantics(annotation) or _fields_need(annotation))
+    kind = get_origin(annotation) or annotation
+    if isinstance(kind, type) and not is_model(kind) and (_is_pydantics(kind) or _fields_need(kind)):
+        return True
+    inside = inside or kind not in (*COLLECTIONS, Union, UnionType)
     return any(needs_pydantic(part, inside=inside) for part in parts)
 
 
 def _is_pydantics(item: Any) -> bool:
     home = (item if isinstance(item, type) else type(item)).__module__.partition(".")[0]
-    return home in _HOMES or hasattr(item, "__get_pydantic_core_schema__") or hasattr(item, "__pydantic_validator__")
+    return home in _HOMES or any(hasattr(item, f"__{name}__") for name in _MARKS)
+
+
+def _has_fields(kind: Any) -> bool:
+    """Whether this is a dataclass, TypedDict, NamedTuple or Struct."""
+    marked = is_dataclass(kind) or hasattr(kind, "__total__") or hasattr(kind, "_fields")
+    return isinstance(kind, type) and (marked or issubclass(kind, Struct))
 
 
 def _fields_need(holder: Any) -> bool:
     """Whether a field of a dataclass, TypedDict, NamedTuple or Struct needs pydantic."""
-    has_fields = is_dataclass(holder) or issubclass(holder, Struct) or hasattr(holder, "__total__")
-    if holder in _BEING_READ or not (has_fields or hasattr(holder, "_fields")):
+    if holder in _BEING_READ or not _has_fields(holder):
         return False
     _BEING_READ.add(holder)
     try:
@@ -252,8 +313,9 @@ def _fields_need(holder: Any) -> bool:
     except NameError:
         return False  # msgspec says so in its own words
     else:
-        defaults = (getattr(holder, name, None) for name in hints)
-        return any(map(_is_pydantics, defaults)) or any(needs_pydantic(hint, inside=True) for hint in hints.values())
+        kinds: tuple[type, ...] = holder.__mro__
+        said = (value for kind in kinds for value in vars(kind).values())  # defaults, and `field_validator`
+        return any(map(_is_pydantics, said)) or any(needs_pydantic(hint, inside=True) for hint in hints.values())
     finally:
         _BEING_READ.discard(holder)
 

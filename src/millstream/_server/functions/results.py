@@ -9,7 +9,7 @@ else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured
 readers without structured content.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
@@ -29,6 +29,7 @@ from millstream._server.functions.pydantic_types import (
     is_model,
     knows,
     schema_hook,
+    writer,
 )
 from millstream._server.functions.schema_check import SchemaCheck
 
@@ -41,6 +42,7 @@ CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
 """The URI of bytes that a tool returns: content needs one, and these have no address."""
+NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
 
 
 class ToolResult(Struct, frozen=True):
@@ -70,6 +72,22 @@ class Output(Struct, frozen=True):
     model: bool = False
     """The values are of a pydantic model. Those can be made or changed without a check."""
     by_hand: SchemaCheck | None = None
+    write: Callable[[Any], Any] | None = None
+    """Makes builtins of values that are written otherwise than they're read: a model's serializers, computed fields and
+    aliases."""
+
+    def written(self, value: Any) -> Any:
+        """What is encoded instead of a value.
+
+        Raises:
+            LocalError: it isn't what was promised.
+        """
+        if self.write is None:
+            return value
+        try:
+            return _with_numbers(self.write(value))
+        except ValueError as error:
+            raise LocalError(f"the result does not fit the output schema: {error}") from None
 
     def check(self, value: Any, data: bytes) -> None:
         """Compare a value and its JSON with the promise.
@@ -82,11 +100,13 @@ class Output(Struct, frozen=True):
                 if type(value) is not self.trusted:
                     self.decoder.decode(data)
                 elif self.model:
-                    check_model(self.trusted, value)
+                    dumped = check_model(self.trusted, value)
+                    if b"null" in data:
+                        _with_numbers(dumped)
             except (msgspec.ValidationError, ValueError) as error:
                 why = str(error)
                 if "got `null`" in why and _has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook)):
-                    why = why.replace("got `null`", "got NaN or an infinity, and JSON has no number for these")
+                    why = why.replace("got `null`", NO_NUMBER)
                 raise LocalError(f"the result does not fit the output schema: {why}") from None
         elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
             reasons = self.by_hand.reasons(written, len(data))
@@ -104,17 +124,26 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
     if _is_content(annotation) or _may_hold_content(annotation):
         return None
     annotation = annotation if readable is None else readable
+    models: list[Any] = []
+
+    def written(part: Any) -> Schema:
+        models.append(part)
+        return schema_hook(part, "serialization")
+
     try:
-        schema = schema_of(annotation, hook=schema_hook)
+        schema = schema_of(annotation, hook=written)
+        write = writer(annotation) if models and schema != schema_of(annotation, hook=schema_hook) else None
     except TypeError:
         if not knows(annotation):
             raise
         annotation = adapted(annotation)
-        schema = annotation.schema
+        schema, write = annotation.schema, None
     if not _is_structured(schema):
         return None
     model = is_model(annotation)
     trusted = annotation if model or hasattr(annotation, "__post_init__") else None
+    if write is not None:
+        return Output(schema, write=write)
     return Output(schema, msgspec.json.Decoder(annotation, dec_hook=dec_hook), trusted, model=model)
 
 
@@ -175,6 +204,13 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
     return _structured(value, output)
 
 
+def _with_numbers(value: Any) -> Any:
+    """Raises: ValueError: a number in a value can't be written."""
+    if _has_no_number(value):
+        raise ValueError(NO_NUMBER)
+    return value
+
+
 def _has_no_number(value: Any) -> bool:
     """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
     if isinstance(value, float):
@@ -185,6 +221,7 @@ def _has_no_number(value: Any) -> bool:
 
 def _structured(value: Any, output: Output | None) -> bytes:
     try:
+        value = value if output is None else output.written(value)
         data = encode(value)
     except RecursionError:
         raise NotJson("the result contains itself, or is too deep for JSON") from None
@@ -197,6 +234,8 @@ def _explicit(result: ToolResult, output: Output | None) -> bytes:
     if output is not None and not result.is_error:
         if result.structured is UNSET:
             raise LocalError("the result does not fit the output schema: it has no structured value")
+        if output.write is not None:
+            result = msgspec.structs.replace(result, structured=output.written(result.structured))
         output.check(result.structured, encode(result.structured))
     items = result.content if isinstance(result.content, list) else [result.content]
     if result.structured is UNSET:

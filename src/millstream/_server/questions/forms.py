@@ -8,7 +8,7 @@ are still checked on the answer.
 import re
 from datetime import date
 from enum import Enum
-from functools import cache
+from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_origin
 
@@ -16,7 +16,8 @@ import msgspec
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import Schema, integral, is_array, is_object, object_schema, without_null
-from millstream._server.functions.pydantic_types import dec_hook, schema_hook
+from millstream._server.functions.parameters import rewritten
+from millstream._server.functions.pydantic_types import adapted, dec_hook, needs_pydantic, schema_hook
 
 VALUE = "value"
 """The field of a form that asks for one value."""
@@ -42,23 +43,23 @@ def requested_schema(answer: Any) -> Schema:
     """
     if is_object(answer):
         return answer
-    schema = object_schema(_whole(answer), hook=schema_hook)
+    schema = object_schema(_whole(answer)[0], hook=schema_hook)
     properties = {name: _form_field(name, node) for name, node in schema.get("properties", {}).items()}
     return {"type": "object", "properties": properties, "required": schema.get("required", [])}
 
 
-def _whole(answer: Any) -> Any:
-    """The type of the form; for one value, such as `str` or an enum, a form with one field."""
+@lru_cache(256)
+def _whole(answer: Any) -> tuple[Any, bool]:
+    """The type of the form, and whether it asks for one value, such as `str` or an enum: that's a form with one field.
+
+    Where pydantic's words stand in the type, both the form and the answer are pydantic's, as in arguments.
+    """
     kind = get_origin(answer) or answer
     plain = kind in (Literal, Annotated, Union, UnionType, list) or (
         isinstance(kind, type) and issubclass(kind, _PLAIN)
     )
-    return _one_field(answer) if plain else answer
-
-
-@cache
-def _one_field(answer: Any) -> type[msgspec.Struct]:
-    return msgspec.defstruct("Answer", [(VALUE, answer)])
+    readable = adapted(answer) if needs_pydantic(answer) else rewritten(answer) if plain else answer
+    return (msgspec.defstruct("Answer", [(VALUE, readable)]) if plain else readable), plain
 
 
 def _form_field(name: str, node: Schema) -> Schema:
@@ -154,10 +155,10 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
     if isinstance(answer, dict):
         _check(content, schema)
         return content
-    whole = _whole(answer)
+    whole, one = _whole(answer)
     try:
         value = msgspec.convert(content, whole, dec_hook=dec_hook)
-        return value if whole is answer else getattr(value, VALUE)
+        return getattr(value, VALUE) if one else value
     except msgspec.ValidationError as error:
         raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {error}") from error
 
