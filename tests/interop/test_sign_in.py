@@ -16,7 +16,7 @@ from auth.issuing.test_official_client import trusted
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from identity_world import browser
 from patience import WAIT
-from processes import NODE, ROOT
+from processes import NODE, ROOT, free_port
 
 pytestmark = pytest.mark.server
 
@@ -86,17 +86,27 @@ class Remote:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._ids = iter(range(1, 100))
+        self._said: list[str] = []
+        self._read = 0
+        self._more = asyncio.Condition()
+
+    async def heard(self) -> None:
+        """Read what it says on stderr, to its end."""
+        assert self._process.stderr is not None
+        while line := (await self._process.stderr.readline()).decode():
+            self._said.append(line)
+            async with self._more:
+                self._more.notify_all()
 
     async def link(self) -> str:
-        """The link that it has the person open."""
-        assert self._process.stderr is not None
-        seen = []
-        async with asyncio.timeout(WAIT):
-            while line := (await self._process.stderr.readline()).decode():
-                seen.append(line)
-                if SIGN_IN in line:
-                    return (await self._process.stderr.readline()).decode().strip()
-        raise AssertionError("".join(seen))
+        """The next link that it has the person open."""
+        async with asyncio.timeout(WAIT), self._more:
+            while True:
+                for at in range(self._read, len(self._said) - 1):
+                    if SIGN_IN in self._said[at]:
+                        self._read = at + 1
+                        return self._said[at + 1].strip()
+                await self._more.wait()
 
     async def ask(self, method: str, **params: Any) -> Any:
         """The result of a request."""
@@ -106,12 +116,15 @@ class Remote:
         self._process.stdin.write(
             json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).encode() + b"\n"
         )
-        async with asyncio.timeout(WAIT):
-            while line := await self._process.stdout.readline():
-                message = json.loads(line)
-                if message.get("id") == id:
-                    return message["result"]
-        raise AssertionError("It has ended.")
+        try:
+            async with asyncio.timeout(WAIT):
+                while line := await self._process.stdout.readline():
+                    message = json.loads(line)
+                    if message.get("id") == id:
+                        return message["result"]
+        except TimeoutError:
+            pass
+        raise AssertionError("No answer. It said:\n" + "".join(self._said))
 
     async def start(self) -> None:
         """Initialize."""
@@ -124,20 +137,28 @@ class Remote:
 
 
 @asynccontextmanager
-async def remote(url: str, folder: Path) -> AsyncIterator[Remote]:
-    """mcp-remote, whose browser is the program `true`: it opens nothing, and says that all is well."""
+async def remote(url: str, port: int, folder: Path) -> AsyncIterator[Remote]:
+    """mcp-remote, whose browser is the program `true`: it opens nothing, and says that all is well.
+
+    The port is where it wants to be called back. Left to itself, it takes one from the range of outgoing connections,
+    and when it doesn't get the same one the next time, it registers and asks the person again.
+    """
     script = HERE / "node_modules" / "mcp-remote" / "dist" / "proxy.js"
     process = await asyncio.create_subprocess_exec(
-        NODE, str(script), f"{url}/mcp", env={**os.environ, "BROWSER": "true", "MCP_REMOTE_CONFIG_DIR": str(folder)},
+        NODE, str(script), f"{url}/mcp", str(port),
+        env={**os.environ, "BROWSER": "true", "MCP_REMOTE_CONFIG_DIR": str(folder)},
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    try:
-        yield Remote(process)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        async with asyncio.timeout(WAIT):
-            await process.communicate()
+    program = Remote(process)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(program.heard())
+        try:
+            yield program
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            async with asyncio.timeout(WAIT):
+                await process.wait()
 
 
 async def opened(link: str, person: Person) -> None:
@@ -164,8 +185,9 @@ def spoiled(folder: Path) -> str:
 async def test_mcp_remote_signs_in_steps_up_and_refreshes_without_anybody(tmp_path: Path) -> None:
     """What desktop programs start for servers that they can't reach by themselves: it prints links for the person."""
     person = Person()
+    port = free_port()
     async with serving(scopes=["shop:use"]) as url:
-        async with remote(url, tmp_path) as program:
+        async with remote(url, port, tmp_path) as program:
             await opened(await program.link(), person)
             await program.start()
             assert await program.call("who") == "ada shop:use"
@@ -174,7 +196,7 @@ async def test_mcp_remote_signs_in_steps_up_and_refreshes_without_anybody(tmp_pa
                 await opened(await program.link(), person)
             assert ordered.result() == "ordered"
         first = spoiled(tmp_path)
-        async with remote(url, tmp_path) as program:
+        async with remote(url, port, tmp_path) as program:
             await program.start()
             assert await program.call("who") == "ada orders:write shop:use"
         assert spoiled(tmp_path) != first
