@@ -3,8 +3,12 @@
 import asyncio
 import base64
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
+import pydantic
 import pytest
 
 from behaviour.combinations import Combination, every
@@ -190,3 +194,112 @@ async def test_a_call_whose_state_is_too_large_to_travel_fails_with_an_incident(
         pipe.send(json.dumps(message).encode())
         assert json.loads(await pipe.receive())["error"]["code"] == -32603
         await pipe.close()
+
+
+class Book(pydantic.BaseModel):
+    title: str
+
+
+class Unwritten:
+    """What a validator makes of a text, and nobody can write."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+ACCEPTED: Json = {"action": "accept", "content": {"value": "yes"}}
+FORGED = "A" * 80
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane", "pipe"])
+@pytest.mark.parametrize("method", ["tools/call", "prompts/get", "resources/read"])
+async def test_a_forged_state_is_refused_before_a_function_runs_that_never_asks(way: str, method: str) -> None:
+    """MCP 2026-07-28, basic/patterns/mrtr: a state that fails verification must be rejected. A fixed defect."""
+    mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[str]()
+
+    def buy() -> str:
+        """Buy."""
+        ran.append("bought")
+        return "bought"
+
+    mcp.tool(buy)
+    mcp.prompt(buy)
+    mcp.resource("shop://buy")(buy)
+    name = "shop://buy" if method == "resources/read" else "buy"
+    params: Json = {"uri" if method == "resources/read" else "name": name, "requestState": FORGED}
+    message = enveloped(method, params)
+    async with wired(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
+        if way == "pipe":
+            pipe = MemoryPipe(wire.runtime.dispatcher)
+            pipe.send(json.dumps(message).encode())
+            error = json.loads(await pipe.receive())["error"]
+            await pipe.close()
+        else:
+            error = (await wire.post(message, routing(method, name))).message["error"]
+    assert (error["code"], "requestState" in error["message"], ran) == (-32602, True, [])
+
+
+async def test_a_call_without_a_state_takes_the_short_cut_and_opens_none() -> None:
+    """What a retry costs is paid by retries alone: such a call isn't prepared, and is verified."""
+    mcp = Server("shop", settings=Settings(key="k" * 40))
+
+    @mcp.tool
+    async def asks(ctx: Context) -> str:
+        """Ask."""
+        return await ctx.elicit("Go on?", str)
+
+    async with wired(mcp, "asgi") as wire:
+        ring = wire.runtime.services.ring
+        message = enveloped("tools/call", {"name": "asks", "arguments": {}}, elicitation={})
+        fast = wire.runtime.dispatcher.registry.fast[b"asks"]
+        assert fast.decode(json.dumps(message).encode()).params.name == "asks"
+        result = (await wire.post(message, routing("tools/call", "asks"))).message["result"]
+        assert ring.open(b"request-state", result["requestState"], b"another call") is None
+        message["params"] |= {"requestState": result["requestState"], "inputResponses": {}}
+        with pytest.raises(msgspec.ValidationError, match="requestState"):
+            fast.decode(json.dumps(message).encode())
+
+
+async def ask_with(function: Callable[..., Any], arguments: Json) -> Any:
+    """The text of a call that asks once, in two rounds."""
+    mcp = Server("shop", settings=Settings(key="k" * 40))
+    mcp.tool(function, name="asks")
+    params: Json = {"name": "asks", "arguments": arguments}
+    async with wired(mcp, "asgi") as wire:
+        first = (
+            await wire.post(enveloped("tools/call", params, elicitation={}), routing("tools/call", "asks"))
+        ).message
+        if "result" not in first or "requestState" not in first["result"]:
+            return first
+        answers = dict.fromkeys(first["result"]["inputRequests"], ACCEPTED)
+        again = {**params, "requestState": first["result"]["requestState"], "inputResponses": answers}
+        second = await wire.post(enveloped("tools/call", again, elicitation={}), routing("tools/call", "asks"))
+        return second.message["result"]["content"][0]["text"]
+
+
+async def test_a_function_may_change_its_own_arguments_before_it_asks() -> None:
+    """It does so in every round; the state is compared with what it made of them."""
+
+    async def asks(items: list[int], ctx: Context) -> str:
+        items.sort()
+        return f"{items} {await ctx.elicit('Go on?', str)}"
+
+    assert await ask_with(asks, {"items": [2, 1]}) == "[1, 2] yes"
+
+
+async def test_a_tool_that_takes_a_model_or_a_path_can_ask() -> None:
+    """A fixed defect: the state could not be bound to what msgspec alone doesn't write, and the reply was a 500."""
+
+    async def asks(book: Book, path: Path, ctx: Context) -> str:
+        return f"{book.title} {path} {await ctx.elicit('Go on?', str)}"
+
+    assert await ask_with(asks, {"book": {"title": "Emma"}, "path": "a/b"}) == "Emma a/b yes"
+
+
+async def test_a_question_beside_an_argument_that_json_cannot_hold_fails_with_an_incident() -> None:
+    """A fixed defect: the error escaped from the dispatcher."""
+
+    async def asks(path: Annotated[str, pydantic.AfterValidator(Unwritten)], ctx: Context) -> str:
+        return f"{path} {await ctx.elicit('Go on?', str)}"
+
+    assert "incident" in json.dumps(await ask_with(asks, {"path": "a"}))

@@ -112,7 +112,7 @@ class Call(Struct, eq=False, kw_only=True):
     state: str = ""
     """`requestState` as the client echoed it."""
     rounds: Rounds | None = None
-    """The rounds of this call, made when user code first asks."""
+    """The rounds of this call: of a state that it came with, or made when user code first asks."""
     token: ProgressToken | None = None
     log_level: str = ""
     shared: dict[str, Any] | None = None

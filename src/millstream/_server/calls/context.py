@@ -19,6 +19,7 @@ from millstream._protocol.rounds import Rounds, binding, open_state
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.asking import ask_by_request, ask_by_round
 from millstream._server.calls.call import About, Call, Progress
+from millstream._server.functions.results import encode as encode_any
 from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
 if TYPE_CHECKING:
@@ -216,11 +217,9 @@ class Context(About):
         call = self._call
         rounds = call.rounds
         if rounds is None:
-            state = None
-            if call.state:
-                now = int(self._services.clock() - self._services.leeway)
-                state = open_state(call.state, self._services.ring, call_binding(call), now)
-            rounds = call.rounds = Rounds(state, call.responses or {})
+            rounds = call.rounds = Rounds(None, call.responses or {})
+        elif rounds.arguments:
+            rounds.check_arguments(call_binding(call, whole=True))
         return rounds
 
     # Side effects
@@ -272,9 +271,21 @@ def _state_id(call: Call) -> str:
     return sha256(call.state.encode()).hexdigest()
 
 
-def call_binding(call: Call) -> bytes:
-    """What the state of a call is bound to: principal, method, name and arguments."""
-    arguments = encode(call.arguments) if call.arguments is not None else b""
+def open_rounds(call: Call) -> None:
+    """Verify the state that a call carries, before anything runs for it.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS for a state that was changed, is another call's, or has expired.
+    """
+    services = call.services
+    now = int(services.clock() - services.leeway)
+    state = open_state(call.state, services.ring, call_binding(call), now)
+    call.rounds = Rounds(state, call.responses or {})
+
+
+def call_binding(call: Call, *, whole: bool = False) -> bytes:
+    """What the state of a call is bound to: principal, method and name; the whole call has arguments, too."""
+    arguments = encode_any(call.arguments) if whole and call.arguments is not None else b""
     return binding(hash_principal(call.principal), call.method, call.name, arguments)
 
 

@@ -110,7 +110,8 @@ class PreparedCall:
         else:
             fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
         fields.append(("responses", dict[str, Raw] | UnsetType, msgspec.field(default=UNSET, name="inputResponses")))
-        fields.append(("state", str, msgspec.field(default="", name="requestState")))
+        # A state has to be verified first, on the exact way.
+        fields.append(("state", UnsetType, msgspec.field(default=UNSET, name="requestState")))
         params = msgspec.defstruct("Params", fields, gc=False)
         envelope = msgspec.defstruct(
             "Envelope",

@@ -9,6 +9,7 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.messages import InputResponseRequestParams, PaginatedRequestParams
 from millstream._server.calls.asking import read_responses
 from millstream._server.calls.call import Call
+from millstream._server.calls.context import open_rounds
 
 S = TypeVar("S", bound=Struct)
 
@@ -26,7 +27,11 @@ def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
 
 
 def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
-    """Note the answers and state of earlier rounds, in the era that has them."""
+    """Note the answers and state of earlier rounds, in the era that has them; the call has its name already.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, also for a state that isn't ours or isn't this call's.
+    """
     if call.revision.handshake:
         return
     if params.input_responses is not UNSET:
@@ -34,6 +39,8 @@ def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
     if not isinstance(params.request_state, str):
         raise ProtocolError(INVALID_PARAMS, "Invalid params: requestState must be a string")
     call.state = params.request_state
+    if call.state:
+        open_rounds(call)
 
 
 page_decoder: "msgspec.json.Decoder[PaginatedRequestParams]" = msgspec.json.Decoder(PaginatedRequestParams)

@@ -143,7 +143,8 @@ class Streamable:
         params = envelope.params
         meta = params.meta
         about = meta.client
-        call = Call(  # with a 16th argument, Python would make a dict of them
+        request.cancel_on_disconnect = True
+        return Call(  # with a 16th argument, Python would make a dict of them
             revision=NEWEST,
             id=envelope.id,
             method="tools/call",
@@ -158,12 +159,8 @@ class Streamable:
             log_level="" if meta.log_level is UNSET else meta.log_level,
             tool=fast.tool,
             arguments=params.arguments,
-            state=params.state,
+            responses=params.responses or None,
         )
-        if params.responses:
-            call.responses = params.responses
-        request.cancel_on_disconnect = True
-        return call
 
     def _fast_list(self, request: Request) -> Call | None:
         """A list in two typed passes, its parameters read by its handler; None when anything is unusual."""
