@@ -168,3 +168,56 @@ async def test_a_completer_that_was_registered_before_its_prompt_is_mounted_with
 
     async with outer.running():
         assert outer.registry.complete_from("stock_review", "isbn") is complete
+
+
+def long_server(length: int, count: int = 1) -> Server:
+    """With tools whose names have a length."""
+    part = server("part")
+    for each in range(count):
+        part.tool(name=f"{each}".rjust(length, "a"))(buy)
+    return part
+
+
+@pytest.mark.parametrize("prefix", ["my shop", "a,b", "ü", "a/b", "a" * 129])
+def test_a_prefix_that_makes_odd_tool_names_is_warned_of_once(prefix: str) -> None:
+    """As a tool's own name is (2025-11-25, server/tools, Tool Names), where it is mounted; not for each tool."""
+    part, outer = long_server(5, 3), server("outer")
+    what = "use 1 to 128 ASCII letters, digits, underscores, hyphens and dots"
+    with pytest.warns(UserWarning, match=f"The prefix {prefix!r} makes tool names .*: {what}$") as caught:
+        outer.mount(part, prefix=prefix)
+    assert [each.filename for each in caught] == [__file__]
+    part.tool(buy)
+    assert f"{prefix}_buy" in outer.registry.tools
+
+
+def test_tool_names_that_a_prefix_makes_too_long_are_warned_of_once() -> None:
+    """128 characters are the most, the prefix included."""
+    name, part = "shop_" + "0".rjust(128, "a"), long_server(128, 3)
+    with pytest.warns(UserWarning, match=f"the tool name '{name}', and 2 more, will not work with") as caught:
+        server("outer").mount(part, prefix="shop")
+    assert [each.filename for each in caught] == [__file__]
+
+
+def test_a_tool_that_comes_later_is_warned_of_where_its_server_is_mounted() -> None:
+    """The name is too long two servers further up; the line is that of the function."""
+    part, middle, outer = server("part"), server("middle"), server("outer")
+    middle.mount(part, prefix="b" * 10)
+    outer.mount(middle, prefix="c" * 10)
+    part.tool(name="a" * 106)(buy)
+    with pytest.warns(UserWarning, match=f"'{'c' * 10}_{'b' * 10}_{'a' * 107}' will not work") as caught:
+        part.tool(name="a" * 107)(buy)
+    assert [each.filename for each in caught] == [__file__]
+
+
+def test_names_that_work_are_mounted_without_a_word_and_odd_ones_are_not_warned_of_twice() -> None:
+    """Warnings are errors here."""
+    part, outer = long_server(123), server("outer")
+    outer.mount(part, prefix="shop")
+    outer.mount(long_server(128))
+    odd = server("odd")
+    with pytest.warns(UserWarning, match="'a b' will not work"):
+        odd.tool(name="a b")(buy)
+    outer.mount(odd, prefix="odd")
+    prompts = server("prompts")
+    prompts.prompt(name="a" * 128)(buy)
+    outer.mount(prompts, prefix="long")

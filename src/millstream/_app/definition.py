@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._app.sign_in_methods import is_protected
-from millstream._app.tree import Tree
+from millstream._app.tree import Tree, prefixed
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError
@@ -138,6 +138,8 @@ class Definition(Tree):
         """
         self._check_everywhere(key)
         self._check_free(kind, key)
+        if kind == "tools":
+            self._warn_of_name(item)
         self._put(kind, key, item, on=item.enabled)
         if not _ON_EACH_WORKER.get():
             for listener in list(self.listeners):
@@ -215,11 +217,6 @@ class Definition(Tree):
                 "there may register, too)"
             )
 
-    def _runs_in_several(self) -> bool:
-        return any(each.shared for each in self.listeners) or any(
-            parent._runs_in_several() for parent, _ in self._mounted_on
-        )
-
     def _check_free(self, kind: str, key: str) -> None:
         self.registry.check_free(kind, key)
         for parent, prefix in self._mounted_on:
@@ -266,6 +263,7 @@ class Definition(Tree):
             self._passed_over.update((id(other), each[0], each[1]) for each in taken)
         for kind, key, *_ in items:
             self._check_free(kind, prefixed(kind, key, prefix))
+        self._warn_of_names(prefix, (key for kind, key, *_ in items if kind == "tools"))
         self._join(other, prefix)
         for kind, key, item, on in items:
             self._take(kind, key, item, prefix, on=on)
@@ -324,13 +322,3 @@ def chosen(serve: str | Collection[str]) -> frozenset[str]:
     if unknown:
         raise ValueError(f"Unknown part {unknown[0]!r} in serve: use {', '.join(PARTS)} or all")
     return frozenset(names).union(*(_NEEDS.get(name, ()) for name in names))
-
-
-def prefixed(kind: str, key: str, prefix: str) -> str:
-    """The name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
-    if not prefix:
-        return key
-    if kind in {"tools", "prompts"}:
-        return f"{prefix}_{key}"
-    scheme, separator, rest = key.partition("://")
-    return f"{scheme}://{prefix}/{rest}" if separator else f"{prefix}+{key}"

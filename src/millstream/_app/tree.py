@@ -1,6 +1,6 @@
 """The tree of mounted servers, and what a server finds in the others: lifespans, middleware, paths, stand-ins."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -8,6 +8,8 @@ from millstream._config import Settings
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.changes import Change
 from millstream._server.features.hooks import Hooks
+from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
+from millstream._server.functions.callables import notice
 
 if TYPE_CHECKING:
     from millstream._app.added import Added
@@ -26,6 +28,34 @@ class Listener(Protocol):
 
     def altered(self, kind: str, key: str, how: str) -> None:
         """The program of this worker has removed an item, ``added`` it, or switched it ``on`` or ``off``."""
+
+
+def prefixed(kind: str, key: str, prefix: str) -> str:
+    """The name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
+    if not prefix:
+        return key
+    if kind in {"tools", "prompts"}:
+        return f"{prefix}_{key}"
+    scheme, separator, rest = key.partition("://")
+    return f"{scheme}://{prefix}/{rest}" if separator else f"{prefix}+{key}"
+
+
+def _warning_of(names: Sequence[str], prefix: str = "") -> str:
+    """What to warn of; empty where there is nothing.
+
+    Args:
+        names: of tools that are too long only where they are mounted.
+        prefix: of a new mount. One that no name may have is all there is to say.
+    """
+    if prefix and not works_everywhere(prefix):
+        return f"The prefix {prefix!r} makes tool names that will not work with every client: {NAMES_THAT_WORK}"
+    if not names:
+        return ""
+    others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
+    return (
+        f"Where its server is mounted, the tool name {names[0]!r}{others} will not work with every client: "
+        f"{NAMES_THAT_WORK}, the prefix included"
+    )
 
 
 class Tree:
@@ -87,8 +117,36 @@ class Tree:
     def _is_part_of(self, other: "Tree") -> bool:
         return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)
 
+    def _warn_of_names(self, prefix: str, tools: Iterator[str]) -> None:
+        """Say so where tools of a server that is about to be mounted here get names that some clients can't call."""
+        if text := _warning_of([name for tool in tools for name in self.lengthened_by(prefix, tool)], prefix):
+            notice(text)
+
+    def _warn_of_name(self, item: Any) -> None:
+        """The same for a tool of this server."""
+        if self._mounted_on and (text := _warning_of([*self.lengthened(item.name)])):
+            notice(text, item.code)
+
+    def lengthened(self, tool: str) -> Iterator[str]:
+        """The names that are too long for some clients only where a tool of this server is mounted."""
+        for parent, prefix in self._mounted_on:
+            yield from parent.lengthened_by(prefix, tool)
+
+    def lengthened_by(self, prefix: str, tool: str) -> Iterator[str]:
+        """As `lengthened`, for a tool of a server that is mounted here."""
+        name = prefixed("tools", tool, prefix)
+        if works_everywhere(name):
+            yield from self.lengthened(name)
+        elif works_everywhere(tool) and works_everywhere(prefix):
+            yield name  # of another tool or prefix it was said already
+
     def _runs(self) -> bool:
         return bool(self.listeners) or any(parent._runs() for parent, _ in self._mounted_on)
+
+    def _runs_in_several(self) -> bool:
+        return any(each.shared for each in self.listeners) or any(
+            parent._runs_in_several() for parent, _ in self._mounted_on
+        )
 
     def has_lifespan(self) -> bool:
         """Whether this server, or one that is mounted on it, has a lifespan."""

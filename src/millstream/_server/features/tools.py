@@ -50,6 +50,7 @@ class ToolOptions(Labels, total=False):
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 """2025-11-25, server/tools, Tool Names."""
+NAMES_THAT_WORK = "use 1 to 128 ASCII letters, digits, underscores, hyphens and dots"
 _SCALARS: Mapping[str, type] = {"integer": int, "boolean": bool}
 _SCALAR_RESULTS = {
     "any": b'"content":[{"type":"text","text":"%b"}],"structuredContent":%b',
@@ -67,8 +68,8 @@ class Tool(Item):
     """The parameters of a call stay with it while the tool runs."""
 
     __slots__ = (
-        "_output", "_simple", "concurrency", "cost", "decode", "headers", "limit", "limited", "plain", "requires",
-        "struct", "timeout", "wraps",
+        "_output", "_simple", "code", "concurrency", "cost", "decode", "headers", "limit", "limited", "plain",
+        "requires", "struct", "timeout", "wraps",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,8 @@ class Tool(Item):
     ) -> None:
         _check_name(source)
         super().__init__(source.name, source, scopes, labels)
+        self.code = source.code
+        """Where its function is written, for warnings about it."""
         self.headers = source.headers
         self.timeout = timeout
         self.limit = limit or ""
@@ -180,13 +183,14 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
     return Tool(source_of(function, "tool", home=home, **about), **rest)
 
 
+def works_everywhere(name: str) -> bool:
+    """Whether every client can call a tool of this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _check_name(source: Source) -> None:
-    if not _NAME.fullmatch(source.name):
-        notice(
-            f"The tool name {source.name!r} will not work with every client: use 1 to 128 ASCII letters, digits, "
-            "underscores, hyphens and dots",
-            source.code,
-        )
+    if not works_everywhere(source.name):
+        notice(f"The tool name {source.name!r} will not work with every client: {NAMES_THAT_WORK}", source.code)
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:

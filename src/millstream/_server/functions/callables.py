@@ -4,6 +4,7 @@ And warnings about what can be: they point to the line where the function is wri
 """
 
 import inspect
+import sys
 import warnings
 from types import CodeType
 from typing import Any
@@ -48,14 +49,17 @@ def check_function(function: Any, kind: str) -> None:
         raise TypeError(f"mcp.{kind} takes a function, not {function!r}")
 
 
-def notice(text: str, code: CodeType | None) -> None:
+def notice(text: str, code: CodeType | None = None) -> None:
     """Warn whoever wrote a function.
 
     Args:
         text: what is wrong with it, and what to do.
-        code: of the function; without one the warning points to nothing.
+        code: of the function; without one the warning points to the line of the program that called us.
     """
-    if code is None:
-        warnings.warn(text, stacklevel=3)
-    else:
+    if code is not None:
         warnings.warn_explicit(text, UserWarning, code.co_filename, code.co_firstlineno)
+        return
+    frame = sys._getframe(1)
+    while str(frame.f_globals.get("__name__")).startswith("millstream.") and frame.f_back is not None:
+        frame = frame.f_back
+    warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno)

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._app.definition import prefixed
+from millstream._app.tree import prefixed
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.messages import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call

@@ -6,8 +6,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._app.definition import prefixed
 from millstream._app.server import Server
+from millstream._app.tree import prefixed
 from millstream.compat import _types as types
 from millstream.compat.fastmcp._exceptions import ToolError
 from millstream.compat.fastmcp._functions import known

@@ -9,8 +9,9 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import msgspec
 
-from millstream._app.definition import Info, prefixed
+from millstream._app.definition import Info
 from millstream._app.server import Server
+from millstream._app.tree import prefixed
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._server.calls.changes import Change
