@@ -137,3 +137,15 @@ def test_capabilities_are_covered_name_by_name() -> None:
     assert not declares({"sampling": {}}, {"sampling": {"tools": {}}})
     assert not declares({"sampling": 7}, {"sampling": {}})
     assert declares({"sampling": {"tools": {}}}, {"sampling": {"tools": {}}})
+
+
+def test_settings_of_capabilities_that_are_not_objects_have_to_be_the_same() -> None:
+    """A fixed defect: no client at all could have ``{"roots": {"listChanged": true}}``."""
+    assert declares({"roots": {"listChanged": True}}, {"roots": {"listChanged": True}})
+    assert not declares({"roots": {"listChanged": False}}, {"roots": {"listChanged": True}})
+    assert not declares({"roots": {"listChanged": 1}}, {"roots": {"listChanged": True}})
+    assert not declares({"roots": {}}, {"roots": {"listChanged": True}})
+    apps = {"extensions": {"com.example/apps": {"types": ["a", "b"]}}}
+    assert declares(apps, {"extensions": {"com.example/apps": {"types": ["b"]}}})
+    assert not declares(apps, {"extensions": {"com.example/apps": {"types": ["c"]}}})
+    assert not declares(apps, {"extensions": {"com.example/apps": {"types": {}}}})

@@ -170,7 +170,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("tool", {"annotations": Annotations(priority=1)}, "nothing: annotations must be ToolAnnotations or a dict"),
     ("tool", {"annotations": True}, "nothing: annotations must be an annotations object or a dict, not True"),
     ("tool", {"input_schema": "{}"}, "nothing: input_schema must be a JSON Schema as a dict, not '{}'"),
-    ("tool", {"requires": ["sampling"]}, "nothing: requires must be a dict whose keys are strings"),
+    ("tool", {"requires": ["sampling"]}, "nothing: requires must be a dict of client capabilities, each with a dict"),
+    ("tool", {"requires": {"sampling": True}}, "what it must have: {'sampling': {}}, not {'sampling': True}"),
+    ("tool", {"requires": {"elicitation": ["form"]}}, "requires must be a dict of client capabilities, each with a"),
     ("tool", {"title": 5}, "nothing: title must be a string, not 5"),
     ("tool", {"name": 5}, "nothing: name must be a string, not 5"),
     ("prompt", {"icons": "icon.png"}, "nothing: icons must be a list of Icon, not 'icon.png'"),
@@ -185,6 +187,13 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "annotations have no 'readOnlyHint'; there is audience, priority",
     ),
     ("resource", {"annotations": {"priority": 2}}, "nothing: annotations: Expected `float` <= 1.0"),
+    (
+        "resource",
+        {"annotations": {"lastModified": "gestern"}},
+        "lastModified must be a time as ISO 8601 writes it, YYYY-MM-DDThh:mm:ssZ or a date alone, not 'gestern'",
+    ),
+    ("resource", {"annotations": Annotations(last_modified="")}, "lastModified must be a time as ISO 8601"),
+    ("resource", {"annotations": {"lastModified": "2025-02-30"}}, "lastModified must be a time as ISO 8601"),
     ("resource", {"size": "5"}, "nothing: size must be a number of bytes, not '5'"),
     ("resource", {"mime_type": 1}, "nothing: mime_type must be a string, not 1"),
     ("resource", {"meta": {1: 2}}, "nothing: meta must be a dict whose keys are strings"),
@@ -300,3 +309,82 @@ def test_a_tool_beside_many_takes_no_more_work_to_register_than_the_first() -> N
         sys.setprofile(None)
         gc.enable()
     assert max(counts[200:]) <= min(counts[:100]) + 50, counts
+
+
+@pytest.mark.parametrize("moment", ["2025-01-12T15:00:58Z", "2025-01-12T15:00:58.25+02:00", "2025-01-12", None])
+def test_a_time_of_the_last_change_is_listed_as_it_is_written(mcp: Server, moment: str | None) -> None:
+    """ISO 8601 has moments and days (MCP 2026-07-28, Annotations)."""
+    mcp.resource("shop://stock", annotations=Annotations(priority=1, last_modified=moment))(nothing)
+    listed = mcp.registry.resources["shop://stock"].describe()["annotations"]
+    assert listed.get("lastModified") == moment
+
+
+@pytest.mark.parametrize(
+    ("requires", "text"),
+    [
+        ({"bogus": {}}, "the capability 'bogus' can call it, and MCP has none of that name; there is elicitation"),
+        ({"elicitaton": {}}, "'elicitaton' can call it, .*; did you mean 'elicitation'"),
+        ({"elicitation": {"forms": {}}}, "'elicitation.forms' can call it, .*; did you mean 'form'"),
+        ({"tools": {}}, "'tools' can call it"),
+    ],
+)
+def test_a_required_capability_that_mcp_does_not_have_is_warned_of(mcp: Server, requires: Any, text: str) -> None:
+    """A client may declare its own (MCP 2026-07-28, ClientCapabilities: not a closed set), so it's no error."""
+    with pytest.warns(UserWarning, match=text) as caught:
+        mcp.tool(requires=requires)(nothing)
+    assert [each.filename for each in caught] == [__file__]
+    assert mcp.registry.tools["nothing"].requires == requires
+
+
+@pytest.mark.parametrize(
+    "requires",
+    [
+        {"elicitation": {"url": {}}, "sampling": {"tools": {}, "context": {}}, "roots": {"listChanged": True}},
+        {"extensions": {"com.example/x": {"n": 1}}, "experimental": {"own": {}}, "tasks": {"cancel": {}}},
+        {},
+        None,
+    ],
+)
+def test_a_capability_that_a_client_can_have_is_required_without_a_word(mcp: Server, requires: Any) -> None:
+    """Warnings are errors here."""
+    mcp.tool(requires=requires)(nothing)
+
+
+def test_a_schema_by_hand_without_what_the_function_needs_is_refused(mcp: Server) -> None:
+    """A fixed defect: every call that the schema allows failed for lack of it."""
+
+    def buy(book: str, copies: int = 1) -> str:
+        return f"{copies} of {book}"
+
+    text = (
+        "buy: input_schema has no property 'book', which the function can't be called without. "
+        'Add it to "properties", or give the parameter a default'
+    )
+    for schema in ({"type": "object"}, {"type": "object", "properties": {"copies": {}}, "additionalProperties": False}):
+        with pytest.raises(TypeError, match=re.escape(text)):
+            mcp.tool(buy, input_schema=schema)
+    assert not mcp.registry.tools
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"book": {}}},
+        {"additionalProperties": {"type": "string"}},
+        {"patternProperties": {"^b": {}}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"book": {}}}}},
+        {"anyOf": [{"properties": {"book": {}}}]},
+    ],
+)
+def test_a_schema_by_hand_may_describe_what_the_function_needs_anywhere(mcp: Server, schema: dict[str, Any]) -> None:
+    """Only what certainly cannot come is refused."""
+
+    def buy(book: str, copies: int = 1) -> str:
+        return f"{copies} of {book}"
+
+    mcp.tool(buy, input_schema={"type": "object", **schema})
+
+    def order(arguments: dict[str, Any]) -> str:
+        return str(arguments)
+
+    mcp.tool(order, input_schema={"type": "object"})

@@ -3,7 +3,7 @@
 The envelope's keys are those of https://modelcontextprotocol.io/specification/2026-07-28/basic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast
 
 import msgspec
@@ -76,22 +76,44 @@ class Client(Struct, frozen=True, gc=False):
     version: str = ""
 
 
+CLIENT_CAPABILITIES: Mapping[str, frozenset[str] | None] = {
+    "elicitation": frozenset(("form", "url")),
+    "experimental": None,
+    "extensions": None,
+    "roots": frozenset(("listChanged",)),
+    "sampling": frozenset(("context", "tools")),
+    "tasks": frozenset(("cancel", "list", "requests")),
+}
+"""What the revisions name, and what each may hold; None for names that they leave to others. A client may declare
+further ones: the set is not closed (MCP 2026-07-28, ClientCapabilities).
+"""
+
+
 def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bool:
     """Whether declared client capabilities cover the required ones (both as ClientCapabilities objects).
 
+    Settings that aren't objects have to be the same; of a list, the client's needs to have every item.
     An elicitation capability without modes means form mode (MCP 2025-11-25, client/elicitation).
     """
     for name, inner in required.items():
         have: Any = capabilities.get(name)
+        if not isinstance(inner, Mapping):
+            if not _holds(have, inner):
+                return False
+            continue
         if not isinstance(have, Mapping):
             return False
         if name == "elicitation" and "form" in inner and "url" not in have:
             continue
-        if isinstance(inner, Mapping) and not declares(
-            cast("Mapping[str, Any]", have), cast("Mapping[str, Any]", inner)
-        ):
+        if not declares(cast("Mapping[str, Any]", have), cast("Mapping[str, Any]", inner)):
             return False
     return True
+
+
+def _holds(have: Any, wanted: Any) -> bool:
+    if isinstance(have, list) and isinstance(wanted, list | tuple):
+        return all(each in have for each in cast("Iterable[Any]", wanted))
+    return type(have) is type(wanted) and have == wanted
 
 
 MAX_CAPABILITIES = 4 * 1024

@@ -12,7 +12,9 @@ from millstream._protocol import projection
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError
 from millstream._protocol.jsonrpc import encode as encode_json
+from millstream._protocol.metadata import CLIENT_CAPABILITIES
 from millstream._protocol.revisions import Revision
+from millstream._protocol.suggesting import instead
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, Source, source_of
@@ -86,6 +88,7 @@ class Tool(Item):
         **labels: Unpack[Labels],
     ) -> None:
         _check_name(source)
+        _check_required(source, requires or {})
         super().__init__(source.name, source, scopes, labels)
         self.code = source.code
         """Where its function is written, for warnings about it."""
@@ -191,6 +194,24 @@ def works_everywhere(name: str) -> bool:
 def _check_name(source: Source) -> None:
     if not works_everywhere(source.name):
         notice(f"The tool name {source.name!r} will not work with every client: {NAMES_THAT_WORK}", source.code)
+
+
+def _check_required(source: Source, requires: Mapping[str, Any]) -> None:
+    """Warn of client capabilities that MCP doesn't have: a client may declare its own, but few do."""
+    for name, inner in requires.items():
+        known = CLIENT_CAPABILITIES.get(name, tuple(CLIENT_CAPABILITIES))
+        odd = [name] if name not in CLIENT_CAPABILITIES else [each for each in inner if known and each not in known]
+        if known and odd:
+            notice(
+                f"{source.name}: only clients that declare the capability {_path(name, odd[0])!r} can call it, and "
+                f"MCP has none of that name; {instead(odd[0], known)}. What clients of your own declare belongs under "
+                "'extensions' or 'experimental'",
+                source.code,
+            )
+
+
+def _path(name: str, inner: str) -> str:
+    return name if name == inner else f"{name}.{inner}"
 
 
 async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float) -> Any:

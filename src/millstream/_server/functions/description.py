@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from math import isfinite
 from typing import Any, TypedDict, cast
 
@@ -90,7 +91,10 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "mime_type": _TEXT,
     "icons": (_are_icons, "a list of Icon"),
     "meta": _JSON,
-    "requires": _JSON,
+    "requires": (
+        lambda value: _is_json(value) and all(isinstance(each, Mapping) for each in value.values()),
+        "a dict of client capabilities, each with a dict of what it must have: {'sampling': {}}",
+    ),
     "limit": (
         lambda value: isinstance(value, str) and bool(_RATE.fullmatch(value)),
         "a number and a unit: 10/minute, 5/second",
@@ -157,6 +161,20 @@ def _check_annotations(item: str, given: Any, wanted: type[Struct]) -> None:
         msgspec.convert(given, wanted)
     except msgspec.ValidationError as error:
         raise TypeError(f"{item}: annotations: {error}") from error
+    changed = given.get("lastModified")
+    if changed is not None and not _is_moment(changed):
+        raise TypeError(
+            f"{item}: annotations: lastModified must be a time as ISO 8601 writes it, YYYY-MM-DDThh:mm:ssZ or a date "
+            f"alone, not {changed!r}"
+        )
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return text.isascii()
 
 
 def described(head: Mapping[str, Any], docstring: str, labels: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -41,6 +41,8 @@ PLAIN = (str, int, float, bool, bytes, type(None))
 """Defaults that cannot change; others are copied for each call."""
 CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
+_MORE_PROPERTIES = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties")
+"""Keywords by which a schema can describe properties that it doesn't list itself."""
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
 
@@ -249,6 +251,22 @@ def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
             except TypeError:
                 continue  # a marker object of the function's own: the argument is optional, and that is all
     return schema
+
+
+def check_described(arguments: list[Argument], schema: Schema, name: str) -> None:
+    """Make sure that a schema written by hand has what the function cannot do without.
+
+    Raises:
+        TypeError: it has no such property, and says nothing by which clients could send one anyway.
+    """
+    if any(key in schema for key in _MORE_PROPERTIES) or schema.get("additionalProperties", False) is not False:
+        return
+    for argument in arguments:
+        if argument.default is NODEFAULT and argument.wire not in schema.get("properties", {}):
+            raise TypeError(
+                f"{name}: input_schema has no property {argument.wire!r}, which the function can't be called without. "
+                'Add it to "properties", or give the parameter a default'
+            )
 
 
 def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:

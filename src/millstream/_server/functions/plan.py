@@ -25,6 +25,7 @@ from millstream._server.functions.parameters import (
     Argument,
     Kind,
     argument_of,
+    check_described,
     check_text_arguments,
     rewritten,
     schema_of_arguments,
@@ -279,6 +280,7 @@ def _hand_described(
     properties = schema.get("properties", {})
     if [value.name for value in values] == ["arguments"] and "arguments" not in properties:
         return dict[str, Any], True
+    check_described(fields, schema, name)
     closed = schema.get("additionalProperties") is False and properties.keys() <= {field.name for field in fields}
     return struct_of(name, fields, forbid_unknown_fields=closed), False
 
