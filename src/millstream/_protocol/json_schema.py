@@ -32,9 +32,11 @@ JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
 
 def shown(annotation: Any) -> str:
-    """A type as people write it: without the modules that its parts come from."""
-    name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else repr(annotation)
-    return without_modules(name)
+    """A type as people write it: without the modules that its parts come from, and our `Field` by its name."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return without_modules(annotation.__name__)
+    functions_by_name = re.sub(r"<function (\S+) at 0x[0-9a-fA-F]+>", r"\1", repr(annotation))
+    return re.sub(r"\bMeta\(", "Field(", without_modules(functions_by_name))
 
 
 def without_modules(text: str) -> str:

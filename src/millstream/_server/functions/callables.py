@@ -9,6 +9,11 @@ import warnings
 from types import CodeType
 from typing import Any
 
+
+class Refused(TypeError):
+    """Something that can't be registered; the text says what to write instead, and there is no more to say."""
+
+
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
 """Decorators whose result nobody can call -> where the function is in it."""
 

@@ -14,6 +14,14 @@ from millstream._protocol.suggesting import suggesting
 HEADER_KEYWORD = "x-mcp-header"
 """Schema keyword that tells clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""
 
+CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
+
+
+def as_written(meta: Meta) -> str:
+    """What a program wrote for a constraint: ``Field(ge=3)``."""
+    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description")}
+    return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
+
 
 @suggesting
 def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]`; one argument for each keyword

@@ -14,8 +14,9 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
 from millstream._protocol.json_schema import Schema, object_schema, shown, without_modules, without_null
+from millstream._server.functions.callables import Refused
 from millstream._server.functions.choices import choice_of
-from millstream._server.functions.fields import HEADER_KEYWORD
+from millstream._server.functions.fields import CONSTRAINTS, HEADER_KEYWORD, as_written
 from millstream._server.functions.pydantic_types import (
     COLLECTIONS,
     adapted,
@@ -39,7 +40,6 @@ WHAT_WORKS = (
 MORE_WORKS = " (with pydantic, pip install 'millstream[pydantic]', further types work)"
 PLAIN = (str, int, float, bool, bytes, type(None))
 """Defaults that cannot change; others are copied for each call."""
-CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
 _MORE_PROPERTIES = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties")
 """Keywords by which a schema can describe properties that it doesn't list itself."""
@@ -79,6 +79,8 @@ def argument_of(
         wire = wire_name(get_args(hint)[1:] if get_origin(hint) is Annotated else ()) or parameter.name
         annotation, default = _readable(hint, given, description)
         _check_readable(annotation)
+    except Refused as error:
+        raise Refused(f"{where}: {error}") from error
     except TypeError as error:
         works = WHAT_WORKS if available() else WHAT_WORKS + MORE_WORKS
         raise TypeError(f"{where}: {without_modules(str(error)).partition(' - type')[0]}; {works}") from error
@@ -213,7 +215,7 @@ def _bounded(members: tuple[Any, ...], bounds: Meta) -> Any:
         else:
             result.append(Annotated[member, bounds])
     if result == list(members):
-        raise TypeError(f"{bounds} fits none of the types")
+        raise Refused(f"{as_written(bounds)} fits none of the types {' | '.join(map(shown, members))}")
     union: Any = Union
     return union[tuple(result)]
 

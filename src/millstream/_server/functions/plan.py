@@ -18,7 +18,7 @@ from msgspec.structs import astuple
 
 from millstream._protocol.json_schema import Schema, without_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
-from millstream._server.functions.callables import check_function, notice
+from millstream._server.functions.callables import Refused, check_function, notice
 from millstream._server.functions.dependencies import Dependency, dependencies_in
 from millstream._server.functions.docstrings import describe
 from millstream._server.functions.parameters import (
@@ -317,6 +317,8 @@ def _output(
         if isinstance(annotation, str):
             raise TypeError(f"the annotation {annotation!r} cannot be resolved")
         return output_of(annotation, rewritten(annotation))
+    except Refused as error:
+        raise Refused(f"{name}: the return type: {error}") from error
     except (TypeError, RecursionError) as error:
         notice(
             f"{name}: the tool has no output schema, because its return type can't be described to clients: "

@@ -12,17 +12,18 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import is_dataclass
 from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import NODEFAULT, Meta
 from msgspec.json import schema_components
 
 from millstream._protocol.json_schema import Schema, is_object, shown
+from millstream._server.functions.callables import Refused
 from millstream._server.functions.choices import PATH, is_path, path_of
-from millstream._server.functions.stand_ins import StandIn, stand_in, unaliased
+from millstream._server.functions.fields import CONSTRAINTS
+from millstream._server.functions.stand_ins import StandIn, has_fields, stand_in, unaliased
 
 _HOMES = ("pydantic", "pydantic_core", "pydantic_extra_types")
 _MARKS = ("get_pydantic_core_schema", "pydantic_validator", "pydantic_config")
@@ -38,7 +39,6 @@ COLLECTIONS: tuple[Any, ...] = (
     *(collections.abc.Mapping, collections.abc.MutableMapping),
 )
 """Types whose arguments `rewritten` gives to msgspec in its own terms; in those of other types it sees its `Meta`."""
-CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
 
 
 class NotJson(TypeError):
@@ -197,7 +197,7 @@ def schema_hook(annotation: Any, mode: Literal["validation", "serialization"] = 
         mode: what is read, or what is written: aliases, computed and excluded fields can differ.
 
     Raises:
-        TypeError: for a class that isn't a model.
+        TypeError: for a class that isn't a model, or one that can't be served.
     """
     if isinstance(annotation, StandIn):
         return annotation.schema
@@ -205,7 +205,11 @@ def schema_hook(annotation: Any, mode: Literal["validation", "serialization"] = 
         return dict(PATH)
     if not is_model(annotation):
         raise TypeError(f"{getattr(annotation, '__name__', annotation)!r} is not supported")
-    schema: Schema = annotation.model_json_schema(by_alias=True, schema_generator=_untitled(), mode=mode)
+    _bounds().check_bounds(annotation)
+    try:
+        schema: Schema = annotation.model_json_schema(by_alias=True, schema_generator=_untitled(), mode=mode)
+    except sys.modules["pydantic"].errors.PydanticInvalidForJsonSchema as error:
+        raise TypeError(f"{shown(annotation)} has a field that JSON Schema can't describe") from error
     definitions: dict[str, Schema] = schema.get("$defs", {})
     for name, part in [(annotation.__name__, schema), *definitions.items()]:
         if part.get("title") == name:
@@ -224,12 +228,22 @@ def adapted(annotation: Any) -> Any:
     try:
         if get_origin(annotation) is type:
             raise TypeError("a class is nothing that clients could send")
-        _check_bounds(annotation, set())
+        _bounds().check_bounds(annotation)
         adapter = pydantic.TypeAdapter(_for_pydantic(annotation))
         schema = adapter.json_schema(by_alias=True, schema_generator=_untitled())
     except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError, ImportError) as error:
-        raise TypeError(f"{shown(annotation)} is not supported") from error
+        struct = _bounds().struct_in(annotation)
+        if struct is None:
+            raise TypeError(f"{shown(annotation)} is not supported") from error
+        raise Refused(
+            f"pydantic can't read the Struct {struct.__name__}, and {shown(annotation)} has something that only "
+            f"pydantic checks: make {struct.__name__} a dataclass or a pydantic model"
+        ) from error
     return stand_in(shown(annotation), functools.partial(_validated, adapter.validate_python), schema or ANYTHING)
+
+
+def _bounds() -> Any:
+    return importlib.import_module("millstream._server.functions.pydantic_bounds")
 
 
 def _for_pydantic(annotation: Any) -> Any:
@@ -245,25 +259,6 @@ def _for_pydantic(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, UnionType):
         return Union[*made]
     return get_origin(annotation)[*made]
-
-
-def _check_bounds(annotation: Any, seen: set[Any], *, inside: bool = False) -> None:
-    """Raises: TypeError: a field has bounds of ours, which pydantic, who reads it, would pass over."""
-    annotation = unaliased(annotation)
-    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
-    if kind is Literal:
-        return
-    if kind is Annotated:
-        ours = [item for item in parts[1:] if inside and isinstance(item, Meta)]
-        if any(getattr(item, name) is not None for item in ours for name in CONSTRAINTS):
-            raise TypeError(f"pydantic reads {shown(annotation)}, and doesn't know millstream's Field: use pydantic's")
-        parts = parts[:1]
-    for part in parts:
-        _check_bounds(part, seen, inside=inside)
-    if _has_fields(kind) and kind not in seen:
-        seen.add(kind)
-        for hint in get_type_hints(kind, include_extras=True).values():
-            _check_bounds(hint, seen, inside=True)
 
 
 def _field(meta: Meta) -> Any:
@@ -297,15 +292,9 @@ def _is_pydantics(item: Any) -> bool:
     return home in _HOMES or any(hasattr(item, f"__{name}__") for name in _MARKS)
 
 
-def _has_fields(kind: Any) -> bool:
-    """Whether this is a dataclass, TypedDict, NamedTuple or Struct."""
-    marked = is_dataclass(kind) or hasattr(kind, "__total__") or hasattr(kind, "_fields")
-    return isinstance(kind, type) and (marked or issubclass(kind, Struct))
-
-
 def _fields_need(holder: Any) -> bool:
     """Whether a field of a dataclass, TypedDict, NamedTuple or Struct needs pydantic."""
-    if holder in _BEING_READ or not _has_fields(holder):
+    if holder in _BEING_READ or not has_fields(holder):
         return False
     _BEING_READ.add(holder)
     try:

@@ -5,7 +5,10 @@ with pydantic's validators, or a union that msgspec cannot tell apart.
 """
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, NewType, get_args, get_origin
+
+from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
 
@@ -24,6 +27,12 @@ class StandIn(type):
 def stand_in(name: str, read: Callable[[Any], Any], schema: Schema) -> Any:
     """A class for annotations whose values `read` makes."""
     return StandIn(name, (), {"read": staticmethod(read), "schema": schema})
+
+
+def has_fields(kind: Any) -> bool:
+    """Whether this is a dataclass, TypedDict, NamedTuple or Struct."""
+    marked = is_dataclass(kind) or hasattr(kind, "__total__") or hasattr(kind, "_fields")
+    return isinstance(kind, type) and (marked or issubclass(kind, Struct))
 
 
 def unaliased(annotation: Any) -> Any:
