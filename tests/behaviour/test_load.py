@@ -10,9 +10,25 @@ from msgspec.structs import replace
 from bad_input.shop import make_shop
 from millstream import Context, Server
 from millstream._http.message import Request
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
+from millstream._transports.connection import Connection
+from millstream._transports.silent import silent_call
 from millstream._transports.streamable.sessions import HttpSessions
-from wire import POST, Reply, Wire, encode_request, enveloped, over_asgi, pairs, request, routing, wired
+from wire import (
+    LATEST_HANDSHAKE,
+    POST,
+    Reply,
+    Wire,
+    encode_request,
+    enveloped,
+    over_asgi,
+    pairs,
+    request,
+    routing,
+    wired,
+)
 
 PEER = Request("DELETE", "/mcp", (), {})
 HELD = {"name": "hold", "arguments": {}}
@@ -159,6 +175,74 @@ async def test_what_frees_a_full_server_is_never_refused(way: str) -> None:
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "first"}}
         assert (await wire.post(cancel, headers)).status == 202
         await asking
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_a_full_server_answers_pings(way: str) -> None:
+    """A fixed defect: they got 503, and clients take a ping without an answer for a server that's gone."""
+    mcp, release, _ = holding(max_calls=2, max_calls_per_caller=2)
+    async with wired(mcp, way) as wire:
+        headers, batches = await wire.initialize(), await wire.initialize("2025-03-26")
+        calls = wire.runtime.dispatcher.calls
+        held: list[Any] = []
+        for number in range(2):
+            if wire.running is None:
+                held.append(asyncio.create_task(wire.post(request("tools/call", HELD, number), headers)))
+            else:
+                peer = await wire.running.connect()
+                body = json.dumps(request("tools/call", HELD, number)).encode()
+                await peer.send(encode_request("POST", "/mcp", pairs(headers), body))
+                held.append(peer)
+        await wire.until(lambda: len(calls) == 2)
+        refused = await wire.post(request("tools/list", id=3), headers)
+        answered = await wire.post(request("ping", id=4), headers)
+        assert (refused.status, answered.status, answered.message["result"]) == (503, 200, {})
+        both = (await wire.post([request("ping", id=5), request("tools/list", id=6)], batches)).message
+        assert {each["id"]: "result" in each for each in both} == {5: True, 6: False}
+        release.set()
+
+
+async def test_a_full_server_answers_pings_on_a_connection() -> None:
+    """As the last one, on what stdio, HTTP+SSE and WebSockets have in common."""
+    mcp, release, _ = holding(max_calls=1)
+    async with mcp.running() as runtime:
+        sent = list[bytes]()
+
+        async def drain() -> None:
+            """There is nothing to wait for."""
+
+        connection = Connection(runtime.dispatcher, lambda message: not sent.append(message), drain)
+        opening = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        connection.receive(json.dumps(request("initialize", opening, 1)).encode())
+        connection.receive(json.dumps(request("tools/call", HELD, 2)).encode())
+        while not runtime.dispatcher.calls:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0)
+        for number, method in ((3, "tools/list"), (4, "ping")):
+            connection.receive(json.dumps(request(method, id=number)).encode())
+        while len(sent) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        answers = {each["id"]: each for each in map(json.loads, sent)}
+        assert (answers[3]["error"]["code"], answers[4]["result"]) == (-32000, {})
+        release.set()
+        await connection.close()
+
+
+async def test_pings_that_wait_have_a_bound_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook may hold them for long, and a connection brings any number."""
+    monkeypatch.setattr("millstream._server.load.SPARE", 2)
+    mcp, _, _ = holding(max_calls=1)
+    async with mcp.running() as runtime:
+        load = runtime.dispatcher.load
+        asking = Request("POST", "/mcp", (), {}, peer="192.0.2.1")
+        calls: list[Any] = []
+        for _ in range(3):
+            load.admit(asking, "ping")
+            call = silent_call(NEWEST_HANDSHAKE, "ping", b"", origin=asking, transport="http")
+            calls.append(call)
+            runtime.dispatcher.calls.add(call)
+        with pytest.raises(ProtocolError, match="Too many calls"):
+            load.admit(asking, "ping")
+        runtime.dispatcher.calls.clear()
 
 
 async def test_one_caller_has_half_of_the_open_questions_at_most() -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 LIGHT = 16 * 1024
 """A call that was asked with fewer bytes counts as one call, but its bytes don't count."""
 
+SPARE = 1_000
+"""Pings that may run beside as many calls as may: whatever hooks do for them, they have an end, too."""
+
 _RECOUNT = 0.25
 """Seconds for which a count of the calls of each caller is good enough to refuse by."""
 
@@ -60,18 +63,24 @@ class Load:
         """Calls that work; open subscriptions count as streams."""
         return len(self._calls) - len(self._endings)
 
-    def admit(self, caller: Caller) -> None:
+    def admit(self, caller: Caller, method: str = "") -> None:
         """Refuse one more call when as many run as may, in all or of one caller.
 
-        Answers, cancellations and notifications are never refused for load: they are what frees it.
+        Answers, cancellations and notifications are never refused for load: they are what frees it. A ping isn't
+        refused either: it asks whether the server is alive, and a full one is.
 
         Args:
             caller: whose call it is.
+            method: what it asks for.
 
         Raises:
             ProtocolError: OVERLOADED, HTTP 503.
         """
-        if len(self._calls) >= self.max_each and self.full(caller.owner):
+        if (
+            len(self._calls) >= self.max_each
+            and not (method == "ping" and self.running < self.max_calls + SPARE)
+            and self.full(caller.owner)
+        ):
             raise busy()
 
     def take(self, call: Call, size: int) -> None:

@@ -156,7 +156,7 @@ class Connection:
             else handshake_call(message, self.session, self._revision(), **self._way())
         )
         try:
-            dispatcher.load.admit(call)
+            dispatcher.load.admit(call, call.method)
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
             raise projection.error(exc, call.revision) from exc

@@ -77,7 +77,7 @@ class _Batch:
             return None, b""
         call = self._exchange.handshake_call(message, self._session, self._revision)
         try:
-            dispatcher.load.admit(call)
+            dispatcher.load.admit(call, call.method)
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
             return call.id, self._refuse(call.id, call.method, exc)

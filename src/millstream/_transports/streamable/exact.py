@@ -40,7 +40,7 @@ async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None
         if message.is_answer:
             return await _take_answer(exchange, message)
         if message.is_request:
-            endpoint.dispatcher.load.admit(request)
+            endpoint.dispatcher.load.admit(request, message.method)
             if message.method != LISTEN:
                 exchange.check_readable()
         if is_per_request(message, request.headers):
@@ -121,7 +121,8 @@ async def _handshake(exchange: Exchange, message: Envelope) -> Call | Response:
         await endpoint.dispatcher.control.notified_anywhere(message, "" if session is None else session.id)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED
-    endpoint.dispatcher.load.admit(request)  # many may have waited for the record of their session
+    # Many may have waited for the record of their session.
+    endpoint.dispatcher.load.admit(request, message.method)
     return exchange.handshake_call(message, session, revision)
 
 
