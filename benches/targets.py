@@ -96,7 +96,7 @@ def left_out() -> list[str]:
 MANY = (("BENCH_TOOLS", "100"),)
 STREAM = (("BENCH_REPLIES", "stream"),)
 NODE = (("BENCH_NODE", str(PEERS)), ("NODE_ENV", "production"))
-CAPS = (("MILLSTREAM_MAX_STREAMS", "20000"), ("MILLSTREAM_MAX_STREAMS_PER_PRINCIPAL", "20000"))
+CAPS = (("MILLSTREAM_MAX_STREAMS", "40000"), ("MILLSTREAM_MAX_STREAMS_PER_PRINCIPAL", "20000"))
 RUST = Program(PEERS / "rust" / "release" / "bench", "cargo isn't installed or couldn't build it")
 GO = Program(PEERS / "go" / "official", "Go isn't installed or couldn't build it")
 MCP_GO = Program(PEERS / "go" / "mark3labs", "Go isn't installed or couldn't build it")

@@ -1,14 +1,22 @@
 """Calls and streams have caps of their own: neither fills the other's."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from bad_input.shop import make_shop, stock
 from millstream import Context, Server, Settings
+from millstream._http.message import Request
+from millstream._protocol.principal import Principal
+from millstream._server.load import most_streams
+from millstream._transports.connection import Connection
 from millstream.middleware import MessageRequest, Middleware, Next
-from wire import POST, Reply, Wire, enveloped, request, routing, wired
+from patience import WAIT
+from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing, wired
 
 LISTENING = {"notifications": {"toolsListChanged": True}}
 
@@ -44,7 +52,7 @@ async def test_open_subscriptions_take_no_room_from_calls() -> None:
 
 async def test_one_subscription_too_many_is_503_with_retry_after_like_any_stream() -> None:
     """Our choice: what is refused for want of room says when to come back."""
-    async with wired(make_shop(max_streams=2), "asgi") as wire:
+    async with wired(make_shop(max_streams=4), "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
         async with listening(wire, 2):
             refused = await wire.post(enveloped("subscriptions/listen", LISTENING, 9), routing("subscriptions/listen"))
@@ -52,6 +60,78 @@ async def test_one_subscription_too_many_is_503_with_retry_after_like_any_stream
             assert refused.message["error"]["code"] == -31503
             assert (await wire.ask("GET", "/mcp", headers)).status == 503
             assert await add(wire) == 200
+
+
+ELSEWHERE = "192.0.2.1"
+STREAMS = {
+    "subscription": ("POST", "/mcp", routing("subscriptions/listen"), enveloped("subscriptions/listen", LISTENING, 1)),
+    "http+sse": ("GET", "/sse", {**POST, "accept": "text/event-stream"}, None),
+    "hub": ("GET", "/events", {**POST, "accept": "text/event-stream"}, None),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+async def test_one_address_has_half_of_the_streams_at_most(kind: str) -> None:
+    """A fixed defect: anonymous callers were one caller, and one of them could hold every stream that there is."""
+    method, path, headers, message = STREAMS[kind]
+    body = b"" if message is None else json.dumps(message).encode()
+    mcp = Server("shop", serve="hub", settings=Settings(max_streams=4))
+    stock(mcp)
+    async with wired(mcp, "asgi") as wire, asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
+        streams = wire.runtime.streams
+
+        def ask(peer: str) -> Any:
+            return over_asgi(mcp, method, path, pairs(headers), body, peer=peer)
+
+        for count in (1, 2):
+            group.create_task(ask("2001:db8::1" if count == 1 else "2001:db8::2"))  # one customer has both
+            await wire.until(lambda count=count: len(streams) == count)
+        refused = await ask("2001:db8::3")
+        assert refused.status == 503
+        assert b"retry-after" in refused.headers
+        for count in (3, 4):
+            group.create_task(ask(ELSEWHERE))
+            await wire.until(lambda count=count: len(streams) == count)
+        assert (await ask("198.51.100.1")).status == 503
+        streams.close()
+        await wire.until(lambda: len(streams) == 0)
+        group.create_task(ask("2001:db8::3"))
+        await wire.until(lambda: len(streams) == 1)
+        streams.close()
+
+
+async def test_one_address_has_half_of_the_subscriptions_on_connections_at_most() -> None:
+    """Any number of subscriptions share one WebSocket, so they are counted by themselves."""
+    async with make_shop(max_streams=4).running() as runtime:
+        sent: list[bytes] = []
+
+        async def drain() -> None:
+            """There is nothing to wait for."""
+
+        def connection(peer: str) -> Connection:
+            return Connection(runtime.dispatcher, lambda message: not sent.append(message), drain, peer=peer)
+
+        near, far = connection(ELSEWHERE), connection("198.51.100.1")
+        for number, each in ((1, near), (2, near), (3, near), (4, far)):
+            each.receive(json.dumps(enveloped("subscriptions/listen", LISTENING, number)).encode())
+        async with asyncio.timeout(WAIT):
+            while len(sent) < 4:  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0)
+        (refused,) = [each for each in map(json.loads, sent) if "error" in each]
+        assert (refused["id"], refused["error"]["code"]) == (3, -31503)
+        assert len(runtime.services.endings) == 3
+        await near.close()
+        await far.close()
+
+
+def test_who_signs_in_and_who_has_no_address_may_have_as_many_streams_as_a_principal() -> None:
+    """`max_streams_per_principal` means what it did."""
+    somebody = Request("GET", "/", (), {}, peer=ELSEWHERE, principal=Principal("ann"))
+    nobody = Request("GET", "/", (), {}, peer=ELSEWHERE)
+    of_a_pipe = Request("GET", "/", (), {})
+    assert [most_streams(each, 8, 7) for each in (somebody, nobody, of_a_pipe)] == [7, 4, 7]
+    assert [most_streams(each, 8, 3) for each in (somebody, nobody, of_a_pipe)] == [3, 3, 3]
+    assert most_streams(nobody, 1, 1) == 1
 
 
 class Slow(Middleware):
@@ -71,7 +151,7 @@ class Slow(Middleware):
 async def test_subscriptions_that_wait_for_a_hook_keep_to_the_cap_of_all_streams() -> None:
     """Fixed defect: they were counted before they waited, so other streams could take their room twice."""
     slow = Slow()
-    mcp = Server("shop", settings=Settings(max_streams=2), middleware=[slow])
+    mcp = Server("shop", settings=Settings(max_streams=4), middleware=[slow])
     stock(mcp)
     async with wired(mcp, "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
@@ -127,4 +207,4 @@ async def test_streams_of_calls_take_no_room_from_other_streams() -> None:
             streams.close()
         replies: list[Reply] = [stream.result(), *(each.result() for each in calls)]
         assert [reply.status for reply in replies] == [200] * 4
-        assert not streams.full("")
+        assert not streams.full(Request("GET", "/sse", (), {}, peer="127.0.0.1"))

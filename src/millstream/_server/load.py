@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._protocol.errors import OVERLOADED, ProtocolError
 from millstream._server.calls.call import Call
@@ -27,6 +27,11 @@ class Caller(Protocol):
     @property
     def owner(self) -> str:
         """See `Call.owner`; empty for a caller that has the server to itself."""
+        ...
+
+    @property
+    def principal(self) -> Any:
+        """The principal, or None for an anonymous caller."""
         ...
 
 
@@ -126,6 +131,13 @@ class Load:
 
     def _owners(self) -> Iterator[str]:
         return (call.owner for call in self._calls if call.method != "subscriptions/listen")
+
+
+def most_streams(caller: Caller, max_streams: int, max_per_principal: int) -> int:
+    """How many streams a caller may have open. Of an address where nobody signs in, it's half of all at most."""
+    if caller.principal is not None or not caller.owner:
+        return max_per_principal
+    return min(max_per_principal, max(1, max_streams // 2))
 
 
 def busy() -> ProtocolError:

@@ -18,7 +18,7 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolE
 from millstream._protocol.jsonrpc import check_text, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.session_token import hash_principal
-from millstream._server.calls.services import lasts_until, principal_id
+from millstream._server.calls.services import lasts_until
 from millstream._server.dispatch import Dispatcher
 from millstream._server.peer_messages import Posted
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -74,11 +74,10 @@ class HttpSse:
         if (unread := no_stream(request.headers.get(b"accept"))) is not None:
             return unread
         principal = request.principal
-        owner = principal_id(principal)
-        if self._streams.full(owner):
+        if self._streams.full(request):
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, owner, ("sse", ""), until=lasts_until(principal))
+        self._streams.add(sink, request, ("sse", ""), until=lasts_until(principal))
         session_id = self._mint(principal)
         connection = Connection(
             self._dispatcher,

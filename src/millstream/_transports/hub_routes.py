@@ -20,7 +20,7 @@ from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import check_text, encode
 from millstream._server.calls.notes import ObserveMessage, ignore_message
-from millstream._server.calls.services import lasts_until, principal_id
+from millstream._server.calls.services import lasts_until
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
@@ -146,13 +146,12 @@ class HubRoutes:
             return _refusal(exc)
         if not accepted(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream of content-type text/event-stream.")
-        owner = principal_id(request.principal)
-        if self._streams.full(owner):
+        if self._streams.full(request):
             return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
         gzip = self._gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
         sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
         until = lasts_until(request.principal)
-        self._streams.add(sink, owner, ("events", ""), code=_gzip if gzip else bytes, until=until)
+        self._streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes, until=until)
         try:
             await begin(sink, encode_sse_gzip if gzip else encode_sse)
         except BaseException:

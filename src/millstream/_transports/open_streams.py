@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 from millstream._http.message import Sink
 from millstream._protocol.sse import COMMENT, retry
+from millstream._server.calls.services import principal_id
+from millstream._server.load import Caller, most_streams
 from millstream._stores.base import EventLog, Sealed
 from millstream._stores.memory.deadlines import SLACK, Deadlines
 
@@ -41,7 +43,7 @@ class _Open(NamedTuple):
     dismiss: Callable[[], None]
     """Ends it because its owner may not listen any more."""
     owner: str | None
-    """Whose cap it counts against."""
+    """Its principal, empty for an anonymous one; None for the stream of a call."""
 
 
 class OpenStreams:
@@ -63,6 +65,7 @@ class OpenStreams:
         self._number = 0
         self._kinds: dict[Sink, tuple[str, str]] = {}
         self._by_owner: dict[str, int] = {}
+        """Caller, see `Call.owner` -> how many of its streams count."""
         self._owned = 0
         """Streams that count: all but those of calls, which have a cap of their own."""
         self.by_kind: Counter[tuple[str, ...]] = Counter()
@@ -94,14 +97,15 @@ class OpenStreams:
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
-    def full(self, owner: str) -> bool:
-        """Whether a principal may open no further stream."""
-        return self._owned >= self._max or self._by_owner.get(owner, 0) >= self._max_per_owner
+    def full(self, caller: Caller) -> bool:
+        """Whether a caller may open no further stream."""
+        most = most_streams(caller, self._max, self._max_per_owner)
+        return self._owned >= self._max or self._by_owner.get(caller.owner, 0) >= most
 
     def add(
         self,
         sink: Sink,
-        owner: str | None = None,
+        caller: Caller | None = None,
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
@@ -113,7 +117,7 @@ class OpenStreams:
 
         Args:
             sink: the stream.
-            owner: whose cap it counts against; none for the stream of a call.
+            caller: whose cap it counts against; none for the stream of a call.
             kind: transport and revision, for `by_kind`.
             code: puts bytes into the coding of the stream.
             end: how it is ended, if not by its `close`.
@@ -122,12 +126,14 @@ class OpenStreams:
         """
         self._kinds[sink] = kind
         end = end or sink.close
+        owner = None if caller is None else principal_id(caller.principal)
         self._sinks[sink] = _Open(code, monotonic(), end, dismiss or end, owner)
         self.by_kind[kind] += 1
-        if owner is not None:
+        share = None if caller is None else caller.owner
+        if share is not None:
             self._owned += 1
-            self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
-        sink.on_close(partial(self._forget, sink, owner, kind))
+            self._by_owner[share] = self._by_owner.get(share, 0) + 1
+        sink.on_close(partial(self._forget, sink, share, kind))
         if until != math.inf and not sink.closed:
             self._number = number = self._number + 1
             self._numbered[number] = sink
@@ -138,17 +144,17 @@ class OpenStreams:
         del self._numbered[number]
         self._ends.forget(number)
 
-    def _forget(self, sink: Sink, owner: str | None, kind: tuple[str, str]) -> None:
+    def _forget(self, sink: Sink, share: str | None, kind: tuple[str, str]) -> None:
         self._sinks.pop(sink, None)
         self._kinds.pop(sink, None)
         self.by_kind[kind] -= 1
-        if owner is not None:
+        if share is not None:
             self._owned -= 1
-            left = self._by_owner.get(owner, 1) - 1
+            left = self._by_owner.get(share, 1) - 1
             if left:
-                self._by_owner[owner] = left
+                self._by_owner[share] = left
             else:
-                self._by_owner.pop(owner, None)
+                self._by_owner.pop(share, None)
 
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""

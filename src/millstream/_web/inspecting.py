@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from millstream._http.message import JSON_HEAD, Request, Response, Sink, header_lines, refusal
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.services import Services, lasts_until, principal_id
+from millstream._server.calls.services import Services, lasts_until
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.inspect_sign_in import SignIns
 from millstream.client._errors import ClientError, TargetError
@@ -73,15 +73,14 @@ class Inspecting:
         url = self._urls.get(request.path.removeprefix(PREFIX))
         if url is None:
             return _UNKNOWN
-        owner = principal_id(request.principal)
-        if self._streams.full(owner):
+        if self._streams.full(request):
             return _BUSY
         request.cancel_on_disconnect = True
         pool = Pool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
         try:
             reply = await self._ask(request, url, pool)
             if reply.stream is not None:
-                return await self._follow(request, reply, owner)
+                return await self._follow(request, reply)
         except ClientError as exc:
             return refusal(502, str(exc))
         finally:
@@ -105,16 +104,16 @@ class Inspecting:
             reply.stream.close()
         return await pool.send(_request(url, request, again), repeatable=False)
 
-    async def _follow(self, request: Request, reply: Reply, owner: str) -> Response | None:
+    async def _follow(self, request: Request, reply: Reply) -> Response | None:
         stream = reply.stream
         assert stream is not None  # noqa: S101  the caller looked
-        if self._streams.full(owner):  # many may have waited for the other server
+        if self._streams.full(request):  # many may have waited for the other server
             stream.close()
             return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM)
         until = lasts_until(request.principal)
         # A comment between two pieces of one event would break it: nothing is written but what the server says.
-        self._streams.add(sink, owner, ("inspect", ""), code=lambda data: b"", until=until)
+        self._streams.add(sink, request, ("inspect", ""), code=lambda data: b"", until=until)
         sink.on_close(stream.close)
         try:
             while not sink.closed and (data := await stream.read()):

@@ -16,7 +16,7 @@ from millstream._http.message import JSON_HEAD, STREAM_HEAD, Request, Response, 
 from millstream._http.problems import plain_problem
 from millstream._protocol import sse
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.services import lasts_until, principal_id
+from millstream._server.calls.services import lasts_until
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, InvalidName, TooMany
@@ -130,11 +130,10 @@ class DashboardFeed:
 
     async def events(self, request: Request) -> Response | None:
         """`GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, spares lines that were already told."""
-        owner = principal_id(request.principal)
-        if self._streams.full(owner):
+        if self._streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, owner, ("dashboard", ""), until=lasts_until(request.principal))
+        self._streams.add(sink, request, ("dashboard", ""), until=lasts_until(request.principal))
         try:
             self._welcome(sink, last_event_id(request))
             await sink.wait_closed()

@@ -18,13 +18,13 @@ from millstream._protocol.notifications import (
 from millstream._server.calls.access import granted
 from millstream._server.calls.call import Call
 from millstream._server.calls.changes import UPDATED, Change, touched
-from millstream._server.calls.services import Services, principal_id
+from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
 from millstream._server.features.finding import find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.listing import sees
 from millstream._server.handlers.params import read
-from millstream._server.load import lighten
+from millstream._server.load import lighten, most_streams
 
 MAX_URI_BYTES = 128 * 1024
 """The URIs of one subscription together have at most so many characters, as many as a session's record holds."""
@@ -43,7 +43,7 @@ class ListenHandlers:
         self._registry = registry
         self._services = services
         self._open: dict[str, int] = {}
-        """Principal -> number of its open subscriptions."""
+        """Caller, see `Call.owner` -> number of its open subscriptions."""
 
     def table(self) -> Mapping[str, Handler]:
         return {"subscriptions/listen": self.listen}
@@ -61,9 +61,9 @@ class ListenHandlers:
         call.client = Client({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
         call.params, call.token = b"", None
         lighten(call, self._services.bodies)
-        owner = principal_id(call.principal)
-        mine = self._open.get(owner, 0)
-        if mine >= settings.max_streams_per_principal or sum(self._open.values()) >= settings.max_streams:
+        owner = call.owner
+        mine, most = self._open.get(owner, 0), settings.max_streams
+        if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(self._open.values()) >= most:
             raise ProtocolError(OVERLOADED, "Too many open subscriptions: close some, or try again later", status=503)
         self._open[owner] = mine + 1
         try:

@@ -11,7 +11,6 @@ from millstream._protocol.handshake import read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
 from millstream._protocol.revisions import ASSUMED
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import principal_id
 from millstream._transports.batches import is_batch
 from millstream._transports.refusals import WRONG_TYPE, refusal, refused, too_many_streams, unknown_session
 from millstream._transports.streamable.batch import serve_batch
@@ -93,7 +92,7 @@ def _per_request(exchange: Exchange, message: Envelope) -> Call | Response:
         return _ACCEPTED
     if message.method == LISTEN and not exchange.accepts.stream:
         raise ProtocolError(INVALID_REQUEST, _UNREADABLE_STREAM, status=406)
-    if message.method == LISTEN and endpoint.streams.full(principal_id(request.principal)):
+    if message.method == LISTEN and endpoint.streams.full(request):
         raise too_many_streams()
     registry = endpoint.dispatcher.registry
     admitted = admit_per_request(

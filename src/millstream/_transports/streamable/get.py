@@ -6,7 +6,6 @@ from millstream._protocol.errors import SERVER_ERROR, ProtocolError
 from millstream._protocol.revisions import names_per_request_era
 from millstream._server.call_log import parse_event_id
 from millstream._server.calls.notes import SESSION_OVER
-from millstream._server.calls.services import principal_id
 from millstream._server.calls.sessions import Session
 from millstream._transports.refusals import (
     SESSION_NOT_FOUND,
@@ -54,24 +53,23 @@ class SessionStreams:
             return refused(exc)
         if not session.current:
             return _STREAMS_GONE
-        owner = principal_id(request.principal)
-        if self._endpoint.streams.full(owner):
+        if self._endpoint.streams.full(request):
             return TOO_MANY_STREAMS
         last = headers.get(b"last-event-id")
         if last is not None:
-            return await self._resume(request, session, owner, last.decode("latin-1").strip())
-        return await self._standing.serve(request, session, owner, resumed=False)
+            return await self._resume(request, session, last.decode("latin-1").strip())
+        return await self._standing.serve(request, session, resumed=False)
 
-    async def _resume(self, request: Request, session: Session, owner: str, last: str) -> Response | None:
+    async def _resume(self, request: Request, session: Session, last: str) -> Response | None:
         parsed = parse_event_id(last)
         if parsed is None:
             return UNKNOWN_EVENT
         stream, position = parsed
         if not is_stand_alone(stream):
-            return await self._resumption.serve(request, session, owner, stream, position)
+            return await self._resumption.serve(request, session, stream, position)
         if position.epoch != self._endpoint.services.store.epoch:
             return UNKNOWN_EVENT
-        return await self._standing.serve(request, session, owner, resumed=True)
+        return await self._standing.serve(request, session, resumed=True)
 
     async def delete(self, request: Request) -> Response | None:
         """End a session."""

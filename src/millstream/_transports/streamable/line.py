@@ -16,7 +16,7 @@ from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._server.call_log import END, MESSAGE, OPEN, append, event_id, log_name, stream_name
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services, lasts_until, principal_id
+from millstream._server.calls.services import Services, lasts_until
 from millstream._stores.base import Position, Sealed, StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import too_many_streams
@@ -33,8 +33,21 @@ class PostLine:
     """The `Line` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (
-        "_cancel", "_id", "_kept", "_lock", "_opened", "_owner", "_revision", "_services", "_session", "_sink",
-        "_stream", "_streams", "_until", "asks", "request",
+        "_caller",
+        "_cancel",
+        "_id",
+        "_kept",
+        "_lock",
+        "_opened",
+        "_revision",
+        "_services",
+        "_session",
+        "_sink",
+        "_stream",
+        "_streams",
+        "_until",
+        "asks",
+        "request",
     )  # fmt: skip
 
     def __init__(
@@ -52,9 +65,9 @@ class PostLine:
         self._id = call.id
         self._revision = call.revision
         self._session = call.session
-        self._owner = principal_id(call.principal) if call.method == _LISTEN else None
+        self._caller = request if call.method == _LISTEN else None
         """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
-        self._until = inf if self._owner is None else lasts_until(call.principal)
+        self._until = inf if self._caller is None else lasts_until(call.principal)
         self._services = services
         self._streams = streams if can_stream else None
         self._sink: Sink | None = None
@@ -149,13 +162,13 @@ class PostLine:
 
     def _has_room(self) -> bool:
         """Whether the stream may be opened. Many subscriptions may have been let in and waited for limits or hooks."""
-        return self._owner is None or self._streams is None or not self._streams.full(self._owner)
+        return self._caller is None or self._streams is None or not self._streams.full(self._caller)
 
     async def _open(self) -> None:
         self._opened = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink, self._owner, ("http", self._revision.date), until=self._until)
+        self._streams.add(sink, self._caller, ("http", self._revision.date), until=self._until)
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await self._keep(OPEN, encode(self._id), None)

@@ -32,9 +32,7 @@ class Resumption:
         peers.on_interruption(self._place_all)
         peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
 
-    async def serve(
-        self, request: Request, session: Session, owner: str, stream: str, position: Position
-    ) -> Response | None:
+    async def serve(self, request: Request, session: Session, stream: str, position: Position) -> Response | None:
         """Replay what the log has after a position, then what comes, up to the last entry."""
         services, name = self._endpoint.services, log_name(session.id, stream)
         log = services.store.log
@@ -51,10 +49,10 @@ class Resumption:
                 reader.placed = True
             if self._readers.get(name) is not reader:  # somebody newer came meanwhile
                 return EMPTY_STREAM
-            if self._endpoint.streams.full(owner):  # many may have waited for the store and the workers
+            if self._endpoint.streams.full(request):  # many may have waited for the store and the workers
                 return TOO_MANY_STREAMS
             reader.sink = request.open(200, STREAM_HEAD)
-            self._endpoint.streams.add(reader.sink, owner, until=lasts_until(request.principal))
+            self._endpoint.streams.add(reader.sink, request, until=lasts_until(request.principal))
             await self._read(reader, reader.sink, stream, name, position)
         finally:
             if self._readers.get(name) is reader:

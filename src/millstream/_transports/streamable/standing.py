@@ -156,7 +156,7 @@ class StandingStreams:
         for standing in self._by_session.values():
             standing.placed = True
 
-    async def serve(self, request: Request, session: Session, owner: str, *, resumed: bool) -> Response | None:
+    async def serve(self, request: Request, session: Session, *, resumed: bool) -> Response | None:
         """Open the stream and say what changes until it closes."""
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
@@ -170,11 +170,11 @@ class StandingStreams:
                 standing.placed = True
             if standing.over:
                 return EMPTY_STREAM
-            if self._endpoint.streams.full(owner):  # many may have waited for that
+            if self._endpoint.streams.full(request):  # many may have waited for that
                 return TOO_MANY_STREAMS
             sink = request.open(200, STREAM_HEAD)
             until = lasts_until(request.principal)
-            self._endpoint.streams.add(sink, owner, ("http", session.revision.date), until=until)
+            self._endpoint.streams.add(sink, request, ("http", session.revision.date), until=until)
             standing.open(sink)
             record = await services.records.get(session)
             sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)

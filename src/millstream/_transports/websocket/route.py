@@ -19,7 +19,7 @@ from millstream._http.websocket.direct import EXTENSION, DirectSocket, Wire
 from millstream._http.websocket.queued import QueuedSocket
 from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, POLICY_VIOLATION, TOO_BIG, UNSUPPORTED_DATA, Socket
 from millstream._protocol.principal import Principal
-from millstream._server.calls.services import lasts_until, principal_id
+from millstream._server.calls.services import lasts_until
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import Connection
 from millstream._transports.open_streams import OpenStreams
@@ -80,7 +80,7 @@ class WebSocketRoute:
         stop = partial(outbox.end, GOING_AWAY, "The server stops")
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token isn't valid any more: sign in again")
         self._streams.add(
-            outbox, principal_id(peer.principal), ("websocket", ""), code=_no_form, end=stop, dismiss=dismiss,
+            outbox, peer, ("websocket", ""), code=_no_form, end=stop, dismiss=dismiss,
             until=lasts_until(peer.principal),
         )  # fmt: skip
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
@@ -129,9 +129,8 @@ class WebSocketRoute:
             if isinstance(found, Response):
                 return found
             principal = found
-        if self._stopping or self._streams.full(principal_id(principal)):
-            return _BUSY
-        return Peer(address, headers, principal, self.may_publish(principal, address, headers))
+        peer = Peer(address, headers, principal, self.may_publish(principal, address, headers))
+        return _BUSY if self._stopping or self._streams.full(peer) else peer
 
     def _outbox(self, scope: Scope, send: Send) -> Socket:
         """What carries the messages out: straight to the transport, where the server is ours and shows it."""
