@@ -9,7 +9,7 @@ import pydantic
 import pytest
 
 from bad_input.shop import make_shop
-from millstream._protocol.depth import MAX_CONTAINERS, overgrown
+from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, overgrown
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import check_text, split_batch
 from millstream._server.functions.plan import plan
@@ -147,6 +147,35 @@ def test_a_message_of_more_than_a_hundred_thousand_arrays_and_objects_is_refused
 def test_brackets_in_a_text_are_not_counted_as_arrays() -> None:
     """RFC 8259 §7: a program of many brackets may be an argument."""
     assert not overgrown(b'{"text":"%b"}' % (b"[{" * MAX_CONTAINERS))
+
+
+@pytest.mark.parametrize("item", [b"1.5e300", b"-5E-324", b"1.5e+0300", b"1.2345678901234567890123456789e-30"])
+def test_a_message_of_more_than_five_thousand_numbers_that_are_slow_to_read_is_refused_before_it_is_read(
+    item: bytes,
+) -> None:
+    """A defect: 4 MB of such numbers held the event loop for four seconds, in whatever a decoder makes numbers of."""
+    check_text(many(item, MAX_LONG_NUMBERS), 64)
+    with pytest.raises(ProtocolError) as refused:
+        check_text(many(item, MAX_LONG_NUMBERS + 1), 64)
+    assert (refused.value.code, refused.value.status) == (PARSE_ERROR, 400)
+    assert "more than 5,000 numbers with very many digits or very large exponents" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b'"1.5e300"',
+        b'"\\"1.5e300"',
+        b"1.5e100",
+        b"-1.2345678901234567e-05",
+        b"1.234567890123456789e-30",
+        b"0.3000000000000000444089209850062616169452667236328125",
+        b"7" * 400,
+    ],
+)
+def test_numbers_that_are_read_fast_are_not_counted_nor_is_what_looks_like_one_in_a_text(item: bytes) -> None:
+    """Results of measurements, at full length or as tiny as they are, go on to be arguments."""
+    assert not overgrown(many(item, MAX_LONG_NUMBERS * 2))
 
 
 def test_a_batch_that_is_too_large_is_refused_at_its_first_item_too_many() -> None:

@@ -297,6 +297,7 @@ async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: 
         ("POST /publish", b'{"data":1}', b"Content-Type: text/plain\r\n", 415, "application/json"),
         ("POST /publish", b'{"data":1}', b"", 415, "application/json"),
         ("POST /publish", b'{"data":"' + b"x" * 2000 + b'"}', JSON, 413, "1000"),
+        ("POST /publish", b'{"data":' + b"[1.5," * 1000, JSON, 413, "not 5008 bytes of JSON"),
     ],
 )
 async def test_bad_input_is_a_clear_error_and_nothing_is_lost_for_anybody_else(

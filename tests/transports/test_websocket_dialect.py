@@ -233,6 +233,17 @@ async def test_a_forbidden_channel_is_refused_in_the_dialect() -> None:
             assert (await ask(socket, message))["error"]["code"] == -32003
 
 
+async def test_an_event_that_is_far_too_large_is_refused_before_it_is_read() -> None:
+    """A defect: it was built whole, however long that took. A number that no float holds shows what is read."""
+    async with world(limits=HubLimits(max_event=1000)) as app, app.client() as socket:
+        await hear(socket)
+        data = f"[{'1,' * 2000}1e999]"
+        answer = await ask(socket, f'{{"type":"publish","data":{data},"id":1}}')
+        assert answer["error"]["message"] == f"An event takes 1000 bytes, not {len(data)} bytes of JSON."
+        answer = await ask(socket, '{"type":"publish","data":[1e999],"id":1}')
+        assert "out of range" in answer["error"]["message"]
+
+
 async def test_without_a_hub_the_dialect_says_what_to_serve() -> None:
     """A server of tools alone has a WebSocket too."""
     async with world() as app:

@@ -1,12 +1,13 @@
-"""How deep JSON nests, and how many arrays, objects and members it holds, without parsing it.
+"""How deep JSON nests, and how many arrays, objects, members and long numbers it holds, without parsing it.
 
 `overgrown` guards recursive decoders, and the event loop: a value of a million empty arrays fits into 4 MiB and takes
-half a second to build, for the collector walks it again and again. It does not validate: of text that is not JSON it
-says something, and the decoder refuses that text anyway. Nothing in it loops in Python, and each step is one linear
-pass.
+half a second to build, for the collector walks it again and again. So do half a million numbers such as ``1.5e300``,
+which take four seconds. It does not validate: of text that is not JSON it says something, and the decoder refuses that
+text anyway. Nothing in it loops in Python over more than it allows, and each step is one linear pass.
 """
 
-from itertools import accumulate
+import re
+from itertools import accumulate, islice
 
 MAX_CONTAINERS = 100_000
 """Arrays and objects in one message. So many take some 20 ms to build."""
@@ -14,7 +15,17 @@ MAX_CONTAINERS = 100_000
 MAX_MEMBERS = 50_000
 """Members of all objects in a value that is read into a dict, one by one. So many take some 20 ms."""
 
+MAX_LONG_NUMBERS = 5_000
+"""Numbers in one message that a decoder reads in its slow way. So many take some 40 ms."""
+
 _SHORT = 4096
+_FEW_NUMBERS = MAX_LONG_NUMBERS * len(b"1e200,")
+"""Bytes that are too few for so many."""
+_DIGITS_TO_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
+_SMALL_E = bytes.maketrans(b"E", b"e")
+_SIGNS = b".+-"
+_LARGE_EXPONENT = re.compile(rb"e0*[23]\d\d")
+"""In text without `_SIGNS`: near the ends of what a float holds every number is read in the slow way."""
 _OTHERS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
 _NOT_COLONS = bytes(byte for byte in range(256) if byte not in b'":')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -27,6 +38,11 @@ def overgrown(body: bytes, max_depth: int = 64) -> str:
     Bodies with at most `max_depth` opening brackets, nearly all, cost one count of these.
     """
     if len(body) > _SHORT:
+        if len(body) > _FEW_NUMBERS and _too_many_long_numbers(body):
+            return (
+                f"more than {MAX_LONG_NUMBERS:,} numbers with very many digits or very large exponents: "
+                "round them, or send them in several messages"
+            )
         brackets = body.count(b"{") + body.count(b"[")
     else:
         # What `replace` leaves out is counted twice as fast as by `count`, while there is little of it.
@@ -39,6 +55,23 @@ def overgrown(body: bytes, max_depth: int = 64) -> str:
     if max(accumulate(memoryview(outside).cast("b")), default=0) > max_depth:
         return f"nested deeper than {max_depth}"
     return ""
+
+
+def _too_many_long_numbers(body: bytes) -> bool:
+    """Whether a decoder would be slow: at any large exponent, and at a smaller one behind more digits than 64 bits."""
+    if body.count(b"e") + body.count(b"E") <= MAX_LONG_NUMBERS:
+        return False
+    zeros = body.translate(_DIGITS_TO_ZEROS, _SIGNS)
+    if zeros.count(b"0e000") <= MAX_LONG_NUMBERS and _count_long(zeros) <= MAX_LONG_NUMBERS:
+        return False
+    numbers = _outside_strings(body, None, b"").translate(_SMALL_E, _SIGNS)
+    large = [*islice(_LARGE_EXPONENT.finditer(numbers), MAX_LONG_NUMBERS + 1)]
+    return len(large) + _count_long(numbers.translate(_DIGITS_TO_ZEROS)) > MAX_LONG_NUMBERS
+
+
+def _count_long(zeros: bytes) -> int:
+    """Numbers of 20 digits with an exponent of two or more, where every digit is written as a zero."""
+    return zeros.count(b"0" * 20 + b"e00") if zeros.count(b"e00") > MAX_LONG_NUMBERS else 0
 
 
 def too_many_members(value: bytes) -> bool:

@@ -25,6 +25,7 @@ from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
 from millstream.hub._channels import DEFAULT
+from millstream.hub._limits import check_unread
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
@@ -177,12 +178,18 @@ class HubRoutes:
         return reply
 
     def _read_publication(self, request: Request) -> Publication:
-        """Raises: ProtocolError: the body isn't an event; `status` says why."""
+        """Read the body of `publish`.
+
+        Raises:
+            ProtocolError: the body isn't an event; `status` says why.
+            TooLarge: whatever is in the body, it is larger than an event can be.
+        """
         if not carries_json(request.headers):
             text = "Send the event as content-type application/json, without a content coding."
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
+        check_unread(len(request.body), self._hub.limits.max_event)
         check_text(request.body, self._max_depth)
         try:
             return _decode_publication(request.body)

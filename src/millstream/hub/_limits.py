@@ -63,6 +63,18 @@ class TooLarge(ToolError, ValueError):
     """The data of an event exceeds `HubLimits.max_event`. ``except TooLarge: await mcp.hub.publish("news", link)``"""
 
 
+def check_unread(size: int, max_event: int) -> None:
+    """Refuse the JSON of an event that is too large to be read at all. What is smaller is measured when it was read.
+
+    Escapes and fractions such as ``1.500000`` are longer than what subscribers are sent, though not by so much.
+
+    Raises:
+        TooLarge: the `size` in bytes is more than four times that of the largest data.
+    """
+    if size > 4 * max_event:
+        raise TooLarge(f"An event takes {max_event} bytes, not {size} bytes of JSON.")
+
+
 class Forbidden(ToolError):
     """The authorization hook, or the hub itself, refuses a channel. ``except Forbidden: return "You may not."``"""
 

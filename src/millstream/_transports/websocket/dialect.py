@@ -36,6 +36,7 @@ from millstream._transports.silent import silent_call
 from millstream.hub import Event, Forbidden, Hub, InvalidName, Subscription, TooLarge, TooMany
 from millstream.hub._channels import DEFAULT
 from millstream.hub._event import CUT
+from millstream.hub._limits import check_unread
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
@@ -47,8 +48,8 @@ class _Head(Struct, gc=False):
     type: str = ""
     id: Raw = Raw(b"")
     jsonrpc: Raw = Raw(b"")
-    channel: Any = DEFAULT
-    tool: Any = ""
+    channel: Raw = Raw(encode(DEFAULT))
+    tool: Raw = Raw(b'""')
 
 
 class _CallMessage(Struct, gc=False):
@@ -71,7 +72,7 @@ class _Publish(Struct, forbid_unknown_fields=True):
     """A misspelled ``channel`` would publish to everybody: members that nobody knows are refused."""
 
     type: str
-    data: Any
+    data: Raw
     channel: str = DEFAULT
     event: str | None = None
     event_id: str | None = None
@@ -90,6 +91,8 @@ class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_decode_data = msgspec.json.Decoder(Any).decode
 
 
 def encode_event(event: Event) -> bytes:
@@ -196,12 +199,15 @@ class Dialect:
 
     def _note(self, head: _Head, code: int) -> None:
         method, about = _OBSERVED.get(head.type, ("", ""))
-        target = getattr(head, about, "")
+        try:
+            target = _decode_text(getattr(head, about)) if about else ""
+        except ValueError:
+            target = ""
         self._dispatcher.services.note(
             method,
             "websocket",
             status=str(code) if code else "",
-            target=target if isinstance(target, str) else "",
+            target=target,
             principal=self._peer.principal,
         )
 
@@ -279,7 +285,8 @@ class Dialect:
         if not self._peer.may_publish:
             raise Forbidden("publish", message.channel)
         hub.admission.publish(message.channel, self._peer.principal)
-        done = await hub.publish(message.channel, message.data, event=message.event, id=message.event_id)
+        check_unread(len(message.data), hub.limits.max_event)
+        done = await hub.publish(message.channel, _decode_data(message.data), event=message.event, id=message.event_id)
         self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
 
     async def ping(self, message: _Ping, id: Raw) -> None:
