@@ -9,12 +9,15 @@ import pydantic
 import pytest
 
 from bad_input.shop import make_shop
-from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, overgrown
-from millstream._protocol.errors import PARSE_ERROR, ProtocolError
-from millstream._protocol.jsonrpc import check_text, split_batch
+from millstream._protocol.admission import admit_per_request
+from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, overgrown
+from millstream._protocol.errors import PARSE_ERROR, UNSUPPORTED_VERSION, ProtocolError
+from millstream._protocol.jsonrpc import MAX_ID, Envelope, check_text, split_batch
 from millstream._server.functions.plan import plan
 from millstream._server.functions.reading import MAX_VALUES, ArgumentError, read_arguments
-from wire import enveloped, routing, wired
+from millstream._server.questions.questions import Elicit, read_answer
+from millstream._transports.rest.routes import _read_envelope
+from wire import POST, enveloped, request, routing, wired
 
 MIB = 1024 * 1024
 RECURSIVE = {
@@ -200,3 +203,115 @@ async def test_answers_to_more_questions_than_anybody_asks_are_refused_before_th
         reply = await wire.post(enveloped("tools/call", params, elicitation={}), routing("tools/call", tool))
         assert reply.error[1] == -32602
         assert "inputResponses" in reply.message["error"]["message"]
+
+
+MANY = {f"k{number}": "" for number in range(MAX_MEMBERS + 1)}
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("prompts/get", {"name": "greet", "arguments": {**MANY, "name": "Ada"}}),
+        (
+            "completion/complete",
+            {
+                "ref": {"type": "ref/prompt", "name": "greet"},
+                "argument": {"name": "name", "value": ""},
+                "context": {"arguments": MANY},
+            },
+        ),
+    ],
+)
+async def test_more_texts_than_a_prompt_or_template_has_arguments_are_refused_before_they_are_read(
+    method: str, params: dict[str, Any]
+) -> None:
+    """A defect: 4 MB of empty texts held the event loop for 0.15 s."""
+    async with wired(make_shop(), "asgi") as wire:
+        reply = await wire.post(request(method, params))
+        assert reply.message["error"] == {"code": -32602, "message": "Invalid params: more than 50,000 members"}
+        few = {"context": {}, "arguments": {"name": "Ada"}}
+        assert "result" in (await wire.post(request(method, {**params, **few}))).message
+
+
+def test_the_parameters_of_the_script_dialect_are_not_taken_apart() -> None:
+    """A defect: each of 400,000 members became an object, and all were written again, in 0.2 s."""
+    members = b",".join(b'"k%d":1' % number for number in range(200_000))
+    body = b'{"params":{%b}}' % members
+    assert peak(lambda: _read_envelope(body, "tools/list")) < 2 * len(body)
+
+
+def test_an_answer_of_more_fields_than_any_form_has_is_refused_before_it_is_read() -> None:
+    """A defect: each was looked at in Python, although the form asked for one."""
+    form = Elicit("Who?", {"type": "object", "properties": {"name": {"type": "string"}}})
+    members = b",".join(b'"k%d":1' % number for number in range(MAX_MEMBERS + 1))
+    assert read_answer(form, b'{"action":"accept","content":{"name":"Ada","more":1}}') == {"name": "Ada", "more": 1}
+    with pytest.raises(ProtocolError, match="content has more than 50,000 members"):
+        read_answer(form, b'{"action":"accept","content":{%b}}' % members)
+
+
+LONG = "x" * MIB
+WITH_TOKEN = {"name": "add", "arguments": {"a": 1, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        (LONG, {}),
+        ("tools/call", {"name": LONG}),
+        ("prompts/get", {"name": LONG}),
+        ("resources/read", {"uri": LONG}),
+        ("completion/complete", {"ref": {"type": "ref/prompt", "name": LONG}, "argument": {"name": "", "value": ""}}),
+        ("completion/complete", {"ref": {"type": "ref/resource", "uri": LONG}, "argument": {"name": "", "value": ""}}),
+        (
+            "completion/complete",
+            {"ref": {"type": "ref/prompt", "name": "greet"}, "argument": {"name": LONG, "value": ""}},
+        ),
+        ("logging/setLevel", {"level": LONG}),
+        ("tools/list", {"cursor": LONG}),
+        ("tools/call", {"name": "add", "arguments": {LONG: 1}}),
+        ("tools/call", {"name": "add", "arguments": {"a": LONG, "b": 1}}),
+    ],
+)
+async def test_a_refusal_repeats_no_more_than_the_beginning_of_what_it_refuses(
+    method: str, params: dict[str, Any]
+) -> None:
+    """A defect: a method or URI of 4 MB came back whole, and replies that nobody read held 720 MB."""
+    async with wired(make_shop(), "asgi") as wire:
+        reply = await wire.post(request(method, params))
+        assert "error" in reply.message or reply.message["result"]["isError"]
+        assert len(reply.body) < 10_000
+
+
+def test_a_version_that_is_refused_is_repeated_in_part() -> None:
+    """Where no header limits it, as on stdio, it may be as long as a message."""
+    params = (
+        b'{"_meta":{"io.modelcontextprotocol/protocolVersion":"%b","io.modelcontextprotocol/clientCapabilities":{}}}'
+    )
+    message = Envelope(1, "ping", params % LONG.encode())
+    with pytest.raises(ProtocolError) as refused:
+        admit_per_request(message, serves=lambda *_: True, requires=lambda *_: {})
+    assert refused.value.code == UNSUPPORTED_VERSION
+    assert refused.value.data["requested"] == "x" * 200 + "…"
+
+
+@pytest.mark.parametrize("length", [MAX_ID + 1, MIB])
+async def test_a_progress_token_is_no_longer_than_an_id(length: int) -> None:
+    """A defect: each progress notification repeats it, so that 1 MB of it became 1 GB."""
+    params = {**WITH_TOKEN, "_meta": {"progressToken": "t" * length}}
+    later = enveloped("tools/call", WITH_TOKEN)
+    later["params"]["_meta"]["progressToken"] = "t" * length
+    async with wired(make_shop(), "asgi") as wire:
+        for reply in (
+            await wire.post(request("tools/call", params)),
+            await wire.post(later, routing("tools/call", "add")),
+            await wire.post(later, {**routing("tools/call", "add"), "accept": POST["accept"] + ", */*"}),
+        ):
+            assert reply.error[1:] == (-32602, 1)
+            assert f"{MAX_ID}" in reply.message["error"]["message"]
+            assert len(reply.body) < 1000
+        session = await wire.initialize("2025-03-26")
+        (batched,) = (await wire.post([request("tools/call", params)], session)).message
+        assert (batched["id"], batched["error"]["code"]) == (1, -32602)
+        params["_meta"]["progressToken"] = later["params"]["_meta"]["progressToken"] = "t" * MAX_ID
+        assert "result" in (await wire.post(request("tools/call", params))).message
+        assert "result" in (await wire.post(later, routing("tools/call", "add"))).message

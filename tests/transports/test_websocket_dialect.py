@@ -244,6 +244,25 @@ async def test_an_event_that_is_far_too_large_is_refused_before_it_is_read() -> 
         assert "out of range" in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "ping", "id": "x" * 20_000},
+        {"type": "mcp_call", "tool": "x" * 20_000},
+        {"type": "publish", "data": 1, "x" * 20_000: 1},
+        {"type": "x" * 20_000},
+        {"type": "subscribe", "name": "\ufffd" * 20_000},
+    ],
+)
+async def test_an_error_repeats_no_more_than_the_beginning_of_what_it_refuses(message: dict[str, Any]) -> None:
+    """A defect: names of any length came back whole, and an id of any length with every answer."""
+    async with world() as app, app.client() as socket:
+        await hear(socket)
+        answer = await ask(socket, message)
+        assert answer["type"] == "error"
+        assert len(json.dumps(answer)) < 1000
+
+
 async def test_without_a_hub_the_dialect_says_what_to_serve() -> None:
     """A server of tools alone has a WebSocket too."""
     async with world() as app:

@@ -22,6 +22,7 @@ from millstream._protocol.errors import (
     MISSING_CLIENT_CAPABILITY,
     UNSUPPORTED_VERSION,
     ProtocolError,
+    shown,
 )
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.metadata import Client, RequestMeta, declares
@@ -141,7 +142,7 @@ def admit_per_request(
         raise ProtocolError(
             UNSUPPORTED_VERSION,
             "Unsupported protocol version",
-            {"supported": list(PER_REQUEST), "requested": version},
+            {"supported": list(PER_REQUEST), "requested": shown(version)},
             status=400,
         )
     if not serves(message.method, revision):
@@ -159,7 +160,9 @@ def _display(meta: RequestMeta) -> tuple[str, str]:
 
 def method_not_found(method: str, revision: Revision) -> ProtocolError:
     """The refusal for a method that a revision has not, or that this server does not offer."""
-    return ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}", status=revision.method_not_found_status)
+    return ProtocolError(
+        METHOD_NOT_FOUND, f"Method not found: {shown(method)}", status=revision.method_not_found_status
+    )
 
 
 def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

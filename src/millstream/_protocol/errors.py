@@ -22,6 +22,15 @@ SERVER_ERROR = -32000
 """The code that clients of the handshake era expect for errors without one of their own."""
 
 
+MAX_SHOWN = 200
+"""Characters of a peer's own text that an error repeats: what a refusal costs doesn't grow with what is refused."""
+
+
+def shown(text: str, most: int = MAX_SHOWN) -> str:
+    """The beginning of a peer's own text, for an error; all of it if it is short."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 class ProtocolError(Exception):
     """The peer's fault: becomes a JSON-RPC error, as ``raise ProtocolError(-32602, "Unknown book")``.
 

@@ -4,10 +4,12 @@ The envelope's keys are those of https://modelcontextprotocol.io/specification/2
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from millstream._protocol.jsonrpc import MAX_ID
 
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
@@ -20,7 +22,8 @@ LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "a
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 """RFC 5424 severities, least severe first."""
 
-ProgressToken = int | str
+ProgressToken = int | Annotated[str, Meta(max_length=MAX_ID)]
+"""As long as an id at most: every progress notification repeats it."""
 
 
 class Implementation(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
-from millstream._protocol.jsonrpc import RequestId
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.jsonrpc import MAX_ID, RequestId
 from millstream._protocol.messages import Json, Params, SubscriptionFilter
 from millstream._protocol.metadata import ProgressToken
 
@@ -75,7 +76,7 @@ NOTIFICATIONS: Mapping[str, type[Struct]] = MappingProxyType(
 
 
 class _TokenMeta(Struct, gc=False):
-    token: ProgressToken | UnsetType = field(default=UNSET, name="progressToken")
+    token: int | str | UnsetType = field(default=UNSET, name="progressToken")
 
 
 class _TokenParams(Struct, gc=False):
@@ -87,14 +88,21 @@ _decode_token = msgspec.json.Decoder(_TokenParams).decode
 
 
 def progress_token(params: bytes) -> ProgressToken | None:
-    """The progress token of a request; one of a wrong type counts as none."""
+    """The progress token of a request; one of a wrong type counts as none.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS for one that is too long.
+    """
     if b'"progressToken"' not in params:
         return None
     try:
         meta = _decode_token(params).meta
     except (ValueError, RecursionError):
         return None
-    return meta.token if meta is not UNSET and meta.token is not UNSET else None
+    token = None if meta is UNSET or meta.token is UNSET else meta.token
+    if isinstance(token, str) and len(token) > MAX_ID:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: a progress token has at most {MAX_ID} characters")
+    return token
 
 
 def cancelled_id(params: bytes) -> RequestId | None:

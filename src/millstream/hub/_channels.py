@@ -106,7 +106,7 @@ def _same(wanted: str, given: str) -> bool:
 
 def _check_readable(what: str, text: str) -> None:
     if _UNREADABLE in text:
-        raise InvalidName(f"A {what} is UTF-8: {text!r} has something else in it.")
+        raise InvalidName(f"A {what} is UTF-8: {text[:80]!r} has something else in it.")
 
 
 def _check_text(what: str, text: str, limit: int) -> None:

@@ -293,7 +293,11 @@ def per_request_call(admitted: Admitted, message: Envelope, **way: Any) -> Call:
 
 
 def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
-    """A request of the handshake era as a call; the arguments are those of `per_request_call`."""
+    """A request of the handshake era as a call; the arguments are those of `per_request_call`.
+
+    Raises:
+        ProtocolError: the progress token is too long.
+    """
     assert message.id is not None  # noqa: S101  only requests become calls
     return Call(
         revision=revision,

@@ -16,6 +16,7 @@ from millstream._protocol.metadata import (
     LOG_LEVELS,
     VERSION_KEY,
     Implementation,
+    ProgressToken,
 )
 from millstream._protocol.revisions import NEWEST
 from millstream._server.features.tools import Tool
@@ -37,13 +38,13 @@ class _Meta(
     capabilities: dict[str, Any]
     client: Implementation | UnsetType = UNSET
     log_level: Literal[*LOG_LEVELS] | UnsetType = UNSET  # type: ignore[valid-type]  # one list of levels
-    token: int | str | UnsetType = UNSET
+    token: ProgressToken | UnsetType = UNSET
 
 
 class _HandshakeMeta(Struct, frozen=True, gc=False, rename={"version": VERSION_KEY, "token": "progressToken"}):
     version: Raw | UnsetType = UNSET
     """Present in the other era only."""
-    token: int | str | UnsetType = UNSET
+    token: ProgressToken | UnsetType = UNSET
 
 
 class _HandshakeParams(Struct, gc=False, rename={"meta": "_meta"}):

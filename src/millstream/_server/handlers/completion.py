@@ -18,7 +18,7 @@ from millstream._server.features.prompts import Prompt
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Template
 from millstream._server.handlers.listing import sees
-from millstream._server.handlers.params import read
+from millstream._server.handlers.params import read_texts
 
 MAX_VALUES = 100
 
@@ -40,7 +40,7 @@ class CompletionHandlers:
 
     async def complete(self, call: Call) -> bytes:
         """Return values that begin as the person typed, from the registered function or else the parameter's type."""
-        params = read(_decoder, call)
+        params = read_texts(_decoder, call)
         if self._registry.completes is not None:
             return b'"completion":%b' % encode(await self._registry.completes(call, params))
         item, reference = self._find(params.ref, call)

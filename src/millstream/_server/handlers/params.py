@@ -5,6 +5,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, Struct
 
+from millstream._protocol.depth import MAX_MEMBERS, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.messages import InputResponseRequestParams, PaginatedRequestParams
 from millstream._server.calls.asking import read_responses
@@ -24,6 +25,17 @@ def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
         return decoder.decode(call.params or b"{}")
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+
+
+def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+    """As `read`, where the parameters hold an object of texts, each of which becomes an object of its own.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, also for more members than any prompt or template has arguments.
+    """
+    if too_many_members(call.params):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
+    return read(decoder, call)
 
 
 def take_rounds(call: Call, params: InputResponseRequestParams) -> None:

@@ -16,7 +16,7 @@ from millstream._server.features.registry import Registry
 from millstream._server.functions.reading import ArgumentError
 from millstream._server.functions.results import encode_messages
 from millstream._server.handlers.listing import list_page, sees
-from millstream._server.handlers.params import read, take_rounds
+from millstream._server.handlers.params import read_texts, take_rounds
 
 _get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
 
@@ -36,7 +36,7 @@ class PromptHandlers:
         return await list_page(self._registry, "prompts", call)
 
     async def get(self, call: Call) -> bytes:
-        params = read(_get_decoder, call)
+        params = read_texts(_get_decoder, call)
         prompt = self._registry.prompts.get(params.name)
         if prompt is None or not sees(call, prompt):
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")

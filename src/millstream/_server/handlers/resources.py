@@ -6,23 +6,20 @@ from typing import Any
 
 import msgspec
 
-from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError
+from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError, shown
 from millstream._protocol.messages import ReadResourceRequestParams, ResourceRequestParams
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.dispatch import Handler
-from millstream._server.features.finding import find_readable
+from millstream._server.features.finding import MAX_URI, find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource, Template
 from millstream._server.functions.reading import ArgumentError
 from millstream._server.functions.results import encode_contents
 from millstream._server.handlers.listing import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
-
-MAX_URI = 8 * 1024
-
 
 _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
 _uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
@@ -121,4 +118,4 @@ def _session(call: Call) -> Session:
 
 
 def _not_found(uri: str) -> ProtocolError:
-    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": uri})
+    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shown(uri, MAX_URI)})

@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.content import Message
-from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError
+from millstream._protocol.depth import MAX_MEMBERS, too_many_members
+from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError, shown
 from millstream._protocol.messages import Params
 from millstream._protocol.questions import (
     CreateMessageRequestParams,
@@ -160,7 +161,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
             return _decode_roots(raw).roots
         result = _decode_elicit(raw)
     except (msgspec.DecodeError, RecursionError) as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {exc}") from exc
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {shown(str(exc))}") from exc
     if result.action == "decline":
         raise Declined("The person declined to answer.")
     if result.action == "cancel":
@@ -173,6 +174,8 @@ def read_answer(question: Question, raw: bytes) -> Any:
 
 
 def _parse_form(question: Elicit, raw: bytes) -> Any:
+    if too_many_members(raw):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content has more than {MAX_MEMBERS:,} members")
     try:
         content = msgspec.json.decode(raw or b"null", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as exc:

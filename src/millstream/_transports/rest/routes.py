@@ -10,10 +10,10 @@ so. The dialect answers in the shape of the handshake era, the one that such scr
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Meta, Raw, Struct
 
 from millstream._http.message import JSON_HEAD, Request, Response, client_id_of
 from millstream._http.problems import (
@@ -37,7 +37,7 @@ from millstream._protocol.errors import (
     PARSE_ERROR,
     ProtocolError,
 )
-from millstream._protocol.jsonrpc import RequestId, check_text, encode, require_json
+from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, encode, require_json
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._server.calls.access import scopes_of
 from millstream._server.calls.call import Call
@@ -60,9 +60,9 @@ class _Envelope(Struct, gc=False):
     """A body of the dialect. Any member may be absent, but those that are there must be right."""
 
     jsonrpc: str = "2.0"
-    id: RequestId | None = None
+    id: int | Annotated[str, Meta(max_length=MAX_ID)] | None = None
     method: str = ""
-    params: dict[str, Raw] | UnsetType = UNSET
+    params: Raw = Raw(b"")
 
 
 class _Content(Struct, gc=False):
@@ -133,7 +133,7 @@ class RestRoutes:
             body = request.body or b"{}"
             envelope = _read_envelope(body, method)
             request_id = envelope.id
-            params = body if envelope.params is UNSET else encode(envelope.params)
+            params = bytes(envelope.params) or body
             call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers, request_id or 0)
             self._dispatcher.load.take(call, len(params))
         except ProtocolError as exc:
@@ -267,6 +267,8 @@ def _read_envelope(body: bytes, method: str) -> _Envelope:
         envelope = _decode_envelope(body)
     except msgspec.ValidationError as exc:
         raise ProtocolError(INVALID_REQUEST, f"Invalid request: {exc}") from exc
+    if envelope.params and bytes(envelope.params)[:1] != b"{":
+        raise ProtocolError(INVALID_REQUEST, 'Invalid request: "params" must be an object')
     if envelope.jsonrpc != "2.0":
         raise ProtocolError(INVALID_REQUEST, 'Invalid request: "jsonrpc" must be "2.0"')
     if envelope.method not in ("", method):

@@ -75,12 +75,12 @@ class _Batch:
             except ProtocolError as exc:
                 return None, self._refuse(None, "response", exc)
             return None, b""
-        call = self._exchange.handshake_call(message, self._session, self._revision)
         try:
+            call = self._exchange.handshake_call(message, self._session, self._revision)
             dispatcher.load.admit(call, call.method)
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
-            return call.id, self._refuse(call.id, call.method, exc)
+            return message.id, self._refuse(message.id, message.method, exc)
         # The request is the batch as a whole; a cancel is for one of its calls.
         call.stop = cast("asyncio.Task[Any]", asyncio.current_task()).cancel
         call.open_reply = self._connect
