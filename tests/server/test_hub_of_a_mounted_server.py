@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from millstream import Context, Server
 from millstream._app import runtime as runtimes_of_a_loop
 from millstream._protocol.errors import LocalError
+from millstream._telemetry.logs import overhear
 from patience import WAIT
 
 HOST = "http://127.0.0.1"
@@ -147,3 +148,32 @@ async def test_errors_are_shown_where_nobody_has_set_up_logging(
     assert capsys.readouterr().err.count("OSError: the shelf fell down") == 1
     await server.stop()
     assert len(root.handlers) == 1
+
+
+async def test_errors_are_shown_once_however_many_servers_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fixed: each server of a program showed those of all, so that two of them printed every traceback twice."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging, "lastResort", logging._StderrHandler(logging.WARNING))
+    async with Server("shop", serve="all").running(), Server("store", serve="all").running():
+        logging.getLogger("theirs").error("the shelf fell down")
+        assert capsys.readouterr().err.count("the shelf fell down") == 1
+    first, second = Heard(), Heard()
+    stop_first, stop_second = overhear(first), overhear(second)
+    stop_first()
+    logging.getLogger("theirs").error("the other shelf fell down")
+    stop_second()
+    assert capsys.readouterr().err.count("the other shelf fell down") == 1
+    assert (first.heard, second.heard) == ([], ["the other shelf fell down"])
+
+
+class Heard(logging.Handler):
+    """What reached it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())

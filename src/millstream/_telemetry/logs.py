@@ -134,8 +134,12 @@ class _Overhearing(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._listener.handle(record)
         last = logging.lastResort
-        if last is not None and record.levelno >= last.level and not _is_shown(record.name):
+        if last is not None and record.levelno >= last.level and self._shows() and not _is_shown(record.name):
             last.handle(record)
+
+    def _shows(self) -> bool:
+        """Whether it's the one that shows what nothing else does: each server that runs here has one that listens."""
+        return next((each for each in logging.getLogger().handlers if isinstance(each, _Overhearing)), self) is self
 
 
 def _is_shown(name: str) -> bool:
