@@ -114,9 +114,11 @@ def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bo
 
 
 def _holds(have: Any, wanted: Any) -> bool:
-    if isinstance(have, list) and isinstance(wanted, list | tuple):
-        return all(each in have for each in cast("Iterable[Any]", wanted))
-    return type(have) is type(wanted) and have == wanted
+    same = type(have) is type(wanted) and have == wanted
+    if same or not isinstance(have, list) or not isinstance(wanted, list | tuple):
+        return same
+    declared: list[Any] = have
+    return all(each in declared for each in cast("Iterable[Any]", wanted))
 
 
 MAX_CAPABILITIES = 4 * 1024

@@ -4,7 +4,6 @@ And warnings about what can be: they point to the line where the function is wri
 """
 
 import inspect
-import sys
 import warnings
 from types import CodeType
 from typing import Any
@@ -64,7 +63,8 @@ def notice(text: str, code: CodeType | None = None) -> None:
     if code is not None:
         warnings.warn_explicit(text, UserWarning, code.co_filename, code.co_firstlineno)
         return
-    frame = sys._getframe(1)
-    while str(frame.f_globals.get("__name__")).startswith("millstream.") and frame.f_back is not None:
+    frame = inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("millstream."):
         frame = frame.f_back
-    warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno)
+    if frame is not None:
+        warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno)

@@ -4,8 +4,8 @@ pydantic ignores whatever it doesn't know in ``Annotated``, so a bound would be 
 refused when it's registered. This module doesn't import pydantic, and only programs that use it load this one.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct
 from msgspec.structs import fields
@@ -66,7 +66,8 @@ def _fields_of(kind: Any) -> Iterator[tuple[str, Any, list[Any]]]:
                 )
             yield name, info.annotation, info.metadata
     elif has_fields(kind):
-        defaults = {each.name: each.default for each in fields(kind)} if issubclass(kind, Struct) else vars(kind)
+        own = cast("Mapping[str, Any]", vars(kind))
+        defaults = {each.name: each.default for each in fields(kind)} if issubclass(kind, Struct) else own
         for name, hint in get_type_hints(kind, include_extras=True).items():
             default = defaults.get(name)
             if isinstance(default, Meta):
