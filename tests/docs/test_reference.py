@@ -13,7 +13,8 @@ from millstream._cli.program import program
 from millstream._config import Settings
 from millstream._http.lane.guarded import MAX_FRAMING, MAX_PIPELINE
 from millstream._http.problems import KINDS
-from millstream._protocol.depth import MAX_CONTAINERS, MAX_MEMBERS
+from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS
+from millstream._protocol.errors import MAX_SHOWN
 from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.jsonrpc import MAX_ID
 from millstream._protocol.metadata import MAX_CAPABILITIES
@@ -66,9 +67,9 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
     table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_CONTAINERS, reading.MAX_VALUES, MAX_PROBLEMS, MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_ID,
-        finding.MAX_URI, MAX_URI_BYTES, MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE,
-        MAX_FRAMING, LIGHT, MAX_SERIES,
+        MAX_CONTAINERS, MAX_LONG_NUMBERS, reading.MAX_VALUES, MAX_PROBLEMS, MAX_BACKTRACKS,
+        MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, finding.MAX_URI, MAX_URI_BYTES,
+        MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LIGHT, MAX_SERIES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES
 

@@ -22,7 +22,7 @@ from millstream._protocol.errors import (
     MISSING_CLIENT_CAPABILITY,
     UNSUPPORTED_VERSION,
     ProtocolError,
-    shown,
+    shorten,
 )
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.metadata import Client, RequestMeta, declares
@@ -142,7 +142,7 @@ def admit_per_request(
         raise ProtocolError(
             UNSUPPORTED_VERSION,
             "Unsupported protocol version",
-            {"supported": list(PER_REQUEST), "requested": shown(version)},
+            {"supported": list(PER_REQUEST), "requested": shorten(version)},
             status=400,
         )
     if not serves(message.method, revision):
@@ -161,7 +161,7 @@ def _display(meta: RequestMeta) -> tuple[str, str]:
 def method_not_found(method: str, revision: Revision) -> ProtocolError:
     """The refusal for a method that a revision has not, or that this server does not offer."""
     return ProtocolError(
-        METHOD_NOT_FOUND, f"Method not found: {shown(method)}", status=revision.method_not_found_status
+        METHOD_NOT_FOUND, f"Method not found: {shorten(method)}", status=revision.method_not_found_status
     )
 
 

@@ -1,13 +1,13 @@
 """How deep JSON nests, and how many arrays, objects, members and long numbers it holds, without parsing it.
 
 `overgrown` guards recursive decoders, and the event loop: a value of a million empty arrays fits into 4 MiB and takes
-half a second to build, for the collector walks it again and again. So do half a million numbers such as ``1.5e300``,
-which take four seconds. It does not validate: of text that is not JSON it says something, and the decoder refuses that
-text anyway. Nothing in it loops in Python over more than it allows, and each step is one linear pass.
+half a second to build, for the collector walks it again and again. Half a million numbers such as ``1.5e300`` take four
+seconds. It does not validate: of text that is not JSON it says something, and the decoder refuses that text anyway.
+Nothing in it loops in Python, and each step is one linear pass.
 """
 
 import re
-from itertools import accumulate, islice
+from itertools import accumulate
 
 MAX_CONTAINERS = 100_000
 """Arrays and objects in one message. So many take some 20 ms to build."""
@@ -27,6 +27,7 @@ _SIGNS = b".+-"
 _LARGE_EXPONENT = re.compile(rb"e0*[23]\d\d")
 """In text without `_SIGNS`: near the ends of what a float holds every number is read in the slow way."""
 _OTHERS = bytes(byte for byte in range(256) if byte not in b'"[]{}')
+_NOT_COMMAS = bytes(byte for byte in range(256) if byte not in b'",')
 _NOT_COLONS = bytes(byte for byte in range(256) if byte not in b'":')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """Brackets as signed bytes: +1 opens, -1 closes."""
@@ -65,8 +66,8 @@ def _too_many_long_numbers(body: bytes) -> bool:
     if zeros.count(b"0e000") <= MAX_LONG_NUMBERS and _count_long(zeros) <= MAX_LONG_NUMBERS:
         return False
     numbers = _outside_strings(body, None, b"").translate(_SMALL_E, _SIGNS)
-    large = [*islice(_LARGE_EXPONENT.finditer(numbers), MAX_LONG_NUMBERS + 1)]
-    return len(large) + _count_long(numbers.translate(_DIGITS_TO_ZEROS)) > MAX_LONG_NUMBERS
+    large = _LARGE_EXPONENT.subn(b"", numbers, MAX_LONG_NUMBERS + 1)[1]
+    return large + _count_long(numbers.translate(_DIGITS_TO_ZEROS)) > MAX_LONG_NUMBERS
 
 
 def _count_long(zeros: bytes) -> int:
@@ -77,6 +78,11 @@ def _count_long(zeros: bytes) -> int:
 def too_many_members(value: bytes) -> bool:
     """Whether the objects of a value have more members than may be read one by one."""
     return value.count(b":") > MAX_MEMBERS and len(_outside_strings(value, None, _NOT_COLONS)) > MAX_MEMBERS
+
+
+def too_many_values(value: bytes, most: int) -> bool:
+    """Whether a value is of more values than `most`, by its commas; those inside strings do not count."""
+    return value.count(b",") > most and len(_outside_strings(value, None, _NOT_COMMAS)) > most
 
 
 def _outside_strings(body: bytes, table: bytes | None, dropped: bytes) -> bytes:

@@ -26,7 +26,7 @@ MAX_SHOWN = 200
 """Characters of a peer's own text that an error repeats: what a refusal costs doesn't grow with what is refused."""
 
 
-def shown(text: str, most: int = MAX_SHOWN) -> str:
+def shorten(text: str, most: int = MAX_SHOWN) -> str:
     """The beginning of a peer's own text, for an error; all of it if it is short."""
     return text if len(text) <= most else f"{text[:most]}…"
 

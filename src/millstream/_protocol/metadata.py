@@ -117,7 +117,7 @@ def _holds(have: Any, wanted: Any) -> bool:
     same = type(have) is type(wanted) and have == wanted
     if same or not isinstance(have, list) or not isinstance(wanted, list | tuple):
         return same
-    declared: list[Any] = have
+    declared = cast("Iterable[Any]", have)
     return all(each in declared for each in cast("Iterable[Any]", wanted))
 
 

@@ -17,7 +17,7 @@ from millstream._http.media import accepted, carries_json
 from millstream._http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
 from millstream._http.problems import plain_problem
 from millstream._protocol import sse
-from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shown
+from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, encode
 from millstream._server.calls.notes import ObserveMessage, ignore_message
 from millstream._server.calls.services import lasts_until
@@ -194,7 +194,7 @@ class HubRoutes:
         try:
             return _decode_publication(request.body)
         except msgspec.ValidationError as exc:
-            raise ProtocolError(INVALID_REQUEST, f"The body is not an event: {shown(str(exc))}.") from exc
+            raise ProtocolError(INVALID_REQUEST, f"The body is not an event: {shorten(str(exc))}.") from exc
         except msgspec.DecodeError as exc:
             # The decoder's own words are wrong for half a surrogate pair: it says that the data were truncated.
             text = "The body is not JSON, or a text in it has half of a surrogate pair."

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError, shown
+from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError, shorten
 from millstream._protocol.messages import ReadResourceRequestParams, ResourceRequestParams
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
@@ -118,4 +118,4 @@ def _session(call: Call) -> Session:
 
 
 def _not_found(uri: str) -> ProtocolError:
-    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shown(uri, MAX_URI)})
+    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_origin
 
 import msgspec
 
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shown
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
 from millstream._protocol.json_schema import Schema, integral, is_array, is_object, object_schema, without_null
 from millstream._server.functions.parameters import rewritten
 from millstream._server.functions.pydantic_types import adapted, dec_hook, needs_pydantic, schema_hook
@@ -160,7 +160,7 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
         value = msgspec.convert(content, whole, dec_hook=dec_hook)
         return getattr(value, VALUE) if one else value
     except msgspec.ValidationError as error:
-        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {shown(str(error))}") from error
+        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {shorten(str(error))}") from error
 
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shown
+from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shorten
 from millstream._protocol.jsonrpc import Envelope, PeerError, notification_message, request_message
 from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._stores.base import Workers
@@ -130,7 +130,7 @@ def _peer_error(raw: bytes) -> Exception:
     except msgspec.DecodeError:
         return ToolError("The client answered with an error.")
     if error.code == -1:
-        return Declined(shown(error.message, _REASON) or "The person declined.")
+        return Declined(shorten(error.message, _REASON) or "The person declined.")
     if error.code == METHOD_NOT_FOUND:
-        return ToolError(f"The client does not support this: {shown(error.message, _REASON)}")
-    return ToolError(f"The client answered with an error: {shown(error.message, _REASON)} ({error.code})")
+        return ToolError(f"The client does not support this: {shorten(error.message, _REASON)}")
+    return ToolError(f"The client answered with an error: {shorten(error.message, _REASON)} ({error.code})")

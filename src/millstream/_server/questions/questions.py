@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from millstream._protocol.content import Message
 from millstream._protocol.depth import MAX_MEMBERS, too_many_members
-from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError, shown
+from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError, shorten
 from millstream._protocol.messages import Params
 from millstream._protocol.questions import (
     CreateMessageRequestParams,
@@ -161,7 +161,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
             return _decode_roots(raw).roots
         result = _decode_elicit(raw)
     except (msgspec.DecodeError, RecursionError) as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {shown(str(exc))}") from exc
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {shorten(str(exc))}") from exc
     if result.action == "decline":
         raise Declined("The person declined to answer.")
     if result.action == "cancel":

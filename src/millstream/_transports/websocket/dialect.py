@@ -25,8 +25,8 @@ from msgspec import Raw, Struct
 from millstream._http.message import neighborhood
 from millstream._http.websocket.socket import Socket
 from millstream._protocol import projection
-from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shown
-from millstream._protocol.jsonrpc import MAX_ID, check_text, encode, require_json
+from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
+from millstream._protocol.jsonrpc import check_text, encode, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
@@ -155,7 +155,7 @@ class Dialect:
         except ProtocolError as exc:
             code = self._refuse(head.id, exc)
         except msgspec.ValidationError as exc:
-            why = f"Invalid message: {shown(str(exc))}"
+            why = f"Invalid message: {shorten(str(exc))}"
             code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, why)
         except (InvalidName, TooLarge) as exc:
             code = self._fail(head.id, INVALID_PARAMS, str(exc))
@@ -177,8 +177,6 @@ class Dialect:
                 self._dispatcher.abandon(call)
 
     async def _obey(self, head: _Head, data: bytes) -> None:
-        if len(head.id) > MAX_ID:
-            raise ProtocolError(INVALID_REQUEST, f'"id" has at most {MAX_ID} bytes')
         found = _VERBS.get(head.type)
         if found is None:
             raise ProtocolError(
@@ -240,7 +238,7 @@ class Dialect:
     async def _call(self, call: Call, tool: str, id: Raw) -> None:
         outcome = await self._dispatcher.outcome(call)
         if outcome.error is not None:
-            self._fail(id, outcome.error.code, outcome.error.message, outcome.error.data, tool=shown(tool))
+            self._fail(id, outcome.error.code, outcome.error.message, outcome.error.data, tool=shorten(tool))
         elif outcome.result:
             self._reply(id, "mcp_result", tool=tool, result=Raw(outcome.result))
 
@@ -316,8 +314,8 @@ _OBSERVED = {
 
 
 def _echo(id: Raw) -> dict[str, Raw]:
-    """The id of a message for its answer, if it is text or a number, and not too long to be repeated."""
-    return {"id": id} if bytes(id)[:1] in _ID_STARTS and len(id) <= MAX_ID else {}
+    """The id of a message for its answer, if it is text or a number."""
+    return {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
 
 
 _ID_STARTS = frozenset(bytes((each,)) for each in b'"-0123456789')
