@@ -4,8 +4,11 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from bad_input.shop import make_shop
 from millstream import Context, Server
+from millstream._server.questions.open import OVER
 from millstream._transports.memory import MemoryPipe
 from wire import Wire, enveloped, request, wired
 
@@ -99,6 +102,127 @@ async def test_a_question_that_takes_too_long_is_cancelled_at_the_client() -> No
         asked, cancelled, answer = [await talk.hear() for _ in range(3)]
         assert cancelled["params"]["requestId"] == asked["id"]
         assert answer["result"]["isError"] is True
+
+
+def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
+    """A server whose tools don't wait for the answers to their questions."""
+    mcp, left, go = make_shop(ask_timeout=600.0), list[asyncio.Task[Any]](), asyncio.Event()
+
+    def ask(ctx: Context) -> None:
+        left.append(asyncio.create_task(ctx.elicit("How many?", FORM)))
+
+    @mcp.tool
+    async def leaves(ctx: Context) -> str:
+        """Leave two questions open."""
+        ask(ctx)
+        ask(ctx)
+        await go.wait()
+        return "answered"
+
+    @mcp.tool
+    async def fails(ctx: Context) -> str:
+        """Fail beside a question."""
+
+        async def failing() -> None:
+            await go.wait()
+            raise ValueError("beside it")
+
+        await asyncio.gather(ctx.elicit("How many?", FORM), failing())
+        return "never"
+
+    @mcp.tool
+    async def drops(ctx: Context) -> str:
+        """Cancel a question, and don't wait for that either."""
+        ask(ctx)
+        await go.wait()
+        left[0].cancel()
+        return "answered"
+
+    @mcp.tool
+    async def asks_later(ctx: Context) -> str:
+        """Ask once the call is over."""
+
+        async def later() -> Any:
+            await go.wait()
+            return await ctx.elicit("How many?", FORM)
+
+        left.append(asyncio.create_task(later()))
+        return "answered"
+
+    return mcp, left, go
+
+
+@pytest.mark.parametrize(("tool", "questions"), [("leaves", 2), ("fails", 1), ("drops", 1)])
+async def test_questions_that_are_open_when_their_call_ends_are_taken_back_before_its_answer(
+    tool: str, questions: int
+) -> None:
+    """Fixed: the client went on showing forms whose answers nobody could read."""
+    mcp, left, go = forgetful()
+    async with wired(mcp, "asgi") as wire:
+        talk = await Talk(wire).opened()
+        talk.say(request("tools/call", {"name": tool}, 1))
+        asked = [(await talk.hear())["id"] for _ in range(questions)]
+        go.set()
+        cancelled = [await talk.hear() for _ in range(questions)]
+        assert {each["method"] for each in cancelled} == {"notifications/cancelled"}
+        assert sorted(each["params"]["requestId"] for each in cancelled) == sorted(asked)
+        assert (await talk.hear())["id"] == 1
+        told = await asyncio.gather(*left, return_exceptions=True)
+        if tool == "leaves":
+            assert [str(each) for each in told] == [OVER, OVER]
+        await wire.until(lambda: len(wire.runtime.services.questions) == 0)
+        talk.say(request("ping", id=2))
+        assert (await talk.hear())["id"] == 2
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_open_questions_are_taken_back_on_the_stream_of_their_call(way: str) -> None:
+    """Fixed: as above. The answer of a call stays the last message of its stream."""
+    mcp, left, go = forgetful()
+    async with wired(mcp, way) as wire:
+        headers = await wire.initialize(capabilities={"elicitation": {}})
+        asking = asyncio.create_task(wire.post(request("tools/call", {"name": "leaves"}, 1), headers))
+        await wire.until(lambda: len(wire.runtime.services.questions) == 2)
+        go.set()
+        told = [each.get("method", each.get("id")) for each in (await asking).messages]
+        assert told == ["elicitation/create"] * 2 + ["notifications/cancelled"] * 2 + [1]
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+async def test_questions_of_a_call_that_its_client_cancels_are_taken_back_wherever_they_wait() -> None:
+    """Fixed: only those that the function itself was waiting for were."""
+    mcp, left, _ = forgetful()
+    async with wired(mcp, "asgi") as wire:
+        talk = await Talk(wire).opened()
+        talk.say(request("tools/call", {"name": "leaves"}, 1))
+        asked = [(await talk.hear())["id"] for _ in range(2)]
+        talk.say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+        assert sorted([(await talk.hear())["params"]["requestId"] for _ in range(2)]) == sorted(asked)
+        assert [str(each) for each in await asyncio.gather(*left, return_exceptions=True)] == [OVER, OVER]
+
+
+async def test_questions_of_a_connection_that_is_lost_end_wherever_they_wait() -> None:
+    """Fixed: in a task that a function left behind, one took room for ten minutes."""
+    mcp, left, _ = forgetful()
+    async with wired(mcp, "asgi") as wire:
+        talk = await Talk(wire).opened()
+        talk.say(request("tools/call", {"name": "leaves"}, 1))
+        assert [(await talk.hear())["method"] for _ in range(2)] == ["elicitation/create"] * 2
+        await talk.pipe.close()
+        assert [str(each) for each in await asyncio.gather(*left, return_exceptions=True)] == [OVER, OVER]
+        assert len(wire.runtime.services.questions) == 0
+
+
+async def test_a_task_that_asks_when_its_call_is_over_is_told_so() -> None:
+    """Fixed: the question was never sent, and took room until its time was over."""
+    mcp, left, go = forgetful()
+    async with wired(mcp, "asgi") as wire:
+        talk = await Talk(wire).opened()
+        talk.say(request("tools/call", {"name": "asks_later"}, 1))
+        assert (await talk.hear())["id"] == 1
+        go.set()
+        assert [str(each) for each in await asyncio.gather(*left, return_exceptions=True)] == [OVER]
+        assert len(wire.runtime.services.questions) == 0
 
 
 async def test_a_malformed_answer_is_no_invalid_params_of_the_call() -> None:

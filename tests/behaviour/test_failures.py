@@ -268,11 +268,14 @@ async def test_a_thread_that_waits_for_an_answer_frees_when_its_call_is_over(way
                 while "elicitation/create" not in (told := (await pipe.receive()).decode()):
                     assert re.search("did not finish|busy", told)  # a thread may ask after the timeout
                     pipe.send(json.dumps(request("tools/call", {"name": "asks"}, number)).encode())
-                if way == "timeout":
-                    assert "did not finish" in str(json.loads(await pipe.receive()))
-                else:
+                if way == "cancelled":
                     gone = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
                     pipe.send(json.dumps(gone).encode())
+                taken_back = json.loads(await pipe.receive())
+                assert taken_back["method"] == "notifications/cancelled"
+                assert taken_back["params"]["requestId"] == json.loads(told)["id"]
+                if way == "timeout":
+                    assert "did not finish" in str(json.loads(await pipe.receive()))
                 assert await asyncio.to_thread(ended.acquire, timeout=WAIT)
             await until(lambda: runtime.services.threads._free == 1 and not len(runtime.services.questions))
         await pipe.close()

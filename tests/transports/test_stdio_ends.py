@@ -6,6 +6,9 @@ import json
 import os
 from typing import Any
 
+import pytest
+
+from fleet import until
 from millstream import Context, Server, Settings
 from millstream._transports.stdio import serve_stdio
 from wire import LATEST_HANDSHAKE, WAIT, request
@@ -20,7 +23,10 @@ class Client:
         stdin, self._in = os.pipe()
         self._out, stdout = os.pipe()
         self._descriptors = [stdin, stdout, self._out]
-        self.serving = asyncio.get_running_loop().create_task(serve_stdio(dispatcher, stdin=stdin, stdout=stdout))
+        self.stop = asyncio.Event()
+        """The server is told to end."""
+        serving = serve_stdio(dispatcher, stdin=stdin, stdout=stdout, stop=self.stop)
+        self.serving = asyncio.get_running_loop().create_task(serving)
 
     def send(self, *messages: Any) -> None:
         """Lines to the server."""
@@ -30,14 +36,14 @@ class Client:
         """End the input."""
         os.close(self._in)
 
-    async def rest(self) -> list[Any]:
-        """What the server says until it ends by itself."""
+    async def rest(self, *, whole: bool = True) -> list[Any]:
+        """What the server says until it ends by itself; without what isn't `whole`, nothing."""
         async with asyncio.timeout(WAIT):
             await self.serving
         data = os.read(self._out, 65_536)
         for descriptor in self._descriptors:
             os.close(descriptor)
-        return [json.loads(line) for line in data.splitlines()]
+        return [json.loads(line) for line in data.splitlines() if whole]
 
 
 def opening() -> Any:
@@ -85,6 +91,77 @@ async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -
         client.leave()
         said = {each.get("id"): each for each in await client.rest()}
     assert "gone away" in said[1]["result"]["content"][0]["text"]
+
+
+async def test_a_question_that_is_open_when_the_server_stops_is_taken_back_before_its_call_ends() -> None:
+    """Fixed: the client was told nothing, and the tool that the client had gone away, which it had not."""
+    mcp, asking = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
+
+    @mcp.tool
+    async def asks(ctx: Context) -> str:
+        asking.set()
+        await ctx.elicit("Which?", FORM)
+        return "never"
+
+    async with mcp.running() as runtime:
+        client = Client(runtime.dispatcher)
+        client.send(opening(), request("tools/call", {"name": "asks"}, 1))
+        async with asyncio.timeout(WAIT):
+            await asking.wait()
+        await until(lambda: len(runtime.services.questions))
+        client.stop.set()
+        _, asked, cancelled, answer = await client.rest()
+        client.leave()
+    assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
+    assert "The server is stopping" in answer["result"]["content"][0]["text"]
+
+
+@pytest.mark.parametrize("way", ["stop", "leave"])
+async def test_a_call_that_outlasts_the_grace_time_is_answered_with_an_error_that_says_so(way: str) -> None:
+    """Fixed: the output ended without an answer, whether the server was stopped or its input ended."""
+    mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()
+
+    @mcp.tool
+    async def waits() -> str:
+        running.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    async with mcp.running() as runtime:
+        client = Client(runtime.dispatcher)
+        client.send(request("tools/call", {"name": "waits"}, 1))
+        async with asyncio.timeout(WAIT):
+            await running.wait()
+        client.stop.set() if way == "stop" else client.leave()
+        (answer,) = await client.rest()
+    assert (answer["id"], answer["error"]["code"]) == (1, -32000)
+    assert answer["error"]["message"] == "The server stopped before this call was done: try again"
+
+
+async def test_an_output_that_nobody_reads_does_not_keep_a_stopping_server() -> None:
+    """What its calls would be told can't be written, and isn't waited for."""
+    mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()
+
+    @mcp.tool
+    async def waits() -> str:
+        running.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    @mcp.tool
+    async def text() -> str:
+        return "x" * 1_000_000
+
+    async with mcp.running() as runtime:
+        client = Client(runtime.dispatcher)
+        client.send(*(request("tools/call", {"name": name}, n) for n, name in enumerate(["waits", "text"])))
+        async with asyncio.timeout(WAIT):
+            await running.wait()
+        await until(lambda: len(runtime.dispatcher.calls) == 1)
+        client.stop.set()
+        assert await client.rest(whole=False) == []
+        assert not runtime.dispatcher.calls
+        client.leave()
 
 
 async def test_a_client_that_reads_nothing_is_not_read_either() -> None:

@@ -16,8 +16,14 @@ from millstream._protocol.sse import COMMENT
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
+from wire import LATEST_HANDSHAKE, request
 
 EVENT = "x" * 200_000
+INITIALIZE = {
+    "protocolVersion": LATEST_HANDSHAKE,
+    "capabilities": {"elicitation": {}},
+    "clientInfo": {"name": "t", "version": "1"},
+}
 
 
 class HeldSend:
@@ -218,6 +224,26 @@ async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
             async with app.client():
                 pass
         assert refused.value.response.status_code == 503
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_calls_that_outlast_the_stop_are_answered_before_the_socket_closes(way: str) -> None:
+    """Fixed: the socket was closed, and nothing said what became of the calls."""
+    stopped = "The server stopped before this call was done: try again"
+    async with world(way) as app, app.client() as plain, app.client("mcp") as mcp:  # type: ignore[arg-type]
+        await hear(plain)
+        await tell(plain, {"type": "mcp_call", "tool": "forever", "id": 1})
+        await tell(mcp, request("initialize", INITIALIZE, 0))
+        assert (await hear(mcp))["id"] == 0
+        await tell(mcp, request("tools/call", {"name": "name"}, 2))
+        asked = await hear(mcp)
+        await app.until(lambda: len(app.runtime.dispatcher.calls) == 2)
+        await app.runtime.drain(0)
+        assert (await hear(plain))["error"] == {"code": -32000, "message": stopped}
+        cancelled, answer = [await hear(mcp) for _ in range(2)]
+        assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
+        assert (answer["id"], answer["error"]["message"]) == (2, stopped)
+        assert (await end_of(plain))[0] == (await end_of(mcp))[0] == GOING_AWAY
 
 
 async def test_the_beat_of_the_streams_is_no_message_of_a_socket() -> None:

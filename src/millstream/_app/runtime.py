@@ -6,7 +6,7 @@ It knows how to open, drain and close; when, is the business of `runtimes`.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,13 @@ from millstream._app.parts import make_around, make_note, make_observer, metrics
 from millstream._app.replicas import Replicas
 from millstream._app.sign_in_methods import make_guard
 from millstream._http.hosts import HostPolicy
-from millstream._server.calls.call import Call
 from millstream._server.calls.changes import Change, Changes
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.finding import check_completers
 from millstream._server.handlers import install
+from millstream._server.load import halt, wait_for
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
 
 IDLE_SECONDS = 60.0
+HALT_SECONDS = 1.0
+"""What calls that are stopped at the end of their time have to end."""
 
 
 class Runtime:
@@ -247,14 +249,19 @@ class Runtime:
         self.dispatcher.stopping = True
         await self.sweep.close()
         self._end_subscriptions()
-        await self._wait_for((call for call in self.dispatcher.calls if call.method == "subscriptions/listen"), 1.0)
+        calls = self.dispatcher.calls
+        listening = [call for call in calls if call.method == "subscriptions/listen"]
+        await wait_for(listening, calls, self.sweep.clock, 1.0)
         self.streams.close()
         if self.websocket is not None:
             await self.websocket.close(1.0)
         await self._stack.aclose()
 
     async def drain(self, seconds: float) -> None:
-        """Stop taking work: subscriptions end with their result, calls finish within the time, streams close."""
+        """Stop taking work: subscriptions end with their result, calls finish within the time, streams close.
+
+        Calls that don't finish are stopped, and answered with an error.
+        """
         self.draining = self.dispatcher.stopping = True
         clock = self.sweep.clock
         deadline = clock() + seconds
@@ -263,15 +270,10 @@ class Runtime:
             # A last request of a connection may have been another subscription.
             await asyncio.sleep(0.01)
             self._end_subscriptions()
+        await halt(self.dispatcher.calls, clock, HALT_SECONDS)
         self.streams.close()
         if self.websocket is not None:
             await self.websocket.close(max(1.0, deadline - self.sweep.clock()))
-
-    async def _wait_for(self, calls: Iterable[Call], seconds: float) -> None:
-        clock, owed = self.sweep.clock, set(calls)
-        deadline = clock() + seconds
-        while not owed.isdisjoint(self.dispatcher.calls) and clock() < deadline:  # noqa: ASYNC110  nobody tells
-            await asyncio.sleep(0.01)
 
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):

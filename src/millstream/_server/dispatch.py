@@ -8,7 +8,7 @@ revision has for it. It does not know how the call arrived or how the answer tra
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.rounds import InputRequired
+from millstream._server.calls.asking import meant
 from millstream._server.calls.call import Call, Failure
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
@@ -68,6 +69,7 @@ _TOLD = (NotJson, LocalError, ValueError)
 """What our checks raise: the text says everything, and where in our code it was found doesn't matter."""
 _NO_STORE = "The server can't reach its store now, so this may not be done yet. Try again in a moment."
 _STORE_FULL = "The server's store is full, so this isn't done. Try again later."
+_HALTED = "The server stopped before this call was done: try again"
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
@@ -184,8 +186,8 @@ class Dispatcher:
                 self._give_back(call)
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
-        if call.tee is not None:
-            await call.tee(_told(call, answer))
+        if call.asked or call.tee is not None:
+            await _conclude(call, answer)
         return answer
 
     async def outcome(self, call: Call) -> Outcome:
@@ -224,7 +226,7 @@ class Dispatcher:
             BaseException: what ends the task of the call itself.
         """
         if isinstance(exc, BaseExceptionGroup):
-            exc = _meant(cast("BaseExceptionGroup[BaseException]", exc))
+            exc = meant(cast("BaseExceptionGroup[BaseException]", exc))
         if isinstance(exc, ProtocolError):
             return self._refuse(call, exc)
         if isinstance(exc, InputRequired):
@@ -238,6 +240,7 @@ class Dispatcher:
                 return self._stopped(call)
             if task is None or (stopped and task.cancelling() and self._ends(call)):
                 call.cancelled = True
+                self.services.questions.fail(call.asked or ())
                 try:
                     raise exc
                 finally:
@@ -256,6 +259,8 @@ class Dispatcher:
         """The answer of a call that was cancelled."""
         if call.expired:
             return self._tool_error(call, "The call took too long.")
+        if call.halted:
+            return self._refuse(call, ProtocolError(OVERLOADED, _HALTED, status=503))
         call.failure = Failure("cancelled")
         return b""
 
@@ -329,6 +334,14 @@ def _task() -> asyncio.Task[Any] | None:
         return None
 
 
+async def _conclude(call: Call, answer: bytes) -> None:
+    """What comes before the answer: the end of questions that nobody waits for, and a copy for the client's stream."""
+    if call.asked:
+        await call.services.questions.take_back(call.asked, call.open_line().send)
+    if call.tee is not None:
+        await call.tee(_told(call, answer))
+
+
 def _told(call: Call, answer: bytes) -> bytes:
     """The answer of a call as the stream of its client gets it: with an envelope, whatever its caller gets."""
     if not call.bare:
@@ -341,35 +354,13 @@ def _told(call: Call, answer: bytes) -> bytes:
 
 def _given_up(call: Call) -> bool:
     """The caller cancelled the call: however it ends now, it is not answered."""
-    return call.cancelled and not call.expired
+    return call.cancelled and not (call.expired or call.halted)
 
 
 def _enveloped(call: Call, result: bytes) -> bytes:
     if _given_up(call):
         return b""
     return result if call.bare else b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
-
-
-def _meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks."""
-    requests: dict[str, Any] = {}
-    failures: list[BaseException] = []
-    for leaf in _leaves(group):
-        if isinstance(leaf, InputRequired):
-            requests.update(leaf.requests)
-        else:
-            failures.append(leaf)
-    if not failures:
-        return InputRequired(requests)
-    return failures[0] if len(failures) == 1 else group
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    if isinstance(exc, BaseExceptionGroup):
-        for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
-            yield from _leaves(each)
-    else:
-        yield exc
 
 
 def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None) -> bytes:

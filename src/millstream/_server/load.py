@@ -1,5 +1,6 @@
 """How much runs, and who may start more: so many calls and so many bytes in all, and half of them for one caller."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from time import monotonic
@@ -150,3 +151,22 @@ def lighten(call: Call, bodies: "ByteBudget") -> None:
     if call.weight:
         bodies.give(call.owner, call.weight)
         call.weight = 0
+
+
+async def halt(calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
+    """Stop all calls that run, because the server stops and waits no longer: they're answered with an error.
+
+    A call that doesn't end within some seconds, or whose answer can't be written, isn't waited for.
+    """
+    until = clock() + seconds
+    while calls and clock() < until:
+        for call in list(calls):
+            call.halt()
+        await asyncio.sleep(0.01)
+
+
+async def wait_for(owed: Collection[Call], calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
+    """Wait until some of the calls that run have ended, for so long at most."""
+    until = clock() + seconds
+    while any(each in calls for each in owed) and clock() < until:  # noqa: ASYNC110  nobody tells
+        await asyncio.sleep(0.01)

@@ -96,9 +96,9 @@ class _Output(asyncio.Protocol):
             await self._room.wait()
 
     def close(self) -> None:
-        """Stop writing."""
+        """Stop writing. What nobody has read is dropped: the descriptor is closed next."""
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
     def pause_writing(self) -> None:
         self._room.clear()
@@ -158,13 +158,14 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyn
         read, stop_reading = await _open_reader(stdin)
         await _unless(stop, _read_all(read, connection, output, dispatcher.services.settings.max_body))
         connection.asks = False
-        dispatcher.services.questions.end(connection.id)
+        questions = dispatcher.services.questions
+        (questions.end if stop is None or not stop.is_set() else questions.withdraw)(connection.id)
         for end in list(dispatcher.services.endings):
             end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(dispatcher.services.settings.drain_timeout):
-                await connection.settle()
-                await output.finish()
+        if not await _last_words(connection, output, dispatcher.services.settings.drain_timeout):
+            for call in list(dispatcher.calls):
+                call.halt()
+            await _last_words(connection, output, _LAST_SECONDS)
     finally:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
@@ -172,6 +173,16 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyn
         output.close()
         if stop_reading is not None:
             stop_reading()
+
+
+async def _last_words(connection: Connection, output: _Output, seconds: float) -> bool:
+    """Wait until every call is answered and written, or a time is over; False then."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await connection.settle()
+            await output.finish()
+            return True
+    return False
 
 
 async def _read_all(

@@ -6,8 +6,8 @@ message of the same session. Per-request era: the function stops with `InputRequ
 
 import contextlib
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import msgspec
 
@@ -24,7 +24,7 @@ from millstream._protocol.errors import (
 from millstream._protocol.metadata import declares
 from millstream._protocol.rounds import InputRequired, Rounds, digest
 from millstream._server.calls.call import Call
-from millstream._server.questions.open import OpenQuestions
+from millstream._server.questions.open import OVER, OpenQuestions
 from millstream._server.questions.questions import (
     ElicitUrl,
     Question,
@@ -40,8 +40,10 @@ async def ask_by_request(call: Call, question: Question, open_questions: OpenQue
 
     Raises:
         ProtocolError: URL_ELICITATION_REQUIRED where the line cannot carry the question but the error can.
-        ToolError: the revision, client or line cannot do it.
+        ToolError: the revision, client or line cannot do it, or the call is over.
     """
+    if call.over:
+        raise ToolError(OVER)
     method = method_of(question)
     revision = call.revision
     elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""
@@ -60,7 +62,8 @@ async def ask_by_request(call: Call, question: Question, open_questions: OpenQue
     if not declares(call.client.capabilities, capability_of(question)):
         raise ToolError(f"This needs {method}: the client did not declare {_names(capability_of(question))}.")
     scope = "" if call.session is None else call.session.id
-    raw = await open_questions.ask(call.say, method, params, owner=call.owner, scope=scope)
+    asked = call.asked = set() if call.asked is None else call.asked
+    raw = await open_questions.ask(call.say, method, params, owner=call.owner, scope=scope, asked=asked)
     try:
         return read_answer(question, raw)
     except ProtocolError as exc:  # the client's mistake, but not one in the request that is being answered
@@ -103,6 +106,28 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
     if pending:
         raise InputRequired(pending)
     return {name: read_answer(questions[name][1], raw) for name, raw in found.items()}
+
+
+def meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks."""
+    requests: dict[str, Any] = {}
+    failures: list[BaseException] = []
+    for leaf in _leaves(group):
+        if isinstance(leaf, InputRequired):
+            requests.update(leaf.requests)
+        else:
+            failures.append(leaf)
+    if not failures:
+        return InputRequired(requests)
+    return failures[0] if len(failures) == 1 else group
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
+            yield from _leaves(each)
+    else:
+        yield exc
 
 
 def check_answer(question: Question, raw: bytes) -> None:

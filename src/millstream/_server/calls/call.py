@@ -150,8 +150,12 @@ class Call(Struct, eq=False, kw_only=True):
     """When the sweep first saw it."""
     cancelled: bool = False
     expired: bool = False
+    halted: bool = False
+    """The server stopped before it was done."""
     over: bool = False
     """It has been answered: whatever user code left running says nothing more."""
+    asked: set[str] | None = None
+    """The ids of its questions that are open, once it has asked."""
     failure: Failure | None = None
     progress: Progress | None = None
 
@@ -188,6 +192,12 @@ class Call(Struct, eq=False, kw_only=True):
         """Stop work that took longer than any call may."""
         self.expired = True
         self.cancel()
+
+    def halt(self) -> None:
+        """Stop work because the server stops. What was stopped already stays what it was."""
+        if not self.cancelled:
+            self.halted = True
+            self.cancel()
 
 
 class _Params(Struct):

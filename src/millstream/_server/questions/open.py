@@ -5,8 +5,8 @@ import contextlib
 import re
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,10 +18,21 @@ from millstream._stores.base import Workers
 Send = Callable[[bytes], Awaitable[None]]
 
 
+OVER = "The call that asks is over, so nobody can answer. Await each question before the function returns."
+"""For a task that a function left behind."""
 _ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 _REASON = 1_000
 """Characters of a client's own error that the model reads."""
 _decode_error = msgspec.json.Decoder(PeerError).decode
+
+
+class _Open(NamedTuple):
+    """A question without an answer."""
+
+    scope: str
+    """The session or connection whose messages can answer it."""
+    future: asyncio.Future[bytes]
+    send: Send
 
 
 class OpenQuestions:
@@ -31,7 +42,7 @@ class OpenQuestions:
 
     def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
         self._by_owner: Counter[str] = Counter()
-        self._open: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
+        self._open: dict[str, _Open] = {}
         self._said: set[asyncio.Future[None]] = set()
         """Cancellations on their way to clients."""
         self._timeout = timeout
@@ -42,7 +53,9 @@ class OpenQuestions:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def ask(self, send: Send, method: str, params: Any, *, owner: str, scope: str) -> bytes:
+    async def ask(
+        self, send: Send, method: str, params: Any, *, owner: str, scope: str, asked: set[str] | None = None
+    ) -> bytes:
         """Send a request and wait for its result. A question that is given up is cancelled at the client.
 
         Args:
@@ -51,20 +64,24 @@ class OpenQuestions:
             params: of the question.
             owner: whose share of the open questions it takes.
             scope: the session whose messages can answer.
+            asked: holds the question's id for as long as it is open, for `take_back`.
 
         Returns:
             The raw JSON of the result.
 
         Raises:
-            ToolError: the client answered with an error, took too long, or too many questions are open.
+            ToolError: the client answered with an error, took too long, or too many questions are open; or the
+                question was taken back.
         """
         if len(self._open) >= self.max_open or self._by_owner[owner] >= self.max_per_owner:
             raise ToolError("Too many questions are open. Try again later.")
         # The worker on which the call waits is a part of the id, so the answer finds its way whoever gets it.
         question_id = f"{self._workers.me}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._open[question_id] = (scope, future)
+        self._open[question_id] = _Open(scope, future, send)
         self._by_owner[owner] += 1
+        if asked is not None:
+            asked.add(question_id)
         try:
             await send(request_message(question_id, method, params))
             async with asyncio.timeout(self._timeout):
@@ -73,14 +90,14 @@ class OpenQuestions:
             await _give_up(send, question_id, "No answer came in time")
             raise ToolError(f"The client did not answer {method} in {self._timeout:g} seconds.") from None
         except asyncio.CancelledError:
-            # A client may cancel again meanwhile, and is told all the same.
-            said = asyncio.ensure_future(_give_up(send, question_id, "The call that asked was cancelled"))
-            self._said.add(said)
-            said.add_done_callback(self._said.discard)
-            await asyncio.shield(said)
+            if _lacks_answer(future):
+                # A client may cancel again meanwhile, and is told all the same.
+                await asyncio.shield(self._tell(send, question_id, "The call that asked was cancelled"))
             raise
         finally:
             del self._open[question_id]
+            if asked is not None:
+                asked.discard(question_id)
             self._by_owner[owner] -= 1
             if not self._by_owner[owner]:
                 del self._by_owner[owner]
@@ -88,9 +105,9 @@ class OpenQuestions:
     def answer(self, message: Envelope, scope: str) -> bool:
         """Give an answer to the call that waits for it; False when no call of this session does (any more)."""
         entry = self._open.get(message.id) if isinstance(message.id, str) else None
-        if entry is None or entry[0] != scope or entry[1].done():
+        if entry is None or entry.scope != scope or entry.future.done():
             return False
-        future = entry[1]
+        future = entry.future
         if message.error:
             future.set_exception(_peer_error(message.error))
         else:
@@ -99,7 +116,7 @@ class OpenQuestions:
 
     def end_misnamed(self) -> None:
         """Fail every question whose answer cannot arrive, because this worker got another name."""
-        for question_id, (_, future) in list(self._open.items()):
+        for question_id, (_, future, _) in list(self._open.items()):
             if asker(question_id) != self._workers.me and not future.done():
                 future.set_exception(
                     ToolError("The server was stopped for a while, and the answer is lost. Try again.")
@@ -107,15 +124,50 @@ class OpenQuestions:
 
     def end(self, scope: str) -> None:
         """Fail every question to a session or connection whose client has gone for good."""
-        for asked, future in list(self._open.values()):
-            if asked == scope and not future.done():
-                future.set_exception(ToolError("The client has gone away and cannot answer."))
+        for _, question in self._in(scope):
+            question.future.set_exception(ToolError("The client has gone away and cannot answer."))
+
+    def withdraw(self, scope: str) -> None:
+        """Take back every question to a session or connection: the server stops, and no answer can come any more."""
+        for question_id, question in self._in(scope):
+            # The message is on its way before anything is that the call does about it.
+            self._tell(question.send, question_id, "The server is stopping")
+            question.future.set_exception(ToolError("The server is stopping, so it can't wait for the answer."))
+
+    async def take_back(self, asked: set[str], send: Send) -> None:
+        """Take back the questions of a call that is over: nobody there may wait for an answer any more."""
+        for question_id in self.fail(asked):
+            await _give_up(send, question_id, "The call that asked is over")
+
+    def fail(self, asked: Iterable[str]) -> list[str]:
+        """Fail the questions of a call that is over; gives the ids of those that had no answer yet."""
+        without = [each for each in asked if _lacks_answer(self._open[each].future)]
+        for question_id in without:
+            future = self._open[question_id].future
+            if not future.done():
+                future.set_exception(ToolError(OVER))
+        return without
+
+    def _in(self, scope: str) -> list[tuple[str, _Open]]:
+        """The questions to a session or connection that have no answer yet."""
+        return [each for each in self._open.items() if each[1].scope == scope and not each[1].future.done()]
+
+    def _tell(self, send: Send, question_id: str, reason: str) -> asyncio.Future[None]:
+        said = asyncio.ensure_future(_give_up(send, question_id, reason))
+        self._said.add(said)
+        said.add_done_callback(self._said.discard)
+        return said
 
 
 def asker(question_id: object) -> str:
     """The worker that asked a question; empty for what isn't an id of ours."""
     match = _ID.fullmatch(question_id) if isinstance(question_id, str) else None
     return "" if match is None else match[1]
+
+
+def _lacks_answer(future: asyncio.Future[bytes]) -> bool:
+    """Whether no answer came, also where whoever waited for it was cancelled."""
+    return future.cancelled() or not future.done()
 
 
 async def _give_up(send: Send, question_id: str, reason: str) -> None:

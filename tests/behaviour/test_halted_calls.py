@@ -1,0 +1,151 @@
+"""What a client is told about its calls when the server stops and their time is over."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from behaviour.test_after_the_answer import FORM, INITIALIZE, Talk
+from millstream import Context, Server
+from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing, wired
+
+STOPPED = "The server stopped before this call was done: try again"
+
+
+def endless() -> Server:
+    """A server whose tools don't end."""
+    mcp = make_shop(ask_timeout=600.0)
+
+    @mcp.tool
+    async def waits(ctx: Context) -> str:
+        """Say something, where the caller wants it, and wait."""
+        await ctx.progress(1)
+        await asyncio.Event().wait()
+        return "never"
+
+    @mcp.tool
+    async def asks(ctx: Context) -> str:
+        """Ask."""
+        return json.dumps(await ctx.elicit("How many?", FORM))
+
+    @mcp.tool
+    async def survives(ctx: Context) -> str:
+        """Wait, and answer when it's cancelled."""
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "half of it"
+        return "never"
+
+    return mcp
+
+
+def call(name: str, id: int = 1, **meta: Any) -> Any:
+    """A tool call of the handshake era."""
+    return request("tools/call", {"name": name, "_meta": meta} if meta else {"name": name}, id)
+
+
+async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
+    """The reply that a call gets when the server waits no longer."""
+    await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
+    await wire.runtime.drain(0)
+    assert not wire.runtime.dispatcher.calls
+    return await asking
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_a_call_that_outlasts_the_stop_is_answered_with_an_error_that_says_so(way: str) -> None:
+    """Fixed: the connection was cut, and the client couldn't tell that from a failure of the network."""
+    async with wired(endless(), way) as wire:
+        reply = await drained(wire, asyncio.create_task(wire.post(call("waits"))))
+        assert reply.error == (200, -32000, 1)
+        assert reply.message["error"]["message"] == STOPPED
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_a_call_of_2026_that_outlasts_the_stop_is_503(way: str) -> None:
+    """Fixed: as above. The era has a code of its own for a server that can't do it now."""
+    async with wired(endless(), way) as wire:
+        message = enveloped("tools/call", {"name": "waits"})
+        reply = await drained(wire, asyncio.create_task(wire.post(message, routing("tools/call", "waits"))))
+        assert reply.error == (503, -31503, 1)
+
+
+async def test_a_stream_ends_with_the_error_when_the_server_stops_before_its_call_is_done() -> None:
+    """Fixed: it ended after `retry`, without an answer, and there was none to come back for."""
+    async with wired(endless(), "asgi") as wire:
+        headers = await wire.initialize()
+        reply = await drained(wire, asyncio.create_task(wire.post(call("waits", progressToken="p"), headers)))
+        assert [each.get("method", each.get("id")) for each in reply.messages] == ["notifications/progress", 1]
+        assert reply.message["error"]["message"] == STOPPED
+
+
+async def test_a_question_is_taken_back_before_the_answer_of_a_call_that_is_stopped() -> None:
+    """Fixed: the stream ended, and the client went on showing its form."""
+    async with wired(endless(), "asgi") as wire:
+        headers = await wire.initialize(capabilities={"elicitation": {}})
+        reply = await drained(wire, asyncio.create_task(wire.post(call("asks"), headers)))
+        asked, cancelled, answer = reply.messages
+        assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
+        assert answer["error"]["message"] == STOPPED
+
+
+async def test_what_a_stopped_call_returns_in_spite_of_it_is_its_answer() -> None:
+    """Our choice: the client waits for it, as it hasn't cancelled the call."""
+    async with wired(endless(), "asgi") as wire:
+        reply = await drained(wire, asyncio.create_task(wire.post(call("survives"))))
+        assert reply.message["result"]["content"][0]["text"] == "half of it"
+
+
+async def test_a_call_that_its_client_cancelled_is_not_answered_when_the_server_stops() -> None:
+    """MCP 2025-11-25, cancellation: a cancelled request gets no response, whatever happens later."""
+    mcp, stubborn = endless(), asyncio.Event()
+
+    @mcp.tool
+    async def goes_on() -> str:
+        """Wait, and go on when it's cancelled."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await stubborn.wait()
+
+    async with wired(mcp, "asgi") as wire:
+        talk = await Talk(wire).opened()
+        talk.say(call("goes_on"))
+        await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
+        (running,) = wire.runtime.dispatcher.calls
+        talk.say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+        await wire.until(lambda: running.cancelled)
+        running.halt()
+        assert not running.halted
+        stubborn.set()
+        await wire.until(lambda: not wire.runtime.dispatcher.calls)
+        talk.say(request("ping", id=2))
+        assert (await talk.hear())["id"] == 2
+
+
+async def test_calls_of_http_sse_are_answered_on_its_stream_before_it_ends() -> None:
+    """Fixed: the stream ended, and nothing said what became of the calls."""
+    async with wired(endless(), "asgi") as wire:
+        path: list[str] = []
+
+        def heard(data: bytes) -> bool:
+            if not path and b"\ndata: " in data:
+                path.append(data.split(b"\ndata: ")[1].split(b"\n")[0].strip().decode())
+            return False
+
+        fields = pairs({"host": "127.0.0.1", "accept": "text/event-stream"})
+        stream = asyncio.create_task(over_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
+        await wire.until(lambda: bool(path))
+        for message in (request("initialize", INITIALIZE, 0), call("waits", 1), call("asks", 2)):
+            assert (await wire.post(message, POST, path[0])).status == 202
+        await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 2)
+        await wire.until(lambda: len(wire.runtime.services.questions) == 1)
+        await wire.runtime.drain(0)
+        messages = {each.get("id", each.get("method")): each for each in (await stream).messages}
+        assert [messages[id]["error"]["message"] for id in (1, 2)] == [STOPPED, STOPPED]
+        asked = next(each for each in messages.values() if each.get("method") == "elicitation/create")
+        assert messages["notifications/cancelled"]["params"]["requestId"] == asked["id"]
+        assert list(messages).index("notifications/cancelled") < list(messages).index(2)
