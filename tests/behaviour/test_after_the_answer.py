@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from bad_input.shop import make_shop
-from millstream import Context, Server
+from bad_input.shop import make_shop, stock
+from millstream import Context, Server, Settings
 from millstream._server.questions.open import OVER
 from millstream._transports.memory import MemoryPipe
-from wire import Wire, enveloped, request, wired
+from millstream.middleware import MessageRequest, Middleware, Next
+from wire import POST, Wire, enveloped, over_asgi, pairs, request, routing, wired
 
 INITIALIZE = {
     "protocolVersion": "2025-11-25",
@@ -248,6 +249,82 @@ async def test_a_subscription_that_the_server_ends_is_cancelled_behind_its_resul
         assert (await talk.hear())["id"] == 7
         last = await talk.hear()
         assert (last["method"], last["params"]["requestId"]) == ("notifications/cancelled", 7)
+
+
+LISTENING = {"notifications": {"toolsListChanged": True}}
+
+
+def grown_old(wire: Wire) -> None:
+    """Every open stream is older than one may be, and that is noticed."""
+    wire.runtime.streams._max_age = -1.0
+    wire.runtime.streams.beat()
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+async def test_a_subscription_whose_stream_is_too_old_ends_with_its_result(way: str) -> None:
+    """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the stream just closed."""
+    mcp, _ = chatty()
+    async with wired(mcp, way) as wire:
+        message, headers = enveloped("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")
+        listening = asyncio.create_task(wire.post(message, headers))
+        await wire.until(lambda: len(wire.runtime.services.endings) == 1)
+        await wire.until(lambda: len(wire.runtime.streams) == 1)
+        grown_old(wire)
+        reply = await listening
+        assert reply.message["id"] == 7
+        assert reply.message["result"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == 7
+        assert b"retry: " in reply.body
+        assert len(wire.runtime.streams) == 0
+
+
+async def test_a_stream_that_is_too_old_ends_whatever_its_subscription_does() -> None:
+    """What the server was asked for, such as a hook that hangs, doesn't keep it open longer than to the next look."""
+    hangs = asyncio.Event()
+
+    class Hanging(Middleware):
+        async def on_message(self, request: MessageRequest, call_next: Next) -> Any:
+            done = await call_next(request)
+            await hangs.wait()
+            return done
+
+    mcp = Server("shop", settings=Settings(key="a secret of the tests that is long enough"), middleware=[Hanging()])
+    stock(mcp)
+    async with wired(mcp, "asgi") as wire:
+        message, headers = enveloped("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")
+        listening = asyncio.create_task(wire.post(message, headers))
+        await wire.until(lambda: len(wire.runtime.services.endings) == 1)
+        await wire.until(lambda: len(wire.runtime.streams) == 1)
+        grown_old(wire)
+        await wire.until(lambda: len(wire.runtime.services.endings) == 0)
+        assert len(wire.runtime.streams) == 1
+        grown_old(wire)
+        assert len(wire.runtime.streams) == 0
+        hangs.set()
+        await listening
+
+
+async def test_subscriptions_of_an_http_sse_stream_that_is_too_old_end_with_their_results() -> None:
+    """The same, where one stream carries several."""
+    mcp, _ = chatty()
+    async with wired(mcp, "asgi") as wire:
+        path: list[str] = []
+
+        def heard(data: bytes) -> bool:
+            if not path and b"\ndata: " in data:
+                path.append(data.split(b"\ndata: ")[1].split(b"\n")[0].strip().decode())
+            return False
+
+        fields = pairs({"host": "127.0.0.1", "accept": "text/event-stream"})
+        stream = asyncio.create_task(over_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
+        await wire.until(lambda: bool(path))
+        for n in (7, 8):
+            assert (await wire.post(enveloped("subscriptions/listen", LISTENING, n), POST, path[0])).status == 202
+        await wire.until(lambda: len(wire.runtime.services.endings) == 2)
+        grown_old(wire)
+        told = (await stream).messages[2:]
+        assert {each["id"] for each in told if "result" in each} == {7, 8}
+        cancelled = {each["params"]["requestId"] for each in told if each.get("method") == "notifications/cancelled"}
+        assert cancelled == {7, 8}
 
 
 async def test_event_ids_of_two_streams_of_a_session_differ() -> None:

@@ -16,7 +16,7 @@ from millstream._protocol.sse import COMMENT
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
 from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
-from wire import LATEST_HANDSHAKE, request
+from wire import LATEST_HANDSHAKE, enveloped, request
 
 EVENT = "x" * 200_000
 INITIALIZE = {
@@ -244,6 +244,23 @@ async def test_calls_that_outlast_the_stop_are_answered_before_the_socket_closes
         assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
         assert (answer["id"], answer["error"]["message"]) == (2, stopped)
         assert (await end_of(plain))[0] == (await end_of(mcp))[0] == GOING_AWAY
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_subscriptions_of_a_socket_that_is_too_old_end_with_their_results(way: str) -> None:
+    """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the socket just closed."""
+    async with world(way) as app, app.client("mcp") as socket:  # type: ignore[arg-type]
+        for n in (7, 8):
+            await tell(socket, enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, n))
+            assert (await hear(socket))["method"] == "notifications/subscriptions/acknowledged"
+        await app.until(lambda: len(app.runtime.services.endings) == 2)
+        app.runtime.streams._max_age = -1.0
+        app.runtime.streams.beat()
+        told = [await hear(socket) for _ in range(4)]
+        assert {each["id"] for each in told if "result" in each} == {7, 8}
+        cancelled = {each["params"]["requestId"] for each in told if each.get("method") == "notifications/cancelled"}
+        assert cancelled == {7, 8}
+        assert (await end_of(socket))[0] == GOING_AWAY
 
 
 async def test_the_beat_of_the_streams_is_no_message_of_a_socket() -> None:

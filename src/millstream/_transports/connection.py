@@ -6,7 +6,8 @@ connection's handshake session. Nothing here knows how bytes are framed or carri
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from millstream._protocol import projection
@@ -26,14 +27,15 @@ from millstream._transports.batches import is_batch, read_batch, refuse_batch, s
 Write = Callable[[bytes], bool]
 """Take one whole message without waiting; False when the other side is gone or was cut for reading too slowly."""
 Drain = Callable[[], Awaitable[None]]
+_LISTEN = "subscriptions/listen"
 
 
 class Connection:
     """One client on one connection. It is also the `Line` of every call on it."""
 
     __slots__ = (
-        "_dispatcher", "_drain", "_gone", "_headers", "_principal", "_stop_watching", "_tasks", "_transport", "_write",
-        "asks", "cancel", "id", "peer", "session",
+        "_dispatcher", "_drain", "_ends", "_gone", "_headers", "_principal", "_stop_watching", "_tasks", "_transport",
+        "_write", "asks", "cancel", "id", "peer", "session",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +67,8 @@ class Connection:
         self._tasks: dict[asyncio.Task[None], Call | None] = {}
         """What runs, and the call that it runs; None for a batch."""
         self._stop_watching: Callable[[], None] | None = None
+        self._ends: set[Callable[[], None]] = set()
+        """What ends its subscriptions with their results."""
 
     # The line
 
@@ -77,8 +81,10 @@ class Connection:
         """Send one message without waiting."""
         return self._write(message)
 
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Nothing to do: the end of the connection stops its calls."""
+    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back when `finish` is called. The end of the connection itself stops its calls."""
+        self._ends.add(callback)
+        return partial(self._ends.discard, callback)
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """A connection of this kind cannot be left and taken up again."""
@@ -120,7 +126,7 @@ class Connection:
         if not answer:
             return
         self._write(answer)
-        if call.method == "subscriptions/listen":
+        if call.method == _LISTEN:
             # The server ended it. Here it says so, too: https://modelcontextprotocol.io/specification/2026-07-28/basic
             self._write(notification_message("notifications/cancelled", {"requestId": call.id}))
         await self._drain()
@@ -245,6 +251,13 @@ class Connection:
         for uri in touched(change, session.record.subscriptions):
             self._write(message if uri == change.uri else encode_change(Change("updated", uri)))
 
+    def finish(self, then: Callable[[], None]) -> None:
+        """End the subscriptions, and call back when their results are written; at once when called again meanwhile."""
+        ends, self._ends = self._ends, set()
+        for end in ends:
+            end()
+        _when_over([each for each, call in self._tasks.items() if ends and call and call.method == _LISTEN], then)
+
     async def settle(self) -> None:
         """Wait until every request taken so far is answered."""
         while self._tasks:
@@ -262,10 +275,21 @@ class Connection:
         for task in tasks:
             task.cancel()
         if tasks:
-            done, _ = await asyncio.wait(tasks)  # `gather` couldn't be left while one of them goes on
-            for task in done:
-                if not task.cancelled():
-                    task.exception()  # nobody is left to hear it
+            await _reap(tasks)
         for call in tasks.values():
             if call is not None and not call.over:
                 self._dispatcher.abandon(call, self.id)
+
+
+def _when_over(tasks: Collection[asyncio.Task[None]], then: Callable[[], None]) -> None:
+    if tasks:
+        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: then())
+    else:
+        then()
+
+
+async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:
+    done, _ = await asyncio.wait(tasks)  # `gather` couldn't be left while one of them goes on
+    for task in done:
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear it

@@ -77,7 +77,6 @@ class HttpSse:
         if self._streams.full(request):
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
-        self._streams.add(sink, request, ("sse", ""), until=lasts_until(principal))
         session_id = self._mint(principal)
         connection = Connection(
             self._dispatcher,
@@ -88,6 +87,7 @@ class HttpSse:
             headers=request.headers,
             transport="sse",
         )
+        self._streams.add(sink, request, ("sse", ""), finish=connection.finish, until=lasts_until(principal))
         self._connections[session_id] = (connection, hash_principal(principal))
         self._sinks.add(sink)
         try:

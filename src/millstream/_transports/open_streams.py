@@ -25,6 +25,10 @@ _SAME = 1.0
 """Seconds by which the ends of what one credential opened may differ."""
 
 Code = Callable[[bytes], bytes]
+Finish = Callable[[Callable[[], None]], None]
+"""Gives the subscriptions of a stream their results, and calls back when they have them. Asked again meanwhile, it
+doesn't wait for that.
+"""
 
 
 class Leaving(Protocol):
@@ -44,6 +48,7 @@ class _Open(NamedTuple):
     """Ends it because its owner may not listen any more."""
     owner: str | None
     """Its principal, empty for an anonymous one; None for the stream of a call."""
+    finish: Finish | None
 
 
 class OpenStreams:
@@ -93,7 +98,7 @@ class OpenStreams:
         now = monotonic()
         found = (
             (self._kinds[sink][0], owner or "", now - opened, sink.buffered)
-            for sink, (_, opened, _, _, owner) in self._sinks.items()
+            for sink, (_, opened, _, _, owner, _) in self._sinks.items()
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
@@ -111,6 +116,7 @@ class OpenStreams:
         code: "Code" = bytes,
         end: Callable[[], None] | None = None,
         dismiss: Callable[[], None] | None = None,
+        finish: Finish | None = None,
         until: float = math.inf,
     ) -> None:
         """Watch over a stream until it closes.
@@ -122,12 +128,13 @@ class OpenStreams:
             code: puts bytes into the coding of the stream.
             end: how it is ended, if not by its `close`.
             dismiss: how it is ended when its owner may not listen any more, if not by `end`.
+            finish: what comes before `end` when it's too old, for a stream that can carry subscriptions.
             until: when the credential ends that opened it, in seconds since 1970.
         """
         self._kinds[sink] = kind
         end = end or sink.close
         owner = None if caller is None else principal_id(caller.principal)
-        self._sinks[sink] = _Open(code, monotonic(), end, dismiss or end, owner)
+        self._sinks[sink] = _Open(code, monotonic(), end, dismiss or end, owner, finish)
         self.by_kind[kind] += 1
         share = None if caller is None else caller.owner
         if share is not None:
@@ -159,9 +166,9 @@ class OpenStreams:
     def beat(self) -> None:
         """One comment to every stream, so that proxies and clients know it is alive; those too old end."""
         oldest = monotonic() - self._max_age
-        for sink, (code, opened, end, _, _) in list(self._sinks.items()):
+        for sink, (code, opened, end, _, _, finish) in list(self._sinks.items()):
             if opened < oldest:
-                self._send_away(sink, code, end)
+                self._send_away(sink, code, end if finish is None else partial(finish, end))
             else:
                 sink.write(code(COMMENT))
 

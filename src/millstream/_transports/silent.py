@@ -25,11 +25,16 @@ class SilentLine:
         """There is no way to come back for the rest."""
         return False
 
-    def on_close(self, callback: Callable[[], None]) -> None:
+    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
         """It never closes."""
+        return _nothing
 
     async def keep_alive(self) -> None:
         """There is nothing to show."""
+
+
+def _nothing() -> None:
+    return None
 
 
 SILENT = SilentLine()

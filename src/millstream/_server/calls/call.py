@@ -47,8 +47,11 @@ class Line(Protocol):
     async def keep_alive(self) -> None:
         """The call has been silent for long: show the caller that it is alive, where nothing else does."""
 
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back when the line closes, unless its end stops the call anyway."""
+    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back when the line closes, unless its end stops the call anyway; or before that, where the server closes
+        it, so that the call ends with its result. Returns what ends that.
+        """
+        ...
 
 
 class Origin(Protocol):

@@ -1,7 +1,7 @@
 """`subscriptions/listen`: the per-request era's stream of changes, open until the client goes."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -103,15 +103,18 @@ class ListenHandlers:
 
         stop = self._services.changes.watch(watcher)
         self._services.endings.add(over.set)
+        forget: Callable[[], None] | None = None
         try:
             await line.send(acknowledgement)
-            line.on_close(over.set)
+            forget = line.on_close(over.set)
             held, early = early or [], None
             for message in held:
                 line.push(message)
             await over.wait()
         finally:
             stop()
+            if forget is not None:
+                forget()
             self._services.endings.discard(over.set)
         return b""
 

@@ -33,21 +33,8 @@ class PostLine:
     """The `Line` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (
-        "_caller",
-        "_cancel",
-        "_id",
-        "_kept",
-        "_lock",
-        "_opened",
-        "_revision",
-        "_services",
-        "_session",
-        "_sink",
-        "_stream",
-        "_streams",
-        "_until",
-        "asks",
-        "request",
+        "_caller", "_cancel", "_end", "_id", "_kept", "_lock", "_opened", "_revision", "_services", "_session",
+        "_sink", "_stream", "_streams", "_until", "asks", "request",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +58,8 @@ class PostLine:
         self._services = services
         self._streams = streams if can_stream else None
         self._sink: Sink | None = None
+        self._end: Callable[[], None] | None = None
+        """Ends the subscription that the stream is of."""
         self._opened = False
         session = call.session
         logged = session is not None and can_stream and call.revision.event_ids
@@ -122,10 +111,15 @@ class PostLine:
         sink.write(sse.encode_message(message))
         return not sink.closed
 
-    def on_close(self, callback: Callable[[], None]) -> None:
+    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back when the stream ends, whoever ends it."""
+        self._end = callback
         if self._sink is not None:
             self._sink.on_close(callback)
+        return self._has_ended
+
+    def _has_ended(self) -> None:
+        self._end = None
 
     async def interrupt(self, retry_ms: int | None) -> bool:
         """Close the connection; the client reads the rest with `Last-Event-ID`."""
@@ -154,6 +148,11 @@ class PostLine:
         if self._sink is not None:
             self._sink.close()
 
+    def _finish(self, then: Callable[[], None]) -> None:
+        """The stream of a subscription is too old: it ends with its result, unless that was asked for before."""
+        end, self._end = self._end, None
+        (then if end is None else end)()
+
     def leave(self) -> None:
         """Somebody reads the stream on another connection: this one gets nothing more."""
         sink, self._sink = self._sink, None
@@ -168,7 +167,8 @@ class PostLine:
         self._opened = True
         assert self._streams is not None  # noqa: S101  callers have looked
         sink = self._sink = self.request.open(200, STREAM_HEAD)
-        self._streams.add(sink, self._caller, ("http", self._revision.date), until=self._until)
+        kind, finish = ("http", self._revision.date), None if self._caller is None else self._finish
+        self._streams.add(sink, self._caller, kind, finish=finish, until=self._until)
         if self._lock is not None:
             self._streams.lines[self._log_name()] = self
             position = await self._keep(OPEN, encode(self._id), None)

@@ -75,13 +75,14 @@ class WebSocketRoute:
             await refuse_handshake(peer, scope, send)
             return
         outbox = self._outbox(scope, send)
+        connection = self._connection(peer, outbox)
         self._sockets[outbox] = asyncio.current_task()
         # Its signs of life are pings of the protocol: what event streams are written has no form here.
         stop = partial(outbox.end, GOING_AWAY, "The server stops")
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token isn't valid any more: sign in again")
         self._streams.add(
             outbox, peer, ("websocket", ""), code=_no_form, end=stop, dismiss=dismiss,
-            until=lasts_until(peer.principal),
+            finish=connection.finish, until=lasts_until(peer.principal),
         )  # fmt: skip
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
         try:
@@ -89,7 +90,7 @@ class WebSocketRoute:
                 await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
             except OSError:
                 return  # It is gone already.
-            await self._serve(peer, outbox, receive, speaks=speaks)
+            await self._serve(connection, peer, outbox, receive, speaks=speaks)
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
@@ -141,8 +142,8 @@ class WebSocketRoute:
             return QueuedSocket(send, limit=limit, grace=grace)
         return DirectSocket(wire, send, limit=limit, grace=grace)
 
-    async def _serve(self, peer: Peer, outbox: Socket, receive: Receive, *, speaks: bool) -> None:
-        connection = Connection(
+    def _connection(self, peer: Peer, outbox: Socket) -> Connection:
+        return Connection(
             self._dispatcher,
             partial(carry, outbox),
             outbox.drain,
@@ -151,6 +152,10 @@ class WebSocketRoute:
             headers=peer.headers,
             transport="websocket",
         )
+
+    async def _serve(
+        self, connection: Connection, peer: Peer, outbox: Socket, receive: Receive, *, speaks: bool
+    ) -> None:
         dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer)
 
         take = dialect.take if dialect is not None else partial(_take, connection)
