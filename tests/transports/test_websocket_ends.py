@@ -263,6 +263,36 @@ async def test_subscriptions_of_a_socket_that_is_too_old_end_with_their_results(
         assert (await end_of(socket))[0] == GOING_AWAY
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_socket_that_is_too_old_is_told_so(way: str) -> None:
+    """A fixed defect: it heard that the server stops, which went on."""
+    async with world(way, stream_age=1e-6) as app, app.client() as socket:
+        await hear(socket)
+        app.runtime.streams.beat()
+        code, reason = await end_of(socket)
+        assert code == GOING_AWAY
+        assert reason == "Open for as long as it may be (stream_age): connect again, and resume with the last id"
+
+
+async def test_a_socket_whose_task_the_server_cancels_hears_that_the_server_stops() -> None:
+    """A fixed defect: a server that didn't wait any longer told its peers of an internal error."""
+    async with world() as app:
+        socket = await app.raw()
+        (task,) = app.route._sockets.values()
+        assert task is not None
+        task.cancel()
+        assert await socket.closing() == (GOING_AWAY, "The server stops")
+
+
+async def test_a_handshake_at_a_stopping_server_hears_that_it_stops() -> None:
+    """A fixed defect: it heard that there were too many connections."""
+    async with world() as app:
+        await app.route.close(WAIT)
+        peer = await app.handshake()
+        status, _, body = await peer.reply()
+        assert (status, body) == (503, b"The server stops. Connect again in a few seconds.\n")
+
+
 async def test_the_beat_of_the_streams_is_no_message_of_a_socket() -> None:
     """Pings of the protocol keep a socket alive; the comment of event streams has no form there."""
     async with world() as app, app.client() as socket:

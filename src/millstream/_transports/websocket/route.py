@@ -1,9 +1,10 @@
 """WebSocket, as an ASGI handler of one path: JSON-RPC where the subprotocol ``mcp`` is offered, else the dialect.
 
 Host, Origin and credentials are judged before the socket is accepted; nothing in the query is a credential. Every
-message is one text frame. Close codes: 1001 the server stops (what was asked is answered first), 1003 a binary frame,
-1009 a message over the limit, 1011 our failure, 1013 ``slow`` the peer does not read. Malformed frames, pings and the
-closing handshake belong to the HTTP server (RFC 6455; see `websocket_uvicorn` for what ours does beyond uvicorn's).
+message is one text frame. Close codes: 1001 the server stops (what was asked is answered first) or the socket is too
+old, 1003 a binary frame, 1008 its credential ended, 1009 a message over the limit, 1011 our failure, 1013 ``slow`` the
+peer does not read. Malformed frames, messages that don't end, pings and the closing handshake belong to the HTTP server
+(RFC 6455; see `_http/websocket/uvicorn.py` for what ours does beyond uvicorn's).
 """
 
 import asyncio
@@ -33,7 +34,10 @@ MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 SUBPROTOCOL = "mcp"
 _NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 
+_STOPS = "The server stops"
+_AGED = "Open for as long as it may be (stream_age): connect again, and resume with the last id"
 _BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
+_LEAVING = Response(b"The server stops. Connect again in a few seconds.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")
 
 
@@ -78,10 +82,10 @@ class WebSocketRoute:
         connection = self._connection(peer, outbox)
         self._sockets[outbox] = asyncio.current_task()
         # Its signs of life are pings of the protocol: what event streams are written has no form here.
-        stop = partial(outbox.end, GOING_AWAY, "The server stops")
+        end = partial(self._end, outbox)
         dismiss = partial(outbox.end, POLICY_VIOLATION, "The key or token isn't valid any more: sign in again")
         self._streams.add(
-            outbox, peer, ("websocket", ""), code=_no_form, end=stop, dismiss=dismiss,
+            outbox, peer, ("websocket", ""), code=_no_form, end=end, dismiss=dismiss,
             finish=connection.finish, until=lasts_until(peer.principal),
         )  # fmt: skip
         speaks = SUBPROTOCOL in scope.get("subprotocols", ())
@@ -109,9 +113,13 @@ class WebSocketRoute:
         self._stopping = True
         tasks = [task for task in self._sockets.values() if task is not None]
         for outbox in list(self._sockets):
-            outbox.end(GOING_AWAY, "The server stops")
+            outbox.end(GOING_AWAY, _STOPS)
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
+
+    def _end(self, outbox: Socket) -> None:
+        """End a socket because the server stops, or because it has been open for as long as it may be."""
+        outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
     async def _admit(self, scope: Scope) -> Peer | Response:
         """Find out who it is, or why it's refused. A socket can do what a POST can, so the same rules hold."""
@@ -130,8 +138,10 @@ class WebSocketRoute:
             if isinstance(found, Response):
                 return found
             principal = found
+        if self._stopping:
+            return _LEAVING
         peer = Peer(address, headers, principal, self.may_publish(principal, address, headers))
-        return _BUSY if self._stopping or self._streams.full(peer) else peer
+        return _BUSY if self._streams.full(peer) else peer
 
     def _outbox(self, scope: Scope, send: Send) -> Socket:
         """What carries the messages out: straight to the transport, where the server is ours and shows it."""
@@ -181,7 +191,7 @@ class WebSocketRoute:
                     return
                 data = text.encode()
                 if len(data) > self._settings.max_message:
-                    code, reason = TOO_BIG, f"A message takes {self._settings.max_message} bytes"
+                    code, reason = TOO_BIG, f"A message has at most {self._settings.max_message} bytes"
                     return
                 del message, text
                 await take(data)
@@ -189,6 +199,9 @@ class WebSocketRoute:
                 # A packet may hold thousands of calls: let them answer, and see whether the answers are taken.
                 await asyncio.sleep(0)
                 await outbox.drain()
+        except asyncio.CancelledError:
+            code, reason = GOING_AWAY, _STOPS
+            raise
         finally:
             outbox.end(code, reason)
 
