@@ -220,6 +220,30 @@ async def test_caps_of_the_hub_are_errors_of_the_dialect() -> None:
         assert answers == ["subscribed", "subscribed", -32000, "subscribed", -32000]
 
 
+TOO_BIG_A_NUMBER = "1e400"
+"""Whoever decodes it says that it's out of range."""
+
+
+async def test_an_event_may_take_more_bytes_on_its_way_than_as_an_event(data: Any) -> None:
+    """Many clients write whatever isn't ASCII as escapes of six bytes, and some with white space for people."""
+    async with world() as app, app.client() as socket:
+        await hear(socket)
+        message = json.dumps({"type": "publish", "data": data}, indent=4)
+        assert len(message) > 262_144
+        assert (await ask(socket, message))["type"] == "published"
+
+
+async def test_members_that_nobody_reads_are_not_decoded() -> None:
+    """A fixed defect: a megabyte of numbers as the channel or the tool was decoded, whatever the type."""
+    async with world() as app, app.client() as socket:
+        await hear(socket)
+        for member in ("channel", "tool"):
+            answer = await ask(socket, f'{{"type":"nonsense","{member}":[{TOO_BIG_A_NUMBER}]}}')
+            assert answer["error"]["code"] == -32601
+            answer = await ask(socket, f'{{"type":"ping","{member}":[{TOO_BIG_A_NUMBER}]}}')
+            assert answer["type"] == "pong"
+
+
 async def test_a_forbidden_channel_is_refused_in_the_dialect() -> None:
     """Our choice: publishing to a forbidden channel."""
 
