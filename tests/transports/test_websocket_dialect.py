@@ -224,6 +224,7 @@ TOO_BIG_A_NUMBER = "1e400"
 """Whoever decodes it says that it's out of range."""
 
 
+@pytest.mark.parametrize("data", ["é" * 120_000, ["é" * 60_000] * 2, {"a b": ['"\\'] * 30_000}])
 async def test_an_event_may_take_more_bytes_on_its_way_than_as_an_event(data: Any) -> None:
     """Many clients write whatever isn't ASCII as escapes of six bytes, and some with white space for people."""
     async with world() as app, app.client() as socket:

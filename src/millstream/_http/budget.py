@@ -18,6 +18,10 @@ class ByteBudget:
         self.held: int = 0
         self._by_owner: Counter[str] = Counter()
 
+    def fit(self, largest: int) -> None:
+        """Have room for two of this size, too."""
+        self.most = max(self.most, 2 * largest)
+
     def take(self, owner: str, size: int) -> bool:
         """Count bytes of an owner. False when there is no room for them: they are counted all the same."""
         self.held += size

@@ -9,7 +9,7 @@ from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Application
 from millstream._http.asgi.adapter import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
-from millstream._http.lane import GUARD_ONLY, Lane
+from millstream._http.lane import GUARD_ONLY, SOCKETS_ONLY, Lane
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, Request, Response, Sink
 
@@ -68,8 +68,9 @@ def prepare(application: Application, runtime: Runtime) -> None:
     runtimes, definition = application.runtimes, runtime.definition
     if runtime.routes is None:
         if runtime.bind.loopback is None:
+            missing = (*GUARD_ONLY, SOCKETS_ONLY) if "hub" in definition.parts else GUARD_ONLY
             logger.warning(
-                "%s is served through plain ASGI. Not enforced here: %s.", definition.name, "; ".join(GUARD_ONLY)
+                "%s is served through plain ASGI. Not enforced here: %s.", definition.name, "; ".join(missing)
             )
         if runtime.services.secrets.warning is not None:
             logger.warning(runtime.services.secrets.warning)

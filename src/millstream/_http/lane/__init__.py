@@ -28,6 +28,11 @@ GUARD_ONLY = (
     "trailers kept apart from headers",
 )
 """What plain ASGI cannot do; the start-up line lists it."""
+SOCKETS_ONLY = (
+    "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
+    " (uvicorn has them with --ws millstream._http.websocket.uvicorn:WebSocketProtocol)"
+)
+"""What other WebSocket protocol classes than ours cannot do."""
 
 
 class Lane:

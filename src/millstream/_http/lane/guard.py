@@ -73,13 +73,13 @@ class Guard:
     """The guard of one running server."""
 
     __slots__ = (
-        "_connections", "_counts", "_interval", "_limits", "_loop", "_patience", "_spares", "_starter", "_state",
-        "_timer", "clock", "heads", "leaving", "start", "unfinished",
+        "_connections", "_counts", "_interval", "_loop", "_patience", "_spares", "_starter", "_state", "_timer",
+        "clock", "heads", "leaving", "limits", "start", "unfinished",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
         # configuration
-        self._limits = limits
+        self.limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
         self._interval = max(0.02, min(1.0, shortest / 4))
         early = (
@@ -105,7 +105,7 @@ class Guard:
         self.clock = loop.time()
         self.heads = Heads(state)
         self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
-        """For all bodies that have begun and not ended, as far as they came in more than one piece."""
+        """For all bodies and WebSocket messages that have begun and not ended, if they came in more than one piece."""
         self.leaving = False
         """The server ends soon: each connection gets one more reply at most, which says that it's the last."""
         self._starter = None if _EAGER else Starter(loop)
@@ -126,7 +126,7 @@ class Guard:
             self._timer = self._loop.call_later(self._interval, self._sweep)
         connection.since = connection.unsent_since = self.clock
         self._connections.add(connection)
-        limits, peer = self._limits, connection.peer
+        limits, peer = self.limits, connection.peer
         connection.over_cap = len(self._state.connections) > limits.max_connections
         if limits.max_connections_per_address and peer:
             self._counts[near := neighborhood(peer)] += 1
@@ -142,7 +142,7 @@ class Guard:
     @property
     def overrun(self) -> bool:
         """Too many even to tell them so."""
-        return len(self._state.connections) > self._limits.max_connections + _LINGERING
+        return len(self._state.connections) > self.limits.max_connections + _LINGERING
 
     def release(self, connection: Guarded) -> None:
         """Stop watching a connection that is over, or that another protocol goes on with."""
@@ -162,7 +162,7 @@ class Guard:
         everybody = list(self._connections)
         ends = max(_ENDS_AT_ONCE, len(everybody) // _TURNS)
         self._look(everybody, now, max(1, _AT_ONCE // ends))
-        if self._limits.max_connections_per_address:
+        if self.limits.max_connections_per_address:
             # WebSockets leave the guard's sight but stay in the server's set: count again who is there.
             self._counts = Counter(_address(one) for one in self._state.connections)
 
@@ -185,7 +185,7 @@ class Guard:
         if unsent == 0 or unsent < connection.unsent:
             connection.unsent_since = now
         connection.unsent = unsent
-        if late := now - connection.unsent_since > self._limits.write_timeout:
+        if late := now - connection.unsent_since > self.limits.write_timeout:
             connection.transport.abort()
         return late
 
@@ -209,6 +209,14 @@ class Guard:
         else:
             connection.transport.close()
         return True
+
+
+def guard_of(state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> Guard:
+    """The guard of a running server, which the first connection makes."""
+    guard: Guard | None = state.__dict__.get("millstream_guard")
+    if guard is None:
+        guard = state.__dict__["millstream_guard"] = Guard(state, limits, loop)
+    return guard
 
 
 def _address(connection: object) -> str:

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from millstream._config import Settings
 from millstream._http.lane import ATTRIBUTE, Lane
-from millstream._http.lane.guard import Guard
+from millstream._http.lane.guard import guard_of
 from millstream._http.lane.states import ASGI_BODY, DISMISSED, HEAD, IDLE, IS_REFUSED, LEAVES, NEW, REFUSED
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Response
@@ -72,13 +72,10 @@ class OrderedProtocol(HttpToolsProtocol):
         self.lane = lane if isinstance(lane, Lane) else None
         self.limits = _DEFAULTS if self.lane is None else self.lane.limits
         # process
-        guard: Guard | None = server_state.__dict__.get("millstream_guard")
-        if guard is None:
-            guard = server_state.__dict__["millstream_guard"] = Guard(server_state, self.limits, self.loop)
-        self.guard = guard
+        self.guard = guard_of(server_state, self.limits, self.loop)
         # connection
         self.phase = NEW
-        self.since = guard.clock
+        self.since = self.guard.clock
         self.current: Cycle | None = None
         self.waiting: deque[Callable[[], None]] = cast("Any", self.pipeline)
         """uvicorn's deque, in use for both kinds of call: oldest first, each entry starts its call."""

@@ -3,7 +3,8 @@
 uvicorn bounds the size of a message but not the number of its fragments, writes a pong for every ping whether the peer
 reads or not, closes a connection whose peer takes nothing by waiting for it to take the rest, and leaves one open whose
 handshake `websockets` cannot read. Here all four come to an end. It also reads frames before it has answered the
-handshake, so that their pongs come first; here they wait.
+handshake, so that their pongs come first; here they wait. What bounds the frames of a read, and messages that never
+end, is in `reading`.
 
 It also writes an error to the log for what is a peer's doing and has its answer: a handshake that the application
 refuses, and text that isn't UTF-8. Here neither can fill the log.
@@ -11,49 +12,41 @@ refuses, and text that isn't UTF-8. Here neither can fill the log.
 It is also the `Wire` of `websocket_direct`: messages go out without a turn of the event loop.
 """
 
-import asyncio
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
 from millstream._http.websocket.direct import EXTENSION, DirectSocket
-from millstream._http.websocket.waiting import CompactEvent, CompactQueue
+from millstream._http.websocket.reading import ReadingProtocol
+from millstream._http.websocket.waiting import CompactEvent
 
 CLASS_NAME = "millstream._http.websocket.uvicorn:WebSocketProtocol"
 MAX_FRAGMENTS = 256
 MAX_UNREAD = 1024 * 1024
 """Bytes of pongs for a peer that does not read."""
 
-_UNREADABLE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
+class WebSocketProtocol(ReadingProtocol):
     """One connection."""
 
     # uvicorn has 37 attributes; more than thirty in its dict would no longer be shared between connections.
-    __slots__ = ("ahead", "curr_msg_data_type", "frames", "initial_response", "last_ping_rtt", "outbox",
+    __slots__ = ("curr_msg_data_type", "frames", "initial_response", "last_ping_rtt", "outbox",
                  "pending_ping_payload", "ping_sent_at", "pongs", "request", "response", "room", "scope",
                  "unread")  # fmt: skip
-
-    transport: asyncio.Transport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.outbox: DirectSocket | None = None
-        self.ahead = b""
-        """Frames of a peer that didn't wait for the answer to its handshake."""
         self.pongs = 0
         """Bytes of pongs since the transport had no more room."""
         self.unread = 0
         """Bytes in front of the ping, when the peer was last seen to read."""
         self.room = CompactEvent()
         self.room.set()
-        # uvicorn's own are an `asyncio.Event` and an `asyncio.Queue`, of which these do what it asks for.
+        # uvicorn's own is an `asyncio.Event`, of which this does what it asks for.
         self.writable = self.room  # type: ignore[assignment]
-        self.queue = CompactQueue()  # type: ignore[assignment]
 
     def hang_up(self) -> None:
         """The application ends the connection: what it waits for comes no more."""
@@ -61,6 +54,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def no_more_frames(self) -> None:
         """The closing handshake has begun, or there is no connection."""
+        self.drop_message()
         if self.outbox is not None:
             self.outbox.lost()
 
@@ -77,8 +71,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             # The parser keeps the request for as long as the connection lives.
             self.request.headers.clear()
             self.response.headers.clear()
-            if self.ahead:
-                self._catch_up()
+            self.go_on()
+        elif message["type"] == "websocket.close":
+            self.go_on()
         elif message["type"] == "websocket.http.response.body":
             # With the end of a refusal the handshake is complete, though no socket is open.
             self.handshake_complete = self.close_sent
@@ -108,30 +103,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """There is no connection any more. What it has read goes at once, not with the next collection of cycles."""
         self.no_more_frames()
         super().connection_lost(exc)
-        self.frames, self.ahead = [], b""
+        self.ahead = b""
         self.conn.parser.close()
         self.conn.reader.buffer.clear()
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes of the peer; the first are its handshake, which has bounds of its own (length of a line, no body).
-
-        Frames that come before the answer wait for it, and no more are read: a pong would stand in front of the answer.
-        """
-        if self.handshake_initiated and not self.handshake_complete:
-            self.ahead += data
-            self.transport.pause_reading()
-            return
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(_UNREADABLE)
-            self.transport.close()
-
-    def _catch_up(self) -> None:
-        """The socket is open: take the frames that waited for it."""
-        ahead, self.ahead = self.ahead, b""
-        self.data_received(ahead)
-        if not (self.read_paused or self.transport.is_closing()):
-            self.transport.resume_reading()
 
     def handle_text(self, event: Frame) -> None:
         """A message, or its first fragment."""
@@ -148,30 +122,32 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.close_sent:
             return
         if len(self.frames) >= MAX_FRAGMENTS:
-            self.frames = []
-            self.conn.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
-            self.handle_parser_exception()
+            self.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
             return
         super().handle_cont(event)
         event.data = b""
 
     def send_receive_event_to_app(self) -> None:
         """A whole message; text that isn't UTF-8 ends the connection (RFC 6455 §8.1)."""
-        if self.curr_msg_data_type == "text" and not self.close_sent:
-            data = b"".join(self.frames)
-            self.frames = [data]
-            try:
-                data.decode()
-            except UnicodeDecodeError:
-                self.frames = []
-                self.conn.fail(CloseCode.INVALID_DATA, "not UTF-8")
-                self.handle_parser_exception()
-                return
-        super().send_receive_event_to_app()
+        if self.deadline is not None:
+            self.in_time()
+        if self.curr_msg_data_type != "text" or self.close_sent:
+            super().send_receive_event_to_app()
+            return
+        frames, self.frames = self.frames, []
+        try:
+            text = (frames[0] if len(frames) == 1 else b"".join(frames)).decode()
+        except UnicodeDecodeError:
+            self.fail(CloseCode.INVALID_DATA, "not UTF-8")
+            return
+        self.queue.put_nowait({"type": "websocket.receive", "text": text})
+        self.hold()
 
     def handle_ping(self) -> None:
         """A ping. Its pong waits behind the rest, and of a peer that reads nothing there must not be many."""
         pong = b"".join(self.conn.data_to_send())
+        if not pong:
+            return  # it went out with that of the first ping of its piece
         self.transport.write(pong)
         self.pongs = 0 if self.room.is_set() else self.pongs + len(pong)
         if self.pongs > MAX_UNREAD:

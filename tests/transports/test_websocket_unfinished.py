@@ -1,0 +1,370 @@
+"""What a WebSocket reads: messages that never end have room and time, and a flood of frames leaves others a turn."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from millstream import Server
+from millstream._app.serving.entry import prepare
+from millstream._config import Settings
+from millstream._http.budget import ByteBudget
+from millstream._http.hosts import HostPolicy
+from millstream._http.lane import Lane
+from millstream._http.lane.guard import Guard
+from millstream._http.limits import HttpLimits
+from millstream._http.websocket.reading import MAX_FRAMES, PIECE
+from millstream._http.websocket.uvicorn import CLASS_NAME, MAX_FRAGMENTS, WebSocketProtocol
+from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
+from wire import KeptTransport
+
+CONT = 0
+ASK = b'{"type":"ping"}'
+HALF = b" " * 100_000
+PART = frame(TEXT, HALF + ASK + b" " * 50_000)[: -50_000 - len(ASK)]
+"""A frame whose payload stops short."""
+FRAGMENT = frame(TEXT, HALF, fin=False)
+UNFINISHED = {"part": PART, "fragment": FRAGMENT, "both": FRAGMENT + frame(CONT, b" " * 1000)[:-5]}
+UPGRADED = b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % UPGRADE
+BOUNDS: dict[str, Any] = {"max_message": 200_000, "max_body": 200_000, "max_unfinished": 500_000}
+"""Room for two and a half messages of `HALF` at an address, and for five in all."""
+
+
+def held(app: World) -> int:
+    """Bytes of everything that is unfinished at the server."""
+    guard: Guard | None = app.running.state.__dict__.get("millstream_guard")
+    return 0 if guard is None else guard.unfinished.held
+
+
+async def socket_from(app: World, address: str) -> RawSocket:
+    """A socket from an address of one's own: all of 127.0.0.0/8 is this machine."""
+    app.running.somewhere = lambda: address
+    return await app.raw()
+
+
+# Room
+
+
+@pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
+async def test_unfinished_messages_have_the_room_that_unfinished_bodies_have(sent: bytes) -> None:
+    """A fixed defect: they counted nowhere, and 320 connections of one address held 343 MiB for ever."""
+    async with world(**BOUNDS) as app:
+        greedy = [await socket_from(app, "127.0.0.2") for _ in range(3)]
+        for socket in greedy[:2]:
+            await socket.send(sent)
+        await app.until(lambda: held(app) >= 2 * len(HALF))
+        await greedy[2].send(sent)
+        code, reason = await greedy[2].closing()
+        assert (code, "receiving too much at once" in reason) == (1013, True)
+        await app.until(lambda: held(app) < 3 * len(HALF))
+        modest = await socket_from(app, "127.0.0.3")
+        await modest.send(FRAGMENT)
+        await app.until(lambda: held(app) >= 3 * len(HALF))
+        await modest.send(frame(CONT, ASK))
+        assert await modest.message() == {"type": "pong"}
+        assert held(app) < 3 * len(HALF)
+        for socket in greedy:
+            socket.peer.writer.transport.abort()
+        await app.until(lambda: held(app) == 0)
+
+
+async def test_a_message_and_a_body_share_the_room_of_their_address() -> None:
+    """Both are bytes of a peer that may never send the rest."""
+    async with world(**BOUNDS) as app:
+        socket = await app.raw()
+        guard: Guard = app.running.state.__dict__["millstream_guard"]
+        assert guard.unfinished.take("127.0.0.1", 180_000)
+        await socket.send(FRAGMENT)
+        assert (await socket.closing())[0] == 1013
+        await app.until(lambda: held(app) == 180_000)
+
+
+async def test_the_largest_message_finds_room_twice_however_little_there_is() -> None:
+    """As for bodies: a limit of a message that no message could reach would be none."""
+    async with world(max_message=400_000, max_body=1000, max_unfinished=1000) as app:
+        socket = await app.raw()
+        ask = frame(TEXT, b" " * (400_000 - len(ASK)) + ASK)
+        await socket.send(ask[:-1])
+        await app.until(lambda: held(app) == len(ask) - 14 - 1)  # without the head of the frame
+        await socket.send(ask[-1:])
+        assert await socket.message() == {"type": "pong"}
+        assert held(app) == 0
+
+
+ENDS: dict[str, Callable[[RawSocket], Any]] = {
+    "close": lambda socket: socket.send(frame(CLOSE)),
+    "wrong frame": lambda socket: socket.send(frame(3)),
+    "too many fragments": lambda socket: socket.send(*[frame(CONT, fin=False)] * MAX_FRAGMENTS),
+    "not UTF-8": lambda socket: socket.send(frame(CONT, b"\xff")),
+    "too large": lambda socket: socket.send(frame(CONT, b" " * 150_000)),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+async def test_the_bytes_are_given_back_however_the_connection_ends(end: Callable[[RawSocket], Any]) -> None:
+    """Else one peer after the other would take room from all for ever."""
+    async with world(**BOUNDS) as app:
+        socket = await app.raw()
+        await socket.send(FRAGMENT)
+        await app.until(lambda: held(app) == len(HALF))
+        await end(socket)
+        await socket.closing()
+        await app.until(lambda: held(app) == 0)
+
+
+async def test_what_comes_after_our_close_frame_counts_until_the_peer_answers_it() -> None:
+    """A peer that is refused gets ten seconds to say goodbye, and could fill them with the beginning of a message."""
+    async with world(**BOUNDS) as app:
+        socket = await app.raw()
+        await socket.send(frame(BINARY))
+        assert (await socket.closing())[0] == 1003
+        await socket.send(PART)
+        await app.until(lambda: held(app) >= len(HALF))
+        socket.peer.writer.transport.abort()
+        await app.until(lambda: held(app) == 0)
+
+
+# Time
+
+
+@pytest.mark.parametrize("sent", [*UNFINISHED.values(), frame(TEXT, fin=False), b"\x81"])
+async def test_a_message_that_does_not_end_in_time_ends_its_connection(sent: bytes) -> None:
+    """A fixed defect: the beginning of a message, or a byte of it, was kept for as long as its sender liked."""
+    async with world(body_timeout=0.05) as app:
+        socket = await app.raw()
+        await socket.send(sent)
+        code, reason = await socket.closing()
+        assert code == 1008
+        assert reason.startswith("The message came too slowly: it may take 0.05 seconds.")
+        await app.until(lambda: not app.running.state.connections and held(app) == 0)
+
+
+class Application:
+    """It takes what comes, and shows its limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        limits, policy = HttpLimits.of(settings), HostPolicy(loopback_bind=True)
+        self.__millstream_lane__ = Lane(lambda method, path: None, limits=limits, policy=policy)
+        self.taken: list[str] = []
+        self.takes = asyncio.Event()
+        self.takes.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Take messages, in a loop that leaves nobody else a turn as long as there are some."""
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            await self.takes.wait()
+            message = await receive()
+            if message["type"] != "websocket.receive":
+                return
+            self.taken.append(message["text"])
+
+
+class Transport(KeptTransport):
+    """One that says whether it reads."""
+
+    reads = True
+
+    def pause_reading(self) -> None:
+        """The protocol wants no more."""
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        """It does again."""
+        self.reads = True
+
+
+class Fed:
+    """A socket without a network, as uvicorn makes it with ``--ws``: our HTTP protocol class isn't there."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.app = Application(Settings(**settings))
+        config = uvicorn.Config(self.app, log_config=None, ws_max_size=2**20, ws_per_message_deflate=False)
+        config.load()
+        self.state = ServerState()
+        self.protocol = WebSocketProtocol(config=config, server_state=self.state, app_state={})
+        self.transport = Transport()
+        self.handled = 0
+        self.protocol.connection_made(self.transport)
+
+    @property
+    def unfinished(self) -> ByteBudget:
+        """The room for what is unfinished."""
+        return self.protocol.guard.unfinished
+
+    async def until(self, fact: Callable[[], bool]) -> None:
+        """Give the loop turns until something is so."""
+        for _ in range(100_000):
+            if fact():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError(fact)
+
+
+@asynccontextmanager
+async def fed(**settings: Any) -> AsyncIterator[Fed]:
+    """An open socket; what is fed to it, it handles frame by frame, and `handled` counts them."""
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    one = Fed(**settings)
+    one.protocol.data_received(UPGRADED)
+    await one.until(lambda: one.protocol.handshake_complete)
+    handle = one.protocol.handle_events
+
+    def counted() -> None:
+        one.handled += len(one.protocol.conn.events)
+        handle()
+
+    one.protocol.handle_events = counted  # type: ignore[method-assign]
+    yield one
+    one.protocol.connection_lost(None)
+    await one.until(lambda: not one.state.tasks)
+    assert one.unfinished.held == 0
+    assert one.protocol.deadline is None
+
+
+async def test_neither_more_bytes_nor_pings_give_a_message_more_time() -> None:
+    """A message of which a byte comes now and then is the attack itself."""
+    async with fed() as one:
+        protocol = one.protocol
+        protocol.data_received(frame(TEXT, b" ", fin=False))
+        deadline = protocol.deadline
+        assert deadline is not None
+        for more in (frame(CONT, b" ", fin=False), frame(PING), frame(PONG), frame(CONT, b" ")[:-1]):
+            protocol.data_received(more)
+            assert protocol.deadline is deadline
+        assert one.unfinished.held == protocol.counted > 0
+        protocol.data_received(frame(CONT, b" ")[-1:])
+        assert (protocol.deadline, deadline.cancelled(), one.unfinished.held) == (None, True, 0)
+
+
+@pytest.mark.parametrize("whole", [frame(TEXT, ASK), frame(PING, b"x"), frame(TEXT, ASK) + frame(TEXT, fin=False)])
+async def test_each_message_and_each_control_frame_has_time_of_its_own(whole: bytes) -> None:
+    """Packets needn't end where frames do: a client whose never do sends nothing slowly."""
+    async with fed() as one:
+        protocol = one.protocol
+        protocol.data_received(whole[:1])
+        first = protocol.deadline
+        protocol.data_received(whole[1:] + frame(PING)[:1])
+        assert first is not None
+        assert first.cancelled()
+        assert protocol.deadline not in (None, first)
+        assert protocol.counted == 1
+
+
+async def test_a_peer_from_which_nothing_is_read_is_not_late() -> None:
+    """The rest of its message waits for us: for an application that is busy."""
+    async with fed() as one:
+        protocol, app = one.protocol, one.app
+        app.takes.clear()
+        protocol.data_received(frame(TEXT, ASK))
+        await one.until(lambda: len(app.taken) == 1)
+        protocol.data_received(frame(TEXT, ASK) + frame(TEXT, b" ", fin=False))
+        first = protocol.deadline
+        assert (first is None, one.transport.reads) == (False, False)
+        protocol._is_late()
+        assert protocol.deadline not in (None, first)
+        assert not one.transport.closed
+        app.takes.set()
+        await one.until(lambda: one.transport.reads)
+        protocol._is_late()
+        assert one.transport.closed
+
+
+async def test_limits_hold_with_our_class_under_plain_uvicorn() -> None:
+    """It finds them at the application; the room is never less than for two messages."""
+    async with fed(body_timeout=7, max_unfinished=9 * 2**20) as one:
+        limits = one.protocol.guard.limits
+        assert (limits.body_timeout, one.unfinished.most) == (7, 9 * 2**20)
+
+
+@pytest.mark.parametrize("serve", ["rest", "hub"])
+async def test_the_warning_about_plain_asgi_names_what_sockets_lack_there(
+    serve: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another protocol class than ours buffers what it likes, and the application can't see it."""
+    server = Server("plain", serve=serve)
+    async with server.running() as runtime:
+        prepare(server, runtime)
+    (warning,) = [each.getMessage() for each in caplog.records if "plain ASGI" in each.getMessage()]
+    assert ("unfinished WebSocket messages" in warning) == (CLASS_NAME in warning) == (serve == "hub")
+
+
+async def test_small_whole_messages_have_neither_a_timer_nor_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They pay nothing for those that aren't."""
+    async with fed() as one:
+        monkeypatch.setattr(one.protocol, "_weigh", None)
+        for _ in range(100):
+            one.app.taken.clear()
+            one.protocol.data_received(frame(TEXT, ASK) * 5 + frame(PING))
+            await one.until(lambda: len(one.app.taken) == 5 and one.transport.reads)
+
+
+# Floods
+
+READ = 256 * 1024
+"""Bytes that a loop reads at a time."""
+FLOODS = {"pings": frame(PING), "pongs": frame(PONG), "messages": frame(TEXT, b"{}")}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+async def test_a_read_full_of_tiny_frames_is_handled_in_many_turns(flood: bytes) -> None:
+    """A fixed defect: a megabyte of empty pings held the loop for 0.6 s, and nobody else had a turn."""
+    async with fed() as one:
+        count, most = READ // len(flood), MAX_FRAMES + PIECE // len(flood) + 1
+        one.protocol.data_received(flood * count)
+        handled = 0
+        while one.handled < count:
+            assert handled < one.handled <= handled + most
+            assert not one.transport.reads
+            handled = one.handled
+            turns = 0
+            while one.handled == handled:
+                assert (turns := turns + 1) < 10
+                await asyncio.sleep(0)
+        await one.until(lambda: one.transport.reads)
+        assert one.handled == count
+        written = b"".join(one.transport.written)
+        assert written.count(b"\x8a\x00") == (count if flood == FLOODS["pings"] else 0)
+        assert len(one.app.taken) == (count if flood == FLOODS["messages"] else 0)
+
+
+async def test_frames_wait_as_bytes_while_the_application_is_busy() -> None:
+    """A fixed defect: each of thirty thousand tiny messages became a dict of its own in the queue."""
+    async with fed() as one:
+        tiny = frame(TEXT, b"{}")
+        one.app.takes.clear()
+        one.protocol.data_received(tiny * (READ // len(tiny)))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert one.handled <= PIECE // len(tiny) + 1
+        assert len(one.protocol.ahead) >= READ - PIECE - len(tiny)
+        one.app.takes.set()
+        await one.until(lambda: len(one.app.taken) == READ // len(tiny))
+
+
+async def test_what_stands_behind_a_flood_is_still_read_after_our_close_frame() -> None:
+    """The peer's own close is in there, and ends the connection at once instead of after ten seconds."""
+    async with world() as app:
+        socket = await app.raw()
+        await socket.send(frame(BINARY), *[frame(TEXT, ASK)] * 20_000, frame(CLOSE))
+        assert (await socket.closing())[0] == 1003
+        assert await socket.peer.rest() == b""
+        await app.until(lambda: not app.running.state.connections)
+
+
+async def test_somebody_else_is_answered_during_a_flood() -> None:
+    """The other socket's message is read before the flood is over."""
+    async with world() as app:
+        other, socket = await app.raw(), await app.raw()
+        await socket.send(frame(PONG) * 100_000)
+        await app.until(lambda: any(each.ahead for each in app.running.state.connections))  # type: ignore[union-attr]
+        await other.send(frame(TEXT, ASK))
+        assert await other.message() == {"type": "pong"}
+        await socket.send(frame(TEXT, ASK))
+        assert await socket.message() == {"type": "pong"}
