@@ -1,6 +1,7 @@
 """What a session has accumulated, with several workers: nothing is lost, nothing comes back, and it costs nothing."""
 
 import asyncio
+import json
 import tracemalloc
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,16 +16,23 @@ from millstream._server.calls.sessions import Record
 from millstream._server.calls.written import KEPT_BYTES, Written
 from millstream._transports.streamable.standing import _Standing
 from patience import WAIT
-from wire import request
+from wire import LATEST_HANDSHAKE, POST, over_asgi, pairs, request
 
 SIGN = {"uri": "shop://sign"}
+CLIENT = {"name": "t", "version": "1"}
 
 
 def make_ten() -> Server:
-    """A server with ten resources."""
+    """A server with ten resources, and any number of notes."""
     mcp = make_shop()
     for number in range(10):
         mcp.resource(f"shelf://{number}", name=f"shelf{number}")(lambda: "full")
+
+    @mcp.resource("note://{name}")
+    def note(name: str) -> str:
+        """A note."""
+        return name
+
     return mcp
 
 
@@ -55,6 +63,29 @@ async def test_subscriptions_that_arrive_at_once_at_several_workers_are_all_kept
             )
         )
         assert await subscriptions(workers[0]) == {f"shelf://{number}" for number in range(1, 10, 2)}
+
+
+async def test_one_address_takes_its_share_of_the_records_at_all_workers_together() -> None:
+    """A fixed defect: it could take all of it. Each worker asks the store, which counts what all have written."""
+    async with fleet(make_ten, 3) as workers:
+        workers[0].store.core.kv.max_bytes = 64_000
+        served: list[bool] = []
+        for number in range(60):
+            headers = await workers[number % 3].initialize()
+            params = {"uri": f"note://{'x' * 1_000}"}
+            reply = await workers[(number + 1) % 3].ask("resources/subscribe", params, headers)
+            served.append("result" in reply)
+        taken = served.count(True)
+        assert 10 < taken < 40
+        assert served == [True] * taken + [False] * (60 - taken)
+        opening = request("initialize", {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": CLIENT})
+        for number, worker in enumerate(workers):
+            peer = f"198.51.100.{number}"
+            reply = await over_asgi(worker.server, "POST", "/mcp", pairs(POST), json.dumps(opening).encode(), peer=peer)
+            headers = {**POST, "mcp-session-id": reply.headers[b"mcp-session-id"].decode()}
+            headers["mcp-protocol-version"] = LATEST_HANDSHAKE
+            other = workers[(number + 1) % 3]
+            assert "result" in await other.ask("resources/subscribe", SIGN, headers)
 
 
 async def test_a_deleted_session_stays_deleted_whatever_was_being_written() -> None:

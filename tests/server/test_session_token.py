@@ -107,7 +107,7 @@ def test_a_session_id_has_at_most_400_visible_ascii_characters_whatever_the_clie
 def test_the_longest_id_leaves_room_below_the_limit() -> None:
     """Every field at its largest at once."""
     largest = SessionToken(
-        "f" * 32, "2025-11-25", 2**64 - 1, "x" * 40, "y" * 40, b"h" * 16, 2**64 - 1, 2**64 - 1, "e" * 16
+        f"{'s' * 12}.{'f' * 32}", "2025-11-25", 2**64 - 1, "x" * 40, "y" * 40, b"h" * 16, 2**64 - 1, 2**64 - 1, "e" * 16
     )
     assert len(encode(largest, RING, NONCE)) <= 300
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from millstream._stores.base import Store, StoreFull
+from millstream._stores.base import ShareFull, Store, StoreFull
+from millstream._stores.rates import MARK_BYTES, share_of
 from store_parts import TTL, Heard, append
 
 
@@ -117,6 +118,43 @@ async def test_a_lossy_value_takes_the_place_of_the_one_written_the_longest_ago(
     with pytest.raises(StoreFull):
         await store.kv.put("debt:huge", bytes(200 * 2**20), TTL, lossy=True)
     assert await store.kv.get(f"debt:{number - 1}") == piece
+
+
+@pytest.mark.many
+async def test_one_share_takes_a_part_of_the_room_and_no_more(store: Store) -> None:
+    """Fixed defect: one address could fill all records, and nobody else could subscribe until they expired."""
+    kv, piece = store.kv, bytes(2**20)
+    number = 0
+    with suppress(ShareFull):
+        while number < 200:
+            await kv.put(f"session:greedy.{number}", piece, TTL)
+            number += 1
+    assert 4 < number < 200
+    with pytest.raises(ShareFull):
+        await kv.compare_and_set("session:greedy.new", None, piece, TTL)
+    with pytest.raises(ShareFull):
+        await kv.put("session:greedy.0", bytes(2**21), TTL)
+    # What doesn't grow is never refused, nor is a mark.
+    await kv.put("session:greedy.0", bytes(2**20), TTL)
+    assert await kv.compare_and_set("session:greedy.0", piece, b"x" * 2**20, TTL)
+    await kv.put("session:greedy.mark", bytes(MARK_BYTES), TTL)
+    # Others have room, and so have those who belong to no share.
+    for other in ("modest.0", "modest.1", "unshared"):
+        assert await kv.compare_and_set(f"session:{other}", None, piece, TTL)
+    # What ends gives its room back.
+    assert await kv.delete("session:greedy.1")
+    await kv.put("session:greedy.new", piece, TTL)
+    with pytest.raises(ShareFull):
+        await kv.put("session:greedy.newer", piece, TTL)
+    await kv.put("session:greedy.2", bytes(MARK_BYTES), TTL)
+    await kv.put("session:greedy.newer", piece[:-MARK_BYTES], TTL)
+
+
+async def test_only_the_kinds_that_have_shares_have_them() -> None:
+    """A dot in a channel's name or a client's id means nothing."""
+    assert [share_of(key) for key in ("session:a.b", "session:a", "session:.b", "debt:a.b", "a.b", "session")] == [
+        "a", "", "", "", "", "",
+    ]  # fmt: skip
 
 
 async def test_several_values_come_in_the_order_in_which_they_were_asked_for(store: Store) -> None:

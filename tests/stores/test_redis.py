@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import Index, Position, Store, StoreFull, StoreUnavailable, Told
+from millstream._stores.base import Index, Position, ShareFull, Store, StoreFull, StoreUnavailable, Told
 from millstream._stores.health import StoreHealth
 from patience import WAIT
 from processes import ROOT, free_port
@@ -102,6 +103,28 @@ async def test_a_right_that_is_taken_away_while_it_runs_is_a_store_that_is_away(
             await append(store, STREAM, b"refused")
         server.ask("ACL", "SETUSER", "millstream", "+evalsha")
         await append(store, STREAM, b"taken")
+
+
+async def test_a_share_has_room_again_when_its_values_end(server: RedisServer) -> None:
+    """What has expired counts no more, and what counts goes with the last value. All of it is in one slot."""
+    async with opened(server.url) as store:
+        store.kv._room = 4_000
+        order, sizes = "millstream:{ada}:o:session", "millstream:{ada}:s:session"
+        await store.kv.put("session:ada.1", bytes(1_500), 0.1)
+
+        async def taken() -> bool:
+            with suppress(ShareFull):
+                await store.kv.put("session:ada.2", bytes(1_500), TTL)
+                return True
+            return False
+
+        await until(taken)
+        assert server.ask("ZRANGE", order, "0", "-1") == [b"millstream:{ada}:k:session:ada.2"]
+        assert server.ask("HGET", sizes, "") == b"%d" % (1_500 + len("millstream:{ada}:k:session:ada.2") + 200)
+        await store.kv.delete("session:ada.2")
+        assert server.ask("HGET", sizes, "") == b"0"
+        assert server.ask("EXISTS", order) == 0
+        assert 0 < int(server.ask("PTTL", sizes)) <= (TTL + 60) * 1_000
 
 
 async def test_a_redis_that_evicts_is_refused(server: RedisServer) -> None:

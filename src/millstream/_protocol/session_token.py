@@ -60,7 +60,8 @@ class SessionToken(Struct, frozen=True, gc=False, array_like=True):
     """The facts about a session that every worker reads from its id alone."""
 
     id: str
-    """128 random bits as 32 hexadecimal digits: the name of the session's record, log and topics."""
+    """128 random bits as 32 hexadecimal digits: the name of the session's record, log and topics. Before them, and a
+    dot, may stand whose share of the room for records it takes."""
     revision: str
     capabilities: int
     """Bits as `capability_bits` gives them."""

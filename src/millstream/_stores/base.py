@@ -78,6 +78,10 @@ class StoreFull(LocalError):
     """The store refuses a value because it would exceed its bound. Nothing was changed."""
 
 
+class ShareFull(StoreFull):
+    """The store refuses a value because its share would exceed its part of the room. Nothing was changed."""
+
+
 class StoreUnavailable(LocalError):
     """The store didn't answer in time. What was asked may have been done or not; an append is never done twice."""
 
@@ -116,7 +120,8 @@ class KeyValue(Protocol):
 
     The kind of a key is its name in front of the first colon. Each kind has room of its own, so whoever fills one
     keeps nobody out of another. A full kind refuses; a lossy value instead takes the place of those lossy values of
-    its kind that were written the longest ago. A program writes all values of a kind as lossy, or none.
+    its kind that were written the longest ago. A program writes all values of a kind as lossy, or none. A share of a
+    kind (`share_of`) has half of its room at most; a value that doesn't grow, or is a mark, is taken all the same.
     """
 
     async def get(self, key: str) -> bytes | None:
@@ -131,7 +136,7 @@ class KeyValue(Protocol):
         """Set the value whatever was there, and start its time to live again.
 
         Raises:
-            StoreFull: the value does not fit; the old one, if any, stands.
+            StoreFull: the value does not fit; the old one, if any, stands. `ShareFull` where only its share is full.
         """
 
     async def compare_and_set(
@@ -331,10 +336,7 @@ class Workers(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` in the loop after workers came or went, or this one got a new name.
-
-        Returns the way to stop.
-        """
+        """Call `changed` in the loop after workers came or went, or this one got a new name; returns how to stop."""
         ...
 
 

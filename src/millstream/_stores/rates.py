@@ -1,13 +1,28 @@
 """What limits ask of a store: paces, quotas and seats, decided for all workers in one step.
 
 A pace is GCRA: so much in so many seconds, all of it at once if need be. A quota counts until a given time. A seat is
-held until it's given back or its worker is gone. No store knows who is limited, or why.
+held until it's given back or its worker is gone. And a share is a part of the room that a kind of values has, for kinds
+of which peers can make any number. No store knows who is limited, or why.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
+
+SHARED: Final = frozenset({"session"})
+"""The kinds of values that have shares: a key says its share between the colon and the first dot."""
+PART: Final = 2
+"""One share may take one part in so many."""
+MARK_BYTES: Final = 16
+"""A value up to this size, such as a tombstone, is a mark."""
+
+
+def share_of(key: str) -> str:
+    """The share that a value belongs to: ``ada`` for ``session:ada.81b5``. Empty for one that belongs to none."""
+    kind, _, rest = key.partition(":")
+    share, dot, _ = rest.partition(".")
+    return share if dot and kind in SHARED else ""
 
 
 class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):

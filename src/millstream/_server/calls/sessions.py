@@ -22,7 +22,7 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.written import Written
 from millstream._server.peer_messages import Ended, Recorded
 from millstream._server.peers import PAUSE, Peers
-from millstream._stores.base import Store, StoreFull, StoreUnavailable
+from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailable
 
 _PREFIX = "session:"
 MAX_RECORD = 128 * 1024
@@ -91,6 +91,9 @@ _MAX_ABSENT = 16_384
 _CACHED, _CACHED_BYTES = 1_024, 4_096
 """How many records of other workers' making are kept decoded, and how large each may be."""
 _TRIES = 100
+_UNCHANGED = 10**9
+"""Counts of changes have the same number of digits, so a record doesn't grow because of them."""
+_YOURS = "Too much is kept for your sessions: end those that you don't need, or try again later"
 _PAGE = 500
 _SKEW = 5.0
 """Seconds by which the store's time may differ between workers, with room to spare."""
@@ -280,7 +283,7 @@ class Records:
                 record = None if present.ended else edit(present)
                 if record is None:
                     return None
-                record = msgspec.structs.replace(record, changes=present.changes + 1)
+                record = msgspec.structs.replace(record, changes=max(present.changes, _UNCHANGED) + 1)
                 packed = _pack(record)
                 if await kv.compare_and_set(key, raw, packed, self._ttl):
                     self._note(session.id)
@@ -347,6 +350,8 @@ def _refusing() -> Generator[None]:
     """What a store cannot do, as the error that the client gets."""
     try:
         yield
+    except ShareFull as exc:
+        raise ProtocolError(FULL, _YOURS, status=503) from exc
     except StoreFull as exc:
         raise ProtocolError(FULL, "Too much is kept for other sessions: try again later", status=503) from exc
     except StoreUnavailable as exc:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Gap, Sealed, StoreFull, StoreUnavailable
+from millstream._stores.base import Gap, Sealed, ShareFull, StoreFull, StoreUnavailable
 from millstream._stores.local import wire
 from millstream._stores.parent import Address
 
@@ -18,6 +18,7 @@ PATIENCE: Final = 10.0
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 _FAILURES: Final[dict[str, type[LocalError]]] = {
     "StoreFull": StoreFull,
+    "ShareFull": ShareFull,
     "Sealed": Sealed,
     "StoreUnavailable": StoreUnavailable,
 }

@@ -9,27 +9,26 @@ is kept back for what is as small as a tombstone, so what sessions accumulate ca
 import secrets
 import sys
 import time
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from millstream._stores.base import StoreFull
+from millstream._stores.base import ShareFull, StoreFull
 from millstream._stores.groups import Groups, GroupsOf
 from millstream._stores.memory.deadlines import SWEEP, Deadlines
 from millstream._stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
 from millstream._stores.memory.topics import Topics, never
+from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.tally import Tally, TallyOf
 
-MARK_BYTES: Final = 16
-"""A value up to this size, such as a tombstone, may use the room that is kept back from larger ones."""
 KEPT_BACK: Final = 16
-"""One part in so many."""
+"""One part in so many is kept back from values that are larger than `MARK_BYTES`."""
 
 
 class ValueKind:
     """The values of one kind."""
 
-    __slots__ = ("lossy", "size", "values")
+    __slots__ = ("lossy", "shares", "size", "values")
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
@@ -37,6 +36,17 @@ class ValueKind:
         """Keys of those that may go, the one written the longest ago first."""
         self.size = 0
         """Bytes held, as they are counted against the bound."""
+        self.shares: Counter[str] = Counter()
+        """Share -> its bytes of these."""
+
+    def count(self, key: str, growth: int) -> None:
+        """So many bytes more or fewer are held for a key."""
+        self.size += growth
+        share = share_of(key)
+        if share:
+            self.shares[share] += growth
+            if not self.shares[share]:
+                del self.shares[share]
 
     def growth(self, key: str, value: bytes) -> int:
         """How many more bytes are held with a new value."""
@@ -117,7 +127,7 @@ class MemoryKeyValue:
         self._hold(kind, key, value, now + ttl, lossy)
 
     def _hold(self, kind: ValueKind, key: str, value: bytes, until: float, lossy: bool) -> None:
-        kind.size += kind.growth(key, value)
+        kind.count(key, kind.growth(key, value))
         kind.values[key] = value
         self._deadlines.set(key, until)
         if lossy:
@@ -125,10 +135,18 @@ class MemoryKeyValue:
             kind.lossy.move_to_end(key)
 
     def _make_room(self, kind: ValueKind, key: str, value: bytes, now: float, lossy: bool) -> None:
+        growth = kind.growth(key, value)
+        if growth <= 0:
+            return
         room = self.max_bytes
         if len(value) > MARK_BYTES and not lossy:
             room -= room // KEPT_BACK
-        if kind.size + kind.growth(key, value) > room:
+            share = share_of(key)
+            if share and kind.shares[share] + growth > self.max_bytes // PART:
+                self._sweep(now, sys.maxsize)
+                if kind.shares[share] + growth > self.max_bytes // PART:
+                    raise ShareFull(f"This share of the in-memory store holds its {self.max_bytes // PART} bytes.")
+        if kind.size + growth > room:
             self._sweep(now, sys.maxsize)
             fits = len(key) + len(value) + ITEM_BYTES <= room
             while lossy and fits and kind.lossy and kind.size + kind.growth(key, value) > room:
@@ -161,7 +179,7 @@ class MemoryKeyValue:
             self._lost(key)
         self._deadlines.forget(key)
         kind = self.kinds[kind_of(key)]
-        kind.size -= len(kind.values.pop(key)) + len(key) + ITEM_BYTES
+        kind.count(key, -(len(kind.values.pop(key)) + len(key) + ITEM_BYTES))
         kind.lossy.pop(key, None)
         if not kind.values:
             kind.values.clear()  # an emptied dict keeps its table, a cleared one does not

@@ -14,7 +14,7 @@ from itertools import chain, repeat
 from typing import Any, Final
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Sealed, StoreFull, StoreUnavailable
+from millstream._stores.base import Sealed, ShareFull, StoreFull, StoreUnavailable
 from millstream._stores.redis.link import ALLOW, Argument, Link, Lost, Refused, evicts, read_info
 from millstream._stores.redis.routes import COMMANDS, Place, Routes
 from millstream._stores.redis.scripts import Script
@@ -340,6 +340,8 @@ def _final(failure: Refused) -> LocalError:
         return Sealed("The stream has ended.")
     if code == "OOM":
         return StoreFull("Redis has used up its maxmemory and takes nothing further. Raise it, or delete other data.")
+    if code == "SHAREFULL":
+        return ShareFull("This share of the store holds as many bytes as it may.")
     if code == "TOOLARGE":
         return StoreFull("The value is larger than the room of its kind.")
     if code == "NOPERM" or _FORBIDDEN.search(text):

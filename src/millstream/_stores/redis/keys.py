@@ -1,13 +1,16 @@
 """Names of streams, values and groups as keys of Redis.
 
 A script's keys must be in one slot of a Cluster. Everything of the hub and of the workers shares one; what belongs to
-one session has its own, by the session's id, so that sessions spread over the Cluster.
+one session has its own, by the session's id, so that sessions spread over the Cluster; the values of sessions that have
+one share are in the slot of that share.
 """
 
 import re
 from binascii import crc_hqx
 from hashlib import sha256
 from typing import Final
+
+from millstream._stores.rates import share_of
 
 HUB: Final = "{j0}"
 SPREAD: Final = frozenset({"session", "call", "once"})
@@ -75,6 +78,11 @@ class Keys:
         """For whom a worker vouches."""
         return f"{self.hub}v:{worker}"
 
+    def share(self, name: str) -> list[str]:
+        """What is counted of the share that a value belongs to: its keys by when they end, and their sizes."""
+        kind, tag = name.partition(":")[0], tag_of(name)
+        return [f"{self._prefix}{tag}:o:{kind}", f"{self._prefix}{tag}:s:{kind}"]
+
     def order(self, kind: str) -> str:
         """The keys of one kind, by when they were written."""
         return f"{self.hub}o:{kind}"
@@ -89,7 +97,7 @@ def tag_of(name: str) -> str:
     kind, _, rest = name.partition(":")
     if kind not in SPREAD:
         return HUB
-    part = rest.partition(":")[0]
+    part = share_of(name) or rest.partition(":")[0]
     if not part or "{" in part or "}" in part or part == "j0":
         part = sha256(part.encode()).hexdigest()[:16]
     return f"{{{part}}}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from millstream._stores.base import StoreFull
+from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.redis.commands import Commands
 from millstream._stores.redis.keys import HUB, Keys, tag_of
 from millstream._stores.redis.log import milliseconds
@@ -20,7 +21,7 @@ class RedisKeyValue:
         self._commands = commands
         self._keys = keys
         self._room = room
-        """The bytes that the lossy values of one kind may have."""
+        """The bytes that the lossy values of one kind may have; one share of other values may have a part of it."""
 
     async def get(self, key: str) -> bytes | None:
         name = self._keys.value(key)
@@ -60,5 +61,10 @@ class RedisKeyValue:
         if tag_of(key) == HUB:
             kind = key.partition(":")[0]
             names += [self._keys.order(kind), self._keys.sizes(kind)]
-        args: list[Any] = [*compare, int(value is not None), value or b"", milliseconds(ttl), int(lossy), self._room]
+        share = share_of(key)
+        if share:
+            names += self._keys.share(key)
+        most = self._room // PART if share else self._room
+        about = (milliseconds(ttl), int(lossy), most, MARK_BYTES if share else "")
+        args: list[Any] = [*compare, int(value is not None), value or b"", *about]
         return bool(await self._commands.run(script("set"), (names, args), again=False))

@@ -135,7 +135,7 @@ async def _initialize(exchange: Exchange, message: Envelope) -> Response:
     result = endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
     head, session = b"", None
     if sessions is not None and not opening.sessionless:
-        session, sealed = await sessions.mint(opening, request.principal)
+        session, sealed = await sessions.mint(opening, request)
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
     endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)

@@ -5,7 +5,11 @@ that the id does not say.
 """
 
 import secrets
+from base64 import urlsafe_b64encode
+from functools import lru_cache
+from hashlib import sha256
 
+from millstream._http.budget import ByteBudget
 from millstream._http.message import Request
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.handshake import Opening
@@ -26,8 +30,14 @@ from millstream._server.calls.sessions import NO_RECORD, Record, Session
 from millstream._transports.refusals import unknown_session
 
 _REMEMBERED = 256
-_CAPABILITIES_SHARE = 16 * 1024 * 1024
-"""Bytes that all sessions together may keep of it in the life of a record."""
+_CAPABILITIES_ROOM = 16 * 1024 * 1024
+"""Bytes that all sessions together may keep of it in the life of a record; half of them for those of one caller."""
+
+
+@lru_cache(maxsize=4096)
+def _share(owner: str) -> str:
+    """What stands for a caller in the ids of its sessions: the store learns no addresses and no principals."""
+    return urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
 
 
 class HttpSessions:
@@ -41,13 +51,14 @@ class HttpSessions:
         self._remembered: dict[bytes, tuple[Session, bytes, int]] = {}
         """Header value -> session, principal hash, expiry."""
         self._ended: dict[str, tuple[float, int]] = {}
-        """Principal -> when it first ended a session in this period, and how many since."""
-        self._kept: tuple[float, int] = (0.0, 0)
+        """Caller, see `Call.owner` -> when it first ended a session in this period, and how many since."""
+        self._kept: tuple[float, ByteBudget] = (0.0, ByteBudget(_CAPABILITIES_ROOM))
         """When this period of keeping capabilities began, and the bytes kept since."""
         services.records.on_forget(self._remembered.clear)
 
-    async def mint(self, opening: Opening, principal: Principal | None) -> tuple[Session, str]:
-        """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold.
+    async def mint(self, opening: Opening, request: Request) -> tuple[Session, str]:
+        """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold. What the
+        session accumulates counts to the share of who begins it, wherever the session goes.
 
         Capabilities that are unknown, and too large or too many to keep, are left out of the session: it begins with
         those that the id holds, so no flood of handshakes keeps anybody from opening one.
@@ -57,8 +68,11 @@ class HttpSessions:
         capabilities = dict(opening.client.capabilities)
         bits, exact = capability_bits(capabilities)
         expires_at = now + int(services.settings.session_ttl)
-        session = Session(secrets.token_hex(16), opening.revision, opening.client, issued_at=now, expires_at=expires_at)
-        recorded = not exact and self._affords(len(encode_json(capabilities)), now)
+        owner, id = request.owner, secrets.token_hex(16)
+        if owner:
+            id = f"{_share(owner)}.{id}"
+        session = Session(id, opening.revision, opening.client, issued_at=now, expires_at=expires_at)
+        recorded = not exact and self._affords(owner, len(encode_json(capabilities)), now)
         if recorded:
             try:
                 await services.records.change(session, lambda _: Record(capabilities=capabilities))
@@ -70,7 +84,7 @@ class HttpSessions:
             capabilities=bits,
             client_name=opening.client.name,
             client_version=opening.client.version,
-            principal_hash=hash_principal(principal),
+            principal_hash=hash_principal(request.principal),
             issued_at=now,
             expires_at=expires_at,
             epoch=services.store.epoch,
@@ -78,15 +92,15 @@ class HttpSessions:
         )
         return session, encode(token, services.ring, services.nonce())
 
-    def _affords(self, size: int, now: float) -> bool:
+    def _affords(self, owner: str, size: int, now: float) -> bool:
         """Whether capabilities of this size are kept; they count from then on."""
         since, kept = self._kept
         if now - since > self._services.settings.record_ttl:
-            since, kept = now, 0
-        if kept + size > _CAPABILITIES_SHARE:
-            return False
-        self._kept = (since, kept + size)
-        return True
+            self._kept = (now, kept := ByteBudget(_CAPABILITIES_ROOM))
+        affords = kept.take(owner, size)
+        if not affords:
+            kept.give(owner, size)
+        return affords
 
     def remembered(self, value: bytes | None, principal: Principal | None) -> Session | None:
         """The session of its caller, when it is known from before and has no record; else ask `find`."""
@@ -150,7 +164,7 @@ class HttpSessions:
         self._remembered[value] = known
 
     async def end(self, session: Session, owner: str) -> bool:
-        """Write the tombstone of a session; False when the principal holds too many.
+        """Write the tombstone of a session; False when the caller holds too many.
 
         Raises:
             ProtocolError: the store is full.

@@ -150,6 +150,29 @@ local function account(order, sizes, key, known, size, note, ttl, room, most)
   end
 end
 
+-- Count a value to its share, if it fits into the share's room, is a mark, or doesn't grow. `order` has the keys by when
+-- they end.
+local function fits(order, sizes, key, size, room, mark, ttl)
+  local now = clock()
+  for _, each in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', digits(now), 'LIMIT', 0, 1000)) do
+    forget(order, sizes, each)
+  end
+  local old = tonumber(redis.call('HGET', sizes, key) or 0)
+  local sum = tonumber(redis.call('HGET', sizes, '') or 0)
+  if size > old and sum + size - old > room and not mark then
+    return false
+  end
+  redis.call('ZADD', order, digits(now + tonumber(ttl) * 1000), key)
+  redis.call('HSET', sizes, key, digits(size))
+  redis.call('HINCRBY', sizes, '', digits(size - old))
+  local longer = digits(tonumber(ttl) + 60000)
+  for _, each in ipairs({order, sizes}) do
+    redis.call('PEXPIRE', each, longer, 'GT')
+    redis.call('PEXPIRE', each, longer, 'NX')
+  end
+  return true
+end
+
 -- Keep an entry in an index too. What alone is larger than the room is left out.
 local function index(stream, order, sizes, offset, data, ttl, most, room, streams)
   local cost = #data + 200

@@ -1,0 +1,122 @@
+"""What sessions accumulate, and how much of the room for it one address may take."""
+
+import json
+from typing import Any
+
+import pytest
+
+from bad_input.shop import make_shop
+from millstream import Server
+from millstream._stores.rates import share_of
+from wire import LATEST_HANDSHAKE, POST, Reply, over_asgi, pairs, request, wired
+
+ELSEWHERE = "192.0.2.1"
+
+
+async def asked(mcp: Server, message: Any, headers: dict[str, str], peer: str) -> Reply:
+    """A request from an address."""
+    return await over_asgi(mcp, "POST", "/mcp", pairs(headers), json.dumps(message).encode(), peer=peer)
+
+
+async def begin(mcp: Server, peer: str, **capabilities: Any) -> dict[str, str]:
+    """A session of an address, as the headers of its requests."""
+    client = {"name": "t", "version": "1"}
+    opening = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": capabilities, "clientInfo": client}
+    reply = await asked(mcp, request("initialize", opening, 0), POST, peer)
+    session = reply.headers[b"mcp-session-id"].decode()
+    return {**POST, "mcp-session-id": session, "mcp-protocol-version": LATEST_HANDSHAKE}
+
+
+def refused(reply: Reply) -> str:
+    """The message of an error; empty for a result."""
+    return str(reply.message.get("error", {}).get("message", ""))
+
+
+async def level(mcp: Server, headers: dict[str, str], level: str, peer: str) -> str:
+    """Why the log level of a session can't be changed; empty when it is."""
+    return refused(await asked(mcp, request("logging/setLevel", {"level": level}), headers, peer))
+
+
+async def subscribe(mcp: Server, headers: dict[str, str], name: str, how: str = "subscribe") -> str:
+    """Why a session of this machine can't subscribe to a note; empty when it does."""
+    uri = {"uri": f"note://{name}{'x' * 1_000}"}
+    return refused(await asked(mcp, request(f"resources/{how}", uri), headers, "127.0.0.1"))
+
+
+YOURS = "Too much is kept for your sessions: end those that you don't need, or try again later"
+
+
+async def test_one_address_takes_half_of_the_room_for_records_of_sessions_at_most() -> None:
+    """A fixed defect: its subscriptions filled all of it, and no other session, new or old, could subscribe or set a
+    log level for a day.
+    """
+    mcp = make_shop()
+
+    @mcp.resource("note://{name}")
+    def note(name: str) -> str:
+        """A note."""
+        return name
+
+    async with wired(mcp, "asgi") as wire:
+        kv = wire.runtime.store.kv
+        kv.max_bytes = 64_000
+        old = await begin(mcp, ELSEWHERE)
+        assert await level(mcp, old, "info", ELSEWHERE) == ""
+        greedy: list[dict[str, str]] = []
+        why = ""
+        while not why and len(greedy) < 100:
+            greedy.append(await begin(mcp, "127.0.0.1"))
+            for number in range(3):
+                why = why or await subscribe(mcp, greedy[-1], str(number))
+        assert (why, 5 < len(greedy) < 20) == (YOURS, True)
+        assert kv.size < 32_000 + 1_000
+        # It's the address where a session began that counts, not the one by which it comes now.
+        assert await level(mcp, await begin(mcp, "127.0.0.1"), "info", "127.0.0.1") == ""
+        while not await level(mcp, await begin(mcp, "127.0.0.1"), "info", "127.0.0.1"):
+            pass
+        fresh = await begin(mcp, "127.0.0.1")
+        assert await level(mcp, fresh, "info", ELSEWHERE) == YOURS
+        # Others have room, in old sessions and in new ones.
+        assert await level(mcp, old, "emergency", ELSEWHERE) == ""
+        for number in range(30):
+            assert await level(mcp, await begin(mcp, ELSEWHERE), "info", f"198.51.100.{number}") == ""
+        # What doesn't grow is changed, however often: the count of changes takes no byte more either.
+        held = kv.size
+        for _ in range(12):
+            assert await subscribe(mcp, greedy[0], "0", "unsubscribe") == ""
+            assert await subscribe(mcp, greedy[0], "0") == ""
+            assert kv.size == held
+        assert await level(mcp, fresh, "info", "127.0.0.1") == YOURS
+        # The end of a session gives room back.
+        ended = await over_asgi(mcp, "DELETE", "/mcp", pairs(greedy[1]), b"", peer="127.0.0.1")
+        assert ended.status == 204
+        assert await level(mcp, fresh, "info", "127.0.0.1") == ""
+
+
+async def test_ids_of_sessions_tell_the_store_no_address() -> None:
+    """Our choice, as for limits. One customer of IPv6 has one share, and no address has none."""
+    mcp = make_shop()
+    async with wired(mcp, "asgi") as wire:
+        for peer in ("2001:db8::1", "2001:db8::2", ELSEWHERE, ""):
+            headers = await begin(mcp, peer)
+            assert await level(mcp, headers, "info", peer) == ""
+        keys = await wire.runtime.store.kv.keys("session:")
+        shares = [share_of(key) for key in keys]
+        assert not any("2001" in key or "192.0" in key for key in keys)
+        assert [len(share) for share in shares] == [12, 12, 12, 0]
+        assert shares[0] == shares[1] != shares[2]
+
+
+async def test_one_caller_has_half_of_the_room_for_capabilities_that_ids_cannot_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where one caller had it all, nobody else could declare what the specification doesn't know."""
+    monkeypatch.setattr("millstream._transports.streamable.sessions._CAPABILITIES_ROOM", 300)
+    mcp = make_shop()
+    async with wired(mcp, "asgi") as wire:
+        unknown = {"experimental": {"x": {"y": "z" * 60}}}
+        kept: list[int] = []
+        for peer in ("127.0.0.1", "127.0.0.1", ELSEWHERE):
+            await begin(mcp, peer, **unknown)
+            kept.append(len(await wire.runtime.store.kv.keys("session:")))
+        assert kept == [1, 1, 2]

@@ -1,0 +1,49 @@
+"""Shares of the room of the store in memory, and what is taken though it's full."""
+
+import pytest
+
+from millstream._stores.base import ShareFull
+from millstream._stores.memory.store import MemoryStore
+from millstream._stores.rates import MARK_BYTES
+
+
+class Clock:
+    """A time that stands still."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The store's."""
+    return Clock()
+
+
+async def test_a_share_has_room_again_when_its_values_expire(clock: Clock) -> None:
+    """Expired values count no more, also where nobody asked for them since."""
+    store = MemoryStore(clock=clock, max_value_bytes=10_000)
+    for number in range(4):
+        await store.kv.put(f"session:a.{number}", bytes(1_000), 10.0)
+    with pytest.raises(ShareFull):
+        await store.kv.put("session:a.more", bytes(1_000), 10.0)
+    clock.now += 11.0
+    for number in range(4):
+        await store.kv.put(f"session:a.{number}{number}", bytes(1_000), 10.0)
+    kind = store.kv.kinds["session"]
+    assert kind.shares == {"a": kind.size}
+    for number in range(4):
+        await store.kv.delete(f"session:a.{number}{number}")
+    assert not kind.shares
+
+
+async def test_what_does_not_grow_is_taken_by_a_full_store(clock: Clock) -> None:
+    """A fixed defect: marks filled the room that is kept back, and then no record could be changed."""
+    store = MemoryStore(clock=clock, max_value_bytes=10_000)
+    await store.kv.put("record", bytes(8_900), 10.0)
+    for number in range(3):
+        await store.kv.put(f"mark {number}", bytes(MARK_BYTES), 10.0)
+    await store.kv.put("record", b"x" * 8_900, 10.0)
+    assert await store.kv.compare_and_set("record", b"x" * 8_900, b"y" * 8_899, 10.0)
