@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from msgspec import Meta
 
 from millstream._protocol.json_schema import Schema, schema_of
+from millstream._protocol.schema_details import DECIMAL, decimal_check
 
 
 class Size(enum.Enum):
@@ -110,3 +111,53 @@ def test_a_decimal_is_a_text_with_a_pattern_and_not_a_format_that_nobody_knows()
         assert msgspec.convert(text, decimal.Decimal) == decimal.Decimal(text)
     for text in ("", ".", "one", "1,5"):
         assert not validator.is_valid(text)
+
+
+def test_texts_that_only_python_counts_as_decimal_numbers_are_found_by_their_place() -> None:
+    """A walk over schema and value; what has no decimal number has no walk."""
+    number: Schema = {"type": "string", "pattern": DECIMAL}
+    assert decimal_check({"type": "object", "properties": {"a": {"type": "string"}}}) is None
+    assert decimal_check({"type": "object", "default": number}) is None
+    item: Schema = {"type": "object", "properties": {"n": number, "s": {}}, "required": ["n"]}
+    cases: list[tuple[Schema, Any, str | None]] = [
+        (number, "NaN", ""), (number, "1.5", None), (number, 5, None),
+        (item, {"s": "NaN", "n": "NaN"}, ".n"), (item, {"n": "1"}, None), (item, "NaN", None), (item, {"o": 1}, None),
+        ({"type": "array", "items": number}, ["1", "x"], "[1]"), ({"items": number}, {"a": "x"}, None),
+        ({"prefixItems": [{}, number], "items": False}, ["x", "1_0", "x"], "[1]"),
+        ({"properties": {"a": {}}, "additionalProperties": item}, {"a": "x", "b": {"n": "x"}}, "[...].n"),
+        ({"anyOf": [number, {"type": "null"}]}, None, None), ({"anyOf": [number, {"type": "null"}]}, "x", ""),
+        ({"anyOf": [number, {"enum": ["x"]}]}, "x", None), ({"anyOf": [number, {"type": "integer"}]}, [], None),
+        ({"anyOf": [item, {"type": "object", "required": ["m"]}]}, {"n": "x"}, ".n"),
+        ({"anyOf": [item, {"type": "object", "required": ["m"]}]}, {"n": "x", "m": 1}, None),
+        ({"anyOf": [item, {"properties": {"s": {"enum": ["b"]}}}]}, {"n": "x", "s": "a"}, ".n"),
+        ({"items": {"anyOf": [{"type": "null"}, {}]}, "properties": {"a": number}}, {"a": "x"}, ".a"),
+    ]  # fmt: skip
+    for schema, value, place in cases:
+        find = decimal_check(schema)
+        assert find is not None
+        assert find(value) == place, (schema, value)
+
+
+def test_decimal_numbers_in_recursive_types_are_found_too() -> None:
+    """References are followed as deep as the value goes, and those to types without any lead nowhere."""
+    number: Schema = {"type": "string", "pattern": DECIMAL}
+    tree: Schema = {"properties": {"n": number, "below": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}}}
+    other: Schema = {"properties": {"other": {"anyOf": [{"$ref": "#/$defs/Other"}, {"type": "null"}]}}}
+    find = decimal_check(
+        {
+            "properties": {"tree": {"$ref": "#/$defs/Tree"}, "other": {"$ref": "#/$defs/Other"}},
+            "$defs": {"Tree": tree, "Other": other},
+        }
+    )
+    assert find is not None
+    assert (
+        find({"tree": {"n": "1", "below": [{"below": []}, {"below": [{"n": "NaN"}]}]}}) == ".tree.below[1].below[0].n"
+    )
+    assert find({"other": {"other": {"other": None}}, "tree": {}}) is None
+    nothing: Schema = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+    mixed = decimal_check({"properties": {"n": number, "none": nothing}})
+    assert mixed is not None
+    assert mixed({"none": "NaN"}) is None
+    find = decimal_check({"anyOf": [{"$ref": "#/$defs/Tree"}, {"type": "null"}], "$defs": {"Tree": tree}})
+    assert find is not None
+    assert (find({"n": "x"}), find(None)) == (".n", None)

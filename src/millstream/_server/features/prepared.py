@@ -4,6 +4,7 @@ The transport picks it by the `Mcp-Name` header. It accepts exactly the well-for
 decoder fails and the exact ladder of `protocol.admission` decides, with the exact error.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -99,14 +100,16 @@ class PreparedCall:
     @staticmethod
     def of(tool: Tool) -> "PreparedCall | None":
         """The fast path of a tool; None when its calls need checks that one typed pass cannot make."""
-        arguments = tool.struct
-        if arguments is None or not tool.plain:
+        if not tool.plain:
             return None
+        arguments: Any = tool.struct
         fields: list[Any] = [
             ("name", Literal[tool.name]),
             ("meta", _Meta, msgspec.field(name="_meta")),
         ]
-        if any(field.required for field in msgspec.structs.fields(arguments)):
+        if arguments is None:  # what reads them isn't a decoder alone
+            fields.append(("arguments", Raw, msgspec.field(default=Raw(b"{}"))))
+        elif any(field.required for field in msgspec.structs.fields(arguments)):
             fields.append(("arguments", arguments))
         else:
             fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
@@ -126,4 +129,15 @@ class PreparedCall:
             ],
             gc=False,
         )
-        return PreparedCall(tool, msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode)
+        decode = msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode
+        return PreparedCall(tool, decode if arguments is not None else _in_two_steps(decode, tool.decode))
+
+
+def _in_two_steps(decode: Callable[[bytes], Any], decode_arguments: Callable[[Any], Any]) -> Callable[[bytes], Any]:
+    def decode_both(body: bytes) -> Any:
+        envelope = decode(body)
+        params = envelope.params
+        params.arguments = decode_arguments(params.arguments)
+        return envelope
+
+    return decode_both

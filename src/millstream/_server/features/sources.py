@@ -25,7 +25,7 @@ from millstream._server.functions.description import Labels, Names
 from millstream._server.functions.needs import needs_of
 from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import Given, Invoker, Plan, plan
-from millstream._server.functions.reading import read_arguments, read_checked, read_texts
+from millstream._server.functions.reading import decode_of, read_arguments, read_checked, read_texts
 from millstream._server.functions.results import Output, as_text, output_from_schema
 from millstream._server.functions.schema_check import SchemaCheck
 
@@ -62,8 +62,9 @@ class Source(Struct, frozen=True):
     headers: tuple[ParamHeader, ...] = ()
     """Arguments that travel in headers, too."""
     struct: type[Struct] | None = None
-    """What `decode` gives, where arguments need nothing else before the call."""
+    """What `decode` gives, where a decoder of this type alone does all that `decode` does."""
     decode: Read | None = None
+    """From raw arguments to a struct, where they need nothing else before the call."""
     code: CodeType | None = None
     """Where a function is written, for warnings about it."""
 
@@ -196,8 +197,8 @@ def source_of(
         schema=made.input_schema,
         output=made.output,
         headers=made.headers,
-        struct=made.arguments if direct else None,
-        decode=made.decoder.decode if direct else None,
+        struct=made.arguments if direct and made.decimals is None else None,
+        decode=decode_of(made) if direct else None,
         code=made.code,
     )
 

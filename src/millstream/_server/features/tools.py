@@ -103,7 +103,7 @@ class Tool(Item):
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
         self.struct = source.struct
-        """What `decode` makes of well-formed arguments."""
+        """What `decode` makes of well-formed arguments; None where it does more than decoding."""
         self.decode = cast("Callable[[Any], Any]", source.decode)
         """From raw arguments to a struct; only of a tool that is `plain`."""
         self.plain = source.decode is not None and not (

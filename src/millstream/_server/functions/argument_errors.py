@@ -29,13 +29,14 @@ WORDS = {
 }  # fmt: skip
 """msgspec's names of types, and JSON Schema's."""
 
+BAD_DECIMAL = "Invalid decimal string"
 FORMS = {
     "Invalid RFC3339 encoded datetime": "a date and time such as 1999-12-31T12:00:00Z",
     "Invalid RFC3339 encoded date": "a date such as 1999-12-31",
     "Invalid RFC3339 encoded time": "a time such as 12:00:00Z",
     "Invalid ISO8601 duration": "a duration such as PT90S",
     "Invalid UUID": "a UUID",
-    "Invalid decimal string": "a decimal number as text, such as 1.50",
+    BAD_DECIMAL: "a decimal number as text, such as 1.50",
     "Invalid base64 encoded string": "a base64 string",
 }
 """What msgspec says of a text that is not what it should be, and what that is."""

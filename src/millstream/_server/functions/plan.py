@@ -18,6 +18,7 @@ from msgspec.structs import astuple
 
 from millstream._protocol.json_schema import Schema, without_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
+from millstream._protocol.schema_details import Find, decimal_check
 from millstream._server.functions.callables import Refused, check_function, notice
 from millstream._server.functions.dependencies import Dependency, dependencies_in
 from millstream._server.functions.docstrings import describe
@@ -62,9 +63,11 @@ class Plan(Struct, frozen=True):
     decoder: msgspec.json.Decoder[Any]
     input_schema: Schema
     slow: bool
-    """Reading arguments takes much longer than building them: pydantic or a schema written by hand checks them."""
+    """Reading arguments takes much longer than building them: pydantic, a schema written by hand or we check them."""
     check: SchemaCheck | None
     """What the arguments have to fit before they are decoded, where the schema was written by hand."""
+    decimals: Find | None
+    """What finds a text that only Python counts as a decimal number, where there are any."""
     output: Output | None
     headers: tuple[ParamHeader, ...]
     context_parameter: str | None
@@ -136,6 +139,7 @@ def plan(
     else:
         arguments, whole = struct_of(name, fields, forbid_unknown_fields=kind == "tool" and not lenient), False
     schema = input_schema if input_schema is not None else schema_of_arguments(arguments, fields)
+    decimals = decimal_check(schema) if check is None else None
     if kind != "tool":
         check_text_arguments(schema, kind, name)
 
@@ -152,8 +156,9 @@ def plan(
         arguments=arguments,
         decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
         input_schema=schema,
-        slow=check is not None or uses_pydantic(arguments),
+        slow=check is not None or decimals is not None or uses_pydantic(arguments),
         check=check,
+        decimals=decimals,
         output=by_hand or _output(hints, kind, is_generator, name, target),
         headers=find_annotations(schema) if kind == "tool" else (),
         context_parameter=context,
@@ -327,9 +332,6 @@ def _output(
             getattr(target, "__code__", None),
         )
         return None
-
-
-# Calling.
 
 
 def _caller(

@@ -3,13 +3,14 @@
 What the decoder refuses gets a second look. Nothing large is walked in Python, however it came to be refused.
 """
 
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
 import msgspec
 
 from millstream._protocol.json_schema import Schema, integral
-from millstream._server.functions.argument_errors import MAX_LISTED, MAX_WALKED, expected, explain
+from millstream._server.functions.argument_errors import BAD_DECIMAL, MAX_LISTED, MAX_WALKED, expected, explain
 from millstream._server.functions.plan import Plan
 from millstream._server.functions.pydantic_types import dec_hook
 from millstream._server.functions.schema_check import SchemaCheck
@@ -28,6 +29,8 @@ def bind(plan: Plan, values: dict[str, Any]) -> Any:
     Raises:
         msgspec.ValidationError: for a text that is not what the parameter asks for.
     """
+    if plan.decimals is not None:
+        _check_decimals(plan, values)
     return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
 
 
@@ -69,12 +72,41 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     if plan.check is not None:
         read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
     try:
-        return plan.decoder.decode(raw)
+        return plan.decoder.decode(raw) if plan.decimals is None else _decode(plan, raw)
     except (msgspec.DecodeError, RecursionError) as error:
         arguments = _lenient(plan, raw) if plan.lenient else _recover(plan, raw, error)
         if arguments is None:
             raise ArgumentError(argument_error(error, plan, raw)) from error
         return arguments
+
+
+def decode_of(plan: Plan) -> Callable[[Any], Any]:
+    """What decodes small raw arguments that fit; for others it raises msgspec.DecodeError, or gives what they are."""
+    if plan.decimals is None:
+        return plan.decoder.decode
+
+    def decode(raw: Any) -> Any:
+        if len(memoryview(raw)) > MAX_WALKED:
+            raise msgspec.DecodeError("values have to be counted first")
+        return _decode(plan, raw)
+
+    return decode
+
+
+def _decode(plan: Plan, raw: Any) -> Any:
+    arguments = plan.decoder.decode(raw)
+    _check_decimals(plan, msgspec.json.decode(raw))
+    return arguments
+
+
+def _check_decimals(plan: Plan, values: Any) -> None:
+    """Refuse what only Python reads as a decimal number, in the words of msgspec: ``NaN``, ``1_000``.
+
+    Raises:
+        msgspec.ValidationError: naming the place.
+    """
+    if plan.decimals is not None and (place := plan.decimals(values)) is not None:
+        raise msgspec.ValidationError(f"{BAD_DECIMAL} - at `${place}`")
 
 
 def _bound(raw: bytes, item: str) -> None:
@@ -107,7 +139,9 @@ def _recover(plan: Plan, raw: bytes, error: Exception) -> Any | None:
     if "got `float`" not in str(error) or len(raw) > MAX_WALKED:
         return None
     try:
-        return msgspec.convert(_decode_integral(raw), plan.arguments, dec_hook=dec_hook)
+        values = _decode_integral(raw)
+        _check_decimals(plan, values)
+        return msgspec.convert(values, plan.arguments, dec_hook=dec_hook)
     except msgspec.DecodeError:
         return None
 
@@ -126,6 +160,7 @@ def _lenient(plan: Plan, raw: bytes) -> Any | None:
                 and not _takes_text(properties.get(name, {}))
             ):
                 values[name] = msgspec.json.decode(value)
+        _check_decimals(plan, values)
         return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
     except (msgspec.DecodeError, AttributeError, RecursionError):
         return None

@@ -20,6 +20,7 @@ from msgspec import UNSET, Struct, UnsetType
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import Schema, is_array, is_object, schema_of
+from millstream._protocol.schema_details import Find, decimal_check
 from millstream._server.functions.pydantic_types import (
     NotJson,
     adapted,
@@ -43,6 +44,8 @@ CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 BYTES_URI = "resource://result"
 """The URI of bytes that a tool returns: content needs one, and these have no address."""
 NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
+
+NO_DECIMAL = "got a Decimal that is NaN or an infinity, and the schema has no text for these"
 
 
 class ToolResult(Struct, frozen=True):
@@ -113,6 +116,21 @@ class Output(Struct, frozen=True):
             raise LocalError(f"the result does not fit the output schema: {reasons}")
 
 
+class DecimalOutput(Output, frozen=True):
+    """The same, of values with decimal numbers."""
+
+    decimals: Find | None = None
+
+    def check(self, value: Any, data: bytes) -> None:
+        """See `Output`."""
+        super().check(value, data)
+        if self.decimals is None or (b"NaN" not in data and b"Infinity" not in data):
+            return
+        if (place := self.decimals(msgspec.json.decode(data))) is not None:
+            where = f" - at `${place}`" if place else ""
+            raise LocalError(f"the result does not fit the output schema: {NO_DECIMAL}{where}")
+
+
 def output_of(annotation: Any, readable: Any = None) -> Output | None:
     """The promise that a return annotation makes; `readable` is the same in msgspec's terms.
 
@@ -144,7 +162,10 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
     trusted = annotation if model or hasattr(annotation, "__post_init__") else None
     if write is not None:
         return Output(schema, write=write)
-    return Output(schema, msgspec.json.Decoder(annotation, dec_hook=dec_hook), trusted, model=model)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(annotation, dec_hook=dec_hook)
+    if (decimals := decimal_check(schema)) is not None:
+        return DecimalOutput(schema, decoder, trusted, model=model, decimals=decimals)
+    return Output(schema, decoder, trusted, model=model)
 
 
 def output_from_schema(schema: Schema) -> Output:

@@ -16,6 +16,7 @@ import msgspec
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
 from millstream._protocol.json_schema import Schema, integral, is_array, is_object, object_schema, without_null
+from millstream._protocol.schema_details import Find, decimal_check
 from millstream._server.functions.parameters import rewritten
 from millstream._server.functions.pydantic_types import adapted, dec_hook, needs_pydantic, schema_hook
 
@@ -60,6 +61,11 @@ def _whole(answer: Any) -> tuple[Any, bool]:
     )
     readable = adapted(answer) if needs_pydantic(answer) else rewritten(answer) if plain else answer
     return (msgspec.defstruct("Answer", [(VALUE, readable)]) if plain else readable), plain
+
+
+@lru_cache(256)
+def _decimals(whole: Any) -> Find | None:
+    return decimal_check(object_schema(whole, hook=schema_hook))
 
 
 def _form_field(name: str, node: Schema) -> Schema:
@@ -157,6 +163,9 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
         return content
     whole, one = _whole(answer)
     try:
+        find = _decimals(whole)
+        if find is not None and (place := find(content)) is not None:
+            raise msgspec.ValidationError(f"Invalid decimal string - at `${place}`")
         value = msgspec.convert(content, whole, dec_hook=dec_hook)
         return getattr(value, VALUE) if one else value
     except msgspec.ValidationError as error:
