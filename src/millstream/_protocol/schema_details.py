@@ -163,7 +163,7 @@ class _Decimals:
             return True
         members: Schema = option.get("properties", {})
         return all(name in value for name in option.get("required", ())) and all(
-            each in members[name].get("enum", [each]) for name, each in value.items() if name in members
+            each in members[name].get("enum", [each]) for name, each in cast("Schema", value).items() if name in members
         )
 
     def _members(self, node: Schema) -> Find | None:
@@ -172,15 +172,15 @@ class _Decimals:
         if not named and others is None:
             return None
 
-        def places(value: dict[str, Any]) -> Iterator[str | None]:
-            for name, each in value.items():
+        def places(value: Any) -> Iterator[str | None]:
+            for name, each in cast("Schema", value).items():
                 find = named.get(name)
                 if find is not None:
                     yield _below(f".{name}", find(each))
                 elif others is not None:
                     yield _below("[...]", others(each))
 
-        return lambda value: _first(places(value)) if isinstance(value, dict) else None
+        return lambda value: _first(places(cast("Any", value))) if isinstance(value, dict) else None
 
     def _items(self, node: Schema) -> Find | None:
         first = [self.find(each) for each in node.get("prefixItems", ())]
@@ -188,13 +188,13 @@ class _Decimals:
         if others is None and not any(first):
             return None
 
-        def places(value: list[Any]) -> Iterator[str | None]:
-            for index, each in enumerate(value):
+        def places(value: Any) -> Iterator[str | None]:
+            for index, each in enumerate(cast("list[Any]", value)):
                 find = first[index] if index < len(first) else others
                 if find is not None:
                     yield _below(f"[{index}]", find(each))
 
-        return lambda value: _first(places(value)) if isinstance(value, list) else None
+        return lambda value: _first(places(cast("Any", value))) if isinstance(value, list) else None
 
 
 _CLASSES: Mapping[str, Any] = {
