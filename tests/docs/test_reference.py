@@ -67,7 +67,7 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
     table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_CONTAINERS, MAX_LONG_NUMBERS, reading.MAX_VALUES, MAX_PROBLEMS, MAX_BACKTRACKS,
+        MAX_CONTAINERS, MAX_LONG_NUMBERS, reading.MAX_VALUES, reading.MAX_BUILT, MAX_PROBLEMS, MAX_BACKTRACKS,
         MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, finding.MAX_URI, MAX_URI_BYTES,
         MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LIGHT, MAX_SERIES,
     ]  # fmt: skip

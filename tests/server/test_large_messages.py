@@ -14,7 +14,7 @@ from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEM
 from millstream._protocol.errors import PARSE_ERROR, UNSUPPORTED_VERSION, ProtocolError
 from millstream._protocol.jsonrpc import MAX_ID, Envelope, check_text, split_batch
 from millstream._server.functions.plan import plan
-from millstream._server.functions.reading import MAX_VALUES, ArgumentError, read_arguments
+from millstream._server.functions.reading import MAX_BUILT, MAX_VALUES, ArgumentError, read_arguments
 from millstream._server.questions.questions import Elicit, read_answer
 from millstream._transports.rest.routes import _read_envelope
 from wire import POST, enveloped, request, routing, wired
@@ -123,6 +123,29 @@ def test_arguments_that_are_slow_to_check_have_a_bound_of_values(options: dict[s
     shape = b'{"v":%b}' if options else b'{"of":{"sizes":%b}}'
     assert f"at most {MAX_VALUES:,} values" in refusal(made, shape % many(b"1", MAX_VALUES + 2))
     assert read_arguments(made, shape % many(b"1", 50_000))
+
+
+def distinct(words: set[str], note: str = "") -> int:
+    return len(words)
+
+
+def average(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("item", [b'""', b'"a"'])
+def test_arguments_that_are_slow_to_build_have_a_bound_of_values(item: bytes) -> None:
+    """A defect: 4 MB of different texts of a set took a quarter of a second."""
+    assert f"at most {MAX_BUILT:,} values" in refusal(plan(distinct), b'{"words":%b}' % many(item, MAX_BUILT + 2))
+
+
+def test_lists_of_floats_have_no_bound_nor_have_commas_in_a_text() -> None:
+    """A million measurements, or a table as text, are arguments as before."""
+    assert len(read_arguments(plan(average), b'{"values":%b}' % many(b"1.5", MAX_BUILT + 2)).values) == MAX_BUILT + 2
+    table = b'{"%b":%b,"note":"%b"}'
+    assert read_arguments(plan(distinct), table % (b"words", many(b'"a"', 2), b"1,2,3\\n" * MAX_BUILT)).note
+    models = b'{"of":{"sizes":[1],"note":"%b"}}' % (b"1,2,3\\n" * MAX_VALUES)
+    assert read_arguments(plan(measure), models).of.sizes == [1]
 
 
 def test_of_a_thousand_problems_that_pydantic_has_none_is_built() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from millstream import Server
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.jsonrpc import MAX_ID, Envelope
 from millstream._server.calls.call import Call
 from patience import WAIT
 from wire import POST, encode_request, enveloped, pairs, routing, wired
@@ -81,7 +81,7 @@ async def test_an_open_subscription_holds_nothing_of_what_it_was_asked_with() ->
     server.tool(len)
     message = enveloped("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, 7)
     about = {"io.modelcontextprotocol/clientInfo": {"name": "n" * SIZE, "version": "v" * SIZE}}
-    message["params"]["_meta"] |= {"progressToken": "t" * SIZE, "x": "x" * SIZE, **about}
+    message["params"]["_meta"] |= {"progressToken": "t" * MAX_ID, "x": "x" * SIZE, **about}
     headers = routing("subscriptions/listen")
     async with wired(server, "lane") as wire:
         assert wire.running is not None

@@ -38,6 +38,7 @@ class ReadingProtocol(WebSocketsSansIOProtocol):
 
     __slots__ = ("ahead", "counted", "deadline", "guard", "turn")
 
+    app: Any
     transport: asyncio.Transport
 
     def __init__(

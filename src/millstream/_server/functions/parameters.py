@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream._protocol.json_schema import Schema, object_schema, shown, without_modules, without_null
+from millstream._protocol.json_schema import (
+    Schema,
+    is_array,
+    is_object,
+    object_schema,
+    shown,
+    without_modules,
+    without_null,
+)
 from millstream._server.functions.callables import Refused
 from millstream._server.functions.choices import choice_of
 from millstream._server.functions.fields import CONSTRAINTS, HEADER_KEYWORD, as_written
@@ -285,3 +293,14 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
                 f"{name}: parameter {parameter!r} of a {kind} arrives as text: use str, int, float, bool, an enum, "
                 "Literal or a date"
             )
+
+
+def is_slow_to_build(schema: Any) -> bool:
+    """Whether a schema takes sets of texts: of these, each takes long to make."""
+    if is_array(schema):
+        return any(map(is_slow_to_build, schema))
+    if not is_object(schema):
+        return False
+    if schema.get("uniqueItems") is True and schema.get("items", {}).get("type") == "string":
+        return True
+    return any(map(is_slow_to_build, schema.values()))

@@ -10,7 +10,7 @@ import typing
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from types import CodeType, UnionType
-from typing import Annotated, Any, Never, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Never, NoReturn, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +28,7 @@ from millstream._server.functions.parameters import (
     argument_of,
     check_described,
     check_text_arguments,
+    is_slow_to_build,
     rewritten,
     schema_of_arguments,
     struct_of,
@@ -62,8 +63,8 @@ class Plan(Struct, frozen=True):
     """A generated Struct; `dict` for a function that takes hand-described arguments whole."""
     decoder: msgspec.json.Decoder[Any]
     input_schema: Schema
-    slow: bool
-    """Reading arguments takes much longer than building them: pydantic, a schema written by hand or we check them."""
+    slow: Literal["check", "build", ""]
+    """Why large arguments take long: pydantic, a schema written by hand or we check them, or `is_slow_to_build`."""
     check: SchemaCheck | None
     """What the arguments have to fit before they are decoded, where the schema was written by hand."""
     decimals: Find | None
@@ -156,7 +157,7 @@ def plan(
         arguments=arguments,
         decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
         input_schema=schema,
-        slow=check is not None or decimals is not None or uses_pydantic(arguments),
+        slow="check" if check or decimals or uses_pydantic(arguments) else "build" if is_slow_to_build(schema) else "",
         check=check,
         decimals=decimals,
         output=by_hand or _output(hints, kind, is_generator, name, target),

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from millstream._protocol.depth import too_many_values
 from millstream._protocol.json_schema import Schema, integral
 from millstream._server.functions.argument_errors import BAD_DECIMAL, MAX_LISTED, MAX_WALKED, expected, explain
 from millstream._server.functions.plan import Plan
@@ -16,7 +17,9 @@ from millstream._server.functions.pydantic_types import dec_hook
 from millstream._server.functions.schema_check import SchemaCheck
 
 MAX_VALUES = 100_000
-"""Commas in arguments that are slow to check."""
+"""Values in arguments that are slow to check."""
+MAX_BUILT = 300_000
+"""Values in arguments that are slow to build."""
 
 
 class ArgumentError(ValueError):
@@ -68,7 +71,7 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
         ArgumentError: with what a model has to fix.
     """
     if plan.slow:
-        _bound(raw, f"{plan.kind} {plan.name!r}")
+        _bound(raw, f"{plan.kind} {plan.name!r}", MAX_BUILT if plan.slow == "build" else MAX_VALUES)
     if plan.check is not None:
         read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
     try:
@@ -109,9 +112,9 @@ def _check_decimals(plan: Plan, values: Any) -> None:
         raise msgspec.ValidationError(f"{BAD_DECIMAL} - at `${place}`")
 
 
-def _bound(raw: bytes, item: str) -> None:
-    if len(raw) > MAX_WALKED and raw.count(b",") > MAX_VALUES:
-        raise ArgumentError(f"Invalid arguments for {item}: it takes at most {MAX_VALUES:,} values in one call")
+def _bound(raw: bytes, item: str, most: int) -> None:
+    if len(raw) > MAX_WALKED and too_many_values(raw, most):
+        raise ArgumentError(f"Invalid arguments for {item}: it takes at most {most:,} values in one call")
 
 
 def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> Any:
@@ -120,7 +123,7 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
     Raises:
         ArgumentError: with what a model has to fix.
     """
-    _bound(raw, item)
+    _bound(raw, item, MAX_VALUES)
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
