@@ -161,3 +161,21 @@ def test_decimal_numbers_in_recursive_types_are_found_too() -> None:
     find = decimal_check({"anyOf": [{"$ref": "#/$defs/Tree"}, {"type": "null"}], "$defs": {"Tree": tree}})
     assert find is not None
     assert (find({"n": "x"}), find(None)) == (".n", None)
+
+
+class Trip(msgspec.Struct):
+    starts: dt.datetime
+    lands: Annotated[dt.datetime, Meta(tz=True)]
+    takes: dt.timedelta
+    calls: dict[str, dt.time]
+    day: dt.date
+
+
+def test_what_is_written_promises_no_format_that_only_some_texts_have() -> None:
+    """Fixed: results with a moment without an offset, or a negative duration, failed at clients that know formats."""
+    text: Schema = {"type": "string"}
+    assert schema_of(Trip, written=True)["properties"] == {
+        "starts": text, "lands": MOMENT, "takes": text, "calls": {"type": "object", "additionalProperties": text},
+        "day": {"type": "string", "format": "date"},
+    }  # fmt: skip
+    assert schema_of(Trip)["properties"]["takes"] == {"type": "string", "format": "duration"}

@@ -1,7 +1,10 @@
 """Models that are written otherwise than they're read: what a tool promises, and what it sends."""
 
+import datetime as dt
 import json
 import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import pydantic
@@ -9,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from millstream._protocol.errors import LocalError
+from millstream._protocol.json_schema import schema_of
 from millstream._server.functions.results import ToolResult, encode_result, output_of
 
 
@@ -96,3 +100,26 @@ def test_a_number_of_a_model_that_json_lacks_is_said_and_not_sent_as_null() -> N
     with pytest.raises(LocalError, match="NaN or an infinity"):
         encode_result(Measured(x=math.nan), output)
     assert json.loads(b"{%b}" % encode_result(Measured(x=1), output))["structuredContent"] == {"x": 1.0, "note": None}
+
+
+class Appointment(pydantic.BaseModel):
+    at: dt.datetime
+    takes: dt.timedelta
+    day: dt.date
+
+
+@dataclass
+class Meeting:
+    at: dt.datetime
+    takes: dt.timedelta
+    day: dt.date
+
+
+@pytest.mark.parametrize("kind", [Appointment, Meeting, list[Appointment], list[Meeting], dict[str, Appointment]])
+def test_the_schema_of_a_result_has_no_format_that_its_moments_may_lack(kind: Any) -> None:
+    """Fixed: `datetime.now()` has no offset, which RFC 3339 wants, and the official TypeScript client refused it."""
+    output = output_of(kind)
+    assert output is not None
+    formats = re.findall(r"'format': '([^']+)'", repr(output.schema))
+    assert formats == ["date"]
+    assert len(re.findall("'format'", repr(schema_of(Meeting)))) == 3

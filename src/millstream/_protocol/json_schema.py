@@ -6,12 +6,12 @@ a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (M
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeGuard, cast, get_args
 
 from msgspec.json import schema_components
 
-from millstream._protocol.schema_details import detail
+from millstream._protocol.schema_details import FORMATS, detail
 
 Schema = dict[str, Any]
 SchemaHook = Callable[[type], Schema]
@@ -28,6 +28,10 @@ SINGLE = frozenset(
 )  # fmt: skip
 LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+LOOSE = frozenset(("date-time", "time", "duration"))
+"""Formats that Python's texts don't always have: a moment may have no offset, and a duration may be negative or have a
+fraction. The validators of some clients refuse these.
+"""
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
 
@@ -73,12 +77,13 @@ def integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
+def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool = False) -> Schema:
     """The schema of a type, with references only to recursive types.
 
     Args:
         annotation: anything msgspec can decode, or that `hook` knows.
         hook: gives the schema (with its own `$defs`, if any) of a class that msgspec does not know.
+        written: of what is written, and not read: it promises no format that only some values have, see `LOOSE`.
 
     Raises:
         TypeError: when neither knows the type.
@@ -89,9 +94,9 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
         raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
     for component in components.values():
         component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
-    document = _Inliner().document(root, components)
-    detail(document, annotation, document.get("$defs", {}), set())
-    return document
+    document: Schema = _Inliner().document(root, components)
+    detail(document, annotation, document.get("$defs", {}), {} if written else FORMATS, set())
+    return without_formats(document, {"duration"}) if written else document
 
 
 def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:
@@ -201,6 +206,16 @@ def rebuilt(node: Schema, change: Callable[[Any], Any]) -> Schema:
             made[keyword][at[0]] = change(child)
         else:
             made[keyword] = change(child)
+    return made
+
+
+def without_formats(node: Any, formats: Collection[str]) -> Any:
+    """A copy of a schema without some formats, wherever they stand in it."""
+    if not is_object(node):
+        return node
+    made = rebuilt(node, lambda child: without_formats(child, formats))
+    if made.get("format") in formats:
+        del made["format"]
     return made
 
 

@@ -17,7 +17,8 @@ from msgspec.structs import fields
 
 Schema = dict[str, Any]
 
-FORMATS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
+Formats = Mapping[tuple[str, str], str]
+FORMATS: Formats = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
 """Module and name of a class -> RFC 3339's name for its texts. Those without an offset are read, too."""
 DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _is_decimal = re.compile(DECIMAL[1:-1], re.ASCII).fullmatch
@@ -25,13 +26,14 @@ Find = Callable[[Any], str | None]
 """Where in a JSON value there is a text that its schema doesn't have, as in ``.prices[0]``; None for nowhere."""
 
 
-def detail(node: Any, annotation: Any, definitions: Schema, seen: set[str]) -> None:
+def detail(node: Any, annotation: Any, definitions: Schema, formats: Formats, seen: set[str]) -> None:
     """Complete the schema of an annotation, in place.
 
     Args:
         node: the schema.
         annotation: what it was made of.
         definitions: where its references lead.
+        formats: of moments: `FORMATS`, or none.
         seen: the references that were followed.
     """
     if not isinstance(node, dict):
@@ -40,29 +42,29 @@ def detail(node: Any, annotation: Any, definitions: Schema, seen: set[str]) -> N
     if "$ref" in part:
         name = part["$ref"].rpartition("/")[2]
         if name in definitions and name not in seen:
-            detail(definitions[name], annotation, definitions, seen | {name})
+            detail(definitions[name], annotation, definitions, formats, seen | {name})
         return
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         if not any(isinstance(item, Meta) and item.tz is False for item in parts[1:]):
-            detail(part, parts[0], definitions, seen)
+            detail(part, parts[0], definitions, formats, seen)
     elif origin in (Union, UnionType):
-        _detail_union(part, parts, definitions, seen)
+        _detail_union(part, parts, definitions, formats, seen)
     elif origin is Literal:
         _order(part, parts)
     elif isinstance(origin, type):
-        _detail_items(part, origin, parts, definitions, seen)
+        _detail_items(part, origin, parts, definitions, formats, seen)
     elif isinstance(annotation, type):
-        _detail_class(part, annotation, definitions, seen)
+        _detail_class(part, annotation, definitions, formats, seen)
 
 
-def _detail_union(node: Schema, parts: tuple[Any, ...], definitions: Schema, seen: set[str]) -> None:
+def _detail_union(node: Schema, parts: tuple[Any, ...], definitions: Schema, formats: Formats, seen: set[str]) -> None:
     members = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
     others = [each for each in parts if each is not NoneType]
     others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # msgspec lists them last
     if len(members) == len(others):
         for member, other in zip(members, others, strict=True):
-            detail(member, other, definitions, seen)
+            detail(member, other, definitions, formats, seen)
 
 
 def _order(node: Schema, choices: Collection[Any]) -> None:
@@ -71,18 +73,20 @@ def _order(node: Schema, choices: Collection[Any]) -> None:
         node["enum"] = order
 
 
-def _detail_items(node: Schema, origin: type, parts: tuple[Any, ...], definitions: Schema, seen: set[str]) -> None:
+def _detail_items(
+    node: Schema, origin: type, parts: tuple[Any, ...], definitions: Schema, formats: Formats, seen: set[str]
+) -> None:
     if issubclass(origin, Mapping) and len(parts) == 2:
-        detail(node.get("additionalProperties"), parts[1], definitions, seen)
+        detail(node.get("additionalProperties"), parts[1], definitions, formats, seen)
     elif origin is tuple and "prefixItems" in node:
         for item, part in zip(node["prefixItems"], parts, strict=False):
-            detail(item, part, definitions, seen)
+            detail(item, part, definitions, formats, seen)
     elif parts and issubclass(origin, Collection):
-        detail(node.get("items"), parts[0], definitions, seen)
+        detail(node.get("items"), parts[0], definitions, formats, seen)
 
 
-def _detail_class(node: Schema, annotation: Any, definitions: Schema, seen: set[str]) -> None:
-    moment = FORMATS.get((annotation.__module__, annotation.__name__))
+def _detail_class(node: Schema, annotation: Any, definitions: Schema, formats: Formats, seen: set[str]) -> None:
+    moment = formats.get((annotation.__module__, annotation.__name__))
     if moment is not None:
         node.setdefault("format", moment)
     elif annotation is decimal.Decimal:
@@ -95,7 +99,7 @@ def _detail_class(node: Schema, annotation: Any, definitions: Schema, seen: set[
         hints = get_type_hints(annotation, include_extras=True)
         members = node.get("properties") or dict(zip(hints, node.get("prefixItems", ()), strict=False))
         for name, hint in hints.items():
-            detail(members.get(names.get(name, name)), hint, definitions, seen)
+            detail(members.get(names.get(name, name)), hint, definitions, formats, seen)
 
 
 def _is_foreign(annotation: Any) -> bool:

@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError
-from millstream._protocol.json_schema import Schema, is_array, is_object, schema_of
+from millstream._protocol.json_schema import LOOSE, Schema, is_array, is_object, schema_of, without_formats
 from millstream._protocol.schema_details import Find, decimal_check
 from millstream._server.functions.pydantic_types import (
     NotJson,
@@ -149,13 +149,14 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
         return schema_hook(part, "serialization")
 
     try:
-        schema = schema_of(annotation, hook=written)
-        write = writer(annotation) if models and schema != schema_of(annotation, hook=schema_hook) else None
+        differs = schema_of(annotation, hook=written) != schema_of(annotation, hook=schema_hook)
+        write = writer(annotation) if models and differs else None
+        schema = schema_of(annotation, hook=lambda part: without_formats(written(part), LOOSE), written=True)
     except TypeError:
         if not knows(annotation):
             raise
         annotation = adapted(annotation)
-        schema, write = annotation.schema, None
+        schema, write = without_formats(annotation.schema, LOOSE), None
     if not _is_structured(schema):
         return None
     model = is_model(annotation)
