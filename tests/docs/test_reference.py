@@ -19,6 +19,7 @@ from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.jsonrpc import MAX_ID
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._protocol.seal import MAX_TOKEN
+from millstream._server.calls.held import MAX_HELD
 from millstream._server.calls.sessions import MAX_RECORD
 from millstream._server.features import finding
 from millstream._server.functions import reading
@@ -68,7 +69,7 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
         MAX_CONTAINERS, MAX_LONG_NUMBERS, reading.MAX_VALUES, reading.MAX_BUILT, MAX_PROBLEMS, MAX_BACKTRACKS,
-        MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, finding.MAX_URI, MAX_URI_BYTES,
+        MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, finding.MAX_URI, MAX_URI_BYTES, MAX_HELD,
         MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LIGHT, MAX_SERIES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES

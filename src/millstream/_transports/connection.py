@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
+from millstream._http.message import neighborhood
 from millstream._protocol import projection
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import read_initialize
+from millstream._protocol.handshake import Opening, read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
@@ -195,7 +196,7 @@ class Connection:
         except ProtocolError as exc:
             self._note("initialize", str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
-        self.session = Session(self.id, opening.revision, opening.client, record=Record())
+        self.session = _session(self.id, opening, _owner(self._principal, self.peer))
         self._note("initialize")
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
@@ -271,6 +272,7 @@ class Connection:
             self._stop_watching = None
         if self.session is not None:
             self._note(SESSION_OVER)
+            self._dispatcher.services.held.release(self.session)
         tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
@@ -279,6 +281,14 @@ class Connection:
         for call in tasks.values():
             if call is not None and not call.over:
                 self._dispatcher.abandon(call, self.id)
+
+
+def _session(id: str, opening: Opening, owner: str) -> Session:
+    return Session(id, opening.revision, opening.client, record=Record(), owner=owner)
+
+
+def _owner(principal: Principal | None, peer: str) -> str:
+    return neighborhood(peer) if principal is None else principal.id
 
 
 def _when_over(tasks: Collection[asyncio.Task[None]], then: Callable[[], None]) -> None:

@@ -50,7 +50,7 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "_written", "bodies", "changes", "clock", "effects", "endings", "hub", "lacking", "leeway",
+        "_ring", "_written", "bodies", "changes", "clock", "effects", "endings", "held", "hub", "lacking", "leeway",
         "lifespan_of", "note", "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings",
         "store", "streamed", "threads",
     )  # fmt: skip
@@ -84,7 +84,12 @@ class Services:
         # Shared state
         self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
-        self.records: Records = Records(store, settings.record_ttl, self.peers, self.clock)
+        from millstream._http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
+        from millstream._server.calls.held import Held  # noqa: PLC0415  as above
+
+        self.held: Held = Held()
+        """What clients have accumulated that lasts as long as their connections."""
+        self.records: Records = Records(store, settings.record_ttl, self.peers, self.clock, self.held.resize)
         self.effects: Written | None = None
         """The effects that happen once, from the first one on."""
         self._written: list[Written] = []
@@ -94,8 +99,6 @@ class Services:
             timeout=settings.ask_timeout,
             workers=store.workers,
         )
-        from millstream._http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
-
         self.bodies: ByteBudget = ByteBudget(settings.max_call_bytes, settings.max_body)
         """What large calls were asked with, for as long as they run."""
         self.changes: Changes = changes

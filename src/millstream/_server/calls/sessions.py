@@ -50,7 +50,7 @@ NO_RECORD = Record()
 class Session:
     """One handshake session as one request sees it. `record` is set for sessions bound to a connection."""
 
-    __slots__ = ("client", "current", "expires_at", "id", "issued_at", "record", "revision")
+    __slots__ = ("client", "current", "expires_at", "held", "id", "issued_at", "owner", "record", "revision")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Session:
         client: Client,
         *,
         record: Record | None = None,
+        owner: str = "",
         current: bool = True,
         issued_at: float = 0.0,
         expires_at: float = math.inf,
@@ -68,6 +69,10 @@ class Session:
         self.revision: Revision = revision
         self.client: Client = client
         self.record: Record | None = record
+        self.owner: str = owner
+        """Whose share of the room for records of connections it takes."""
+        self.held: int = 0
+        """Bytes of that share, see `Held`."""
         self.current: bool = current
         """False when its streams belong to an older store epoch and cannot be resumed."""
         self.issued_at: float = issued_at
@@ -83,6 +88,8 @@ FULL = -32000
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Record).decode
 
+Resize = Callable[[Session, int], None]
+"""Told how many bytes the record of a connection's session will have; refuses what finds no room."""
 OnRecord = Callable[["Record | None"], None]
 """Told the record of a session; None while it is being read, because another worker changed it."""
 
@@ -93,7 +100,8 @@ _CACHED, _CACHED_BYTES = 1_024, 4_096
 _TRIES = 100
 _UNCHANGED = 10**9
 """Counts of changes have the same number of digits, so a record doesn't grow because of them."""
-_YOURS = "Too much is kept for your sessions: end those that you don't need, or try again later"
+YOURS = "Too much is kept for your sessions: end those that you don't need, or try again later"
+OTHERS = "Too much is kept for other sessions: try again later"
 _PAGE = 500
 _SKEW = 5.0
 """Seconds by which the store's time may differ between workers, with room to spare."""
@@ -109,17 +117,18 @@ class Records:
     """
 
     __slots__ = (
-        "_absent", "_cache", "_forgotten", "_looks", "_missed", "_peers", "_reading", "_restoring", "_since", "_store",
-        "_ttl", "_watchers", "_written", "clock", "known",
+        "_absent", "_cache", "_forgotten", "_looks", "_missed", "_peers", "_reading", "_resize", "_restoring", "_since",
+        "_store", "_ttl", "_watchers", "_written", "clock", "known",
     )  # fmt: skip
 
-    def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float], resize: Resize) -> None:
         # Configuration
         self.clock: Callable[[], float] = clock
         """Says when sessions begin."""
         self._store = store
         self._ttl = ttl
         self._peers = peers
+        self._resize = resize
         self._forgotten: list[Callable[[], None]] = []
         self._written = Written(store, _age, brought=self._brought)
         # What this worker knows
@@ -258,7 +267,7 @@ class Records:
         if session.record is not None:
             record = edit(session.record)
             if record is not None:
-                _pack(record)  # what a connection holds is bounded as well
+                self._resize(session, len(_pack(record)))
                 session.record = record
             return
         record = await self._swap(session, edit)
@@ -351,9 +360,9 @@ def _refusing() -> Generator[None]:
     try:
         yield
     except ShareFull as exc:
-        raise ProtocolError(FULL, _YOURS, status=503) from exc
+        raise ProtocolError(FULL, YOURS, status=503) from exc
     except StoreFull as exc:
-        raise ProtocolError(FULL, "Too much is kept for other sessions: try again later", status=503) from exc
+        raise ProtocolError(FULL, OTHERS, status=503) from exc
     except StoreUnavailable as exc:
         raise ProtocolError(FULL, "Sessions cannot be read or changed now: try again", status=503) from exc
 

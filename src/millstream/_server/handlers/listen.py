@@ -54,7 +54,8 @@ class ListenHandlers:
         settings = self._services.settings
         if len(wanted.resource_subscriptions) > settings.max_subscriptions:
             raise ProtocolError(INVALID_REQUEST, f"A subscription names at most {settings.max_subscriptions} resources")
-        if sum(map(len, wanted.resource_subscriptions)) > MAX_URI_BYTES:
+        size = sum(map(len, wanted.resource_subscriptions))
+        if size > MAX_URI_BYTES:
             raise ProtocolError(INVALID_REQUEST, f"The URIs of a subscription have at most {MAX_URI_BYTES} characters")
         # Nothing of what it was asked with is looked at again, and the stream may be open for a day.
         client = call.client
@@ -65,10 +66,12 @@ class ListenHandlers:
         mine, most = self._open.get(owner, 0), settings.max_streams
         if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(self._open.values()) >= most:
             raise ProtocolError(OVERLOADED, "Too many open subscriptions: close some, or try again later", status=503)
+        self._services.held.take(owner, size)
         self._open[owner] = mine + 1
         try:
             return await self._serve(call, wanted)
         finally:
+            self._services.held.give(owner, size)
             left = self._open[owner] - 1
             if left:
                 self._open[owner] = left

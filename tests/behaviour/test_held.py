@@ -1,0 +1,123 @@
+"""What connections and subscriptions accumulate while they are open, and how much of the room one caller may take."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bad_input.shop import make_shop
+from millstream._app.runtime import Runtime
+from millstream._server.calls.sessions import OTHERS, YOURS, Record
+from millstream._transports.connection import Connection
+from patience import WAIT
+from wire import LATEST_HANDSHAKE, enveloped, request
+
+ROOM = 20_000
+OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+
+
+class Client:
+    """One connection of an address, as stdio, HTTP+SSE and WebSockets have it."""
+
+    def __init__(self, runtime: Runtime, peer: str) -> None:
+        self._heard = asyncio.Queue[Any]()
+        self.connection = Connection(runtime.dispatcher, self._hear, self._drain, peer=peer)
+
+    def _hear(self, message: bytes) -> bool:
+        self._heard.put_nowait(json.loads(message))
+        return True
+
+    async def _drain(self) -> None:
+        """There is nothing to wait for."""
+
+    async def ask(self, message: Any) -> Any:
+        """What comes next."""
+        self.connection.receive(json.dumps(message).encode())
+        async with asyncio.timeout(WAIT):
+            return await self._heard.get()
+
+    async def subscribe(self, name: str, how: str = "subscribe") -> str:
+        """Why a session can't; empty when it does."""
+        answer = await self.ask(request(f"resources/{how}", {"uri": f"shop://books/{name}{'x' * 2_000}"}))
+        return str(answer.get("error", {}).get("message", ""))
+
+
+@asynccontextmanager
+async def room_for_little() -> AsyncIterator[Runtime]:
+    """A running server whose clients may hold 20 kB."""
+    mcp = make_shop()
+
+    @mcp.resource("shop://books/{title}")
+    def book(title: str) -> str:
+        """A book."""
+        return title
+
+    async with mcp.running() as runtime:
+        runtime.services.held.bytes.most = ROOM
+        yield runtime
+
+
+async def initialized(runtime: Runtime, peer: str) -> Client:
+    """A connection with a session."""
+    client = Client(runtime, peer)
+    await client.ask(request("initialize", OPENING, 0))
+    return client
+
+
+async def test_connections_of_one_address_hold_half_of_the_room_at_most() -> None:
+    """A fixed defect: ten thousand of them could hold a gigabyte of what they watch, for as long as they were open."""
+    async with room_for_little() as runtime:
+        one, two = [await initialized(runtime, "203.0.113.1") for _ in range(2)]
+        other = await initialized(runtime, "198.51.100.1")
+        assert [await each.subscribe(name) for name in "ab" for each in (one, two)] == [""] * 4
+        assert await one.subscribe("c") == await two.subscribe("c") == YOURS
+        assert await one.subscribe("a") == await other.subscribe("a") == ""
+        assert await one.subscribe("a", "unsubscribe") == await two.subscribe("c") == ""
+        for client in (one, two, other):
+            await client.connection.close()
+        assert runtime.services.held.bytes.held == 0
+
+
+async def test_everybody_together_fills_no_more_than_the_room() -> None:
+    """And hears that it's others who fill it."""
+    async with room_for_little() as runtime:
+        clients = [await initialized(runtime, f"203.0.113.{number}") for number in range(5)]
+        said = [await client.subscribe(name) for name in "ab" for client in clients]
+        assert set(said) == {"", OTHERS}
+        assert runtime.services.held.bytes.held <= ROOM
+        for client in clients:
+            await client.connection.close()
+        assert runtime.services.held.bytes.held == 0
+
+
+async def test_open_subscriptions_count_until_they_end() -> None:
+    """Their URIs stay for as long as the stream."""
+    listen = {"notifications": {"resourceSubscriptions": [f"shop://books/{'x' * 6_000}"]}}
+    async with room_for_little() as runtime:
+        client = Client(runtime, "203.0.113.1")
+        first = await client.ask(enveloped("subscriptions/listen", listen, 1))
+        assert first["method"] == "notifications/subscriptions/acknowledged"
+        second = await client.ask(enveloped("subscriptions/listen", listen, 2))
+        assert second["error"]["message"] == YOURS
+        await client.connection.close()
+        assert runtime.services.held.bytes.held == 0
+
+
+async def test_what_is_added_to_the_session_of_a_closed_connection_is_not_counted() -> None:
+    """A thread may go on when its client has left, and nobody would give the bytes back."""
+    async with room_for_little() as runtime:
+        client = await initialized(runtime, "203.0.113.1")
+        session = client.connection.session
+        assert session is not None
+        await client.connection.close()
+        await runtime.services.records.change(session, lambda _: Record(subscriptions=["shop://books/late"]))
+        assert runtime.services.held.bytes.held == 0
+
+
+async def test_a_caller_without_an_address_has_all_of_the_room() -> None:
+    """On stdio there is nobody else."""
+    async with room_for_little() as runtime:
+        client = await initialized(runtime, "")
+        assert [await client.subscribe(str(number)) for number in range(6)] == [""] * 6
+        await client.connection.close()
