@@ -4,8 +4,10 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
+from uuid import uuid4
 
 import msgspec
 import pydantic
@@ -200,6 +202,15 @@ class Book(pydantic.BaseModel):
     title: str
 
 
+class Payment(pydantic.BaseModel):
+    amount: int = pydantic.Field(exclude=True)
+
+
+@dataclass
+class Order:
+    id: str = field(default_factory=lambda: uuid4().hex)
+
+
 class Unwritten:
     """What a validator makes of a text, and nobody can write."""
 
@@ -277,14 +288,71 @@ async def ask_with(function: Callable[..., Any], arguments: Json) -> Any:
         return second.message["result"]["content"][0]["text"]
 
 
-async def test_a_function_may_change_its_own_arguments_before_it_asks() -> None:
-    """It does so in every round; the state is compared with what it made of them."""
+async def test_a_function_may_change_its_own_arguments_between_its_questions() -> None:
+    """It does so in every round; the state is bound to what the client sent."""
 
     async def asks(items: list[int], ctx: Context) -> str:
         items.sort()
-        return f"{items} {await ctx.elicit('Go on?', str)}"
+        answer = await ctx.elicit("Go on?", str)
+        items.pop()
+        return f"{items} {answer}"
 
-    assert await ask_with(asks, {"items": [2, 1]}) == "[1, 2] yes"
+    assert await ask_with(asks, {"items": [2, 1]}) == "[1] yes"
+
+
+async def test_arguments_that_differ_in_each_run_do_not_keep_a_call_from_its_end() -> None:
+    """A fixed defect: the state was bound to what became of the arguments, and such a call never ended."""
+
+    async def asks(order: Order, tags: set[str], ctx: Context) -> str:
+        return f"{order.id != ''} {sorted(tags)} {await ctx.elicit('Go on?', str)}"
+
+    assert await ask_with(asks, {"order": {}, "tags": ["b", "a"]}) == "True ['a', 'b'] yes"
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane", "pipe"])
+async def test_approved_arguments_cannot_be_exchanged_for_others(way: str) -> None:
+    """A fixed defect: a field that its model doesn't write was no part of what the state was bound to."""
+    mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[int]()
+
+    @mcp.tool
+    async def pay(payment: Payment, ctx: Context) -> str:
+        """Pay."""
+        await ctx.elicit("Pay?", str)
+        ran.append(payment.amount)
+        return "paid"
+
+    async with wired(mcp, "lane" if way == "lane" else "asgi") as wire, asyncio.timeout(WAIT):
+        pipe = MemoryPipe(wire.runtime.dispatcher)
+
+        async def send(params: Json) -> Json:
+            message = enveloped("tools/call", params, elicitation={})
+            if way == "pipe":
+                pipe.send(json.dumps(message).encode())
+                return cast("Json", json.loads(await pipe.receive()))
+            return cast("Json", (await wire.post(message, routing("tools/call", "pay"))).message)
+
+        asked = (await send({"name": "pay", "arguments": {"payment": {"amount": 1}}}))["result"]
+        round_two: Json = {
+            "name": "pay",
+            "requestState": asked["requestState"],
+            "inputResponses": dict.fromkeys(asked["inputRequests"], ACCEPTED),
+        }
+        other = await send({**round_two, "arguments": {"payment": {"amount": 1_000}}})
+        assert "requestState" in other["error"]["message"]
+        assert ran == []
+        await send({**round_two, "arguments": {"payment": {"amount": 1}}})
+        assert ran == [1]
+        await pipe.close()
+
+
+async def test_large_arguments_are_bound_as_they_came() -> None:
+    """They aren't kept while a function runs, and neither is their hash made twice."""
+
+    async def asks(text: str, ctx: Context) -> str:
+        return f"{len(text)} {await ctx.elicit('Go on?', str)}"
+
+    for size in (20_000, 100_000):
+        assert await ask_with(asks, {"text": "x" * size}) == f"{size} yes"
 
 
 async def test_a_tool_that_takes_a_model_or_a_path_can_ask() -> None:
@@ -296,10 +364,10 @@ async def test_a_tool_that_takes_a_model_or_a_path_can_ask() -> None:
     assert await ask_with(asks, {"book": {"title": "Emma"}, "path": "a/b"}) == "Emma a/b yes"
 
 
-async def test_a_question_beside_an_argument_that_json_cannot_hold_fails_with_an_incident() -> None:
+async def test_a_tool_whose_argument_json_cannot_hold_can_ask() -> None:
     """A fixed defect: the error escaped from the dispatcher."""
 
     async def asks(path: Annotated[str, pydantic.AfterValidator(Unwritten)], ctx: Context) -> str:
-        return f"{path} {await ctx.elicit('Go on?', str)}"
+        return f"{type(path).__name__} {await ctx.elicit('Go on?', str)}"
 
-    assert "incident" in json.dumps(await ask_with(asks, {"path": "a"}))
+    assert await ask_with(asks, {"path": "a"}) == "Unwritten yes"

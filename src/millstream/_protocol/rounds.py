@@ -5,9 +5,7 @@ MCP 2026-07-28, basic/patterns/mrtr.
 A function that asks is stopped with `InputRequired` and run again from its start with the answers (replay). Every
 question has a slot: its explicit key, or its ordinal. A digest of kind, message and schema tells whether it is
 still the same question. Answers of this round count with or without state; those of earlier rounds come only from
-the state, which is sealed and bound to principal, method and name, so that a forged one is refused before anything
-runs. The arguments are compared at the first question: a function may have changed its own by then, and does so again
-in every round.
+the state, which is sealed and bound to principal, method, name and arguments.
 
 No clock and no randomness here: `now` and `nonce` are arguments.
 """
@@ -23,7 +21,7 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.seal import KeyRing
 
 _KIND = b"request-state"
-_INVALID = "Invalid requestState: start the request again without it"
+_LARGE = 16 * 1024
 
 
 class Entry(Struct, array_like=True):
@@ -43,8 +41,6 @@ class State(Struct, array_like=True):
     """By slot, in the order in which they were settled."""
     asked: dict[str, str]
     """Slot -> digest of the questions of the last round."""
-    arguments: bytes = b""
-    """Hash of the call with its arguments, as they were when it stopped."""
 
 
 class InputRequired(BaseException):
@@ -71,9 +67,11 @@ def binding(principal: bytes, method: str, name: str, arguments: bytes) -> bytes
 
     Args:
         principal, method, name: of the call.
-        arguments: raw JSON, hashed in a canonical form; empty for a hash that says nothing of them.
+        arguments: raw JSON as the client sent it, hashed in a canonical form; as it is, where it's large.
     """
-    canonical = _encode_sorted(msgspec.json.decode(arguments)) if arguments else b"{}"
+    if arguments in (b"", b"null"):
+        arguments = b"{}"
+    canonical = arguments if len(arguments) > _LARGE else _encode_sorted(msgspec.json.decode(arguments))
     hasher = hashlib.sha256()
     for part in (principal, method.encode(), name.encode(), canonical):
         hasher.update(len(part).to_bytes(8, "big"))
@@ -89,11 +87,11 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> State:
     """
     plain = ring.open(_KIND, token, bound)
     if plain is None:
-        raise ProtocolError(INVALID_PARAMS, _INVALID)
+        raise ProtocolError(INVALID_PARAMS, "Invalid requestState: start the request again without it")
     try:
         state = _decode_state(plain)
     except msgspec.DecodeError as exc:
-        raise ProtocolError(INVALID_PARAMS, _INVALID) from exc
+        raise ProtocolError(INVALID_PARAMS, "Invalid requestState: start the request again without it") from exc
     if state.expires_at < now:
         raise ProtocolError(INVALID_PARAMS, "Expired requestState: start the request again without it")
     return state
@@ -102,7 +100,7 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> State:
 class Rounds:
     """The rounds of one call as its function runs again."""
 
-    __slots__ = ("_asked", "_entries", "_ordinal", "_pending", "_responses", "arguments", "rounds")
+    __slots__ = ("_asked", "_entries", "_ordinal", "_pending", "_responses", "rounds")
 
     def __init__(self, state: State | None, responses: Mapping[str, Raw]) -> None:
         self._entries = state.entries if state is not None else {}
@@ -111,18 +109,6 @@ class Rounds:
         self._ordinal = 0
         self._pending: dict[str, str] = {}
         self.rounds: int = state.rounds if state is not None else 0
-        self.arguments: bytes = state.arguments if state is not None else b""
-        """What `check_arguments` has to find; empty when it has, and where there is no state."""
-
-    def check_arguments(self, arguments: bytes) -> None:
-        """Compare the call with the one whose state this is; both with their arguments.
-
-        Raises:
-            ProtocolError: INVALID_PARAMS: it's another call's.
-        """
-        if arguments != self.arguments:
-            raise ProtocolError(INVALID_PARAMS, _INVALID)
-        self.arguments = b""
 
     def slot(self, key: str | None) -> str:
         """The slot of the next question: its key, or its ordinal in this run."""
@@ -163,9 +149,7 @@ class Rounds:
         """Note a question of this round."""
         self._pending[slot] = mark
 
-    def seal(
-        self, ring: KeyRing, *, bound: bytes, expires_at: int, nonce: bytes, max_rounds: int, arguments: bytes = b""
-    ) -> str:
+    def seal(self, ring: KeyRing, *, bound: bytes, expires_at: int, nonce: bytes, max_rounds: int) -> str:
         """The state after this round, for the client to echo.
 
         Raises:
@@ -173,5 +157,5 @@ class Rounds:
         """
         if self.rounds >= max_rounds:
             raise ProtocolError(INVALID_PARAMS, f"Gave up after {max_rounds} rounds of questions")
-        state = State(expires_at, self.rounds + 1, self._entries, self._pending, arguments)
+        state = State(expires_at, self.rounds + 1, self._entries, self._pending)
         return ring.seal(_KIND, _encode_state(state), nonce, bound)

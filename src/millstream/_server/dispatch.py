@@ -310,13 +310,15 @@ class Dispatcher:
         assert call.rounds is not None  # noqa: S101  whoever asks has made them
         try:
             state = call.rounds.seal(
-                services.ring, bound=call_binding(call), arguments=call_binding(call, whole=True),
-                expires_at=int(services.clock() + services.settings.state_ttl), nonce=services.nonce(),
+                services.ring,
+                bound=call_binding(call),
+                expires_at=int(services.clock() + services.settings.state_ttl),
+                nonce=services.nonce(),
                 max_rounds=services.settings.max_rounds,
-            )  # fmt: skip
+            )
         except ProtocolError as error:
             return self._refuse(call, error)
-        except _TOLD as error:  # the answers so far are more than a state may hold, or an argument isn't JSON
+        except LocalError as error:  # the answers so far are more than a state may hold
             return self._unexpected(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})

@@ -116,6 +116,8 @@ class Call(Struct, eq=False, kw_only=True):
     """`requestState` as the client echoed it."""
     rounds: Rounds | None = None
     """The rounds of this call: of a state that it came with, or made when user code first asks."""
+    bound: bytes = b""
+    """The hash that a state of this call is bound to, once it was made."""
     token: ProgressToken | None = None
     log_level: str = ""
     shared: dict[str, Any] | None = None

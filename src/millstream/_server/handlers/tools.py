@@ -13,6 +13,7 @@ from millstream._protocol.metadata import declares
 from millstream._protocol.param_headers import check
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
+from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
 from millstream._server.features.registry import Registry
@@ -55,6 +56,8 @@ class ToolHandlers:
         if self._services.streamed is not None:
             self._services.streamed(call)
         if not tool.keeps_params and len(call.params) > _KEPT:
+            if not call.revision.handshake:
+                call_binding(call)  # while the arguments are there
             call.params = _only_meta(call.params)  # they have been read, and the tool may take long
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
