@@ -12,6 +12,8 @@ refuses, and text that isn't UTF-8. Here neither can fill the log.
 It is also the `Wire` of `websocket_direct`: messages go out without a turn of the event loop.
 """
 
+import asyncio
+from math import inf
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
@@ -33,12 +35,14 @@ class WebSocketProtocol(ReadingProtocol):
 
     # uvicorn has 37 attributes; more than thirty in its dict would no longer be shared between connections.
     __slots__ = ("curr_msg_data_type", "frames", "initial_response", "last_ping_rtt", "outbox",
-                 "pending_ping_payload", "ping_sent_at", "pongs", "request", "response", "room", "scope",
+                 "parting", "pending_ping_payload", "ping_sent_at", "pongs", "request", "response", "room", "scope",
                  "unread")  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.outbox: DirectSocket | None = None
+        self.parting: asyncio.TimerHandle | None = None
+        """When to look whether the peer still reads, once the connection ends."""
         self.pongs = 0
         """Bytes of pongs since the transport had no more room."""
         self.unread = 0
@@ -74,6 +78,7 @@ class WebSocketProtocol(ReadingProtocol):
             self.go_on()
         elif message["type"] == "websocket.close":
             self.go_on()
+            self.part()
         elif message["type"] == "websocket.http.response.body":
             # With the end of a refusal the handshake is complete, though no socket is open.
             self.handshake_complete = self.close_sent
@@ -88,38 +93,58 @@ class WebSocketProtocol(ReadingProtocol):
         """The peer closes, or answers our close."""
         self.no_more_frames()
         super().handle_close(event)
+        self.part()
 
     def handle_parser_exception(self) -> None:
         """The peer's bytes aren't frames; the parser has written the close frame."""
         self.no_more_frames()
         super().handle_parser_exception()
+        self.part()
+
+    def eof_received(self) -> None:
+        """The peer sends no more; the event loop closes the transport."""
+        self.part()
 
     def shutdown(self) -> None:
-        """uvicorn ends."""
+        """uvicorn ends. A connection that has ended already takes no close frame, and is waited for no longer."""
         self.no_more_frames()
+        if self.transport.is_closing():
+            self.transport.abort()
+            return
         super().shutdown()
+        self.part()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """There is no connection any more. What it has read goes at once, not with the next collection of cycles."""
         self.no_more_frames()
         super().connection_lost(exc)
+        if self.parting is not None:
+            self.parting.cancel()
+            self.parting = None
         self.ahead = b""
         self.conn.parser.close()
         self.conn.reader.buffer.clear()
 
     def handle_text(self, event: Frame) -> None:
-        """A message, or its first fragment."""
+        """A message, or its first fragment. After our close frame nobody takes it."""
+        if self.close_sent:
+            event.data = b""
+            return
         super().handle_text(event)
         event.data = b""  # the parser keeps the frame until the next one
 
     def handle_bytes(self, event: Frame) -> None:
-        """A binary message, or its first fragment."""
+        """A binary message, or its first fragment; as above."""
+        if self.close_sent:
+            event.data = b""
+            return
         super().handle_bytes(event)
         event.data = b""
 
     def handle_cont(self, event: Frame) -> None:
         """A further fragment; one too many ends the connection."""
         if self.close_sent:
+            event.data = b""
             return
         if len(self.frames) >= MAX_FRAGMENTS:
             self.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
@@ -174,6 +199,18 @@ class WebSocketProtocol(ReadingProtocol):
         await super().run_asgi()
         if not self.writable.is_set():
             self.drop_unread()
+
+    def part(self) -> None:
+        """The connection ends: a closed transport would wait without an end for a peer that leaves something unread."""
+        if self.parting is None:
+            self._see_it_read(inf)
+
+    def _see_it_read(self, before: float) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread and unread >= before:
+            self.transport.abort()
+        elif unread or self.close_timer is not None:
+            self.parting = self.loop.call_later(self.guard.limits.write_timeout, self._see_it_read, unread)
 
     def drop_unread(self) -> None:
         """Do not wait for a peer that does not read."""

@@ -1,0 +1,132 @@
+"""A WebSocket that ends while its peer leaves something unread."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from uvicorn._types import WebSocketCloseEvent
+
+from socket_world import BINARY, CLOSE, TEXT, frame
+from transports.test_websocket_unfinished import Fed, Transport, fed
+
+HALF = b" " * 1000
+
+
+class Unread(Transport):
+    """One whose peer has left bytes unread. Closing it waits for them, as asyncio does."""
+
+    waiting = 3000
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        """How many there are."""
+        return self.waiting
+
+    def abort(self) -> None:
+        """Drop them."""
+        self.aborted = self.closed = True
+
+
+def unread(one: Fed) -> Unread:
+    """Let the peer read no more."""
+    transport = one.transport = one.protocol.transport = Unread()
+    return transport
+
+
+async def ends_by_its_peer(one: Fed) -> None:
+    """The peer's close frame."""
+    one.protocol.data_received(frame(CLOSE))
+
+
+async def fails(one: Fed) -> None:
+    """What the peer sends isn't a frame."""
+    one.protocol.data_received(frame(3))
+
+
+async def runs_out(one: Fed) -> None:
+    """The peer's end without a close frame, after which asyncio closes the transport."""
+    one.protocol.eof_received()
+    one.transport.close()
+
+
+async def is_closed_by_us(one: Fed) -> None:
+    """The application's close frame, which the peer doesn't answer."""
+    closing: WebSocketCloseEvent = {"type": "websocket.close", "code": 1000, "reason": ""}
+    await one.protocol.send(closing)
+
+
+async def is_answered_too_late(one: Fed) -> None:
+    """The application's close frame, and the peer's."""
+    await is_closed_by_us(one)
+    one.protocol.data_received(frame(CLOSE))
+
+
+async def stops(one: Fed) -> None:
+    """The server's end."""
+    one.protocol.shutdown()
+
+
+End = Callable[[Fed], Awaitable[None]]
+ENDS: list[End] = [ends_by_its_peer, fails, runs_out, is_closed_by_us, is_answered_too_late, stops]
+
+
+@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late])
+async def test_a_stopping_server_drops_a_connection_that_has_ended_and_is_not_read(end: End) -> None:
+    """A fixed defect: its close frame found the connection closing, and the traceback kept the lifespan from its end;
+    or the server waited for a peer that takes nothing.
+    """
+    async with fed() as one:
+        transport = unread(one)
+        await end(one)
+        one.protocol.shutdown()
+        assert transport.aborted
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_connection_that_ends_is_dropped_when_its_peer_reads_nothing_for_the_write_timeout(end: End) -> None:
+    """A fixed defect: a few bytes that nobody read kept it for ever."""
+    async with fed(write_timeout=5) as one:
+        transport, protocol = unread(one), one.protocol
+        begun = protocol.loop.time()
+        await end(one)
+        first = protocol.parting
+        assert first is not None
+        assert begun + 5 <= first.when() <= protocol.loop.time() + 5
+        transport.waiting -= 1
+        protocol._see_it_read(3000)
+        assert not transport.aborted  # the peer reads, however slowly
+        assert protocol.parting not in (None, first)
+        protocol._see_it_read(2999)
+        assert transport.aborted
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_nothing_waits_for_the_peer_of_a_lost_connection(end: End) -> None:
+    """The timer would keep the connection in memory."""
+    async with fed() as one:
+        unread(one)
+        await end(one)
+        timer = one.protocol.parting
+    assert timer is not None
+    assert timer.cancelled()
+    assert one.protocol.parting is None
+
+
+@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, stops])
+async def test_a_connection_whose_peer_has_read_all_ends_without_a_timer(end: End) -> None:
+    """Most do, and pay nothing."""
+    async with fed() as one:
+        await end(one)
+        assert one.transport.closed
+        assert one.protocol.parting is None
+
+
+@pytest.mark.parametrize("kind", [TEXT, BINARY])
+async def test_after_our_close_frame_no_fragment_is_kept(kind: int) -> None:
+    """A fixed defect: nobody would ever take it, and the first one stayed as long as the connection."""
+    async with fed() as one:
+        await is_closed_by_us(one)
+        one.protocol.data_received(frame(kind, HALF, fin=False))
+        assert one.protocol.frames == []
+        one.protocol.data_received(frame(0, HALF))
+        assert one.protocol.frames == []
+        assert one.unfinished.held == 0
