@@ -1,11 +1,16 @@
 """Questions that nobody waits for any more, and the clients that are told so."""
 
 import asyncio
+import gc
+import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from millstream import ToolError
+from millstream._protocol.jsonrpc import read
 from millstream._server.questions.open import OpenQuestions
 
 
@@ -33,3 +38,105 @@ async def test_a_call_that_is_cancelled_twice_still_takes_its_question_back() ->
     assert len(sent) == 2
     assert b'"notifications/cancelled"' in sent[1]
     assert len(questions) == 0
+
+
+class Asked:
+    """A question that is asked, over a line that can be held up."""
+
+    def __init__(self, timeout: float = 60) -> None:
+        workers: Any = SimpleNamespace(me="0123456789ab")
+        self.questions = OpenQuestions(max_open=9, max_per_owner=9, timeout=timeout, workers=workers)
+        self.ids: set[str] = set()
+        self.sent: list[Any] = []
+        self.goes = asyncio.Event()
+        self.goes.set()
+        self.when_sent: Callable[[], object] = lambda: None
+        self.task = asyncio.create_task(
+            self.questions.ask(self.send, "elicitation/create", {}, owner="me", scope="s", asked=self.ids)
+        )
+
+    async def send(self, message: bytes) -> None:
+        """Take a message to the client, which is counted before it has arrived."""
+        self.sent.append(json.loads(message))
+        self.when_sent()
+        await self.goes.wait()
+
+    def answer(self) -> bool:
+        """The client's answer; whether it was taken."""
+        answer = {"jsonrpc": "2.0", "id": self.sent[0]["id"], "result": {"action": "accept"}}
+        return self.questions.answer(read(json.dumps(answer).encode()), "s")
+
+    async def settle(self) -> list[str]:
+        """Let everything go on to its end; what the client was told after the question."""
+        self.goes.set()
+        await turns()
+        assert not self.ids
+        assert len(self.questions) == 0
+        return [each["method"] for each in self.sent[1:]]
+
+
+async def turns() -> None:
+    """Let the loop do all there is to do."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_an_answer_that_was_taken_before_the_deadline_was_seen_is_the_answer() -> None:
+    """A fixed defect: after a standstill of the loop the client's answer was accepted, and the call said there was
+    none. Here answer and deadline come in one turn.
+    """
+    one, taken = Asked(timeout=0), list[bool]()
+    one.when_sent = lambda: asyncio.get_running_loop().call_soon(lambda: taken.append(one.answer()))
+    assert json.loads(await one.task) == {"action": "accept"}
+    assert taken == [True]
+    assert await one.settle() == []
+
+
+@pytest.mark.parametrize("telling", [True, False], ids=["while it is told", "before it is told"])
+@pytest.mark.parametrize("way", ["cancelled", "late"])
+async def test_a_question_is_taken_back_once_though_its_call_ends_meanwhile(telling: bool, way: str) -> None:
+    """A fixed defect: both the question that was given up and the end of its call told the client."""
+    one = Asked(timeout=0 if way == "late" else 60)
+    await asyncio.sleep(0)
+    one.goes.clear()
+    if way == "cancelled":
+        one.task.cancel()
+    if telling:
+        await turns()
+        assert len(one.sent) == 2
+    ending = asyncio.create_task(one.questions.take_back(one.ids, one.send))
+    await turns()
+    assert await one.settle() == ["notifications/cancelled"]
+    assert ending.done()
+    with pytest.raises(ToolError if way == "late" else asyncio.CancelledError):
+        await one.task
+
+
+async def test_a_question_that_is_cancelled_before_it_has_arrived_is_taken_back_once_when_the_server_stops() -> None:
+    """A fixed defect: nobody waited for it any more, but it looked open."""
+    one = Asked()
+    one.goes.clear()
+    await turns()
+    one.task.cancel()
+    await turns()
+    one.questions.withdraw("s")
+    assert not one.answer()
+    assert await one.settle() == ["notifications/cancelled"]
+
+
+@pytest.mark.parametrize("way", ["end", "withdraw", "fail"])
+async def test_a_question_that_fails_and_is_cancelled_before_it_has_arrived_leaves_nothing_in_the_log(way: str) -> None:
+    """A fixed defect: the log had a future whose exception was never retrieved."""
+    logged: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
+    one = Asked()
+    one.goes.clear()
+    await turns()
+    questions = one.questions
+    questions.fail(one.ids) if way == "fail" else getattr(questions, way)("s")
+    one.task.cancel()
+    await one.settle()
+    assert one.task.cancelled()
+    del one, questions
+    gc.collect()
+    assert logged == []

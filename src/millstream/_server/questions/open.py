@@ -64,7 +64,8 @@ class OpenQuestions:
             params: of the question.
             owner: whose share of the open questions it takes.
             scope: the session whose messages can answer.
-            asked: holds the question's id for as long as it is open, for `take_back`.
+            asked: for `take_back`; holds the question's id until an answer is there, or the client is about to hear
+                that none is wanted.
 
         Returns:
             The raw JSON of the result.
@@ -80,24 +81,33 @@ class OpenQuestions:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._open[question_id] = _Open(scope, future, send)
         self._by_owner[owner] += 1
-        if asked is not None:
-            asked.add(question_id)
+        asked = set() if asked is None else asked
+        asked.add(question_id)
+        telling: asyncio.Future[None] | None = None
         try:
             await send(request_message(question_id, method, params))
             async with asyncio.timeout(self._timeout):
                 return await future
         except TimeoutError:
-            await _give_up(send, question_id, "No answer came in time")
+            if not _lacks_answer(future):
+                return future.result()  # it came in time, but the loop had no turn for it
+            future.cancel()
+            telling = self._tell(send, question_id, "No answer came in time", asked)
+            await asyncio.shield(telling)
             raise ToolError(f"The client did not answer {method} in {self._timeout:g} seconds.") from None
         except asyncio.CancelledError:
             if _lacks_answer(future):
+                future.cancel()
+                telling = self._tell(send, question_id, "The call that asked was cancelled", asked)
                 # A client may cancel again meanwhile, and is told all the same.
-                await asyncio.shield(self._tell(send, question_id, "The call that asked was cancelled"))
+                await asyncio.shield(telling)
             raise
         finally:
             del self._open[question_id]
-            if asked is not None:
+            if telling is None:
                 asked.discard(question_id)
+            if future.done() and not future.cancelled():
+                future.exception()  # or asyncio would log it as never retrieved
             self._by_owner[owner] -= 1
             if not self._by_owner[owner]:
                 del self._by_owner[owner]
@@ -136,24 +146,28 @@ class OpenQuestions:
 
     async def take_back(self, asked: set[str], send: Send) -> None:
         """Take back the questions of a call that is over: nobody there may wait for an answer any more."""
-        for question_id in self.fail(asked):
+        without = self.fail(asked)
+        asked.difference_update(without)
+        for question_id in without:
             await _give_up(send, question_id, "The call that asked is over")
 
     def fail(self, asked: Iterable[str]) -> list[str]:
         """Fail the questions of a call that is over; gives the ids of those that had no answer yet."""
-        without = [each for each in asked if _lacks_answer(self._open[each].future)]
-        for question_id in without:
-            future = self._open[question_id].future
-            if not future.done():
-                future.set_exception(ToolError(OVER))
+        without: list[str] = []
+        for question_id in asked:
+            question = self._open.get(question_id)
+            if question is None or _lacks_answer(question.future):
+                without.append(question_id)
+            if question is not None and not question.future.done():
+                question.future.set_exception(ToolError(OVER))
         return without
 
     def _in(self, scope: str) -> list[tuple[str, _Open]]:
         """The questions to a session or connection that have no answer yet."""
         return [each for each in self._open.items() if each[1].scope == scope and not each[1].future.done()]
 
-    def _tell(self, send: Send, question_id: str, reason: str) -> asyncio.Future[None]:
-        said = asyncio.ensure_future(_give_up(send, question_id, reason))
+    def _tell(self, send: Send, question_id: str, reason: str, asked: set[str] | None = None) -> asyncio.Future[None]:
+        said = asyncio.ensure_future(_give_up(send, question_id, reason, asked))
         self._said.add(said)
         said.add_done_callback(self._said.discard)
         return said
@@ -170,8 +184,19 @@ def _lacks_answer(future: asyncio.Future[bytes]) -> bool:
     return future.cancelled() or not future.done()
 
 
-async def _give_up(send: Send, question_id: str, reason: str) -> None:
-    """Tell the client that nobody waits for its answer any more, if it can still be reached."""
+async def _give_up(send: Send, question_id: str, reason: str, asked: set[str] | None = None) -> None:
+    """Tell the client that nobody waits for its answer any more, if it can still be reached.
+
+    Args:
+        send: takes messages to the client.
+        question_id: of the question.
+        reason: for people.
+        asked: the questions of which the client isn't told yet; nothing is said of one that isn't there.
+    """
+    if asked is not None:
+        if question_id not in asked:
+            return
+        asked.discard(question_id)
     with contextlib.suppress(Exception):
         await send(notification_message("notifications/cancelled", CancelledNotificationParams(question_id, reason)))
 
