@@ -39,6 +39,15 @@ def endless() -> Server:
             return "half of it"
         return "never"
 
+    @mcp.tool
+    async def asks_again(ctx: Context) -> str:
+        """Wait, and ask when it's cancelled."""
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await ctx.elicit("Really?", FORM)
+        return "never"
+
     return mcp
 
 
@@ -97,6 +106,27 @@ async def test_what_a_stopped_call_returns_in_spite_of_it_is_its_answer() -> Non
     async with wired(endless(), "asgi") as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("survives"))))
         assert reply.message["result"]["content"][0]["text"] == "half of it"
+
+
+async def test_a_call_that_asks_when_it_is_stopped_hears_that_the_server_stops() -> None:
+    """Fixed: its question went out, and neither that nor the call got an answer."""
+    async with wired(endless(), "asgi") as wire:
+        headers = await wire.initialize(capabilities={"elicitation": {}})
+        reply = await drained(wire, asyncio.create_task(wire.post(call("asks_again"), headers)))
+        assert not reply.messages  # it isn't a stream: nothing came before the answer
+        assert "The server is stopping" in reply.message["result"]["content"][0]["text"]
+
+
+async def test_a_call_that_asks_when_its_client_has_cancelled_it_asks_nobody() -> None:
+    """Fixed: a form appeared for a call that its client had given up."""
+    async with wired(endless(), "asgi") as wire:
+        talk = await Talk(wire).opened()
+        talk.say(call("asks_again"))
+        await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
+        talk.say({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+        await wire.until(lambda: not wire.runtime.dispatcher.calls or len(wire.runtime.services.questions))
+        talk.say(request("ping", id=2))
+        assert (await talk.hear())["id"] == 2
 
 
 async def test_a_call_that_its_client_cancelled_is_not_answered_when_the_server_stops() -> None:

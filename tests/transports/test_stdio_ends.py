@@ -116,6 +116,40 @@ async def test_a_question_that_is_open_when_the_server_stops_is_taken_back_befor
     assert "The server is stopping" in answer["result"]["content"][0]["text"]
 
 
+@pytest.mark.parametrize(
+    ("way", "said"), [("stop", "The server is stopping"), ("leave", "gone away"), ("late", "did not answer")]
+)
+async def test_two_questions_at_once_that_fail_for_one_reason_say_that_reason(way: str, said: str) -> None:
+    """Fixed: one was told to the model as what it is, and two as an internal error."""
+    timeout = 0.01 if way == "late" else 60
+    mcp, over = Server("asks", settings=Settings(drain_timeout=30, ask_timeout=timeout)), asyncio.Event()
+
+    @mcp.tool
+    async def asks(ctx: Context) -> str:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in ("Which?", "When?"):
+                    group.create_task(ctx.elicit(name, FORM))
+        finally:
+            over.set()
+        return "never"
+
+    async with mcp.running() as runtime:
+        client = Client(runtime.dispatcher)
+        client.send(opening(), request("tools/call", {"name": "asks"}, 1))
+        await until(lambda: over.is_set() if way == "late" else len(runtime.services.questions) == 2)
+        if way == "stop":
+            client.stop.set()
+        if way != "stop":
+            client.leave()
+        answers = {each.get("id"): each for each in await client.rest()}
+        if way == "stop":
+            client.leave()
+    result = answers[1]["result"]
+    assert result["isError"] is True
+    assert said in result["content"][0]["text"]
+
+
 @pytest.mark.parametrize("way", ["stop", "leave"])
 async def test_a_call_that_outlasts_the_grace_time_is_answered_with_an_error_that_says_so(way: str) -> None:
     """Fixed: the output ended without an answer, whether the server was stopped or its input ended."""

@@ -34,16 +34,21 @@ from millstream._server.questions.questions import (
     read_answer,
 )
 
+_CANCELLED = "The call was cancelled, so nobody can answer. Let the function end when it is cancelled."
+_STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it is cancelled."
+
 
 async def ask_by_request(call: Call, question: Question, open_questions: OpenQuestions) -> Any:
     """Ask a handshake client on the call's line.
 
     Raises:
         ProtocolError: URL_ELICITATION_REQUIRED where the line cannot carry the question but the error can.
-        ToolError: the revision, client or line cannot do it, or the call is over.
+        ToolError: the revision, client or line cannot do it, or the call is over or cancelled.
     """
     if call.over:
         raise ToolError(OVER)
+    if call.cancelled:
+        raise ToolError(_STOPPING if call.halted else _CANCELLED)
     method = method_of(question)
     revision = call.revision
     elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""
@@ -109,7 +114,10 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
 
 
 def meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks."""
+    """What a failed `asyncio.TaskGroup` of user code stands for: its one failure, or the questions of all its tasks.
+
+    Of several failures that are all text for the model, it stands for the first.
+    """
     requests: dict[str, Any] = {}
     failures: list[BaseException] = []
     for leaf in _leaves(group):
@@ -119,7 +127,9 @@ def meant(group: BaseExceptionGroup[BaseException]) -> BaseException:
             failures.append(leaf)
     if not failures:
         return InputRequired(requests)
-    return failures[0] if len(failures) == 1 else group
+    if len(failures) == 1 or all(isinstance(each, ToolError | Declined | Cancelled) for each in failures):
+        return failures[0]
+    return group
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
