@@ -60,16 +60,30 @@ async def is_answered_too_late(one: Fed) -> None:
     one.protocol.data_received(frame(CLOSE))
 
 
+async def is_left_by_its_application(one: Fed) -> None:
+    """The application returns without a close frame."""
+    one.protocol.hang_up()
+    await one.until(lambda: not one.state.tasks)
+
+
 async def stops(one: Fed) -> None:
     """The server's end."""
     one.protocol.shutdown()
 
 
 End = Callable[[Fed], Awaitable[None]]
-ENDS: list[End] = [ends_by_its_peer, fails, runs_out, is_closed_by_us, is_answered_too_late, stops]
+ENDS: list[End] = [
+    ends_by_its_peer,
+    fails,
+    runs_out,
+    is_closed_by_us,
+    is_answered_too_late,
+    is_left_by_its_application,
+    stops,
+]
 
 
-@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late])
+@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late, is_left_by_its_application])
 async def test_a_stopping_server_drops_a_connection_that_has_ended_and_is_not_read(end: End) -> None:
     """A fixed defect: its close frame found the connection closing, and the traceback kept the lifespan from its end;
     or the server waited for a peer that takes nothing.
@@ -111,7 +125,7 @@ async def test_nothing_waits_for_the_peer_of_a_lost_connection(end: End) -> None
     assert one.protocol.parting is None
 
 
-@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, stops])
+@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, is_left_by_its_application, stops])
 async def test_a_connection_whose_peer_has_read_all_ends_without_a_timer(end: End) -> None:
     """Most do, and pay nothing."""
     async with fed() as one:

@@ -199,6 +199,8 @@ class WebSocketProtocol(ReadingProtocol):
         await super().run_asgi()
         if not self.writable.is_set():
             self.drop_unread()
+        elif not self.disconnected:
+            self.part()
 
     def part(self) -> None:
         """The connection ends: a closed transport would wait without an end for a peer that leaves something unread."""
