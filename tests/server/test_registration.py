@@ -350,17 +350,21 @@ def test_a_capability_that_a_client_can_have_is_required_without_a_word(mcp: Ser
     mcp.tool(requires=requires)(nothing)
 
 
-def test_a_schema_by_hand_without_what_the_function_needs_is_refused(mcp: Server) -> None:
+@pytest.mark.parametrize("keyword", ["additionalProperties", "unevaluatedProperties"])
+def test_a_schema_by_hand_that_refuses_what_the_function_needs_is_refused(mcp: Server, keyword: str) -> None:
     """A fixed defect: every call that the schema allows failed for lack of it."""
 
     def buy(book: str, copies: int = 1) -> str:
         return f"{copies} of {book}"
 
     text = (
-        "buy: input_schema has no property 'book', which the function can't be called without. "
-        'Add it to "properties", or give the parameter a default'
+        f"buy: input_schema allows no property 'book', since {keyword} is false, and the function can't be called "
+        'without it. Add it to "properties", or give the parameter a default'
     )
-    for schema in ({"type": "object"}, {"type": "object", "properties": {"copies": {}}, "additionalProperties": False}):
+    for schema in (
+        {"type": "object", keyword: False},
+        {"type": "object", "properties": {"copies": {}}, keyword: False},
+    ):
         with pytest.raises(TypeError, match=re.escape(text)):
             mcp.tool(buy, input_schema=schema)
     assert not mcp.registry.tools
@@ -370,14 +374,22 @@ def test_a_schema_by_hand_without_what_the_function_needs_is_refused(mcp: Server
     "schema",
     [
         {"properties": {"book": {}}},
+        {},
+        {"properties": {"copies": {}}},
+        {"required": ["book"]},
+        {"propertyNames": {"pattern": "^[a-z]+$"}},
+        {"minProperties": 1},
         {"additionalProperties": {"type": "string"}},
+        {"unevaluatedProperties": {"type": "string"}},
         {"patternProperties": {"^b": {}}},
+        {"patternProperties": {"^b": {}}, "additionalProperties": False},
+        {"anyOf": [{"properties": {"book": {}}}], "unevaluatedProperties": False},
         {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"book": {}}}}},
         {"anyOf": [{"properties": {"book": {}}}]},
     ],
 )
 def test_a_schema_by_hand_may_describe_what_the_function_needs_anywhere(mcp: Server, schema: dict[str, Any]) -> None:
-    """Only what certainly cannot come is refused."""
+    """Only what certainly cannot come is refused: a schema that doesn't say that it's closed allows any property."""
 
     def buy(book: str, copies: int = 1) -> str:
         return f"{copies} of {book}"

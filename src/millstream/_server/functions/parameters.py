@@ -49,8 +49,12 @@ MORE_WORKS = " (with pydantic, pip install 'millstream[pydantic]', further types
 PLAIN = (str, int, float, bool, bytes, type(None))
 """Defaults that cannot change; others are copied for each call."""
 TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
-_MORE_PROPERTIES = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties")
-"""Keywords by which a schema can describe properties that it doesn't list itself."""
+_EVALUATING = {
+    *("patternProperties", "additionalProperties", "$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "then"),
+    *("else", "dependentSchemas"),
+}
+_CLOSING = {"additionalProperties": {"patternProperties"}, "unevaluatedProperties": _EVALUATING}
+"""Keywords that leave no property but the listed ones when they're false, unless one of others is beside them."""
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
 
@@ -267,15 +271,16 @@ def check_described(arguments: list[Argument], schema: Schema, name: str) -> Non
     """Make sure that a schema written by hand has what the function cannot do without.
 
     Raises:
-        TypeError: it has no such property, and says nothing by which clients could send one anyway.
+        TypeError: it refuses such a property.
     """
-    if any(key in schema for key in _MORE_PROPERTIES) or schema.get("additionalProperties", False) is not False:
+    closing = [key for key, others in _CLOSING.items() if schema.get(key) is False and not others & schema.keys()]
+    if not closing:
         return
     for argument in arguments:
         if argument.default is NODEFAULT and argument.wire not in schema.get("properties", {}):
             raise TypeError(
-                f"{name}: input_schema has no property {argument.wire!r}, which the function can't be called without. "
-                'Add it to "properties", or give the parameter a default'
+                f"{name}: input_schema allows no property {argument.wire!r}, since {closing[0]} is false, and the "
+                'function can\'t be called without it. Add it to "properties", or give the parameter a default'
             )
 
 
