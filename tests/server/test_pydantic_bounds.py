@@ -9,6 +9,7 @@ import msgspec
 import pydantic
 import pytest
 from pydantic import AfterValidator
+from typing_extensions import TypedDict
 
 from millstream import Field
 from millstream._server.functions.plan import plan
@@ -176,3 +177,30 @@ def test_bounds_that_fit_no_type_are_shown_as_they_were_written() -> None:
     """A fixed defect: it showed ``Meta(min_length=3)``."""
     with pytest.raises(TypeError, match=re.escape("Field(min_length=3) fits none of the types int | NoneType")):
         plan(tool_with(Annotated[int | None, Field(min_length=3)]))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_model_with_classes_that_only_a_function_knows_is_served(listed: bool) -> None:
+    """Fixed: where annotations are texts it was a bare NameError, though pydantic had found what they name."""
+
+    @dataclass
+    class Item:
+        a: int
+
+    @dataclass
+    class Cart:
+        item: "Item"
+
+    class Bag(TypedDict):
+        item: "Item"
+
+    class Order(pydantic.BaseModel):
+        cart: "Cart"
+        bag: "Bag"
+
+    tool = tool_with(list[Order] if listed else Order)
+    given: Any = {"cart": {"item": {"a": 1}}, "bag": {"item": {"a": 2}}}
+    read = run(tool, {"x": [given] if listed else given})
+    order = read[0] if listed else read
+    assert order.cart.item.a == 1
+    assert order.bag["item"].a == 2

@@ -67,8 +67,12 @@ def _fields_of(kind: Any) -> Iterator[tuple[str, Any, list[Any]]]:
             yield name, info.annotation, info.metadata
     elif has_fields(kind):
         own = cast("Mapping[str, Any]", vars(kind))
+        try:
+            hints = get_type_hints(kind, include_extras=True)
+        except NameError:
+            return  # of a class inside a function; pydantic has resolved its names, or says so in its own words
         defaults = {each.name: each.default for each in fields(kind)} if issubclass(kind, Struct) else own
-        for name, hint in get_type_hints(kind, include_extras=True).items():
+        for name, hint in hints.items():
             default = defaults.get(name)
             if isinstance(default, Meta):
                 raise Refused(
