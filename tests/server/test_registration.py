@@ -361,12 +361,9 @@ def test_a_schema_by_hand_that_refuses_what_the_function_needs_is_refused(mcp: S
         f"buy: input_schema allows no property 'book', since {keyword} is false, and the function can't be called "
         'without it. Add it to "properties", or give the parameter a default'
     )
-    for schema in (
-        {"type": "object", keyword: False},
-        {"type": "object", "properties": {"copies": {}}, keyword: False},
-    ):
+    for properties in ({}, {"copies": {}}):
         with pytest.raises(TypeError, match=re.escape(text)):
-            mcp.tool(buy, input_schema=schema)
+            mcp.tool(buy, input_schema={"type": "object", "properties": properties, keyword: False})
     assert not mcp.registry.tools
 
 
