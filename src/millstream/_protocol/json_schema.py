@@ -7,6 +7,7 @@ a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (M
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from math import isfinite
 from typing import Any, TypeGuard, cast, get_args
 
 from msgspec.json import schema_components
@@ -32,6 +33,7 @@ LOOSE = frozenset(("date-time", "time", "duration"))
 """Formats that Python's texts don't always have: a moment may have no offset, and a duration may be negative or have a
 fraction. The validators of some clients refuse these.
 """
+NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
 
@@ -75,6 +77,21 @@ def value_at(value: Any, path: Iterable[str]) -> Any:
 def integral(value: Any) -> Any:
     """``2.0`` as 2: JSON Schema counts both as integers, msgspec's decoder only the second."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def with_numbers(value: Any) -> Any:
+    """Raises: ValueError: a number in a value can't be written."""
+    if has_no_number(value):
+        raise ValueError(NO_NUMBER)
+    return value
+
+
+def has_no_number(value: Any) -> bool:
+    """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
+    if isinstance(value, float):
+        return not isfinite(value)
+    inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
+    return any(map(has_no_number, inside))
 
 
 def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool = False) -> Schema:

@@ -155,7 +155,7 @@ def enc_hook(value: Any) -> Any:
 def check_model(model: Any, value: Any) -> Any:
     """Make sure that a model's fields are of their types: `model_construct` and assignments look at nothing.
 
-    Returns what is written, in builtins.
+    Returns what is written, in builtins; of a class below the model, only what the model has.
 
     The value is not validated again, since validators need not accept what they made.
 
@@ -166,27 +166,9 @@ def check_model(model: Any, value: Any) -> Any:
     missing = [name for name in fields if name not in value.__dict__]
     if missing:
         raise ValueError(f"{missing[0]}: Field required")
+    if type(value) is not model:
+        return model.__pydantic_serializer__.to_python(value, mode="json", by_alias=True, warnings="error")
     return value.model_dump(mode="json", by_alias=True, warnings="error")
-
-
-def writer(annotation: Any) -> Callable[[Any], Any] | None:
-    """What makes builtins of a value as pydantic writes it; `None` for a type that pydantic doesn't know.
-
-    It raises ValueError for a value that isn't of the type.
-    """
-    pydantic = sys.modules["pydantic"]
-    try:
-        adapter = pydantic.TypeAdapter(_for_pydantic(annotation))
-    except (pydantic.errors.PydanticUserError, pydantic.errors.PydanticSchemaGenerationError):
-        return None
-
-    def write(value: Any) -> Any:
-        whole = _validated(adapter.validate_python, value)  # models in it stay as they are, and builtins become models
-        if is_model(annotation) and type(whole) is annotation:
-            return check_model(annotation, whole)
-        return adapter.dump_python(whole, mode="json", by_alias=True, warnings="error")
-
-    return write
 
 
 def schema_hook(annotation: Any, mode: Literal["validation", "serialization"] = "validation") -> Schema:

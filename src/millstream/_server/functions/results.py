@@ -9,8 +9,8 @@ else (dataclass, Struct, pydantic model, dict, list, number, bool) is structured
 readers without structured content.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import isfinite
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from types import UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
@@ -19,7 +19,15 @@ from msgspec import UNSET, Struct, UnsetType
 
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError
-from millstream._protocol.json_schema import LOOSE, Schema, is_array, is_object, schema_of, without_formats
+from millstream._protocol.json_schema import (
+    LOOSE,
+    NO_NUMBER,
+    Schema,
+    has_no_number,
+    schema_of,
+    with_numbers,
+    without_formats,
+)
 from millstream._protocol.schema_details import Find, decimal_check
 from millstream._server.functions.pydantic_types import (
     NotJson,
@@ -30,7 +38,6 @@ from millstream._server.functions.pydantic_types import (
     is_model,
     knows,
     schema_hook,
-    writer,
 )
 from millstream._server.functions.schema_check import SchemaCheck
 
@@ -43,8 +50,6 @@ CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
 """The URI of bytes that a tool returns: content needs one, and these have no address."""
-NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
-
 NO_DECIMAL = "got a Decimal that is NaN or an infinity, and the schema has no text for these"
 
 
@@ -88,9 +93,9 @@ class Output(Struct, frozen=True):
         if self.write is None:
             return value
         try:
-            return _with_numbers(self.write(value))
-        except ValueError as error:
-            raise LocalError(f"the result does not fit the output schema: {error}") from None
+            return self.write(value)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise _broken(error, value) from None
 
     def check(self, value: Any, data: bytes) -> None:
         """Compare a value and its JSON with the promise.
@@ -105,15 +110,19 @@ class Output(Struct, frozen=True):
                 elif self.model:
                     dumped = check_model(self.trusted, value)
                     if b"null" in data:
-                        _with_numbers(dumped)
+                        with_numbers(dumped)
             except (msgspec.ValidationError, ValueError) as error:
-                why = str(error)
-                if "got `null`" in why and _has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook)):
-                    why = why.replace("got `null`", NO_NUMBER)
-                raise LocalError(f"the result does not fit the output schema: {why}") from None
+                raise _broken(error, value) from None
         elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
             reasons = self.by_hand.reasons(written, len(data))
             raise LocalError(f"the result does not fit the output schema: {reasons}")
+
+
+def _broken(error: Exception, value: Any) -> LocalError:
+    why = str(error)
+    if "got `null`" in why and has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook)):
+        why = why.replace("got `null`", NO_NUMBER)
+    return LocalError(f"the result does not fit the output schema: {why}")
 
 
 class DecimalOutput(Output, frozen=True):
@@ -150,7 +159,7 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
 
     try:
         differs = schema_of(annotation, hook=written) != schema_of(annotation, hook=schema_hook)
-        write = writer(annotation) if models and differs else None
+        write = _written_models().writer(annotation, models) if differs else None
         schema = schema_of(annotation, hook=lambda part: without_formats(written(part), LOOSE), written=True)
     except TypeError:
         if not knows(annotation):
@@ -161,12 +170,16 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
         return None
     model = is_model(annotation)
     trusted = annotation if model or hasattr(annotation, "__post_init__") else None
-    if write is not None:
-        return Output(schema, write=write)
-    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(annotation, dec_hook=dec_hook)
+    decoder: msgspec.json.Decoder[Any] | None = None
+    if write is None:
+        decoder = msgspec.json.Decoder(annotation, dec_hook=dec_hook)
     if (decimals := decimal_check(schema)) is not None:
-        return DecimalOutput(schema, decoder, trusted, model=model, decimals=decimals)
-    return Output(schema, decoder, trusted, model=model)
+        return DecimalOutput(schema, decoder, trusted, model=model, write=write, decimals=decimals)
+    return Output(schema, decoder, trusted, model=model, write=write)
+
+
+def _written_models() -> Any:
+    return import_module("millstream._server.functions.written_models")
 
 
 def output_from_schema(schema: Schema) -> Output:
@@ -224,21 +237,6 @@ def encode_result(value: Any, output: Output | None = None) -> bytes:
     if isinstance(value, ToolResult):
         return _explicit(value, output)
     return _structured(value, output)
-
-
-def _with_numbers(value: Any) -> Any:
-    """Raises: ValueError: a number in a value can't be written."""
-    if _has_no_number(value):
-        raise ValueError(NO_NUMBER)
-    return value
-
-
-def _has_no_number(value: Any) -> bool:
-    """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
-    if isinstance(value, float):
-        return not isfinite(value)
-    inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
-    return any(map(_has_no_number, inside))
 
 
 def _structured(value: Any, output: Output | None) -> bytes:
