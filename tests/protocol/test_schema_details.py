@@ -109,8 +109,20 @@ def test_a_decimal_is_a_text_with_a_pattern_and_not_a_format_that_nobody_knows()
     for text in ("1", "-1.50", "+.5", "1.", "1E+3"):
         assert validator.is_valid(text)
         assert msgspec.convert(text, decimal.Decimal) == decimal.Decimal(text)
-    for text in ("", ".", "one", "1,5"):
+    for text in ("", ".", "one", "1,5", "\uff11", "\u0661e5"):  # digits that aren't ASCII's
         assert not validator.is_valid(text)
+
+
+class Asked:
+    """A class that msgspec asks the hook about."""
+
+
+def test_a_decimal_of_the_hook_stays_as_it_is_said_there() -> None:
+    """Whatever else it's made of is in msgspec's schema, and none of its nodes is left with a mark."""
+    told: Schema = {"type": "object", "properties": {"n": {"type": "string", "format": "decimal"}}}
+    schema = schema_of(tuple[Asked, decimal.Decimal, Asked | None], hook=lambda _: told)
+    number: Schema = {"type": "string", "pattern": DECIMAL}
+    assert schema["prefixItems"] == [told, number, {"anyOf": [told, {"type": "null"}]}]
 
 
 def test_texts_that_only_python_counts_as_decimal_numbers_are_found_by_their_place() -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import pydantic
@@ -43,6 +43,26 @@ class Basket:
     below: "Basket | None" = None
 
 
+T = TypeVar("T")
+
+
+@dataclass
+class Boxed(Generic[T]):
+    item: T
+
+
+class Lot(msgspec.Struct, Generic[T]):
+    item: T
+
+
+class One(msgspec.Struct, tag="one"):
+    v: Decimal
+
+
+class Two(msgspec.Struct, tag="two"):
+    v: str
+
+
 class Model(pydantic.BaseModel):
     name: str
 
@@ -73,6 +93,10 @@ PLACES: list[tuple[Any, str, str]] = [
     (Basket, '{"below":{"items":[{"price":%s}]}}', "'x.below.items[0].price'"),
     (Item | Model, '{"price":%s}', "'x.price'"),
     (list[Item] | dict[str, Item], '[{"price":%s}]', "'x[0].price'"),
+    (Boxed[Decimal], '{"item":%s}', "'x.item'"),
+    (Lot[Boxed[Decimal]], '{"item":{"item":%s}}', "'x.item.item'"),
+    (One | Two | None, '{"type":"one","v":%s}', "'x.v'"),
+    (list[One | Two | None], '[null,{"type":"two","v":"NaN"},{"type":"one","v":%s}]', "'x[2].v'"),
 ]
 
 
@@ -137,6 +161,9 @@ RESULTS: list[tuple[Any, Callable[[Decimal], Any], str]] = [
     (Packed, Packed, "$.unitPrice"),
     (Basket, lambda number: Basket([Item(Decimal(1)), Item(number)]), "$.items[1].price"),
     (Item | None, Item, "$.price"),
+    (Boxed[Decimal], Boxed, "$.item"),
+    (Lot[Decimal], Lot, "$.item"),
+    (list[One | Two | None], lambda number: [Two("NaN"), One(number)], "$[1].v"),
 ]
 
 

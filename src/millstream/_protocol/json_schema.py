@@ -12,7 +12,7 @@ from typing import Any, TypeGuard, cast, get_args
 
 from msgspec.json import schema_components
 
-from millstream._protocol.schema_details import FORMATS, detail
+from millstream._protocol.schema_details import DECIMAL, FORMATS, detail
 
 Schema = dict[str, Any]
 SchemaHook = Callable[[type], Schema]
@@ -33,6 +33,8 @@ LOOSE = frozenset(("date-time", "time", "duration"))
 """Formats that Python's texts don't always have: a moment may have no offset, and a duration may be negative or have a
 fraction. The validators of some clients refuse these.
 """
+_FOREIGN = "from the hook"
+"""Marks a schema that msgspec did not make, until it stands in the whole."""
 NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
@@ -105,15 +107,35 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     Raises:
         TypeError: when neither knows the type.
     """
+
+    def foreign(kind: type) -> Schema:
+        if hook is None:
+            raise NotImplementedError
+        made = hook(kind)
+        return {**made, _FOREIGN: True} if made else made
+
     try:
-        (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
+        (root,), components = schema_components((annotation,), schema_hook=foreign, ref_template=REF + "{name}")
     except NameError as error:
         raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
+    _write_decimals(root)
     for component in components.values():
+        _write_decimals(component)
         component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
     document: Schema = _Inliner().document(root, components)
     detail(document, annotation, document.get("$defs", {}), {} if written else FORMATS, set())
     return without_formats(document, {"duration"}) if written else document
+
+
+def _write_decimals(node: Any) -> None:
+    """Give decimal numbers their pattern, instead of a format that nobody knows. What the hook gave stays as it is."""
+    if not is_object(node) or node.pop(_FOREIGN, False):
+        return
+    if node.get("type") == "string" and node.get("format") == "decimal":
+        del node["format"]
+        node["pattern"] = DECIMAL
+    for _, child in children(node):
+        _write_decimals(child)
 
 
 def object_schema(annotation: Any, *, hook: SchemaHook | None = None) -> Schema:

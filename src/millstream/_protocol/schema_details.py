@@ -4,7 +4,6 @@ Walks an annotation and its schema side by side. Where the two do not match, the
 walks a schema and a value: Python's `Decimal` reads and writes more texts than the schema has.
 """
 
-import decimal
 import enum
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,8 +19,9 @@ Schema = dict[str, Any]
 Formats = Mapping[tuple[str, str], str]
 FORMATS: Formats = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
 """Module and name of a class -> RFC 3339's name for its texts. Those without an offset are read, too."""
-DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_is_decimal = re.compile(DECIMAL[1:-1], re.ASCII).fullmatch
+DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+r"""For some validators, other digits than ASCII's are ``\d``, too."""
+_is_decimal = re.compile(DECIMAL[1:-1]).fullmatch
 Find = Callable[[Any], str | None]
 """Where in a JSON value there is a text that its schema doesn't have, as in ``.prices[0]``; None for nowhere."""
 
@@ -89,9 +89,6 @@ def _detail_class(node: Schema, annotation: Any, definitions: Schema, formats: F
     moment = formats.get((annotation.__module__, annotation.__name__))
     if moment is not None:
         node.setdefault("format", moment)
-    elif annotation is decimal.Decimal:
-        node.pop("format", None)
-        node["pattern"] = DECIMAL
     elif issubclass(annotation, enum.Enum):
         _order(node, [member.value for member in annotation])
     elif any(key in node for key in ("properties", "prefixItems")) and not _is_foreign(annotation):
