@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pydantic
@@ -227,3 +227,29 @@ def test_what_is_around_such_a_model_or_in_it_breaks_the_promise_as_elsewhere(
     """A fixed defect: what is no number was sent, as a text or as null, where models are written otherwise."""
     with pytest.raises(LocalError, match="does not fit the output schema: .*" + why):
         sent(annotation, value)
+
+
+class Stamped(pydantic.BaseModel):
+    when: dt.datetime
+    size: Annotated[str, pydantic.PlainSerializer(len)]
+
+    @pydantic.field_serializer("when")
+    def seconds(self, when: dt.datetime):  # type: ignore[no-untyped-def]
+        return int(when.timestamp())
+
+
+class Whole(pydantic.BaseModel):
+    x: int
+
+    @pydantic.model_serializer
+    def pair(self):  # type: ignore[no-untyped-def]
+        return [self.x]
+
+
+def test_what_a_serializer_without_a_return_annotation_writes_may_be_anything() -> None:
+    """A fixed defect: the schema said what is read, a text, and a number was sent."""
+    value = Stamped(when=dt.datetime(1970, 1, 1, tzinfo=dt.UTC), size="abc")
+    assert sent(Stamped, value) == {"when": 0, "size": 3}
+    assert sent(list[Stamped], [value]) == [{"when": 0, "size": 3}]
+    assert sent(list[Whole], [Whole(x=1)]) == [[1]]
+    assert output_of(Whole) is None

@@ -196,7 +196,7 @@ def schema_hook(annotation: Any, mode: Literal["validation", "serialization"] = 
     for name, part in [(annotation.__name__, schema), *definitions.items()]:
         if part.get("title") == name:
             del part["title"]
-    return schema
+    return schema or dict(ANYTHING)
 
 
 def adapted(annotation: Any) -> Any:
@@ -332,13 +332,21 @@ def wire_name(items: Iterable[Any]) -> str | None:
 
 @functools.cache
 def _untitled() -> Any:
-    """pydantic's generator, told not to derive a title from each field's name."""
+    """pydantic's generator, told not to derive a title from each field's name.
+
+    Nor the type of what a function writes from what it reads, where its return has no annotation.
+    """
     generator = importlib.import_module("pydantic.json_schema").GenerateJsonSchema
 
     def never(_self: Any, _schema: Any) -> bool:
         return False
 
-    return type("Untitled", (generator,), {"field_title_should_be_set": never})
+    def ser_schema(self: Any, schema: Any) -> Any:
+        said = generator.ser_schema(self, schema)
+        own = schema["type"] == "function-plain" or schema.get("is_field_serializer")
+        return {} if said is None and own and schema.get("return_schema") is None else said
+
+    return type("Untitled", (generator,), {"field_title_should_be_set": never, "ser_schema": ser_schema})
 
 
 def as_meta(item: Any) -> tuple[list[Meta], Any]:
