@@ -32,7 +32,8 @@ def writer(annotation: Any, declared: Collection[Any]) -> Callable[[Any], Any]:
             if not is_model(type(part)):
                 return enc_hook(part)
             dumped.append(part)
-            kind = next((kind for kind in type(part).__mro__ if kind in declared), type(part))
+            own: Any = type(part)
+            kind = next((kind for kind in own.__mro__ if kind in declared), own)
             return with_numbers(check_model(kind, part))
 
         def read(kind: Any, written: Any) -> Any:
