@@ -32,7 +32,7 @@ def writer(annotation: Any, declared: Collection[Any]) -> Callable[[Any], Any]:
             if not is_model(type(part)):
                 return enc_hook(part)
             dumped.append(part)
-            own: Any = type(part)
+            own: Any = part.__class__
             kind = next((kind for kind in own.__mro__ if kind in declared), own)
             return with_numbers(check_model(kind, part))
 
