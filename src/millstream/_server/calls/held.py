@@ -17,7 +17,7 @@ class Held:
     __slots__ = ("bytes",)
 
     def __init__(self) -> None:
-        self.bytes = ByteBudget(MAX_HELD)
+        self.bytes: ByteBudget = ByteBudget(MAX_HELD)
 
     def take(self, owner: str, size: int) -> None:
         """Count bytes of a caller, until `give`.
