@@ -15,6 +15,7 @@ class Proxy:
         self.to = port
         """Where new connections lead."""
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._silent = set[asyncio.StreamWriter]()
         self._cuts = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -71,6 +72,7 @@ class Proxy:
     def half_close(self) -> None:
         """The server seems to have said everything, and is still there."""
         for client, _ in self._pairs:
+            self._silent.add(client)
             client.write_eof()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -101,6 +103,8 @@ class Proxy:
                     await may_reply.wait()
                     await asyncio.sleep(self.delay)
                     data, torn = self._keep(data), False
+                if sink in self._silent:
+                    continue  # what the server says then, nobody hears
                 for piece in [bytes([byte]) for byte in data] if self.split else [data]:
                     sink.write(piece)
                     await sink.drain()

@@ -255,3 +255,18 @@ async def over_asgi(
     assert sent[0]["type"] == "http.response.start"
     assert gone.is_set() or not sent[-1].get("more_body", False)
     return Reply(sent[0]["status"], dict(sent[0]["headers"]), bytes(data))
+
+
+async def opened_sse(wire: Wire) -> tuple[str, "asyncio.Task[Reply]"]:
+    """The stream of a client of HTTP+SSE: where its messages go, and what has been said on it when it ends."""
+    path: list[str] = []
+
+    def heard(data: bytes) -> bool:
+        if not path and b"\ndata: " in data:
+            path.append(data.split(b"\ndata: ")[1].split(b"\n")[0].strip().decode())
+        return False
+
+    fields = pairs({"host": "127.0.0.1", "accept": "text/event-stream"})
+    stream = asyncio.create_task(over_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
+    await wire.until(lambda: bool(path))
+    return path[0], stream

@@ -11,7 +11,7 @@ from millstream import Context, Server, Settings
 from millstream._server.questions.open import OVER
 from millstream._transports.memory import MemoryPipe
 from millstream.middleware import MessageRequest, Middleware, Next
-from wire import POST, Wire, enveloped, over_asgi, pairs, request, routing, wired
+from wire import POST, Wire, enveloped, opened_sse, request, routing, wired
 
 INITIALIZE = {
     "protocolVersion": "2025-11-25",
@@ -307,18 +307,9 @@ async def test_subscriptions_of_an_http_sse_stream_that_is_too_old_end_with_thei
     """The same, where one stream carries several."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
-        path: list[str] = []
-
-        def heard(data: bytes) -> bool:
-            if not path and b"\ndata: " in data:
-                path.append(data.split(b"\ndata: ")[1].split(b"\n")[0].strip().decode())
-            return False
-
-        fields = pairs({"host": "127.0.0.1", "accept": "text/event-stream"})
-        stream = asyncio.create_task(over_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
-        await wire.until(lambda: bool(path))
+        path, stream = await opened_sse(wire)
         for n in (7, 8):
-            assert (await wire.post(enveloped("subscriptions/listen", LISTENING, n), POST, path[0])).status == 202
+            assert (await wire.post(enveloped("subscriptions/listen", LISTENING, n), POST, path)).status == 202
         await wire.until(lambda: len(wire.runtime.services.endings) == 2)
         grown_old(wire)
         told = (await stream).messages[2:]

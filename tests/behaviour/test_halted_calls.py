@@ -9,7 +9,7 @@ import pytest
 from bad_input.shop import make_shop
 from behaviour.test_after_the_answer import FORM, INITIALIZE, Talk
 from millstream import Context, Server
-from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing, wired
+from wire import POST, Reply, Wire, enveloped, opened_sse, request, routing, wired
 
 STOPPED = "The server stopped before this call was done: try again"
 
@@ -159,18 +159,9 @@ async def test_a_call_that_its_client_cancelled_is_not_answered_when_the_server_
 async def test_calls_of_http_sse_are_answered_on_its_stream_before_it_ends() -> None:
     """Fixed: the stream ended, and nothing said what became of the calls."""
     async with wired(endless(), "asgi") as wire:
-        path: list[str] = []
-
-        def heard(data: bytes) -> bool:
-            if not path and b"\ndata: " in data:
-                path.append(data.split(b"\ndata: ")[1].split(b"\n")[0].strip().decode())
-            return False
-
-        fields = pairs({"host": "127.0.0.1", "accept": "text/event-stream"})
-        stream = asyncio.create_task(over_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
-        await wire.until(lambda: bool(path))
+        path, stream = await opened_sse(wire)
         for message in (request("initialize", INITIALIZE, 0), call("waits", 1), call("asks", 2)):
-            assert (await wire.post(message, POST, path[0])).status == 202
+            assert (await wire.post(message, POST, path)).status == 202
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 2)
         await wire.until(lambda: len(wire.runtime.services.questions) == 1)
         await wire.runtime.drain(0)

@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import json
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from fleet import until
 from millstream import Context, Server, Settings
+from millstream._app.runtime import Runtime
 from millstream._transports.stdio import serve_stdio
 from wire import LATEST_HANDSHAKE, WAIT, request
 
@@ -73,8 +76,9 @@ async def test_a_call_that_asks_after_the_end_of_the_input_fails_at_once() -> No
     assert said[1]["result"]["isError"] is True
 
 
-async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -> None:
-    """Fixed: the process stayed for the whole grace time."""
+@asynccontextmanager
+async def asking_client() -> AsyncIterator[tuple[Runtime, Client]]:
+    """A client whose call waits for an answer of its."""
     mcp, asking = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
 
     @mcp.tool
@@ -88,6 +92,12 @@ async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -
         client.send(opening(), request("tools/call", {"name": "asks"}, 1))
         async with asyncio.timeout(WAIT):
             await asking.wait()
+        yield runtime, client
+
+
+async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -> None:
+    """Fixed: the process stayed for the whole grace time."""
+    async with asking_client() as (_, client):
         client.leave()
         said = {each.get("id"): each for each in await client.rest()}
     assert "gone away" in said[1]["result"]["content"][0]["text"]
@@ -95,19 +105,7 @@ async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -
 
 async def test_a_question_that_is_open_when_the_server_stops_is_taken_back_before_its_call_ends() -> None:
     """Fixed: the client was told nothing, and the tool that the client had gone away, which it had not."""
-    mcp, asking = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
-
-    @mcp.tool
-    async def asks(ctx: Context) -> str:
-        asking.set()
-        await ctx.elicit("Which?", FORM)
-        return "never"
-
-    async with mcp.running() as runtime:
-        client = Client(runtime.dispatcher)
-        client.send(opening(), request("tools/call", {"name": "asks"}, 1))
-        async with asyncio.timeout(WAIT):
-            await asking.wait()
+    async with asking_client() as (runtime, client):
         await until(lambda: len(runtime.services.questions))
         client.stop.set()
         _, asked, cancelled, answer = await client.rest()

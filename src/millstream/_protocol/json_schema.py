@@ -110,7 +110,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
 
     def foreign(kind: type) -> Schema:
         if hook is None:
-            raise NotImplementedError
+            raise NotImplementedError  # msgspec's word for a class that nobody knows
         made = hook(kind)
         return {**made, _FOREIGN: True} if made else made
 
