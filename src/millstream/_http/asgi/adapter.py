@@ -41,6 +41,15 @@ _OVER: Any = object()
 _current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
+def nobody(scope: Scope) -> str:
+    """The address of a peer that has none: empty, as on a Unix socket.
+
+    Over TCP, it's a peer that reset its connection at once. They have one name, or limits wouldn't hold for them.
+    """
+    server = scope.get("server")
+    return "" if server is None or server[1] is None else "reset"
+
+
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
@@ -84,7 +93,7 @@ class AsgiAdapter:
             headers,
             b"",
             scope.get("query_string", b""),
-            client[0] if client else "",
+            client[0] if client else nobody(scope),
             root,
             scope.get("scheme", "http"),
             adapter=self,

@@ -76,7 +76,10 @@ class GuardedProtocol(OrderedProtocol):
         """Count the connection, and refuse it when there are too many."""
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
-        if not self.guard.admit(self):
+        if not self.client and self.server and self.server[1] is not None:
+            # Over TCP, only one that was reset has no peer: what it sent would run for nobody, outside of all limits.
+            transport.abort()
+        elif not self.guard.admit(self):
             if self.guard.overrun:
                 transport.abort()
             else:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from millstream._http.asgi.adapter import Receive, Scope
+from millstream._http.asgi.adapter import Receive, Scope, nobody
 from millstream._http.asgi.sink import Send, header_list
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, Request, Response
@@ -126,7 +126,7 @@ class WebSocketRoute:
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
         client = scope.get("client")
-        address = client[0] if client else ""
+        address = client[0] if client else nobody(scope)
         refusal = self._policy.check("POST", headers, raw_headers, address)
         if refusal is not None:
             return refusal

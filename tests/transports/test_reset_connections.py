@@ -1,0 +1,55 @@
+"""Connections that their peers reset before the server has looked who they are."""
+
+import asyncio
+import socket
+import struct
+
+import pytest
+
+from http_peer import ToyApp, request, serve
+from millstream._config import Settings
+from millstream._http.message import Request, Response
+from patience import WAIT
+from socket_world import UPGRADE, WAYS, world
+
+
+def send_and_reset(port: int, data: bytes) -> None:
+    """Be gone before the server's loop has a turn. What was sent can still be read."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(data)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_connection_that_is_reset_at_once_has_no_requests_outside_of_all_limits(way: str) -> None:
+    """A fixed defect: nobody could say whose they were, so they ran without the limits of callers and addresses."""
+    owners: list[str] = []
+
+    async def note(request: Request) -> Response:
+        owners.append(request.owner)
+        return Response()
+
+    app = ToyApp({("POST", "/echo"): note}, Settings(), lane=way == "lane")
+    async with serve(app, lane=way == "lane") as running:
+        for _ in range(5):
+            send_and_reset(running.port, request())
+        peer = await running.connect(request())
+        assert (await peer.reply())[0] == 200
+        assert owners == (["127.0.0.1"] if way == "lane" else ["reset"] * 5 + ["127.0.0.1"])
+        peer.close()
+        await asyncio.wait_for(running.state.connections.shrink(0), WAIT)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_handshake_that_is_reset_at_once_is_nobodys(way: str) -> None:
+    """As other requests: a socket can do what they can."""
+    peers: list[str] = []
+
+    async def note(request: Request) -> None:
+        peers.append(request.peer)
+
+    async with world(way, guard=note) as app:
+        head = b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % UPGRADE
+        send_and_reset(app.running.port, head)
+        await app.raw()
+        assert peers == (["127.0.0.1"] if way == "lane" else ["reset", "127.0.0.1"])
