@@ -1,9 +1,12 @@
 """A WebSocket that ends while its peer leaves something unread."""
 
+import zlib
 from collections.abc import Awaitable, Callable
 
 import pytest
 from uvicorn._types import WebSocketCloseEvent
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame
 
 from socket_world import BINARY, CLOSE, TEXT, frame
 from transports.test_websocket_unfinished import Fed, Transport, fed
@@ -144,3 +147,30 @@ async def test_after_our_close_frame_no_fragment_is_kept(kind: int) -> None:
         one.protocol.data_received(frame(0, HALF))
         assert one.protocol.frames == []
         assert one.unfinished.held == 0
+
+
+@pytest.mark.parametrize("before", [0, 5])
+async def test_after_our_close_frame_nothing_is_inflated(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed defect: one byte inflates to a thousand, so megabytes of messages that nobody takes held the loop for
+    seconds.
+    """
+    packer = zlib.compressobj(wbits=-12)
+    packed = packer.compress(bytes(100_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    message = frame(TEXT, packed[:-4], rsv=4)
+    inflated: list[bytes] = []
+    decode = PerMessageDeflate.decode
+
+    def noted(self: PerMessageDeflate, frame: Frame, *, max_size: int | None = None) -> Frame:
+        inflated.append(bytes(frame.data))
+        return decode(self, frame, max_size=max_size)
+
+    monkeypatch.setattr(PerMessageDeflate, "decode", noted)
+    async with fed() as one:
+        protocol = one.protocol
+        protocol.conn.extensions.append(PerMessageDeflate(False, False, 12, 12))
+        protocol.data_received(message[:before])
+        await is_closed_by_us(one)
+        protocol.data_received(message[before:] + message)
+        assert (inflated, protocol.conn.parser_exc, protocol.frames) == ([], None, [])
+        protocol.data_received(frame(CLOSE))
+        assert one.transport.closed

@@ -17,6 +17,7 @@ from math import inf
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
+from websockets.extensions import Extension
 from websockets.frames import CloseCode, Frame
 from websockets.http11 import Request
 
@@ -28,6 +29,14 @@ CLASS_NAME = "millstream._http.websocket.uvicorn:WebSocketProtocol"
 MAX_FRAGMENTS = 256
 MAX_UNREAD = 1024 * 1024
 """Bytes of pongs for a peer that does not read."""
+
+
+class _Dropped(Extension):
+    """Stands in for compression when messages are dropped: one byte inflates to a thousand, and nobody reads them."""
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        frame.rsv1 = False
+        return frame
 
 
 class WebSocketProtocol(ReadingProtocol):
@@ -77,6 +86,8 @@ class WebSocketProtocol(ReadingProtocol):
             self.response.headers.clear()
             self.go_on()
         elif message["type"] == "websocket.close":
+            if self.conn.extensions:
+                self.conn.extensions[:] = [_Dropped()]  # in place: the parser has this list for the frame that it's in
             self.go_on()
             self.part()
         elif message["type"] == "websocket.http.response.body":
