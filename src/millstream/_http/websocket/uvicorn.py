@@ -27,6 +27,8 @@ from millstream._http.websocket.waiting import CompactEvent
 
 CLASS_NAME = "millstream._http.websocket.uvicorn:WebSocketProtocol"
 MAX_FRAGMENTS = 256
+USUAL_FRAGMENT = 4096
+"""Bytes of a fragment as common clients make them. The largest message may come in fragments of this size."""
 MAX_UNREAD = 1024 * 1024
 """Bytes of pongs for a peer that does not read."""
 
@@ -157,7 +159,7 @@ class WebSocketProtocol(ReadingProtocol):
         if self.close_sent:
             event.data = b""
             return
-        if len(self.frames) >= MAX_FRAGMENTS:
+        if len(self.frames) >= MAX_FRAGMENTS and len(self.frames) >= self.config.ws_max_size // USUAL_FRAGMENT:
             self.fail(CloseCode.POLICY_VIOLATION, "too many fragments")
             return
         super().handle_cont(event)
