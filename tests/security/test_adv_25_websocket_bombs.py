@@ -62,17 +62,6 @@ async def test_as_many_fragments_as_are_allowed_are_a_message(way: str) -> None:
         assert (await socket.closing())[0] == 1008
 
 
-async def test_a_message_as_large_as_may_be_comes_in_fragments_of_a_usual_size() -> None:
-    """A fixed defect: with a larger `max_message`, clients that write 4 KiB at a time were refused from 1 MiB on."""
-    async with world(max_message=2**22) as app:
-        socket = await app.raw()
-        parts = [frame(0, b" " * 4096, fin=False)] * 1022
-        await socket.send(frame(TEXT, ASK + b" " * (4096 - len(ASK)), fin=False), *parts, frame(0, b" " * 4096))
-        assert await socket.message() == {"type": "pong"}
-        await socket.send(frame(TEXT, ASK, fin=False), *[frame(0, fin=False)] * 1024)
-        assert await socket.closing() == (1008, "too many fragments")
-
-
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
 @pytest.mark.parametrize("size", [2**20 + 1, 2**31, 2**62])
 async def test_a_length_alone_is_enough_to_refuse(size: int, way: str) -> None:

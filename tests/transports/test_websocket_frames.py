@@ -77,6 +77,17 @@ async def test_a_ping_is_answered_with_its_own_payload(payload: bytes) -> None:
         assert await socket.frame() == (PONG, payload)
 
 
+async def test_a_message_as_large_as_may_be_comes_in_fragments_of_a_usual_size() -> None:
+    """A fixed defect: with a larger `max_message`, clients that write 4 KiB at a time were refused from 1 MiB on."""
+    async with world(max_message=2**22) as app:
+        socket = await app.raw()
+        parts = [frame(CONT, b" " * 4096, fin=False)] * 1022
+        await socket.send(frame(TEXT, ASK + b" " * (4096 - len(ASK)), fin=False), *parts, frame(CONT, b" " * 4096))
+        assert await socket.message() == PONG_MESSAGE
+        await socket.send(frame(TEXT, ASK, fin=False), *[frame(CONT, fin=False)] * 1024)
+        assert await socket.closing() == (1008, "too many fragments")
+
+
 async def test_a_ping_between_fragments_is_answered_first() -> None:
     """RFC 6455 §5.4: control frames may stand between fragments; Autobahn 5.6."""
     async with world() as app:
