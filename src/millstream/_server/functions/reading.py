@@ -20,6 +20,7 @@ MAX_VALUES = 100_000
 """Values in arguments that are slow to check."""
 MAX_BUILT = 300_000
 """Values in arguments that are slow to build."""
+_NOT_IN_SETS = ("unhashable type: 'list'", "unhashable type: 'dict'")
 
 
 class ArgumentError(ValueError):
@@ -81,6 +82,11 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
         if arguments is None:
             raise ArgumentError(argument_error(error, plan, raw)) from error
         return arguments
+    except TypeError as error:
+        if not str(error).endswith(_NOT_IN_SETS):
+            raise
+        why = f"an array with unique items holds an array or object. {expected(plan.input_schema)}"
+        raise ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {why}") from error
 
 
 def decode_of(plan: Plan) -> Callable[[Any], Any]:

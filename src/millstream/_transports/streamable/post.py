@@ -112,7 +112,7 @@ class Streamable:
                 return None
             decode = tool.decode
             arguments = decode(params.arguments)
-        except (msgspec.DecodeError, RecursionError):
+        except Exception:  # as in `_fast_call`
             return None
         if session is None:
             request.cancel_on_disconnect = True
@@ -138,7 +138,7 @@ class Streamable:
         try:
             decode = fast.decode
             envelope = decode(request.body)
-        except (msgspec.DecodeError, RecursionError):
+        except Exception:  # of a validator, too: the exact path meets it again, and answers with it
             return None
         params = envelope.params
         meta = params.meta

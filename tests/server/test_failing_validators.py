@@ -1,0 +1,57 @@
+"""Arguments that make a validator or a class raise something unusual: the call gets an answer all the same."""
+
+import asyncio
+from typing import Any
+
+import pydantic
+import pytest
+
+from millstream import Server, Settings
+from millstream._server.functions.plan import plan
+from millstream._server.functions.reading import ArgumentError, read_arguments
+from patience import WAIT
+from wire import LATEST_HANDSHAKE, POST, enveloped, request, routing, wired
+
+
+class Named(pydantic.BaseModel):
+    name: Any
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def tidy(cls, name: Any) -> Any:
+        return name.strip()  # a number has none
+
+
+def greet(who: Named) -> str:
+    return who.name
+
+
+def count(words: set[Any]) -> int:
+    return len(words)
+
+
+@pytest.mark.parametrize("way", ["asgi", "lane"])
+@pytest.mark.parametrize("era", ["handshake", "per request"])
+async def test_a_validator_that_raises_any_error_ends_its_call_with_an_answer_of_the_protocol(
+    way: str, era: str
+) -> None:
+    """A fixed defect: over HTTP, the client got status 500 and a line of text."""
+    mcp = Server("shop", settings=Settings(key="k" * 40, sessions=False))
+    mcp.tool(greet)
+    params = {"name": "greet", "arguments": {"who": {"name": 5}}}
+    async with wired(mcp, way) as wire, asyncio.timeout(WAIT):
+        if era == "handshake":
+            reply = await wire.post(request("tools/call", params), {**POST, "mcp-protocol-version": LATEST_HANDSHAKE})
+        else:
+            reply = await wire.post(enveloped("tools/call", params), routing("tools/call", "greet"))
+    assert (reply.status, reply.message["result"]["isError"]) == (200, True)
+    assert "incident" in reply.message["result"]["content"][0]["text"]
+
+
+@pytest.mark.parametrize("raw", [b'{"words":[[1]]}', b'{"words":[1,{"a":1}]}'])
+def test_what_cannot_be_in_a_set_is_refused_in_words(raw: bytes) -> None:
+    """A fixed defect: it was an internal error."""
+    made = plan(count)
+    with pytest.raises(ArgumentError, match=r"'count'.* array with unique items holds an array or object"):
+        read_arguments(made, raw)
+    assert read_arguments(made, b'{"words":[1,"a"]}').words == {1, "a"}
