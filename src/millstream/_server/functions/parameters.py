@@ -55,6 +55,7 @@ _EVALUATING = {
 }
 _CLOSING = {"additionalProperties": {"patternProperties"}, "unevaluatedProperties": _EVALUATING}
 """Keywords that leave no property but the listed ones when they're false, unless one of others is beside them."""
+_MANY = ("items", "additionalProperties", "$defs")
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
 
@@ -300,12 +301,19 @@ def check_text_arguments(schema: Schema, kind: Kind, name: str) -> None:
             )
 
 
-def is_slow_to_build(schema: Any) -> bool:
-    """Whether a schema takes sets of texts: of these, each takes long to make."""
+def is_slow_to_build(schema: Any, *, many: bool = False) -> bool:
+    """Whether a schema takes sets of texts, or many texts of a pattern: of these, each takes long.
+
+    Args:
+        schema: or a part of one.
+        many: it's of something that there may be any number of.
+    """
     if is_array(schema):
-        return any(map(is_slow_to_build, schema))
+        return any(is_slow_to_build(part, many=many) for part in schema)
     if not is_object(schema):
         return False
     if schema.get("uniqueItems") is True and schema.get("items", {}).get("type") == "string":
         return True
-    return any(map(is_slow_to_build, schema.values()))
+    if many and isinstance(schema.get("pattern"), str):
+        return True
+    return any(is_slow_to_build(part, many=many or key in _MANY) for key, part in schema.items())
