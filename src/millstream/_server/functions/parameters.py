@@ -7,6 +7,8 @@ the parameter and what works.
 import copy
 import functools
 import inspect
+from collections.abc import Callable
+from decimal import Decimal
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -32,6 +34,7 @@ from millstream._server.functions.pydantic_types import (
     available,
     dec_hook,
     enc_hook,
+    factory_of,
     needs_pydantic,
     schema_hook,
     uses_pydantic,
@@ -68,6 +71,8 @@ class Argument(Struct, frozen=True):
     annotation: Any
     default: Any
     """`NODEFAULT` when the argument is required."""
+    factory: Callable[[], Any] | None = None
+    """Makes the default of each call."""
 
 
 def argument_of(
@@ -89,7 +94,9 @@ def argument_of(
         hint, given = Annotated[hint, given], NODEFAULT
     description = descriptions.get(parameter.name)
     try:
-        wire = wire_name(get_args(hint)[1:] if get_origin(hint) is Annotated else ()) or parameter.name
+        said = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        wire = wire_name(said) or parameter.name
+        factory = factory_of(said) if given is NODEFAULT else None
         annotation, default = _readable(hint, given, description)
         _check_readable(annotation)
     except Refused as error:
@@ -100,7 +107,7 @@ def argument_of(
     except RecursionError:
         raise TypeError(f"{where}: the alias {shown(hint)} refers to itself; use a dataclass that does") from None
     _check_default(default, annotation, where)
-    return Argument(parameter.name, wire, annotation, default)
+    return Argument(parameter.name, wire, annotation, default, factory)
 
 
 def _named_how(parameter: inspect.Parameter) -> str:
@@ -134,9 +141,17 @@ def _check_default(default: Any, annotation: Any, where: str) -> None:
 
 def _readable(hint: Any, given: Any, description: str | None) -> tuple[Any, Any]:
     """An annotation in msgspec's terms, or a class that stands for it; and the default, given or named by it."""
-    annotation, metas, default = _plain(hint)
-    if needs_pydantic(hint) or not _is_readable(annotation):
-        annotation, metas = adapted(hint), []
+    annotation: Any = None
+    needs = needs_pydantic(hint)
+    if needs:
+        metas, default = _said(hint)  # what pydantic knows need not have any words of msgspec
+    else:
+        annotation, metas, default = _plain(hint)
+        needs = not _is_readable(_annotated(annotation, metas) if _of_decimals(annotation, metas) else annotation)
+    if needs:
+        annotation = adapted(hint)
+        description = next((meta.description for meta in metas if meta.description), description)
+        metas = []
         if "description" in annotation.schema:
             description = None
     if description and not any(meta.description for meta in metas):
@@ -180,17 +195,22 @@ def _plain(annotation: Any) -> tuple[Any, list[Meta], Any]:
     annotation = unaliased(annotation)
     if get_origin(annotation) is not Annotated:
         return rewritten(annotation), [], NODEFAULT
-    inner, *items = get_args(annotation)
+    return rewritten(get_args(annotation)[0]), *_said(annotation)
+
+
+def _said(annotation: Any) -> tuple[list[Meta], Any]:
+    """What the outermost ``Annotated`` says, and the default that it names."""
+    annotation = unaliased(annotation)
     metas: list[Meta] = []
     default: Any = NODEFAULT
-    for item in items:
+    for item in get_args(annotation)[1:] if get_origin(annotation) is Annotated else ():
         if isinstance(item, str):
             metas.append(Meta(description=item))
             continue
         more, given = _metadata(item)
         metas += more
         default = default if given is NODEFAULT else given
-    return rewritten(inner), metas, default
+    return metas, default
 
 
 def rewritten(annotation: Any) -> Any:
@@ -218,13 +238,23 @@ def _annotated(annotation: Any, metas: list[Meta]) -> Any:
     return Annotated[annotation, *metas] if metas else annotation
 
 
+def _of_decimals(annotation: Any, bounds: list[Meta]) -> bool:
+    """Whether bounds of numbers are of decimal ones, too, which pydantic alone checks."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return Decimal in kinds and all(map(_is_of_numbers, bounds))
+
+
+def _is_of_numbers(bounds: Meta) -> bool:
+    return bounds.min_length is None and bounds.max_length is None and bounds.pattern is None
+
+
 def _bounded(members: tuple[Any, ...], bounds: Meta) -> Any:
     result: list[Any] = []
     for member in members:
         try:
             msgspec.json.Decoder(Annotated[member, bounds], dec_hook=dec_hook)
         except TypeError:
-            result.append(member)
+            result.append(Annotated[member, bounds] if member is Decimal and _is_of_numbers(bounds) else member)
         else:
             result.append(Annotated[member, bounds])
     if result == list(members):
@@ -239,6 +269,9 @@ def struct_of(name: str, arguments: list[Argument], *, forbid_unknown_fields: bo
     for argument in arguments:
         if argument.default is NODEFAULT:
             members.append((argument.name, argument.annotation, msgspec.field(name=argument.wire)))
+        elif argument.factory is not None:
+            field = msgspec.field(default_factory=argument.factory, name=argument.wire)
+            members.append((argument.name, argument.annotation, field))
         elif isinstance(argument.default, PLAIN):
             field = msgspec.field(default=argument.default, name=argument.wire)
             members.append((argument.name, argument.annotation, field))
@@ -260,12 +293,23 @@ def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
             # Headers carry no null, and clients drop tools that annotate anything but a plain type.
             properties[name] = without_null(node)
     for argument in arguments:
-        if argument.default is not NODEFAULT and not isinstance(argument.default, PLAIN):
+        each_its_own = argument.factory is not None
+        if each_its_own and not _is_always_the_same(argument):
+            continue
+        if argument.default is not NODEFAULT and (each_its_own or not isinstance(argument.default, PLAIN)):
             try:
                 properties[argument.wire]["default"] = msgspec.to_builtins(argument.default, enc_hook=enc_hook)
             except TypeError:
                 continue  # a marker object of the function's own: the argument is optional, and that is all
     return schema
+
+
+def _is_always_the_same(argument: Argument) -> bool:
+    """Whether a factory makes what clients may read as the default: no time, and nothing that happens once."""
+    kinds = (*PLAIN, list, dict, set, frozenset, tuple)
+    return (
+        isinstance(argument.default, kinds) and argument.factory is not None and argument.factory() == argument.default
+    )
 
 
 def check_described(arguments: list[Argument], schema: Schema, name: str) -> None:

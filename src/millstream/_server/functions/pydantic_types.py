@@ -330,6 +330,13 @@ def wire_name(items: Iterable[Any]) -> str | None:
     return None
 
 
+def factory_of(items: Iterable[Any]) -> Callable[[], Any] | None:
+    """What makes the default of a parameter for each call, where ``pydantic.Field`` names it."""
+    fields = sys.modules.get("pydantic.fields")
+    made = (item.default_factory for item in items if fields is not None and isinstance(item, fields.FieldInfo))
+    return next((factory for factory in made if factory is not None), None)
+
+
 @functools.cache
 def _untitled() -> Any:
     """pydantic's generator, told not to derive a title from each field's name.
@@ -363,8 +370,10 @@ def as_meta(item: Any) -> tuple[list[Meta], Any]:
 
 
 def _of_constraint(item: Any) -> list[Meta]:
-    values = {name: getattr(item, name, None) for name in CONSTRAINTS}
-    return [Meta(**{name: value}) for name, value in values.items() if value is not None]
+    values = {name: value for name in CONSTRAINTS if (value := getattr(item, name, None)) is not None}
+    if values and "pydantic" in sys.modules and not _is_bound(item):
+        return []  # such as a date or a compiled pattern: `needs_pydantic` says so
+    return [Meta(**{name: value}) for name, value in values.items()]
 
 
 def _of_field(item: Any) -> tuple[list[Meta], Any]:
