@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 import uuid
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -96,3 +97,24 @@ def test_a_default_factory_makes_a_default_for_each_call() -> None:
     assert first[3] is not second[3]
     properties: Schema = made.input_schema["properties"]
     assert {name: node["default"] for name, node in properties.items() if "default" in node} == {"d": [1], "e": "said"}
+
+
+@dataclass
+class Row:
+    number: int
+
+
+@dataclass
+class Column:
+    letter: str
+
+
+@pytest.mark.parametrize(
+    ("annotation", "raw", "value"),
+    [(list[int] | list[str], b"[2.0]", [2]), (Row | Column | None, b'{"number":2.0}', Row(2))],
+)
+def test_a_whole_number_with_a_point_is_an_integer_inside_a_union_read_by_shape(
+    annotation: Any, raw: bytes, value: Any
+) -> None:
+    """A fixed defect: it was refused there, and is an integer for JSON Schema."""
+    assert read_arguments(taking(annotation), b'{"x":%b}' % raw).x == value

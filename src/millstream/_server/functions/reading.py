@@ -145,7 +145,7 @@ def _recover(plan: Plan, raw: bytes, error: Exception) -> Any | None:
 
     Each number with a fraction costs a call, so large arguments get no second try.
     """
-    if "got `float`" not in str(error) or len(raw) > MAX_WALKED:
+    if ("got `float`" not in str(error) and "got a number" not in str(error)) or len(raw) > MAX_WALKED:
         return None
     try:
         values = _decode_integral(raw)
