@@ -253,3 +253,49 @@ def test_what_a_serializer_without_a_return_annotation_writes_may_be_anything() 
     assert sent(list[Stamped], [value]) == [{"when": 0, "size": 3}]
     assert sent(list[Whole], [Whole(x=1)]) == [[1]]
     assert output_of(Whole) is None
+
+
+class Product(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+    unit_price: float = pydantic.Field(alias="unitPrice")
+    tags: list[str] = []
+
+
+class Sold(pydantic.BaseModel):
+    at: dt.date
+    product: Product
+
+
+ROW = {"unit_price": Decimal("1.5"), "tags": ["x"]}
+SENT = {"unitPrice": 1.5, "tags": ["x"]}
+ROWS: list[tuple[Any, Any, Any]] = [
+    (Product, ROW, SENT),
+    (Product, {"unitPrice": "1.5"}, {"unitPrice": 1.5, "tags": []}),
+    (list[Product], [ROW, Product(unitPrice=2)], [SENT, {"unitPrice": 2.0, "tags": []}]),
+    (tuple[Product, ...], (ROW,), [SENT]),
+    (dict[str, Product], {"a": ROW}, {"a": SENT}),
+    (Annotated[Product | None, "text"], ROW, SENT),
+    (list[Product] | None, [ROW], [SENT]),
+    (list[Sold], [{"at": dt.date(2020, 1, 2), "product": ROW}], [{"at": "2020-01-02", "product": SENT}]),
+    (Product, ToolResult(structured=ROW), SENT),
+    (Product, {"unitPrice": 1.5}, {"unitPrice": 1.5}),
+    (list[Product], [{"unitPrice": 1, "more": True}], [{"unitPrice": 1, "more": True}]),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "sent"), ROWS)
+def test_builtins_that_only_pydantic_reads_as_a_model_are_sent_as_the_model(
+    annotation: Any, value: Any, sent: Any
+) -> None:
+    """A fixed defect: a Decimal went out as a text where the schema has a number. What fits is sent as it is."""
+    output = output_of(annotation)
+    assert output is not None
+    result = json.loads(b"{%b}" % encode_result(value, output))
+    assert result["structuredContent"] == json.loads(result["content"][0]["text"]) == sent
+    Draft202012Validator(output.schema).validate(sent)
+
+
+def test_builtins_that_are_no_model_are_refused_with_the_field() -> None:
+    """As before."""
+    with pytest.raises(LocalError, match=r"unitPrice: Input should be a valid number"):
+        encode_result([{"unitPrice": "much"}], output_of(list[Product]))

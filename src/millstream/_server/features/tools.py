@@ -160,7 +160,7 @@ class Tool(Item):
         value = value if self._output is None else self._output.written(value)
         data = encode(value)
         if self._output is not None:
-            self._output.check(value, data)
+            data = self._output.check(value, data)
         return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
             encode_json(data.decode()),
             data,

@@ -97,6 +97,13 @@ def dec_hook(annotation: Any, value: Any) -> Any:
     return _validated(annotation.model_validate, value)
 
 
+def strict_hook(annotation: Any, value: Any) -> Any:
+    """As `dec_hook`, and a model reads no more than its schema has. It refuses texts of dates and the like, too."""
+    if not is_model(annotation):
+        return dec_hook(annotation, value)
+    return annotation.__pydantic_validator__.validate_python(value, strict=True, by_alias=True, by_name=False)
+
+
 def _validated(validate: Callable[[Any], Any], value: Any) -> Any:
     try:
         return validate(value)

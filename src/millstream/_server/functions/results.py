@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError
@@ -38,6 +38,7 @@ from millstream._server.functions.pydantic_types import (
     is_model,
     knows,
     schema_hook,
+    strict_hook,
 )
 from millstream._server.functions.schema_check import SchemaCheck
 
@@ -83,6 +84,8 @@ class Output(Struct, frozen=True):
     write: Callable[[Any], Any] | None = None
     """Makes builtins of values that are written otherwise than they're read: a model's serializers, computed fields and
     aliases."""
+    rows: "BuiltinsOutput | None" = None
+    """What is sent of builtins instead of a model, such as rows of a database."""
 
     def written(self, value: Any) -> Any:
         """What is encoded instead of a value.
@@ -97,14 +100,16 @@ class Output(Struct, frozen=True):
         except (msgspec.ValidationError, ValueError) as error:
             raise _broken(error, value) from None
 
-    def check(self, value: Any, data: bytes) -> None:
-        """Compare a value and its JSON with the promise.
+    def check(self, value: Any, data: bytes) -> bytes:
+        """Compare a value and its JSON with the promise; gives the JSON to send.
 
         Raises:
             LocalError: naming the field.
         """
         if self.decoder is not None:
             try:
+                if self.rows is not None and type(value) is not self.trusted and self.rows.has(value):
+                    return self._of_rows(value, data, self.rows)
                 if type(value) is not self.trusted:
                     self.decoder.decode(data)
                 elif self.model:
@@ -116,6 +121,25 @@ class Output(Struct, frozen=True):
         elif self.by_hand is not None and not self.by_hand.fits(written := msgspec.json.decode(data)):
             reasons = self.by_hand.reasons(written, len(data))
             raise LocalError(f"the result does not fit the output schema: {reasons}")
+        return data
+
+    def _of_rows(self, value: Any, data: bytes, rows: "BuiltinsOutput") -> bytes:
+        try:
+            rows.decoder.decode(data)
+        except (msgspec.ValidationError, ValueError):
+            return encode(rows.write(value))
+        return data
+
+
+class BuiltinsOutput(Struct, frozen=True):
+    """What is sent of builtins instead of a model: as they are, or as the model where only pydantic reads them so."""
+
+    has: Callable[[Any], bool]
+    """Whether a value has some."""
+    decoder: msgspec.json.Decoder[Any]
+    """Reads what the schema has, and not all that pydantic does: ``"1"`` as a number, names beside aliases."""
+    write: Callable[[Any], Any]
+    """As that of `Output`."""
 
 
 def _broken(error: Exception, value: Any) -> LocalError:
@@ -130,14 +154,15 @@ class DecimalOutput(Output, frozen=True):
 
     decimals: Find | None = None
 
-    def check(self, value: Any, data: bytes) -> None:
+    def check(self, value: Any, data: bytes) -> bytes:
         """See `Output`."""
-        super().check(value, data)
+        data = Output.check(self, value, data)
         if self.decimals is None or (b"NaN" not in data and b"Infinity" not in data):
-            return
+            return data
         if (place := self.decimals(msgspec.json.decode(data))) is not None:
             where = f" - at `${place}`" if place else ""
             raise LocalError(f"the result does not fit the output schema: {NO_DECIMAL}{where}")
+        return data
 
 
 def output_of(annotation: Any, readable: Any = None) -> Output | None:
@@ -160,12 +185,13 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
     try:
         differs = schema_of(annotation, hook=written) != schema_of(annotation, hook=schema_hook)
         write = _written_models().writer(annotation, models) if differs else None
+        rows = _rows(annotation, models) if models and not differs else None
         schema = schema_of(annotation, hook=lambda part: without_formats(written(part), LOOSE), written=True)
     except TypeError:
         if not knows(annotation):
             raise
         annotation = adapted(annotation)
-        schema, write = without_formats(annotation.schema, LOOSE), None
+        schema, write, rows = without_formats(annotation.schema, LOOSE), None, None
     if not _is_structured(schema):
         return None
     model = is_model(annotation)
@@ -174,8 +200,17 @@ def output_of(annotation: Any, readable: Any = None) -> Output | None:
     if write is None:
         decoder = msgspec.json.Decoder(annotation, dec_hook=dec_hook)
     if (decimals := decimal_check(schema)) is not None:
-        return DecimalOutput(schema, decoder, trusted, model=model, write=write, decimals=decimals)
-    return Output(schema, decoder, trusted, model=model, write=write)
+        return DecimalOutput(schema, decoder, trusted, model=model, write=write, rows=rows, decimals=decimals)
+    return Output(schema, decoder, trusted, model=model, write=write, rows=rows)
+
+
+def _rows(annotation: Any, models: list[Any]) -> BuiltinsOutput | None:
+    module = _written_models()
+    has = module.finds_builtins(annotation)
+    if has is None:
+        return None
+    decoder = msgspec.json.Decoder(annotation, dec_hook=strict_hook)
+    return BuiltinsOutput(has, decoder, module.writer(annotation, models))
 
 
 def _written_models() -> Any:
@@ -246,7 +281,7 @@ def _structured(value: Any, output: Output | None) -> bytes:
     except RecursionError:
         raise NotJson("the result contains itself, or is too deep for JSON") from None
     if output is not None:
-        output.check(value, data)
+        data = output.check(value, data)
     return b'"content":[{"type":"text","text":%b}],"structuredContent":%b' % (encode(data.decode()), data)
 
 
@@ -256,7 +291,9 @@ def _explicit(result: ToolResult, output: Output | None) -> bytes:
             raise LocalError("the result does not fit the output schema: it has no structured value")
         if output.write is not None:
             result = msgspec.structs.replace(result, structured=output.written(result.structured))
-        output.check(result.structured, encode(result.structured))
+        data = output.check(result.structured, encode(result.structured))
+        if output.rows is not None:
+            result = msgspec.structs.replace(result, structured=Raw(data))
     items = result.content if isinstance(result.content, list) else [result.content]
     if result.structured is UNSET:
         members = b'"content":%b' % encode([_block(item) for item in items])

@@ -1,12 +1,13 @@
-"""Results with models that pydantic writes otherwise than it reads them: with serializers, computed fields, aliases.
+"""Results that pydantic writes: models with serializers, computed fields and aliases, and builtins instead of a model.
 
 The models themselves are written by pydantic, and msgspec writes what is around them, as in every other result. Only
-programs with such models load this module.
+programs whose tools return models load this module.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -63,3 +64,26 @@ def _with_models(value: Any, annotation: Any) -> Any:
         return msgspec.convert(value, annotation, dec_hook=dec_hook)
     except msgspec.ValidationError:
         return value
+
+
+def finds_builtins(annotation: Any) -> Callable[[Any], bool] | None:
+    """What tells whether a value has builtins where a type promises a model; None where none is in plain sight.
+
+    Fields of dataclasses and TypedDicts aren't looked into.
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if is_model(annotation):
+        return lambda value: not is_model(type(value))
+    if origin is Annotated:
+        return finds_builtins(parts[0])
+    if origin in (Union, UnionType):
+        several = [found for part in parts if (found := finds_builtins(part)) is not None]
+        return (lambda value: value is not None and all(found(value) for found in several)) if several else None
+    if not isinstance(origin, type) or not parts or (origin is tuple and parts[-1] is not ...):
+        return None
+    inside = finds_builtins(parts[0] if parts[-1] is ... else parts[-1])
+    if inside is None:
+        return None
+    if issubclass(origin, Mapping):
+        return lambda value: isinstance(value, dict) and any(map(inside, cast("Any", value).values()))
+    return lambda value: isinstance(value, list | tuple | set | frozenset) and any(map(inside, cast("Any", value)))
