@@ -1,6 +1,7 @@
 """Models that are written otherwise than they're read: what a tool promises, and what it sends."""
 
 import datetime as dt
+import enum
 import json
 import math
 import re
@@ -299,3 +300,18 @@ def test_builtins_that_are_no_model_are_refused_with_the_field() -> None:
     """As before."""
     with pytest.raises(LocalError, match=r"unitPrice: Input should be a valid number"):
         encode_result([{"unitPrice": "much"}], output_of(list[Product]))
+
+
+class Right(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+def test_several_flags_at_once_fit_the_schema() -> None:
+    """A fixed defect: clients refused such a result, for the schema had each flag alone."""
+    output = output_of(list[Right])
+    assert output is not None
+    sent = json.loads(b"{%b}" % encode_result([Right.READ | Right.WRITE], output))["structuredContent"]
+    assert sent == [3]
+    Draft202012Validator(output.schema).validate(sent)
+    assert schema_of(Right) == {"type": "integer"}

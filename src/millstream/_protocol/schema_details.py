@@ -89,6 +89,8 @@ def _detail_class(node: Schema, annotation: Any, definitions: Schema, formats: F
     moment = formats.get((annotation.__module__, annotation.__name__))
     if moment is not None:
         node.setdefault("format", moment)
+    elif issubclass(annotation, enum.Flag):
+        node.pop("enum", None)  # several at once are another number
     elif issubclass(annotation, enum.Enum):
         _order(node, [member.value for member in annotation])
     elif any(key in node for key in ("properties", "prefixItems")) and not _is_foreign(annotation):
