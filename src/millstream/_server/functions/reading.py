@@ -83,7 +83,7 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
             raise ArgumentError(argument_error(error, plan, raw)) from error
         return arguments
     except TypeError as error:
-        if not str(error).endswith(_NOT_IN_SETS):
+        if not any(told in str(error) for told in _NOT_IN_SETS):
             raise
         why = f"an array with unique items holds an array or object. {expected(plan.input_schema)}"
         raise ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {why}") from error
