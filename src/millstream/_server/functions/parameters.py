@@ -306,10 +306,9 @@ def schema_of_arguments(struct: type[Any], arguments: list[Argument]) -> Schema:
 
 def _is_always_the_same(argument: Argument) -> bool:
     """Whether a factory makes what clients may read as the default: no time, and nothing that happens once."""
+    default: Any = argument.default
     kinds = (*PLAIN, list, dict, set, frozenset, tuple)
-    return (
-        isinstance(argument.default, kinds) and argument.factory is not None and argument.factory() == argument.default
-    )
+    return isinstance(default, kinds) and argument.factory is not None and bool(argument.factory() == default)
 
 
 def check_described(arguments: list[Argument], schema: Schema, name: str) -> None:
