@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import time
@@ -201,7 +202,7 @@ class Client:
 
     async def request(self, body: bytes = b"", path: str = "/mcp", headers: Mapping[str, str] | None = None) -> Reply:
         """POST a body, or GET without one."""
-        if self._writer is None or self._reader.at_eof():
+        if self._writer is None or self.ended:
             await self.close()
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
             self.connections += 1
@@ -235,8 +236,14 @@ class Client:
 
     @property
     def ended(self) -> bool:
-        """The server has closed the connection."""
-        return self._writer is not None and self._reader.at_eof()
+        """The server has closed the connection. The loop may not have seen it yet, if this machine has stood still."""
+        if self._writer is None:
+            return False
+        if self._reader.at_eof() or self._writer.is_closing():
+            return self._reader.at_eof()
+        unseen = select.poll()
+        unseen.register(self._writer.get_extra_info("socket"), select.POLLIN)
+        return [event for _, event in unseen.poll(0)] == [select.POLLIN]  # a reset would be more
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
