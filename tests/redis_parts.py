@@ -138,11 +138,27 @@ async def until(true: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def insist(url: str, lease: float) -> RedisStore:
+    """A worker, however often it tries: a server that stands still at this moment isn't one that can't be used."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        store = RedisStore(parse_address(url), lease=lease)
+        try:
+            await store.open()
+        except LocalError:
+            assert time.monotonic() < deadline
+        else:
+            return store
+
+
 @asynccontextmanager
-async def opened(url: str, lease: float = LEASE) -> AsyncIterator[RedisStore]:
-    """A worker for the length of the block."""
-    store = RedisStore(parse_address(url), lease=lease)
-    await store.open()
+async def opened(url: str, lease: float = LEASE, *, insists: bool = False) -> AsyncIterator[RedisStore]:
+    """A worker for the length of the block. Where the test is impatient with Redis, this one `insists`."""
+    if insists:
+        store = await insist(url, lease)
+    else:
+        store = RedisStore(parse_address(url), lease=lease)
+        await store.open()
     try:
         yield store
     finally:
@@ -314,14 +330,7 @@ class RedisBacking:
             self._unhurried.start()
             self._server = shared_servers(self.servers)
             self._server.flush()
-        deadline = time.monotonic() + WAIT
-        while True:  # a server that stands still at this moment isn't one that can't be used
-            store = RedisStore(parse_address(self._server.url), lease=10 * WAIT)
-            try:
-                await store.open()
-                break
-            except LocalError:
-                assert time.monotonic() < deadline
+        store = await insist(self._server.url, lease=10 * WAIT)
         self._look()
         self._workers.append(store)
         return store

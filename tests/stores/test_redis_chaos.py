@@ -149,7 +149,7 @@ async def test_whatever_breaks_acknowledged_events_are_there_once_and_all_see_on
         wires = [await stack.enter_async_context(Proxy(server.port)) for _ in range(3)]
         urls = [f"redis://127.0.0.1:{wire.port}" for wire in wires]
         # A lease that outlasts any fault: who lives and who doesn't isn't the subject.
-        workers = [await stack.enter_async_context(opened(url, lease=WAIT)) for url in urls]
+        workers = [await stack.enter_async_context(opened(url, lease=WAIT, insists=True)) for url in urls]
         world = World(server, wires, workers)
         await append(workers[0], STREAM, b"first")
         server.ask("SAVE")

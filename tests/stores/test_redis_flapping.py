@@ -60,7 +60,7 @@ async def test_whichever_server_workers_are_led_to_no_acknowledged_event_is_lost
         first, second = servers
         wires = [await stack.enter_async_context(Proxy(first.port)) for _ in range(WORKERS)]
         urls = [f"redis://127.0.0.1:{wire.port}" for wire in wires]
-        workers = [await stack.enter_async_context(opened(url, lease=WAIT)) for url in urls]
+        workers = [await stack.enter_async_context(opened(url, lease=WAIT, insists=True)) for url in urls]
         await append(workers[0], STREAM, b"first")
         second.ask("REPLICAOF", "127.0.0.1", str(first.port))
         await until(lambda: second.ask("XLEN", Keys("millstream:").stream(STREAM)) == 1)
