@@ -45,7 +45,7 @@ class Running:
 
     def memory(self) -> float:
         """Resident memory of the process and its children, in MiB."""
-        return sum(_resident(pid) for pid in family(self.process.pid)) / 2**20
+        return sum(resident(pid) for pid in family(self.process.pid)) / 2**20
 
     def cpu(self) -> float:
         return cpu_seconds(self.process.pid)
@@ -137,7 +137,7 @@ def _post(port: int, request: First) -> http.client.HTTPResponse:
         connection.close()
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
     except (OSError, IndexError):

@@ -180,7 +180,7 @@ def main() -> None:
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 3.0
     print(sys.version.split()[0], os.cpu_count(), "cores, load", os.getloadavg()[0])
     with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{Path(folder) / 'bench.db'}?synchronous={how}" if how else "memory://"
+        url = f"sqlite:///{Path(folder) / 'bench.db'}?durability={how}" if how else "memory://"
         if what == "redis":
             uvloop.run(redis(folder, seconds))
         else:

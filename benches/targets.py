@@ -1,7 +1,7 @@
 """The servers under measurement: how each is started in each mode.
 
 Peers run from `.bench/` (a virtual environment, node_modules and programs of their own), ours from the environment
-that runs the benchmark. A mode is what the server is told: sessions or none, HTTP or stdio, our lane or plain ASGI.
+that runs the benchmark. A mode is what the server is told: sessions or none, HTTP or stdio, our own server or ASGI.
 """
 
 import subprocess

@@ -21,6 +21,7 @@ MODULES = (
     "millstream.auth",
     "millstream.hub",
     "millstream.testing",
+    "millstream.gateway.openapi",
     "millstream.compat.fastmcp",
     "millstream.compat.types",
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Self
 
-from millstream.agent import Event, OpenAIModel
+from millstream.agent import Event, LanguageModel
 from patience import WAIT
 
 KEY = "sk-right"
@@ -227,9 +227,9 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
     return Asked(first.split()[1], headers, json.loads(body or b"{}"))
 
 
-def model(api: ScriptedModel, name: str = "test-model", key: str = KEY) -> OpenAIModel:
+def model(api: ScriptedModel, name: str = "test-model", key: str = KEY) -> LanguageModel:
     """The model of the API."""
-    return OpenAIModel(name, key=key, url=api.url)
+    return LanguageModel(name, key=key, url=api.url)
 
 
 async def heard(events: AsyncIterator[Event]) -> list[Event]:

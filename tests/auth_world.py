@@ -13,7 +13,6 @@ from http_peer import Peer, Running, serve
 from millstream import Context, Server, Settings, auth
 from millstream._app.runtime import Runtime
 from millstream._app.serving.entry import prepare
-from millstream._http.websocket.uvicorn import WebSocketProtocol
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, POST, Reply, encode_request, enveloped, pairs, request, routing
 
@@ -157,5 +156,5 @@ async def guarded(
     server = server or make_server(**options)
     async with server.running() as runtime:
         prepare(server, runtime)
-        async with serve(server, lane=lane, port=port, ws=WebSocketProtocol) as running:
+        async with serve(server, lane=lane, port=port) as running:
             yield Guarded(server, runtime, running)

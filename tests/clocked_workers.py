@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uvicorn.server import ServerState
-
 import http_peer
 from behaviour.exchanges import Exchange, LaneHttp
 from clocks import Clocks
 from fleet import Worker
+from millstream._http.server.guard import ServerState
 from patience import WAIT
 from processes import Shared, millstream
 from redis_parts import RedisServer

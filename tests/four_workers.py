@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from uvicorn.server import ServerState
 
 from http_peer import Running
+from millstream._http.server.guard import ServerState
 from processes import ROOT, Shared, millstream
 
 FOUR = "four"

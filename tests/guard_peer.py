@@ -1,4 +1,4 @@
-"""A guarded server for tests: toy handlers behind the lane's protocol class, one of them known to ASGI only."""
+"""Our own server for tests: toy handlers, one of which the fast head reader does not find."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,9 +7,9 @@ from typing import Any
 
 from http_peer import Peer, Running, ToyApp, serve
 from millstream._config import Settings
-from millstream._http.lane import Lane
-from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, Request, Response
+from millstream._http.server import Endpoints
+from millstream._http.server.forwarded import TrustedProxies
 
 Start = Callable[..., Awaitable[Running]]
 
@@ -19,17 +19,11 @@ async def echo(request: Request) -> Response:
     return Response(body=request.body)
 
 
-class GuardApp(ToyApp):
-    """`/asgi` is answered by the adapter only; the lane does not know it."""
-
-    def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings) -> None:
-        super().__init__(routes, settings, lane=True)
-        lookup = self.__millstream_lane__.lookup
-        self.__millstream_lane__ = Lane(
-            lambda method, path: None if path == b"/asgi" else lookup(method, path),
-            limits=HttpLimits.of(settings),
-            policy=self.__millstream_lane__.policy,
-        )
+def guard_table(routes: dict[tuple[str, str], Handler], settings: Settings, **options: Any) -> Endpoints:
+    """Endpoints of which `/exact` and the probes are not hot."""
+    table = ToyApp(routes, settings).table
+    hot = {key: found for key, found in table.hot.items() if key[1] not in (b"/exact", b"/livez")}
+    return Endpoints(table.find, limits=table.limits, policy=table.policy, hot=hot, **options)
 
 
 @asynccontextmanager
@@ -40,16 +34,17 @@ async def guarded() -> AsyncIterator[Start]:
         async def start(
             more: dict[tuple[str, str], Handler] | None = None,
             *,
-            config: dict[str, Any] | None = None,
+            options: dict[str, Any] | None = None,
+            proxies: TrustedProxies | None = None,
             **settings: Any,
         ) -> Running:
             routes: dict[tuple[str, str], Handler] = {
                 ("POST", "/echo"): echo,
-                ("POST", "/asgi"): echo,
+                ("POST", "/exact"): echo,
                 ("GET", "/livez"): echo,
             }
-            app = GuardApp(routes | (more or {}), Settings(**settings))
-            return await stack.enter_async_context(serve(app, lane=True, **(config or {})))
+            table = guard_table(routes | (more or {}), Settings(**settings), **(options or {}))
+            return await stack.enter_async_context(serve(table, proxies=proxies))
 
         yield start
 

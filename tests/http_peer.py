@@ -1,4 +1,4 @@
-"""A server of toy handlers in the test's own loop, by either way, and a raw socket client for it."""
+"""A server of toy handlers in the test's own loop, our own or plain ASGI, and a raw socket client for it."""
 
 import asyncio
 import socket
@@ -10,14 +10,19 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
+from uvicorn.server import ServerState as UvicornState
 
+from millstream import Server
+from millstream._app.serving.entry import prepare
 from millstream._config import Settings
 from millstream._http.asgi.adapter import AsgiAdapter
 from millstream._http.hosts import HostPolicy
-from millstream._http.lane import Lane, load_lane
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler
+from millstream._http.server import Endpoints
+from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.guard import ConnectionGuard, ServerState
+from millstream._http.server.listener import Listener
 from patience import WAIT
 
 HEAD = b"Host: 127.0.0.1\r\n"
@@ -26,20 +31,18 @@ NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class ToyApp:
-    """An ASGI application with a lane, as `Server` is one: exact paths to handlers."""
+    """An ASGI application with a route table, as `Server` is one: exact paths to handlers."""
 
-    def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings, *, lane: bool) -> None:
+    def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings) -> None:
         limits = HttpLimits.of(settings)
         policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=True)
         self.adapter = AsgiAdapter(lambda method, path: routes.get((method, path)), limits=limits, policy=policy)
-        wire = {(method.encode(), path.encode()): handler for (method, path), handler in routes.items()}
-        if lane:
-            self.__millstream_lane__ = Lane(
-                lambda method, path: wire.get((method, path)),
-                limits=limits,
-                policy=policy,
-                hot={key: (handler, key[0].decode(), key[1].decode()) for key, handler in wire.items()},
-            )
+        self.table = Endpoints(
+            lambda method, path: routes.get((method, path)),
+            limits=limits,
+            policy=policy,
+            hot={(key[0].encode(), key[1].encode()): (handler, *key) for key, handler in routes.items()},
+        )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Only HTTP; the lifespan is off."""
@@ -63,14 +66,15 @@ class Peer:
         return (await asyncio.wait_for(self.reader.readline(), WAIT)).removesuffix(b"\r\n")
 
     async def head(self) -> tuple[int, dict[bytes, bytes]]:
-        """A status line and the headers."""
+        """A status line and the headers; of several cookies the first."""
         status = await self.line()
         assert status.startswith(b"HTTP/1.1 "), status
         headers: dict[bytes, bytes] = {}
         while line := await self.line():
             name, _, value = line.partition(b": ")
-            assert name not in headers or name == b"vary", name
-            headers[name.lower()] = value
+            assert name not in headers or name in (b"vary", b"set-cookie"), name
+            if name != b"set-cookie" or name not in headers:
+                headers[name.lower()] = value
         return int(status.split()[1]), headers
 
     async def chunk(self) -> bytes:
@@ -113,7 +117,7 @@ class Connections(set[Any]):
         self._left = asyncio.Event()
 
     def discard(self, element: Any, /) -> None:
-        """uvicorn calls this when a connection is lost."""
+        """The server calls this when a connection is lost."""
         super().discard(element)
         self._left.set()
 
@@ -129,14 +133,30 @@ class Running:
     """A server of one test: its port, its state, and the connections tests made."""
 
     def __init__(
-        self, state: ServerState, port: int, *, lane: bool = True, somewhere: Callable[[], str] | None = None
+        self,
+        state: ServerState | UvicornState,
+        port: int,
+        *,
+        guard: ConnectionGuard | None = None,
+        somewhere: Callable[[], str] | None = None,
     ) -> None:
         """`somewhere` says from which address each connection comes."""
-        self.state = state
+        self.state: Any = state
+        self._guard = guard
         self.port = port
-        self.lane = lane
         self.somewhere = somewhere
         self.peers: list[Peer] = []
+
+    @property
+    def own(self) -> bool:
+        """Our own server serves, and not plain ASGI."""
+        return self._guard is not None
+
+    @property
+    def guard(self) -> ConnectionGuard:
+        """The guard of our own server."""
+        assert self._guard is not None
+        return self._guard
 
     async def connect(self, first: bytes = b"", *, small_buffer: bool = False) -> Peer:
         """A new connection; a small receive buffer makes a reader that takes little.
@@ -172,34 +192,76 @@ class Running:
 
 @asynccontextmanager
 async def serve(
-    app: Any, *, lane: bool, port: int = 0, tls: ssl.SSLContext | None = None, **config: Any
+    app: Any,
+    *,
+    lane: bool = True,
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+    proxies: TrustedProxies | None = None,
+    **config: Any,
 ) -> AsyncIterator[Running]:
-    """Serve with uvicorn's protocol class, ours or its own, on a port of the loopback address, or a free one.
+    """Serve on a port of the loopback address, or a free one, with our own server; without `lane` by plain ASGI.
 
-    Without `uvicorn.Server`, whose ticks of 0.1 s would be most of a test's time.
+    What has no route table is served by plain ASGI, too; `config` is uvicorn's.
     """
-    protocol = load_lane().protocol if lane else HttpToolsProtocol
-    assert protocol is not None
-    settings = uvicorn.Config(app, http=protocol, log_config=None, access_log=False, **config)
-    settings.load()
+    table = await table_of(app)
+    if not lane or table is None:
+        async with serve_asgi(app, port=port, tls=tls, **config) as running:
+            yield running
+        return
     state = ServerState()
-    state.default_headers = settings.encoded_headers
     state.connections = Connections()
-    loop = asyncio.get_running_loop()
-    factory = partial(protocol, config=settings, server_state=state, app_state={}, _loop=loop)
-    server = await loop.create_server(factory, "127.0.0.1", port, ssl=tls, reuse_address=True)
-    running = Running(state, server.sockets[0].getsockname()[1], lane=lane)
+    listener = Listener(table, tls=tls, proxies=proxies, state=state)
+    server = await asyncio.get_running_loop().create_server(
+        listener.make_protocol, "127.0.0.1", port, ssl=tls, reuse_address=True
+    )
+    running = Running(state, server.sockets[0].getsockname()[1], guard=listener.guard)
     try:
         yield running
     finally:
-        server.close()
-        running.leave()
-        for connection in list(state.connections):
-            connection.transport.abort()  # type: ignore[union-attr]
-        for task in list(state.tasks):
-            task.cancel()
-        if state.tasks:
-            await asyncio.wait(state.tasks, timeout=WAIT)
+        await _end(server, running)
+
+
+async def table_of(app: Any) -> Endpoints | None:
+    """The endpoints of what our own server can serve."""
+    if isinstance(app, Endpoints):
+        return app
+    if isinstance(app, ToyApp):
+        return app.table
+    if isinstance(app, Server):
+        return prepare(app, await app.start())
+    return None
+
+
+@asynccontextmanager
+async def serve_asgi(
+    app: Any, *, port: int = 0, tls: ssl.SSLContext | None = None, **config: Any
+) -> AsyncIterator[Running]:
+    """Serve an ASGI application with uvicorn, without `uvicorn.Server`, whose ticks would be most of a test's time."""
+    settings = uvicorn.Config(app, http=HttpToolsProtocol, log_config=None, access_log=False, **config)
+    settings.load()
+    state = UvicornState()
+    state.default_headers = settings.encoded_headers
+    state.connections = Connections()
+    loop = asyncio.get_running_loop()
+    factory = partial(HttpToolsProtocol, config=settings, server_state=state, app_state={}, _loop=loop)
+    server = await loop.create_server(factory, "127.0.0.1", port, ssl=tls, reuse_address=True)
+    running = Running(state, server.sockets[0].getsockname()[1])
+    try:
+        yield running
+    finally:
+        await _end(server, running)
+
+
+async def _end(server: asyncio.Server, running: Running) -> None:
+    server.close()
+    running.leave()
+    for connection in list(running.state.connections):
+        connection.transport.abort()
+    for task in list(running.state.tasks):
+        task.cancel()
+    if running.state.tasks:
+        await asyncio.wait(running.state.tasks, timeout=WAIT)
 
 
 def request(method: str = "POST", path: str = "/echo", body: bytes = b"", extra: bytes = b"") -> bytes:

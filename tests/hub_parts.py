@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from millstream._stores.base import Entry
-from millstream._stores.groups import GroupsOf
+from millstream._stores.members import MapMembers
 from millstream._stores.memory.store import MemoryStore
+from millstream._stores.workers import Leases, Roster, update_roster
 from millstream.hub import Event, Hub, HubLimits
 from patience import WAIT
 
@@ -152,15 +153,18 @@ class DistantStore:
         self.near = near
         """What is appended is heard at once."""
         self._turns = turns
-        self._groups = store.members.groups
-        self.workers: Any = _Workers()
-        self._groups.come(self.workers.me)
+        self.lasting = False
+        self.lease = 60.0
+        self._store = store
+        self.workers: Any = Leases(self)
         self.kv: Any = _Distant(self, store.kv)
         self.log: Any = _DistantLog(self, store.log)
         self.bus: Any = _Distant(self, store.bus)
-        self.members: Any = _Distant(self, GroupsOf(self._groups, self.workers.me))
+        self.members: Any = MapMembers(self, self.workers)
+        self.charge = store.backend.charge
+        self.release = store.backend.release
 
-    async def doubt(self) -> str:
+    async def degraded_reason(self) -> str:
         """None."""
         return ""
 
@@ -172,12 +176,18 @@ class DistantStore:
         """The epoch stays."""
         return lambda: None
 
-    def give_up(self) -> None:
+    async def bind(self, worker: str) -> None:
+        """Nothing to tie."""
+
+    async def give_up(self) -> None:
         """Its lease is over: it died, or was stopped. Whatever it does from now on, it does under a new name."""
-        self._groups.go(self.workers.me)
+
+        def end(roster: Roster) -> bool:
+            roster.living.setdefault(self.workers.me, 0.0)
+            return roster.end(self.workers.me, time.time())
+
+        await update_roster(self._store.kv, end)
         self.workers.me = secrets.token_hex(6)
-        self._groups.come(self.workers.me)
-        self.members.become(GroupsOf(self._groups, self.workers.me))
 
     async def wait(self) -> None:
         """The way through the network."""
@@ -194,12 +204,6 @@ class DistantStore:
 def beside(store: MemoryStore) -> DistantStore:
     """The store as another worker has it, without any distance."""
     return DistantStore(lambda: 0, store, near=True)
-
-
-class _Workers:
-    def __init__(self) -> None:
-        self.me = secrets.token_hex(6)
-        self.lease = 1.0
 
 
 class _Distant:
@@ -230,13 +234,13 @@ class _Distant:
 class _DistantLog(_Distant):
     def __init__(self, distance: DistantStore, part: Any) -> None:
         super().__init__(distance, part)
-        self._listening: list[tuple[str, Callable[[Entry], None]]] = []
+        self._listening: list[tuple[str, Callable[[Entry], None], Callable[[], None] | None]] = []
 
     def become(self, part: Any) -> None:
         """Whoever listens, listens to that."""
         super().become(part)
-        for stream, hear in self._listening:
-            part.listen(stream, hear)
+        for stream, hear, interrupted in self._listening:
+            part.listen(stream, hear, interrupted=interrupted)
 
     def listen(
         self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
@@ -260,5 +264,6 @@ class _DistantLog(_Distant):
             if task is None or task.done():
                 task = asyncio.ensure_future(bring())
 
-        self._listening.append((stream, hear))
-        return self._part.listen(stream, hear)
+        self._listening.append((stream, hear, interrupted))
+        stop: Callable[[], None] = self._part.listen(stream, hear, interrupted=interrupted)
+        return stop

@@ -23,7 +23,7 @@ from millstream._server.calls.changes import Changes
 from millstream._server.calls.keys import Secrets
 from millstream._server.calls.services import Services
 from millstream._stores.base import Store
-from millstream.auth._issuing.ways import User
+from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._method import Identity
 from store_parts import BACKINGS
 

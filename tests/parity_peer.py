@@ -1,11 +1,11 @@
-"""Toy handlers for the suite that both HTTP ways pass, and a server of them by either way."""
+"""Toy handlers for the suite that our own server and plain ASGI both pass, and a server of them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from http_peer import WAIT, Running, ToyApp, serve
+from http_peer import WAIT, Running, ToyApp, serve, serve_asgi
 from millstream._config import Settings
 from millstream._http.message import STREAM_HEAD, Handler, Request, Response
 
@@ -76,12 +76,11 @@ ROUTES: dict[tuple[str, str], Handler] = {
 
 @asynccontextmanager
 async def parity(way: str) -> AsyncIterator[Start]:
-    """Give a function that starts servers by one of the two ways; they end with the block."""
-    lane = way == "lane"
+    """Give a function that starts servers by one of the two ways, `own` or `asgi`; they end with the block."""
     async with AsyncExitStack() as stack:
 
         async def start(more: dict[tuple[str, str], Handler] | None = None, **settings: Any) -> Running:
-            app = ToyApp(ROUTES | (more or {}), Settings(**settings), lane=lane)
-            return await stack.enter_async_context(serve(app, lane=lane))
+            app = ToyApp(ROUTES | (more or {}), Settings(**settings))
+            return await stack.enter_async_context(serve(app.table) if way == "own" else serve_asgi(app))
 
         yield start

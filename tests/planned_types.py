@@ -59,4 +59,4 @@ class Node:
 def run(function: Callable[..., Any], arguments: Any = None, **options: Any) -> Any:
     """Plan a function, decode arguments for it and call it."""
     made = plan(function, contexts=CONTEXTS, **options)
-    return made.call(made.decoder.decode(json.dumps(arguments or {})), CONTEXT)
+    return made.call(made.decode(json.dumps(arguments or {}).encode()), CONTEXT)

@@ -190,7 +190,7 @@ def redis_stood_still(log: Path) -> bool:
     """A server didn't start because Redis was silent for some seconds, as it is when the machine stands still. Whoever
     runs servers starts it again.
     """
-    return "doesn't answer. Start it" in log.read_text("utf-8", "replace")
+    return "can't be reached" in log.read_text("utf-8", "replace")
 
 
 def _listens(process: subprocess.Popen[bytes], port: int) -> bool:

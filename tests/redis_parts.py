@@ -19,9 +19,10 @@ import hiredis
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Store, Told
+from millstream._stores.base import CoAppend, Store
 from millstream._stores.redis.address import parse_address
 from millstream._stores.redis.store import RedisStore
+from millstream._stores.workers import Leases
 from patience import WAIT
 from processes import Tests, free_port, tied
 
@@ -127,8 +128,8 @@ def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     A test or file with the mark `impatient` has the wait that ships.
     """
     if request.node.get_closest_marker("impatient") is None:
-        monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
-        monkeypatch.setattr("millstream._stores.redis.link.CONNECT_SECONDS", WAIT)
+        for name in ("PATIENCE", "CONNECT_SECONDS", "START_SECONDS"):
+            monkeypatch.setattr(f"millstream._stores.redis.client.{name}", WAIT)
 
 
 async def until(true: Callable[[], Any]) -> None:
@@ -167,22 +168,23 @@ async def opened(url: str, lease: float = LEASE, *, insists: bool = False) -> As
 
 async def quiet(store: RedisStore) -> None:
     """All scripts are known, and nothing is under way."""
-    await until(lambda: store._reader._link is not None and not store.workers._hurry.is_set())
-    await store.workers.beat()
+    assert isinstance(store.workers, Leases)
+    await store.workers.renew()
     for stream in ("hub:journal", "call:warm:1"):
         await store.log.append(stream, b"warm", ttl=TTL, max_entries=1000)
-    await store.members.join("warm", "warm", b"", Told("hub:other", b"", TTL, 10))
+    await store.members.join("warm", "warm", b"", CoAppend("hub:other", b"", TTL, 10))
     await store.bus.publish("warm", b"")
 
 
 async def kill(store: Any) -> None:
     """End a worker as kill -9 would: its connections break, and nobody is told."""
-    store._tasks, tasks = [], store._tasks
+    backend = store.backend
+    tasks = [*store._tasks, *backend._tasks]
+    store._tasks, backend._tasks = [], []
     for task in tasks:
         task.cancel()
-    if store._reader._link is not None:
-        store._reader._link.close()
-    await store._commands.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await backend._client.close()
 
 
 class Sentinels:
@@ -323,7 +325,7 @@ class RedisBacking:
     def __init__(self) -> None:
         self._server: Any = None
         self._workers: list[RedisStore] = []
-        self._unhurried = mock.patch("millstream._stores.redis.commands.SILENCE", WAIT)
+        self._unhurried = mock.patch("millstream._stores.redis.client.SILENCE", WAIT)
 
     async def worker(self) -> Store:
         if self._server is None:
@@ -338,13 +340,14 @@ class RedisBacking:
     async def kill(self, store: Any) -> None:
         """Its lease ends soon, as those of workers in production do."""
         store.workers.lease = LEASE
-        await store.workers.beat()
+        await store.workers.renew()
         await kill(store)
-        self._look()
+        asyncio.get_running_loop().call_later(LEASE + 0.1, self._look)
 
     def _look(self) -> None:
-        """All see who is there, and when the first lease ends: by themselves they would after the part of a lease."""
+        """All see who is there: by themselves they would after the part of a lease."""
         for each in self._workers:
+            assert isinstance(each.workers, Leases)
             each.workers.hurry()
 
     async def close(self) -> None:

@@ -164,7 +164,7 @@ def table(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
         ("POST", "/mcp/tools/call"): rest.call_tool,
         ("GET", "/openapi.json"): rest.describe,
     }
-    fixed |= {("GET", path): handler for path, handler in pages().items()}
+    fixed |= {("GET", path): route.handlers["GET"] for path, route in pages().items()}
 
     async def not_allowed(request: Request) -> Response:
         return Response(b"Method not allowed.\n", 405, b"content-type: text/plain\r\nallow: POST\r\n")

@@ -13,6 +13,7 @@ from typing import Any
 from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, StoreUnavailable
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.memory.topics import Topics
+from millstream._stores.rates import Charge, Decision, Seat
 from millstream._stores.tally import Tally
 
 
@@ -26,6 +27,8 @@ class SharedStore:
         """Turns of the loop that one way through the network takes."""
         self.live: dict[str, WorkerStore] = {}
         """Workers with a lease, by name."""
+        self.gone: set[str] = set()
+        """Workers that have none any more."""
 
     def worker(self) -> "WorkerStore":
         """The store as one more worker has it."""
@@ -58,7 +61,7 @@ class WorkerStore:
         self.deaf = False
         """Nothing that is sent reaches this worker."""
         self.operations = Counter[str]()
-        self.kv: Any = _KeyValue(self)
+        self.kv: Any = _Map(self)
         self.log: Any = _Log(self)
         self.bus: Any = _Bus(self)
         self.members: Any = None
@@ -79,9 +82,9 @@ class WorkerStore:
     def epoch(self) -> str:
         return self._shared.core.epoch
 
-    async def doubt(self) -> str:
+    async def degraded_reason(self) -> str:
         await self.travel("doubt")
-        return await self.core.doubt()
+        return await self.core.degraded_reason()
 
     def time(self) -> float:
         return self._shared.core.time()
@@ -92,6 +95,7 @@ class WorkerStore:
 
     async def close(self) -> None:
         self._shared.live.pop(self.me, None)
+        self._shared.gone.add(self.me)
         for topics in (self.topics, self.lost, self.changes, self.epochs):
             topics.clear()
         if self._pump is not None:
@@ -129,6 +133,7 @@ class WorkerStore:
     def end_lease(self) -> None:
         """The others see that the worker is gone."""
         self._shared.live.pop(self.me, None)
+        self._shared.gone.add(self.me)
         self._shared.changed()
 
     def miss(self) -> None:
@@ -182,7 +187,7 @@ class _Workers:
         return self._store.changes.add("", lambda _: changed())
 
 
-class _KeyValue:
+class _Map:
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
 
@@ -202,17 +207,17 @@ class _Rates:
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
 
-    def __getattr__(self, name: str) -> Any:
-        async def operation(asked: Sequence[Any]) -> Any:
-            await self._store.travel(name)
-            tally = self._store._shared.tally
-            tally.workers = set(self._store._shared.live)
-            done = getattr(tally, name)(self._store.me, asked)
-            result = await done if name == "take" else done
-            await self._store.back()
-            return result
+    async def take(self, charges: Sequence[Charge]) -> Decision:
+        store, shared = self._store, self._store._shared
+        await store.travel("take")
+        charged = await shared.tally.charge(store.me, charges, shared.gone)
+        await store.back()
+        return Decision(charged.taken, max(1, len(shared.live)), charged.forgot)
 
-        return operation
+    async def leave(self, seats: Sequence[Seat]) -> None:
+        await self._store.travel("leave")
+        await self._store._shared.tally.release(self._store.me, seats)
+        await self._store.back()
 
 
 class _Log:
@@ -234,6 +239,12 @@ class _Log:
     ) -> Sequence[Entry]:
         await self._store.travel("read")
         entries = await self._store.core.log.read(stream, after, limit, max_bytes)
+        await self._store.back()
+        return entries
+
+    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
+        await self._store.travel("newest")
+        entries = await self._store.core.log.newest(stream, limit, max_bytes)
         await self._store.back()
         return entries
 

@@ -14,13 +14,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from four_workers import FOUR, SIGNED_IN, four
-from http_peer import Peer, Running, serve
+from http_peer import Peer, Running, serve, serve_asgi
 from millstream import Context, Server, Settings
 from millstream._app.runtime import Runtime
 from millstream._http.hosts import HostPolicy
-from millstream._http.lane import Lane
 from millstream._http.limits import HttpLimits
-from millstream._http.websocket.uvicorn import CLASS_NAME
+from millstream._http.server import Endpoints
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.websocket.route import WebSocketRoute
 from millstream.hub import Hub, HubLimits
@@ -138,8 +137,9 @@ class World:
 
 @asynccontextmanager
 async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: Any = None,
-                authorize: Any = None, config: Any = None, **settings: Any) -> AsyncIterator[World]:  # fmt: skip
-    """A running server. Settings of the server, and `config` of uvicorn, as given; `four` has its own."""
+                authorize: Any = None, config: Any = None, table_options: Any = None,
+                **settings: Any) -> AsyncIterator[World]:  # fmt: skip
+    """A running server; `config` is uvicorn's, `table_options` are our own server's, and `four` has its own."""
     if way == FOUR:
         assert not settings
         missing: Any = None
@@ -156,16 +156,21 @@ async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: An
             policy = HostPolicy(server.settings.allowed_hosts, server.settings.allowed_origins, loopback_bind=True)
             route = WebSocketRoute(runtime.dispatcher, hub, policy, runtime.streams, guard=guard)
             app = World(server, runtime, hub, route)
-            if way == "lane":
-                lane = Lane(lambda method, path: None, limits=HttpLimits.of(server.settings), policy=policy)
-                app.__millstream_lane__ = lane  # type: ignore[attr-defined]
+            table = Endpoints(
+                lambda method, path: None,
+                limits=HttpLimits.of(server.settings),
+                policy=policy,
+                websocket=app,
+                max_message=server.settings.max_message,
+                **(table_options or {}),
+            )
             options: dict[str, Any] = {
-                "ws": CLASS_NAME if way == "lane" else "websockets-sansio",
+                "ws": "websockets-sansio",
                 "ws_max_size": server.settings.max_message,
                 "ws_per_message_deflate": False,
                 **(config or {}),
             }
-            async with serve(app, lane=way == "lane", **options) as running:
+            async with serve(table) if way == "lane" else serve_asgi(app, **options) as running:
                 app.running = running
                 yield app
     finally:

@@ -5,17 +5,21 @@ that into `BACKINGS`: the contract tests run on every one, those for several wor
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Protocol
 
 import pytest
 
+from dict_backend import Data, DictBackend, void
 from millstream._stores import open_store
 from millstream._stores.base import PAGE_BYTES, Entry, Gap, Position, Store
 from millstream._stores.follow import Tail
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
+from millstream._stores.store import BackendStore
+from millstream._stores.tally import Tally
+from nats_parts import NatsBacking
 from patience import WAIT
 from redis_parts import ClusterBacking, RedisBacking, SentinelBacking, until
 
@@ -111,7 +115,7 @@ class LocalBacking:
 
     async def kill(self, store: Store) -> None:
         assert isinstance(store, LocalStore)
-        store.link.abort()
+        store.backend.link.abort()
 
     async def close(self) -> None:
         for store in self._workers:
@@ -131,21 +135,50 @@ class LocalSqliteBacking(LocalBacking):
         self.folder.cleanup()
 
 
+class DictBacking:
+    """A backend as a third party writes it."""
+
+    shared: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._data = Data()
+        self._tally = Tally(self._data)
+        self._workers: list[BackendStore] = []
+
+    async def worker(self) -> Store:
+        store = BackendStore(DictBackend(self._data, self._tally, lease=1.5))
+        await store.open()
+        self._workers.append(store)
+        return store
+
+    async def kill(self, store: Store) -> None:
+        assert isinstance(store, BackendStore)
+        store.abandon()
+
+    async def close(self) -> None:
+        for store in self._workers:
+            await store.close()
+
+
 BACKINGS: dict[str, Callable[[], Backing]] = {
     "memory": MemoryBacking,
     "sqlite": SqliteBacking,
     "local": LocalBacking,
     "local-sqlite": LocalSqliteBacking,
+    "third-party": DictBacking,
     "redis": RedisBacking,
     "redis+sentinel": SentinelBacking,
     "redis+cluster": ClusterBacking,
+    "nats": NatsBacking,
 }
 """What is listed here is tested."""
 
 
 def backings(names: Iterable[str]) -> list[Any]:
     """Parameters of tests: what needs a server in a process of its own is no part of `make unit`."""
-    return [pytest.param(name, marks=pytest.mark.server if name.startswith("redis") else ()) for name in names]
+    return [
+        pytest.param(name, marks=pytest.mark.server if name.startswith(("redis", "nats")) else ()) for name in names
+    ]
 
 
 async def append(store: Store, stream: str, *data: bytes, max_entries: int = 1000) -> list[Position]:
@@ -182,6 +215,28 @@ class Heard:
                 self._arrived.clear()
                 await self._arrived.wait()
         return self.items
+
+
+class Ear(Heard):
+    """A reader that follows a stream from its beginning."""
+
+    def __init__(self, store: Store, stream: str) -> None:
+        super().__init__()
+        self._tail = Tail(store.log, stream, None, self._take, void)
+        self._task = asyncio.create_task(self._tail.run())
+
+    async def ready(self) -> "Ear":
+        """Return when nothing that is appended later can be missed."""
+        await self._tail.catch_up()
+        return self
+
+    def stop(self) -> None:
+        self._tail.stop()
+        self._task.cancel()
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self(entry)
 
 
 async def until_workers(store: Store, true: Callable[[], Awaitable[bool]]) -> None:

@@ -14,14 +14,12 @@ from types import FrameType
 from typing import Any, Self
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
 import millstream
 from millstream import Server, Settings
 from millstream._app.serving.entry import prepare
-from millstream._http.lane import load_lane
-from millstream._http.lane.lines import usual_lines
+from millstream._http.server.fast_head import header_lines
+from millstream._http.server.listener import Listener
 from millstream._telemetry import messages, process
 from wire import KeptTransport, encode_request, enveloped, over_asgi, pairs, routing
 
@@ -104,14 +102,9 @@ async def through_asgi(server: Server) -> list[str]:
     return await measure(ask)
 
 
-async def through_lane(server: Server) -> list[str]:
-    """One call as bytes to the protocol class, in one piece, as a socket brings it."""
-    protocol_class: Any = load_lane().protocol
-    config = uvicorn.Config(server, http=protocol_class, log_config=None)
-    config.load()
-    state = ServerState()
-    state.default_headers = config.encoded_headers
-    protocol = protocol_class(config=config, server_state=state, app_state={}, _loop=asyncio.get_running_loop())
+async def through_connection(server: Server) -> list[str]:
+    """One call as bytes to our own connection, in one piece, as a socket brings it."""
+    protocol = Listener(prepare(server, await server.start())).make_protocol()
     transport = KeptTransport()
     protocol.connection_made(transport)
     data = encode_request("POST", "/mcp", with_key(server), BODY)
@@ -129,11 +122,11 @@ async def through_lane(server: Server) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(("way", "calls", "most"), [("asgi", through_asgi, 11), ("lane", through_lane, 10)])
+@pytest.mark.parametrize(("way", "calls", "most"), [("asgi", through_asgi, 11), ("own", through_connection, 10)])
 async def test_one_call_costs_no_more_of_our_python_calls_than_the_budget(
     way: str, calls: Callable[[Server], Any], most: int
 ) -> None:
-    """Our choice: eleven by ASGI, ten by our own protocol class."""
+    """Our choice: eleven by ASGI, ten by our own connection."""
     server, _ = make_server()
     async with server.running() as runtime:
         prepare(server, runtime)
@@ -157,18 +150,18 @@ async def test_a_list_takes_a_short_cut_too() -> None:
     assert len(names) <= 15, names
 
 
-@pytest.mark.parametrize("calls", [through_asgi, through_lane])
+@pytest.mark.parametrize("calls", [through_asgi, through_connection])
 async def test_a_key_that_is_known_costs_one_python_call(calls: Callable[[Server], Any]) -> None:
     """Our choice: a warm credential is one look-up, and every short cut stays on."""
     counts: list[list[str]] = []
-    usual_lines.forget_credentials()  # those of other tests: so many are kept, and no more
+    header_lines.forget_credentials()  # those of other tests: so many are kept, and no more
     for key in ("", "a-key-for-the-budget"):
         server, _ = make_server(key)
         async with server.running() as runtime:
             prepare(server, runtime)
             counts.append(await calls(server))
     plain, keyed = counts
-    keyed.remove("Guard.protect.<locals>.protected")
+    keyed.remove("AuthGuard.protect.<locals>.protected")
     assert sorted(keyed) == sorted(plain)
 
 
@@ -176,7 +169,7 @@ NOW_AND_THEN = ("MessageLog._begin", "PerSecond.turn")
 """What the first call of another millisecond, or of another second, does."""
 
 
-@pytest.mark.parametrize("calls", [through_asgi, through_lane])
+@pytest.mark.parametrize("calls", [through_asgi, through_connection])
 @pytest.mark.parametrize("key", ["", "a-key-for-the-budget"])
 async def test_a_limit_metrics_and_an_access_log_cost_a_python_call_each(
     calls: Callable[[Server], Any], key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -201,7 +194,7 @@ async def test_a_limit_metrics_and_an_access_log_cost_a_python_call_each(
     assert capsys.readouterr().err.count('"method":"tools/call"') == 3
 
 
-@pytest.mark.parametrize("calls", [through_asgi, through_lane])
+@pytest.mark.parametrize("calls", [through_asgi, through_connection])
 async def test_there_are_no_more_than_seven_frames_from_the_application_to_the_function(
     calls: Callable[[Server], Any],
 ) -> None:

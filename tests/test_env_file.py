@@ -1,4 +1,4 @@
-"""Files with variables: what stands in them means the same to every command, and what others expect of such files."""
+"""Files with variables: python-dotenv reads them, and every command in the same way."""
 
 from pathlib import Path
 
@@ -11,20 +11,22 @@ from millstream.agent import ConfigurationError
 from millstream.agent._configuration import Configuration
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("A=b", "b"), ("A = b ", "b"), ("export A=b", "b"), ("\ufeffA=b", "b"), ("A=b\r\n", "b"), ("  A=b", "b"),
-    ("A=", ""), ("A= # why", ""), ("A=b # why", "b"), ("A=b\t#why", "b"), ("A=b#c", "b#c"), ("A=#c", "#c"),
-    ("A=b c", "b c"), ("A=it's", "it's"), ("A=b=c==", "b=c=="), ("A=$HOME/${X}", "$HOME/${X}"),
-    ("A=C:\\new", "C:\\new"),
-    ("A='b # c'", "b # c"), ("A='b' # why", "b"), ("A='b'#why", "b"), ("A=''", ""), (r"A='a\nb'", r"a\nb"),
-    ('A="b # c"', "b # c"), (r'A="a\nb\tc"', "a\nb\tc"), (r'A="say \"hi\" \\ \$X"', 'say "hi" \\ $X'),
-    ('A="it\'s"', "it's"),
-    (r'A="C:\dir"', r"C:\dir"), ("A='one\ntwo'", "one\ntwo"), ('A="one\n# two\n"  # why', "one\n# two\n"),
-    ("A=1\nA=2", "2"), ("# A=1\n\n \t\nA=2\n# end", "2"), ("A=1\u2028B=2", "1\u2028B=2"),
-])  # fmt: skip
-def test_an_entry_means_what_other_readers_of_such_files_take_it_for(text: str, value: str) -> None:
-    """Our choice: where readers of other languages agree, so do we; nothing is expanded."""
-    assert read_env(text) == {"A": value}
+def test_an_entry_means_what_python_dotenv_reads() -> None:
+    """Quotes, comments, and `export`; nothing is expanded."""
+    for text, value in (
+        ("A=b", "b"),
+        ("export A = b ", "b"),
+        ("A=b\r\n", "b"),
+        ("A=", ""),
+        ("A=b # why", "b"),
+        ("A=b#c", "b#c"),
+        ("A=it's=$HOME", "it's=$HOME"),
+        ("A='b # c' # why", "b # c"),
+        (r'A="a\nb\"c"', 'a\nb"c'),
+        ("A='one\ntwo'", "one\ntwo"),
+        ("# A=1\n\nA=2\nA=3\n# end", "3"),
+    ):
+        assert read_env(text) == {"A": value}, text
 
 
 def test_a_key_of_several_lines_is_followed_by_the_next_entry() -> None:
@@ -33,22 +35,23 @@ def test_a_key_of_several_lines_is_followed_by_the_next_entry() -> None:
     assert read_env(f'KEY="{key}"\nexport NEXT=1\n') == {"KEY": key, "NEXT": "1"}
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("A=1\nnonsense\n", "Line 2 of .env isn't NAME=VALUE."), ("A='1\n2'\n\n=3", "Line 4 of .env isn't NAME=VALUE."),
-    ("1A=2", "Line 1 of .env isn't NAME=VALUE."), ("A B=2", "Line 1 of .env isn't NAME=VALUE."),
-    ("export A", "Line 1 of .env isn't NAME=VALUE."), ("A='b", "Line 1 of .env has a quote that isn't closed."),
-    ('B=1\nA="b\nC=2', "Line 2 of .env has a quote that isn't closed."),
-    ("A='b'c", "Line 1 of .env has something behind the closing quote."), ("A=b\0", "zero byte"),
-])  # fmt: skip
-def test_what_is_no_entry_is_named_by_its_line_and_never_shown(text: str, said: str) -> None:
+def test_an_invalid_line_is_named_and_never_shown() -> None:
     """It may be a secret."""
-    with pytest.raises(EnvFileError, match=said.replace(".", r"\.")) as caught:
-        read_env(text)
-    assert "nonsense" not in str(caught.value)
+    for text, message in (
+        ("A=1\nnonsense\n", "Line 2 of .env isn't NAME=VALUE."),
+        ("A='1\n2'\n\n=3", "Line 4 of .env isn't NAME=VALUE."),
+        ("export A", "Line 1 of .env isn't NAME=VALUE."),
+        ("A='b", "Line 1 of .env isn't NAME=VALUE."),
+        ("A='b'c", "Line 1 of .env isn't NAME=VALUE."),
+        ("A=b\0", ".env has a zero byte, which no variable can hold."),
+    ):
+        with pytest.raises(EnvFileError) as caught:
+            read_env(text)
+        assert str(caught.value) == message
 
 
 def test_every_command_reads_a_file_in_the_same_way(tmp_path: Path) -> None:
-    """A fixed defect: `run --env-file` and `chat --env-file` each had rules of their own for quotes."""
+    """`run --env-file` and `chat --env-file` have the same rules for quotes."""
     path = tmp_path / ".env"
     path.write_text('API_KEY="a\\"b"\nOTHER=\'x\ny\'\n')
     assert read_file(path) == read_env_file(path) == {"API_KEY": 'a"b', "OTHER": "x\ny"}

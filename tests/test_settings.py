@@ -21,7 +21,7 @@ def test_variables_are_read_by_the_type_of_their_setting() -> None:
     """docs/reference/settings.md."""
     settings = Settings.load(
         {
-            "MILLSTREAM_LANE": "false",
+            "MILLSTREAM_SESSIONS": "false",
             "MILLSTREAM_PAGE_SIZE": "7",
             "MILLSTREAM_HEARTBEAT": "0.5",
             "MILLSTREAM_ALLOWED_HOSTS": "a.example, b.example",
@@ -31,7 +31,7 @@ def test_variables_are_read_by_the_type_of_their_setting() -> None:
         }
     )
     assert settings == Settings(
-        lane=False,
+        sessions=False,
         page_size=7,
         heartbeat=0.5,
         allowed_hosts=("a.example", "b.example"),

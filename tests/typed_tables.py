@@ -97,6 +97,9 @@ PAGES = {
     "docs/how-to/behind-nginx.md": Page(
         untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
     ),
+    "docs/how-to/serve-an-openapi-document.md": Page(
+        untyped={"import httpx2": "tests/gateway/test_openapi.py imports such documents. This one has no server."},
+    ),
     "docs/how-to/broadcast-to-a-page.md": Page(
         also={
             "": (
@@ -198,6 +201,11 @@ PAGES = {
         also={"": (Typed(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
     "docs/how-to/stream-to-a-client.md": Page(untyped={"hub.py": EXCERPT}),
+    "docs/how-to/use-nats.md": Page(
+        needs="nats",
+        also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
+        untyped={"server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings."},
+    ),
     "docs/how-to/use-redis.md": Page(
         needs="redis",
         also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},

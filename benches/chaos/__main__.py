@@ -4,6 +4,7 @@
     python -m benches.chaos --store redis          the same with a Redis of its own, or the one at redis://...
     python -m benches.chaos --store redis --flush-every 7
                                                    which loses everything now and then: every subscriber is told
+    python -m benches.chaos --store nats           the same with three NATS nodes, one of which is killed every 10 s
     python -m benches.chaos --calls 1000000        rolling restarts during so many calls: none may fail
     python -m benches.chaos --storm --store redis --subscribers 10000
                                                    they come back together: the store is read for all of them
@@ -27,7 +28,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from benches.chaos.redis import flush, own_redis
+from benches.chaos.own_nats import NatsNodes, own_nats
+from benches.chaos.own_redis import flush, own_redis
 from benches.chaos.restarts import Restarts
 from benches.chaos.returning import return_together
 from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, stop_workers, storm, together
@@ -44,7 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.chaos", description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", help="10; with --calls, as long as the calls take")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--store", default="memory://", help="a URL; sqlite or redis for one that goes afterwards")
+    parser.add_argument(
+        "--store", default="memory://", help="a URL; sqlite, redis, or nats for one that goes afterwards"
+    )
     parser.add_argument("--subscribers", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=2000.0, help="publications a second; calls, with --calls")
     parser.add_argument("--channels", type=int, default=200)
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--stop-every", type=float, default=60.0, help="seconds between two stops of a worker")
     parser.add_argument("--stopped", type=float, default=30.0, help="seconds for which a worker is stopped")
     parser.add_argument("--flush-every", type=float, help="seconds between two losses of everything, about; redis")
+    parser.add_argument("--node-every", type=float, default=10.0, help="seconds between two kills of a node; nats")
     parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
     parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is redis")
     given = parser.parse_args()
@@ -68,7 +73,7 @@ async def run(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         async with (
-            opened(given.store, Path(folder)) as store,
+            opened(given.store, Path(folder)) as (store, nodes),
             cluster(log, workers=given.workers, store=store) as running,
         ):
             if given.calls:
@@ -82,8 +87,11 @@ async def run(given: argparse.Namespace) -> int:
                 )
                 report.wrong += [f"More than {READS} reads."] if asked > READS else []
             else:
-                await kill(running, report, given, store)
+                await kill(running, report, given, store, nodes)
     print(report)
+    if nodes is not None:
+        print(f"{nodes.killed} NATS nodes killed")
+        report.wrong += [f"{report.gaps} gaps, though no data were lost."] if report.gaps else []
     if report.results:
         print(f"{report.speakers()}\n  connections through the proxy: {dict(report.troubles) or 'none'}")
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
@@ -94,17 +102,22 @@ async def run(given: argparse.Namespace) -> int:
 
 
 @asynccontextmanager
-async def opened(store: str, folder: Path) -> AsyncIterator[str]:
-    """The URL of what `--store` means."""
+async def opened(store: str, folder: Path) -> AsyncIterator[tuple[str, NatsNodes | None]]:
+    """The URL of what `--store` means, and the nodes of NATS."""
     if store == "redis":
         async with own_redis(folder) as url:
-            yield url
+            yield url, None
+    elif store == "nats":
+        async with own_nats(folder) as nodes:
+            yield nodes.url, nodes
     else:
-        yield f"sqlite:///{folder}/chaos.db" if store == "sqlite" else store
+        yield f"sqlite:///{folder}/chaos.db" if store == "sqlite" else store, None
 
 
-async def kill(running: Cluster, report: Report, given: argparse.Namespace, store: str) -> None:
-    """SIGKILL for one worker after the other, for some minutes."""
+async def kill(
+    running: Cluster, report: Report, given: argparse.Namespace, store: str, nodes: NatsNodes | None
+) -> None:
+    """SIGKILL for one worker after the other, and for one node of NATS after the other, for some minutes."""
     end = time.monotonic() + (given.minutes or 10.0) * 60
     crowd = Crowd(
         subscribers=given.subscribers,
@@ -115,6 +128,8 @@ async def kill(running: Cluster, report: Report, given: argparse.Namespace, stor
         proxied_speakers=given.speakers,
     )
     harms = [kill_workers(given.every, report), stop_workers(given.stop_every, given.stopped, report)]
+    if nodes is not None:
+        harms.append(nodes.kill_every(given.node_every))
     harm = together(*harms, *([flush(store, given.flush_every)] if given.flush_every else []))
     await storm(running, report, crowd, until=lambda: time.monotonic() >= end, harm=harm)
 

@@ -9,7 +9,7 @@ import time
 
 from benches.chaos.clients import Listener, Publisher
 from benches.chaos.history import Publication, check
-from benches.chaos.redis import reads
+from benches.chaos.own_redis import reads
 from benches.chaos.run import PATIENCE, Cluster, Report
 
 SECONDS = 5.0

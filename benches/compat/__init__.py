@@ -1,1 +1,1 @@
-"""The door measured by what others wrote: their tests of their server modules, and published servers."""
+"""Published servers on the compatibility layer."""

@@ -35,30 +35,3 @@ async def order(isbn: str, ctx: Context) -> str:
 
 
 # endregion
-
-# region: mount
-stock = Server("stock")
-
-
-@stock.tool
-def count(isbn: str) -> int:
-    """Count what's in stock."""
-    return len(isbn)
-
-
-mcp.mount(stock, prefix="stock")
-# endregion
-
-# region: keys
-from millstream import auth
-
-safe = Server("safe", auth=auth.keys(named={"ada": ("a-long-key-of-ada", ["books:read"])}))
-
-
-@safe.tool(scopes=["books:read"])
-def books() -> list[str]:
-    """List the books."""
-    return ["Momo"]
-
-
-# endregion

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from millstream._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from millstream._app.definition import Info
     from millstream._app.server import Server
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from millstream._server.functions.results import ToolResult
     from millstream._server.questions.questions import Elicit, ElicitUrl, Roots, Sample
     from millstream.client._client import Client
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Annotations": "_protocol.content",

@@ -32,6 +32,13 @@ Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 """A size whose 0 means that there is no bound, or nothing to keep."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
 UrlPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", description="a path that starts with /, without blanks, ? and #")]
+RootPath = Annotated[
+    str,
+    Meta(
+        pattern=r"^(/[^\s?#]*[^\s?#/])?$",
+        description="a path that starts with / and doesn't end with one, without blanks, ? and #",
+    ),
+]
 RateText = Annotated[
     str,
     Meta(
@@ -74,10 +81,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Where clients of HTTP+SSE open their stream."""
     messages_path: UrlPath = "/messages/"
     """Where clients of HTTP+SSE send to."""
+    root_path: RootPath = ""
+    """The path prefix under which a reverse proxy publishes the server, and which it removes: ``/ai``."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names besides loopback names and IP literals; ``*`` allows any."""
     allowed_origins: tuple[str, ...] = ()
     """Origins besides loopback ones on a loopback bind; ``*`` allows any."""
+    cors: Switch = True
+    """Let pages of allowed origins read replies; turn it off if other middleware adds the CORS headers."""
     key: str = ""
     """Secret for session ids and sealed state; several, separated by commas: the first seals, all open."""
     auth_key: str = ""
@@ -108,6 +119,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     max_body: Size = 4 * 1024 * 1024
     max_unfinished: Size = 256 * 1024 * 1024
     """Bytes of all request bodies that are still arriving, half of them for one address; a request beyond gets 503."""
+    max_unsent: Size = 256 * 1024 * 1024
+    """Bytes of all replies that clients have not read yet; above that, the slowest connection is cut."""
     max_message: Size = 1024 * 1024
     """The largest WebSocket message."""
     max_depth: Size = 64
@@ -183,17 +196,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Every tool takes arguments as ``@mcp.tool(lenient=True)`` does: ``"3"`` for 3, JSON text for a list."""
     watchdog: Seconds = 0.0
     """Several workers: one whose event loop stands still for so long is killed and replaced; 0 means never."""
-    lane: Switch = True
-    """`millstream run` serves by its own HTTP protocol class; False leaves plain ASGI, without the guard."""
     log_level: LogLevel = "info"
     client_log_level: LogLevel = "info"
     """What clients of the handshake era get of a tool's log messages until they say otherwise."""
     log_file: str = ""
-    """Logs go to this file, too, as JSON lines. Several workers share it."""
-    log_file_bytes: Size = 10 * 1024 * 1024
-    """A larger log file is renamed, and a new one begun."""
-    log_files: Cap = 5
-    """Older log files that are kept."""
+    """Logs go to this file, too, as JSON lines. Several workers share it, and logrotate may move it."""
     access_log: Switch = False
     """One line on standard error for each message."""
     show_errors: Switch = False

@@ -24,6 +24,7 @@ from millstream.agent import (
     Sampled,
     ServerAt,
 )
+from millstream.agent._servers import name_of
 from millstream.client._errors import ConnectFailed
 from millstream.client._questions import Question
 from patience import WAIT
@@ -392,3 +393,16 @@ def test_servers_come_in_a_list() -> None:
     """A single text would be taken apart into letters."""
     with ScriptedModel() as api, pytest.raises(AgentError, match=r"servers=\['shop.py'\]"):
         Agent(model(api), "shop.py")
+
+
+def test_a_server_cannot_choose_the_name_that_a_person_approves() -> None:
+    """It comes from the address, the program, or the file; a server in this process keeps its own."""
+    names = {
+        "https://github.evil.example/mcp": "github.evil.example",
+        "http://user:secret@127.0.0.1:8000/mcp": "127.0.0.1:8000",
+        "uvx mcp-server-git --repository .": "mcp-server-git",
+        "shop.py": "shop",
+    }
+    assert {target: name_of(target) for target in names} == names
+    assert name_of(["python", "-u", "/srv/shop.py"]) == "shop"
+    assert name_of(make()) == ""

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from agent_world import BUSY_FOR_GOOD, KEY, ScriptedModel, Step, calls, hangs, repeats, says
+from command_line import CliRunner
 from millstream._cli.program import program
 from patience import WAIT
 from processes import ROOT, Shared, free_port, millstream, shared
@@ -133,12 +133,13 @@ def test_the_time_is_asked_with_a_key_from_the_file(clock: Shared, tmp_path: Pat
     assert done.out.endswith("+00:00\n")
     steps = [line.partition("] ")[2] for line in done.err.splitlines() if line.startswith("[debug")]
     transport = "streamable-http" if path == "/mcp" else "http+sse"
+    name = f"localhost-{clock.port()}"
     for number, wanted in enumerate([
         "configuration: model test-model at http://127.0.0.1:", f"server: http://localhost:{clock.port()}",
-        f"connected to hub by {transport} (Auth OK)", "session with hub 1.0.0: revision ", "tools: ",
-        "question: what time is it", "asking the model: round 1", 'the model calls hub: get_current_time {"timezone"',
-        "result of get_current_time (done): 20", "asking the model: round 2", "the model answers: 31 characters",
-        "finished: done, rounds: 2",
+        f"connected to {name} by {transport} (Auth OK)", "session with hub 1.0.0: revision ", "tools: ",
+        "question: what time is it", "asking the model: round 1",
+        f'the model calls {name}: get_current_time {{"timezone"', "result of get_current_time (done): 20",
+        "asking the model: round 2", "the model answers: 31 characters", "finished: done, rounds: 2",
     ]):  # fmt: skip
         assert steps[number].startswith(wanted), steps
     assert SECRET not in done.err

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
-from millstream._cli.chatting.asking import Desk
+from millstream._cli.chatting.console_prompts import ConsolePrompts
 from millstream._cli.chatting.screen import PlainScreen
 from millstream.agent._events import Delta
 from millstream.agent._person import Approval
@@ -195,6 +195,6 @@ def test_a_tool_whose_name_has_lines_adds_none_to_what_the_person_is_asked() -> 
         def note(self, text: str) -> None:
             shown.append(text)
 
-    desk = Desk(Seen(), lambda prompt: "no", yes=False)
-    assert not desk.approve(Approval(kind="tool", server="shop", tool="wipe\n of nothing:\n  all: false"))
+    prompts = ConsolePrompts(Seen(), lambda prompt: "no", yes=False)
+    assert not prompts.approve(Approval(kind="tool", server="shop", tool="wipe\n of nothing:\n  all: false"))
     assert not any("\n" in each for each in shown)

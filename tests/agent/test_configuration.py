@@ -44,6 +44,19 @@ def test_the_model_of_openais_own_variables() -> None:
     assert configured({"OPENAI_API_KEY": "sk"}, {"DEFAULT_MODEL": "gpt"}).model().url == "https://api.openai.com/v1"
 
 
+def test_a_file_does_not_replace_the_model_of_the_environment() -> None:
+    """A folder from somebody else would read the conversation otherwise."""
+    chosen = configured({"OPENAI_API_KEY": "sk-mine"}).model()
+    assert chosen.url == "https://api.openai.com/v1"
+
+
+def test_the_name_of_a_model_can_choose_a_provider() -> None:
+    """Unless an OpenAI-compatible API is configured, whose models may have colons in their names."""
+    chosen = configured({"ANTHROPIC_API_KEY": "sk"}, {}).model("anthropic:claude-sonnet-4-5")
+    assert (chosen.name, chosen.url) == ("claude-sonnet-4-5", "anthropic")
+    assert configured().model("mistral:7b").url == "https://api.example.com/v1"
+
+
 def test_the_model_at_azure() -> None:
     """With a version."""
     azure = {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com", "AZURE_OPENAI_API_KEY": "k", "DEFAULT_MODEL": "d"}

@@ -4,7 +4,7 @@ import inspect
 import re
 
 import millstream.agent
-from millstream.agent import Agent, Limits, OpenAIModel, ServerAt
+from millstream.agent import Agent, LanguageModel, Limits, ServerAt
 from millstream.agent import _errors as errors
 from millstream.agent import _events as events
 from scripts.docs import ROOT
@@ -52,6 +52,6 @@ def test_every_event_and_error_is_listed() -> None:
 
 def test_arguments_of_models_and_servers_are_named() -> None:
     """Once each."""
-    for made in (OpenAIModel, ServerAt):
+    for made in (LanguageModel, ServerAt):
         line = next(line for line in PAGE.splitlines() if line.startswith(f"`{made.__name__}("))
         assert set(inspect.signature(made).parameters) <= set(re.findall(r"\w+", line.partition("`:")[0]))

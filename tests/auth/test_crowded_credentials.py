@@ -6,7 +6,7 @@ import pytest
 
 from auth_world import make_server
 from millstream._protocol.principal import Principal
-from millstream.auth._method import Identity
+from millstream.auth._method import AuthMethod, Identity
 from millstream.auth._verdicts import Verdict, Verdicts
 from wire import POST, Wire, request, wired
 
@@ -15,10 +15,8 @@ MANY = 4200
 """Credentials of one principal: more than are remembered of all together."""
 
 
-class Counting:
+class Counting(AuthMethod):
     """A method whose credentials are ``NAME.NUMBER``, and which counts how often it's asked about whom."""
-
-    resource, issuers, scopes, binds, shows = "", (), (), False, False
 
     def __init__(self) -> None:
         self.asked = Counter[str]()

@@ -16,7 +16,7 @@ from examples import archive, limits, nightly, tokens
 from issuer_world import claims, issuing, token
 from issuing_world import Known
 from millstream import Server, auth
-from millstream._app.sign_in_methods import given_methods
+from millstream._app.argument_checks import check_auth
 from patience import WAIT
 from processes import free_port
 from scripts.docs import ROOT
@@ -27,7 +27,7 @@ AUDIENCE = "https://mcp.example.com/mcp"
 
 def protect(server: Server, *methods: Any) -> Server:
     """The server of an example, behind these ways to sign in."""
-    server.definition.auth = given_methods(methods)
+    server.definition.auth = check_auth(methods)
     server.definition.configure()
     return server
 

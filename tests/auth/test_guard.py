@@ -14,9 +14,9 @@ from fleet import until
 from millstream import Server, Settings, auth
 from millstream._limits.gcra import Rate
 from millstream._protocol.principal import Principal
-from millstream.auth import _guard, _proofs
-from millstream.auth._issuing import client_proof, slowed
-from millstream.auth._method import Identity
+from millstream.auth import _guard
+from millstream.auth._authorization_server import client_proof, login_throttle
+from millstream.auth._method import AuthMethod, Identity
 from wire import encode_request, pairs, request
 
 PING = request("ping", id=5)
@@ -26,10 +26,8 @@ OPEN = ("/health", "/livez", "/readyz", "/assets/", "/sign-in", "/sign-out", "/i
 
 def paths(world: Guarded) -> list[tuple[str, str]]:
     """Every method and path that is served, an example for those that begin so."""
-    routes = world.runtime.serve_http()
-    exact = [(method, path) for path, handlers in routes._by_path.items() for method in handlers]
-    below = [(method, f"{prefix}x") for prefix, handlers in routes._prefixes for method in handlers]
-    return exact + below
+    served = world.runtime.serve_http().paths
+    return [(method, path.replace("*", "x")) for path, methods in served.items() for method in methods]
 
 
 @pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
@@ -166,8 +164,11 @@ async def test_a_websocket_is_refused_before_it_is_accepted() -> None:
 @pytest.mark.minutes
 def test_wrong_credentials_are_counted_by_the_minute() -> None:
     """Our choice. Other tests count by the day."""
-    assert {_guard._FAILURES, client_proof._FAILURES, _proofs._FORGED} == {Rate(30, 60)}
-    assert [(each.count, each.seconds) for each in (slowed._FAILURES, slowed._NAMED)] == [(10, 60), (30, 300)]
+    assert {_guard._FAILURES, client_proof._FAILURES} == {Rate(30, 60)}
+    assert [(each.count, each.seconds) for each in (login_throttle._FAILURES, login_throttle._NAMED)] == [
+        (10, 60),
+        (30, 300),
+    ]
 
 
 async def test_an_address_that_sends_many_wrong_keys_is_slowed_and_known_callers_are_not() -> None:
@@ -182,10 +183,8 @@ async def test_an_address_that_sends_many_wrong_keys_is_slowed_and_known_callers
         assert (await world.post(ALICE, PING)).status == 200
 
 
-class Asks:
+class Asks(AuthMethod):
     """A method that has to ask somebody, which takes as long as the test wants."""
-
-    resource, issuers, scopes, binds, shows = "", (), (), False, False
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -233,7 +232,7 @@ async def test_many_good_credentials_at_once_wait_for_their_turn_and_get_in() ->
         method.answer.set()
         assert {reply.status for reply in await asyncio.gather(*calls)} == {200}
         assert world.runtime.guard is not None
-        assert len(world.runtime.guard._turns) == 0
+        assert len(world.runtime.guard._checks) == 0
 
 
 async def test_behind_an_issuer_that_does_not_answer_nobody_waits_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +244,7 @@ async def test_behind_an_issuer_that_does_not_answer_nobody_waits_without_end(mo
     async with guarded(make_server([method, auth.keys(named={"ada": "ada-" + "k" * 40})])) as world:
         calls = [asyncio.ensure_future(world.post(f"guess-{number}", PING)) for number in range(8)]
         await until(lambda: len(method.asked) == 8)
-        monkeypatch.setattr("millstream.auth._turns.PATIENCE", 0)
+        monkeypatch.setattr("millstream.auth._keyed_semaphore.PATIENCE", 0)
         for reply in (
             await world.post("ada-" + "k" * 40, PING),
             await world.ask(None, "POST", "/sign-in", b"key=ada", **said),
@@ -256,7 +255,7 @@ async def test_behind_an_issuer_that_does_not_answer_nobody_waits_without_end(mo
         await asyncio.gather(*calls)
         assert (await world.post("ada-" + "k" * 40, PING)).status == 200
         assert world.runtime.guard is not None
-        assert len(world.runtime.guard._turns) == 0
+        assert len(world.runtime.guard._checks) == 0
 
 
 async def test_a_huge_credential_is_refused_without_being_looked_at() -> None:
@@ -294,4 +293,6 @@ async def test_without_auth_there_is_no_frame_and_no_import_for_it() -> None:
     server = Server("open", settings=Settings())
     async with server.running() as runtime:
         assert runtime.guard is None
-        assert runtime.serve_http()._by_path["/mcp"]["POST"].__name__ == "post"
+        handler = runtime.serve_http().find("POST", "/mcp")
+        assert handler is not None
+        assert handler.__name__ == "post"

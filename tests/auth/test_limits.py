@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth_world import ALICE, BOB, Guarded, guarded, make_server
+from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
 from fleet import until
 from millstream import Server, Settings
 from millstream._http.message import Request, neighborhood
@@ -240,6 +240,24 @@ async def test_a_socket_counts_for_its_address_too() -> None:
             await socket.send(json.dumps(request("tools/list", id=number)))
             said.append("error" in json.loads(await socket.recv()))
         assert said == [False, False, True]
+
+
+async def test_streams_and_publications_count_as_requests() -> None:
+    """A fixed defect: only calls were limited, so a caller could open streams and publish without end."""
+    async with guarded(limited(limit_requests="2/minute")) as world, world.socket(ROOT) as socket:
+        await socket.recv()
+        json_body = {"content_type": "application/json"}
+        assert (await world.ask(ROOT, "POST", "/publish", b'{"data":1}', **json_body)).status == 200
+        await socket.send('{"type":"publish","data":1}')
+        assert json.loads(await socket.recv())["type"] == "published"
+        for path in ("/events", "/sse", "/mcp/sse/me"):
+            reply = await world.ask(ROOT, "GET", path, **STREAM)
+            assert (reply.status, b"retry-after" in reply.headers) == (429, True), path
+        assert (await world.ask(ROOT, "POST", "/publish", b'{"data":1}', **json_body)).status == 429
+        for message in ('{"type":"publish","data":1}', '{"type":"subscribe"}'):
+            await socket.send(message)
+            assert json.loads(await socket.recv())["error"]["code"] == -31429
+        assert (await world.post(ROOT, request("ping"))).status == 429
 
 
 async def test_the_parent_program_is_held_to_the_limits_of_tools_only() -> None:

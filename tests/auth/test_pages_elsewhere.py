@@ -11,7 +11,7 @@ import pytest
 from auth_world import ROOT, Guarded, guarded, make_server
 from issuing_world import Known
 from millstream import auth
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 from millstream.auth._sign_in import LIFETIME
 from processes import free_port
 from wire import Reply
@@ -26,16 +26,16 @@ class Elsewhere:
         self.allowed = {"grace", "eve"}
         self.works = True
 
-    async def begin(self, callback: str, state: str) -> Away:
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Where browsers are sent."""
         if not self.works:
             raise SignInFailed("Elsewhere doesn't answer. Try again later.")
-        return Away(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
+        return AuthorizationRedirect(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
 
-    async def finish(self, returned: Returned) -> User:
+    async def finish(self, callback: Callback) -> User:
         """Who came back."""
-        assert returned.kept == b"nonce-7"
-        code = returned.query.get("code", "")
+        assert callback.kept == b"nonce-7"
+        code = callback.query.get("code", "")
         if code not in self.allowed:
             raise SignInFailed("<b> may not sign in here.")
         return User(code, code.title(), ("*",) if code == "grace" else ("orders:write",), 7.0)
@@ -192,9 +192,9 @@ async def test_an_upstream_that_does_not_answer_or_is_gone_is_said_on_the_form(w
     """And another way can be used."""
     world.upstream.works = False
     reply = await world.away()
-    assert (reply.status, b"Elsewhere doesn&#x27;t answer" in reply.body) == (503, True)
+    assert (reply.status, b"Elsewhere doesn&#39;t answer" in reply.body) == (503, True)
     reply = await world.away(way="nobody")
-    assert (reply.status, b"isn&#x27;t offered any more" in reply.body) == (400, True)
+    assert (reply.status, b"isn&#39;t offered any more" in reply.body) == (400, True)
 
 
 async def test_at_another_name_of_the_machine_the_form_says_where_to_go(world: World) -> None:

@@ -10,11 +10,12 @@ import pytest
 from auth_world import ROOT, Guarded, guarded, make_server
 from issuing_world import Desk, Known
 from millstream import auth
+from millstream._http.message import Request
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._issuing.provider import Provider
-from millstream.auth._issuing.records import Client
-from millstream.auth._issuing.user_file import UserFile
-from millstream.auth._issuing.ways import User
+from millstream.auth._authorization_server.login_methods import User
+from millstream.auth._authorization_server.provider import Provider
+from millstream.auth._authorization_server.records import Client
+from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
 from wire import Reply
 
@@ -127,11 +128,12 @@ async def test_coming_back_at_once_with_a_new_password_keeps_no_stream_of_the_ol
     await store.open()
     desk = Desk(store)
     running, id = desk.running, "https://mcp.example.com ada"
-    old = await running.admit("192.0.2.1", **ADA)
+    request = Request("POST", "/sign-in", (), {}, peer="192.0.2.1")
+    old = (await running.admit(request, **ADA))[0]
     assert await running.recall(old) is not None
     before = running.epoch()
     desk.people.people["ada"] = ("battery staple", User("ada", "Ada", ("*",), 2.0))
-    new = await running.admit("192.0.2.1", "ada", "battery staple")
+    new = (await running.admit(request, "ada", "battery staple"))[0]
     assert await running.recall(new) is not None
     assert running.epoch() != before
     assert not running.holds(id)
@@ -149,7 +151,7 @@ async def test_wrong_passwords_at_the_pages_and_at_the_consent_page_are_one_coun
         assert (await send(world, ADA)).status == 429
         assert world.runtime.guard is not None
         running: Any = world.runtime.guard.methods[0]
-        said = await running._consent._slowed.check("127.0.0.1", **ADA)
+        said = await running._authorize._throttle.check("127.0.0.1", **ADA)
         assert said == "Too many attempts. Wait a minute, then try again."
         assert (await send(world, {"key": ROOT})).status == 303
 
@@ -167,7 +169,8 @@ async def test_a_provider_decides_what_people_may_at_the_pages_too() -> None:
     async with guarded(make_server(issuing(Known(), provider=Ours(), implied={"orders:write": ["more"]}))) as world:
         assert world.runtime.guard is not None
         running: Any = world.runtime.guard.methods[0]
-        found = await running.recall(await running.admit("127.0.0.1", **ADA))
+        request = Request("POST", "/sign-in", (), {}, peer="127.0.0.1")
+        found = await running.recall((await running.admit(request, **ADA))[0])
         assert found is not None
         assert found.principal.scopes == {"orders:write", "more"}
         assert found.principal.claims == {"name": "Ada", "team": "books", "iss": ISSUER, "sub": "ada"}

@@ -16,13 +16,10 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
-from auth.issuing.test_sign_in_end_to_end import Person
 from http_peer import NOBODY
 from issuer_world import Issuer, claims, issuing, token
 from issuing_world import VERIFIER, challenge
-from millstream import Client
-from millstream.auth._issuing.user_file import UserFile
-from millstream.client import MemoryStore, OAuth, Options
+from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
 from processes import ROOT, free_port, millstream
 from redis_parts import RedisServer
@@ -37,10 +34,10 @@ import os, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from auth.test_pages_elsewhere import Elsewhere
 from millstream import Server, Settings, auth
-from millstream._http import outbound
+from millstream._http.client import fetch
 
 # Who is asked here is in the process of the test, which may stand still for longer than servers wait.
-outbound.fetch.__kwdefaults__["seconds"] = {WAIT}
+fetch.fetch.__kwdefaults__["seconds"] = {WAIT}
 url = os.environ["SHOP_URL"]
 people = [auth.users(file=os.environ["SHOP_USERS"]), Elsewhere()]
 foreign = auth.oidc(os.environ["SHOP_ISSUER"], audience=url + "/mcp", client_id="shop")
@@ -212,17 +209,6 @@ async def at_another_server(world: World) -> None:
         assert (await browser.post("/inspect/via/1", json=CALL)).status_code == 401
 
 
-async def with_bound_tokens(world: World) -> None:
-    """Proofs count at any worker, also in the first minutes, in which each may want a nonce that another one gave."""
-    kept = MemoryStore()
-    credentials = OAuth(store=kept, visit=Person().visit).proving()
-    async with Client(f"{world.url}/mcp", options=Options(auth=credentials)) as client:
-        results = await asyncio.gather(*(client.call("greet") for _ in range(20)))
-    assert {each.text for each in results} == {"hello"}
-    (tokens,) = kept.load().tokens.values()
-    assert tokens.proof_key
-
-
 def led_to(reply: httpx2.Response) -> str:
     """Where a page leads on."""
     found = re.search(r'content="0;url=([^"]+)"', reply.text)
@@ -243,7 +229,7 @@ async def opened(browser: httpx2.AsyncClient, page: str = "/dashboard") -> int:
 
 
 WAYS: list[Callable[[World], Awaitable[None]]] = [
-    by_password, out_again, by_an_upstream, by_another_issuer, for_a_client, at_another_server, with_bound_tokens,
+    by_password, out_again, by_an_upstream, by_another_issuer, for_a_client, at_another_server,
 ]  # fmt: skip
 
 

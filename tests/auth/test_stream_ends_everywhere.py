@@ -18,7 +18,7 @@ from auth_world import STREAM, Guarded
 from four_workers import somewhere
 from http_peer import Peer, Running
 from issuing_world import VERIFIER
-from millstream.auth._issuing.user_file import UserFile
+from millstream.auth._authorization_server.user_file import UserFile
 from millstream.auth._key_file import KeyFile
 from patience import WAIT
 from processes import free_port, millstream

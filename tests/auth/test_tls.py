@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from guard_peer import GuardApp, echo
+from guard_peer import echo, guard_table
 from http_peer import request, serve
 from millstream._app.serving.errors import CommandError
 from millstream._app.serving.tls import Certificate
@@ -192,7 +192,7 @@ async def test_a_peer_that_does_not_end_tls_is_dropped(tmp_path: Path, caplog: p
     """A fixed defect: TLS ends with a word of each side. Whoever held back theirs stayed for half a minute more, and
     each sweep failed at them.
     """
-    app = GuardApp({("POST", "/echo"): echo}, Settings(keep_alive=0.1))
+    app = guard_table({("POST", "/echo"): echo}, Settings(keep_alive=0.1))
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
         peer = await asyncio.to_thread(secured, server.port)
         await asyncio.to_thread(peer.sendall, request(body=b"x"))
@@ -204,7 +204,7 @@ async def test_a_peer_that_does_not_end_tls_is_dropped(tmp_path: Path, caplog: p
 
 async def test_a_server_that_ends_leaves_those_alone_that_it_has_closed(tmp_path: Path) -> None:
     """A fixed defect: asyncio's TLS can't be closed twice, and the sweep failed at whoever still was there then."""
-    app = GuardApp({("POST", "/echo"): echo}, Settings())
+    app = guard_table({("POST", "/echo"): echo}, Settings())
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:
         peer = await asyncio.to_thread(secured, server.port)
         await asyncio.to_thread(peer.sendall, request(body=b"x", extra=b"Connection: close\r\n"))
@@ -212,5 +212,5 @@ async def test_a_server_that_ends_leaves_those_alone_that_it_has_closed(tmp_path
         connections: set[Any] = server.state.connections
         (connection,) = connections
         connection.shutdown()
-        vars(server.state)["millstream_guard"]._sweep()
+        server.guard._sweep()
         peer.close()

@@ -63,6 +63,9 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "a beginning that is a text": {"nbf": "0"},
     "made in the future": {"iat": NOW + LEEWAY + 7200},
     "made at a text": {"iat": "0"},
+    "bound to a key": {"cnf": {"jkt": "x" * 43}},
+    "bound to a certificate": {"cnf": {"x5t#S256": "x"}},
+    "bound to nothing known": {"cnf": {}},
 }
 
 

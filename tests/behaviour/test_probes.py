@@ -13,7 +13,7 @@ from app_peer import ask
 from millstream import Server, Settings
 from millstream._app.here_only import Bind
 from millstream._app.runtime import Runtime
-from millstream._app.serving.uvicorn_server import _Uvicorn
+from millstream._app.serving.http_server import HttpServer
 from millstream._app.serving.workers.messages import Seat
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
@@ -92,13 +92,12 @@ async def test_open_streams_are_told_by_transport() -> None:
 
 async def test_connections_are_told_where_our_own_server_holds_them() -> None:
     """Under a foreign one nobody knows; the figure is absent then, not wrong."""
-    import uvicorn  # noqa: PLC0415  only this test needs it
-
     foreign, server = Server("shop"), Server("shop")
     async with foreign.running():
         assert "connections" not in await facts(foreign)
-    running = _Uvicorn(uvicorn.Config(server), server, loopback=True)
-    running.server_state.connections.add(object())  # type: ignore[arg-type]  # one of them
+    HttpServer(server, loopback=True)
+    connections: Any = server.runtimes.bind.connections
+    connections.add(object())  # one of them
     async with server.running():
         assert (await facts(server))["connections"] == 1
 
@@ -111,26 +110,14 @@ async def test_a_store_that_does_not_answer_degrades_health_and_nothing_else() -
     server.runtimes.bind = Bind(loopback=True)
     async with server.running() as runtime:
         assert (await ask(server, "GET", "/readyz")).status == 200
-        assert b'hub_backend_up{kind="memory"} 1\n' in (await ask(server, "GET", "/metrics")).body
+        assert b'hub_backend_up{kind="memory"} 1.0\n' in (await ask(server, "GET", "/metrics")).body
         fail(runtime)
         ready, health, live = [await ask(server, "GET", path) for path in ("/readyz", "/health", "/livez")]
         assert (ready.status, health.status, live.status) == (200, 200, 200)
         told = json.loads(health.body)
         assert (told["status"], told["store"]) == ("degraded", {"kind": "memory", "up": False})
         assert b"10.1.2.3" not in ready.body + health.body
-        assert b'hub_backend_up{kind="memory"} 0\n' in (await ask(server, "GET", "/metrics")).body
-
-
-async def test_the_dashboard_is_told_what_was_measured_of_the_store() -> None:
-    """A fixed defect: it could only say yes."""
-    server = Server("shop", serve="web")
-    async with server.running() as runtime:
-        assert runtime.live is not None
-        feed = runtime.live.feed
-        fail(runtime)
-        assert feed._measure is not None
-        await feed._measure()
-        assert feed._snapshot()["store"]["up"] is False
+        assert b'hub_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
 
 
 async def test_a_server_that_drains_says_so() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from bad_input.shop import make_shop
 from millstream import Server
-from millstream._stores.memory.store import MemoryKeyValue
+from millstream._stores.memory.store import MemoryMap
 from wire import Wire, request, wired
 
 
@@ -23,7 +23,7 @@ def rule_time(wire: Wire, clock: Callable[[], float]) -> None:
     """Let sessions and values age by a clock of ours."""
     services = wire.runtime.services
     services.clock = clock
-    services.store.kv = MemoryKeyValue(clock, 1_000_000)  # type: ignore[misc]
+    services.store.kv = MemoryMap(clock, 1_000_000)  # type: ignore[misc]
     services.records.clock = clock
 
 

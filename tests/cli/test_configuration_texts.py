@@ -12,8 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream._cli.installing import jsonc, toml_tables, yaml_blocks
+from millstream._cli.installing import jsonc
 from millstream._cli.installing.broken import Broken
+from millstream._cli.installing.documents import (
+    put_toml,
+    put_yaml,
+    remove_toml,
+    remove_yaml,
+    yaml_entry,
+)
 
 ENTRY = {"command": "run", "args": ["a b", 'c"d']}
 VSCODE = """\
@@ -131,49 +138,45 @@ theme = "dark"
 class TestToml:
     """https://toml.io/en/v1.0.0"""
 
-    def test_a_table_is_added_at_the_end(self) -> None:
-        """And everything else stays."""
-        after = toml_tables.put(CODEX, ("mcp_servers", "shop"), {**ENTRY, "env": {"A B": "é"}})
-        assert after.startswith(CODEX)
+    def test_a_table_is_added_and_removed_again(self) -> None:
+        """Comments, order, and style of the rest stay."""
+        after = put_toml(CODEX, ("mcp_servers", "shop"), {**ENTRY, "env": {"A B": "é"}})
         assert tomllib.loads(after)["mcp_servers"]["shop"] == {**ENTRY, "env": {"A B": "é"}}
-        assert toml_tables.take(after, ("mcp_servers", "shop")) == CODEX
+        assert all(line in ("", *CODEX.splitlines()) or "shop" in line or "=" in line for line in after.splitlines())
+        added(CODEX, after)
+        assert tomllib.loads(remove_toml(after, ("mcp_servers", "shop"))) == tomllib.loads(CODEX)
 
     def test_a_table_is_replaced_where_it_stands(self) -> None:
-        """With those below it; the comment on what follows stays."""
-        after = toml_tables.put(CODEX, ("mcp_servers", "other"), {"url": "https://example.com/mcp"})
-        assert after == CODEX.replace(
-            'command = "npx"\nargs = ["-y", "other"]\n\n[mcp_servers.other.env]\nKEY = "1"\n',
-            'url = "https://example.com/mcp"\n',
-        )
+        """With the tables below it."""
+        after = put_toml(CODEX, ("mcp_servers", "other"), {"url": "https://example.com/mcp"})
+        assert "npx" not in after
+        assert "# what I see" in after
+        assert tomllib.loads(after)["mcp_servers"] == {"other": {"url": "https://example.com/mcp"}}
 
     def test_names_that_need_quotes_get_them(self) -> None:
         """A dot would be a level."""
-        after = toml_tables.put("", ("mcp_servers", "a.b"), {"url": "x\x7f"})
+        after = put_toml("", ("mcp_servers", "a.b"), {"url": "x\x7f"})
         assert tomllib.loads(after) == {"mcp_servers": {"a.b": {"url": "x\x7f"}}}
-        assert tomllib.loads(toml_tables.put(after, ("mcp_servers", "a.b"), {}))["mcp_servers"] == {"a.b": {}}
 
-    @pytest.mark.parametrize(
-        "text",
-        [
+    def test_documents_written_in_other_forms_mean_the_same_afterwards(self) -> None:
+        """Inline tables, dotted keys, and headers inside strings."""
+        for text in (
             "mcp_servers = { other = { command = 'x' } }\n",
             "mcp_servers.shop.command = 'x'\n",
-            "mcp_servers = 1\n",
-            "[mcp_servers.shop\n",
-            "a = 1\na = 2\n",
-        ],
-    )
-    def test_what_cannot_be_changed_safely_is_refused(self, text: str) -> None:
-        """Broken, or written in a form that lines don't show."""
-        with pytest.raises(Broken):
-            toml_tables.put(text, ("mcp_servers", "shop"), ENTRY)
+            'note = """\n[mcp_servers.shop]\n"""\n[x]\n',
+        ):
+            after = tomllib.loads(put_toml(text, ("mcp_servers", "shop"), ENTRY))
+            assert after["mcp_servers"]["shop"] == ENTRY
+            before = tomllib.loads(text)
+            assert {name: after[name] for name in before if name != "mcp_servers"} == {
+                name: before[name] for name in before if name != "mcp_servers"
+            }
 
-    def test_a_header_inside_a_string_is_none(self) -> None:
-        """The result is compared with what was wanted."""
-        text = 'note = """\n[mcp_servers.shop]\n"""\n'
-        after = toml_tables.put(text + "[x]\n", ("mcp_servers", "other"), ENTRY)
-        assert tomllib.loads(after)["note"] == "[mcp_servers.shop]\n"
-        with pytest.raises(Broken):
-            toml_tables.put(text, ("mcp_servers", "shop"), ENTRY)
+    def test_broken_documents_are_refused(self) -> None:
+        """And left as they are."""
+        for text in ("mcp_servers = 1\n", "[mcp_servers.shop\n", "a = 1\na = 2\n"):
+            with pytest.raises(Broken):
+                put_toml(text, ("mcp_servers", "shop"), ENTRY)
 
 
 GOOSE = """\
@@ -196,56 +199,41 @@ GOOSE_MODEL: gpt-5
 class TestYaml:
     """https://yaml.org/spec/1.2.2/"""
 
-    def test_an_entry_is_added_behind_the_others(self) -> None:
-        """And everything else stays."""
-        after = yaml_blocks.put(GOOSE, ("extensions", "shop"), ENTRY)
-        assert added(GOOSE, after) == ["  shop:", '    command: "run"', '    args: ["a b", "c\\"d"]']
-        assert yaml_blocks.take(after, ("extensions", "shop")) == GOOSE
+    def test_an_entry_is_added_behind_the_others_and_removed_again(self) -> None:
+        """Comments and style of the rest stay."""
+        after = put_yaml(GOOSE, ("extensions", "shop"), ENTRY)
+        assert len(added(GOOSE, after)) == 5
+        assert yaml_entry(after, ("extensions", "shop")) == ENTRY
+        assert remove_yaml(after, ("extensions", "shop")) == GOOSE
 
     def test_an_entry_is_replaced_where_it_stands(self) -> None:
-        """The comment before the next one stays."""
-        after = yaml_blocks.put(GOOSE, ("extensions", "developer"), {"a": 1})
-        assert after == GOOSE.replace("    enabled: true\n    type: builtin\n", "    a: 1\n")
-        assert yaml_blocks.entry(GOOSE, ("extensions", "other")) in GOOSE  # type: ignore[operator]  # it's there
-        back = yaml_blocks.put(
-            after, ("extensions", "developer"), yaml_blocks.entry(GOOSE, ("extensions", "developer"))
-        )  # type: ignore[arg-type]  # it's there
-        assert back == GOOSE
+        """The other entry stays, with its comments."""
+        after = put_yaml(GOOSE, ("extensions", "developer"), {"a": 1})
+        assert yaml_entry(after, ("extensions", "developer")) == {"a": 1}
+        assert yaml_entry(after, ("extensions", "other")) == {"cmd": "npx", "args": ["-y", "other"]}
+        assert "# paid by work" in after
 
-    @pytest.mark.parametrize(
-        ("before", "after"),
-        [
+    def test_a_document_keeps_its_style(self) -> None:
+        """Indentation and line ends."""
+        for before, after in (
             ("", "extensions:\n  x:\n    a: 1\n"),
             ("a: 1", "a: 1\nextensions:\n  x:\n    a: 1\n"),
-            ("extensions: {}\nb: 1\n", "extensions:\n  x:\n    a: 1\nb: 1\n"),
-            ("extensions:\n    y:\n        a: 2\n", "extensions:\n    y:\n        a: 2\n    x:\n      a: 1\n"),
+            ("extensions:\n    y:\n        a: 2\n", "extensions:\n    y:\n        a: 2\n    x:\n        a: 1\n"),
             ("a: 1\r\n", "a: 1\r\nextensions:\r\n  x:\r\n    a: 1\r\n"),
-        ],
-    )
-    def test_a_document_keeps_its_style(self, before: str, after: str) -> None:
-        """Indentation and line ends."""
-        assert yaml_blocks.put(before, ("extensions", "x"), {"a": 1}) == after
+            ("l:\n  - 1\n  - 2\n", "l:\n  - 1\n  - 2\nextensions:\n  x:\n    a: 1\n"),
+        ):
+            assert put_yaml(before, ("extensions", "x"), {"a": 1}) == after
 
-    @pytest.mark.parametrize(
-        "text",
-        ["extensions: [1]\n", "extensions: &all\n  x: 1\n", "extensions:\n  - x\n", "extensions:\n\tx: 1\n", "{a: 1\n",
-         "extensions: {x: {}}\n"],
-    )  # fmt: skip
-    def test_what_cannot_be_changed_safely_is_refused(self, text: str) -> None:
-        """Broken, or in another form."""
-        with pytest.raises(Broken):
-            yaml_blocks.put(text, ("extensions", "x"), {"a": 1})
+    def test_what_cannot_be_changed_safely_is_refused(self) -> None:
+        """Broken, or something else than a mapping."""
+        for text in ("extensions: [1]\n", "extensions:\n  - x\n", "extensions:\n\tx: 1\n", "{a: 1\n", "- 1\n"):
+            with pytest.raises(Broken):
+                put_yaml(text, ("extensions", "x"), {"a": 1})
 
 
 @pytest.mark.parametrize(
-    ("take", "text"),
-    [(jsonc.take, DESKTOP), (toml_tables.take, CODEX), (yaml_blocks.take, GOOSE), (yaml_blocks.take, "a: 1\n")],
+    ("take", "text"), [(jsonc.take, DESKTOP), (remove_toml, CODEX), (remove_yaml, GOOSE), (remove_yaml, "a: 1\n")]
 )
 def test_taking_out_what_is_not_there_changes_nothing(take: Callable[[str, Any], str], text: str) -> None:
     """Nor is it an error."""
     assert take(text, ("mcpServers", "nothing")) == text
-
-
-def test_the_last_entry_of_a_block_leaves_an_empty_one() -> None:
-    """A key without a value would be null."""
-    assert yaml_blocks.take("extensions:\n  x:\n    a: 1\n", ("extensions", "x")) == "extensions: {}\n"

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-import typer
 
 from millstream._cli.chatting.screen import JsonScreen
 from millstream._cli.commands.chat import _print
-from millstream._cli.connecting import _fill_in, ended
-from millstream._cli.showing import print_json
+from millstream._cli.connect_options import _fill_in, ended
+from millstream._cli.tables import print_json
 from millstream.agent._events import Returned
 from millstream.client._errors import Failure
 from millstream.client._questions import Question
@@ -41,7 +40,7 @@ def says_bad() -> None:
     async def fail() -> int:
         raise Failure(-1, BAD)
 
-    with pytest.raises(typer.Exit):
+    with pytest.raises(SystemExit):
         ended(fail)
 
 

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from client.certificates import self_signed
 from client.rude import Asked, Behave, discovering, rude
+from command_line import CliRunner
 from millstream._cli.program import program
-from millstream.client import _opening as opening
+from millstream.client import _connector as connector
 from patience import WAIT
 from processes import free_port
 
@@ -28,7 +28,7 @@ from processes import free_port
 @pytest.fixture(autouse=True)
 def no_verdicts() -> None:
     """Nothing is known of a server from another test."""
-    opening.forget_verdicts()
+    connector.forget_eras()
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from ruamel.yaml import YAML
 
+from command_line import CliRunner, Result
 from millstream._app.serving.errors import CommandError
 from millstream._cli.commands import install as command
 from millstream._cli.installing import launch
@@ -111,8 +111,7 @@ def written(key: str, text: str) -> Any:
     """The entry in a file of an application."""
     under = APPLICATIONS[key].under
     if key == "goose":
-        lines = text.partition("  shop:\n")[2].splitlines()
-        return {name.strip(): json.loads(value) for name, value in (line.split(": ", 1) for line in lines)}
+        return YAML(typ="safe").load(text)[under]["shop"]
     if key == "codex":
         return tomllib.loads(text)[under]["shop"]
     return command_value(text)[under]["shop"]
@@ -222,7 +221,10 @@ def test_goose_gets_a_name_in_lower_case(home: Path) -> None:
     assert written("goose", (home / PLACES["goose"][0]).read_text("utf-8")) == ENTRIES["goose"][0]
 
 
-COMMAND_IN_CODEX = '[mcp_servers.shop]\ncommand = "x"\ncwd = "/work"\nenv_vars = ["KEY"]\nstartup_timeout_sec = 20\n'
+COMMAND_IN_CODEX = (
+    f'[mcp_servers.shop]\ncommand = "x"\nargs = ["{SHOP}"]\ncwd = "/srv"\n'
+    'env_vars = ["KEY"]\nstartup_timeout_sec = 20\n'
+)
 URL_IN_CODEX = (
     '[mcp_servers.shop]\nurl = "https://example.com/old"\nbearer_token_env_var = "KEY"\nstartup_timeout_sec = 20\n'
     '\n[mcp_servers.shop.oauth]\nclient_id = "c"\n\n[mcp_servers.shop.env_http_headers]\nX = "Y"\n'
@@ -234,25 +236,33 @@ URL_IN_CODEX = (
     [(COMMAND_IN_CODEX, URL, {"url": URL}), (URL_IN_CODEX, str(SHOP), LOCAL)],
     ids=["a URL", "a command"],
 )
-def test_what_belongs_to_the_old_way_to_a_server_goes_with_it(
-    before: str, target: str, entry: dict[str, Any], home: Path
-) -> None:
-    """Codex doesn't start at all where a URL has a `cwd`, or a command a bearer token."""
+def test_an_entry_for_another_server_starts_empty(before: str, target: str, entry: dict[str, Any], home: Path) -> None:
+    """Codex doesn't start at all where a URL has a `cwd`, or a command has a bearer token."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
     path.write_text(before, "utf-8")
     assert install(target, "--client", "codex", "--name", "shop", "--yes").exit_code == 0
-    assert written("codex", path.read_text("utf-8")) == {**entry, "startup_timeout_sec": 20}
+    assert written("codex", path.read_text("utf-8")) == entry
 
 
-def test_what_belongs_to_the_way_to_a_server_stays_where_the_way_does(home: Path) -> None:
-    """It's the person's."""
+def test_what_a_person_added_stays_with_the_same_server(home: Path) -> None:
+    """A file keeps its settings, and a URL those of its origin."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
     path.write_text(COMMAND_IN_CODEX, "utf-8")
     assert install(str(SHOP), "--client", "codex", "--yes").exit_code == 0
-    kept = {"cwd": "/work", "env_vars": ["KEY"], "startup_timeout_sec": 20}
+    kept = {"cwd": "/srv", "env_vars": ["KEY"], "startup_timeout_sec": 20}
     assert written("codex", path.read_text("utf-8")) == {**LOCAL, **kept}
+
+
+def test_another_host_inherits_no_credentials(home: Path) -> None:
+    """`github.evil.example` gets the name `github`, and nothing that was meant for the real one."""
+    path = home / PLACES["codex"][0]
+    path.parent.mkdir()
+    path.write_text('[mcp_servers.github]\nurl = "https://github.example/mcp"\nbearer_token_env_var = "KEY"\n', "utf-8")
+    assert install("https://github.evil.example/mcp", "--client", "codex", "--yes").exit_code == 0
+    servers = tomllib.loads(path.read_text("utf-8"))["mcp_servers"]
+    assert servers == {"github": {"url": "https://github.evil.example/mcp"}}
 
 
 def test_undo_keeps_what_was_changed_since(home: Path) -> None:

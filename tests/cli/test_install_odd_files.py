@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
+from command_line import CliRunner, Result
 from millstream._cli.commands import install as command
 from millstream._cli.installing.applications import APPLICATIONS, System
 from millstream._cli.program import program

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from agent_world import KEY, ScriptedModel, hangs, says
-from millstream._cli import ending
+from millstream._cli import signals as ending
 from patience import WAIT
 from processes import ROOT
 from terminal_world import COMMAND

@@ -1,4 +1,4 @@
-"""Trouble with the key for session ids is told when the server starts, not by its first request."""
+"""LogOnce with the key for session ids is told when the server starts, not by its first request."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def test_a_key_file_that_must_not_be_used_stops_the_start_with_what_to_do(
 ) -> None:
     """A fixed defect: the server started, said that it was ready, and answered every `initialize` with a 500."""
     (folder / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
-    monkeypatch.setattr("millstream._app.serving.uvicorn_server._Uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("millstream._app.serving.over_http.serve", lambda *_, **__: None)
     monkeypatch.setattr("sys.argv", ["millstream", "run", "shop.py", "--transport", transport, "--port", "0"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -4,28 +4,28 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from millstream._app.serving.leaving import LINGER, Dismissal, Leaving
+from millstream import Settings
+from millstream._http.limits import HttpLimits
+from millstream._http.server.drain import LINGER, ConnectionDrainer, DrainTimes
+from millstream._http.server.guard import ConnectionGuard, ServerState
 from patience import WAIT
 from processes import free_port, millstream
 from workers_world import PROGRAM, Client, call, refused, started, until_async
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("lane", ["true", "false"], ids=["lane", "plain ASGI"])
-async def test_idle_connections_close_and_the_last_reply_says_that_it_is_the_last(tmp_path: Path, lane: str) -> None:
+async def test_idle_connections_close_and_the_last_reply_says_that_it_is_the_last(tmp_path: Path) -> None:
     """A fixed defect: replies said nothing, and the next request on the connection was lost."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
-    environment = {**os.environ, "MILLSTREAM_LANE": lane}
     command = millstream(str(tmp_path / "shop.py"), port)
-    with started(command, port, tmp_path / "log", env=environment) as served:
+    with started(command, port, tmp_path / "log") as served:
         idle, busy = Client(port), Client(port)
         await idle.request(call("who"))
         assert not (await busy.request(call("who"))).closes
@@ -43,9 +43,9 @@ async def test_idle_connections_close_and_the_last_reply_says_that_it_is_the_las
 
 PAGES = """
 from starlette.responses import PlainTextResponse, StreamingResponse
-from millstream._app.serving import uvicorn_server
+from millstream._app.serving import http_server
 
-uvicorn_server.AFTER_DRAIN = 0
+http_server.AFTER_DRAIN = 0
 
 
 @mcp.route("/page")
@@ -64,12 +64,11 @@ async def file(request):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("lane", ["true", "false"], ids=["lane", "plain ASGI"])
-async def test_pages_and_downloads_of_the_program_end_before_the_server_does(tmp_path: Path, lane: str) -> None:
+async def test_pages_and_downloads_of_the_program_end_before_the_server_does(tmp_path: Path) -> None:
     """A fixed defect: only calls had `drain_timeout`. Whatever else was being answered was cut after a second."""
     (tmp_path / "shop.py").write_text(PROGRAM + PAGES)
     port = free_port()
-    environment = {**os.environ, "MILLSTREAM_LANE": lane, "MILLSTREAM_DRAIN_TIMEOUT": "600"}
+    environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "600"}
     with started(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log", env=environment) as served:
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         for (_, writer), path in zip(opened, ("/page", "/file"), strict=True):
@@ -116,12 +115,12 @@ class Peer:
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
         self.idle = True
-        self.arriving = False
+        self.arriving = self.answering = False
         self.announced = 0
         self.closed = False
         self.transport = self
 
-    def announce(self) -> None:
+    def announce_close(self) -> None:
         self.announced += 1
 
     def get_extra_info(self, name: str) -> Any:
@@ -143,45 +142,56 @@ def peer() -> Iterator[Peer]:
     one.theirs.close()
 
 
+def drainer(peer: Peer, clock: Callable[[], float]) -> ConnectionDrainer:
+    """What lets go of this one connection."""
+    state = ServerState()
+    state.connections.add(peer)
+    loop = asyncio.new_event_loop()
+    try:
+        return ConnectionDrainer(state, ConnectionGuard(state, HttpLimits.of(Settings()), loop), clock)
+    finally:
+        loop.close()
+
+
 def test_an_idle_connection_has_time_for_one_more_request(peer: Peer) -> None:
     """A request that crosses the end on its way is lost; one that comes before it is answered."""
     now = [0.0]
-    dismissal = Dismissal(SimpleNamespace(connections={peer}, default_headers=[]), lambda: now[0])  # type: ignore[arg-type]
-    assert dismissal.look(LINGER)
+    draining = drainer(peer, lambda: now[0])
+    assert draining.close_idle(LINGER)
     assert peer.announced == 1
     now[0] = LINGER / 2
-    assert dismissal.look(LINGER)
+    assert draining.close_idle(LINGER)
     assert not peer.closed
     now[0] = LINGER
-    assert not dismissal.look(LINGER)
+    assert not draining.close_idle(LINGER)
     assert peer.closed
     assert peer.announced == 1
 
 
 def test_a_connection_whose_request_has_reached_the_machine_is_not_closed(peer: Peer) -> None:
     """The program has not read it yet."""
-    dismissal = Dismissal(SimpleNamespace(connections={peer}, default_headers=[]), lambda: 0.0)  # type: ignore[arg-type]
+    draining = drainer(peer, lambda: 0.0)
     peer.theirs.send(b"POST /mcp HTTP/1.1\r\n")
-    assert dismissal.look(0.0)
+    assert draining.close_idle(0.0)
     assert not peer.closed
     peer.ours.recv(100)
-    assert not dismissal.look(0.0)
+    assert not draining.close_idle(0.0)
     assert peer.closed
 
 
 def test_a_busy_connection_is_left_alone(peer: Peer) -> None:
     """Its reply says that it's the last, and the connection ends with that."""
-    dismissal = Dismissal(SimpleNamespace(connections={peer}, default_headers=[]), lambda: 0.0)  # type: ignore[arg-type]
+    draining = drainer(peer, lambda: 0.0)
     peer.idle = False
-    assert not dismissal.look(0.0)
+    assert not draining.close_idle(0.0)
     assert not peer.closed
     peer.arriving = True
-    assert not dismissal.look(0.0)
+    assert not draining.close_idle(0.0)
     assert not peer.closed
-    assert dismissal.look(1.0)
+    assert draining.close_idle(1.0)
 
 
 def test_without_a_delay_nobody_waits_for_idle_connections() -> None:
     """Our choice: on a laptop Ctrl-C ends a server at once, browser tabs or not."""
-    assert Leaving.stopping(0.0) == Leaving(delay=0.0, linger=0.0)
-    assert Leaving.stopping(10.0) == Leaving(delay=10.0, linger=LINGER)
+    assert DrainTimes.stopping(0.0) == DrainTimes(delay=0.0, linger=0.0)
+    assert DrainTimes.stopping(10.0) == DrainTimes(delay=10.0, linger=LINGER)

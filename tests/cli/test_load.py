@@ -276,8 +276,6 @@ def test_a_mistake_in_the_setup_is_told_in_its_own_words(folder: Path, code: str
 
 
 EXTRAS = {
-    "auth.jwt(issuer='i', audience='http://a/mcp', secret='s' * 32)": ("joserfc", "auth"),
-    "auth.users(file='users.json')": ("argon2", "auth"),
     "__import__('millstream.compat.fastmcp')": ("pydantic", "pydantic"),
     "@Server('x').tool(input_schema={'type': 'object'})\ndef f(arguments: dict) -> str: ...": (
         "jsonschema_rs",

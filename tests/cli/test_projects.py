@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from command_line import CliRunner
 from millstream import Client
 from millstream._app.serving.errors import CommandError
 from millstream._cli.commands import dev as dev_command

@@ -233,7 +233,7 @@ def test_the_second_ctrl_c_ends_a_server_whose_loop_is_blocked(file: Path) -> No
         assert "Stopping at once" in server.log
 
 
-HELD = "what goes on though it was cancelled: refuses (slow.py:"
+HELD = "what still runs: refuses (slow.py:"
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/refuses"])
@@ -247,14 +247,12 @@ def test_a_function_that_ignores_its_cancellation_is_named_and_left_behind(
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(WAIT) == 0
         assert server.log.count(HELD) == 1
-        assert server.log.index("closed in order") < server.log.index(HELD) < server.log.index("left by the door")
+        assert server.log.index("closed in order") < server.log.index(HELD)
 
 
-@pytest.mark.parametrize(
-    ("tool", "told"), [("threads", "1 thread still runs a function. The server stops"), ("generates", HELD)]
-)
+@pytest.mark.parametrize("tool", ["threads", "generates"])
 def test_a_thread_or_generator_that_never_ends_is_left_behind(
-    file: Path, tool: str, told: str, monkeypatch: pytest.MonkeyPatch
+    file: Path, tool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed: `asyncio.to_thread` and what a generator does at its end kept the process alive."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
@@ -262,7 +260,8 @@ def test_a_thread_or_generator_that_never_ends_is_left_behind(
         server.ask(tool)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(WAIT) == 0
-        assert server.log.index("closed in order") < server.log.index(told) < server.log.index("left by the door")
+        told = "what still runs: a thread or a generator"
+        assert server.log.index("closed in order") < server.log.index(told)
 
 
 def test_a_call_over_stdio_that_ignores_its_cancellation_is_named_and_left_behind(
@@ -277,7 +276,7 @@ def test_a_call_over_stdio_that_ignores_its_cancellation_is_named_and_left_behin
         assert process.wait(WAIT) == 0
     log = file.with_name("log").read_text("utf-8")
     assert log.count(HELD) == 1
-    assert log.index("closed in order") < log.index(HELD) < log.index("left by the door")
+    assert log.index("closed in order") < log.index(HELD)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from client.watched import waits
-from millstream.client import _opening as opening
+from millstream.client import _connector as connector
 
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left_behind() -> AsyncIterator[None]:
     """A client that is closed has no tasks."""
-    opening.forget_verdicts()
+    connector.forget_eras()
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert {task.get_name(): task.get_coro() for task in left if "millstream" in repr(task)} == {}

@@ -16,12 +16,12 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from issuer_world import Issuer, issuing
+from millstream._http.client.pool import Pool
+from millstream._http.client.url import parse
 from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth, WorkloadIdentity
-from millstream.client._http.endpoint import Endpoint
-from millstream.client._http.pool import Pool
-from millstream.client._http.url import parse
+from millstream.client._endpoint import Endpoint
 from millstream.client._oauth.dpop import Proofs, challenged_for_proofs, wants_nonce
-from millstream.client._oauth.proof_key import ProofKey
+from millstream.client._oauth.signing import ProofKey
 from patience import WAIT
 
 METADATA = "/.well-known/oauth-authorization-server"

@@ -36,8 +36,12 @@ class ModelOrder(pydantic.BaseModel):
     copies: int
 
 
+class NumberedOrder(pydantic.BaseModel):
+    isbn: pydantic.StrictInt
+
+
 @pytest.mark.parametrize("revision", BY_DATE)
-@pytest.mark.parametrize("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any]])
+@pytest.mark.parametrize("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any], ModelOrder | None])
 async def test_a_value_comes_as_the_type_that_you_want(revision: str, wanted: Any) -> None:
     """From structured content, and before there was any, from the text."""
     async with Client(mcp, revision=revision) as client:
@@ -46,6 +50,20 @@ async def test_a_value_comes_as_the_type_that_you_want(revision: str, wanted: An
             "isbn": "1",
             "copies": 1,
         }
+
+
+async def test_a_list_of_models_comes_as_models() -> None:
+    """pydantic reads a type with models in it, wherever they stand."""
+    shop = Server("shop")
+
+    @shop.tool
+    def orders() -> list[TypedOrder]:
+        return [TypedOrder(isbn="1", copies=2)]
+
+    async with Client(shop) as client:
+        assert await client.call("orders", into=list[ModelOrder]) == [ModelOrder(isbn="1", copies=2)]
+        with pytest.raises(BadAnswer, match=r"\[0\].isbn must be an integer"):
+            await client.call("orders", into=list[NumberedOrder])
 
 
 @pytest.mark.parametrize("revision", BY_DATE)

@@ -253,3 +253,20 @@ async def test_a_list_without_an_end_is_cut_off() -> None:
     async with rude(discovering(behave)) as server, Client(server.url) as client:
         with pytest.raises(BadAnswer, match="does not end"):
             await client.tools()
+
+
+async def test_all_pages_of_a_list_together_have_a_bound() -> None:
+    """A server that sends page after page would fill memory otherwise."""
+    count = 0
+
+    async def behave(asked: Asked) -> None:
+        nonlocal count
+        count += 1
+        tool = {"name": f"t{count}", "description": "x" * 40_000, "inputSchema": {"type": "object"}}
+        await asked.result({"tools": [tool], "nextCursor": str(count), "ttlMs": 0, "cacheScope": "private"})
+
+    options = Options(max_bytes=100_000)
+    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+        with pytest.raises(BadAnswer, match="larger than 100,000 bytes"):
+            await client.tools()
+    assert count == 3

@@ -17,14 +17,16 @@ import pytest
 from client.rude import DONE, Asked, discovering, rude
 from client.test_proxies import proxying, secure
 from millstream import Client
+from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
-from millstream.client._http.url import parse
-from millstream.client._oauth.asked import code_of
-from millstream.client._oauth.discovery import Issuer, challenge_parameters
+from millstream.client._oauth import challenges
+from millstream.client._oauth.authorization_request import code_of
+from millstream.client._oauth.browser_login import Loopback, answer_of
+from millstream.client._oauth.challenges import MAX_LENGTH, read_challenges
+from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.endpoints import method_of
-from millstream.client._oauth.fetching import checked, fetch
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.person import Loopback, answer_of
+from millstream.client._oauth.issuer_http import fetch, parse_secure, refuse_local
 from millstream.client._oauth.store import FileStore, Kept, MemoryStore, Registration, Tokens
 from millstream.client._options import Options
 from patience import WAIT
@@ -35,13 +37,24 @@ ISSUER = Issuer(issuer="https://as.example", authorization_response_iss_paramete
 def test_a_challenge_is_read_with_its_quotes() -> None:
     """RFC 9110 §11.6.1"""
     header = 'Bearer error="insufficient_scope", scope="a b", resource_metadata="https://x/y?z=1,2", n=1'
-    assert challenge_parameters(header) == {
+    assert read_challenges(header).parameters == {
         "error": "insufficient_scope",
         "scope": "a b",
         "resource_metadata": "https://x/y?z=1,2",
         "n": "1",
     }
-    assert challenge_parameters("Basic") == {}
+    assert read_challenges("Basic").parameters == {}
+    both = read_challenges('Negotiate abc==, Bearer realm="a \\" b", scope=x, DPoP algs="ES256"')
+    assert (both.schemes, both.parameters["scope"]) == ({"negotiate", "bearer", "dpop"}, "x")
+
+
+def test_a_hostile_challenge_is_read_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regular expressions took twelve seconds for 16 kB; for a megabyte, they would take hours."""
+    assert read_challenges("Bearer " + "a" * MAX_LENGTH).schemes == frozenset()
+    monkeypatch.setattr(challenges, "MAX_LENGTH", 1 << 20)
+    for part in ("a", "a=", '"', '\\"', " ", "a \t", 'a="', "a=\\"):
+        read = read_challenges(f'Bearer x="y", {part * ((1 << 20) // len(part) - 32)}')
+        assert ("bearer" in read.schemes, read.parameters["x"]) == (True, "y")
 
 
 @pytest.mark.parametrize(
@@ -74,8 +87,8 @@ def test_a_parameter_that_is_there_twice_is_refused() -> None:
 def test_credentials_go_nowhere_without_tls_but_to_this_machine(url: str) -> None:
     """RFC 6749 §3.2: TLS is required."""
     with pytest.raises(AccessDenied, match="https"):
-        checked(url)
-    assert checked("http://127.0.0.1:1/token").port == 1
+        parse_secure(url)
+    assert parse_secure("http://127.0.0.1:1/token").port == 1
 
 
 def test_the_way_to_prove_who_we_are_is_the_issuers() -> None:
@@ -212,14 +225,14 @@ async def test_a_server_that_wants_tokens_of_another_server_gets_none() -> None:
                 pass
 
 
-def served(*, issuer: str, token: str, registration: str) -> Callable[[Asked], Awaitable[None]]:
+def served(*, issuer: str, page: str, token: str, registration: str) -> Callable[[Asked], Awaitable[None]]:
     """A server that names who gives its tokens, and is that one, too."""
 
     async def behave(asked: Asked) -> None:
         if "oauth-protected-resource" in asked.path:
             await asked.reply(json.dumps({"authorization_servers": [issuer]}).encode())
         elif asked.path == "/.well-known/oauth-authorization-server":
-            about = {"issuer": issuer, "authorization_endpoint": "https://mcp.test/authorize", "token_endpoint": token,
+            about = {"issuer": issuer, "authorization_endpoint": page, "token_endpoint": token,
                      "registration_endpoint": registration, "code_challenge_methods_supported": ["S256"]}  # fmt: skip
             await asked.reply(json.dumps(about).encode())
         elif asked.path == "/register":
@@ -230,13 +243,14 @@ def served(*, issuer: str, token: str, registration: str) -> Callable[[Asked], A
     return behave
 
 
-@pytest.mark.parametrize("evil", ["", "challenge", "issuer", "token", "registration"])
+@pytest.mark.parametrize("evil", ["", "challenge", "issuer", "page", "token", "registration"])
 async def test_a_server_elsewhere_sends_nobody_to_this_machine(
     evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What listens here often trusts whoever is here, and a server that is far away chooses these addresses."""
     good = {
         "issuer": "https://mcp.test",
+        "page": "https://mcp.test/authorize",
         "token": "https://mcp.test/token",
         "registration": "https://mcp.test/register",
     }
@@ -253,3 +267,11 @@ async def test_a_server_elsewhere_sends_nobody_to_this_machine(
             else:
                 assert (await asking).who.client_id == "me"
         assert here.asked == []
+
+
+async def test_every_name_of_this_machine_counts() -> None:
+    """A browser finds this machine by more names than localhost."""
+    for host in ("localhost", "a.localhost", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"):  # noqa: S104
+        with pytest.raises(AccessDenied, match="on this machine"):
+            refuse_local(f"https://{host}/authorize", parse("https://mcp.test/mcp"))
+    assert refuse_local("https://10.0.0.1/", parse("https://mcp.test/mcp")) == "https://10.0.0.1/"

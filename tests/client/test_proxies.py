@@ -15,9 +15,9 @@ import pytest
 from client.certificates import self_signed
 from client.rude import DONE, Asked, Behave, assert_readable, discovering, read_request, rude
 from millstream import Client
+from millstream._http.client.proxy import proxy_for
+from millstream._http.client.url import parse
 from millstream.client._errors import ClientError, ConnectFailed, TargetError
-from millstream.client._http.proxy import proxy_for
-from millstream.client._http.url import parse
 from millstream.client._options import Options
 from processes import free_port
 

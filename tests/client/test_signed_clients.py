@@ -14,9 +14,9 @@ from auth.issuing.test_sign_in_end_to_end import serving
 from issuer_world import issuing
 from issuing_world import URL, Desk, claims_of
 from millstream import Client, auth
+from millstream._http.client.url import parse
 from millstream._stores.memory.store import MemoryStore as ServerStore
 from millstream.client import AccessDenied, MemoryStore, OAuth, Options
-from millstream.client._http.url import parse
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.signing import assertion
 from millstream.client._oauth.store import Registration
@@ -106,21 +106,17 @@ def test_signatures_are_somebodys_and_take_the_place_of_a_secret() -> None:
             OAuth(store=MemoryStore(), **given).signing_with(pem(NIGHTLY))
 
 
-@pytest.mark.parametrize("proving", [False, True])
-async def test_a_job_without_a_person_signs_its_way_in_to_our_own_server(tmp_path: Path, proving: bool) -> None:
-    """From the refusal to the answer of the tool, over sockets; with tokens bound to a key as well."""
+async def test_a_job_without_a_person_signs_its_way_in_to_our_own_server(tmp_path: Path) -> None:
+    """From the refusal to the answer of the tool, over sockets."""
     file = tmp_path / "nightly.pem"
     file.write_text(pem(NIGHTLY))
     client = auth.client("nightly", jwks=public(NIGHTLY), scopes=["orders:write"])
     async with serving(clients=[client]) as url:
         store = MemoryStore()
         credentials = OAuth(store=store, client_id="nightly", as_itself=True).signing_with(file)
-        if proving:
-            credentials.proving()
         async with Client(f"{url}/mcp", options=Options(auth=credentials)) as calling:
             assert (await calling.call("who")).text == "nightly orders:write"
         kept = store.load()
-        assert bool(kept.tokens[f"{url}/mcp"].proof_key) == proving
         assert not kept.registrations
         assert await credentials.sign_out(parse(f"{url}/mcp"))
 

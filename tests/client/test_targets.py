@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from millstream import Server
+from millstream._http.client.url import parse
+from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
-from millstream.client._http.endpoint import check_headers
-from millstream.client._http.url import parse
 from millstream.client._targets import Place, Remote, find
 from millstream.client._transports.stdio import Command
 

@@ -10,18 +10,18 @@ import httpx2
 import pytest
 
 from auth.issuing.test_official_client import BACK, Program, text
-from compat.test_programs import ported, started
+from compat.test_programs import programs, started
 from issuing_world import VERIFIER, challenge
 from millstream import Client
-from millstream.client._oauth.fetching import fetch
 from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.issuer_http import fetch
 from millstream.client._oauth.store import MemoryStore
 from millstream.client._options import Options
 from millstream.compat.fastmcp import AuthSettings, FastMCP, OAuthAuthorizationServerProvider
 from patience import WAIT
 
 pytestmark = pytest.mark.server
-__all__ = ["ported"]
+__all__ = ["programs"]
 
 
 class Person:
@@ -40,9 +40,9 @@ class Person:
 
 
 @pytest.fixture(scope="module")
-def url(ported: Path) -> Iterator[str]:
+def url(programs: Path) -> Iterator[str]:
     """The program, running."""
-    with started(ported, "issues_tokens.py") as port:
+    with started(programs, "issues_tokens.py") as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -11,9 +11,15 @@ from millstream import Settings, auth
 from millstream._http.message import Request, Response
 from millstream._server.calls.changes import Changes
 from millstream._server.calls.services import Services
-from millstream.compat.fastmcp._issuing import ServedProvider
-from millstream.compat.fastmcp._provider import OAuthClientInformationFull, RefreshToken
-from millstream.compat.fastmcp._sign_in import AccessToken, AuthSettings, RevocationOptions, VerifierMethod
+from millstream.compat.fastmcp._auth import (
+    AccessToken,
+    AuthSettings,
+    OAuthClientInformationFull,
+    RefreshToken,
+    RevocationOptions,
+    VerifierMethod,
+)
+from millstream.compat.fastmcp._authorization_server import ServedProvider
 from redis_parts import until
 from shared_store import SharedStore
 from wire import request
@@ -36,7 +42,9 @@ async def test_what_a_verifier_fails_with_is_for_the_log_and_not_for_the_caller(
     """A fixed defect: callers without a valid token read the text of its error. Keys of the program don't reach it."""
     verifier = Failing()
     with caplog.at_level(logging.ERROR):
-        async with guarded(make_server([VerifierMethod(verifier, None), auth.keys(ROOT)])) as world:
+        async with guarded(
+            make_server([VerifierMethod(verifier, AuthSettings(issuer_url="https://shop.example")), auth.keys(ROOT)])
+        ) as world:
             reply = await world.post("anything", request("ping"))
             assert (await world.post(ROOT, request("ping"))).status == 200
     assert (reply.status, b"postgres" in reply.body, b"10.0.0.5" in reply.body) == (503, False, False)

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from millstream import Client
-from millstream.client._oauth.fetching import fetch
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
+from millstream.client._oauth.issuer_http import fetch
 from millstream.client._oauth.store import MemoryStore
 from millstream.client._options import Options
 from millstream.client._questions import Question

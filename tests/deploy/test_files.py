@@ -1,6 +1,8 @@
 """What the deploy files say: names that exist, figures that agree. What runs them is in the other file."""
 
+import json
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,19 @@ def test_containers_and_pods_wait_longer_than_the_server_takes_to_end() -> None:
     assert "terminationGracePeriodSeconds: {{ add .Values.drainDelay .Values.drainTimeout 15 }}" in pods
 
 
+def test_the_servers_trust_their_own_proxy_and_no_other() -> None:
+    """A fixed defect: all clients had the proxy's address, so 30 wrong keys of one of them locked out everybody."""
+    network, app = compose()["networks"]["inside"], compose()["services"]["app"]
+    (subnet,) = [each["subnet"] for each in network["ipam"]["config"]]
+    assert app["environment"]["FORWARDED_ALLOW_IPS"] == subnet
+    assert (app["networks"], "ports" in app) == (["inside"], False)
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in (DEPLOY / "nginx.conf").read_text("utf-8")
+    values = yaml.safe_load((DEPLOY / "chart/values.yaml").read_text("utf-8"))
+    assert all(not ip_network(each).is_global for each in values["trustedProxies"])
+    pods = (DEPLOY / "chart/templates/deployment.yaml").read_text("utf-8")
+    assert '- name: FORWARDED_ALLOW_IPS\n              value: {{ join "," .Values.trustedProxies | quote }}' in pods
+
+
 def test_redis_keeps_what_it_acknowledged() -> None:
     """One that evicts, or writes no file, loses events that were acknowledged."""
     command = [str(part) for part in compose()["services"]["redis"]["command"]]
@@ -90,3 +105,16 @@ def test_the_page_puts_the_program_where_the_unit_looks_for_it() -> None:
     page = (ROOT / "docs/how-to/deploy.md").read_text("utf-8")
     assert set(re.findall(r"/srv/\S+\.py", page)) == {program}
     assert set(re.findall(r"/app/\w+\.py", page)) == {"/app/server.py"}
+
+
+def test_the_dashboard_for_grafana_asks_for_metrics_that_exist() -> None:
+    """A panel of an unknown metric stays empty without an error."""
+    known = set(
+        re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8"), re.MULTILINE)
+    )
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            names = re.findall(r"\b((?:mcp_server|hub|process)_\w+?)(?:_bucket|_count|_sum)?\{", target["expr"])
+            assert names, target["expr"]
+            assert set(names) <= known, panel["title"]

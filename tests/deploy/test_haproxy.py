@@ -153,3 +153,8 @@ async def test_a_client_that_has_closed_its_side_is_noticed(fronted: Fronted) ->
         for writer in (of_stream, of_call):
             writer.write_eof()
         await until(idle)
+
+
+def test_the_example_passes_small_pieces_on_at_once() -> None:
+    """Fixed: haproxy held pieces of a stream back for 200 ms, so that clients lost the progress of short calls."""
+    assert "    option http-no-delay\n" in (ROOT / "examples" / "haproxy.cfg").read_text("utf-8")

@@ -4,31 +4,33 @@ import inspect
 import re
 from typing import Any
 
+import msgspec
 import pytest
-from typer.main import get_command
 
+from command_line import commands, long_options
 from millstream import Client, Context, Server
 from millstream._app.routes import Routes
-from millstream._cli.program import program
 from millstream._config import Settings
-from millstream._http.lane.guarded import MAX_FRAMING, MAX_PIPELINE
+from millstream._http.hosts import EXEMPT
 from millstream._http.problems import KINDS
+from millstream._http.server.connection import MAX_FRAMING, MAX_PIPELINE
 from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS
 from millstream._protocol.errors import MAX_SHOWN
 from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.jsonrpc import MAX_ID
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._protocol.seal import MAX_TOKEN
-from millstream._server.calls.held import MAX_HELD
+from millstream._server.calls.client_memory_quota import MAX_HELD
 from millstream._server.calls.sessions import MAX_RECORD
-from millstream._server.features import finding
+from millstream._server.features import completion_lookup
 from millstream._server.functions import reading
-from millstream._server.functions.pydantic_types import MAX_PROBLEMS
+from millstream._server.functions.pydantic_engine import MAX_ERRORS
 from millstream._server.functions.schema_check import MAX_BACKTRACKS
 from millstream._server.handlers import completion
 from millstream._server.handlers.listen import MAX_URI_BYTES
 from millstream._server.load import LIGHT
-from millstream._telemetry.metrics import MAX_SERIES
+from millstream._telemetry.exposition import dump
+from millstream._telemetry.metrics import MAX_SERIES, Reading
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._options import Options
@@ -68,8 +70,9 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
     table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_CONTAINERS, MAX_LONG_NUMBERS, reading.MAX_VALUES, reading.MAX_BUILT, MAX_PROBLEMS, MAX_BACKTRACKS,
-        MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, finding.MAX_URI, MAX_URI_BYTES, MAX_HELD,
+        MAX_CONTAINERS, MAX_LONG_NUMBERS, reading.MAX_VALUES, reading.MAX_BUILT, MAX_ERRORS, MAX_BACKTRACKS,
+        MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
+        MAX_URI_BYTES, MAX_HELD,
         MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LIGHT, MAX_SERIES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES
@@ -77,20 +80,17 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
 
 def test_every_option_of_run_is_listed() -> None:
     """The command and its page say the same."""
-    command = get_command(program())
-    run = command.commands["run"]  # type: ignore[attr-defined] # the command is a group
-    options = {option for parameter in run.params for option in parameter.opts if option.startswith("--")}
-    assert options == {name for name in rows("cli.md") if name.startswith("--")}
+    assert set(long_options(dict(commands())["run"])) == {name for name in rows("cli.md") if name.startswith("--")}
 
 
 def test_every_option_of_the_other_commands_is_listed() -> None:
     """The commands and their page say the same."""
     text = (REFERENCE / "commands.md").read_text("utf-8")
-    commands = {name: each for name, each in get_command(program()).commands.items() if name != "run"}  # type: ignore[attr-defined]
-    assert set(re.findall(r"`millstream (\w+)` \|", text)) == set(commands)
-    for name, command in commands.items():
-        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
-        assert options <= set(re.findall(r"`(--[\w-]+)`", text)), name
+    names = {name.partition(" ")[0] for name, _ in commands()} - {"run"}
+    assert set(re.findall(r"`millstream (\w+)` \|", text)) == names
+    for name, command in commands():
+        if name in names:
+            assert set(long_options(command)) <= set(re.findall(r"`(--[\w-]+)`", text)), name
 
 
 def test_every_member_option_and_error_of_the_client_is_listed() -> None:
@@ -130,7 +130,7 @@ async def test_every_route_is_listed_with_its_methods_and_what_it_is_on_by(parts
 
 def served_paths(routes: Routes) -> set[str]:
     """Paths and beginnings of paths, without a last slash; the files of the pages as one."""
-    paths = {path.decode() for _, path in routes._hot} | {prefix for prefix, _ in routes._prefixes}
+    paths = {path.rstrip("*") for path in routes.paths if path not in EXEMPT}
     return {re.sub("^/assets/.*", "/assets", path).rstrip("/") for path in paths}
 
 
@@ -139,8 +139,12 @@ async def test_every_metric_is_listed_with_its_kind_and_labels() -> None:
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, (_, kind, labels, _) in metric_rows().items()}
     async with Server("listed", serve="all", settings=Settings(access_log=True)).running() as runtime:
         assert runtime.observer is not None
-        metrics = runtime.observer.registry._metrics
-        assert listed == {name: (each.kind, set(each.family.labels)) for name, each in metrics.items()}
+        metrics = runtime.observer.registry
+        labels = {name: set(each.family.labels) for name, each in metrics._metrics.items()}
+        kinds = {each.name: each.kind for each in msgspec.msgpack.decode(dump(metrics), type=list[Reading])}
+        of_process = {"python_gc_objects_collected_total", "python_gc_objects_uncollectable_total"}
+        labels |= {name: {"generation"} for name in (*of_process, "python_gc_collections_total")}
+        assert listed == {name: (kind, labels.get(name, set())) for name, kind in kinds.items()}
 
 
 def metric_rows() -> dict[str, list[str]]:

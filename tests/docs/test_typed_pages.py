@@ -5,6 +5,7 @@ The packages that pip would get from the index are those of the tests' own envir
 done in another way than the page has it.
 """
 
+import asyncio
 import json
 import re
 import shlex
@@ -13,12 +14,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from agent_world import KEY, ScriptedModel, calls, says
 from auth.test_tls import make
+from nats_parts import NatsServer
 from processes import ROOT
 from reader_world import INITIALIZE, Other, Reader, Typed, Written, install, steps
 from redis_parts import RedisServer
@@ -67,6 +70,19 @@ def redis(reader: Reader) -> Iterator[None]:
 
 
 @contextmanager
+def nats(reader: Reader) -> Iterator[None]:
+    """A NATS server, at a port that is free."""
+    with TemporaryDirectory(prefix="millstream-") as folder:
+        server = NatsServer(Path(folder), "n1")
+        try:
+            asyncio.run(server.wait())
+            reader.places["nats://127.0.0.1:4222"] = f"nats://127.0.0.1:{server.port}"
+            yield
+        finally:
+            server.close()
+
+
+@contextmanager
 def certificate(reader: Reader) -> Iterator[None]:
     """A certificate that nobody has signed."""
     folder = reader.folder / "tls"
@@ -85,6 +101,7 @@ def nothing(_: Reader) -> Iterator[None]:
 NEEDS: dict[str, Callable[[Reader], AbstractContextManager[None]]] = {
     "": nothing,
     "model": model,
+    "nats": nats,
     "redis": redis,
     "certificate": certificate,
 }

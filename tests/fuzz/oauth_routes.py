@@ -28,7 +28,7 @@ _ERROR = {
 }  # fmt: skip
 _TOKEN = {
     "type": "object", "required": ["access_token", "token_type", "expires_in", "scope"],
-    "properties": {"access_token": {"type": "string"}, "token_type": {"enum": ["Bearer", "DPoP"]},
+    "properties": {"access_token": {"type": "string"}, "token_type": {"enum": ["Bearer"]},
                    "expires_in": {"type": "integer"}, "scope": {"type": "string"}, "refresh_token": {"type": "string"}},
 }  # fmt: skip
 _CLIENT = {
@@ -68,8 +68,7 @@ def document(good: dict[str, str]) -> dict[str, Any]:
 
     who = ("client_id", "client_secret", "client_assertion", "client_assertion_type")
     asked = ("response_type", "client_id", "redirect_uri", "state", "scope", "code_challenge", "code_challenge_method",
-             "resource", "prompt", "response_mode", "request", "request_uri", "dpop_jkt")  # fmt: skip
-    proof = [{"name": "DPoP", "in": "header", "schema": {"type": "string", "pattern": r"^[\x21-\x7e]{1,80}$"}}]
+             "resource", "prompt", "response_mode", "request", "request_uri")  # fmt: skip
     grants = ("grant_type", *who, "code", "redirect_uri", "code_verifier", "refresh_token", "assertion", "scope",
               "resource")  # fmt: skip
     refusals = ("401", "413", "415", "429", "503")
@@ -80,7 +79,7 @@ def document(good: dict[str, str]) -> dict[str, Any]:
             "post": {"requestBody": form("ticket", "answer", "name", "password", "way", needs=("ticket", "answer")),
                      "responses": _answers(page)},
         },
-        "/token": {"post": {"parameters": proof, "requestBody": form(*grants, needs=("grant_type", *who[:2])),
+        "/token": {"post": {"requestBody": form(*grants, needs=("grant_type", *who[:2])),
                             "responses": _answers({"200": _TOKEN}, *refusals)}},
         "/revoke": {"post": {"requestBody": form("token", "token_type_hint", *who, needs=("token", *who[:2])),
                              "responses": _answers({"200": {"const": {}}}, *refusals)}},

@@ -16,6 +16,8 @@ from httptools import HttpParserError
 
 from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
+from millstream._http.client.connection import HttpConnection
+from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.media import accepted
 from millstream._http.message import neighborhood, query_values
@@ -35,13 +37,11 @@ from millstream._protocol.seal import KeyRing
 from millstream._protocol.session_token import SessionToken
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import read_offset
-from millstream._stores.local import wire
+from millstream._stores.local import calls as store_calls
 from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
-from millstream.client._http.connection import HttpConnection
-from millstream.client._http.url import parse as parse_url
-from millstream.client._oauth.discovery import challenge_parameters
-from millstream.client._oauth.person import answer_of
+from millstream.client._oauth.browser_login import answer_of
+from millstream.client._oauth.challenges import read_challenges
 
 Target = Callable[[bytes], None]
 NOW = 1_800_000_000.0
@@ -172,7 +172,7 @@ def headers() -> Target:
             check_handshake_header({b"mcp-protocol-version": data}, ALL[0])
         with suppress(ValueError):
             query_values(data)
-        challenge_parameters(text)
+        read_challenges(text)
         neighborhood(text)
         for read_text in (Rate.of, CalendarQuota):
             with suppress(ValueError):
@@ -203,11 +203,11 @@ def store_wire() -> Target:
     def read(data: bytes) -> None:
         framed = struct.pack(">I", len(data)) + data
         for given in (data, framed):
-            frames = wire.Frames(1 << 16)
-            with suppress(wire.WireError):
+            frames = store_calls.Frames(1 << 16)
+            with suppress(store_calls.WireError):
                 for content in frames.feed(given):
-                    for decode in (wire.requests, wire.answers):
-                        with suppress(wire.WireError):
+                    for decode in (store_calls.read_requests, store_calls.read_answers):
+                        with suppress(store_calls.WireError):
                             decode(content)
 
     return read

@@ -1,5 +1,6 @@
-"""Targets behind a running server, without a network: the lane with its HTTP parser, WebSocket frames, and connections
-of JSON-RPC. An answer of 500, an exception in the loop and a call that is left behind are faults.
+"""Targets behind a running server, without a network: HTTP connections, WebSocket frames, and connections of JSON-RPC.
+
+An answer of 500, an exception in the loop and a call that is left behind are faults.
 """
 
 import asyncio
@@ -7,14 +8,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import uvicorn
-from uvicorn.server import ServerState
-
 from bad_input.shop import make_shop
 from fuzz.parsers import Target, pieces
 from millstream._app.serving.entry import prepare
-from millstream._http.lane import load_lane
-from millstream._http.websocket.uvicorn import WebSocketProtocol
+from millstream._http.server.listener import Listener
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from wire import KeptTransport
@@ -43,12 +40,8 @@ class _Shop:
         self.server = make_shop()
         self.server.definition.configure(serve="all")
         self.runtime = self.runner.run(self._start())
-        protocol: Any = load_lane().protocol
-        self.protocol = protocol
-        self.config = uvicorn.Config(self.server, http=protocol, ws=WebSocketProtocol, log_config=None, lifespan="off")
-        self.config.load()
-        self.state = ServerState()
-        self.state.default_headers = self.config.encoded_headers
+        self.listener = self.runner.run(self._listen())
+        self.state = self.listener.state
 
     async def _start(self) -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda _, about: self.faults.append(repr(about)))
@@ -56,14 +49,16 @@ class _Shop:
         prepare(self.server, runtime)
         return runtime
 
+    async def _listen(self) -> Listener:
+        return Listener(prepare(self.server, self.runtime))
+
     async def settle(self, turns: int = 30) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
 
     async def connection(self, parts: list[bytes]) -> bytes:
         """What a connection answers; it's closed then, and nothing of it may be left."""
-        loop = asyncio.get_running_loop()
-        connection = self.protocol(config=self.config, server_state=self.state, app_state={}, _loop=loop)
+        connection = self.listener.make_protocol()
         transport = _Upgradable(connection)
         connection.connection_made(transport)
         for part in parts:
@@ -108,7 +103,7 @@ class _Upgradable(KeptTransport):
 
 
 def http() -> Target:
-    """Bytes on a connection, through the lane."""
+    """Bytes on a connection."""
     shop = _Shop()
 
     def feed(data: bytes) -> None:

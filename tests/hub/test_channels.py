@@ -1,11 +1,14 @@
 """Names of channels and what patterns reach."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.hub import InvalidName
 from millstream.hub._channels import check_channel, check_client_id, check_name, check_pattern, is_pattern, matches
+from millstream.hub._patterns import PatternIndex
 
 REACHED = [
     ("orders", "orders"),
@@ -108,3 +111,27 @@ def test_any_text_is_a_name_or_refused_and_a_name_matches_itself(name: str, othe
         return
     assert matches(name, name)
     assert isinstance(matches(name, other), bool)
+
+
+SEGMENTS = st.sampled_from(["a", "b", "$a", "*"])
+
+
+@given(
+    st.lists(st.tuples(st.lists(SEGMENTS, max_size=3), st.booleans()), max_size=8),
+    st.lists(st.sampled_from(["a", "b", "$a"]), min_size=1, max_size=4),
+    st.data(),
+)
+def test_the_index_of_patterns_finds_those_that_reach_a_channel(
+    patterns: list[tuple[list[str], bool]], channel: list[str], data: st.DataObject
+) -> None:
+    """However many were added and removed before."""
+    index, name = PatternIndex(), ".".join(channel)
+    names = {".".join([*segments, *[">"] * rest]) for segments, rest in patterns if segments or rest}
+    found: dict[str, Any] = {pattern: object() for pattern in names if is_pattern(pattern)}
+    for pattern, subscription in found.items():
+        index.add(pattern, subscription)
+    for pattern in list(found):
+        if data.draw(st.booleans()):
+            index.discard(pattern, found.pop(pattern))
+            index.discard(pattern, object())  # type: ignore[arg-type]
+    assert set(index.matching(name)) == {found[pattern] for pattern in found if matches(pattern, name)}

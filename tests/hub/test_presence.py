@@ -128,7 +128,7 @@ async def test_members_of_a_worker_that_died_expire_and_one_of_the_others_tells_
         for hub in (one, two):
             await hub.refresh()
         assert sorted(await names(one)) == ["ann", "bob"]
-        given_up.give_up()
+        await given_up.give_up()
         assert await names(one) == ["bob"]
         for hub in (one, two):
             await hub.refresh()
@@ -185,7 +185,7 @@ async def test_a_worker_that_stalled_is_given_up_once_and_its_members_come_back_
     async with running(store) as stalled, running(beside(memory)) as other:
         watcher = await listen(other, "$presence.chat")
         ann, bob = [await listen(stalled, "chat", client_id=name) for name in ("ann", "bob")]
-        store.give_up()
+        await store.give_up()
         await other.refresh()
         bob.close()
         await turns()

@@ -15,10 +15,10 @@ from auth_world import guarded, make_server
 from identity_world import Identity, Visitor, browser, identity, led_to, sign_in_at
 from issuing_world import BACK, URL, Browser, Desk, Reply
 from millstream import Client, Server, auth
-from millstream.auth._asking_issuers import ask_issuer
+from millstream.auth._authorization_server.upstreams import KNOWN
 from millstream.auth._claims import Rules
 from millstream.auth._discovery import Discovery
-from millstream.auth._issuing.upstreams import KNOWN
+from millstream.auth._issuer_client import ask_issuer
 from millstream.auth._jose import ASYMMETRIC
 from millstream.auth._key_sets import FetchedKeys
 from millstream.auth._tokens import TokenMethod

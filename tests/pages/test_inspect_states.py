@@ -245,6 +245,17 @@ def test_hostile_markdown_is_text(crowd: str, open_page: OpenPage) -> None:
     expect(result(page).get_by_role("heading", name="Note 1")).to_be_visible()
 
 
+def test_long_markdown_does_not_freeze_the_page(crowd: str, open_page: OpenPage) -> None:
+    """50 kB of unclosed emphasis, brackets, and list items are parsed, where the time used to grow with the square."""
+    page = inspect(crowd, open_page)
+    for piece in ("**a ", "[a](", "`a ", "- a\n", "> ", "<http:"):
+        count = page.evaluate(
+            "async (text) => (await import('./assets/render/markdown.js')).markdown(text).length",
+            (piece * 50_000)[:50_000],
+        )
+        assert count >= 1
+
+
 @pytest.mark.parametrize("transport", ["HTTP+SSE", "WebSocket"])
 def test_the_other_transports_carry_calls_logs_and_cancellation(hub: str, open_page: OpenPage, transport: str) -> None:
     """Our choice: what the server speaks can be tried; both are one line for both directions."""

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from issuing_world import Known
 from millstream import Server, auth
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
 
 class Elsewhere:
@@ -14,15 +14,17 @@ class Elsewhere:
     name = "elsewhere"
     label = "Continue with Elsewhere"
 
-    async def begin(self, callback: str, state: str) -> Away:
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Send the browser there."""
-        return Away(f"{os.environ['UPSTREAM_URL']}/go?{urlencode({'redirect_uri': callback, 'state': state})}")
+        return AuthorizationRedirect(
+            f"{os.environ['UPSTREAM_URL']}/go?{urlencode({'redirect_uri': callback, 'state': state})}"
+        )
 
-    async def finish(self, returned: Returned) -> User:
+    async def finish(self, callback: Callback) -> User:
         """Whoever it is."""
-        if "code" not in returned.query:
+        if "code" not in callback.query:
             raise SignInFailed("Elsewhere does not know you.")
-        return User(returned.query["code"], "Grace Hopper")
+        return User(callback.query["code"], "Grace Hopper")
 
 
 mcp = Server(

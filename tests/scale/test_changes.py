@@ -113,6 +113,28 @@ async def test_adding_while_several_workers_run_is_refused() -> None:
     first.server.tool(late)
 
 
+async def test_a_tool_that_registers_on_one_of_several_workers_says_why_it_failed() -> None:
+    """A fixed defect: the caller got an internal error, -32603, and no word more."""
+
+    def make() -> Server:
+        server = Server("growing")
+
+        @server.tool
+        async def grow() -> str:
+            @server.tool
+            async def grown() -> str:
+                return "grown"
+
+            return "done"
+
+        return server
+
+    async with fleet(make) as (first, _):
+        result = (await first.ask("tools/call", {"name": "grow", "arguments": {}}, POST))["result"]
+        assert result["isError"]
+        assert "'grown' would be on one worker only" in result["content"][0]["text"]
+
+
 async def test_a_worker_that_is_alone_may_add_and_one_that_joins_is_missed_aloud(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benches.chaos.redis import flush
+from benches.chaos.own_redis import flush
 from benches.chaos.returning import return_together
 from benches.chaos.run import Crowd, Report, cluster, half_a_core, kill_workers, storm, together
 from redis_parts import RedisServer

@@ -14,7 +14,7 @@ from redis_parts import RedisBacking, shared_servers
 
 pytestmark = pytest.mark.server
 SESSIONS = 1_000
-BY_THEMSELVES = {"XREAD", "ZRANGEBYSCORE", "PEXPIRE", *(script(name).digest for name in ("beat", "read", "settle"))}
+BY_THEMSELVES = {"XREAD", *(script(name).digest for name in ("poke", "read", "renew"))}
 """What workers ask now and then, whether anybody wants something of them or not."""
 APPEND = script("append").digest
 

@@ -128,14 +128,14 @@ async def test_while_the_store_is_away_each_worker_has_its_part_and_says_so(capl
             assert await count(workers, "plain", 60) == 40
             assert await count(workers, "waits", 0) == 0
         assert sum("each worker counts alone" in record.message for record in caplog.records) == 4
-        assert b"\nhub_limits_alone 1\n" in await metrics(workers[0])
-        assert b'hub_rate_limited_total{policy="calls"} 5\n' in await metrics(workers[0])
+        assert b"\nhub_limits_alone 1.0\n" in await metrics(workers[0])
+        assert b'hub_rate_limited_total{policy="calls"} 5.0\n' in await metrics(workers[0])
         for worker in workers:
             worker.store.down = False
-            worker.runtime.limited._pool._until = 0.0  # type: ignore[union-attr]
+            worker.runtime.host.open_pool._until = 0.0  # type: ignore[union-attr]
         assert await count(workers, "plain", 4) == 4  # one call of each worker finds that the store is back
         assert await count(workers, "plain", 60) == 32
-        assert b"\nhub_limits_alone 0\n" in await metrics(workers[0])
+        assert b"\nhub_limits_alone 0.0\n" in await metrics(workers[0])
 
 
 async def metrics(worker: Worker) -> bytes:

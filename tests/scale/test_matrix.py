@@ -10,8 +10,6 @@ from bad_input.shop import make_shop
 from fleet import Reading, Worker, real_fleet, settle, until
 from hub_parts import listen, receive
 from millstream import Context, Server
-from millstream.compat.fastmcp import Context as PortedContext
-from millstream.compat.fastmcp import FastMCP
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 from talking_world import make_talking, talk
@@ -98,41 +96,6 @@ async def test_what_a_function_keeps_for_a_session_is_there_at_every_worker_at_o
             *(workers[number % 4].ask("tools/call", add, headers, number) for number in range(12))
         )
         assert sorted(int(each["result"]["content"][0]["text"]) for each in added) == list(range(9, 21))
-
-
-def make_ported() -> Server:
-    """A program written for fastmcp, which keeps something for a session."""
-    ported = FastMCP("ported")
-
-    @ported.tool
-    async def keep(value: int, ctx: PortedContext) -> str:
-        """Keeps a number, and what no JSON can hold."""
-        await ctx.set_state("n", value)
-        await ctx.set_state("set", {value})
-        return "kept"
-
-    @ported.tool
-    async def give(ctx: PortedContext) -> str:
-        """Gives them."""
-        return f"{await ctx.get_state('n')} {await ctx.get_state('set')}"
-
-    @ported.tool
-    async def forget(ctx: PortedContext) -> str:
-        """Forgets one."""
-        await ctx.delete_state("n")
-        return "forgotten"
-
-    return ported.engine
-
-
-async def test_what_a_ported_program_keeps_for_a_session_is_there_at_every_worker(backing: Backing) -> None:
-    """`set_state` of fastmcp. What no JSON can hold stays where it is."""
-    async with real_fleet(make_ported, backing) as workers:
-        headers = await workers[0].initialize()
-        await workers[1].call("keep", headers, value=7)
-        assert [await worker.call("give", headers) for worker in workers] == ["7 None", "7 {7}", *["7 None"] * 2]
-        await workers[2].call("forget", headers)
-        assert [await worker.call("give", headers) for worker in workers[:2]] == ["None None", "None {7}"]
 
 
 async def test_an_answer_finds_its_question(backing: Backing) -> None:

@@ -5,9 +5,8 @@ import json
 from typing import Any
 
 from bad_input.shop import make_shop
-from fleet import Worker, fleet, settle, until
+from fleet import Worker, fleet, until
 from millstream import Context, Server
-from patience import WAIT
 from wire import enveloped, routing
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
@@ -78,40 +77,3 @@ async def test_an_effect_whose_worker_died_is_run_by_another() -> None:
         await lost
         key = (await second.store.core.kv.keys("once:"))[0]
         assert await second.store.core.kv.get(key) == b'"paid"'
-
-
-async def test_an_effect_outlives_a_store_that_lost_its_newest_values() -> None:
-    """A fixed defect: after a failover of Redis, a copy of the round charged again, and nobody said so."""
-    async with fleet(make_bank) as (first, second):
-        again = await second_round(first)
-        first.server.release.set()  # type: ignore[attr-defined]
-        assert (await send(first, **again))["content"][0]["text"] == "paid"
-        kv = first.store.core.kv
-        (key,) = await kv.keys("once:")
-        await kv.delete(key)
-        for worker in (first, second):
-            worker.store.miss()
-        async with asyncio.timeout(WAIT):
-            while await kv.get(key) != b'"paid"':
-                await settle()
-        assert (await send(second, **again))["content"][0]["text"] == "paid"
-        assert not second.server.charged  # type: ignore[attr-defined]
-
-
-async def test_the_claim_of_an_effect_that_failed_is_not_brought_back() -> None:
-    """Whoever comes next may run it."""
-    async with fleet(make_bank) as (first, second):
-        again = await second_round(first)
-        lost = asyncio.create_task(send(first, **again))
-        await until(lambda: first.server.charged)  # type: ignore[attr-defined]
-        lost.cancel()
-        await asyncio.gather(lost, return_exceptions=True)
-        kv = first.store.core.kv
-        await until(lambda: first.runtime.services.effects is not None)
-        async with asyncio.timeout(WAIT):
-            while await kv.keys("once:"):
-                await settle()
-        first.store.miss()
-        second.server.release.set()  # type: ignore[attr-defined]
-        assert (await send(second, **again))["content"][0]["text"] == "paid"
-        assert second.server.charged  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import tracemalloc
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,8 +12,7 @@ from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
 from millstream._server.calls.changes import Change, encode_change
 from millstream._server.calls.sessions import Record
-from millstream._server.calls.written import KEPT_BYTES, Written
-from millstream._transports.streamable.standing import _Standing
+from millstream._transports.streamable.standalone_stream import _StandaloneStream
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, POST, over_asgi, pairs, request
 
@@ -220,89 +218,6 @@ async def test_after_missed_messages_the_store_is_asked_again() -> None:
         assert (await second.post(request("ping"), headers)).status == 404
 
 
-@pytest.mark.parametrize("how", ["subscription", "first subscription", "end"])
-async def test_what_a_session_was_told_outlives_a_store_that_lost_its_newest_values(how: str) -> None:
-    """A fixed defect: after a failover of Redis, a subscription that was acknowledged was gone, and nobody said so."""
-    async with fleet(make_ten, 3) as workers:
-        first, second, _ = workers
-        headers = await first.initialize()
-        if how != "first subscription":
-            await first.ask("resources/subscribe", {"uri": "shelf://1"}, headers)
-        kv = first.store.core.kv
-        old = {key: await kv.get(key) for key in await kv.keys("session:")}
-        if how == "end":
-            assert await first.delete(headers) == 204
-        else:
-            await first.ask("resources/subscribe", {"uri": "shelf://2"}, headers)
-            await second.ask("resources/subscribe", {"uri": "shelf://3"}, headers)
-        for key in await kv.keys("session:"):
-            value = old.get(key)
-            await (kv.delete(key) if value is None else kv.put(key, value, 60.0))
-        for worker in workers:
-            worker.store.miss()
-        if how == "end":
-            async with asyncio.timeout(WAIT):
-                while (await second.post(request("ping"), headers)).status != 404:
-                    await settle()
-            return
-        async with asyncio.timeout(WAIT):
-            while not await kv.keys("session:") or "shelf://3" not in await subscriptions(first):
-                await settle()
-        before = {"shelf://1"} if how == "subscription" else set()
-        assert await subscriptions(first) == {"shelf://2", "shelf://3"} | before
-
-
-async def test_a_store_that_fails_over_while_records_are_brought_back_gets_them_again() -> None:
-    """A fixed defect: what a worker had just written again was lost with the store that took over in between."""
-    async with fleet(make_ten, 2) as (first, _):
-        for _ in range(3):
-            await first.ask("resources/subscribe", SIGN, await first.initialize())
-        kv = first.store.core.kv
-        keys = set(await kv.keys("session:"))
-
-        async def lose() -> None:
-            for key in await kv.keys("session:"):
-                await kv.delete(key)
-            first.store.miss()
-
-        await lose()
-        async with asyncio.timeout(WAIT):
-            while not (brought := await kv.keys("session:")):  # noqa: ASYNC110  settling would let it bring all of them
-                await asyncio.sleep(0)
-        assert len(brought) < 3
-        await lose()
-        async with asyncio.timeout(WAIT):
-            while set(await kv.keys("session:")) != keys:
-                await settle()
-
-
-@pytest.mark.many
-def test_what_a_worker_remembers_of_records_is_bounded_however_small_they_are() -> None:
-    """A fixed defect: the bound was one of values, and of small ones there were hundreds of thousands."""
-
-    async def flood() -> int:
-        written = Written(cast("Any", SimpleNamespace(shared=True, epoch="a")), lambda key, value: 1.0)
-        tracemalloc.start()
-        try:
-            for number in range(60_000):
-                written.note(f"session:{number:040}", b"{}", 60.0)
-            return tracemalloc.get_traced_memory()[0]
-        finally:
-            tracemalloc.stop()
-
-    assert asyncio.run(flood()) < 1.2 * KEPT_BYTES
-
-
-async def test_a_store_that_lost_everything_is_not_given_old_records() -> None:
-    """docs/reliability.md: its epoch is new, and clients whose streams close begin again."""
-    async with fleet(make_shop) as (first, _):
-        headers = await first.initialize()
-        await first.ask("resources/subscribe", SIGN, headers)
-        first.store._shared.lose_everything()
-        await settle()
-        assert await first.store.core.kv.keys("session:") == []
-
-
 async def test_the_stream_of_a_session_hears_what_it_subscribed_to_on_another_worker() -> None:
     """A fixed defect: subscriptions were told to the streams of the same worker only."""
     async with fleet(make_shop, 3) as (first, second, third):
@@ -326,7 +241,7 @@ async def test_an_update_waits_for_the_newest_record_though_an_older_one_comes_l
     """A fixed defect: a worker that stood still while its client subscribed elsewhere took the record of before when it
     went on, and let go of the update that it had heard already.
     """
-    stream, sign = _Standing("main"), Change("updated", "shop://sign")
+    stream, sign = _StandaloneStream("main"), Change("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
     stream.recorded(None)  # another worker has changed the record, which is read now

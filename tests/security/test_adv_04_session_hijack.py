@@ -90,7 +90,7 @@ async def fronted(way: str = "lane") -> AsyncIterator[Front]:
             ("GET", "/sse"): legacy.get, ("POST", "/messages/"): legacy.post,
         }  # fmt: skip
         routes = {place: protect(handler, authenticate) for place, handler in handlers.items()}
-        async with serve(ToyApp(routes, runtime.services.settings, lane=True), lane=True) as running:
+        async with serve(ToyApp(routes, runtime.services.settings), lane=True) as running:
             yield Front(shop, runtime, running)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Desks, Known, Reply, authorization, desk_on
 from millstream import auth
-from millstream.auth._issuing.ways import Away, Returned, User
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, User
 
 EVIL = "https://evil.example/back"
 
@@ -22,11 +22,11 @@ class Elsewhere:
 
     name, label = "elsewhere", "Continue with Elsewhere"
 
-    async def begin(self, callback: str, state: str) -> Away:
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Send the browser there."""
-        return Away(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}")
+        return AuthorizationRedirect(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}")
 
-    async def finish(self, returned: Returned) -> User:
+    async def finish(self, callback: Callback) -> User:
         """Whoever it is."""
         return User("victim", "Victim")
 
@@ -132,7 +132,9 @@ async def test_a_code_is_worth_nothing_to_whoever_intercepts_it(desk: Desk) -> N
 async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_elses_sign_in(desk: Desks) -> None:
     """A fixed defect: what a person left here on the way to an upstream went when one address began thousands more."""
     for worker in desk.workers:
-        worker.running._trips._leaving.clock = lambda: 0.0  # while the machine stands still, more of them may go
+        worker.running._pending_logins._leaving.clock = lambda: (
+            0.0
+        )  # while the machine stands still, more of them may go
     victim, flooder = Browser(desk), Browser(desk)
     link = await away(desk, victim)
     id = (await desk.register())["client_id"]

@@ -10,8 +10,8 @@ import pytest
 
 from client.rude import DONE, Asked, Rude, discovering, rude
 from millstream import Client
+from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
-from millstream.client._http.url import parse
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryStore
 from millstream.client._options import Options

@@ -8,7 +8,7 @@ from client.rude import DONE, Asked, discovering, rude
 from millstream import Client
 from millstream.client._errors import ClientError, NotMcp
 from millstream.client._oauth.discovery import Resource
-from millstream.client._oauth.fetching import fetch, get_json, post_form
+from millstream.client._oauth.issuer_http import fetch, get_json, post_form
 
 TOKEN = "Bearer of-the-first-server-only"
 STATUSES = [301, 302, 303, 307, 308]

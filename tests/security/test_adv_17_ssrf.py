@@ -14,8 +14,9 @@ import pytest
 
 from issuer_world import issuing
 from millstream import Server, Settings
-from millstream._http import outbound
-from millstream._http.outbound import OutboundError, check_url, fetch, is_public
+from millstream._http.client import dial
+from millstream._http.client.dial import is_public
+from millstream._http.client.fetch import OutboundError, check_url, fetch
 from patience import WAIT
 
 INNER = [
@@ -65,7 +66,7 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
         found = answers[min(len(asked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
-    monkeypatch.setattr(outbound.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(dial.socket, "getaddrinfo", resolve)
     return asked
 
 
@@ -76,10 +77,10 @@ class _Connected(Exception):
 def connects(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tell what would be connected to, instead."""
 
-    async def connect(host: str, port: int, **options: Any) -> Any:
+    async def connect(make: object, host: str, port: int, **options: Any) -> Any:
         raise _Connected(host, port, options.get("server_hostname"))
 
-    monkeypatch.setattr(outbound.asyncio, "open_connection", connect)
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", connect)
 
 
 @pytest.mark.parametrize("addresses", [["10.0.0.1"], ["1.1.1.1", "127.0.0.1"], ["169.254.169.254"], ["1.1.1.1", "::1"]])
@@ -102,7 +103,7 @@ async def test_names_that_are_never_found_take_no_threads_from_others(monkeypatc
         answer.wait(WAIT)
         raise socket.gaierror("nobody knows")
 
-    monkeypatch.setattr(outbound.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(dial.socket, "getaddrinfo", resolve)
     lookups = [asyncio.create_task(fetch(f"https://{number}.slow.example/client")) for number in range(64)]
     try:
         async with asyncio.timeout(WAIT):
@@ -123,7 +124,8 @@ async def test_names_that_are_never_found_take_no_threads_from_others(monkeypatc
 
 
 async def test_a_name_is_looked_up_once_and_the_judged_address_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding between check and use; the certificate is still that of the name."""
+    """DNS rebinding between check and use; the certificate is still that of the name, and no proxy is asked instead."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     asked = names(monkeypatch, ["1.1.1.1"], ["127.0.0.1"])
     connects(monkeypatch)
     with pytest.raises(_Connected) as to:
@@ -181,6 +183,9 @@ BAD: dict[str, bytes] = {
     "half a chunk": OK + b"transfer-encoding: chunked\r\n\r\n5\r\nab",
     "compressed": OK + b"content-encoding: gzip\r\ncontent-length: 3\r\n\r\nabc",
     "an error": b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+    "a stream without an end": OK + b"content-type: text/event-stream\r\n\r\ndata: {}\n\n",
+    "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+    "informational answers without an end": b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 2000,
     "nothing new": b"HTTP/1.1 204 No Content\r\n\r\n",
 }
 

@@ -22,7 +22,7 @@ BEFORE = ["/assets/", "/docs/", "/dashboard/", "/", "/.well-known/", "/mcp/sse/"
 @pytest.mark.parametrize("before", BEFORE)
 async def test_no_spelling_of_a_path_reaches_a_file(before: str, way: str) -> None:
     """Nothing of the program's sources and of the system is in any answer, and none is a 500."""
-    server = Server("s", serve="all", settings=Settings(lane=way == "lane"))
+    server = Server("s", serve="all", settings=Settings())
     async with wired(server, way if way == FOUR else "lane") as wire:
         assert wire.running is not None
         for name in NAMES:

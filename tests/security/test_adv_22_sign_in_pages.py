@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from issuing_world import BACK, ONE_AND_FOUR, Browser, Desk, Known, desk_on
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
 PAYLOADS = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>",
@@ -57,11 +57,11 @@ class Elsewhere:
     def __init__(self, payload: str) -> None:
         self.label = payload
 
-    async def begin(self, callback: str, state: str) -> Away:
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Send the browser there."""
-        return Away(f'https://id.example/?state={state}&x="><script>alert(1)</script>')
+        return AuthorizationRedirect(f'https://id.example/?state={state}&x="><script>alert(1)</script>')
 
-    async def finish(self, returned: Returned) -> User:
+    async def finish(self, callback: Callback) -> User:
         """Nobody."""
         raise SignInFailed(self.label)
 

@@ -43,7 +43,7 @@ async def server(request: pytest.FixtureRequest, record: Record) -> AsyncIterato
         running.leave()
         return
     lane = request.param == "lane"
-    app = ToyApp({("POST", "/mcp"): record, ("GET", "/admin"): record}, Settings(), lane=lane)
+    app = ToyApp({("POST", "/mcp"): record, ("GET", "/admin"): record}, Settings())
     async with serve(app, lane=lane) as running:
         yield running
 

@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from four_workers import FOUR, ON_FOUR
-from millstream._http.websocket.uvicorn import MAX_FRAGMENTS, MAX_UNREAD
+from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
 from patience import WAIT
 from socket_world import PING, TEXT, WAYS, RawSocket, World, frame, world
@@ -137,10 +137,10 @@ async def test_a_handshake_that_cannot_be_read_is_answered_and_closed(way: str) 
             await app.until(lambda: not app.running.state.connections)
 
 
-async def test_who_leaves_a_ping_unanswered_and_takes_nothing_is_dropped() -> None:
+async def test_who_leaves_a_ping_unanswered_and_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline of a pong ends the connection, not only the writing to it."""
-    config = {"ws_ping_interval": 0.05, "ws_ping_timeout": 0.05}
-    async with world(config=config) as app:
+    monkeypatch.setattr("millstream._http.server.websocket.PING_TIMEOUT", 0.05)
+    async with world(table_options={"heartbeat": 0.05}) as app:
         peer = await app.handshake(small_buffer=True)
         assert (await app.opened(peer))[0] == 101
         call = {"type": "mcp_call", "tool": "text", "arguments": {"size": 10_000_000}}

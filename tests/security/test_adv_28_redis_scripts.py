@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream._stores.base import Told
+from millstream._stores.base import CoAppend
 from millstream._stores.rates import Pace, Quota, Seat
 from patience import WAIT
 from redis_parts import RedisServer, opened, shared_servers
@@ -43,8 +43,8 @@ async def test_no_name_or_value_becomes_a_command_or_a_part_of_a_script(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every part of the store, with names that would be a command anywhere else; each gives back what it was given."""
-    monkeypatch.setattr("millstream._stores.redis.commands.SILENCE", WAIT)
-    monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
+    monkeypatch.setattr("millstream._stores.redis.client.SILENCE", WAIT)
+    monkeypatch.setattr("millstream._stores.redis.client.PATIENCE", WAIT)
     async with opened(server.url) as store:
         for number, evil in enumerate(EVIL):
             data = evil.encode("utf-8", "surrogatepass")
@@ -55,7 +55,7 @@ async def test_no_name_or_value_becomes_a_command_or_a_part_of_a_script(
                 assert await store.kv.compare_and_set(key, data, None, TTL)
             await append(store, f"hub:{evil}", data)
             assert [each.data for each in await store.log.read(f"hub:{evil}", None)] == [data]
-            told = Told(f"hub:{evil}", data, TTL, 10)
+            told = CoAppend(f"hub:{evil}", data, TTL, 10)
             await store.members.join(evil, evil, data, told)
             assert await store.members.present(evil) == [(evil, data)]
             charges = [Pace(evil, 5, 60), Quota(evil, 5, store.time() + 60), Seat(evil, 5, evil)]

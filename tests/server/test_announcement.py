@@ -7,13 +7,13 @@ import pytest
 from millstream import Server
 from millstream._app.definition import Info
 from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
-from millstream._server.features.announcement import Announcement
+from millstream._server.features.capabilities import ServerDescription
 from wire import POST, enveloped, routing, wired
 
 
-def announcement(server: Server) -> Announcement:
+def announcement(server: Server) -> ServerDescription:
     """That of a server which does not run."""
-    return Announcement(server.registry, server.definition.describe(), "Be kind.", discover_ttl_ms=5)
+    return ServerDescription(server.registry, server.definition.describe(), "Be kind.", discover_ttl_ms=5)
 
 
 @pytest.mark.parametrize("revision", HANDSHAKE.values(), ids=HANDSHAKE)

@@ -43,7 +43,7 @@ def test_refused_arguments_tell_a_model_what_to_fix(raw: str, text: str) -> None
     """
     made = plan(add)
     with pytest.raises(msgspec.DecodeError) as caught:
-        made.decoder.decode(raw)
+        made.decode(raw)
     message = argument_error(caught.value, made, raw.encode())
     assert message.startswith(f"Invalid arguments for tool 'add': {text}. {EXPECTED}")
     with pytest.raises(ArgumentError):
@@ -55,7 +55,7 @@ def test_whole_floats_are_accepted_as_integers_in_a_second_try() -> None:
     made = plan(add)
     raw = b'{"a":1.0,"at":[{"x":2.5}]}'
     with pytest.raises(msgspec.ValidationError):
-        made.decoder.decode(raw)
+        made.decode(raw)
     arguments = read_arguments(made, raw)
     assert (arguments.a, type(arguments.a), arguments.at) == (1, int, [Point(2.5)])
     for bad in (b'{"a":1.5}', b'{"a":1.0,"b":1e999}', b"[" * 100_000):
@@ -133,7 +133,7 @@ def test_the_schema_accepts_exactly_what_the_decoder_accepts(call: tuple[Plan, d
     raw = json.dumps(arguments).encode()
     text = "Invalid arguments for tool 'function': "
     try:
-        made.decoder.decode(raw)
+        made.decode(raw)
         accepted = True
     except msgspec.ValidationError as error:
         accepted = recovered(made, raw)

@@ -312,7 +312,7 @@ def circle(value: "Annotated[int, Depends(circle)]") -> int:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (needs_argument, "nobody fills in the parameter 'isbn'"),
+        (needs_argument, "nothing fills in the parameter 'isbn'"),
         (in_thread_with_context, "thread=False"),
         (in_loop_with_sync_context, "annotate ctx: Context"),
         (circle, "depends on itself"),

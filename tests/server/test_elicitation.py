@@ -185,7 +185,7 @@ def test_fields_that_no_form_can_show_are_refused_before_anyone_is_asked(annotat
 
 def test_what_is_no_object_is_no_form() -> None:
     """The root is an object."""
-    with pytest.raises(TypeError, match="not an object"):
+    with pytest.raises(TypeError, match="'value' cannot be asked for"):
         requested_schema(bytes)
     with pytest.raises(TypeError, match="'value' cannot be asked for"):
         requested_schema(list[Point])
@@ -328,3 +328,11 @@ def test_answers_that_do_not_fit_a_schema_name_every_field(content: dict[str, An
     with pytest.raises(ProtocolError, match=text) as caught:
         parse_answer(content, TITLED_FORM)
     assert caught.value.code == INVALID_PARAMS
+
+
+def test_a_form_is_built_once_for_each_type() -> None:
+    """A question rebuilds no schema."""
+    assert requested_schema(Order) is requested_schema(Order)
+    assert requested_schema(Annotated[str, Field(max_length=3)]) is requested_schema(
+        Annotated[str, Field(max_length=3)]
+    )

@@ -52,6 +52,8 @@ async def test_a_validator_that_raises_any_error_ends_its_call_with_an_answer_of
 def test_what_cannot_be_in_a_set_is_refused_in_words(raw: bytes) -> None:
     """A fixed defect: it was an internal error."""
     made = plan(count)
-    with pytest.raises(ArgumentError, match=r"'count'.* array with unique items holds an array or object"):
+    with pytest.raises(
+        ArgumentError, match=r"'words\[\d\]' is an array or object, and the items of this array must be unique"
+    ):
         read_arguments(made, raw)
     assert read_arguments(made, b'{"words":[1,"a"]}').words == {1, "a"}

@@ -1,11 +1,14 @@
 """`mcp.files`: a folder as resources. What isn't in the folder can't be read, whatever a client asks for."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from millstream import Client, Context, Server
 from millstream._app import folder as offered
+from millstream._app.folder import Folder
 from millstream.client._errors import Failure
 from patience import WAIT
 
@@ -84,3 +87,48 @@ async def test_a_file_that_is_too_large_is_refused_and_so_is_what_is_no_folder(
     for uri, path, why in (("docs://", place / "no", "no folder"), ("docs:", place, "slash"), ("/", place, "scheme")):
         with pytest.raises(ValueError, match=why):
             Server("x").files(uri, path)
+
+
+def test_a_long_walk_is_remembered_for_a_time_that_follows_from_its_length(tmp_path: Path) -> None:
+    """A fixed defect: every request for the list walked through all files."""
+    now = [100.0]
+    for number in range(3_000):
+        (tmp_path / f"{number:04}").touch()
+    folder = Folder(str(tmp_path), clock=lambda: now[0])
+    assert len(folder.files()) == 3_000
+    (tmp_path / "new").touch()
+    assert len(folder.files()) == 3_000
+    now[0] += 3_600
+    assert len(folder.files()) == 3_001
+
+
+def test_a_small_folder_is_listed_as_it_is(tmp_path: Path) -> None:
+    """A walk of no length isn't remembered."""
+    folder = Folder(str(tmp_path), clock=lambda: 100.0)
+    assert folder.files() == []
+    (tmp_path / "new").touch()
+    assert [path for path, _ in folder.files()] == ["new"]
+
+
+def test_completion_looks_only_into_folders_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed defect: each letter that a person typed walked through all files."""
+    for name in ("a/one", "a/b/two", "a/c/three", "d/four"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path.parent)
+    visited: list[str] = []
+    scandir = os.scandir
+
+    def noting(place: Any) -> Any:
+        visited.append(Path(place).relative_to(tmp_path.parent).as_posix().removeprefix(tmp_path.name))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", noting)
+    folder = Folder(str(tmp_path))
+    assert list(folder.matching("a/b")) == ["a/b/two"]
+    assert visited == ["/a", "/a/b"]
+    visited.clear()
+    for outside in ("../", "/etc/", "link/", ".a", "a/../../", "nowhere/"):
+        assert list(folder.matching(outside)) == []
+    assert set(visited) <= {"/nowhere"}
+    assert sorted(folder.matching("")) == ["a/b/two", "a/c/three", "a/one", "d/four"]

@@ -114,7 +114,7 @@ def test_names_that_do_not_exist_are_told_of_small_arguments_one_by_one_and_of_l
     made = plan(add)
     names = b",".join(b'"k%d":1' % index for index in range(100_000))
     assert "unknown 'y', 'z'." in refusal(made, b'{"a":1,"y":1,"z":2}')
-    assert "unknown 'k0'." in refusal(made, b'{"a":1,%b}' % names)
+    assert "unknown field `k0`." in refusal(made, b'{"a":1,%b}' % names)
 
 
 @pytest.mark.parametrize("options", [{}, {"input_schema": RECURSIVE}])
@@ -170,10 +170,10 @@ def test_of_a_thousand_problems_that_pydantic_has_none_is_built() -> None:
     """A defect: each became an object of its own, and a line of the answer."""
     made = plan(measure)
     text = refusal(made, b'{"of":{"sizes":%b}}' % many(b'"x"', 50_000))
-    assert "'of': there are 50,000 problems with it" in text
+    assert "50000 problems" in text
     few = refusal(made, b'{"of":{"sizes":%b}}' % many(b'"x"', 25))
-    assert few.count("valid integer") == 20
-    assert "and 5 more" in few
+    assert few.count("must be an integer") == 5
+    assert "and 20 more" in few
 
 
 @pytest.mark.parametrize("item", [b"[]", b"{}", b'{"a":"["}'])

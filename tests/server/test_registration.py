@@ -1,6 +1,7 @@
 """What a server refuses to register, at once and with the reason."""
 
 import gc
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -397,3 +398,25 @@ def test_a_schema_by_hand_may_describe_what_the_function_needs_anywhere(mcp: Ser
         return str(arguments)
 
     mcp.tool(order, input_schema={"type": "object"})
+
+
+async def test_a_developer_sees_what_a_model_cannot_know_about_a_tool(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a type or a docstring a model guesses. A server in production doesn't repeat it."""
+    for developing, level in ((True, logging.WARNING), (False, logging.DEBUG)):
+        mcp = Server("shop", settings=Settings(show_errors=developing))
+
+        @mcp.tool
+        def order(isbn, copies: int = 1):  # type: ignore[no-untyped-def]
+            return f"{copies} of {isbn}"
+
+        @mcp.tool(description="Return stock.")
+        def remove(isbn: str) -> None: ...
+
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG, "millstream"):
+            async with mcp.running():
+                pass
+        (record,) = (each for each in caplog.records if each.message.startswith(("order:", "remove:")))
+        assert record.levelno == level
+        assert "clients see no type for 'isbn'" in record.message
+        assert "models see no description: write a docstring" in record.message

@@ -12,6 +12,7 @@ from hypothesis import given
 
 from millstream._protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
 from millstream._protocol.errors import LocalError
+from millstream._server.functions.plan import plan
 from millstream._server.functions.results import (
     ToolResult,
     as_text,
@@ -19,7 +20,6 @@ from millstream._server.functions.results import (
     encode_messages,
     encode_result,
     output_from_schema,
-    output_of,
 )
 from strategies import json_values
 
@@ -49,6 +49,15 @@ class Point(msgspec.Struct):
 
 class Model(pydantic.BaseModel):
     count: int
+
+
+def output_of(annotation: Any) -> Any:
+    """What a tool with this return type promises."""
+
+    def tool() -> Any: ...
+
+    tool.__annotations__["return"] = annotation
+    return plan(tool).output
 
 
 def members(data: bytes) -> Any:
@@ -176,9 +185,9 @@ def test_a_result_must_fit_an_output_schema_written_by_hand_and_the_error_names_
     """A fixed defect: only the type of the root was compared."""
     output = output_from_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
     assert members(encode_result({"a": 1}, output))["structuredContent"] == {"a": 1}
-    with pytest.raises(LocalError, match="schema: 'a' must be an integer, got a string"):
+    with pytest.raises(LocalError, match="schema: 'a' must be an integer, got the string"):
         encode_result({"a": "x"}, output)
-    with pytest.raises(LocalError, match="the result must be an object, got an array"):
+    with pytest.raises(LocalError, match="the result must be an object, got the array"):
         encode_result([1], output)
     with pytest.raises(LocalError, match="'a' must be an integer"):
         encode_result(ToolResult("done", {"a": None}), output)

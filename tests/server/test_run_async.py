@@ -1,16 +1,13 @@
-"""`run_async`, of our servers and of ported programs: they serve in a loop that is the program's own."""
+"""`run_async`: a server in the program's own event loop."""
 
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from millstream import Client, Server
-from millstream.compat.fastmcp import FastMCP
 from patience import WAIT
 from processes import free_port, serving
 
@@ -26,14 +23,14 @@ async def lifespan(server):
     yield
     print("lifespan closed", flush=True)
 
-mcp = FastMCP("loop", lifespan=lifespan)
+mcp = FastMCP("loop", lifespan=lifespan, port=int(sys.argv[1]))
 
 @mcp.tool()
 async def add(a: int, b: int) -> int:
     return a + b
 
 async def main():
-    await mcp.run_http_async(host="127.0.0.1", port=int(sys.argv[1]))
+    await mcp.run_streamable_http_async()
     print("after", flush=True)
 
 asyncio.run(main())
@@ -57,12 +54,11 @@ async def test_a_program_that_serves_in_its_own_loop_has_the_guard_and_goes_on_w
     assert "plain ASGI" not in said
 
 
-@pytest.mark.parametrize("make", [Server, FastMCP])
-async def test_a_server_whose_task_is_cancelled_ends_in_order(make: Callable[[str], Any]) -> None:
+async def test_a_server_whose_task_is_cancelled_ends_in_order() -> None:
     """In a task group with other work: the port is free afterwards, and nothing of the server goes on."""
-    port, mcp = free_port(), make("loop")
+    port, mcp = free_port(), Server("loop")
 
-    @mcp.tool()  # type: ignore[untyped-decorator]
+    @mcp.tool()
     async def add(a: int, b: int) -> int:
         return a + b
 

@@ -220,7 +220,7 @@ def test_a_hand_written_schema_is_listed_unchanged_and_its_arguments_are_named_p
     assert made.input_schema is BY_HAND
     assert run(tool, {"name": "n", "age": 3}, input_schema=BY_HAND) == "n"
     with pytest.raises(msgspec.ValidationError):
-        made.decoder.decode(b'{"name":1}')
+        made.decode(b'{"name":1}')
 
 
 def test_a_hand_written_schema_that_is_closed_refuses_unknown_arguments_when_the_function_names_all() -> None:
@@ -232,8 +232,8 @@ def test_a_hand_written_schema_that_is_closed_refuses_unknown_arguments_when_the
 
     closed = BY_HAND | {"additionalProperties": False}
     with pytest.raises(msgspec.ValidationError, match="unknown"):
-        plan(both, input_schema=closed).decoder.decode(b'{"other":1}')
-    plan(one, input_schema=closed).decoder.decode(b'{"age":1}')
+        plan(both, input_schema=closed).decode(b'{"other":1}')
+    plan(one, input_schema=closed).decode(b'{"age":1}')
 
 
 def test_one_parameter_called_arguments_takes_them_whole() -> None:

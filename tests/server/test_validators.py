@@ -313,13 +313,11 @@ def test_a_union_becomes_the_alternative_that_fits(annotation: Any, value: Any, 
     assert (type(made), made) == (type(found), found)
 
 
-def test_a_value_that_fits_no_alternative_says_why_of_each() -> None:
+def test_a_value_that_fits_no_alternative_says_why() -> None:
     """The text is for a model that tries again."""
     with pytest.raises(ArgumentError) as refused:
         read_arguments(plan(tool_with(Cat | Dog)), b'{"x":{"lives":1}}')
-    assert "'x' fits none of its alternatives: Cat (missing 'name') or Dog (missing 'name'), got {" in str(
-        refused.value
-    )
+    assert "missing 'name' in 'x'" in str(refused.value)
 
 
 def test_a_union_lists_its_alternatives_and_promises_them() -> None:
@@ -347,19 +345,15 @@ from millstream._server.functions.plan import plan
 class A: x: int
 @dataclass
 class B: y: int
-@dataclass
-class Both: of: A | B
-def one(x: A | B): return x
-def two(x: Both): return x
-assert plan(one).decoder.decode(b'{"x":{"y":1}}').x == B(1)
+def one(x: A): return x
+def two(x: A | B): return x
+plan(one)
 assert "pydantic" not in sys.modules
 sys.modules["pydantic"] = None  # as where it is not installed
 try:
     plan(two)
 except TypeError as error:
     print(error)
-del sys.modules["pydantic"]
-assert plan(two).decoder.decode(b'{"x":{"of":{"y":1}}}').x == Both(B(1))
 """
 
 
@@ -371,10 +365,61 @@ def test_a_refused_type_is_named_without_its_module() -> None:
     assert "test_validators" not in str(refused.value)
 
 
-def test_unions_need_no_pydantic_and_those_that_do_say_so_in_a_sentence() -> None:
-    """pydantic is loaded for a type that nobody else can read: a program without one pays nothing."""
+def test_without_pydantic_a_type_that_only_pydantic_reads_is_refused_with_the_way_out() -> None:
+    """pydantic is loaded for a type that msgspec can't read: a program without one pays nothing."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "two: parameter 'x': Type unions may not contain more than one dataclass" in done.stdout
     assert "(with pydantic, pip install 'millstream[pydantic]', further types work)" in done.stdout
     assert "__main__" not in done.stdout
+
+
+class Bounded(pydantic.BaseModel):
+    copies: Annotated[int, Field(ge=1)]
+
+
+def test_our_field_in_a_model_is_refused_because_pydantic_passes_over_it() -> None:
+    """A bound that isn't checked is worse than none."""
+    with pytest.raises(TypeError, match=r"write pydantic.Field\(ge=1\) there"):
+        plan(tool_with(Bounded))
+
+
+class Tagged(msgspec.Struct, tag="tagged"):
+    size: Annotated[int, Field(ge=1)]
+
+
+@dataclass
+class Numbered:
+    number: Annotated[int, Field(le=9)]
+    names: list[str] = field(default_factory=list)
+
+
+class Options(TypedDict, total=False):
+    limit: Annotated[int, Field(le=5)]
+
+
+def test_our_field_and_structs_work_beside_pydantic_models() -> None:
+    """One engine reads them all: pydantic, with msgspec below it for Structs."""
+
+    def tool(
+        card: Card, tagged: Tagged, numbered: Numbered, options: Options, n: Annotated[int, Field(ge=2, title="N")] = 2
+    ) -> Any:
+        return card, tagged, numbered, options, n
+
+    properties = plan(tool).input_schema["properties"]
+    assert properties["n"] == {"type": "integer", "minimum": 2, "title": "N", "default": 2}
+    assert properties["tagged"]["properties"]["size"] == {"type": "integer", "minimum": 1}
+    assert properties["numbered"]["properties"]["number"] == {"type": "integer", "maximum": 9}
+    fitting: dict[str, Any] = {
+        "card": {"kind": "card", "number": "1"},
+        "tagged": {"type": "tagged", "size": 1},
+        "numbered": {"number": 9, "more": 1},
+        "options": {"limit": 5},
+    }
+    found = run(tool, fitting)
+    assert found == (Card(kind="card", number="1"), Tagged(1), Numbered(9), {"limit": 5}, 2)
+    with pytest.raises(ArgumentError, match=r"'tagged\.size' must be an integer >= 1, got 0"):
+        read_arguments(plan(tool), msgspec.json.encode({**fitting, "tagged": {"type": "tagged", "size": 0}}))
+    for wrong in ({"tagged": {"type": "tagged", "size": 0}}, {"numbered": {"number": 10}}, {"options": {"limit": 6}}):
+        with pytest.raises(ArgumentError, match=f"'{next(iter(wrong))}"):
+            read_arguments(plan(tool), msgspec.json.encode({**fitting, **wrong}))

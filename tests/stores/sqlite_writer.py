@@ -1,9 +1,10 @@
 """Appends to a SQLite store from 16 publishers, and prints each position once it has the acknowledgement.
 
-    sqlite_writer.py URL RUN APPENDS-OF-EACH [SIZE] [--file-size BYTES] [--nobody]
+    sqlite_writer.py URL RUN APPENDS-OF-EACH [SIZE] [--file-size BYTES] [--more-room] [--nobody]
 
 On standard error is the number of appends that failed; a store that can't be opened is named there. The process may
-limit the size of its files, or become the user `nobody`, before it opens the store.
+limit the size of its files, which with `--more-room` ends after the appends and one more then has to succeed, or become
+the user `nobody`, before it opens the store.
 """
 
 import argparse
@@ -16,15 +17,15 @@ import sys
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Store
-from millstream._stores.sqlite import commits
+from millstream._stores.sqlite import writer
 
 PUBLISHERS = 16
 NOBODY = 65534
 
 
-async def write(store: Store, run: str, each: int, size: int) -> int:
+async def write(store: Store, run: str, each: int, size: int, *, more_room: bool) -> int:
     """Append; the number of failures."""
-    commits.PAUSE = 0.0  # type: ignore[misc]  # a disk that failed is tried again at once
+    writer.PAUSE = 0.0  # type: ignore[misc]  # a disk that failed is tried again at once
     await store.open()
     failed = 0
 
@@ -42,6 +43,9 @@ async def write(store: Store, run: str, each: int, size: int) -> int:
                 sys.stdout.flush()
 
     await asyncio.gather(*(publish(number) for number in range(PUBLISHERS)))
+    if more_room:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await store.log.append("hub:journal", b"after", ttl=86_400.0, max_entries=1_000_000)
     await store.close()
     return failed
 
@@ -53,17 +57,18 @@ def main() -> None:
     parser.add_argument("each", type=int)
     parser.add_argument("size", type=int, nargs="?", default=0)
     parser.add_argument("--file-size", type=int)
+    parser.add_argument("--more-room", action="store_true")
     parser.add_argument("--nobody", action="store_true")
     options = parser.parse_args()
     if options.file_size:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (options.file_size, options.file_size))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.file_size, resource.RLIM_INFINITY))
     store = open_store(options.url)  # loads the code that nobody may not read
     if options.nobody:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
     try:
-        failures = asyncio.run(write(store, options.run, options.each, options.size))
+        failures = asyncio.run(write(store, options.run, options.each, options.size, more_room=options.more_room))
     except LocalError as exc:
         sys.exit(str(exc))
     if failures:

@@ -15,7 +15,7 @@ from millstream._stores.health import StoreHealth
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryStore
-from millstream._stores.sqlite import commits
+from millstream._stores.sqlite import writer
 from patience import WAIT
 from store_parts import append
 
@@ -94,21 +94,22 @@ async def test_a_full_file_is_a_degraded_store_until_something_fits_again(
 
     Workers ask their parent, which has the file.
     """
-    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    monkeypatch.setattr(writer, "PAUSE", 0.0)
     url = f"sqlite:///{tmp_path}/store.db"
     parent = LocalServer(open_store)
     worker = LocalStore(await parent.start(), url)
     await worker.open()
-    store: Any = (await parent._held[url]).store
+    (peer,) = parent.peers
+    store: Any = peer.backend
     looks = [StoreHealth("sqlite", each, bound=WAIT, clock=count().__next__) for each in (store, worker)]
     assert [await each.look() for each in looks] == [True, True]
-    file = store._saved.file._database
+    file = store._file._database
     pages = file.execute("PRAGMA page_count").fetchone()[0]
     file.execute(f"PRAGMA max_page_count={pages + 20}")
     with pytest.raises(StoreFull):
         await append(worker, "hub:journal", bytes(500_000))
     assert [await each.look() for each in looks] == [False, False]
-    assert "can't grow" in await worker.doubt()
+    assert "can't grow" in await worker.degraded_reason()
     file.execute("PRAGMA max_page_count=1000000")
     await append(worker, "hub:journal", b"fits")
     assert [await each.look() for each in looks] == [True, True]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import KeyValue
+from millstream._stores.base import Map
 from millstream._stores.memory.store import MemoryStore
 from redis_parts import RedisServer, opened
 from redis_wire import Proxy
@@ -34,7 +34,7 @@ class Recorder:
         self._random = random.Random(seed)
         self._times = count()
 
-    async def work(self, kv: KeyValue) -> None:
+    async def work(self, kv: Map) -> None:
         """What one worker does."""
         for _ in range(EACH):
             kind, arguments = self._choose()
@@ -52,7 +52,7 @@ class Recorder:
         arguments = {"get": (), "delete": (), "put": (pick(VALUES),), "cas": (pick((None, *VALUES)), pick(VALUES))}
         return kind, arguments[kind]
 
-    async def _do(self, kv: KeyValue, kind: str, arguments: tuple[Value, ...]) -> Any:
+    async def _do(self, kv: Map, kind: str, arguments: tuple[Value, ...]) -> Any:
         if kind == "get":
             return await kv.get(self.key)
         if kind == "delete":
@@ -63,14 +63,14 @@ class Recorder:
         return await kv.compare_and_set(self.key, arguments[0], arguments[1], TTL)
 
 
-async def record(workers: list[KeyValue], seed: int) -> list[Operation]:
+async def record(workers: list[Map], seed: int) -> list[Operation]:
     """One history."""
     recorder = Recorder(f"history:{seed}", seed)
     await asyncio.gather(*(recorder.work(kv) for kv in workers))
     return recorder.history
 
 
-async def judge(workers: list[KeyValue], histories: int) -> list[int]:
+async def judge(workers: list[Map], histories: int) -> list[int]:
     """The seeds of the histories that have no order; several are recorded at a time."""
     wrong: list[int] = []
     for start in range(0, histories, 10):
@@ -83,7 +83,7 @@ async def judge(workers: list[KeyValue], histories: int) -> list[int]:
 
 @pytest.mark.parametrize("name", backings(BACKINGS))
 async def test_a_thousand_concurrent_histories_of_values_are_linearizable(name: str) -> None:
-    """The contract of `KeyValue`: one order that all workers see."""
+    """The contract of `Map`: one order that all workers see."""
     backing = BACKINGS[name]()
     try:
         shared = type(backing).shared
@@ -121,7 +121,7 @@ async def break_connections(proxies: list[Proxy]) -> None:
 class Broken:
     """Values that are wrong in one way."""
 
-    def __init__(self, kv: KeyValue, way: str) -> None:
+    def __init__(self, kv: Map, way: str) -> None:
         self._kv = kv
         self._way = way
         self._old: Value = None

@@ -15,11 +15,12 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store, parent
-from millstream._stores.base import Entry, StoreUnavailable, Told
-from millstream._stores.local import link, peer
+from millstream._stores.base import CoAppend, Entry, StoreUnavailable
+from millstream._stores.local import server as parent_side
+from millstream._stores.local import store as worker_side
 from millstream._stores.local.server import LocalServer, holding
 from millstream._stores.local.store import LocalStore
-from millstream._stores.memory.store import MemoryKeyValue, MemoryStore
+from millstream._stores.memory.store import MemoryBackend, MemoryMap, MemoryStore
 from millstream._stores.parent import Address, use_parent
 from patience import WAIT
 from store_parts import TTL, Heard, LocalBacking, append, data_of, read_all, until_workers
@@ -127,75 +128,72 @@ async def test_stores_of_different_urls_share_nothing() -> None:
 
 async def stop_reading(store: LocalStore) -> None:
     """What a stopped process does with its socket."""
-    transport = store.link._transport
+    transport = store.backend.link._transport
     assert transport is not None
     transport.pause_reading()
 
 
 def go_on(store: LocalStore) -> None:
-    transport = store.link._transport
+    transport = store.backend.link._transport
     assert transport is not None
     transport.resume_reading()
 
 
-async def test_hints_for_a_worker_that_stands_still_are_dropped_and_it_is_told(backing: LocalBacking) -> None:
-    """The contract of `EventLog.listen` and `Bus.subscribe`: memory in the parent is bounded, and a loss has a sign."""
+async def test_entries_for_a_worker_that_stands_still_are_dropped_and_messages_are_not(backing: LocalBacking) -> None:
+    """The contract of `Log.listen` and `Bus`: memory in the parent is bounded, and a loss has a sign."""
     slow, busy = await backing.worker(), await backing.worker()
-    interrupted, told = asyncio.Event(), asyncio.Event()
-    heard, inbox = Heard(), Heard()
+    interrupted = asyncio.Event()
+    heard, messages, inbox = Heard(), Heard(), Heard()
     slow.log.listen(STREAM, heard, interrupted=interrupted.set)
-    slow.bus.subscribe("topic", inbox, interrupted=told.set)
+    slow.bus.subscribe("topic", messages)
+    slow.bus.subscribe("inbox", inbox)
     await slow.log.listening(STREAM)
     await stop_reading(slow)
     piece = bytes(2**18)
-    for _ in range(60):
+    for n in range(60):
         await append(busy, STREAM, piece)
-        await busy.bus.publish("topic", piece)
-    (unread,) = [each._unread() for each in backing.server._peers if each.name == slow.workers.me]
-    assert unread <= peer.PUSH_BYTES + 2 * len(piece)
+        await busy.bus.publish("topic", b"%d" % n)
+        assert await busy.bus.send(slow.workers.me, "inbox", b"%d" % n)
+    (unread,) = [each.unread for each in backing.server.peers if each.worker == slow.workers.me]
+    assert unread <= parent_side.PUSH_BYTES + 2 * len(piece)
     assert not interrupted.is_set()
     go_on(slow)
     async with asyncio.timeout(WAIT):
         await interrupted.wait()
-        await told.wait()
-    assert len(heard.items) + len(inbox.items) < 120
+    expected = [b"%d" % n for n in range(60)]
+    assert await messages.until(b"59") == expected
+    assert await inbox.until(b"59") == expected
+    assert len(heard.items) < 60
     (last,) = await append(busy, STREAM, b"last")
     await heard.until(Entry(last, b"last"))
     assert len(await read_all(slow, STREAM)) == 61
 
 
-async def test_a_worker_that_leaves_what_must_not_be_dropped_is_gone_and_comes_back_as_another(
-    backing: LocalBacking,
-) -> None:
-    """The contract of `Bus.send` and `Workers`: never unbounded, never lost in silence."""
-    slow, busy = await backing.worker(), await backing.worker()
-    old = slow.workers.me
+async def test_a_worker_whose_connection_ends_is_gone_and_comes_back_as_another(backing: LocalBacking) -> None:
+    """The contract of `Workers`: everything under its old name is void."""
+    cut, other = await backing.worker(), await backing.worker()
+    old = cut.workers.me
     changed, interrupted = asyncio.Event(), asyncio.Event()
-    slow.workers.watch(changed.set)
+    cut.workers.watch(changed.set)
     inbox = Heard()
-    slow.bus.subscribe("inbox", inbox, interrupted=interrupted.set)
-    await slow.members.join("chat", "ann", b"", Told(STREAM, b"+", TTL, 10))
-    await stop_reading(slow)
-    sent = 0
-    while await busy.bus.send(old, "inbox", bytes(2**18)):
-        sent += 1
-        assert sent < 200
-    assert sent >= 60, "16 MiB and what the kernel holds"
+    cut.bus.subscribe("inbox", inbox, interrupted=interrupted.set)
+    await cut.members.join("chat", "ann", b"", CoAppend(STREAM, b"+", TTL, 10))
+    (peer,) = [each for each in backing.server.peers if each.worker == old]
+    peer.abort()
 
     async def gone() -> bool:
-        return not await busy.workers.alive(old)
+        return not await other.workers.alive(old)
 
-    await until_workers(busy, gone)
-    assert await busy.members.abandoned() == [("chat", "ann", b"")]
-    go_on(slow)
+    await until_workers(other, gone)
+    assert await other.members.abandoned() == [("chat", "ann", b"")]
     async with asyncio.timeout(WAIT):
-        while slow.workers.me == old:
+        while cut.workers.me == old:
             await changed.wait()
             changed.clear()
         await interrupted.wait()
-    assert not await busy.bus.send(old, "inbox", b"void")
-    assert await busy.bus.send(slow.workers.me, "inbox", b"new")
-    await inbox.until(b"new")
+    assert not await other.bus.send(old, "inbox", b"void")
+    assert await other.bus.send(cut.workers.me, "inbox", b"new")
+    assert await inbox.until(b"new") == [b"new"]
 
 
 @pytest.mark.many
@@ -205,10 +203,10 @@ async def test_requests_of_a_worker_that_takes_no_replies_wait(backing: LocalBac
     await append(worker, STREAM, *[bytes(2**20)] * 8)
     await stop_reading(worker)
     asks = [asyncio.create_task(worker.log.read(STREAM, None, max_bytes=2**23)) for _ in range(50)]
-    (own,) = backing.server._peers
+    (own,) = backing.server.peers
     await until(lambda: own._paused)
     await worker_is_idle(own)
-    assert own._unread() < 3 * 2**23
+    assert own.unread < 3 * 2**23
     assert own._waiting
     go_on(worker)
     pages = await asyncio.gather(*asks)
@@ -229,13 +227,13 @@ async def test_a_worker_that_asks_for_a_lot_lets_others_have_their_turn(
             others.append(asyncio.ensure_future(modest.kv.get("modest")))
         asked.append(key)
 
-    monkeypatch.setattr(MemoryKeyValue, "get", get)
-    await asyncio.gather(*(greedy.kv.get("greedy") for _ in range(50 * peer.AT_ONCE)))
+    monkeypatch.setattr(MemoryMap, "get", get)
+    await asyncio.gather(*(greedy.kv.get("greedy") for _ in range(50 * parent_side.AT_ONCE)))
     await others[0]
-    assert asked.index("modest") < 10 * peer.AT_ONCE
+    assert asked.index("modest") < 10 * parent_side.AT_ONCE
 
 
-async def worker_is_idle(own: peer.Peer) -> None:
+async def worker_is_idle(own: parent_side.Peer) -> None:
     """Some turns of the loop, in which a parent without a bound would go on."""
     for _ in range(20):
         await asyncio.sleep(0)
@@ -259,14 +257,14 @@ async def test_a_parent_that_stands_still_is_not_waited_for_forever(
     backing: LocalBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The contract of `StoreUnavailable`: and the worker goes on when the parent does."""
-    monkeypatch.setattr(link, "PATIENCE", 0.05)
+    monkeypatch.setattr(worker_side, "PATIENCE", 0.05)
     worker = await backing.worker()
-    (own,) = backing.server._peers
+    (own,) = backing.server.peers
     assert own._transport is not None
     own._transport.pause_reading()
     with pytest.raises(StoreUnavailable):
         await worker.kv.put("key", b"value", TTL)
-    monkeypatch.setattr(link, "PATIENCE", WAIT)
+    monkeypatch.setattr(worker_side, "PATIENCE", WAIT)
     own._transport.resume_reading()
     assert await worker.kv.get("key") == b"value", "what failed may have been done"
 
@@ -274,13 +272,13 @@ async def test_a_parent_that_stands_still_is_not_waited_for_forever(
 async def test_the_clock_of_the_parent_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract of `Store.time`: a worker with a wrong clock doesn't matter."""
     memory = MemoryStore()
-    monkeypatch.setattr(MemoryStore, "time", lambda self: 1000.0)
+    monkeypatch.setattr(MemoryBackend, "time", lambda self: 1000.0)
     server = LocalServer(lambda url: memory)
     store = LocalStore(await server.start(), "memory://")
     await store.open()
     assert 1000.0 <= store.time() < 1000.0 + WAIT
-    monkeypatch.setattr(MemoryStore, "time", lambda self: 5000.0)
-    store._looked = -1e9
+    monkeypatch.setattr(MemoryBackend, "time", lambda self: 5000.0)
+    store.backend._looked = -1e9
     store.time()
     await store.kv.get("the reply comes behind that of the clock")
     assert 5000.0 <= store.time() < 5000.0 + WAIT
@@ -293,14 +291,14 @@ async def test_the_clock_of_the_parent_is_everybodys(monkeypatch: pytest.MonkeyP
 WORKER = """
 import asyncio, sys
 from millstream._stores import open_store
-from millstream._stores.base import StoreUnavailable, Told
+from millstream._stores.base import StoreUnavailable, CoAppend
 from millstream._stores.parent import use_parent
 
 async def main():
     use_parent(sys.argv[2])
     store = open_store("memory://")
     await store.open()
-    await store.members.join("chat", sys.argv[1], b"", Told("hub:journal", b"+", 300.0, 1000))
+    await store.members.join("chat", sys.argv[1], b"", CoAppend("hub:journal", b"+", 300.0, 1000))
     store.bus.subscribe("stop", lambda data: print(data.decode(), flush=True))
     print(store.workers.me, flush=True)
     try:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from millstream._stores.local import wire
+from millstream._stores.local import calls
 from patience import WAIT
 from store_parts import TTL, LocalBacking
 
@@ -27,11 +27,11 @@ async def test_a_parent_of_another_version_says_what_to_do(backing: LocalBacking
     """An update was installed, and the workers were restarted without their parent."""
     await backing.worker()
     reader, writer = await asyncio.open_unix_connection(backing.server.address.path)
-    writer.write(frame(msgspec.msgpack.encode([[0, 1, wire.VERSION + 1, "", "memory://"]])))
+    writer.write(frame(msgspec.msgpack.encode([[0, 1, calls.VERSION + 1, "", "memory://"]])))
     async with asyncio.timeout(WAIT):
         length = struct.unpack(">I", await reader.readexactly(4))[0]
-        (said,) = wire.answers(memoryview(await reader.readexactly(length)))
-    assert isinstance(said, wire.Failed)
+        (said,) = calls.read_answers(await reader.readexactly(length))
+    assert isinstance(said, calls.Failure)
     assert "another version" in said.text
     assert "start it again" in said.text
     writer.close()
@@ -41,9 +41,9 @@ NONSENSE = {
     "no MessagePack": frame(b"\xc1"),
     "no array": frame(msgspec.msgpack.encode({"a": 1})),
     "an unknown request": frame(msgspec.msgpack.encode([[99, 1]])),
-    "a request before hello": frame(msgspec.msgpack.encode([[1, 1, "key"]])),
+    "a request before hello": frame(msgspec.msgpack.encode([[4, 1, "key"]])),
     "a field of the wrong type": frame(msgspec.msgpack.encode([[0, 1, 1, "", 7]])),
-    "a frame that is too large": struct.pack(">I", wire.MAX_FRAME + 1),
+    "a frame that is too large": struct.pack(">I", calls.MAX_FRAME + 1),
 }
 
 
@@ -73,14 +73,21 @@ async def test_a_name_that_cannot_be_written_is_the_callers_error_and_nobody_els
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
 def test_frames_come_whole_however_they_are_cut(size: int) -> None:
     """A socket knows no frames."""
-    out = wire.Frame()
+    put = calls.calls("kv")["put"]
+    out = calls.Frame()
     sent: list[bytes] = []
     for n in range(5):
         for each in range(n + 1):
-            out.add(wire.Put(each, f"{n}", b"x" * n * 10, 1.0, False))
+            out.add(put.request(each, f"{n}", b"x" * n * 10, 1.0))
         sent.append(bytes(out.take()))
-    data, frames, got = b"".join(sent), wire.Frames(10_000), []
+    data, frames, got = b"".join(sent), calls.Frames(10_000), []
     for start in range(0, len(data), size):
-        got.extend(wire.requests(content) for content in frames.feed(data[start : start + size]))
+        got.extend(calls.read_requests(content) for content in frames.feed(data[start : start + size]))
     assert [[each.id for each in one] for one in got] == [list(range(n + 1)) for n in range(5)]
-    assert got[4][0] == wire.Put(0, "4", b"x" * 40, 1.0, False)
+    assert got[4][0] == put.request(0, "4", b"x" * 40, 1.0, lossy=False)
+
+
+def test_there_is_a_call_for_each_method_of_the_contract() -> None:
+    """A method that is added to `Log` or `Map` needs nothing else to reach the parent."""
+    assert set(calls.calls("kv")) == {"get", "get_many", "put", "compare_and_set", "delete", "keys"}
+    assert set(calls.calls("log")) == {"append", "read", "newest", "touch", "trim"}

@@ -73,7 +73,7 @@ def test_another_url_is_refused_with_what_exists_and_without_the_password(url: s
 
 
 async def test_a_value_is_absent_from_the_moment_its_time_is_over(clock: Clock) -> None:
-    """The contract of `KeyValue`: for every method."""
+    """The contract of `Map`: for every method."""
     store = MemoryStore(clock=clock)
     for key in ["get", "delete", "keys", "cas"]:
         await store.kv.put(key, b"value", 10.0)
@@ -89,7 +89,7 @@ async def test_a_value_is_absent_from_the_moment_its_time_is_over(clock: Clock) 
 
 
 async def test_put_starts_the_time_anew_longer_or_shorter(clock: Clock) -> None:
-    """The contract of `KeyValue.put`."""
+    """The contract of `Map.put`."""
     store = MemoryStore(clock=clock)
     await store.kv.put("longer", b"", 10.0)
     await store.kv.put("longer", b"", 30.0)
@@ -106,7 +106,7 @@ async def test_put_starts_the_time_anew_longer_or_shorter(clock: Clock) -> None:
 
 
 async def test_a_stream_lives_from_its_last_append(clock: Clock) -> None:
-    """The contract of `EventLog.append`: the whole stream ends at once."""
+    """The contract of `Log.append`: the whole stream ends at once."""
     store = MemoryStore(clock=clock)
     first = await append(store, "stream", b"a", ttl=10.0)
     clock.now += 9.0
@@ -120,7 +120,7 @@ async def test_a_stream_lives_from_its_last_append(clock: Clock) -> None:
 
 
 async def test_a_touched_stream_lives_from_then_on(clock: Clock) -> None:
-    """The contract of `EventLog.touch`: a call may be silent for longer than its messages are kept."""
+    """The contract of `Log.touch`: a call may be silent for longer than its messages are kept."""
     store = MemoryStore(clock=clock)
     first = await append(store, "call:stream", b"a", ttl=10.0)
     for _ in range(5):

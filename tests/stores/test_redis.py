@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
-from contextlib import suppress
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,12 +15,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import Index, Position, ShareFull, Store, StoreFull, StoreUnavailable, Told
+from millstream._stores.base import CoAppend, Index, Position, ShareFull, Store, StoreFull, StoreUnavailable
 from millstream._stores.health import StoreHealth
+from millstream._stores.redis import scripts
+from millstream._stores.redis.address import parse_address
+from millstream._stores.redis.store import RedisStore
 from patience import WAIT
 from processes import ROOT, free_port
+from redis_monitor import Monitor
 from redis_parts import RedisServer, opened, quiet, until
-from store_parts import TTL, Heard, append
+from store_parts import TTL, Heard, append, data_of, read_all
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
@@ -35,6 +41,7 @@ STREAM = "hub:journal"
         ("redis+sentinel://:hunter2@host:26379", "name of the service"),
         ("redis+cluster://:hunter2@host:7000/3", "only database 0"),
         ("rediss://:hunter2@host?ca=/nowhere/hunter2", "certificates"),
+        ("redis://:hunter2@host?wait=hunter2", "wait is a number"),
         ("http://:hunter2@host", "Unknown store"),
     ],
 )
@@ -45,11 +52,29 @@ def test_a_url_that_cannot_be_used_says_why_and_never_the_password(url: str, sai
     assert "hunter2" not in str(refused.value)
 
 
-async def test_a_store_that_is_not_there_says_so_at_once() -> None:
+async def test_a_store_that_is_not_there_says_so_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong port in a deployment shows when the server starts."""
+    monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     with pytest.raises(LocalError, match="can't be reached"):
         async with opened("redis://127.0.0.1:1"):
             pass
+
+
+async def test_a_redis_that_starts_later_is_waited_for() -> None:
+    """Fixed defect: one second without Redis while the workers started ended the server."""
+    server = RedisServer()
+    server.stop()
+    try:
+        store = RedisStore(parse_address(server.url))
+        opening = asyncio.create_task(store.open())
+        await asyncio.wait([opening], timeout=0.1)
+        assert not opening.done()
+        server.start()
+        await opening
+        await append(store, STREAM, b"taken")
+        await store.close()
+    finally:
+        server.close()
 
 
 async def test_a_wrong_password_is_named_and_not_shown(server: RedisServer) -> None:
@@ -76,13 +101,12 @@ async def test_a_password_that_is_changed_while_it_runs_is_a_store_that_is_away_
         (first,) = await append(store, STREAM, b"before")
         server.ask("ACL", "SETUSER", "millstream", "resetpass", ">another")
         server.ask("CLIENT", "KILL", "USER", "millstream")
-        await until(lambda: not store._commands._links)
         for ask in (
             lambda: append(store, STREAM, b"refused"),
             lambda: store.log.read(STREAM, None),
             lambda: store.kv.put("session:a", b"", TTL),
             lambda: store.kv.keys(""),
-            lambda: store.members.join("chat", "ann", b"", Told(STREAM, b"", TTL, 10)),
+            lambda: store.members.join("chat", "ann", b"", CoAppend(STREAM, b"", TTL, 10)),
         ):
             with pytest.raises(StoreUnavailable) as refused:
                 await ask()
@@ -93,22 +117,10 @@ async def test_a_password_that_is_changed_while_it_runs_is_a_store_that_is_away_
         assert second == Position(first.epoch, first.offset + 1)
 
 
-async def test_a_right_that_is_taken_away_while_it_runs_is_a_store_that_is_away(server: RedisServer) -> None:
-    """As for a password: the error says which command."""
-    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
-    async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
-        await quiet(store)
-        server.ask("ACL", "SETUSER", "millstream", "-evalsha")
-        with pytest.raises(StoreUnavailable, match="evalsha"):
-            await append(store, STREAM, b"refused")
-        server.ask("ACL", "SETUSER", "millstream", "+evalsha")
-        await append(store, STREAM, b"taken")
-
-
 async def test_a_share_has_room_again_when_its_values_end(server: RedisServer) -> None:
     """What has expired counts no more, and what counts goes with the last value. All of it is in one slot."""
     async with opened(server.url) as store:
-        store.kv._room = 4_000
+        store.backend.kv._room = 4_000
         order, sizes = "millstream:{ada}:o:session", "millstream:{ada}:s:session"
         await store.kv.put("session:ada.1", bytes(1_500), 0.1)
 
@@ -140,14 +152,14 @@ async def test_a_redis_that_begins_to_evict_while_it_runs_is_a_degraded_store(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fixed defect: nobody noticed before the next connection. What's asked is still answered."""
-    monkeypatch.setattr("millstream._stores.redis.commands.LOOK", 0.0)
+    monkeypatch.setattr("millstream._stores.redis.client.LOOK", 0.01)
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
     async with opened(server.url) as store:
         await quiet(store)
         health = StoreHealth("redis", store, bound=WAIT, clock=itertools.count().__next__)
         assert await health.look()
         server.ask("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
-        await until(store.doubt)
+        await until(store.degraded_reason)
         assert not await health.look()
         await append(store, STREAM, b"taken")
         server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
@@ -160,34 +172,12 @@ async def test_a_redis_that_begins_to_evict_while_it_runs_is_a_degraded_store(
 
 async def trusts(store: Store) -> bool:
     """Whether it has no doubt."""
-    return not await store.doubt()
+    return not await store.degraded_reason()
 
 
-async def test_a_redis_that_no_longer_says_what_it_is_is_asked_for_nothing_else(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A right that was taken away is no reason to give up a store that works."""
-    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
-    monkeypatch.setattr("millstream._stores.redis.commands.LOOK", 0.0)
-    async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
-        await quiet(store)
-        link = store._commands._links[0]
-        server.ask("ACL", "SETUSER", "millstream", "-info")
-        await until(lambda: refusals(server, "info"))
-        await append(store, STREAM, b"taken")
-        assert store._commands._links[0] is link
-        assert not await store.doubt()
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
-def refusals(server: RedisServer, command: str) -> int:
-    """How often Redis has refused a command to a user."""
-    line = server.ask("INFO", "commandstats").decode().partition(f"cmdstat_{command}:")[2].partition("\r")[0]
-    return int(line.partition("rejected_calls=")[2].partition(",")[0])
-
-
-async def test_a_replica_is_refused(server: RedisServer) -> None:
+async def test_a_replica_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes no writes."""
+    monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     server.ask("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(LocalError, match="read-only replica") as refused:
         async with opened(server.url):
@@ -195,34 +185,32 @@ async def test_a_replica_is_refused(server: RedisServer) -> None:
     assert ".." not in str(refused.value)
 
 
-@pytest.mark.parametrize(("setting", "reason"), [("replicaof", "READONLY"), ("min-replicas", "NOREPLICAS")])
 async def test_a_redis_that_takes_no_writes_any_more_is_named_and_used_again_when_it_does(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch, setting: str, reason: str
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was made a replica, or lost its own ones: changes fail after a bounded wait."""
     async with opened(server.url) as store:
-        (first,) = await append(store, STREAM, b"before")
-        monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", 0.5)
-        if setting == "replicaof":
-            server.ask("REPLICAOF", "127.0.0.1", "1")
-        else:
-            server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
-        with pytest.raises(StoreUnavailable, match=f"{reason}|replica"):
-            await append(store, STREAM, b"refused")
-        monkeypatch.setattr("millstream._stores.redis.commands.PATIENCE", WAIT)
-        server.ask("REPLICAOF", "NO", "ONE")
-        server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
-        (second,) = await append(store, STREAM, b"after")
-        assert second == Position(first.epoch, first.offset + 1)
+        for forbid, allow in (
+            (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+            (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
+        ):
+            monkeypatch.setattr("millstream._stores.redis.client.PATIENCE", 0.5)
+            server.ask(*forbid)
+            with pytest.raises(StoreUnavailable):
+                await append(store, STREAM, b"refused")
+            monkeypatch.setattr("millstream._stores.redis.client.PATIENCE", WAIT)
+            server.ask(*allow)
+            await append(store, STREAM, b"after")
+        assert data_of(await read_all(store, STREAM)) == [b"after", b"after"]
 
 
 async def test_a_redis_that_is_too_old_is_refused() -> None:
     """6.2 has no automatic sequence of ids, and the scripts rely on it."""
 
     async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        info = b"# Server\r\nredis_version:6.2.14\r\nrun_id:x\r\n"
-        while await reader.read(65536):
-            writer.write(b"+OK\r\n:1\r\n$%d\r\n%b\r\n" % (len(info), info))
+        info = b"# Server\r\nredis_version:6.2.14\r\n"
+        while command := await reader.read(65536):
+            writer.write(b"$%d\r\n%b\r\n" % (len(info), info) if b"INFO" in command else b"+OK\r\n")
         writer.close()
 
     listener = await asyncio.start_server(old, "127.0.0.1", 0)
@@ -273,14 +261,82 @@ async def test_a_user_that_may_do_only_what_is_documented_can_do_everything(serv
         assert await store.kv.compare_and_set("seen:x", b"1", None, TTL)
         assert await store.kv.keys("seen:") == []
         assert await store.bus.send(store.workers.me, "t", b"")
-        await store.members.leave("warm", "warm", Told("hub:other", b"", TTL, 10))
+        await store.members.leave("warm", "warm", CoAppend("hub:other", b"", TTL, 10))
         assert await store.members.present("warm") == await store.members.abandoned() == []
         assert not await store.workers.alive("0" * 12)
-        await store.workers.beat()
         await store.members.keep()
         await store.log.trim("hub:late")
     refused = server.ask("ACL", "LOG")
     assert refused == []
+
+
+def test_every_command_that_a_script_uses_is_documented_and_looked_at() -> None:
+    """A new one mustn't break those who gave Millstream a user of its own."""
+    folder = Path(scripts.__file__).parent / "lua"
+    pattern = re.compile(r"redis\.p?call\('([A-Z]+)'")
+    used = {name for file in folder.glob("*.lua") for name in pattern.findall(file.read_text("utf-8"))}
+    table = (folder / "may.lua").read_text("utf-8").partition("needed = {")[2].partition("\n}")[0]
+    checked = set(re.findall(r"\{'([A-Z]+)'", table))
+    assert used <= checked
+    assert {f"+{name.lower()}" for name in checked} <= set(documented())
+
+
+async def test_a_forbidden_command_shows_at_the_start_under_its_name(server: RedisServer) -> None:
+    """Fixed defect: it showed with the first event, as the digest of a script."""
+    for name in ("xadd", "evalsha", "info"):
+        server.ask("ACL", "SETUSER", "millstream", "on", ">secret", "~millstream:*", "+@all", f"-{name}")
+        with pytest.raises(LocalError, match=f"(?i){name}.*ACL SETUSER"):
+            async with opened(f"redis://millstream:secret@127.0.0.1:{server.port}"):
+                pass
+
+
+async def test_a_database_or_a_kind_of_server_that_is_not_there_is_named(server: RedisServer) -> None:
+    """The message goes to whoever deploys."""
+    for url, said in (
+        (f"{server.url}/99", "refuses the connection"),
+        (f"redis+cluster://127.0.0.1:{server.port}", "cluster support"),
+    ):
+        with pytest.raises(LocalError, match=said):
+            async with opened(url):
+                pass
+
+
+async def test_a_publish_and_a_logged_message_are_one_command_each(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our budget: the store is asked once."""
+    monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
+    async with opened(server.url, lease=600.0) as store:
+        await quiet(store)
+        index = Index("hub:channel:x", TTL, 10)
+        steps: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.log.append(STREAM, b"event", ttl=TTL, max_entries=100, index=index),
+            lambda: store.log.append("call:session:1", b"message", ttl=TTL, max_entries=100),
+        ]
+        for step in steps:
+            with closing(Monitor(server)) as monitor:
+                await step()
+                await store.kv.get("session:last")
+                sent = monitor.until("session:last")
+            assert len([line for line in sent if "EVAL" in line and scripts.script("read").digest not in line]) == 1
+        clients = [line for line in server.ask("CLIENT", "LIST").decode().splitlines() if "name=millstream" in line]
+        assert len(clients) == 2
+
+
+async def test_appends_of_many_tasks_go_out_together(server: RedisServer) -> None:
+    """Batching is what a publish costs little with: Redis reads many commands at once."""
+    async with opened(server.url, lease=600.0) as store:
+        await quiet(store)
+        before = int(info(server, "total_reads_processed"))
+        await asyncio.gather(*(append(store, STREAM, b"%d" % n) for n in range(256)))
+        assert int(info(server, "total_reads_processed")) - before < 64
+        assert len(await read_all(store, STREAM)) == 257
+
+
+def info(server: RedisServer, name: str) -> str:
+    """One line of what a server says about itself."""
+    text = server.ask("INFO", "everything").decode()
+    return str(text.partition(f"{name}:")[2].partition("\r")[0])
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -307,7 +363,9 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return files
 
 
-async def test_a_connection_with_tls_is_made_only_with_a_server_whose_certificate_is_right(tmp_path: Path) -> None:
+async def test_a_connection_with_tls_is_made_only_with_a_server_whose_certificate_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`rediss://`: the name and the authority of the certificate are checked."""
     cert, key = certificate(tmp_path)
     port = free_port()
@@ -317,10 +375,11 @@ async def test_a_connection_with_tls_is_made_only_with_a_server_whose_certificat
         async with opened(f"rediss://localhost:{port}?ca={cert}&cert={cert}&key={key}") as store:
             positions = await append(store, STREAM, b"event")
             assert (await store.log.newest(STREAM, 1))[0].position == positions[0]
+        monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.5)
         for url, why in (
             (f"rediss://localhost:{port}", "can't be trusted: self-signed certificate.*with ca= the file"),
             (f"rediss://127.0.0.1:{port}?ca={cert}", "can't be trusted: IP address mismatch.*name the host"),
-            (f"rediss://localhost:{port}?ca={cert}", "wants a certificate.*cert= and key="),
+            (f"rediss://localhost:{port}?ca={cert}", "can't be reached"),
             (f"redis://localhost:{port}", "wants TLS, begin the URL with rediss"),
         ):
             with pytest.raises(LocalError, match=why):

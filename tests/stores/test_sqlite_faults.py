@@ -8,21 +8,22 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Entry, StoreFull, StoreUnavailable, Told
-from millstream._stores.sqlite import commits
+from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
+from millstream._stores.sqlite import writer as sqlite_writer
 from millstream._stores.sqlite.location import locate
 from millstream._stores.sqlite.store import SqliteStore
-from millstream._stores.sqlite.wal import lost_commits
 from store_parts import TTL, append, data_of, read_all
 
 CYCLES = int(os.environ.get("STORE_CYCLES", "4"))
@@ -46,7 +47,7 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
 
 
 def database(store: SqliteStore) -> Any:
-    return store._saved.file._database
+    return store.backend._file._database
 
 
 async def fill(store: SqliteStore, kept: list[Entry]) -> None:
@@ -60,7 +61,7 @@ async def test_a_full_file_refuses_and_keeps_what_it_has_and_goes_on_when_there_
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The contract of `StoreFull`: nothing was changed."""
-    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     heard: list[bytes] = []
     store.log.listen("hub:journal", lambda entry: heard.append(entry.data))
     await store.kv.put("s:old", b"old", TTL)
@@ -72,8 +73,7 @@ async def test_a_full_file_refuses_and_keeps_what_it_has_and_goes_on_when_there_
     with pytest.raises(StoreFull):
         await store.kv.put("s:old", bytes(200_000), TTL)
     with pytest.raises(StoreFull):
-        await store.members.join("chat", "ann", b"", Told("hub:journal", bytes(200_000), TTL, 1000))
-    assert await store.members.present("chat") == []
+        await store.members.join("chat", "ann", b"", CoAppend("hub:journal", bytes(200_000), TTL, 1000))
     assert await read_all(store, "hub:journal") == kept
     assert heard == data_of(kept)
     assert await store.kv.get("s:old") == b"old"
@@ -89,12 +89,11 @@ async def test_a_file_that_cannot_be_written_anymore_is_a_store_that_is_away(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed defect: it was another error than any that a store may give, and callers made an internal error of it."""
-    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a")
     database(store).execute("PRAGMA query_only=1")
     with pytest.raises(StoreUnavailable, match="can't be written"):
         await append(store, "hub:journal", b"b")
-    assert data_of(await store.log.read("hub:journal", None)) == [b"a"]
     await append(store, "hub:journal", b"c")
     assert data_of(await store.log.read("hub:journal", None)) == [b"a", b"c"]
 
@@ -104,37 +103,37 @@ async def test_a_full_disk_is_not_asked_again_by_every_caller(store: SqliteStore
     await append(store, "hub:journal", b"a")
     tries = 0
 
-    def fails(changes: object) -> None:
+    def fails(work: object) -> None:
         nonlocal tries
         tries += 1
         raise StoreFull("It is full.")
 
-    write, store._saved.file.write = store._saved.file.write, fails  # type: ignore[method-assign]
+    transact, store.backend._file.transact = store.backend._file.transact, fails  # type: ignore[method-assign]
     for _ in range(100):
         with pytest.raises(StoreFull):
             await append(store, "hub:journal", b"b")
         assert data_of(await store.log.read("hub:journal", None)) == [b"a"]
     assert tries < 100
-    store._saved.file.write = write  # type: ignore[method-assign]
+    store.backend._file.transact = transact  # type: ignore[method-assign]
 
 
-async def test_after_a_commit_that_failed_memory_is_what_is_in_the_file(
+async def test_after_a_commit_that_failed_everything_is_as_it_was(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is in doubt is read again, all kinds of changes among it."""
-    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    """The contract of `StoreUnavailable`, for all kinds of changes."""
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a", b"b")
     await append(store, "call:1", b"trimmed")
     for key in ("s:kept", "s:deleted", "s:replaced"):
         await store.kv.put(key, b"old", TTL)
     before = await read_all(store, "hub:journal")
-    write = store._saved.file.write
+    transact = store.backend._file.transact
 
-    def fails(changes: object) -> None:
-        store._saved.file.write = write  # type: ignore[method-assign]
+    def fails(work: object) -> None:
+        store.backend._file.transact = transact  # type: ignore[method-assign]
         raise StoreUnavailable("The disk failed.")
 
-    store._saved.file.write = fails  # type: ignore[method-assign,assignment]
+    store.backend._file.transact = fails  # type: ignore[method-assign,assignment]
     done = await asyncio.gather(
         append(store, "hub:journal", b"c"),
         append(store, "call:new", b"x"),
@@ -160,17 +159,17 @@ async def test_after_a_commit_that_failed_memory_is_what_is_in_the_file(
 async def test_what_a_failed_commit_left_in_the_file_is_found_by_those_who_follow(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The contract of `EventLog.append`: one that failed may have been added, and then it's an entry like any other."""
-    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    """The contract of `Log.append`: one that failed may have been added, and then it's an entry like any other."""
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (first,) = await append(store, "hub:journal", b"a")
-    write = store._saved.file.write
+    transact = store.backend._file.transact
 
-    def fails(changes: Any) -> None:
-        store._saved.file.write = write  # type: ignore[method-assign]
-        write(changes)
+    def fails(work: Any) -> None:
+        store.backend._file.transact = transact  # type: ignore[method-assign]
+        transact(work)
         raise StoreUnavailable("Nobody knows.")
 
-    store._saved.file.write = fails  # type: ignore[method-assign]
+    store.backend._file.transact = fails  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
         await append(store, "hub:journal", b"b")
     assert data_of(await store.log.read("hub:journal", first)) == [b"b"]
@@ -181,10 +180,10 @@ async def test_what_a_failed_commit_left_in_the_file_is_found_by_those_who_follo
 async def test_a_file_that_cannot_be_opened_again_fails_all_until_it_can(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reads, too: what is in memory isn't what was acknowledged."""
-    monkeypatch.setattr(commits, "PAUSE", 0.0)
+    """Reads, too: there is nothing to read from."""
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     await append(store, "hub:journal", b"a")
-    file, gone = store._saved.file, True
+    file, gone = store.backend._file, True
     connect = file._connect
 
     def fails() -> None:
@@ -248,15 +247,15 @@ def held(sure: dict[int, bytes], found: dict[int, bytes]) -> dict[int, bytes]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("synchronous", ["normal", "full"])
-async def test_nothing_that_was_acknowledged_is_lost_by_kill_9(path: Path, synchronous: str) -> None:
+@pytest.mark.parametrize("durability", ["normal", "full"])
+async def test_nothing_that_was_acknowledged_is_lost_by_kill_9(path: Path, durability: str) -> None:
     """Our promise for both settings; one file lives through many deaths."""
     chance = random.Random(7)
     sure: dict[int, bytes] = {}
     for cycle in range(CYCLES):
         if not cycle % OF_ONE_FILE:
             path, sure = path.with_name(f"{cycle}.db"), {}
-        command = writer(path, str(cycle), "1000000000", query=f"?synchronous={synchronous}")
+        command = writer(path, str(cycle), "1000000000", query=f"?durability={durability}")
         new = dict(acknowledged(await asyncio.to_thread(killed, command, chance.randrange(1, 2000))))
         assert new
         assert not new.keys() & sure.keys(), "no position twice"
@@ -282,7 +281,7 @@ async def test_nothing_that_was_acknowledged_is_lost_when_the_disk_fails(path: P
         first, every = chance.randrange(20, 60), chance.randrange(5, 40)
         inject = f"inject={call}:error=EIO:when={first}+{every}"
         wrapper = [strace, "-f", "-qq", "-e", f"trace={call}", "-e", inject, "-o", str(path.with_suffix(".trace"))]
-        command = wrapper + writer(path, str(cycle), "150", query="?synchronous=full")
+        command = wrapper + writer(path, str(cycle), "150", query="?durability=full")
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
         failures += int(done.stderr or b"0")
@@ -294,10 +293,36 @@ async def test_nothing_that_was_acknowledged_is_lost_when_the_disk_fails(path: P
     assert failures
 
 
+class FullDisk(sqlite3.Connection):
+    """A connection on a disk that has no room for what is in the write-ahead log."""
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+        if "wal_checkpoint" in sql:
+            full = sqlite3.OperationalError("database or disk is full")
+            full.sqlite_errorname = "SQLITE_FULL"
+            raise full
+        return super().execute(sql, *args)
+
+
+async def test_a_store_whose_write_ahead_log_fills_the_volume_is_opened_and_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed defect: the server couldn't be started again before somebody had made room."""
+    await _make(path)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FullDisk))
+    store = SqliteStore(locate(f"sqlite:///{path}"))
+    await store.open()
+    assert data_of(await read_all(store, "hub:journal")) == [b"a"]
+    await append(store, "hub:journal", b"b")
+    await store.close()
+
+
 @pytest.mark.server
-async def test_a_limit_on_the_size_of_files_is_an_error_and_no_end_of_the_process(path: Path) -> None:
-    """As `ulimit -f` and some containers set it."""
-    command = writer(path, "0", "300", "5000", "--file-size", "2000000")
+async def test_a_full_volume_is_an_error_and_the_store_goes_on_when_there_is_room(path: Path) -> None:
+    """Fixed defect: a write-ahead log that filled the volume kept the store from writing again. A limit on the size of
+    files is the size of the volume, as `ulimit -f` and some containers set it.
+    """
+    command = writer(path, "0", "300", "5000", "--file-size", "2000000", "--more-room")
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert int(done.stderr) > 0
@@ -344,28 +369,73 @@ async def test_a_store_that_failed_to_open_can_be_opened_later(path: Path) -> No
     await store.close()
 
 
-@pytest.mark.server
-@pytest.mark.parametrize("where", ["in a page", "in the head of a frame", "nowhere"])
-async def test_what_a_damaged_log_has_lost_is_told_to_whoever_resumes(path: Path, where: str) -> None:
-    """A fixed defect: SQLite forgets all that is behind the damage, and the places of it meant something else later."""
-    sure = acknowledged(await asyncio.to_thread(killed, writer(path, "0", "1000000"), 1500))
-    log = path.with_name("store.db-wal")
-    content = bytearray(log.read_bytes())
-    frame = 32 + (len(content) // (4096 + 24)) // 2 * (4096 + 24)
-    if where != "nowhere":
-        at = frame + (8 if where == "in the head of a frame" else 2000)
-        content[at : at + 4] = bytes(each ^ 0xFF for each in content[at : at + 4])
-        log.write_bytes(content)
-    before = lost_commits(path)
-    store = SqliteStore(locate(f"sqlite:///{path}"))
-    await store.open()
-    found = await read_all(store, "hub:journal")
-    if where == "nowhere":
-        assert not before
-        assert len(found) >= len(sure)
-        assert store.epoch.encode() in content
-    else:
-        assert before
-        assert len(found) < len(sure)
-        assert store.epoch.encode() not in content, "who reads on behind a place of the old one gets a gap"
+# the file is deleted, moved, or replaced
+
+
+def move_away(path: Path, *, copy: bool) -> Path:
+    """Where the file is now; a copy may stay in its place."""
+    kept = path.with_name("kept")
+    path.rename(kept)
+    if copy:
+        path.write_bytes(kept.read_bytes())
+    return kept
+
+
+def move_back(kept: Path, path: Path, *, there: bool) -> None:
+    """The file is in its place again, where something may have been, or nothing."""
+    assert path.exists() == there, "nobody has made an empty one meanwhile"
+    kept.replace(path)
+
+
+def copy_files(path: Path, to: Path) -> None:
+    """The database and its log."""
+    for end in ("", "-wal"):
+        to.with_name(to.name + end).write_bytes(path.with_name(path.name + end).read_bytes())
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_a_file_that_is_gone_takes_nothing_more_and_what_it_had_is_read(
+    store: SqliteStore, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed defect: the store went on to acknowledge, and all of it was lost with the process. SQLite writes to a file
+    that has no name anymore as to any other.
+    """
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
+    (before,) = await append(store, "hub:journal", b"before")
+    await store.kv.put("s:a", b"a", TTL)
+    kept = move_away(path, copy=how == "replaced")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match=r"store\.db was deleted, moved or replaced while"):
+            await append(store, "hub:journal", b"refused")
+        with pytest.raises(StoreUnavailable):
+            await store.kv.put("s:a", b"refused", TTL)
+        assert data_of(await read_all(store, "hub:journal")) == [b"before"]
+        assert await store.kv.get("s:a") == b"a"
+    move_back(kept, path, there=how == "replaced")
+    (after,) = await append(store, "hub:journal", b"after")
+    assert after.offset == before.offset + 1
     await store.close()
+    await store.open()
+    assert data_of(await read_all(store, "hub:journal")) == [b"before", b"after"]
+    assert store.epoch == before.epoch
+
+
+async def test_a_write_ahead_log_that_somebody_deleted_is_made_again_with_all_that_was_in_it(
+    store: SqliteStore, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fixed defect: what was acknowledged from then on was in a file without a name."""
+    monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
+    (before,) = await append(store, "hub:journal", b"before")
+    path.with_name("store.db-wal").unlink()
+    with pytest.raises(StoreUnavailable, match=r"store\.db-wal was deleted"):
+        await append(store, "hub:journal", b"refused")
+    assert data_of(await read_all(store, "hub:journal")) == [b"before"], "whoever reads waits until it's mended"
+    (after,) = await append(store, "hub:journal", b"after")
+    assert after.offset == before.offset + 1
+    copy_files(path, tmp_path / "copy.db")  # as kill -9 leaves them
+    copy = SqliteStore(locate(f"sqlite:///{tmp_path}/copy.db"))
+    await copy.open()
+    try:
+        assert data_of(await read_all(copy, "hub:journal")) == [b"before", b"after"]
+    finally:
+        await copy.close()

@@ -70,15 +70,15 @@ def test_the_record_is_read_as_the_kernel_writes_it() -> None:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("synchronous", ["full", "normal"])
-async def test_with_full_everything_is_synchronized_before_it_is_acknowledged(tmp_path: Path, synchronous: str) -> None:
+@pytest.mark.parametrize("durability", ["full", "normal"])
+async def test_with_full_everything_is_synchronized_before_it_is_acknowledged(tmp_path: Path, durability: str) -> None:
     """Our promise for `full`; `normal` doesn't make it, which shows that this test could fail."""
     strace = shutil.which("strace")
     if strace is None:
         assert "CI" not in os.environ, "install strace"
         pytest.skip("strace isn't installed (make test installs it where it may)")
     record = tmp_path / "record"
-    url = f"sqlite:///{tmp_path}/store.db?synchronous={synchronous}"
+    url = f"sqlite:///{tmp_path}/store.db?durability={durability}"
     command = [
         strace, "-f", "-qq", "-s", "10000000", "-e", "trace=pwrite64,fdatasync,write", "-o", str(record),
         sys.executable, str(WRITER), url, "run", "30",
@@ -87,4 +87,4 @@ async def test_with_full_everything_is_synchronized_before_it_is_acknowledged(tm
     assert done.returncode == 0, done.stderr.decode()
     acknowledged, early = acknowledged_too_early(record.read_text("utf-8", "replace").splitlines())
     assert acknowledged == 16 * 30
-    assert bool(early) is (synchronous == "normal")
+    assert bool(early) is (durability == "normal")

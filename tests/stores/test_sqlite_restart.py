@@ -97,11 +97,10 @@ INITIALIZE = request(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("synchronous", ["normal", "full"])
-def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, workers: int, synchronous: str) -> None:
+def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
     """Our promise for SQLite. With several workers it's the parent that is killed, which holds the file."""
     (tmp_path / "shop.py").write_text(PROGRAM)
-    store = f"sqlite:///{tmp_path}/store.db?synchronous={synchronous}"
+    store = f"sqlite:///{tmp_path}/store.db"
 
     def command(port: int) -> list[str]:
         return millstream(str(tmp_path / "shop.py"), port, "--store", store, "--workers", str(workers))

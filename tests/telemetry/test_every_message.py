@@ -13,6 +13,7 @@ from millstream import Server, Settings
 from millstream._app.here_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
+from millstream._telemetry.exposition import render
 from millstream._transports.memory import MemoryPipe
 from observed import a_call
 from patience import WAIT
@@ -71,7 +72,7 @@ class World:
     def metrics(self) -> str:
         """What a scrape would get."""
         assert self.runtime.observer is not None
-        return self.runtime.observer.registry.render().decode()
+        return render(self.runtime.observer.registry).decode()
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ async def test_what_took_no_measured_time_enters_no_histogram(capture: pytest.Ca
         shown = seen.metrics()
         assert "mcp_server_operation_duration_seconds_count" not in shown
         assert 'mcp_server_messages_total{mcp_method_name="hub/publish"} 1' in shown
-        assert 'mcp_server_messages_total{mcp_method_name="tools/call",error_type="unknown-tool"} 1' in shown
+        assert 'mcp_server_messages_total{error_type="unknown-tool",mcp_method_name="tools/call"} 1' in shown
         assert f'mcp_server_messages_total{{mcp_method_name="initialize",mcp_protocol_version="{DATE}"}} 1' in shown
 
 

@@ -3,7 +3,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream._http.message import Request
-from millstream._telemetry.endpoint import MetricsHttp
+from millstream._telemetry.exposition import MetricsEndpoint, render
 from millstream._telemetry.metrics import Metrics
 
 
@@ -13,11 +13,17 @@ async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:
     registry.read("gauge", "depth", "How deep.", lambda: {(): 2})
     request = Request(method="GET", path="/metrics", raw_headers=[], headers={})
 
-    async def render() -> bytes:
-        return registry.render()
+    measured: list[str] = []
 
-    reply = await MetricsHttp(render).get(request)
+    async def measure() -> None:
+        measured.append("measured")
+
+    async def text() -> bytes:
+        return render(registry)
+
+    reply = await MetricsEndpoint(text, measure).get(request)
     assert reply.status == 200
     assert reply.head == b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
-    (family,) = text_string_to_metric_families(reply.body.decode())
-    assert family.samples[0].value == 2
+    found = {family.name: family for family in text_string_to_metric_families(reply.body.decode())}
+    assert found["depth"].samples[0].value == 2
+    assert measured

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream import Principal, Server, ToolError
-from millstream._app.looking import Looking
+from millstream._app.dashboard_queries import DashboardQueries
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
 from millstream._server.observing.figures import present
@@ -19,6 +19,7 @@ from millstream._server.peers import Peers
 from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry import process
 from millstream._telemetry.active import IDLE_SECONDS
+from millstream._telemetry.exposition import render
 from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
 from millstream._telemetry.metrics import OTHER, Metrics
 from millstream._transports.memory import MemoryPipe
@@ -39,14 +40,15 @@ class Clock:
 def counts(registry: Metrics, name: str) -> dict[tuple[str, ...], float]:
     """Label values -> count of one histogram, without labels that are empty."""
     found: dict[tuple[str, ...], float] = {}
-    for family in text_string_to_metric_families(registry.render().decode()):
+    for family in text_string_to_metric_families(render(registry).decode()):
         for sample in family.samples:
             if sample.name == f"{name}_count":
-                found[tuple(sample.labels.values())] = sample.value
+                found[tuple(sample.labels[label] for label in LABELS if label in sample.labels)] = sample.value
     return found
 
 
 DURATION = "mcp_server_operation_duration_seconds"
+LABELS = ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_version")
 
 
 def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
@@ -61,9 +63,9 @@ def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
         ("tools/call", "add", "tool_error", NEWEST.date): 1,
         ("resources/read", "-32002", FIRST.date): 1,
     }
-    text = observer.registry.render().decode()
-    labels = f'{{mcp_method_name="tools/call",gen_ai_tool_name="add",mcp_protocol_version="{NEWEST.date}",le="0.01"}}'
-    assert f"{DURATION}_bucket{labels} 2\n" in text
+    text = render(observer.registry).decode()
+    labels = f'{{gen_ai_tool_name="add",le="0.01",mcp_method_name="tools/call",mcp_protocol_version="{NEWEST.date}"}}'
+    assert f"{DURATION}_bucket{labels} 2.0\n" in text
 
 
 def test_a_cancelled_call_has_an_outcome_even_without_an_answer() -> None:
@@ -85,8 +87,8 @@ def test_no_peer_can_make_labels() -> None:
         ("tools/call", OTHER, "-32602", NEWEST.date): 5000,
         (OTHER, "-32601", FIRST.date): 5000,
     }
-    refused = f'{{mcp_method_name="initialize",error_type="-32602",mcp_protocol_version="{OTHER}"}} 5000\n'
-    assert f"mcp_server_messages_total{refused}" in observer.registry.render().decode()
+    refused = f'{{error_type="-32602",mcp_method_name="initialize",mcp_protocol_version="{OTHER}"}} 5000.0\n'
+    assert f"mcp_server_messages_total{refused}" in render(observer.registry).decode()
     tools.add("tool-1")
     observer(a_call(method="tools/call", name="tool-1"), 0.1, b"")
     assert counts(observer.registry, DURATION)["tools/call", "tool-1", NEWEST.date] == 1
@@ -124,7 +126,7 @@ async def test_each_call_is_one_line_with_what_is_known_of_it() -> None:
         "worker": "w",
     }
     assert other["method"] == "notifications/initialized"
-    assert b"hub_log_lines_lost_total 0\n" in observer.registry.render()
+    assert b"hub_log_lines_lost_total 0.0\n" in render(observer.registry)
 
 
 async def test_log_and_span_of_a_call_share_their_ids() -> None:
@@ -148,7 +150,7 @@ def test_what_is_off_is_not_called() -> None:
     observer = Observer(())
     assert observer.begin is None
     observer.close()
-    assert b"hub_log_lines_lost_total" not in observer.registry.render()
+    assert b"hub_log_lines_lost_total" not in render(observer.registry)
 
 
 def test_spans_without_a_log_are_ended_too() -> None:
@@ -169,17 +171,17 @@ def test_sessions_are_counted_by_what_is_heard_of_them() -> None:
     for name in ("one", "two"):
         observer(a_call(revision=FIRST, session=Session(name, FIRST, client), transport="sse"), 0.1, b"")
     observer.message(AccessRecord(0.0, "initialize", revision=FIRST.date, session="three", transport="sse"))
-    labels = f'{{transport="sse",mcp_protocol_version="{FIRST.date}"}}'
-    text = observer.registry.render().decode()
-    assert f"mcp_server_sessions_active{labels} 3\n" in text
-    assert "one" not in text.replace("milliseconds", "")
+    labels = f'{{mcp_protocol_version="{FIRST.date}",transport="sse"}}'
+    text = render(observer.registry).decode()
+    assert f"mcp_server_sessions_active{labels} 3.0\n" in text
+    assert '"one"' not in text
     clock.now += 7
     observer(a_call(revision=FIRST, session=Session("two", FIRST, client), transport="sse"), 0.1, b"")
     observer.session_ended("one")
     clock.now += IDLE_SECONDS + 1
-    assert "mcp_server_sessions_active" not in observer.registry.render().decode()
-    text = observer.registry.render().decode()
-    assert f"mcp_server_session_duration_seconds_count{labels} 3\n" in text
+    assert "mcp_server_sessions_active" not in render(observer.registry).decode()
+    text = render(observer.registry).decode()
+    assert f"mcp_server_session_duration_seconds_count{labels} 3.0\n" in text
     assert f"mcp_server_session_duration_seconds_sum{labels} 7.0\n" in text
 
 
@@ -200,12 +202,12 @@ def test_a_message_that_is_no_call_is_counted_without_a_duration_that_nobody_too
     observer.message(AccessRecord(0.0, "response", transport="http"))
     for name in ("one", "two"):
         observer.message(AccessRecord(0.0, name, status="-32700", revision="never", transport="http"))
-    text = observer.registry.render().decode()
+    text = render(observer.registry).decode()
     assert counts(observer.registry, DURATION) == {}
     total = "mcp_server_messages_total"
-    assert f'{total}{{mcp_method_name="initialize",mcp_protocol_version="{date}"}} 1\n' in text
-    assert f'{total}{{mcp_method_name="response"}} 1\n' in text
-    assert f'{total}{{mcp_method_name="{OTHER}",error_type="-32700",mcp_protocol_version="{OTHER}"}} 2\n' in text
+    assert f'{total}{{mcp_method_name="initialize",mcp_protocol_version="{date}"}} 1.0\n' in text
+    assert f'{total}{{mcp_method_name="response"}} 1.0\n' in text
+    assert f'{total}{{error_type="-32700",mcp_method_name="{OTHER}",mcp_protocol_version="{OTHER}"}} 2.0\n' in text
     assert page(observer)["methods"] == []
 
 
@@ -248,7 +250,9 @@ async def test_a_subscription_is_no_call_however_long_it_lasts() -> None:
     assert (shown["calls"], shown["errors"], sum(shown["per_second"])) == (1, 0, 1)
     assert shown["methods"] == []
     store, streams = MemoryStore(), OpenStreams(max_streams=1, max_per_owner=1)
-    looking = Looking(Peers(store, []), observer, RecentCalls(None), streams=streams, hub=Hub(store, HubLimits()))
+    looking = DashboardQueries(
+        Peers(store, []), observer, RecentCalls(), streams=streams, hub=Hub(store, HubLimits()), me="one"
+    )
     looking.remember(1)
     past = await looking.history(60)
     assert (past["total"]["calls"], [row["method"] for row in past["operations"]]) == (1, ["tools/call"])
@@ -301,7 +305,7 @@ async def test_the_observer_samples_the_event_loop_until_it_is_cancelled(monkeyp
         await asyncio.sleep(0)
     task.cancel()
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
-    assert b"hub_event_loop_lag_seconds_count 0\n" not in observer.registry.render()
+    assert b"hub_event_loop_lag_seconds_count 0.0\n" not in render(observer.registry)
 
 
 async def test_every_call_of_a_running_server_is_observed() -> None:

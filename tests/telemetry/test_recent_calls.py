@@ -1,6 +1,7 @@
 """The newest calls: what is kept, what never is, and what clients did."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -51,7 +52,7 @@ def looked(recent: RecentCalls) -> dict[str, Any]:
 def test_arguments_are_read_from_calls_that_fail_or_are_slow_and_while_somebody_looks() -> None:
     """Our choice: a call that goes well pays for nothing but a note while nobody looks."""
     clock = Clock()
-    recent = RecentCalls(None, clock=clock)
+    recent = RecentCalls(clock=clock)
     recent.observe(asked({"n": 1}), 0.001, b"{}")
     recent.observe(asked({"n": 2}, outcome="tool_error"), 0.001, b"{}")
     recent.observe(asked({"n": 3}), 2.0, b"{}")
@@ -77,7 +78,7 @@ def test_arguments_are_read_from_calls_that_fail_or_are_slow_and_while_somebody_
 )
 def test_secrets_are_hidden_by_name_and_shape_and_long_arguments_are_cut(given: Any, shown: str | None) -> None:
     """Whoever watches a server need not learn what its callers keep secret."""
-    recent = RecentCalls(None)
+    recent = RecentCalls()
     recent.observe(asked(given, outcome="tool_error"), 0.1, b"")
     text = looked(recent)["calls"][0]["arguments"]
     if shown is None:
@@ -86,27 +87,24 @@ def test_secrets_are_hidden_by_name_and_shape_and_long_arguments_are_cut(given: 
         assert text == shown
 
 
-class _Prepared(msgspec.Struct):
-    secret_token: str
-    count: int
-
-
-def test_arguments_that_a_transport_has_decoded_keep_their_names_and_others_are_not_shown() -> None:
-    """Values without names can't be told from secrets."""
-    recent = RecentCalls(None)
-    for arguments in (_Prepared("s3cret", 3), ("s3cret", 3), {"big": "x" * 10}):
-        recent.observe(a_call(method="tools/call", name="t", arguments=arguments, outcome="-1"), 0.1, b"")
+def test_arguments_are_shown_as_they_came_without_secrets() -> None:
+    """Those of a call that a transport has prepared stand in its request."""
+    recent = RecentCalls()
+    body = b'{"id":1,"params":{"arguments":{"secret_token":"s3cret","count":3.0}}}'
+    prepared = SimpleNamespace(body=body, peer="")
+    recent.observe(a_call(method="tools/call", name="t", tool=object(), origin=prepared, outcome="-1"), 0.1, b"")
+    recent.observe(asked({"big": "x" * 10}, outcome="-1"), 0.1, b"")
     huge = b'{"arguments":{"x":"' + b"y" * MAX_READ + b'"}}'
     recent.observe(a_call(method="tools/call", name="t", params=huge, outcome="-1"), 0.1, b"")
     recent.observe(a_call(method="tools/call", name="t", params=b"{broken", outcome="-1"), 0.1, b"")
     kept = [each["arguments"] for each in looked(recent)["calls"]]
-    assert sorted(kept, key=str) == [None, None, None, '{"big":"xxxxxxxxxx"}', '{"secret_token":"***","count":3}']
+    assert sorted(kept, key=str) == [None, None, '{"big":"xxxxxxxxxx"}', '{"secret_token":"***","count":3.0}']
     assert "s3cret" not in json.dumps(looked(recent))
 
 
 def test_a_failure_says_what_its_caller_was_told_without_secrets() -> None:
     """A tool may put into its error whatever it was given."""
-    recent = RecentCalls(None)
+    recent = RecentCalls()
     content = b'"content":[{"type":"text","text":"No such user; password=hunter2"}]'
     told = b'{"jsonrpc":"2.0","id":1,"result":{%b,"isError":true}}' % content
     bare = b'{"content":[{"type":"text","text":"Cold."}],"isError":true}'
@@ -124,7 +122,7 @@ def test_a_failure_says_what_its_caller_was_told_without_secrets() -> None:
 def test_failures_outlast_any_number_of_calls_that_go_well() -> None:
     """In an incident the failures are what one looks for."""
     clock = Clock()
-    recent = RecentCalls(None, clock=clock)
+    recent = RecentCalls(clock=clock)
     recent.observe(asked({}, outcome="tool_error"), 0.1, b"")
     for _ in range(3 * KEPT):
         clock.now += 0.001
@@ -139,27 +137,24 @@ def test_failures_outlast_any_number_of_calls_that_go_well() -> None:
 
 def test_clients_are_counted_by_name_and_version_and_no_peer_fills_memory() -> None:
     """Our choice: two hundred of them; further ones are counted together."""
-    recent, heard = RecentCalls(None), []
-    following = RecentCalls(lambda call, seconds, answer: heard.append(call))
+    recent, other = RecentCalls(), RecentCalls()
     for number in range(MAX_CLIENTS + 50):
         recent.observe(a_call(client=Client({}, f"agent-{number}", "1")), 0.1, b"")
     recent.observe(a_call(client=Client({}, "agent-0", "1"), outcome="-1", transport="stdio"), 0.1, b"")
-    following.observe(a_call(principal=Principal("ada")), 0.1, b"")
+    other.observe(a_call(principal=Principal("ada")), 0.1, b"")
     clients = {(each["name"], each["version"]): each for each in looked(recent)["clients"]}
     assert len(clients) == MAX_CLIENTS + 1
     assert clients[(OTHER, "")]["calls"] == 50
     assert (clients[("agent-0", "1")]["calls"], clients[("agent-0", "1")]["errors"]) == (2, 1)
     assert clients[("agent-0", "1")]["transport"] == "stdio"
-    assert len(heard) == 1
-    assert looked(following)["calls"][0]["caller"] == "ada"
+    assert looked(other)["calls"][0]["caller"] == "ada"
     both = present_calls([recent.look(), recent.look()])
     assert next(each for each in both["clients"] if each["name"] == "agent-0")["calls"] == 4
 
 
 def test_subscriptions_that_ended_are_no_calls_here_as_they_are_none_in_the_counts_and_percentiles() -> None:
     """A fixed defect: each was listed as a call of an hour, and counted among the calls of its client."""
-    heard: list[str] = []
-    recent = RecentCalls(lambda call, seconds, answer: heard.append(call.method))
+    recent = RecentCalls()
     for given in ({}, {"cancelled": True}, {"outcome": "-32603"}):
         recent.observe(a_call(method="subscriptions/listen", client=Client({}, "ide", "1.0"), **given), 3_600.0, b"")
     assert looked(recent) == {"calls": [], "clients": []}
@@ -167,7 +162,6 @@ def test_subscriptions_that_ended_are_no_calls_here_as_they_are_none_in_the_coun
     found = looked(recent)
     assert [each["method"] for each in found["calls"]] == ["tools/call"]
     assert [(each["name"], each["calls"], each["errors"]) for each in found["clients"]] == [("ide", 1, 0)]
-    assert heard == [*["subscriptions/listen"] * 3, "tools/call"]
 
 
 def past(until: int, **given: Any) -> Past:

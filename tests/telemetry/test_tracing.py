@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,10 +93,11 @@ def test_params_of_any_shape_make_a_span_of_their_own(params: bytes) -> None:
 
 
 def test_trace_context_is_read_from_meta_and_from_headers() -> None:
-    """SEP-414: unprefixed keys of `_meta`; headers where the message says nothing."""
+    """SEP-414: unprefixed keys of `_meta`, of a prepared call, too; headers where the message says nothing."""
     for given in (
         {"params": b'{"_meta":{"traceparent":"%b"}}' % TRACE},
         {"headers": {b"traceparent": TRACE}},
+        {"tool": object(), "origin": SimpleNamespace(body=b'{"params":{"_meta":{"traceparent":"%b"}}}' % TRACE)},
     ):
         tracing, exporter = recording()
         call = a_call(**given)

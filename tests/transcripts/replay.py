@@ -103,7 +103,10 @@ class HttpChannel:
             name, _, value = line.partition(": ")
             self._headers[name.encode()] = value.encode()
         # Adapters put what they add themselves before or after what the handler said; the order means nothing.
-        return [lines[0], *sorted(line for line in lines[1:] if not line.startswith(("server: ", "connection: ")))]
+        return [
+            lines[0],
+            *sorted(line for line in lines[1:] if not line.startswith(("server: ", "date: ", "connection: "))),
+        ]
 
     async def _read_events(self, count: int | None) -> list[str]:
         found: list[str] = []

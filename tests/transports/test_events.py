@@ -122,7 +122,7 @@ async def world(
         **{("GET", f"/mcp/sse/{name}"): streamed for name in ("me", "you", "a b", "")},
     }
     await hub.open()
-    async with serve(ToyApp(table, settings, lane=lane), lane=lane) as server:
+    async with serve(ToyApp(table, settings), lane=lane) as server:
         yield World(server, hub, streams)
     await hub.close()
 

@@ -196,7 +196,7 @@ def test_cors_headers_name_the_origin_and_what_may_be_read() -> None:
     """Our choice."""
     head = LOCAL.cors_head(b"http://localhost:3000 ")
     assert head.startswith(b"access-control-allow-origin: http://localhost:3000\r\n")
-    assert b"mcp-session-id, www-authenticate, dpop-nonce, retry-after, ratelimit, ratelimit-policy, link\r\n" in head
+    assert b"mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, link\r\n" in head
     assert b"vary: origin\r\n" in head
 
 
@@ -258,3 +258,22 @@ def test_made_up_addresses_do_not_keep_a_true_host_out_of_the_table_for_ever() -
         assert len(policy.good) <= 1024
     assert host(b"mcp.example.com", policy) == 200
     assert b"mcp.example.com" in policy.good
+
+
+def test_without_cors_a_wildcard_admits_no_page_that_browsers_do_not_ask_for() -> None:
+    """Forms and WebSockets of a foreign page are refused; a JSON body needs a preflight, which gets no answer."""
+    policy = HostPolicy(("*",), ("*", "https://shop.example"), loopback_bind=False, cors=False)
+
+    def admitted(origin: bytes, method: str = "POST", kind: bytes | None = b"application/json") -> bool:
+        headers = {b"host": b"api.example", b"origin": origin}
+        if kind is not None:
+            headers[b"content-type"] = kind
+        return policy.check(method, headers, list(headers.items())) is None
+
+    assert admitted(b"https://evil.example")
+    assert admitted(b"https://evil.example", "GET", None)
+    for kind in (None, b"", b"text/plain; charset=utf-8", b"application/x-www-form-urlencoded", b"Multipart/Form-Data"):
+        assert not admitted(b"https://evil.example", kind=kind)
+        assert admitted(b"https://shop.example", kind=kind)
+        assert admitted(b"http://api.example", kind=kind)
+    assert policy.cors_head(b"https://shop.example") == b""

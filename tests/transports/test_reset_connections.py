@@ -29,7 +29,7 @@ async def test_a_connection_that_is_reset_at_once_has_no_requests_outside_of_all
         owners.append(request.owner)
         return Response()
 
-    app = ToyApp({("POST", "/echo"): note}, Settings(), lane=way == "lane")
+    app = ToyApp({("POST", "/echo"): note}, Settings())
     async with serve(app, lane=way == "lane") as running:
         for _ in range(5):
             send_and_reset(running.port, request())

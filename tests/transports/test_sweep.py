@@ -6,13 +6,12 @@ from functools import partial
 from typing import Any, cast
 
 import pytest
-from uvicorn.server import ServerState
 
 from millstream._config import Settings
-from millstream._http.lane.guard import Guard
-from millstream._http.lane.states import ASGI_BODY, BODY, CLOSED, EXPECTED, HEAD, IDLE, NEW, REFUSED, USUAL_BODY
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Response
+from millstream._http.server.guard import ConnectionGuard, ServerState
+from millstream._http.server.states import ANSWERING, BODY, CLOSED, DONE, EXPECTED, FAST_BODY, HEAD, IDLE, NEW, SILENT
 
 LIMITS = HttpLimits.of(Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75))
 
@@ -51,17 +50,24 @@ class Loop:
 class Connection:
     """What the guard sees of one, and what it did to it."""
 
-    def __init__(self, phase: int = IDLE, *, busy: bool = False) -> None:
+    def __init__(self, reading: int = IDLE, *, busy: bool = False) -> None:
         self.transport: Any = self
+        self.connection: Any = self
         self.peer = "192.0.2.1"
-        self.phase = phase
-        self.busy = busy
-        self.held = False
+        self.reading = reading
+        self.replying = ANSWERING if busy else SILENT
+        self.fast = None
+        self.read_paused = False
         self.over_cap = False
         self.since = self.unsent_since = 0.0
         self.unsent = 0
         self.buffer = 0
         self.fate = ""
+
+    @property
+    def busy(self) -> bool:
+        """As a connection."""
+        return self.replying == ANSWERING
 
     def get_write_buffer_size(self) -> int:
         """As a transport."""
@@ -69,7 +75,7 @@ class Connection:
 
     def refuse(self, response: Response) -> None:
         """As a protocol."""
-        self.fate, self.phase = str(response.status), CLOSED
+        self.fate, self.reading, self.replying = str(response.status), DONE, CLOSED
 
     def is_closing(self) -> bool:
         """As a transport."""
@@ -92,9 +98,9 @@ def loop() -> Loop:
 
 
 @pytest.fixture
-def guard(loop: Loop) -> Guard:
+def guard(loop: Loop) -> ConnectionGuard:
     """A guard of an empty server."""
-    return Guard(ServerState(), LIMITS, cast("Any", loop))
+    return ConnectionGuard(ServerState(), LIMITS, cast("Any", loop))
 
 
 @pytest.mark.parametrize(
@@ -104,13 +110,12 @@ def guard(loop: Loop) -> Guard:
         (Connection(), 75, "closed"),
         (Connection(HEAD), 8, "408"),
         (Connection(HEAD, busy=True), 8, "408"),
-        (Connection(ASGI_BODY), 28, "408"),
         (Connection(BODY), 28, "408"),
-        (Connection(USUAL_BODY), 28, "408"),
+        (Connection(FAST_BODY), 28, "408"),
     ],
 )
 def test_a_peer_has_its_time_and_no_more(
-    guard: Guard, loop: Loop, connection: Connection, seconds: int, fate: str
+    guard: ConnectionGuard, loop: Loop, connection: Connection, seconds: int, fate: str
 ) -> None:
     """What it is waited for decides how long and what then. Who sends slowly is gone when the time is over, not later:
     fixed, for a body of 30 s ended after 30 or 31.
@@ -122,27 +127,27 @@ def test_a_peer_has_its_time_and_no_more(
     assert connection.fate == fate
 
 
-def test_a_running_call_and_a_paused_reading_have_no_limit(guard: Guard, loop: Loop) -> None:
+def test_a_running_call_and_a_paused_reading_have_no_limit(guard: ConnectionGuard, loop: Loop) -> None:
     """The peer cannot go on, or owes nothing."""
     running, asking, refused, paused = (
         Connection(busy=True),
         Connection(EXPECTED, busy=True),
-        Connection(REFUSED, busy=True),
+        Connection(DONE, busy=True),
         Connection(BODY),
     )
-    paused.held = True
+    paused.read_paused = True
     for connection in (running, asking, refused, paused):
         guard.admit(connection)
     loop.turn(1000)
     assert running.fate == asking.fate == refused.fate == paused.fate == ""
-    paused.held = False
+    paused.read_paused = False
     loop.turn(28)
     assert paused.fate == ""
     loop.turn(1)
     assert paused.fate == "408"
 
 
-def test_a_peer_that_takes_nothing_is_cut_and_one_that_takes_little_is_not(guard: Guard, loop: Loop) -> None:
+def test_a_peer_that_takes_nothing_is_cut_and_one_that_takes_little_is_not(guard: ConnectionGuard, loop: Loop) -> None:
     """Only a write buffer that never becomes smaller is a stalled one; heartbeats make it larger."""
     stalled, slow = Connection(busy=True), Connection(busy=True)
     for connection in (stalled, slow):
@@ -158,7 +163,7 @@ def test_a_peer_that_takes_nothing_is_cut_and_one_that_takes_little_is_not(guard
     assert (stalled.fate, slow.fate) == ("aborted", "")
 
 
-def test_a_connection_with_unsent_bytes_is_not_idle(guard: Guard, loop: Loop) -> None:
+def test_a_connection_with_unsent_bytes_is_not_idle(guard: ConnectionGuard, loop: Loop) -> None:
     """A large reply may take longer than the keep-alive time."""
     connection = Connection()
     guard.admit(connection)
@@ -168,14 +173,13 @@ def test_a_connection_with_unsent_bytes_is_not_idle(guard: Guard, loop: Loop) ->
     assert connection.fate == ""
 
 
-def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: Guard, loop: Loop) -> None:
+def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: ConnectionGuard, loop: Loop) -> None:
     """Its refusal waits for them; then it has a moment to read."""
-    connection = Connection(busy=True)
+    connection = Connection(DONE, busy=True)
     guard.admit(connection)
-    connection.phase = CLOSED
     loop.turn(100)
     assert connection.fate == ""
-    connection.busy, connection.since = False, loop.now
+    connection.replying, connection.since = CLOSED, loop.now
     loop.turn(2)
     assert connection.fate == ""
     loop.turn(1)
@@ -183,7 +187,9 @@ def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: Guard,
 
 
 @pytest.mark.parametrize("phase", [NEW, IDLE])
-def test_whoever_is_closed_and_still_there_at_the_next_sweep_is_dropped(guard: Guard, loop: Loop, phase: int) -> None:
+def test_whoever_is_closed_and_still_there_at_the_next_sweep_is_dropped(
+    guard: ConnectionGuard, loop: Loop, phase: int
+) -> None:
     """A fixed defect: over TLS, a peer that never answered the close stayed, and was closed again by each sweep."""
     peer = Connection(phase)
     guard.admit(peer)
@@ -194,7 +200,7 @@ def test_whoever_is_closed_and_still_there_at_the_next_sweep_is_dropped(guard: G
     assert peer.fate == "aborted"
 
 
-def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard: Guard, loop: Loop) -> None:
+def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard: ConnectionGuard, loop: Loop) -> None:
     """An idle server wakes for nothing, and its clock is right when somebody comes."""
     connection = Connection()
     guard.admit(connection)
@@ -209,7 +215,7 @@ def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard
     assert late.fate == ""
 
 
-def test_a_sweep_goes_on_after_an_error_in_it(guard: Guard, loop: Loop) -> None:
+def test_a_sweep_goes_on_after_an_error_in_it(guard: ConnectionGuard, loop: Loop) -> None:
     """One bad connection must not leave all others without limits."""
 
     class Broken(Connection):
@@ -234,7 +240,9 @@ def test_a_sweep_goes_on_after_an_error_in_it(guard: Guard, loop: Loop) -> None:
     assert loop.timer is not None
 
 
-def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between(guard: Guard, loop: Loop) -> None:
+def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between(
+    guard: ConnectionGuard, loop: Loop
+) -> None:
     """Fixed: a sweep over thousands of connections held up every call until it was through. To refuse a peer takes much
     longer than to look at it: 256 refusals held up each call for some 10 ms.
     """
@@ -255,7 +263,7 @@ def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between
 
 @pytest.mark.many
 @pytest.mark.parametrize("many", [5_000, 100_000])
-def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: Guard, loop: Loop, many: int) -> None:
+def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: ConnectionGuard, loop: Loop, many: int) -> None:
     """They take less than a second, so that the time that a peer has is kept."""
     crowd = [Connection(HEAD) for _ in range(many)]
     for connection in crowd:
@@ -270,18 +278,21 @@ def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: Guard, lo
     assert turns <= 500
 
 
-@pytest.mark.parametrize("phase", [IDLE, CLOSED])
-def test_whoever_is_closed_without_a_refusal_takes_a_turn_as_well(guard: Guard, loop: Loop, phase: int) -> None:
+@pytest.mark.parametrize("replying", [SILENT, CLOSED])
+def test_whoever_is_closed_without_a_refusal_takes_a_turn_as_well(
+    guard: ConnectionGuard, loop: Loop, replying: int
+) -> None:
     """Idle for too long, or lingering after a refusal."""
-    crowd = [Connection(phase) for _ in range(20)]
+    crowd = [Connection(IDLE if replying == SILENT else DONE) for _ in range(20)]
     for connection in crowd:
+        connection.replying = replying
         guard.admit(connection)
     loop.now += 100
     loop.turn(1)
     assert sum(bool(each.fate) for each in crowd) == 4
 
 
-def test_those_that_take_nothing_are_cut_off_a_few_at_a_time(guard: Guard, loop: Loop) -> None:
+def test_those_that_take_nothing_are_cut_off_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
     """They have bytes to take, so they're a case of their own."""
     crowd = [Connection(busy=True) for _ in range(20)]
     for connection in crowd:
@@ -292,7 +303,7 @@ def test_those_that_take_nothing_are_cut_off_a_few_at_a_time(guard: Guard, loop:
     assert [each.fate for each in crowd].count("aborted") == 4
 
 
-def test_a_sweep_looks_at_some_hundred_connections_at_a_time(guard: Guard, loop: Loop) -> None:
+def test_a_sweep_looks_at_some_hundred_connections_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
     """Also where all of them are well."""
     for _ in range(1_000):
         guard.admit(Connection())
@@ -307,7 +318,7 @@ def test_a_sweep_looks_at_some_hundred_connections_at_a_time(guard: Guard, loop:
 def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     """Else a table of all addresses ever seen would grow."""
     state = ServerState()
-    capped = Guard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
+    capped = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     first, second = Connection(), Connection()
     assert capped.admit(first)
     assert capped.admit(second)
@@ -317,7 +328,7 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     third = Connection()
     assert capped.admit(third)
     assert not third.over_cap
-    free = Guard(state, HttpLimits.of(Settings()), cast("Any", loop))
+    free = ConnectionGuard(state, HttpLimits.of(Settings()), cast("Any", loop))
     assert free.admit(first)
     assert free.admit(second)
     assert not second.over_cap
@@ -332,7 +343,7 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
 def test_all_addresses_of_an_ipv6_network_have_one_cap(loop: Loop) -> None:
     """A fixed defect: a customer has 2**64 addresses, and the cap was for each of them."""
     state = ServerState()
-    guard = Guard(state, HttpLimits.of(Settings(max_connections_per_address=2)), cast("Any", loop))
+    guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=2)), cast("Any", loop))
     near, other = [Connection() for _ in range(3)], Connection()
     for number, each in enumerate((*near, other)):
         each.peer = f"2001:db8:0:{number // 3}::{number}"
@@ -348,7 +359,7 @@ def test_all_addresses_of_an_ipv6_network_have_one_cap(loop: Loop) -> None:
 def test_what_another_protocol_goes_on_with_counts_at_once(loop: Loop) -> None:
     """A fixed defect: a WebSocket counted from the next sweep on, so that an address could open any number at once."""
     state = ServerState()
-    guard = Guard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
+    guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     upgraded, other, third = Connection(), Connection(), Connection()
     connections: set[Any] = state.connections
     connections.add(upgraded)
@@ -365,7 +376,7 @@ def test_what_another_protocol_goes_on_with_counts_at_once(loop: Loop) -> None:
 
 def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: Loop) -> None:
     """Above the cap nobody may wait long: the next probe wants the place."""
-    guard = Guard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
+    guard = ConnectionGuard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     assert guard.admit(Connection())
     spares = [Connection(NEW) for _ in range(16)]
     assert all(guard.admit(each) and each.over_cap for each in spares)
@@ -376,7 +387,7 @@ def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: 
     guard.release(spares[1])
     assert guard.admit(Connection())
     slow = spares[2]
-    slow.phase = HEAD
+    slow.reading = HEAD
     loop.turn(3)
     while loop.soon:
         loop.soon.pop()()

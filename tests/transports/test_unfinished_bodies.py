@@ -6,18 +6,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
-from guard_peer import GuardApp, Start, echo, guarded, refused
+from guard_peer import Start, echo, guard_table, guarded, refused
 from http_peer import HEAD, WAIT, Peer, request
 from millstream._config import Settings
 from millstream._http.asgi.adapter import MAX_PIECES, AsgiAdapter
 from millstream._http.hosts import HostPolicy
-from millstream._http.lane import load_lane
-from millstream._http.lane.guarded import MAX_FRAMING
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Request, Response
+from millstream._http.message import Handler, Request, Response
+from millstream._http.server.connection import MAX_FRAMING
+from millstream._http.server.listener import Listener
 from wire import KeptTransport
 
 READ = 256 * 1024
@@ -41,7 +39,7 @@ async def connect(port: int, address: str) -> Peer:
     return Peer(*await asyncio.open_connection(sock=sock))
 
 
-@pytest.mark.parametrize("path", [b"/echo", b"/asgi"])
+@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
 async def test_one_address_has_half_of_the_room_for_unfinished_bodies(start: Start, path: bytes) -> None:
     """A fixed defect: one peer could take all of it, and everybody else with a body in two pieces got 503."""
     server = await start(max_unfinished=400, max_body=200)
@@ -63,10 +61,8 @@ class Fed:
     """A connection without a network."""
 
     def __init__(self) -> None:
-        app = GuardApp({("POST", "/echo"): echo, ("POST", "/asgi"): echo}, Settings())
-        config = uvicorn.Config(app, http=load_lane().protocol, log_config=None, access_log=False)
-        config.load()
-        self.protocol: Any = load_lane().protocol(config=config, server_state=ServerState(), app_state={})
+        routes: dict[tuple[str, str], Handler] = {("POST", "/echo"): echo, ("POST", "/exact"): echo}
+        self.protocol = Listener(guard_table(routes, Settings())).make_protocol()
         self.transport = KeptTransport()
         self.protocol.connection_made(self.transport)
 
@@ -78,7 +74,7 @@ class Fed:
             self.protocol.data_received(data[at : at + READ])
 
 
-@pytest.mark.parametrize("path", [b"/echo", b"/asgi"])
+@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
 @pytest.mark.parametrize("size", [1, 6])
 async def test_a_body_in_tiny_chunks_is_refused_before_it_costs_much(path: bytes, size: int) -> None:
     """A fixed defect: 600,000 chunks of one byte are 3.6 MB, and took the loop half a second."""
@@ -87,13 +83,13 @@ async def test_a_body_in_tiny_chunks_is_refused_before_it_costs_much(path: bytes
     fed.feed(CHUNKED % path + chunk * (3_600_000 // len(chunk)))
     assert b"too many small chunks" in fed.transport.written[0]
     framing = len(chunk) - size
-    assert fed.protocol.received // size <= 2 * READ / len(chunk) + 2 * MAX_FRAMING / framing
+    assert fed.protocol.connection._received // size <= 2 * READ / len(chunk) + 2 * MAX_FRAMING / framing
     fed.protocol.connection_lost(None)
     for _ in range(4):
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("path", [b"/echo", b"/asgi"])
+@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
 async def test_a_body_in_chunks_of_a_decent_size_is_read(path: bytes) -> None:
     """A client that writes line by line, or one word at a time while that is little, is no attacker."""
     for chunk, count in ((b"40\r\n" + b"y" * 64 + b"\r\n", 40_000), (b"1\r\ny\r\n", 10_000)):

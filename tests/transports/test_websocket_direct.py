@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
+from millstream._http.server.websocket import WebSocketProtocol
 from millstream._http.websocket.direct import DirectSocket, text_frame
 from millstream._http.websocket.socket import SLOW, TRY_AGAIN_LATER
-from millstream._http.websocket.uvicorn import WebSocketProtocol
 from millstream._http.websocket.waiting import CompactEvent
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
-from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, hear, tell, world
+from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, world
 
 SUBSCRIBE = b'{"type":"subscribe"}'
 
@@ -94,16 +94,10 @@ async def test_a_broadcast_wakes_no_task_and_a_socket_is_one(monkeypatch: pytest
         assert sent == ["websocket.accept"]
 
 
-async def test_where_compression_was_negotiated_events_are_read_all_the_same() -> None:
-    """RFC 7692 §6: a message without RSV1 is not compressed. Whoever runs uvicorn themselves may have it on."""
-    async with world(config={"ws_per_message_deflate": True}) as app, app.client(compression="deflate") as socket:
-        assert socket.protocol.extensions
-        await hear(socket)
-        await tell(socket, {"type": "subscribe"})
-        assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
-        for size in (10, 1000, 100_000):
-            await app.hub.publish("broadcast", "x" * size)
-            assert (await hear(socket))["data"] == "x" * size
+async def test_compression_is_never_negotiated() -> None:
+    """RFC 7692 §5: a server may decline. Nothing that a client sends inflates."""
+    async with world() as app, app.client(compression="deflate") as socket:
+        assert not socket.protocol.extensions
 
 
 async def test_nothing_is_written_behind_a_close_frame() -> None:
@@ -162,16 +156,16 @@ async def held(app: World) -> tuple[Any, WebSocketProtocol]:
 
 async def test_who_reads_a_large_answer_slowly_is_not_taken_for_dead() -> None:
     """Our choice: the ping is behind the answer, and its deadline begins anew while the answer is being read."""
-    async with world(config={"ws_ping_interval": 1000.0, "ws_ping_timeout": 1000.0}) as app:
+    async with world(table_options={"heartbeat": 1000.0}) as app:
         socket, protocol = await held(app)
-        protocol.send_keepalive_ping()
-        unread = protocol.unread
+        protocol._send_ping()
+        unread = protocol._unread
         await socket.peer.reader.readexactly(2_000_000)
         await app.until(lambda: protocol.transport.get_write_buffer_size() < unread)
-        protocol.keepalive_timeout()
+        protocol._miss_pong()
         assert not protocol.transport.is_closing()
-        protocol.unread = protocol.transport.get_write_buffer_size()
-        protocol.keepalive_timeout()
+        protocol._unread = protocol.transport.get_write_buffer_size()
+        protocol._miss_pong()
         assert protocol.transport.is_closing()
 
 

@@ -143,7 +143,7 @@ async def test_nothing_stands_in_front_of_the_answer_to_a_handshake(together: bo
         if not together:
             await socket.send(early)
             (line,) = app.running.state.connections
-            await app.until(lambda: line.ahead == early)
+            await app.until(lambda: line._ahead == early)
         known.set()
         assert (await socket.peer.head())[0] == 101
         said = [await socket.frame() for _ in range(3)]

@@ -1,25 +1,22 @@
 """What a WebSocket reads: messages that never end have room and time, and a flood of frames leaves others a turn."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
+from websockets.frames import Frame
 
 from millstream import Server
 from millstream._app.serving.entry import prepare
 from millstream._config import Settings
 from millstream._http.budget import ByteBudget
 from millstream._http.hosts import HostPolicy
-from millstream._http.lane import Lane
-from millstream._http.lane.guard import Guard
 from millstream._http.limits import HttpLimits
-from millstream._http.websocket.reading import MAX_FRAMES, PIECE
-from millstream._http.websocket.uvicorn import CLASS_NAME, MAX_FRAGMENTS, WebSocketProtocol
+from millstream._http.server import Endpoints
+from millstream._http.server.listener import Listener
+from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_FRAMES, PIECE, WebSocketProtocol
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
 from wire import KeptTransport
 
@@ -37,8 +34,7 @@ BOUNDS: dict[str, Any] = {"max_message": 200_000, "max_body": 200_000, "max_unfi
 
 def held(app: World) -> int:
     """Bytes of everything that is unfinished at the server."""
-    guard: Guard | None = app.running.state.__dict__.get("millstream_guard")
-    return 0 if guard is None else guard.unfinished.held
+    return app.running.guard.unfinished.held
 
 
 async def socket_from(app: World, address: str) -> RawSocket:
@@ -77,8 +73,7 @@ async def test_a_message_and_a_body_share_the_room_of_their_address() -> None:
     """Both are bytes of a peer that may never send the rest."""
     async with world(**BOUNDS) as app:
         socket = await app.raw()
-        guard: Guard = app.running.state.__dict__["millstream_guard"]
-        assert guard.unfinished.take("127.0.0.1", 180_000)
+        assert app.running.guard.unfinished.take("127.0.0.1", 180_000)
         await socket.send(FRAGMENT)
         assert (await socket.closing())[0] == 1013
         await app.until(lambda: held(app) == 180_000)
@@ -90,7 +85,7 @@ async def test_the_largest_message_finds_room_twice_however_little_there_is() ->
         socket = await app.raw()
         ask = frame(TEXT, b" " * (400_000 - len(ASK)) + ASK)
         await socket.send(ask[:-1])
-        await app.until(lambda: held(app) == len(ask) - 14 - 1)  # without the head of the frame
+        await app.until(lambda: held(app) == len(ask) - 14 - 1)
         await socket.send(ask[-1:])
         assert await socket.message() == {"type": "pong"}
         assert held(app) == 0
@@ -145,11 +140,9 @@ async def test_a_message_that_does_not_end_in_time_ends_its_connection(sent: byt
 
 
 class Application:
-    """It takes what comes, and shows its limits."""
+    """It takes what comes."""
 
-    def __init__(self, settings: Settings) -> None:
-        limits, policy = HttpLimits.of(settings), HostPolicy(loopback_bind=True)
-        self.__millstream_lane__ = Lane(lambda method, path: None, limits=limits, policy=policy)
+    def __init__(self) -> None:
         self.taken: list[str] = []
         self.takes = asyncio.Event()
         self.takes.set()
@@ -181,22 +174,32 @@ class Transport(KeptTransport):
 
 
 class Fed:
-    """A socket without a network, as uvicorn makes it with ``--ws``: our HTTP protocol class isn't there."""
+    """A socket without a network."""
 
     def __init__(self, **settings: Any) -> None:
-        self.app = Application(Settings(**settings))
-        config = uvicorn.Config(self.app, log_config=None, ws_max_size=2**20, ws_per_message_deflate=False)
-        config.load()
-        self.state = ServerState()
-        self.protocol = WebSocketProtocol(config=config, server_state=self.state, app_state={})
-        self.transport = Transport()
+        self.app = Application()
+        limits, policy = HttpLimits.of(Settings(**settings)), HostPolicy(loopback_bind=True)
+        table = Endpoints(lambda method, path: None, limits=limits, policy=policy, websocket=self.app)
+        listener = Listener(table)
+        self.state, self.guard = listener.state, listener.guard
         self.handled = 0
+        one = self
+
+        class Counted(WebSocketProtocol):
+            __slots__ = ()
+
+            def _handle(self, frame: Frame) -> None:
+                one.handled += 1
+                super()._handle(frame)
+
+        self.protocol = Counted(table, self.state, self.guard)
+        self.transport = Transport()
         self.protocol.connection_made(self.transport)
 
     @property
     def unfinished(self) -> ByteBudget:
         """The room for what is unfinished."""
-        return self.protocol.guard.unfinished
+        return self.guard.unfinished
 
     async def until(self, fact: Callable[[], bool]) -> None:
         """Give the loop turns until something is so."""
@@ -210,22 +213,14 @@ class Fed:
 @asynccontextmanager
 async def fed(**settings: Any) -> AsyncIterator[Fed]:
     """An open socket; what is fed to it, it handles frame by frame, and `handled` counts them."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     one = Fed(**settings)
     one.protocol.data_received(UPGRADED)
-    await one.until(lambda: one.protocol.handshake_complete)
-    handle = one.protocol.handle_events
-
-    def counted() -> None:
-        one.handled += len(one.protocol.conn.events)
-        handle()
-
-    one.protocol.handle_events = counted  # type: ignore[method-assign]
+    await one.until(lambda: one.protocol._is_open)
     yield one
     one.protocol.connection_lost(None)
     await one.until(lambda: not one.state.tasks)
     assert one.unfinished.held == 0
-    assert one.protocol.deadline is None
+    assert one.protocol._deadline is None
 
 
 async def test_neither_more_bytes_nor_pings_give_a_message_more_time() -> None:
@@ -233,14 +228,14 @@ async def test_neither_more_bytes_nor_pings_give_a_message_more_time() -> None:
     async with fed() as one:
         protocol = one.protocol
         protocol.data_received(frame(TEXT, b" ", fin=False))
-        deadline = protocol.deadline
+        deadline = protocol._deadline
         assert deadline is not None
         for more in (frame(CONT, b" ", fin=False), frame(PING), frame(PONG), frame(CONT, b" ")[:-1]):
             protocol.data_received(more)
-            assert protocol.deadline is deadline
-        assert one.unfinished.held == protocol.counted > 0
+            assert protocol._deadline is deadline
+        assert one.unfinished.held == protocol._counted > 0
         protocol.data_received(frame(CONT, b" ")[-1:])
-        assert (protocol.deadline, deadline.cancelled(), one.unfinished.held) == (None, True, 0)
+        assert (protocol._deadline, deadline.cancelled(), one.unfinished.held) == (None, True, 0)
 
 
 @pytest.mark.parametrize("whole", [frame(TEXT, ASK), frame(PING, b"x"), frame(TEXT, ASK) + frame(TEXT, fin=False)])
@@ -249,12 +244,12 @@ async def test_each_message_and_each_control_frame_has_time_of_its_own(whole: by
     async with fed() as one:
         protocol = one.protocol
         protocol.data_received(whole[:1])
-        first = protocol.deadline
+        first = protocol._deadline
         protocol.data_received(whole[1:] + frame(PING)[:1])
         assert first is not None
         assert first.cancelled()
-        assert protocol.deadline not in (None, first)
-        assert protocol.counted == 1
+        assert protocol._deadline not in (None, first)
+        assert protocol._counted == 1
 
 
 async def test_a_peer_from_which_nothing_is_read_is_not_late() -> None:
@@ -265,22 +260,15 @@ async def test_a_peer_from_which_nothing_is_read_is_not_late() -> None:
         protocol.data_received(frame(TEXT, ASK))
         await one.until(lambda: len(app.taken) == 1)
         protocol.data_received(frame(TEXT, ASK) + frame(TEXT, b" ", fin=False))
-        first = protocol.deadline
+        first = protocol._deadline
         assert (first is None, one.transport.reads) == (False, False)
         protocol._is_late()
-        assert protocol.deadline not in (None, first)
+        assert protocol._deadline not in (None, first)
         assert not one.transport.closed
         app.takes.set()
         await one.until(lambda: one.transport.reads)
         protocol._is_late()
         assert one.transport.closed
-
-
-async def test_limits_hold_with_our_class_under_plain_uvicorn() -> None:
-    """It finds them at the application; the room is never less than for two messages."""
-    async with fed(body_timeout=7, max_unfinished=9 * 2**20) as one:
-        limits = one.protocol.guard.limits
-        assert (limits.body_timeout, one.unfinished.most) == (7, 9 * 2**20)
 
 
 @pytest.mark.parametrize("serve", ["rest", "hub"])
@@ -292,16 +280,16 @@ async def test_the_warning_about_plain_asgi_names_what_sockets_lack_there(
     async with server.running() as runtime:
         prepare(server, runtime)
     (warning,) = [each.getMessage() for each in caplog.records if "plain ASGI" in each.getMessage()]
-    assert ("unfinished WebSocket messages" in warning) == (CLASS_NAME in warning) == (serve == "hub")
+    assert ("unfinished WebSocket messages" in warning) == (serve == "hub")
 
 
-async def test_small_whole_messages_have_neither_a_timer_nor_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_small_whole_messages_have_neither_a_timer_nor_a_count() -> None:
     """They pay nothing for those that aren't."""
     async with fed() as one:
-        monkeypatch.setattr(one.protocol, "_weigh", None)
         for _ in range(100):
             one.app.taken.clear()
             one.protocol.data_received(frame(TEXT, ASK) * 5 + frame(PING))
+            assert (one.protocol._deadline, one.unfinished.held) == (None, 0)
             await one.until(lambda: len(one.app.taken) == 5 and one.transport.reads)
 
 
@@ -343,7 +331,7 @@ async def test_frames_wait_as_bytes_while_the_application_is_busy() -> None:
         for _ in range(100):
             await asyncio.sleep(0)
         assert one.handled <= PIECE // len(tiny) + 1
-        assert len(one.protocol.ahead) >= READ - PIECE - len(tiny)
+        assert len(one.protocol._ahead) >= READ - PIECE - len(tiny)
         one.app.takes.set()
         await one.until(lambda: len(one.app.taken) == READ // len(tiny))
 
@@ -363,7 +351,7 @@ async def test_somebody_else_is_answered_during_a_flood() -> None:
     async with world() as app:
         other, socket = await app.raw(), await app.raw()
         await socket.send(frame(PONG) * 100_000)
-        await app.until(lambda: any(each.ahead for each in app.running.state.connections))  # type: ignore[union-attr]
+        await app.until(lambda: any(each._ahead for each in app.running.state.connections))  # type: ignore[union-attr]
         await other.send(frame(TEXT, ASK))
         assert await other.message() == {"type": "pong"}
         await socket.send(frame(TEXT, ASK))

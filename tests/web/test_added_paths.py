@@ -19,11 +19,13 @@ from starlette.routing import Mount
 
 from http_peer import NOBODY, serve
 from millstream import Server, Settings, auth
-from millstream._app.added import AddedPaths, route_of
 from millstream._app.here_only import Bind, HereOnly
-from millstream._app.protection import Protection
+from millstream._app.routes import Routes
 from millstream._app.serving.entry import prepare
-from millstream._server.calls.notes import ignore_message
+from millstream._app.user_routes import UserRoutes, route_of
+from millstream._http.message import Request as HttpRequest
+from millstream._parts import Route, RouteRegistry
+from millstream._server.calls.message_observer import ignore_message
 from patience import WAIT
 from processes import free_port, millstream
 from workers_world import started, until_async
@@ -268,7 +270,7 @@ async def test_every_path_of_ours_is_refused_and_so_is_what_is_no_path() -> None
     mcp = Server("taken", serve="all", auth=auth.keys("a-key-for-the-pages-0123456789"))
     async with mcp.running() as runtime:
         routes = runtime.serve_http()
-        own = {*routes._by_path, *(f"{prefix}x" for prefix, _ in routes._prefixes)} - {"/"}
+        own = {path.replace("*", "x") for path in routes.paths} - {"/"}
     for path in own:
         with pytest.raises(ValueError, match="of Millstream's own"):
             Server("x").route(path)(home_page)
@@ -285,23 +287,38 @@ async def home_page(request: Request) -> Response:
     return PlainTextResponse("")
 
 
-def test_a_page_cannot_have_a_path_by_which_callers_sign_in() -> None:
-    """What an authorization server of the program's own needs is known when the server starts."""
-    added = AddedPaths(
+def test_a_page_cannot_have_a_path_that_a_part_reserves() -> None:
+    """Parts add what the settings want when the server starts, such as the paths of an authorization server."""
+    user = UserRoutes(
         [("", route_of("/token", home_page, methods=["GET"], public=True))], served=["/mcp"], show_errors=bool
     )
-    with pytest.raises(ValueError, match="by which callers sign in"):
-        Protection(None, HereOnly(Bind(), ignore_message), (), hooked=False, own={"/token": {}}, added=added)
+    with pytest.raises(ValueError, match=r"'/token' is a path of Millstream's own here"):
+        routes_of(user)
 
 
 def test_a_page_that_replaces_ours_leaves_mcp_and_signing_in_alone() -> None:
     """Our choice, for programs of other libraries: a public page in their way would open them to everybody."""
     paths = ["/mcp", "/talk/", "/token", "/health", "/health"]
     pages = [route_of(each, home_page, methods=["GET"], public=True, fixed=True) for each in paths]
-    added = AddedPaths([("/in", each) for each in pages], served=["/mcp", "/talk"], show_errors=bool)
-    Protection(None, HereOnly(Bind(), ignore_message), (), hooked=False, own={"/token": {}}, added=added)
-    assert list(added.exact) == ["/health"]
-    assert [added.is_public(each) for each in paths] == [False, False, False, True, True]
+    user = UserRoutes([("/in", each) for each in pages], served=["/mcp", "/talk"], show_errors=bool)
+    routes = routes_of(user)
+    assert routes.find("GET", "/mcp") is None
+    assert routes.find("GET", "/token") is ours
+    assert routes.find("GET", "/health") is not ours
+
+
+async def ours(request: HttpRequest) -> None:
+    """Stand where a part serves a path."""
+
+
+def routes_of(user: UserRoutes) -> Routes:
+    """The routes of a program beside those of a part that reserves one."""
+    table = RouteRegistry()
+    table.add("/token", Route({"GET": ours}, public=True, reserved=True))
+    table.add("/health", Route({"GET": ours}, public=True))
+    here_only = HereOnly(Bind(), ignore_message)
+    user.join(table)
+    return Routes(table, guard=None, here_only=here_only, gates=(), sockets=False, mcp_path="/mcp")
 
 
 async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_too_late() -> None:

@@ -7,11 +7,15 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fleet import until
+from millstream import Server
 from millstream._http.message import Request, Response
+from millstream._protocol.errors import LocalError
 from millstream._protocol.sse import Decoder, Event
 from millstream._transports.open_streams import OpenStreams
 from millstream._web import live
@@ -277,3 +281,32 @@ async def test_the_members_of_the_chat_are_listed() -> None:
     refused = await ChatMembers(room).get(Request("GET", "/chat/members", [], {}, query=b"channel=closed"))
     assert refused.status == 403
     assert asked[-1] == "$presence.closed"
+
+
+class Refusing:
+    """Values that cannot be read."""
+
+    async def get(self, key: str) -> bytes | None:
+        """As a store's."""
+        raise LocalError("no route to the host")
+
+
+async def test_the_dashboard_shows_that_the_store_does_not_answer() -> None:
+    """A fixed defect: it could only say that it does."""
+    server, screen = Server("shop", serve="web"), Screen()
+    async with server.running() as runtime:
+        store: Any = SimpleNamespace(kv=Refusing())
+        runtime.store_health._store = store
+        handler = runtime.serve_http().find("GET", "/dashboard/events")
+        assert handler is not None
+        headers = {b"host": b"localhost"}
+        request = Asked("GET", "/dashboard/events", list(headers.items()), headers, peer="127.0.0.1", screen=screen)
+        watching = asyncio.ensure_future(handler(request))
+
+        def shown() -> list[bool]:
+            return [json.loads(each.data)["store"]["up"] for each in screen.events if each.event == "snapshot"]
+
+        await until(lambda: bool(shown()))
+        assert shown()[0] is False
+        screen.close()
+        await watching

@@ -1,6 +1,6 @@
 """The store as the dashboard shows it: measured, not asserted."""
 
-from millstream._app.parts import store_figures
+from millstream._app.parts.web import store_figures
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
 

@@ -177,6 +177,8 @@ async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         served.process.kill()
         served.process.wait(WAIT)
         await refused(served.port)
+        with socket.create_server(("127.0.0.1", served.port)):
+            pass  # while the call still runs
         (tmp_path / "go").touch()
         assert (await running).value == "done"
         until(lambda: not any(alive(pid) for pid in pids))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream._app.machine import INTERVAL
+from millstream._app.parts.metrics import INTERVAL
 from workers_world import Client, call, kill, until_async, workers
 
 pytestmark = pytest.mark.server

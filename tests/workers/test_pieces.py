@@ -14,13 +14,13 @@ import pytest
 from millstream import Server
 from millstream._app.serving import over_http
 from millstream._app.serving.errors import CommandError
-from millstream._app.serving.workers import place, watching
+from millstream._app.serving.workers import slot, watching
 from millstream._app.serving.workers.back_off import LONGEST, WELL, BackOff
-from millstream._app.serving.workers.child import how
 from millstream._app.serving.workers.messages import FOR_WORKER, Drain, Force, Hello, Line, Roster, Seat
-from millstream._app.serving.workers.rerun import own_command
+from millstream._app.serving.workers.restart import own_command
 from millstream._app.serving.workers.sockets import open_sockets
 from millstream._app.serving.workers.supervisor import Supervisor, slots_of
+from millstream._app.serving.workers.worker_process import how
 from patience import WAIT
 
 HELLO = Hello(worker=1, workers=2, host="127.0.0.1", port=8000, listeners=[5], run=1, key="k" * 32)
@@ -86,9 +86,9 @@ def test_the_end_of_the_line_and_nonsense_on_it_are_the_end(ends: tuple[socket.s
 @pytest.mark.parametrize("given", ["250:1", "0:1", ""], ids=["closed", "another file", "nothing"])
 def test_a_process_without_the_socket_is_nobodys_worker(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     """The variable alone says nothing: it may come from a worker that started this process."""
-    monkeypatch.setenv(place.VARIABLE, given)
-    assert place.claim() is None
-    assert place.VARIABLE not in os.environ
+    monkeypatch.setenv(slot.VARIABLE, given)
+    assert slot.claim() is None
+    assert slot.VARIABLE not in os.environ
 
 
 def test_the_own_command_names_the_file_as_it_lay_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from millstream._app.serving.workers.messages import Seat
-from millstream._app.serving.workers.standing_in import StandIn, stands_in
+from millstream._app.serving.workers.socket_takeover import SocketTakeover, stands_in
 from patience import WAIT
 from workers_world import PROGRAM, call, kill, pids_by_new_connections, workers
 
@@ -52,7 +52,7 @@ async def test_a_worker_begins_and_ends_with_what_it_hears() -> None:
         log.append(f"+{place}")
         return lambda: log.append(f"-{place}")
 
-    standing = StandIn(1, sockets)
+    standing = SocketTakeover(1, sockets)
     standing.look(seats("ready", "gone", "ready"))
     assert log == [], "it serves nobody yet"
     standing.begin(accept)

@@ -11,7 +11,7 @@ from workers_world import PROGRAM, until, workers
 pytestmark = pytest.mark.server
 SOON = """
 import msgspec
-from millstream._stores.local import link
+from millstream._stores.local import store as local_store
 from millstream.hub._hub import Hub
 from millstream.hub._limits import HubLimits
 
@@ -21,7 +21,7 @@ HubLimits.of = lambda settings: msgspec.structs.replace(usual(settings), refresh
 
 async def counted(self, **options):
     if (HERE / "impatient").exists():
-        link.PATIENCE = 1.0
+        local_store.PATIENCE = 1.0
     try:
         await refresh(self, **options)
     except Exception:

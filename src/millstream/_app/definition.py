@@ -1,38 +1,37 @@
 """What a server is before it runs: its name and settings, what is registered, what is mounted on it.
 
 A `Definition` is a node of the tree of mounted servers. Whatever is registered on one is registered, under a prefix,
-wherever it is mounted, and whoever runs one of them hears of each change. Nothing here knows an event loop.
+wherever it is mounted, and each change reaches the runtimes of all of them. Nothing here knows an event loop.
 """
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from millstream._app.sign_in_methods import is_protected
-from millstream._app.tree import Tree, prefixed
+from millstream._app.part_table import choose_parts
 from millstream._config import Settings
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, ToolError
 from millstream._protocol.suggesting import Suggesting
 from millstream._server.calls.changes import Change
-from millstream._server.features.finding import check_argument
-from millstream._server.features.hooks import hooks_of
+from millstream._server.features.completion_lookup import check_argument
+from millstream._server.features.hooks import Hooks, hooks_of
 from millstream._server.features.registry import Completer, Registry
+from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
+from millstream._server.functions.callables import notice
 from millstream._server.peer_messages import Removed, Switched
 
 if TYPE_CHECKING:
+    from millstream._app.user_routes import UserRoute
+    from millstream._parts import Part
     from millstream.auth._method import Given
     from millstream.hub._subscriber import Authorize
 
-PARTS = ("hub", "rest", "web", "metrics")
-"""What can run beside MCP."""
-_NEEDS = {"web": ("hub", "rest", "metrics")}
-"""The pages show what the others do."""
 KINDS = ("tools", "resources", "templates", "prompts")
 
 
@@ -49,6 +48,10 @@ def on_each_worker() -> Generator[None]:
         _ON_EACH_WORKER.reset(token)
 
 
+class OneWorkerOnly(LocalError, ToolError):
+    """Something was registered on one of several workers. A tool that does so tells its caller."""
+
+
 class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Suggesting):
     """What people read about a server: ``Server("shop", info=Info(title="The shop"))``."""
 
@@ -58,8 +61,51 @@ class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Su
     icons: list[Icon] | None = None
 
 
+class Listener(Protocol):
+    """What runs a server."""
+
+    @property
+    def shared(self) -> bool:
+        """Other workers run it, too."""
+        ...
+
+    def emit(self, change: Change) -> None:
+        """Something changed."""
+
+    def altered(self, kind: str, key: str, how: str) -> None:
+        """The program of this worker has removed an item, ``added`` it, or switched it ``on`` or ``off``."""
+
+
+def prefix_name(kind: str, key: str, prefix: str) -> str:
+    """The name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
+    if not prefix:
+        return key
+    if kind in {"tools", "prompts"}:
+        return f"{prefix}_{key}"
+    scheme, separator, rest = key.partition("://")
+    return f"{scheme}://{prefix}/{rest}" if separator else f"{prefix}+{key}"
+
+
+def _warning_of(names: Sequence[str], prefix: str = "") -> str:
+    """What to warn of; empty where there is nothing.
+
+    Args:
+        names: of tools that are too long only where they are mounted.
+        prefix: of a new mount. One that no name may have is all there is to say.
+    """
+    if prefix and not works_everywhere(prefix):
+        return f"The prefix {prefix!r} makes tool names that will not work with every client: {NAMES_THAT_WORK}"
+    if not names:
+        return ""
+    others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
+    return (
+        f"Where its server is mounted, the tool name {names[0]!r}{others} will not work with every client: "
+        f"{NAMES_THAT_WORK}, the prefix included"
+    )
+
+
 @dataclass(eq=False)
-class Definition(Tree):
+class Definition:
     """One server, before and while it runs."""
 
     # Configuration
@@ -74,18 +120,28 @@ class Definition(Tree):
     settings: Settings
     auth: "tuple[Given, ...]" = ()
     middleware: Sequence[object] = ()
+    extra_parts: "Sequence[Part]" = ()
+    """Parts of the program's own."""
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
         self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
         self.registry.changed = lambda kind: self.emit(Change(kind))
-        self._stand_alone(hooks_of(self.middleware, self) if self.middleware else None)
+        self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
+        """The middleware, if there is any."""
+        self.mounted: list[Definition] = []
+        self._mounted_on: list[tuple[Definition, str]] = []
+        """The servers that this one is mounted on, with the prefix of its names there."""
+        self.user_routes: list[UserRoute] = []
+        """Paths of the program's own."""
+        self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        """Dependency -> what tests put in its place."""
+        self.listeners: set[Listener] = set()
+        """The runtimes that are open. Each change is passed to them."""
         self.removed: dict[Removed, None] = {}
         self.switched: dict[tuple[str, str], Switched] = {}
-        """What happened while it ran. A worker that begins later hears of it."""
-        self._passed_over: set[tuple[int, str, str]] = set()
-        """Items of mounted servers whose names were taken here: (server, kind, key)."""
+        """What happened while it ran, for workers that begin later."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
         """Put what was said on the command line over what the program says; before the server runs.
@@ -98,7 +154,7 @@ class Definition(Tree):
             ValueError: an unknown part, or a setting that cannot be.
         """
         if serve:
-            self.parts = chosen(serve)
+            self.parts = choose_parts(serve)
         values: dict[str, Any] = {**msgspec.structs.asdict(self.settings), **changes}
         self.settings = Settings(**values)
         self.registry.private = self.protected
@@ -111,11 +167,11 @@ class Definition(Tree):
     @property
     def protected(self) -> bool:
         """Whether callers have to sign in."""
-        return is_protected(self.auth, self.settings)
+        return bool(self.auth or self.settings.auth_key or self.settings.auth_keys)
 
     @property
     def limited(self) -> bool:
-        """Whether there are limits on how often somebody may ask."""
+        """Whether anything limits how often callers may ask."""
         settings = self.settings
         given = (
             settings.limit_requests, settings.limit_calls, settings.limit_address, settings.limit_quota,
@@ -151,10 +207,7 @@ class Definition(Tree):
         for listener in list(self.listeners):
             listener.altered(kind, key, "removed")
         for parent, prefix in self._mounted_on:
-            if (id(self), kind, key) in parent._passed_over:
-                parent._passed_over.discard((id(self), kind, key))
-            else:
-                parent.remove(kind, prefixed(kind, key, prefix))
+            parent.remove(kind, prefix_name(kind, key, prefix))
 
     def switch(self, kind: str, key: str, *, on: bool) -> None:
         """Offer an item or not, here and wherever this is mounted, on every worker.
@@ -171,7 +224,7 @@ class Definition(Tree):
         for listener in list(self.listeners):
             listener.altered(kind, key, "on" if on else "off")
         for parent, prefix in self._mounted_on:
-            parent.switch(kind, prefixed(kind, key, prefix), on=on)
+            parent.switch(kind, prefix_name(kind, key, prefix), on=on)
 
     def kind_of(self, noun: str, key: str) -> str:
         """The kind of the registry that a tool, prompt or resource of a name belongs to.
@@ -186,7 +239,7 @@ class Definition(Tree):
             raise TypeError(f"{noun!r} isn't a kind: use 'tool', 'resource' or 'prompt'")
         return f"{noun}s"
 
-    def tagged(self, tag: str) -> "list[tuple[str, str]]":
+    def find_tagged(self, tag: str) -> "list[tuple[str, str]]":
         """Kind and name of each item with a tag, offered or not."""
         return [
             (kind, key)
@@ -207,11 +260,11 @@ class Definition(Tree):
         self.registry.offer("completions")
         kind = "templates" if "{" in reference else "prompts"
         for parent, prefix in self._mounted_on:
-            parent.complete(prefixed(kind, reference, prefix), argument, function)
+            parent.complete(prefix_name(kind, reference, prefix), argument, function)
 
     def _check_everywhere(self, what: str) -> None:
         if self._runs_in_several() and not _ON_EACH_WORKER.get():
-            raise LocalError(
+            raise OneWorkerOnly(
                 f"{what!r} would be on one worker only: this server runs, and it shares its store with other workers. "
                 "Register it before the server runs, or in its lifespan, which every worker enters (a task that begins "
                 "there may register, too)"
@@ -220,7 +273,7 @@ class Definition(Tree):
     def _check_free(self, kind: str, key: str) -> None:
         self.registry.check_free(kind, key)
         for parent, prefix in self._mounted_on:
-            parent._check_free(kind, prefixed(kind, key, prefix))
+            parent._check_free(kind, prefix_name(kind, key, prefix))
 
     def _put(self, kind: str, key: str, item: Any, *, on: bool) -> None:
         if self.hooks is not None:
@@ -232,18 +285,17 @@ class Definition(Tree):
             parent._take(kind, key, item, prefix, on=on)
 
     def _take(self, kind: str, key: str, item: Any, prefix: str, *, on: bool) -> None:
-        name = prefixed(kind, key, prefix)
+        name = prefix_name(kind, key, prefix)
         self._put(kind, name, item.named(name) if prefix else item, on=on)
 
     # The tree
 
-    def mount(self, other: Self, prefix: str, *, first_wins: bool = False) -> None:
+    def mount(self, other: "Definition", prefix: str) -> None:
         """Offer what another server has as part of this one, now and later.
 
         Args:
             other: the other server.
             prefix: of the names that its items have here.
-            first_wins: pass over what has a name that is taken here, instead of refusing it.
 
         Raises:
             ValueError: the other is this server or has it mounted, has a name that is taken here, or has a lifespan
@@ -257,21 +309,22 @@ class Definition(Tree):
             for on, named in ((True, getattr(other.registry, kind)), (False, other.registry.disabled[kind]))
             for key, item in named.items()
         ]
-        if first_wins:
-            taken = [each for each in items if self.registry.has(each[0], prefixed(each[0], each[1], prefix))]
-            items = [each for each in items if each not in taken]
-            self._passed_over.update((id(other), each[0], each[1]) for each in taken)
         for kind, key, *_ in items:
-            self._check_free(kind, prefixed(kind, key, prefix))
+            self._check_free(kind, prefix_name(kind, key, prefix))
         self._warn_of_names(prefix, (key for kind, key, *_ in items if kind == "tools"))
         self._join(other, prefix)
         for kind, key, item, on in items:
             self._take(kind, key, item, prefix, on=on)
         for (reference, argument), completer in other.registry.completers.items():
             kind = "templates" if "{" in reference else "prompts"
-            self.complete(prefixed(kind, reference, prefix), argument, completer)
+            self.complete(prefix_name(kind, reference, prefix), argument, completer)
 
-    def _check_mounted(self, other: Self) -> None:
+    def _check_mounted(self, other: "Definition") -> None:
+        if other.extra_parts:
+            raise ValueError(
+                f"{other.name!r} has parts of its own, which only run where it isn't mounted: give them to "
+                f"{self.name!r} instead, as Server(…, parts=[…])"
+            )
         if self._is_part_of(other):
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")
         self._check_everywhere(other.name)
@@ -281,7 +334,7 @@ class Definition(Tree):
                 f"{other.name!r} has {what}, and {self.name!r} runs already: mount it before, or in a lifespan"
             )
 
-    def _join(self, other: Self, prefix: str) -> None:
+    def _join(self, other: "Definition", prefix: str) -> None:
         """Know each other, unless their paths don't go together."""
         self.mounted.append(other)
         other._mounted_on.append((self, prefix))
@@ -295,30 +348,111 @@ class Definition(Tree):
                 other._mounted_on.remove((self, prefix))
                 raise
 
+    # What it finds in the others
+
+    def add_path(self, added: "UserRoute") -> None:
+        """Serve a path of the program's own, here and wherever this is mounted.
+
+        Raises:
+            ValueError: another one has the path.
+            LocalError: the server runs.
+        """
+        if self._runs():
+            raise LocalError(f"{added.path!r} comes too late: add routes before the server runs")
+        self.user_routes.append(added)
+        try:
+            self._check_paths()
+        except ValueError:
+            self.user_routes.remove(added)
+            raise
+
+    def paths(self, before: str = "") -> "Iterator[tuple[str, UserRoute]]":
+        """The paths of the program's own, those of mounted servers included, each with what stands before it."""
+        yield from (("" if each.fixed else before, each) for each in self.user_routes)
+        for part in dict.fromkeys(self.mounted):
+            for parent, prefix in part._mounted_on:
+                if parent is self:
+                    yield from part.paths(f"{before}/{prefix}" if prefix else before)
+
+    def _check_paths(self) -> None:
+        """Raises ValueError when two paths of the program's own are the same, here or where this is mounted."""
+        from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  only for programs with pages of their own
+
+        UserRoutes(self.paths(), served=self.settings.mcp_paths, show_errors=bool)
+        for parent, _ in self._mounted_on:
+            parent._check_paths()
+
+    def _is_part_of(self, other: "Definition") -> bool:
+        return self is other or any(parent._is_part_of(other) for parent, _ in self._mounted_on)
+
+    def _warn_of_names(self, prefix: str, tools: Iterator[str]) -> None:
+        """Say so where tools of a server that is about to be mounted here get names that some clients can't call."""
+        if text := _warning_of([name for tool in tools for name in self.find_long_names_below(prefix, tool)], prefix):
+            notice(text)
+
+    def _warn_of_name(self, item: Any) -> None:
+        """The same for a tool of this server."""
+        if self._mounted_on and (text := _warning_of([*self.find_long_names(item.name)])):
+            notice(text, item.code)
+
+    def find_long_names(self, tool: str) -> Iterator[str]:
+        """The names that are too long for some clients only where a tool of this server is mounted."""
+        for parent, prefix in self._mounted_on:
+            yield from parent.find_long_names_below(prefix, tool)
+
+    def find_long_names_below(self, prefix: str, tool: str) -> Iterator[str]:
+        """As `find_long_names`, for a tool of a server that is mounted here."""
+        name = prefix_name("tools", tool, prefix)
+        if works_everywhere(name):
+            yield from self.find_long_names(name)
+        elif works_everywhere(tool) and works_everywhere(prefix):
+            yield name  # of another tool or prefix it was said already
+
+    def _runs(self) -> bool:
+        return bool(self.listeners) or any(parent._runs() for parent, _ in self._mounted_on)
+
+    def _runs_in_several(self) -> bool:
+        return any(each.shared for each in self.listeners) or any(
+            parent._runs_in_several() for parent, _ in self._mounted_on
+        )
+
+    def mounts(self) -> bool:
+        """Whether other servers are mounted on this one."""
+        return bool(self.mounted)
+
+    def has_lifespan(self) -> bool:
+        """Whether this server, or one that is mounted on it, has a lifespan."""
+        return self.lifespan is not None or any(part.has_lifespan() for part in self.mounted)
+
+    def has_wide_hooks(self) -> bool:
+        """Whether this server, or one that is mounted on it, has middleware around messages or lists."""
+        return (self.hooks is not None and self.hooks.wide) or any(part.has_wide_hooks() for part in self.mounted)
+
+    def nearest(self, values: Mapping[Any, Any]) -> Any:
+        """The value of this server, or of the nearest one with a value that it is mounted on."""
+        around: list[Definition] = [self]
+        for each in around:
+            if each in values:
+                return values[each]
+            around += [parent for parent, _ in each._mounted_on]
+        return None
+
+    def all_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """What stands in for dependencies here: as this server says, and those that it is mounted on."""
+        found = self.overrides
+        for parent, _ in self._mounted_on:
+            found = {**found, **parent.all_overrides()}
+        return found
+
     # Changes
 
     def emit(self, change: Change) -> None:
         """Tell a change to the runtimes of this server, and a change of a resource to those it is mounted on: what is
         registered there changes by itself.
         """
-        change.uri.encode()  # one that nobody can be told is the caller's error
+        change.uri.encode()  # one that can't be sent is the caller's error
         for listener in list(self.listeners):
             listener.emit(change)
         if change.uri:
             for parent, prefix in self._mounted_on:
-                parent.emit(Change(change.kind, prefixed("resources", change.uri, prefix)))
-
-
-def chosen(serve: str | Collection[str]) -> frozenset[str]:
-    """The parts that a ``serve`` value names, with what they need.
-
-    Raises:
-        ValueError: an unknown part.
-    """
-    names = serve.replace(",", " ").split() if isinstance(serve, str) else list(serve)
-    if "all" in names:
-        return frozenset(PARTS)
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        raise ValueError(f"Unknown part {unknown[0]!r} in serve: use {', '.join(PARTS)} or all")
-    return frozenset(names).union(*(_NEEDS.get(name, ()) for name in names))
+                parent.emit(Change(change.kind, prefix_name("resources", change.uri, prefix)))

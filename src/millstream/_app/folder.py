@@ -4,8 +4,12 @@ The paths come from clients. A file is read only if it lies in the folder once e
 """
 
 import asyncio
+import math
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from mimetypes import guess_type
 from pathlib import Path
@@ -23,27 +27,61 @@ MAX_BYTES = 10 * 1024 * 1024
 MAX_FILES = 10_000
 """That the list has."""
 MAX_COMPLETED = 100
+LONG_WALK = 0.01
+"""Seconds of processor time from which on a walk is remembered."""
 
 
 class Folder:
-    """The files below a place. What is asked is asked of the disk each time."""
+    """The files below a place.
 
-    __slots__ = ("_root",)
+    A walk through many files is remembered for ten times as long as it took, so that clients who ask again and again
+    take a tenth of a core at most. A small folder is walked each time.
+    """
 
-    def __init__(self, folder: str) -> None:
+    __slots__ = ("_clock", "_lock", "_root", "_until", "_walked")
+
+    def __init__(self, folder: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ValueError when there is no such folder."""
         if not Path(folder).is_dir():
             raise ValueError(f"There is no folder {folder!r}, seen from {Path.cwd()}")
         self._root = Path(folder).resolve()
+        self._clock = clock
+        self._lock = threading.Lock()
+        """Held during a walk: those who ask in the meantime get its result."""
+        self._walked: list[tuple[str, Path]] = []
+        self._until = -math.inf
 
-    def paths(self) -> Iterator[str]:
-        """Every file by its path, with slashes."""
-        for place, folders, names in os.walk(self._root):
-            folders[:] = sorted(each for each in folders if not each.startswith("."))
-            for name in sorted(names):
+    def files(self) -> list[tuple[str, Path]]:
+        """Return the first `MAX_FILES` files, each with its path below the folder, with slashes."""
+        with self._lock:
+            if self._clock() >= self._until:
+                began = time.thread_time()
+                self._walked = list(islice(self._walk(self._root), MAX_FILES))
+                took = time.thread_time() - began
+                self._until = self._clock() + 10 * took if took >= LONG_WALK else -math.inf
+            return self._walked
+
+    def matching(self, start: str) -> Iterator[str]:
+        """Yield the paths that begin with a text. Only folders that can have such paths are looked at."""
+        folder, _, name = start.rpartition("/")
+        place = self._root / folder
+        try:
+            inside = place.resolve() == place and place.is_relative_to(self._root)
+        except (OSError, ValueError, RuntimeError):
+            inside = False  # a loop of links, or no name for a file
+        if inside and not any(each.startswith(".") for each in start.split("/")):
+            yield from (path for path, _ in self._walk(place, name))
+
+    def _walk(self, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
+        """Yield the files below a folder; of what is in the folder itself, only names that begin with `start`."""
+        for place, folders, names in os.walk(folder):
+            kept = [each for each in folders if not each.startswith(".") and each.startswith(start)]
+            folders[:] = sorted(kept)
+            for name in sorted(each for each in names if each.startswith(start)):
                 path = Path(place, name).relative_to(self._root).as_posix()
-                if self.find(path) is not None:
-                    yield path
+                if (found := self.find(path)) is not None:
+                    yield path, found
+            start = ""
 
     def find(self, path: str) -> Path | None:
         """The file of a path; None when there is none that may be read."""
@@ -68,12 +106,11 @@ class OfferedFolder:
 
     def list_files(self) -> list[dict[str, Any]]:
         """The files, with their sizes in bytes."""
-        found = ((path, self._files.find(path)) for path in self._files.paths())
-        return [
-            {"uri": self._uri + quote(path), "path": path, "size": place.stat().st_size}
-            for path, place in islice(found, MAX_FILES)
-            if place is not None
-        ]
+        listed: list[dict[str, Any]] = []
+        for path, place in self._files.files():
+            with suppress(OSError):  # it was deleted since the walk
+                listed.append({"uri": self._uri + quote(path), "path": path, "size": place.stat().st_size})
+        return listed
 
     def read_file(self, path: str) -> EmbeddedResource | None:
         """One of the files."""
@@ -93,8 +130,7 @@ class OfferedFolder:
 
     async def complete(self, value: str, arguments: dict[str, str]) -> list[str]:
         """Paths that begin so."""
-        found = (path for path in self._files.paths() if path.startswith(value))
-        return await asyncio.to_thread(lambda: list(islice(found, MAX_COMPLETED)))
+        return await asyncio.to_thread(lambda: list(islice(self._files.matching(value), MAX_COMPLETED)))
 
 
 def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:

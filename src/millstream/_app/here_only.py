@@ -1,8 +1,8 @@
-"""What answers only programs of this machine, as long as nobody has to sign in: the pages, `/publish`, `/metrics`.
+"""Keep private paths to programs on this machine where no caller signs in: the pages, `/publish`, `/metrics`.
 
 A loopback address is not enough: a proxy on the same machine has one too, and its clients may be anywhere.
-So a request counts as one of this machine only if the server is bound to a loopback address (or nobody said what it is
-bound to), the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
+So a request counts as one of this machine only if the server is bound to a loopback address (or its address is
+unknown), the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from millstream._http.hosts import is_loopback, parse_authority
 from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
-from millstream._server.calls.notes import ObserveMessage
+from millstream._server.calls.message_observer import ObserveMessage
 
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
 _PREFIX = b"x-forwarded"
@@ -24,10 +24,10 @@ _REFUSED = Response(
 
 
 class Bind(Struct, frozen=True):
-    """Where the server listens, as far as somebody said."""
+    """Where the server listens, as far as it is known."""
 
     loopback: bool | None = None
-    """Only this machine can reach it; None while nobody has said what it is bound to."""
+    """Only this machine can reach it; None while its address is unknown."""
     connections: Collection[object] | None = None
     """The open connections, where our own HTTP server has them; None under a foreign one."""
     seats: Collection[object] = ()

@@ -13,7 +13,7 @@ from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
 from millstream._server.peer_messages import Joined, Missed, Present, Removed, Switched, Updated
 from millstream._server.peers import PAUSE
-from millstream._stores.health import Trouble
+from millstream._stores.health import LogOnce
 
 _logger = logging.getLogger("millstream")
 
@@ -178,7 +178,7 @@ class Replicas:
 
     async def _renew(self) -> None:
         services = self._services
-        trouble = Trouble(
+        trouble = LogOnce(
             _logger, "The secret can't be put into the store, which is tried again", "The secret is in the store."
         )
         try:

@@ -1,184 +1,83 @@
-"""Which handler serves which path, for both HTTP adapters."""
+"""The paths of a running server: what its parts and its program registered, behind what each request needs.
 
-from collections.abc import Awaitable, Callable, Mapping
+Every path takes a credential where callers sign in, unless its route is public. Where no caller signs in, private paths
+answer only programs on the server's own machine (`here_only`).
+"""
+
+from collections.abc import Awaitable, Collection, Mapping
 from typing import TYPE_CHECKING
 
-from millstream._app.probes import Probes
-from millstream._app.protection import Protection
+import msgspec
+
 from millstream._http.hosts import EXEMPT, not_a_socket, of_this_site
 from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink, refusal
-from millstream._server.calls.services import Services
-from millstream._server.dispatch import Dispatcher
-from millstream._stores.health import StoreHealth
-from millstream._transports.http_sse import HttpSse
-from millstream._transports.open_streams import OpenStreams
-from millstream._transports.streamable.exchange import Endpoint
-from millstream._transports.streamable.get import SessionStreams
-from millstream._transports.streamable.post import Streamable
-from millstream._transports.streamable.sessions import HttpSessions
+from millstream._http.problems import plain_problem
+from millstream._parts import Route, RouteRegistry
+from millstream._protocol.errors import ProtocolError
+from millstream._server.load import RequestGate
 
 if TYPE_CHECKING:
-    from millstream._app.added import AddedPaths
-    from millstream._app.looking import Live
-    from millstream._transports.websocket.route import WebSocketRoute
-    from millstream.hub import Hub
-
-_Table = dict[str, Mapping[str, Handler]]
+    from millstream._app.here_only import HereOnly
+    from millstream.auth._guard import AuthGuard
 
 
 class Routes:
-    """The paths of one running server."""
+    """Finds the handler of a request, for both HTTP adapters."""
 
-    __slots__ = ("_added", "_by_path", "_hot", "_nothing_at_home", "_prefixes", "_streams")
+    __slots__ = ("_exact", "_hot", "_nothing_at_home", "_patterns", "_prefixes", "_streams")
 
     def __init__(
         self,
-        parts: frozenset[str],
-        dispatcher: Dispatcher,
-        streams: OpenStreams,
-        health: StoreHealth,
-        protection: Protection,
-        probes: Probes,
+        table: RouteRegistry,
         *,
-        hub: "Hub | None" = None,
-        render_metrics: Callable[[], Awaitable[bytes]] | None = None,
-        websocket: "WebSocketRoute | None" = None,
-        live: "Live | None" = None,
+        guard: "AuthGuard | None",
+        here_only: "HereOnly",
+        gates: Collection[RequestGate],
+        sockets: bool,
+        mcp_path: str,
     ) -> None:
-        services = dispatcher.services
-        settings = services.settings
-        sessions = HttpSessions(services) if settings.sessions else None
-        endpoint = Endpoint(dispatcher, streams, sessions)
-        streamable = Streamable(endpoint)
-        legacy = HttpSse(dispatcher, streams)
-        standing = SessionStreams(endpoint, first=legacy.get)
-        path = settings.path
-        mcp: Mapping[str, Handler] = {"POST": streamable.post, "GET": standing.get, "DELETE": standing.delete}
-        self._by_path: _Table = {
-            path: mcp,
-            path.rstrip("/") + "/": mcp,
-            settings.sse_path: {"GET": legacy.get},
-            settings.messages_path: {"POST": legacy.post},
-            settings.messages_path.rstrip("/") or "/": {"POST": legacy.post},
-            "/health": {"GET": probes.health},
-            "/livez": {"GET": probes.live},
-            "/readyz": {"GET": probes.ready},
-            **protection.own,
-        }
-        self._streams = {path, path.rstrip("/") + "/", settings.sse_path, "/events", "/dashboard/events"}
+        """Protect each route once.
+
+        Args:
+            table: the routes.
+            guard: in front of every path, where callers sign in.
+            here_only: in front of private paths, where none do.
+            gates: in front of the handlers of gated routes.
+            sockets: the server has a WebSocket.
+            mcp_path: where MCP is served.
+        """
+
+        def protect(route: Route) -> dict[str, Handler]:
+            return _protected(route, guard, here_only, gates)
+
+        exact = {path: _streaming(route, sockets) if route.stream else route for path, route in table.exact.items()}
+        self._streams = {path for path, route in table.exact.items() if route.stream}
         """A HEAD of these would open a stream."""
-        self._prefixes: list[tuple[str, Mapping[str, Handler]]] = []
-        self._nothing_at_home = _told_where(path)
-        if hub is not None:
-            self._add_hub(hub, dispatcher, streams, websocket)
-        if "rest" in parts:
-            self._add_rest(dispatcher, pages="web" in parts)
-        if hub is not None and live is not None:
-            self._add_live(hub, live, settings.audit_log)
-        if "web" in parts:
-            self._add_inspecting(services, streams)
-        if render_metrics is not None:
-            self._add_metrics(render_metrics, health)
-        self._added = protection.added
-        if self._added is not None:
-            self._add_own(self._added)
-        self._protect(protection, home="rest" in parts, socket=websocket is not None)
+        self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in exact.items()}
+        self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
+        self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
+        self._nothing_at_home = _refuse_home(mcp_path)
+        if table.home is not None and "/" not in self._exact and self._below("/") is None:
+            page, redirect = table.home
+            redirects = protect(Route({"GET": redirect}, private=table.exact[page].private))
+            self._exact["/"] = {"GET": _as_if(page, redirects["GET"])}
         self._hot = {
-            (method.encode(), each.encode()): handler
-            for each, handlers in self._by_path.items()
+            (method.encode(), path.encode()): handler
+            for path, handlers in self._exact.items()
             for method, handler in handlers.items()
-            if each not in EXEMPT
+            if path not in EXEMPT
         }
-        """What the lane serves. Probes go the long way, where Host and Origin are not checked but CORS is kept."""
+        """What the fast head reader finds. Probes are not among them: their Host and Origin are not checked."""
 
-    def _add_hub(
-        self,
-        hub: "Hub",
-        dispatcher: Dispatcher,
-        streams: OpenStreams,
-        websocket: "WebSocketRoute | None",
-    ) -> None:
-        from millstream._transports.hub_routes import HubRoutes  # noqa: PLC0415  each part only where it is served
-
-        services = dispatcher.services
-        gzip, max_depth = services.settings.gzip_streams, services.settings.max_depth
-        handlers = HubRoutes(hub, streams, max_depth=max_depth, gzip=gzip, note=services.note)
-        self._by_path["/events"] = {"GET": handlers.events}
-        self._by_path["/publish"] = {"POST": handlers.publish}
-        self._prefixes.append(("/mcp/sse/", {"GET": of_this_site(handlers.client_stream)}))
-        if websocket is not None:
-            self._by_path["/ws"] = {"GET": websocket.plain}
-
-    def _add_rest(self, dispatcher: Dispatcher, *, pages: bool) -> None:
-        from millstream._transports.rest.routes import RestRoutes  # noqa: PLC0415
-        from millstream._web.pages import pages as shown_pages  # noqa: PLC0415
-
-        rest = RestRoutes(dispatcher)
-        self._by_path["/mcp/tools/list"] = {"POST": rest.list_tools}
-        self._by_path["/mcp/tools/call"] = {"POST": rest.call_tool}
-        self._by_path["/openapi.json"] = {"GET": rest.describe}
-        self._prefixes.append(("/tools/", {"POST": rest.run_tool}))
-        for path, handler in shown_pages(None if pages else ("docs",)).items():
-            self._by_path[path] = {"GET": handler}
-
-    def _add_own(self, added: "AddedPaths") -> None:
-        """The program's own paths. Whether one is public is the program's word, so it must not be a path of ours."""
-        taken = added.exact.keys() & self._by_path.keys() - added.fixed
-        if taken:
-            raise ValueError(f"{min(taken)!r} is a path of Millstream's own here. Use another one for your own route")
-        kept = {each: handlers for each, handlers in self._by_path.items() if each not in added.fixed}
-        self._by_path = {**added.exact, **kept}
-        self._streams -= added.fixed
-
-    def _protect(self, protection: Protection, *, home: bool, socket: bool) -> None:
-        """Put the guard in front of all paths, and close what opens a stream to pages of other sites and to sockets."""
-        for each in self._streams & self._by_path.keys():
-            handlers = self._by_path[each]
-            self._by_path[each] = {**handlers, "GET": of_this_site(not_a_socket(handlers["GET"], served=socket))}
-        self._by_path = {each: protection.protect(each, handlers) for each, handlers in self._by_path.items()}
-        if home:
-            self._add_home(protection)
-        self._prefixes = [(each, protection.protect(each, handlers)) for each, handlers in self._prefixes]
-
-    def _add_home(self, protection: Protection) -> None:
-        """Where nothing else has ``/``, it leads to a page, for those who may have that page."""
-        from millstream._web.pages import leads_to  # noqa: PLC0415
-
-        if "/" not in self._by_path and self._below("/") is None:
-            page = "/inspect" if "/inspect" in self._by_path else "/docs"
-            protected = protection.protect(page, {"GET": leads_to(page[1:])})
-            self._by_path["/"] = {"GET": _as_if(page, protected["GET"])}
-
-    def _add_live(self, hub: "Hub", live: "Live", audit_log: str) -> None:
-        from millstream._web.audit import AuditRecords  # noqa: PLC0415
-        from millstream._web.live import ChatMembers  # noqa: PLC0415
-        from millstream._web.looking import looking_paths  # noqa: PLC0415
-
-        for path, handler in looking_paths(live.looking).items():
-            self._by_path[path] = {"GET": handler}
-        self._by_path["/dashboard/audit"] = {"GET": AuditRecords(audit_log).get}
-        self._by_path["/dashboard/events"] = {"GET": live.feed.events}
-        self._by_path["/chat/members"] = {"GET": ChatMembers(hub).get}
-
-    def _add_inspecting(self, services: Services, streams: OpenStreams) -> None:
-        from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
-        from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
-
-        inspecting = Inspecting(services.settings.inspect, services, streams)
-        relay, sign_in = inspecting.relay, inspecting.sign_in
-        self._by_path["/inspect/servers"] = {"GET": inspecting.servers}
-        self._by_path[CALLBACK] = {"GET": inspecting.sign_ins.returned}
-        self._prefixes.append((SIGN_IN, {"POST": sign_in, "DELETE": sign_in}))
-        self._prefixes.append((PREFIX, {"POST": relay, "GET": of_this_site(relay), "DELETE": relay}))
-
-    def _add_metrics(self, render: Callable[[], Awaitable[bytes]], health: StoreHealth) -> None:
-        from millstream._telemetry.endpoint import MetricsHttp  # noqa: PLC0415
-
-        self._by_path["/metrics"] = {"GET": MetricsHttp(render, measure=health.look).get}
+    @property
+    def paths(self) -> dict[str, Collection[str]]:
+        """Every path with its methods, and every prefix with a star behind it."""
+        below = ((f"{prefix}*", handlers) for prefix, handlers in self._prefixes)
+        return {path: tuple(handlers) for path, handlers in (*self._exact.items(), *below)}
 
     def find(self, method: str, path: str) -> Handler | None:
-        """The handler of a path below the mount point; None for 404."""
-        exact = self._by_path.get(path)
+        """Return the handler of a path below the mount point; None for 404."""
+        exact = self._exact.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
             return self._nothing_at_home if path == "/" and method in ("GET", "HEAD") else None
@@ -188,39 +87,66 @@ class Routes:
         return handler if handler is not None else _not_allowed(handlers)
 
     def _below(self, path: str) -> Mapping[str, Handler] | None:
-        for prefix, handlers in self._prefixes:
-            if path.startswith(prefix):
+        for pattern, handlers in self._patterns:
+            if pattern.match(path):
                 return handlers
-        return None if self._added is None else self._added.find(path)
+        return next((handlers for prefix, handlers in self._prefixes if path.startswith(prefix)), None)
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
-        """What the lane finds by itself: method and path -> handler, and both as text."""
+        """Method and path -> handler, and both as text, for the fast head reader."""
         return {
             (method, path): (handler, method.decode(), path.decode()) for (method, path), handler in self._hot.items()
         }
 
-    def find_hot(self, method: bytes, path: bytes) -> Handler | None:
-        """The handler of a path that the lane serves itself."""
-        found = self._hot.get((method, path))
-        if found is None and (self._prefixes or self._added is not None):
-            below = self._below(path.decode("latin-1"))
-            return None if below is None else below.get(method.decode("latin-1"))
-        return found
+
+def _streaming(route: Route, sockets: bool) -> Route:
+    """Close what opens a stream to pages of other sites and to WebSockets."""
+    get = of_this_site(not_a_socket(route.handlers["GET"], served=sockets))
+    return msgspec.structs.replace(route, handlers={**route.handlers, "GET": get})
+
+
+def _protected(
+    route: Route, guard: "AuthGuard | None", here_only: "HereOnly", gates: Collection[RequestGate]
+) -> dict[str, Handler]:
+    """Return the handlers of a route behind what its requests need."""
+    handlers = dict(route.handlers)
+    if route.gated and gates:
+        handlers = {method: _gated(handler, tuple(gates)) for method, handler in handlers.items()}
+    if route.local or (route.private and guard is None):
+        message = route.message
+        handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
+    return handlers if guard is None or route.public else _guarded(guard, handlers, route.scope)
+
+
+def _guarded(guard: "AuthGuard", handlers: Mapping[str, Handler], scope: str = "") -> dict[str, Handler]:
+    return {method: guard.protect(handler, scope=scope) for method, handler in handlers.items()}
+
+
+def _gated(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
+    async def gated(request: Request) -> Response | Sink | None:
+        try:
+            for gate in gates:
+                await gate(request)
+        except ProtocolError as exc:
+            return plain_problem(max(exc.status, 400), exc.message, exc.head)
+        return await handler(request)
+
+    return gated
 
 
 def _as_if(path: str, handler: Handler) -> Handler:
-    """The handler, asked as if for another path: whoever signs in for that one comes in, and else is asked to."""
+    """Return the handler, called as for another path: callers sign in as they do for that one."""
 
-    def asked(request: Request) -> Awaitable[Response | Sink | None]:
+    def call(request: Request) -> Awaitable[Response | Sink | None]:
         request.path = path
         return handler(request)
 
-    return asked
+    return call
 
 
-def _told_where(path: str) -> Handler:
-    """The 404 of ``/`` where nothing is: somebody gave a browser the address of the server, and not that of MCP."""
+def _refuse_home(path: str) -> Handler:
+    """Return the 404 of ``/`` where nothing is: a browser got the address of the server, and not that of MCP."""
 
     async def refuse(request: Request) -> Response:
         return refusal(404, f"MCP is served at {request.root_path}{path}. Give that address to an MCP client.")

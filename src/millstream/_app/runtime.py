@@ -1,27 +1,27 @@
 """What runs: one `Runtime` for each event loop that a server answers in.
 
-It opens the user's lifespan, builds services, dispatcher and what is served beside MCP, and owns every task of these.
-It knows how to open, drain and close; when, is the business of `runtimes`.
+It opens the store, the dispatcher, and the parts of a server, and owns every task of these. It knows how to open,
+drain and close; `runtimes` decides when.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from millstream._app.definition import Definition, on_each_worker
+from millstream._app.definition import Definition
 from millstream._app.here_only import Bind, HereOnly
-from millstream._app.limited import Limited
-from millstream._app.parts import make_around, make_note, make_observer, metrics_of_machine, open_feed
+from millstream._app.part_table import SERVABLE, make_parts
 from millstream._app.replicas import Replicas
-from millstream._app.sign_in_methods import make_guard
 from millstream._http.hosts import HostPolicy
+from millstream._parts import Host, order_parts
 from millstream._server.calls.changes import Change, Changes
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher
-from millstream._server.features.finding import check_completers
+from millstream._server.features.hooks import Hooks
 from millstream._server.handlers import install
 from millstream._server.load import halt, wait_for
 from millstream._server.sweep import Sweep
@@ -30,16 +30,17 @@ from millstream._stores.health import StoreHealth
 from millstream._transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream._app.looking import Live
     from millstream._app.routes import Routes
+    from millstream._server.features.message_middleware import MiddlewareChain
     from millstream._server.observing.observer import Observer
-    from millstream._transports.websocket.route import WebSocketRoute
-    from millstream.auth._guard import Guard
+    from millstream.auth._guard import AuthGuard
     from millstream.hub import Hub
+
+logger = logging.getLogger("millstream")
 
 IDLE_SECONDS = 60.0
 HALT_SECONDS = 1.0
-"""What calls that are stopped at the end of their time have to end."""
+"""Seconds that calls get to end once they are stopped."""
 
 
 class Runtime:
@@ -54,7 +55,7 @@ class Runtime:
             definition: what the server is.
             store: of this loop; opened and closed here.
             bind: where it listens.
-            on_idle: called when nobody has used it for a minute; None where somebody else closes it.
+            on_idle: called when the server was idle for a minute; None where its starter closes it.
         """
         # Configuration
         self.definition = definition
@@ -72,20 +73,11 @@ class Runtime:
         self.dispatcher: Dispatcher
         self.streams: OpenStreams
         self.sweep: Sweep
-        self.hub: Hub | None = None
-        self.observer: Observer | None = None
-        self.render_metrics: Callable[[], Awaitable[bytes]] | None = None
-        self.websocket: WebSocketRoute | None = None
-        self.live: Live | None = None
+        self.host: Host
         self.policy: HostPolicy
-        self.guard: Guard | None = None
-        """In front of every path, where callers sign in."""
-        self.limited: Limited = Limited(definition, store)
         self.routes: Routes | None = None
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""
-        self._lifespans: dict[Definition, Any] = {}
-        """What the lifespan of this server, and of each that is mounted on it, yielded."""
         self._stack = contextlib.AsyncExitStack()
         self._busy = 0.0
         self._requests = 0
@@ -98,17 +90,17 @@ class Runtime:
             ValueError: something registered cannot work.
         """
         definition, settings = self.definition, self.definition.settings
+        parts = order_parts(make_parts(definition), selectable=SERVABLE)
         async with self._stack:
             await self.store.open()
             self._stack.push_async_callback(self.store.close)
-            self._stack.push_async_callback(self.limited.close)
             secrets = await agree(self.store, settings.key) if self.store.shared else None
             self.services = Services(settings, self.store, Changes(), secrets)
             self._stack.push_async_callback(self.services.close)
-            self._open_guard()
             self.replicas = Replicas(definition, self.services)
             self._stack.push_async_callback(self.replicas.close)
             self.services.open()
+            self.services.overrides_of = lambda home: home.all_overrides()
             self.streams = OpenStreams(
                 max_streams=settings.max_streams,
                 max_per_owner=settings.max_streams_per_principal,
@@ -118,110 +110,78 @@ class Runtime:
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
             install(self.dispatcher)
-            self.limited.gate(self.dispatcher)
-            self.dispatcher.around = make_around(definition)
-            self.services.lifespan_of = lambda home: home.nearest(self._lifespans)
-            self.services.overrides_of = lambda home: home.overriding()
+            for tool in definition.registry.tools.values():
+                if tool.unclear:
+                    logger.log(
+                        logging.WARNING if settings.show_errors else logging.DEBUG, "%s: %s", tool.name, tool.unclear
+                    )
+            self.dispatcher.around = _wide_middleware(definition)
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,
                 touch=lambda: self.streams.touch(self.store.log, settings.log_ttl),
                 each_tick=self._each_second,
             )
-            await self._open_hub()  # around the lifespan, which may publish
-            await self._open_lifespan(definition)
-            self.dispatcher.instruct(definition.instructions)  # the lifespan may have set them
-            check_completers(definition.registry)  # now, since the lifespan may register too
-            await self._open_parts()
+            self.host = host = Host(
+                self.dispatcher, self.streams, self.sweep, self.store_health, draining=lambda: self.draining
+            )
+            self._stack.push_async_callback(host.close)
+            await self._stack.enter_async_context(host.stack)
+            for part in parts:
+                await part.open(host)
+                host.stack.push_async_callback(part.close)
             await self.replicas.join()
             self._busy = self.sweep.clock()
             self.sweep.open()
             self._stack = self._stack.pop_all()
         return self
 
-    def _open_guard(self) -> None:
-        guard = self.guard = make_guard(self.definition, self.services)
-        if guard is not None:
-            self._stack.callback(guard.close)
-            self.services.lacking = guard.challenges.refuse
-            self.limited.guard(guard)
-
-    async def _open_lifespan(self, definition: Definition) -> None:
-        """A server's lifespan, then those of what is mounted on it; they close in the opposite order."""
-        if definition.lifespan is not None and definition not in self._lifespans:
-            with on_each_worker():
-                self._lifespans[definition] = await self._stack.enter_async_context(definition.lifespan())
-        for part in definition.mounted:
-            await self._open_lifespan(part)
-
-    async def _open_hub(self) -> None:
-        if "hub" not in self.definition.parts:
-            return
-        from millstream._app.streamed import Streamed  # noqa: PLC0415  only where a hub is served
-        from millstream.hub import Hub, HubLimits  # noqa: PLC0415
-
-        hub = Hub(self.store, HubLimits.of(self.definition.settings), authorize=self.definition.authorize_channel)
-        await hub.open()
-        self.hub = self.services.hub = hub
-        self._stack.push_async_callback(hub.close)
-        self.services.streamed = Streamed(hub).attach
-
-    async def _open_parts(self) -> None:
-        """Whoever observes, where they are served."""
-        await self._open_observer()
-        if self.definition.settings.audit_log:
-            from millstream._app.auditing import Audit  # noqa: PLC0415  only where somebody wants it
-
-            self._stack.callback(Audit.open(self.definition.settings.audit_log, self.dispatcher, self.guard).close)
-
-    async def _open_observer(self) -> None:
-        self.observer = observer = make_observer(
-            self.definition, streams=self.streams, health=self.store_health, hub=self.hub
-        )
-        if observer is None:
-            return
-        self.limited.show(observer)
-        self.dispatcher.observe, self.dispatcher.begin = observer.__call__, observer.begin
-        self.services.note = make_note(observer)
-        self._stack.callback(observer.close)
-        self._stack.callback(self.loop.create_task(observer.run()).cancel)
-        if "metrics" in self.definition.parts:
-            self.render_metrics = await metrics_of_machine(observer.registry, self._stack)
-        if self.hub is not None and "web" in self.definition.parts:
-            self.live = open_feed(
-                self.definition, self.dispatcher, observer, self.hub, self._stack,
-                streams=self.streams, health=self.store_health,
-            )  # fmt: skip
-
     def serve_http(self) -> "Routes":
-        """The HTTP side, made when it is first needed: stdio does without."""
+        """Return the HTTP side, made when it's first needed: stdio does without.
+
+        Raises:
+            LocalError: a mounted server wants sign-in, and this one doesn't have it.
+            ValueError: two routes have the same path.
+        """
         if self.routes is None:
-            from millstream._app.probes import Probes  # noqa: PLC0415
-            from millstream._app.protection import Protection, added_paths, own_paths  # noqa: PLC0415
             from millstream._app.routes import Routes  # noqa: PLC0415
 
-            definition, settings = self.definition, self.definition.settings
-            here_only, hooked = HereOnly(self.bind, self.services.note), definition.authorize_channel is not None
-            own, added = own_paths(self.guard, definition, self.services), added_paths(definition)
-            protection = Protection(self.guard, here_only, settings.mcp_paths, hooked=hooked, own=own, added=added)
-            self.policy = protection.policy(settings, loopback_bind=self.bind.loopback)
-            if self.hub is not None:
-                from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
-
-                self.websocket = WebSocketRoute(
-                    self.dispatcher, self.hub, self.policy, self.streams,
-                    guard=self.guard, may_publish=protection.may_publish,
-                )  # fmt: skip
-            probes = Probes(
-                definition, self.dispatcher, self.streams, self.sweep, self.store_health,
-                connections=self.bind.connections, seats=self.bind.seats, hub=self.hub, observer=self.observer,
-                draining=lambda: self.draining,
-            )  # fmt: skip
+            host, settings, bind = self.host, self.definition.settings, self.bind
+            here_only = HereOnly(bind, self.services.note)
+            host.is_local, host.own_server = here_only.allows, bind.loopback is not None
+            self.policy = host.policy = HostPolicy(
+                settings.allowed_hosts,
+                settings.allowed_origins,
+                loopback_bind=bind.loopback,
+                shared=host.shared_paths,
+                cors=settings.cors,
+            )
+            connections = bind.connections
+            if connections is not None:
+                host.report("connections", lambda: len(connections))
+            host.report("workers", lambda: list(bind.seats) or None)
+            for register in host.http:
+                register()
             self.routes = Routes(
-                definition.parts, self.dispatcher, self.streams, self.store_health, protection, probes,
-                hub=self.hub, render_metrics=self.render_metrics, websocket=self.websocket, live=self.live,
+                host.routes, guard=host.guard, here_only=here_only,
+                gates=host.request_gates, sockets=bool(host.sockets), mcp_path=settings.path,
             )  # fmt: skip
         return self.routes
+
+    @property
+    def hub(self) -> "Hub | None":
+        """The hub, where it's served and open."""
+        return self.host.hub if hasattr(self, "host") else None
+
+    @property
+    def guard(self) -> "AuthGuard | None":
+        """In front of every path, where callers sign in."""
+        return self.host.guard
+
+    @property
+    def observer(self) -> "Observer | None":
+        """What observes calls, if something does."""
+        return self.host.observer
 
     @property
     def shared(self) -> bool:
@@ -229,9 +189,10 @@ class Runtime:
         return self.store.shared and not self.replicas.alone
 
     def emit(self, change: Change) -> None:
-        """Tell a change to whoever listens in this loop, from whatever thread, and to the other workers."""
-        if change.kind == "tools":
-            self.limited.gate(self.dispatcher)
+        """Pass a change on to the clients of this loop, from any thread, and to the other workers."""
+        if not change.uri:
+            for listener in self.host.changes:
+                listener(change.kind)
         self._here(self.replicas.emit, change)
 
     def altered(self, kind: str, key: str, how: str) -> None:
@@ -253,8 +214,8 @@ class Runtime:
         listening = [call for call in calls if call.method == "subscriptions/listen"]
         await wait_for(listening, calls, self.sweep.clock, 1.0)
         self.streams.close()
-        if self.websocket is not None:
-            await self.websocket.close(1.0)
+        for drain in self.host.drains:
+            await drain(1.0)
         await self._stack.aclose()
 
     async def drain(self, seconds: float) -> None:
@@ -272,17 +233,16 @@ class Runtime:
             self._end_subscriptions()
         await halt(self.dispatcher.calls, clock, HALT_SECONDS)
         self.streams.close()
-        if self.websocket is not None:
-            await self.websocket.close(max(1.0, deadline - self.sweep.clock()))
+        for drain in self.host.drains:
+            await drain(max(1.0, deadline - self.sweep.clock()))
 
     def _end_subscriptions(self) -> None:
         for end in list(self.services.endings):
             end()
 
     def _each_second(self, now: float) -> None:
-        if self.guard is not None and self.guard.refresh(self.streams.end_opened):
-            holds = self.guard.holds
-            self.streams.end_of(lambda owner: not holds(owner))
+        for work in self.host.sweeps:
+            work(now)
         self.streams.end_expired()
         self._watch_idleness(now)
 
@@ -292,3 +252,12 @@ class Runtime:
             self._busy, self._requests = now, requests
         elif now - self._busy >= IDLE_SECONDS:
             self.loop.call_soon(self.on_idle, self)
+
+
+def _wide_middleware(definition: Definition) -> "MiddlewareChain | None":
+    """Return the middleware for messages and lists, where this server or one that is mounted on it has some."""
+    if not definition.has_wide_hooks():
+        return None
+    from millstream._server.features.message_middleware import MiddlewareChain  # noqa: PLC0415  only where there is such middleware
+
+    return MiddlewareChain(definition.hooks or Hooks(definition), definition.registry)

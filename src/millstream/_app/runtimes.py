@@ -1,8 +1,8 @@
 """The life of a server: one `Runtime` for each event loop it answers in, opened when it is needed.
 
-Somebody who starts a server also stops it (our own HTTP server, a host's lifespan, an ``async with``). One that merely
+What starts a server also stops it (our own HTTP server, a host's lifespan, an ``async with``). One that merely
 answers, because it is mounted in another application, closes after a minute without work. It does not where it has
-a lifespan or a hub: those live until the loop ends or somebody stops the server.
+a lifespan or a hub: those live until the loop ends or the server is stopped.
 """
 
 import asyncio
@@ -16,13 +16,14 @@ from millstream._stores.base import Store
 
 if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
+    from millstream._http.server import Endpoints
     from millstream.hub import Hub
 
 
 class Runtimes:
     """The runtimes of one server."""
 
-    __slots__ = ("_by_loop", "_closing", "_living", "_opening", "_stores", "bind", "current", "definition", "lane")
+    __slots__ = ("_by_loop", "_closing", "_living", "_opening", "_stores", "bind", "current", "definition", "endpoints")
 
     def __init__(self, definition: Definition) -> None:
         # Configuration
@@ -40,8 +41,8 @@ class Runtimes:
         """The store of each loop: it outlives a runtime that closes when idle, and with it what sessions have."""
         self.current: Runtime | None = None
         """The one whose HTTP side answers."""
-        self.lane: Any = None
-        """What the HTTP protocol class finds of `current`."""
+        self.endpoints: Endpoints | None = None
+        """Those of `current`, for our own server."""
 
     async def start(self, *, supervised: bool = False) -> "Runtime":
         """The runtime of this event loop, opened when there is none yet (single flight; a failure is tried again).
@@ -80,7 +81,7 @@ class Runtimes:
         except BaseException:
             self._forget(runtime)
             raise
-        if "hub" in definition.parts or definition.has_lifespan():
+        if runtime.host.lives_on:
             runtime.on_idle = None
         self._by_loop[loop] = runtime
         definition.listeners.add(runtime)

@@ -3,40 +3,55 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from os import PathLike, fspath
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from millstream._app.definition import Definition, Info, chosen
-from millstream._app.given import check_completer, check_given, check_server, given_middleware
+from millstream._app.argument_checks import (
+    check_arguments,
+    check_auth,
+    check_completer,
+    check_middleware,
+    check_parts,
+    check_server,
+)
+from millstream._app.definition import Definition, Info
 from millstream._app.hub_access import HubAccess, no_hub
+from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
-from millstream._app.sign_in_methods import given_methods
-from millstream._app.with_paths import WithPaths
-from millstream._app.with_switches import WithSwitches
 from millstream._config import Settings
 from millstream._protocol.suggesting import suggesting
 from millstream._server.calls.changes import Change
 from millstream._server.features.completers import completer_of
 from millstream._server.features.prompts import Prompt, PromptOptions, prompt_of
 from millstream._server.features.registry import Registry
-from millstream._server.features.resources import ResourceOptions, resource_of
+from millstream._server.features.resources import ResourceLabels, ResourceOptions, resource_of
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
+from millstream._server.functions.description import Names
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from starlette.requests import Request
+    from starlette.responses import Response
+
     from millstream._app.runtime import Runtime
+    from millstream._parts import Part
     from millstream.auth._method import Given
     from millstream.hub._subscriber import Authorize
 
+    Page = Callable[[Request], Response | Awaitable[Response]]
+
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
+P = TypeVar("P", bound="Page")
+Kind = Literal["tool", "resource", "prompt"]
 Transport = Literal["http", "stdio"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
 @suggesting
-class Server(WithPaths, WithSwitches):
+class Server:
     """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
 
     Args:
@@ -50,6 +65,7 @@ class Server(WithPaths, WithSwitches):
         auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
         middleware: hooks around calls, reads, prompts, lists and messages (`millstream.middleware`), outermost first.
+        parts: features of your own or of others, opened with the server: see `millstream._parts.Part`.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
     Example:
@@ -69,10 +85,11 @@ class Server(WithPaths, WithSwitches):
         auth: "Given | Sequence[Given] | None" = None,
         authorize_channel: "Authorize | None" = None,
         middleware: Sequence[object] = (),
+        parts: "Sequence[Part]" = (),
         settings: Settings | None = None,
     ) -> None:
         kinds: dict[str, tuple[Any, type]] = {"info": (info, Info), "settings": (settings, Settings)}
-        check_given(name, lifespan, kinds, version=version, instructions=instructions, store=store)
+        check_arguments(name, lifespan, kinds, version=version, instructions=instructions, store=store)
         self.definition: Definition = Definition(
             name,
             version=version,
@@ -80,11 +97,12 @@ class Server(WithPaths, WithSwitches):
             info=info or Info(),
             store=store,
             lifespan=None if lifespan is None else partial(lifespan, self),
-            parts=chosen(serve),
+            parts=choose_parts(serve),
             authorize_channel=authorize_channel,
             settings=settings if settings is not None else Settings.load(),
-            auth=given_methods(auth),
-            middleware=given_middleware(middleware),
+            auth=check_auth(auth),
+            middleware=check_middleware(middleware),
+            extra_parts=check_parts(parts),
         )
         """What the server is."""
         self.runtimes: Runtimes = Runtimes(self.definition)
@@ -176,7 +194,164 @@ class Server(WithPaths, WithSwitches):
         item = resource_of(uri, function, home=self.definition, **options)
         self.definition.add("templates" if "{" in uri else "resources", uri, item)
 
+    # While it runs
+
+    def remove_tool(self, name: str) -> None:
+        """Take a tool away: ``mcp.remove_tool("add")``. Raises KeyError when there is none."""
+        self.definition.remove("tools", name)
+
+    def remove_prompt(self, name: str) -> None:
+        """Take a prompt away: ``mcp.remove_prompt("review")``. Raises KeyError when there is none."""
+        self.definition.remove("prompts", name)
+
+    def remove_resource(self, uri: str) -> None:
+        """Take a resource or template away: ``mcp.remove_resource("shop://1")``. Raises KeyError when there is none."""
+        self.definition.remove(self.definition.kind_of("resource", uri), uri)
+
+    def disable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
+        """Stop offering something, on every worker, until it is enabled. Calls that run go on.
+
+        To callers it is as if it weren't there. Clients that listen learn that the list changed.
+
+        Args:
+            kind: with a name; of a resource or template, the name is its URI.
+            name: what is meant.
+            tag: instead of these, everything with a tag. Nothing may have it.
+
+        Raises:
+            KeyError: there is none of that name.
+            TypeError: neither a kind and a name nor a tag.
+
+        Example:
+            ``mcp.disable("tool", "order")``, or ``mcp.disable(tag="beta")``.
+        """
+        self._switch(kind, name, tag, on=False)
+
+    def enable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
+        """Offer something again that was disabled, in its place. Arguments and errors are those of `disable`.
+
+        Example:
+            ``mcp.enable("tool", "order")``, or ``mcp.enable(tag="beta")``.
+        """
+        self._switch(kind, name, tag, on=True)
+
+    def _switch(self, kind: Kind | None, name: str, tag: str, *, on: bool) -> None:
+        definition = self.definition
+        if (kind is not None and bool(name)) is bool(tag) or (kind is not None and not name):
+            raise TypeError('say what is meant: a kind and a name, as in ("tool", "order"), or tag="beta"')
+        meant = definition.find_tagged(tag) if kind is None else [(definition.kind_of(kind, name), name)]
+        for each, key in meant:
+            definition.switch(each, key, on=on)
+
+    # Paths and folders of the program's own
+
+    @suggesting
+    def route(self, path: str, *, methods: Names = ("GET",), public: bool = False) -> "Callable[[P], P]":
+        """Answer requests to a path: a page, a webhook, an API of your own.
+
+        The function takes a `starlette.requests.Request` and returns a `starlette.responses.Response`, which may be a
+        stream. A `def` function runs in a worker thread. Host, Origin and the size of the body are checked as for
+        every path of the server; where callers sign in they have to for this path too, and ``request.state.principal``
+        is who asks.
+
+        Args:
+            path: may have parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
+            methods: of HTTP; GET brings HEAD.
+            public: callers needn't sign in for it.
+
+        Raises:
+            ValueError: Millstream or another route has the path.
+            LocalError: the server runs already.
+
+        Example:
+            ``@mcp.route("/hooks/payments", methods=["POST"], public=True)``
+        """
+
+        def register(function: P) -> P:
+            from millstream._app.user_routes import route_of  # noqa: PLC0415  only for programs with pages of their own
+
+            self.definition.add_path(route_of(path, function, methods=methods, public=public))
+            return function
+
+        return register
+
+    @suggesting
+    def static(self, path: str, folder: str | PathLike[str], *, max_age: int = 0, public: bool = False) -> None:
+        """Serve the files of a folder below a path, ``index.html`` for a folder, and ``404.html`` for what isn't there.
+
+        Nothing outside of the folder is served, and nothing whose name begins with a dot.
+
+        Args:
+            path: ``/app``, or ``/`` for whatever has no other path.
+            folder: relative to the current directory.
+            max_age: seconds for which clients keep a file without asking again; else they ask each time, by entity tag.
+            public: callers needn't sign in for it.
+
+        Raises:
+            ValueError: Millstream or another route has the path, or there is no such folder.
+            LocalError: the server runs already.
+
+        Example:
+            ``mcp.static("/app", "dist", public=True)``
+        """
+        from millstream._app.user_routes import static_of  # noqa: PLC0415  only for programs with files of their own
+
+        self.definition.add_path(static_of(path, fspath(folder), max_age=max_age, public=public))
+
+    def files(self, uri: str, folder: str | PathLike[str], **options: "Unpack[ResourceLabels]") -> None:
+        """Offer the files of a folder as resources: ``docs://`` lists them, ``docs://guide/start.md`` is one of them.
+
+        Clients complete the path. Nothing outside of the folder is read, also not through a symbolic link, and nothing
+        whose name begins with a dot; a file has up to 10 MiB.
+
+        Args:
+            uri: what the URIs begin with: a scheme, and perhaps a path, with a slash at the end.
+            folder: relative to the current directory.
+            options: as of ``@mcp.resource``, for the list and for the files.
+
+        Raises:
+            ValueError: there is no such folder, or the URI can't be one.
+
+        Example:
+            ``mcp.files("docs://", "docs")``
+        """
+        from millstream._app.folder import offer  # noqa: PLC0415  only for programs with files of their own
+
+        offer(self.definition, uri, fspath(folder), options)
+
     # Composition
+
+    @classmethod
+    def from_openapi(cls, spec: Any, client: Any = None, *, name: str = "OpenAPI", **options: Any) -> "Server":
+        """Return a server whose tools are the operations of an API: ``Server.from_openapi(spec, name="shop")``.
+
+        Args:
+            spec: the OpenAPI document, version 3.0 or 3.1, as a dict.
+            client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
+            name: what clients show.
+            options: `routes`, `names`, and `choose`; see `millstream.gateway.openapi.register`.
+
+        Raises:
+            ValueError: the document is invalid, or has no server and `client` isn't given.
+        """
+        from millstream.gateway.openapi import register  # noqa: PLC0415  few servers use it
+
+        made = cls(name)
+        register(made.definition, spec, client, **options)
+        return made
+
+    @classmethod
+    def from_fastapi(cls, app: Any, *, name: str = "", **options: Any) -> "Server":
+        """Return a server whose tools are the operations of a FastAPI application: ``Server.from_fastapi(app)``.
+
+        Args:
+            app: the application.
+            name: what clients show; by default the application's title.
+            options: those of `from_openapi`.
+        """
+        from millstream.gateway.openapi import client_of_app  # noqa: PLC0415  few servers use it
+
+        return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)
 
     @suggesting
     def mount(self, other: "Server", *, prefix: str = "") -> None:
@@ -226,7 +401,7 @@ class Server(WithPaths, WithSwitches):
 
     @property
     def hub(self) -> HubAccess:
-        """The hub of the server: ``await mcp.hub.publish("news", {"n": 1})`` opens it, if nobody has yet.
+        """The hub of the server: ``await mcp.hub.publish("news", {"n": 1})`` opens it, if it isn't open yet.
 
         Raises:
             LocalError: the server serves no hub.
@@ -234,11 +409,6 @@ class Server(WithPaths, WithSwitches):
         if "hub" not in self.definition.parts:
             raise no_hub(self.name)
         return HubAccess(self.runtimes)
-
-    @property
-    def __millstream_lane__(self) -> Any:
-        """What our HTTP protocol class finds of an application, once its HTTP side is built."""
-        return self.runtimes.lane
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """ASGI 3: HTTP and lifespan."""

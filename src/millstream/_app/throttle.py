@@ -26,6 +26,7 @@ from millstream._server.calls.call import Call
 from millstream._server.dispatch import Gate
 from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
+from millstream._server.load import Requester
 from millstream._stores.base import Store
 from millstream._stores.rates import SEAT_WAIT, Charge, Decision, Pace, Seat, Taken
 
@@ -102,9 +103,20 @@ class Throttle:
                     if at <= now + room:
                         whole_at[owner] = at
                         return None
-            return check(call)  # somebody new, somebody who has had enough, or another kind of call
+            return check(call)  # a new caller, one over its limit, or another kind of call
 
         return quick
+
+    async def admit(self, request: Requester) -> None:
+        """Charge a request that makes no call, such as one for a stream, to the limits of everything.
+
+        Raises:
+            ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
+        """
+        paces = self._common(request.owner, neighborhood(request.peer), 1.0)
+        self._refuse_early(paces)
+        if not self._taken_here(paces):
+            await self._ask(None, paces, [], [])
 
     def _check(self, call: Call) -> Awaitable[None] | None:
         """The same for whatever limits there are."""
@@ -112,17 +124,25 @@ class Throttle:
         peer = "" if call.origin is None else neighborhood(call.origin.peer)
         tool = self._tool(call) if call.method == "tools/call" else None
         paces = self._paces(call, tool, owner, peer)
+        self._refuse_early(paces)
+        policies, charges = self._more(call, tool, owner)
+        if charges or not self._taken_here(paces):
+            return self._ask(call, paces, policies, charges)
+        return None
+
+    def _refuse_early(self, paces: Sequence[_Pace]) -> None:
         for limiter, key, price in paces:
             wait = limiter.wait(key, price)
             if wait > 0:
                 raise self._refusal(limiter.name, limiter.rate, limiter.left(key), wait)
-        policies, charges = self._more(call, tool, owner)
-        if charges or (self._shared and not _spent(paces)):
-            return self._ask(call, paces, policies, charges)
-        if not self._shared:
-            for limiter, key, price in paces:
-                limiter.take(key, price)
-        return None
+
+    def _taken_here(self, paces: Sequence[_Pace]) -> bool:
+        """Take from what this worker has; False if the store has to decide."""
+        if self._shared:
+            return _spent(paces)
+        for limiter, key, price in paces:
+            limiter.take(key, price)
+        return True
 
     def _paces(self, call: Call, tool: Tool | None, owner: str, peer: str) -> list[_Pace]:
         paces: list[_Pace] = []
@@ -131,6 +151,11 @@ class Throttle:
             paces.append(_Pace(self._of_tool(tool), owner, 1.0))
         if self._calls is not None and owner and call.method == "tools/call":
             paces.append(_Pace(self._calls, owner, cost))
+        return [*paces, *self._common(owner, peer, cost)]
+
+    def _common(self, owner: str, peer: str, cost: float) -> list[_Pace]:
+        """Return the limits of everything that callers and addresses ask for."""
+        paces: list[_Pace] = []
         if self._requests is not None and owner:
             paces.append(_Pace(self._requests, owner, cost))
         if self._address is not None and peer:
@@ -154,7 +179,7 @@ class Throttle:
             charges.append(Seat(named(name, key), most, f"{next(self._holders):x}"))
         return policies, charges
 
-    async def _ask(self, call: Call, paces: Sequence[_Pace], policies: list[str], charges: list[Charge]) -> None:
+    async def _ask(self, call: Call | None, paces: Sequence[_Pace], policies: list[str], charges: list[Charge]) -> None:
         """Charge it where the store has a say."""
         seats = [charge for charge in charges if isinstance(charge, Seat)]
         mine: list[Pace] = []
@@ -175,7 +200,7 @@ class Throttle:
                 for limiter, key, price in paces:
                     limiter.put_back(key, price)
             raise
-        if seats:
+        if seats and call is not None:
             self._hold(call, seats)
 
     def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[Pace]) -> None:
@@ -199,7 +224,7 @@ class Throttle:
                 raise self._refusal(policy, self._quota.rate, int(taken.left), taken.wait)
 
     def _take_alone(self, paces: Sequence[_Pace], policies: Sequence[str], charges: Sequence[Charge]) -> None:
-        """The store doesn't answer: this worker's part of the limits holds. Quotas wait until somebody counts again."""
+        """The store doesn't answer: this worker's part of the limits holds. Quotas wait for the store."""
         for policy, charge in zip(policies, charges, strict=True):
             if isinstance(charge, Seat) and self._held[charge.key] >= max(1, charge.count // self._pool.workers):
                 raise self._full(policy, charge)
@@ -244,14 +269,14 @@ class Throttle:
         return found
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
-        """What a caller hears that asks too often."""
+        """Return the refusal of a caller that asks too often."""
         self.refused[policy] += 1
         text = f"Too many requests: try again in {max(1, ceil(wait))} seconds"
         limit, head = f"{rate.count} per {rate.seconds} s", rate_lines(policy, rate, left, wait)
         return ProtocolError(RATE_LIMITED, text, _told(policy, limit, wait), status=429, head=head)
 
     def _full(self, policy: str, seat: Seat) -> ProtocolError:
-        """What a caller hears when too much runs at a time."""
+        """Return the refusal of a caller when too much runs at a time."""
         self.refused[policy] += 1
         text = "Too many calls at a time: try again when one has ended"
         data = _told(policy, f"{seat.count} at a time", SEAT_WAIT)

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from millstream._cli.ending import INTERRUPTED, ending_in_order
-from millstream._cli.failing import obey, tell, wants_json
+from millstream._cli.errors import run_command, tell, wants_json
 from millstream._cli.help import overview
 from millstream._cli.loading import gc_paused
 from millstream._cli.output import open_streams, status_without_output
+from millstream._cli.signals import INTERRUPTED, ending_in_order
 from millstream._cli.stdio import plain_stdio, serve_stdio
 
 _SERVING = (["run"], ["dev"])
@@ -56,9 +56,9 @@ def _obey(arguments: Sequence[str]) -> None:
         sys.stdout.write(overview())
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("--version", "version") and set(arguments[1:]) <= {"--json"}:
-        import millstream  # noqa: PLC0415 - see above
+        from millstream._version import __version__  # noqa: PLC0415 - see above
 
-        version = millstream.__version__
+        version = __version__
         sys.stdout.write(f'{{"version": "{version}"}}\n' if "--json" in arguments else f"millstream {version}\n")
         return
     if arguments[0] == "help":
@@ -67,6 +67,4 @@ def _obey(arguments: Sequence[str]) -> None:
         from millstream._cli.program import program  # noqa: PLC0415 - see above
 
         command = program(arguments[0])
-    if wants_json(arguments):
-        obey(command, arguments)
-    command(list(arguments), prog_name="millstream")
+    run_command(command, arguments)

@@ -25,10 +25,7 @@ COMMANDS = {
         "tokens": "What its tools cost a model, tool by tool.",
         "bench": "Call it from many connections, and show how fast it answers.",
         "record": "Record what a client and a server say to each other.",
-        "replay": "Play a recording: as the server, or against one.",
-    },
-    "Coming from another library": {
-        "port": "See whether a program for the official SDK or fastmcp runs here.",
+        "replay": "Answer a client from a recording.",
     },
     "Millstream": {
         "completion": "Complete commands and options in your shell.",

@@ -1,23 +1,24 @@
-"""Numbers of options. Python reads ``nan`` and ``inf`` as numbers, too, but nobody can wait for so long."""
+"""Validators of numbers. Python reads ``nan`` and ``inf`` as numbers, too, but no option can mean them."""
 
 import math
 
-import typer
 
-
-def finite(number: float) -> float:
-    """For the `callback` of an option.
+def finite(_: type, number: float) -> None:
+    """Refuse infinity and what isn't a number.
 
     Raises:
-        BadParameter: it's infinite, or not a number.
+        ValueError: it's one of those.
     """
     if not math.isfinite(number):
-        raise typer.BadParameter(f"{number} is not a finite number.")
-    return number
+        raise ValueError(f"{number} is not a finite number.")
 
 
-def more_than_nothing(number: float) -> float:
-    """The same for what has to be above 0."""
-    if finite(number) <= 0:
-        raise typer.BadParameter(f"{number:g} is not more than 0.")
-    return number
+def more_than_nothing(kind: type, number: float) -> None:
+    """Refuse 0 and less, too.
+
+    Raises:
+        ValueError: the number isn't above 0.
+    """
+    finite(kind, number)
+    if number <= 0:
+        raise ValueError(f"{number:g} is not more than 0.")

@@ -1,11 +1,10 @@
 """The ``millstream`` program: its commands put together, or the one that is needed."""
 
 from importlib import import_module
-from typing import Annotated
+from typing import Any
 
-import typer
+from cyclopts import App, Parameter
 
-from millstream._cli.commands.version import version
 from millstream._cli.help import COMMANDS
 
 MODULES = {
@@ -29,48 +28,38 @@ MODULES = {
     "keys": "keys",
     "users": "users",
     "audit": "audit",
-    "port": "port",
     "completion": "completion",
     "version": "version",
 }
 """Command -> its module, in `millstream._cli.commands`."""
 
 
-def program(only: str = "") -> typer.Typer:
-    """The program; with the name of a command, it has only that one, and loads only what it needs."""
-    app = typer.Typer(
+def program(only: str = "") -> App:
+    """Return the program; with the name of a command, it has only that one, and loads only what it needs."""
+    app = App(
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
-        no_args_is_help=True,
-        add_completion=False,
-        rich_markup_mode="markdown",
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["--help", "-h"]},
+        default_parameter=Parameter(negative=(), show_default=_shown),
+        help_flags=("--help", "-h"),
+        help_format="markdown",
+        result_action="return_value",
+        version_flags=(),
     )
-    app.callback()(_root)
     for name in [only] if only in MODULES and only != "completion" else MODULES:
         module = import_module(f"millstream._cli.commands.{MODULES[name]}")
-        command = getattr(module, "list_" if name == "list" else name)
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name, rich_help_panel=_panel(name))
+        command: Any = getattr(module, "list_" if name == "list" else name)
+        if isinstance(command, App):
+            command.group = _group(name)
+            app.command(command, name=name)
         else:
-            app.command(name, rich_help_panel=_panel(name))(command)
+            app.command(command, name=name, group=_group(name))
     return app
 
 
-def _panel(name: str) -> str:
+def _group(name: str) -> str:
     return next(heading for heading, group in COMMANDS.items() if name in group)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        version()
-        raise typer.Exit
-
-
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Millstream: one server for every MCP client, and one client for every MCP server."""
+def _shown(default: Any) -> str | None:
+    """Show a default only if it says something."""
+    return str(default) if default not in (None, False, "", ()) else None

@@ -1,1 +1,1 @@
-"""HTTP that knows no MCP: messages, hosts, media types, the ASGI adapter, the lane, WebSocket frames."""
+"""HTTP that knows no MCP: messages, hosts, media types, the ASGI adapter, the server, WebSocket frames."""

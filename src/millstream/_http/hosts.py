@@ -23,6 +23,8 @@ METADATA = "/.well-known/oauth-"
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(rb"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
 _DEFAULT_PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"}
+_SIMPLE_TYPES = frozenset((b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
+"""Types of bodies that browsers send to other origins without a preflight (Fetch, CORS-safelisted request-header)."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REMEMBERED = 1024
 """Host values kept as known good; addresses and a wildcard would otherwise let a client grow the set."""
@@ -32,11 +34,10 @@ _FAMILIAR = 64
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin listed in `allowed_origins`.")
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
-    b"authorization, dpop, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, "
-    b"last-event-id"
+    b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
 )
 _EXPOSED = (
-    b"access-control-expose-headers: mcp-session-id, www-authenticate, dpop-nonce, retry-after, ratelimit, "
+    b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, ratelimit, "
     b"ratelimit-policy, link\r\nvary: origin\r\n"
 )
 _PREFLIGHT = (
@@ -109,7 +110,7 @@ class HostPolicy:
     server is bound to (`loopback_bind` is None), a peer on a loopback address is taken for one of this machine.
     """
 
-    __slots__ = ("_hosts", "_loopback_bind", "_origins", "_shared", "good")
+    __slots__ = ("_cors", "_hosts", "_loopback_bind", "_origins", "_shared", "good")
 
     def __init__(
         self,
@@ -118,8 +119,18 @@ class HostPolicy:
         *,
         loopback_bind: bool | None = True,
         shared: Collection[str] = (),
+        cors: bool = True,
     ) -> None:
-        """`shared` are further paths that pages of any origin may use, since no cookie counts there."""
+        """Set the rules.
+
+        Args:
+            allowed_hosts: names besides loopback names and IP literals.
+            allowed_origins: origins besides loopback ones on a loopback bind.
+            loopback_bind: whether only this machine reaches the server; None if nothing says so.
+            shared: further paths that pages of any origin may use, since no cookie counts there.
+            cors: answer preflights and let pages of allowed origins read replies.
+        """
+        self._cors = cors
         self._hosts = Names(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
         self._loopback_bind = loopback_bind
@@ -143,11 +154,23 @@ class HostPolicy:
                 return wrong
         origin = headers.get(b"origin")
         if origin is not None:
-            return None if self.allows_origin(origin, host, peer) else _origin_refused(origin)
+            return None if self._admits(origin, host, peer, method, headers) else _origin_refused(origin)
         return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
 
-    def allows_origin(self, origin: bytes, host: bytes, peer: str = "") -> bool:
-        """Is this Origin allowed at this (already checked) Host? An opaque ``null`` never is."""
+    def _admits(self, origin: bytes, host: bytes, peer: str, method: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether to serve a request of an Origin.
+
+        Without CORS, ``*`` stops neither programs nor pages that other middleware admits. It doesn't admit what a
+        browser sends for any page without asking first: forms, and WebSockets.
+        """
+        if self.allows_origin(origin, host, peer, wildcard=self._cors):
+            return True
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        asked = method != "POST" or kind not in _SIMPLE_TYPES
+        return not self._cors and asked and self.allows_origin(origin, host, peer)
+
+    def allows_origin(self, origin: bytes, host: bytes, peer: str = "", *, wildcard: bool = True) -> bool:
+        """Return whether an Origin is allowed at this (already checked) Host. An opaque ``null`` never is."""
         match = _ORIGIN.fullmatch(origin.strip(b" \t").lower())
         if match is None:
             return False
@@ -158,14 +181,16 @@ class HostPolicy:
         local = is_loopback(peer) if self._loopback_bind is None else self._loopback_bind
         if local and authority.loopback and scheme in (b"http", b"https"):
             return True
-        if self._origins.allow(scheme, authority):
+        if self._origins.allow(scheme, authority, wildcard=wildcard):
             return True
         own = parse_authority(host)
         port = _DEFAULT_PORTS.get(scheme)
         return own is not None and own.name == authority.name and (own.port or port) == (authority.port or port)
 
     def cors_head(self, origin: bytes) -> bytes:
-        """Header lines for a reply to an Origin that ``check`` let pass."""
+        """Return the header lines for a reply to an Origin that ``check`` accepted."""
+        if not self._cors:
+            return b""
         return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSED)
 
     def screen(self, request: Request) -> tuple[Response | None, bytes]:
@@ -197,6 +222,8 @@ class HostPolicy:
 
     def preflight(self, request: Request) -> Response | None:
         """The answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""
+        if not self._cors:
+            return None
         headers = request.headers
         origin = headers.get(b"origin")
         if request.method != "OPTIONS" or origin is None or b"access-control-request-method" not in headers:
@@ -240,8 +267,8 @@ class _OriginRules:
                 raise ValueError(f"allowed_origins: {entry!r} is not an origin; write scheme://host[:port] or *.")
         self.by_scheme = {scheme: Names(rest) for scheme, rest in names.items()}
 
-    def allow(self, scheme: bytes, authority: Authority) -> bool:
-        if self.any:
+    def allow(self, scheme: bytes, authority: Authority, *, wildcard: bool) -> bool:
+        if self.any and wildcard:
             return True
         names = self.by_scheme.get(scheme)
         if names is None:

@@ -10,6 +10,7 @@ class HttpLimits(Struct, frozen=True):
 
     max_body: int
     max_unfinished: int
+    max_unsent: int
     header_timeout: float
     body_timeout: float
     write_timeout: float

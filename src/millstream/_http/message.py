@@ -3,7 +3,7 @@
 A handler is ``async (Request) -> Response | Sink | None``. It returns a `Response` for a plain reply, or opens a
 `Sink` with ``request.open(...)``. It writes to that and returns ``None`` when the stream is over; or it returns the
 open sink, which others write to until it closes: a stream that only listens needs no waiting task. The adapters (ASGI
-and the lane) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
+and our server) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -92,7 +92,7 @@ class Outlet(Protocol):
 
 
 class Sink(Outlet, Protocol):
-    """One that can be waited for. The lane and the ASGI adapter have one each, and so has each WebSocket."""
+    """One that can be waited for. Our server and the ASGI adapter have one each, and so has each WebSocket."""
 
     async def wait_closed(self) -> None:
         """Wait until it is closed. The bytes may still be on their way."""

@@ -82,7 +82,7 @@ class Limiter:
             self.whole_at[key] -= self.each * cost
 
     def block(self, key: str, wait: float) -> None:
-        """Allow a key nothing for so many seconds, because somebody else knows that it had enough."""
+        """Allow a key nothing for so many seconds, because another worker knows that it had enough."""
         until = self.clock() + wait + self.rate.seconds - self.each
         self.whole_at[key] = max(until, self.whole_at.get(key, until))
 

@@ -1,4 +1,4 @@
-"""Under which name a store knows somebody's part of a limit: it learns no addresses and no principals."""
+"""Hash the keys of rate limits, so that the store never sees addresses or principals."""
 
 from functools import lru_cache
 from hashlib import sha256

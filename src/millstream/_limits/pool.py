@@ -1,7 +1,7 @@
 """The trips to the store that limits make, and what happens while it doesn't answer.
 
 A call waits for the store for a moment only. After that, each worker counts alone for a second before one call tries
-again, so an outage costs one call a second a little time and refuses nobody.
+again, so an outage costs one call a second a little time and refuses no caller.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class Pool:
         return decision
 
     def leave(self, seats: Sequence[Seat]) -> None:
-        """Give seats back, soon: nobody has to wait for that."""
+        """Give seats back soon, without waiting."""
         for seat in seats:
             self._leaving[seat.key, seat.holder] = seat
         if self._leaving and (self._task is None or self._task.done()):
@@ -92,7 +92,7 @@ class Pool:
             raise
 
     def report(self, charge: Charge, refused: Callable[[float], None]) -> None:
-        """Tell the store of something that has happened; `refused` hears how long to wait, if that was too much."""
+        """Tell the store of something that has happened; `refused` gets the seconds to wait, if that was too much."""
         if len(self._reporting) < _REPORTS:
             task = asyncio.get_running_loop().create_task(self._report(charge, refused))
             self._reporting.add(task)

@@ -1,8 +1,8 @@
-"""One rate for all workers together: the store decides, and a worker remembers what it said.
+"""One rate for all workers together: the store decides, and a worker remembers its decisions.
 
-Whoever was denied is denied here until the time that the store named, without another trip. Whoever asks again and
-again gets a few tokens in advance, of rates that are large enough for that: 1 % of the rate for each worker at most, so
-that the rate holds to that degree. Nothing here waits: the trips are those of `pool`.
+A key that was denied is denied here until the time that the store named, without asking again. A key that asks again
+and again gets a few tokens in advance, of rates that are large enough for that: 1 % of the rate for each worker at
+most, so that the rate holds to that degree. Nothing here waits: `pool` asks the store.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _LOST: Final = 5.0
 """Seconds after which an answer doesn't come any more."""
 _MAX_KEYS: Final = 100_000
 _HOT: Final = 1.0
-"""Seconds: whoever comes again within this time gets tokens in advance."""
+"""Seconds: a key that comes again within this time gets tokens in advance."""
 
 
 class _Known(Struct):

@@ -52,7 +52,7 @@ class LocalError(Exception):
 
 
 class MissingExtra(ImportError):
-    """A package isn't installed that an extra of Millstream brings: ``MissingExtra("Checking tokens", "auth")``."""
+    """A package of an extra isn't installed: ``MissingExtra("millstream.compat", "pydantic")``."""
 
     def __init__(self, what: str, extra: str) -> None:
         self.what = f"{what} needs an extra package."

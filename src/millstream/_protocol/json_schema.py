@@ -1,18 +1,21 @@
 """JSON Schema 2020-12 for annotations, and a bounded check of schemas written by hand.
 
 msgspec generates; this module inlines its `$ref`s (many models read inlined schemas better), keeps them only where a
-type is recursive, and drops the titles that merely repeat a class name. Types that msgspec does not know are asked of
-a hook. Nothing is ever fetched: a `$ref` that leaves the document is refused (MCP 2026-07-28, basic).
+type is recursive, drops the titles that merely repeat a class name, and adds what msgspec leaves out: formats of
+moments, and the order of choices. Types that msgspec does not know are asked of a hook.
+Nothing is ever fetched: a `$ref` that leaves the document is refused (MCP 2026-07-28, basic).
 """
 
+import enum
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from math import isfinite
-from typing import Any, TypeGuard, cast, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 
+from msgspec import Meta, Struct
 from msgspec.json import schema_components
-
-from millstream._protocol.schema_details import DECIMAL, FORMATS, detail
+from msgspec.structs import fields
 
 Schema = dict[str, Any]
 SchemaHook = Callable[[type], Schema]
@@ -33,8 +36,10 @@ LOOSE = frozenset(("date-time", "time", "duration"))
 """Formats that Python's texts don't always have: a moment may have no offset, and a duration may be negative or have a
 fraction. The validators of some clients refuse these.
 """
-_FOREIGN = "from the hook"
-"""Marks a schema that msgspec did not make, until it stands in the whole."""
+MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
+"""Module and name of a class -> RFC 3339's name for its texts. Those without an offset are read, too."""
+DECIMAL = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+r"""For some validators, other digits than ASCII's are ``\d``, too."""
 NO_NUMBER = "got NaN or an infinity, and JSON has no number for these"
 JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
@@ -81,13 +86,6 @@ def integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def with_numbers(value: Any) -> Any:
-    """Raises: ValueError: a number in a value can't be written."""
-    if has_no_number(value):
-        raise ValueError(NO_NUMBER)
-    return value
-
-
 def has_no_number(value: Any) -> bool:
     """Whether a value holds a float that JSON cannot write: what is encoded instead is null."""
     if isinstance(value, float):
@@ -101,35 +99,39 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
 
     Args:
         annotation: anything msgspec can decode, or that `hook` knows.
-        hook: gives the schema (with its own `$defs`, if any) of a class that msgspec does not know.
+        hook: gives the schema of a class that msgspec does not know; raises NotImplementedError for others.
         written: of what is written, and not read: it promises no format that only some values have, see `LOOSE`.
 
     Raises:
         TypeError: when neither knows the type.
     """
 
-    def foreign(kind: type) -> Schema:
-        if hook is None:
-            raise NotImplementedError  # msgspec's word for a class that nobody knows
-        made = hook(kind)
-        return {**made, _FOREIGN: True} if made else made
-
     try:
-        (root,), components = schema_components((annotation,), schema_hook=foreign, ref_template=REF + "{name}")
+        (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
     except NameError as error:
         raise TypeError(f"an annotation inside {shown(annotation)} cannot be resolved: {error}") from error
     _write_decimals(root)
     for component in components.values():
         _write_decimals(component)
         component.pop("title", None)  # the name of the class; titles that users give stand beside the `$ref`
-    document: Schema = _Inliner().document(root, components)
-    detail(document, annotation, document.get("$defs", {}), {} if written else FORMATS, set())
+    document = inlined(root, components)
+    detail(document, annotation, document.get("$defs", {}), {} if written else MOMENTS, set())
     return without_formats(document, {"duration"}) if written else document
 
 
+def inlined(root: Schema, definitions: Schema) -> Schema:
+    """Return a schema with references only to recursive types.
+
+    Args:
+        root: the schema, which is always expanded.
+        definitions: where its references lead.
+    """
+    return _Inliner().document(root, definitions)
+
+
 def _write_decimals(node: Any) -> None:
-    """Give decimal numbers their pattern, instead of a format that nobody knows. What the hook gave stays as it is."""
-    if not is_object(node) or node.pop(_FOREIGN, False):
+    """Give decimal numbers their pattern, instead of a format of msgspec's own."""
+    if not is_object(node):
         return
     if node.get("type") == "string" and node.get("format") == "decimal":
         del node["format"]
@@ -343,3 +345,89 @@ def _reaches(node: Schema, goal: Schema, scope: Schema) -> bool:
                 pending.append(target)
         pending += [child for _, child in children(part)]
     return False
+
+
+def detail(
+    node: Any, annotation: Any, definitions: Schema, formats: Mapping[tuple[str, str], str], seen: set[str]
+) -> None:
+    """Complete the schema of an annotation, in place.
+
+    Args:
+        node: the schema.
+        annotation: what it was made of.
+        definitions: where its references lead.
+        formats: of moments: `MOMENTS`, or none.
+        seen: the references that were followed.
+    """
+    if not isinstance(node, dict):
+        return
+    part = cast("Schema", node)
+    if "$ref" in part:
+        name = part["$ref"].rpartition("/")[2]
+        if name in definitions and name not in seen:
+            detail(definitions[name], annotation, definitions, formats, seen | {name})
+        return
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        if not any(isinstance(item, Meta) and item.tz is False for item in parts[1:]):
+            detail(part, parts[0], definitions, formats, seen)
+    elif origin in (Union, UnionType):
+        _detail_union(part, parts, definitions, formats, seen)
+    elif origin is Literal:
+        _order(part, parts)
+    elif isinstance(origin, type):
+        _detail_items(part, origin, parts, definitions, formats, seen)
+    elif isinstance(annotation, type):
+        _detail_class(part, annotation, definitions, formats, seen)
+
+
+def _detail_union(
+    node: Schema, parts: tuple[Any, ...], definitions: Schema, formats: Mapping[tuple[str, str], str], seen: set[str]
+) -> None:
+    members = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
+    others = [each for each in parts if each is not NoneType]
+    others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # msgspec lists them last
+    if len(members) == len(others):
+        for member, other in zip(members, others, strict=True):
+            detail(member, other, definitions, formats, seen)
+
+
+def _order(node: Schema, choices: Collection[Any]) -> None:
+    order = list(choices)
+    if len(node.get("enum", ())) == len(order) and all(each in order for each in node["enum"]):
+        node["enum"] = order
+
+
+def _detail_items(
+    node: Schema,
+    origin: type,
+    parts: tuple[Any, ...],
+    definitions: Schema,
+    formats: Mapping[tuple[str, str], str],
+    seen: set[str],
+) -> None:
+    if issubclass(origin, Mapping) and len(parts) == 2:
+        detail(node.get("additionalProperties"), parts[1], definitions, formats, seen)
+    elif origin is tuple and "prefixItems" in node:
+        for item, part in zip(node["prefixItems"], parts, strict=False):
+            detail(item, part, definitions, formats, seen)
+    elif parts and issubclass(origin, Collection):
+        detail(node.get("items"), parts[0], definitions, formats, seen)
+
+
+def _detail_class(
+    node: Schema, annotation: Any, definitions: Schema, formats: Mapping[tuple[str, str], str], seen: set[str]
+) -> None:
+    moment = formats.get((annotation.__module__, annotation.__name__))
+    if moment is not None:
+        node.setdefault("format", moment)
+    elif issubclass(annotation, enum.Flag):
+        node.pop("enum", None)  # several at once are another number
+    elif issubclass(annotation, enum.Enum):
+        _order(node, [member.value for member in annotation])
+    elif any(key in node for key in ("properties", "prefixItems")):
+        names = {each.name: each.encode_name for each in fields(annotation)} if issubclass(annotation, Struct) else {}
+        hints = get_type_hints(annotation, include_extras=True)
+        members = node.get("properties") or dict(zip(hints, node.get("prefixItems", ()), strict=False))
+        for name, hint in hints.items():
+            detail(members.get(names.get(name, name)), hint, definitions, formats, seen)

@@ -35,9 +35,9 @@ from millstream._server.calls.call import Call, Failure
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.control import Control
-from millstream._server.features.announcement import Announcement
+from millstream._server.features.capabilities import ServerDescription
 from millstream._server.features.registry import Registry
-from millstream._server.functions.pydantic_types import NotJson
+from millstream._server.functions.outputs import NotJson
 from millstream._server.load import Load, lighten
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.user_frames import advise, shown_error, with_user_frames
@@ -94,7 +94,7 @@ class Dispatcher:
         self.services: Services = services
         self.info: dict[str, Any] = info
         self.instructions: str = instructions
-        self.announcement: Announcement = Announcement(
+        self.announcement: ServerDescription = ServerDescription(
             registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
         )
         """What `initialize` and `server/discover` say."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +34,24 @@ class Caller(Protocol):
     def principal(self) -> Any:
         """The principal, or None for an anonymous caller."""
         ...
+
+
+class Requester(Protocol):
+    """A request that makes no call: an HTTP request, or a message on a WebSocket."""
+
+    @property
+    def owner(self) -> str:
+        """See `Call.owner`."""
+        ...
+
+    @property
+    def peer(self) -> str:
+        """The address it comes from, or an empty string."""
+        ...
+
+
+RequestGate = Callable[[Requester], Awaitable[None]]
+"""Lets a request pass, or raises `ProtocolError`."""
 
 
 class Load:

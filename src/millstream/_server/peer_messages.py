@@ -88,25 +88,15 @@ class Present(Struct, frozen=True, array_like=True, tag="present"):
     """The sender has heard of one that has just begun, and was there before."""
 
 
-class Watched(Struct, frozen=True, array_like=True, tag="watch"):
-    """Somebody watches the dashboard at the sender."""
-
-
-class Measured(Struct, frozen=True, array_like=True, tag="figures"):
-    """What the sender measured, for a dashboard at the receiver."""
-
-    figures: bytes
-
-
-class Asked(Struct, frozen=True, array_like=True, tag="ask"):
-    """The sender's dashboard wants to know something of the receiver."""
+class StatsRequest(Struct, frozen=True, array_like=True, tag="ask"):
+    """A question of the sender's dashboard."""
 
     number: int
     about: bytes
 
 
-class Told(Struct, frozen=True, array_like=True, tag="tell"):
-    """What the receiver asked for."""
+class StatsReply(Struct, frozen=True, array_like=True, tag="tell"):
+    """The reply to a `StatsRequest`."""
 
     number: int
     answer: bytes
@@ -114,5 +104,5 @@ class Told(Struct, frozen=True, array_like=True, tag="tell"):
 
 Message = (
     Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
-    | Missed | Present | Watched | Measured | Asked | Told
+    | Missed | Present | StatsRequest | StatsReply
 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 from millstream._server.calls.call import Call, Progress
 from millstream._server.calls.context import nudge_progress
 from millstream._server.dispatch import Dispatcher
-from millstream._stores.health import Trouble
+from millstream._stores.health import LogOnce
 
 logger = logging.getLogger("millstream")
 
@@ -59,7 +59,7 @@ class Sweep:
         self._told: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}
-        self._trouble = Trouble(
+        self._trouble = LogOnce(
             logger,
             "The streams of calls can't be kept in the store, which is tried again",
             "The streams of calls are kept in the store again.",

@@ -1,4 +1,4 @@
-"""Where bytes are kept: key-value, event log and bus, chosen by a URL. `base` has the contracts."""
+"""Stores: logs, maps, and what is built on them, chosen by a URL. `base` has the contract."""
 
 from collections.abc import Callable
 from typing import Final
@@ -19,10 +19,22 @@ def open_store(url: str) -> Store:
     """
     scheme, separator, rest = url.partition("://")
     # Only the scheme is repeated: the rest of a URL may hold a password.
-    kind = _KINDS.get(scheme) if separator else None
+    kind = (_KINDS.get(scheme) or _installed(scheme)) if separator else None
     if kind is None:
         raise LocalError(f"Unknown store {scheme[:32]!r}. {_WHICH}")
     return kind(url, rest)
+
+
+def _installed(scheme: str) -> Callable[[str, str], Store] | None:
+    """Return what opens a store that another package offers (`millstream.stores`)."""
+    from importlib.metadata import entry_points  # noqa: PLC0415  most programs use a store of ours
+
+    from millstream._stores.store import BackendStore  # noqa: PLC0415  as above
+
+    for point in entry_points(group="millstream.stores", name=scheme):
+        make = point.load()
+        return lambda url, rest: BackendStore(make(url))
+    return None
 
 
 def _memory(url: str, rest: str) -> Store:
@@ -43,12 +55,24 @@ def _redis(url: str, rest: str) -> Store:
     try:
         from millstream._stores.redis.store import RedisStore  # noqa: PLC0415  needs an extra
     except ImportError as missing:
-        if missing.name != "hiredis":
+        if missing.name not in ("redis", "redis.asyncio"):
             raise
         raise LocalError("A store in Redis needs an extra package: pip install 'millstream[redis]'.") from None
     from millstream._stores.redis.address import parse_address  # noqa: PLC0415  loads TLS
 
     return RedisStore(parse_address(url))
+
+
+def _nats(url: str, rest: str) -> Store:
+    try:
+        from millstream._stores.nats.store import NatsStore  # noqa: PLC0415  needs an extra
+    except ImportError as missing:
+        if missing.name != "nats":
+            raise
+        raise LocalError("A store in NATS needs an extra package: pip install 'millstream[nats]'.") from None
+    from millstream._stores.nats.address import parse_address  # noqa: PLC0415  loads TLS
+
+    return NatsStore(parse_address(url))
 
 
 def _at_parent(url: str) -> Store | None:
@@ -65,9 +89,12 @@ _KINDS: Final[dict[str, Callable[[str, str], Store]]] = {
     "memory": _memory,
     "sqlite": _sqlite,
     **{f"{scheme}{kind}": _redis for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")},
+    "nats": _nats,
+    "nats+tls": _nats,
 }
 _WHICH: Final = (
     "The stores are memory:// (ends with the program) and sqlite:///file.db (a file, which survives it), each for one "
     "program on one machine, with any number of --workers; and redis://host (for any number of machines; also "
-    "rediss://, redis+sentinel:// and redis+cluster://)."
+    "rediss://, redis+sentinel:// and redis+cluster://), and nats://host (the same on NATS JetStream; with replicas it "
+    "survives the loss of a node)."
 )

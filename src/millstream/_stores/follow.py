@@ -1,8 +1,8 @@
-"""Reading a stream and then going on to read it: each entry once, in order, and every loss told.
+"""Read a stream and follow it: each entry once, in order, and every loss reported.
 
-What is heard of a stream is a hint, which may come late, twice or not at all: what counts is the stream itself, whose
-offsets are dense. So an entry that is the next one is taken as it comes; anything else, and every interruption, means
-that the stream has to be read again.
+A store pushes entries in order, or says that it was interrupted (`Log.listen`). So an entry that comes while the reader
+is up to date is taken at once, without a read. After an interruption, the stream is read from the reader's position,
+and `Gap` says whether something is missing.
 """
 
 import asyncio
@@ -11,37 +11,54 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from millstream._stores.base import Entry, EventLog, Gap, Position
-from millstream._stores.health import Trouble
+from millstream._stores.base import Entry, Gap, Log, Position
+from millstream._stores.health import LogOnce
 
 PAUSE: Final = 1.0
-"""Seconds until a store that failed is asked again."""
+"""Seconds before a store that failed is asked again."""
 PATIENCE: Final = 1.0
-"""Seconds until an entry that was not heard of is read."""
+"""Seconds before an entry that wasn't pushed is read."""
 _PAGE: Final = 500
 
 _logger = logging.getLogger("millstream.stores")
 
 
-class Tail:
-    """One reader of one stream.
+def consecutive(hear: Callable[[Entry], None], interrupted: Callable[[], None] | None) -> Callable[[Entry], None]:
+    """Wrap a listener for a store whose offsets are consecutive, and interrupt it where one is missing."""
+    if interrupted is None:
+        return hear
+    last: Position | None = None
 
-    It listens from the moment it is made, so nothing slips between the first read and the first message.
+    def check(entry: Entry) -> None:
+        nonlocal last
+        before, last = last, entry.position
+        if before is not None and before.epoch == last.epoch and before.offset + 1 == last.offset:
+            hear(entry)
+            return
+        if before is not None and before.epoch != last.epoch:
+            hear(entry)  # so that the listener knows from where the new epoch is new to it
+        interrupted()
+
+    return check
+
+
+class Tail:
+    """A reader of one stream. It listens from the moment it's made.
 
     Example:
         >>> tail = Tail(store.log, "stream", position, take, lost)
-        >>> await tail.catch_up()  # all that is there
-        >>> await tail.run()  # and all that comes, until it is cancelled
+        >>> await tail.catch_up()  # everything that is there
+        >>> await tail.run()  # everything that comes, until cancelled
     """
 
     __slots__ = (
-        "_appended", "_drain", "_listens", "_lock", "_log", "_lost", "_news", "_stream", "_take", "_trouble",
+        "_drain", "_in_step", "_listens", "_lock", "_log", "_log_once", "_lost", "_news", "_pushed", "_stream", "_take",
         "_waiting", "position", "stop",
     )  # fmt: skip
 
     def __init__(
         self,
-        log: EventLog,
+        log: Log,
         stream: str,
         after: Position | None,
         take: Callable[[Sequence[Entry]], None],
@@ -52,12 +69,12 @@ class Tail:
         """Nothing is read yet.
 
         Args:
-            log: where the stream is; its store is open.
+            log: of an open store.
             stream: its name.
-            after: the place behind which to read; None for everything that is there.
+            after: the position to read after; None for everything that is there.
             take: takes the next entries, in order.
-            lost: told before the entries that follow a loss.
-            drain: awaited after each page, so that a reader which cannot keep up is not flooded.
+            lost: called before the entries that follow a loss.
+            drain: awaited after each page, so that a reader that can't keep up isn't flooded.
         """
         # Configuration
         self._log = log
@@ -67,21 +84,23 @@ class Tail:
         self._drain = drain
         # Process
         self.position = after
-        """Everything up to here was taken, or told as lost."""
+        """Everything up to here was taken, or reported as lost."""
         self._lock = asyncio.Lock()
         """One read at a time keeps the order."""
         self._news = asyncio.Event()
         name = stream.partition(":")[0]
-        self._trouble = Trouble(
+        self._log_once = LogOnce(
             _logger, f"The stream {name} can't be read, which is tried again", f"The stream {name} is read again."
         )
-        self._appended = sys.maxsize
-        """The lowest offset that was heard of since the last read."""
         self._listens = False
-        """It is certain that every append is heard."""
+        """The store pushes every append."""
+        self._in_step = False
+        """Nothing was appended after `position` that wasn't pushed."""
+        self._pushed = sys.maxsize
+        """The lowest offset of another epoch that was pushed since the last read."""
         self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
-        """Those who wait until this reader is behind a place."""
-        self.stop = log.listen(stream, self._hear, interrupted=self._news.set)
+        """Callers of `reach`."""
+        self.stop = log.listen(stream, self._hear, interrupted=self._interrupt)
         """Stop listening. Idempotent."""
 
     async def catch_up(self) -> None:
@@ -94,24 +113,31 @@ class Tail:
             if not self._listens:
                 await self._log.listening(self._stream)
                 self._listens = True
-            while await self._read():
-                if self._drain is not None:
-                    await self._drain()
+            self._in_step = True
+            try:
+                while await self._read():
+                    if self._drain is not None:
+                        await self._drain()
+            except BaseException:
+                self._in_step = False
+                raise
 
     async def run(self) -> None:
         """Take what comes, until cancelled. A store that fails is asked again."""
+        if not self._listens:
+            self._news.set()
         while True:
             await self._news.wait()
             self._news.clear()
-            with self._trouble:
+            with self._log_once:
                 await self.catch_up()
-            if self._trouble.lasts:
+            if self._log_once.lasts:
                 await asyncio.sleep(PAUSE)
                 self._news.set()
 
     async def reach(self, at: Position) -> None:
-        """Return when everything up to a place, where this program appended, was taken. What others appended before it
-        is on its way; only where it does not come, the stream is read.
+        """Return when everything up to a position, where this program appended, was taken. Usually it's pushed soon;
+        otherwise the stream is read.
         """
         here = self.position
         if here is not None and here.epoch == at.epoch and here.offset >= at.offset:
@@ -121,7 +147,6 @@ class Tail:
         await asyncio.wait([arrived], timeout=PATIENCE)
         self._waiting = [each for each in self._waiting if each[1] is not arrived]
         if not arrived.done():
-            self._look(at)
             await self.catch_up()
 
     def _advance(self, position: Position) -> None:
@@ -130,22 +155,19 @@ class Tail:
             if at.offset <= position.offset and not arrived.done():
                 arrived.set_result(None)
 
-    def _offer(self, entry: Entry) -> bool:
-        """Take an entry without a read, if it is the next one and no read is under way."""
-        here, at = self.position, entry.position
-        if here is None or here.offset + 1 != at.offset or here.epoch != at.epoch or self._lock.locked():
-            return False
-        self._take((entry,))
-        self._advance(at)
-        return True
-
     def _hear(self, entry: Entry) -> None:
-        if entry.position != self.position and not self._offer(entry):
-            self._look(entry.position)
+        here, at = self.position, entry.position
+        if here is not None and here.epoch != at.epoch:
+            self._pushed = min(self._pushed, at.offset)
+            self._interrupt()
+        elif self._lock.locked() or not self._in_step or here is None:
+            self._interrupt()
+        elif at.offset > here.offset:
+            self._take((entry,))
+            self._advance(at)
 
-    def _look(self, at: Position) -> None:
-        """Something was appended here. Where that is behind this reader, it is late, or the stream lost its tail."""
-        self._appended = min(self._appended, at.offset)
+    def _interrupt(self) -> None:
+        self._in_step = False
         self._news.set()
 
     async def _read(self) -> bool:
@@ -154,26 +176,20 @@ class Tail:
         try:
             entries = await self._log.read(self._stream, here, _PAGE)
         except Gap as gap:
-            self.position = after = gap.resume_from(here)
-            if after is not None and self._appended <= after.offset:
-                self.position = after = Position(after.epoch, self._appended - 1)
-            self._lost(gap if after is None else Gap(gap.epoch, gap.oldest, after))
+            after = gap.resume_from(here)
+            if here is not None and here.epoch != gap.epoch:
+                # The entries of another epoch may have been taken before: go on with those that are surely new.
+                after = gap.newest
+                if after is not None and self._pushed <= after.offset:
+                    after = Position(after.epoch, self._pushed - 1) if self._pushed > 1 else None
+                gap = Gap(gap.epoch, gap.oldest, after)
+            self._pushed = sys.maxsize
+            self.position = after
+            self._lost(gap)
             return True
-        self._appended = sys.maxsize
+        self._pushed = sys.maxsize
         if not entries:
             return False
-        first, last = entries[0].position, entries[-1].position
-        if last.offset - (first.offset if here is None else here.offset + 1) == len(entries) - 1:
-            self._take(entries)
-        else:
-            self._take_around_holes(entries, here)
-        self._advance(last)
+        self._take(entries)
+        self._advance(entries[-1].position)
         return True
-
-    def _take_around_holes(self, entries: Sequence[Entry], here: Position | None) -> None:
-        for entry in entries:
-            at = entry.position
-            if here is not None and at.offset != here.offset + 1:
-                self._lost(Gap(at.epoch, at, entries[-1].position))
-            self._take((entry,))
-            here = at

@@ -50,7 +50,7 @@ class StoreHealth:
         try:
             async with asyncio.timeout(self.bound):
                 await self._store.kv.get(_KEY)
-            self.up = not await self._store.doubt()  # it has said why
+            self.up = not await self._store.degraded_reason()  # it has said why
         except (LocalError, OSError) as exc:  # a TimeoutError is one
             self.up = False
             if before:
@@ -59,11 +59,11 @@ class StoreHealth:
         return self.up
 
 
-class Trouble:
+class LogOnce:
     """Takes what a store raises inside a ``with`` block, and says so once.
 
     Example:
-        >>> trouble = Trouble(logger, "The list can't be read, which is tried again", "The list is read again.")
+        >>> trouble = LogOnce(logger, "The list can't be read, which is tried again", "The list is read again.")
         >>> with trouble:
         ...     await read()
         >>> if trouble.lasts:

@@ -68,6 +68,14 @@ class Taken(Struct, frozen=True, gc=False, array_like=True):
     """What was taken. Nothing, if any charge of the same call had to wait."""
 
 
+class Charged(Struct, frozen=True, gc=False, array_like=True):
+    """What a backend says to the charges of one call, in their order."""
+
+    taken: list[Taken]
+    forgot: float | None = None
+    """Seconds since the store forgot a pace of one of these kinds before its time, if it ever did."""
+
+
 class Decision(Struct, frozen=True, gc=False, array_like=True):
     """What a store says to the charges of one call, in their order."""
 
@@ -75,7 +83,7 @@ class Decision(Struct, frozen=True, gc=False, array_like=True):
     workers: int
     """How many share the store now, this one included."""
     forgot: float | None = None
-    """Seconds since the store forgot a pace of one of these kinds before its time, if it ever did."""
+    """As `Charged.forgot`."""
 
 
 SEAT_WAIT = 1.0
@@ -85,18 +93,10 @@ class Rates(Protocol):
     """Limits that hold for all workers together."""
 
     lasting: bool
-    """Paces go on when every worker has ended, and starts again."""
+    """Whether paces survive the end of all workers."""
 
     async def take(self, charges: Sequence[Charge]) -> Decision:
-        """Take from every key, if each has enough; else from none.
-
-        Atomic: of all workers that ask at once, no more get something than there is. The charges of one call are for
-        distinct keys; keys of different kinds have nothing to do with each other. Who asks for more than the whole
-        count waits for the whole count. Taking a seat that one holds already changes nothing. Where an error is
-        raised, it may have been taken or not; seats can be given back in any case.
-
-        Quotas live as long as values do. Paces and seats may begin again when the store is opened again or loses data,
-        and a store that has very many of them may forget the oldest of the most frequent kind: `Decision.forgot`.
+        """Take from every limit if each has enough, else from none: see `millstream._stores.base.Backend.charge`.
 
         Raises:
             StoreUnavailable: the store didn't answer in time.
@@ -104,8 +104,8 @@ class Rates(Protocol):
         ...
 
     async def leave(self, seats: Sequence[Seat]) -> None:
-        """Give seats back. One that isn't held isn't an error. Those of a worker whose lease is over are free anyway.
+        """Give seats back. A seat that isn't taken isn't an error, and those of a dead worker are free anyway.
 
         Raises:
-            StoreUnavailable: the store didn't answer in time. It may be asked again.
+            StoreUnavailable: the store didn't answer in time. Call it again.
         """

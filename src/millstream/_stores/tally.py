@@ -1,33 +1,31 @@
-"""`Rates` in the memory of the process that holds a store, for one worker or several. Quotas are values of the store,
-so they last as long as values do.
+"""Paces, quotas, and seats in the memory of the process that holds a store. Quotas are values of its map, so they last
+as long as values do.
 """
 
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Final
 
-from millstream._stores.base import KeyValue
-from millstream._stores.rates import SEAT_WAIT, Charge, Decision, Pace, Quota, Seat, Taken
+from millstream._stores.base import Map
+from millstream._stores.rates import SEAT_WAIT, Charge, Charged, Pace, Quota, Seat, Taken
 
 MAX_PACES: Final = 100_000
 _SLACK: Final = 1e-6
 
 
 class Tally:
-    """What was taken, by whom. `come` and `go` say who lives."""
+    """What was taken, by which worker."""
 
-    __slots__ = ("_clock", "_forgot", "_lock", "_paces", "_seats", "_values", "workers")
+    __slots__ = ("_clock", "_forgot", "_lock", "_paces", "_seats", "_values")
 
-    def __init__(self, values: KeyValue, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, values: Map, *, clock: Callable[[], float] = time.monotonic) -> None:
         # Configuration
         self._values = values
         self._clock = clock
         # Process
-        self.workers: set[str] = set()
-        """Those that live."""
         self._paces: dict[str, float] = {}
         """Key -> when its allowance is whole again; in the order of first use."""
         self._forgot: dict[str, float] = {}
@@ -37,26 +35,16 @@ class Tally:
         self._lock = asyncio.Lock()
         """One at a time reads quotas and writes them: a store in a file takes time for that."""
 
-    def come(self, worker: str) -> None:
-        """A worker lives."""
-        self.workers.add(worker)
-
-    def go(self, worker: str) -> None:
-        """It's gone, and its seats are free."""
-        self.workers.discard(worker)
-        for key, held in list(self._seats.items()):
-            self._keep(key, {each for each in held if each[0] != worker})
-
-    async def take(self, worker: str, charges: Sequence[Charge]) -> Decision:
-        """As `Rates.take`."""
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+        """As `Backend.charge`."""
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
             used = await self._used(quotas)
             now, wall = self._clock(), time.time()
-            found = [self._look(worker, charge, used, now, wall) for charge in charges]
+            found = [self._look(worker, charge, gone, used, now, wall) for charge in charges]
             if all(each.wait <= 0 for each in found):
                 for charge, each in zip(charges, found, strict=True):
-                    self._charge(worker, charge, each, now)
+                    self._take(worker, charge, each, now)
                 for quota in quotas:
                     if quota.until > wall:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
@@ -64,10 +52,10 @@ class Tally:
             else:
                 found = [Taken(each.wait, each.left + each.amount) for each in found]
         forgot = [self._forgot[kind] for kind in map(_kind_of, charges) if kind in self._forgot] if self._forgot else []
-        return Decision(found, max(1, len(self.workers)), self._clock() - max(forgot) if forgot else None)
+        return Charged(found, self._clock() - max(forgot) if forgot else None)
 
-    def leave(self, worker: str, seats: Sequence[Seat]) -> None:
-        """As `Rates.leave`."""
+    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+        """As `Backend.release`."""
         for seat in seats:
             if seat.key in self._seats:
                 self._keep(seat.key, self._seats[seat.key] - {(worker, seat.holder)})
@@ -78,7 +66,9 @@ class Tally:
         values = await self._values.get_many([_name(quota) for quota in quotas])
         return {quota.key: float(value or 0) for quota, value in zip(quotas, values, strict=True)}
 
-    def _look(self, worker: str, charge: Charge, used: dict[str, float], now: float, wall: float) -> Taken:
+    def _look(
+        self, worker: str, charge: Charge, gone: Collection[str], used: dict[str, float], now: float, wall: float
+    ) -> Taken:
         """What there is for a charge, and what will be left."""
         if isinstance(charge, Pace):
             each = charge.seconds / charge.count
@@ -91,12 +81,15 @@ class Tally:
             enough = min(charge.cost, charge.count) <= room + _SLACK
             return _taken(0.0 if enough else max(_SLACK, charge.until - wall), room, charge.cost)
         held = self._seats.get(charge.key, set())
+        if any(each[0] in gone for each in held):
+            held = {each for each in held if each[0] not in gone}
+            self._keep(charge.key, held)
         if (worker, charge.holder) in held:
             return _taken(0.0, charge.count - len(held), 0.0)
         free = charge.count - len(held)
         return _taken(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
 
-    def _charge(self, worker: str, charge: Charge, taken: Taken, now: float) -> None:
+    def _take(self, worker: str, charge: Charge, taken: Taken, now: float) -> None:
         if isinstance(charge, Seat):
             self._seats[charge.key].add((worker, charge.holder))
         elif isinstance(charge, Pace):
@@ -123,25 +116,6 @@ class Tally:
                 del kept[key]
             self._forgot[kind] = now
         self._paces = kept
-
-
-class TallyOf:
-    """`Rates` as one worker has them."""
-
-    __slots__ = ("_me", "_tally")
-
-    lasting = False
-
-    def __init__(self, tally: Tally, me: str) -> None:
-        self._tally = tally
-        self._me = me
-        tally.come(me)
-
-    async def take(self, charges: Sequence[Charge]) -> Decision:
-        return await self._tally.take(self._me, charges)
-
-    async def leave(self, seats: Sequence[Seat]) -> None:
-        self._tally.leave(self._me, seats)
 
 
 def _taken(wait: float, room: float, amount: float) -> Taken:

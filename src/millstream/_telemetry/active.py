@@ -1,11 +1,11 @@
-"""Which sessions are active: those that were heard of in the last minutes.
+"""Active sessions: those with a message in the last minutes.
 
-A session may be nothing but a sealed id that any worker verifies, so nobody hears when one is left alone; what was
-not heard of for `IDLE_SECONDS` counts as over, and its duration is the time from the first to the last message. The
-table is bounded: when it is full, the session that began first is counted as over.
+A session is a sealed id that any worker verifies, so its end isn't known. Without a message for `IDLE_SECONDS`, it
+counts as over; its duration is the time from the first to the last message. The table is bounded: when it's full, the
+session that began first counts as over.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 
 from millstream._telemetry.metrics import Labels
@@ -15,13 +15,13 @@ MAX_SESSIONS = 10_000
 
 
 class ActiveSessions:
-    """First and last sight of each session."""
+    """The first and the last message of each session."""
 
     __slots__ = ("_ended", "_max", "_seen")
 
     def __init__(self, ended: Callable[[Labels, float], None], *, max_sessions: int = MAX_SESSIONS) -> None:
         self._ended = ended
-        """Gets the labels (transport, revision) and seconds of each session that is over."""
+        """Called with the labels (transport, revision) and seconds of each session that is over."""
         self._max = max_sessions
         self._seen: dict[str, tuple[float, float, Labels]] = {}
 
@@ -39,22 +39,15 @@ class ActiveSessions:
         self._seen[session] = (now, now, (transport, revision))
 
     def over(self, session: str) -> None:
-        """Note that a session was ended; unknown ones are ignored."""
+        """Note the end of a session; unknown ones are ignored."""
         if session in self._seen:
             self._end(session)
 
-    def count(self, now: float) -> dict[Labels, float]:
-        """How many are active, by transport and revision."""
-        return {labels: len(names) for labels, names in self.names(now).items()}
-
-    def names(self, now: float) -> dict[Labels, list[str]]:
-        """Which ones are active, by transport and revision."""
+    def count(self, now: float) -> dict[Labels, int]:
+        """Return how many are active, by transport and revision."""
         for session in [each for each, seen in self._seen.items() if now - seen[1] > IDLE_SECONDS]:
             self._end(session)
-        found: defaultdict[Labels, list[str]] = defaultdict(list)
-        for session, (_, _, labels) in self._seen.items():
-            found[labels].append(session)
-        return dict(found)
+        return dict(Counter(labels for _, _, labels in self._seen.values()))
 
     def _end(self, session: str) -> None:
         first, last, labels = self._seen.pop(session)

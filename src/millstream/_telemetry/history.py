@@ -1,13 +1,12 @@
-"""What happened in the last day, in rings of slots: a second each at first, then longer and longer.
+"""The last day in one ring of slots of ten seconds.
 
-A slot holds, for each operation, the calls by duration and the errors, and what the process was like. It is kept
-packed: a second costs some dozens of bytes, and all rings together stay below a megabyte whatever happens. Somebody
-calls `take` once a second; calls themselves pay nothing. Slots begin at multiples of their length since 1970, so that
-those of several processes can be added up. Nothing here knows what is counted, or reads a clock.
+A slot holds, for each operation, the calls by duration and the errors, and the state of the process. Call `take` once a
+second; calls themselves cost nothing. Slots are kept packed: a day without calls takes about a megabyte. They begin at
+multiples of their length since 1970, so that readers can add up those of several processes.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import nlargest
 from typing import Final
 
@@ -16,13 +15,17 @@ from msgspec import Struct
 
 from millstream._telemetry.metrics import Labels, Series
 
-RINGS: Final = ((1, 120), (10, 120), (60, 90), (300, 90), (900, 100))
-"""Seconds of a slot, and how many are kept: the last is a day."""
-MAX_OPERATIONS: Final = 128
-"""Of one slot: those with the most errors and calls. The others are counted together."""
+SLOT: Final = 10
+"""Seconds of a slot."""
+KEPT: Final = 8_640
+"""Slots of a day."""
+STEPS: Final = {60: SLOT, 900: SLOT, 3_600: 60, 21_600: 300, 86_400: 900}
+"""Seconds that can be asked for, and the seconds of each point then."""
+MAX_OPERATIONS: Final = 64
+"""Operations of one slot: those with the most errors and calls. The others are counted together."""
 Key = tuple[str, str]
 REST: Final[Key] = ("", "")
-"""What stands for operations of a slot beyond `MAX_OPERATIONS`."""
+"""The key of operations beyond `MAX_OPERATIONS`."""
 
 
 class Tally(Struct, array_like=True, gc=False):
@@ -33,26 +36,26 @@ class Tally(Struct, array_like=True, gc=False):
     """Number of the bucket -> calls."""
 
     def add(self, other: "Tally") -> None:
-        """Count what another one counted."""
+        """Add another tally."""
         self.errors += other.errors
         for bucket, calls in other.buckets.items():
             self.buckets[bucket] = self.buckets.get(bucket, 0) + calls
 
 
 class Gauges(Struct, array_like=True, frozen=True, gc=False):
-    """What the process was like in one slot."""
+    """The state of the process in one slot."""
 
     lag: float = 0.0
     """The worst delay of the event loop, in seconds."""
     cpu: float = 0.0
     """Seconds of CPU time."""
     memory: int = 0
-    """Resident bytes, the most."""
+    """Most resident bytes."""
     streams: int = 0
-    """Open streams and connections, the most."""
+    """Most open streams and connections."""
 
     def with_(self, other: "Gauges") -> "Gauges":
-        """Of two slots that follow each other."""
+        """Return the gauges of two consecutive slots together."""
         return Gauges(
             max(self.lag, other.lag), self.cpu + other.cpu, max(self.memory, other.memory),
             max(self.streams, other.streams),
@@ -60,27 +63,29 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
 
 
 class Slot(Struct, array_like=True):
-    """What happened in one stretch of time."""
+    """What happened in one slot."""
 
+    at: int
+    """Its beginning, in seconds since 1970."""
     tallies: dict[int, Tally]
     """By number of the operation, as the history counts them."""
     gauges: Gauges
 
 
 class Past(Struct, array_like=True):
-    """A stretch of history, as one process knows it."""
+    """A part of the history of one process."""
 
     step: int
     """Seconds of each point."""
     until: int
-    """When the last whole second ended, in seconds since 1970."""
+    """The end of the last whole second, in seconds since 1970."""
     bounds: tuple[float, ...]
     points: dict[int, tuple[Tally, Gauges]]
-    """Beginning -> what all operations together did."""
+    """Beginning -> all operations together."""
     chosen: dict[int, Tally]
-    """The same of one operation, if one was asked for."""
+    """The same for one operation, if one was chosen."""
     operations: dict[Key, Tally]
-    """Each operation over the whole stretch."""
+    """Each operation over the whole time."""
 
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -88,18 +93,23 @@ _unpack = msgspec.msgpack.Decoder(Slot).decode
 
 
 class History:
-    """The rings of one process."""
+    """The ring of one process."""
 
-    __slots__ = ("_counted", "_keys", "_last", "_numbers", "_rings", "bounds")
+    __slots__ = ("_counted", "_keys", "_last", "_merged", "_numbers", "_ring", "_slot", "bounds")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        """`bounds` are those between the buckets of every series that `take` is given."""
+        """`bounds` are those between the buckets of every series that `take` gets."""
         # Configuration
         self.bounds = bounds
         # Process
-        self._rings: list[deque[tuple[int, bytes]]] = [deque(maxlen=size) for _, size in RINGS]
+        self._ring: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
+        """The beginning of each slot, and the slot itself."""
+        self._merged: dict[tuple[int, int], bytes] = {}
+        """Points that are over, by length and beginning: each is added up once."""
+        self._slot: Slot | None = None
+        """The present one."""
         self._counted: dict[Labels, list[int]] = {}
-        """Series -> what it had counted at the last look."""
+        """Series -> its counts at the last look."""
         self._numbers: dict[Key, int] = {REST: 0}
         self._keys: list[Key] = [REST]
         self._last: int | None = None
@@ -109,22 +119,23 @@ class History:
         """Keep what was counted since the last look as what happened in this second.
 
         Args:
-            second: since 1970; larger than at the last look, or nothing happens.
-            series: by method, tool, outcome and whatever else. The metrics bound their number.
+            second: since 1970. Unless it's larger than at the last look, nothing happens.
+            series: by method, tool, outcome, and further labels. The metrics bound their number.
             gauges: of this second.
         """
-        last = self._last
-        if last is not None and second <= last:
+        if self._last is not None and second <= self._last:
             return
-        for level in range(1, len(RINGS)):
-            step = RINGS[level][0]
-            if last is not None and second // step != last // step:
-                self._close(level, last // step * step)
         self._last = second
-        self._rings[0].append((second, _pack(Slot(self._grown(series), gauges))))
+        start, slot = second // SLOT * SLOT, self._slot
+        if slot is None or slot.at != start:
+            if slot is not None:
+                self._ring.append((slot.at, _pack(Slot(slot.at, _bounded(slot.tallies), slot.gauges))))
+            slot = self._slot = Slot(start, {}, Gauges())
+        slot.gauges = slot.gauges.with_(gauges)
+        for number, tally in self._grown(series):
+            slot.tallies.setdefault(number, Tally(0, {})).add(tally)
 
-    def _grown(self, series: Mapping[Labels, Series]) -> dict[int, Tally]:
-        tallies: dict[int, Tally] = {}
+    def _grown(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, Tally]]:
         for labels, each in series.items():
             known = self._counted.get(labels)
             if known == each.counts:
@@ -135,9 +146,7 @@ class History:
             grown = enumerate(zip(counts, before, strict=True))
             buckets = {place: now - then for place, (now, then) in grown if now != then}
             if buckets:
-                errors = sum(buckets.values()) if labels[2] else 0
-                tallies.setdefault(self._number((labels[0], labels[1])), Tally(0, {})).add(Tally(errors, buckets))
-        return _bounded(tallies)
+                yield self._number((labels[0], labels[1])), Tally(sum(buckets.values()) if labels[2] else 0, buckets)
 
     def _number(self, key: Key) -> int:
         number = self._numbers.get(key)
@@ -146,70 +155,59 @@ class History:
             self._keys.append(key)
         return number
 
-    def _close(self, level: int, start: int) -> None:
-        merged = self._merged(level - 1, start)
-        if merged is not None:
-            self._rings[level].append((start, _pack(merged)))
-
-    def _merged(self, level: int, start: int) -> Slot | None:
-        """All slots of a ring since a moment, as one; and what is younger than its last one, if it isn't the first."""
-        slots = [_unpack(data) for at, data in self._rings[level] if at >= start]
-        if level:
-            step = RINGS[level][0]
-            newest = self._rings[level][-1][0] + step if self._rings[level] else start
-            rest = self._merged(level - 1, max(start, newest))
-            if rest is not None:
-                slots.append(rest)
-        return _together(slots)
-
     def look(self, seconds: int, chosen: Key | None = None) -> Past:
-        """The last so many seconds, in the finest slots that reach so far back.
+        """Return the last so many seconds. Another thread may call it: a day takes long when it's first asked for.
 
         Args:
-            seconds: at most a day.
+            seconds: one of `STEPS`.
             chosen: an operation whose own points are wanted, too.
         """
-        level = next((n for n, (step, size) in enumerate(RINGS) if step * size >= seconds), len(RINGS) - 1)
-        step = RINGS[level][0]
-        last = self._last if self._last is not None else -1
+        step, last = STEPS.get(seconds, SLOT), self._last if self._last is not None else -1
         past = Past(step, last + 1, self.bounds, {}, {}, {})
         number = self._numbers.get(chosen, -1) if chosen is not None else -1
-        for at, slot in self._slots(level, last + 1 - seconds):
+        for point in self._points(step, last + 1 - seconds):
             whole = Tally(0, {})
-            for each, tally in slot.tallies.items():
+            for each, tally in point.tallies.items():
                 whole.add(tally)
                 past.operations.setdefault(self._keys[each], Tally(0, {})).add(tally)
-            past.points[at] = whole, slot.gauges
-            if number in slot.tallies:
-                past.chosen[at] = slot.tallies[number]
+            past.points[point.at] = whole, point.gauges
+            if number in point.tallies:
+                past.chosen[point.at] = point.tallies[number]
         return past
 
-    def _slots(self, level: int, since: int) -> Iterable[tuple[int, Slot]]:
-        step, ring = RINGS[level][0], self._rings[level]
+    def _points(self, step: int, since: int) -> Iterator[Slot]:
+        """Yield the points of a length that end after a moment."""
+        ring = list(self._ring)
+        if self._slot is not None:
+            ring.append((self._slot.at, _pack(self._slot)))
+        now = ring[-1][0] if ring else 0
+        parts: dict[int, list[bytes]] = {}
         for at, data in ring:
-            if at + step > since:
-                yield at, _unpack(data)
-        if level and self._last is not None:
-            start = self._last // step * step
-            begun = self._merged(level - 1, start)
-            if begun is not None:
-                yield start, begun
+            parts.setdefault(at // step * step, []).append(data)
+        self._merged = {key: data for key, data in self._merged.items() if key[1] >= ring[0][0]}
+        for at, several in parts.items():
+            if at + step <= since:
+                continue
+            known = self._merged.get((step, at))
+            point = _unpack(known) if known is not None else _together(at, map(_unpack, several))
+            if known is None and at + step <= now:
+                self._merged[step, at] = _pack(point)
+            yield point
 
     def size(self) -> int:
-        """Bytes of all packed slots."""
-        return sum(len(data) for ring in self._rings for _, data in ring)
+        """Return the bytes of all packed slots."""
+        return sum(len(data) for _, data in self._ring)
 
 
-def _together(slots: list[Slot]) -> Slot | None:
-    if not slots:
-        return None
+def _together(at: int, slots: Iterable[Slot]) -> Slot:
+    """Add up the slots of a point."""
     tallies: dict[int, Tally] = {}
     gauges = Gauges()
     for slot in slots:
         gauges = gauges.with_(slot.gauges)
         for number, tally in slot.tallies.items():
             tallies.setdefault(number, Tally(0, {})).add(tally)
-    return Slot(_bounded(tallies), gauges)
+    return Slot(at, _bounded(tallies), gauges)
 
 
 def _bounded(tallies: dict[int, Tally]) -> dict[int, Tally]:

@@ -58,10 +58,13 @@ def configure_as(settings: Settings, *, level: str = "") -> None:
     """
     beside: logging.Handler | None = None
     if settings.log_file:
-        from millstream._telemetry.log_file import LogFile  # noqa: PLC0415  only where there is one
+        from logging.handlers import WatchedFileHandler  # noqa: PLC0415  only where there is one
 
+        path = Path(settings.log_file)
         try:
-            beside = LogFile(settings.log_file, max_bytes=settings.log_file_bytes, count=settings.log_files)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(0o640)  # lines name clients and tools
+            beside = WatchedFileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as exc:
             raise ValueError(f"The log file {settings.log_file} can't be written: {exc.strerror}.") from exc
     configure(level or settings.log_level, beside=beside)

@@ -1,43 +1,36 @@
-"""Counters, gauges and histograms, written as Prometheus text (exposition format 0.0.4).
+"""Counters, gauges and histograms of the hot path. `exposition` writes them as Prometheus text.
 
-A series is a tuple of label values in the order in which the metric names its labels. Every metric holds a bounded
-number of series: what a peer can name must not fill memory, so further ones are counted together under ``_other``.
-For one event loop. Nothing here knows what is measured.
+A series is a tuple of label values, in the order of the metric's labels. Each metric has a bounded number of series,
+because peers choose some values; further ones are counted together under ``_other``. Not safe for several threads.
 """
 
-import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
 from msgspec import Struct
 
-from millstream._telemetry.sketch import size, sketch
-
 Labels = tuple[str, ...]
 Kind = Literal["counter", "gauge"]
 Merge = Literal["sum", "max", "min"]
-"""What the figures of several processes make together."""
+"""How the figures of several processes are merged."""
 Read = Callable[[], Mapping[Labels, float]]
-"""Gives the values of a metric at the time of rendering."""
+"""Returns the values of a metric for an exposition."""
 
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 OTHER = "_other"
 MAX_SERIES = 1000
 
 DURATIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds; the bounds that the OpenTelemetry conventions for MCP ask for."""
+"""Seconds; the bounds of the OpenTelemetry conventions for MCP."""
 FINE = tuple(
     float(f"{digit}e{power}") for power in range(-5, 2) for digit in ("1", "1.5", "2", "3", "4", "5", "6", "8")
 )
-"""Bounds that quantiles lie between: nearly all of our calls end before the first of `DURATIONS`."""
+"""Finer bounds for quantiles: nearly all calls end before the first of `DURATIONS`."""
 SHARES = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
-_VALUE_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 class Family(Struct, frozen=True):
@@ -49,42 +42,34 @@ class Family(Struct, frozen=True):
     max_series: int = MAX_SERIES
 
     def admit(self, labels: Labels, held: int) -> Labels:
-        """The series under which to file new label values: themselves, or ``_other`` when `held` are there already.
+        """Return the series of new label values: themselves, or ``_other`` if there are too many series already.
 
         Raises:
-            ValueError: there are not as many values as labels.
+            ValueError: the number of values isn't that of the labels.
         """
         if len(labels) != len(self.labels):
             raise ValueError(f"{self.name} has the labels {self.labels}, not {len(labels)} of them.")
         return labels if held < self.max_series or not labels else (OTHER,) * len(labels)
 
 
-class Dump(Struct, array_like=True):
-    """A metric as one process tells it to another."""
+class Reading(Struct, array_like=True):
+    """A metric at one moment, as one process sends it to another."""
 
     name: str
     help: str
     kind: str
-    labels: tuple[str, ...]
     merge: Merge
-    bounds: tuple[tuple[float, ...], tuple[float, ...]]
-    """Of a histogram: those that are shown, and all."""
-    series: dict[Labels, list[int | float] | bytes]
-    """One value; or the counts of a histogram and their sum; or the map of what is to be counted once."""
+    samples: dict[tuple[str, ...], float]
+    """Name of the sample, and its labels and values in turn -> value."""
 
 
 class Metric(Protocol):
-    """What a registry renders."""
+    """What a registry reads."""
 
-    kind: str
     family: Family
 
-    def dump(self) -> Dump:
-        """The metric as it is now, for another process."""
-        ...
-
-    def lines(self) -> Iterator[str]:
-        """The samples, each without its end of line."""
+    def read(self) -> Reading:
+        """Return the metric at this moment."""
         ...
 
 
@@ -102,68 +87,43 @@ class Counter:
         self.values: dict[Labels, float] = {} if family.labels else {(): 0}
 
     def add(self, labels: Labels = (), amount: float = 1) -> None:
-        """Count `amount` for one series; it is not negative."""
+        """Add an `amount` of at least 0 to one series."""
         values = self.values
         if labels not in values:
             labels = self.family.admit(labels, len(values))
             values.setdefault(labels, 0)
         values[labels] += amount
 
-    def lines(self) -> Iterator[str]:
-        return _samples(self.family, self.values)
-
-    def dump(self) -> Dump:
-        return _dump(self.family, self.kind, "sum", self.values)
+    def read(self) -> Reading:
+        """Return the metric at this moment."""
+        return _reading(self.family, "counter", "sum", self.values)
 
 
 class ReadMetric:
-    """A counter or gauge whose values somebody else keeps; asked for when rendered."""
+    """A counter or gauge whose values are kept elsewhere, and read for each exposition."""
 
-    __slots__ = ("family", "kind", "merge", "read")
+    __slots__ = ("_values", "family", "kind", "merge")
 
-    def __init__(self, family: Family, kind: Kind, read: Read, merge: Merge = "sum") -> None:
+    def __init__(self, family: Family, kind: Kind, values: Read, merge: Merge = "sum") -> None:
         self.family = family
         self.kind: str = kind
-        self.read = read
         self.merge: Merge = merge
+        self._values = values
 
-    def lines(self) -> Iterator[str]:
-        return _samples(self.family, self.read())
-
-    def dump(self) -> Dump:
-        return _dump(self.family, self.kind, self.merge, self.read())
-
-
-class Distinct:
-    """A gauge of different things, of which several processes may see the same."""
-
-    __slots__ = ("family", "names")
-    kind = "gauge"
-
-    def __init__(self, family: Family, names: Callable[[], Mapping[Labels, Collection[str]]]) -> None:
-        self.family = family
-        self.names = names
-
-    def lines(self) -> Iterator[str]:
-        return _samples(self.family, {labels: len(names) for labels, names in self.names().items()})
-
-    def dump(self) -> Dump:
-        family = self.family
-        series: dict[Labels, list[int | float] | bytes] = {
-            labels: sketch(names) for labels, names in self.names().items()
-        }
-        return Dump(family.name, family.help, self.kind, family.labels, "sum", ((), ()), series)
+    def read(self) -> Reading:
+        """Return the metric at this moment."""
+        return _reading(self.family, self.kind, self.merge, self._values())
 
 
 class Series:
-    """One series of a histogram. Keep it where the same labels come again: `observe` is then all there is to pay."""
+    """One series of a histogram. Keep it for labels that come again, so a value costs one `observe`."""
 
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds: Sequence[float] = bounds
         self.counts: list[int] = [0] * (len(bounds) + 1)
-        """How many were at most each bound and above the one before it; the last for those above all."""
+        """Values up to each bound and above the one before; the last count is for values above all bounds."""
         self.total: float = 0.0
 
     def observe(self, value: float) -> None:
@@ -172,7 +132,7 @@ class Series:
         self.total += value
 
     def quantile(self, q: float) -> float | None:
-        """The value below which a share `q` (0 to 1) lies, as exact as the bounds; None when nothing was counted."""
+        """Return the quantile `q` (0 to 1), as exact as the bounds; None without values."""
         return quantile(self.bounds, self.counts, q)
 
 
@@ -185,12 +145,12 @@ class Histogram:
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
         self.family: Family = family
         self.bounds: tuple[float, ...] = tuple(sorted({*bounds, *finer}))
-        """The bounds that are counted by. Only `bounds` are rendered, with the sums of the finer ones."""
+        """All bounds. The exposition has only those that aren't finer."""
         self.series: dict[Labels, Series] = {} if family.labels else {(): Series(self.bounds)}
-        self._shown = tuple((self.bounds.index(bound) + 1, _number(bound)) for bound in sorted(bounds))
+        self._shown = tuple((self.bounds.index(bound) + 1, repr(bound)) for bound in sorted(bounds))
 
     def of(self, labels: Labels = ()) -> Series:
-        """The series of these label values; makes it if it's new."""
+        """Return the series of these label values. Create it if it's new."""
         series = self.series.get(labels)
         if series is None:
             labels = self.family.admit(labels, len(self.series))
@@ -201,31 +161,26 @@ class Histogram:
         """Count one value in one series."""
         self.of(labels).observe(value)
 
-    def lines(self) -> Iterator[str]:
-        """The samples: cumulative buckets, sum and count of each series."""
+    def read(self) -> Reading:
+        """Return cumulative buckets, sum and count of each series."""
         name = self.family.name
-        for labels, series in self.series.items():
-            pairs = _pairs(self.family.labels, labels)
+        samples: dict[tuple[str, ...], float] = {}
+        for values, series in self.series.items():
+            labels = _pairs(self.family.labels, values)
             start = below = 0
             for end, bound in self._shown:
                 below += sum(series.counts[start:end])
                 start = end
-                yield f"{name}_bucket{_braces([*pairs, _le(bound)])} {below}"
+                samples[(f"{name}_bucket", *labels, "le", bound)] = below
             below += sum(series.counts[start:])
-            yield f"{name}_bucket{_braces([*pairs, _le('+Inf')])} {below}"
-            yield f"{name}_sum{_braces(pairs)} {_number(series.total)}"
-            yield f"{name}_count{_braces(pairs)} {below}"
-
-    def dump(self) -> Dump:
-        family, shown = self.family, tuple(self.bounds[end - 1] for end, _ in self._shown)
-        series: dict[Labels, list[int | float] | bytes] = {
-            labels: [*each.counts, each.total] for labels, each in self.series.items()
-        }
-        return Dump(family.name, family.help, self.kind, family.labels, "sum", (shown, self.bounds), series)
+            samples[(f"{name}_bucket", *labels, "le", "+Inf")] = below
+            samples[(f"{name}_sum", *labels)] = series.total
+            samples[(f"{name}_count", *labels)] = below
+        return Reading(name, self.family.help, "histogram", "sum", samples)
 
 
 class Metrics:
-    """The metrics of one running server, rendered in the order in which they were made."""
+    """The metrics of one running server, in the order of their creation."""
 
     __slots__ = ("_metrics",)
 
@@ -233,10 +188,10 @@ class Metrics:
         self._metrics: dict[str, Metric] = {}
 
     def counter(self, name: str, help: str, labels: Labels = ()) -> Counter:
-        """A new counter; its name ends in ``_total`` by convention.
+        """Create a counter. Its name ends in ``_total``.
 
         Raises:
-            ValueError: the name is taken, or no name of the text format. The same for the other kinds.
+            ValueError: the name is taken or invalid. The other kinds raise the same.
         """
         return self._add(Counter(_family(name, help, labels)))
 
@@ -249,49 +204,18 @@ class Metrics:
         bounds: Sequence[float] = DURATIONS,
         finer: Sequence[float] = (),
     ) -> Histogram:
-        """A new histogram; `finer` bounds serve `quantile` and are not rendered."""
+        """Create a histogram. The exposition leaves out `finer` bounds, which serve `quantile`."""
         if "le" in labels:
             raise ValueError("The label 'le' of a histogram is its own.")
         return self._add(Histogram(_family(name, help, labels), bounds, finer))
 
     def read(self, kind: Kind, name: str, help: str, read: Read, labels: Labels = (), *, merge: Merge = "sum") -> None:
-        """A new counter or gauge whose values are read from `read` at each rendering."""
+        """Create a counter or gauge whose values `read` returns for each exposition."""
         self._add(ReadMetric(_family(name, help, labels), kind, read, merge))
 
-    def distinct(
-        self, name: str, help: str, names: Callable[[], Mapping[Labels, Collection[str]]], labels: Labels = ()
-    ) -> None:
-        """A new gauge that counts different names, also those of several processes together."""
-        self._add(Distinct(_family(name, help, labels), names))
-
-    def dump(self) -> list[Dump]:
-        """All metrics as they are now, for another process."""
-        return [metric.dump() for metric in self._metrics.values()]
-
-    def restore(self, dump: Dump) -> None:
-        """A new metric with the values that another process had."""
-        name, labels, (shown, bounds) = dump.name, dump.labels, dump.bounds
-        if dump.kind == "histogram":
-            histogram = self.histogram(name, dump.help, labels, bounds=shown, finer=bounds)
-            for values, counts in dump.series.items():
-                series = histogram.series[values] = Series(histogram.bounds)
-                series.counts, series.total = [int(each) for each in counts[:-1]], counts[-1]
-            return
-        known = {values: size(each) if isinstance(each, bytes) else each[0] for values, each in dump.series.items()}
-        self.read("counter" if dump.kind == "counter" else "gauge", name, dump.help, lambda: known, labels)
-
-    def render(self) -> bytes:
-        """All metrics as text; a metric without samples is left out."""
-        lines: list[str] = []
-        for metric in self._metrics.values():
-            samples = list(metric.lines())
-            if samples:
-                family = metric.family
-                lines.append(f"# HELP {family.name} {family.help.translate(_HELP_ESCAPES)}")
-                lines.append(f"# TYPE {family.name} {metric.kind}")
-                lines += samples
-        lines.append("")
-        return "\n".join(lines).encode(errors="replace")
+    def readings(self) -> list[Reading]:
+        """Return all metrics at this moment."""
+        return [metric.read() for metric in self._metrics.values()]
 
     def _add(self, metric: AnyMetric) -> AnyMetric:
         name = metric.family.name
@@ -302,10 +226,10 @@ class Metrics:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float | None:
-    """The value below which a share `q` lies, by the counts between bounds; None when all counts are 0.
+    """Return the quantile `q` by the counts between bounds; None when all counts are 0.
 
-    Within a bucket values are taken as spread evenly on a logarithmic scale, in the first one from 0 on evenly. What
-    lies above every bound counts as the last bound.
+    Values of a bucket are taken as evenly spread on a logarithmic scale, those of the first bucket as evenly spread
+    from 0. Values above all bounds count as the last bound.
     """
     number = sum(counts)
     if number == 0:
@@ -322,7 +246,7 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """What a page shows of durations that were counted in seconds: each of `SHARES`, in milliseconds."""
+    """Return each of `SHARES` in milliseconds, of durations that were counted in seconds."""
     found = {name: quantile(bounds, counts, share) for name, share in SHARES}
     return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
 
@@ -338,33 +262,16 @@ def _family(name: str, help: str, labels: Labels) -> Family:
     return Family(name, help, labels)
 
 
-def _dump(family: Family, kind: str, merge: Merge, values: Mapping[Labels, float]) -> Dump:
-    series: dict[Labels, list[int | float] | bytes] = {labels: [value] for labels, value in values.items()}
-    return Dump(family.name, family.help, kind, family.labels, merge, ((), ()), series)
+def _reading(family: Family, kind: str, merge: Merge, values: Mapping[Labels, float]) -> Reading:
+    samples = {(family.name, *_pairs(family.labels, labels)): value for labels, value in values.items()}
+    return Reading(family.name, family.help, kind, merge, samples)
 
 
-def _samples(family: Family, values: Mapping[Labels, float]) -> Iterator[str]:
-    for labels, value in values.items():
-        yield f"{family.name}{_braces(_pairs(family.labels, labels))} {_number(value)}"
+def _pairs(names: Labels, values: Labels) -> tuple[str, ...]:
+    """Return each label and its value in turn. An empty value means the same as no label, and is left out."""
+    return tuple(each for name, value in zip(names, values, strict=True) if value for each in (name, _utf8(value)))
 
 
-def _pairs(names: Labels, values: Labels) -> list[str]:
-    """`name="value"` of each label; an empty value means the same as no label and is left out."""
-    return [f'{name}="{value.translate(_VALUE_ESCAPES)}"' for name, value in zip(names, values, strict=True) if value]
-
-
-def _le(bound: str) -> str:
-    return f'le="{bound}"'
-
-
-def _braces(pairs: list[str]) -> str:
-    return f"{{{','.join(pairs)}}}" if pairs else ""
-
-
-def _number(value: float) -> str:
-    if isinstance(value, float):
-        if math.isinf(value):
-            return "+Inf" if value > 0 else "-Inf"
-        if math.isnan(value):
-            return "NaN"
-    return repr(value)
+def _utf8(value: str) -> str:
+    """Replace lone surrogates, which UTF-8 can't have."""
+    return value if value.isascii() else value.encode(errors="replace").decode()

@@ -1,12 +1,8 @@
-"""The process and its event loop: CPU, memory, descriptors, tasks, garbage collection, and how late the loop is.
-
-Figures come from the standard library and, where there is one, `/proc`; what a system does not tell is left out.
-"""
+"""The process and its event loop: CPU, memory, descriptors, tasks, and how late the loop is."""
 
 import asyncio
 import gc
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -14,25 +10,20 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from millstream._telemetry.metrics import Labels, Metrics
-
-if sys.platform != "win32":
-    import resource
+from millstream._telemetry.metrics import Metrics
 
 INTERVAL = 0.25
 LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 WINDOW = 60.0
-"""Seconds that `worst` and `stood` look back."""
+"""Seconds that `worst` and `stood` cover."""
 LATE = 0.2
-"""Seconds from which a delay is one that somebody notices."""
+"""Seconds of a delay that users notice."""
 _KEPT = round(WINDOW / INTERVAL)
-"""Samples of a window at most: a late one takes longer."""
-
-_STARTED = time.time()
+"""Most samples of a window: a late one takes longer."""
 
 
 class LoopLag:
-    """How much later than asked the event loop wakes a sleeper: what every call waits for besides its own work."""
+    """The delay of the event loop's timers: every call waits for it besides its own work."""
 
     __slots__ = ("_clock", "_histogram", "_samples", "_sleep")
 
@@ -49,7 +40,7 @@ class LoopLag:
             "hub_event_loop_lag_seconds", "Delay of the event loop's timers.", bounds=LAG_BOUNDS
         ).of()
         self._samples: deque[tuple[float, float]] = deque(maxlen=_KEPT)
-        """When the loop woke up, and how late that was."""
+        """When the loop woke up, and its delay."""
 
     @property
     def last(self) -> float:
@@ -63,14 +54,14 @@ class LoopLag:
 
     @property
     def stood(self) -> float:
-        """For how many seconds of the last minute nothing could run: what the health of a server is judged by.
+        """Seconds of the last minute in which nothing could run. The health of a server depends on it.
 
-        One late sample says little: a server that has just started has some, and so has a machine that was busy.
+        One late sample means little: a server that just started has some, and so has a busy machine.
         """
         return min(sum(lag for lag in self._since(WINDOW) if lag >= LATE), WINDOW)
 
     def worst_of(self, seconds: float) -> float:
-        """The largest sample of the last so many seconds."""
+        """Return the largest sample of the last so many seconds."""
         return max(self._since(seconds), default=0.0)
 
     def _since(self, seconds: float) -> list[float]:
@@ -97,81 +88,39 @@ class ProcessFigures:
         self._clock = clock
         self._looked = clock()
         self._cpu = time.process_time()
-        read, each = registry.read, ("generation",)
-        read("counter", "process_cpu_seconds_total", "User and system CPU time.", lambda: {(): time.process_time()})
-        read("gauge", "process_resident_memory_bytes", "Resident memory.", lambda: _known(resident_bytes()))
-        read("gauge", "process_open_fds", "Open file descriptors.", lambda: _known(open_descriptors()))
-        read("gauge", "process_max_fds", "Limit of open file descriptors.", lambda: _known(max_descriptors()))
-        read(
-            "gauge", "process_start_time_seconds", "Start, in seconds since 1970.", lambda: {(): _STARTED}, merge="min"
-        )
-        read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
-        read("counter", "python_gc_collections_total", "Garbage collections.", lambda: _collected("collections"), each)
-        freed = "Objects freed by them."
-        read("counter", "python_gc_objects_collected_total", freed, lambda: _collected("collected"), each)
+        registry.read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
 
     def now(self) -> dict[str, float | None]:
-        """Figures for a page; `cpu_percent` is of one core, over the time since the last call."""
+        """Return figures for a page; `cpu_percent` is of one core, over the time since the last call."""
+        from millstream._telemetry.exposition import process_values  # noqa: PLC0415  pages and metrics alone need it
+
         now, cpu = self._clock(), time.process_time()
         passed = now - self._looked
         percent = 100 * (cpu - self._cpu) / passed if passed > 0 else 0.0
         self._looked, self._cpu = now, cpu
+        values = process_values()
         return {
             "cpu_percent": round(percent, 1),
             "cpu_seconds": round(cpu, 3),
             "resident_bytes": resident_bytes(),
-            "open_descriptors": open_descriptors(),
-            "max_descriptors": max_descriptors(),
+            "open_descriptors": values.get("process_open_fds"),
+            "max_descriptors": values.get("process_max_fds"),
             "tasks": tasks(),
             "collections": sum(generation["collections"] for generation in gc.get_stats()),
         }
 
 
 def resident_bytes() -> int | None:
-    """Resident memory; where the system tells only its peak, that."""
+    """Return the resident memory; None where the system has no ``/proc``."""
     try:
-        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return _peak_bytes()
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _peak_bytes() -> int | None:
-    if sys.platform == "win32":
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def open_descriptors() -> int | None:
-    """How many files and sockets are open."""
-    for folder in ("/proc/self/fd", "/dev/fd"):
-        try:
-            return len(os.listdir(folder)) - 1  # noqa: PTH208  names are enough; one is the listing's own
-        except OSError:
-            continue
-    return None
-
-
-def max_descriptors() -> int | None:
-    """How many may be open."""
-    if sys.platform == "win32":
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def tasks() -> int:
-    """Tasks of the running loop; 0 outside of one."""
+    """Return the number of tasks of the running loop; 0 outside of one."""
     try:
         return len(asyncio.all_tasks())
     except RuntimeError:
         return 0
-
-
-def _known(value: float | None) -> dict[Labels, float]:
-    return {} if value is None else {(): value}
-
-
-def _collected(figure: str) -> dict[Labels, float]:
-    return {(str(number),): generation[figure] for number, generation in enumerate(gc.get_stats())}

@@ -1,7 +1,4 @@
-"""What happened lately: calls in each of the last seconds, and how counts grew over the last moments.
-
-For live pages; the metrics themselves only ever grow. The clock is the caller's. Nothing here knows what is counted.
-"""
+"""Recent activity for live pages: calls in each of the last seconds, and the growth of counts over the last moments."""
 
 from collections import deque
 from collections.abc import Hashable, Mapping
@@ -15,28 +12,27 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class PerSecond:
-    """Counts for each of the last seconds, in a ring. Whoever counts adds to `count`, after a `turn` where the second
-    is over: most calls are in the same second as the one before."""
+    """Counts for each of the last seconds, in a ring. Add to `count`, after a `turn` if the second is over."""
 
     __slots__ = ("_counts", "_seconds", "count", "size", "until")
 
     def __init__(self, size: int = 64) -> None:
         self.size = size
         self.until = 0
-        """When the present second is over."""
+        """End of the present second."""
         self.count = 0
-        """Of the present second."""
+        """Count of the present second."""
         self._counts = [0] * size
         self._seconds = [-1] * size
 
     def turn(self, second: int) -> None:
-        """Another second begins."""
+        """Begin another second."""
         place = (self.until - 1) % self.size
         self._seconds[place], self._counts[place] = self.until - 1, self.count
         self.until, self.count = second + 1, 0
 
     def last(self, second: int, length: int) -> list[int]:
-        """The counts of the `length` whole seconds before this one (fewer than `size`), oldest first."""
+        """Return the counts of the `length` whole seconds before this one (fewer than `size`), oldest first."""
         if second >= self.until:
             self.turn(second)
         return [
@@ -46,7 +42,7 @@ class PerSecond:
 
 
 class Growth(Generic[Key]):
-    """How lists of counts grew over the last 10 to 15 seconds, or since the beginning while nobody asked."""
+    """The growth of counts over the last 10 to 15 seconds, or since the beginning if there was no look."""
 
     __slots__ = ("_copies", "_started")
 
@@ -55,7 +51,7 @@ class Growth(Generic[Key]):
         self._copies: deque[tuple[float, Mapping[Key, list[int]]]] = deque()
 
     def since(self, now: float, counts: Mapping[Key, list[int]]) -> tuple[float, dict[Key, list[int]]]:
-        """Seconds looked back over, and for each key what was added in them. `counts` must be a copy."""
+        """Return the seconds covered, and for each key what was added in them. `counts` must be a copy."""
         copies = self._copies
         while copies and now - copies[0][0] > _KEEP + 2 * _STEP:
             copies.popleft()

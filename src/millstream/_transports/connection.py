@@ -20,7 +20,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import Call, handshake_call, per_request_call
 from millstream._server.calls.changes import Change, encode_change, touched
-from millstream._server.calls.notes import SESSION_OVER
+from millstream._server.calls.message_observer import SESSION_OVER
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.batches import is_batch, read_batch, refuse_batch, settle_task

@@ -19,7 +19,7 @@ from millstream._http.problems import plain_problem
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, encode
-from millstream._server.calls.notes import ObserveMessage, ignore_message
+from millstream._server.calls.message_observer import ObserveMessage, ignore_message
 from millstream._server.calls.services import lasts_until
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams

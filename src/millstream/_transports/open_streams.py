@@ -15,7 +15,7 @@ from millstream._http.message import Sink
 from millstream._protocol.sse import COMMENT, retry
 from millstream._server.calls.services import principal_id
 from millstream._server.load import Caller, most_streams
-from millstream._stores.base import EventLog, Sealed
+from millstream._stores.base import Log, Sealed
 from millstream._stores.memory.deadlines import SLACK, Deadlines
 
 _MAX_UNENDED = 10_000
@@ -199,7 +199,7 @@ class OpenStreams:
             del self._unended[next(iter(self._unended))]
         self._unended[log] = end
 
-    async def touch(self, log: EventLog, ttl: float) -> None:
+    async def touch(self, log: Log, ttl: float) -> None:
         """Keep the logs of the calls that run, however silent they are: one that ends later can still be resumed. Logs
         that lack their end get it.
         """

@@ -17,19 +17,19 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._http.client.url import Url, parse
 from millstream._http.message import JSON_HEAD, Request, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, principal_id
+from millstream.auth._authorization_server.records import digest, new_secret
+from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._browser import cookie_of, is_own
-from millstream.auth._issuing.records import digest, new_secret
-from millstream.auth._issuing.vault import Vault
-from millstream.auth._sign_in_page import arrived, turned_back
+from millstream.auth._pages import arrived, turned_back
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._http.url import Url, parse
-from millstream.client._oauth.asked import Asked
+from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.browser_login import answer_of
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.person import answer_of
 from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
 
 CALLBACK = "/inspect/callback"
@@ -41,7 +41,7 @@ _PATIENCE = 30.0
 _EARLY = 30.0
 _MAX_FORM = 16 * 1024
 _MAX_SAID = 400
-_HELD, _TRIP = b"inspect held", b"inspect trip"
+_HELD, _PENDING = b"inspect held", b"inspect pending"
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
 _FOREIGN = plain_problem(403, "This has to come from the inspector's own page.")
 _UNREADABLE = plain_problem(400, "That isn't what the inspector's page sends. Reload the page.")
@@ -61,13 +61,13 @@ class Held(Struct):
     """The one issuer that this client is for."""
 
 
-class Trip(Struct, frozen=True):
+class PendingSignIn(Struct, frozen=True):
     """A person who was sent away to sign in."""
 
     url: str
     owner: str
     key: str
-    asked: Asked
+    asked: AuthorizationRequest
     client: Registration
 
 
@@ -113,9 +113,9 @@ class SignIns:
         except ClientError as exc:
             return plain_problem(502, _refused(request, exc))
         await self._keep(key, held)  # it may be registered there by now
-        trip = Trip(str(url), principal_id(request.principal), key, asked, held.client)
-        sealed = self._vault.seal(_TRIP, trip, asked.state.encode())
-        await self._vault.put(f"inspect-trip:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
+        pending = PendingSignIn(str(url), principal_id(request.principal), key, asked, held.client)
+        sealed = self._vault.seal(_PENDING, pending, asked.state.encode())
+        await self._vault.put(f"inspect-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
         return Response(encode({"url": asked.url}), 200, _HEAD + cookie)
 
     async def returned(self, request: Request) -> Response:
@@ -124,20 +124,20 @@ class SignIns:
             answer = answer_of("?" + request.query.decode("latin-1"))
         except ClientError as exc:
             return _turned_back(request, f"{exc} Sign in again.", 400)
-        trip = await self._take(request, answer.get("state", "")) if request.method == "GET" else None
-        if trip is None:
+        pending = await self._take(request, answer.get("state", "")) if request.method == "GET" else None
+        if pending is None:
             return _turned_back(request, _TOO_OLD, 403)
-        held = await self._held(trip.key) or Held(Kept({}, {}))
-        issuer = trip.asked.issuer.issuer
-        held.client, held.only = trip.client, issuer if trip.client.client_id else ""
+        held = await self._held(pending.key) or Held(Kept({}, {}))
+        issuer = pending.asked.issuer.issuer
+        held.client, held.only = pending.client, issuer if pending.client.client_id else ""
         try:
             async with asyncio.timeout(_PATIENCE):
-                await _client(request, held).bring(parse(trip.url), trip.asked, answer)
+                await _client(request, held).bring(parse(pending.url), pending.asked, answer)
         except TimeoutError:
             return _turned_back(request, f"{_short(issuer)} took too long. Sign in again.", 504)
         except ClientError as exc:
             return _turned_back(request, f"{_short(str(exc))} Sign in again, or ask whoever runs that server.", 403)
-        await self._keep(trip.key, held)
+        await self._keep(pending.key, held)
         return arrived(request, "/inspect", b"")
 
     async def leave(self, request: Request, url: Url) -> Response:
@@ -229,14 +229,16 @@ class SignIns:
     async def _keep(self, key: str, held: Held) -> None:
         await self._vault.put(_place(key), self._sealed(key, held), _SECONDS)
 
-    async def _take(self, request: Request, state: str) -> Trip | None:
-        """The trip of a state, for the browser that left with it. Whoever comes with it, it's spent."""
-        raw = await self._vault.take(f"inspect-trip:{digest(state)}") if state else None
-        trip = None if raw is None else self._vault.open(_TRIP, raw.decode("latin-1"), Trip, state.encode())
-        if trip is None:
+    async def _take(self, request: Request, state: str) -> PendingSignIn | None:
+        """The pending sign-in of a state, for the browser that left with it. Whoever comes with it, it's spent."""
+        raw = await self._vault.take(f"inspect-pending:{digest(state)}") if state else None
+        pending = (
+            None if raw is None else self._vault.open(_PENDING, raw.decode("latin-1"), PendingSignIn, state.encode())
+        )
+        if pending is None:
             return None
-        key = _key(request, cookie_of(request, _COOKIE), parse(trip.url), trip.owner)
-        return trip if hmac.compare_digest(key, trip.key) else None
+        key = _key(request, cookie_of(request, _COOKIE), parse(pending.url), pending.owner)
+        return pending if hmac.compare_digest(key, pending.key) else None
 
 
 async def _revoke(request: Request, held: Held, url: Url) -> bool:

@@ -8,16 +8,15 @@ other server come as `Mcp-Inspect-Authorization`, or from `SignIns`, where the o
 
 from collections.abc import Sequence
 
+from millstream._http.client.connection import Reply, lines
+from millstream._http.client.pool import Pool
+from millstream._http.client.url import Url, parse
 from millstream._http.message import JSON_HEAD, Request, Response, Sink, header_lines, refusal
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, lasts_until
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.inspect_sign_in import SignIns
 from millstream.client._errors import ClientError, TargetError
-from millstream.client._http.connection import Reply
-from millstream.client._http.endpoint import lines
-from millstream.client._http.pool import Pool
-from millstream.client._http.url import Url, parse
 
 PREFIX = "/inspect/via/"
 SIGN_IN = "/inspect/sign-in/"

@@ -18,6 +18,7 @@ from importlib.resources.abc import Traversable
 from msgspec import Struct
 
 from millstream._http.message import Handler, Request, Response
+from millstream._parts import WATCH, Route, RouteRegistry
 from millstream._web.modules import needed, versioned
 
 POLICY = (
@@ -32,6 +33,8 @@ TYPES = {
 }
 """What is served, by the ending of its name. A file of another kind in the folder is not."""
 
+_PRIVATE = {"/dashboard": WATCH, "/chat": "", "/inspect": ""}
+"""Page -> the scope it takes. Where no caller signs in, only programs on this machine reach these."""
 _FOLDER = resources.files("millstream._web") / "assets"
 _PARTS = resources.files("millstream._web") / "parts"
 _MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
@@ -61,8 +64,8 @@ def page_names() -> list[str]:
     return [path[1:] for path in _load(None) if path.count("/") == 1]
 
 
-def pages(shown: Collection[str] | None = None) -> Mapping[str, Handler]:
-    """The handlers for GET by path: one for each page, and one for each of the files they load.
+def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
+    """Return a route for each page, and for each of the files they load, by path.
 
     Args:
         shown: the names of the pages that this server serves, and that each of them links; by default all.
@@ -73,7 +76,20 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Handler]:
         known = request.headers.get(b"if-none-match", b"")
         return asset(request.path, query=request.query, known=known, shown=names)
 
-    return dict.fromkeys(_load(names), handler)
+    handlers = {"GET": handler}
+    return {
+        path: Route(handlers, public=True)
+        if path.startswith("/assets/")
+        else Route(handlers, scope=_PRIVATE.get(path, ""), private=path in _PRIVATE)
+        for path in _load(names)
+    }
+
+
+def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None) -> None:
+    """Serve the pages, see `pages`. The pages of an authorization server may have brought some of their files."""
+    for path, route in pages(shown).items():
+        if path not in routes.exact or not path.startswith("/assets/"):
+            routes.add(path, route)
 
 
 def leads_to(page: str) -> Handler:

@@ -31,9 +31,9 @@ from millstream.agent._events import (
     Sampled,
     Waiting,
 )
+from millstream.agent._language_model import LanguageModel
 from millstream.agent._limits import Limits
-from millstream.agent._model import Model, Reply, Request, Wish
-from millstream.agent._openai_model import OpenAIModel
+from millstream.agent._model import Model, Reply, Request, ToolCall
 from millstream.agent._person import Approval
 from millstream.agent._servers import ServerAt
 
@@ -51,6 +51,7 @@ __all__ = [
     "Delta",
     "Event",
     "Finished",
+    "LanguageModel",
     "Limits",
     "Model",
     "ModelBroken",
@@ -59,7 +60,6 @@ __all__ = [
     "ModelLimited",
     "ModelRefused",
     "ModelUnreachable",
-    "OpenAIModel",
     "Progressed",
     "Reply",
     "Request",
@@ -67,6 +67,6 @@ __all__ = [
     "Said",
     "Sampled",
     "ServerAt",
+    "ToolCall",
     "Waiting",
-    "Wish",
 ]

@@ -28,10 +28,14 @@ from millstream.client._questions import Answered, Question, Roots
 
 @suggesting
 class Agent:
-    """``async with Agent(OpenAIModel("gpt-4.1", key=…), ["shop.py"]) as agent: async for event in agent.say("Hi"): …``.
+    """A model, the servers whose tools it uses, and a conversation.
+
+    Example:
+        ``async with Agent(LanguageModel("gpt-4.1", key=…), ["shop.py"]) as agent:`` and in it
+        ``async for event in agent.say("Hi"): …``.
 
     Args:
-        model: answers; see `OpenAIModel`. The agent closes it.
+        model: answers; see `LanguageModel`. The agent closes it.
         servers: whose tools, resources and prompts there are: targets of `Client` or `ServerAt`s, in a list or by name.
         system: what the model should know first. Instructions of the servers follow.
         approve: says whether a tool may run that isn't marked as harmless, and whether a server may use the model.

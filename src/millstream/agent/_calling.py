@@ -15,7 +15,7 @@ from millstream.agent._answer import Emit
 from millstream.agent._content import Part, cut, show_result
 from millstream.agent._events import Calling, Outcome, Progressed, Returned
 from millstream.agent._limits import Limits
-from millstream.agent._model import Wish
+from millstream.agent._model import ToolCall
 from millstream.agent._person import Approval, Person, needs_approval
 from millstream.agent._tools import Tool, Toolbox
 from millstream.client._errors import ClientError
@@ -49,44 +49,44 @@ class Caller:
         self._emit = emit
         self._room = asyncio.Semaphore(limits.max_parallel)
 
-    async def call(self, wish: Wish) -> Called:
+    async def call(self, call: ToolCall) -> Called:
         """Do it, or say why not."""
-        tool = self._toolbox.get(wish.name)
+        tool = self._toolbox.get(call.name)
         if tool is None:
             names = ", ".join(each.name for each in self._toolbox) or "none"
-            return await self._invalid(wish, "", f"There is no tool {wish.name!r}. The tools are: {names}.")
+            return await self._invalid(call, "", f"There is no tool {call.name!r}. The tools are: {names}.")
         try:
-            arguments = read_arguments(wish.arguments)
+            arguments = read_arguments(call.arguments)
         except Unreadable as exc:
-            return await self._invalid(wish, tool.server.name, f"{exc} Call {wish.name} again.")
+            return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
         kept = json.dumps(arguments, ensure_ascii=False)
         if needs_approval(tool.described.annotations) and not await self._person.allows(_approval(tool, arguments)):
             text = "The person didn't allow this call. Don't try it again unless they ask for it."
-            return await self._returned(wish, tool, Called(text, arguments=kept), "refused")
+            return await self._returned(call, tool, Called(text, arguments=kept), "refused")
         async with self._room:
-            await self._emit(Calling(wish.id, tool.server.name, tool.described.name, arguments))
-            return await self._carry_out(wish, tool, arguments, kept)
+            await self._emit(Calling(call.id, tool.server.name, tool.described.name, arguments))
+            return await self._carry_out(call, tool, arguments, kept)
 
-    async def _carry_out(self, wish: Wish, tool: Tool, arguments: dict[str, Any], kept: str) -> Called:
+    async def _carry_out(self, call: ToolCall, tool: Tool, arguments: dict[str, Any], kept: str) -> Called:
         async def progress(value: float, total: float | None, message: str | None) -> None:
-            await self._emit(Progressed(wish.id, value, total, message))
+            await self._emit(Progressed(call.id, value, total, message))
 
         try:
             result = await tool.server.client.call(tool.described.name, arguments, progress=progress)
         except ClientError as exc:
             text = cut(f"The call failed: {exc}", self._limits.max_result)
-            return await self._returned(wish, tool, Called(text, arguments=kept), "error")
+            return await self._returned(call, tool, Called(text, arguments=kept), "error")
         shown = show_result(result, self._limits.max_result)
         text = f"The tool reports an error: {shown.text}" if result.is_error else shown.text
         outcome: Outcome = "error" if result.is_error else "done"
-        return await self._returned(wish, tool, Called(text, shown.parts, kept), outcome)
+        return await self._returned(call, tool, Called(text, shown.parts, kept), outcome)
 
-    async def _returned(self, wish: Wish, tool: Tool, called: Called, outcome: Outcome) -> Called:
-        await self._emit(Returned(wish.id, tool.server.name, tool.described.name, called.text, outcome))
+    async def _returned(self, call: ToolCall, tool: Tool, called: Called, outcome: Outcome) -> Called:
+        await self._emit(Returned(call.id, tool.server.name, tool.described.name, called.text, outcome))
         return called
 
-    async def _invalid(self, wish: Wish, server: str, text: str) -> Called:
-        await self._emit(Returned(wish.id, server, wish.name, text, "invalid"))
+    async def _invalid(self, call: ToolCall, server: str, text: str) -> Called:
+        await self._emit(Returned(call.id, server, call.name, text, "invalid"))
         return Called(text)
 
 

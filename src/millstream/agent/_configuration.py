@@ -5,6 +5,7 @@
 | `API_URL`, `API_KEY` | an OpenAI-compatible API |
 | `OPENAI_BASE_URL`, `OPENAI_API_KEY` | the same, as OpenAI's own tools call it; the URL is OpenAI's by default |
 | `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `OPENAI_API_VERSION` | Azure OpenAI |
+| `ANTHROPIC_API_KEY`, `GOOGLE_API_KEY`, … | the provider in the model's name: `anthropic:claude-sonnet-4-5` |
 | `DEFAULT_MODEL` | the model, or the deployment at Azure |
 | `MCP_SERVER_URL`, `MCP_SERVER_AUTH_KEY` | a server, and the key it wants |
 
@@ -19,7 +20,7 @@ from msgspec import Struct
 
 from millstream._env_file import EnvFileError, read_env_file
 from millstream.agent._errors import ConfigurationError
-from millstream.agent._openai_model import OpenAIModel
+from millstream.agent._language_model import LanguageModel, provider_of
 from millstream.agent._servers import ServerAt
 
 _DEFAULT_SERVER = "http://localhost:8000/sse"
@@ -68,7 +69,7 @@ class Configuration:
         """A value; empty if there's none."""
         return self._environment.get(name) or self._file.get(name, "")
 
-    def model(self, name: str = "", url: str = "") -> OpenAIModel:
+    def model(self, name: str = "", url: str = "") -> LanguageModel:
         """The model.
 
         Args:
@@ -78,7 +79,10 @@ class Configuration:
         Raises:
             ConfigurationError: it isn't clear which.
         """
-        family = next((each for each in (_PLAIN, _OPENAI, _AZURE) if self.get(each.key) or self.get(each.url)), None)
+        chosen = name or self.get("DEFAULT_MODEL") or self.get("OPENAI_MODEL")
+        family = self._family()
+        if family is not _PLAIN and not url and (provider := provider_of(chosen)):
+            return LanguageModel(chosen, key=self.get(f"{provider.upper()}_API_KEY"))
         if family is None and not url:
             raise ConfigurationError(
                 "No model is configured. Put API_URL, API_KEY and DEFAULT_MODEL into .env, or set OPENAI_API_KEY."
@@ -86,15 +90,22 @@ class Configuration:
         key, found = self._pair(family or _PLAIN, url)
         if not found:
             raise ConfigurationError(f"{(family or _PLAIN).key} is set, but {(family or _PLAIN).url} isn't.")
-        chosen = name or self.get("DEFAULT_MODEL") or self.get("OPENAI_MODEL")
         if not chosen:
             raise ConfigurationError("Which model? Use --model NAME, or put DEFAULT_MODEL into .env.")
         if family is not _AZURE or url:
-            return OpenAIModel(chosen, key=key, url=found)
+            return LanguageModel(chosen, key=key, url=found)
         version = self.get("OPENAI_API_VERSION")
         if not version:
             raise ConfigurationError("Azure OpenAI needs OPENAI_API_VERSION: the date of an API version.")
-        return OpenAIModel(chosen, key=key, url=found, azure_version=version)
+        return LanguageModel(chosen, key=key, url=found, azure_version=version)
+
+    def _family(self) -> _Family | None:
+        """Return the variables to use: those of the environment before those of a file, which may be anybody's."""
+        for source in (self._environment, self._file):
+            for family in (_PLAIN, _OPENAI, _AZURE):
+                if source.get(family.key) or source.get(family.url):
+                    return family
+        return None
 
     def server(self) -> ServerAt | None:
         """The server of MCP_SERVER_URL; None if neither that nor its key is set.

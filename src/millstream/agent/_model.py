@@ -12,11 +12,11 @@ from msgspec import Struct
 Message = dict[str, Any]
 
 
-class Wish(Struct, frozen=True):
+class ToolCall(Struct, frozen=True):
     """A tool call that the model wants, as it wrote it: neither name nor arguments need to make sense.
 
     Example:
-        ``for wish in reply.wishes: print(wish.name)``
+        ``for call in reply.tool_calls: print(call.name)``
     """
 
     id: str
@@ -28,7 +28,7 @@ class Reply(Struct, frozen=True):
     """Everything that the model said in one round. ``yield Reply(text="Hello")``"""
 
     text: str
-    wishes: tuple[Wish, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     stop: str = "stop"
     """``stop``, ``length`` (it ran out of tokens), ``content_filter`` or ``tool_calls``."""
     tokens: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -23,7 +24,7 @@ class ServerAt(Struct, frozen=True):
     target: Target
     """What `Client` takes."""
     name: str = ""
-    """What you and the model call it; by default what it calls itself."""
+    """What you and the model call it; by default the name of its file, host, or program."""
     headers: Mapping[str, str] = {}
     timeout: float = 60.0
     options: Options | None = None
@@ -72,7 +73,7 @@ async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitS
             raise opened
     found: list[Connected] = []
     for place, client in wanted:
-        name = place.name or _UNFIT.sub("-", client.server.name).strip("-") or "server"
+        name = place.name or _UNFIT.sub("-", name_of(place.target) or client.server.name).strip("-") or "server"
         taken = {each.name for each in found}
         number = 2
         free = name
@@ -80,3 +81,27 @@ async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitS
             free, number = f"{name}-{number}", number + 1
         found.append(Connected(free, client))
     return found
+
+
+_LAUNCHERS = frozenset(
+    {"bun", "bunx", "deno", "docker", "millstream", "node", "npx", "pipx", "python", "python3", "uv", "uvx"}
+)
+
+
+def name_of(target: Target) -> str:
+    """Return a name for a target that its server can't choose, because people approve calls by it.
+
+    Empty for a server in this process, which is the program's own.
+    """
+    if isinstance(target, str) and "://" in target:
+        parts = urlsplit(target)
+        return parts.netloc.rpartition("@")[2]
+    if isinstance(target, str | Path):
+        words = [str(target)] if Path(target).suffix else str(target).split()
+    elif isinstance(target, Sequence):
+        words = [str(each) for each in cast("Sequence[object]", target)]
+    else:
+        return ""
+    names = [Path(word).name for word in words if not word.startswith("-")]
+    found = next((name for name in names if name.lower().removesuffix(".exe") not in _LAUNCHERS), "")
+    return Path(found).stem if Path(found).suffix in (".py", ".js", ".mjs", ".cjs") else found

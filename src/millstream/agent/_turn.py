@@ -63,7 +63,7 @@ class Turn:
             tokens += reply.tokens
             if reply.text:
                 await self._emit(Answered(reply.text))
-            if not reply.wishes:
+            if not reply.tool_calls:
                 self._say(reply.text)
                 await self._emit(Finished(_REASONS.get(reply.stop, "done"), number, tokens))
                 return
@@ -113,7 +113,7 @@ class Turn:
         tasks: list[asyncio.Task[Called]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._caller.call(wish)) for wish in reply.wishes]
+                tasks = [group.create_task(self._caller.call(call)) for call in reply.tool_calls]
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
         finally:
@@ -126,18 +126,18 @@ class Turn:
     def _keep(self, reply: Reply, called: Sequence[Called]) -> None:
         calls = [
             {
-                "id": wish.id,
+                "id": call.id,
                 "type": "function",
-                "function": {"name": fit(wish.name), "arguments": each.arguments},
+                "function": {"name": fit(call.name), "arguments": each.arguments},
             }
-            for wish, each in zip(reply.wishes, called, strict=True)
+            for call, each in zip(reply.tool_calls, called, strict=True)
         ]
         self._messages.append({"role": "assistant", "content": reply.text or None, "tool_calls": calls})
         parts: list[Part] = []
-        for wish, each in zip(reply.wishes, called, strict=True):
-            self._messages.append({"role": "tool", "tool_call_id": wish.id, "content": each.text})
+        for call, each in zip(reply.tool_calls, called, strict=True):
+            self._messages.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
             if each.parts:
-                parts += [text_part(f"From {wish.name}:"), *each.parts]
+                parts += [text_part(f"From {call.name}:"), *each.parts]
         if parts:
             self._messages.append({"role": "user", "content": parts})
 

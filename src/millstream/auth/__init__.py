@@ -1,6 +1,6 @@
 """Ways to sign in: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
-Each function makes a method (`auth.method`), and loads what that needs; a server without ``auth`` loads none of it.
+Each function makes a method (`auth._method`), and loads what that needs; a server without ``auth`` loads none of it.
 """
 
 import time
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.principal import EVERYTHING
 from millstream._protocol.suggesting import suggesting
-from millstream.auth._who import client, identity_provider, upstream, users
+from millstream.auth._issuer_args import client, identity_provider, upstream, users
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from millstream._http.outbound import Fetched
+    from millstream._http.client.fetch import Fetched
     from millstream._server.functions.description import Names
-    from millstream.auth._issuing.allowed import Allow
-    from millstream.auth._issuing.issuing_options import IssuingOptions
-    from millstream.auth._issuing.provider import Provider
-    from millstream.auth._issuing.records import Client
-    from millstream.auth._issuing.server import Issuer
-    from millstream.auth._issuing.ways import Way
-    from millstream.auth._method import Method, Unbound
+    from millstream.auth._authorization_server.allowlist import Allow
+    from millstream.auth._authorization_server.config import IssuerOptions
+    from millstream.auth._authorization_server.login_methods import LoginMethod
+    from millstream.auth._authorization_server.provider import Provider
+    from millstream.auth._authorization_server.records import Client
+    from millstream.auth._authorization_server.server import Issuer
+    from millstream.auth._method import AuthMethod, Unbound
 
 __all__ = [
     "client", "github", "google", "identity_provider", "introspected", "issuer", "jwt", "keys", "oidc", "upstream",
@@ -32,7 +32,9 @@ __all__ = [
 
 
 @suggesting
-def keys(*given: str, named: "Mapping[str, str | tuple[str, Names]] | None" = None, file: str | Path = "") -> "Method":
+def keys(
+    *given: str, named: "Mapping[str, str | tuple[str, Names]] | None" = None, file: str | Path = ""
+) -> "AuthMethod":
     """API keys, sent as ``Authorization: Bearer KEY``.
 
     Args:
@@ -73,7 +75,7 @@ def jwt(
     algorithms: "Names" = (),
     scopes: "Names" = (),
     implied: "Mapping[str, Names] | None" = None,
-) -> "Method":
+) -> "AuthMethod":
     """Signed tokens (JSON Web Tokens) of an issuer.
 
     Args:
@@ -88,7 +90,6 @@ def jwt(
 
     Raises:
         ValueError: something is missing, or can't be.
-        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
 
     Example:
         >>> auth.jwt(
@@ -97,8 +98,8 @@ def jwt(
         ...     jwks="https://id.example.com/keys",
         ... )
     """
-    from millstream._http.outbound import check_url  # noqa: PLC0415
-    from millstream.auth._asking_issuers import ask_issuer  # noqa: PLC0415
+    from millstream._http.client.fetch import check_url  # noqa: PLC0415
+    from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415
     from millstream.auth._jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
     from millstream.auth._key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
     from millstream.auth._rules import rules_of, several  # noqa: PLC0415
@@ -135,7 +136,7 @@ def oidc(
     implied: "Mapping[str, Names] | None" = None,
     client_id: str = "",
     client_secret: str = "",
-) -> "Method | Unbound":
+) -> "AuthMethod | Unbound":
     """Signed tokens of an issuer that says by itself where its keys are (OpenID Connect Discovery, RFC 8414).
 
     Args:
@@ -151,13 +152,12 @@ def oidc(
 
     Raises:
         ValueError: something is missing, or can't be.
-        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
 
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
-    from millstream.auth._asking_issuers import ask_issuer  # noqa: PLC0415
     from millstream.auth._discovery import Discovery  # noqa: PLC0415
+    from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415
     from millstream.auth._jose import ASYMMETRIC  # noqa: PLC0415
     from millstream.auth._key_sets import FetchedKeys  # noqa: PLC0415
     from millstream.auth._rules import rules_of, several  # noqa: PLC0415
@@ -187,7 +187,7 @@ def introspected(
     client_tokens: bool = False,
     scopes: "Names" = (),
     implied: "Mapping[str, Names] | None" = None,
-) -> "Method":
+) -> "AuthMethod":
     """Tokens that only their issuer can read: its introspection endpoint is asked (RFC 7662).
 
     Args:
@@ -213,8 +213,8 @@ def introspected(
         ...     secret=os.environ["SHOP_SECRET"],
         ... )
     """
-    from millstream._http.outbound import check_url, fetch  # noqa: PLC0415
-    from millstream.auth._asking_issuers import anywhere  # noqa: PLC0415
+    from millstream._http.client.dial import anywhere  # noqa: PLC0415
+    from millstream._http.client.fetch import check_url, fetch  # noqa: PLC0415
     from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
     from millstream.auth._rules import rules_of  # noqa: PLC0415
 
@@ -233,7 +233,7 @@ def introspected(
 def issuer(
     url: str,
     *,
-    users: "Way | Sequence[Way]",
+    users: "LoginMethod | Sequence[LoginMethod]",
     clients: "Sequence[Client]" = (),
     audience: str = "",
     resources: "Names" = (),
@@ -264,18 +264,17 @@ def issuer(
 
     Raises:
         ValueError: something can't be.
-        ImportError: the extra is not installed: ``pip install 'millstream[auth]'``.
 
     Example:
         ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
     """
-    from millstream.auth._issuing.given import plan_of  # noqa: PLC0415
-    from millstream.auth._issuing.server import Issuer  # noqa: PLC0415
+    from millstream.auth._authorization_server.config import issuer_config  # noqa: PLC0415
+    from millstream.auth._authorization_server.server import Issuer  # noqa: PLC0415
     from millstream.auth._rules import rules_of  # noqa: PLC0415
 
-    ways = list(users) if isinstance(users, Sequence) else [users]
-    plan = plan_of(
-        url, ways, clients, audience=audience, resources=resources, scopes=scopes, described=described or {},
+    logins = list(users) if isinstance(users, Sequence) else [users]
+    plan = issuer_config(
+        url, logins, clients, audience=audience, resources=resources, scopes=scopes, described=described or {},
         implied=implied or {}, registration=registration, provider=provider,
     )  # fmt: skip
     for each in (audience or url, *resources):
@@ -284,28 +283,28 @@ def issuer(
 
 
 def google(
-    url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuingOptions]"
+    url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
     """An `issuer` whose people sign in with Google. `more` is for `issuer`; the others are those of `upstream`.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
     """
-    from millstream.auth._issuing.issuing_options import check_options  # noqa: PLC0415
+    from millstream.auth._authorization_server.config import check_options  # noqa: PLC0415
 
     check_options("auth.google", more)
     return issuer(url, users=upstream("google", allow=allow, client_id=client_id, client_secret=client_secret), **more)
 
 
 def github(
-    url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuingOptions]"
+    url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
     """An `issuer` whose people sign in with GitHub. `more` is for `issuer`; the others are those of `upstream`.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``
     """
-    from millstream.auth._issuing.issuing_options import check_options  # noqa: PLC0415
+    from millstream.auth._authorization_server.config import check_options  # noqa: PLC0415
 
     check_options("auth.github", more)
     return issuer(url, users=upstream("github", allow=allow, client_id=client_id, client_secret=client_secret), **more)

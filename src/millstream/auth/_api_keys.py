@@ -9,7 +9,7 @@ from math import inf
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
 from millstream.auth._key_file import KeyFile, StoredKey, digest_of
-from millstream.auth._method import Identity
+from millstream.auth._method import AuthMethod, Identity
 
 logger = logging.getLogger("millstream")
 
@@ -19,14 +19,8 @@ _TOLD = 10.0
 """Seconds in which every guard that has this method looks at it."""
 
 
-class KeyMethod:
+class KeyMethod(AuthMethod):
     """The keys of one server."""
-
-    resource = ""
-    issuers: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
-    binds = False
-    shows = False
 
     def __init__(
         self, given: tuple[StoredKey, ...], file: KeyFile | None, *, clock: Callable[[], float] = time.time

@@ -3,17 +3,14 @@
 Every reply of one kind is the same bytes, whoever asks and whatever they sent, so that it tells nothing.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 from millstream._http.message import Request, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
-from millstream.auth._method import Forging, NonceWanted, Unavailable
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
-PROVED_BY = ("ES256", "ES384", "ES512", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
-"""Signatures that proofs may have (RFC 9449 §5.1)."""
 _NO_STORE = b"cache-control: no-store\r\n"
 
 
@@ -57,23 +54,11 @@ class Challenges:
             plain_problem(401, text, head + _NO_STORE) if page is None else Response(page.body, 401, page.head + head)
         )
 
-    def wrong(self, *, proof: bool = False) -> Response:
-        """There is one, and it is not valid, or not with this `proof`. Where there are only keys, the person has to
-        find the right one: 403.
-        """
-        if proof:
-            text = "The token isn't valid here, or the request doesn't prove that it has the token's key."
-            head = self._challenge("invalid_token", (), "DPoP", {"algs": " ".join(PROVED_BY)})
-            return plain_problem(401, text, head + _NO_STORE)
+    def wrong(self) -> Response:
+        """There is one, and it is not valid. Where there are only keys, the person has to find the right one: 403."""
         if self._oauth:
             return plain_problem(401, "The token isn't valid here, or not any more.", self._head("invalid_token", ()))
         return plain_problem(403, "The key isn't valid here, or not any more.", _NO_STORE)
-
-    def nonce_wanted(self, nonce: str) -> Response:
-        """The proof is good, but has to have a nonce (RFC 9449 §9)."""
-        head = self._challenge("use_dpop_nonce", (), "DPoP", {"algs": " ".join(PROVED_BY)})
-        text = "Send a new proof with this nonce: this server may have forgotten which older proofs it has seen."
-        return plain_problem(401, text, head + b"dpop-nonce: %b\r\n" % nonce.encode("ascii") + _NO_STORE)
 
     def malformed(self, text: str) -> Response:
         """What was sent cannot be a credential."""
@@ -87,12 +72,6 @@ class Challenges:
     def slow(head: bytes) -> Response:
         """Too many wrong ones came from there."""
         return plain_problem(429, "Too many failed sign-ins from your address. Wait, then try again.", head + _NO_STORE)
-
-    def undecided(self, why: Unavailable | NonceWanted | Forging) -> Response:
-        """It isn't known yet whether a credential is valid."""
-        if isinstance(why, NonceWanted):
-            return self.nonce_wanted(str(why))
-        return self.slow(why.head) if isinstance(why, Forging) else self.unavailable(str(why))
 
     def insufficient(self, needed: Collection[str]) -> Response:
         """The credential is valid and does not cover this."""
@@ -112,12 +91,10 @@ class Challenges:
     def _head(self, error: str, scopes: Collection[str]) -> bytes:
         return self._challenge(error, scopes) + _NO_STORE
 
-    def _challenge(
-        self, error: str, scopes: Collection[str], scheme: str = "Bearer", more: Mapping[str, str] | None = None
-    ) -> bytes:
-        parts = {"error": error, "scope": " ".join(sorted(scopes)), "resource_metadata": self._metadata, **(more or {})}
+    def _challenge(self, error: str, scopes: Collection[str]) -> bytes:
+        parts = {"error": error, "scope": " ".join(sorted(scopes)), "resource_metadata": self._metadata}
         said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
-        return f"www-authenticate: {scheme}{' ' if said else ''}{said}\r\n".encode()
+        return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
 
 
 def _lacking(needed: Collection[str]) -> str:

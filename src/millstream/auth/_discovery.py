@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from millstream._http.outbound import OutboundError, check_url
+from millstream._http.client.fetch import OutboundError, check_url
 from millstream.auth._key_sets import Get
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight

@@ -8,34 +8,22 @@ A credential that is presented and not valid never makes an anonymous caller: no
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from millstream._http.lane.lines import usual_lines
 from millstream._http.message import Handler, Request, Response, Sink, neighborhood
+from millstream._http.server.fast_head import header_lines
 from millstream._limits.gcra import Limiter, Rate, told
 from millstream._limits.names import named
 from millstream._limits.pool import Pool
 from millstream._protocol.principal import Principal
-from millstream._protocol.seal import KeyRing
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
-from millstream.auth._method import (
-    Fetching,
-    Forging,
-    Identity,
-    Method,
-    NonceWanted,
-    Refusing,
-    Serving,
-    Unavailable,
-    prefetch_all,
-)
-from millstream.auth._turns import Turns
+from millstream.auth._keyed_semaphore import KeyedSemaphore
+from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all
 from millstream.auth._verdicts import Verdict, Verdicts
 
 if TYPE_CHECKING:
-    from millstream.auth._proofs import Proofs
     from millstream.auth._signed_out import SignedOut
 
 Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
@@ -51,16 +39,13 @@ them all looked into before the first one is known to be wrong.
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
 
 
-class Guard:
+class AuthGuard:
     """The guard of one running server."""
 
     __slots__ = (
-        "_began",
+        "_checks",
         "_epochs",
         "_failures",
-        "_proofs",
-        "_ring",
-        "_turns",
         "ambient",
         "challenges",
         "clock",
@@ -73,16 +58,13 @@ class Guard:
 
     def __init__(
         self,
-        methods: Sequence[Method],
+        methods: Sequence[AuthMethod],
         challenges: Challenges,
         *,
-        ring: Callable[[], KeyRing],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`ring` gives the keys that seal what the guard hands out."""
         # Configuration
-        self._ring = ring
-        self.methods: tuple[Method, ...] = tuple(sorted(methods, key=lambda each: each.shows))
+        self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
         """In the order in which they are asked: what is known here is shown to nobody."""
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
@@ -98,10 +80,7 @@ class Guard:
         self.verdicts: Verdicts = Verdicts()
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
-        self._turns = Turns(_AT_ONCE)
-        self._began = time()
-        self._proofs: Proofs | None = None
-        """Made with the first request that has a proof."""
+        self._checks = KeyedSemaphore(_AT_ONCE)
 
     def protect(self, handler: Handler, *, scope: str = "") -> Handler:
         """The handler, behind this guard.
@@ -148,65 +127,45 @@ class Guard:
     async def _judge(self, request: Request, value: bytes) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
         credential = credential.strip(b" ")
-        bound = scheme.lower() == b"dpop" and self.binds
-        if scheme.lower() != b"bearer" and not bound:
+        if scheme.lower() != b"bearer":
             return self.challenges.missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.malformed("The Authorization header has no token: write Bearer and the token.")
-        key = _kept_as(scheme, credential, bound=bound)
-        known = self._known(key)
+        # The usual spellings of the header, so that no one fills the memory with others.
+        key = b"%b %b" % (scheme if scheme == b"bearer" else b"Bearer", credential)
+        verdict, lacking = self._known(key), frozenset[str]()
+        if verdict is not None:
+            return verdict.principal
         try:
-            # Nobody can guess a proof, so it doesn't wait for what others guess.
-            if known is not None and (not bound or await self._proves(request, credential, known.thumbprint)):
-                return known.principal
             async with self.turn(request.peer):
                 slow = self.slow(request.peer)
                 if slow is not None:
                     return slow
-                verdict, lacking = None, frozenset[str]()
-                if known is None:
-                    verdict, lacking = await self._look(request, key, credential, bound=bound)
-                if verdict is None:
-                    self.failed(request.peer)
-                    return self.challenges.wrong(proof=bound)
-        except (Unavailable, NonceWanted, Forging) as exc:
-            return self.challenges.undecided(exc)
+                verdict, lacking = await self._look(key, credential)
+        except Unavailable as exc:
+            return self.challenges.unavailable(str(exc))
+        if verdict is None:
+            self.failed(request.peer)
+            return self.challenges.wrong()
         return self.challenges.insufficient(lacking) if lacking else verdict.principal
 
     def _known(self, key: bytes) -> Verdict | None:
         verdict = self.verdicts.get(key)
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
-    async def _look(
-        self, request: Request, key: bytes, credential: bytes, *, bound: bool
-    ) -> tuple[Verdict | None, frozenset[str]]:
+    async def _look(self, key: bytes, credential: bytes) -> tuple[Verdict | None, frozenset[str]]:
         """What is known of a credential, or found out now; and what its method wants besides."""
-        verdict, lacking = self._known(key), frozenset[str]()
-        if verdict is None:
-            found, lacking = await self.identify(credential.decode("ascii"), bound=bound)
-            if found is None:
-                return None, lacking
-            verdict = Verdict(found.principal, self.clock() + found.seconds, found.thumbprint)
-            if not lacking:
-                self.verdicts.keep(key, verdict)
-                if not bound:
-                    usual_lines.keep_credential(key)
-        proven = not bound or await self._proves(request, credential, verdict.thumbprint)
-        return verdict if proven else None, lacking
-
-    @property
-    def binds(self) -> bool:
-        """Whether tokens may be bound to keys here."""
-        return any(method.binds for method in self.methods)
-
-    async def _proves(self, request: Request, token: bytes, thumbprint: str) -> bool:
-        """Whether a request has a proof of the key that its token is bound to; never, if it's bound to none."""
-        if self._proofs is None:
-            from millstream.auth._proofs import Nonces, Proofs  # noqa: PLC0415  needs the extra, which takers of tokens have
-
-            resource = next((each.resource for each in self.methods if each.resource), "")
-            self._proofs = Proofs(resource, Nonces(self._ring), began=self._began)
-        return thumbprint != "" and await self._proofs.holds(request, token, thumbprint, self.pool)
+        verdict = self._known(key)
+        if verdict is not None:
+            return verdict, frozenset()
+        found, lacking = await self.identify(credential.decode("ascii"))
+        if found is None:
+            return None, lacking
+        verdict = Verdict(found.principal, self.clock() + found.seconds)
+        if not lacking:
+            self.verdicts.keep(key, verdict)
+            header_lines.keep_credential(key)
+        return verdict, lacking
 
     def turn(self, address: str) -> AbstractAsyncContextManager[None]:
         """The turn of somebody at an address whose credential isn't known yet; `slow` and `failed` are for inside.
@@ -214,11 +173,10 @@ class Guard:
         Raises:
             Unavailable: those before take too long.
         """
-        return self._turns.turn(neighborhood(address))
+        return self._checks.hold(neighborhood(address))
 
-    async def identify(self, credential: str, *, bound: bool = False) -> tuple[Identity | None, frozenset[str]]:
-        """Whom a credential belongs to, by the first method that knows, and what that method wants besides. One that is
-        bound to a key counts only where the caller asks for its proof, `bound`.
+    async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
+        """Return whom a credential belongs to, by the first method that knows, and what that method wants besides.
 
         Raises:
             Unavailable: none knows, and one could not be asked.
@@ -233,8 +191,6 @@ class Guard:
             except Unavailable as exc:
                 failure = exc
                 continue
-            if found is not None and found.thumbprint and not bound:
-                return None, nothing
             if found is not None:
                 return found, nothing if found.principal.has(method.scopes) else frozenset(method.scopes)
         if failure is not None:
@@ -261,8 +217,7 @@ class Guard:
         """Tell of the address of every wrong credential from now on, wherever it's presented."""
         self.told = told
         for method in self.methods:
-            if isinstance(method, Refusing):
-                method.tell(told)
+            method.tell(told)
 
     def holds(self, id: str) -> bool:
         """Whether somebody with this `Principal.id` may still have a credential."""
@@ -270,13 +225,12 @@ class Guard:
 
     async def prefetch(self) -> None:
         """Have what issuers say before somebody needs it, and say now if it can't be had."""
-        await prefetch_all(each for each in self.methods if isinstance(each, Fetching))
+        await prefetch_all(self.methods)
 
     def close(self) -> None:
         """The server stops."""
         for method in self.methods:
-            if isinstance(method, Serving):
-                method.close()
+            method.close()
         if self.signed_out is not None:
             self.signed_out.stop()
 
@@ -293,15 +247,8 @@ class Guard:
             return False
         self._epochs = epochs
         self.verdicts.clear()
-        usual_lines.forget_credentials()
+        header_lines.forget_credentials()
         return True
-
-
-def _kept_as(scheme: bytes, credential: bytes, *, bound: bool) -> bytes:
-    """Under what a verdict is kept: the usual spellings of the header, so that nobody fills the memory with others. The
-    one for a bound token has a zero byte, as no header or cookie has: nobody gets at it without a proof.
-    """
-    return b"%b %b" % (b"\0\0DPoP" if bound else scheme if scheme == b"bearer" else b"Bearer", credential)
 
 
 def _repeated(request: Request) -> bool:

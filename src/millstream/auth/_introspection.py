@@ -8,9 +8,9 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from millstream._http.outbound import Fetched, OutboundError
+from millstream._http.client.fetch import Fetched, OutboundError
 from millstream.auth._claims import Rules, judge
-from millstream.auth._method import Identity, Unavailable
+from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
 
 _MAX_ASKING = 64
@@ -22,8 +22,10 @@ Post = Callable[[bytes, str], Awaitable[Fetched]]
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class IntrospectedMethod:
+class IntrospectedMethod(AuthMethod):
     """The tokens of one issuer."""
+
+    shows = True
 
     def __init__(
         self,
@@ -45,10 +47,8 @@ class IntrospectedMethod:
         self._client_tokens = client_tokens
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
-        self.binds = True
-        self.shows = True
-        self.issuers: tuple[str, ...] = (rules.issuer,)
-        self.scopes: tuple[str, ...] = tuple(scopes)
+        self.issuers = (rules.issuer,)
+        self.scopes = tuple(scopes)
         # Process
         self._asking = SingleFlight[Identity | None]()
         """The questions that wait for an answer; all who send the same token share one."""
@@ -66,10 +66,8 @@ class IntrospectedMethod:
         except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise Unavailable("The issuer doesn't say whether the token is valid. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")
-        if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() not in ("bearer", "dpop"):
+        if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":
             return None
-        if kind.lower() == "dpop" and "cnf" not in claims:
-            return None  # nobody can tell to which key it's bound
         if self._client_tokens and "sub" not in claims and "username" not in claims and "client_id" in claims:
             # Its client acts for itself; a signed token says so, too (RFC 9068 §2.2). `sub` is optional here (RFC 7662
             # §2.2), so an issuer could leave it out for people as well: only the operator knows that this one doesn't.
@@ -80,7 +78,3 @@ class IntrospectedMethod:
     def holds(self, id: str) -> bool:
         """Everybody of this issuer."""
         return id.startswith(f"{self._rules.issuer} ")
-
-    def epoch(self) -> int:
-        """Nothing is taken back but by time: what the endpoint said is believed for half a minute."""
-        return 0

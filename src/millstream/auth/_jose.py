@@ -1,34 +1,26 @@
-"""Signatures of JSON Web Tokens (RFC 7515, 7519), by joserfc: the one module that imports it.
+"""Signatures of JSON Web Tokens (RFC 7515, 7519), checked and made by joserfc.
 
 A token is opened in two steps: what its header claims, then its payload with a key that was chosen without the token's
 help. Keys that a token carries or points to (`jwk`, `jku`, `x5c`, `x5u`) are never looked at.
 """
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
 from typing import Any, cast
 
 import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
-from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import is_array, is_object
-
-try:
-    from joserfc import jws
-    from joserfc.errors import JoseError
-    from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
-except ImportError:
-    raise MissingExtra("Checking tokens", "auth") from None
 
 ASYMMETRIC = ("ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 """Algorithms whose verification needs no secret. The first two letters say which keys they take."""
 _KEY_TYPES = {"ES": "EC", "Ed": "OKP", "PS": "RSA", "RS": "RSA", "HS": "oct"}
-_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _PUBLIC = ("kty", "crv", "x", "y", "n", "e")
-_REQUIRED = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
 _MAX_KEYS = 256
 """Of one set. To read so many takes up to 25 ms; the keys of an issuer are read when they change."""
 _MAX_OWN_KEYS = 64
@@ -114,54 +106,6 @@ def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
         return _decode(jws.deserialize_compact(token, key.key, registry=registry).payload)
     except (JoseError, ValueError, TypeError, RecursionError) as exc:
         raise InvalidToken("Its signature is wrong.") from exc
-
-
-class SignedProof(Struct, frozen=True):
-    """A proof (RFC 9449 §4.3) as it came: what it says is true once `holds` has seen the signature, which takes a
-    thousand times as long as everything else.
-    """
-
-    claims: dict[str, Any]
-    thumbprint: str
-    """Of the key in its header (RFC 7638), which says nothing by itself: the caller compares it with one that somebody
-    vouches for.
-    """
-    alg: str
-    key: dict[str, Any]
-    token: str
-
-    def holds(self) -> bool:
-        """Whether the key in its header has signed it."""
-        key = _read_key(self.key)
-        if key is None or not key.fits(self.alg) or key.key.thumbprint() != self.thumbprint:
-            return False
-        try:
-            return verify(self.token, key, self.alg) == self.claims
-        except InvalidToken:
-            return False
-
-
-def open_proof(token: str) -> SignedProof:
-    """What a proof says, its signature unseen.
-
-    Raises:
-        InvalidToken: it isn't a proof.
-    """
-    header = read_header(token)
-    raw = _decode(_unpack(token.split(".", maxsplit=1)[0])).get("jwk")
-    if header.typ != "dpop+jwt" or header.alg not in ASYMMETRIC or not is_object(raw) or _PRIVATE & raw.keys():
-        raise InvalidToken("It isn't a proof.")
-    key = {name: value for name, value in raw.items() if name in _PUBLIC}
-    return SignedProof(read_payload(token), _thumbprint(key), header.alg, key, token)
-
-
-def _thumbprint(key: Mapping[str, Any]) -> str:
-    """Of a key as it's written: a hash of what it takes, in the order of the names (RFC 7638 §3)."""
-    names = _REQUIRED.get(str(key.get("kty")), ())
-    said = {name: key[name] for name in names if isinstance(key.get(name), str)}
-    if not names or len(said) < len(names):
-        raise InvalidToken("Its key can't be used.")
-    return urlsafe_b64encode(sha256(msgspec.json.encode(said)).digest()).rstrip(b"=").decode()
 
 
 def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:

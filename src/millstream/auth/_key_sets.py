@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.outbound import Fetched, OutboundError
+from millstream._http.client.fetch import Fetched, OutboundError
 from millstream.auth._jose import PublicKey, read_keys
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
@@ -44,7 +44,7 @@ class GivenKeys:
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """The keys that may have signed."""
-        return fitting(self._keys, kid, algorithm)
+        return select_keys(self._keys, kid, algorithm)
 
     async def prefetch(self) -> None:
         """Nothing to do."""
@@ -91,11 +91,11 @@ class FetchedKeys:
             Unavailable: they cannot be had.
         """
         now = self._clock()
-        found = fitting(self._keys, kid, algorithm)
+        found = select_keys(self._keys, kid, algorithm)
         if (not found or now - self._fetched > _OLD) and (self._flight.runs("keys") or now - self._tried >= _PAUSE):
             self._tried = now
             await self._flight.run("keys", self._load)
-            found = fitting(self._keys, kid, algorithm)
+            found = select_keys(self._keys, kid, algorithm)
         if self._clock() - self._fetched > _TOO_OLD:
             raise Unavailable("The keys of the issuer can't be fetched. Try again later.")
         return found
@@ -118,6 +118,6 @@ class FetchedKeys:
             self.epoch += 1
 
 
-def fitting(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:
+def select_keys(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:
     """The keys of an id, or any if the token names none, that may be used with an algorithm: as many as are tried."""
     return [each for each in keys if (kid is None or each.kid == kid) and each.fits(algorithm)][:_MAX_TRIED]

@@ -22,8 +22,6 @@ class Identity(Struct, frozen=True):
     principal: Principal
     seconds: float
     """For how long that may be believed without asking the method again."""
-    thumbprint: str = ""
-    """Of the key that the credential is bound to: it counts only with a proof of that key (RFC 9449 §6)."""
 
 
 class Unavailable(Exception):
@@ -38,19 +36,6 @@ class Unavailable(Exception):
         """
         super().__init__(text)
         self.why: str = why or text
-
-
-class NonceWanted(Exception):
-    """A proof is good, but may be of a time of which this process knows nothing: it takes this nonce."""
-
-
-class Forging(Exception):
-    """Too many proofs with a key had wrong signatures."""
-
-    def __init__(self, head: bytes) -> None:
-        """`head` tells when to come back."""
-        super().__init__()
-        self.head = head
 
 
 class NotAdmitted(Exception):
@@ -69,59 +54,9 @@ class NotAdmitted(Exception):
         self.wrong = wrong
 
 
-class Method(Protocol):
-    """One kind of credential."""
-
-    resource: str
-    """The URL that tokens of this kind are for; empty for a kind that anybody can use anywhere."""
-    issuers: tuple[str, ...]
-    """The authorization servers whose tokens these are; empty where there is none to send a client to."""
-    scopes: tuple[str, ...]
-    """Scopes without which nobody gets in."""
-    binds: bool
-    """Credentials of this kind may be bound to a key, of which each request has a proof (DPoP, RFC 9449)."""
-    shows: bool
-    """Whoever is asked sees the credential, such as an endpoint elsewhere: it's asked after all other methods."""
-
-    async def identify(self, credential: str) -> Identity | None:
-        """Whom a credential belongs to; None for one that is not valid here, for whatever reason.
-
-        Raises:
-            Unavailable: nobody can say now.
-        """
-        ...
-
-    def holds(self, id: str) -> bool:
-        """Whether somebody with this `Principal.id` may still have a credential: the streams of others are ended."""
-        ...
-
-    def epoch(self) -> int:
-        """A number that changes when something may have been taken back: what was found before has to be asked again.
-
-        Asked once a second by every guard that has this method; it may look at a file for that.
-        """
-        ...
-
-
-@runtime_checkable
-class Serving(Method, Protocol):
-    """A method that also serves paths of its own, which stand before the guard."""
-
-    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Handlers by path and method."""
-        ...
-
-    def shared_paths(self) -> frozenset[str]:
-        """Those of the paths that pages of any origin may use: no cookie counts there."""
-        ...
-
-    def close(self) -> None:
-        """The server stops."""
-
-
 @runtime_checkable
 class Fetching(Protocol):
-    """What depends on what an issuer says."""
+    """An upstream or a key set, which depends on what an issuer says."""
 
     async def prefetch(self) -> None:
         """Fetch that before somebody needs it. If it can't be had, the log says so, and it's asked for again later."""
@@ -139,42 +74,55 @@ async def prefetch_all(those: Iterable[Fetching]) -> None:
         raise ExceptionGroup("What issuers say can't be read", failed)
 
 
-@runtime_checkable
-class Counting(Method, Protocol):
-    """A method that counts tries, for all workers together where they share a store."""
+class AuthMethod:
+    """One kind of credential. A subclass overrides `identify` and `holds`, and what else its kind needs."""
 
-    def share(self, pool: Pool) -> None:
-        """Count there from now on."""
-        ...
+    resource: str = ""
+    """The URL that tokens of this kind are for; empty for a kind that counts anywhere."""
+    issuers: tuple[str, ...] = ()
+    """The authorization servers whose tokens these are; empty where there is none to send a client to."""
+    scopes: tuple[str, ...] = ()
+    """Scopes that every caller needs."""
+    shows: bool = False
+    """`identify` shows the credential to others, such as an endpoint elsewhere: it's asked after all other methods."""
 
-
-@runtime_checkable
-class Refusing(Method, Protocol):
-    """A method that takes credentials at paths of its own."""
-
-    def tell(self, refused: Callable[[str], None]) -> None:
-        """Tell of the address of every wrong one, from now on."""
-        ...
-
-
-@runtime_checkable
-class Welcoming(Method, Protocol):
-    """A method whose people sign in to the server's own pages as themselves."""
-
-    by_password: bool
-    """They have a name and password here."""
-
-    async def admit(self, peer: str, name: str, password: str) -> bytes:
-        """What stands for a person from now on; the caller seals it.
+    async def identify(self, credential: str) -> Identity | None:
+        """Return whom a credential belongs to; None for one that is not valid here, for whatever reason.
 
         Raises:
-            NotAdmitted: the name or the password is wrong, or there were too many tries.
+            Unavailable: that can't be found out now.
         """
-        ...
+        raise NotImplementedError
 
-    async def recall(self, kept: bytes) -> Identity | None:
-        """Whom that stands for now; None for somebody who was removed, or has another password."""
-        ...
+    def holds(self, id: str) -> bool:
+        """Return whether a principal with this id may still have a credential: the streams of others are ended."""
+        raise NotImplementedError
+
+    def epoch(self) -> int:
+        """Return a number that changes when a credential may have been revoked. Called once a second by every guard
+        that has this method; it may look at a file for that.
+        """
+        return 0
+
+    async def prefetch(self) -> None:
+        """Fetch what issuers say before a caller needs it. A failure is logged, and it's asked for again later."""
+
+    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+        """Return handlers by path and method, for paths that stand before the guard."""
+        return {}
+
+    def shared_paths(self) -> frozenset[str]:
+        """Return the paths that pages of any origin may use: no cookie counts there."""
+        return frozenset()
+
+    def share(self, pool: Pool) -> None:
+        """Count attempts in `pool` from now on, for all workers together."""
+
+    def tell(self, refused: Callable[[str], None]) -> None:
+        """Call `refused` with the address of every wrong credential at the method's own paths, from now on."""
+
+    def close(self) -> None:
+        """Release what the method holds: the server stops."""
 
 
 class Landing(Protocol):
@@ -186,7 +134,7 @@ class Landing(Protocol):
         Args:
             request: by which they came back.
             page: that they wanted.
-            kept: what stands for them: see `Welcoming.admit`; of a method that isn't one, the credential.
+            kept: what stands for them: see `PageMethod.admit`; of a method that isn't one, the credential.
             seconds: for which that may count at most.
         """
         ...
@@ -196,29 +144,44 @@ class Landing(Protocol):
         ...
 
 
-@runtime_checkable
-class Leading(Method, Protocol):
-    """A method that sends the browsers of people who open a page to where they sign in."""
+class PageMethod(AuthMethod):
+    """A method by which people sign in to the server's own pages."""
 
-    ways: Mapping[str, str]
-    """Name -> what the button says."""
-    landing: Landing | None
-    """Where they come back to; None where there are no pages."""
+    logins: Mapping[str, str] = {}
+    """Name -> what the button says, for logins at other sites."""
+    by_password: bool = False
+    """People have a name and password here."""
+    recalls: bool = False
+    """A cookie of this method names a person (`recall`), and not a credential (`identify`)."""
+    landing: Landing | None = None
+    """Where people come back to; None where there are no pages."""
 
-    async def lead(self, request: Request, way: str, page: str) -> Response:
-        """The page that leads a browser away, by one of the ways, to come back for a page.
+    async def lead(self, request: Request, login: str, page: str) -> Response:
+        """Return the page that leads a browser away, by one of the logins, to come back for a page.
 
         Raises:
             NotAdmitted: it can't be sent there now.
         """
-        ...
+        raise NotImplementedError
+
+    async def admit(self, request: Request, name: str, password: str) -> tuple[bytes, bytes]:
+        """Return what identifies a person from now on, which the caller seals, and header lines for the reply.
+
+        Raises:
+            NotAdmitted: the name or the password is wrong, or there were too many tries.
+        """
+        raise NotImplementedError
+
+    async def recall(self, kept: bytes) -> Identity | None:
+        """Return the person now; None for one who was removed or has another password."""
+        raise NotImplementedError
 
 
 @runtime_checkable
 class Unbound(Protocol):
     """What becomes a method only once a server runs, because it has its state in the server's store."""
 
-    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> Serving:
+    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> AuthMethod:
         """The method of one running server.
 
         Args:
@@ -229,4 +192,4 @@ class Unbound(Protocol):
         ...
 
 
-Given = Method | Unbound
+Given = AuthMethod | Unbound

@@ -9,16 +9,16 @@ from urllib.parse import urlsplit
 
 from millstream._http.message import Handler, Request, Response
 from millstream._server.calls.services import Services
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.code_flow import CodeFlow
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed
+from millstream.auth._authorization_server.metadata import CALLBACK
+from millstream.auth._authorization_server.page_login import check_here
+from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
+from millstream.auth._authorization_server.tickets import Tickets
+from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._claims import Rules
-from millstream.auth._issuing import pages
-from millstream.auth._issuing.code_flow import CodeFlow
-from millstream.auth._issuing.metadata import CALLBACK
-from millstream.auth._issuing.tickets import Tickets
-from millstream.auth._issuing.trips import TOO_OLD, Trip, Trips
-from millstream.auth._issuing.vault import Vault
-from millstream.auth._issuing.visitors import check_here
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed
-from millstream.auth._method import Landing, NotAdmitted, Unavailable
+from millstream.auth._method import NotAdmitted, PageMethod, Unavailable
 from millstream.auth._tokens import Keys, TokenMethod
 
 NAME = "oidc"
@@ -40,36 +40,25 @@ class OidcAtPages:
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningOidc":
         """The method of one running server."""
-        tokens = TokenMethod(self._rules, self._keys, algorithms=self._algorithms, scopes=self._scopes)
-        return RunningOidc(tokens, self._rules, self._client, services, known)
+        return RunningOidc(
+            self._rules, self._keys, algorithms=self._algorithms, scopes=self._scopes, client=self._client,
+            services=services, known=known,
+        )  # fmt: skip
 
 
-class RunningOidc:
+class RunningOidc(TokenMethod, PageMethod):
     """The method of one running server: tokens as `TokenMethod` has them, and people at the pages."""
 
     def __init__(
-        self,
-        tokens: TokenMethod,
-        rules: Rules,
-        client: tuple[str, str],
-        services: Services,
-        known: Callable[[], Collection[str]],
-    ) -> None:
+        self, rules: Rules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str],
+        client: tuple[str, str], services: Services, known: Callable[[], Collection[str]],
+    ) -> None:  # fmt: skip
+        super().__init__(rules, keys, algorithms=algorithms, scopes=scopes)
         # Configuration
-        self.resource: str = tokens.resource
-        self.issuers: tuple[str, ...] = tokens.issuers
-        self.scopes: tuple[str, ...] = tokens.scopes
         self.name: str = NAME
         title = urlsplit(rules.issuer).netloc
         self.label: str = f"Continue with {title}"
-        self.ways: Mapping[str, str] = {NAME: self.label}
-        self.landing: Landing | None = None
-        self.identify = tokens.identify
-        self.holds = tokens.holds
-        self.epoch = tokens.epoch
-        self.binds = True
-        self.shows = False
-        self.prefetch = tokens.prefetch
+        self.logins = {NAME: self.label}
         self._title = title
         self._known = known
         parts = urlsplit(rules.audience)
@@ -85,60 +74,53 @@ class RunningOidc:
             title=title,
             also={"resource": rules.audience},  # RFC 8707
         )
-        self._trips = Trips(vault, Tickets(vault, secure=parts.scheme == "https"), self._base)
+        self._pending_logins = PendingLogins(vault, Tickets(vault, secure=parts.scheme == "https"), self._base)
 
     # Over HTTP
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """The place where people come back to: below the path of the server, and at the root."""
-        handler = self._trips.returning(NAME, self._returned)
+        handler = self._pending_logins.callback_handler(NAME, self._handle_callback)
         prefixes = {"", urlsplit(self._base).path}
         return {f"{prefix}{CALLBACK}{NAME}": {"GET": handler} for prefix in prefixes}
 
-    def shared_paths(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
-
-    def close(self) -> None:
-        """Nothing is open."""
-
     # At the server's own pages
 
-    async def begin(self, callback: str, state: str) -> Away:
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Where to send the browser: for the scopes that our metadata name to clients."""
         wanted = ("openid", *self.scopes, *sorted(self._known()))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
-    async def lead(self, request: Request, way: str, page: str) -> Response:
-        """See `Leading.lead`."""
+    async def lead(self, request: Request, login: str, page: str) -> Response:
+        """See `PageMethod.lead`."""
         check_here(request, self._base, page)
         try:
-            return await self._trips.begin(request, self, page=page)
+            return await self._pending_logins.begin(request, self, page=page)
         except SignInFailed as exc:
             raise NotAdmitted(str(exc), 503, wrong=False) from None
 
-    async def _returned(self, request: Request, trip: Trip, returned: Returned) -> Response:
+    async def _handle_callback(self, request: Request, pending: PendingLogin, callback: Callback) -> Response:
         landing = self.landing
         if landing is None:
             return pages.wrong("Start again", TOO_OLD, 400, up="../../")
         try:
-            token, seconds = await self._token(returned)
+            token, seconds = await self._token(callback)
         except SignInFailed as exc:
-            return landing.refuse(request, trip.page, str(exc))
-        return landing.land(request, trip.page, token.encode(), seconds)
+            return landing.refuse(request, pending.page, str(exc))
+        return landing.land(request, pending.page, token.encode(), seconds)
 
-    async def _token(self, returned: Returned) -> tuple[str, float]:
+    async def _token(self, callback: Callback) -> tuple[str, float]:
         """The token of whoever came back, and for how long it counts.
 
         Raises:
             SignInFailed: it wouldn't open anything here.
         """
-        token = (await self._flow.finish(returned)).access_token
+        token = (await self._flow.finish(callback)).access_token
         try:
             found = await self.identify(token) if isinstance(token, str) else None
         except Unavailable as exc:
             raise SignInFailed(str(exc)) from None
-        if found is None or found.thumbprint or not isinstance(token, str):
+        if found is None or not isinstance(token, str):
             raise SignInFailed(f"The token that {self._title} gave isn't for this server. Ask whoever runs it.")
         if not found.principal.has(self.scopes):
             raise SignInFailed(

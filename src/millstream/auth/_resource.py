@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 from millstream._http.message import JSON_HEAD, Handler, Request, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.jsonrpc import encode
-from millstream.auth._challenge import METADATA_PATH, PROVED_BY
+from millstream.auth._challenge import METADATA_PATH
 from millstream.auth._discovery import Discovery
 from millstream.auth._key_sets import Get
-from millstream.auth._method import Method, Unavailable, Welcoming
+from millstream.auth._method import AuthMethod, Unavailable
 
 SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
 _HEAD = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
@@ -24,7 +24,9 @@ class ResourceMetadata:
 
     __slots__ = ("_discovery", "_known", "_methods", "_name", "_resource")
 
-    def __init__(self, methods: Sequence[Method], name: str, known: Callable[[], Collection[str]], get: Get) -> None:
+    def __init__(
+        self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]], get: Get
+    ) -> None:
         """Prepare them.
 
         Args:
@@ -50,13 +52,10 @@ class ResourceMetadata:
     async def resource(self, request: Request) -> Response:
         """The metadata of this server."""
         scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
-        # Our own issuer says so itself: proofs cost each call a signature, so its clients have to ask for bound tokens.
-        bound = any(each.binds and not isinstance(each, Welcoming) for each in self._methods)
         members = {
             "resource": self._resource,
             "authorization_servers": list(dict.fromkeys(issuer for each in self._methods for issuer in each.issuers)),
             "scopes_supported": sorted(scopes - {"offline_access"}),
-            "dpop_signing_alg_values_supported": list(PROVED_BY) if bound else [],
             "bearer_methods_supported": ["header"],
             "resource_name": self._name,
         }

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
-from millstream._http.outbound import OutboundError, check_url
+from millstream._http.client.fetch import OutboundError, check_url
 from millstream.auth._claims import Rules
 from millstream.auth._key_file import check_scopes
 

@@ -2,7 +2,7 @@
 
 The cookie holds the credential, sealed, so that it works with any number of workers and ends when the credential does.
 For a name and password it holds who the person is, and ends when they are removed or get another password.
-Who signs in elsewhere, such as with Google, comes back with that cookie, too; see `Leading`.
+Who signs in elsewhere, such as with Google, comes back with that cookie, too; see `PageMethod`.
 A browser sends it unasked, so it counts only for the pages and what they ask, and only when the request comes from a
 page of this very origin (`Sec-Fetch-Site` or `Origin`); scripts cannot read it, and other sites cannot send it.
 """
@@ -19,11 +19,11 @@ from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 from millstream._stores.base import Store
+from millstream.auth._authorization_server.answers import MAX_FORM
 from millstream.auth._browser import cookie_of, is_own
-from millstream.auth._guard import Guard
-from millstream.auth._issuing.answers import MAX_FORM
-from millstream.auth._method import Identity, Leading, Method, NotAdmitted, Serving, Unavailable, Welcoming
-from millstream.auth._sign_in_page import Offered, arrived, form
+from millstream.auth._guard import AuthGuard
+from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
+from millstream.auth._pages import Offered, arrived, sign_in
 from millstream.auth._signed_out import SignedOut, kept_as
 from millstream.auth._verdicts import Verdict
 
@@ -57,7 +57,7 @@ class SignIn:
 
     def __init__(
         self,
-        guard: Guard,
+        guard: AuthGuard,
         pages: Collection[str],
         ring: Callable[[], KeyRing],
         nonce: Callable[[], bytes],
@@ -72,13 +72,13 @@ class SignIn:
         self._ring = ring
         self._nonce = nonce
         self._clock = clock
-        self._host = next((each for each in guard.methods if isinstance(each, Welcoming)), None)
-        self._leading: dict[str, Leading] = {}
-        for each in guard.methods:
-            if isinstance(each, Leading):
-                kind, bound = (_PERSON, _bound(each)) if isinstance(each, Welcoming) else (_KIND, b"")
-                each.landing = _Landing(self, kind, bound)
-                self._leading |= dict.fromkeys(each.ways, each)
+        people = [each for each in guard.methods if isinstance(each, PageMethod)]
+        self._host = next((each for each in people if each.recalls), None)
+        self._leading: dict[str, PageMethod] = {}
+        for each in people:
+            kind, bound = (_PERSON, _bound(each)) if each.recalls else (_KIND, b"")
+            each.landing = _Landing(self, kind, bound)
+            self._leading |= dict.fromkeys(each.logins, each)
         self._outs = Limiter("sign-out", _OUTS)
         self._offered = _offered(server, guard.methods)
 
@@ -117,7 +117,7 @@ class SignIn:
         try:
             if "way" in given:
                 return await self._lead(request, given["way"][-1], wanted)
-            kind, kept, bound = await self._take(request, given)
+            kind, kept, bound, head = await self._take(request, given)
         except NotAdmitted as exc:
             if exc.wrong:
                 self._guard.failed(request.peer)
@@ -125,14 +125,14 @@ class SignIn:
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
         sealed = self.sealed(kind, kept, bound, LIFETIME)
-        return _go(request, self.target(wanted), sealed, LIFETIME)
+        return _go(request, self.target(wanted), sealed, LIFETIME, head)
 
-    async def _lead(self, request: Request, way: str, wanted: str) -> Response:
+    async def _lead(self, request: Request, login: str, wanted: str) -> Response:
         """Send somebody to where they sign in."""
-        method = self._leading.get(way)
+        method = self._leading.get(login)
         if method is None:
             raise NotAdmitted("This way to sign in isn't offered any more.", 400, wrong=False)
-        return await method.lead(request, way, self.target(wanted))
+        return await method.lead(request, login, self.target(wanted))
 
     def target(self, wanted: str) -> str:
         """The page that somebody wants, if it's one of ours; else any."""
@@ -143,17 +143,18 @@ class SignIn:
         until = int(self._clock() + seconds)
         return self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
 
-    async def _take(self, request: Request, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes]:
-        """What the cookie holds: of which kind, what, and to what it is bound."""
+    async def _take(self, request: Request, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes, bytes]:
+        """What the cookie holds: of which kind, what, and to what it is bound; and header lines for the reply."""
         host = self._host
         if host is not None and host.by_password and "key" not in given:
             name, password = given.get("name", [""])[-1], given.get("password", [""])[-1]
-            return _PERSON, await host.admit(request.peer, name, password), _bound(host)
+            kept, head = await host.admit(request, name, password)
+            return _PERSON, kept, _bound(host), head
         credential = given.get("key", [""])[-1].strip()
         found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
         if found is None:
             raise NotAdmitted("That isn't valid here, or not any more.", 403, wrong=True)
-        return _KIND, credential.encode(), b""
+        return _KIND, credential.encode(), b"", b""
 
     async def leave(self, request: Request) -> Response:
         """`POST /sign-out`: take the cookie away, and have no copy of it count."""
@@ -222,7 +223,7 @@ class SignIn:
         return called and is_own(request)
 
     def _form(self, request: Request, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
-        return form(request, self._offered, wanted if wanted in self._pages else "", said, status, typed=typed)
+        return sign_in(request, self._offered, wanted if wanted in self._pages else "", said, status, typed=typed)
 
     def refuse(self, request: Request, page: str, text: str) -> Response:
         """The form for somebody who came back from elsewhere, and may not come in."""
@@ -254,22 +255,20 @@ class _Landing:
         return self._sign_in.refuse(request, page, text)
 
 
-def _offered(server: str, methods: Collection[Method]) -> Offered:
+def _offered(server: str, methods: Collection[AuthMethod]) -> Offered:
     """What can be asked for: what people of these methods have."""
-    at_home = [each for each in methods if isinstance(each, Welcoming | Leading)]
+    at_home = [each for each in methods if isinstance(each, PageMethod)]
     foreign = [each for each in methods if each not in at_home]
     return Offered(
         server,
-        passwords=any(isinstance(each, Welcoming) and each.by_password for each in at_home),
-        ways={name: label for each in at_home if isinstance(each, Leading) for name, label in each.ways.items()},
+        passwords=any(each.by_password for each in at_home),
+        logins={name: label for each in at_home for name, label in each.logins.items()},
         credentials=bool(foreign),
-        unknown=tuple(
-            dict.fromkeys(issuer for each in foreign if not isinstance(each, Serving) for issuer in each.issuers)
-        ),
+        unknown=tuple(dict.fromkeys(issuer for each in foreign if not each.paths() for issuer in each.issuers)),
     )
 
 
-def _bound(host: Method) -> bytes:
+def _bound(host: AuthMethod) -> bytes:
     """Another server with the same key has other people."""
     return " ".join(host.issuers).encode()
 
@@ -297,9 +296,9 @@ def _cookie(request: Request) -> str:
     return cookie_of(request, name)
 
 
-def _go(request: Request, path: str, value: str, seconds: int) -> Response:
+def _go(request: Request, path: str, value: str, seconds: int, more: bytes = b"") -> Response:
     head = f"location: {request.root_path}{path}\r\ncache-control: no-store\r\n".encode("latin-1")
-    return Response(b"", 303, head + _cookie_line(request, value, seconds))
+    return Response(b"", 303, head + _cookie_line(request, value, seconds) + more)
 
 
 def _cookie_line(request: Request, value: str, seconds: int) -> bytes:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from millstream.auth._claims import Rules, judge
 from millstream.auth._jose import InvalidToken, PublicKey, read_header, verify
-from millstream.auth._method import Identity
+from millstream.auth._method import AuthMethod, Identity
 
 TYPES = frozenset(("at+jwt", "jwt", ""))
 """RFC 9068 wants the first; most issuers write the second, or nothing."""
@@ -25,7 +25,7 @@ class Keys(Protocol):
         """Have them before a token comes."""
 
 
-class TokenMethod:
+class TokenMethod(AuthMethod):
     """The tokens of one issuer."""
 
     def __init__(
@@ -44,11 +44,8 @@ class TokenMethod:
         self._types = types
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
-        self.issuers: tuple[str, ...] = (rules.issuer,)
-        self.scopes: tuple[str, ...] = tuple(scopes)
-        self.binds = True
-        self.shows = False
-        self.prefetch = keys.prefetch
+        self.issuers = (rules.issuer,)
+        self.scopes = tuple(scopes)
 
     async def identify(self, credential: str) -> Identity | None:
         """Whom a token is about."""
@@ -78,3 +75,7 @@ class TokenMethod:
     def epoch(self) -> int:
         """Changes with the keys: a token of one that was taken away counts no more."""
         return self._keys.epoch
+
+    async def prefetch(self) -> None:
+        """Fetch the keys."""
+        await self._keys.prefetch()

@@ -19,8 +19,6 @@ class Verdict(NamedTuple):
 
     principal: Principal
     until: float
-    thumbprint: str = ""
-    """Of the key that it is bound to."""
 
 
 class Verdicts(dict[bytes, Verdict]):

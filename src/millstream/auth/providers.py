@@ -1,7 +1,24 @@
 """What you subclass or write to decide yourself about sign-in: ``auth.issuer(…, provider=Mine())`` and ``users=``."""
 
-from millstream.auth._issuing.provider import Provider, Refused
-from millstream.auth._issuing.records import Client
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed, Upstream, User, Way
+from millstream.auth._authorization_server.login_methods import (
+    AuthorizationRedirect,
+    Callback,
+    LoginMethod,
+    SignInFailed,
+    Upstream,
+    User,
+)
+from millstream.auth._authorization_server.provider import Provider, Refused
+from millstream.auth._authorization_server.records import Client
 
-__all__ = ["Away", "Client", "Provider", "Refused", "Returned", "SignInFailed", "Upstream", "User", "Way"]
+__all__ = [
+    "AuthorizationRedirect",
+    "Callback",
+    "Client",
+    "LoginMethod",
+    "Provider",
+    "Refused",
+    "SignInFailed",
+    "Upstream",
+    "User",
+]

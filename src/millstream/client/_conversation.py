@@ -20,13 +20,13 @@ from millstream._protocol.messages import (
 )
 from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.revisions import BY_DATE
-from millstream.client._agreement import Agreement, Link, Self
 from millstream.client._background import Background
 from millstream.client._cache import Cache
+from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, Failure, TargetError, Unsupported
 from millstream.client._incoming import Incoming, OnChange, OnLog, OnProgress
 from millstream.client._listing import Listing
-from millstream.client._opening import Opening
+from millstream.client._negotiated import Connection, LocalPeer, Negotiated
 from millstream.client._options import Options
 from millstream.client._questions import Questions
 from millstream.client._requests import Ask, Requests
@@ -74,9 +74,9 @@ class Conversation:
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
         )
         ids = itertools.count(1)
-        opening = Opening(
+        opening = Connector(
             find(target, env=options.env, cwd=options.cwd),
-            Self(options, questions),
+            LocalPeer(options, questions),
             options,
             self.incoming,
             self._background,
@@ -112,7 +112,7 @@ class Conversation:
             finally:
                 await self._background.close()
 
-    async def _restore(self, link: Link) -> None:
+    async def _restore(self, link: Connection) -> None:
         """Tell a new connection of the handshake era what the last one knew."""
         await self._watches.restore(link)
         agreement = link.agreement
@@ -120,7 +120,7 @@ class Conversation:
             await self.requests.send(link, Ask(method="logging/setLevel", params=encode({"level": self.log_level})))
 
     @property
-    def link(self) -> Link:
+    def link(self) -> Connection:
         """The connection, or while it's made again, the last one.
 
         Raises:
@@ -132,7 +132,7 @@ class Conversation:
         return link
 
     @property
-    def agreed(self) -> Agreement:
+    def agreed(self) -> Negotiated:
         """What both sides know of each other."""
         return self.link.agreement
 
@@ -200,14 +200,21 @@ class Conversation:
     ) -> Listing[T]:
         """A list in pages."""
 
-        async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]"]:
+        async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
+            size = 0
+
+            def measured(data: bytes) -> L:
+                nonlocal size
+                size = len(data)
+                return decode(data)
+
             params = encode(PaginatedRequestParams(cursor))
             if self.agreed.revision.requests.get(method, "") not in self.agreed.capabilities:
-                return PaginatedResult(), []  # the server has none of these, and would answer "method not found"
-            result = await self.cached(Ask(method=method, params=params, repeatable=True), decode, fresh=fresh)
-            return result, items(result)
+                return PaginatedResult(), [], 0  # the server has none of these, and would answer "method not found"
+            result = await self.cached(Ask(method=method, params=params, repeatable=True), measured, fresh=fresh)
+            return result, items(result), size
 
-        return Listing(page, self._options.max_pages)
+        return Listing(page, self._options.max_pages, self._options.max_bytes)
 
     async def cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:
         """A result that may be kept, from the cache or from the server."""

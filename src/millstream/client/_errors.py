@@ -5,36 +5,20 @@
 
 from typing import Any
 
+from millstream._http.client.errors import (
+    BadAnswer,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    TargetError,
+    TlsFailed,
+    TooLarge,
+)
 
-class ClientError(Exception):
-    """The base of everything that a client raises. ``except ClientError as error: print(error)``"""
-
-    def __init__(self, message: str, *, remedy: str = "") -> None:
-        super().__init__(f"{message} {remedy}" if remedy else message)
-        self.message = message
-        """What happened, without what to do about it."""
-        self.remedy = remedy
-        """What to do about it; empty if the message says it, or if it isn't known."""
-
-
-class TargetError(ClientError):
-    """It isn't clear which server you mean, or it can't be started. ``except TargetError as error: print(error)``"""
-
-
-class ConnectFailed(ClientError):
-    """There's no connection: no such host, nobody listens, or the server didn't start.
-
-    Example:
-        ``except ConnectFailed: start_the_server()``
-    """
-
-
-class TlsFailed(ConnectFailed):
-    """The server's certificate isn't trusted, or it doesn't speak TLS at that port.
-
-    Example:
-        ``except TlsFailed: options = Options(tls=context)``
-    """
+__all__ = [
+    "AccessDenied", "BadAnswer", "ClientError", "ConnectFailed", "ConnectionLost", "Failure", "Flood", "NoAnswer",
+    "NotMcp", "SessionLost", "TargetError", "TlsFailed", "TooLarge", "ToolFailed", "UnknownVersion", "Unsupported",
+]  # fmt: skip
 
 
 class NotMcp(ClientError):
@@ -51,28 +35,12 @@ class AccessDenied(ClientError):
         """The `WWW-Authenticate` header."""
 
 
-class ConnectionLost(ClientError):
-    """The connection ended before the answer came. ``except ConnectionLost: did_it_run = None``"""
-
-
 class SessionLost(ConnectionLost):
     """The server has forgotten the session; a new handshake is needed. ``except SessionLost: await connect_again()``"""
 
 
 class NoAnswer(ClientError, TimeoutError):
     """The server took longer than the timeout allows. ``except NoAnswer: result = None``"""
-
-
-class TooLarge(ClientError):
-    """The server sent more than the client is ready to keep. ``except TooLarge: options = Options(max_bytes=2**30)``"""
-
-
-class BadAnswer(ClientError):
-    """The server broke the protocol: unreadable JSON, another request's id, a result of the wrong shape.
-
-    Example:
-        ``except BadAnswer as error: report(error)``
-    """
 
 
 class UnknownVersion(ClientError):

@@ -74,7 +74,7 @@ _decode_updated = msgspec.json.Decoder(ResourceUpdatedNotificationParams).decode
 _decode_plain = msgspec.json.Decoder(NotificationParams).decode
 
 
-class Running:
+class PendingRequest:
     """A request that waits for its answer: its clock, and who wants to hear of its progress."""
 
     __slots__ = ("_latest", "_scope", "_seconds", "progress")
@@ -121,7 +121,7 @@ class Incoming:
         self._on_change = on_change
         self._room = max_waiting
         # Process
-        self.running: dict[int, Running] = {}
+        self.running: dict[int, PendingRequest] = {}
         """By id of the request, which is its progress token as well."""
         self.watchers: set[Hear] = set()
         self.acknowledged: dict[int, asyncio.Event] = {}

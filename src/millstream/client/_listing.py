@@ -8,29 +8,34 @@ from millstream.client._errors import BadAnswer
 
 T = TypeVar("T")
 
-Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T]]]]
-"""Gets the page of a cursor: the result and its items."""
+Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
+"""Gets the page of a cursor: the result, its items, and its size in bytes."""
 
 
 class Listing(Generic[T]):
     """``await listing`` is a list of everything; ``async for item in listing`` asks for a page when it gets there."""
 
-    __slots__ = ("_max_pages", "_page")
+    __slots__ = ("_max_bytes", "_max_pages", "_page")
 
-    def __init__(self, page: Page[T], max_pages: int) -> None:
+    def __init__(self, page: Page[T], max_pages: int, max_bytes: int) -> None:
         self._page = page
         self._max_pages = max_pages
+        self._max_bytes = max_bytes
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Each item in order.
 
         Raises:
-            BadAnswer: the list doesn't end.
+            BadAnswer: the list doesn't end, or is larger than a message may be.
         """
+        total = 0
         cursor: str | None = None
         seen: set[str] = set()
         while True:
-            result, items = await self._page(cursor)
+            result, items, size = await self._page(cursor)
+            total += size
+            if total > self._max_bytes:
+                raise BadAnswer(f"The server's list is larger than {self._max_bytes:,} bytes.")
             for item in items:
                 yield item
             cursor = result.next_cursor

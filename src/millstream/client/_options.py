@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from millstream._protocol.suggesting import Suggesting
-from millstream.client._http.auth import Auth
+from millstream.client._endpoint import Auth
 
 
 class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
@@ -23,7 +23,7 @@ class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     longest: float = 3600.0
     """Seconds after which a call ends, however much progress it reports."""
     max_bytes: int = 64 * 1024 * 1024
-    """The most that one message of the server may take."""
+    """The most that one message of the server may take, or all pages of a list together."""
     max_waiting: int = 10_000
     """Messages that may wait for your handlers; a server that sends more is cut off."""
     max_connections: int = 100

@@ -15,10 +15,10 @@ from msgspec import Struct
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InputRequiredResult
-from millstream.client._agreement import Link, request_body, with_meta
+from millstream.client._connector import Connector, failure
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, NoAnswer, SessionLost
-from millstream.client._incoming import Incoming, OnProgress, Running
-from millstream.client._opening import Opening, failure
+from millstream.client._incoming import Incoming, OnProgress, PendingRequest
+from millstream.client._negotiated import Connection, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._questions import Questions
 from millstream.client._transports.transport import Request, Transport
@@ -31,7 +31,7 @@ _RESTARTS = 3
 
 _decode_required = msgspec.json.Decoder(InputRequiredResult).decode
 
-Restored = Callable[[Link], Awaitable[None]]
+Restored = Callable[[Connection], Awaitable[None]]
 """Puts back on a new connection what the old one knew."""
 
 
@@ -62,7 +62,7 @@ class Requests:
 
     def __init__(
         self,
-        opening: Opening,
+        opening: Connector,
         incoming: Incoming,
         questions: Questions,
         options: Options,
@@ -79,19 +79,19 @@ class Requests:
         self.restored: Restored | None = None
         # Connection
         self.ids: Iterator[int] = ids
-        self.link: Link | None = None
-        self.last: Link | None = None
+        self.link: Connection | None = None
+        self.last: Connection | None = None
         """The newest, also after its end."""
         self._lock = asyncio.Lock()
 
-    async def connect(self) -> Link:
+    async def connect(self) -> Connection:
         """The connection, made again when the last one is gone."""
         link = self.link
         if link is not None and not link.transport.lost:
             return link
         return await self._renew(link)
 
-    async def _renew(self, old: Link | None) -> Link:
+    async def _renew(self, old: Connection | None) -> Connection:
         """A connection other than `old`. Of many who want one, the first makes it."""
         async with self._lock:
             if self.link is not None and self.link is not old:
@@ -107,7 +107,7 @@ class Requests:
                 await self.restored(link)
         return link
 
-    async def _open(self, more: int) -> Link:
+    async def _open(self, more: int) -> Connection:
         for attempt in range(more):
             try:
                 return await self._opening.open()
@@ -195,7 +195,7 @@ class Requests:
         except TimeoutError as exc:
             raise NoAnswer(f"The server did not take {method} within {self._timeout:g} seconds.") from exc
 
-    async def send(self, link: Link, ask: Ask, extra: bytes = b"") -> bytes:
+    async def send(self, link: Connection, ask: Ask, extra: bytes = b"") -> bytes:
         """One request on one connection."""
         request_id = ask.id or next(self.ids)
         params = ask.params
@@ -215,7 +215,7 @@ class Requests:
                 latest = now + max(self._options.longest, seconds)
                 if seconds != math.inf:
                     scope.reschedule(now + seconds)
-                running[request_id] = Running(scope, seconds, latest, ask.progress)
+                running[request_id] = PendingRequest(scope, seconds, latest, ask.progress)
                 answer = await link.transport.exchange(request)
         except TimeoutError as exc:
             if isinstance(exc, ClientError):

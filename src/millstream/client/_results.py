@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, TypeVar, cast, get_origin
 
 import msgspec
@@ -96,8 +97,6 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
 
 def _read(raw: bytes, wanted: Any) -> Any:
     try:
-        if hasattr(wanted, "model_validate_json"):
-            return wanted.model_validate_json(raw)
         return _decoder(wanted)(raw)
     except (ValueError, RecursionError) as exc:  # msgspec's and Pydantic's errors are ValueErrors
         name = getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
@@ -106,4 +105,6 @@ def _read(raw: bytes, wanted: Any) -> Any:
 
 @lru_cache(256)
 def _decoder(wanted: Any) -> Callable[[bytes], Any]:
-    return msgspec.json.Decoder(wanted).decode
+    engine = import_module("millstream._server.functions.engine")  # loaded where results are typed
+    decode: Callable[[bytes], Any] = engine.decoder_of(wanted)
+    return decode

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from millstream._http.client.url import Url, parse
 from millstream._protocol.suggesting import nearest
 from millstream.client._errors import TargetError
-from millstream.client._http.url import Url, parse
 from millstream.client._transports.embedded import Embedded
 from millstream.client._transports.stdio import Command
 

@@ -18,10 +18,10 @@ from typing import Any, Self
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
-from millstream.client._agreement import Link
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
 from millstream.client._incoming import Change, Incoming
+from millstream.client._negotiated import Connection
 from millstream.client._requests import Ask, Requests
 from millstream.client._transports.transport import Transport
 
@@ -126,7 +126,7 @@ class Changes:
 
     # The handshake era
 
-    async def restore(self, link: Link) -> None:
+    async def restore(self, link: Connection) -> None:
         """Subscribe on a new connection."""
         if self._task is None and not link.agreement.revision.handshake:  # the server was replaced by a newer one
             self._task = asyncio.create_task(self._keep_listening(asyncio.Event()))
@@ -211,7 +211,7 @@ class Watches:
         self._always = always
         """A callback watches, too."""
         self._open: set[Changes] = set()
-        self._restored: Link | None = None
+        self._restored: Connection | None = None
         """The connection that knows of all subscriptions."""
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -236,7 +236,7 @@ class Watches:
         if not self._open and not self._always:
             self._incoming.wanted.clear()
 
-    async def restore(self, link: Link) -> None:
+    async def restore(self, link: Connection) -> None:
         """Subscribe on a new connection; what changed since the last one broke is unknown."""
         if self._always:
             self._incoming.wanted.set()

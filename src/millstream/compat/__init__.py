@@ -1,1 +1,8 @@
-"""A door for servers written elsewhere: programs for other libraries run here after one import is changed."""
+"""The compatibility layer: programs for the official SDK 1.x run after a change of imports."""
+
+from importlib.util import find_spec
+
+from millstream._protocol.errors import MissingExtra
+
+if find_spec("pydantic") is None:
+    raise MissingExtra("millstream.compat", "pydantic")

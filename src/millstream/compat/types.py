@@ -1,114 +1,323 @@
+# ruff: noqa: N815  the SDK's names
 """The protocol's values under the names of the official SDK's ``mcp.types``, as pydantic models.
 
-Members can be written and read in both spellings: ``mimeType`` as in SDK 1.x, ``mime_type`` as in 2.x.
+Values of an installed ``mcp.types`` work in their place.
 """
 
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR
-from millstream.compat._types import (
-    Annotations,
-    AudioContent,
-    BlobResourceContents,
-    CallToolRequestParams,
-    CallToolResult,
-    ClientCapabilities,
-    Completion,
-    CompletionArgument,
-    CompletionContext,
-    ContentBlock,
-    CreateMessageResult,
-    ElicitationCapability,
-    ElicitResult,
-    EmbeddedResource,
-    ErrorData,
-    GetPromptRequestParams,
-    GetPromptResult,
-    Icon,
-    ImageContent,
-    Implementation,
-    ListPromptsRequest,
-    ListResourcesRequest,
-    ListResourceTemplatesRequest,
-    ListRootsResult,
-    ListToolsRequest,
-    LoggingLevel,
-    ModelHint,
-    ModelPreferences,
-    Prompt,
-    PromptArgument,
-    PromptListChangedNotification,
-    PromptMessage,
-    PromptReference,
-    ReadResourceRequestParams,
-    Resource,
-    ResourceLink,
-    ResourceListChangedNotification,
-    ResourceTemplate,
-    ResourceTemplateReference,
-    Role,
-    Root,
-    RootsCapability,
-    SamplingCapability,
-    SamplingMessage,
-    TextContent,
-    TextResourceContents,
-    Tool,
-    ToolAnnotations,
-    ToolListChangedNotification,
-)
+from typing import Annotated, Any, ClassVar, Literal, Union
 
-__all__ = [
-    "INTERNAL_ERROR",
-    "INVALID_PARAMS",
-    "INVALID_REQUEST",
-    "METHOD_NOT_FOUND",
-    "PARSE_ERROR",
-    "Annotations",
-    "AudioContent",
-    "BlobResourceContents",
-    "CallToolRequestParams",
-    "CallToolResult",
-    "ClientCapabilities",
-    "Completion",
-    "CompletionArgument",
-    "CompletionContext",
-    "ContentBlock",
-    "CreateMessageResult",
-    "ElicitResult",
-    "ElicitationCapability",
-    "EmbeddedResource",
-    "ErrorData",
-    "GetPromptRequestParams",
-    "GetPromptResult",
-    "Icon",
-    "ImageContent",
-    "Implementation",
-    "ListPromptsRequest",
-    "ListResourceTemplatesRequest",
-    "ListResourcesRequest",
-    "ListRootsResult",
-    "ListToolsRequest",
-    "LoggingLevel",
-    "ModelHint",
-    "ModelPreferences",
-    "Prompt",
-    "PromptArgument",
-    "PromptListChangedNotification",
-    "PromptMessage",
-    "PromptReference",
-    "ReadResourceRequestParams",
-    "Resource",
-    "ResourceLink",
-    "ResourceListChangedNotification",
-    "ResourceTemplate",
-    "ResourceTemplateReference",
-    "Role",
-    "Root",
-    "RootsCapability",
-    "SamplingCapability",
-    "SamplingMessage",
-    "TextContent",
-    "TextResourceContents",
-    "Tool",
-    "ToolAnnotations",
-    "ToolListChangedNotification",
-]
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from millstream._protocol import errors
+
+INTERNAL_ERROR: int = errors.INTERNAL_ERROR
+INVALID_PARAMS: int = errors.INVALID_PARAMS
+INVALID_REQUEST: int = errors.INVALID_REQUEST
+METHOD_NOT_FOUND: int = errors.METHOD_NOT_FOUND
+PARSE_ERROR: int = errors.PARSE_ERROR
+Role = Literal["user", "assistant"]
+LoggingLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
+Url = Annotated[str, BeforeValidator(str)]
+"""A URL as text; pydantic's URLs are accepted and converted."""
+
+
+class Wire(BaseModel):
+    """The base of all models here. Members that a model doesn't declare are kept."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True, extra="allow")
+
+
+class _WithMeta(Wire):
+    meta: dict[str, Any] | None = Field(default=None, alias="_meta")
+
+
+class Annotations(Wire):
+    """Hints for the client about a value."""
+
+    audience: list[Role] | None = None
+    priority: Annotated[float, Field(ge=0, le=1)] | None = None
+    lastModified: str | None = None
+
+
+class ToolAnnotations(Wire):
+    """Hints about a tool."""
+
+    title: str | None = None
+    readOnlyHint: bool | None = None
+    destructiveHint: bool | None = None
+    idempotentHint: bool | None = None
+    openWorldHint: bool | None = None
+
+
+class Icon(Wire):
+    """A picture for a tool, resource, prompt or server."""
+
+    src: str
+    mimeType: str | None = None
+    sizes: list[str] | None = None
+    theme: Literal["light", "dark"] | None = None
+
+
+class _Block(_WithMeta):
+    annotations: Annotations | None = None
+
+
+class TextContent(_Block):
+    """Plain text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImageContent(_Block):
+    """A picture, as base64."""
+
+    type: Literal["image"] = "image"
+    data: str
+    mimeType: str
+
+
+class AudioContent(_Block):
+    """A sound, as base64."""
+
+    type: Literal["audio"] = "audio"
+    data: str
+    mimeType: str
+
+
+class ResourceLink(_Block):
+    """A pointer to a resource."""
+
+    type: Literal["resource_link"] = "resource_link"
+    uri: Url
+    name: str
+    title: str | None = None
+    description: str | None = None
+    mimeType: str | None = None
+    size: int | None = None
+    icons: list[Icon] | None = None
+
+
+class TextResourceContents(_WithMeta):
+    """Text of a resource."""
+
+    uri: Url
+    mimeType: str | None = None
+    text: str
+
+
+class BlobResourceContents(_WithMeta):
+    """Bytes of a resource, as base64."""
+
+    uri: Url
+    mimeType: str | None = None
+    blob: str
+
+
+class EmbeddedResource(_Block):
+    """A resource inside a result."""
+
+    type: Literal["resource"] = "resource"
+    resource: TextResourceContents | BlobResourceContents
+
+
+ContentBlock = Union[TextContent, ImageContent, AudioContent, ResourceLink, EmbeddedResource]  # noqa: UP007  `isinstance` and pydantic read it
+
+
+class PromptMessage(Wire):
+    """One message of a prompt."""
+
+    role: Role
+    content: ContentBlock
+
+
+class SamplingMessage(_WithMeta):
+    """One message of a conversation with the client's model."""
+
+    role: Role
+    content: Any
+
+
+class CallToolResult(_WithMeta):
+    """The complete result of a tool."""
+
+    content: list[ContentBlock] = Field(default_factory=list[ContentBlock])
+    structuredContent: dict[str, Any] | None = None
+    isError: bool = False
+
+
+class GetPromptResult(_WithMeta):
+    """The messages of a prompt."""
+
+    description: str | None = None
+    messages: list[PromptMessage] = Field(default_factory=list[PromptMessage])
+
+
+class CreateMessageResult(_WithMeta):
+    """The reply of the client's model."""
+
+    role: Role = "assistant"
+    content: Any
+    model: str = ""
+    stopReason: str | None = None
+
+
+class ElicitResult(_WithMeta):
+    """The user's answer to an elicitation."""
+
+    action: Literal["accept", "decline", "cancel"]
+    content: dict[str, Any] | None = None
+
+
+class Root(_WithMeta):
+    """A folder that the user opened in the client."""
+
+    uri: Url
+    name: str | None = None
+
+
+class ListRootsResult(_WithMeta):
+    """The folders that the user opened."""
+
+    roots: list[Root] = Field(default_factory=list[Root])
+
+
+class Implementation(Wire):
+    """Name and version of a program."""
+
+    name: str
+    version: str = ""
+    title: str | None = None
+
+
+class PromptArgument(Wire):
+    """An argument of a prompt."""
+
+    name: str
+    description: str | None = None
+    required: bool | None = None
+
+
+class _Listed(_WithMeta):
+    name: str
+    title: str | None = None
+    description: str | None = None
+    icons: list[Icon] | None = None
+
+
+class Tool(_Listed):
+    """A tool as clients see it."""
+
+    inputSchema: dict[str, Any]
+    outputSchema: dict[str, Any] | None = None
+    annotations: ToolAnnotations | None = None
+
+
+class Resource(_Listed):
+    """A resource as clients see it."""
+
+    uri: Url
+    mimeType: str | None = None
+    size: int | None = None
+    annotations: Annotations | None = None
+
+
+class ResourceTemplate(_Listed):
+    """A resource template as clients see it."""
+
+    uriTemplate: str
+    mimeType: str | None = None
+    annotations: Annotations | None = None
+
+
+class Prompt(_Listed):
+    """A prompt as clients see it."""
+
+    arguments: list[PromptArgument] | None = None
+
+
+class PromptReference(Wire):
+    """A reference to the prompt whose argument is being completed."""
+
+    type: Literal["ref/prompt"] = "ref/prompt"
+    name: str
+
+
+class ResourceTemplateReference(Wire):
+    """A reference to the template whose variable is being completed."""
+
+    type: Literal["ref/resource"] = "ref/resource"
+    uri: str
+
+
+class CompletionArgument(Wire):
+    """The text typed so far for an argument."""
+
+    name: str
+    value: str
+
+
+class CompletionContext(Wire):
+    """Arguments that already have values."""
+
+    arguments: dict[str, str] | None = None
+
+
+class Completion(Wire):
+    """Values for an argument."""
+
+    values: list[str]
+    total: int | None = None
+    hasMore: bool | None = None
+
+
+class ModelHint(Wire):
+    """A model that suits the request."""
+
+    name: str | None = None
+
+
+class ModelPreferences(Wire):
+    """Preferences for the model that the client picks."""
+
+    hints: list[ModelHint] | None = None
+    costPriority: float | None = None
+    speedPriority: float | None = None
+    intelligencePriority: float | None = None
+
+
+class ErrorData(Wire):
+    """An error of the protocol."""
+
+    code: int
+    message: str
+    data: Any = None
+
+
+class RootsCapability(Wire):
+    """The client offers roots."""
+
+    listChanged: bool | None = None
+
+
+class SamplingCapability(Wire):
+    """The client offers sampling."""
+
+    context: dict[str, Any] | None = None
+    tools: dict[str, Any] | None = None
+
+
+class ElicitationCapability(Wire):
+    """The client supports elicitation."""
+
+    form: dict[str, Any] | None = None
+    url: dict[str, Any] | None = None
+
+
+class ClientCapabilities(Wire):
+    """For `ServerSession.check_client_capability`."""
+
+    experimental: dict[str, dict[str, Any]] | None = None
+    roots: RootsCapability | None = None
+    sampling: SamplingCapability | None = None
+    elicitation: ElicitationCapability | None = None

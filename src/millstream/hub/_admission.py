@@ -82,7 +82,7 @@ class AccessRules:
         return wanted
 
     def receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
-        """The mailbox of a principal's client, if somebody may listen to it now.
+        """Return the mailbox of a principal's client, if a connection may listen to it now.
 
         Raises:
             InvalidName, Forbidden, TooMany: it is not so.

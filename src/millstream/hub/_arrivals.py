@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from millstream._stores.base import Entry, Position, Store, Told
+from millstream._stores.base import CoAppend, Entry, Position, Store
 from millstream.hub._event import Event, Record, pack, position_id, unpack
 
 STREAM: Final = "presence:events"
@@ -58,9 +58,9 @@ class Arrivals:
         return self._held[-1] if self._held else self._dropped
 
     @staticmethod
-    def told(record: Record) -> Told:
+    def told(record: Record) -> CoAppend:
         """One to be kept. The `id` of its record is the place in the journal that it comes after."""
-        return Told(STREAM, pack(record), _TTL, _KEPT)
+        return CoAppend(STREAM, pack(record), _TTL, _KEPT)
 
     def take(self, entry: Entry, epoch: str, offset: int | None) -> Event:
         """Hold one that is delivered behind a place in the journal (None: before this worker began); its event."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import deque
 
-from millstream._stores.health import Trouble
+from millstream._stores.health import LogOnce
 from millstream.hub._arrivals import Arrivals
 from millstream.hub._audience import Audience
 from millstream.hub._channels import is_pattern
@@ -12,6 +12,7 @@ from millstream.hub._delivery import Delivery
 from millstream.hub._journal import Journal
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._presence import Member, Presence
+from millstream.hub._reader import JournalReader
 from millstream.hub._replay import CatchUp
 from millstream.hub._subscriber import Subscription
 
@@ -23,7 +24,7 @@ class Attendance:
 
     __slots__ = (
         "_arrivals", "_audience", "_delivery", "_departed", "_departures", "_journal", "_mailboxes", "_presence",
-        "_trouble", "replays",
+        "_reader", "_trouble", "replays",
     )  # fmt: skip
 
     def __init__(
@@ -32,19 +33,22 @@ class Attendance:
         mailboxes: Mailboxes,
         presence: Presence,
         journal: Journal,
+        reader: JournalReader,
         arrivals: Arrivals,
+        *,
         delivery: Delivery,
     ) -> None:
         self._audience = audience
         self._mailboxes = mailboxes
         self._presence = presence
         self._journal = journal
+        self._reader = reader
         self._arrivals = arrivals
         self._delivery = delivery
         self.replays = {"full": 0, "gap": 0}
         """How many came back and got all that they missed, or got a `gap`."""
         self._departed: deque[Subscription] = deque()
-        self._trouble = Trouble(
+        self._trouble = LogOnce(
             _logger,
             "The hub can't say who comes and goes, which is tried again",
             "The hub says again who comes and goes.",
@@ -61,7 +65,16 @@ class Attendance:
         outlet = subscription.outlet
         outlet.on_close(subscription.ended)
         beside = [each for each in self._audience.on(outlet) if each.joined]
-        replay = CatchUp(self._journal, self._arrivals, subscription, self._delivery.catch_up, beside)
+        delivery = self._delivery
+        replay = CatchUp(
+            self._journal,
+            self._reader,
+            self._arrivals,
+            subscription,
+            backlog=delivery.backlog,
+            catch_up=delivery.catch_up,
+            beside=beside,
+        )
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:

@@ -1,4 +1,4 @@
-"""Who hears what: the subscribers by channel, and for each channel a plan, made when it is first needed.
+"""The subscribers by channel, and for each channel a plan, made when it is first needed.
 
 A plan is what a publication walks: the outlets of a channel, grouped by the function that encodes for them. An outlet
 that several of its subscriptions put there is in it once.
@@ -11,6 +11,7 @@ from heapq import nlargest
 from millstream._http.message import Outlet, neighborhood
 from millstream.hub._channels import is_pattern
 from millstream.hub._limits import HubLimits, TooMany
+from millstream.hub._patterns import PatternIndex
 from millstream.hub._subscriber import Encode, Subscription
 
 FanOut = list[tuple[Encode, list[Outlet]]]
@@ -34,7 +35,7 @@ class Audience:
         self._by_transport: Counter[str] = Counter()
         self._by_outlet: dict[Outlet, tuple[Subscription, ...]] = {}
         self._exact: dict[str, dict[Subscription, None]] = {}
-        self._wild: dict[Subscription, None] = {}
+        self._wild = PatternIndex()
         self._plans: dict[str, FanOut] = {}
 
     def __len__(self) -> int:
@@ -52,12 +53,16 @@ class Audience:
         """Subscribers by what carries them; 0 for what carried some before."""
         return dict(self._by_transport)
 
+    def outlets(self) -> Iterable[Outlet]:
+        """Return every outlet once."""
+        return self._by_outlet
+
     def queued(self) -> int:
         """Bytes written to all of them and not yet taken, by a walk over their outlets."""
         return sum(outlet.buffered for outlet in self._by_outlet)
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
-        """The subscriptions of the outlets with the most bytes that nobody has taken yet, by a walk over all."""
+        """Return the subscriptions of the outlets with the most unread bytes, by a walk over all."""
         found = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
         return [self._by_outlet[outlet] for outlet in found]
 
@@ -91,10 +96,10 @@ class Audience:
         """Let it hear what is published from now on."""
         subscription.joined = True
         for channel in subscription.channels:
-            if not is_pattern(channel):
+            if is_pattern(channel):
+                self._wild.add(channel, subscription)
+            else:
                 self._exact.setdefault(channel, {})[subscription] = None
-        if subscription.wild:
-            self._wild[subscription] = None
         self._forget_plans(subscription)
 
     def leave(self, subscription: Subscription) -> bool:
@@ -116,12 +121,13 @@ class Audience:
                 hearers.pop(subscription, None)
                 if not hearers:
                     del self._exact[channel]
-        self._wild.pop(subscription, None)
+            if is_pattern(channel):
+                self._wild.discard(channel, subscription)
         self._forget_plans(subscription)
         return True
 
     def plan(self, channel: str) -> FanOut:
-        """Whom a publication on the channel is written to. The caller does not change it."""
+        """Return the outlets that a publication on the channel is written to. The caller does not change it."""
         plan = self._plans.get(channel)
         if plan is None:
             if len(self._plans) >= _PLANS:
@@ -130,7 +136,7 @@ class Audience:
         return plan
 
     def everyone(self) -> FanOut:
-        """Whom to write to what concerns all that hear, whatever they listen to."""
+        """Return the outlets of all subscribers that have caught up."""
         return _grouped(each for each in self._entered if each.joined)
 
     def on(self, outlet: Outlet) -> tuple[Subscription, ...]:
@@ -139,7 +145,7 @@ class Audience:
 
     def _make_plan(self, channel: str) -> FanOut:
         hearers = self._exact.get(channel, {}).copy()
-        for each in self._wild:
+        for each in self._wild.matching(channel):
             if each not in hearers and each.wants(channel):
                 hearers[each] = None
         return _grouped(hearers)

@@ -85,6 +85,13 @@ def is_pattern(name: str) -> bool:
     return ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split("."))
 
 
+def split_pattern(pattern: str) -> tuple[list[str], bool]:
+    """Return the segments of a pattern, and whether it ends with ``>``, which isn't among them."""
+    segments = pattern.split(".")
+    rest = segments[-1] == ">"
+    return segments[: len(segments) - rest], rest
+
+
 def matches(pattern: str, channel: str) -> bool:
     """Whether a pattern reaches a channel."""
     if pattern == channel:

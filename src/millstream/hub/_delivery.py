@@ -1,22 +1,26 @@
 """From the journal to the outlets of this worker.
 
 Each event is encoded once for each kind of outlet, and one plain loop writes the same bytes to all of that kind.
-Whoever is too far behind is ended with a last event that says why, and can resume; the others do not feel it.
+A subscriber that is too far behind is ended with a last event that says why, and can resume. The others are unaffected.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from millstream._http.message import Outlet
 from millstream._stores.base import Entry, Gap, Store
 from millstream._stores.follow import Tail
 from millstream.hub._arrivals import STREAM, Arrivals
 from millstream.hub._audience import Audience
+from millstream.hub._backlog import Backlog
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import Event, cut, gap
 from millstream.hub._journal import JOURNAL, Journal
+from millstream.hub._limits import HubLimits
 from millstream.hub._mailbox import Mailboxes
+from millstream.hub._reader import JournalReader
 
 SLOW = "slow"
 
@@ -27,8 +31,8 @@ class Delivery:
     """Reads the journal and the arrivals, and writes to the audience."""
 
     __slots__ = (
-        "_arrivals", "_audience", "_journal", "_mailboxes", "_max_buffered", "_store", "_tasks", "cut", "delivered",
-        "events", "gaps", "visits",
+        "_arrivals", "_audience", "_journal", "_mailboxes", "_max_buffered", "_reader", "_store", "_tasks", "backlog",
+        "cut", "delivered", "events", "gaps", "visits",
     )  # fmt: skip
 
     events: Tail
@@ -40,21 +44,24 @@ class Delivery:
         self,
         store: Store,
         journal: Journal,
+        reader: JournalReader,
         arrivals: Arrivals,
         mailboxes: Mailboxes,
         audience: Audience,
         *,
-        max_buffered: int,
+        limits: HubLimits,
     ) -> None:
         # configuration
         self._store = store
         self._journal = journal
+        self._reader = reader
         self._arrivals = arrivals
         self._mailboxes = mailboxes
         self._audience = audience
-        self._max_buffered = max_buffered
+        self._max_buffered = limits.max_buffered
         # process
         self._tasks: list[asyncio.Task[None]] = []
+        self.backlog = Backlog(limits.max_unread, audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
         self.gaps = 0
         self.cut: dict[str, int] = {}
@@ -65,6 +72,7 @@ class Delivery:
         self.visits = Tail(self._store.log, STREAM, None, self._take_visits, self._lost_visits)
         self.events.position = await self._journal.open()
         self.visits.position = await self._arrivals.open(self._journal.epoch)
+        await self.catch_up()
         self._tasks = [asyncio.create_task(tail.run()) for tail in (self.events, self.visits)]
 
     async def close(self) -> None:
@@ -84,6 +92,8 @@ class Delivery:
         take, write = self._journal.take, self._write
         for entry in entries:
             event = take(entry)
+            if event is None:
+                continue
             write(event, event.channel)
             if event.channel.startswith(CLIENT):
                 self._mailboxes.delivered(event.channel.removeprefix(CLIENT))
@@ -96,6 +106,7 @@ class Delivery:
 
     def _lost(self, loss: Gap) -> None:
         self._journal.lost(loss)
+        self._reader.forget()
         self._arrivals.forget(self._journal.offset)  # the places that they are behind may mean others now
         self._tell_loss("journal")
 
@@ -120,6 +131,7 @@ class Delivery:
     def _write(self, event: Event, channel: str | None) -> None:
         """Write to the subscribers of a channel, or to all."""
         most = self._max_buffered
+        written = 0
         slow: list[Outlet] = []
         for encode, outlets in self._audience.everyone() if channel is None else self._audience.plan(channel):
             chunk = encode(event)
@@ -130,8 +142,10 @@ class Delivery:
                 if outlet.buffered > most:
                     slow.append(outlet)
             self.delivered += len(outlets)
+            written += len(chunk) * len(outlets)
         for outlet in slow:
             self._end(outlet, SLOW)
+        self.backlog.wrote(written)
 
     def _end(self, outlet: Outlet, reason: str) -> None:
         sharing = self._audience.on(outlet)

@@ -32,6 +32,16 @@ class Record(Struct, frozen=True, gc=False, array_like=True):
     """When it was published, in the publisher's clock."""
 
 
+class Stamp(Struct, frozen=True, gc=False, array_like=True):
+    """A `Record` without its data."""
+
+    channel: str
+    data: msgspec.Raw
+    event: msgspec.Raw
+    id: str | None
+    at: float
+
+
 class _Channel(Struct, frozen=True, gc=False, array_like=True):
     """The beginning of a `Record`."""
 
@@ -65,6 +75,7 @@ class Published(Struct, frozen=True, gc=False):
 
 _encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_stamp = msgspec.msgpack.Decoder(Stamp).decode
 _decode_channel = msgspec.msgpack.Decoder(_Channel).decode
 _encode_json = msgspec.json.Encoder().encode
 
@@ -78,6 +89,11 @@ def unpack(data: bytes | memoryview, epoch: str, offset: int) -> Event:
     """The event of a stored record at its place in the journal."""
     record = _decode_record(data)
     return Event(record.channel, record.data, record.event, record.id or position_id(epoch, offset), offset, record.at)
+
+
+def stamp_of(data: bytes) -> Stamp:
+    """Return channel, id and time of a stored record, without a copy of its data."""
+    return _decode_stamp(data)
 
 
 def channel_of(data: bytes) -> str:
@@ -125,7 +141,7 @@ def gap(reason: str) -> Event:
 
 
 def cut(reason: str) -> Event:
-    """The last event of a subscriber whom the hub ends."""
+    """Return the last event of a subscriber that the hub ends."""
     return Event("", _encode_json({"reason": reason}), CUT)
 
 

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from millstream._http.message import Outlet
 from millstream._protocol.principal import Principal
-from millstream._stores.base import Position, Store, Told
-from millstream._stores.health import Trouble
+from millstream._stores.base import CoAppend, Position, Store
+from millstream._stores.health import LogOnce
 from millstream.hub._admission import AccessRules, check_target
 from millstream.hub._arrivals import Arrivals
 from millstream.hub._attendance import Attendance
@@ -23,11 +23,13 @@ from millstream.hub._audience import Audience
 from millstream.hub._channels import CLIENT, PRESENCE, check_channel, check_client_id, owned, owner_of
 from millstream.hub._delivery import Delivery
 from millstream.hub._event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
+from millstream.hub._event_ids import WINDOW
 from millstream.hub._journal import Journal
 from millstream.hub._limits import HubLimits, TooLarge
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._permission import SafeAuthorize
 from millstream.hub._presence import Member, Presence
+from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
 _READS: Final = 6
@@ -41,7 +43,7 @@ _logger = logging.getLogger("millstream.hub")
 
 
 Caller = Principal | None
-"""Somebody who signed in, or anybody."""
+"""A signed-in principal, or None."""
 
 
 class HubStats(Struct, frozen=True):
@@ -85,20 +87,29 @@ class Hub:
         self._authorize = SafeAuthorize(authorize) if authorize is not None else None
         # process
         self._journal = Journal(store, limits, clock)
+        self._reader = JournalReader(store, self._journal)
         self._audience = Audience(limits)
         self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
         self._arrivals = Arrivals(store)
         self._mailboxes = Mailboxes(store, self._journal, limits)
         self._delivery = Delivery(
-            store, self._journal, self._arrivals, self._mailboxes, self._audience, max_buffered=limits.max_buffered
+            store, self._journal, self._reader, self._arrivals, self._mailboxes, self._audience, limits=limits
         )
         self._presence = Presence(store, self._tell, self._tell_here)
         self._attendance = Attendance(
-            self._audience, self._mailboxes, self._presence, self._journal, self._arrivals, self._delivery
+            self._audience,
+            self._mailboxes,
+            self._presence,
+            self._journal,
+            self._reader,
+            self._arrivals,
+            delivery=self._delivery,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
+        self._publishing: dict[tuple[str, str], asyncio.Future[None]] = {}
+        """Channels and ids of the events that are just being published."""
 
     async def open(self) -> None:
         """Find the end of the journal and listen. The store is open."""
@@ -120,7 +131,7 @@ class Hub:
         self._attendance.forget()
         await self._mailboxes.save()
         await self._presence.leave_all()
-        self._journal.close()
+        self._reader.close()
 
     # Publishing
 
@@ -134,7 +145,8 @@ class Hub:
             channel: where to; no wildcards.
             data: what.
             event: the name of the event; without one it is a plain message.
-            id: the publisher's own id of the event, which subscribers see and may resume from.
+            id: the publisher's own id of the event, which subscribers see and may resume from. An event with the same
+                id on the same channel within two minutes is a repetition: it is not published again.
 
         Raises:
             InvalidName: the channel, event name or id cannot be one.
@@ -246,7 +258,7 @@ class Hub:
             InvalidName: the channel cannot be one.
         """
         check_channel(channel)
-        return (await self._journal.history(channel, count))[0] if count > 0 else []
+        return await self._journal.history(channel, count) if count > 0 else []
 
     def stats(self) -> HubStats:
         """The state of this worker's part of the hub."""
@@ -279,6 +291,26 @@ class Hub:
         check_event_id(id, self._journal.epoch)
         if len(encoded := encode_data(data)) > self.limits.max_event:
             raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
+        if id is not None:
+            return await self._publish_once(channel, encoded, event, id)
+        return await self._append(channel, encoded, event, None)
+
+    async def _publish_once(self, channel: str, encoded: bytes, event: str | None, id: str) -> Published:
+        """Publish an event unless one with its id was published just now."""
+        under_way = self._publishing.get((channel, id))
+        if under_way is not None:
+            await asyncio.wait([under_way])
+        if any(each.channel == channel and self._clock() - each.at < WINDOW for each in self._journal.ids.find(id)):
+            return Published(id, 0)
+        done = self._publishing[channel, id] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._append(channel, encoded, event, id)
+        finally:
+            done.set_result(None)
+            if self._publishing.get((channel, id)) is done:
+                del self._publishing[channel, id]
+
+    async def _append(self, channel: str, encoded: bytes, event: str | None, id: str | None) -> Published:
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         at = (await self._journal.append(Record(channel, encoded, event, id, now))).position
         place = position_id(at.epoch, at.offset)  # the journal may know another epoch
@@ -288,8 +320,8 @@ class Hub:
         await self._count()
         return Published(id or place, subscribers)
 
-    def _tell(self, channel: str, event: str, member: Member) -> Told:
-        """The event that somebody came or left."""
+    def _tell(self, channel: str, event: str, member: Member) -> CoAppend:
+        """Return the event that a member came or left."""
         behind = str(self._journal.offset)
         return self._arrivals.told(Record(PRESENCE + channel, encode_data(member), event, behind, self._clock()))
 
@@ -305,7 +337,7 @@ class Hub:
             await asyncio.sleep(0)
 
     async def _keep_fresh(self) -> None:
-        trouble = Trouble(
+        trouble = LogOnce(
             _logger, "The hub can't refresh its records, which is tried again", "The hub refreshes its records again."
         )
         for turn in count(1):

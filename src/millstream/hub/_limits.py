@@ -27,6 +27,8 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     """The largest data of one event."""
     max_buffered: int = 512 * 1024
     """A subscriber further behind than this is cut. Keep it below what the outlet itself allows."""
+    max_unread: int = 256 * 1024 * 1024
+    """What all subscribers of a worker may be behind together. Beyond it, those furthest behind are cut."""
     journal: int = _DEFAULTS.hub_journal
     """Events of all channels together that a reconnecting subscriber can be given again."""
     history: int = _DEFAULTS.hub_history

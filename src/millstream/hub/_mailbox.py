@@ -8,39 +8,32 @@ resuming with an id, which knows better than this what the client got.
 
 Messages may be gone before the client comes, all of them even, and then nothing in the log tells of them. So the
 oldest message that was sent while it was away is noted beside, for longer than messages are kept: the debt. A client
-to whom that message cannot be given gets a `gap`. A store that takes over from another one may lack the newest debts:
-this worker writes those that it noted once more.
+that can't be given that message gets a `gap`.
 
-Anybody can make up client ids, so what is written here is lossy: a flood of them drives out the oldest of its own kind
+Any client can make up ids, so what is written here is lossy: a flood of them drives out the oldest of its own kind
 and keeps nothing else out of the store.
 """
 
 import asyncio
 import logging
-from collections import deque
 from itertools import islice
 
 import msgspec
 from msgspec import Struct
 
-from millstream._stores.base import KeyValue, Store
+from millstream._stores.base import Map, Store
 from millstream._stores.follow import PAUSE
-from millstream._stores.health import Trouble
+from millstream._stores.health import LogOnce
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import parse_offset, position_id
 from millstream.hub._journal import Journal
 from millstream.hub._limits import HubLimits
 
-_TOPIC = "hub:mailboxes"
-"""Nobody says anything there; whoever listens hears that something may have been missed."""
 _SEEN = "seen:"
 _DEBT = "debt:"
 _KEEP = 4
 """Lifetimes of a message for which debts and places are kept."""
 _AT_ONCE = 64
-_NOTED = 10_000
-_NOTED_SECONDS = 60.0
-"""Longer than a store lags behind the one that it takes over from."""
 
 _logger = logging.getLogger("millstream.hub")
 
@@ -60,18 +53,13 @@ _decode = msgspec.msgpack.Decoder(Debt).decode
 class Mailboxes:
     """The cursors of the clients, and what they are owed."""
 
-    __slots__ = ("_journal", "_kv", "_limits", "_missed", "_noted", "_online", "_store", "_unsaved", "unsaved")
+    __slots__ = ("_journal", "_kv", "_limits", "_online", "_unsaved", "unsaved")
 
     def __init__(self, store: Store, journal: Journal, limits: HubLimits) -> None:
-        self._store = store
-        self._kv: KeyValue = store.kv
+        self._kv: Map = store.kv
         self._journal = journal
         self._limits = limits
         self._online: dict[str, int] = {}
-        self._noted: deque[tuple[float, str, str, float]] = deque(maxlen=_NOTED)
-        """Debts that were noted here: when, of whom, place and time of the message."""
-        self._missed = False
-        """The store may lack some of them."""
         self._unsaved: dict[str, int] = {}
         """Clients that were served or have left, and how far they were served, until it is in the store."""
         self.unsaved = asyncio.Event()
@@ -91,11 +79,6 @@ class Mailboxes:
         """A message was sent, and the client is not connected to this worker. An older debt stands, unless it was paid:
         the client may be connected to another worker.
         """
-        await self._note(client_id, place, at)
-        if self._store.shared:
-            self._noted.append((asyncio.get_running_loop().time(), client_id, place, at))
-
-    async def _note(self, client_id: str, place: str, at: float) -> None:
         kv, ttl, epoch = self._kv, self._limits.mailbox_age * _KEEP, self._journal.epoch
         debt = _encode(Debt(place, at))
         if await kv.compare_and_set(_DEBT + client_id, None, debt, ttl, lossy=True):
@@ -136,27 +119,9 @@ class Mailboxes:
         self._unsaved[client_id] = self._journal.offset
         self.unsaved.set()
 
-    def _lost(self) -> None:
-        self._missed = True
-        self.unsaved.set()
-
-    async def _note_again(self) -> None:
-        """Debts that were paid meanwhile do no harm: the place of the client is behind them."""
-        self._missed = False  # until another store takes over, which may lack them again
-        oldest = asyncio.get_running_loop().time() - _NOTED_SECONDS
-        try:
-            for noted, client_id, place, at in list(self._noted):
-                if noted > oldest:
-                    await self._note(client_id, place, at)
-        except BaseException:
-            self._missed = True
-            raise
-
     async def save(self) -> None:
-        """Write down how far they were served, and once more what a store that has taken over may lack."""
+        """Write down how far they were served."""
         self.unsaved.clear()
-        if self._missed:
-            await self._note_again()
         while batch := list(islice(self._unsaved.items(), _AT_ONCE)):
             await asyncio.gather(*(self._put(client_id, offset) for client_id, offset in batch))
             for client_id, offset in batch:
@@ -165,22 +130,18 @@ class Mailboxes:
 
     async def keep_saved(self) -> None:
         """Save what there is to save, until cancelled. A store that fails is asked again."""
-        stop = self._store.bus.subscribe(_TOPIC, lambda _: None, interrupted=self._lost)
-        trouble = Trouble(
+        trouble = LogOnce(
             _logger,
             "The hub can't save how far clients were served, which is tried again",
             "The hub saves again how far clients were served.",
         )
-        try:
-            while True:
-                await self.unsaved.wait()
-                with trouble:
-                    await self.save()
-                if self._unsaved or self._missed:
-                    await asyncio.sleep(PAUSE)
-                    self.unsaved.set()
-        finally:
-            stop()
+        while True:
+            await self.unsaved.wait()
+            with trouble:
+                await self.save()
+            if self._unsaved:
+                await asyncio.sleep(PAUSE)
+                self.unsaved.set()
 
     async def _put(self, client_id: str, offset: int) -> None:
         place = position_id(self._journal.epoch, offset).encode()
@@ -189,8 +150,8 @@ class Mailboxes:
             return
         debt = await self._kv.get(_DEBT + client_id)
         if debt is not None and parse_offset(_decode(debt).place, self._journal.epoch) <= offset:
-            # Unless another worker has changed it meanwhile.
+            # Unless another worker has changed it.
             await self._kv.compare_and_set(_DEBT + client_id, debt, None, self._limits.mailbox_age)
         if not await self._journal.has_history(CLIENT + client_id):
-            return  # nothing was ever sent to it: whoever makes up client ids leaves nothing behind
+            return  # nothing was ever sent to it: made-up client ids leave nothing behind
         await self._kv.put(_SEEN + client_id, place, self._limits.mailbox_age * _KEEP, lossy=True)

@@ -13,13 +13,13 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from millstream._stores.base import Position, Store, Told
+from millstream._stores.base import CoAppend, Position, Store
 from millstream.hub._channels import owned
 
 _GROUP: Final = "presence:"
 _LOCKS: Final = 64
 
-Tell = Callable[[str, str, "Member"], Told]
+Tell = Callable[[str, str, "Member"], CoAppend]
 """``tell(channel, "join" or "leave", member)`` makes the event that goes out."""
 Reach = Callable[[Position], Awaitable[None]]
 """Waits until an event that went out is delivered here."""

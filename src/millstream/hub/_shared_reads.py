@@ -1,166 +1,122 @@
-"""Reads of the store that serve everybody who asks for the same within some seconds.
+"""Reads of the store that serve all subscribers who need the same within some seconds.
 
-After a restart thousands of subscribers come back at once, and most of them missed the same events. Pages of the
-journal begin at round offsets, so that subscribers who stood at different places read the same page. What is kept is
-bounded in bytes and in time; what didn't fit is read again.
+After a restart thousands of subscribers come back at once, and most of them missed the same events. What is kept is
+bounded in bytes and in time. A subscriber holds none of it while it waits for its connection: it reads the page again.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
 from msgspec import Struct
 
-from millstream._stores.base import PAGE_BYTES, Entry, EventLog, Gap, Position
-
-PAGE: Final = 500
-"""Entries of a page."""
 KEPT_SECONDS: Final = 10.0
 KEPT_BYTES: Final = 16 * 1024 * 1024
 
-Key = tuple[object, ...]
+T = TypeVar("T")
 
 
-class _Kept(Struct):
-    """What one read brought."""
+class _Kept(Struct, Generic[T]):
+    """The result of one read."""
 
-    entries: Sequence[Entry]
+    value: T
     since: int
-    """Where the worker stood when the read began."""
+    """The offset of the worker when the read began."""
     size: int
     end: asyncio.TimerHandle
 
 
-class _Reading(Struct, eq=False):
-    """A read that is under way."""
+class _Reading(Struct, Generic[T], eq=False):
+    """A read under way."""
 
     since: int
-    """Where the worker stood when it began."""
-    future: asyncio.Future[Sequence[Entry]]
+    future: asyncio.Task[T]
 
 
-class SharedReads:
-    """The reads of one worker."""
+class SharedReads(Generic[T]):
+    """Reads of one kind, shared by all subscribers of one worker.
 
-    __slots__ = ("_bytes", "_futures", "_kept", "_reading")
+    Args:
+        size: returns the bytes that a result takes.
+    """
 
-    def __init__(self) -> None:
-        self._kept: dict[Key, _Kept] = {}
-        self._reading: dict[Key, _Reading] = {}
-        """Reads that are under way, and may still serve whoever comes."""
-        self._futures: set[asyncio.Future[Sequence[Entry]]] = set()
-        """All that are under way."""
-        self._bytes = 0
+    __slots__ = ("_kept", "_reading", "_size", "_tasks", "bytes")
 
-    async def page(self, log: EventLog, stream: str, after: Position) -> Sequence[Entry]:
-        """Entries behind a position, oldest first, as `EventLog.read` gives them; at most one page.
+    def __init__(self, size: Callable[[T], int]) -> None:
+        self._size = size
+        self._kept: dict[Hashable, _Kept[T]] = {}
+        self._reading: dict[Hashable, _Reading[T]] = {}
+        """Reads under way that may serve further subscribers."""
+        self._tasks: set[asyncio.Task[T]] = set()
+        """All reads under way."""
+        self.bytes = 0
+        """The size of all results that are kept, at most `KEPT_BYTES`."""
 
-        Raises:
-            Gap: some of them are gone.
-        """
-        offset = after.offset
-        start = offset - offset % PAGE
-        while True:
-            entries = await self._page_from(log, stream, after.epoch, start)
-            if not entries or entries[0].position.epoch != after.epoch:
-                return await log.read(stream, after, PAGE)  # the end, or a gap: the store says which
-            wanted = [entry for entry in entries if entry.position.offset > offset]
-            if wanted:
-                whole = wanted[0].position.offset == offset + 1
-                return wanted if whole else await log.read(stream, after, PAGE)
-            start = entries[-1].position.offset
-
-    async def oldest(self, log: EventLog, stream: str, epoch: str) -> Sequence[Entry]:
-        """The first page of what is held."""
-        return await self._page_from(log, stream, epoch, 0)
-
-    async def _page_from(self, log: EventLog, stream: str, epoch: str, start: int) -> Sequence[Entry]:
-        async def read() -> Sequence[Entry]:
-            if start:
-                with contextlib.suppress(Gap):  # perhaps only because the stream begins within this page
-                    return await log.read(stream, Position(epoch, start), PAGE)
-            return await log.read(stream, None, PAGE)
-
-        return await self.get((stream, epoch, start), read, since=start, final=_is_full)
+    def __len__(self) -> int:
+        return len(self._kept)
 
     async def get(
         self,
-        key: Key,
-        read: Callable[[], Awaitable[Sequence[Entry]]],
+        key: Hashable,
+        read: Callable[[], Coroutine[Any, Any, T]],
         *,
         since: int,
-        usable: Callable[[int], bool] = lambda since: True,
-        final: Callable[[Sequence[Entry]], bool] = lambda entries: True,
-    ) -> Sequence[Entry]:
-        """What is kept under a key, else what a read brings.
+        usable: Callable[[int, T | None], bool] = lambda since, value: True,
+        final: Callable[[T], bool] = lambda value: True,
+    ) -> T:
+        """Return the result kept under a key, or read it.
 
         Args:
-            key: what is read.
-            read: reads it.
-            since: where the worker stands now.
-            usable: says of that place whether what was read there is still enough.
-            final: whether what was read may be kept; what isn't kept serves those who wait for this read.
+            key: identifies the read.
+            read: reads the store.
+            since: the present offset of the worker.
+            usable: says whether a result that was read at an offset is still complete enough; the result is None while
+                it is being read.
+            final: says whether to keep a result. One that isn't kept serves those who wait for this read.
         """
         kept = self._kept.get(key)
-        if kept is not None and usable(kept.since):
-            return kept.entries
+        if kept is not None and usable(kept.since, kept.value):
+            return kept.value
         reading = self._reading.get(key)
-        if reading is None or not usable(reading.since):
-            future = asyncio.ensure_future(_as_coroutine(read))
-            reading = self._reading[key] = _Reading(since, future)
-            self._futures.add(future)
-            future.add_done_callback(partial(self._done, key, reading, final))
+        if reading is None or not usable(reading.since, None):
+            reading = self._reading[key] = _Reading(since, asyncio.create_task(read()))
+            self._tasks.add(reading.future)
+            reading.future.add_done_callback(partial(self._done, key, reading, final))
         return await asyncio.shield(reading.future)
 
-    def _done(
-        self,
-        key: Key,
-        reading: _Reading,
-        final: Callable[[Sequence[Entry]], bool],
-        done: asyncio.Future[Sequence[Entry]],
-    ) -> None:
-        self._futures.discard(done)
+    def _done(self, key: Hashable, reading: _Reading[T], final: Callable[[T], bool], done: asyncio.Task[T]) -> None:
+        self._tasks.discard(done)
         failed = done.cancelled() or done.exception() is not None
         if self._reading.get(key) is not reading:
-            return  # it began too long ago, or before events were lost
+            return  # a later read replaced it, or events were lost since it began
         del self._reading[key]
         if failed or not final(done.result()):
             return
         self._drop(key)
-        entries = done.result()
-        size = sum(len(entry.data) for entry in entries)
-        while self._kept and self._bytes + size > KEPT_BYTES:
+        value = done.result()
+        size = self._size(value)
+        while self._kept and self.bytes + size > KEPT_BYTES:
             self._drop(next(iter(self._kept)))
         if size <= KEPT_BYTES:
             end = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._drop, key)
-            self._kept[key] = _Kept(entries, reading.since, size, end)
-            self._bytes += size
+            self._kept[key] = _Kept(value, reading.since, size, end)
+            self.bytes += size
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: Hashable) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
             kept.end.cancel()
-            self._bytes -= kept.size
+            self.bytes -= kept.size
 
     def forget(self) -> None:
-        """What was read counts no more, and what is being read serves only those who wait for it."""
+        """Drop all results. Reads under way serve only those who already wait for them."""
         for key in list(self._kept):
             self._drop(key)
         self._reading.clear()
 
     def close(self) -> None:
-        """Keep nothing, and stop what is being read."""
+        """Drop all results, and cancel the reads under way."""
         self.forget()
-        for future in list(self._futures):
-            future.cancel()
-
-
-def _is_full(entries: Sequence[Entry]) -> bool:
-    """No later append can add to it."""
-    return len(entries) == PAGE or sum(len(entry.data) for entry in entries) >= PAGE_BYTES
-
-
-async def _as_coroutine(read: Callable[[], Awaitable[Sequence[Entry]]]) -> Sequence[Entry]:
-    return await read()
+        for task in list(self._tasks):
+            task.cancel()

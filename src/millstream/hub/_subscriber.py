@@ -1,4 +1,4 @@
-"""A subscriber: an outlet for bytes, what it wants to hear, and who it is.
+"""A subscriber: an outlet for bytes, the channels it wants, and who it is.
 
 There is no queue and no task: the outlet is the bounded queue, and the hub looks at how far behind it is. Several
 subscriptions may share an outlet; it is then written each event once.
@@ -64,7 +64,7 @@ class Subscription:
         """What carries it, for those who count."""
         self.wild: bool = any(map(is_pattern, channels))
         self.joined: bool = False
-        """It has caught up and hears what is published."""
+        """It has caught up, and gets what is published."""
         self.since: int = 0
         """Once it has joined: what it wants behind this offset was written to the outlet."""
         self.heard: int = 0

@@ -15,7 +15,7 @@ from issuer_world import issuing
 from issuing_world import BACK, URL, Desk
 from millstream import auth
 from millstream._limits.gcra import Rate
-from millstream.auth._issuing.client_proof import ASSERTION
+from millstream.auth._authorization_server.client_proof import ASSERTION
 from millstream.auth._jose import read_keys, verify
 from store_parts import BACKINGS
 
@@ -138,7 +138,7 @@ async def test_strangers_with_keys_of_their_own_do_not_have_those_of_a_known_cli
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fixed defect: many of them displaced its keys, which go on to count for a day while their place is away."""
-    monkeypatch.setattr("millstream.auth._issuing.client_proof._MAX_KEYS", 3)
+    monkeypatch.setattr("millstream.auth._authorization_server.client_proof._MAX_KEYS", 3)
     async with issuing() as site:
         site.answers["/jwks"] = JWKS
         desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=f"{site.url}/jwks")])
@@ -158,7 +158,7 @@ async def test_whoever_names_many_sets_of_keys_has_few_of_them_fetched(
     """A fixed defect: more sets than are kept were fetched ten times a second for one address, from any host that it
     named. It may do no more than with the documents of clients.
     """
-    monkeypatch.setattr("millstream.auth._issuing.documents._LOOKUPS", Rate(2, 60))
+    monkeypatch.setattr("millstream.auth._authorization_server.documents._LOOKUPS", Rate(2, 60))
     desk = Desk(desk.services.store)
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
     ids = [(await desk.register(**about, jwks_uri=f"http://127.0.0.1:9/{number}"))["client_id"] for number in range(4)]
@@ -216,7 +216,7 @@ async def test_a_token_is_tried_with_few_keys(desk: Desk, monkeypatch: pytest.Mo
         tried.append(key)
         return verify(token, key, algorithm)
 
-    monkeypatch.setattr("millstream.auth._issuing.client_proof.verify", count)
+    monkeypatch.setattr("millstream.auth._authorization_server.client_proof.verify", count)
     others = [{**ECKey.generate_key("P-256").as_dict(private=False), "kid": "a"} for _ in range(64)]
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": others}}
     id = (await desk.register(**about))["client_id"]
@@ -228,7 +228,7 @@ async def test_proofs_of_clients_that_registered_themselves_leave_room_for_those
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fixed defect: each proof is remembered for ten minutes, and anybody could fill the store with their own."""
-    monkeypatch.setattr("millstream.auth._issuing.client_proof._PROOFS", Rate(5, 60))
+    monkeypatch.setattr("millstream.auth._authorization_server.client_proof._PROOFS", Rate(5, 60))
     desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS)])
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": JWKS}
     id = (await desk.register(**about))["client_id"]

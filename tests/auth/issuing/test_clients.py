@@ -13,10 +13,10 @@ from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
 from millstream import auth
 from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._issuing.documents import client_of, judge_of
-from millstream.auth._issuing.provider import Provider, Refused
-from millstream.auth._issuing.records import Client
-from millstream.auth._issuing.ways import User
+from millstream.auth._authorization_server.documents import client_of, judge_of
+from millstream.auth._authorization_server.login_methods import User
+from millstream.auth._authorization_server.provider import Provider, Refused
+from millstream.auth._authorization_server.records import Client
 
 JSON = "application/json"
 
@@ -61,6 +61,7 @@ async def test_a_client_registers_and_gets_back_what_was_understood(every_store:
     ({"redirect_uris": ["com.example.app:/cb"], "application_type": "web"}, "invalid_redirect_uri"),
     ({"redirect_uris": [BACK], "token_endpoint_auth_method": "tls_client_auth"}, "invalid_client_metadata"),
     ({"redirect_uris": [BACK], "grant_types": ["implicit"]}, "invalid_client_metadata"),
+    ({"redirect_uris": [BACK], "dpop_bound_access_tokens": True}, "invalid_client_metadata"),
     ({"redirect_uris": [BACK], "grant_types": "authorization_code"}, "invalid_client_metadata"),
     ({"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}, "invalid_client_metadata"),
     ({"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt",
@@ -290,7 +291,9 @@ async def test_whoever_is_not_on_this_machine_has_nothing_of_it_asked(desk: Desk
         assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 200
 
 
-async def test_many_who_come_with_one_client_share_one_question_and_an_address_asks_for_few(desk: Desk) -> None:
+async def test_many_who_come_with_one_client_share_one_question_and_an_address_asks_for_few(
+    desk: Desk,
+) -> None:
     """Single flight; sixty look-ups a minute for an address."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
     async with issuing() as site:
@@ -337,11 +340,11 @@ async def test_clients_whose_turn_does_not_come_are_told_to_try_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fixed defect: they waited without end behind others of their address."""
-    monkeypatch.setattr("millstream.auth._turns.PATIENCE", 0)
-    turns = desk.running._token._proof._turns
+    monkeypatch.setattr("millstream.auth._keyed_semaphore.PATIENCE", 0)
+    checks = desk.running._token._proof._checks
     async with AsyncExitStack() as stack:
-        for _ in range(turns._at_once):
-            await stack.enter_async_context(turns.turn(desk.peer))
+        for _ in range(checks._at_once):
+            await stack.enter_async_context(checks.hold(desk.peer))
         reply = await desk.post("/token", {"grant_type": "authorization_code", "code": "a"})
         assert (reply.status, reply.message["error"]) == (503, "temporarily_unavailable")
     reply = await desk.post("/token", {"grant_type": "authorization_code", "code": "a"})

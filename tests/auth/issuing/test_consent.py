@@ -9,15 +9,17 @@ import pytest
 
 from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
 from millstream._protocol.principal import EVERYTHING
-from millstream.auth._issuing.provider import Provider
-from millstream.auth._issuing.ways import User
+from millstream.auth._authorization_server.login_methods import User
+from millstream.auth._authorization_server.provider import Provider
 from patience import WAIT
 from redis_parts import until
 
 NATIVE = "http://127.0.0.1:7777/back"
 
 
-async def test_the_page_names_the_client_the_host_the_scopes_in_words_and_may_not_be_framed(desk: Desk) -> None:
+async def test_the_page_names_the_client_the_host_the_scopes_in_words_and_may_not_be_framed(
+    desk: Desk,
+) -> None:
     """MCP, security best practices: what a person has to see before they agree."""
     desk = Desk(desk.services.store, described={"orders:write": "Order books"})
     id = (await desk.register(client_name="Reader"))["client_id"]
@@ -60,7 +62,7 @@ async def test_a_wrong_password_says_so_on_the_same_page_and_the_next_try_counts
 
 
 async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
-    """Ten wrong ones a minute for an address; thirty in five minutes for a name, wherever they come from."""
+    """Ten wrong ones a minute from a network; thirty in five minutes for a name, wherever they come from."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
     page = await browser.open(id)
@@ -75,6 +77,33 @@ async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
     for number in range(30):
         await desk.ask("POST", "/authorize", body=body, peer=f"198.51.100.{number}", **headers)
     assert (await desk.ask("POST", "/authorize", body=right, peer="203.0.113.1", **headers)).status == 429
+
+
+async def test_guesses_from_elsewhere_do_not_lock_a_person_out(desk: Desk) -> None:
+    """One wrong password every five seconds kept a person out everywhere. One network can't lock a name, and many of
+    them can't lock a browser in which the person has logged in before.
+    """
+    throttle, known, new = desk.running._authorize._throttle, Browser(desk), Browser(desk)
+    id = (await desk.register())["client_id"]
+    await desk.sign_in(id, browser=known)
+
+    async def log_in(browser: Browser, peer: str, password: str = "correct horse") -> int:  # noqa: S107
+        desk.peer = peer
+        page = await browser.open(id, prompt="login")
+        return (await browser.answer(page, answer="allow", name="ada", password=password)).status
+
+    for _ in range(40):
+        await throttle.check("198.51.100.1", "ada", "wrong")
+    assert await log_in(new, "203.0.113.1") == 303
+    for number in range(40):
+        await throttle.check(f"198.51.100.{number}", "ada", "wrong")
+    assert await log_in(Browser(desk), "203.0.113.2") == 429
+    assert await log_in(known, "203.0.113.3") == 303
+    assert await log_in(known, "198.51.100.1") == 303, "not even from the network of those who guess"
+    known.cookies["__Host-millstream-device"] = new.cookies["__Host-millstream-device"][:-4]
+    assert await log_in(known, "203.0.113.4") == 429
+    statuses = [await log_in(new, "203.0.113.5", "wrong") for _ in range(11)]
+    assert statuses == [403] * 10 + [429], "a device may guess no faster"
 
 
 async def test_many_guesses_at_once_are_no_more_than_one_after_the_other(desk: Desk) -> None:
@@ -92,7 +121,7 @@ async def test_many_guesses_at_once_are_no_more_than_one_after_the_other(desk: D
     browser = Browser(desk)
     page = await browser.open(id)
     forms = [{"name": "ada", "password": f"{number}", "answer": "allow"} for number in range(40)]
-    desk.running._consent._slowed._attempts._patience = WAIT  # a slow machine isn't the subject
+    desk.running._authorize._throttle._attempts._patience = WAIT  # a slow machine isn't the subject
     guesses = [asyncio.create_task(browser.answer(page, **form)) for form in forms]
     await until(lambda: looked == 10)
     gate.set()

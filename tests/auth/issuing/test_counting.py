@@ -9,8 +9,8 @@ import pytest
 from issuing_world import BACK, Browser, Desk
 from millstream._limits.pool import Pool
 from millstream._stores.base import Store, StoreUnavailable
-from millstream.auth._issuing.slowed import SLOW, WRONG
-from millstream.auth._issuing.ways import User
+from millstream.auth._authorization_server.login_methods import User
+from millstream.auth._authorization_server.login_throttle import SLOW, WRONG
 from patience import WAIT
 from store_parts import BACKINGS, backings
 
@@ -33,7 +33,7 @@ async def desks_on(stores: list[Store]) -> list[Desk]:
 
 async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | User:
     """Somebody tries a password."""
-    return await desk.running._consent._slowed.check(peer, name, word)
+    return await desk.running._authorize._throttle.check(peer, name, word)
 
 
 async def test_ten_wrong_passwords_of_an_address_are_ten_wherever_they_come(stores: list[Store]) -> None:
@@ -58,10 +58,10 @@ async def test_a_crowd_of_right_passwords_waits_its_turn_and_is_not_refused(stor
     """A fixed defect: more than ten at once, of one address, were told that there were too many attempts."""
     desks = await desks_on(stores)
     for desk in desks:
-        desk.running._consent._slowed._attempts._patience = WAIT  # a slow machine isn't the subject
+        desk.running._authorize._throttle._attempts._patience = WAIT  # a slow machine isn't the subject
     tries = [guess(desks[number % 2], "192.0.2.1", "ada", "correct horse") for number in range(32)]
     assert {type(each) for each in await asyncio.gather(*tries)} == {User}
-    assert not any(len(desk.running._consent._slowed._attempts) for desk in desks)
+    assert not any(len(desk.running._authorize._throttle._attempts) for desk in desks)
 
 
 async def test_right_passwords_cost_nothing_however_many_come(stores: list[Store]) -> None:
@@ -103,7 +103,13 @@ async def test_while_the_store_does_not_answer_each_worker_counts_alone() -> Non
         raise StoreUnavailable("away")
 
     desk.running.share(
-        Pool(type("Away", (), {"take": staticmethod(fails), "leave": staticmethod(fails), "lasting": True})())
+        Pool(
+            type(
+                "Away",
+                (),
+                {"take": staticmethod(fails), "leave": staticmethod(fails), "lasting": True},
+            )()
+        )
     )
     said = [await guess(desk, "192.0.2.1", f"name{number}") for number in range(12)]
     assert said == [WRONG] * 10 + [SLOW] * 2

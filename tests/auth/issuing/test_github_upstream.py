@@ -10,8 +10,8 @@ from identity_world import led_to
 from issuer_world import Issuer, issuing
 from issuing_world import Browser, Desk, challenge
 from millstream import auth
-from millstream.auth._issuing.upstream_github import GitHubUpstream
-from millstream.auth._issuing.ways import Returned, SignInFailed, Upstream, User
+from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, Upstream, User
+from millstream.auth._authorization_server.upstream_github import GitHubUpstream
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/github"
 TOKEN, USER = "/login/oauth/access_token", "/api/v3/user"
@@ -44,7 +44,7 @@ async def sign_in(upstream: Upstream, **query: str) -> tuple[dict[str, str], Use
     """Somebody goes there and comes back: what the browser asked, and who it is."""
     away = await upstream.begin(CALLBACK, "st")
     return dict(parse_qsl(urlsplit(away.url).query)), await upstream.finish(
-        Returned(query or {"code": "c"}, CALLBACK, away.kept)
+        Callback(query or {"code": "c"}, CALLBACK, away.kept)
     )
 
 

@@ -50,7 +50,7 @@ class Login:
 
 
 async def test_our_client_gets_in_by_the_providers_grant_and_nobody_visits_a_page() -> None:
-    """ID token, grant, token, tool: with a secret, and with a key and a bound token; and not with another ID token."""
+    """ID token, grant, token, tool: with a secret, and with a key; and not with another ID token."""
     async with issuing() as provider:
         login, key = Login(provider), ECKey.generate_key("P-256")
         pem = key.as_pem(private=True).decode()
@@ -62,7 +62,7 @@ async def test_our_client_gets_in_by_the_providers_grant_and_nobody_visits_a_pag
                     secret = SECRET if known is CLIENT else ""
                     me = OAuth(store=MemoryStore(), client_id="desk", client_secret=secret)
                     if not secret:
-                        me.signing_with(pem).proving()
+                        me.signing_with(pem)
                     me.managed_by(IdentityProvider(provider.url, id_token=id_token, client_id="desk-at-login"))
                     if id_token == "another":
                         with pytest.raises(AccessDenied, match=r"Sign in again\."):

@@ -18,7 +18,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAu
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from auth.test_tls import make
 from issuing_world import query_of
-from millstream._http import outbound
+from millstream._http.client import fetch
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -114,12 +114,12 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A certificate for localhost that this process trusts."""
     cert, key = make(tmp_path, "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", cert)
-    outbound.tls.cache_clear()
+    fetch.tls.cache_clear()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     yield context
     monkeypatch.undo()
-    outbound.tls.cache_clear()
+    fetch.tls.cache_clear()
 
 
 async def test_it_signs_in_by_a_document_about_itself(trusted: ssl.SSLContext) -> None:

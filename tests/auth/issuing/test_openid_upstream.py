@@ -15,9 +15,17 @@ from joserfc import jws
 from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, token
 from issuing_world import challenge
 from millstream import auth
-from millstream._http.outbound import fetch
-from millstream.auth._issuing import elsewhere
-from millstream.auth._issuing.ways import Away, Renewing, Returned, Selective, SignInFailed, Upstream, User
+from millstream._http.client.fetch import fetch
+from millstream.auth._authorization_server import upstream_http
+from millstream.auth._authorization_server.login_methods import (
+    AuthorizationRedirect,
+    Callback,
+    Renewing,
+    Selective,
+    SignInFailed,
+    Upstream,
+    User,
+)
 from patience import WAIT
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/openid"
@@ -54,7 +62,7 @@ class World:
         claims = {name: value for name, value in {**good, **self.said}.items() if value is not None}
         return {"id_token": self.make(claims), "access_token": "at", "token_type": "Bearer", **self.given}
 
-    async def begin(self) -> Away:
+    async def begin(self) -> AuthorizationRedirect:
         """The person goes there."""
         away = await self.way.begin(CALLBACK, "st")
         self.nonce = parse_qs(urlsplit(away.url).query)["nonce"][0]
@@ -63,13 +71,13 @@ class World:
     async def sign_in(self, **query: str) -> User:
         """The person goes there and comes back."""
         away = await self.begin()
-        return await self.way.finish(Returned({"code": "c", **query}, CALLBACK, away.kept))
+        return await self.way.finish(Callback({"code": "c", **query}, CALLBACK, away.kept))
 
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """An issuer. It may take its time: the machine stands still now and then."""
-    monkeypatch.setattr(elsewhere, "fetch", partial(fetch, seconds=WAIT))
+    monkeypatch.setattr(upstream_http, "fetch", partial(fetch, seconds=WAIT))
     async with issuing() as issuer:
         yield World(issuer)
 
@@ -78,7 +86,7 @@ async def test_the_browser_brings_a_code_that_only_we_can_use(world: World) -> N
     """OpenID Connect Core §3.1.2; RFC 7636; RFC 6749 §2.3.1. Names are compared in lower case."""
     away = await world.begin()
     asked = dict(parse_qsl(urlsplit(away.url).query))
-    user = await world.way.finish(Returned({"code": "c"}, CALLBACK, away.kept))
+    user = await world.way.finish(Callback({"code": "c"}, CALLBACK, away.kept))
     assert (user.subject, user.name) == ("248289761001", "Ada")
     (form,) = world.forms
     assert away.url.startswith(f"{world.issuer.url}/auth?a=b&response_type=code&")
@@ -312,8 +320,8 @@ async def test_one_line_makes_an_issuer_with_the_secret_from_the_environment(mon
         monkeypatch.setenv(name, f"the {name}")
     google = auth.google("https://mcp.example.com", allow=["@example.com"], scopes=["shop:use"])
     github = auth.github("https://mcp.example.com", allow=["octocat"])
-    assert (google.plan.scopes, list(google.plan.upstreams)) == (("shop:use",), ["google"])
-    away = await github.plan.upstreams["github"].begin(CALLBACK, "st")
+    assert (google.config.scopes, list(google.config.upstreams)) == (("shop:use",), ["google"])
+    away = await github.config.upstreams["github"].begin(CALLBACK, "st")
     asked = dict(parse_qsl(urlsplit(away.url).query))
     assert away.url.startswith("https://github.com/login/oauth/authorize?")
     assert asked["client_id"] == "the GITHUB_CLIENT_ID"

@@ -9,8 +9,8 @@ from auth.issuing.test_sign_in_end_to_end import Person, said
 from auth.issuing.test_user_file import users
 from auth_world import guarded
 from millstream import Client
-from millstream.auth._issuing import clients, consent, grants, plan, tickets
-from millstream.auth._issuing.provider import Provider
+from millstream.auth._authorization_server import authorize, clients, config, grants, tickets
+from millstream.auth._authorization_server.provider import Provider
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryStore
 from millstream.client._options import Options
@@ -40,11 +40,12 @@ async def test_the_example_of_the_page_lets_a_client_in(tmp_path: Path, monkeypa
 def test_the_figures_of_the_page_are_those_of_the_code() -> None:
     """Whoever changes one finds the other."""
     assert (grants.CODE_SECONDS, "| code | 60 seconds, counts once |" in PAGE) == (60, True)
-    assert (plan.ACCESS, "| access token | 15 minutes;" in PAGE) == (15 * 60, True)
-    assert (plan.REFRESH, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)
-    assert (grants.GRACE, "repeat a refresh within ten seconds" in PAGE) == (10, True)
+    assert (config.ACCESS_SECONDS, "| access token | 15 minutes;" in PAGE) == (15 * 60, True)
+    assert (config.REFRESH_SECONDS, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)
+    assert (grants.GRACE, "repeat a refresh within 60 seconds" in PAGE) == (60, True)
     assert (tickets.PERSON_SECONDS, "| a browser's sign-in | 8 hours |" in PAGE) == (8 * 3600, True)
-    assert (consent.REMEMBERED, "| what a person agreed to | 90 days," in PAGE) == (90 * 86_400, True)
+    assert (tickets.DEVICE_SECONDS, "| 180 days from the last login" in PAGE) == (180 * 86_400, True)
+    assert (authorize.REMEMBERED, "| what a person agreed to | 90 days," in PAGE) == (90 * 86_400, True)
     assert (clients.UNUSED, clients.USED, "kept for a day, or for 90 days" in PAGE) == (86_400, 90 * 86_400, True)
 
 

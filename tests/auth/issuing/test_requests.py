@@ -7,7 +7,7 @@ import pytest
 
 from issuing_world import BACK, OTHER, RESOURCE, URL, Browser, Desk, authorization, challenge, claims_of
 from millstream import auth
-from millstream.auth._issuing.redirects import check_redirect, named_by
+from millstream.auth._authorization_server.redirects import check_redirect, named_by
 
 REFUSED = [
     "javascript:alert(1)", "data:text/html,x", "http://app.example.com/back", "https://app.example.com/back#f",
@@ -104,7 +104,9 @@ def knows(desk: Desk) -> Desk:
     return Desk(desk.services.store, clients=[auth.client("ours", redirect_uris=[BACK])])
 
 
-async def test_an_error_does_not_send_the_browser_to_an_address_that_anybody_could_register(desk: Desk) -> None:
+async def test_an_error_does_not_send_the_browser_to_an_address_that_anybody_could_register(
+    desk: Desk,
+) -> None:
     """RFC 9700 §4.11.2: no open redirector. The person sees where it would go, until they have agreed to the client."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)

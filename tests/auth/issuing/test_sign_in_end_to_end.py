@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from auth_world import guarded
 from issuing_world import FORM, Known
 from millstream import Client, Context, Server, Settings, auth
-from millstream.client._oauth.fetching import fetch, post_form
 from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.issuer_http import fetch, post_form
 from millstream.client._oauth.store import MemoryStore
 from millstream.client._options import Options
 from patience import WAIT

@@ -11,7 +11,7 @@ from millstream._server.calls.changes import Changes
 from millstream._server.calls.keys import Secrets
 from millstream._server.calls.services import Services
 from millstream._stores.base import Store
-from millstream.auth._issuing.signing import AFTER, AHEAD, SIGNS, SigningKey, advanced
+from millstream.auth._authorization_server.signing import AFTER, AHEAD, SIGNS, SigningKey, advance
 from millstream.auth._jose import read_header
 
 DAY = 86_400.0
@@ -74,9 +74,9 @@ async def test_a_token_is_taken_across_a_change_of_keys_and_a_restart(every_stor
 def test_a_server_that_slept_for_a_year_signs_with_its_old_key_until_the_new_one_was_published() -> None:
     """Nobody was there to publish one."""
     old = SigningKey("a", {}, 0.0)
-    kept, new = advanced((old,), 365 * DAY)
+    kept, new = advance((old,), 365 * DAY)
     assert (kept, new.begins) == (old, 366 * DAY)
-    assert advanced((kept, new), 365 * DAY) == (kept, new)
+    assert advance((kept, new), 365 * DAY) == (kept, new)
 
 
 async def test_what_was_sealed_with_another_secret_is_replaced_and_said(

@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from issuing_world import BACK, URL, Browser, Clock, Desk, Known, Reply, authorization
-from millstream.auth._issuing.ways import Away, Returned, SignInFailed, User
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
 
 class Elsewhere:
@@ -18,16 +18,16 @@ class Elsewhere:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
 
-    async def begin(self, callback: str, state: str) -> Away:
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         self.sent.append((callback, state))
-        return Away(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
+        return AuthorizationRedirect(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
 
-    async def finish(self, returned: Returned) -> User:
-        assert returned.kept == b"nonce-7"
-        assert returned.callback == f"{URL}/sign-in/callback/elsewhere"
-        if "error" in returned.query:
+    async def finish(self, callback: Callback) -> User:
+        assert callback.kept == b"nonce-7"
+        assert callback.url == f"{URL}/sign-in/callback/elsewhere"
+        if "error" in callback.query:
             raise SignInFailed("Elsewhere does not know you <b>.")
-        return User(returned.query["code"], "Grace", ("orders:read",))
+        return User(callback.query["code"], "Grace", ("orders:read",))
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ async def test_whoever_has_to_sign_in_again_has_to_do_so_at_the_upstream(
     """A fixed defect: what the client asked for ended here, and the upstream let in whoever had signed in there."""
 
     class Strict(Elsewhere):
-        async def begin_anew(self, callback: str, state: str, prompt: str) -> Away:
+        async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
             self.prompt = prompt
             return await self.begin(callback, state)
 
@@ -166,7 +166,7 @@ async def test_an_upstream_that_fails_says_so_on_the_page_that_asks(desk: Desk) 
     """And the person may try again."""
 
     class Down(Elsewhere):
-        async def begin(self, callback: str, state: str) -> Away:
+        async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
             raise SignInFailed("Elsewhere does not answer.")
 
     desk = Desk(desk.services.store, people=Down())

@@ -7,15 +7,15 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from typer.testing import CliRunner
 
+from command_line import CliRunner
 from issuing_world import FORM, URL, Browser, Desk
 from millstream import auth
 from millstream._app.serving.errors import CommandError
 from millstream._cli.program import program
 from millstream._protocol.errors import LocalError
-from millstream.auth._issuing.passwords import MAX_PASSWORD, hash_password, verify_password
-from millstream.auth._issuing.user_file import UserFile
+from millstream.auth._authorization_server.passwords import MAX_PASSWORD, hash_password, verify_password
+from millstream.auth._authorization_server.user_file import UserFile
 
 
 @pytest.fixture
@@ -164,3 +164,12 @@ def test_whatever_a_terminal_sends_can_be_a_password() -> None:
     kept = hash_password("p\udcffssword")
     assert verify_password("p\udcffssword", kept)
     assert not verify_password("p\ufffdssword", kept)
+
+
+def test_hashes_of_other_argon2_libraries_count() -> None:
+    """A user file that argon2-cffi wrote still lets its people in; what isn't a hash lets in no one."""
+    kept = "$argon2id$v=19$m=64,t=1,p=4$ltdlDZp7BnrAyXHjFNoOfA$Tsx8N4a9H5RNuN2Or1hqoMJ9tGWC90cNs81OVjVuQag"
+    assert verify_password("correct horse", kept)
+    assert not verify_password("correct horses", kept)
+    for broken in ("", "plain", kept[:-4], kept.replace("argon2id", "argon2i"), kept.replace("m=64", "m=1")):
+        assert not verify_password("correct horse", broken)

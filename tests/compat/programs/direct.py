@@ -1,6 +1,6 @@
 """The direct execution of a page about Streamable HTTP servers; the import is that of the official SDK."""
 
-from mcp.server.fastmcp import FastMCP
+from millstream.compat.fastmcp import FastMCP
 
 mcp = FastMCP("My App")
 

@@ -1,6 +1,6 @@
 """The first of two servers that the page mounts in one application."""
 
-from mcp.server.fastmcp import FastMCP
+from millstream.compat.fastmcp import FastMCP
 
 mcp = FastMCP(name="EchoServer", stateless_http=True)
 

@@ -1,6 +1,6 @@
 """The server of a page about how SSE works in MCP."""
 
-from mcp.server.fastmcp import FastMCP
+from millstream.compat.fastmcp import FastMCP
 
 # 1. FastMCP creates the HTTP server
 mcp = FastMCP("Hello Server")

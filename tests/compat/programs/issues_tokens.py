@@ -4,21 +4,25 @@ import os
 import secrets
 import time
 
-from mcp.server.auth.provider import (
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from millstream.compat.fastmcp import (
     AccessToken,
     AuthorizationCode,
     AuthorizationParams,
     AuthorizeError,
+    AuthSettings,
+    ClientRegistrationOptions,
+    FastMCP,
     OAuthAuthorizationServerProvider,
+    OAuthClientInformationFull,
+    OAuthToken,
     RefreshToken,
+    RevocationOptions,
     TokenError,
     construct_redirect_uri,
 )
-from mcp.server.auth.settings import AuthSettings, ClientRegistrationOptions, RevocationOptions
-from mcp.server.fastmcp import FastMCP
-from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
-from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
 
 ISSUER = f"http://127.0.0.1:{os.environ['FASTMCP_PORT']}"
 

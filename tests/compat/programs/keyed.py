@@ -4,9 +4,10 @@ import argparse
 from datetime import UTC, datetime
 
 import uvicorn
-from mcp.server.fastmcp import FastMCP
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse
+
+from millstream.compat.fastmcp import FastMCP
 
 mcp = FastMCP("time")
 

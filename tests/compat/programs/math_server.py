@@ -1,6 +1,6 @@
 """The second of two servers that the page mounts in one application."""
 
-from mcp.server.fastmcp import FastMCP
+from millstream.compat.fastmcp import FastMCP
 
 mcp = FastMCP(name="MathServer", stateless_http=True)
 

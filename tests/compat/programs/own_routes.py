@@ -1,8 +1,9 @@
 """A server with a page and a webhook of its own; the page has a path that Millstream has, too."""
 
-from mcp.server.fastmcp import FastMCP
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+
+from millstream.compat.fastmcp import FastMCP
 
 mcp = FastMCP("routes")
 

@@ -1,8 +1,13 @@
 """A server whose provider issues and verifies tokens, with the settings of the page."""
 
-from mcp.server.auth.provider import AccessToken, OAuthAuthorizationServerProvider
-from mcp.server.auth.settings import AuthSettings, ClientRegistrationOptions, RevocationOptions
-from mcp.server.fastmcp import FastMCP
+from millstream.compat.fastmcp import (
+    AccessToken,
+    AuthSettings,
+    ClientRegistrationOptions,
+    FastMCP,
+    OAuthAuthorizationServerProvider,
+    RevocationOptions,
+)
 
 
 class MyOAuthServerProvider(OAuthAuthorizationServerProvider):

@@ -1,6 +1,6 @@
 """A server that keeps sessions, as the page starts it."""
 
-from mcp.server.fastmcp import FastMCP
+from millstream.compat.fastmcp import FastMCP
 
 # Stateful server (maintains session state)
 mcp = FastMCP("StatefulServer")

@@ -1,6 +1,6 @@
 """A server without sessions and streams, as the page starts it."""
 
-from mcp.server.fastmcp import FastMCP
+from millstream.compat.fastmcp import FastMCP
 
 # Stateless server (no session persistence, no sse stream with supported client)
 mcp = FastMCP("StatelessServer", stateless_http=True, json_response=True)

@@ -9,11 +9,20 @@ from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Application
 from millstream._http.asgi.adapter import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
-from millstream._http.lane import GUARD_ONLY, SOCKETS_ONLY, Lane
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, Request, Response, Sink
+from millstream._http.server import Endpoints
 
 logger = logging.getLogger("millstream")
+
+_OWN_SERVER = (
+    "time limits for headers and stalled writes",
+    "caps on header count and size, on URLs and on pipelined requests",
+    "exactly one Host (health probes apart)",
+    "caps on connections and on unsent replies",
+)
+"""What only our own server enforces; the log lists it where another one serves."""
+_OWN_SOCKETS = "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
 
 
 async def serve(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -63,26 +72,39 @@ async def _lifespan(application: Application, receive: Any, send: Any) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def prepare(application: Application, runtime: Runtime) -> None:
-    """Build the HTTP side of what runs, once, and let it answer the requests of its loop."""
+def prepare(application: Application, runtime: Runtime) -> Endpoints:
+    """Build the HTTP side of a runtime, once, let it answer the requests of its loop, and return its endpoints."""
     runtimes, definition = application.runtimes, runtime.definition
     if runtime.routes is None:
+        routes, limits = runtime.serve_http(), HttpLimits.of(definition.settings)
         if runtime.bind.loopback is None:
-            missing = (*GUARD_ONLY, SOCKETS_ONLY) if "hub" in definition.parts else GUARD_ONLY
+            missing = (*_OWN_SERVER, _OWN_SOCKETS) if runtime.host.sockets else _OWN_SERVER
             logger.warning(
                 "%s is served through plain ASGI. Not enforced here: %s.", definition.name, "; ".join(missing)
             )
         if runtime.services.secrets.warning is not None:
             logger.warning(runtime.services.secrets.warning)
-        routes, limits = runtime.serve_http(), HttpLimits.of(definition.settings)
+        find = _with_cors_of_probes(routes.find, runtime.policy)
         runtime.adapter = AsgiAdapter(
-            _with_cors_of_probes(routes.find, runtime.policy),
+            find,
             limits=limits,
             policy=runtime.policy,
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
+            root_path=definition.settings.root_path,
         )
-        runtimes.lane = Lane(routes.find_hot, limits=limits, policy=runtime.policy, hot=routes.hot)
+        runtimes.endpoints = Endpoints(
+            find,
+            limits=limits,
+            policy=runtime.policy,
+            hot=routes.hot,
+            websocket=partial(_websocket, application) if runtime.host.sockets else None,
+            max_message=definition.settings.max_message,
+            heartbeat=definition.settings.heartbeat,
+            root_path=definition.settings.root_path,
+        )
     runtimes.current = runtime
+    assert runtimes.endpoints is not None  # noqa: S101  built with the first runtime
+    return runtimes.endpoints
 
 
 def look_ahead(runtime: Runtime) -> None:
@@ -114,11 +136,12 @@ async def _probe(handler: Handler, policy: HostPolicy, request: Request) -> Resp
 async def _websocket(application: Application, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     runtime = await application.runtimes.start()
     prepare(application, runtime)
-    path, root = scope["path"], scope.get("root_path", "")
-    if runtime.websocket is not None and path.removeprefix(root) == "/ws":
-        await runtime.websocket(scope, receive, send)
+    root = scope.get("root_path") or runtime.definition.settings.root_path
+    socket = runtime.host.sockets.get(scope["path"].removeprefix(root))
+    if socket is not None:
+        await socket(scope, receive, send)
         return
     from millstream._transports.websocket.route import refuse_handshake  # noqa: PLC0415  only where a socket is asked for
 
     await receive()
-    await refuse_handshake(no_websocket(root, served=runtime.websocket is not None), scope, send)
+    await refuse_handshake(no_websocket(root, served=bool(runtime.host.sockets)), scope, send)

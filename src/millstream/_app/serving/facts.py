@@ -10,7 +10,6 @@ from msgspec import Struct
 from millstream._app.definition import Definition
 from millstream._config import Settings
 from millstream._http.hosts import is_loopback
-from millstream._http.lane import load_lane
 from millstream._server.features.tools import Tool
 
 EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
@@ -59,7 +58,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         sse_url=origin + settings.sse_path if settings.sessions else "",
         pages=[f"{origin}/{page}" for page in pages_of(definition.parts, served=not warned)],
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
-        protections=protections(settings, guarded=load_lane().protocol is not None, signed_in=definition.protected),
+        protections=protections(settings, signed_in=definition.protected),
         curl=curl(origin + settings.path, registry.tools, signed_in=_variable(definition)),
         warning=NO_AUTH if warned else clear,
     )
@@ -72,15 +71,15 @@ def pages_of(parts: frozenset[str], *, served: bool) -> list[str]:
     return ["docs"] if "rest" in parts else []
 
 
-def protections(settings: Settings, *, guarded: bool, signed_in: bool = False) -> list[str]:
-    """The limits that hold for every peer: as the settings have them, and only the guard's where there is one."""
+def protections(settings: Settings, *, signed_in: bool = False) -> list[str]:
+    """Return the limits that hold for every client, as the settings have them."""
     names = [("Host", "*" not in settings.allowed_hosts), ("Origin", "*" not in settings.allowed_origins)]
     checked = " and ".join(name for name, on in names if on)
     return [
         *(["callers sign in"] if signed_in else []),
         *([f"{checked} checked"] if checked else []),
         f"bodies ≤ {settings.max_body / 1024 / 1024:g} MiB",
-        *([f"headers ≤ {settings.header_timeout:g} s"] if guarded else []),
+        f"headers ≤ {settings.header_timeout:g} s",
         *(["sealed sessions"] if settings.sessions else ["no sessions"]),
     ]
 

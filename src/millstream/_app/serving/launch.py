@@ -5,11 +5,11 @@ import os
 import stat
 import sys
 
-from millstream._app.given import check_address
+from millstream._app.argument_checks import check_address
 from millstream._app.runtimes import Application, Runtimes
 from millstream._app.serving.errors import CommandError, check_key, check_not_importing, report, starting
-from millstream._app.serving.left_behind import run_to_end
-from millstream._app.serving.stopping import StopSignals
+from millstream._app.serving.runner import run
+from millstream._app.serving.signals import StopSignals
 from millstream._transports.stdio import off_stdout, serve_stdio
 
 
@@ -84,7 +84,7 @@ def run_stdio(runtimes: Runtimes, stdout: int) -> None:
         CommandError: the key for sealed state must not be used, or the server cannot start.
     """
     check_key(runtimes.definition.settings)
-    run_to_end(stdio(runtimes, stdout), None)
+    run(stdio(runtimes, stdout))
 
 
 async def stdio(runtimes: Runtimes, stdout: int) -> None:

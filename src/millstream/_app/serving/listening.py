@@ -1,5 +1,6 @@
 """The socket that a server listens on: opened here, or passed by whoever started the program."""
 
+import errno
 import os
 import socket
 from typing import Final
@@ -93,7 +94,7 @@ def _address_failure(host: str, port: int, exc: OSError) -> CommandError:
         return CommandError(
             f"Port {port} is not allowed.", why="Ports below 1024 need a privilege.", fix="Use --port 8000."
         )
-    if "in use" in str(exc):
+    if exc.errno == errno.EADDRINUSE:
         return CommandError(
             f"Port {port} on {host} is in use.",
             why="Another program listens there, perhaps this server in another window.",

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from millstream._app.runtimes import Application
 from millstream._app.serving.errors import CommandError, check_key, report, set_up_logs
 from millstream._app.serving.facts import Facts, facts
+from millstream._app.serving.http_server import Accept, serve, serve_here
 from millstream._app.serving.listening import chosen_address, listen, passed_sockets
 from millstream._app.serving.panel import show
 from millstream._app.serving.public import check_public
-from millstream._app.serving.uvicorn_server import Accept, serve, serve_here
 from millstream._app.serving.workers.launching import can_supervise, supervise
-from millstream._app.serving.workers.place import begin_run, claim
+from millstream._app.serving.workers.slot import begin_run, claim
 from millstream._app.serving.workers.worker import serve_worker
 
 logger = logging.getLogger("millstream")
@@ -74,7 +74,7 @@ def serve_with_panel(
     """
     host, port, listeners = _listening(application, host, port, descriptor)
     panel = _Panel(facts(application.runtimes.definition, host=host, port=port), told)
-    serve(application, host, port, listeners=listeners, told=panel)
+    serve(application, host, listeners=listeners, callbacks=panel)
 
 
 async def serve_here_with_panel(application: Application, host: str, port: int) -> None:
@@ -87,7 +87,7 @@ async def serve_here_with_panel(application: Application, host: str, port: int) 
         set_up_logs(application.runtimes.definition.settings)
     host, port, listeners = _listening(application, host, port, None)
     panel = _Panel(facts(application.runtimes.definition, host=host, port=port), show)
-    await serve_here(application, host, port, listeners=listeners, told=panel)
+    await serve_here(application, host, listeners=listeners, callbacks=panel)
 
 
 def _listening(

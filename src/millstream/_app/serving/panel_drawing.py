@@ -5,8 +5,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-import millstream
 from millstream._app.serving.facts import Facts
+from millstream._version import __version__
 
 
 def draw(told: Facts, console: Console) -> None:
@@ -31,7 +31,7 @@ def draw(told: Facts, console: Console) -> None:
         table.add_row(Text("warning", style="bold yellow"), Text(told.warning, style="yellow"))
     title = Text.assemble((told.name, "bold"), (f" {told.version}" if told.version else "", "dim"))
     panel = Panel(table, title=title, title_align="left", subtitle_align="right", padding=(0, 1), expand=False)
-    panel.subtitle = Text(f"millstream {millstream.__version__}", style="dim")
+    panel.subtitle = Text(f"millstream {__version__}", style="dim")
     panel.border_style = "yellow" if told.warning else "green"
     console.print(panel)
     console.print(Text("Try it in another window; Ctrl-C stops the server.", style="dim"))

@@ -52,10 +52,6 @@ class Certificate:
         context.load_cert_chain(self._cert, self._key, password=_no_passphrase)
         return context
 
-    def given(self, config: object, make: object) -> ssl.SSLContext:
-        """The context, as uvicorn asks for it."""
-        return self.context
-
     def renew(self) -> bool:
         """Use what stands in the files now, if it is new and fits; True if so."""
         try:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from millstream._cli.chatting.screen import Screen, waiting_of
-from millstream._cli.connecting import version_of
-from millstream._cli.showing import brief, safe
+from millstream._cli.connect_options import version_of
+from millstream._cli.tables import brief, safe
 from millstream.agent._agent import Agent
 from millstream.agent._events import Answered, Asking, Calling, Event, Finished, Returned, Said, Sampled, Waiting
-from millstream.agent._openai_model import OpenAIModel
+from millstream.agent._language_model import LanguageModel
 from millstream.agent._servers import ServerAt
 from millstream.agent._tools import Toolbox
 
@@ -79,7 +79,7 @@ def step_of(event: Event) -> str:
     return step(event) if step is not None else ""
 
 
-def steps_of_configuration(model: OpenAIModel, places: Sequence[ServerAt]) -> Iterator[str]:
+def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> Iterator[str]:
     """What was read before anything was sent. No key is shown."""
     yield f"configuration: model {model.name} at {model.url}"
     for place in places:

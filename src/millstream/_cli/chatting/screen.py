@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from millstream._cli.showing import brief, one_line, safe, safe_json
+from millstream._cli.tables import brief, one_line, safe, safe_json
 from millstream.agent._events import (
     Answered,
     Calling,

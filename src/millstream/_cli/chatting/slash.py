@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
-from millstream._cli.showing import one_line
+from millstream._cli.tables import one_line
 from millstream.agent._agent import Agent
 from millstream.agent._answer import Answer
 from millstream.agent._errors import AgentError

@@ -3,29 +3,25 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import App, Parameter
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.showing import print_json
+from millstream._cli.tables import print_json
 from millstream._telemetry.audit import Broken
 from millstream._telemetry.audit import verify as verify_file
 
-audit = typer.Typer(help="Check audit logs.", no_args_is_help=True)
+audit = App(name="audit", help="Check audit logs.")
 
 
-@audit.callback()
-def about() -> None:
-    """Check audit logs."""
-
-
-@audit.command()
+@audit.command
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The audit log.")],
+    file: Annotated[Path, Parameter(name="FILE", help="The audit log.")],
+    /,
     *,
     last: Annotated[
-        str, typer.Option(help="The hash that the last line has to have, as you noted it earlier.", metavar="HASH")
+        str, Parameter(metavar="HASH", help="The hash that the last line has to have, as you noted it earlier.")
     ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that no line was changed, removed or inserted, and print the hash of the last one.
 
@@ -52,4 +48,4 @@ def verify(
     if json:
         print_json({"lines": count, "hash": found})
         return
-    typer.echo(f"{count} lines, none changed. The last one has the hash {found}")
+    print(f"{count} lines, none changed. The last one has the hash {found}")

@@ -11,11 +11,22 @@ import time
 from collections import Counter
 from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from millstream._cli.connecting import FAILED, Json, Way, connects, pairs, unknown, value_of, with_client
+from millstream._cli.connect_options import (
+    FAILED,
+    ConnectOptions,
+    Json,
+    connects,
+    pairs,
+    unknown,
+    value_of,
+    with_client,
+)
+from millstream._cli.errors import UsageError
 from millstream._cli.numbers import finite
-from millstream._cli.showing import Progress, one_line, print_json, print_rows, print_text, safe, style
+from millstream._cli.tables import Progress, one_line, print_json, print_rows, print_text, safe, style
 from millstream._protocol.json_schema import members
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
@@ -70,19 +81,27 @@ class Tally:
 
 @connects()
 def bench(
-    way: Way,
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Arguments of the tool.")
-    ] = None,
-    *,
-    tool: Annotated[str, typer.Option("--tool", help="Call this tool; without it, the server is pinged.")] = "",
+    options: ConnectOptions,
+    /,
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the tool.")],
+    tool: Annotated[str, Parameter(name="--tool", help="Call this tool; without it, the server is pinged.")] = "",
     connections: Annotated[
         int,
-        typer.Option("--connections", "-c", min=1, max=1000, metavar="N", help="Calls that are under way at a time."),
+        Parameter(
+            name=("--connections", "-c"),
+            metavar="N",
+            help="Calls that are under way at a time.",
+            validator=Number(gte=1, lte=1000),
+        ),
     ] = 10,
     seconds: Annotated[
         float,
-        typer.Option("--seconds", "-s", min=0.1, max=3600, metavar="SECONDS", help="How long.", callback=finite),
+        Parameter(
+            name=("--seconds", "-s"),
+            metavar="SECONDS",
+            help="How long.",
+            validator=(finite, Number(gte=0.1, lte=3600)),
+        ),
     ] = 5,
     json: Json = False,
 ) -> None:
@@ -97,9 +116,9 @@ def bench(
 
     - `millstream bench http://127.0.0.1:8000/mcp --tool add a=1 b=2 --connections 50 --seconds 10`
     """
-    given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
+    given = pairs(arguments, "=", "Arguments are NAME=VALUE")
     if given and not tool:
-        raise typer.BadParameter("Arguments are for a tool: name it with --tool.")
+        raise UsageError("Arguments are for a tool: name it with --tool.")
 
     async def work(client: Client) -> int:
         values = await _typed(client, tool, given)
@@ -113,7 +132,7 @@ def bench(
         report(tally, time.perf_counter() - begun, client, connections, json=json)
         return FAILED if tally.errors else 0
 
-    with_client(lambda: way.client(max_connections=connections), work)
+    with_client(lambda: options.client(max_connections=connections), work)
 
 
 async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, Any]:

@@ -10,22 +10,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from millstream._cli.chatting.asking import Desk
+from millstream._cli.chatting.console_prompts import ConsolePrompts
+from millstream._cli.chatting.conversation import Conversation, Stopped
 from millstream._cli.chatting.debugging import Steps, steps_of_configuration, steps_of_connection
 from millstream._cli.chatting.screen import JsonScreen, PlainScreen, Screen
 from millstream._cli.chatting.slash import Rows
-from millstream._cli.chatting.talk import Stopped, Talk
-from millstream._cli.connecting import DENIED, FAILED, UNREACHABLE, Json, Way, connects, status_of
-from millstream._cli.ending import INTERRUPTED
+from millstream._cli.connect_options import DENIED, FAILED, UNREACHABLE, ConnectOptions, Json, connects, status_of
 from millstream._cli.output import nobody_reads
-from millstream._cli.showing import one_line, print_rows, print_text
+from millstream._cli.signals import INTERRUPTED
+from millstream._cli.tables import one_line, print_rows, print_text
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
 from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied, ModelUnreachable
+from millstream.agent._language_model import LanguageModel
 from millstream.agent._limits import Limits
-from millstream.agent._openai_model import OpenAIModel
 from millstream.agent._servers import ServerAt
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._options import Options
@@ -34,40 +35,67 @@ from millstream.client._targets import servers as entries_of
 
 @connects(server=False)
 def chat(  # noqa: PLR0913  the options of the command
-    way: Way,
-    servers: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SERVER]...",
+    options: ConnectOptions,
+    /,
+    *servers: Annotated[
+        str,
+        Parameter(
+            name="SERVER",
             help="URLs, commands in quotes, .py or .js files, or .json files with mcpServers; else MCP_SERVER_URL.",
         ),
-    ] = None,
-    *,
+    ],
     message: Annotated[
-        str, typer.Option("--message", "-m", help="Ask this, print the answer and end; so does text in a pipe.")
+        str,
+        Parameter(
+            name=("--message", "-m"),
+            allow_leading_hyphen=True,
+            help="Ask this, print the answer and end; so does text in a pipe.",
+        ),
     ] = "",
-    model: Annotated[str, typer.Option("--model", help="The model, or the deployment at Azure.", metavar="NAME")] = "",
+    model: Annotated[
+        str,
+        Parameter(
+            name="--model",
+            metavar="NAME",
+            help="The model: gpt-4.1, anthropic:claude-sonnet-4-5, a deployment.",
+        ),
+    ] = "",
     api_url: Annotated[
-        str, typer.Option("--api-url", help="An OpenAI-compatible API: http://127.0.0.1:11434/v1", metavar="URL")
+        str, Parameter(name="--api-url", metavar="URL", help="An OpenAI-compatible API: http://127.0.0.1:11434/v1")
     ] = "",
-    system: Annotated[str, typer.Option("--system", help="What the model should know first.", metavar="TEXT")] = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Allow every tool without asking.")] = False,
+    system: Annotated[
+        str,
+        Parameter(name="--system", allow_leading_hyphen=True, metavar="TEXT", help="What the model should know first."),
+    ] = "",
+    yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Allow every tool without asking.")] = False,
     max_rounds: Annotated[
-        int, typer.Option("--max-rounds", min=1, help="How often the model is asked for one answer.")
+        int,
+        Parameter(
+            name="--max-rounds",
+            help="How often the model is asked for one answer.",
+            validator=Number(gte=1),
+        ),
     ] = Limits().max_rounds,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=0, help="Tokens that one answer may cost; 0 means no bound.")
+        int,
+        Parameter(
+            name="--max-tokens",
+            help="Tokens that one answer may cost; 0 means no bound.",
+            validator=Number(gte=0),
+        ),
     ] = Limits().max_tokens,
     env_file: Annotated[
-        str, typer.Option("--env-file", help="Read the configuration from this file.", show_default=".env")
+        str, Parameter(name="--env-file", help="Read the configuration from this file.", show_default=lambda _: ".env")
     ] = "",
-    debug: Annotated[bool, typer.Option("--debug", help="Show each step.")] = False,
+    debug: Annotated[bool, Parameter(name="--debug", help="Show each step.")] = False,
     json: Json = False,
 ) -> None:
     """Talk to a model that uses the tools of one or more servers.
 
     The model comes from API_URL, API_KEY and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
-    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY and OPENAI_API_VERSION. MCP_SERVER_AUTH_KEY is sent to the server
+    from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY and OPENAI_API_VERSION. What the environment says wins over `.env`.
+    A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro takes the key of its provider, such as
+    ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is sent to the server
     of MCP_SERVER_URL and to no other. Before a tool that isn't marked as harmless runs, you're asked.
 
     **Examples**
@@ -83,9 +111,9 @@ def chat(  # noqa: PLR0913  the options of the command
     question = message or ("" if sys.stdin.isatty() else _piped())
     reach = partial(
         ServerAt,
-        timeout=way.timeout,
-        options=Options(env=way.variables, auth=way.auth()),
-        revision=way.revision or None,
+        timeout=options.timeout,
+        options=Options(env=options.variables, auth=options.auth()),
+        revision=options.revision or None,
     )
     screen = _screen(json=json)
     try:
@@ -94,26 +122,27 @@ def chat(  # noqa: PLR0913  the options of the command
                 "There's no question, and no terminal to type one at. Ask with -m TEXT, or send text into the pipe."
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
-        places = _places(servers or [], reach, way.headers, configuration)
+        places = _places(servers, reach, options.headers, configuration)
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_rounds=max_rounds, max_tokens=max_tokens)
         _talk(chosen, places, question, steps or screen, steps, system=system, yes=yes, limits=limits)
     except (ClientError, AgentError) as exc:
         screen.fail(one_line(str(exc)))
-        raise typer.Exit(_status(exc)) from exc
+        raise SystemExit(_status(exc)) from exc
     except BrokenPipeError:  # `millstream chat … | head`
         nobody_reads()
     except Stopped as exc:
-        raise typer.Exit(INTERRUPTED) from exc
+        raise SystemExit(INTERRUPTED) from exc
 
 
 def _talk(
-    model: OpenAIModel,
+    model: LanguageModel,
     places: Sequence[ServerAt],
     question: str,
     screen: Screen,
     steps: Steps | None,
+    /,
     *,
     system: str,
     yes: bool,
@@ -121,28 +150,29 @@ def _talk(
 ) -> None:
     """Connect, and answer one question or all that come."""
     attended = sys.stdin.isatty() and sys.stderr.isatty()
-    desk = Desk(screen, _read_line if attended else None, yes=yes)
+    prompts = ConsolePrompts(screen, _read_line if attended else None, yes=yes)
 
     def make() -> Agent:
-        elicit = talk.in_main(desk.fill_in) if attended else None
-        approve = talk.in_main(desk.approve)
+        elicit = conversation.in_main(prompts.fill_in) if attended else None
+        approve = conversation.in_main(prompts.approve)
         return Agent(model, places, system=system, approve=approve, elicit=elicit, limits=limits)
 
     if steps is not None:
         steps.tell_all(steps_of_configuration(model, places))
-    with Talk(screen) as talk:
-        agent, tools = talk.open(make)
+    with Conversation(screen) as conversation:
+        agent, tools = conversation.open(make)
         if steps is not None:
             steps.tell_all(steps_of_connection(agent, places, tools))
         if question:
-            talk.answer(question)
+            conversation.answer(question)
             return
         with suppress(ImportError):  # arrow keys and a history, where Python has them
             import_module("readline")
         names = ", ".join(server.name for server in agent.servers)
         count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
         screen.note(f"{model.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
-        talk.converse(_read_line, _print)
+        screen.note(f"What you say goes to {model.url}.")
+        conversation.converse(_read_line, _print)
 
 
 def _places(

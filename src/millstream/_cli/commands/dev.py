@@ -10,7 +10,7 @@ import webbrowser
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from millstream._app.serving.errors import CommandError, report
 from millstream._app.serving.facts import Facts
@@ -28,15 +28,16 @@ INSPECTOR = "@modelcontextprotocol/inspector"
 def dev(
     target: Annotated[
         str,
-        typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
+        Parameter(name="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
     ],
+    /,
     *,
     port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 picks a free port.", show_default="8000")
+        int | None, Parameter(help="Port to listen on; 0 picks a free port.", show_default=lambda _: "8000")
     ] = None,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Don't open a browser.")] = False,
+    no_open: Annotated[bool, Parameter(name="--no-open", help="Don't open a browser.")] = False,
     official: Annotated[
-        bool, typer.Option("--official", help=f"Start the MCP Inspector ({INSPECTOR}) instead; needs Node.js.")
+        bool, Parameter(name="--official", help=f"Start the MCP Inspector ({INSPECTOR}) instead; needs Node.js.")
     ] = False,
     packages: Packages = None,
     editable: Editable = None,

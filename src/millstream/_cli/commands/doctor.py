@@ -9,15 +9,15 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.connecting import FAILED, Json, Way, connects, ended, status_of
-from millstream._cli.showing import brief, print_json, print_text
+from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, ended, status_of
+from millstream._cli.tables import brief, print_json, print_text
+from millstream._http.client.connection import Reply
+from millstream._http.client.pool import Pool, plain, unreachable, untrusted
+from millstream._http.client.proxy import proxy_for
+from millstream._http.client.url import Url
 from millstream.client._client import Client
+from millstream.client._endpoint import Endpoint
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
-from millstream.client._http.connection import Reply
-from millstream.client._http.endpoint import Endpoint
-from millstream.client._http.pool import Pool, plain, unreachable, untrusted
-from millstream.client._http.proxy import proxy_for
-from millstream.client._http.url import Url
 from millstream.client._targets import Remote, find
 
 
@@ -32,7 +32,8 @@ class Step(Struct, frozen=True):
 
 @connects(timeout=20)
 def doctor(
-    way: Way,
+    options: ConnectOptions,
+    /,
     *,
     json: Json = False,
 ) -> None:
@@ -50,7 +51,7 @@ def doctor(
         steps: list[Step] = []
         failed: ClientError | None = None
         try:
-            async for step in examine(way):
+            async for step in examine(options):
                 steps.append(step)
                 if not json:
                     show(step)
@@ -68,7 +69,7 @@ def doctor(
                 show(steps[-1])
         well = all(step.ok for step in steps)
         if json:
-            print_json({"server": way.target, "ok": well, "steps": steps})
+            print_json({"server": options.target, "ok": well, "steps": steps})
         return status_of(failed) if failed is not None else 0 if well else FAILED
 
     ended(work)
@@ -81,24 +82,24 @@ def show(step: Step) -> None:
         print_text(f"      Do: {step.remedy}")
 
 
-async def examine(way: Way) -> AsyncIterator[Step]:
+async def examine(options: ConnectOptions) -> AsyncIterator[Step]:
     """The steps of a connection.
 
     Raises:
         ClientError: one failed, and those behind it make no sense.
     """
-    place = find(way.target, env={}, cwd=None)
+    place = find(options.target, env={}, cwd=None)
     if isinstance(place, Remote):
         url = place.url
         proxy = proxy_for(url)
         if proxy is not None:
             yield Step("proxy", ok=True, found=f"{url.host} is reached through {proxy}, which the environment names")
         else:
-            yield await looked_up(url, way.timeout)
+            yield await looked_up(url, options.timeout)
         if url.secure and proxy is None:
-            yield await trusted(url, way.timeout)
+            yield await trusted(url, options.timeout)
     begun = time.perf_counter()
-    async with way.client() as client:
+    async with options.client() as client:
         took = (time.perf_counter() - begun) * 1000
         yield Step(
             "protocol",
@@ -107,7 +108,7 @@ async def examine(way: Way) -> AsyncIterator[Step]:
         )
         yield await offered(client)
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
-        async for step in seen_by_browsers(place, way):
+        async for step in seen_by_browsers(place, options):
             yield step
 
 
@@ -168,14 +169,14 @@ async def offered(client: Client) -> Step:
     return Step("offers", ok=not nothing, found=text, remedy="Register something, or log in." if nothing else "")
 
 
-async def seen_by_browsers(place: Remote, way: Way) -> AsyncIterator[Step]:
+async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncIterator[Step]:
     """What stands between the server and others: preflights of browsers, and proxies that compress or collect."""
-    headers = {**place.headers, **way.headers}
-    pool = Pool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=way.timeout, tls=None)
+    headers = {**place.headers, **options.headers}
+    pool = Pool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=options.timeout, tls=None)
     endpoint = Endpoint(place.url, headers, pool)
     ask = "Origin: https://example.com\r\nAccess-Control-Request-Method: POST\r\n"
     try:
-        async with asyncio.timeout(way.timeout):
+        async with asyncio.timeout(options.timeout):
             reply = await endpoint.send("OPTIONS", ask, repeatable=True)
         yield cors(reply)
         proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]

@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-import millstream
 from millstream._app.serving.errors import CommandError
-from millstream._cli.connecting import Json
-from millstream._cli.showing import print_json, print_text
+from millstream._cli.connect_options import Json
+from millstream._cli.tables import print_json, print_text
+from millstream._version import __version__
 
 _SERVER = '''\
 """{title}: an MCP server."""
@@ -93,13 +93,21 @@ __pycache__/
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="The folder to make it in; created if it isn't there.")
+        Path, Parameter(name="DIR", help="The folder to make it in; created if it isn't there.")
     ] = Path(),
+    /,
     *,
     http: Annotated[
-        bool, typer.Option("--http/--stdio", help="Serve HTTP, or talk to the program that starts it.")
+        bool, Parameter(name="--http", negative="--stdio", help="Serve HTTP, or talk to the program that starts it.")
     ] = True,
-    name: Annotated[str, typer.Option("--name", help="What the server is called.", show_default="the folder")] = "",
+    name: Annotated[
+        str,
+        Parameter(
+            name="--name",
+            help="What the server is called.",
+            show_default=lambda _: "the folder",
+        ),
+    ] = "",
     json: Json = False,
 ) -> None:
     """Make a new project: a server, a test that passes, and what they need.
@@ -141,7 +149,7 @@ def project(name: str, *, transport: str) -> dict[str, str]:
     """The files of a new project: name -> text."""
     package = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "server"
     quoted = json_module.dumps(name)[1:-1]
-    version = millstream.__version__.partition("+")[0]
+    version = __version__.partition("+")[0]
     title = " ".join(name.split())
     return {
         "server.py": _SERVER.format(

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from cyclopts import Parameter
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.asking import asking
-from millstream._cli.connecting import pairs
-from millstream._cli.failing import tell
+from millstream._cli.connect_options import pairs
+from millstream._cli.console import confirm
+from millstream._cli.errors import tell
 from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
 from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
 from millstream._cli.installing.launch import Launch, check_name, launch_of, name_of
-from millstream._cli.showing import print_json, print_text, safe, style
+from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 
 PRINTED = "json"
@@ -24,40 +24,50 @@ PRINTED = "json"
 
 def install(  # noqa: PLR0913  the options of the command
     target: Annotated[
-        str, typer.Argument(metavar="FILE_OR_URL", help="A .py or .js file (FILE:OBJECT for one of several), or a URL.")
+        str, Parameter(name="FILE_OR_URL", help="A .py or .js file (FILE:OBJECT for one of several), or a URL.")
     ],
+    /,
     *,
     client: Annotated[
         str,
-        typer.Option("--client", "-c", help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry."),
+        Parameter(
+            name=("--client", "-c"),
+            help=f"The application: {', '.join(APPLICATIONS)}; {PRINTED} prints the entry.",
+        ),
     ] = "",
-    name: Annotated[str, typer.Option("--name", "-n", help="What the application calls the server.")] = "",
+    name: Annotated[str, Parameter(name=("--name", "-n"), help="What the application calls the server.")] = "",
     variable: Annotated[
-        list[str] | None, typer.Option("--var", "-v", metavar="NAME=VALUE", help="Set this for the server; repeat it.")
+        list[str] | None,
+        Parameter(
+            name=("--var", "-v"),
+            metavar="NAME=VALUE",
+            help="Set this for the server; repeat it.",
+        ),
     ] = None,
     env_file: Annotated[
-        Path | None, typer.Option("--env-file", "-f", metavar="FILE", help="Set the variables in this file.")
+        Path | None, Parameter(name=("--env-file", "-f"), metavar="FILE", help="Set the variables in this file.")
     ] = None,
     header: Annotated[
-        list[str] | None, typer.Option("--header", "-H", help='For a URL: send this along: "Name: value".')
+        list[str] | None, Parameter(name=("--header", "-H"), help='For a URL: send this along: "Name: value".')
     ] = None,
     packages: Annotated[
-        list[str] | None, typer.Option("--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+        list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
     ] = None,
     editable: Annotated[
         list[str] | None,
-        typer.Option("--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv."),
+        Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv."),
     ] = None,
     project: Annotated[
         bool,
-        typer.Option(
-            "--project", help="Write this folder's configuration, not your own, where the application has one."
+        Parameter(
+            name="--project",
+            help="Write this folder's configuration, not your own, where the application has one.",
         ),
     ] = False,
-    undo_last: Annotated[bool, typer.Option("--undo", help="Undo the last install of this server.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change, and write nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    undo_last: Annotated[bool, Parameter(name="--undo", help="Undo the last install of this server.")] = False,
+    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Show the change, and write nothing.")] = False,
+    yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
+    json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a server into the configuration of an application.
 
@@ -186,13 +196,11 @@ def agreed(change: Change, *, dry_run: bool, yes: bool, json: bool) -> bool:
         if json:
             tell("Nothing was written: there's nobody to ask.", 2, remedy="Use --yes.")
         else:
-            typer.echo("Nothing was written: there's nobody to ask. Use --yes.", err=True)
-        raise typer.Exit(2)
-    with asking():
-        agrees = typer.confirm("Write this?", err=True)
-    if not agrees:
-        typer.echo("Nothing was written.", err=True)
-        raise typer.Exit(1)
+            print("Nothing was written: there's nobody to ask. Use --yes.", file=sys.stderr)
+        raise SystemExit(2)
+    if not confirm("Write this?"):
+        print("Nothing was written.", file=sys.stderr)
+        raise SystemExit(1)
     return True
 
 

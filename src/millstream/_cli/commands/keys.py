@@ -1,6 +1,7 @@
 """``millstream keys``: make, list, revoke and rotate API keys in a file, which running servers follow."""
 
 import os
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from millstream._app.serving.errors import CommandError
 from millstream._cli.numbers import finite
-from millstream._cli.showing import print_json, print_rows
+from millstream._cli.tables import print_json, print_rows
 from millstream._config import PREFIX
 from millstream._protocol.errors import LocalError
 from millstream.auth._key_file import KeyFile, StoredKey
@@ -20,14 +22,14 @@ from millstream.auth._key_file import KeyFile, StoredKey
 DEFAULT = "millstream-keys.json"
 _DAY = 86_400
 
-keys = typer.Typer(help="Make, list, revoke and rotate API keys.", no_args_is_help=True)
+keys = App(name="keys", help="Make, list, revoke and rotate API keys.")
 
 File = Annotated[
     Path | None,
-    typer.Option("--file", help="The file of keys.", show_default=f"{PREFIX}AUTH_KEYS, or {DEFAULT}"),
+    Parameter(name="--file", help="The file of keys.", show_default=lambda _: f"{PREFIX}AUTH_KEYS, or {DEFAULT}"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Who uses the key: tools see it as the caller's subject.")]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Name = Annotated[str, Parameter(name="NAME", help="Who uses the key: tools see it as the caller's subject.")]
 
 
 def _file(given: Path | None) -> KeyFile:
@@ -43,14 +45,19 @@ def _told() -> Generator[None, None, None]:
         raise CommandError(str(exc)) from exc
 
 
-@keys.command()
+@keys.command
 def add(
     name: Name,
+    /,
     *,
-    scope: Annotated[list[str] | None, typer.Option(help="What it covers; repeat it, or '*' for everything.")] = None,
+    scope: Annotated[list[str] | None, Parameter(help="What it covers; repeat it, or '*' for everything.")] = None,
     days: Annotated[
         float,
-        typer.Option(help="Days until it expires; 0 means never.", min=0, max=36_500, metavar="DAYS", callback=finite),
+        Parameter(
+            metavar="DAYS",
+            help="Days until it expires; 0 means never.",
+            validator=(finite, Number(gte=0, lte=36_500)),
+        ),
     ] = 0,
     file: File = None,
     json: Json = False,
@@ -69,11 +76,11 @@ def add(
     if json:
         print_json({"name": name, "key": key, "file": str(kept.path)})
         return
-    typer.echo(f"Added {name} to {kept.path}. The key is shown only now:", err=True)
-    typer.echo(key)
+    print(f"Added {name} to {kept.path}. The key is shown only now:", file=sys.stderr)
+    print(key)
 
 
-@keys.command("list")
+@keys.command(name="list")
 def list_keys(*, file: File = None, json: Json = False) -> None:
     """List the keys: names, scopes and times. The keys themselves aren't kept anywhere.
 
@@ -93,8 +100,8 @@ def list_keys(*, file: File = None, json: Json = False) -> None:
     print_rows(rows, ["NAME", "SCOPES", "SINCE", "EXPIRES"])
 
 
-@keys.command()
-def revoke(name: Name, *, file: File = None, json: Json = False) -> None:
+@keys.command
+def revoke(name: Name, /, *, file: File = None, json: Json = False) -> None:
     """Take a key away. Running servers refuse it within a second, and end its streams.
 
     **Example**
@@ -107,17 +114,20 @@ def revoke(name: Name, *, file: File = None, json: Json = False) -> None:
     if json:
         print_json({"revoked": name})
         return
-    typer.echo(f"Revoked {name}.", err=True)
+    print(f"Revoked {name}.", file=sys.stderr)
 
 
-@keys.command()
+@keys.command
 def rotate(
     name: Name,
+    /,
     *,
     grace: Annotated[
         float,
-        typer.Option(
-            help="Hours for which the old key still works.", min=0, max=87_600, metavar="HOURS", callback=finite
+        Parameter(
+            metavar="HOURS",
+            help="Hours for which the old key still works.",
+            validator=(finite, Number(gte=0, lte=87_600)),
         ),
     ] = 24,
     file: File = None,
@@ -135,8 +145,10 @@ def rotate(
     if json:
         print_json({"name": name, "key": key, "graceHours": grace})
         return
-    typer.echo(f"Rotated {name}. The old key works for {grace:g} more hours; the new one is shown only now:", err=True)
-    typer.echo(key)
+    print(
+        f"Rotated {name}. The old key works for {grace:g} more hours; the new one is shown only now:", file=sys.stderr
+    )
+    print(key)
 
 
 def _day(at: float) -> str:

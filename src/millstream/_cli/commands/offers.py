@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import msgspec
-import typer
+from cyclopts import Parameter
 
-from millstream._cli.connecting import FAILED, Json, Way, connects, pairs, person, unknown, value_of, with_client
-from millstream._cli.ending import unread
-from millstream._cli.showing import Progress, print_json, print_rows, print_text
+from millstream._cli.connect_options import (
+    FAILED,
+    ConnectOptions,
+    Json,
+    connects,
+    pairs,
+    person,
+    unknown,
+    value_of,
+    with_client,
+)
+from millstream._cli.errors import UsageError
+from millstream._cli.signals import unread
+from millstream._cli.tables import Progress, print_json, print_rows, print_text
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
@@ -23,7 +34,8 @@ _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 @connects()
 def list_(
-    way: Way,
+    options: ConnectOptions,
+    /,
     *,
     json: Json = False,
 ) -> None:
@@ -50,19 +62,22 @@ def list_(
         rows += [["prompt", each.name, each.description or each.title or ""] for each in prompts]
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
 
-    with_client(way.client, work)
+    with_client(options.client, work)
 
 
 @connects(tries=True)
 def call(
-    way: Way,
-    tool: Annotated[str, typer.Argument(metavar="TOOL", help="The name of the tool.")],
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Arguments, in the types that the tool wants.")
-    ] = None,
-    *,
+    options: ConnectOptions,
+    tool: Annotated[str, Parameter(name="TOOL", help="The name of the tool.")],
+    /,
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments, in the types that the tool wants.")],
     input: Annotated[
-        str, typer.Option("--input", help="All arguments as one JSON object; - reads it from the input.")
+        str,
+        Parameter(
+            name="--input",
+            allow_leading_hyphen=True,
+            help="All arguments as one JSON object; - reads it from the input.",
+        ),
     ] = "",
     json: Json = False,
 ) -> None:
@@ -78,7 +93,7 @@ def call(
 
     - `echo '{"isbn": "978-0"}' | millstream call http://127.0.0.1:8000/mcp order --input -`
     """
-    given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
+    given = pairs(arguments, "=", "Arguments are NAME=VALUE")
     values = _object(input)
 
     async def work(client: Client) -> int:
@@ -103,15 +118,16 @@ def call(
                 print_text(describe(block), sys.stderr if result.is_error else None)
         return FAILED if result.is_error else 0
 
-    with_client(lambda: way.client(elicit=person()), work)
+    with_client(lambda: options.client(elicit=person()), work)
 
 
 @connects(tries=True)
 def read(
-    way: Way,
-    uri: Annotated[str, typer.Argument(metavar="URI", help="The URI of the resource.")],
+    options: ConnectOptions,
+    uri: Annotated[str, Parameter(name="URI", help="The URI of the resource.")],
+    /,
     *,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the content into this file.")] = None,
+    output: Annotated[Path | None, Parameter(name=("--output", "-o"), help="Write the content into this file.")] = None,
     json: Json = False,
 ) -> None:
     """Print a resource, or save it to a file. Bytes are only printed into a pipe.
@@ -136,15 +152,15 @@ def read(
             for each in contents:
                 _print_content(each)
 
-    with_client(way.client, work)
+    with_client(options.client, work)
 
 
 @connects(tries=True)
 def prompt(
-    way: Way,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the prompt.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its arguments.")] = None,
-    *,
+    options: ConnectOptions,
+    name: Annotated[str, Parameter(name="NAME", help="The name of the prompt.")],
+    /,
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Its arguments.")],
     json: Json = False,
 ) -> None:
     """Print the messages of a prompt.
@@ -153,7 +169,7 @@ def prompt(
 
     - `millstream prompt shop.py pitch title=Emma`
     """
-    given = pairs(arguments or [], "=", "Arguments are NAME=VALUE")
+    given = pairs(arguments, "=", "Arguments are NAME=VALUE")
 
     async def work(client: Client) -> None:
         try:
@@ -168,7 +184,7 @@ def prompt(
             for block in message.blocks:
                 print_text(f"{message.role}: {describe(block)}")
 
-    with_client(way.client, work)
+    with_client(options.client, work)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -178,9 +194,9 @@ def _object(text: str) -> dict[str, Any]:
     try:
         found = json_module.loads(source)
     except (ValueError, RecursionError) as exc:
-        raise typer.BadParameter(f"--input is not JSON: {exc}.") from exc
+        raise UsageError(f"--input is not JSON: {exc}.") from exc
     if not isinstance(found, dict):
-        raise typer.BadParameter("--input takes a JSON object.")
+        raise UsageError("--input takes a JSON object.")
     return cast("dict[str, Any]", found)
 
 

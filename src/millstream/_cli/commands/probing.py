@@ -4,11 +4,12 @@ import asyncio
 import time
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from millstream._cli.connecting import Json, Way, connects, version_of, with_client
+from millstream._cli.connect_options import ConnectOptions, Json, connects, version_of, with_client
 from millstream._cli.numbers import finite
-from millstream._cli.showing import one_line, print_json, print_rows, print_text
+from millstream._cli.tables import one_line, print_json, print_rows, print_text
 from millstream.client._client import Client
 
 _PINGS = 5
@@ -23,7 +24,8 @@ async def latency_ms(client: Client) -> float:
 
 @connects()
 def info(
-    way: Way,
+    options: ConnectOptions,
+    /,
     *,
     json: Json = False,
 ) -> None:
@@ -56,17 +58,31 @@ def info(
         names = {"latencyMs": "latency"}
         print_rows([[names.get(name, name), str(value)] for name, value in shown.items() if value], ["WHAT", "VALUE"])
 
-    with_client(way.client, work)
+    with_client(options.client, work)
 
 
 @connects()
 def ping(
-    way: Way,
+    options: ConnectOptions,
+    /,
     *,
-    count: Annotated[int, typer.Option("--count", "-c", min=1, metavar="N", help="How many pings to send.")] = 1,
+    count: Annotated[
+        int,
+        Parameter(
+            name=("--count", "-c"),
+            metavar="N",
+            help="How many pings to send.",
+            validator=Number(gte=1),
+        ),
+    ] = 1,
     interval: Annotated[
         float,
-        typer.Option("--interval", min=0, metavar="SECONDS", help="Seconds between two pings.", callback=finite),
+        Parameter(
+            name="--interval",
+            metavar="SECONDS",
+            help="Seconds between two pings.",
+            validator=(finite, Number(gte=0)),
+        ),
     ] = 1.0,
     json: Json = False,
 ) -> None:
@@ -84,8 +100,8 @@ def ping(
                 await asyncio.sleep(interval)
             times.append(await latency_ms(client))
             if not json:
-                print_text(f"{one_line(client.server.name) or way.target}: {times[-1]:.2f} ms")
+                print_text(f"{one_line(client.server.name) or options.target}: {times[-1]:.2f} ms")
         if json:
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
 
-    with_client(way.client, work)
+    with_client(options.client, work)

@@ -1,37 +1,37 @@
-"""``millstream record``: stand between a client and a server, and write down what they say."""
+"""``millstream record``: forward messages between a client and a server, and write them to a file."""
 
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from millstream._cli.connecting import Header, Login, ended, pairs
-from millstream._cli.recording.between import stand_between
+from millstream._cli.connect_options import Header, Login, ended, pairs
+from millstream._cli.errors import UsageError
 from millstream._cli.recording.bridge import Bridge
-from millstream._cli.recording.relay import on_one_connection, relay
+from millstream._cli.recording.stdio_tap import tap
 from millstream._cli.recording.transcript import Writer
-from millstream._cli.showing import one_line
+from millstream._cli.tables import one_line
 from millstream.client._errors import TargetError
 from millstream.client._targets import Remote, find
 from millstream.client._transports.stdio import Command
 
 
 def record(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The recording: JSON Lines, added to if it's there.")],
-    server: Annotated[
-        list[str],
-        typer.Argument(metavar="SERVER...", help="A command, a URL, a .py or .js file, or FILE.json#NAME."),
+    file: Annotated[Path, Parameter(name="FILE", help="The recording: JSON Lines, added to if it's there.")],
+    /,
+    *server: Annotated[
+        str,
+        Parameter(name="SERVER", help="A command, a URL, a .py or .js file, or FILE.json#NAME."),
     ],
-    *,
     header: Header = None,
     login: Login = False,
 ) -> None:
     """Record what a client and a server say to each other.
 
-    It's a server on standard input and output, which passes everything on to the real one. So put it before the
-    server's command wherever a client takes that command; for a server at a URL, too. The file is for your eyes:
-    messages hold whatever the server knows.
+    The recorder is a server on standard input and output that forwards every message to the real one. Put it in front
+    of the server's command wherever a client takes a command. It also works for a server at a URL. Only you can read
+    the file, because messages may contain secrets.
 
     **Examples**
 
@@ -42,9 +42,14 @@ def record(
     - `millstream record web.jsonl https://example.com/mcp`: for a server at a URL
     """
 
+    if not server:
+        raise UsageError("Name the server: a command, a URL, or a file.")
+
     async def work() -> int:
         place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
-        writer = Writer(file, " ".join(server), told=lambda text: typer.echo(one_line(text), err=True))
+        if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
+            raise TargetError("A URL is recorded over Streamable HTTP only. Give an http:// or https:// URL.")
+        writer = Writer(file, " ".join(server), told=lambda text: print(one_line(text), file=sys.stderr))
         try:
             if isinstance(place, Remote):
                 headers = pairs(header or [], ":", '--header takes "Name: value"')
@@ -53,15 +58,13 @@ def record(
                     from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
 
                     auth = OAuth()
-                if on_one_connection(place):
-                    return await relay(place, headers, writer, auth)
                 return await Bridge(place, headers, writer, auth).run()
             if not isinstance(place, Command):
                 raise TargetError("Only commands and URLs can be recorded.")
-            return await stand_between(place, writer)
+            return await tap(place, writer)
         finally:
             writer.close()
 
     if sys.stdin.isatty():
-        typer.echo("This waits for a client on standard input: see millstream record --help. Ctrl-C ends it.", err=True)
+        print("Waiting for a client on standard input. Press Ctrl-C to stop.", file=sys.stderr)
     ended(work)

@@ -10,7 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack, cast
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from millstream._app import Server
 from millstream._app.serving.errors import CommandError, set_up_logs
@@ -19,7 +20,7 @@ from millstream._app.serving.listening import chosen_address
 from millstream._app.serving.over_http import serve_with_panel, supervised
 from millstream._app.serving.panel import show
 from millstream._app.serving.workers.launching import supervise
-from millstream._app.serving.workers.place import claim
+from millstream._app.serving.workers.slot import claim
 from millstream._app.serving.workers.worker import serve_worker
 from millstream._cli.from_source import ignore_compiled
 from millstream._cli.load import check_target, folder_of, load
@@ -43,18 +44,18 @@ class LogLevel(StrEnum):
 
 EnvFile = Annotated[
     Path | None,
-    typer.Option("--env-file", metavar="FILE", help="Set the variables in this file, unless they are set already."),
+    Parameter(name="--env-file", metavar="FILE", help="Set the variables in this file, unless they are set already."),
 ]
 Packages = Annotated[
-    list[str] | None, typer.Option("--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+    list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
 ]
 Editable = Annotated[
     list[str] | None,
-    typer.Option("--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
+    Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
 ]
 Inspect = Annotated[
     list[str] | None,
-    typer.Option("--inspect", metavar="URL", help="HTTP: let /inspect reach this server, too. Repeat it."),
+    Parameter(name="--inspect", metavar="URL", help="HTTP: let /inspect reach this server, too. Repeat it."),
 ]
 
 
@@ -72,66 +73,76 @@ class Options(TypedDict):
 def run(  # noqa: PLR0913  the options of the command
     target: Annotated[
         str,
-        typer.Argument(metavar="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
+        Parameter(name="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
     ],
+    /,
     *,
     host: Annotated[
         str | None,
-        typer.Option(
-            help="Address to listen on; 0.0.0.0 means every address of this machine.", show_default="127.0.0.1"
+        Parameter(
+            help="Address to listen on; 0.0.0.0 means every address of this machine.",
+            show_default=lambda _: "127.0.0.1",
         ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 picks a free port.", show_default="8000")
+        int | None,
+        Parameter(name=("--port", "-p"), help="Port to listen on; 0 picks a free port.", show_default=lambda _: "8000"),
     ] = None,
-    transport: Annotated[
-        Transport, typer.Option(help="http serves /mcp and /sse; stdio talks to the parent program.")
-    ] = (Transport.http),
+    transport: Annotated[Transport, Parameter(help="http serves /mcp and /sse; stdio talks to the parent program.")] = (
+        Transport.http
+    ),
     no_sessions: Annotated[
-        bool, typer.Option("--no-sessions", help="HTTP: treat each request on its own, without sessions.")
+        bool, Parameter(name="--no-sessions", help="HTTP: treat each request on its own, without sessions.")
     ] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="HTTP: answer calls with JSON only, never an event stream.")
+        bool, Parameter(name="--json", help="HTTP: answer calls with JSON only, never an event stream.")
     ] = False,
-    path: Annotated[str, typer.Option(help="HTTP: where to serve MCP.", show_default="/mcp")] = "",
+    path: Annotated[str, Parameter(help="HTTP: where to serve MCP.", show_default=lambda _: "/mcp")] = "",
     store: Annotated[
-        str, typer.Option(metavar="URL", help="HTTP: where streams and records live.", show_default="memory://")
+        str, Parameter(metavar="URL", help="HTTP: where streams and records live.", show_default=lambda _: "memory://")
     ] = "",
     serve: Annotated[
-        str, typer.Option(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
+        str, Parameter(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
     ] = "",
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="HTTP: processes that serve.")] = 1,
+    workers: Annotated[int, Parameter(metavar="N", help="HTTP: processes that serve.", validator=Number(gte=1))] = 1,
     reload: Annotated[
-        bool, typer.Option("--reload", help="HTTP: restart when a Python file in the program's folder changes.")
+        bool, Parameter(name="--reload", help="HTTP: restart when a Python file in the program's folder changes.")
     ] = False,
     dev: Annotated[
-        bool, typer.Option("--dev", help="Show callers the errors of your code, and print a line for each message.")
+        bool, Parameter(name="--dev", help="Show callers the errors of your code, and print a line for each message.")
     ] = False,
     fd: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="HTTP: a listening socket to use instead of --host and --port."),
+        Parameter(
+            metavar="N",
+            help="HTTP: a listening socket to use instead of --host and --port.",
+            validator=Number(gte=0),
+        ),
     ] = None,
     auth_key: Annotated[
         str | None,
-        typer.Option(help="HTTP: the key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too.", metavar="KEY"),
+        Parameter(metavar="KEY", help="HTTP: the key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too."),
     ] = None,
     auth_keys: Annotated[
-        str | None, typer.Option(help="HTTP: a file of keys, made by `millstream keys add`.", metavar="FILE")
+        str | None, Parameter(metavar="FILE", help="HTTP: a file of keys, made by `millstream keys add`.")
     ] = None,
     tls_cert: Annotated[
-        str | None, typer.Option(help="HTTP: serve https with this certificate chain.", metavar="FILE")
+        str | None, Parameter(metavar="FILE", help="HTTP: serve https with this certificate chain.")
     ] = None,
-    tls_key: Annotated[str | None, typer.Option(help="HTTP: the key of the certificate.", metavar="FILE")] = None,
+    tls_key: Annotated[str | None, Parameter(metavar="FILE", help="HTTP: the key of the certificate.")] = None,
     public_without_auth: Annotated[
-        bool, typer.Option("--public-without-auth", help="HTTP: let anybody who can reach the address call every tool.")
+        bool,
+        Parameter(
+            name="--public-without-auth",
+            help="HTTP: let anybody who can reach the address call every tool.",
+        ),
     ] = False,
     log_level: Annotated[
         LogLevel | None,
-        typer.Option(
-            case_sensitive=False,
+        Parameter(
             metavar="LEVEL",
             help="How much to log: debug, info, warning or error.",
-            show_default="info",
+            show_default=lambda _: "info",
         ),
     ] = None,
     env_file: EnvFile = None,
@@ -213,6 +224,7 @@ def serve_http(
     target: str,
     host: str | None,
     port: int | None,
+    /,
     *,
     descriptor: int | None,
     workers: int,
@@ -277,8 +289,8 @@ def check_inspected(urls: object) -> None:
     """
     if not urls:
         return
+    from millstream._http.client.url import parse  # noqa: PLC0415
     from millstream.client._errors import TargetError  # noqa: PLC0415  only who inspects others needs it
-    from millstream.client._http.url import parse  # noqa: PLC0415
 
     for each in cast("tuple[str, ...]", urls):
         try:

@@ -6,8 +6,8 @@ differ by model, and by no more than a third for such text. What counts is which
 
 import msgspec
 
-from millstream._cli.connecting import Json, Way, connects, with_client
-from millstream._cli.showing import print_json, print_rows
+from millstream._cli.connect_options import ConnectOptions, Json, connects, with_client
+from millstream._cli.tables import print_json, print_rows
 from millstream._protocol.messages import ToolDescription
 from millstream.client._client import Client
 
@@ -22,7 +22,8 @@ def cost(tool: ToolDescription) -> int:
 
 @connects()
 def tokens(
-    way: Way,
+    options: ConnectOptions,
+    /,
     *,
     json: Json = False,
 ) -> None:
@@ -48,4 +49,4 @@ def tokens(
         rows.append([f"{total:,}", "100%", "(all)"])
         print_rows(rows, ["TOKENS", "SHARE", "TOOL"])
 
-    with_client(way.client, work)
+    with_client(options.client, work)

@@ -8,23 +8,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import App, Parameter
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.asking import asking
-from millstream._cli.showing import print_json, print_rows
-from millstream._protocol.errors import LocalError, MissingExtra
+from millstream._cli.console import ask_password
+from millstream._cli.tables import print_json, print_rows
+from millstream._protocol.errors import LocalError
 
 if TYPE_CHECKING:
-    from millstream.auth._issuing.user_file import UserFile
+    from millstream.auth._authorization_server.user_file import UserFile
 
 DEFAULT = "users.json"
 
-users = typer.Typer(help="Add, list and remove the people who may sign in.", no_args_is_help=True)
+users = App(name="users", help="Add, list and remove the people who may sign in.")
 
-File = Annotated[Path, typer.Option("--file", help="The file of users.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Who signs in: tools see it as the caller's subject.")]
+File = Annotated[Path, Parameter(name="--file", help="The file of users.")]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+Name = Annotated[str, Parameter(name="NAME", help="Who signs in: tools see it as the caller's subject.")]
 
 
 @contextmanager
@@ -37,31 +37,28 @@ def _told() -> Generator[None, None, None]:
 
 
 def _people(file: Path) -> "UserFile":
-    """The file of users; only here is the extra needed, so help and completion work without it."""
-    try:
-        from millstream.auth._issuing.user_file import UserFile  # noqa: PLC0415 - needs an extra
-    except MissingExtra as exc:
-        raise CommandError(exc.what, fix=f"Run: {exc.remedy}") from exc
+    from millstream.auth._authorization_server.user_file import UserFile  # noqa: PLC0415  help needs no cryptography
+
     return UserFile(file)
 
 
 def _password() -> str:
     """Typed twice at a terminal, which doesn't show it; else the first line of the input."""
     if sys.stdin.isatty():
-        with asking():
-            return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+        return ask_password()
     line = sys.stdin.readline()
     if not line:
         raise CommandError("There is no password: the input is empty.", fix="Run this at a terminal, or pipe one in.")
     return line.rstrip("\r\n")
 
 
-@users.command()
+@users.command
 def add(
     name: Name,
+    /,
     *,
     scope: Annotated[
-        list[str] | None, typer.Option(help="What they may hand on to a client; repeat it, or '*' for everything.")
+        list[str] | None, Parameter(help="What they may hand on to a client; repeat it, or '*' for everything.")
     ] = None,
     file: File = Path(DEFAULT),
     json: Json = False,
@@ -83,10 +80,10 @@ def _say(text: str, said: dict[str, str], *, json: bool) -> None:
     if json:
         print_json(said)
     else:
-        typer.echo(text, err=True)
+        print(text, file=sys.stderr)
 
 
-@users.command("list")
+@users.command(name="list")
 def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
     """List the people: names and scopes. Passwords aren't kept anywhere.
 
@@ -109,8 +106,8 @@ def _day(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-@users.command()
-def remove(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> None:
+@users.command
+def remove(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> None:
     """Remove somebody. Running servers refuse their tokens within a second, and end their streams.
 
     **Example**
@@ -122,8 +119,8 @@ def remove(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> Non
     _say(f"Removed {name}.", {"removed": name}, json=json)
 
 
-@users.command()
-def password(name: Name, *, file: File = Path(DEFAULT), json: Json = False) -> None:
+@users.command
+def password(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> None:
     """Give somebody a new password. Clients that they have allowed have to sign in again.
 
     **Example**

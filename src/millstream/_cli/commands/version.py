@@ -2,16 +2,16 @@
 
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-import millstream
+from millstream._version import __version__
 
 
-def version(*, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def version(*, json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False) -> None:
     """Print the version.
 
     **Example**
 
     - `millstream version --json`
     """
-    typer.echo(f'{{"version": "{millstream.__version__}"}}' if json else f"millstream {millstream.__version__}")
+    print(f'{{"version": "{__version__}"}}' if json else f"millstream {__version__}")

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Annotated
 
 import msgspec
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from millstream._cli.commands.offers import check_resource
-from millstream._cli.connecting import Json, Way, connects, with_client
-from millstream._cli.ending import unread
-from millstream._cli.showing import one_line, print_json, print_text
+from millstream._cli.connect_options import ConnectOptions, Json, connects, with_client
+from millstream._cli.signals import unread
+from millstream._cli.tables import one_line, print_json, print_text
 from millstream.client._client import Client
 from millstream.client._incoming import Change, Notification
 
@@ -32,14 +33,20 @@ class LogLevel(StrEnum):
 
 @connects()
 def watch(
-    way: Way,
-    uris: Annotated[list[str] | None, typer.Argument(metavar="[URI]...", help="Resources to watch.")] = None,
-    *,
+    options: ConnectOptions,
+    /,
+    *uris: Annotated[str, Parameter(name="URI", help="Resources to watch.")],
     count: Annotated[
-        int, typer.Option("--count", "-c", min=0, metavar="N", help="Stop after so many; 0 goes on until Ctrl-C.")
+        int,
+        Parameter(
+            name=("--count", "-c"),
+            metavar="N",
+            help="Stop after so many; 0 goes on until Ctrl-C.",
+            validator=Number(gte=0),
+        ),
     ] = 0,
     level: Annotated[
-        LogLevel, typer.Option("--level", case_sensitive=False, help="The least severe log messages to ask for.")
+        LogLevel, Parameter(name="--level", help="The least severe log messages to ask for.")
     ] = LogLevel.info,
     json: Json = False,
 ) -> None:
@@ -56,13 +63,13 @@ def watch(
     """
 
     async def work(client: Client) -> None:
-        for uri in uris or ():
+        for uri in uris:
             await check_resource(client, uri)  # one that isn't there would never change
         with unread() as told:
             client.conversation.incoming.observer = told(partial(show_notification, as_json=json))
-            async with client.watch(*(uris or ()), tools=True, prompts=True, resources=True) as changes:
+            async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
                 if not json:
-                    name = one_line(client.server.name) or way.target
+                    name = one_line(client.server.name) or options.target
                     print_text(f"Watching {name} ({client.revision}, {client.transport}).")
                 seen = 0
                 async for change in changes:
@@ -72,7 +79,7 @@ def watch(
                         return
 
     with suppress(asyncio.CancelledError):
-        with_client(lambda: way.client(log_level=level), work)
+        with_client(lambda: options.client(log_level=level), work)
 
 
 def show_change(change: Change, *, as_json: bool) -> None:

@@ -4,9 +4,11 @@ From the documentation of each (the pages stand beside its entry). Paths are tho
 where a folder of work has its own.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -217,22 +219,40 @@ LAUNCHING = frozenset({
     "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "transport", "type",
     "uri", "url",
 })  # fmt: skip
-"""Members that say how to reach a server. What an entry has beside them is the person's, and stays."""
+"""Members that say how to reach a server. The others are the person's, and stay with the server."""
 
-_OF_COMMANDS = frozenset({"cwd", "dev", "envFile", "env_vars", "sandbox", "sandboxEnabled"})
-_OF_URLS = frozenset({
-    "auth", "authProviderType", "bearer_token_env_var", "env_http_headers", "headersHelper", "oauth", "oauth_resource",
-})  # fmt: skip
-"""A person's members that go with one way to reach a server. Beside the other way, Codex refuses its whole file."""
+_URLS = ("url", "httpUrl", "serverUrl", "uri")
 
 
 def merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
-    """An entry in place of an old one."""
+    """Return the new entry, with what a person added to the old one if both reach the same server.
+
+    An entry for another server starts empty: `trust`, headers, tokens, and variables were meant for the old server.
+    """
     if not isinstance(old, Mapping):
         return new
     fields = cast("Mapping[str, Any]", old)
-    gone = LAUNCHING | (_OF_URLS if "command" in new else _OF_COMMANDS)
-    kept = {name: value for name, value in fields.items() if name not in gone}
-    if "command" in fields and "command" in new and "env" in fields and "env" not in new:
+    if _server(fields) != _server(new):
+        return new
+    kept = {name: value for name, value in fields.items() if name not in LAUNCHING}
+    if "command" in new and "env" in fields and "env" not in new:
         kept["env"] = fields["env"]
     return {**new, **kept}
+
+
+def _server(entry: Mapping[str, Any]) -> object:
+    """Return what identifies the server of an entry: the origin of its URL, or the file that its command runs."""
+    for name in _URLS:
+        url = entry.get(name)
+        if isinstance(url, str):
+            parts = urlsplit(url)
+            return parts.scheme, parts.netloc
+    words = [str(each) for each in (entry.get("command") or entry.get("cmd"), *(entry.get("args") or ()))]
+    if "mcp-remote" in words:
+        return next((urlsplit(word)[:2] for word in words if "://" in word), None)
+    files = [word for word in words[1:] if Path(_FILE.sub("", word)).suffix in (".py", ".js", ".mjs", ".cjs")]
+    return _FILE.sub("", files[0]) if files else words
+
+
+_FILE = re.compile(r":\w+$")
+"""The name of an object behind the path of a file."""

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.installing import jsonc, toml_tables, yaml_blocks
+from millstream._cli.installing import documents, jsonc
 from millstream._cli.installing.broken import Broken
 from millstream._protocol.json_schema import value_at
 
@@ -222,15 +222,15 @@ def _in_json(text: str, path: Sequence[str]) -> Any:
     return value_at(jsonc.read(text).value, path)
 
 
-def _in_toml(text: str, path: Sequence[str]) -> Any:
-    return value_at(toml_tables.read(text), path)
-
-
 _Put = Callable[[str, Sequence[str], Any], str]
-_READ: dict[str, Callable[[str, Sequence[str]], Any]] = {"json": _in_json, "toml": _in_toml, "yaml": yaml_blocks.entry}
-_PUT: dict[str, _Put] = {"json": jsonc.put, "toml": toml_tables.put, "yaml": yaml_blocks.put}
+_READ: dict[str, Callable[[str, Sequence[str]], Any]] = {
+    "json": _in_json,
+    "toml": documents.toml_entry,
+    "yaml": documents.yaml_entry,
+}
+_PUT: dict[str, _Put] = {"json": jsonc.put, "toml": documents.put_toml, "yaml": documents.put_yaml}
 _TAKE: dict[str, Callable[[str, Sequence[str]], str]] = {
     "json": jsonc.take,
-    "toml": toml_tables.take,
-    "yaml": yaml_blocks.take,
+    "toml": documents.remove_toml,
+    "yaml": documents.remove_yaml,
 }

@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from millstream._app.serving.errors import CommandError
 from millstream._cli.uv import find_uv, with_packages
+from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream.client._errors import TargetError
-from millstream.client._http.url import parse
 
 _OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")

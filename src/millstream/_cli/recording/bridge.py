@@ -15,18 +15,17 @@ from msgspec import Struct
 
 from millstream._cli.recording.standard_input import lines, say
 from millstream._cli.recording.transcript import Writer, params_of
+from millstream._http.client.connection import Reply
+from millstream._http.client.connection import lines as lines_of
+from millstream._http.client.pool import Pool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
 from millstream._protocol.messages import ToolDescription
 from millstream._protocol.metadata import VERSION_KEY
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import HANDSHAKE
+from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import BadAnswer, ClientError, NotMcp
-from millstream.client._http.auth import Auth
-from millstream.client._http.connection import Reply
-from millstream.client._http.endpoint import Endpoint
-from millstream.client._http.endpoint import lines as lines_of
-from millstream.client._http.pool import Pool
 from millstream.client._targets import Remote
 from millstream.client._tool_headers import ToolHeaders
 from millstream.client._transports.events import EventReader

@@ -14,9 +14,9 @@ from typing import Any
 
 from msgspec import Struct
 
-import millstream
 from millstream._app.serving.errors import CommandError
 from millstream._protocol.json_schema import is_array, is_object, members, value_at
+from millstream._version import __version__
 
 MAX_BYTES = 256 * 1024 * 1024
 """A recording stops here; what is recorded goes on."""
@@ -57,7 +57,7 @@ class Writer:
         self._left = max_bytes
         self._told = told
         self._begun = time.monotonic()
-        about = {"millstream": millstream.__version__, "recorded": round(time.time(), 3), "server": server}
+        about = {"millstream": __version__, "recorded": round(time.time(), 3), "server": server}
         self._write({"at": 0.0, "session": about})
 
     def line(self, who: str, line: bytes) -> None:

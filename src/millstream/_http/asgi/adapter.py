@@ -1,7 +1,7 @@
 """The ASGI adapter: one HTTP scope in, one `Request` to the transport handler, its reply out as ASGI messages.
 
-It works under any ASGI server, alone or below a ``Mount``. Body size and body time are enforced here; what only the
-lane's guard can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: only a call
+It works under any ASGI server, alone or below a ``Mount``. Body size and body time are enforced here; what only our
+own server can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: only a call
 that really waits, so that the loop takes a turn, gets a watcher for the peer's disconnect. Routing, WebSocket and
 lifespan belong to the application.
 """
@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from millstream._http.asgi.sink import AsgiSink, Send, header_list, header_lists
 from millstream._http.budget import ByteBudget
+from millstream._http.close_signal import failure
 from millstream._http.compression import FROM_BYTES, compressed
 from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, Request, Response, Sink, refusal
-from millstream._http.stream_end import failure
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -53,7 +53,7 @@ def nobody(scope: Scope) -> str:
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = ("digits", "hot", "limits", "policy", "requests", "route", "unfinished")
+    __slots__ = ("digits", "hot", "limits", "policy", "requests", "root_path", "route", "unfinished")
 
     def __init__(
         self,
@@ -62,11 +62,14 @@ class AsgiAdapter:
         limits: HttpLimits,
         policy: HostPolicy,
         hot: Mapping[tuple[str, str], Handler] | None = None,
+        root_path: str = "",
     ) -> None:
         self.route = route
         self.hot = hot or {}
         """(method, path) -> handler: found without a Python call."""
         self.policy = policy
+        self.root_path = root_path
+        """The prefix that a proxy removed, where the ASGI server doesn't know it."""
         self.limits = limits
         self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
         """For all bodies that come in more than one message and have not ended."""
@@ -78,7 +81,7 @@ class AsgiAdapter:
         """Serve one request. No coroutine of its own: it gives the one that does the work."""
         self.requests += 1
         path: str = scope["path"]
-        root: str = scope.get("root_path", "")
+        root: str = scope.get("root_path") or self.root_path
         # Servers and Starlette since 0.33 leave root_path in front of path; older mounts take it off.
         if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
             path = path[len(root) :] or "/"

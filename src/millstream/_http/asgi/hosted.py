@@ -1,7 +1,6 @@
 """An ASGI application as one of our handlers: what serves a page or a webhook of the program's own.
 
-A small reply is collected and sent as ours are, once the application is through, so the lane has it, too; anything else
-is a stream.
+A small reply is collected and sent as ours are, once the application is through; anything else is a stream.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from millstream._http.stream_end import Ending
+from millstream._http.close_signal import CloseSignal
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -33,7 +33,7 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-class AsgiSink(Ending):
+class AsgiSink(CloseSignal):
     """The `Sink` of the ASGI adapter."""
 
     __slots__ = ("_buffer", "_limit", "_pump", "_room", "_send", "_wake", "buffered")

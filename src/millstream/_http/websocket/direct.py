@@ -1,8 +1,9 @@
 """A WebSocket of our own server: frames straight to the transport, under its flow control.
 
-ASGI sends by a coroutine, so a broadcast over it wakes one task for every subscriber and message. Our protocol class
-(`uvicorn`) offers itself in the scope, under `EXTENSION`; then a message is framed once and the same bytes are written
-to every socket that they are for, as a `LaneSink` does with events. The closing handshake stays with ASGI.
+ASGI sends by a coroutine, so a broadcast over it wakes one task for every subscriber and message. Our own protocol
+(`_http.server.websocket`) offers itself in the scope, under `EXTENSION`; then a message is framed once, and the same
+bytes are written to every socket that they are for, as a `ReplyStream` does with events. The closing handshake stays
+with ASGI.
 
 The bytes that the transport holds are how far a peer is behind.
 """
@@ -12,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from millstream._http.asgi.sink import Send
-from millstream._http.stream_end import LastFrame
+from millstream._http.close_signal import LastFrame
 from millstream._http.websocket.socket import Socket
 from millstream._http.websocket.waiting import CompactEvent
 

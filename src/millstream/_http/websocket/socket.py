@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from millstream._http.asgi.sink import Send
-from millstream._http.stream_end import Ending
+from millstream._http.close_signal import CloseSignal
 
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
@@ -21,7 +21,7 @@ TRY_AGAIN_LATER = 1013
 SLOW = "slow"
 
 
-class Socket(Ending, ABC):
+class Socket(CloseSignal, ABC):
     """The messages for one peer. A `Sink` of unasked messages; what is written when it is closed is dropped."""
 
     __slots__ = ("_farewell", "_grace", "_limit", "_send")

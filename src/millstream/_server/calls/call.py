@@ -9,11 +9,12 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Raw, Struct
 
 from millstream._http.message import neighborhood
 from millstream._protocol.admission import Admitted
 from millstream._protocol.errors import ProtocolError
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Envelope, RequestId
 from millstream._protocol.metadata import Client, ProgressToken
 from millstream._protocol.notifications import progress_token
@@ -106,7 +107,9 @@ class Call(Struct, eq=False, kw_only=True):
     method: str
     name: str = ""
     params: bytes = b""
-    """Raw JSON of `params`; empty on the path where `tool` and `arguments` are decoded already."""
+    """Raw JSON of `params`. Of a call that a transport has prepared it's read from the request when it's needed: use
+    `raw_params`, or `params_of`.
+    """
     tool: Any = None
     """The `Tool` of a call that the transport has prepared: decoded, checked, ready to run."""
     arguments: Any = None
@@ -171,6 +174,13 @@ class Call(Struct, eq=False, kw_only=True):
             return self.principal.id
         return "" if self.origin is None else neighborhood(self.origin.peer)
 
+    def raw_params(self) -> bytes:
+        """Return the JSON of `params` as it came; empty without any."""
+        if not self.params and self.tool is not None:
+            body: bytes = getattr(self.origin, "body", b"")
+            self.params = bytes(_decode_body(body).params) if body else b""
+        return self.params
+
     def open_line(self) -> Line:
         """The line, opened when it was not yet."""
         line = self.line
@@ -205,16 +215,39 @@ class Call(Struct, eq=False, kw_only=True):
             self.cancel()
 
 
-class _Params(Struct):
-    meta: dict[str, Any] = msgspec.field(default_factory=dict[str, Any], name="_meta")
+class Params(Struct, frozen=True, gc=False, rename={"meta": "_meta"}):
+    """What requests have in their params, each as raw JSON; empty where it's missing."""
+
+    meta: Raw = Raw(b"")
+    name: Raw = Raw(b"")
+    uri: Raw = Raw(b"")
+    arguments: Raw = Raw(b"")
 
 
-class _Body(Struct):
-    params: _Params
+class _Body(Struct, gc=False):
+    params: Raw = Raw(b"")
 
 
-_decode_params = msgspec.json.Decoder(_Params).decode
+_NO_PARAMS = Params()
+_decode_params = msgspec.json.Decoder(Params).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
+
+
+def params_of(call: Call) -> Params:
+    """Return the params of a call; none if they aren't an object."""
+    try:
+        raw = call.raw_params()
+        return _decode_params(raw) if raw else _NO_PARAMS
+    except (msgspec.DecodeError, RecursionError):
+        return _NO_PARAMS
+
+
+def value_of(raw: Raw) -> Any:
+    """Return the value of raw JSON; None where it's missing or can't be read."""
+    try:
+        return msgspec.json.decode(raw) if bytes(raw) else None
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 class About:
@@ -264,12 +297,8 @@ class About:
     @property
     def meta(self) -> Mapping[str, Any]:
         """`_meta` of the request, which can't be changed: ``ctx.meta.get("com.example/trace")``. Empty without."""
-        call = self._call
         if "meta" not in self._memo:
-            # A call that the transport has prepared has no parameters of its own: they stand in the request.
-            body = getattr(call.origin, "body", b"") if call.tool is not None and not call.params else b""
-            found = _decode_body(body).params.meta if body else _decode_params(call.params or b"{}").meta
-            self._memo["meta"] = MappingProxyType(found)
+            self._memo["meta"] = MappingProxyType(members(value_of(params_of(self._call).meta)))
         meta: Mapping[str, Any] = self._memo["meta"]
         return meta
 

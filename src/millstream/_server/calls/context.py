@@ -7,7 +7,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import msgspec
-from msgspec import Raw, Struct
 
 from millstream._protocol.content import Message
 from millstream._protocol.errors import LocalError
@@ -19,7 +18,7 @@ from millstream._protocol.questions import Root, SampleResult
 from millstream._protocol.rounds import Rounds, binding, open_state
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.asking import ask_by_request, ask_by_round
-from millstream._server.calls.call import About, Call, Progress
+from millstream._server.calls.call import About, Call, Progress, params_of
 from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
 if TYPE_CHECKING:
@@ -284,27 +283,8 @@ def open_rounds(call: Call) -> None:
 def call_binding(call: Call) -> bytes:
     """What the state of a call is bound to: principal, method, name, and the arguments as they came."""
     if not call.bound:
-        call.bound = binding(hash_principal(call.principal), call.method, call.name, _arguments(call))
+        call.bound = binding(hash_principal(call.principal), call.method, call.name, bytes(params_of(call).arguments))
     return call.bound
-
-
-def _arguments(call: Call) -> bytes:
-    if call.params:
-        return bytes(_decode_params(call.params).arguments)
-    body = getattr(call.origin, "body", b"")  # of a call that the transport has prepared
-    return bytes(_decode_body(body).params.arguments) if body else b""
-
-
-class _Params(Struct, frozen=True, gc=False):
-    arguments: Raw = Raw(b"")
-
-
-class _Body(Struct, frozen=True, gc=False):
-    params: _Params = _Params()
-
-
-_decode_params = msgspec.json.Decoder(_Params).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
 
 
 async def send_progress(call: Call, progress: float, total: float | None, message: str | None) -> None:

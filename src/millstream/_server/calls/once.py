@@ -2,7 +2,7 @@
 
 A claim names its worker and holds as long as that one has its lease. When it dies in the middle, another copy of the
 round claims the effect and runs it: nobody can know how far it came, so an effect that must not happen twice even then
-needs a key of its own where it happens. A store that fails over and lacks the newest claims and values gets them again.
+needs a key of its own where it happens.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from millstream._protocol.errors import ToolError
 from millstream._server.calls.services import Services
-from millstream._server.calls.written import Written
 
 _RUNNING = b"\x00"
 """Begins a claim, which its worker's name follows. No JSON value looks like this."""
@@ -31,8 +30,6 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
         ToolError: another copy of the call claimed it, and gives no value within the time that a call has.
     """
     kv, ttl = services.store.kv, services.settings.state_ttl
-    if services.effects is None:
-        services.effects = services.remember(_age)
     claim = _RUNNING + services.store.workers.me.encode()
     limit = asyncio.timeout(ttl)
     try:
@@ -40,9 +37,8 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
             seen: bytes | None = None
             while seen is None or seen[:1] == _RUNNING:
                 if await kv.compare_and_set(name, seen, claim, ttl):
-                    services.effects.note(name, claim, ttl)
                     limit.reschedule(None)  # a tool has a time limit of its own
-                    return await _run(services, services.effects, name, claim, run)
+                    return await _run(services, name, claim, run)
                 seen = await _settled(services, name)
     except TimeoutError:
         if not limit.expired():
@@ -51,22 +47,13 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
     return seen
 
 
-def _age(name: str, value: bytes | None) -> float:
-    """Of two values of an effect, the one that stands."""
-    return 0.0 if value is None else 1.0 if value[:1] == _RUNNING else 2.0
-
-
-async def _run(
-    services: Services, effects: Written, name: str, claim: bytes, run: Callable[[], Awaitable[bytes]]
-) -> bytes:
+async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Awaitable[bytes]]) -> bytes:
     kv, ttl = services.store.kv, services.settings.state_ttl
     try:
         done = await run()
         # Where another worker holds the claim by now, this one was stopped for so long that it counted as dead.
-        if await kv.compare_and_set(name, claim, done, ttl):
-            effects.note(name, done, ttl)
+        await kv.compare_and_set(name, claim, done, ttl)
     except BaseException:
-        effects.forget(name)
         await kv.compare_and_set(name, claim, None, 1.0)
         raise
     finally:

@@ -15,10 +15,9 @@ from millstream._protocol.principal import Principal, Publisher
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._server.calls.changes import Changes
 from millstream._server.calls.keys import Secrets, load_secrets
-from millstream._server.calls.notes import ObserveMessage, ignore_message
+from millstream._server.calls.message_observer import ObserveMessage, ignore_message
 from millstream._server.calls.sessions import Records
 from millstream._server.calls.threads import Threads
-from millstream._server.calls.written import Age, Brought, Written
 from millstream._server.peers import LEEWAY, Peers
 from millstream._server.questions.open import OpenQuestions
 from millstream._stores.base import Store
@@ -50,7 +49,7 @@ class Services:
     """The shared parts of one running server."""
 
     __slots__ = (
-        "_ring", "_written", "bodies", "changes", "clock", "effects", "endings", "held", "hub", "lacking", "leeway",
+        "_ring", "bodies", "changes", "clock", "endings", "held", "hub", "lacking", "leeway",
         "lifespan_of", "note", "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings",
         "store", "streamed", "threads",
     )  # fmt: skip
@@ -85,14 +84,11 @@ class Services:
         self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
         from millstream._http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
-        from millstream._server.calls.held import Held  # noqa: PLC0415  as above
+        from millstream._server.calls.client_memory_quota import ClientMemoryQuota  # noqa: PLC0415  as above
 
-        self.held: Held = Held()
+        self.held: ClientMemoryQuota = ClientMemoryQuota()
         """What clients have accumulated that lasts as long as their connections."""
         self.records: Records = Records(store, settings.record_ttl, self.peers, self.clock, self.held.resize)
-        self.effects: Written | None = None
-        """The effects that happen once, from the first one on."""
-        self._written: list[Written] = []
         self.questions: OpenQuestions = OpenQuestions(
             max_open=settings.max_questions,
             max_per_owner=settings.max_questions_per_principal,
@@ -123,16 +119,7 @@ class Services:
         """Stop listening, and end the threads."""
         self.threads.close()
         await self.records.close()
-        for each in self._written:
-            await each.close()
         await self.peers.close()
-
-    def remember(self, age: Age, brought: Brought | None = None) -> Written:
-        """Keep what is written, for a store that fails over. See `Written`."""
-        written = Written(self.store, age, brought=brought, any_epoch=True)
-        self._written.append(written)
-        self.peers.on_interruption(written.missed)
-        return written
 
     def use(self, secrets: Secrets) -> None:
         """Seal with other secrets from now on."""

@@ -19,7 +19,6 @@ from msgspec import Struct
 from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
 from millstream._protocol.metadata import Client
 from millstream._protocol.revisions import Revision
-from millstream._server.calls.written import Written
 from millstream._server.peer_messages import Ended, Recorded
 from millstream._server.peers import PAUSE, Peers
 from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailable
@@ -118,7 +117,7 @@ class Records:
 
     __slots__ = (
         "_absent", "_cache", "_forgotten", "_looks", "_missed", "_peers", "_reading", "_resize", "_restoring", "_since",
-        "_store", "_ttl", "_watchers", "_written", "clock", "known",
+        "_store", "_ttl", "_watchers", "clock", "known",
     )  # fmt: skip
 
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float], resize: Resize) -> None:
@@ -130,7 +129,6 @@ class Records:
         self._peers = peers
         self._resize = resize
         self._forgotten: list[Callable[[], None]] = []
-        self._written = Written(store, _age, brought=self._brought)
         # What this worker knows
         self.known: set[str] = set()
         """Sessions that have a record, or had one."""
@@ -155,7 +153,6 @@ class Records:
 
     async def close(self) -> None:
         """Stop reading for open streams."""
-        await self._written.close()
         tasks = list(self._reading.values())
         for task in tasks:
             task.cancel()
@@ -176,13 +173,6 @@ class Records:
             forgotten()
         for session_id in self._watchers:
             self._read_soon(session_id)
-        self._written.missed()
-
-    async def _brought(self, keys: list[str]) -> None:
-        for key in keys:
-            session_id = key.removeprefix(_PREFIX)
-            self._heard(session_id)
-            await self._peers.tell(Recorded(session_id))
 
     def _heard(self, session_id: str) -> None:
         self._note(session_id)
@@ -296,7 +286,6 @@ class Records:
                 packed = _pack(record)
                 if await kv.compare_and_set(key, raw, packed, self._ttl):
                     self._note(session.id)
-                    self._written.note(key, packed, self._ttl)
                     return record
                 look = True
         raise ProtocolError(FULL, "The session is changed too often at once: try again", status=503)
@@ -311,7 +300,6 @@ class Records:
         with _refusing():
             await self._store.kv.put(key, packed, ttl)
         self._note(session.id)
-        self._written.note(key, packed, ttl)
 
     # Open streams
 
@@ -372,9 +360,3 @@ def _pack(record: Record) -> bytes:
     if len(data) > MAX_RECORD:
         raise ProtocolError(INVALID_REQUEST, f"A session keeps at most {MAX_RECORD} bytes: unsubscribe from some")
     return data
-
-
-def _age(key: str, raw: bytes | None) -> float:
-    """How old a record is in changes: one that is missing has none, and nothing follows a tombstone."""
-    record = NO_RECORD if raw is None else _decode(raw)
-    return math.inf if record.ended else record.changes

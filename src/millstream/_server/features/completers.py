@@ -8,10 +8,9 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._server.calls.call import Call
-from millstream._server.features.resolving import CONTEXTS, around
-from millstream._server.functions.dependencies import dependencies_in
-from millstream._server.functions.needs import needs_of
-from millstream._server.functions.plan import hints_of
+from millstream._server.features.dependency_resolver import CONTEXTS, call_with_dependencies
+from millstream._server.functions.callables import hints_of
+from millstream._server.functions.dependencies import dependencies_in, plan_dependencies
 
 
 class Filled(Struct, frozen=True, eq=False):
@@ -33,7 +32,7 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
     dependencies = dependencies_in(signature, hints_of(function))
     if not dependencies:
         return function
-    needs = needs_of(dependencies, CONTEXTS)
+    planned = plan_dependencies(dependencies, CONTEXTS)
     awaited = inspect.iscoroutinefunction(function)
 
     async def run(value: str, known: Mapping[str, str], call: Call) -> Any:
@@ -43,6 +42,6 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
                 return found
             return call.services.threads.run(partial(function, value, known, **values))
 
-        return await around(call, home, needs, ask)
+        return await call_with_dependencies(call, home, planned, ask)
 
     return Filled(run)

@@ -1,7 +1,7 @@
 """Middleware: hooks around what a server does for a caller.
 
 `hooks_of` looks once at which hooks an object has. `hooked` puts those around one item when it is registered, and
-`Around` puts those for lists and whole messages around the handlers of a server. Where there is no hook, there is no
+`MiddlewareChain` puts those for lists and whole messages around the handlers of a server. Without a hook, there is no
 frame.
 """
 
@@ -16,7 +16,7 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, shared_context
-from millstream._server.functions.pydantic_types import enc_hook
+from millstream._server.functions.outputs import enc_hook
 from millstream._server.functions.reading import ArgumentError
 
 Next = Callable[[Any], Awaitable[Any]]
@@ -60,7 +60,7 @@ class Request:
         self._arguments = dict(arguments)
 
     def settled(self, read: Callable[[dict[str, Any]], Any]) -> Any:
-        """The arguments as the function takes them: as they came, or read again if somebody changed them."""
+        """The arguments as the function takes them: as they came, or read again if middleware changed them."""
         if self._arguments is None or encode(self._arguments) == self._before:
             return self._given
         return read(self._arguments)
@@ -105,24 +105,24 @@ class Middleware:
     """
 
     async def on_call(self, request: Request, next: Next) -> Any:
-        """Around a tool: ``await next(request)`` gives what the function returned."""
+        """Wrap a tool: ``await next(request)`` gives what the function returned."""
         return await next(request)
 
     async def on_read(self, request: Request, next: Next) -> Any:
-        """Around a resource or template: ``await next(request)`` gives what the function returned."""
+        """Wrap a resource or template: ``await next(request)`` gives what the function returned."""
         return await next(request)
 
     async def on_prompt(self, request: Request, next: Next) -> Any:
-        """Around a prompt: ``await next(request)`` gives what the function returned."""
+        """Wrap a prompt: ``await next(request)`` gives what the function returned."""
         return await next(request)
 
     async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
-        """Around a page of a list: ``await next(request)`` gives the descriptions, as the revision has them."""
+        """Wrap a page of a list: ``await next(request)`` gives the descriptions, as the revision has them."""
         items: list[dict[str, Any]] = await next(request)
         return items
 
     async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
-        """Around every request: ``await next(request)`` gives the members of the result."""
+        """Wrap every request: ``await next(request)`` gives the members of the result."""
         result: dict[str, Any] = await next(request)
         return result
 

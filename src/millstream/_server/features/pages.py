@@ -50,15 +50,6 @@ def page_of(
     return encode(result)[1:-1]
 
 
-def whole(kind: str, descriptions: Iterable[dict[str, Any]], revision: Revision) -> bytes:
-    """The members of a list that was made for one call; it has one page."""
-    describe = projection.tool if kind == "tools" else projection.named
-    result: dict[str, Any] = {_MEMBERS[kind]: [describe(each, revision) for each in descriptions]}
-    if revision.result_type:
-        result |= {"ttlMs": 0, "cacheScope": "private"}
-    return encode(result)[1:-1]
-
-
 def _start(kind: str, names: Iterable[str], cursor: str) -> int:
     try:
         found, _, name = base64.b64decode(cursor, b"-_", validate=True).decode().partition(":")

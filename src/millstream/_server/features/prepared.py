@@ -21,7 +21,7 @@ from millstream._protocol.metadata import (
 )
 from millstream._protocol.revisions import NEWEST
 from millstream._server.features.tools import Tool
-from millstream._server.functions.pydantic_types import dec_hook
+from millstream._server.functions.msgspec_engine import dec_hook
 
 
 class _Meta(

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from millstream._server.features.sources import Item, Source, source_of
+from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, described
-from millstream._server.functions.plan import name_of
 
 
 class PromptOptions(Labels, total=False):

@@ -23,8 +23,6 @@ from millstream._server.features.tools import Tool
 
 Completer = Callable[..., Any] | Filled
 CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
-ListFor = Callable[[str, Call], Awaitable["list[dict[str, Any]] | None"]]
-"""``f(kind, call)`` gives descriptions in the newest shape."""
 
 
 class Extension(Struct, frozen=True):
@@ -86,8 +84,6 @@ class Registry:
         """Prompts and templates alone are a reason to offer completion: their parameters may have choices."""
         self.completes: CompleteAny | None = None
         """Completes every argument, of what is registered here or not, instead of `completers`."""
-        self.lists: ListFor | None = None
-        """Makes a list for each call, in the place of the prepared one; None from it leaves that."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
@@ -235,7 +231,7 @@ class Registry:
         offered["logging"] = {}
         offered = projection.capabilities(offered, revision)
         for extension in self.extensions:
-            if revision.date in extension.revisions:
+            if extension.announced and revision.date in extension.revisions:
                 offered[extension.capability] = {**offered.get(extension.capability, {}), **extension.announced}
         return offered
 

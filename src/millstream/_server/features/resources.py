@@ -1,14 +1,14 @@
 """Resources and resource templates: descriptions for clients, and how they are read."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, Unpack
 
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.features.sources import Item, Source, source_of
+from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, described
-from millstream._server.functions.plan import name_of
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
 """RFC 3986 §3.1; the scheme of a template may be a variable."""
@@ -43,8 +43,8 @@ class _Readable(Item):
         if not _SCHEME.match(uri):
             raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
         super().__init__(uri, source, labels.get("scopes"), labels)
-        self.mime_type = labels.get("mime_type")
-        self.meta = labels.get("meta")
+        self.mime_type: str | None = labels.get("mime_type")
+        self.meta: Mapping[str, Any] | None = labels.get("meta")
         """`_meta` of the contents, as of the listed item."""
         self._described = described(
             {self.naming: uri, "name": source.name},
@@ -100,7 +100,7 @@ class Template(_Readable):
         labels.pop("size", None)
         super().__init__(uri, source, labels)
         self._pattern = pattern
-        self.template = pattern(uri)
+        self.template: Pattern = pattern(uri)
         if set(self.template.variables) != set(self.parameters):
             raise TypeError(
                 f"resource template {uri!r}: its variables are {', '.join(self.template.variables) or 'none'}, the "

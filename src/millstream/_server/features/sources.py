@@ -15,18 +15,20 @@ from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
 from millstream._protocol.param_headers import ParamHeader, find_annotations
+from millstream._protocol.principal import Principal
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, send_progress
 from millstream._server.calls.sync_context import SyncContext, Waits
+from millstream._server.features.dependency_resolver import CONTEXTS, call_with_dependencies
 from millstream._server.features.hooks import Hooks, Run, hooked
-from millstream._server.features.resolving import CONTEXTS, around
+from millstream._server.functions.dependencies import plan_dependencies
 from millstream._server.functions.description import Labels, Names
-from millstream._server.functions.needs import needs_of
+from millstream._server.functions.outputs import Output
 from millstream._server.functions.parameters import Kind
-from millstream._server.functions.plan import Given, Invoker, Plan, plan
+from millstream._server.functions.plan import CallInputs, Invoker, Plan, plan
 from millstream._server.functions.reading import decode_of, read_arguments, read_checked, read_texts
-from millstream._server.functions.results import Output, as_text, output_from_schema
+from millstream._server.functions.results import as_text, output_from_schema
 from millstream._server.functions.schema_check import SchemaCheck
 
 Read = Callable[[Any], Any]
@@ -67,6 +69,8 @@ class Source(Struct, frozen=True):
     """From raw arguments to a struct, where they need nothing else before the call."""
     code: CodeType | None = None
     """Where a function is written, for warnings about it."""
+    untyped: tuple[str, ...] = ()
+    """Parameters of a function without an annotation."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -94,20 +98,20 @@ class Item:
     _described: dict[str, Any]
 
     def __init__(self, name: str, source: Source, scopes: Names | None, labels: Labels) -> None:
-        self.name = name
+        self.name: str = name
         """As clients call it: a name, or a URI."""
-        self.read = source.read
-        self.scopes = frozenset(scopes or ())
-        self.tags = frozenset(labels.get("tags") or ())
-        self.enabled = labels.get("enabled") is not False
+        self.read: Read = source.read
+        self.scopes: frozenset[str] = frozenset(scopes or ())
+        self.tags: frozenset[str] = frozenset(labels.get("tags") or ())
+        self.enabled: bool = labels.get("enabled") is not False
         """It is offered from the start."""
-        self.visible = labels.get("visible")
+        self.visible: Callable[[Principal | None], bool] | None = labels.get("visible")
         """Who sees it."""
         self.path: tuple[Hooks, ...] = ()
         """The middleware of each server through which it is reached, where any of them has some."""
-        self.run = checked(source.run, self.scopes)
-        self.parameters = source.parameters
-        self.choices = source.choices
+        self.run: Run = checked(source.run, self.scopes)
+        self.parameters: tuple[str, ...] = source.parameters
+        self.choices: Callable[[str], list[str]] = source.choices
 
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
@@ -188,7 +192,7 @@ def source_of(
         output_schema=output_schema,
         lenient=lenient,
     )
-    direct = made.check is None and issubclass(made.arguments, Struct)
+    direct = made.check is None
     return Source(
         made.name,
         runner(made, thread=thread, home=home),
@@ -197,9 +201,10 @@ def source_of(
         schema=made.input_schema,
         output=made.output,
         headers=made.headers,
-        struct=made.arguments if direct and made.decimals is None else None,
+        struct=made.engine.typed if direct else None,
         decode=decode_of(made) if direct else None,
         code=made.code,
+        untyped=made.untyped,
     )
 
 
@@ -241,15 +246,17 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
 
 
 def _depending(plan: Plan, home: object, *, threaded: bool) -> Run:
-    """Around each call: what the parameters depend on."""
-    needs = needs_of(plan.dependencies, CONTEXTS)
+    """Wrap each call: resolve what the parameters depend on."""
+    dependencies = plan_dependencies(plan.dependencies, CONTEXTS)
     way = _in_thread if threaded else _streaming if plan.is_generator else _plain
 
     async def run(arguments: Any, call: Call) -> Any:
         def work(values: dict[str, Any]) -> Awaitable[Any]:
-            return way(plan, home, lambda given, context: plan.call(given, Given(context, values)))(arguments, call)
+            return way(plan, home, lambda given, context: plan.call(given, CallInputs(context, values)))(
+                arguments, call
+            )
 
-        return await around(call, home, needs, work)
+        return await call_with_dependencies(call, home, dependencies, work)
 
     return run
 
@@ -301,8 +308,8 @@ def _streaming(plan: Plan, home: object, call_function: Invoker) -> Run:
             async for last in values:
                 count += 1
                 if call.token is not None:
-                    told = call.progress.value if call.progress is not None else 0.0
-                    await send_progress(call, max(count, told + 1), None, as_text(last))
+                    reported = call.progress.value if call.progress is not None else 0.0
+                    await send_progress(call, max(count, reported + 1), None, as_text(last))
         finally:
             await values.aclose()
         return last

@@ -6,22 +6,25 @@ It knows no function: `sources.Source` is what it works with. Everything that ca
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from types import CodeType
 from typing import Any, Self, Unpack, cast
+
+from msgspec import Struct
 
 from millstream._protocol import projection
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import CLIENT_CAPABILITIES
+from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.revisions import Revision
 from millstream._protocol.suggesting import instead
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, Source, source_of
-from millstream._server.functions.callables import notice
+from millstream._server.functions.callables import name_of, notice
 from millstream._server.functions.description import Labels, Names, check_options, described
-from millstream._server.functions.plan import name_of
-from millstream._server.functions.results import ToolResult, encode, encode_result
+from millstream._server.functions.results import ToolResult, encode_result, encode_value
 
 
 class ToolOptions(Labels, total=False):
@@ -45,7 +48,7 @@ class ToolOptions(Labels, total=False):
     cost: float | None
     """How many calls one call counts as, in the limits of its caller."""
     concurrency: int | None
-    """How many calls of it may run at a time, whoever makes them."""
+    """How many calls of it may run at a time, of all callers together."""
     lenient: bool
     """``"3"`` counts as 3, a list or object may be JSON in a string, and unknown arguments are ignored."""
 
@@ -66,12 +69,10 @@ class Tool(Item):
     """One registered tool."""
 
     kind = "tools"
-    keeps_params = False
-    """The parameters of a call stay with it while the tool runs."""
 
     __slots__ = (
         "_output", "_simple", "code", "concurrency", "cost", "decode", "headers", "limit", "limited", "plain",
-        "requires", "struct", "timeout", "wraps",
+        "requires", "struct", "timeout", "unclear", "wraps",
     )  # fmt: skip
 
     def __init__(
@@ -90,23 +91,23 @@ class Tool(Item):
         _check_name(source)
         _check_required(source, requires or {})
         super().__init__(source.name, source, scopes, labels)
-        self.code = source.code
+        self.code: CodeType | None = source.code
         """Where its function is written, for warnings about it."""
-        self.headers = source.headers
-        self.timeout = timeout
-        self.limit = limit or ""
-        self.concurrency = concurrency or 0
+        self.headers: tuple[ParamHeader, ...] = source.headers
+        self.timeout: float | None = timeout
+        self.limit: str = limit or ""
+        self.concurrency: int = concurrency or 0
         """How many calls of it may run at a time; 0 for any number."""
-        self.limited = bool(limit or concurrency)
+        self.limited: bool = bool(limit or concurrency)
         """It has limits of its own."""
-        self.cost = 1.0 if cost is None else float(cost)
+        self.cost: float = 1.0 if cost is None else float(cost)
         self.requires: Mapping[str, Any] = requires or {}
         """Client capabilities without which a call is refused before it runs."""
-        self.struct = source.struct
+        self.struct: type[Struct] | None = source.struct
         """What `decode` makes of well-formed arguments; None where it does more than decoding."""
-        self.decode = cast("Callable[[Any], Any]", source.decode)
+        self.decode: Callable[[Any], Any] = cast("Callable[[Any], Any]", source.decode)
         """From raw arguments to a struct; only of a tool that is `plain`."""
-        self.plain = source.decode is not None and not (
+        self.plain: bool = source.decode is not None and not (
             self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
         )
         """A transport may decode its arguments and hand the call over prepared: nothing is to be done around it."""
@@ -124,6 +125,8 @@ class Tool(Item):
             inputSchema={"type": "object", "properties": {}} | source.schema,
             outputSchema=output,
         )
+        self.unclear: str = _unclear(source, self._described)
+        """What a model can't know about it, in words for its author; empty if all is well."""
 
     def within(self, hooks: Hooks) -> Self:
         """See `Item`."""
@@ -157,10 +160,7 @@ class Tool(Item):
         return revision.structured == "object" and self._output is not None and not self.wraps
 
     def _wrapped(self, value: Any) -> bytes:
-        value = value if self._output is None else self._output.written(value)
-        data = encode(value)
-        if self._output is not None:
-            data = self._output.check(value, data)
+        data = encode_value(value, self._output)
         return b'"content":[{"type":"text","text":%b}],"structuredContent":{"result":%b}' % (
             encode_json(data.decode()),
             data,
@@ -189,6 +189,17 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
 def works_everywhere(name: str) -> bool:
     """Whether every client can call a tool of this name."""
     return _NAME.fullmatch(name) is not None
+
+
+def _unclear(source: Source, described: Mapping[str, Any]) -> str:
+    """Say what a model can't know about a tool that was made of a function."""
+    found: list[str] = []
+    if source.untyped:
+        names = ", ".join(map(repr, source.untyped))
+        found.append(f"clients see no type for {names}: annotate the parameters, as in {source.untyped[0]}: int")
+    if source.code is not None and "description" not in described:
+        found.append("models see no description: write a docstring")
+    return "; ".join(found)
 
 
 def _check_name(source: Source) -> None:

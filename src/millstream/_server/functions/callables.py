@@ -1,12 +1,12 @@
-"""What cannot be registered at all: classes, names, results of calls, decorators in the wrong order.
+"""Functions as Python has them: which can be registered, their names, annotations and context, and where they stand."""
 
-And warnings about what can be: they point to the line where the function is written.
-"""
-
+import functools
 import inspect
+import typing
 import warnings
-from types import CodeType
-from typing import Any
+from collections.abc import Callable
+from types import CodeType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 
 class Refused(TypeError):
@@ -14,7 +14,7 @@ class Refused(TypeError):
 
 
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
-"""Decorators whose result nobody can call -> where the function is in it."""
+"""Decorators whose result can't be called -> the attribute that has the function."""
 
 
 def check_function(function: Any, kind: str) -> None:
@@ -37,7 +37,7 @@ def check_function(function: Any, kind: str) -> None:
             f"mcp.{kind} takes a function, not {function!r}. To choose a name, write @mcp.{kind}(name={function!r})"
         )
     if inspect.iscoroutine(function):
-        function.close()  # else Python warns that nobody awaited it
+        function.close()  # else Python warns that it was never awaited
         raise TypeError(
             f"mcp.{kind} was given the result of calling {function.__name__}. Give it the function: "
             f"mcp.{kind}({function.__name__}), without parentheses"
@@ -54,7 +54,7 @@ def check_function(function: Any, kind: str) -> None:
 
 
 def notice(text: str, code: CodeType | None = None) -> None:
-    """Warn whoever wrote a function.
+    """Warn the author of a function.
 
     Args:
         text: what is wrong with it, and what to do.
@@ -68,3 +68,61 @@ def notice(text: str, code: CodeType | None = None) -> None:
         frame = frame.f_back
     if frame is not None:
         warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno)
+
+
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that carries annotations and docstring, below partials, decorators and ``__call__``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function, for messages and as its default name for clients."""
+    name: str = unwrapped(function).__name__
+    return name if name != "__call__" else type(function).__name__
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return resolved annotations. One that can't be resolved stays a string, and its user refuses it."""
+    target = unwrapped(function)
+    if inspect.isclass(target):
+        target = target.__init__
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except (NameError, AttributeError):
+        pass
+    found: dict[str, Any] = {}
+    for name, annotation in target.__annotations__.items():
+        holder = type(name, (), {"__annotations__": {name: annotation}, "__module__": target.__module__})
+        try:
+            found |= typing.get_type_hints(holder, target.__globals__, include_extras=True)
+        except (NameError, AttributeError):
+            found[name] = annotation
+    return found
+
+
+def context_in(
+    signature: inspect.Signature, hints: dict[str, Any], contexts: tuple[type, ...], name: str
+) -> tuple[str | None, type | None]:
+    """Return the parameter that takes the context, and which kind of context.
+
+    Raises:
+        TypeError: two parameters take it.
+    """
+    marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
+    found = [(parameter, kind) for parameter, kind in marked if kind is not None]
+    if len(found) > 1:
+        raise TypeError(f"{name}: only one parameter can be the context, not {' and '.join(each for each, _ in found)}")
+    return found[0] if found else (None, None)
+
+
+def _context_type(annotation: Any, contexts: tuple[type, ...]) -> type | None:
+    if isinstance(annotation, str):
+        # Imported for type checkers only: the last name has to do.
+        names = {part.strip().split(".")[-1] for part in annotation.split("|")}
+        return next((context for context in contexts if context.__name__ in names), None)
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else (annotation,)
+    classes = [kind for part in parts if isinstance(kind := get_origin(part) or part, type)]
+    return next((context for context in contexts if any(issubclass(part, context) for part in classes)), None)

@@ -1,15 +1,18 @@
 """`Depends`: parameters that another function fills in, and not the client.
 
-Here is the mark, and how a signature says so. `needs` plans the functions behind the marks; what resolves them when a
-call runs is `features.resolving`.
+They are planned when the function that depends on them is registered, so that whatever is wrong is said then.
+`features.dependency_resolver` resolves them when a call runs.
 """
 
+import contextlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Annotated, Any, TypeVar, get_args, get_origin, overload
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, overload
 
 from msgspec import Struct
+
+from millstream._server.functions.callables import context_in, hints_of, name_of
 
 T = TypeVar("T")
 
@@ -65,3 +68,98 @@ def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> d
         if mark is not None:
             found[name] = mark
     return found
+
+
+How = Literal["value", "awaitable", "manager", "async manager"]
+
+
+class PlannedDependency(Struct, frozen=True, eq=False):
+    """How the function behind a `Depends` is called, opened and closed, and what it depends on itself."""
+
+    key: Callable[..., Any]
+    """The function as it was written: it runs once a call, and tests can put another in its place."""
+    make: Callable[..., Any]
+    """Gives a value, an awaitable or a context manager, as `how` says."""
+    how: How
+    threaded: bool
+    context: str | None
+    """The parameter that takes the context."""
+    dependencies: Mapping[str, "PlannedDependency"]
+
+
+def plan_dependencies(
+    dependencies: Mapping[str, Dependency], contexts: tuple[type, type], path: tuple[Callable[..., Any], ...] = ()
+) -> dict[str, PlannedDependency]:
+    """Plan dependencies, and theirs.
+
+    Args:
+        dependencies: by the name of the parameter.
+        contexts: the classes that mark a parameter for the context: of coroutines, and of threads.
+        path: who depends on them.
+
+    Raises:
+        TypeError: one has a parameter that nothing fills in, takes the wrong context, or depends on itself.
+    """
+    return {name: plan_dependency(each, contexts, path) for name, each in dependencies.items()}
+
+
+def plan_dependency(
+    dependency: Dependency, contexts: tuple[type, type], path: tuple[Callable[..., Any], ...] = ()
+) -> PlannedDependency:
+    """Plan one dependency; see `plan_dependencies`."""
+    function = dependency.function
+    name = name_of(function)
+    if function in path:
+        raise TypeError(f"{name}: it depends on itself, by way of {name_of(path[-1])}")
+    make, how = _nature(function)
+    threaded = dependency.thread and how in ("value", "manager")
+    signature, hints = inspect.signature(function), hints_of(function)
+    context, kind = context_in(signature, hints, contexts, name)
+    _check_context(name, kind, contexts, threaded=threaded)
+    filled = dependencies_in(signature, hints)
+    for parameter in signature.parameters.values():
+        optional = parameter.default is not parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if not optional and parameter.name != context and parameter.name not in filled:
+            raise TypeError(
+                f"{name}: nothing fills in the parameter {parameter.name!r} of this dependency. Give it a default, "
+                "annotate it as Context, or mark it with Depends"
+            )
+    return PlannedDependency(
+        function, make, how, threaded, context, plan_dependencies(filled, contexts, (*path, function))
+    )
+
+
+def _nature(function: Callable[..., Any]) -> tuple[Callable[..., Any], How]:
+    if inspect.isasyncgenfunction(function):
+        return contextlib.asynccontextmanager(function), "async manager"
+    if inspect.isgeneratorfunction(function):
+        return contextlib.contextmanager(function), "manager"
+    if inspect.isclass(function):
+        if hasattr(function, "__aenter__"):
+            return function, "async manager"
+        return function, "manager" if hasattr(function, "__enter__") else "value"
+    # What `contextlib` has decorated is a plain function around a generator function.
+    inner = inspect.unwrap(function)
+    if inspect.isasyncgenfunction(inner):
+        return function, "async manager"
+    if inspect.isgeneratorfunction(inner):
+        return function, "manager"
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    either = (function, called, inner)
+    return function, "awaitable" if any(inspect.iscoroutinefunction(each) for each in either) else "value"
+
+
+def _check_context(name: str, kind: type | None, contexts: tuple[type, type], *, threaded: bool) -> None:
+    plain, blocking = contexts
+    if kind is blocking and not threaded:
+        raise TypeError(
+            f"{name}: it doesn't run in a worker thread, so it can't take SyncContext; annotate ctx: Context"
+        )
+    if kind is plain and threaded:
+        raise TypeError(
+            f"{name}: a `def` dependency runs in a worker thread and can't await; annotate ctx: SyncContext, make it "
+            "`async def`, or say Depends(…, thread=False) if it never blocks"
+        )

@@ -1,16 +1,14 @@
 """The plan of a function: everything about calling it that can be known when it is registered.
 
-A signature becomes an argument struct, its decoder, the schemas that clients see, and one closure that calls the
-function in the narrowest way. Nothing here runs per call but that closure; `reading` gives it its arguments.
+A signature becomes an engine, which has the schemas that clients see, and one closure that calls the function in the
+narrowest way. Nothing here runs per call but that closure; `reading` gives it its arguments.
 """
 
-import functools
 import inspect
-import typing
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
-from types import CodeType, UnionType
-from typing import Annotated, Any, Literal, Never, NoReturn, Union, get_args, get_origin
+from types import CodeType
+from typing import Any, Never, NoReturn, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -18,23 +16,28 @@ from msgspec.structs import astuple
 
 from millstream._protocol.json_schema import Schema, without_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
-from millstream._protocol.schema_details import Find, decimal_check
-from millstream._server.functions.callables import Refused, check_function, notice
+from millstream._server.functions.annotations import normalized
+from millstream._server.functions.callables import (
+    Refused,
+    check_function,
+    context_in,
+    hints_of,
+    name_of,
+    notice,
+    unwrapped,
+)
 from millstream._server.functions.dependencies import Dependency, dependencies_in
 from millstream._server.functions.docstrings import describe
+from millstream._server.functions.engine import Engine, engine_of
+from millstream._server.functions.outputs import Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
-    Argument,
     Kind,
-    argument_of,
+    Parameter,
     check_described,
     check_text_arguments,
-    is_slow_to_build,
-    rewritten,
-    schema_of_arguments,
-    struct_of,
+    parameter_of,
 )
-from millstream._server.functions.pydantic_types import dec_hook, uses_pydantic
-from millstream._server.functions.results import Output, output_from_schema, output_of
+from millstream._server.functions.results import ToolResult, output_from_schema
 from millstream._server.functions.schema_check import SchemaCheck
 
 _NO_CONTEXT: Mapping[str, Any] = {}
@@ -42,7 +45,7 @@ Invoker = Callable[[Any, Any], Any]
 """``call(arguments, context)``: what the function returns (an awaitable or a generator, if it is one)."""
 
 
-class Given(Struct, frozen=True):
+class CallInputs(Struct, frozen=True):
     """What a call of a function gets besides its arguments."""
 
     context: Any
@@ -59,23 +62,20 @@ class Plan(Struct, frozen=True):
     """The docstring up to its first section."""
     parameters: tuple[str, ...]
     """Wire names, in the order of the signature; without the context."""
-    arguments: type[Any]
-    """A generated Struct; `dict` for a function that takes hand-described arguments whole."""
-    decoder: msgspec.json.Decoder[Any]
+    engine: Engine
+    """What reads arguments and writes results."""
+    decode: Callable[[Any], Any]
+    """From raw arguments to what `call` takes: a struct, or a dict for a function that takes arguments whole."""
     input_schema: Schema
-    slow: Literal["check", "build", ""]
-    """Why large arguments take long: pydantic, a schema written by hand or we check them, or `is_slow_to_build`."""
     check: SchemaCheck | None
     """What the arguments have to fit before they are decoded, where the schema was written by hand."""
-    decimals: Find | None
-    """What finds a text that only Python counts as a decimal number, where there are any."""
     output: Output | None
     headers: tuple[ParamHeader, ...]
     context_parameter: str | None
     context_type: type | None
     """Which of the `contexts` given to `plan` that parameter asks for."""
     dependencies: Mapping[str, Dependency]
-    """Parameters that functions fill in. Where there are some, `call` takes a `Given` instead of the context."""
+    """Parameters that functions fill in. Where there are some, `call` takes a `CallInputs` instead of the context."""
     is_async: bool
     """Calling gives an awaitable."""
     is_generator: bool
@@ -83,6 +83,8 @@ class Plan(Struct, frozen=True):
     call: Invoker
     code: CodeType | None
     """Where the function is written."""
+    untyped: tuple[str, ...] = ()
+    """Parameters without an annotation: clients learn nothing of them but their names."""
     lenient: bool = False
     """Arguments may be written in other ways than the schema says; see `plan`."""
 
@@ -118,7 +120,7 @@ def plan(
         ImportError: a schema is written by hand, and the extra that checks it is not installed.
     """
     check_function(function, kind)
-    target = _target(function)
+    target = unwrapped(function)
     if name is not None and not name.strip():
         raise ValueError(f"{name_of(function)}: the name given for this {kind} is empty")
     name = name or _own_name(function, target, kind)
@@ -129,38 +131,45 @@ def plan(
     filled = dependencies_in(signature, hints)
     values = [each for each in signature.parameters.values() if each.name != context and each.name not in filled]
     _check_meant(values, hints, name, input_schema)
-    fields = [argument_of(parameter, hints, descriptions, kind, name) for parameter in values]
-
-    check = None
-    arguments: type[Any]
-    if input_schema is not None:
-        with _about(f"{name}: input_schema"):
-            check = SchemaCheck(input_schema, whole="the arguments")
-        arguments, whole = _hand_described(values, fields, input_schema, name)
-    else:
-        arguments, whole = struct_of(name, fields, forbid_unknown_fields=kind == "tool" and not lenient), False
-    schema = input_schema if input_schema is not None else schema_of_arguments(arguments, fields)
-    decimals = decimal_check(schema) if check is None else None
-    if kind != "tool":
-        check_text_arguments(schema, kind, name)
+    parameters = [parameter_of(parameter, hints, descriptions, kind, name) for parameter in values]
 
     is_async, is_generator = _nature(function, target)
     if is_generator:
         _check_yields(hints.get("return", Any), name)
+    check = None
+    whole = closed = False
+    if input_schema is not None:
+        with _about(f"{name}: input_schema"):
+            check = SchemaCheck(input_schema, whole="the arguments")
+        whole = [value.name for value in values] == ["arguments"] and "arguments" not in input_schema.get(
+            "properties", {}
+        )
+        closed = _is_closed(input_schema, parameters)
+        parameters = [] if whole else parameters
     with _about(f"{name}: output_schema"):
         by_hand = output_from_schema(output_schema) if output_schema is not None else None
+    engine = _engine(
+        name,
+        parameters,
+        _promised(hints, kind, is_generator) if by_hand is None else None,
+        closed if check else kind == "tool" and not lenient,
+        getattr(target, "__code__", None),
+    )
+    if input_schema is not None and not whole:
+        check_described(engine.input_schema.get("required", []), input_schema, name)
+    schema = input_schema if input_schema is not None else engine.input_schema
+    if kind != "tool":
+        check_text_arguments(schema, kind, name)
     return Plan(
         name=name,
         kind=kind,
         description=text,
-        parameters=tuple(field.wire for field in fields),
-        arguments=arguments,
-        decoder=msgspec.json.Decoder(arguments, dec_hook=dec_hook),
+        parameters=tuple(each.wire for each in parameters),
+        engine=engine,
+        decode=_decode_object if whole else engine.decode,
         input_schema=schema,
-        slow="check" if check or decimals or uses_pydantic(arguments) else "build" if is_slow_to_build(schema) else "",
         check=check,
-        decimals=decimals,
-        output=by_hand or _output(hints, kind, is_generator, name, target),
+        output=by_hand or engine.output,
         headers=find_annotations(schema) if kind == "tool" else (),
         context_parameter=context,
         context_type=context_type,
@@ -169,6 +178,7 @@ def plan(
         dependencies=filled,
         call=_undivided(function, context, filled) if whole else _caller(function, signature, context, filled),
         code=getattr(target, "__code__", None),
+        untyped=tuple(each.name for each in values if each.name not in hints) if check is None else (),
         lenient=lenient,
     )
 
@@ -183,20 +193,6 @@ def _about(what: str) -> Generator[None, None, None]:
 
 
 # What the function is.
-
-
-def _target(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that carries annotations and docstring, below partials, decorators and ``__call__``."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = inspect.unwrap(function)
-    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function).__call__
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """What a function is called, in messages and where nobody gives another name."""
-    name: str = _target(function).__name__
-    return name if name != "__call__" else type(function).__name__
 
 
 def _own_name(function: Callable[..., Any], target: Callable[..., Any], kind: Kind) -> str:
@@ -214,48 +210,8 @@ def _nature(function: Callable[..., Any], target: Callable[..., Any]) -> tuple[b
     return any(inspect.iscoroutinefunction(one) for one in either), inspect.isgeneratorfunction(target)
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Resolved annotations; one that cannot be resolved stays a string, for whoever needs it to refuse."""
-    target = _target(function)
-    if inspect.isclass(target):
-        target = target.__init__
-    try:
-        return typing.get_type_hints(target, include_extras=True)
-    except (NameError, AttributeError):
-        pass
-    found: dict[str, Any] = {}
-    for name, annotation in target.__annotations__.items():
-        holder = type(name, (), {"__annotations__": {name: annotation}, "__module__": target.__module__})
-        try:
-            found |= typing.get_type_hints(holder, target.__globals__, include_extras=True)
-        except (NameError, AttributeError):
-            found[name] = annotation
-    return found
-
-
-def context_in(
-    signature: inspect.Signature, hints: dict[str, Any], contexts: tuple[type, ...], name: str
-) -> tuple[str | None, type | None]:
-    """The parameter that takes the context, and which kind of context."""
-    marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
-    found = [(parameter, kind) for parameter, kind in marked if kind is not None]
-    if len(found) > 1:
-        raise TypeError(f"{name}: only one parameter can be the context, not {' and '.join(each for each, _ in found)}")
-    return found[0] if found else (None, None)
-
-
-def _context_type(annotation: Any, contexts: tuple[type, ...]) -> type | None:
-    if isinstance(annotation, str):
-        # Imported for type checkers only: the last name has to do.
-        names = {part.strip().split(".")[-1] for part in annotation.split("|")}
-        return next((context for context in contexts if context.__name__ in names), None)
-    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else (annotation,)
-    classes = [part for part in parts if isinstance(part, type)]
-    return next((context for context in contexts if any(issubclass(part, context) for part in classes)), None)
-
-
 def _check_meant(values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None) -> None:
-    """Refuse what would become an argument of clients although nobody meant it to.
+    """Refuse parameters that would become arguments of clients by mistake.
 
     Raises:
         TypeError: for `self` or a context without an annotation.
@@ -279,16 +235,13 @@ def _check_meant(values: list[inspect.Parameter], hints: dict[str, Any], name: s
 # Arguments and results.
 
 
-def _hand_described(
-    values: list[inspect.Parameter], fields: list[Argument], schema: Schema, name: str
-) -> tuple[type[Any], bool]:
-    """The type of arguments that a hand-written schema describes, and whether the function takes them whole."""
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _is_closed(schema: Schema, parameters: list[Parameter]) -> bool:
+    """Return whether a schema written by hand has no properties but those of the parameters."""
     properties = schema.get("properties", {})
-    if [value.name for value in values] == ["arguments"] and "arguments" not in properties:
-        return dict[str, Any], True
-    check_described(fields, schema, name)
-    closed = schema.get("additionalProperties") is False and properties.keys() <= {field.name for field in fields}
-    return struct_of(name, fields, forbid_unknown_fields=closed), False
+    return schema.get("additionalProperties") is False and properties.keys() <= {each.wire for each in parameters}
 
 
 _NOTHING = (Any, object, None, NoReturn, Never)
@@ -311,28 +264,33 @@ def _check_yields(annotation: Any, name: str) -> None:
         )
 
 
-def _output(
-    hints: dict[str, Any], kind: Kind, is_generator: bool, name: str, target: Callable[..., Any]
-) -> Output | None:
+def _promised(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Any:
+    """Return the type of what a tool promises to return; None where it promises nothing."""
     annotation = hints.get("return", Any)
     if is_generator:
         annotation = (*get_args(annotation), Any)[0]
-    if kind != "tool" or annotation in _NOTHING:
+    if kind != "tool" or annotation in _NOTHING or may_be_content(annotation, (ToolResult,)):
         return None
+    return annotation
+
+
+def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, code: CodeType | None) -> Engine:
     try:
-        if isinstance(annotation, str):
-            raise TypeError(f"the annotation {annotation!r} cannot be resolved")
-        return output_of(annotation, rewritten(annotation))
-    except Refused as error:
-        raise Refused(f"{name}: the return type: {error}") from error
-    except (TypeError, RecursionError) as error:
+        if isinstance(returns, str):
+            raise OutputError(f"the annotation {returns!r} cannot be resolved")
+        try:
+            promised = None if returns is None else normalized(returns)
+        except Refused as error:
+            raise Refused(f"{name}: the return type: {error}") from error
+        return engine_of(name, parameters, returns=promised, forbid_unknown=closed)
+    except (OutputError, RecursionError) as error:
         notice(
             f"{name}: the tool has no output schema, because its return type can't be described to clients: "
             f"{without_modules(str(error)).partition(' - type')[0]}. Return a dataclass, TypedDict, Struct, pydantic "
             "model or builtins, or write -> Any",
-            getattr(target, "__code__", None),
+            code,
         )
-        return None
+        return engine_of(name, parameters, forbid_unknown=closed)
 
 
 def _caller(
@@ -379,7 +337,7 @@ def _by_keyword(
 def _given(
     function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
 ) -> Invoker:
-    def call(arguments: Any, given: Given) -> Any:
+    def call(arguments: Any, given: CallInputs) -> Any:
         values = dict(given.values)
         if context is not None:
             values[context] = given.context

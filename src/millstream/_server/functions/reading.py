@@ -10,17 +10,24 @@ from typing import Any
 import msgspec
 
 from millstream._protocol.depth import too_many_values
+from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import Schema, integral
-from millstream._server.functions.argument_errors import BAD_DECIMAL, MAX_LISTED, MAX_WALKED, expected, explain
 from millstream._server.functions.plan import Plan
-from millstream._server.functions.pydantic_types import dec_hook
+from millstream._server.functions.problems import (
+    MAX_LISTED,
+    MAX_WALKED,
+    Problem,
+    expected,
+    explain,
+    find_problems,
+    misfit,
+)
 from millstream._server.functions.schema_check import SchemaCheck
 
 MAX_VALUES = 100_000
 """Values in arguments that are slow to check."""
 MAX_BUILT = 300_000
 """Values in arguments that are slow to build."""
-_NOT_IN_SETS = ("unhashable type: 'list'", "unhashable type: 'dict'")
 
 
 class ArgumentError(ValueError):
@@ -33,9 +40,7 @@ def bind(plan: Plan, values: dict[str, Any]) -> Any:
     Raises:
         msgspec.ValidationError: for a text that is not what the parameter asks for.
     """
-    if plan.decimals is not None:
-        _check_decimals(plan, values)
-    return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
+    return plan.engine.convert(values, lax=True)
 
 
 def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
@@ -47,20 +52,37 @@ def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
     try:
         return bind(plan, values)
     except msgspec.ValidationError as error:
-        raw = msgspec.json.encode(values) if len(values) <= MAX_LISTED else b""
-        text = argument_error(error, plan, raw) if plan.kind == "prompt" else str(error)
-        raise ArgumentError(text) from error
+        raise ArgumentError(_text_error(error, plan, values)) from error
+
+
+def _text_error(error: msgspec.ValidationError, plan: Plan, values: dict[str, Any]) -> str:
+    if len(values) > MAX_LISTED:
+        return _refusal(plan, explain([misfit(error)], plan.input_schema))
+    return _refusal(plan, explain(plan.engine.problems(error, values, lax=True), plan.input_schema))
+
+
+def _refusal(plan: Plan, why: str) -> str:
+    return f"Invalid arguments for {plan.kind} {plan.name!r}: {why}"
 
 
 def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:
     """What a model has to fix, in words: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
 
     Args:
-        error: what `Plan.decoder` or `bind` raised.
+        error: what `Plan.decode` raised.
         plan: of the function that was to be called.
-        raw: the arguments, to name every missing and unknown one and not only the first.
+        raw: the arguments, to name every problem and not only the first.
     """
-    return f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(error, plan.input_schema, raw)}"
+    return _refusal(plan, explain(_problems(error, plan, raw), plan.input_schema))
+
+
+def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
+    if len(raw) > MAX_WALKED:
+        return [misfit(error)]
+    try:
+        return plan.engine.problems(error, msgspec.json.decode(raw), lax=plan.lenient)
+    except (msgspec.DecodeError, RecursionError):
+        return [misfit(error)]
 
 
 def read_arguments(plan: Plan, raw: bytes) -> Any:
@@ -71,51 +93,40 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     Raises:
         ArgumentError: with what a model has to fix.
     """
-    if plan.slow:
-        _bound(raw, f"{plan.kind} {plan.name!r}", MAX_BUILT if plan.slow == "build" else MAX_VALUES)
+    slow = "check" if plan.check is not None else plan.engine.slow
+    if slow:
+        _bound(raw, f"{plan.kind} {plan.name!r}", MAX_BUILT if slow == "build" else MAX_VALUES)
     if plan.check is not None:
         read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
     try:
-        return plan.decoder.decode(raw) if plan.decimals is None else _decode(plan, raw)
+        return plan.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
-        arguments = _lenient(plan, raw) if plan.lenient else _recover(plan, raw, error)
+        arguments = _second_try(plan, raw)
         if arguments is None:
             raise ArgumentError(argument_error(error, plan, raw)) from error
         return arguments
-    except TypeError as error:
-        if not any(told in str(error) for told in _NOT_IN_SETS):
+    except TypeError as error:  # an array or object in a set, if it isn't the function's own
+        if not (unhashable := _unhashable(plan, raw)):
             raise
-        why = f"an array with unique items holds an array or object. {expected(plan.input_schema)}"
-        raise ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {why}") from error
+        raise ArgumentError(_refusal(plan, explain(unhashable, plan.input_schema))) from error
+
+
+def _unhashable(plan: Plan, raw: bytes) -> list[Problem]:
+    return [] if len(raw) > MAX_WALKED else list(find_problems(plan.engine.input_schema, msgspec.json.decode(raw)))
 
 
 def decode_of(plan: Plan) -> Callable[[Any], Any]:
     """What decodes small raw arguments that fit; for others it raises msgspec.DecodeError, or gives what they are."""
-    if plan.decimals is None:
-        return plan.decoder.decode
+    if plan.engine.typed is not None:
+        return plan.decode
+    decode_small = plan.decode
 
     def decode(raw: Any) -> Any:
         if len(memoryview(raw)) > MAX_WALKED:
             raise msgspec.DecodeError("values have to be counted first")
-        return _decode(plan, raw)
+        return decode_small(raw)
 
     return decode
-
-
-def _decode(plan: Plan, raw: Any) -> Any:
-    arguments = plan.decoder.decode(raw)
-    _check_decimals(plan, msgspec.json.decode(raw))
-    return arguments
-
-
-def _check_decimals(plan: Plan, values: Any) -> None:
-    """Refuse what only Python reads as a decimal number, in the words of msgspec: ``NaN``, ``1_000``.
-
-    Raises:
-        msgspec.ValidationError: naming the place.
-    """
-    if plan.decimals is not None and (place := plan.decimals(values)) is not None:
-        raise msgspec.ValidationError(f"{BAD_DECIMAL} - at `${place}`")
 
 
 def _bound(raw: bytes, item: str, most: int) -> None:
@@ -133,46 +144,42 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
     try:
         value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ArgumentError(f"Invalid arguments for {item}: {explain(error, schema, b'')}") from error
+        raise ArgumentError(
+            f"Invalid arguments for {item}: the arguments don't fit: {shorten(str(error))}. {expected(schema)}"
+        ) from error
     if not check.fits(value):
         why = f"{check.reasons(value, len(raw))}. {expected(schema)}"
         raise ArgumentError(f"Invalid arguments for {item}: {why}")
     return value
 
 
-def _recover(plan: Plan, raw: bytes, error: Exception) -> Any | None:
-    """Arguments with every whole number as an integer; `None` when that is not what they lack.
+def _second_try(plan: Plan, raw: bytes) -> Any | None:
+    """Arguments with every whole number as an integer; those of a lenient tool as hosts and models write them.
 
-    Each number with a fraction costs a call, so large arguments get no second try.
+    None when they don't fit in this way either. Each number with a fraction costs a call, so large arguments get no
+    second try.
     """
-    if ("got `float`" not in str(error) and "got a number" not in str(error)) or len(raw) > MAX_WALKED:
+    if len(raw) > MAX_WALKED or not (plan.lenient or b"." in raw or b"e" in raw or b"E" in raw):
         return None
     try:
         values = _decode_integral(raw)
-        _check_decimals(plan, values)
-        return msgspec.convert(values, plan.arguments, dec_hook=dec_hook)
-    except msgspec.DecodeError:
+        if plan.lenient:
+            decode_json_texts(plan.input_schema, values)
+        return plan.engine.convert(values, lax=plan.lenient)
+    except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
         return None
 
 
-def _lenient(plan: Plan, raw: bytes) -> Any | None:
-    """Arguments as hosts and models write them; `None` when they don't fit in this way either."""
-    if len(raw) > MAX_WALKED:
-        return None
-    try:
-        values = _decode_integral(raw)
-        properties: Schema = plan.input_schema.get("properties", {})
-        for name, value in values.items():
-            if (
-                isinstance(value, str)
-                and value.lstrip()[:1] in ("[", "{")
-                and not _takes_text(properties.get(name, {}))
-            ):
-                values[name] = msgspec.json.decode(value)
-        _check_decimals(plan, values)
-        return msgspec.convert(values, plan.arguments, strict=False, dec_hook=dec_hook)
-    except (msgspec.DecodeError, AttributeError, RecursionError):
-        return None
+def decode_json_texts(schema: Schema, values: dict[str, Any]) -> None:
+    """Decode arguments that are JSON as text where no text is expected, in place.
+
+    Raises:
+        msgspec.DecodeError: a text looks like JSON and isn't.
+    """
+    properties: Schema = schema.get("properties", {})
+    for name, value in values.items():
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and not _takes_text(properties.get(name, {})):
+            values[name] = msgspec.json.decode(value)
 
 
 def _takes_text(node: Schema) -> bool:

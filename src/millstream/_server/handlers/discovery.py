@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Handler
-from millstream._server.features.announcement import Announcement
+from millstream._server.features.capabilities import ServerDescription
 
 
 class DiscoveryHandlers:
@@ -12,7 +12,7 @@ class DiscoveryHandlers:
 
     __slots__ = ("_announcement",)
 
-    def __init__(self, announcement: Announcement) -> None:
+    def __init__(self, announcement: ServerDescription) -> None:
         self._announcement = announcement
 
     def table(self) -> Mapping[str, Handler]:

@@ -20,7 +20,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.changes import UPDATED, Change, touched
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
-from millstream._server.features.finding import find_readable
+from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.listing import sees
 from millstream._server.handlers.params import read

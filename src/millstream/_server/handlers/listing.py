@@ -4,24 +4,19 @@ from typing import Any
 
 from millstream._server.calls.access import granted
 from millstream._server.calls.call import Call
-from millstream._server.features.pages import whole
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.params import page_decoder, read
 
 _NONE = frozenset[str]()
 
 
-async def list_page(registry: Registry, kind: str, call: Call) -> bytes:
+def list_page(registry: Registry, kind: str, call: Call) -> bytes:
     """One page of the descriptions of a kind: the prepared one, or one that is made for the call.
 
     Raises:
         ProtocolError: INVALID_PARAMS for a cursor that is not ours.
     """
     cursor = read(page_decoder, call).cursor
-    if registry.lists is not None:
-        made = await registry.lists(kind, call)
-        if made is not None:
-            return whole(kind, made, call.revision)
     return registry.page(
         kind,
         call.revision,

@@ -33,7 +33,7 @@ class PromptHandlers:
         return {"prompts/list": self.list, "prompts/get": self.get}
 
     async def list(self, call: Call) -> bytes:
-        return await list_page(self._registry, "prompts", call)
+        return list_page(self._registry, "prompts", call)
 
     async def get(self, call: Call) -> bytes:
         params = read_texts(_get_decoder, call)

@@ -13,7 +13,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Record, Session
 from millstream._server.dispatch import Handler
-from millstream._server.features.finding import MAX_URI, find_readable
+from millstream._server.features.completion_lookup import MAX_URI, find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource, Template
 from millstream._server.functions.reading import ArgumentError
@@ -48,10 +48,10 @@ class ResourceHandlers:
         }
 
     async def list(self, call: Call) -> bytes:
-        return await list_page(self._registry, "resources", call)
+        return list_page(self._registry, "resources", call)
 
     async def list_templates(self, call: Call) -> bytes:
-        return await list_page(self._registry, "templates", call)
+        return list_page(self._registry, "templates", call)
 
     async def read(self, call: Call) -> bytes:
         params = read(_read_decoder, call)

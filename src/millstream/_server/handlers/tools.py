@@ -12,7 +12,7 @@ from millstream._protocol.messages import CallToolRequestParams
 from millstream._protocol.metadata import declares
 from millstream._protocol.param_headers import check
 from millstream._server.calls.access import check_scopes
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, params_of
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
@@ -22,15 +22,9 @@ from millstream._server.functions.reading import ArgumentError
 from millstream._server.handlers.listing import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
 
-
-class _Meta(msgspec.Struct, omit_defaults=True):
-    meta: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"{}"), name="_meta")
-
-
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
 _KEPT = 16 * 1024
 """Bytes of parameters that a call may keep while its tool runs."""
-_decode_meta = msgspec.json.Decoder(_Meta).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -48,17 +42,18 @@ class ToolHandlers:
         return {"tools/list": self.list, "tools/call": self.call}
 
     async def list(self, call: Call) -> bytes:
-        return await list_page(self._registry, "tools", call)
+        return list_page(self._registry, "tools", call)
 
     async def call(self, call: Call) -> bytes:
         """Run a tool. Calls that a transport has prepared skip this handler."""
         tool = self._open(call)
         if self._services.streamed is not None:
             self._services.streamed(call)
-        if not tool.keeps_params and len(call.params) > _KEPT:
+        if len(call.params) > _KEPT:
             if not call.revision.handshake:
                 call_binding(call)  # while the arguments are there
-            call.params = _only_meta(call.params)  # they have been read, and the tool may take long
+            # They have been read, and the tool may take long.
+            call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
         timeout = self._timeout if tool.timeout is None else tool.timeout
         if timeout:
             value = await run_with_timeout(tool.run, call, call.arguments, timeout)
@@ -105,10 +100,6 @@ class ToolHandlers:
         if call.revision.argument_errors_in_result:
             raise ToolError(text)
         raise ProtocolError(INVALID_PARAMS, text)
-
-
-def _only_meta(params: bytes) -> bytes:
-    return encode(_decode_meta(params))
 
 
 def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:

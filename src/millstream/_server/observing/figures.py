@@ -1,8 +1,7 @@
-"""What a live page shows: the raw figures of each worker, and the one page made of all of them.
+"""Figures for a live page: those of each worker, and the page made of all.
 
-A worker takes its figures, which can be added up with those of any other: counts by bucket instead of percentiles,
-sketches instead of numbers of sessions. `present` computes what people read, for one worker as for many. Everything
-here is a value; nothing knows how figures travel.
+The figures of workers can be added up: they have counts by bucket instead of percentiles. `present` computes what
+people read, for one worker as for many.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any, TypeVar, cast
 from msgspec import Struct
 
 from millstream._telemetry.metrics import Labels, percentiles
-from millstream._telemetry.sketch import size, union
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -30,13 +28,6 @@ class Operation(Struct, frozen=True, array_like=True, gc=False):
     """Calls per second since the look before; None if that was long ago."""
 
 
-class Sessions(Struct, frozen=True, array_like=True, gc=False):
-    """How many there are, and which ones, as a sketch: so that one of two workers counts once."""
-
-    count: int
-    sketch: bytes
-
-
 class Figures(Struct, frozen=True, array_like=True):
     """What one worker measured."""
 
@@ -53,7 +44,7 @@ class Figures(Struct, frozen=True, array_like=True):
     """By method and name of the tool."""
     per_second: list[int]
     """Calls in each of the last whole seconds, oldest first."""
-    sessions: dict[Labels, Sessions]
+    sessions: dict[Labels, int]
     connections: dict[Labels, int]
     lag: tuple[float, float]
     """Of the event loop, in milliseconds: the last one, and the worst of the last minute."""
@@ -86,8 +77,8 @@ def present(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> 
         "per_second": _history([each.per_second for each in every]),
         "tools": [row for row in rows if row["method"] == "tools/call"],
         "methods": [row for row in rows if row["method"] != "tools/call"],
-        "sessions": _rows(_joined((each.sessions for each in every), _together), lambda each: each.count),
-        "connections": _rows(_joined((each.connections for each in every), _sum), int),
+        "sessions": _rows(_joined((each.sessions for each in every), _sum)),
+        "connections": _rows(_joined((each.connections for each in every), _sum)),
         "loop_lag_ms": {
             "last": max(each.lag[0] for each in every),
             "worst": max(each.lag[1] for each in every),
@@ -179,11 +170,6 @@ def _joined(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value
     return found
 
 
-def _together(one: Sessions, other: Sessions) -> Sessions:
-    both = union(one.sketch, other.sketch)
-    return Sessions(max(one.count, other.count, size(both)), both)
-
-
 def _sum(one: Any, other: Any) -> Any:
     """Of numbers, of what has numbers under names, and of nothing, which adds nothing."""
     if one is None or other is None:
@@ -200,9 +186,9 @@ def _sum_of_all(several: Sequence[Any]) -> Any:
     return total
 
 
-def _rows(values: Mapping[Labels, Any], number: Callable[[Any], int]) -> list[dict[str, Any]]:
+def _rows(values: Mapping[Labels, int]) -> list[dict[str, Any]]:
     return [
-        {"transport": transport, "revision": revision, "count": number(value)}
+        {"transport": transport, "revision": revision, "count": value}
         for (transport, revision), value in sorted(values.items())
-        if number(value)
+        if value
     ]

@@ -17,14 +17,13 @@ from typing import Any
 
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._server.calls.call import Call
-from millstream._server.observing.figures import Figures, Operation, Sessions
+from millstream._server.observing.figures import Figures, Operation
 from millstream._server.observing.tracing import Tracing
 from millstream._telemetry.active import ActiveSessions
 from millstream._telemetry.messages import MAX_KIND, REMEMBERED, AccessRecord, Frame, MessageLog
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
 from millstream._telemetry.process import LoopLag, ProcessFigures
 from millstream._telemetry.recent import Growth, PerSecond
-from millstream._telemetry.sketch import sketch
 
 HISTORY_SECONDS = 60
 LATELY = 5.0
@@ -57,6 +56,7 @@ class Observer:
         connections: Mapping[Labels, float] = MappingProxyType({}),
         log: MessageLog | None = None,
         tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -67,11 +67,12 @@ class Observer:
             connections: how many connections and streams are open at each moment, by transport and revision.
             log: the access log, or None.
             tracing: spans, or None.
+            metrics: where to register; None for metrics that aren't served.
             clock: seconds that only grow.
             wall: seconds since 1970.
         """
         # Configuration
-        registry = Metrics()
+        registry = Metrics() if metrics is None else metrics
         self.registry: Metrics = registry
         """The metrics."""
         self._connections = connections
@@ -112,10 +113,11 @@ class Observer:
             ("transport", "mcp_protocol_version"),
         )
         self._sessions = ActiveSessions(self._session_over)
-        registry.distinct(
+        registry.read(
+            "gauge",
             "mcp_server_sessions_active",
             "Sessions heard of in the last five minutes.",
-            lambda: self._sessions.names(clock()),
+            lambda: self._sessions.count(clock()),
             ("transport", "mcp_protocol_version"),
         )
         by, about = ("transport", "mcp_protocol_version"), "Open connections and event streams."
@@ -186,7 +188,7 @@ class Observer:
 
     def sessions(self) -> int:
         """How many were heard of in the last five minutes."""
-        return int(sum(self._sessions.count(self._clock()).values()))
+        return sum(self._sessions.count(self._clock()).values())
 
     def session_ended(self, session_id: str) -> None:
         """Take note that a session was ended by its client or with its connection."""
@@ -233,12 +235,11 @@ class Observer:
         """Seconds by which the event loop was late, at worst, since a second ago."""
         return self._lag.worst_of(1.0)
 
-    def figures(self, *, hub: dict[str, Any] | None = None, sketched: bool = False) -> Figures:
+    def figures(self, *, hub: dict[str, Any] | None = None) -> Figures:
         """What was measured so far. Take it about once a second for all viewers: rates are those since the last look.
 
         Args:
             hub: figures of the hub, passed through.
-            sketched: say which sessions there are, for adding up with other workers.
         """
         now = self._clock()
         counts, errors = self._sums()
@@ -266,10 +267,7 @@ class Observer:
             self._durations.bounds,
             operations,
             self._per_second.last(int(now), HISTORY_SECONDS),
-            {
-                labels: Sessions(len(names), sketch(names) if sketched else b"")
-                for labels, names in self._sessions.names(now).items()
-            },
+            self._sessions.count(now),
             {labels: int(count) for labels, count in self._connections.items()},
             (round(self._lag.last * 1000, 3), round(self._lag.worst * 1000, 3)),
             self._process.now(),

@@ -13,9 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.json_schema import is_object
-from millstream._server.calls.call import Call
-from millstream._server.dispatch import Observe
+from millstream._server.calls.call import Call, Params, value_of
 from millstream._server.observing.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
 from millstream._telemetry.metrics import OTHER
@@ -80,14 +78,13 @@ class Calls(Struct, array_like=True):
 
 
 class RecentCalls:
-    """Remembers calls, behind whoever else observes them."""
+    """Remembers calls."""
 
-    __slots__ = ("_clients", "_clock", "_failures", "_kept", "_looked", "_next", "_read", "_second")
+    __slots__ = ("_clients", "_clock", "_failures", "_kept", "_looked", "_read", "_second")
 
-    def __init__(self, following: Observe | None, *, clock: Callable[[], float] = time.time) -> None:
-        """`following` is whoever else observes calls; `clock` gives seconds since 1970."""
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives seconds since 1970."""
         # Configuration
-        self._next = following
         self._clock = clock
         # Process
         self._kept: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
@@ -101,8 +98,6 @@ class RecentCalls:
 
     def observe(self, call: Call, seconds: float, answer: bytes) -> None:
         """A call is over."""
-        if self._next is not None:
-            self._next(call, seconds, answer)
         method = call.method
         if method == LISTEN:
             return  # It lasts as long as its client wants, and the counts and percentiles leave it out, too.
@@ -187,11 +182,6 @@ def _short(text: str) -> str:
     return redact_text(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…")
 
 
-class _Params(Struct, gc=False):
-    arguments: Any = None
-    uri: Any = None
-
-
 class _Block(Struct, gc=False):
     text: str = ""
 
@@ -205,23 +195,17 @@ class _Answer(Struct, gc=False):
     content: list[_Block] = []
 
 
-_decode_params = msgspec.json.Decoder(_Params).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def shown_arguments(call: Call) -> str | None:
     """The arguments of a call as JSON, without secrets; None where they have no names, or are too long to look into."""
-    given: Any = None
     try:
-        if call.params:
-            if len(call.params) > MAX_READ:
-                return None
-            params = _decode_params(call.params)
-            given = params.arguments if params.arguments is not None else params.uri
-        elif isinstance(call.arguments, Struct) or is_object(call.arguments):
-            given = msgspec.to_builtins(call.arguments, str_keys=True, enc_hook=repr)
-        elif call.arguments is not None:
+        raw = call.raw_params()
+        if len(raw) > MAX_READ:
             return None
+        params = msgspec.json.decode(raw, type=Params) if raw else Params()
+        given = value_of(params.arguments if bytes(params.arguments) else params.uri)
         text = "" if given is None else msgspec.json.encode(redact(given), enc_hook=repr).decode()
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         return None

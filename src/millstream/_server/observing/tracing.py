@@ -9,13 +9,10 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec import Struct
-
-from millstream._protocol.json_schema import is_object
-from millstream._server.calls.call import Call
+from millstream._protocol.json_schema import members
+from millstream._server.calls.call import Call, params_of, value_of
 from millstream._telemetry.logs import redact_text
 from millstream._telemetry.messages import session_hash
 
@@ -27,15 +24,6 @@ _MAX_TEXT = 1024
 _TARGETS = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
 """Method -> the attribute for what it names; a name of these also stands in the name of the span."""
 _HEADERS = (b"traceparent", b"tracestate")
-
-
-class _Params(Struct, gc=False, rename={"meta": "_meta"}):
-    meta: Any = None
-    name: Any = None
-    uri: Any = None
-
-
-_decode_params = msgspec.json.Decoder(_Params).decode
 
 
 def load_spans(version: str) -> "Spans | None":
@@ -61,7 +49,8 @@ class Tracing:
 
     def begin(self, call: Call) -> None:
         """Start the span of a call, in the task that runs it."""
-        params = _params(call)
+        params = params_of(call)
+        meta, uri, target_name = value_of(params.meta), value_of(params.uri), value_of(params.name)
         attributes: dict[str, str | int] = {
             "mcp.method.name": _short(call.method),
             "mcp.protocol.version": call.revision.date,
@@ -74,9 +63,9 @@ class Tracing:
             attributes["network.protocol.name"] = "http"
         if call.session is not None:
             attributes["mcp.session.id"] = session_hash(call.session.id)
-        if isinstance(params.uri, str):
-            attributes["mcp.resource.uri"] = _short(params.uri)
-        name = call.name or (params.name if isinstance(params.name, str) else "")
+        if isinstance(uri, str):
+            attributes["mcp.resource.uri"] = _short(uri)
+        name = call.name or (target_name if isinstance(target_name, str) else "")
         target = _TARGETS.get(call.method)
         if target is not None and name:
             attributes[target] = _short(name)
@@ -85,7 +74,7 @@ class Tracing:
         self._open[call] = self._spans.start(
             f"{_short(call.method)} {_short(name)}" if target is not None and name else _short(call.method),
             attributes,
-            meta=params.meta if is_object(params.meta) else {},
+            meta=members(meta),
             headers=_trace_headers(call.headers),
         )
 
@@ -101,13 +90,6 @@ class Tracing:
                 attributes["rpc.response.status_code"] = outcome
         self._spans.end(opened, attributes=attributes, failed=bool(outcome))
         return opened.trace_id, opened.span_id
-
-
-def _params(call: Call) -> _Params:
-    try:
-        return _decode_params(call.params) if call.params else _Params()
-    except (msgspec.DecodeError, RecursionError):
-        return _Params()
 
 
 def _trace_headers(headers: Mapping[bytes, bytes] | None) -> dict[str, str]:

@@ -6,23 +6,17 @@ are still checked on the answer.
 """
 
 import re
-from datetime import date
-from enum import Enum
 from functools import lru_cache
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_origin
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
-from millstream._protocol.json_schema import Schema, integral, is_array, is_object, object_schema, without_null
-from millstream._protocol.schema_details import Find, decimal_check
-from millstream._server.functions.parameters import rewritten
-from millstream._server.functions.pydantic_types import adapted, dec_hook, needs_pydantic, schema_hook
+from millstream._protocol.json_schema import Schema, integral, is_array, is_object, without_null
+from millstream._server.functions.engine import VALUE, Engine, engine_of_type
+from millstream._server.functions.problems import explain
 
-VALUE = "value"
-"""The field of a form that asks for one value."""
-_PLAIN = (str, int, float, bool, Enum, date)
 TEXTS = ("type", "title", "description", "default")
 KEYWORDS = {
     "string": (*TEXTS, "minLength", "maxLength", "format", "enum", "enumNames", "oneOf"),
@@ -36,36 +30,33 @@ FORMATS = frozenset(("email", "uri", "date", "date-time"))
 FIELDS = "a form has only strings, numbers, booleans, dates, choices of strings and lists of such choices"
 
 
-def requested_schema(answer: Any) -> Schema:
-    """The form for a type: a dataclass, Struct, TypedDict or pydantic model, or one value; or a schema as it is.
+class Form(Struct, frozen=True, eq=False):
+    """What is asked for one type, and what reads the answer."""
+
+    schema: Schema
+    engine: Engine
+    plain: bool
+    """It asks for one value, such as a `str` or an enum: the form has one field, `VALUE`."""
+
+
+@lru_cache(256)
+def form_of(answer: Any) -> Form:
+    """Return the form for a type: a dataclass, Struct, TypedDict or pydantic model, or one value.
 
     Raises:
         TypeError: for a type that is not flat, naming the field.
     """
-    if is_object(answer):
-        return answer
-    schema = object_schema(_whole(answer)[0], hook=schema_hook)
+    engine = engine_of_type(answer)
+    schema: Schema = engine.input_schema["properties"][VALUE]
+    plain = schema.get("type") != "object"
+    schema = engine.input_schema if plain else schema
     properties = {name: _form_field(name, node) for name, node in schema.get("properties", {}).items()}
-    return {"type": "object", "properties": properties, "required": schema.get("required", [])}
+    return Form({"type": "object", "properties": properties, "required": schema.get("required", [])}, engine, plain)
 
 
-@lru_cache(256)
-def _whole(answer: Any) -> tuple[Any, bool]:
-    """The type of the form, and whether it asks for one value, such as `str` or an enum: that's a form with one field.
-
-    Where pydantic's words stand in the type, both the form and the answer are pydantic's, as in arguments.
-    """
-    kind = get_origin(answer) or answer
-    plain = kind in (Literal, Annotated, Union, UnionType, list) or (
-        isinstance(kind, type) and issubclass(kind, _PLAIN)
-    )
-    readable = adapted(answer) if needs_pydantic(answer) else rewritten(answer) if plain else answer
-    return (msgspec.defstruct("Answer", [(VALUE, readable)]) if plain else readable), plain
-
-
-@lru_cache(256)
-def _decimals(whole: Any) -> Find | None:
-    return decimal_check(object_schema(whole, hook=schema_hook))
+def requested_schema(answer: Any) -> Schema:
+    """Return the form for a type, or a schema as it is; raises as `form_of`."""
+    return answer if is_object(answer) else form_of(answer).schema
 
 
 def _form_field(name: str, node: Schema) -> Schema:
@@ -161,15 +152,16 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
     if isinstance(answer, dict):
         _check(content, schema)
         return content
-    whole, one = _whole(answer)
+    form = form_of(answer)
+    values = content if form.plain else {VALUE: content}
     try:
-        find = _decimals(whole)
-        if find is not None and (place := find(content)) is not None:
-            raise msgspec.ValidationError(f"Invalid decimal string - at `${place}`")
-        value = msgspec.convert(content, whole, dec_hook=dec_hook)
-        return getattr(value, VALUE) if one else value
+        return getattr(form.engine.convert(values), VALUE)
     except msgspec.ValidationError as error:
-        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {shorten(str(error))}") from error
+        problems = form.engine.problems(error, values)
+        if not form.plain:
+            problems = [each._replace(path=each.path[1:]) for each in problems]
+        why = shorten(explain(problems, schema))
+        raise ProtocolError(INVALID_PARAMS, f"The answer does not fit what was asked: {why}") from error
 
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {

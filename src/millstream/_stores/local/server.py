@@ -1,6 +1,8 @@
-"""What the parent serves to its workers: the stores that they ask for, each opened once.
+"""The parent's side: the stores that its workers ask for, each opened once, and a connection for each worker.
 
-The parent runs none of the program, so it doesn't know which stores that wants. Each worker says so.
+The parent runs none of the program, so it doesn't know which stores that wants. Each worker says so. The connection of
+a worker is its lease: when it ends, the lease is over. Entries for a worker that doesn't read are dropped beyond a
+bound, and it learns that when it reads again. Its calls wait while it doesn't take the replies.
 """
 
 import asyncio
@@ -8,16 +10,237 @@ import hmac
 import secrets
 import shutil
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import coroutine
+from typing import Any, Final, cast
+
+from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Store
-from millstream._stores.local import wire
+from millstream._stores.base import Backend, Entry, Gap, Store
+from millstream._stores.local.calls import (
+    BY_REQUEST,
+    FLUSH,
+    HELLO,
+    MAX_FRAME,
+    VERSION,
+    Dropped,
+    Failure,
+    Frame,
+    Frames,
+    Greeting,
+    Pushed,
+    Reply,
+    WireError,
+    read_requests,
+)
 from millstream._stores.local.folder import private_socket, sweep
-from millstream._stores.local.peer import Peer, Shared, failure
 from millstream._stores.parent import Address
+from millstream._stores.rates import Charge, Charged, Seat
+from millstream._stores.store import BackendStore
+from millstream._stores.workers import expire
+
+PAUSE_BYTES: Final = 1024 * 1024
+"""Unread bytes of a worker above which its calls wait."""
+PUSH_BYTES: Final = 8 * 1024 * 1024
+"""Unread bytes of a worker above which entries are dropped."""
+MAX_TASKS: Final = 1_000
+"""Calls of one worker that wait for the store."""
+AT_ONCE: Final = 500
+"""Calls of one worker that are answered before it's another one's turn."""
+
+
+class Peer(asyncio.Protocol):
+    """The connection of one worker. It has the methods of `Session`."""
+
+    def __init__(self, server: "LocalServer") -> None:
+        # Configuration
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        # Process
+        self.backend: Backend | None = None
+        """The store that it opened."""
+        self.worker = ""
+        """The name under which the worker has its lease."""
+        # Connection
+        self._transport: asyncio.Transport | None = None
+        self._frames = Frames(MAX_FRAME)
+        self._out = Frame()
+        self._flushes = False
+        self._paused = False
+        self._dropped = False
+        self._waiting: deque[Any] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listens: dict[str, Callable[[], None]] = {}
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none, but does what one does
+        self._transport.set_write_buffer_limits(PAUSE_BYTES)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._waiting.clear()
+        for stop in self._listens.values():
+            stop()
+        self._listens.clear()
+        self._server.forget(self, self.backend)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._dropped:
+            self._dropped = False
+            self._write(Dropped())
+        self._work()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for content in self._frames.feed(data):
+                self._waiting.extend(read_requests(content))
+        except WireError:
+            self.abort()
+            return
+        self._work()
+
+    # Calls
+
+    def _work(self) -> None:
+        """Answer what can be answered now. The rest waits, and with it what the worker asks next."""
+        waiting, run, left = self._waiting, self._run, AT_ONCE
+        while waiting and left and not self._paused and len(self._tasks) < MAX_TASKS:
+            left -= 1
+            run(waiting.popleft())
+        if not left and waiting:
+            self._loop.call_soon(self._work)
+        if self._transport is not None and not self._transport.is_closing():
+            if waiting:
+                self._transport.pause_reading()
+            elif not self._transport.is_reading():
+                self._transport.resume_reading()
+
+    def _run(self, request: Any) -> None:
+        """Answer a call at once if its first step does; a store that takes time gets a task."""
+        call = BY_REQUEST[type(request)]
+        if (self.backend is None) != (call is HELLO):
+            self.abort()
+            return
+        answer = call.run(self if call.part == "session" else getattr(self.backend, call.part), request)
+        try:
+            step = answer.send(None)
+        except StopIteration as done:
+            self._write(Reply(request.id, done.value))
+        except (LocalError, Gap, OSError) as exc:
+            self._write(Failure.of(request.id, exc))
+        else:
+            task = self._loop.create_task(self._finish(request.id, _resume(answer, step)))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    async def _finish(self, id: int, answer: Any) -> None:
+        try:
+            self._write(Reply(id, await answer))
+        except (LocalError, Gap, OSError) as exc:
+            self._write(Failure.of(id, exc))
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._waiting:
+            self._work()
+
+    def _write(self, message: Struct) -> None:
+        """Send a message when this turn of the loop is over."""
+        if self._transport is None:
+            return
+        self._out.add(message)
+        if len(self._out) >= FLUSH:
+            self._flush()
+        elif not self._flushes:
+            self._flushes = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushes = False
+        if self._transport is not None and len(self._out):
+            self._transport.write(self._out.take())
+
+    # As `Session`
+
+    async def hello(self, version: int, secret: str, url: str) -> Greeting:
+        backend = await self._server.admit(self, version, secret, url)
+        self.backend = backend
+        return Greeting(backend.epoch, backend.time())
+
+    async def clock(self) -> float:
+        return self._opened.time()
+
+    async def degraded_reason(self) -> str:
+        return await self._opened.degraded_reason()
+
+    async def bind(self, worker: str) -> None:
+        self.worker = worker
+
+    async def listen(self, stream: str, on: bool) -> None:
+        if on and stream not in self._listens:
+            self._listens[stream] = self._opened.log.listen(stream, partial(self._push, stream), interrupted=self._drop)
+        elif not on and stream in self._listens:
+            self._listens.pop(stream)()
+
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+        return await self._opened.charge(worker, charges, gone)
+
+    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+        await self._opened.release(worker, seats)
+
+    @property
+    def _opened(self) -> Backend:
+        if self.backend is None:
+            raise LocalError("A worker says hello first.")
+        return self.backend
+
+    def _push(self, stream: str, entry: Entry) -> None:
+        if self._dropped or (self._paused and self.unread > PUSH_BYTES):
+            self._dropped = True
+        else:
+            self._write(Pushed(stream, entry))
+
+    def _drop(self) -> None:
+        if self._paused:
+            self._dropped = True
+        else:
+            self._write(Dropped())
+
+    @property
+    def unread(self) -> int:
+        """The bytes that the worker hasn't read yet."""
+        return len(self._out) + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+
+@coroutine
+def _resume(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine whose first step gave `step`."""
+    try:
+        while True:
+            try:
+                value = yield step
+            except BaseException as exc:  # a cancellation, too, is for the coroutine
+                step = begun.throw(exc)
+            else:
+                step = begun.send(value)
+    except StopIteration as done:
+        return done.value
 
 
 class LocalServer:
@@ -29,8 +252,6 @@ class LocalServer:
         >>> await server.close()
     """
 
-    __slots__ = ("_held", "_listener", "_open", "_path", "_peers", "_secret", "_tasks", "address")
-
     def __init__(self, open_store: Callable[[str], Store]) -> None:
         """`open_store` makes the store that a URL names."""
         # Configuration
@@ -38,9 +259,9 @@ class LocalServer:
         # Process
         self.address = Address()
         """Where it listens, once it does."""
-        self._held: dict[str, asyncio.Task[Shared]] = {}
+        self.peers: set[Peer] = set()
+        self._opening: dict[str, asyncio.Task[Backend]] = {}
         """By URL."""
-        self._peers: set[Peer] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
         self._path: Path | None = None
@@ -65,74 +286,65 @@ class LocalServer:
         return self.address
 
     async def close(self) -> None:
-        """Cut the workers off, and close the stores. Idempotent."""
+        """Cut the connections, and close the stores. Idempotent."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for peer in list(self._peers):
+        for peer in list(self.peers):
             peer.abort()
         for task in list(self._tasks):
             task.cancel()
-        held, self._held = self._held, {}
-        for opening in held.values():
+        opening, self._opening = self._opening, {}
+        for each in opening.values():
             with suppress(LocalError, OSError):
-                await (await opening).store.close()
+                await (await each).close()
         if self._path is not None:
             shutil.rmtree(self._path.parent, ignore_errors=True)
             self._path = None
 
-    def _peer(self) -> Peer:
-        peer = Peer(self._hello, self._gone)
-        self._peers.add(peer)
-        return peer
+    async def admit(self, peer: Peer, version: int, secret: str, url: str) -> Backend:
+        """Return the store that a worker asks for.
 
-    def _hello(self, peer: Peer, hello: wire.Hello) -> None:
-        if not hmac.compare_digest(hello.secret.encode(), self._secret.encode()):
+        Raises:
+            LocalError: it can't be opened, or the worker is of another version.
+        """
+        if not hmac.compare_digest(secret.encode(), self._secret.encode()):
             peer.abort()
-            return
-        peer.name = secrets.token_hex(6)
-        task = asyncio.get_running_loop().create_task(self._welcome(peer, hello))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _welcome(self, peer: Peer, hello: wire.Hello) -> None:
-        try:
-            if hello.version != wire.VERSION:
-                raise LocalError(
-                    "The workers run another version of Millstream than their parent, which was started before an "
-                    "update. Stop the whole program and start it again."
-                )
-            held = await self._hold(hello.url)
-        except (LocalError, OSError) as exc:
-            peer.write(failure(hello.id, exc))
-            peer.name = ""  # it may ask for another
-            return
-        if peer not in self._peers:
-            return
-        peer.shared = held
-        peer.write(wire.Welcome(hello.id, wire.Greeting(peer.name, held.store.epoch, held.store.time())))
-        held.come(peer)
-
-    async def _hold(self, url: str) -> Shared:
-        opening = self._held.get(url)
+            raise LocalError("The secret is wrong.")
+        if version != VERSION:
+            raise LocalError(
+                "The workers run another version of Millstream than their parent, which was started before an "
+                "update. Stop the whole program and start it again."
+            )
+        opening = self._opening.get(url)
         if opening is None:
-            opening = self._held[url] = asyncio.get_running_loop().create_task(self._open_held(url))
+            opening = self._opening[url] = asyncio.get_running_loop().create_task(self._open_backend(url))
         try:
             return await asyncio.shield(opening)
         except (LocalError, OSError):
-            if self._held.get(url) is opening:
-                del self._held[url]
+            if self._opening.get(url) is opening:
+                del self._opening[url]
             raise
 
-    async def _open_held(self, url: str) -> Shared:
-        store = self._open(url)
-        await store.open()
-        return Shared(store)
+    def forget(self, peer: Peer, backend: Backend | None) -> None:
+        """End the lease of a worker whose connection has ended."""
+        self.peers.discard(peer)
+        if backend is not None and peer.worker:
+            task = asyncio.get_running_loop().create_task(expire(backend, peer.worker))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _gone(self, peer: Peer) -> None:
-        self._peers.discard(peer)
-        if peer.shared is not None:
-            peer.shared.go(peer)
+    def _peer(self) -> Peer:
+        peer = Peer(self)
+        self.peers.add(peer)
+        return peer
+
+    async def _open_backend(self, url: str) -> Backend:
+        store = self._open(url)
+        if not isinstance(store, BackendStore):
+            raise LocalError(f"{url.partition('://')[0]}:// can't be held for several workers.")
+        await store.backend.open()
+        return store.backend
 
 
 @asynccontextmanager

@@ -1,311 +1,372 @@
-"""A worker's side of the store that its parent holds."""
+"""A worker's side of the store that its parent holds.
+
+A worker that lost its connection connects again; the parent has ended its lease by then. If nothing listens at the
+address any more, the parent is gone, and every call fails at once.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Final, cast
 
-from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, Told
-from millstream._stores.local import wire
-from millstream._stores.local.link import Events, Link
+from millstream._stores.base import Entry, Log, Map, StoreUnavailable
+from millstream._stores.local.calls import (
+    FLUSH,
+    HELLO,
+    VERSION,
+    Call,
+    Failure,
+    Frame,
+    Frames,
+    Greeting,
+    Pushed,
+    RawReply,
+    calls,
+    read_answers,
+)
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.parent import Address
-from millstream._stores.rates import Charge, Decision, Seat
+from millstream._stores.store import BackendStore
 
+PATIENCE: Final = 10.0
+"""Seconds in which the parent must answer anything while calls wait; seconds, too, to connect again."""
+LEASE: Final = 60.0
+"""Seconds. The parent ends a lease when the connection ends, so this is only for workers that stand still."""
 CLOCK: Final = 10.0
-"""Seconds until the clock of the store is looked at again."""
-
-T = TypeVar("T")
-
-
-class _Receivers(Generic[T]):
-    """Those who hear what is pushed, by topic; the parent hears of the first, and when the last has gone."""
-
-    __slots__ = ("_interrupted", "_kind", "acknowledged", "topics")
-
-    def __init__(self, kind: Callable[..., wire.Request]) -> None:
-        self._kind = kind
-        self.topics = Topics[T]()
-        self._interrupted = Watchers()
-        self.acknowledged: dict[str, asyncio.Future[Any] | None] = {}
-        """For each topic, what is done when the parent knows."""
-
-    def add(
-        self, link: Link, topic: str, heard: Callable[[T], None], interrupted: Callable[[], None] | None
-    ) -> Callable[[], None]:
-        stop_hearing = self.topics.add(topic, heard)
-        stop_telling = self._interrupted.add(interrupted) if interrupted is not None else None
-        if topic not in self.acknowledged:
-            self.acknowledged[topic] = link.say(self._kind, topic, True)
-
-        def stop() -> None:
-            stop_hearing()
-            if stop_telling is not None:
-                stop_telling()
-            if topic not in self.topics and self.acknowledged.pop(topic, False) is not False:
-                link.say(self._kind, topic, False)
-
-        return stop
-
-    def again(self, link: Link) -> None:
-        """The connection is a new one: tell the parent everything."""
-        for topic in self.acknowledged:
-            self.acknowledged[topic] = link.say(self._kind, topic, True)
-
-    def interrupted(self) -> None:
-        self._interrupted.tell()
-
-    def clear(self) -> None:
-        self.topics.clear()
-        self._interrupted.clear()
-        self.acknowledged.clear()
+"""Seconds until the clock of the store is read again."""
+_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+_GONE: Final = (
+    "The parent process, which holds the store of all workers, is gone or doesn't answer. Workers can't go on without "
+    "it: start the program again."
+)
 
 
-class LocalKeyValue:
-    """`KeyValue` in the parent."""
+class Link(asyncio.Protocol):
+    """The connection to the parent, one at a time."""
 
-    __slots__ = ("_link",)
+    def __init__(
+        self,
+        address: Address,
+        url: str,
+        connected: Callable[[Greeting], None],
+        pushed: Callable[[Pushed], None],
+        dropped: Callable[[], None],
+    ) -> None:
+        # Configuration
+        self._address = address
+        self._url = url
+        self._connected = connected
+        self._pushed = pushed
+        self._dropped = dropped
+        # Process
+        self._open = False
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._next = 0
+        # Connection
+        self._transport: asyncio.Transport | None = None
+        self._frames = Frames(2**32)
+        self._out = Frame()
+        self._flushes = False
+        self._waiting: dict[int, tuple[Call, asyncio.Future[Any]]] = {}
+        self._heard = False
+        """Something came since the last look."""
+        self._watch: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[None] | None = None
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    async def open(self) -> None:
+        """Connect.
 
-    async def get(self, key: str) -> bytes | None:
-        found: bytes | None = await self._link.ask(wire.Get, key)
-        return found
+        Raises:
+            LocalError: the parent is gone, or can't open the store.
+        """
+        self._open = True
+        try:
+            await self._connect()
+        except OSError as exc:
+            self._open = False
+            raise StoreUnavailable(_GONE) from exc
+        except BaseException:
+            self._open = False
+            raise
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        found: list[bytes | None] = await self._link.ask(wire.GetMany, list(keys))
-        return found
+    async def close(self) -> None:
+        """Send what is left, and disconnect. Idempotent."""
+        self._open = False
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+            self._reconnecting = None
+        if self._transport is not None and self._ended is not None:
+            self._flush()
+            self._transport.close()
+            await self._ended
 
-    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
-        await self._link.ask(wire.Put, key, value, ttl, lossy)
+    def abort(self) -> None:
+        """Drop the connection, as a killed process does, and don't connect again."""
+        self._open = False
+        if self._transport is not None:
+            self._transport.abort()
 
-    async def compare_and_set(
-        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
-    ) -> bool:
-        done: bool = await self._link.ask(wire.CompareAndSet, key, expected, value, ttl, lossy)
-        return done
+    async def call(self, call: Call, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method in the parent.
 
-    async def delete(self, key: str) -> bool:
-        done: bool = await self._link.ask(wire.Delete, key)
-        return done
+        Raises:
+            StoreUnavailable: the parent is gone or doesn't answer.
+            LocalError, Gap: what the method raised.
+        """
+        if self._transport is None:
+            if not self._open:
+                raise StoreUnavailable("The store is closed.")
+            if self._reconnecting is not None:
+                await asyncio.wait([self._reconnecting], timeout=PATIENCE)
+        return await self.send(call, *args, **kwargs)
 
-    async def keys(self, prefix: str) -> list[str]:
-        found: list[str] = await self._link.ask(wire.Keys, prefix)
-        return found
+    def send(self, call: Call, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        """Send a call without waiting, and return its result to be.
 
+        Raises:
+            StoreUnavailable: there is no connection.
+        """
+        if self._transport is None:
+            raise StoreUnavailable(_GONE)
+        loop = asyncio.get_running_loop()
+        number = self._next = self._next + 1
+        self._out.add(call.request(number, *args, **kwargs))
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting[number] = (call, future)
+        if len(self._out) >= FLUSH:
+            self._flush()
+        elif not self._flushes:
+            self._flushes = True
+            loop.call_soon(self._flush)
+        if self._watch is None:
+            self._heard = False
+            self._watch = loop.call_later(PATIENCE, self._look)
+        return future
 
-class LocalLog:
-    """`EventLog` in the parent."""
+    # Connecting
 
-    __slots__ = ("_link", "receivers")
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.receivers = _Receivers[Entry](wire.Listen)
-
-    async def append(
-        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
-    ) -> Position:
-        position: Position = await self._link.ask(wire.Append, stream, data, ttl, max_entries, index, seal)
-        return position
-
-    async def read(
-        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
-    ) -> Sequence[Entry]:
-        found: Sequence[Entry] = await self._link.ask(wire.Read, stream, after, limit, max_bytes)
-        return found
-
-    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
-        found: Sequence[Entry] = await self._link.ask(wire.Newest, stream, limit, max_bytes)
-        return found
-
-    async def touch(self, stream: str, ttl: float) -> bool:
-        done: bool = await self._link.ask(wire.Touch, stream, ttl)
-        return done
-
-    async def trim(self, stream: str) -> None:
-        await self._link.ask(wire.Trim, stream)
-
-    def listen(
-        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
-    ) -> Callable[[], None]:
-        return self.receivers.add(self._link, stream, heard, interrupted)
-
-    async def listening(self, stream: str) -> None:
-        if stream not in self.receivers.acknowledged:
-            return
-        known = self.receivers.acknowledged[stream]
-        if known is None or (known.done() and known.exception() is not None):
-            # It was asked for while there was no connection: a new one asks for all.
-            await self._link.ask(wire.Listen, stream, True)
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._address.path:
+            await loop.create_unix_connection(lambda: self, self._address.path)
         else:
-            await asyncio.shield(known)
+            await loop.create_connection(lambda: self, "127.0.0.1", self._address.port)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                greeting = await self.send(HELLO, VERSION, self._address.secret, self._url)
+        except BaseException as exc:
+            if self._transport is not None:
+                self._transport.abort()
+            if isinstance(exc, TimeoutError):
+                raise StoreUnavailable(_GONE) from None
+            raise
+        self._connected(greeting)
+
+    async def _reconnect(self) -> None:
+        """Try until it works, or nothing listens at the address any more."""
+        for pause in (*_PAUSES, *[_PAUSES[-1]] * 60):
+            await asyncio.sleep(pause)
+            try:
+                return await self._connect()
+            except (FileNotFoundError, ConnectionRefusedError):
+                return None
+            except (StoreUnavailable, OSError):
+                continue
+        return None
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none, but does what one does
+        self._frames = Frames(2**32)
+        self._out = Frame()
+        self._ended = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        self._fail()
+        if self._open and (self._reconnecting is None or self._reconnecting.done()):
+            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        for content in self._frames.feed(data):
+            for answer in read_answers(content):
+                if isinstance(answer, RawReply | Failure):
+                    self._finish(answer)
+                elif isinstance(answer, Pushed):
+                    self._pushed(answer)
+                else:
+                    self._dropped()
+
+    def _finish(self, answer: RawReply | Failure) -> None:
+        call, future = self._waiting.pop(answer.id, (None, None))
+        if call is None or future is None or future.done():
+            return
+        if isinstance(answer, Failure):
+            future.set_exception(answer.error())
+        else:
+            future.set_result(call.read_reply(answer.value))
+
+    def _flush(self) -> None:
+        self._flushes = False
+        if self._transport is not None and len(self._out):
+            self._transport.write(self._out.take())
+
+    def _look(self) -> None:
+        """Fail the calls that wait for a parent that stands still."""
+        self._watch = None
+        if not self._waiting:
+            return
+        if self._heard:
+            self._heard = False
+            self._watch = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+        else:
+            self._fail()
+
+    def _fail(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        for _, future in waiting.values():
+            if not future.done():
+                future.set_exception(StoreUnavailable(_GONE))
+                future.exception()  # the caller may have gone
 
 
-class LocalBus:
-    """`Bus` through the parent."""
-
-    __slots__ = ("_link", "receivers")
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.receivers = _Receivers[bytes](wire.Subscribe)
-
-    async def publish(self, topic: str, data: bytes) -> None:
-        await self._link.ask(wire.Publish, topic, data)
-
-    async def send(self, worker: str, topic: str, data: bytes) -> bool:
-        done: bool = await self._link.ask(wire.Send, worker, topic, data)
-        return done
-
-    def subscribe(
-        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
-    ) -> Callable[[], None]:
-        return self.receivers.add(self._link, topic, receive, interrupted)
-
-
-class LocalMembers:
-    """`Members` in the parent."""
-
-    __slots__ = ("_link",)
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    async def join(self, group: str, member: str, value: bytes, told: Told) -> tuple[bytes, Position | None]:
-        joined: tuple[bytes, Position | None] = await self._link.ask(wire.Join, group, member, value, told)
-        return joined
-
-    async def leave(self, group: str, member: str, told: Told) -> Position | None:
-        position: Position | None = await self._link.ask(wire.Leave, group, member, told)
-        return position
-
-    async def present(self, group: str) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = await self._link.ask(wire.Present, group)
-        return found
-
-    async def abandoned(self) -> list[tuple[str, str, bytes]]:
-        found: list[tuple[str, str, bytes]] = await self._link.ask(wire.Abandoned)
-        return found
-
-
-class LocalRates:
-    """`Rates` in the parent."""
-
-    __slots__ = ("_link",)
-
-    lasting = False
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    async def take(self, charges: Sequence[Charge]) -> Decision:
-        decision: Decision = await self._link.ask(wire.Take, list(charges))
-        return decision
-
-    async def leave(self, seats: Sequence[Seat]) -> None:
-        await self._link.ask(wire.Vacate, list(seats))
-
-
-class LocalWorkers:
-    """`Workers` by their connections to the parent."""
-
-    __slots__ = ("_link", "changed", "lease", "me")
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.me = ""
-        self.lease = wire.LEASE
-        self.changed = Watchers()
-
-    async def alive(self, worker: str) -> bool:
-        done: bool = await self._link.ask(wire.Alive, worker)
-        return done
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        return self.changed.add(changed)
-
-
-class LocalStore:
-    """What a worker has of a store that its parent holds. For one event loop."""
-
-    __slots__ = (
-        "_ahead", "_changed", "_looked", "_looks", "bus", "epoch", "kv", "link", "log", "members", "rates", "shared",
-        "workers",
-    )  # fmt: skip
+class LocalBackend:
+    """`Backend` in the parent. For one event loop."""
 
     def __init__(self, address: Address, url: str) -> None:
-        """`url` is what the parent opens; a path in it is absolute."""
-        self.link = Link(
-            address, url, Events(self._welcome, self._heard, self._message, self._missed, self._workers_changed)
-        )
-        self.epoch = ""
+        """Make a backend that isn't connected.
+
+        Args:
+            address: where the parent listens.
+            url: what the parent opens; a path in it is absolute.
+        """
+        self.link = link = Link(address, url, self._connected, self._pushed, self._interrupt)
         self.shared = True
-        self.kv = LocalKeyValue(self.link)
-        self.log = LocalLog(self.link)
-        self.bus = LocalBus(self.link)
-        self.members = LocalMembers(self.link)
-        self.rates = LocalRates(self.link)
-        self.workers = LocalWorkers(self.link)
+        self.lasting = False
+        self.lease = LEASE
+        self.epoch = ""
+        session = {name: partial(link.call, call) for name, call in calls("session").items()}
+        self.degraded_reason = session["degraded_reason"]
+        self.bind = session["bind"]
+        self.charge = session["charge"]
+        self.release = session["release"]
+        kv: Any = SimpleNamespace(**{name: partial(link.call, call) for name, call in calls("kv").items()})
+        log: Any = SimpleNamespace(**{name: partial(link.call, call) for name, call in calls("log").items()})
+        log.listen, log.listening = self._listen, self._listening
+        self.kv: Map = kv
+        self.log: Log = log
+        self._listeners = Topics[Entry]()
+        self._interrupted = Watchers()
+        self._acknowledged: dict[str, asyncio.Future[Any] | None] = {}
+        """Stream with listeners -> done when the parent pushes it."""
         self._changed = Watchers()
         self._ahead = time.time() - time.monotonic()
-        """How far the store's clock is ahead of this process's monotonic one."""
+        """Seconds by which the store's clock is ahead of this process's monotonic one."""
         self._looked = 0.0
-        self._looks: asyncio.Future[Any] | None = None
+        self._reading_clock = False
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self._changed.add(changed)
 
     def time(self) -> float:
         now = time.monotonic()
-        if now - self._looked > CLOCK and (self._looks is None or self._looks.done()):
-            self._looked = now
-            self._looks = self.link.say(wire.Clock)
-            if self._looks is not None:
-                self._looks.add_done_callback(lambda answer: self._set_clock(now, answer))
+        if now - self._looked > CLOCK and not self._reading_clock:
+            self._reading_clock, self._looked = True, now
+            answer = self._send(calls("session")["clock"])
+            if answer is None:
+                self._reading_clock = False
+            else:
+                answer.add_done_callback(partial(self._set_clock, now))
         return now + self._ahead
-
-    async def doubt(self) -> str:
-        why: bytes = await self.link.ask(wire.Doubt)
-        return why.decode()
 
     async def open(self) -> None:
         await self.link.open()
 
     async def close(self) -> None:
-        for part in (self.log.receivers, self.bus.receivers):
-            part.clear()
+        self._listeners.clear()
+        self._interrupted.clear()
+        self._acknowledged.clear()
         self._changed.clear()
-        self.workers.changed.clear()
         await self.link.close()
 
+    def _send(self, call: Call, *args: Any) -> asyncio.Future[Any] | None:
+        try:
+            return self.link.send(call, *args)
+        except StoreUnavailable:
+            return None
+
     def _set_clock(self, asked: float, answer: asyncio.Future[Any]) -> None:
+        self._reading_clock = False
         if not answer.cancelled() and answer.exception() is None:
             self._ahead = answer.result() - (asked + time.monotonic()) / 2.0
 
-    def _welcome(self, greeting: wire.Greeting) -> None:
-        again, before = bool(self.workers.me), self.epoch
-        self.workers.me, self.epoch = greeting.me, greeting.epoch
+    # Listening
+
+    def _listen(
+        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        stop_hearing = self._listeners.add(stream, hear)
+        stop_watching = self._interrupted.add(interrupted) if interrupted is not None else None
+        if stream not in self._acknowledged:
+            self._acknowledged[stream] = self._send(_LISTEN, stream, True)
+
+        def stop() -> None:
+            stop_hearing()
+            if stop_watching is not None:
+                stop_watching()
+            if stream not in self._listeners and self._acknowledged.pop(stream, False) is not False:
+                self._send(_LISTEN, stream, False)
+
+        return stop
+
+    async def _listening(self, stream: str) -> None:
+        while True:
+            acknowledged = self._acknowledged.get(stream)
+            if acknowledged is None:
+                await self.link.call(_CLOCK)  # connects again, which tells the parent all streams
+                acknowledged = self._acknowledged.get(stream)
+                if acknowledged is None:
+                    return
+            await asyncio.shield(acknowledged)
+            if self._acknowledged.get(stream) is acknowledged:
+                return
+
+    def _connected(self, greeting: Greeting) -> None:
+        before, self.epoch = self.epoch, greeting.epoch
         self._looked = time.monotonic()
         self._ahead = greeting.time - self._looked
-        for part in (self.log.receivers, self.bus.receivers):
-            part.again(self.link)
-        if again:
-            self._missed()
-            self.workers.changed.tell()
-            if before != self.epoch:
-                self._changed.tell()
+        for stream in self._acknowledged:
+            self._acknowledged[stream] = self._send(_LISTEN, stream, True)
+        if before:
+            self._interrupt()
+        if before and before != self.epoch:
+            self._changed.tell()
 
-    def _heard(self, heard: wire.Heard) -> None:
-        self.log.receivers.topics.tell(heard.stream, heard.entry)
+    def _pushed(self, pushed: Pushed) -> None:
+        self._listeners.tell(pushed.stream, pushed.entry)
 
-    def _message(self, message: wire.Message) -> None:
-        self.bus.receivers.topics.tell(message.topic, message.data)
+    def _interrupt(self) -> None:
+        self._interrupted.tell()
 
-    def _missed(self) -> None:
-        self.log.receivers.interrupted()
-        self.bus.receivers.interrupted()
 
-    def _workers_changed(self) -> None:
-        self.workers.changed.tell()
+class LocalStore(BackendStore):
+    """The store in the parent."""
+
+    backend: LocalBackend
+
+    def __init__(self, address: Address, url: str) -> None:
+        """Take the arguments of `LocalBackend`."""
+        super().__init__(LocalBackend(address, url))
+
+
+_LISTEN: Final = calls("session")["listen"]
+_CLOCK: Final = calls("session")["clock"]

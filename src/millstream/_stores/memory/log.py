@@ -19,6 +19,8 @@ ITEM_BYTES: Final = 200
 STREAM_BYTES: Final = 600
 
 _DROPPED: Final = Entry(Position("", 0), b"")
+_INTERRUPTED: Final = "\0"
+"""In front of the name of a stream: the topic of those who are interrupted when it's dropped."""
 
 Lost = Callable[[str, bool], None]
 """Called with the name of a stream that lost its oldest entries to make room or, with True, was forgotten."""
@@ -98,7 +100,7 @@ class Kind:
     def append(
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, at: int | None = None, seal: bool = False
     ) -> Position:
-        """As `EventLog.append`; `at` is the offset of an entry that another stream gave it."""
+        """As `Log.append`; `at` is the offset of an entry that another stream gave it."""
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
             raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} of the in-memory log.")
@@ -245,7 +247,7 @@ class Kind:
 
 
 class MemoryLog:
-    """`EventLog` in lists, in so much room for each kind of stream."""
+    """`Log` in lists, in so much room for each kind of stream."""
 
     __slots__ = ("_clock", "_epoch", "_lost", "kinds", "listeners", "max_bytes")
 
@@ -300,13 +302,27 @@ class MemoryLog:
         self.listeners.tell(stream, entry)
 
     def listen(
-        self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """As `EventLog.listen`; `interrupted` is never called, for nothing can come between."""
-        return self.listeners.add(stream, heard)
+        """As `Log.listen`. A stream that is dropped interrupts its listeners, and nothing else does."""
+        stop_hearing = self.listeners.add(stream, hear)
+        if interrupted is None:
+            return stop_hearing
+        stop_watching = self.listeners.add(_INTERRUPTED + stream, lambda _: interrupted())
+
+        def stop() -> None:
+            stop_hearing()
+            stop_watching()
+
+        return stop
 
     async def listening(self, stream: str) -> None:
         """At once."""
+
+    def _drop(self, stream: str, forgotten: bool) -> None:
+        self._lost(stream, forgotten)
+        if forgotten:
+            self.listeners.tell(_INTERRUPTED + stream, _DROPPED)
 
     def end_all(self) -> None:
         """Nobody listens any more."""
@@ -317,7 +333,7 @@ class MemoryLog:
         name = kind_of(stream)
         kind = self.kinds.get(name)
         if kind is None:
-            kind = self.kinds[name] = Kind(self._clock, self.max_bytes, self._epoch, self._lost)
+            kind = self.kinds[name] = Kind(self._clock, self.max_bytes, self._epoch, self._drop)
         return kind
 
     async def read(

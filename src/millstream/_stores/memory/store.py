@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from millstream._stores.base import ShareFull, StoreFull
-from millstream._stores.groups import Groups, GroupsOf
 from millstream._stores.memory.deadlines import SWEEP, Deadlines
 from millstream._stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
-from millstream._stores.memory.topics import Topics, never
+from millstream._stores.memory.topics import never
 from millstream._stores.rates import MARK_BYTES, PART, share_of
-from millstream._stores.tally import Tally, TallyOf
+from millstream._stores.store import BackendStore
+from millstream._stores.tally import Tally
 
 KEPT_BACK: Final = 16
 """One part in so many is kept back from values that are larger than `MARK_BYTES`."""
@@ -54,8 +54,8 @@ class ValueKind:
         return len(value) - len(old) if old is not None else len(value) + len(key) + ITEM_BYTES
 
 
-class MemoryKeyValue:
-    """`KeyValue` in a dict for each kind."""
+class MemoryMap:
+    """`Map` in a dict for each kind."""
 
     __slots__ = ("_clock", "_deadlines", "_lost", "kinds", "max_bytes")
 
@@ -185,55 +185,10 @@ class MemoryKeyValue:
             kind.values.clear()  # an emptied dict keeps its table, a cleared one does not
 
 
-class MemoryBus:
-    """`Bus` by plain calls: every subscriber has the message when `publish` returns."""
+class MemoryBackend:
+    """`Backend` of one process. Its data live as long as the object, also when it's closed and opened again."""
 
-    __slots__ = ("_me", "_topics")
-
-    def __init__(self, me: str) -> None:
-        self._me = me
-        self._topics = Topics[bytes]()
-
-    async def publish(self, topic: str, data: bytes) -> None:
-        self._topics.tell(topic, data)
-
-    async def send(self, worker: str, topic: str, data: bytes) -> bool:
-        if worker != self._me:
-            return False
-        self._topics.tell(topic, data)
-        return True
-
-    def subscribe(
-        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
-    ) -> Callable[[], None]:
-        """As `Bus.subscribe`; `interrupted` is never called, for nothing can come between."""
-        return self._topics.add(topic, receive)
-
-    def end_all(self) -> None:
-        self._topics.clear()
-
-
-class MemoryWorkers:
-    """`Workers` where there is one, which lives as long as anybody can ask."""
-
-    __slots__ = ("lease", "me")
-
-    def __init__(self) -> None:
-        self.me = secrets.token_hex(6)
-        self.lease = 0.0
-
-    async def alive(self, worker: str) -> bool:
-        return worker == self.me
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """As `Workers.watch`; nobody comes or goes."""
-        return never
-
-
-class MemoryStore:
-    """The store of one process. Its data live as long as the object, also when it is closed and opened again."""
-
-    __slots__ = ("bus", "epoch", "kv", "log", "members", "rates", "shared", "workers")
+    __slots__ = ("charge", "epoch", "kv", "lasting", "lease", "log", "release", "shared")
 
     def __init__(
         self,
@@ -243,30 +198,59 @@ class MemoryStore:
         max_value_bytes: int = 32 * 1024 * 1024,
         max_log_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        self.epoch = epoch or secrets.token_hex(6)
         self.shared = False
-        self.kv = MemoryKeyValue(clock, max_value_bytes)
+        self.lasting = False
+        self.lease = 0.0
+        self.epoch = epoch or secrets.token_hex(6)
+        self.kv = MemoryMap(clock, max_value_bytes)
         self.log = MemoryLog(clock, max_log_bytes, self.epoch)
-        self.workers = MemoryWorkers()
-        self.bus = MemoryBus(self.workers.me)
-        groups = Groups(self.log)
-        groups.come(self.workers.me)
-        self.members = GroupsOf(groups, self.workers.me)
-        self.rates = TallyOf(Tally(self.kv, clock=clock), self.workers.me)
+        tally = Tally(self.kv, clock=clock)
+        self.charge = tally.charge
+        self.release = tally.release
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """As `Store.watch`; the epoch never changes."""
+        """As `Backend.watch`. The epoch never changes."""
         return never
 
     def time(self) -> float:
         return time.time()
 
-    async def doubt(self) -> str:
+    async def degraded_reason(self) -> str:
         return ""
+
+    async def bind(self, worker: str) -> None:
+        """Nothing to tie."""
 
     async def open(self) -> None:
         """Nothing to connect to."""
 
     async def close(self) -> None:
-        self.bus.end_all()
         self.log.end_all()
+
+
+class MemoryStore(BackendStore):
+    """The store of one process."""
+
+    backend: MemoryBackend
+    kv: MemoryMap  # pyright: ignore[reportIncompatibleVariableOverride]  the store makes both itself
+    log: MemoryLog  # pyright: ignore[reportIncompatibleVariableOverride]  as above
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        epoch: str = "",
+        max_value_bytes: int = 32 * 1024 * 1024,
+        max_log_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        """Make an empty store.
+
+        Args:
+            clock: seconds that only grow, for the times to live.
+            epoch: of its positions; random by default.
+            max_value_bytes: room of each kind of values.
+            max_log_bytes: room of each kind of streams.
+        """
+        super().__init__(
+            MemoryBackend(clock=clock, epoch=epoch, max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)
+        )

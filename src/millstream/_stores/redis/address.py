@@ -2,7 +2,7 @@
 
 import ssl
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from millstream._protocol.errors import LocalError
@@ -13,7 +13,8 @@ SCHEMES: Final = {
     for kind in ("", "+sentinel", "+cluster")
 }
 _PORTS: Final = {"": 6379, "+cluster": 6379, "+sentinel": 26379}
-_OPTIONS: Final = frozenset({"prefix", "ca", "cert", "key", "sentinel_user", "sentinel_password"})
+_OPTIONS: Final = frozenset({"prefix", "ca", "cert", "key", "sentinel_user", "sentinel_password", "wait"})
+_MOST_REPLICAS: Final = 100
 _PREFIX: Final = "millstream:"
 
 
@@ -33,7 +34,10 @@ class Address:
     sentinel_password: str = field(default="", repr=False)
     prefix: str = _PREFIX
     """In front of every key, so that several servers can share one Redis."""
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    wait: int = 0
+    """How many replicas confirm an append before it counts as stored."""
+    tls: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    """Options of redis-py; empty without TLS."""
 
     def __str__(self) -> str:
         return ", ".join(f"{host}:{port}" for host, port in self.hosts)
@@ -69,7 +73,8 @@ def parse_address(url: str) -> Address:
             sentinel_user=options.get("sentinel_user", ""),
             sentinel_password=options.get("sentinel_password", ""),
             prefix=prefix,
-            tls=_tls(options) if encrypted else None,
+            wait=_wait(options.get("wait", "0")),
+            tls=_tls(options) if encrypted else {},
         )
     except LocalError as wrong:
         raise LocalError(f"The URL of the store ({scheme}://…) can't be used. {wrong}") from None
@@ -118,11 +123,23 @@ def _path(path: str, kind: str) -> tuple[int, str]:
     return int(parts[0]), service
 
 
-def _tls(options: dict[str, str]) -> ssl.SSLContext:
-    try:
+def _wait(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and int(text) <= _MOST_REPLICAS):
+        raise LocalError(f"wait is a number of replicas, at most {_MOST_REPLICAS}.")
+    return int(text)
+
+
+def _tls(options: dict[str, str]) -> dict[str, Any]:
+    try:  # what can't be loaded now shows as a mistake in the URL, not as a server that isn't there
         context = ssl.create_default_context(cafile=options.get("ca"))
         if "cert" in options:
             context.load_cert_chain(options["cert"], options.get("key"))
     except OSError as failure:
         raise LocalError(f"Its certificates can't be read: {failure.strerror or type(failure).__name__}.") from None
-    return context
+    return {
+        "ssl": True,
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": options.get("ca"),
+        "ssl_certfile": options.get("cert"),
+        "ssl_keyfile": options.get("key"),
+    }

@@ -22,7 +22,7 @@ class Location(Struct, frozen=True):
     def url(self) -> str:
         """The same for everybody, whatever the working directory."""
         return f"sqlite:///{self.path.as_posix().replace('%', '%25').replace('?', '%3F').replace('#', '%23')}" + (
-            "?synchronous=full" if self.full else ""
+            "?durability=full" if self.full else ""
         )
 
 
@@ -40,10 +40,10 @@ def locate(url: str) -> Location:
         raise LocalError(f"The URL names no SQLite file. {_SHAPE}")
     full = False
     for option, value in parse_qsl(parts.query, keep_blank_values=True):
-        if option != "synchronous" or value not in ("normal", "full"):
+        if option != "durability" or value not in ("normal", "full"):
             raise LocalError(
-                "The only option of a SQLite store is ?synchronous=normal (what is acknowledged survives the end of "
-                "the process) or ?synchronous=full (it survives a power loss)."
+                "The only option of a SQLite store is ?durability=normal (what is acknowledged survives a crash of the "
+                "program) or ?durability=full (it survives a power loss)."
             )
         full = value == "full"
     return Location(Path(name).absolute(), full)

@@ -16,7 +16,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.sessions import Session
 from millstream._transports.batches import read_batch, refuse_batch, settle_task
 from millstream._transports.streamable.exchange import Exchange
-from millstream._transports.streamable.line import PostLine
+from millstream._transports.streamable.line import ReplyChannel
 
 
 async def serve_batch(exchange: Exchange) -> Response | None:
@@ -44,7 +44,7 @@ class _Batch:
         self._session = session
         self._scope = "" if session is None else session.id
         self._revision = revision
-        self._line: PostLine | None = None
+        self._line: ReplyChannel | None = None
 
     async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
         """Take every message; answer by an array, unless the line became a stream."""
@@ -100,7 +100,7 @@ class _Batch:
         exchange = self._exchange
         exchange.endpoint.services.note(method, "http", self._session, status, principal=exchange.request.principal)
 
-    def _connect(self, call: Call) -> PostLine:
+    def _connect(self, call: Call) -> ReplyChannel:
         """One line for all, made when the first call needs it."""
         if self._line is None:
             self._line = self._exchange.endpoint.open_line(call)

@@ -15,7 +15,7 @@ from millstream._server.calls.sessions import Session
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import missing_session
-from millstream._transports.streamable.line import PostLine
+from millstream._transports.streamable.line import ReplyChannel
 from millstream._transports.streamable.sessions import HttpSessions
 
 EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
@@ -36,13 +36,13 @@ class Endpoint:
         """None: handshake requests are served without sessions."""
         self.streams = streams
 
-    def open_line(self, call: Call) -> PostLine:
+    def open_line(self, call: Call) -> ReplyChannel:
         """The way back of a call that came by POST."""
         request = call.origin
         assert isinstance(request, Request)  # noqa: S101  every POST's call has its request
         readable = accepted(request.headers.get(b"accept"))
         can_stream = readable.stream and (not self.json_only or call.method == LISTEN)
-        return PostLine(
+        return ReplyChannel(
             request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
         )
 
@@ -50,7 +50,7 @@ class Endpoint:
 async def finish(call: Call, body: bytes) -> Response | None:
     """Give the answer of a call on its line, or as a single message when no stream was opened."""
     line = call.line
-    if isinstance(line, PostLine) and line.streaming:
+    if isinstance(line, ReplyChannel) and line.streaming:
         await line.finish(body)
         return None
     if not body:
@@ -135,7 +135,7 @@ class Exchange:
         body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
         if body and not self.accepts.json and _status(call) == 200:
             line = call.open_line()
-            assert isinstance(line, PostLine)  # noqa: S101  lines of this endpoint are
+            assert isinstance(line, ReplyChannel)  # noqa: S101  lines of this endpoint are
             await line.finish(body)
             return None
         return await finish(call, body)

@@ -5,7 +5,7 @@ from millstream._protocol.admission import check_handshake_header, header_versio
 from millstream._protocol.errors import SERVER_ERROR, ProtocolError
 from millstream._protocol.revisions import names_per_request_era
 from millstream._server.call_log import parse_event_id
-from millstream._server.calls.notes import SESSION_OVER
+from millstream._server.calls.message_observer import SESSION_OVER
 from millstream._server.calls.sessions import Session
 from millstream._transports.refusals import (
     SESSION_NOT_FOUND,
@@ -17,7 +17,7 @@ from millstream._transports.refusals import (
 )
 from millstream._transports.streamable.exchange import Endpoint
 from millstream._transports.streamable.resume import UNKNOWN_EVENT, Resumption
-from millstream._transports.streamable.standing import StandingStreams, is_stand_alone
+from millstream._transports.streamable.standalone_stream import StandaloneStreams, is_standalone
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
 _STREAMS_GONE = refusal(404, SESSION_NOT_FOUND, "Session not found: its streams are gone, initialize again")
@@ -35,7 +35,7 @@ class SessionStreams:
         self._endpoint = endpoint
         self._first = first
         """Serves a GET that names nothing: the HTTP+SSE transport of the first revision."""
-        self._standing = StandingStreams(endpoint)
+        self._standing = StandaloneStreams(endpoint)
         self._resumption = Resumption(endpoint)
 
     async def get(self, request: Request) -> Response | Sink | None:
@@ -65,7 +65,7 @@ class SessionStreams:
         if parsed is None:
             return UNKNOWN_EVENT
         stream, position = parsed
-        if not is_stand_alone(stream):
+        if not is_standalone(stream):
             return await self._resumption.serve(request, session, stream, position)
         if position.epoch != self._endpoint.services.store.epoch:
             return UNKNOWN_EVENT

@@ -29,7 +29,7 @@ _NOWHERE = Position("", 0)
 _logger = logging.getLogger("millstream")
 
 
-class PostLine:
+class ReplyChannel:
     """The `Line` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (

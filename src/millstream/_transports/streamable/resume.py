@@ -88,9 +88,8 @@ class Resumption:
 
     async def _ended(self, name: str, position: Position) -> bool:
         """Whether the entry at a position is the last one of its stream."""
-        log = self._endpoint.services.store.log
-        at = await log.read(name, Position(position.epoch, position.offset - 1), 1)
-        return bool(at) and at[0].data[:1] == END
+        newest = await self._endpoint.services.store.log.newest(name, 1)
+        return bool(newest) and newest[0].position == position and newest[0].data[:1] == END
 
     # One message, one connection
 

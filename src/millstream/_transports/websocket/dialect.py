@@ -16,7 +16,7 @@ What fails is answered ``{"type": "error", "error": {"code", "message"}}``. Unas
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher
+from millstream._server.load import RequestGate
 from millstream._transports.connection import Connection
 from millstream._transports.silent import silent_call
 from millstream.hub import Event, Forbidden, Hub, InvalidName, Subscription, TooLarge, TooMany
@@ -114,6 +115,11 @@ class Peer(Struct, frozen=True):
     may_publish: bool = True
 
     @property
+    def peer(self) -> str:
+        """The address, as of a request."""
+        return self.address
+
+    @property
     def owner(self) -> str:
         """Whose share of the server's capacity its calls take, see `Call.owner`."""
         return neighborhood(self.address) if self.principal is None else self.principal.id
@@ -122,14 +128,22 @@ class Peer(Struct, frozen=True):
 class Dialect:
     """One socket that speaks it."""
 
-    __slots__ = ("_connection", "_dispatcher", "_hub", "_outbox", "_peer", "_subscriptions", "_tasks")
+    __slots__ = ("_connection", "_dispatcher", "_gates", "_hub", "_outbox", "_peer", "_subscriptions", "_tasks")
 
     def __init__(
-        self, dispatcher: Dispatcher, hub: Hub | None, connection: Connection, outbox: Socket, peer: Peer
+        self,
+        dispatcher: Dispatcher,
+        hub: Hub | None,
+        connection: Connection,
+        outbox: Socket,
+        peer: Peer,
+        gates: Sequence[RequestGate] = (),
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
         self._hub = hub
+        self._gates = gates
+        """Asked before each subscription and publication."""
         # Connection
         self._connection = connection
         self._outbox = outbox
@@ -249,9 +263,14 @@ class Dialect:
             raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Serve the hub to have them.")
         return self._hub
 
+    async def _pass_gates(self) -> None:
+        for gate in self._gates:
+            await gate(self._peer)
+
     async def subscribe(self, message: _Subscribe, id: Raw) -> None:
         """Listen to a channel, from now on or from an id on."""
         hub, channel = self._need_hub(), message.channel
+        await self._pass_gates()
         if channel in self._subscriptions:
             raise ProtocolError(INVALID_REQUEST, f"This socket has subscribed to {channel!r} already.")
         most = hub.limits.max_channels_per_subscriber
@@ -283,6 +302,7 @@ class Dialect:
     async def publish(self, message: _Publish, id: Raw) -> None:
         """Publish to a channel."""
         hub = self._need_hub()
+        await self._pass_gates()
         if not self._peer.may_publish:
             raise Forbidden("publish", message.channel)
         hub.admission.publish(message.channel, self._peer.principal)

@@ -4,11 +4,11 @@ Host, Origin and credentials are judged before the socket is accepted; nothing i
 message is one text frame. Close codes: 1001 the server stops (what was asked is answered first) or the socket is too
 old, 1003 a binary frame, 1008 its credential ended, 1009 a message over the limit, 1011 our failure, 1013 ``slow`` the
 peer does not read. Malformed frames, messages that don't end, pings and the closing handshake belong to the HTTP server
-(RFC 6455; see `_http/websocket/uvicorn.py` for what ours does beyond uvicorn's).
+(RFC 6455; see `_http/server/websocket.py` for the bounds of our own).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, POLICY_VIOLA
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import lasts_until
 from millstream._server.dispatch import Dispatcher
+from millstream._server.load import RequestGate
 from millstream._transports.connection import Connection
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.websocket.dialect import Dialect, Peer
@@ -45,7 +46,8 @@ class WebSocketRoute:
     """The handler. One for each running server."""
 
     __slots__ = (
-        "_dispatcher", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams", "may_publish",
+        "_dispatcher", "_gates", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping", "_streams",
+        "may_publish",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +59,7 @@ class WebSocketRoute:
         *,
         guard: Authenticate | None = None,
         may_publish: MayPublish = lambda principal, address, headers: True,
+        gates: Sequence[RequestGate] = (),
     ) -> None:
         # Configuration
         self._dispatcher = dispatcher
@@ -67,6 +70,7 @@ class WebSocketRoute:
         self._guard = guard
         self.may_publish: MayPublish = may_publish
         """Whether the dialect takes ``publish`` from a caller at an address, whose handshake had these headers."""
+        self._gates = gates
         # Process
         self._sockets: dict[Socket, asyncio.Task[Any] | None] = {}
         self._stopping = False
@@ -166,7 +170,7 @@ class WebSocketRoute:
     async def _serve(
         self, connection: Connection, peer: Peer, outbox: Socket, receive: Receive, *, speaks: bool
     ) -> None:
-        dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer)
+        dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer, self._gates)
 
         take = dialect.take if dialect is not None else partial(_take, connection)
         try:

@@ -4,17 +4,14 @@ https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Se
 their own: there, the authorization server is at the root of the same origin.
 """
 
-import re
 import ssl
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from millstream._http.client.url import Url
 from millstream.client._errors import AccessDenied
-from millstream.client._http.url import Url
-from millstream.client._oauth.fetching import checked, get_json, nearby
-
-_PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,]+))')
+from millstream.client._oauth.issuer_http import get_json, parse_secure, refuse_local
 
 
 class Resource(Struct):
@@ -44,11 +41,6 @@ class Issuer(Struct):
     dpop_signing_alg_values_supported: list[str] = []
 
 
-def challenge_parameters(header: str) -> dict[str, str]:
-    """The parameters of a `WWW-Authenticate` header."""
-    return {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(header)}
-
-
 async def find_resource(url: Url, named: str, tls: ssl.SSLContext | None) -> Resource | None:
     """The metadata of a server: where its challenge says, else at the well-known places.
 
@@ -57,7 +49,7 @@ async def find_resource(url: Url, named: str, tls: ssl.SSLContext | None) -> Res
     """
     path = url.target.partition("?")[0].rstrip("/")
     known = "/.well-known/oauth-protected-resource"
-    places = [nearby(named, url)] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
+    places = [refuse_local(named, url)] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
     for place in dict.fromkeys(places):
         found = await get_json(place, Resource, tls)
         if found is not None and found.authorization_servers:
@@ -87,7 +79,7 @@ async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
     Raises:
         AccessDenied: they name another issuer.
     """
-    checked(issuer)
+    parse_secure(issuer)
     parts = urlsplit(issuer)
     origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
     places = [f"{origin}/.well-known/{name}{path}" for name in ("oauth-authorization-server", "openid-configuration")]
@@ -98,7 +90,7 @@ async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
                 raise AccessDenied(f"The metadata of {issuer} name another issuer, {found.issuer}.", 401)
-            return _asked_only_where_it_may(found, checked(place))
+            return _asked_only_where_it_may(found, parse_secure(place))
     return None
 
 
@@ -120,6 +112,12 @@ async def find_at_origin(url: Url, tls: ssl.SSLContext | None) -> Issuer:
 
 
 def _asked_only_where_it_may(issuer: Issuer, named_by: Url) -> Issuer:
-    for place in (issuer.token_endpoint, issuer.registration_endpoint, issuer.revocation_endpoint):
-        nearby(place, named_by)
+    places = (
+        issuer.authorization_endpoint,
+        issuer.token_endpoint,
+        issuer.registration_endpoint,
+        issuer.revocation_endpoint,
+    )
+    for place in places:
+        refuse_local(place, named_by)
     return issuer

@@ -4,22 +4,20 @@ A server that wants this says so in its challenge or its metadata. The authoriza
 key, and a thief of the token alone can do nothing with it. Servers may ask for a nonce in the proofs.
 """
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from millstream.client._http.url import Url
+from millstream._http.client.url import Url
+from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.discovery import Issuer, Resource
 from millstream.client._oauth.store import ES256, Tokens
 
 if TYPE_CHECKING:
-    from millstream.client._oauth.proof_key import ProofKey
+    from millstream.client._oauth.signing import ProofKey
 
 SCHEME: Final = "DPoP"
 _MAX_NONCE = 1024
-_DPOP_CHALLENGE = re.compile(r"(?i)(?:^|,)\s*dpop(?:\s|$|,)")
-_NO_NONCE = re.compile(r'(?i)error\s*=\s*"?use_dpop_nonce"?')
 
 
 class Proofs:
@@ -33,7 +31,7 @@ class Proofs:
 
     def new(self) -> str:
         """A new key, as it is kept."""
-        from millstream.client._oauth.proof_key import ProofKey  # noqa: PLC0415  only who proves needs cryptography
+        from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  needed only for proofs
 
         key = ProofKey()
         self._keys[key.kept] = key
@@ -43,7 +41,7 @@ class Proofs:
         """The header of a request with a proof by a key; none without a key, or with one that can't be read."""
         if not kept:
             return {}
-        from millstream.client._oauth.proof_key import ProofKey  # noqa: PLC0415  see above
+        from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  see above
 
         key = self._keys.get(kept)
         try:
@@ -65,7 +63,7 @@ class Proofs:
         return True
 
 
-class Held(NamedTuple):
+class BoundKey(NamedTuple):
     """The key that a token is bound to, and what makes its proofs."""
 
     proofs: Proofs
@@ -79,7 +77,7 @@ class Held(NamedTuple):
 
 def key_for(
     issuer: Issuer, resource: Resource | None, challenge: str, before: Tokens | None, proofs: Proofs, *, wanted: bool
-) -> Held:
+) -> BoundKey:
     """The key to bind a token to, where the issuer gives such tokens, and the server says that it takes them or we want
     them anyway: the one before, or a new one.
     """
@@ -88,17 +86,17 @@ def key_for(
         and (resource.dpop_bound_access_tokens_required or ES256 in resource.dpop_signing_alg_values_supported)
     )
     if ES256 not in issuer.dpop_signing_alg_values_supported or not (taken or challenged_for_proofs(challenge)):
-        return Held(proofs, "")
+        return BoundKey(proofs, "")
     same = before is not None and before.issuer == issuer.issuer
-    return Held(proofs, (before.proof_key if before is not None and same else "") or proofs.new())
+    return BoundKey(proofs, (before.proof_key if before is not None and same else "") or proofs.new())
 
 
 def challenged_for_proofs(challenge: str) -> bool:
     """Whether a challenge offers the scheme; of several, in whatever order."""
-    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', challenge)
-    return _DPOP_CHALLENGE.search(bare) is not None
+    return SCHEME.lower() in read_challenges(challenge).schemes
 
 
 def wants_nonce(challenge: str) -> bool:
     """Whether a request was only refused because its proof had no nonce, or an old one (RFC 9449 §9)."""
-    return challenged_for_proofs(challenge) and _NO_NONCE.search(challenge) is not None
+    found = read_challenges(challenge)
+    return SCHEME.lower() in found.schemes and found.parameters.get("error") == "use_dpop_nonce"

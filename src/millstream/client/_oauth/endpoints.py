@@ -10,15 +10,15 @@ from msgspec import Struct
 
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
-from millstream.client._oauth.dpop import Held
-from millstream.client._oauth.fetching import fetch, post_form, read_object
+from millstream.client._oauth.dpop import BoundKey
+from millstream.client._oauth.issuer_http import fetch, post_form, read_object
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
 
 _MAX_SAID = 200
 _REMEDY = "Give OAuth a client_id that it knows."
 
 
-class Given(Struct):
+class TokenResponse(Struct):
     """The answer of a token endpoint."""
 
     access_token: str = ""
@@ -87,18 +87,18 @@ def _unregistered(issuer: str, status: int) -> AccessDenied:
 
 
 async def ask_token(
-    issuer: Issuer, who: Registration, form: Mapping[str, str], tls: ssl.SSLContext | None, held: Held
-) -> Given:
+    issuer: Issuer, who: Registration, form: Mapping[str, str], tls: ssl.SSLContext | None, bound_key: BoundKey
+) -> TokenResponse:
     """Ask the token endpoint; with a proof of a key, if there is one to bind the token to."""
-    where, given = issuer.token_endpoint, Given()
+    where, given = issuer.token_endpoint, TokenResponse()
     for _ in range(2):
-        shown, headers = proven(issuer, who, form)
-        reply = await post_form(where, shown, {**headers, **held.proof("POST", where)}, tls)
+        shown, headers = authenticate(issuer, who, form)
+        reply = await post_form(where, shown, {**headers, **bound_key.proof("POST", where)}, tls)
         try:
-            given = read_object(reply.body, Given)
+            given = read_object(reply.body, TokenResponse)
         except (ValueError, RecursionError):
-            return Given(error=f"status {reply.status}, and nothing that can be read")
-        new = held.proofs.learn(where, reply.header(b"dpop-nonce"))
+            return TokenResponse(error=f"status {reply.status}, and nothing that can be read")
+        new = bound_key.proofs.learn(where, reply.header(b"dpop-nonce"))
         if given.error != "use_dpop_nonce" or not new:
             break
     return given
@@ -112,12 +112,12 @@ async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSL
     done = True
     for kind, token in kept.items():
         if token:
-            shown, headers = proven(issuer, who, {"token": token, "token_type_hint": kind})
+            shown, headers = authenticate(issuer, who, {"token": token, "token_type_hint": kind})
             done = (await post_form(issuer.revocation_endpoint, shown, headers, tls)).status == 200 and done
     return done
 
 
-def proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def authenticate(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """A form and headers that say who we are, for one request.
 
     Raises:
@@ -131,7 +131,7 @@ def proven(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[
     if method == "client_secret_post":
         shown["client_secret"] = who.client_secret
     if method == SIGNED and who.private_key:
-        from millstream.client._oauth.signing import assertion  # noqa: PLC0415  only who signs needs cryptography
+        from millstream.client._oauth.signing import assertion  # noqa: PLC0415  needed only for signatures
 
         shown |= assertion(issuer, who)
     return shown, {}

@@ -7,25 +7,25 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from millstream._http.client.url import Url
 from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._http.url import Url
-from millstream.client._oauth.asked import Asked
+from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.browser_login import Loopback, Visit, answer_of
+from millstream.client._oauth.challenges import read_challenges
+from millstream.client._oauth.client_registrations import ClientRegistrations
 from millstream.client._oauth.discovery import (
     Issuer,
     Resource,
-    challenge_parameters,
     find_at_origin,
     find_issuer,
     find_resource,
 )
-from millstream.client._oauth.dpop import SCHEME, Held, Proofs, key_for, wants_nonce
-from millstream.client._oauth.endpoints import Given, ask_token, brief, revoke
-from millstream.client._oauth.fetching import checked, nearby
+from millstream.client._oauth.dpop import SCHEME, BoundKey, Proofs, key_for, wants_nonce
+from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief, revoke
 from millstream.client._oauth.identity import Grants
+from millstream.client._oauth.issuer_http import parse_secure, refuse_local
 from millstream.client._oauth.keeping import default_store
-from millstream.client._oauth.ourselves import Ourselves
-from millstream.client._oauth.person import Loopback, Visit, answer_of
 from millstream.client._oauth.store import Registration, Store, Tokens
 
 _EARLY = 30.0
@@ -64,7 +64,7 @@ class OAuth:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._store = store or default_store()
-        self._who = Ourselves(self._store, Registration(client_id, client_secret), client_metadata_url, name)
+        self._who = ClientRegistrations(self._store, Registration(client_id, client_secret), client_metadata_url, name)
         self._scope = scope
         self._as_itself = as_itself
         self._visit = visit
@@ -139,7 +139,7 @@ class OAuth:
         Raises:
             AccessDenied: the server and the issuer don't fit together, or the person declined.
         """
-        asked = challenge_parameters(challenge)
+        asked = read_challenges(challenge).parameters
         if status == 403 and asked.get("error") != "insufficient_scope":
             return False
         before = self._tokens(url)
@@ -151,26 +151,28 @@ class OAuth:
 
     # What a program asks that can't wait for the person, such as a page
 
-    async def ask(self, url: Url, status: int, challenge: str) -> Asked:
+    async def ask(self, url: Url, status: int, challenge: str) -> AuthorizationRequest:
         """What to send the person for, after a server has refused a request; `bring` takes what they bring back.
 
         Raises:
             AccessDenied: the server and the issuer don't fit together, or the issuer doesn't know us.
         """
-        asked = challenge_parameters(challenge)
+        asked = read_challenges(challenge).parameters
         resource, issuer = await self._place(url, asked)
         before = self._tokens(url)
         known = before if before is not None and before.issuer == issuer.issuer and status == 403 else None
         wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
-        return await self._asked(issuer, _target(url, resource), wanted, self._redirect_uri)
+        return await self._authorization_request(issuer, _target(url, resource), wanted, self._redirect_uri)
 
-    async def bring(self, url: Url, asked: Asked, answer: Mapping[str, str]) -> None:
+    async def bring(self, url: Url, request: AuthorizationRequest, answer: Mapping[str, str]) -> None:
         """Get the tokens for what somebody brought back.
 
         Raises:
             AccessDenied: that isn't an answer to what was asked, or the person declined, or the issuer did.
         """
-        await self._buy(url, asked.issuer, asked.who, asked.form(answer), asked.scope, Held(self._proofs, ""))
+        await self._buy(
+            url, request.issuer, request.who, request.form(answer), request.scope, BoundKey(self._proofs, "")
+        )
 
     async def renew(self, url: Url) -> bool:
         """Get fresh tokens for those that are kept, without the person; whether that went well."""
@@ -199,7 +201,7 @@ class OAuth:
     # Tokens
 
     async def _get(self, url: Url, status: int, challenge: str, before: Tokens | None) -> None:
-        asked = challenge_parameters(challenge)
+        asked = read_challenges(challenge).parameters
         resource, issuer = await self._place(url, asked)
         target = _target(url, resource)
         same = before is not None and before.issuer == issuer.issuer
@@ -208,20 +210,20 @@ class OAuth:
             return
         known = before if same and status == 403 else None
         wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
-        held = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._proving)
+        bound_key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._proving)
         if self._identity is not None:
             form = await self._identity.grant(issuer, target, wanted, self._tls)
-            await self._buy(url, issuer, self._who.given, form, wanted, held)
+            await self._buy(url, issuer, self._who.given, form, wanted, bound_key)
         elif self._as_itself:
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-            await self._buy(url, issuer, self._who.known_at(issuer), form, wanted, held)
+            await self._buy(url, issuer, self._who.known_at(issuer), form, wanted, bound_key)
         else:
-            await self._authorize(url, issuer, target, wanted, held)
+            await self._authorize(url, issuer, target, wanted, bound_key)
 
     async def _buy(
-        self, url: Url, issuer: Issuer, who: Registration, form: Mapping[str, str], wanted: str, held: Held
+        self, url: Url, issuer: Issuer, who: Registration, form: Mapping[str, str], wanted: str, bound_key: BoundKey
     ) -> None:
-        given = await ask_token(issuer, who, form, self._tls, held)
+        given = await ask_token(issuer, who, form, self._tls, bound_key)
         if given.error or not given.access_token:
             _forget(self._store, issuer.issuer)
             why = brief(given.error_description or given.error or "the answer has none")
@@ -229,11 +231,11 @@ class OAuth:
         if not given.usable:
             kind = brief(given.token_type) or "Bearer"
             raise AccessDenied(f"{issuer.issuer} gives a token of the kind {kind} that can't be sent.", 401)
-        _keep(self._store, url, given, Tokens("", issuer.issuer, "", wanted, proof_key=held.key))
+        _keep(self._store, url, given, Tokens("", issuer.issuer, "", wanted, proof_key=bound_key.key))
 
-    async def _place(self, url: Url, asked: dict[str, str]) -> tuple[Resource | None, Issuer]:
+    async def _place(self, url: Url, asked: Mapping[str, str]) -> tuple[Resource | None, Issuer]:
         """The server's metadata, and its issuer, to whom our credentials may go."""
-        checked(str(url))
+        parse_secure(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
         issuer = await _issuer_of(url, resource, self._tls)
         self._who.bind(url, issuer.issuer)
@@ -241,9 +243,9 @@ class OAuth:
 
     async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
-        held = Held(self._proofs, tokens.proof_key)
+        bound_key = BoundKey(self._proofs, tokens.proof_key)
         try:
-            given = await ask_token(issuer, self._who.known_at(issuer), form, self._tls, held)
+            given = await ask_token(issuer, self._who.known_at(issuer), form, self._tls, bound_key)
         except ClientError:
             return False
         if given.error or not given.access_token or not given.usable:
@@ -251,30 +253,32 @@ class OAuth:
         _keep(self._store, url, given, tokens)
         return True
 
-    async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str, held: Held) -> None:
+    async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str, bound_key: BoundKey) -> None:
         """Send the person to the authorization server, and get the tokens for what they bring back."""
         loopback = Loopback() if self._visit is None else None
         redirect = self._redirect_uri if loopback is None else await loopback.open()
         try:
-            asked = await self._asked(issuer, target, scope, redirect)
+            request = await self._authorization_request(issuer, target, scope, redirect)
             visit = self._visit or (loopback.visit if loopback is not None else None)
             assert visit is not None  # noqa: S101  one of both is there
-            answer = answer_of(await visit(asked.url))
+            answer = answer_of(await visit(request.url))
         finally:
             if loopback is not None:
                 await loopback.close()
-        await self._buy(url, issuer, asked.who, asked.form(answer), scope, held)
+        await self._buy(url, issuer, request.who, request.form(answer), scope, bound_key)
 
-    async def _asked(self, issuer: Issuer, target: str, scope: str, redirect: str) -> Asked:
+    async def _authorization_request(
+        self, issuer: Issuer, target: str, scope: str, redirect: str
+    ) -> AuthorizationRequest:
         if "S256" not in issuer.code_challenge_methods_supported:
             raise AccessDenied(f"{issuer.issuer} does not support PKCE with S256: its codes could be stolen.", 401)
         if not issuer.authorization_endpoint:
             raise AccessDenied(f"{issuer.issuer} names no page where people log in.", 401)
-        checked(issuer.authorization_endpoint)
+        parse_secure(issuer.authorization_endpoint)
         # A browser here comes back to another port each time, and so to another redirect URI.
         who = await self._who.register_at(issuer, redirect, self._tls, lasting=redirect == self._redirect_uri)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
-        return Asked(issuer, who, target, scope, redirect, state, verifier)
+        return AuthorizationRequest(issuer, who, target, scope, redirect, state, verifier)
 
     # What is kept
 
@@ -290,7 +294,7 @@ def _target(url: Url, resource: Resource | None) -> str:
 async def _issuer_of(url: Url, resource: Resource | None, tls: ssl.SSLContext | None) -> Issuer:
     if resource is None:
         return await find_at_origin(url, tls)
-    named = nearby(resource.authorization_servers[0], url)
+    named = refuse_local(resource.authorization_servers[0], url)
     found = await find_issuer(named, tls)
     if found is None:
         raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
@@ -314,7 +318,7 @@ def _wanted(
     return " ".join(dict.fromkeys(wanted))
 
 
-def _keep(store: Store, url: Url, given: Given, known: Tokens) -> None:
+def _keep(store: Store, url: Url, given: TokenResponse, known: Tokens) -> None:
     """Keep what was given. `known` says the rest: what it was asked for, and what it replaces."""
     until = time.time() + given.expires_in if given.expires_in else 0
     refresh, scope = given.refresh_token or known.refresh_token, given.scope or known.scope

@@ -22,8 +22,8 @@ from msgspec import Struct
 from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer, find_issuer
-from millstream.client._oauth.endpoints import proven
-from millstream.client._oauth.fetching import post_form
+from millstream.client._oauth.endpoints import authenticate
+from millstream.client._oauth.issuer_http import post_form
 from millstream.client._oauth.store import Registration
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -87,7 +87,7 @@ class IdentityProvider:
             "subject_token_type": _ID_TOKEN,
             **({"scope": scope} if scope else {}),
         }
-        shown, headers = proven(home, self._who, form)
+        shown, headers = authenticate(home, self._who, form)
         reply = await post_form(home.token_endpoint, shown, headers, tls)
         try:
             given = msgspec.json.decode(reply.body, type=_Exchanged)

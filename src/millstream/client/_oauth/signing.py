@@ -1,45 +1,52 @@
-"""How a client shows who it is by a signature (`private_key_jwt`, RFC 7523 §2.2): nothing secret leaves this machine.
-
-Each assertion is for one issuer, ends after a minute, and counts once, so every request has one of its own.
+"""Signatures of a client: assertions of who it is (`private_key_jwt`, RFC 7523 §2.2), and proofs of the key that its
+tokens are bound to (DPoP, RFC 9449). No secret leaves this machine.
 """
 
-import base64
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+import warnings
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from joserfc import jws
+from joserfc.errors import JoseError, SecurityWarning
+from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
-from millstream.client._oauth.store import Registration
+from millstream.client._oauth.store import ES256, Registration
 
-_KIND = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SECONDS = 60
+"""For which an assertion is valid."""
 _MIN_RSA_BITS = 2048
-_SHA = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
-"""By the bits of a curve."""
-_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-_PSS = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
-_Sign = Callable[[bytes], bytes]
+_ALGORITHMS = {
+    "P-256": ("ES256",),
+    "P-384": ("ES384",),
+    "P-521": ("ES512",),
+    "Ed25519": ("EdDSA", "Ed25519"),
+    "RSA": ("RS256", "PS256"),
+}
+"""By kind of key; first the one that most issuers know."""
+_Key = ECKey | RSAKey | OKPKey
 
 
 def assertion(issuer: Issuer, who: Registration) -> dict[str, str]:
-    """The part of a form that says who we are.
+    """Return the form fields that show who the client is. Each assertion counts once, so every request needs its own.
 
     Raises:
-        AccessDenied: the issuer takes no signature that our key can make.
+        AccessDenied: the issuer takes no signature that the key can make.
     """
-    ways = _ways(who.private_key)
+    key, algorithms = _load(who.private_key)
     taken = issuer.token_endpoint_auth_signing_alg_values_supported
-    algorithm = next((each for each in ways if not taken or each in taken), "")
+    algorithm = next((each for each in algorithms if not taken or each in taken), "")
     if not algorithm:
-        theirs, ours = ", ".join(taken), " or ".join(ways)
+        theirs, ours = ", ".join(taken), " or ".join(algorithms)
         raise AccessDenied(f"{issuer.issuer} takes signatures by {theirs}, and this key makes {ours}.", 401)
     now = int(time.time())
     claims = {
@@ -50,48 +57,83 @@ def assertion(issuer: Issuer, who: Registration) -> dict[str, str]:
         "iat": now,
         "exp": now + _SECONDS,
     }
-    head = {"alg": algorithm, "typ": "JWT", **({"kid": who.key_id} if who.key_id else {})}
-    signed = f"{packed(msgspec.json.encode(head))}.{packed(msgspec.json.encode(claims))}"
-    made = f"{signed}.{packed(ways[algorithm](signed.encode()))}"
-    return {"client_assertion_type": _KIND, "client_assertion": made}
+    header = {"alg": algorithm, "typ": "JWT", **({"kid": who.key_id} if who.key_id else {})}
+    return {"client_assertion_type": _ASSERTION, "client_assertion": _sign(header, claims, key)}
 
 
 def check_key(pem: str) -> str:
-    """A private key as PEM, if it's one that signs.
+    """Return a private key in PEM, if it can sign.
 
     Raises:
-        ValueError: it isn't.
+        ValueError: it can't.
     """
-    _ways(pem)
+    _load(pem)
     return pem
 
 
-def ecdsa(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
-    """A signature as RFC 7518 §3.4 has it: two numbers of the curve's size."""
-    size = (key.key_size + 7) // 8
-    r, s = decode_dss_signature(key.sign(data, ec.ECDSA(_SHA[key.key_size])))
-    return r.to_bytes(size) + s.to_bytes(size)
+class ProofKey:
+    """A P-256 key that tokens are bound to."""
+
+    def __init__(self, kept: str = "") -> None:
+        """Make a new key, or load one from `kept`.
+
+        Raises:
+            ValueError: `kept` isn't such a key.
+        """
+        try:
+            self._key = ECKey.import_key(kept) if kept else ECKey.generate_key("P-256")
+        except (JoseError, TypeError) as exc:
+            raise ValueError("It isn't a private key.") from exc
+        if not self._key.is_private or self._key.curve_name != "P-256":
+            raise ValueError("It isn't a private key of P-256.")
+        jwk = {name: value for name, value in self._key.as_dict(private=False).items() if name != "kid"}
+        self._header = {"typ": "dpop+jwt", "alg": ES256, "jwk": jwk}
+
+    @property
+    def kept(self) -> str:
+        """The private key as text."""
+        return self._key.as_pem(private=True).decode()
+
+    def proof(self, method: str, url: str, *, token: str = "", nonce: str = "") -> str:
+        """Return a proof for one request (RFC 9449 §4.2).
+
+        Args:
+            method: of HTTP.
+            url: where the request goes; its query doesn't count.
+            token: that is sent with it.
+            nonce: that the server has asked for.
+        """
+        parts = urlsplit(url)
+        hashed = urlsafe_b64encode(sha256(token.encode()).digest()).rstrip(b"=").decode()
+        claims = {
+            "jti": secrets.token_urlsafe(16),
+            "htm": method,
+            "htu": f"{parts.scheme}://{parts.netloc}{parts.path or '/'}",
+            "iat": int(time.time()),
+            **({"ath": hashed} if token else {}),
+            **({"nonce": nonce} if nonce else {}),
+        }
+        return _sign(self._header, claims, self._key)
 
 
-def packed(data: bytes) -> str:
-    """Base64url without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _ways(pem: str) -> Mapping[str, _Sign]:
-    """The algorithms of a key, the one that most issuers know first."""
-    try:
-        key = serialization.load_pem_private_key(pem.encode(), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ValueError("The private key is a text in PEM without a password: -----BEGIN PRIVATE KEY-----") from None
-    found: Mapping[str, _Sign] = {}
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
-        found = {_CURVES[key.curve.name]: partial(ecdsa, key)}
-    elif isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _MIN_RSA_BITS:
-        rs, ps = (partial(key.sign, padding=each, algorithm=_SHA[256]) for each in (padding.PKCS1v15(), _PSS))
-        found = {"RS256": rs, "PS256": ps}
-    elif isinstance(key, ed25519.Ed25519PrivateKey):
-        found = {"EdDSA": key.sign, "Ed25519": key.sign}
-    if not found:
+def _load(pem: str) -> tuple[_Key, tuple[str, ...]]:
+    """Return a private key, and the algorithms it signs with."""
+    key: _Key | None = None
+    for kind in (ECKey, RSAKey, OKPKey):
+        with suppress(JoseError, ValueError, TypeError):
+            key = key or kind.import_key(pem)
+    if key is None or not key.is_private:
+        raise ValueError("The private key is a text in PEM without a password: -----BEGIN PRIVATE KEY-----")
+    if isinstance(key, RSAKey):
+        algorithms = _ALGORITHMS["RSA"] if key.public_key.key_size >= _MIN_RSA_BITS else ()
+    else:
+        algorithms = _ALGORITHMS.get(key.curve_name, ())
+    if not algorithms:
         raise ValueError("The private key is one of P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.")
-    return found
+    return key, algorithms
+
+
+def _sign(header: Mapping[str, Any], claims: Mapping[str, Any], key: _Key) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecurityWarning)  # EdDSA has a new name, which few issuers know
+        return jws.serialize_compact(dict(header), msgspec.json.encode(claims), key, algorithms=[header["alg"]])

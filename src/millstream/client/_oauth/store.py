@@ -12,7 +12,7 @@ from msgspec import Struct
 SIGNED: Final = "private_key_jwt"
 """The method of a client that shows who it is by signatures (`signing`)."""
 ES256: Final = "ES256"
-"""The algorithm of keys that tokens are bound to (`proof_key`)."""
+"""The algorithm of keys that tokens are bound to (`signing.ProofKey`)."""
 
 _logger = logging.getLogger(__name__)
 

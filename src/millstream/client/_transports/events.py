@@ -3,12 +3,12 @@
 import random
 from collections import deque
 
+from millstream._http.client.body import Body
+from millstream._http.client.connection import too_large
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, read
 from millstream._protocol.sse import Decoder, Event
 from millstream.client._errors import BadAnswer
-from millstream.client._http.body import Body
-from millstream.client._http.connection import too_large
 
 _MAX_DOUBLED = 16
 _SHORTEST_WAIT = 0.1

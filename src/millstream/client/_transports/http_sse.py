@@ -5,12 +5,12 @@ https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-w
 
 import asyncio
 
+from millstream._http.client.connection import Reply
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
+from millstream.client._endpoint import Endpoint
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
-from millstream.client._http.connection import Reply
-from millstream.client._http.endpoint import Endpoint
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.events import EventReader
 from millstream.client._transports.transport import Listener, Request
@@ -30,14 +30,12 @@ class HttpSseTransport:
         background: Background,
         max_bytes: int,
         timeout: float,
-        *,
-        duplex: type[Duplex] = Duplex,
     ) -> None:
         self._endpoint = endpoint
         self._background = background
         self._max = max_bytes
         self._timeout = timeout
-        self._duplex = duplex(self, listener, background, self._write)
+        self._duplex = Duplex(self, listener, background, self._write)
         self._messages = ""
         """Path and query for POSTs."""
         self._revision: Revision | None = None

@@ -15,12 +15,12 @@ from typing import cast
 
 from msgspec import Struct
 
+from millstream._http.client.connection import too_large
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.lines import LineSplitter
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
-from millstream.client._http.connection import too_large
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, Request
 

@@ -8,11 +8,14 @@ request, and closing one cancels it.
 import asyncio
 import contextlib
 
+from millstream._http.client.body import Body
+from millstream._http.client.connection import Reply, lines
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, notification_message, read
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
+from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     BadAnswer,
     ClientError,
@@ -21,9 +24,6 @@ from millstream.client._errors import (
     NotMcp,
     SessionLost,
 )
-from millstream.client._http.body import Body
-from millstream.client._http.connection import Reply
-from millstream.client._http.endpoint import Endpoint, lines
 from millstream.client._transports.events import EventReader
 from millstream.client._transports.transport import Listener, Request
 

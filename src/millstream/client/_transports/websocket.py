@@ -9,9 +9,14 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
+from millstream._http.client.connection import too_large
+from millstream._http.client.pool import unreachable, untrusted
+from millstream._http.client.proxy import proxy_for
+from millstream._http.client.url import Url, parse
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
+from millstream.client._endpoint import check_headers
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -21,11 +26,6 @@ from millstream.client._errors import (
     TargetError,
     TlsFailed,
 )
-from millstream.client._http.connection import too_large
-from millstream.client._http.endpoint import check_headers
-from millstream.client._http.pool import unreachable, untrusted
-from millstream.client._http.proxy import proxy_for
-from millstream.client._http.url import Url, parse
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, Request
 
@@ -63,7 +63,6 @@ class WebSocketTransport:
         max_bytes: int,
         connect_timeout: float,
         tls: ssl.SSLContext | None,
-        duplex: type[Duplex] = Duplex,
     ) -> None:
         self._url = url
         self._headers = headers
@@ -71,7 +70,7 @@ class WebSocketTransport:
         self._timeout = connect_timeout
         self._tls = tls
         self._background = background
-        self._duplex = duplex(self, listener, background, self._write)
+        self._duplex = Duplex(self, listener, background, self._write)
         self._socket: ClientConnection | None = None
 
     @property

@@ -1,10 +1,18 @@
-"""Errors that programs for the other libraries raise and catch."""
+"""Errors that programs raise and catch."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from millstream._protocol.errors import URL_ELICITATION_REQUIRED
-from millstream.compat import _types as types
+from millstream._protocol.errors import (
+    INTERNAL_ERROR,
+    URL_ELICITATION_REQUIRED,
+    Cancelled,
+    Declined,
+    ProtocolError,
+)
+from millstream._protocol.errors import ToolError as EngineToolError
+from millstream.compat import types
 
 
 class FastMCPError(Exception):
@@ -16,48 +24,27 @@ class ValidationError(FastMCPError):
 
 
 class ResourceError(FastMCPError):
-    """A resource could not be read; clients see the text."""
+    """A resource can't be read. Clients see the text."""
 
 
 class ToolError(FastMCPError):
-    """A tool failed; the model sees the text."""
-
-
-class PromptError(FastMCPError):
-    """A prompt could not be made; clients see the text."""
-
-
-class NotFoundError(ToolError, ResourceError, PromptError):
-    """There is nothing of that name."""
+    """A tool failed. The model sees the text."""
 
 
 class InvalidSignature(Exception):
-    """A function cannot be served as it is written."""
+    """A function can't be served with its signature."""
 
 
 class McpError(Exception):
     """An error of the protocol: ``McpError(ErrorData(code=-32602, message="…"))``."""
 
-    def __init__(self, error: Any = None, message: str = "", data: Any = None, *, code: int | None = None) -> None:
-        if isinstance(error, int):
-            code = error
-        made: Any = error if code is None else types.ErrorData(code=code, message=message, data=data)
-        super().__init__(made.message)
-        self.error: Any = made
-
-    @property
-    def code(self) -> int:
-        """The number."""
-        return int(self.error.code)
-
-    @property
-    def data(self) -> Any:
-        """What else the error says."""
-        return self.error.data
+    def __init__(self, error: Any) -> None:
+        super().__init__(error.message)
+        self.error: Any = error
 
 
 class UrlElicitationRequiredError(McpError):
-    """The person has to open URLs before the call can succeed."""
+    """The user has to open URLs before the call can succeed."""
 
     def __init__(self, elicitations: Sequence[Any], message: str | None = None) -> None:
         urls = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in elicitations]
@@ -65,14 +52,61 @@ class UrlElicitationRequiredError(McpError):
         super().__init__(types.ErrorData(code=URL_ELICITATION_REQUIRED, message=text, data={"elicitations": urls}))
 
 
-def of_protocol(error: BaseException) -> bool:
-    """Whether an error is one of the protocol, of this module or of an installed SDK."""
-    return hasattr(error, "error") and any(each.__name__ in _OF_PROTOCOL for each in type(error).__mro__)
+def requires_url(error: BaseException) -> bool:
+    """Return whether an error asks the user to open URLs: ours, or that of an installed SDK."""
+    return hasattr(error, "error") and any(
+        each.__name__ == "UrlElicitationRequiredError" for each in type(error).__mro__
+    )
 
 
-def asks_for_url(error: BaseException) -> bool:
-    """Whether an error asks the person to open URLs."""
-    return any(each.__name__ == "UrlElicitationRequiredError" for each in type(error).__mro__)
+def as_protocol_error(error: Any, code: int) -> ProtocolError:
+    """Convert an error to one of the protocol. An `McpError`, also of an installed SDK, keeps its code and data."""
+    if hasattr(error, "error") and any(each.__name__ == "McpError" for each in type(error).__mro__):
+        return ProtocolError(error.error.code, str(error), error.error.data)
+    return ProtocolError(code, str(error))
 
 
-_OF_PROTOCOL = frozenset(("McpError", "MCPError"))
+@contextmanager
+def tool_errors() -> Generator[None]:
+    """Convert errors of a tool to text for the model, or to an error of the protocol."""
+    try:
+        yield
+    except FastMCPError as error:
+        raise EngineToolError(str(error)) from error
+    except Exception as error:
+        if requires_url(error):
+            raise as_protocol_error(error, INTERNAL_ERROR) from error
+        raise
+
+
+@contextmanager
+def protocol_errors(code: int = INTERNAL_ERROR) -> Generator[None]:
+    """Convert errors inside the block to errors of the protocol."""
+    try:
+        yield
+    except (ProtocolError, Declined, Cancelled):
+        raise
+    except Exception as error:
+        raise as_protocol_error(error, code) from error
+
+
+@contextmanager
+def prefixed_errors(what: str) -> Generator[None]:
+    """Raise ValueError with a text that begins with `what` for errors inside the block."""
+    try:
+        yield
+    except (ProtocolError, Declined, Cancelled):
+        raise
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+__all__ = [
+    "FastMCPError",
+    "InvalidSignature",
+    "McpError",
+    "ResourceError",
+    "ToolError",
+    "UrlElicitationRequiredError",
+    "ValidationError",
+]

@@ -1,106 +1,89 @@
-"""Prompts: functions that give messages."""
+"""Prompts: functions that return messages."""
 
-import asyncio
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
-from msgspec import structs
+import msgspec
+from pydantic import BaseModel
 
-from millstream.compat import _types as types
-from millstream.compat._pydantic_parts import BaseModel, to_json
-from millstream.compat.fastmcp._conversion import as_wire, is_content
-from millstream.compat.fastmcp._functions import OfFunction, call_function, failing, inside
-from millstream.compat.fastmcp._injection import RunInThread
+from millstream._protocol.content import Message as EngineMessage
+from millstream._protocol.errors import INVALID_PARAMS
+from millstream._server.calls.call import Call
+from millstream._server.features import prompts
+from millstream._server.features.sources import Source
+from millstream.compat import types
+from millstream.compat.fastmcp._content import is_content, to_blocks, to_text, to_wire
+from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._exceptions import prefixed_errors, protocol_errors
 from millstream.compat.fastmcp._signatures import Signature, signature_of
-from millstream.compat.fastmcp._ways import SDK, Ways
 
 
 class Message(BaseModel):
-    """One message: ``Message("hello")``, with ``role="assistant"`` where the user does not say it."""
+    """One message: ``UserMessage("hello")``, ``AssistantMessage("hi")``."""
 
-    role: Literal["user", "assistant"] = "user"
+    role: Literal["user", "assistant"]
     content: Any
 
-    def __init__(self, content: Any, role: Literal["user", "assistant"] | None = None, **more: Any) -> None:
-        if isinstance(content, str):
-            content = types.TextContent(text=content)
-        elif isinstance(content, Mapping):
-            content = _block(cast("Mapping[str, Any]", content))
-        elif is_content(content) and hasattr(content, "to_content"):
-            content = content.to_content()
-        elif not is_content(content):
-            content = types.TextContent(text=to_json(content, fallback=str).decode())
-        super().__init__(content=content, **({} if role is None else {"role": role}), **more)
-
-    def to_mcp_prompt_message(self) -> types.PromptMessage:
-        """The message as the protocol has it."""
-        return types.PromptMessage(role=self.role, content=self.content)
+    def __init__(self, content: Any, **more: Any) -> None:
+        if isinstance(content, Mapping):
+            message = {"role": "user", "content": dict(cast("Mapping[str, Any]", content))}
+            content = types.PromptMessage.model_validate(message).content
+        super().__init__(content=to_blocks(content)[0], **more)
 
 
 class UserMessage(Message):
-    """What the user says."""
+    """A message of the user."""
+
+    role: Literal["user", "assistant"] = "user"
 
 
 class AssistantMessage(Message):
-    """What the model says."""
+    """A message of the model."""
 
     role: Literal["user", "assistant"] = "assistant"
 
 
-def _block(value: Mapping[str, Any]) -> Any:
-    return types.PromptMessage.model_validate({"role": "user", "content": dict(value)}).content
+class Prompt:
+    """A prompt of a server. `from_function` makes one."""
 
-
-class PromptResult:
-    """All that a prompt gives: messages, a description, ``_meta``."""
-
-    def __init__(self, messages: Any, description: str | None = None, meta: dict[str, Any] | None = None) -> None:
-        items = [Message(messages)] if isinstance(messages, str) else list(messages)
-        self.messages: list[Any] = items
-        self.description = description
-        self.meta = meta
-
-
-class Prompt(OfFunction):
-    """A prompt of a server."""
-
-    def __init__(self, signature: Signature, ways: Ways, **shared: Any) -> None:
-        super().__init__(signature, ways, **shared)
+    def __init__(
+        self,
+        signature: Signature,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        icons: Sequence[Any] | None = None,
+    ) -> None:
+        self.signature = signature
+        self.name: str = signature.name
+        self.title = title
+        self.description: str = signature.description if description is None else description
+        self.icons = icons
         properties = signature.schema.get("properties", {})
-        required = set(signature.schema.get("required", ()))
+        required = signature.schema.get("required", ())
         self.arguments: list[types.PromptArgument] = [
-            types.PromptArgument(name=each, description=self._about(properties[each]), required=each in required)
-            for each in properties
+            types.PromptArgument(name=name, description=schema.get("description"), required=name in required)
+            for name, schema in properties.items()
         ]
-
-    def _about(self, schema: Mapping[str, Any]) -> str | None:
-        text: str | None = schema.get("description")
-        if self.ways.titles or schema.get("type") == "string":
-            return text
-        hint = f"Provide as a JSON string matching the following schema: {json.dumps(schema, separators=(',', ':'))}"
-        return f"{text}\n\n{hint}" if text else hint
 
     @classmethod
     def from_function(
-        cls, fn: Callable[..., Any], name: str | None = None, *, ways: Ways = SDK, **options: Any
+        cls,
+        fn: Callable[..., Any],
+        name: str | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        icons: Sequence[Any] | None = None,
     ) -> "Prompt":
-        """A prompt of a function.
+        """Return a prompt of a function.
 
         Raises:
-            InvalidSignature, ValueError: the function cannot be a prompt.
+            InvalidSignature, ValueError: the function can't be a prompt.
         """
-        return cls(signature_of(fn, structs.replace(ways, closed=False), name=name), ways, **options)
+        return cls(signature_of(fn, name), title=title, description=description, icons=icons)
 
-    async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> Any:
-        """The messages, or a `PromptResult` with fastmcp's ways. Raises ValueError as `result` does."""
-        result = await self.result(arguments, context=context)
-        return result.messages if self.ways.pairs else result
-
-    async def result(
-        self, arguments: Mapping[str, Any] | None = None, *, context: Any = None, thread: RunInThread | None = None
-    ) -> PromptResult:
-        """Everything that the function gives.
+    async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> list[Any]:
+        """Return the messages.
 
         Raises:
             ValueError: arguments are missing or wrong, or the function raised.
@@ -109,41 +92,54 @@ class Prompt(OfFunction):
         missing = {each.name for each in self.arguments if each.required} - given.keys()
         if missing:
             raise ValueError(f"Missing required arguments: {missing}")
-        with inside(context), failing(f"Error rendering prompt {self.name}"):
-            value = await call_function(self.signature, self.signature.read(given), thread or asyncio.to_thread)
-            return self._result(value)
+        with prefixed_errors(f"Error rendering prompt {self.name}"):
+            value = await self.signature.call(self.signature.read(given), context or Context())
+            items: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
+            return [_message(each) for each in items]
 
-    def _result(self, value: Any) -> PromptResult:
-        if isinstance(value, PromptResult):
-            return PromptResult([_message(each, self.ways) for each in value.messages], value.description, value.meta)
-        items: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
-        return PromptResult(
-            [_message(each, self.ways) for each in items], meta=self.meta if self.ways.prompt_meta else None
-        )
+    def describe(self) -> dict[str, Any]:
+        """Return what clients see."""
+        members: dict[str, Any] = {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "arguments": [to_wire(each) for each in self.arguments] or None,
+            "icons": None if self.icons is None else [to_wire(icon) for icon in self.icons],
+        }
+        return {name: value for name, value in members.items() if value is not None}
 
-    def to_mcp_prompt(self) -> types.Prompt:
-        """The prompt as clients see it."""
-        return types.Prompt(
-            name=self.name,
-            title=self.title,
-            description=self.description,
-            arguments=[as_wire(each) for each in self.arguments],
-            icons=None if self.icons is None else [as_wire(icon) for icon in self.icons],
-            _meta=self.meta,
-        )
+    def item(self, server: Any) -> "PromptItem":
+        """Return the prompt for the registry of a server."""
+
+        async def run(arguments: dict[str, Any], call: Call) -> list[EngineMessage]:
+            with protocol_errors(INVALID_PARAMS):
+                messages = await self.render(arguments, Context(server, call))
+            return [
+                msgspec.convert({"role": each.role, "content": to_wire(each.content)}, EngineMessage)
+                for each in messages
+            ]
+
+        schema = {"properties": {each.name: {"type": "string"} for each in self.arguments}}
+        return PromptItem(self, Source(self.name, run, dict, schema=schema))
 
 
-def _message(value: Any, ways: Ways) -> Any:
-    if isinstance(value, Message) or (
-        isinstance(value, BaseModel) and {"role", "content"} <= set(type(value).model_fields)
-    ):
+class PromptItem(prompts.Prompt):
+    """A prompt in the registry."""
+
+    __slots__ = ()
+
+    def __init__(self, prompt: Prompt, source: Source) -> None:
+        super().__init__(source)
+        self._described = prompt.describe()
+
+
+def _message(value: Any) -> Any:
+    if isinstance(value, BaseModel) and {"role", "content"} <= set(type(value).model_fields):
         return value
     if isinstance(value, Mapping) and "content" in value:
         value = cast("Mapping[str, Any]", value)
-        if not ways.pairs:
-            return Message(value["content"], value.get("role"))
-        maker = AssistantMessage if value.get("role") == "assistant" else UserMessage
-        return maker(content=value["content"])
-    plain = isinstance(value, str) or is_content(value)
-    given: Any = cast("object", value) if plain else to_json(value, fallback=str, indent=2).decode()
-    return UserMessage(content=given) if ways.pairs else Message(given)
+        return (AssistantMessage if value.get("role") == "assistant" else UserMessage)(content=value["content"])
+    return UserMessage(content=value if is_content(value) else to_text(value))
+
+
+__all__ = ["AssistantMessage", "Message", "Prompt", "UserMessage"]

@@ -1,93 +1,97 @@
-"""Resources: text, bytes, functions, files, folders, web pages."""
+"""Resources and resource templates: text, bytes, functions, files, and folders."""
 
 import abc
-import asyncio
 import json
+import re
+from asyncio import to_thread
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
+from urllib.parse import unquote
 
-from millstream._protocol.json_schema import is_array
-from millstream.compat import _types as types
-from millstream.compat._pydantic_parts import (
-    AnyUrl,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    to_json,
-    to_jsonable_python,
-)
-from millstream.compat.fastmcp._conversion import as_wire
-from millstream.compat.fastmcp._functions import call_function, failing
-from millstream.compat.fastmcp._injection import RunInThread
-from millstream.compat.fastmcp._signatures import signature_of
-from millstream.compat.fastmcp._ways import SDK, Ways
+from msgspec import Struct
+from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
-_PATTERN = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
+from millstream._server.calls.call import Call
+from millstream._server.features import resources
+from millstream._server.features.sources import Source
+from millstream.compat.fastmcp._content import to_text, to_wire
+from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._exceptions import prefixed_errors, protocol_errors
+from millstream.compat.fastmcp._signatures import Signature, signature_of
+
+_MIME_TYPE = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
+_VARIABLE = re.compile(r"\{(\w+)\}")
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
-class Resource(BaseModel, abc.ABC):
+class ReadResourceContents(Struct, frozen=True):
+    """One content of a resource, as `read_resource` returns it."""
+
+    content: str | bytes
+    mime_type: str | None = None
+    meta: dict[str, Any] | None = None
+
+
+class _Described:
+    """What resources and templates share: the description that clients see."""
+
+    name: Any
+    title: Any
+    description: Any
+    mime_type: Any
+    icons: Any
+    annotations: Any
+    meta: Any
+
+    def _describe(self, **address: str) -> dict[str, Any]:
+        members: dict[str, Any] = {
+            **address,
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "mimeType": self.mime_type,
+            "annotations": to_wire(self.annotations),
+            "icons": None if self.icons is None else [to_wire(icon) for icon in self.icons],
+            "_meta": self.meta,
+        }
+        return {name: value for name, value in members.items() if value is not None}
+
+
+class Resource(_Described, BaseModel, abc.ABC):
     """The base of all resources. A class of your own has an ``async def read(self) -> str | bytes``."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(validate_default=True, arbitrary_types_allowed=True, extra="allow")
+    model_config: ClassVar[ConfigDict] = ConfigDict(validate_default=True, arbitrary_types_allowed=True)
 
-    uri: Annotated[AnyUrl, BeforeValidator(lambda value: value if isinstance(value, AnyUrl) else AnyUrl(str(value)))]
+    uri: Annotated[AnyUrl, BeforeValidator(lambda value: AnyUrl(str(value)))]
     name: str | None = None
     title: str | None = None
     description: str | None = None
-    mime_type: str = Field(default="text/plain", pattern=_PATTERN)
+    mime_type: str = Field(default="text/plain", pattern=_MIME_TYPE)
     icons: list[Any] | None = None
     annotations: Any = None
     meta: dict[str, Any] | None = None
-    tags: set[str] = Field(default_factory=set)
-    enabled: bool = True
-
-    @field_validator("name", mode="before")
-    @classmethod
-    def _named(cls, name: str | None, info: Any) -> str:
-        """Without a name, the URI is the name."""
-        found = name or info.data.get("uri")
-        if not found:
-            raise ValueError("Either name or uri must be provided")
-        return str(found)
-
-    @property
-    def key(self) -> str:
-        """What the resource is found by."""
-        return str(self.uri)
 
     @abc.abstractmethod
     async def read(self) -> Any:
-        """The content: text, bytes, or a value for JSON."""
+        """Return the content: text, bytes, or a value for JSON."""
 
-    async def read_in(self, thread: RunInThread) -> Any:
-        """Read where there are threads for functions; the same as `read`, if that is all that the class has."""
-        return written(await self.read(), SDK)
+    async def read_for(self, context: Any) -> str | bytes:
+        """Return the content for one call."""
+        return _to_content(await self.read())
 
-    @classmethod
-    def from_function(
-        cls, fn: Callable[..., Any], uri: str, name: str | None = None, *, ways: Ways = SDK, **options: Any
-    ) -> "FunctionResource":
-        """See `FunctionResource.from_function`."""
-        return FunctionResource.from_function(fn, uri, name, ways=ways, **options)
+    def describe(self) -> dict[str, Any]:
+        """Return what clients see."""
+        return self._describe(uri=str(self.uri))
 
-    def to_mcp_resource(self) -> types.Resource:
-        """The resource as clients see it."""
-        return types.Resource(uri=str(self.uri), mime_type=self.mime_type, **labels(self))
+    def item(self, server: Any) -> "ResourceItem":
+        """Return the resource for the registry of a server."""
 
+        async def run(arguments: Any, call: Call) -> Any:
+            with protocol_errors():
+                return await self.read_for(Context(server, call))
 
-def labels(item: Any) -> dict[str, Any]:
-    """What clients see of a resource or a template beside its address."""
-    return {
-        "name": item.name,
-        "title": item.title,
-        "description": item.description,
-        "icons": None if item.icons is None else [as_wire(icon) for icon in item.icons],
-        "annotations": as_wire(item.annotations),
-        "_meta": item.meta,
-    }
+        return ResourceItem(self, Source(self.name or str(self.uri), run, lambda _: None))
 
 
 class TextResource(Resource):
@@ -96,7 +100,7 @@ class TextResource(Resource):
     text: str
 
     async def read(self) -> str:
-        """The text."""
+        """Return the text."""
         return self.text
 
 
@@ -106,188 +110,209 @@ class BinaryResource(Resource):
     data: bytes
 
     async def read(self) -> bytes:
-        """The bytes."""
+        """Return the bytes."""
         return self.data
 
 
 class FunctionResource(Resource):
-    """What a function gives: text, bytes, a resource, or a value for JSON."""
+    """The value of a function: text, bytes, a resource, or a value for JSON."""
 
     fn: Callable[..., Any] = Field(exclude=True)
-    signature: Any = Field(default=None, exclude=True)
-    ways: Any = Field(default=SDK, exclude=True)
 
     @classmethod
     def from_function(
-        cls, fn: Callable[..., Any], uri: str, name: str | None = None, *, ways: Ways = SDK, **options: Any
+        cls, fn: Callable[..., Any], uri: str, name: str | None = None, **options: Any
     ) -> "FunctionResource":
-        """A resource of a function without arguments.
+        """Return a resource of a function whose only parameter may be the context.
 
         Raises:
             ValueError: a lambda without a name.
         """
-        signature = signature_of(fn, ways, name=name)
-        if options.get("mime_type") is None:
-            options.pop("mime_type", None)
-        if options.get("description") is None:
-            options["description"] = signature.description or ("" if ways.empty_description else None)
-        return cls(uri=AnyUrl(uri), name=signature.name, fn=fn, signature=signature, ways=ways, **given_of(options))
+        signature = signature_of(fn, name)
+        given = {key: value for key, value in options.items() if value is not None}
+        return cls.model_validate(
+            {"uri": uri, "name": signature.name, "fn": fn, "description": signature.description, **given}
+        )
 
     async def read(self) -> Any:
-        """What the function gives.
+        """Return the function's value. Raises ValueError if it raises."""
+        return await self.read_for(Context())
 
-        Raises:
-            ValueError: it raised.
-        """
-        return await self.read_in(asyncio.to_thread)
-
-    async def read_in(self, thread: RunInThread) -> Any:
-        """The same, by these threads."""
-        with failing(f"Error reading resource {self.uri}"):
-            signature = self.signature or signature_of(self.fn, self.ways, name=self.name)
-            value = await call_function(signature, {}, thread)
-            return await value.read() if isinstance(value, Resource) else written(value, self.ways)
-
-
-def written(value: Any, ways: Ways) -> Any:
-    """A function's value as text or bytes."""
-    if isinstance(value, str | bytes) or is_contents(value):
-        return value
-    if is_array(value) and value and all(isinstance(each, ResourceContent) for each in value):
-        return ResourceResult(value)
-    if ways.indent is None:
-        return json.dumps(to_jsonable_python(value, fallback=str))
-    return to_json(value, fallback=str, indent=ways.indent).decode()
-
-
-def is_contents(value: Any) -> bool:
-    """Whether a value is fastmcp's `ResourceResult`."""
-    return isinstance(value, ResourceResult)
-
-
-class ResourceContent:
-    """One content of a resource, with its media type: ``ResourceContent("…", mime_type="text/html")``."""
-
-    def __init__(self, content: Any, mime_type: str | None = None, meta: dict[str, Any] | None = None) -> None:
-        self.content: str | bytes = (
-            content if isinstance(content, str | bytes) else to_json(content, fallback=str).decode()
-        )
-        default = "application/octet-stream" if isinstance(content, bytes) else "text/plain"
-        self.mime_type: str = mime_type or (default if isinstance(content, str | bytes) else "application/json")
-        self.meta = meta
-
-
-class ResourceResult:
-    """All contents of a resource, where that is more than one text or bytes."""
-
-    def __init__(self, contents: Any, meta: dict[str, Any] | None = None) -> None:
-        items: list[Any] = contents if is_array(contents) else [contents]
-        self.contents: list[ResourceContent] = [
-            each if isinstance(each, ResourceContent) else ResourceContent(each) for each in items
-        ]
-        self.meta = meta
-
-    def __repr__(self) -> str:
-        """The contents: programs print results to see what was read."""
-        shown = [each.content for each in self.contents]
-        return f"ResourceResult(contents={shown!r}, meta={self.meta!r})"
+    async def read_for(self, context: Any) -> str | bytes:
+        """Return the content for one call. Raises ValueError if the function raises."""
+        with prefixed_errors(f"Error reading resource {self.uri}"):
+            return await _read_value(signature_of(self.fn, self.name), {}, context)
 
 
 class FileResource(Resource):
-    """A file, read when it is asked for."""
+    """A file, read for each call. `path` has to be absolute."""
 
     path: Path
     is_binary: bool = False
 
     def model_post_init(self, context: Any, /) -> None:
-        """The path has to be absolute; what is not of a text type is read as bytes.
-
-        Raises:
-            ValueError: the path is relative.
-        """
+        """Read as bytes what isn't of a text type. Raises ValueError for a relative path."""
         if not self.path.is_absolute():
             raise ValueError("Path must be absolute")
         self.is_binary = self.is_binary or not self.mime_type.startswith("text/")
 
     async def read(self) -> str | bytes:
-        """The content of the file.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
+        """Return the content of the file. Raises ValueError if it can't be read."""
         try:
-            return await asyncio.to_thread(self.path.read_bytes if self.is_binary else self.path.read_text)
+            return await to_thread(self.path.read_bytes if self.is_binary else self.path.read_text)
         except (OSError, UnicodeError) as error:
             raise ValueError(f"Error reading file {self.path}: {error}") from error
 
 
 class DirectoryResource(Resource):
-    """The names of the files in a folder, as JSON."""
+    """The names of the files in a folder, as JSON. `path` has to be absolute."""
 
     path: Path
     recursive: bool = False
     pattern: str | None = None
-    mime_type: str = Field(default="application/json", pattern=_PATTERN)
+    mime_type: str = Field(default="application/json", pattern=_MIME_TYPE)
 
     def model_post_init(self, context: Any, /) -> None:
-        """The path has to be absolute.
-
-        Raises:
-            ValueError: it is relative.
-        """
+        """Raise ValueError for a relative path."""
         if not self.path.is_absolute():
             raise ValueError("Path must be absolute")
 
     def list_files(self) -> list[Path]:
-        """What is in the folder.
-
-        Raises:
-            OSError: it isn't a folder, or cannot be read.
-        """
-        if not self.path.exists():
-            raise FileNotFoundError(f"Directory not found: {self.path}")
+        """Return what is in the folder. Raises NotADirectoryError if it isn't one."""
         if not self.path.is_dir():
             raise NotADirectoryError(f"Not a directory: {self.path}")
-        find = self.path.rglob if self.recursive else self.path.glob
-        return list(find(self.pattern or "*"))
+        return list((self.path.rglob if self.recursive else self.path.glob)(self.pattern or "*"))
 
     async def read(self) -> str:
-        """The list.
-
-        Raises:
-            ValueError: the folder cannot be read.
-        """
+        """Return the list. Raises ValueError if the folder can't be read."""
         try:
-            files = await asyncio.to_thread(self.list_files)
+            files = await to_thread(self.list_files)
         except OSError as error:
             raise ValueError(f"Error reading directory {self.path}: {error}") from error
         names = [str(each.relative_to(self.path)) for each in files if each.is_file()]
         return json.dumps({"files": names}, indent=2)
 
 
-class HttpResource(Resource):
-    """A page of the web, fetched when it is asked for."""
+class ResourceTemplate(_Described):
+    """A family of resources: the variables of its URI are the arguments of its function."""
 
-    url: str
-    mime_type: str = Field(default="application/json", pattern=_PATTERN)
+    def __init__(
+        self,
+        signature: Signature,
+        uri_template: str,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        mime_type: str | None = None,
+        icons: Any = None,
+        annotations: Any = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.signature = signature
+        self.uri_template = uri_template
+        self.name: str = signature.name
+        self.title = title
+        self.description: str = signature.description if description is None else description
+        self.mime_type: str = mime_type or "text/plain"
+        self.icons = icons
+        self.annotations = annotations
+        self.meta = meta
+        self._pattern = UriPattern(uri_template)
 
-    async def read(self) -> str:
-        """The page.
+    @classmethod
+    def from_function(
+        cls, fn: Callable[..., Any], uri_template: str, name: str | None = None, **options: Any
+    ) -> "ResourceTemplate":
+        """Return a template of a function.
 
         Raises:
-            ValueError: it cannot be fetched.
+            ValueError: the parameters aren't the variables of the URI.
         """
-        from urllib.request import urlopen  # noqa: PLC0415  few programs need it
+        made = cls(signature_of(fn, name), uri_template, **options)
+        variables, parameters = set(made._pattern.variables), set(made.signature.parameters)
+        if variables != parameters:
+            raise ValueError(f"Mismatch between URI parameters {variables} and function parameters {parameters}")
+        return made
 
-        def fetch() -> str:
-            with urlopen(self.url) as reply:  # noqa: S310  the program's author names the URL
-                return str(reply.read().decode(reply.headers.get_content_charset() or "utf-8"))
+    def describe(self) -> dict[str, Any]:
+        """Return what clients see."""
+        return self._describe(uriTemplate=self.uri_template)
 
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"HttpResource reads http and https URLs, not {self.url!r}")
-        return await asyncio.to_thread(fetch)
+    def matches(self, uri: str) -> dict[str, Any] | None:
+        """Return the values of the variables in a URI; None if it isn't of this family."""
+        return self._pattern.match(uri)
+
+    async def read_for(self, variables: Mapping[str, Any], context: Any) -> str | bytes:
+        """Return the content for these values. Raises ValueError if the function raises."""
+        with prefixed_errors("Error creating resource from template"):
+            return await _read_value(self.signature, self.signature.read(variables), context)
+
+    def item(self, server: Any) -> "TemplateItem":
+        """Return the template for the registry of a server."""
+
+        async def run(variables: dict[str, Any], call: Call) -> Any:
+            with protocol_errors():
+                return await self.read_for(variables, Context(server, call))
+
+        schema = {"properties": {name: {"type": "string"} for name in self._pattern.variables}}
+        return TemplateItem(self, Source(self.name, run, dict, schema=schema))
 
 
-def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that have a value."""
-    return {name: value for name, value in options.items() if value is not None}
+class UriPattern:
+    """The URI of a template: ``{name}`` matches a part without slashes."""
+
+    def __init__(self, template: str) -> None:
+        self.variables: tuple[str, ...] = tuple(_VARIABLE.findall(template))
+        pieces = re.split(r"(\{\w+\})", template)
+        self._regex = re.compile(
+            "".join(
+                f"(?P<{found[1]}>[^/]+)" if (found := _VARIABLE.fullmatch(each)) else re.escape(each) for each in pieces
+            )
+        )
+
+    def match(self, uri: str) -> dict[str, Any] | None:
+        """Return the decoded values of the variables.
+
+        None for a URI of another family, and for values that leave a folder as a file name on any system: functions
+        use them so.
+        """
+        found = self._regex.fullmatch(uri)
+        if found is None:
+            return None
+        values = {name: unquote(value) for name, value in found.groupdict().items()}
+        return None if any(map(_leaves_folder, values.values())) else values
+
+
+def _leaves_folder(value: str) -> bool:
+    return "\0" in value or _ABSOLUTE.match(value) is not None or ".." in re.split(r"[/\\]", value)
+
+
+class ResourceItem(resources.Resource):
+    """A resource in the registry."""
+
+    __slots__ = ()
+
+    def __init__(self, resource: Resource, source: Source) -> None:
+        super().__init__(str(resource.uri), source, mime_type=resource.mime_type, meta=resource.meta)
+        self._described = resource.describe()
+
+
+class TemplateItem(resources.Template):
+    """A template in the registry."""
+
+    __slots__ = ()
+
+    def __init__(self, template: ResourceTemplate, source: Source) -> None:
+        super().__init__(
+            template.uri_template, source, pattern=UriPattern, mime_type=template.mime_type, meta=template.meta
+        )
+        self._described = template.describe()
+
+
+async def _read_value(signature: Signature, values: dict[str, Any], context: Any) -> str | bytes:
+    value = await signature.call(values, context)
+    return _to_content(await value.read() if isinstance(value, Resource) else value)
+
+
+def _to_content(value: Any) -> str | bytes:
+    return value if isinstance(value, bytes) else to_text(value)

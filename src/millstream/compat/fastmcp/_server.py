@@ -1,65 +1,67 @@
-"""`FastMCP`: a program for the official SDK or for fastmcp writes against it, and our engine runs it."""
+"""`FastMCP`: a program for the official SDK registers functions with it, and our server runs them."""
 
+import inspect
 import logging
-import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar, Unpack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
 
 from millstream._app.definition import Info
 from millstream._app.server import Server
-from millstream._app.tree import prefixed
-from millstream._config import Settings
+from millstream._app.serving import launch
+from millstream._app.user_routes import route_of
+from millstream._config import Settings as EngineSettings
+from millstream._http.hosts import is_loopback
 from millstream._protocol.content import Icon
-from millstream._server.calls.changes import Change
-from millstream.compat.fastmcp import _settings as door
-from millstream.compat.fastmcp._calling import Calling
-from millstream.compat.fastmcp._conversion import as_wire
-from millstream.compat.fastmcp._given_sign_in import method_of
-from millstream.compat.fastmcp._missing import ANYWAY, MISSING, refusal
-from millstream.compat.fastmcp._openapi import client_of, offer_api
-from millstream.compat.fastmcp._outer import Outer
-from millstream.compat.fastmcp._providers import offer_of
-from millstream.compat.fastmcp._proxy import Proxy, put_behind
-from millstream.compat.fastmcp._registration import Offered, Registration
-from millstream.compat.fastmcp._serving import Serving, SessionManager
-from millstream.compat.fastmcp._settings import Options, settings_of
-from millstream.compat.fastmcp._tools import Tool
-from millstream.compat.fastmcp._transforming import StandaloneTool
-from millstream.compat.fastmcp._ways import SDK, STANDALONE, Ways
+from millstream._protocol.messages import CompleteRequestParams, Completion
+from millstream._server.calls.call import Call
+from millstream.compat import types
+from millstream.compat.fastmcp._auth import ProviderTokenVerifier, VerifierMethod
+from millstream.compat.fastmcp._content import to_wire
+from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._exceptions import ResourceError, ToolError, tool_errors
+from millstream.compat.fastmcp._prompts import Prompt
+from millstream.compat.fastmcp._resources import (
+    FunctionResource,
+    ReadResourceContents,
+    Resource,
+    ResourceTemplate,
+)
+from millstream.compat.fastmcp._settings import Settings, settings_of
+from millstream.compat.fastmcp._signatures import current, signature_of
+from millstream.compat.fastmcp._tools import Tool, ToolOutput
 
 logger = logging.getLogger("millstream")
 
 LifespanT = TypeVar("LifespanT")
 
-_MAX_SESSIONS = 10_000
-"""Sessions whose state is kept; the one that was used longest ago makes room."""
+_TRANSPORTS = ("stdio", "sse", "streamable-http")
+_MAX_COMPLETIONS = 100
 
 
-class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
-    """A server as the official SDK's 1.x has it.
+class FastMCP(Generic[LifespanT]):
+    """A server as the official SDK's version 1 has it.
 
     Args:
         name: what clients show.
         instructions: how to use the server, for the client's model.
-        website_url: a page about the server, for people.
-        icons: pictures of the server, for people.
+        website_url: a page about the server.
+        icons: pictures of the server.
         auth_server_provider: issues tokens; needs ``auth=AuthSettings(…)``.
-        token_verifier: tells whose a token is; needs ``auth=AuthSettings(…)``.
-        event_store: accepted, but not needed: streams can be resumed anyway.
-        retry_interval: accepted, but not used.
-        options: see `millstream.compat.fastmcp._settings.Options`.
+        token_verifier: verifies tokens; needs ``auth=AuthSettings(…)``.
+        event_store: accepted and unused: streams can be resumed without it.
+        retry_interval: accepted and unused.
+        tools: `Tool` objects to register.
+        options: members of `Settings`, such as `host`, `port`, `auth`, or `lifespan`.
 
     Raises:
         TypeError: an unknown option.
-        ValueError: sign-in is half configured.
+        ValueError: sign-in isn't fully configured.
     """
-
-    ways: Ways = SDK
-    _called = "FastMCP"
 
     def __init__(  # noqa: PLR0917  in the order of the SDK
         self,
@@ -71,55 +73,43 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         token_verifier: Any = None,
         event_store: Any = None,
         retry_interval: int | None = None,
-        **options: Unpack[Options],
+        *,
+        tools: Sequence[Tool] = (),
+        **options: Any,
     ) -> None:
-        unknown = options.keys() - Options.__optional_keys__
-        if unknown:
-            raise TypeError(refusal(min(unknown)))
-        self.settings: door.Settings = settings_of(options)
-        self.icons: list[Any] | None = list(icons) if icons else None
+        self.settings: Settings = settings_of(options)
         self.website_url = website_url
-        self.strict: bool = bool(options.get("strict_input_validation"))
-        self.mask_error_details: bool = bool(options.get("mask_error_details"))
-        self._middleware = list(options.get("middleware") or ())
-        self._mounted: list[tuple[Calling, str]] = []
-        self._custom_routes = []
-        self.proxies: list[Proxy] = []
-        self._session_manager: SessionManager | None = None
-        self._states: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.icons: list[Any] | None = list(icons) if icons else None
         lifespan = options.get("lifespan")
         self.engine: Server = Server(
-            name or ("FastMCP" if self.ways.keeps_first else f"{self._called}-{secrets.token_hex(2)}"),
-            version=str(options.get("version") or ""),
+            name or "FastMCP",
             instructions=instructions or "",
             info=Info(
-                title=options.get("title"),
-                description=options.get("description"),
                 website_url=website_url,
-                icons=[msgspec.convert(as_wire(each), Icon) for each in icons] if icons else None,
+                icons=[msgspec.convert(to_wire(each), Icon) for each in icons] if icons else None,
             ),
-            lifespan=None if lifespan is None else lambda _: self._lifespan(lifespan),
-            auth=method_of(options.get("auth"), token_verifier, auth_server_provider),
-            settings=Settings.load(None, **self.settings.ours(), **_page_size(options)),
+            lifespan=None if lifespan is None else lambda _: lifespan(self),
+            auth=_method_of(options.get("auth"), token_verifier, auth_server_provider),
+            settings=EngineSettings.load(None, **self.settings.ours()),
         )
-        """Our server, which runs it all."""
-        self.engine.definition.hooks = Outer(self, self.engine.definition, self._middleware).hooks()
-        self.offered: Offered = Offered(self, self.engine, self.ways, _ways_of_duplicates(options))
-        self.engine.registry.completes_choices = False  # the door's arguments have none: only a handler completes
+        """The server that runs the program."""
+        registry = self.engine.registry
+        registry.completes_choices = False  # only the program's handler completes
         for capability in ("tools", "resources", "prompts"):
-            self.engine.registry.offer(capability)  # with nothing in it, too
-        self.offered.include_tags = set(options.get("include_tags") or ()) or None
-        self.offered.exclude_tags = set(options.get("exclude_tags") or ())
-        self._look_at_lists()
-        for tool in options.get("tools") or ():
-            self.add_tool(tool)
-        for resource in options.get("resources") or ():
-            self.add_resource(resource)
+            registry.offer(capability)  # the SDK announces them on an empty server, too
+        self._tools: dict[str, Tool] = {}
+        self._resources: dict[str, Resource] = {}
+        self._templates: dict[str, ResourceTemplate] = {}
+        self._prompts: dict[str, Prompt] = {}
+        self._custom_routes: list[Route] = []
+        self._session_manager: SessionManager | None = None
+        for tool in tools:
+            self._add("tools", tool.name, tool, self._tools)
 
     @property
     def __millstream_server__(self) -> Server:
-        """What ``millstream run`` serves: everything but middleware of the program's ASGI application."""
-        self.configure()
+        """The server that ``millstream run`` serves."""
+        self._configure()
         return self.engine
 
     @property
@@ -128,249 +118,381 @@ class FastMCP(Registration, Calling, Serving, Generic[LifespanT]):
         return self.engine.name
 
     @property
-    def title(self) -> str | None:
-        """For people."""
-        return self.engine.definition.info.title
-
-    @property
-    def version(self) -> str:
-        """Of the server."""
-        return self.engine.version
-
-    @property
     def instructions(self) -> str | None:
         """How to use the server."""
         return self.engine.definition.instructions or None
 
-    @instructions.setter
-    def instructions(self, value: str | None) -> None:
-        self.engine.definition.instructions = value or ""
+    def _configure(self) -> None:
+        self.engine.definition.configure(**self.settings.ours())
 
-    @property
-    def dependencies(self) -> list[str]:
-        """Packages that the program said it needs."""
-        return self.settings.dependencies
+    # Registration
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
+    def _add(self, kind: str, key: str, item: Any, items: dict[str, Any]) -> Any:
+        """Register an item; of two with one name, the first stays."""
+        if key in items:
+            if getattr(self.settings, f"warn_on_duplicate_{'resources' if kind == 'templates' else kind}"):
+                logger.warning("%s already exists: %s", kind.capitalize().removesuffix("s"), key)
+            return items[key]
+        items[key] = item
+        self.engine.definition.add(kind, key, item.item(self))
+        return item
 
-    def __getattr__(self, name: str) -> Any:
-        """What isn't here, and what to do instead. Raises AttributeError, whatever the name."""
-        instead = f": {MISSING[name]}" if name in MISSING else ""
-        raise AttributeError(f"{type(self).__name__} has no {name!r} here{instead}")
-
-    def _lifespan(self, lifespan: Any) -> AbstractAsyncContextManager[Any]:
-        made: AbstractAsyncContextManager[Any] = lifespan(self)
-        return made
-
-    # Composition
-
-    def mount(self, server: Any, prefix: Any = None, namespace: str | None = None, **more: Any) -> None:
-        """Offer what another server has as part of this one: tool ``buy`` as ``prefix_buy``, now and later.
-
-        Raises:
-            ValueError: it's this server itself.
-        """
-        if isinstance(server, str):
-            server, prefix = prefix, server  # fastmcp 2 took the prefix first
-        if server is self:
-            raise ValueError("Cannot mount a server onto itself")
-        name = namespace or prefix or ""
-        if self.mask_error_details and not server.mask_error_details:
-            logger.warning("%s: mask_error_details isn't set for %s, which is mounted on it", self.name, server.name)
-        server.configure()
-        self.engine.definition.mount(server.engine.definition, name, first_wins=not self.ways.keeps_first)
-        self._warn_of_twins(server, name)
-        self._mounted.append((server, name))
-        self.offered.screen()
-        if server.offered.completion is not None:
-            self.offered.complete()
-
-    def _warn_of_twins(self, server: Any, prefix: str) -> None:
-        """Say which names of a server that is being mounted are here already."""
-        for kind in ("tools", "resources", "templates", "prompts"):
-            here = {each.key for each in self._items(kind)}
-            for item in server._items(kind):
-                if (key := prefixed(kind, item.key, prefix)) in here:
-                    logger.warning("Duplicate of the %s: %s of %s is here already", kind, key, server.name)
-
-    async def import_server(self, server: Any, prefix: Any = None) -> None:
-        """Take what another server has now into this one."""
-        if isinstance(server, str):
-            server, prefix = prefix, server
-        self.mount(server, prefix)
-
-    def add_middleware(self, middleware: Any) -> None:
-        """Let a `Middleware` stand around calls."""
-        self._middleware.append(middleware)
-        self._look_at_lists()
-
-    def _look_at_lists(self) -> None:
-        if self._middleware or self.lists_fail:
-            self.engine.registry.lists = self.run_list
-
-    # What contexts need
-
-    def emit(self, change: Change) -> None:
-        """Tell clients of a change."""
-        self.engine.definition.emit(change)
-
-    def session_state(self, session: str) -> dict[str, Any]:
-        """What functions have kept for a session."""
-        state = self._states.setdefault(session, {})
-        self._states.move_to_end(session)
-        if len(self._states) > _MAX_SESSIONS:
-            self._states.popitem(last=False)
-        return state
-
-
-def _page_size(options: Options) -> dict[str, int]:
-    """How long lists are, where the program says so.
-
-    Raises:
-        ValueError: it says something that cannot be.
-    """
-    size = options.get("list_page_size")
-    if size is None:
-        return {}
-    if size <= 0:
-        raise ValueError("list_page_size must be a positive integer")
-    return {"page_size": size}
-
-
-def _ways_of_duplicates(options: Options) -> dict[str, str]:
-    """Kind -> what happens to the second item of one name."""
-    made: dict[str, str] = {}
-    for kind, name in (
-        ("tools", "tools"),
-        ("resources", "resources"),
-        ("templates", "resources"),
-        ("prompts", "prompts"),
-    ):
-        told = options.get(f"on_duplicate_{name}") or options.get("on_duplicate")
-        warns = options.get(f"warn_on_duplicate_{name}", True)
-        made[kind] = str(told) if told else "keep" if warns else "quiet"
-    return made
-
-
-class MCPServer(FastMCP[LifespanT]):
-    """A server as the official SDK's 2.x has it: title and description are the second and third argument."""
-
-    def __init__(
+    def tool(  # noqa: PLR0917  in the order of the SDK
         self,
-        name: str | None = None,
+        name: Any = None,
         title: str | None = None,
         description: str | None = None,
-        instructions: str | None = None,
-        website_url: str | None = None,
+        annotations: Any = None,
         icons: Sequence[Any] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            name or "mcp-server", instructions, website_url, icons, title=title, description=description, **options
-        )
+        meta: dict[str, Any] | None = None,
+        structured_output: bool | None = None,
+    ) -> Any:
+        """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool("name")``, or ``@mcp.tool``."""
 
+        def register(function: Any, name: str | None) -> Any:
+            self.add_tool(
+                function,
+                name,
+                title,
+                description,
+                annotations=annotations,
+                icons=icons,
+                meta=meta,
+                structured_output=structured_output,
+            )
+            return function
 
-_OF_AN_API = ("route_maps", "route_map_fn", "mcp_component_fn", "mcp_names", "tags", "validate_output")
+        return _decorate(name, register)
 
+    def add_tool(self, fn: Callable[..., Any], name: str | None = None, *args: Any, **options: Any) -> None:
+        """Register a function as a tool. The arguments are those of `tool`."""
+        tool = Tool.from_function(fn, name, *args, **options)
+        self._add("tools", tool.name, tool, self._tools)
 
-class StandaloneFastMCP(FastMCP[LifespanT]):
-    """A server as the package fastmcp has it; `millstream.compat.fastmcp.standalone.FastMCP`."""
+    def remove_tool(self, name: str) -> None:
+        """Remove a tool. Raises ToolError if there is none of that name."""
+        if self._tools.pop(name, None) is None:
+            raise ToolError(f"Unknown tool: {name}")
+        self.engine.definition.remove("tools", name)
 
-    ways = STANDALONE
-    _kind_of_tool = StandaloneTool
-
-    @classmethod
-    def as_proxy(cls, backend: Any, **settings: Any) -> "StandaloneFastMCP[Any]":
-        """A server that offers what another one offers: a URL, a command, a script, a configuration or a server.
-
-        Raises:
-            TargetError: the backend names no server.
-        """
-        settings.pop("mode", None)  # the revision is agreed upon on each side
-        return FastMCPProxy(backend, **settings)
-
-    from_client = as_proxy
-
-    def put_behind(self, target: Any) -> None:
-        """Let it offer what the target of a proxy offers.
-
-        Raises:
-            TargetError: it names no server.
-        """
-        put_behind(self, target, lambda name, part: FastMCPProxy[Any](part, name=name))
-
-    def add_provider(self, provider: Any, *, namespace: str = "") -> None:
-        """Offer what an `OpenAPIProvider` or a `ProxyProvider` has, with the namespace before its names.
-
-        Raises:
-            TypeError: it's a provider of another kind.
-        """
-        server = StandaloneFastMCP[Any](namespace) if namespace else self
-        offer_of(provider, server)
-        if namespace:
-            self.mount(server, namespace)
-
-    @classmethod
-    def from_openapi(
-        cls, openapi_spec: Any, client: Any = None, name: str = "OpenAPI Server", **options: Any
-    ) -> "StandaloneFastMCP[Any]":
-        """A server whose tools are the operations of an API.
+    def resource(self, uri: str, **options: Any) -> Callable[[Any], Any]:
+        """Register a function as a resource, or as a template if the URI has ``{variables}``.
 
         Args:
-            openapi_spec: the OpenAPI document, as a dict.
-            client: an `AsyncClient` of httpx2 or httpx; without one, the document says where the API is.
-            name: what clients show.
-            options: `route_maps`, `route_map_fn`, `mcp_component_fn`, `mcp_names`, `tags`, `validate_output`; the
-                others are those of the constructor.
+            uri: where clients read it.
+            options: `name`, `title`, `description`, `mime_type`, `icons`, `annotations`, `meta`.
+        """
+        if callable(uri):
+            raise TypeError(
+                "The @resource decorator was used incorrectly. Did you forget to call it? "
+                "Use @resource('uri') instead of @resource"
+            )
+
+        def decorate(function: Any) -> Any:
+            signature = signature_of(function, options.get("name"))
+            if "{" in uri or signature.parameters:
+                template = ResourceTemplate.from_function(function, uri, **options)
+                self._add("templates", uri, template, self._templates)
+            else:
+                self.add_resource(FunctionResource.from_function(function, uri, **options))
+            return function
+
+        return decorate
+
+    def add_resource(self, resource: Resource) -> None:
+        """Register a resource."""
+        self._add("resources", str(resource.uri), resource, self._resources)
+
+    def prompt(
+        self,
+        name: Any = None,
+        title: str | None = None,
+        description: str | None = None,
+        icons: Sequence[Any] | None = None,
+    ) -> Any:
+        """Register a function as a prompt. See `tool` for the forms."""
+
+        def register(function: Any, name: str | None) -> Any:
+            self.add_prompt(Prompt.from_function(function, name, title, description, icons))
+            return function
+
+        return _decorate(name, register)
+
+    def add_prompt(self, prompt: Prompt) -> None:
+        """Register a prompt."""
+        self._add("prompts", prompt.name, prompt, self._prompts)
+
+    def completion(self) -> Callable[[Any], Any]:
+        """Register what completes arguments: ``async def f(ref, argument, context)`` returns a `Completion` or None."""
+
+        def decorate(function: Any) -> Any:
+            registry = self.engine.registry
+
+            async def complete(call: Call, params: CompleteRequestParams) -> Completion:
+                with tool_errors():
+                    return await _complete(function, params, Context(self, call))
+
+            registry.completes = complete
+            registry.offer("completions")
+            return function
+
+        return decorate
+
+    def custom_route(
+        self, path: str, methods: Sequence[str], name: str | None = None, include_in_schema: bool = True
+    ) -> Callable[[Any], Any]:
+        """Serve a path of the program: ``async def f(request: starlette.requests.Request) -> Response``.
+
+        The route doesn't require sign-in.
 
         Raises:
-            ValueError: that's no OpenAPI document.
+            ValueError: an invalid path or HTTP method.
+            LocalError: the server already runs.
         """
-        own = {key: options.pop(key) for key in _OF_AN_API if key in options}
-        made = cls(name, **options)
-        offer_api(made, openapi_spec, client, **own)
-        return made
 
-    @classmethod
-    def from_fastapi(
-        cls, app: Any, name: str | None = None, *, httpx_client_kwargs: Any = None, **options: Any
-    ) -> "StandaloneFastMCP[Any]":
-        """A server whose tools are the operations of a FastAPI application in this process; see `from_openapi`."""
-        client = client_of(app, httpx_client_kwargs)
-        return cls.from_openapi(app.openapi(), client, name or app.title, **options)
+        def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            self.engine.definition.add_path(route_of(path, function, methods=methods, public=True, fixed=True))
+            route = Route(path, function, methods=list(methods), name=name, include_in_schema=include_in_schema)
+            self._custom_routes.append(route)
+            return function
+
+        return decorate
+
+    # Calls of the program
+
+    def get_context(self) -> Context[Any, Any, Any]:
+        """Return the context of the call that runs; outside of calls, one without a request."""
+        return current.get(None) or Context(self)
+
+    async def list_tools(self) -> list[types.Tool]:
+        """Return the tools as clients see them."""
+        return [types.Tool.model_validate(each.describe()) for each in self._tools.values()]
+
+    async def list_resources(self) -> list[types.Resource]:
+        """Return the resources as clients see them."""
+        return [types.Resource.model_validate(each.describe()) for each in self._resources.values()]
+
+    async def list_resource_templates(self) -> list[types.ResourceTemplate]:
+        """Return the resource templates as clients see them."""
+        return [types.ResourceTemplate.model_validate(each.describe()) for each in self._templates.values()]
+
+    async def list_prompts(self) -> list[types.Prompt]:
+        """Return the prompts as clients see them."""
+        return [types.Prompt.model_validate(each.describe()) for each in self._prompts.values()]
+
+    async def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Call a tool, and return its content, or content and structured content if it has an output schema.
+
+        Raises:
+            ToolError: there is none of that name, or it failed.
+        """
+        tool = self._tools.get(name)
+        if tool is None:
+            raise ToolError(f"Unknown tool: {name}")
+        result: ToolOutput = await tool.run(arguments, self.get_context(), convert_result=True)
+        return result.content if tool.output is None else (result.content, result.structured)
+
+    async def read_resource(self, uri: Any) -> list[ReadResourceContents]:
+        """Return the contents of a resource.
+
+        Raises:
+            ResourceError: there is none of that URI, or it can't be read.
+        """
+        text, context = str(uri), self.get_context()
+        try:
+            if text in self._resources:
+                found: Any = self._resources[text]
+                content = await found.read_for(context)
+            else:
+                matches = ((each, each.matches(text)) for each in self._templates.values())
+                found, values = next((each for each in matches if each[1] is not None), (None, None))
+                if found is None:
+                    raise ResourceError(f"Unknown resource: {text}")
+                content = await found.read_for(values, context)
+        except ValueError as error:
+            raise ResourceError(str(error)) from error
+        return [ReadResourceContents(content, found.mime_type, found.meta)]
+
+    async def get_prompt(self, name: str, arguments: dict[str, Any] | None = None) -> types.GetPromptResult:
+        """Return the messages of a prompt.
+
+        Raises:
+            ValueError: there is none of that name, or it failed.
+        """
+        prompt = self._prompts.get(name)
+        if prompt is None:
+            raise ValueError(f"Unknown prompt: {name}")
+        messages = await prompt.render(arguments, self.get_context())
+        return types.GetPromptResult(
+            description=prompt.description,
+            messages=[types.PromptMessage(role=each.role, content=each.content) for each in messages],
+        )
+
+    # Serving
+
+    @property
+    def session_manager(self) -> "SessionManager":
+        """Runs the server inside a larger application."""
+        if self._session_manager is None:
+            self._session_manager = SessionManager(self.engine)
+        return self._session_manager
+
+    def streamable_http_app(self) -> Starlette:
+        """Return the server as a Starlette application with Streamable HTTP at `streamable_http_path`."""
+        self._configure()
+        return self._app(Route(self.settings.streamable_http_path, endpoint=self.engine))
+
+    def sse_app(self, mount_path: str | None = None) -> Starlette:
+        """Return the server as a Starlette application with HTTP+SSE."""
+        if mount_path is not None:
+            self.settings.mount_path = mount_path
+        self._configure()
+        return self._app(
+            Route(self.settings.sse_path, endpoint=self.engine, methods=["GET"]),
+            Mount(self.settings.message_path, app=_Unmounted(self.engine)),
+        )
+
+    def _app(self, *routes: Any) -> Starlette:
+        definition = self.engine.definition
+        paths: list[str] = []
+        if definition.protected:
+            paths = [path for each in definition.auth for path in getattr(each, "outer_paths", ())]
+            paths.append("/.well-known/{rest:path}")
+        return Starlette(
+            debug=self.settings.debug,
+            routes=[*routes, *(Route(path, endpoint=self.engine) for path in paths), *self._custom_routes],
+            lifespan=lambda app: self.session_manager.run(),
+        )
+
+    def run(self, transport: str = "stdio", mount_path: str | None = None) -> None:
+        """Serve until stopped.
+
+        Args:
+            transport: ``stdio``, ``streamable-http``, or ``sse``. Over HTTP, the server serves both HTTP transports.
+            mount_path: the path in front of what ``sse`` sends to clients.
+
+        Raises:
+            ValueError: an unknown transport.
+        """
+        kind = self._prepare(transport, mount_path)
+        launch.launch(self.engine, kind, self.settings.host, self.settings.port, 1)
+
+    def _prepare(self, transport: str, mount_path: str | None = None) -> str:
+        if transport not in _TRANSPORTS:
+            raise ValueError(f"Unknown transport: {transport}")
+        if mount_path is not None:
+            self.settings.mount_path = mount_path
+        self._configure()
+        if transport == "stdio":
+            return "stdio"
+        if not is_loopback(self.settings.host) and not self.engine.definition.protected:
+            logger.warning("Other machines can reach %s, and no sign-in is required.", self.settings.host)
+        return "http"
+
+    async def _run_async(self, transport: str, mount_path: str | None = None) -> None:
+        kind = self._prepare(transport, mount_path)
+        await launch.launch_here(self.engine, kind, self.settings.host, self.settings.port)
+
+    async def run_stdio_async(self) -> None:
+        """Serve stdio in the running event loop."""
+        await self._run_async("stdio")
+
+    async def run_sse_async(self, mount_path: str | None = None) -> None:
+        """Serve HTTP+SSE in the running event loop."""
+        await self._run_async("sse", mount_path)
+
+    async def run_streamable_http_async(self) -> None:
+        """Serve Streamable HTTP in the running event loop."""
+        await self._run_async("streamable-http")
 
 
-class FastMCPProxy(StandaloneFastMCP[LifespanT]):
-    """`FastMCP.as_proxy` by the name of a class: ``FastMCPProxy(client_factory=lambda: ProxyClient(url))``.
+class SessionManager:
+    """Runs the server inside ``async with mcp.session_manager.run():``. Several blocks may be open at a time."""
 
-    Args:
-        client: where it leads.
-        client_factory: a function that says it.
-        settings: those of a server; and with ``provider_error_strategy="raise"``, lists are errors while the server
-            behind can't be reached.
+    def __init__(self, engine: Server) -> None:
+        self._engine = engine
+        self._open = 0
+
+    @asynccontextmanager
+    async def run(self) -> AsyncGenerator[None]:
+        """Run the server inside the block."""
+        await self._engine.start(supervised=True)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                await self._engine.stop()
+
+    async def handle_request(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request: an ASGI application."""
+        await self._engine(scope, receive, send)
+
+
+class _Unmounted:
+    """The server below a path that is its own: restores what Starlette removed from the path."""
+
+    def __init__(self, engine: Server) -> None:
+        self._engine = engine
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")
+        await self._engine({**scope, "root_path": outer if root.startswith(outer) else root}, receive, send)
+
+
+def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
+    """Return the method of the guard for a server's configuration; None for none.
+
+    Raises:
+        ValueError: the configuration is incomplete, or the issuer can't be one.
     """
+    if auth is None:
+        if verifier is not None or provider is not None:
+            raise ValueError("Cannot specify auth_server_provider or token_verifier without auth settings")
+        return None
+    if verifier is not None and provider is not None:
+        raise ValueError("Cannot specify both auth_server_provider and token_verifier")
+    if verifier is None and provider is None:
+        raise ValueError("Must specify either auth_server_provider or token_verifier when auth is enabled")
+    if verifier is not None:
+        return VerifierMethod(verifier, auth)
+    if not hasattr(provider, "authorize"):
+        return VerifierMethod(ProviderTokenVerifier(provider), auth)
+    # Only few programs issue tokens.
+    from millstream.compat.fastmcp._authorization_server import ServedProvider  # noqa: PLC0415
 
-    _called = "FastMCPProxy"
-
-    def __init__(self, client: Any = None, *, client_factory: Callable[[], Any] | None = None, **settings: Any) -> None:
-        strategy = settings.pop("provider_error_strategy", "warn")
-        if strategy not in ("warn", "raise"):
-            raise ValueError(f"provider_error_strategy must be 'warn' or 'raise', not {strategy!r}")
-        self.lists_fail: bool = strategy == "raise"
-        own = {name: value for name, value in settings.items() if ANYWAY.get(name, self) != value}
-        super().__init__(**own)
-        self.client_factory: Callable[[], Any] = client_factory or (lambda: client)
-        self.put_behind(client if client_factory is None else client_factory)
-
-
-def create_proxy(target: Any, **settings: Any) -> StandaloneFastMCP[Any]:
-    """The same as `FastMCP.as_proxy`.
-
-    Example:
-        ``create_proxy("https://example.com/mcp", name="Bridge").run()``
-    """
-    return StandaloneFastMCP.as_proxy(target, **settings)
+    return ServedProvider(provider, auth)
 
 
-__all__ = ["FastMCP", "FastMCPProxy", "MCPServer", "StandaloneFastMCP", "Tool", "create_proxy"]
+def _decorate(first: Any, register: Callable[[Any, str | None], Any]) -> Any:
+    """Return a decorator; or apply it, if the decorator was written without parentheses."""
+    if first is not None and not isinstance(first, str):
+        return register(first, None)
+
+    def decorate(function: Any) -> Any:
+        return register(function, first)
+
+    return decorate
+
+
+async def _complete(function: Callable[..., Any], params: CompleteRequestParams, context: Any) -> Completion:
+    reference: Any
+    if params.ref.type == "ref/prompt":
+        reference = types.PromptReference(name=params.ref.name)
+    else:
+        reference = types.ResourceTemplateReference(uri=params.ref.uri)
+    argument = types.CompletionArgument(name=params.argument.name, value=params.argument.value)
+    known = params.context.arguments if params.context is not None else None
+    values = (reference, argument, types.CompletionContext(arguments=dict(known)) if known else None)
+    if inspect.iscoroutinefunction(function):
+        found = await function(*values)
+    else:
+        found = await context.run_in_thread(lambda: function(*values))
+    if found is None:
+        return Completion([], 0, False)
+    wire = cast("dict[str, Any]", to_wire(found))
+    return msgspec.convert({**wire, "values": wire["values"][:_MAX_COMPLETIONS]}, Completion)
+
+
+__all__ = ["FastMCP", "SessionManager"]

@@ -1,62 +1,19 @@
-"""What a server of the door is set to: the options of the other libraries, and what they are in our settings."""
+"""Settings of a server as the official SDK names them, and as ours."""
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 from millstream._http.hosts import is_loopback
+from millstream._protocol.suggesting import refuse_unknown
 
 MAX_BODY = 4 * 1024 * 1024
-MAX_SESSIONS = 10_000
-IDLE_SECONDS = 30 * 60.0
-
-
-class Options(TypedDict, total=False):
-    """Options of `FastMCP` beyond the first few."""
-
-    title: str | None
-    description: str | None
-    version: Any
-    tools: Sequence[Any] | None
-    resources: Sequence[Any] | None
-    middleware: Sequence[Any] | None
-    lifespan: Any
-    auth: Any
-    dependencies: Collection[str]
-    transport_security: Any
-    debug: bool
-    log_level: str
-    host: str
-    port: int
-    mount_path: str
-    sse_path: str
-    message_path: str
-    streamable_http_path: str
-    json_response: bool
-    stateless_http: bool
-    max_request_body_size: int
-    session_idle_timeout: float | None
-    max_sessions: int | None
-    warn_on_duplicate_tools: bool
-    warn_on_duplicate_resources: bool
-    warn_on_duplicate_prompts: bool
-    on_duplicate: str | None
-    on_duplicate_tools: str | None
-    on_duplicate_resources: str | None
-    on_duplicate_prompts: str | None
-    mask_error_details: bool | None
-    include_tags: Collection[str] | None
-    exclude_tags: Collection[str] | None
-    tool_serializer: Any
-    strict_input_validation: bool | None
-    list_page_size: int | None
-    client_log_level: str | None
 
 
 @dataclass
 class TransportSecuritySettings:
-    """Which Host and Origin headers are let through: ``example.com``, ``127.0.0.1:*``."""
+    """The Host and Origin headers that are accepted: ``example.com``, ``127.0.0.1:*``."""
 
     enable_dns_rebinding_protection: bool = True
     allowed_hosts: list[str] = field(default_factory=list[str])
@@ -65,7 +22,7 @@ class TransportSecuritySettings:
 
 @dataclass
 class Settings:
-    """Settings of one server. They may be changed until it runs."""
+    """Settings of one server. A program may change them until the server runs."""
 
     debug: bool = False
     log_level: str = "INFO"
@@ -78,8 +35,8 @@ class Settings:
     json_response: bool = False
     stateless_http: bool = False
     max_request_body_size: int = MAX_BODY
-    session_idle_timeout: float | None = IDLE_SECONDS
-    max_sessions: int | None = MAX_SESSIONS
+    session_idle_timeout: float | None = None
+    max_sessions: int | None = None
     warn_on_duplicate_tools: bool = True
     warn_on_duplicate_resources: bool = True
     warn_on_duplicate_prompts: bool = True
@@ -89,7 +46,7 @@ class Settings:
     transport_security: Any = None
 
     def ours(self) -> dict[str, Any]:
-        """The same as settings of `millstream.Settings`, by name."""
+        """Return the settings of `millstream.Settings`, by name."""
         made: dict[str, Any] = {
             "path": self.streamable_http_path,
             "sse_path": self.sse_path,
@@ -102,14 +59,15 @@ class Settings:
         }
         if not is_loopback(self.host):
             made["public_without_auth"] = True
-        return made | self._screened()
+        return made | self._accepted_headers()
 
-    def _screened(self) -> dict[str, Any]:
+    def _accepted_headers(self) -> dict[str, Any]:
         security = self.transport_security
-        if security is None:
-            return {} if is_loopback(self.host) else {"allowed_hosts": ("*",), "allowed_origins": ("*",)}
-        if not security.enable_dns_rebinding_protection:
-            return {"allowed_hosts": ("*",), "allowed_origins": ("*",)}
+        if security is None and is_loopback(self.host):
+            return {}
+        if security is None or not security.enable_dns_rebinding_protection:
+            # The SDK accepts every header then, and allows no page to read the reply.
+            return {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
         return {
             "allowed_hosts": tuple(dict.fromkeys(map(_without_port, security.allowed_hosts))),
             "allowed_origins": tuple(each for each in security.allowed_origins if not each.endswith(":*")),
@@ -129,10 +87,14 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
 }
 
 
-def settings_of(options: Options) -> Settings:
-    """Settings from options; some that are not given come from ``FASTMCP_…`` variables, as in the other libraries."""
-    names = Settings.__dataclass_fields__
-    given: dict[str, Any] = {name: value for name, value in options.items() if name in names}
+def settings_of(options: dict[str, Any]) -> Settings:
+    """Return the settings of these options; `FASTMCP_HOST`, `_PORT`, `_LOG_LEVEL`, and `_DEBUG` fill in the rest.
+
+    Raises:
+        TypeError: an unknown option.
+    """
+    refuse_unknown("FastMCP", options, Settings.__dataclass_fields__, {})
+    given = dict(options)
     for name, read in _FROM_ENVIRONMENT.items():
         text = os.environ.get(f"FASTMCP_{name.upper()}")
         if text and name not in given:
@@ -141,7 +103,6 @@ def settings_of(options: Options) -> Settings:
     made = Settings(**given)
     if made.transport_security is None and made.host in ("127.0.0.1", "localhost", "::1"):
         made.transport_security = TransportSecuritySettings(
-            enable_dns_rebinding_protection=True,
             allowed_hosts=["127.0.0.1:*", "localhost:*", "[::1]:*"],
             allowed_origins=["http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*"],
         )

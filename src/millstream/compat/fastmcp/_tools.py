@@ -1,308 +1,195 @@
-"""`Tool`: a function with its signature as the other libraries read it, and `ToolResult`: what a call of it gives."""
+"""Tools: functions that models call."""
 
-import asyncio
-import inspect
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from typing import Any
 
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol import projection
 from millstream._protocol.errors import Cancelled, Declined, ProtocolError
-from millstream._protocol.json_schema import is_object
-from millstream.compat import _types as types
-from millstream.compat._pydantic_parts import ValidationError as PydanticError
-from millstream.compat._pydantic_parts import to_jsonable_python
-from millstream.compat.fastmcp._conversion import as_wire, blocks_of, is_content, is_result, wire_blocks
-from millstream.compat.fastmcp._exceptions import FastMCPError, ToolError, ValidationError, asks_for_url, of_protocol
-from millstream.compat.fastmcp._functions import OfFunction, call_function, inside
-from millstream.compat.fastmcp._injection import RunInThread
-from millstream.compat.fastmcp._outputs import Promise, promise_by_hand, promise_of
-from millstream.compat.fastmcp._signatures import Signature, signature_of
-from millstream.compat.fastmcp._ways import SDK, Ways
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.call import Call
+from millstream._server.features import tools
+from millstream._server.features.sources import Source
+from millstream.compat.fastmcp._content import is_result, to_blocks, to_wire
+from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._exceptions import ToolError, requires_url, tool_errors
+from millstream.compat.fastmcp._outputs import Output, output_of
+from millstream.compat.fastmcp._signatures import Signature, WrongArguments, signature_of
 
 logger = logging.getLogger("millstream")
 
-NotSet: Any = ...
-"""An option that was not given."""
 
+class ToolOutput(Struct, frozen=True):
+    """What a call of a tool gives."""
 
-class ToolResult:
-    """What a call gives: content, structured content, ``_meta``; or what a function returns to say all of it."""
-
-    def __init__(
-        self,
-        content: Any = None,
-        structured_content: Any = None,
-        meta: dict[str, Any] | None = None,
-        is_error: bool = False,
-    ) -> None:
-        if content is None and structured_content is None:
-            raise ValueError("Either content or structured_content must be provided")
-        if structured_content is not None:
-            structured_content = to_jsonable_python(structured_content, fallback=str)
-            if not isinstance(structured_content, dict):
-                raise ValueError(f"structured_content must be a dict or None, not {type(structured_content).__name__}")
-        self.content: list[Any] = blocks_of(structured_content if content is None else content, _RESULT_WAYS)
-        self.structured_content: dict[str, Any] | None = structured_content
-        self.meta = meta
-        self.is_error = is_error
-
-    @property
-    def structuredContent(self) -> dict[str, Any] | None:  # noqa: N802  the SDK's name
-        """The same as `structured_content`."""
-        return self.structured_content
-
-    @property
-    def isError(self) -> bool:  # noqa: N802  the SDK's name
-        """The same as `is_error`."""
-        return self.is_error
-
-    @property
-    def data(self) -> Any:
-        """Structured content; what stands alone under `result`, without that."""
-        found = self.structured_content
-        return found["result"] if found is not None and found.keys() == {"result"} else found
+    content: list[Any]
+    structured: Any = None
+    is_error: bool = False
+    meta: dict[str, Any] | None = None
 
     def members(self) -> dict[str, Any]:
-        """The members of the result on the wire."""
-        made: dict[str, Any] = {"content": wire_blocks(self.content)}
-        if self.structured_content is not None:
-            made["structuredContent"] = self.structured_content
+        """Return the members of the result on the wire."""
+        made: dict[str, Any] = {"content": [to_wire(each) for each in self.content]}
+        if self.structured is not None:
+            made["structuredContent"] = self.structured
         if self.is_error:
             made["isError"] = True
         return made
 
 
-class Contents(list[Any]):
-    """The content of a call without structured content, in the shape of SDK 1.x; the attributes are those of 2.x."""
-
-    def __init__(self, result: ToolResult) -> None:
-        super().__init__(result.content)
-        self.content = result.content
-        self.structured_content = self.structuredContent = result.structured_content
-        self.is_error = self.isError = result.is_error
-        self.meta = result.meta
-
-
-class Pair(tuple[Any, Any]):  # noqa: SLOT001  it has attributes
-    """Content and structured content of a call, in the shape of SDK 1.x; the attributes are those of 2.x."""
-
-    content: list[Any]
-    structured_content: Any
-    is_error: bool
-
-    def __new__(cls, result: ToolResult) -> Self:
-        made = super().__new__(cls, (result.content, result.structured_content))
-        made.content = result.content
-        made.structured_content = result.structured_content
-        made.is_error = result.is_error
-        return made
-
-
-_RESULT_WAYS = SDK
-
-
-class Tool(OfFunction):
-    """A tool of a server."""
+class Tool:
+    """A tool of a server. `from_function` makes one."""
 
     def __init__(
         self,
         signature: Signature,
-        ways: Ways,
+        output: Output | None,
         *,
-        promise: Promise | None,
+        title: str | None = None,
+        description: str | None = None,
         annotations: Any = None,
-        timeout: float | None = None,
-        run_in_thread: bool = True,
-        serializer: Callable[[Any], str] | None = None,
-        strict: bool = False,
-        **shared: Any,
+        icons: Sequence[Any] | None = None,
+        meta: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(signature, ways, **shared)
-        # fastmcp leaves an empty one out.
-        self.description: str | None = self.description if self.description or ways.empty_description else None
-        self.strict = strict
-        self.promise = promise
-        self.parameters: dict[str, Any] = signature.schema
-        self.annotations: Any = annotations_of(annotations)
-        self.timeout = timeout
-        self.run_in_thread = run_in_thread
-        self.serializer = serializer
+        self.signature = signature
+        self.output = output
+        self.name: str = signature.name
+        self.title = title
+        self.description: str = signature.description if description is None else description
+        self.annotations = annotations
+        self.icons = icons
+        self.meta = meta
 
     @classmethod
-    def from_function(  # noqa: PLR0913, PLR0917  in the order of the SDK
+    def from_function(
         cls,
         fn: Callable[..., Any],
         name: str | None = None,
         title: str | None = None,
         description: str | None = None,
-        context_kwarg: str | None = None,
+        *,
         annotations: Any = None,
         icons: Sequence[Any] | None = None,
         meta: dict[str, Any] | None = None,
         structured_output: bool | None = None,
-        *,
-        output_schema: Any = NotSet,
-        exclude_args: Sequence[str] | None = None,
-        ways: Ways = SDK,
-        **more: Any,
     ) -> "Tool":
-        """A tool of a function. `more` are the options that only fastmcp has.
+        """Return a tool of a function.
 
         Raises:
-            InvalidSignature, ValueError: the function cannot be a tool.
+            InvalidSignature, ValueError: the function can't be a tool.
         """
-        signature = signature_of(fn, ways, name=name, hidden=exclude_args or ())
-        if more.get("timeout") is not None and more.get("run_in_thread") is False and not _waits(signature.function):
-            raise ValueError(f"{signature.name}: a timeout cannot be enforced on a plain function in the event loop")
-        if output_schema is None:
-            structured_output = False
-        if is_object(output_schema):
-            promise: Promise | None = promise_by_hand(output_schema, ways)
-        else:
-            promise = promise_of(signature.returns, signature.name, ways, structured=structured_output)
+        signature = signature_of(fn, name)
+        output = output_of(signature.returns, signature.name, structured=structured_output)
         return cls(
             signature,
-            ways,
-            promise=promise,
+            output,
             title=title,
             description=description,
             annotations=annotations,
             icons=icons,
             meta=meta,
-            **more,
         )
 
     @property
-    def is_async(self) -> bool:
-        """The function is a coroutine function."""
-        return inspect.iscoroutinefunction(self.fn)
+    def fn(self) -> Callable[..., Any]:
+        """The function."""
+        return self.signature.function
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """JSON Schema of the arguments."""
+        return self.signature.schema
 
     @property
     def output_schema(self) -> dict[str, Any] | None:
-        """What the result promises."""
-        return None if self.promise is None else self.promise.schema
+        """JSON Schema of structured content."""
+        return None if self.output is None else self.output.schema
 
-    @property
-    def inputSchema(self) -> dict[str, Any]:  # noqa: N802  the SDK's name
-        """The same as `parameters`."""
-        return self.parameters
-
-    @property
-    def outputSchema(self) -> dict[str, Any] | None:  # noqa: N802  the SDK's name
-        """The same as `output_schema`."""
-        return self.output_schema
-
-    def enable(self) -> None:
-        """Offer the tool."""
-        self.enabled = True
-
-    def disable(self) -> None:
-        """Do not offer the tool."""
-        self.enabled: bool = False
-
-    def to_mcp_tool(self) -> types.Tool:
-        """The tool as clients see it."""
-        return types.Tool(
-            name=self.name,
-            title=self.title,
-            description=self.description,
-            input_schema=self.parameters,
-            output_schema=self.output_schema,
-            annotations=as_wire(self.annotations),
-            icons=None if self.icons is None else [as_wire(icon) for icon in self.icons],
-            _meta=self.meta,
-        )
-
-    async def run(
-        self, arguments: dict[str, Any], context: Any = None, convert_result: bool | None = None, *, thread: Any = None
-    ) -> Any:
+    async def run(self, arguments: dict[str, Any], context: Any = None, convert_result: bool = False) -> Any:
         """Run the function.
 
         Args:
             arguments: as a client sends them.
-            context: for the parameter that wants it; by default that of the call around this one.
-            convert_result: give a `ToolResult`, not what the function returned; by default as the library does.
-            thread: what runs a function in a thread.
+            context: for the parameter that wants it.
+            convert_result: return a `ToolOutput` instead of the function's own value.
 
         Raises:
             ToolError: the arguments are wrong, or the function raised.
         """
-        with inside(context):
-            try:
-                async with asyncio.timeout(self.timeout):
-                    value = await self._call(arguments, thread or asyncio.to_thread)
-                wanted = not self.ways.pairs if convert_result is None else convert_result
-                return self.converted(value) if wanted else value
-            except (ProtocolError, Declined, Cancelled):
-                raise
-            except FastMCPError as error:
-                if self.ways.plain_failures:
-                    raise
-                raise self.failed(error) from error
-            except Exception as error:
-                if asks_for_url(error) or (self.ways.plain_failures and of_protocol(error)):
-                    raise
-                raise self.failed(error) from error
-
-    def failed(self, error: Exception) -> FastMCPError:
-        """What is said of an error of the function."""
-        if isinstance(error, TimeoutError) and self.timeout is not None:
-            return ToolError(f"Tool {self.name!r} execution timed out after {self.timeout}s")
-        if isinstance(error, WrongArguments) and self.ways.plain_failures:
-            return ValidationError(str(error))
-        return ToolError(self.ways.failure.format(name=self.name, error=error))
-
-    async def _call(self, arguments: dict[str, Any], thread: RunInThread) -> Any:
+        context = context or Context()
         try:
-            values = self.signature.read(arguments, strict=self.strict)
-        except PydanticError as error:
-            raise WrongArguments(str(error)) from error
-        return await call_function(self.signature, values, thread if self.run_in_thread else None)
+            value = await self.signature.call(self.signature.read(arguments), context)
+            return self.convert(value) if convert_result else value
+        except (ProtocolError, Declined, Cancelled):
+            raise
+        except Exception as error:
+            if requires_url(error):
+                raise
+            if not isinstance(error, ToolError | WrongArguments):
+                logger.error("Error calling tool %r", self.name, exc_info=error)
+            raise ToolError(f"Error executing tool {self.name}: {error}") from error
 
-    def converted(self, value: Any) -> ToolResult:
-        """A function's value as a result.
+    def convert(self, value: Any) -> ToolOutput:
+        """Return a function's value as a result.
 
         Raises:
-            pydantic.ValidationError: it is not what the annotation promises.
+            LocalError: the value doesn't fit the annotation.
         """
-        if isinstance(value, ToolResult):
-            return value
         if is_result(value):
-            return self._spelled_out(value)
-        made = ToolResult.__new__(ToolResult)
-        made.meta, made.is_error, made.structured_content = None, False, None
-        made.content = blocks_of(self.serializer(value) if self.serializer is not None else value, self.ways)
-        if self.promise is not None:
-            made.structured_content = structured = self.promise.structure(value)
-            if self.ways.one_text and self.serializer is None and not _holds_content(value):
-                made.content = blocks_of(structured["result"] if self.promise.wrapped else structured, self.ways)
-            if self.promise.wrapped and self.ways.wrap_mark:
-                made.meta = {"fastmcp": {"wrap_result": True}}
-        elif self.ways.structured_dicts and not is_content(value) and not isinstance(value, list | tuple | bytes | str):
-            found = to_jsonable_python(value, fallback=str)
-            made.structured_content = found if isinstance(found, dict) else None
-        return made
+            wire = to_wire(value)
+            structured = wire.get("structuredContent")
+            if self.output is not None:
+                structured = self.output.structure(structured)
+            return ToolOutput(list(value.content), structured, wire.get("isError", False), wire.get("_meta"))
+        return ToolOutput(to_blocks(value), None if self.output is None else self.output.structure(value))
 
-    def _spelled_out(self, value: Any) -> ToolResult:
-        wire = as_wire(value)
-        structured = wire.get("structuredContent")
-        if self.promise is not None and self.promise.check is not None:
-            self.promise.check(structured)
-        return ToolResult(list(value.content), structured, wire.get("_meta"), wire.get("isError", False))
+    def describe(self) -> dict[str, Any]:
+        """Return what clients see."""
+        members = {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "inputSchema": self.parameters,
+            "outputSchema": self.output_schema,
+            "annotations": to_wire(self.annotations),
+            "icons": None if self.icons is None else [to_wire(icon) for icon in self.icons],
+            "_meta": self.meta,
+        }
+        return {name: value for name, value in members.items() if value is not None}
 
+    def item(self, server: Any) -> "ToolItem":
+        """Return the tool for the registry of a server."""
 
-def _holds_content(value: Any) -> bool:
-    return is_content(value) or (isinstance(value, list | tuple) and any(map(is_content, cast("list[Any]", value))))
+        async def run(arguments: dict[str, Any], call: Call) -> ToolOutput:
+            with tool_errors():
+                made: ToolOutput = await self.run(arguments, Context(server, call), convert_result=True)
+            return made
 
-
-def annotations_of(given: Any) -> Any:
-    """Hints about a tool, as a model where they came as a dict."""
-    return types.ToolAnnotations.model_validate(given) if is_object(given) else given
-
-
-def _waits(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        return ToolItem(self, Source(self.name, run, _decode_object, schema=self.parameters))
 
 
-class WrongArguments(Exception):
-    """Arguments that the function does not take."""
+def _decode_object(raw: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(raw, type=dict[str, Any])
+
+
+class ToolItem(tools.Tool):
+    """A tool in the registry."""
+
+    __slots__ = ()
+
+    def __init__(self, tool: Tool, source: Source) -> None:
+        super().__init__(source, meta=tool.meta)
+        self._described = tool.describe()
+
+    def encode(self, value: Any, call: Call) -> bytes:
+        """Return the members of the result for the call's revision."""
+        result: ToolOutput = value
+        call.meta = result.meta
+        members = encode(result.members())[1:-1]
+        revision = call.revision
+        if revision.structured != "none" and {"audio", "resource_link"} <= set(revision.content):
+            return members
+        return projection.tool_result(members, revision)

@@ -9,7 +9,7 @@ from pathlib import Path
 from millstream._app.serving.facts import Facts
 from millstream._app.serving.listening import passed_sockets
 from millstream._app.serving.panel import show
-from millstream._app.serving.workers.rerun import own_command
+from millstream._app.serving.workers.restart import own_command
 from millstream._app.serving.workers.sockets import open_sockets
 from millstream._app.serving.workers.supervisor import Supervisor, slots_of
 from millstream._app.serving.workers.watching import changes

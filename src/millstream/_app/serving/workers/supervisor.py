@@ -20,11 +20,11 @@ import msgspec
 from millstream._app.serving.errors import CommandError
 from millstream._app.serving.facts import Facts
 from millstream._app.serving.panel import show
-from millstream._app.serving.stopping import INTERRUPTED
-from millstream._app.serving.workers.child import Child, NotStarted
-from millstream._app.serving.workers.crew import Crew, Slot, tell_failure
+from millstream._app.serving.signals import INTERRUPTED
+from millstream._app.serving.workers.commands import Orders
 from millstream._app.serving.workers.messages import Hello, Ready
-from millstream._app.serving.workers.orders import Orders
+from millstream._app.serving.workers.worker_pool import Slot, WorkerPool, tell_failure
+from millstream._app.serving.workers.worker_process import NotStarted, WorkerProcess
 
 logger = logging.getLogger("millstream")
 
@@ -70,7 +70,7 @@ class Supervisor:
         self._told = told
         self._store = store
         # process
-        self._crew: Crew
+        self._crew: WorkerPool
         self._chores: list[asyncio.Task[Any]] = []
 
     async def run(self) -> None:
@@ -103,7 +103,7 @@ class Supervisor:
             if orders.force.is_set():
                 sys.exit(INTERRUPTED)
 
-    def _make_crew(self, store: str) -> Crew:
+    def _make_crew(self, store: str) -> WorkerPool:
         hello = Hello(
             worker=0,
             workers=len(self._slots),
@@ -116,7 +116,7 @@ class Supervisor:
         )
         # Python takes compiled code for fresh if the file has the size and the second of change that it knows.
         environment = {"PYTHONDONTWRITEBYTECODE": "1"} if self._changes is not None else {}
-        return Crew(self._command, self._slots, hello, environment=environment)
+        return WorkerPool(self._command, self._slots, hello, environment=environment)
 
     async def _start(self, orders: Orders) -> None:
         first, *others = self._slots
@@ -170,7 +170,7 @@ class Supervisor:
         They go together, because the clients of one that goes alone come back to those that are still to go.
         """
         crew = self._crew
-        new: list[Child] = []
+        new: list[WorkerProcess] = []
         tries = Counter[int]()
         while slot := self._without_successor(new):  # one that was ready may have died since
             tries[slot.number] += 1
@@ -194,13 +194,13 @@ class Supervisor:
         await asyncio.gather(*[child.left.wait() for child in old])
         logger.info("Every worker is new: %s", ", ".join(str(child.pid) for child in crew.serving()))
 
-    def _without_successor(self, new: Sequence[Child]) -> Slot | None:
+    def _without_successor(self, new: Sequence[WorkerProcess]) -> Slot | None:
         """The first place in which none of the `new` serves."""
         crew = self._crew
         there = {crew.children[child].number for child in crew.serving() if child in new}
         return next((slot for slot in self._slots if slot.number not in there), None)
 
-    async def _succeed(self, slot: Slot, new: list[Child], orders: Orders) -> None:
+    async def _succeed(self, slot: Slot, new: list[WorkerProcess], orders: Orders) -> None:
         """Start a process that is to take over, one of the `new`, unless there's a newer order before it's ready.
 
         Raises:

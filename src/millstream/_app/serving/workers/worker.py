@@ -14,19 +14,19 @@ from types import FrameType
 from millstream._app.runtimes import Application, Runtimes
 from millstream._app.serving.errors import CommandError, check_key
 from millstream._app.serving.facts import facts
-from millstream._app.serving.leaving import LINGER, Leaving
+from millstream._app.serving.http_server import AFTER_DRAIN, Accept, serve
 from millstream._app.serving.public import check_public
-from millstream._app.serving.stopping import INTERRUPTED, waits_for
-from millstream._app.serving.uvicorn_server import AFTER_DRAIN, Accept, serve
+from millstream._app.serving.signals import INTERRUPTED, waits_for
 from millstream._app.serving.workers.messages import BEATS, Alive, Drain, Force, Left, Ready, Roster, ToWorker
-from millstream._app.serving.workers.place import Place
-from millstream._app.serving.workers.standing_in import StandIn
+from millstream._app.serving.workers.slot import WorkerSlot
+from millstream._app.serving.workers.socket_takeover import SocketTakeover
+from millstream._http.server.drain import LINGER, DrainTimes
 from millstream._server.calls.keys import load_secrets
 
 logger = logging.getLogger("millstream")
 
 
-def serve_worker(place: Place, application: Application) -> None:
+def serve_worker(place: WorkerSlot, application: Application) -> None:
     """Serve until told to stop.
 
     Raises:
@@ -48,15 +48,14 @@ def serve_worker(place: Place, application: Application) -> None:
         others = {number: [socket.socket(fileno=each) for each in numbers] for number, numbers in hello.others.items()}
         for listener in (each for sockets in others.values() for each in sockets):
             listener.set_inheritable(False)
-        stand_in = StandIn(hello.worker, others)
+        stand_in = SocketTakeover(hello.worker, others)
         line = _Line(place, application.runtimes, stand_in)
         try:
             serve(
                 application,
                 hello.host,
-                hello.port,
                 listeners=listeners,
-                told=line,
+                callbacks=line,
                 stops=partial(Orders, place, stand_in),
                 seats=place.seats,
             )
@@ -69,7 +68,7 @@ def serve_worker(place: Place, application: Application) -> None:
 class _Line:
     """Tells the parent where this worker is on its way."""
 
-    def __init__(self, place: Place, runtimes: Runtimes, stand_in: StandIn) -> None:
+    def __init__(self, place: WorkerSlot, runtimes: Runtimes, stand_in: SocketTakeover) -> None:
         self._place = place
         self._stand_in = stand_in
         self._definition = runtimes.definition
@@ -101,7 +100,9 @@ class Orders:
 
     __slots__ = ("_loop", "_on_stop", "_place", "_runtimes", "_stand_in", "_stopping", "_task", "forced")
 
-    def __init__(self, place: Place, stand_in: StandIn, runtimes: Runtimes, on_stop: Callable[[Leaving], None]) -> None:
+    def __init__(
+        self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
+    ) -> None:
         """Nothing is heard before `heard`."""
         self._place = place
         self._stand_in = stand_in
@@ -153,7 +154,7 @@ class Orders:
     def _take(self, message: ToWorker) -> None:
         delay = self._runtimes.definition.settings.drain_delay
         if isinstance(message, Drain):
-            self._stop(Leaving(0.0, LINGER) if message.replaced else Leaving.stopping(delay))
+            self._stop(DrainTimes(0.0, LINGER) if message.replaced else DrainTimes.stopping(delay))
         elif isinstance(message, Force):
             self.forced = True
             if self._task is not None:
@@ -166,13 +167,13 @@ class Orders:
         """Without its parent a worker has no future; whoever comes next needs the address at once."""
         self._loop.remove_reader(self._place.line.end.fileno())
         logger.warning("The parent process is gone, and this worker goes, too")
-        self._stop(Leaving())
+        self._stop(DrainTimes())
 
-    def _stop(self, leaving: Leaving) -> None:
+    def _stop(self, times: DrainTimes) -> None:
         if not self._stopping:
             self._stopping = True
             waits = waits_for(self._runtimes)
             if waits:
                 logger.info("Before this worker ends: %s", waits)
             self._stand_in.end()
-            self._on_stop(leaving)
+            self._on_stop(times)

@@ -1,31 +1,29 @@
--- KEYS: stream, meta, places, followers or generation[, index, order, sizes]
--- ARGV: place, number, epoch, run, data, ttl, most, seal, floor, about[, index ttl, most, room, streams]
-local epoch, refusal = ARGV[3], nil
-local followers = {}
-if ARGV[4] ~= '' then
-  epoch, refusal = generation(KEYS[4], ARGV[4])
-  if not epoch then
-    return refusal
-  end
-end
+-- KEYS: stream, meta, places, generation[, index, order, sizes]
+-- ARGV: place, number, epoch, data, ttl, most, seal[, index ttl, most, room, streams]   Gives: offset, epoch
+local epoch = epoch_of(KEYS[4], ARGV[3])
 local known = before(KEYS[3], ARGV[1], ARGV[2])
 if type(known) == 'table' then
   return known
 end
 if not known then
-  known, refusal = append(KEYS[1], KEYS[2], ARGV[5], ARGV[6], ARGV[7], ARGV[8] == '1', tonumber(ARGV[9]), ARGV[10])
-  if not known then
-    return refusal
+  local meta = redis.call('HMGET', KEYS[2], 'last', 'sealed', 'epoch')
+  if meta[2] then
+    return redis.error_reply('SEALED stream')
   end
+  -- In each epoch, a stream begins at a time: offsets that were lost, or that it had before it was dropped, are lower.
+  local next = (tonumber(meta[1]) or 0) + 1
+  known = digits(meta[3] == epoch and next or math.max(next, clock()))
+  -- Those who read along take the epoch from the entry.
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[6], known .. '-0', 'd', ARGV[4], 'e', epoch)
+  redis.call('HSET', KEYS[2], 'last', known, 'epoch', epoch)
+  if ARGV[7] == '1' then
+    redis.call('HSET', KEYS[2], 'sealed', '1')
+  end
+  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+  redis.call('PEXPIRE', KEYS[2], ARGV[5])
   if KEYS[5] then
-    index(KEYS[5], KEYS[6], KEYS[7], known, ARGV[5], ARGV[11], ARGV[12], tonumber(ARGV[13]), tonumber(ARGV[14]))
+    index(KEYS[5], KEYS[6], KEYS[7], known, ARGV[4], ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]))
   end
   remember(KEYS[3], ARGV[1], ARGV[2], known)
 end
-if ARGV[4] == '' then
-  -- A stream outside the hub's slot keeps the generation in which it began.
-  redis.call('HSETNX', KEYS[2], 'epoch', epoch)
-  epoch = redis.call('HGET', KEYS[2], 'epoch')
-  followers = redis.call('SMEMBERS', KEYS[4])
-end
-return {known, epoch, followers}
+return {known, epoch}

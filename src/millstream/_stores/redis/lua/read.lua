@@ -1,16 +1,6 @@
--- KEYS: stream, meta[, generation]   ARGV: after or '', limit, bytes, 'newest' or '', run
--- Gives: epoch or '', {oldest, newest} where it can't go on from there, else {}, entries (id, data, how it was appended
--- or '', ...)
-local epoch, refusal
-if KEYS[3] then
-  epoch, refusal = generation(KEYS[3], ARGV[5])
-  if not epoch then
-    return refusal
-  end
-else
-  epoch = redis.call('HGET', KEYS[2], 'epoch')
-end
-epoch = epoch or ''
+-- KEYS: stream, meta, generation   ARGV: after or '', limit, bytes, 'newest' or '', epoch
+-- Gives: epoch, {oldest, newest} where it can't go on from there, else {}, entries (id, data, ...)
+local epoch = epoch_of(KEYS[3], ARGV[5])
 local limit, bytes = tonumber(ARGV[2]), tonumber(ARGV[3])
 local newest = ARGV[4] == 'newest'
 local found = {}
@@ -32,7 +22,6 @@ while limit > 0 and bytes > 0 do
     if bytes > 0 then
       found[#found + 1] = string.sub(entry[1], 1, -3)
       found[#found + 1] = entry[2][2]
-      found[#found + 1] = entry[2][4] or ''
       bytes = bytes - #entry[2][2]
       limit = limit - 1
       from = '(' .. entry[1]

@@ -31,9 +31,8 @@ local function before(places, place, number)
 end
 
 local function remember(places, place, number, gave)
-  if redis.call('HSET', places, place, number .. ' ' .. gave) == 1 then
-    redis.call('PEXPIRE', places, 600000, 'NX')
-  end
+  redis.call('HSET', places, place, number .. ' ' .. gave)
+  redis.call('PEXPIRE', places, 600000, 'NX')
 end
 
 -- Epochs begin with the time when they began, so that of two the later one is known.
@@ -41,71 +40,19 @@ local function older(epoch, than)
   return string.sub(epoch, 1, 11) < string.sub(than, 1, 11)
 end
 
-local function fresh(chance, after)
-  local now = math.floor(clock() / 1000)
-  return string.format('%011x', math.max(now, (tonumber(string.sub(after, 1, 11), 16) or 0) + 1)) .. chance
-end
-
--- A run as a worker says it: which run of a server, and the turn of the data that it knows, if it knows any.
-local function server_and_turn(run)
-  local server, turn = string.match(run or '', '^(.*)%.(%d*)$')
-  return server, tonumber(turn) or 0
-end
-
--- Turns are times, too: data that are settled on two servers, neither of which knows of the other, are not the same.
-local function next_turn(turn)
-  return digits(math.max(turn + 1, math.floor(clock() / 1000)))
-end
-
--- Whether the data that this server has are those that the worker knows, or later ones. Data that others settled later,
--- of an epoch that was given up elsewhere meanwhile, lack what was added there.
-local function settled_for(data, known, epoch)
-  local here, turn = server_and_turn(data[1])
-  local server, needed = server_and_turn(known)
-  return here == server and turn >= needed and not older(data[2], epoch)
-end
-
--- Whether this server may take appends: it has the generation of the data, and nobody has yet to bring it what its
--- predecessor had. Gives the generation, or an error.
-local function generation(about, run)
+-- The epoch of the data. Another replication id is another primary, or another run of it: the newest entries may be
+-- missing, so a new epoch begins. So it does where a worker has seen a later one than the data have.
+local function epoch_of(about, seen)
+  local run = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
   local known = redis.call('HMGET', about, 'epoch', 'run')
-  if not known[1] then
-    return nil, redis.error_reply('EMPTY store')
+  if known[1] and known[2] == run and not older(known[1], seen) then
+    return known[1]
   end
-  if known[2] ~= run then
-    return nil, redis.error_reply('SUCCESSOR server')
-  end
-  return known[1]
-end
-
--- Append to a stream; gives the offset as digits, or an error. `floor` is the highest offset of this stream that the
--- worker knows of: where the stream is behind it, the stream lost its tail, and goes on with a hole that tells.
-local function append(stream, meta, data, ttl, most, seal, floor, about)
-  local known = redis.call('HMGET', meta, 'last', 'sealed')
-  if known[2] then
-    return nil, redis.error_reply('SEALED stream')
-  end
-  local offset
-  if known[1] then
-    offset = tonumber(known[1]) + 1
-  end
-  if not offset or offset <= floor then
-    offset = math.max(clock(), floor + 2)
-  end
-  offset = digits(offset)
-  if about == '' then
-    redis.call('XADD', stream, 'MAXLEN', '~', most, offset .. '-0', 'd', data)
-  else
-    -- How it was appended, for those who may have to append it again to another server.
-    redis.call('XADD', stream, 'MAXLEN', '~', most, offset .. '-0', 'd', data, 'x', about)
-  end
-  redis.call('HSET', meta, 'last', offset)
-  if seal then
-    redis.call('HSET', meta, 'sealed', '1')
-  end
-  redis.call('PEXPIRE', stream, ttl)
-  redis.call('PEXPIRE', meta, ttl)
-  return offset
+  local last = math.max(tonumber(string.sub(known[1] or '', 1, 11), 16) or 0, tonumber(string.sub(seen, 1, 11), 16) or 0)
+  local epoch = string.format('%011x', math.max(math.floor(clock() / 1000), last + 1)) .. string.sub(run, 1, 4)
+  redis.call('HSET', about, 'epoch', epoch, 'run', run)
+  redis.call('PEXPIRE', about, 7776000000)
+  return epoch
 end
 
 -- The room that the streams or values of one kind have: what was written the longest ago goes first. `order` is a sorted
@@ -195,29 +142,4 @@ local function index(stream, order, sizes, offset, data, ttl, most, room, stream
     size = (tonumber(bytes) + cost) * math.min(1, length / (tonumber(entries) + 1))
   end
   account(order, sizes, stream, known, math.floor(size), ' ' .. length, ttl, room, streams)
-end
-
--- Whether a worker has its lease. Where nobody has one, nobody could renew it: Redis stood still, or its clock was set.
--- Until somebody does, those who had one to the end go on as if they had it.
-local function alive(leases, worker, now)
-  local until_ = redis.call('ZSCORE', leases, worker)
-  if not until_ then
-    return false
-  end
-  if tonumber(until_) > now then
-    return true
-  end
-  local last = tonumber(redis.call('ZREVRANGE', leases, 0, 0, 'WITHSCORES')[2])
-  return last <= now and tonumber(until_) > last - 20000000 -- microseconds: more than three leases
-end
-
--- Where nobody could renew a lease since a time, all that had one to the end have another one. It comes before anybody
--- takes one.
-local function outlast(leases, now, lease, since)
-  local latest = redis.call('ZREVRANGE', leases, 0, 0, 'WITHSCORES')
-  if latest[2] and tonumber(latest[2]) <= now and tonumber(latest[2]) > since then
-    for _, worker in ipairs(redis.call('ZRANGEBYSCORE', leases, digits(tonumber(latest[2]) - 2 * lease), '+inf')) do
-      redis.call('ZADD', leases, digits(now + lease), worker)
-    end
-  end
 end

@@ -1,0 +1,270 @@
+"""What the dashboard shows, of all workers together: figures, history, recent calls, slow readers.
+
+Each worker keeps its own. The one that serves a dashboard asks the others, waits a moment for their replies, and adds
+up what it got. Without a dashboard, nothing is sent.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from heapq import nlargest
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct, structs
+
+from millstream._protocol.errors import LocalError
+from millstream._server.observing.figures import Figures, present
+from millstream._server.observing.past import present_past
+from millstream._server.observing.recent_calls import Calls, RecentCalls, present_calls
+from millstream._server.peer_messages import StatsReply, StatsRequest
+from millstream._server.peers import Peers
+from millstream._telemetry.history import STEPS, Gauges, History, Past
+from millstream._telemetry.process import resident_bytes
+from millstream._transports.open_streams import OpenStreams
+
+if TYPE_CHECKING:
+    from millstream._server.observing.observer import Observer
+    from millstream.hub import Hub, Subscription
+
+PATIENCE: Final = 0.4
+"""Seconds to wait for the other workers."""
+READERS: Final = 30
+MAX_WORKERS: Final = 256
+"""Replies of more workers are ignored."""
+MAX_CHANNELS: Final = 100
+"""Channels of one worker: those with the most subscribers."""
+_SAME: Final = 0.5
+"""Seconds for which the figures of this worker are kept: rates are those since the last look."""
+FRESH: Final = 5.0
+"""Seconds for which the figures of a worker that doesn't reply are shown."""
+
+
+class _Question(Struct, array_like=True, frozen=True):
+    about: str
+    seconds: int = 60
+    method: str = ""
+    name: str = ""
+
+
+class Reader(Struct, array_like=True, frozen=True):
+    """An open stream, and how far its reader is behind."""
+
+    transport: str
+    who: str
+    channels: list[str]
+    seconds: float | None
+    """Since it was opened, if that's known."""
+    waiting: int
+    """Bytes that it hasn't read yet."""
+
+
+_OF_HUB: Final = frozenset(("events", "websocket"))
+"""Transports whose readers and channels the hub knows."""
+_FIGURES: Final = 0
+"""The number of requests that wait for nothing: replies count when they come."""
+_encode = msgspec.msgpack.Encoder().encode
+_decode_question = msgspec.msgpack.Decoder(_Question).decode
+_decode_figures = msgspec.msgpack.Decoder(Figures).decode
+_decode_past = msgspec.msgpack.Decoder(Past).decode
+_decode_calls = msgspec.msgpack.Decoder(Calls).decode
+_decode_readers = msgspec.msgpack.Decoder(list[Reader]).decode
+
+
+class _Waiting(NamedTuple):
+    answers: dict[str, bytes]
+    """By worker."""
+    expected: set[str]
+    """Workers that replied the last time."""
+    done: asyncio.Event
+
+
+class DashboardQueries:
+    """Replies for this worker, and asks the others."""
+
+    __slots__ = ("_calls", "_clock", "_cpu", "_figures", "_history", "_hub", "_known", "_me", "_numbers", "_observer",
+                 "_peers", "_sending", "_streams", "_taken", "_waiting")  # fmt: skip
+
+    def __init__(
+        self,
+        peers: Peers,
+        observer: "Observer",
+        calls: RecentCalls,
+        *,
+        streams: OpenStreams,
+        hub: "Hub",
+        me: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep nothing before `run`.
+
+        Args:
+            peers: the other workers.
+            observer: has the counts.
+            calls: the recent ones.
+            streams: the open streams of this worker.
+            hub: has the subscribers.
+            me: the name of this worker.
+            clock: seconds that only grow.
+        """
+        # Configuration
+        self._peers = peers
+        self._observer = observer
+        self._calls = calls
+        self._streams = streams
+        self._hub = hub
+        self._me = me
+        self._clock = clock
+        # Process
+        self._taken: tuple[float, Figures] | None = None
+        """The newest figures of this worker, and when they were taken."""
+        self._figures: dict[str, tuple[float, Figures]] = {}
+        """The newest figures of the other workers, and when they came."""
+        self._history = History(observer.durations.bounds)
+        self._cpu = time.process_time()
+        self._numbers = count(1)
+        self._waiting: dict[int, _Waiting] = {}
+        """By number of the request."""
+        self._known: set[str] = set()
+        """Workers that replied to the last request."""
+        self._sending: set[asyncio.Task[Any]] = set()
+        peers.on(StatsRequest, self._reply_to)
+        peers.on(StatsReply, self._take_reply)
+
+    async def run(self) -> None:
+        """Record each second, until cancelled. The runtime owns the task."""
+        while True:
+            now = time.time()
+            self.remember(int(now) - 1)
+            await asyncio.sleep(1.02 - now % 1)
+
+    def remember(self, second: int) -> None:
+        """Record the counts since the last call as those of this second."""
+        cpu = time.process_time()
+        used, self._cpu = cpu - self._cpu, cpu
+        gauges = Gauges(self._observer.lag(), used, resident_bytes() or 0, len(self._streams))
+        self._history.take(second, self._observer.calls(), gauges)
+
+    # What a page asks for
+
+    async def measure(self) -> None:
+        """Ask the other workers for their figures. `snapshot` shows those that came."""
+        now = self._clock()
+        self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
+        await self._peers.tell(StatsRequest(_FIGURES, _encode(_Question("figures"))))
+
+    def snapshot(self, *, store: Any = None) -> dict[str, Any]:
+        """Return what the dashboard shows: the sums over all workers, and a row for each."""
+        figures = {name: each for name, (_, each) in self._figures.items()}
+        return present({**figures, self._me: self._own()}, self._me, store=store)
+
+    def _own(self) -> Figures:
+        """Return the figures of this second, which are taken once for all dashboards."""
+        now = self._clock()
+        if self._taken is None or now - self._taken[0] >= _SAME:
+            self._taken = now, self._observer.figures(hub=structs.asdict(self._hub.stats()))
+        return self._taken[1]
+
+    async def history(self, seconds: int, method: str = "", name: str = "") -> dict[str, Any]:
+        """Return the last so many seconds, as in `present_past`; with a method, its own points, too."""
+        question = _Question(
+            "history", min((each for each in STEPS if each >= seconds), default=max(STEPS)), method, name
+        )
+        answers = await self._ask(question)
+        return present_past([_decode_past(each) for each in answers.values()], question.seconds)
+
+    async def calls(self) -> dict[str, Any]:
+        """Return the newest calls, and the clients."""
+        return present_calls(_decode_calls(each) for each in (await self._ask(_Question("calls"))).values())
+
+    async def readers(self) -> dict[str, Any]:
+        """Return the streams whose readers are furthest behind."""
+        found = [
+            each for answer in (await self._ask(_Question("readers"))).values() for each in _decode_readers(answer)
+        ]
+        found.sort(key=lambda each: (-each.waiting, -(each.seconds or 0)))
+        return {"readers": [structs.asdict(each) for each in found[:READERS]]}
+
+    async def _answer(self, question: _Question) -> bytes:
+        if question.about == "figures":
+            return _encode(_with_few_channels(self._own()))
+        if question.about == "history":
+            chosen = (question.method, question.name) if question.method else None
+            return await asyncio.to_thread(lambda: _encode(self._history.look(question.seconds, chosen)))
+        return _encode(self._calls.look() if question.about == "calls" else self._slowest())
+
+    def _slowest(self) -> list[Reader]:
+        subscribers = [_reader(each) for each in self._hub.slowest(READERS)]
+        streams = [
+            Reader(transport, owner, [], round(seconds, 1), waiting)
+            for transport, owner, seconds, waiting in self._streams.slowest(READERS)
+            if transport not in _OF_HUB
+        ]
+        return [*subscribers, *streams]
+
+    # Between workers
+
+    async def _ask(self, question: _Question) -> dict[str, bytes]:
+        """Return the replies by worker, our own first.
+
+        All workers are asked. It waits for those that replied the last time; the first request finds them.
+        """
+        if not self._peers.shared:
+            return {self._me: await self._answer(question)}
+        number = next(self._numbers)
+        waiting = self._waiting[number] = _Waiting({}, set(self._known), asyncio.Event())
+        try:
+            await self._peers.tell(StatsRequest(number, _encode(question)))
+            async with asyncio.timeout(PATIENCE):
+                await waiting.done.wait()
+        except TimeoutError:
+            self._known.intersection_update(waiting.answers)
+        finally:
+            del self._waiting[number]
+        return {self._me: await self._answer(question), **waiting.answers}
+
+    def _reply_to(self, request: StatsRequest, worker: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._reply(request, worker))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _reply(self, request: StatsRequest, worker: str) -> None:
+        # The other worker may be of another version, or gone; its page asks again soon.
+        with suppress(LocalError, OSError, msgspec.DecodeError):
+            answer = await self._answer(_decode_question(request.about))
+            await self._peers.send(worker, StatsReply(request.number, answer))
+
+    def _take_reply(self, reply: StatsReply, worker: str) -> None:
+        if reply.number == _FIGURES:
+            with suppress(msgspec.DecodeError):  # of another version, during a deploy
+                if len(self._figures) < MAX_WORKERS or worker in self._figures:
+                    self._figures[worker] = self._clock(), _decode_figures(reply.answer)
+            return
+        if len(self._known) < MAX_WORKERS:
+            self._known.add(worker)
+        waiting = self._waiting.get(reply.number)
+        if waiting is None or len(waiting.answers) >= MAX_WORKERS:
+            return
+        waiting.answers[worker] = reply.answer
+        if waiting.expected and waiting.expected <= waiting.answers.keys():
+            waiting.done.set()
+
+
+def _with_few_channels(figures: Figures) -> Figures:
+    """Bound the size of a message: there may be a channel for each client."""
+    hub = figures.hub
+    if hub is None or len(hub["channels"]) <= MAX_CHANNELS:
+        return figures
+    channels: Mapping[str, int] = hub["channels"]
+    largest = nlargest(MAX_CHANNELS, channels.items(), key=lambda item: (item[1], item[0]))
+    return structs.replace(figures, hub={**hub, "channels": dict(largest)})
+
+
+def _reader(subscriptions: tuple["Subscription", ...]) -> Reader:
+    """Return the reader of the stream that these subscriptions share."""
+    first = subscriptions[0]
+    named = (each.member.name or each.member.client_id for each in subscriptions if each.member is not None)
+    channels = [channel for each in subscriptions for channel in each.channels]
+    return Reader(first.transport, next(named, first.address), channels[:8], None, first.outlet.buffered)

@@ -1,0 +1,97 @@
+"""The table of parts: where each one is, and when a server has it. A part is imported where it's wanted."""
+
+from collections.abc import Callable, Collection, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from millstream._config import Settings
+
+if TYPE_CHECKING:
+    from millstream._parts import Part
+
+
+class Described(Protocol):
+    """What of a server's `Definition` decides which parts it has."""
+
+    store: str
+    settings: Settings
+    parts: frozenset[str]
+    extra_parts: "Sequence[Part]"
+
+    @property
+    def protected(self) -> bool: ...
+
+    def mounts(self) -> bool: ...
+
+
+def _always(definition: Described) -> bool:
+    return True
+
+
+def _signs_in(definition: Described) -> bool:
+    return definition.protected or definition.mounts()
+
+
+def _audits(definition: Described) -> bool:
+    return bool(definition.settings.audit_log)
+
+
+def _stores_alone(definition: Described) -> bool:
+    return definition.store.startswith(("memory:", "sqlite:"))
+
+
+class Entry(NamedTuple):
+    """A part that Millstream brings along."""
+
+    place: str
+    """Module and class; the class is called with the definition of the server."""
+    when: Callable[[Described], bool] | None = _always
+    """Whether a server of this definition has it; None for parts that ``serve=`` names."""
+    brings: Collection[str] = ()
+    """Further parts that ``serve=`` brings with it."""
+
+
+_PARTS = "millstream._app.parts"
+TABLE: dict[str, Entry] = {
+    "metrics": Entry(f"{_PARTS}.metrics:MetricsPart", None),
+    "auth": Entry(f"{_PARTS}.auth:AuthPart", _signs_in),
+    "limits": Entry(f"{_PARTS}.limits:LimitsPart"),
+    "hub": Entry(f"{_PARTS}.hub:HubPart", None),
+    "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),
+    "observation": Entry(f"{_PARTS}.observation:ObservationPart"),
+    "mcp": Entry(f"{_PARTS}.mcp:McpPart"),
+    "probes": Entry(f"{_PARTS}.probes:ProbesPart"),
+    "rest": Entry(f"{_PARTS}.rest:RestPart", None),
+    "web": Entry(f"{_PARTS}.web:WebPart", None, ("hub", "rest", "metrics")),
+    "paths": Entry(f"{_PARTS}.paths:PathsPart"),
+    "siblings": Entry(f"{_PARTS}.siblings:SiblingsPart", _stores_alone),
+    "audit": Entry(f"{_PARTS}.audit:AuditPart", _audits),
+}
+"""Name -> part. Parts open in this order, after those they need."""
+SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)
+"""What ``serve=`` can name."""
+
+
+def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
+    """Return the parts that a ``serve`` value names, with those that they bring.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+    names = serve.replace(",", " ").split() if isinstance(serve, str) else list(serve)
+    if "all" in names:
+        return frozenset(SERVABLE)
+    unknown = [name for name in names if name not in SERVABLE]
+    if unknown:
+        raise ValueError(f"Unknown part {unknown[0]!r} in serve: use {', '.join(SERVABLE)} or all")
+    return frozenset(names).union(*(TABLE[name].brings for name in names))
+
+
+def make_parts(definition: Described) -> "list[Part]":
+    """Return the parts of a server by its `Definition`, those of the program last."""
+    made: list[Part] = []
+    for name, entry in TABLE.items():
+        if name in definition.parts if entry.when is None else entry.when(definition):
+            module, _, kind = entry.place.partition(":")
+            made.append(getattr(import_module(module), kind)(definition))
+    return [*made, *definition.extra_parts]

@@ -1,0 +1,153 @@
+"""Signing in: the guard in front of every path, and the paths by which callers sign in."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from millstream._app.definition import Definition
+from millstream._app.parts import OwnPart
+from millstream._http.message import Handler, Request, Response
+from millstream._parts import Host, Route
+from millstream._protocol.errors import LocalError
+
+if TYPE_CHECKING:
+    from millstream.auth._guard import AuthGuard
+    from millstream.auth._method import AuthMethod
+
+_STYLES = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css")
+"""The style sheets of the pages of an authorization server."""
+
+
+class AuthPart(OwnPart):
+    """Puts the methods that the program and the settings name together as one guard."""
+
+    name: str = "auth"
+
+    async def open(self, host: Host) -> None:
+        """Make the guard, where callers sign in.
+
+        Raises:
+            LocalError, ValueError: a key or a key file cannot be used, or there are two authorization servers.
+        """
+        definition, services = self.definition, host.services
+        if not definition.protected:
+            host.on_http(lambda: _check_mounted(definition))
+            return
+        from millstream.auth._challenge import Challenges  # noqa: PLC0415  only where callers sign in
+        from millstream.auth._guard import AuthGuard  # noqa: PLC0415
+
+        methods = _methods(definition, host)
+        resources = [each.resource for each in methods if each.resource]
+        challenges = Challenges(
+            resource=resources[0] if resources else "",
+            oauth=any(each.issuers for each in methods),
+            scopes=[scope for each in methods for scope in each.scopes],
+        )
+        host.guard = guard = AuthGuard(methods, challenges)
+        host.on_close(guard.close)
+        services.lacking = challenges.refuse
+        for each in guard.methods:
+            host.shared_paths |= set(each.shared_paths())
+        if host.store.shared:
+            guard.pool = host.pool
+            for each in guard.methods:
+                each.share(guard.pool)
+
+        def end_streams(now: float) -> None:
+            if guard.refresh(host.streams.end_opened):
+                host.streams.end_of(lambda owner: not guard.holds(owner))
+
+        host.every_second(end_streams)
+        host.on_http(lambda: self._serve(host, guard))
+
+    def _serve(self, host: Host, guard: "AuthGuard") -> None:
+        paths: dict[str, Mapping[str, Handler]] = {
+            path: {"GET": handler} for path, handler in _metadata(guard, self.definition).items()
+        }
+        if "rest" in self.definition.parts:
+            paths |= self._sign_in(host, guard)
+        for each in guard.methods:
+            served = each.paths()
+            below = {path.removesuffix("/authorize") for path in served if path.endswith("/authorize")}
+            paths |= {prefix + name: {"GET": _style(name)} for prefix in below for name in _STYLES}
+            paths |= served
+        for path, handlers in paths.items():
+            # Callers have no credential yet when they come here.
+            host.routes.add(path, Route(handlers, public=True, reserved=True))
+
+    def _sign_in(self, host: Host, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
+        """Return the paths where people sign in to the pages."""
+        from millstream.auth._sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
+
+        services = host.services
+        pages = {"/docs", "/dashboard", "/chat", "/inspect"} if "web" in self.definition.parts else {"/docs"}
+        sign_in = SignIn(
+            guard, pages, lambda: services.ring, services.nonce, store=host.store, server=self.definition.title
+        )
+        guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
+        return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
+
+
+def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
+    """Return the methods of the program, then the keys of the settings.
+
+    Raises:
+        LocalError, ValueError: a key or a key file cannot be used, or there are two authorization servers.
+    """
+    from millstream.auth._method import Unbound  # noqa: PLC0415  only where callers sign in
+
+    settings, registry = host.settings, host.registry
+    methods: list[AuthMethod] = [
+        each.bind(host.services, definition.title, lambda: registry.scopes) if isinstance(each, Unbound) else each
+        for each in definition.auth
+    ]
+    served: set[str] = set()
+    for each in methods:
+        paths = each.paths().keys()
+        if served & paths:
+            raise ValueError(
+                "A server has one auth.issuer(…), and one auth.oidc(…) with a client_id: their paths would be the same."
+            )
+        served |= paths
+    if settings.auth_key or settings.auth_keys:
+        from millstream import auth  # noqa: PLC0415  only where callers sign in
+
+        methods.append(auth.keys(*([settings.auth_key] if settings.auth_key else []), file=settings.auth_keys))
+    return methods
+
+
+def _check_mounted(definition: Definition) -> None:
+    """Refuse a mounted server that wants sign-in where this one doesn't: a guard protects a whole server.
+
+    Raises:
+        LocalError: there is one.
+    """
+    for each in definition.mounted:
+        if each.auth:
+            raise LocalError(
+                f"{each.name!r} has auth=…, and is mounted on {definition.name!r}, which has none: anybody could call "
+                f"its tools there. Give {definition.name!r} the same auth=…"
+            )
+        _check_mounted(each)
+
+
+def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handler]:
+    """Return the paths that say where to get a token; none where no authorization server gives any."""
+    if not any(each.issuers for each in guard.methods):
+        return {}
+    from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415  only where tokens are taken
+    from millstream.auth._resource import ResourceMetadata  # noqa: PLC0415
+
+    registry = definition.registry
+    return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes, ask_issuer).paths(
+        definition.settings.path
+    )
+
+
+def _style(name: str) -> Handler:
+    """Return the handler of a style sheet, whatever its path."""
+    from millstream._web.pages import asset  # noqa: PLC0415  only where there are pages
+
+    async def get(request: Request) -> Response:
+        return asset(name, query=request.query, known=request.headers.get(b"if-none-match", b""))
+
+    return get

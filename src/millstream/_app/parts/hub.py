@@ -1,0 +1,169 @@
+"""The hub: its log in the store, its routes, its WebSocket, its metrics, and the streams of calls.
+
+With ``stream: true``, progress and result of a call also go to the stream of a client, ``/mcp/sse/{client_id}``. The
+caller names its client id by the header ``X-Client-Id``, the query ``?client_id=``, the argument ``client_id``, or
+``_meta.clientId``; the first that is given counts. Without one, a new one is made. The reply's ``_meta`` says which it
+is, and where to listen. The client's mailbox keeps what comes before it listens.
+"""
+
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from millstream._app.parts import OwnPart
+from millstream._http.message import Request
+from millstream._parts import PUBLISH, Host, Route
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
+from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import error_message
+from millstream._server.calls.call import Call, params_of, value_of
+from millstream.hub import Hub, HubLimits
+from millstream.hub._channels import check_client_id
+from millstream.hub._limits import InvalidName, TooLarge
+
+if TYPE_CHECKING:
+    from millstream._protocol.principal import Principal
+    from millstream._telemetry.metrics import Metrics
+
+
+logger = logging.getLogger("millstream.hub")
+
+HEADER = b"x-client-id"
+
+
+class HubPart(OwnPart):
+    """Opens before the lifespan, which may publish."""
+
+    name: str = "hub"
+
+    async def open(self, host: Host) -> None:
+        """Open the hub."""
+        hub = Hub(host.store, HubLimits.of(host.settings), authorize=self.definition.authorize_channel)
+        await hub.open()
+        host.stack.push_async_callback(hub.close)
+        host.hub = host.services.hub = hub
+        host.lives_on = True
+        host.services.streamed = ClientStreams(hub).attach
+        host.report("subscribers", lambda: hub.stats().subscribers, limit=hub.limits.max_connections)
+        if host.metrics is not None:
+            _measure(host.metrics, hub)
+        host.on_http(lambda: self._serve(host, hub))
+
+    def _serve(self, host: Host, hub: Hub) -> None:
+        from millstream._http.hosts import of_this_site  # noqa: PLC0415  a server without HTTP does without these
+        from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes  # noqa: PLC0415
+        from millstream._transports.websocket.route import WebSocketRoute  # noqa: PLC0415
+
+        settings, guard = host.settings, host.guard
+        hooked = self.definition.authorize_channel is not None
+
+        def may_publish(principal: "Principal | None", address: str, headers: Mapping[bytes, bytes]) -> bool:
+            if guard is None:
+                return host.is_local(address, headers)
+            return hooked or (principal is not None and principal.has((PUBLISH,)))
+
+        socket = WebSocketRoute(
+            host.dispatcher, hub, host.policy, host.streams, guard=guard, may_publish=may_publish,
+            gates=host.request_gates,
+        )  # fmt: skip
+        host.sockets["/ws"] = socket
+        host.on_drain(socket.close)
+        handlers = HubRoutes(
+            hub, host.streams, max_depth=settings.max_depth, gzip=settings.gzip_streams, note=host.services.note
+        )
+        scope = "" if hooked else PUBLISH
+        add = host.routes.add
+        add("/events", Route({"GET": handlers.events}, stream=True, gated=True))
+        publish = Route({"POST": handlers.publish}, scope=scope, private=True, gated=True, message="hub/publish")
+        add("/publish", publish)
+        add("/ws", Route({"GET": socket.plain}))
+        host.routes.add_prefix(CLIENT_PATH, Route({"GET": of_this_site(handlers.client_stream)}, gated=True))
+
+
+def _measure(metrics: "Metrics", hub: Hub) -> None:
+    read, stats = metrics.read, hub.stats
+    back = "Subscribers that came back: all was replayed, or there was a gap."
+    read("counter", "hub_events_published_total", "Events published here.", lambda: {(): stats().published})
+    read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): stats().delivered})
+    read("counter", "hub_events_dropped_total", "Subscribers that were cut.", lambda: _by(stats().cut), ("reason",))
+    read("counter", "hub_replay_total", back, lambda: _by(stats().replays), ("outcome",))
+    read("gauge", "hub_streams_active", "Subscribers now.", lambda: _by(stats().transports), ("transport",))
+    read("gauge", "hub_send_queue_bytes", "Bytes not yet taken.", lambda: {(): hub.queued_bytes()})
+
+
+def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
+    return {(name,): int(count) for name, count in counts.items()}
+
+
+class ClientStreams:
+    """Attaches the stream of a client to the calls that ask for it."""
+
+    __slots__ = ("_hub",)
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def attach(self, call: Call) -> None:
+        """Mirror a call to its client's stream, if its arguments say ``stream: true``.
+
+        Raises:
+            ProtocolError: INVALID_PARAMS for a client id that cannot be one; it says where the id stands.
+        """
+        if getattr(call.arguments, "stream", False) is not True:
+            return
+        place, client_id = self._named(call)
+        try:
+            check_client_id(client_id)
+        except InvalidName as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
+        call.tee = _Mirror(self._hub, client_id, call).send
+        root = call.origin.root_path if isinstance(call.origin, Request) else ""
+        url = f"{root}/mcp/sse/{quote(client_id, safe='')}"
+        call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
+
+    @staticmethod
+    def _named(call: Call) -> tuple[str, str]:
+        """Where the caller's client id stands, and the id; a caller without one gets a new one."""
+        header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
+        argument = getattr(call.arguments, "client_id", "")
+        meta = members(value_of(params_of(call).meta)).get("clientId")
+        given = (
+            ("X-Client-Id", header),
+            ("client_id", call.client_id or (argument if isinstance(argument, str) else "")),
+            ("_meta.clientId", meta if isinstance(meta, str) else ""),
+        )
+        return next((each for each in given if each[1]), ("", secrets.token_hex(16)))
+
+
+class _Mirror:
+    """Sends what a call says to a client's stream, as far as the hub takes it: the caller's own reply comes first."""
+
+    __slots__ = ("_client_id", "_hub", "_principal", "_request_id")
+
+    def __init__(self, hub: Hub, client_id: str, call: Call) -> None:
+        # Not the call, which refers to what is made here.
+        self._hub = hub
+        self._client_id = client_id
+        self._principal = call.principal
+        self._request_id = call.id
+
+    async def send(self, message: bytes) -> None:
+        if not message:
+            return
+        try:
+            too_large = await self._send(message)
+            if too_large:
+                text = f"The result is in the reply only: {too_large}"
+                await self._send(error_message(self._request_id, INTERNAL_ERROR, text))
+        except LocalError:
+            logger.exception("The stream of %s did not get a message", self._client_id)
+
+    async def _send(self, message: bytes) -> str:
+        """Send, and say why a message is too large for that."""
+        try:
+            await self._hub.send(self._client_id, message.decode(), principal=self._principal)
+        except TooLarge as exc:
+            return str(exc)
+        return ""

@@ -1,0 +1,35 @@
+"""The lifespans of the program: that of the server, then those of the servers mounted on it."""
+
+from typing import Any
+
+from millstream._app.definition import Definition, on_each_worker
+from millstream._app.parts import OwnPart
+from millstream._parts import Host
+from millstream._server.features.completion_lookup import check_completers
+
+
+class LifespanPart(OwnPart):
+    """Runs the lifespans around what opens later. The hub is open by then, so that they can publish."""
+
+    name: str = "lifespan"
+
+    async def open(self, host: Host) -> None:
+        """Enter the lifespans, which may register and set the instructions.
+
+        Raises:
+            ValueError: something registered cannot work.
+        """
+        host.lives_on |= self.definition.has_lifespan()
+        values: dict[Definition, Any] = {}
+        host.services.lifespan_of = lambda home: home.nearest(values)
+
+        async def enter(definition: Definition) -> None:
+            if definition.lifespan is not None and definition not in values:
+                with on_each_worker():
+                    values[definition] = await host.stack.enter_async_context(definition.lifespan())
+            for mounted in definition.mounted:
+                await enter(mounted)
+
+        await enter(self.definition)
+        host.dispatcher.instruct(self.definition.instructions)
+        check_completers(self.definition.registry)

@@ -1,0 +1,49 @@
+"""The limits on how often callers may ask, as gates in front of calls and of the hub's routes."""
+
+from typing import TYPE_CHECKING
+
+from millstream._app.definition import Definition
+from millstream._app.parts import OwnPart
+from millstream._parts import Host
+
+if TYPE_CHECKING:
+    from millstream._app.throttle import Throttle
+
+
+class LimitsPart(OwnPart):
+    """Charges calls and requests to their callers. A server without limits imports none of it."""
+
+    name: str = "limits"
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self._throttle: Throttle | None = None
+
+    async def open(self, host: Host) -> None:
+        """Put the limits in front of every call, if there are any. A tool that is added later may bring the first."""
+        self._throttle = None
+
+        def begin(kind: str) -> None:
+            if self._throttle is None and kind == "tools" and self.definition.limited:
+                from millstream._app.throttle import Throttle  # noqa: PLC0415  only where something is limited
+
+                self._throttle = throttle = Throttle(host.settings, host.registry, host.store, host.pool)
+                host.gate(throttle.gate())
+                host.gate_requests(throttle.admit)
+
+        begin("tools")
+        host.on_change(begin)
+        if host.metrics is not None:
+            read = host.metrics.read
+            read("counter", "hub_rate_limited_total", "Calls that a limit refused.", self._refused, ("policy",))
+            why = "The store doesn't answer, so this worker counts its part of the limits alone."
+            read("gauge", "hub_limits_alone", why, lambda: _alone(host), merge="max")
+
+    def _refused(self) -> dict[tuple[str, ...], float]:
+        if self._throttle is None:
+            return {}
+        return {(policy,): count for policy, count in self._throttle.refused.items()}
+
+
+def _alone(host: Host) -> dict[tuple[str, ...], float]:
+    return {(): int(host.open_pool is not None and host.open_pool.away)}

@@ -1,0 +1,82 @@
+"""`/health`, `/livez` and `/readyz`: how the server is, for operators, orchestrators and load balancers.
+
+They answer every client, under any Host: figures and names of kinds only, nothing that names a client, a path or an
+address.
+"""
+
+from typing import Any
+
+from millstream._app.parts import OwnPart
+from millstream._http.message import JSON_HEAD, TEXT_HEAD, Request, Response
+from millstream._parts import Host, Route
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.revisions import ALL
+from millstream._telemetry.process import resident_bytes
+
+_FRESH = b"cache-control: no-store\r\n"
+_LATER = TEXT_HEAD + b"retry-after: 5\r\n"
+
+
+class ProbesPart(OwnPart):
+    """Serves the three paths."""
+
+    name: str = "probes"
+
+    async def open(self, host: Host) -> None:
+        """Add the paths."""
+        for path, handler in {"/health": self.health, "/livez": self.live, "/readyz": self.ready}.items():
+            host.routes.add(path, Route({"GET": handler}, public=True))
+        self._host = host
+
+    async def live(self, request: Request) -> Response:
+        """Answer while the event loop turns."""
+        return Response(b"ok\n", 200, TEXT_HEAD)
+
+    async def ready(self, request: Request) -> Response:
+        """Say whether to send new work here: not while the server drains.
+
+        A store that doesn't answer changes nothing: plain calls need none, and one pause of a shared store would take
+        away every worker at once. A server that is degraded is ready, too, and says why.
+        """
+        if self._host.draining():
+            return Response(b"draining\n", 503, _LATER)
+        reasons = self._host.degraded()
+        if reasons:
+            return Response(b"degraded: %b\n" % "; ".join(reasons).encode(), 200, TEXT_HEAD)
+        return Response(b"ok\n", 200, TEXT_HEAD)
+
+    async def health(self, request: Request) -> Response:
+        """Return the facts. A store that doesn't answer makes no 503: to restart the server wouldn't help."""
+        host = self._host
+        up = await host.store_health.look()
+        draining, reasons = host.draining(), host.degraded()
+        status = "draining" if draining else "degraded" if reasons or not up else "ok"
+        facts = {"status": status, **({"reasons": reasons} if reasons else {}), **self._figures()}
+        return Response(encode(facts), 503 if draining else 200, JSON_HEAD + _FRESH)
+
+    def _figures(self) -> dict[str, Any]:
+        host, definition = self._host, self.definition
+        services, settings, sweep = host.services, host.settings, host.sweep
+        return {
+            "name": definition.name,
+            "version": definition.version,
+            "revisions": [revision.date for revision in ALL],
+            "serves": ["mcp", *sorted(definition.parts)],
+            "uptime_seconds": round(sweep.clock() - sweep.started, 3),
+            "streams": len(host.streams),
+            "streams_by_transport": host.streams.by_transport(),
+            "calls": len(host.dispatcher.calls),
+            "questions": len(services.questions),
+            "session_records": len(services.records.known),
+            "store": {"kind": host.store_health.kind, "up": host.store_health.up},
+            "loop_lag_ms": round(sweep.lag * 1000, 3),
+            "memory_bytes": resident_bytes(),
+            "limits": {
+                "connections": settings.max_connections,
+                "streams": settings.max_streams,
+                "calls": settings.max_calls,
+                "questions": settings.max_questions,
+                **host.limits,
+            },
+            **{name: figure for name, read in host.reports.items() if (figure := read()) is not None},
+        }

@@ -1,0 +1,101 @@
+"""The pages: dashboard, chat, inspector, and API documents, with what they ask for."""
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from millstream._app.dashboard_queries import DashboardQueries
+from millstream._app.parts import OwnPart
+from millstream._http.message import Handler
+from millstream._parts import WATCH, Host, Route
+from millstream._server.observing.recent_calls import RecentCalls
+from millstream._stores.base import Store
+from millstream._stores.health import StoreHealth
+from millstream._stores.memory.store import MemoryStore
+from millstream._telemetry.logs import overhear
+from millstream._web.audit import AuditRecords
+from millstream._web.dashboard_routes import query_handlers
+from millstream._web.live import ChatMembers, DashboardFeed, LogTail
+
+
+class WebPart(OwnPart):
+    """Serves the pages, and collects what the dashboard shows."""
+
+    name: str = "web"
+    needs: Collection[str] = ("hub", "rest", "metrics", "observation")
+
+    async def open(self, host: Host) -> None:
+        """Begin to collect."""
+        definition, services, store, health = self.definition, host.services, host.store, host.store_health
+        observer, hub = host.observer, host.hub
+        assert observer is not None and hub is not None  # noqa: S101, PT018  it needs both
+        calls = RecentCalls()
+        host.observe(calls.observe)
+        queries = DashboardQueries(services.peers, observer, calls, streams=host.streams, hub=hub, me=store.workers.me)
+
+        async def measure() -> None:
+            await queries.measure()
+            await health.look()
+
+        feed = DashboardFeed(
+            lambda: queries.snapshot(store=store_figures(health, store)),
+            LogTail(),
+            host.streams,
+            info={
+                "name": definition.name,
+                "title": definition.info.title or definition.name,
+                "version": definition.version,
+                "started": time.time(),
+                "facts": {"Serves": ", ".join(["mcp", *sorted(definition.parts)]), "Endpoint": host.settings.path},
+            },
+            measure=measure,
+        )
+        host.on_close(overhear(feed.log))
+        for running in (feed.run(), queries.run()):
+            host.run(running)
+        dashboard: Mapping[str, Handler] = {
+            **query_handlers(queries),
+            "/dashboard/audit": AuditRecords(host.settings.audit_log).get,
+            "/dashboard/events": feed.events,
+        }
+        for path, handler in dashboard.items():
+            route = Route({"GET": handler}, stream=path == "/dashboard/events", scope=WATCH, private=True)
+            host.routes.add(path, route)
+        host.routes.add("/chat/members", Route({"GET": ChatMembers(hub).get}, private=True))
+        host.on_http(lambda: _serve(host))
+
+
+def _serve(host: Host) -> None:
+    from millstream._http.hosts import of_this_site  # noqa: PLC0415  a server without HTTP does without these
+    from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
+    from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
+    from millstream._web.pages import add_pages, leads_to  # noqa: PLC0415
+
+    routes = host.routes
+    add_pages(routes)
+    routes.home = "/inspect", leads_to("inspect")
+    inspecting = Inspecting(host.settings.inspect, host.services, host.streams)
+    relay, sign_in = inspecting.relay, inspecting.sign_in
+    routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
+    # People come back from another site, without the cookie by which they are signed in: it knows them itself.
+    routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.returned}, local=True, public=True))
+    routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))
+    routes.add_prefix(PREFIX, Route({"POST": relay, "GET": of_this_site(relay), "DELETE": relay}, local=True))
+
+
+def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
+    """Return whether the store answers, and how full it is. Only the memory store has a bound that its server can
+    fill, and knows what it holds.
+    """
+    figures: dict[str, Any] = {"kind": health.kind, "up": health.up}
+    return figures | _fullness(store) if isinstance(store, MemoryStore) else figures
+
+
+def _fullness(store: MemoryStore) -> dict[str, Any]:
+    return {
+        "values": {
+            "bytes": max((kind.size for kind in store.kv.kinds.values()), default=0),
+            "max_bytes": store.kv.max_bytes,
+        },
+        "log": {name: {"bytes": part.size, "max_bytes": store.log.max_bytes} for name, part in store.log.kinds.items()},
+    }

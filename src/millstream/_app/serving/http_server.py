@@ -1,0 +1,241 @@
+"""Serving HTTP with our own connections."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from millstream._app.here_only import Bind
+from millstream._app.runtime import Runtime
+from millstream._app.runtimes import Application, Runtimes
+from millstream._app.serving.entry import look_ahead, prepare
+from millstream._app.serving.errors import CommandError, starting
+from millstream._app.serving.runner import run
+from millstream._app.serving.signals import StopSignals
+from millstream._app.serving.tls import Certificate
+from millstream._http.hosts import is_loopback
+from millstream._http.server import Endpoints
+from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
+from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.guard import ServerState
+from millstream._http.server.listener import Listener
+
+AFTER_DRAIN = 1
+"""Seconds that connections have to end after the server has drained them: `drain_timeout` counts once."""
+
+logger = logging.getLogger("millstream")
+
+Accept = Callable[[socket.socket], Awaitable[Callable[[], None]]]
+"""Accept from one more socket; return what ends that."""
+
+
+class Stops(Protocol):
+    """What stops a server: signals, or the parent of a worker."""
+
+    forced: bool
+    """True after a request to stop without draining."""
+
+    def heard(self) -> AbstractContextManager[None]:
+        """Listen for it inside the block."""
+        ...
+
+
+class ServeCallbacks(Protocol):
+    """Callbacks for the steps of a server's life. Each runs once, in the loop."""
+
+    def started(self, accept: Accept) -> None:
+        """Run when the server listens; `accept` makes it accept from one more socket."""
+
+    def left(self) -> None:
+        """Run when it accepts no new connections any more."""
+
+
+class HttpServer:
+    """A server of one process: starts the application, listens, and drains when it is stopped."""
+
+    __slots__ = (
+        "_application", "_callbacks", "_certificate", "_over", "_runtimes", "_state", "_stopped", "_stops", "_times",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        loopback: bool,
+        callbacks: ServeCallbacks | None = None,
+        stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
+        seats: Collection[object] = (),
+        certificate: Certificate | None = None,
+    ) -> None:
+        # Configuration
+        self._application = application
+        self._certificate = certificate
+        self._runtimes = application.runtimes
+        self._callbacks = callbacks
+        self._stops = stops
+        # Process
+        self._state = ServerState()
+        self._times = DrainTimes()
+        self._over = asyncio.Event()
+        self._stopped = False
+        self._runtimes.bind = Bind(loopback, self._state.connections, seats)
+
+    async def serve(self, sockets: list[socket.socket]) -> None:
+        """Serve on bound sockets until stopped."""
+        stops = self._stops(self._runtimes, self._stop)
+        watch = None if self._certificate is None else asyncio.create_task(self._certificate.watch())
+        with stops.heard():
+            with starting(self._runtimes.definition.name):
+                runtime = await self._runtimes.start(supervised=True)
+                endpoints = prepare(self._application, runtime)
+                look_ahead(runtime)
+            try:
+                await self._serve(endpoints, sockets)
+            finally:
+                if watch is not None:
+                    watch.cancel()
+                if stops.forced:
+                    if self._runtimes.here is not None:
+                        self._runtimes.here.dispatcher.stopping = True
+                    for task in list(self._state.tasks):
+                        task.cancel()
+                await self._close_application()
+
+    async def _serve(self, endpoints: Endpoints, sockets: list[socket.socket]) -> None:
+        listener = Listener(
+            endpoints,
+            tls=None if self._certificate is None else self._certificate.context,
+            proxies=TrustedProxies.from_environment(),
+            state=self._state,
+        )
+        for each in sockets:
+            await listener.listen(each)
+
+        async def accept(sock: socket.socket) -> Callable[[], None]:
+            server = await listener.listen(sock.dup())
+            if self._over.is_set():
+                server.close()
+            return server.close
+
+        if self._callbacks is not None:
+            self._callbacks.started(accept)
+        await self._over.wait()
+        await self._shut_down(listener)
+
+    def _stop(self, times: DrainTimes) -> None:
+        self._times = times
+        self.stop()
+
+    def stop(self) -> None:
+        """Drain and end."""
+        self._over.set()
+
+    async def _shut_down(self, listener: Listener) -> None:
+        """Fail readiness checks, accept no new connections, say so in the last replies, then end calls and streams."""
+        runtime, clock = self._runtimes.here, asyncio.get_running_loop().time
+        if runtime is not None:
+            runtime.draining = True
+        await asyncio.sleep(self._times.delay)
+        drainer = ConnectionDrainer(self._state, listener.guard, clock)
+        drainer.announce()
+        await asyncio.sleep(0)  # connections that wait to be accepted are
+        listener.close()
+        if self._callbacks is not None:
+            self._callbacks.left()
+        until = clock() + self._runtimes.definition.settings.drain_timeout
+        await self._drain(runtime, drainer, until)
+        drainer.abort_closed()
+        await asyncio.sleep(0)  # closed connections are lost
+        if self._state.connections or self._state.tasks:
+            await listener.shut_down(AFTER_DRAIN)
+
+    async def _drain(self, runtime: Runtime | None, drainer: ConnectionDrainer, until: float) -> None:
+        """Wait for calls and other requests, and close what is idle; repeat, because a client may send one more."""
+        clock, linger, going = asyncio.get_running_loop().time, self._times.linger, True
+        while going:
+            while drainer.close_idle(linger) and clock() < until:  # noqa: ASYNC110  nothing signals it
+                await asyncio.sleep(TICK)
+            if runtime is not None:
+                await runtime.drain(max(0.0, until - clock()))
+            going = (drainer.close_idle(linger) or drainer.answering()) and clock() < until
+            if going:
+                await asyncio.sleep(TICK)
+
+    async def _close_application(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            try:
+                await self._runtimes.stop()
+            except Exception:
+                logger.exception("%s could not close in order", self._runtimes.definition.name)
+
+
+def serve(
+    application: Application,
+    host: str,
+    *,
+    listeners: list[socket.socket],
+    callbacks: ServeCallbacks | None = None,
+    stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
+    seats: Collection[object] = (),
+) -> None:
+    """Serve over HTTP until stopped.
+
+    Args:
+        application: the server.
+        host: the address it listens on; decides whether loopback Origins are allowed.
+        listeners: bound sockets.
+        callbacks: run when the server listens, and when it accepts no new connections any more.
+        stops: what stops it.
+        seats: the workers of this address, as they are now and for `/health`.
+
+    Raises:
+        CommandError: it can't be served as it is set up.
+    """
+    certificate = _certificate(application)
+
+    async def main() -> None:
+        server = HttpServer(
+            application, loopback=is_loopback(host), callbacks=callbacks, stops=stops, seats=seats,
+            certificate=certificate,
+        )  # fmt: skip
+        await server.serve(listeners)
+
+    run(main(), _loop_factory())
+
+
+async def serve_here(
+    application: Application, host: str, *, listeners: list[socket.socket], callbacks: ServeCallbacks
+) -> None:
+    """Serve over HTTP in the loop that runs, until stopped, or until the task is cancelled: then drain, too."""
+    server = HttpServer(
+        application, loopback=is_loopback(host), callbacks=callbacks, certificate=_certificate(application)
+    )
+    serving = asyncio.create_task(server.serve(listeners))
+    try:
+        await asyncio.shield(serving)
+    finally:
+        if not serving.done():
+            server.stop()
+            await serving
+
+
+def _certificate(application: Application) -> Certificate | None:
+    settings = application.runtimes.definition.settings
+    if settings.tls_key and not settings.tls_cert:
+        raise CommandError(
+            "There is a key for TLS, but no certificate.",
+            why="Without the certificate, the server would speak http, and everybody on the way could read it.",
+            fix="Give the certificate, too: --tls-cert FILE",
+        )
+    return Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  there is none on Windows
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,84 @@
+"""The event loop of a server, with a deadline for its end.
+
+`asyncio.run` cancels what still runs when the main coroutine is over, and waits for it without end, also for generators
+and threads. A function that ignores its cancellation would keep the process alive after its lifespan has closed. Here
+it has `LAST_SECONDS`; then the log says where it stands, and the process exits.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from millstream._telemetry.user_frames import is_foreign
+
+LAST_SECONDS: Final = 2.0
+"""Seconds that cancelled tasks, generators, and threads have to end."""
+
+logger = logging.getLogger("millstream")
+
+
+def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
+    """Run a coroutine like `asyncio.run`, and exit the process if something still runs `LAST_SECONDS` later.
+
+    In a thread that is not the main one, wait as `asyncio.run` does, because the process is not ours to exit.
+    """
+    deadline: threading.Timer | None = None
+    status = 0
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            loop = runner.get_loop()
+            try:
+                runner.run(main)
+            except SystemExit as exc:
+                status = exc.code if isinstance(exc.code, int) else 1
+                raise
+            except BaseException:
+                status = 1
+                raise
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    deadline = threading.Timer(LAST_SECONDS, _exit, (loop, status))
+                    deadline.daemon = True
+                    deadline.start()
+    finally:
+        if deadline is not None:
+            deadline.cancel()
+
+
+def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
+    places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))})
+    what = ", ".join(places) or "a thread or a generator"
+    logger.error("The server stops without waiting for what still runs: %s", what)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def where(task: asyncio.Task[Any]) -> str:
+    """Return the innermost function of the program's own in which a task waits, with its file and line."""
+    frames: list[FrameType] = []
+    waiting: Any = task.get_coro()
+    while waiting is not None:
+        names = ("cr", "gi", "ag")
+        frame = next((found for name in names if (found := getattr(waiting, f"{name}_frame", None)) is not None), None)
+        if frame is not None:
+            frames.append(frame)
+        waiting = next(
+            (
+                found
+                for name in ("cr_await", "gi_yieldfrom", "ag_await")
+                if (found := getattr(waiting, name, None)) is not None
+            ),
+            None,
+        )
+    for frame in reversed(frames):
+        if frame.f_code.co_filename.endswith(".py") and not is_foreign(frame.f_code.co_filename):
+            return f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+    return ""

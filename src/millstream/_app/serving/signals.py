@@ -1,0 +1,111 @@
+"""Signals that stop a server.
+
+The first SIGINT, SIGTERM or SIGHUP lets it end in order: calls get their time, streams end, lifespans close. Whoever
+does not want to wait for that presses Ctrl-C again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from types import FrameType
+from typing import Final
+
+from millstream._app.runtimes import Runtimes
+from millstream._app.serving.runner import LAST_SECONDS
+from millstream._http.server.drain import DrainTimes
+
+logger = logging.getLogger("millstream")
+
+INTERRUPTED: Final = 128 + signal.SIGINT
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class StopSignals:
+    """Listens to signals for the task in which it is made."""
+
+    __slots__ = ("_loop", "_on_stop", "_runtimes", "_stopping", "_task", "forced")
+
+    def __init__(self, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
+        """Nothing is heard before `heard`.
+
+        Args:
+            runtimes: their calls are counted in messages.
+            on_stop: called in the loop at the first signal.
+        """
+        self._runtimes = runtimes
+        self._on_stop = on_stop
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._stopping = False
+        self.forced = False
+        """Somebody did not want to wait: the task was cancelled."""
+
+    @contextlib.contextmanager
+    def heard(self) -> Generator[None, None, None]:
+        """Hear signals inside the block; only the main thread can.
+
+        Raises:
+            SystemExit: somebody did not want to wait.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # `nohup` ignores SIGHUP, and means it. Shells ignore SIGINT for every background job of a script; whoever sends
+        # that to one wants it to end.
+        hangup = getattr(signal, "SIGHUP", None)
+        numbers = [each for each in _SIGNALS if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.forced:
+                raise
+            sys.exit(INTERRUPTED)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._loop.call_soon_threadsafe(self._stop)
+        elif number == signal.SIGINT and not self.forced:
+            self.forced = True
+            logger.warning("Stopping at once, as you pressed Ctrl-C again: %s cut off", self._calls("is", "are"))
+            last = threading.Timer(LAST_SECONDS, os._exit, (INTERRUPTED,))
+            last.daemon = True
+            last.start()
+            self._loop.call_soon_threadsafe(self._force)
+
+    def _stop(self) -> None:
+        waits = waits_for(self._runtimes)
+        calls = f": {waits}" if waits else ""
+        times = DrainTimes.stopping(self._runtimes.definition.settings.drain_delay)
+        delay = f" It goes on for {times.delay:g} s, and isn't ready any more." if times.delay else ""
+        logger.info("Stopping%s.%s Press Ctrl-C again to stop at once.", calls, delay)
+        self._on_stop(times)
+
+    def _force(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _calls(self, one: str, several: str) -> str:
+        return _count(self._runtimes.calls, f"call {one}", f"calls {several}")
+
+
+def waits_for(runtimes: Runtimes) -> str:
+    """What a server that stops waits for, in words; empty for nothing."""
+    seconds, calls, streams = runtimes.definition.settings.drain_timeout, runtimes.calls, runtimes.streams
+    waits = [f"{_count(calls, 'call has', 'calls have')} up to {seconds:g} s to finish"] if calls else []
+    if streams:
+        waits.append(_count(streams, "stream ends", "streams end"))
+    return ", then ".join(waits)
+
+
+def _count(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"

@@ -1,0 +1,333 @@
+"""What the commands that use a server share: their options, the connection, and how errors end a command."""
+
+import asyncio
+import difflib
+import os
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import wraps
+from inspect import Parameter as Argument
+from inspect import Signature, signature
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from cyclopts import Parameter
+from msgspec import Struct
+
+from millstream._cli.errors import UsageError, as_json, tell
+from millstream._cli.numbers import more_than_nothing
+from millstream._cli.output import nobody_reads
+from millstream._cli.signals import carry_out
+from millstream._cli.tables import brief, one_line, safe
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
+from millstream._protocol.json_schema import members
+from millstream.client._client import Client
+from millstream.client._endpoint import Auth
+from millstream.client._errors import (
+    AccessDenied,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    Failure,
+    NoAnswer,
+    NotMcp,
+    TargetError,
+    TlsFailed,
+    UnknownVersion,
+)
+from millstream.client._options import Options
+from millstream.client._questions import Elicit, Question
+
+FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
+"""Exit statuses: what was asked for failed, wrong use, there's no connection, no access, no answer in time."""
+
+_FORBIDDEN = 403
+_MAX_LINE = 64 * 1024
+_OPTION = Argument.KEYWORD_ONLY
+
+Target = Annotated[
+    str,
+    Parameter(
+        name="SERVER",
+        help="A URL, a command in quotes, a .py or .js file, or a .json file with mcpServers: FILE#NAME.",
+    ),
+]
+Header = Annotated[
+    list[str] | None, Parameter(name=("--header", "-H"), help='Send this with each HTTP request: "Name: value".')
+]
+Login = Annotated[
+    bool, Parameter(name="--login", help="Log in with a browser if the server asks for it; the login is kept.")
+]
+Env = Annotated[
+    list[str] | None, Parameter(name=("--env", "-e"), help="Set NAME=VALUE for a server that this command starts.")
+]
+Revision = Annotated[str, Parameter(name="--revision", help="Speak only this revision of the protocol, by its date.")]
+Timeout = Annotated[
+    float,
+    Parameter(
+        name="--timeout",
+        metavar="SECONDS",
+        help="Seconds until an answer must come.",
+        validator=more_than_nothing,
+    ),
+]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
+
+
+class ConnectOptions(Struct, frozen=True, kw_only=True):
+    """How to reach the server, as the options say. Each field but `tries` is one, under its name."""
+
+    target: Target = ""
+    header: Header = None
+    login: Login = False
+    env: Env = None
+    revision: Revision = ""
+    timeout: Timeout = 60
+    tries: bool = False
+    """Whether somebody tries a program: a Python file of theirs shows what fails in it, as with ``run --dev``."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent along."""
+        return pairs(self.header or [], ":", '--header takes "Name: value"')
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For a server that is started."""
+        return pairs(self.env or [], "=", "--env takes NAME=VALUE")
+
+    def auth(self) -> Auth | None:
+        """Who logs in, if somebody wants to."""
+        if not self.login:
+            return None
+        from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+
+        return OAuth()
+
+    def client(
+        self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
+    ) -> Client:
+        """A client for it."""
+        env = self.variables
+        if self.tries and self.target.endswith(".py"):
+            env = {"MILLSTREAM_SHOW_ERRORS": "true"} | env  # nobody sees the log that an incident stands in
+        return Client(
+            self.target,
+            revision=self.revision or None,
+            headers=self.headers,
+            timeout=self.timeout,
+            elicit=elicit,
+            options=Options(
+                env=env,
+                log_level=log_level,
+                auth=self.auth(),
+                max_connections=max_connections,
+                connect_timeout=min(10.0, self.timeout),
+                probe_timeout=min(10.0, self.timeout),
+            ),
+            **more,
+        )
+
+
+def connects(
+    *, server: bool = True, tries: bool = False, timeout: float = 60
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command whose first parameter is a `ConnectOptions`: its fields become options of the command line.
+
+    Args:
+        server: whether the command takes one server, as its first argument.
+        tries: see `ConnectOptions`.
+        timeout: of the option, if none is given.
+    """
+    hints = get_type_hints(ConnectOptions, include_extras=True)
+    defaults = {
+        name: getattr(ConnectOptions(timeout=timeout), name) for name in hints if name not in ("target", "tries")
+    }
+    shared = [Argument(name, _OPTION, default=default, annotation=hints[name]) for name, default in defaults.items()]
+    first = [Argument("target", Argument.POSITIONAL_ONLY, annotation=Target)] if server else []
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *own = signature(command).parameters.values()
+        arguments = [each for each in own if each.kind is not _OPTION]
+        options = [each for each in own if each.kind is _OPTION and each.name != "json"]
+        json = [each for each in own if each.name == "json"]
+
+        @wraps(command)
+        def run(*words: Any, **given: Any) -> None:
+            positional = list(words)
+            said = {each.name: given.pop(each.name, each.default) for each in shared}
+            if server:
+                said["target"] = positional.pop(0)
+            command(ConnectOptions(**said, tries=tries), *positional, **given)
+
+        shown = [*first, *arguments, *options, *shared, *json]
+        run.__signature__ = Signature(shown)  # type: ignore[attr-defined]  # what cyclopts reads
+        run.__annotations__ = {each.name: each.annotation for each in shown}
+        return run
+
+    return decorate
+
+
+def version_of(client: Client) -> str:
+    """The version of the server; empty if it's "0", which a server without one says because the protocol wants one."""
+    return "" if client.server.version == "0" else client.server.version
+
+
+def pairs(given: Sequence[str], mark: str, usage: str) -> dict[str, str]:
+    """``NAME=VALUE`` words as a dict."""
+    found: dict[str, str] = {}
+    for word in given:
+        name, sign, value = word.partition(mark)
+        if not sign or not name.strip():
+            raise UsageError(f"{usage}, not {word!r}.")
+        found[name.strip()] = value.strip() if mark == ":" else value
+    return found
+
+
+def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine[Any, Any, int | None]]) -> None:
+    """Connect, do the work, and end the command: with the status that the work gives, or the one of the error."""
+
+    async def connected() -> int | None:
+        async with client() as opened:
+            return await work(opened)
+
+    ended(connected)
+
+
+def ended(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
+    """Run the work of a command; an error of the client is one line, or one JSON object, never a traceback."""
+    try:
+        status = carry_out(work()) or 0
+    except ClientError as exc:
+        status = status_of(exc)
+        _fail(text_of(exc), status)
+    except UnicodeEncodeError:  # bytes of the command line, or half a letter in JSON
+        status = MISUSED
+        _fail("The arguments have something in them that isn't text in UTF-8, and can't be sent.", status)
+    except BrokenPipeError:  # `millstream list … | head`
+        nobody_reads()
+        status = 0
+    if status:
+        raise SystemExit(status)
+
+
+def _fail(text: str, status: int) -> None:
+    if as_json.get():
+        tell(brief(text), status)
+    else:
+        print(f"Error: {safe(brief(text))}", file=sys.stderr)
+
+
+def text_of(error: ClientError) -> str:
+    """What an error says, with the way out that the command line has."""
+    if isinstance(error, AccessDenied) and error.remedy:
+        return f'{error.message} Log in with --login, or send a key: --header "Authorization: Bearer …".'
+    if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:
+        return (
+            f'{error.message} Send other credentials with --header "Authorization: Bearer …", or try millstream doctor.'
+        )
+    if isinstance(error, TlsFailed) and error.remedy:
+        return f"{error.message} If it is your own, name the file that it is in: SSL_CERT_FILE=FILE millstream …"
+    if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
+        return _cannot(error)
+    return str(error)
+
+
+class _Missing(Struct):
+    needed: dict[str, Any] = msgspec.field(name="requiredCapabilities")
+
+
+def _cannot(error: Failure) -> str:
+    """What the server asks of a client, where this command can't do it."""
+    try:
+        names = list(msgspec.convert(error.data, _Missing).needed)
+    except msgspec.ValidationError:
+        names = []
+    if names == ["elicitation"]:
+        return "The server wants to ask a person, and there's no terminal here to ask at. Run this at a terminal."
+    return f"The server needs a client that has {' and '.join(names) or 'more capabilities'}. This command doesn't."
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
+    """The error for a name that the server hasn't, with the nearest that it has; None if it has it."""
+    if name in known:
+        return None
+    near = difflib.get_close_matches(name, known, n=1)
+    listed = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+    has = f"It has: {listed}." if known else "It has none."
+    return ClientError(f"The server has no {kind} {name!r}. {f'Did you mean {near[0]}?' if near else has}")
+
+
+def status_of(error: ClientError) -> int:
+    """The exit status for an error."""
+    if isinstance(error, AccessDenied):
+        return DENIED
+    if isinstance(error, NoAnswer):
+        return LATE
+    unreachable = (ConnectFailed, ConnectionLost, NotMcp, TargetError, UnknownVersion)
+    return UNREACHABLE if isinstance(error, unreachable) else FAILED
+
+
+def person() -> Elicit | None:
+    """Asks at the terminal; without one nobody can be asked, and the server hears that."""
+    return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
+
+
+async def _ask(question: Question) -> Any:
+    """In a thread that nobody waits for, so Ctrl-C ends the command while the question stands."""
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[Any] = loop.create_future()
+
+    def ask() -> None:
+        try:
+            answer = _fill_in(question)
+        except (EOFError, OSError):  # Ctrl-D, or a terminal that is gone
+            answer = "cancel"
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(answer))
+
+    threading.Thread(target=ask, daemon=True).start()
+    return await answered
+
+
+def _fill_in(question: Question) -> Any:
+    print(f"The server asks: {safe(one_line(question.message))}", file=sys.stderr)
+    if question.url:
+        return _typed(f"Open {safe(one_line(question.url))} yourself, and go on? [y/N]").strip().lower() in ("y", "yes")
+    answers: dict[str, Any] = {}
+    defaults = question.defaults
+    for name, given in members((question.requested_schema or {}).get("properties")).items():
+        field = members(given)
+        default = defaults.get(name, "")
+        title = safe(one_line(str(field.get("title") or name)))
+        shown = safe(one_line(str(default)))
+        text = _typed(f"{title} [{shown}]" if shown else title) or str(default)
+        answers[name] = value_of(text, field)
+    return answers
+
+
+def _typed(prompt: str) -> str:
+    """A line from the terminal. Not by `input`: newer C libraries would wait at the end for the thread that reads."""
+    sys.stderr.write(f"{prompt}: ")
+    sys.stderr.flush()
+    line = os.read(sys.stdin.fileno(), _MAX_LINE)
+    if not line:
+        raise EOFError
+    return line.decode(sys.stdin.encoding, "replace").rstrip("\r\n")
+
+
+def value_of(text: str, schema: Any) -> Any:
+    """A word of the command line as the type that a schema wants."""
+    import json  # noqa: PLC0415 - few commands need it
+
+    kind = members(schema).get("type")
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        if kind == "boolean" and text.lower() in ("yes", "y", "no", "n"):
+            return text.lower().startswith("y")
+        return [part.strip() for part in text.split(",")] if kind == "array" else text

@@ -1,0 +1,46 @@
+"""Questions of a command at the terminal. They go to standard error, because standard output is for results."""
+
+import sys
+from getpass import getpass
+
+
+def confirm(question: str) -> bool:
+    """Ask until the answer is yes or no; an empty answer is no.
+
+    Raises:
+        EOFError: the input has ended.
+    """
+    while True:
+        answer = ask(f"{question} [y/N]: ").strip().lower()
+        if answer in ("y", "yes"):
+            return True
+        if answer in ("", "n", "no"):
+            return False
+        print("Type y or n.", file=sys.stderr)
+
+
+def ask(prompt: str) -> str:
+    """Read one line.
+
+    Raises:
+        EOFError: the input has ended.
+    """
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
+def ask_password() -> str:
+    """Ask for a password twice, without showing it, until both are the same.
+
+    Raises:
+        EOFError: the input has ended.
+    """
+    while True:
+        password = getpass("Password: ", stream=sys.stderr)
+        if password and password == getpass("Repeat for confirmation: ", stream=sys.stderr):
+            return password
+        print("The two passwords differ." if password else "The password is empty.", file=sys.stderr)

@@ -1,0 +1,79 @@
+"""How a command says that it failed: a sentence on standard error, or with ``--json`` one object on standard output.
+
+The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are there if
+the sentence has them, and `status` is the exit status. `chat` and `doctor` say the same in their own objects.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from millstream._cli.help import COMMANDS
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+_OTHER_JSON = frozenset(("run", "dev"))
+"""Commands whose ``--json`` is about what the server answers."""
+
+
+as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
+"""Whoever ran the command reads JSON."""
+
+
+def known() -> set[str]:
+    """The commands."""
+    return {name for group in COMMANDS.values() for name in group}
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether whoever gave these arguments reads JSON."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options and arguments[0] not in _OTHER_JSON
+
+
+def tell(error: str, status: int, *, why: str = "", remedy: str = "") -> None:
+    """Print a failure as JSON."""
+    from millstream._cli.tables import print_json  # noqa: PLC0415  loaded only by who fails
+
+    said: dict[str, Any] = {"error": error, "why": why, "remedy": remedy}
+    print_json({"ok": False, **{name: text for name, text in said.items() if text}, "status": status})
+
+
+class UsageError(Exception):
+    """The arguments of a command don't fit together; the text says what to give."""
+
+
+def run_command(program: "App", arguments: Sequence[str]) -> None:
+    """Run a command. Wrong arguments end with status 2: as a sentence, or as an object with ``--json``.
+
+    Raises:
+        SystemExit: with the status of the command, unless it's 0.
+    """
+    from cyclopts import CycloptsError, UnusedCliTokensError  # noqa: PLC0415  `program` has loaded it
+
+    before = as_json.set(wants_json(arguments))
+    try:
+        program(list(arguments), exit_on_error=False, print_error=False)
+    except UnusedCliTokensError as exc:
+        _fail(f"Unexpected argument: {' '.join(exc.unused_tokens or ())}.", arguments)
+    except (CycloptsError, UsageError) as exc:
+        _fail(" ".join(str(exc).split()), arguments)
+    except EOFError:  # Ctrl-D at a question
+        if as_json.get():
+            tell("Aborted.", 1)
+        else:
+            sys.stderr.write("Aborted.\n")
+        sys.exit(1)
+    finally:
+        as_json.reset(before)
+
+
+def _fail(text: str, arguments: Sequence[str]) -> None:
+    remedy = f"millstream {arguments[0]} --help" if arguments[0] in known() else "millstream --help"
+    if as_json.get():
+        tell(text, 2, remedy=remedy)
+    else:
+        sys.stderr.write(f"Error: {text}\nTry: {remedy}\n")
+    sys.exit(2)

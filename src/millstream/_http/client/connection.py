@@ -1,0 +1,287 @@
+"""One HTTP/1.1 connection: a request goes out as bytes, its reply comes back, and then the next may go.
+
+llhttp reads the replies. A reply whose media type is an event stream is given to the reader at its head, every other
+one when it is whole. RFC 9112 says where a message ends.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from millstream._http.client.body import Body
+from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TooLarge
+from millstream._http.client.url import Url
+
+MAX_HEAD = 512 * 1024
+"""Bytes that may come without one of the body among them, as a head or trailers: the parser keeps them all."""
+_MAX_LEFT = 256 * 1024
+"""Bytes of a body nobody reads that are worth the connection."""
+_LEFT_SECONDS = 1.0
+"""How long such a body may take to end."""
+_SILENCE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+"""After so many seconds without a byte the other machine is asked, at these intervals, and so often. The second name is
+that of the first on macOS."""
+
+
+class Reply:
+    """What the server said. `stream` is for event streams; all else is in `body`."""
+
+    __slots__ = ("body", "headers", "moved", "status", "stream")
+
+    def __init__(self, status: int, headers: dict[bytes, bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        """By lower-case name; the last one counts."""
+        self.body = b""
+        self.stream: Body | None = None
+        self.moved: Url | None = None
+        """Where it's from, if that isn't where the request went first."""
+
+    def header(self, name: bytes) -> str:
+        """A header as text; empty without it."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def media_type(self) -> str:
+        """`Content-Type` without parameters."""
+        return self.header(b"content-type").partition(";")[0].strip().lower()
+
+    @property
+    def passing(self) -> bool:
+        """Whether it says that the server can't answer now."""
+        return self.status >= 500 or self.status == 429
+
+
+class HttpConnection(asyncio.Protocol):
+    """Made by the pool, which gives it one request at a time."""
+
+    __slots__ = (
+        "_began", "_fault", "_fed", "_headers", "_left", "_loop", "_max_body", "_max_head", "_on_end", "_parser",
+        "_parts", "_reply", "_size", "_timer", "_to_end", "_transport", "_waiter", "closed", "free_since", "served",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        max_body: int,
+        on_end: Callable[["HttpConnection"], None],
+        max_head: int = MAX_HEAD,
+    ) -> None:
+        # Configuration
+        self._loop = loop
+        self._max_body = max_body
+        self._max_head = max_head
+        self._on_end = on_end
+        """Is called when the connection is free, and when it is closed."""
+        # Connection
+        self._transport: asyncio.Transport | None = None
+        self._parser = HttpResponseParser(self)
+        self.closed = False
+        self.served = 0
+        """Replies so far."""
+        self.free_since = 0.0
+        # Reply
+        self._waiter: asyncio.Future[Reply] | None = None
+        self._reply: Reply | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._fed = 0
+        self._began = False
+        self._to_end = False
+        """Its body has no length: it ends with the connection."""
+        self._left = False
+        """Nobody reads the rest of the body."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._fault: ClientError | None = None
+
+    # For the pool
+
+    def send(self, data: bytes) -> asyncio.Future[Reply]:
+        """Write a request; the future is its reply."""
+        assert self._transport is not None  # noqa: S101  the pool connects first
+        waiter = self._waiter = self._loop.create_future()
+        self._headers = {}
+        self._fed = 0
+        self._began = False
+        self._transport.write(data)
+        return waiter
+
+    @property
+    def untouched(self) -> bool:
+        """The server closed a connection that was in use before, without a byte of this reply."""
+        return self.closed and self.served > 0 and not self._began
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self._end(None)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # For the body
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def let_go(self) -> None:
+        """Nobody reads the rest. Where it ends soon, the connection can serve again."""
+        if self.closed:
+            return
+        self._left = True
+        self._size = 0
+        self.resume()
+        self._timer = self._loop.call_later(_LEFT_SECONDS, self.abort)
+
+    # From the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        _look_after(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiter is None and self._reply is None:
+            self.abort()  # nothing was asked
+            return
+        self._began = True
+        self._fed += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:
+            self._fault = BadAnswer("The server switched to another protocol, which nobody asked for.")
+        except HttpParserError as exc:
+            if self._fault is None and not self.closed:
+                self._fault = BadAnswer(f"The server does not speak HTTP/1.1: {exc}.")
+        if self._fault is None and self._fed > self._max_head:
+            self._fault = TooLarge(f"The server's reply has more than {self._max_head // 1024} KiB beside its body.")
+        if self._fault is not None:
+            self._end(self._fault)
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._reply is not None and self._to_end and exc is None:
+            self._complete(reusable=False)
+        self._end(None)
+
+    # From the parser
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        headers = self._headers
+        if status < 200:
+            self._headers = {}
+            return  # 100 Continue and its like come before the reply
+        if self._waiter is None:
+            self._fault = BadAnswer("The server answered a request twice.")
+            return
+        reply = self._reply = Reply(status, headers)
+        self._parts = []
+        self._size = 0
+        length = headers.get(b"content-length")
+        self._to_end = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
+        if reply.media_type == "text/event-stream":
+            reply.stream = Body(self)
+            self._deliver(reply)
+        elif length is not None and int(length) > self._max_body:
+            self._fault = too_large(self._max_body)
+
+    def on_body(self, data: bytes) -> None:
+        reply = self._reply
+        if reply is None or self._fault is not None:
+            return
+        self._size += len(data)
+        self._fed = 0
+        if self._left:
+            if self._size > _MAX_LEFT:
+                self._loop.call_soon(self.abort)
+        elif reply.stream is not None:
+            reply.stream.feed(data)
+        elif self._size > self._max_body:
+            self._fault = too_large(self._max_body)
+        else:
+            self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._reply is not None and self._fault is None:
+            self._complete(reusable=self._parser.should_keep_alive())
+
+    # Ends
+
+    def _deliver(self, reply: Reply) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(reply)
+
+    def _complete(self, *, reusable: bool) -> None:
+        reply, self._reply = self._reply, None
+        assert reply is not None  # noqa: S101  both callers look
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._left = False
+        self.served += 1
+        if reply.stream is not None:
+            reply.stream.end()
+        else:
+            reply.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = []
+            self._deliver(reply)
+        if not reusable and not self.closed:
+            self.closed = True
+            if self._transport is not None:
+                self._transport.close()
+        self.free_since = time.monotonic()
+        self._on_end(self)
+
+    def _end(self, error: ClientError | None) -> None:
+        """Tell whoever waits that there will be nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiter, self._waiter = self._waiter, None
+        reply, self._reply = self._reply, None
+        was_closed, self.closed = self.closed, True
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error or ConnectionLost("The server closed the connection before it answered."))
+        if reply is not None and reply.stream is not None:
+            reply.stream.end(error or ConnectionLost("The server closed the connection in the middle of a stream."))
+        if not was_closed:
+            self._on_end(self)
+
+
+def lines(headers: Mapping[str, str]) -> str:
+    """Return headers as they stand in a request."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
+def too_large(limit: int) -> TooLarge:
+    """The error for a message over the limit."""
+    return TooLarge(f"The server sent a message of more than {limit:,} bytes (Options.max_bytes).")
+
+
+def _look_after(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel ask whether the server's machine is still there: one that lost its power never says goodbye, and
+    whoever only listens would listen to it for ever. It also keeps the way open through routers that forget the idle.
+    """
+    peer = transport.get_extra_info("socket")
+    if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):  # it may be closed already, and it does without where the system doesn't know them
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _SILENCE:
+            if (option := getattr(socket, name, None)) is not None:
+                peer.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,136 @@
+"""How a pool connects: to any address, or only to addresses that a guard accepts.
+
+The guard is for URLs that others may have chosen (SSRF). A name is looked up once, each of its addresses is judged, and
+one of them is connected to, so the name can't become another address in between (DNS rebinding).
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from threading import BoundedSemaphore, Thread
+from typing import Any, TypeVar, cast
+
+from millstream._http.client.url import Url
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+Dial = Callable[[Callable[[], P], Url, ssl.SSLContext | None], Awaitable[P]]
+"""``await dial(make_protocol, url, tls)`` connects to the server of a URL."""
+Judge = Callable[[str], bool]
+"""Whether an address may be connected to."""
+
+_NAT64 = 0x0064FF9B << 96
+"""64:ff9b::/96, RFC 6052: the last 32 bits are an IPv4 address."""
+_LOOKUPS = BoundedSemaphore(16)
+"""Names of strangers that are looked up at a time, in this process."""
+_UNICAST = ip_network("2000::/3")
+"""All that is assigned as global unicast (RFC 4291 §2.4). The rest embeds other addresses, or is of some network."""
+_ODD = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
+"""The metadata service of Azure, 6to4 relays, and documentation (RFC 9637). `is_global` is True for them."""
+
+
+class AddressRefused(Exception):
+    """The guard accepts none of the addresses, or no more lookups now; the text says which host."""
+
+
+def is_public(address: str) -> bool:
+    """Return whether an address is of the public Internet, however it is written."""
+    ip = ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and int(ip) >> 32 == _NAT64 >> 32:
+            inner = IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip not in _UNICAST:
+            return False
+    return ip.is_global and not ip.is_multicast and not any(ip in each for each in _ODD)
+
+
+def anywhere(address: str) -> bool:
+    """Accept any address: the operator has written the URL."""
+    return True
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether a host is this machine, by a name that needs no lookup."""
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return False
+
+
+async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:
+    """Connect to the server of a URL, at any of its addresses."""
+    _, protocol = await asyncio.get_running_loop().create_connection(make, url.host, url.port, ssl=tls)
+    return protocol
+
+
+def guarded(judge: Judge) -> Dial[Any]:
+    """Return a dial function that connects only to addresses that `judge` accepts.
+
+    A name with a single address that isn't accepted is refused: it's there to deceive. Names of this machine lead to
+    loopback addresses only, and nowhere under `is_public`.
+    """
+
+    async def connect(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:
+        address, port = await _resolve(url.host, url.port, judge)
+        name = url.host if tls is not None else None
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.create_connection(make, address, port, ssl=tls, server_hostname=name)
+        return protocol
+
+    return connect
+
+
+async def _resolve(host: str, port: int, judge: Judge) -> tuple[str, int]:
+    loop = asyncio.get_running_loop()
+    found = await (
+        _look_up(host, port) if judge is is_public else loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    )
+    addresses = [cast("tuple[Any, ...]", each[4]) for each in found]
+    here = is_this_machine(host)
+    for each in addresses:
+        if not (ip_address(str(each[0]).partition("%")[0]).is_loopback if here else judge(str(each[0]))):
+            raise AddressRefused(f"{host} is an address that isn't asked.")
+    if here and judge is is_public:
+        raise AddressRefused(f"{host} is an address that isn't asked.")
+    return str(addresses[0][0]), int(addresses[0][1])
+
+
+async def _look_up(host: str, port: int) -> list[Any]:
+    """Look up a name that a stranger has chosen, and whose name server may never answer.
+
+    Nothing ends a lookup, so each has a thread of its own, and there are few: the loop's threads are for other things,
+    such as passwords and the names of issuers.
+    """
+    if not _LOOKUPS.acquire(blocking=False):
+        raise AddressRefused("Too many names are looked up just now.")
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Any]] = loop.create_future()
+
+    def finish(result: list[Any] | OSError | UnicodeError) -> None:
+        if found.done():
+            return
+        if isinstance(result, Exception):
+            found.set_exception(result)
+        else:
+            found.set_result(result)
+
+    def look() -> None:
+        result: list[Any] | OSError | UnicodeError
+        try:
+            result = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as exc:
+            result = exc
+        finally:
+            _LOOKUPS.release()
+        with suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(finish, result)
+
+    Thread(target=look, name="lookup", daemon=True).start()
+    return await found

@@ -1,0 +1,48 @@
+"""Errors of the outbound HTTP engine. Each is one sentence that a person can act on."""
+
+
+class ClientError(Exception):
+    """The base of everything that a client raises. ``except ClientError as error: print(error)``"""
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}" if remedy else message)
+        self.message = message
+        """What happened, without what to do about it."""
+        self.remedy = remedy
+        """What to do about it; empty if the message says it, or if it isn't known."""
+
+
+class TargetError(ClientError):
+    """It isn't clear which server you mean, or it can't be started. ``except TargetError as error: print(error)``"""
+
+
+class ConnectFailed(ClientError):
+    """There's no connection: no such host, nobody listens, or the server didn't start.
+
+    Example:
+        ``except ConnectFailed: start_the_server()``
+    """
+
+
+class TlsFailed(ConnectFailed):
+    """The server's certificate isn't trusted, or it doesn't speak TLS at that port.
+
+    Example:
+        ``except TlsFailed: options = Options(tls=context)``
+    """
+
+
+class ConnectionLost(ClientError):
+    """The connection ended before the answer came. ``except ConnectionLost: did_it_run = None``"""
+
+
+class TooLarge(ClientError):
+    """The server sent more than the client is ready to keep. ``except TooLarge: options = Options(max_bytes=2**30)``"""
+
+
+class BadAnswer(ClientError):
+    """The server broke the protocol: unreadable JSON, another request's id, a result of the wrong shape.
+
+    Example:
+        ``except BadAnswer as error: report(error)``
+    """

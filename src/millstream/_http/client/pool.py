@@ -1,0 +1,217 @@
+"""Connections to one origin, shared by all calls: a call takes a free one, opens one, or waits.
+
+A server may close a free connection at any moment, and a request that was on its way then may or may not have been
+seen (RFC 9112 §9.3.1). So one that must not run twice gets a connection that was in use a moment ago, or a new one.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+
+from millstream._http.client.connection import MAX_HEAD, HttpConnection, Reply
+from millstream._http.client.dial import Dial, connect_directly
+from millstream._http.client.errors import ConnectFailed, ConnectionLost, TlsFailed
+from millstream._http.client.proxy import Proxy, no_proxy, proxy_for, refused, tunnel
+from millstream._http.client.url import Url
+
+_FRESH = 3.0
+"""Seconds for which a free connection is trusted: servers close those of five seconds and more."""
+
+
+class Pool:
+    """Requests go out as bytes that are ready, head and body."""
+
+    __slots__ = (
+        "_all",
+        "_closed",
+        "_connecting",
+        "_dial_by",
+        "_free",
+        "_loop",
+        "_max",
+        "_max_body",
+        "_max_head",
+        "_proxy",
+        "_queue",
+        "_timeout",
+        "_tls",
+        "_url",
+    )  # fmt: skip
+
+    def __init__(
+        self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float, tls: ssl.SSLContext | None,
+        max_head: int = MAX_HEAD, dial: Dial[HttpConnection] | None = None,
+    ) -> None:  # fmt: skip
+        """Prepare a pool for one origin. With `dial`, it connects by that alone, and no proxy counts."""
+        # Configuration
+        self._url = url
+        self._max = max_connections
+        self._max_body = max_body
+        self._max_head = max_head
+        self._dial_by: Dial[HttpConnection] = dial or connect_directly
+        self._timeout = connect_timeout
+        self._tls = (tls or ssl.create_default_context()) if url.secure else None
+        self._proxy = proxy_for(url) if dial is None else None
+        self._loop = asyncio.get_running_loop()
+        # Connections
+        self._all: set[HttpConnection] = set()
+        self._free: list[HttpConnection] = []
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._connecting = 0
+        self._closed = False
+
+    async def send(self, data: bytes, *, repeatable: bool) -> Reply:
+        """The reply to one request. Cancelling the wait closes the connection.
+
+        Args:
+            data: the whole request.
+            repeatable: it may reach the server twice without harm.
+
+        Raises:
+            ConnectFailed: nobody is there.
+            ConnectionLost: the server closed before it answered.
+        """
+        proxy = None if self._url.secure else self._proxy
+        if proxy is not None:
+            data = proxy.forwarded(self._url, data)
+        while True:
+            connection = await self._take(_FRESH if not repeatable else 3600)
+            waiter = connection.send(data)
+            try:
+                reply = await waiter
+                if proxy is not None and reply.status == 407:
+                    raise refused(proxy, self._url.authority, "407")
+                return reply
+            except ConnectionLost:
+                if not (repeatable and connection.untouched):
+                    raise
+            except asyncio.CancelledError:
+                connection.abort()
+                raise
+
+    async def close(self) -> None:
+        """Close every connection; those who wait get an error."""
+        self._closed = True
+        for connection in list(self._all):
+            connection.abort()
+        while self._queue:
+            waiter = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_exception(ConnectionLost("The client was closed."))
+
+    async def _take(self, freshness: float) -> HttpConnection:
+        while True:
+            if self._closed:
+                raise ConnectionLost("The client is closed.")
+            oldest = time.monotonic() - freshness
+            while self._free:
+                connection = self._free.pop()
+                if connection.closed:
+                    continue
+                if connection.free_since >= oldest:
+                    return connection
+                connection.abort()
+            if len(self._all) + self._connecting < self._max:
+                return await self._connect()
+            waiter = self._loop.create_future()
+            self._queue.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake()  # the place goes to the next
+                raise
+
+    async def _connect(self) -> HttpConnection:
+        self._connecting += 1
+        try:
+            connection = await self._dial()
+        except BaseException:
+            self._connecting -= 1
+            self._wake()  # somebody else may try
+            raise
+        self._connecting -= 1
+        if self._closed:
+            connection.abort()
+            raise ConnectionLost("The client is closed.")
+        self._all.add(connection)
+        return connection
+
+    async def _dial(self) -> HttpConnection:
+        url, proxy = self._url, self._proxy
+        try:
+            async with asyncio.timeout(self._timeout):
+                if proxy is not None:
+                    return await self._through(proxy)
+                connection = await self._dial_by(self._connection, url, self._tls)
+        except TimeoutError as exc:
+            hint = " Is it http:// rather than https://?" if url.secure else ""
+            text = f"{url.origin} did not accept a connection within {self._timeout:g} seconds.{hint}"
+            raise ConnectFailed(text) from exc
+        except ssl.SSLCertVerificationError as exc:
+            raise untrusted(url, exc) from exc
+        except ssl.SSLError as exc:
+            raise TlsFailed(
+                f"{url.origin} does not speak TLS ({exc.reason or exc}). Is it http:// rather than https://?"
+            ) from exc
+        except OSError as exc:
+            raise unreachable(url, exc) from exc
+        return connection
+
+    def _connection(self) -> HttpConnection:
+        return HttpConnection(self._loop, self._max_body, self._ended, self._max_head)
+
+    async def _through(self, proxy: Proxy) -> HttpConnection:
+        """A connection to a proxy that passes requests on, or through it to the server."""
+        url = self._url
+        if self._tls is None:
+            try:
+                _, connection = await self._loop.create_connection(self._connection, proxy.host, proxy.port)
+            except OSError as exc:
+                raise no_proxy(proxy, exc) from exc
+            return connection
+        below = await tunnel(proxy, url)
+        connection = self._connection()
+        transport = await self._loop.start_tls(below, connection, self._tls, server_hostname=url.host)
+        if transport is None:
+            raise ConnectFailed(f"The proxy {proxy} closed the connection to {url.origin}.")
+        connection.connection_made(transport)
+        return connection
+
+    def _ended(self, connection: HttpConnection) -> None:
+        """A connection is free, or closed."""
+        if connection.closed:
+            self._all.discard(connection)
+        else:
+            self._free.append(connection)
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._queue:
+            waiter = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
+def unreachable(url: Url, exc: OSError) -> ConnectFailed:
+    """The error where nobody answers."""
+    remedy = "Check host and port, and that the server runs."
+    return ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.", remedy=remedy)
+
+
+def untrusted(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
+    """The error where the certificate isn't one that the system trusts."""
+    return TlsFailed(
+        f"The certificate of {url.origin} is not trusted: {exc.verify_message}.",
+        remedy="If it is your own, give the client a context that knows it (Options.tls).",
+    )
+
+
+def plain(exc: OSError) -> str:
+    """The reason of an operating system, without its numbers."""
+    text = exc.strerror or str(exc)
+    if "Connect call failed" in text or "Multiple exceptions" in text:
+        return "nobody listens at that port"
+    return text[:1].lower() + text[1:] if text else type(exc).__name__

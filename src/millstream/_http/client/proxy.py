@@ -1,0 +1,152 @@
+"""Proxies from the environment: which one a URL takes, and the way through it.
+
+``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, in capitals or not, as curl reads them
+(https://everything.curl.dev/usingcurl/proxies/env.html). What is on this machine never takes a proxy. https goes
+through a tunnel (CONNECT, RFC 9110 §9.3.6); http names the whole URL in its request line (RFC 9112 §3.2.2).
+"""
+
+import asyncio
+import base64
+import os
+from collections.abc import Mapping
+from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
+
+from millstream._http.client.errors import ConnectFailed, TargetError
+from millstream._http.client.url import Url
+
+_MAX_HEAD = 64 * 1024
+
+
+class Proxy(Struct, frozen=True):
+    """A proxy, and who we are there."""
+
+    host: str
+    port: int
+    credentials: str = ""
+    """What `Proxy-Authorization` says."""
+    address: str = ""
+    """Its URL as it was given."""
+
+    def __str__(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    @property
+    def fields(self) -> bytes:
+        """Header lines for this proxy."""
+        return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
+
+    def forwarded(self, url: Url, request: bytes) -> bytes:
+        """A request for a proxy to pass on: with the whole URL, and what the proxy itself wants to know."""
+        method, _, rest = request.partition(b" ")
+        line, end, fields = rest.partition(b"\r\n")
+        return b"%b %b%b%b%b%b" % (method, url.origin.encode(), line, end, self.fields, fields)
+
+
+def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy | None:
+    """The proxy that a URL takes; None where it's reached directly.
+
+    Raises:
+        TargetError: the variable isn't a URL of a proxy that we can use.
+    """
+    variables = os.environ if environment is None else environment
+    scheme = "https" if url.secure else "http"
+    name, value = _named(variables, f"{scheme}_proxy")
+    if not value:
+        name, value = _named(variables, "all_proxy")
+    if not value or _is_here(url.host) or _is_excepted(url, _named(variables, "no_proxy")[1]):
+        return None
+    parts = urlsplit(value if "://" in value else f"http://{value}")
+    try:
+        port = parts.port or 80
+    except ValueError:
+        port = 0
+    if parts.scheme != "http" or not parts.hostname or not port:
+        raise TargetError(f"{name} is not a proxy that can be used. Give one like http://proxy.example.com:3128.")
+    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    credentials = f"Basic {base64.b64encode(user.encode()).decode()}" if parts.username else ""
+    return Proxy(parts.hostname, port, credentials, parts.geturl())
+
+
+def _named(variables: Mapping[str, str], name: str) -> tuple[str, str]:
+    """The variable in small letters wins. HTTP_PROXY in capitals may come from a request, where we run under CGI."""
+    if variables.get(name):
+        return name, variables[name].strip()
+    upper = name.upper()
+    return upper, "" if upper == "HTTP_PROXY" and "REQUEST_METHOD" in variables else variables.get(upper, "").strip()
+
+
+def _is_here(host: str) -> bool:
+    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
+
+
+def _is_excepted(url: Url, exceptions: str) -> bool:
+    """Names hold for what is below them, too; a port may stand behind one; ``*`` is everything."""
+    for each in exceptions.replace(" ", ",").split(","):
+        name, colon, port = each.strip().rpartition(":") if each.count(":") == 1 else (each.strip(), "", "")
+        if colon and port != str(url.port):
+            continue
+        name = name.strip("[]").removeprefix("*.").removeprefix(".").lower()
+        if name and (name in ("*", url.host) or url.host.endswith(f".{name}")):
+            return True
+    return False
+
+
+class _Asking(asyncio.Protocol):
+    """Reads the head of what a proxy answers to CONNECT."""
+
+    def __init__(self) -> None:
+        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._data = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Some of the answer. The server says nothing before we do, so there's nothing behind it."""
+        self._data += data
+        if not self.head.done() and (b"\r\n\r\n" in self._data or len(self._data) > _MAX_HEAD):
+            self.head.set_result(self._data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.head.done():
+            self.head.set_result(b"")
+
+
+async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
+    """A connection to the server of a URL, through a proxy.
+
+    Raises:
+        ConnectFailed: the proxy isn't there, or doesn't connect us.
+    """
+    try:
+        transport, asking = await asyncio.get_running_loop().create_connection(_Asking, proxy.host, proxy.port)
+    except OSError as exc:
+        raise no_proxy(proxy, exc) from exc
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    place = f"{host}:{url.port}"
+    transport.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place.encode(), place.encode(), proxy.fields))
+    try:
+        head = await asking.head
+        words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+        if len(words) < 2 or not words[0].startswith("HTTP/1."):
+            raise ConnectFailed(f"The proxy {proxy} gave no answer when asked to connect to {place}.")
+        if not words[1].startswith("2"):
+            raise refused(proxy, place, " ".join(words[1:]))
+    except BaseException:
+        transport.abort()
+        raise
+    return transport
+
+
+def refused(proxy: Proxy, place: str, status: str) -> ConnectFailed:
+    """The error for a proxy that doesn't connect us."""
+    if status.startswith("407"):
+        return ConnectFailed(
+            f"The proxy {proxy} wants credentials (407). Put them into the variable: http://name:password@{proxy.host}:"
+            f"{proxy.port}"
+        )
+    return ConnectFailed(f"The proxy {proxy} does not connect to {place}: {status or 'no reason given'}.")
+
+
+def no_proxy(proxy: Proxy, exc: OSError) -> ConnectFailed:
+    """The error for a proxy that isn't there."""
+    return ConnectFailed(f"There is no proxy at {proxy}, which the environment names: {exc.strerror or exc}.")

@@ -1,0 +1,58 @@
+"""The HTTP/1.1 and WebSocket server that owns its sockets.
+
+`Connection` turns bytes into requests without I/O, `HttpProtocol` puts it on a socket, `WebSocketProtocol` continues
+after an upgrade, `ConnectionGuard` enforces every time limit with one timer, and `Listener` accepts. `Endpoints`
+connects all of that to an application.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from millstream._http.hosts import HostPolicy
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Handler
+
+Target = tuple[Handler, str, str]
+"""A handler with its method and its path."""
+
+
+class Endpoints:
+    """The endpoints of one application, with its limits and its Host and Origin rules.
+
+    Args:
+        find: return the handler for a method and a decoded path, or `None` for 404.
+        limits: bounds of connections and requests.
+        policy: which Hosts and Origins are served.
+        hot: (method, path) to handler, for the endpoints that the fast head reader finds without a call.
+        websocket: an ASGI application for WebSockets, or `None` to ignore their upgrade.
+        max_message: bytes of the largest WebSocket message.
+        heartbeat: seconds between two WebSocket pings.
+        root_path: the path prefix that a proxy has removed.
+    """
+
+    __slots__ = (
+        "by_line", "find", "heartbeat", "hot", "limits", "max_message", "policy", "root_path", "websocket",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        find: Callable[[str, str], Handler | None],
+        *,
+        limits: HttpLimits,
+        policy: HostPolicy,
+        hot: Mapping[tuple[bytes, bytes], Target] | None = None,
+        websocket: Callable[[Any, Any, Any], Awaitable[None]] | None = None,
+        max_message: int = 4 * 1024 * 1024,
+        heartbeat: float = 15.0,
+        root_path: str = "",
+    ) -> None:
+        self.find: Callable[[str, str], Handler | None] = find
+        self.limits: HttpLimits = limits
+        self.policy: HostPolicy = policy
+        self.hot: Mapping[tuple[bytes, bytes], Target] = hot or {}
+        self.by_line: dict[bytes, Target] = {b"%b %b HTTP/1.1" % key: found for key, found in self.hot.items()}
+        """The same by the whole request line."""
+        self.websocket: Callable[[Any, Any, Any], Awaitable[None]] | None = websocket
+        self.max_message: int = max_message
+        self.heartbeat: float = heartbeat
+        self.root_path: str = root_path

@@ -1,0 +1,556 @@
+"""One HTTP/1 connection without I/O: bytes in, events out.
+
+`receive` takes bytes and returns the next event, `next_event` returns further ones, and `complete` says that the reply
+to a request is written. Requests are answered one at a time, in the order in which they arrived, so a request that
+comes early waits in the queue. `states` holds the two tables of what a connection reads and what it replies.
+
+Most requests are read by the fast head reader (`fast_head`), all others by httptools. Every limit is checked while a
+request is parsed. A request above one becomes a `Refusal`, the last event of its connection.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from typing import Protocol
+from urllib.parse import unquote
+
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+    parse_url,
+)
+from msgspec import Struct
+
+from millstream._http.budget import ByteBudget
+from millstream._http.close_signal import failure
+from millstream._http.hosts import EXEMPT, parse_authority
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Request, Response
+from millstream._http.server import Endpoints
+from millstream._http.server.exchange import Exchange
+from millstream._http.server.fast_head import read_line
+from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.replies import (
+    BAD_HOST,
+    BAD_REQUEST,
+    BAD_TARGET,
+    BODY_TOO_LARGE,
+    CHUNKS_TOO_SMALL,
+    HEADERS_TOO_LARGE,
+    NOT_FOUND,
+    TARGET_TOO_LONG,
+    TOO_MANY_BODIES,
+    TOO_MANY_CONNECTIONS,
+    UPGRADE_WITH_BODY,
+)
+from millstream._http.server.states import (
+    ANSWERING,
+    ASKS,
+    BEGINS,
+    BEGINS_REPLY,
+    CLOSES,
+    COMPLETES,
+    DONE,
+    ENDS,
+    EXPECTED,
+    FAST_BODY,
+    HEAD,
+    IDLE,
+    IGNORES_UPGRADE,
+    NEW,
+    PERMITTED,
+    READ_IN_PART,
+    READ_WHOLE,
+    SILENT,
+    STOPS,
+    TAKEN,
+)
+
+MAX_FRAMING = 64 * 1024
+"""Bytes that the framing of a body may take, besides an eighth of the body. A tiny chunk costs as much as a large one.
+"""
+MAX_PIPELINE = 64
+"""Requests that may wait behind a running one. A chunk that brings more is not read to its end."""
+
+_PROBES = frozenset(path.encode() for path in EXEMPT)
+_SCREENED = frozenset({b"origin", b"sec-fetch-site"})
+_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+
+
+class Refusal(Struct, frozen=True):
+    """Write this reply and close the connection."""
+
+    response: Response
+
+
+class Upgrade(Struct, frozen=True):
+    """Continue as a WebSocket: the handshake as it was received, and the frames that came with it."""
+
+    handshake: bytes
+    ahead: bytes
+
+
+class Continue(Struct, frozen=True):
+    """Write ``100 Continue``."""
+
+
+CONTINUE = Continue()
+
+Event = Exchange | Refusal | Upgrade | Continue
+
+
+class Shared(Protocol):
+    """What the connections of one server share."""
+
+    limits: HttpLimits
+    clock: float
+    """The time of the last sweep."""
+    leaving: bool
+    """The server stops: each connection gets one more reply at most, and that reply says so."""
+    unfinished: ByteBudget
+
+
+class Connection:
+    """The state of one connection.
+
+    Args:
+        table: the endpoints.
+        shared: what all connections of the server share.
+        peer: the client's address without the port, or an empty string.
+        scheme: ``http`` or ``https``.
+        proxies: whose forwarded headers are trusted, if `peer` is one of them.
+    """
+
+    __slots__ = (
+        "_asks_for_socket", "_counted", "_framing", "_handshake", "_headers", "_ignored_head", "_ignored_upgrade",
+        "_ignores_body", "_missing", "_parser", "_peer", "_proxies", "_received", "_scheme", "_seen", "_shared",
+        "_size", "_table", "_target", "body", "fast", "held", "newest", "over_cap", "queue", "reading", "replying",
+        "since",
+    )  # fmt: skip
+
+    _parser: HttpRequestParser
+
+    def __init__(
+        self, table: Endpoints, shared: Shared, *, peer: str, scheme: str, proxies: TrustedProxies | None = None
+    ) -> None:
+        # Configuration
+        self._table = table
+        self._shared = shared
+        self._peer = peer
+        self._scheme = scheme
+        self._proxies = proxies
+        self.over_cap = False
+        """Above the cap on connections: it gets one reply, a refusal unless it is a health probe."""
+        self.fast: Endpoints | None = None if shared.leaving else table
+        """The table, as long as the fast head reader could read every head."""
+        # Connection
+        self._parser = _new_parser(self)
+        self.reading = NEW
+        self.replying = SILENT
+        self.since = shared.clock
+        """When the current wait began, by the clock of the last sweep."""
+        self.held = False
+        """No event is given out: the client does not read its replies."""
+        self.queue: deque[Exchange | Refusal | Upgrade] = deque()
+        """What waits for its turn."""
+        self.newest: Exchange | None = None
+        """The request that arrived last, until its reply is written."""
+        # Request
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._asks_for_socket = False
+        """The request is a WebSocket handshake, whether WebSockets are served or not."""
+        self._handshake = b""
+        """The head of a WebSocket handshake."""
+        self._ignored_head = b""
+        """The head of a request whose upgrade is ignored, without the upgrade, until it is read again."""
+        self._ignored_upgrade = b""
+        self._ignores_body = False
+        """The reply is known from the head alone."""
+        self.body: bytes | bytearray = b""
+        self._size = 0
+        """Bytes of the chunk being parsed."""
+        self._seen = 0
+        """Bytes since this request began, or in its body since the last piece of it."""
+        self._received = 0
+        """Bytes of its body."""
+        self._counted = 0
+        """Bytes of its unfinished body in the budget of the server."""
+        self._framing = 0
+        """Bytes that came with the body and are not part of it, since the second chunk."""
+        self._missing = 0
+        """Bytes still to come of a body whose head was read without the parser."""
+
+    @property
+    def busy(self) -> bool:
+        """A reply is owed, so the server does not wait for the client."""
+        return self.replying == ANSWERING or bool(self.queue)
+
+    @property
+    def idle(self) -> bool:
+        """No reply is owed, and no byte of a request has arrived."""
+        return self.reading <= IDLE and not self.busy
+
+    @property
+    def arriving(self) -> bool:
+        """A request has begun to arrive, and no reply is owed."""
+        return HEAD <= self.reading < DONE and not self.busy
+
+    # Events
+
+    def receive(self, data: bytes) -> Event | None:
+        """Take bytes of the client and return the next event, or `None` if more bytes or `complete` are needed."""
+        table = self.fast
+        if table is None or self.reading > IDLE or self.replying != SILENT or self.held:
+            if self.reading == FAST_BODY:
+                self._receive_body(data)
+            else:
+                self._parse(data)
+            return self.next_event()
+        head, end, body = data.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        found = table.by_line.get(lines.pop(0))
+        if found is None or not end:
+            self._parse(data)
+            return self.next_event()
+        try:
+            fields = dict(map(read_line, lines))
+            size = int(fields[b"content-length"])
+        except KeyError:
+            # Nothing else runs in here: user code must not see this error as the context of its own.
+            self.fast = None
+            fields, size = dict[bytes, bytes](), 0
+        limits = table.limits
+        if (
+            fields.get(b"host") not in table.policy.good
+            or len(fields) != len(lines)
+            or size > limits.max_body
+            or len(lines) > limits.max_header_count
+            or len(head) > limits.max_header_bytes
+        ):
+            self._parse(data)
+            return self.next_event()
+        self.newest = exchange = Exchange(
+            found[1], found[2], fields.items(), fields, body, b"", self._peer, table.root_path, self._scheme,
+            handler=found[0],
+        )  # fmt: skip
+        if self._proxies is not None and not _FORWARDED.isdisjoint(fields):
+            self._proxies.apply(exchange)
+        if size == len(body):
+            self.reading = READ_WHOLE[self.reading]
+            self.replying = BEGINS_REPLY[self.replying]
+            return exchange
+        exchange.body = b""
+        self.reading = READ_IN_PART[self.reading]
+        self.since = self._shared.clock
+        self._ignores_body = False
+        self._received = 0
+        self._missing = size
+        self._receive_body(body)
+        return self.next_event()
+
+    def next_event(self) -> Event | None:
+        """Return what to do next, or `None` if more bytes or `complete` are needed."""
+        if self.replying != SILENT or self.held:
+            return None
+        if self.queue:
+            event = self.queue.popleft()
+            self.replying = (BEGINS_REPLY if isinstance(event, Exchange) else CLOSES)[self.replying]
+            return event
+        if self.reading == EXPECTED:
+            self.reading = PERMITTED[self.reading]
+            return CONTINUE
+        return None
+
+    def complete(self, exchange: Exchange) -> None:
+        """Go on after the reply to a request is written."""
+        self.replying = COMPLETES[self.replying]
+        self.since = self._shared.clock
+        if self.newest is exchange:
+            self.newest = None
+
+    def refuse(self, response: Response) -> None:
+        """Read no more; queue a refusal behind the replies that are owed."""
+        if self.reading != DONE:
+            self._stop()
+            self.queue.append(Refusal(response))
+
+    def announce_close(self) -> None:
+        """Make the reply that is owed last say that the connection closes, or the next one if that has its head."""
+        self.fast = None  # the fast head reader gives every reply a connection that stays open
+        if self.newest is not None and not self.newest.response_started:
+            self.newest.keep_alive = False
+
+    def lose(self) -> None:
+        """Drop everything that belongs to a request: the connection is lost or speaks another protocol."""
+        self._stop()
+        self.replying = CLOSES[self.replying]
+        self.queue.clear()
+        self.newest = None
+        # The parser refers to this connection: without it there is no cycle for the garbage collector.
+        self._parser = None  # type: ignore[assignment]
+
+    def _stop(self) -> None:
+        self.reading = STOPS[self.reading]
+        self._drop_body()
+
+    # Bytes
+
+    def _parse(self, data: bytes) -> None:  # noqa: C901  one branch for each way in which the parser stops
+        while data and self.reading != DONE:
+            self._size = size = len(data)
+            self._seen = self._seen + size if self.reading > IDLE else size
+            rest = b""
+            upgrade = False
+            try:
+                self._parser.feed_data(data)
+            except HttpParserCallbackError as exc:
+                # A defect of this program, not of the client; the parser hides the exception.
+                self.refuse(failure(exc.__context__ or exc, "Parsing", self._target.decode("latin-1")))
+            except HttpParserError:
+                self.refuse(BAD_REQUEST)
+            except HttpParserUpgrade as exc:
+                rest, upgrade = data[exc.args[0] :], True
+            if upgrade and self.reading != DONE:
+                if self._handshake:
+                    self._stop()
+                    self.queue.append(Upgrade(self._handshake, rest))
+                    return
+                if self._asks_for_socket:
+                    self._stop()  # what the client sends next may be frames
+                    return
+                # An upgrade that the server ignores (RFC 9110 §7.8). The parser takes the body for another protocol, so
+                # a new one reads the request without the upgrade.
+                self._parser = _new_parser(self)
+                self.reading = IGNORES_UPGRADE[self.reading]
+                rest = self._ignored_head + rest
+            elif IDLE < self.reading < DONE:
+                if self._seen > self._table.limits.max_header_bytes:
+                    self.refuse(HEADERS_TOO_LARGE)
+                elif self._received and self.reading > HEAD:
+                    self._weigh()
+            data = rest
+
+    def _receive_body(self, data: bytes) -> None:
+        """Take the rest of a body whose head the parser has not seen. The parser reads everything behind it."""
+        body = data[: self._missing]
+        self._missing -= len(body)
+        self.on_body(body)
+        if self._missing:
+            if self.reading != DONE:
+                self._count()
+            return
+        self.on_message_complete()
+        self._parse(data[len(body) :])
+
+    def _weigh(self) -> None:
+        """Count the part of an unfinished body that a chunk brought, and how much of the chunk was framing."""
+        self._framing = self._framing + self._size - (self._received - self._counted) if self._counted else 0
+        if self._framing > MAX_FRAMING + self._received // 8:
+            self.refuse(CHUNKS_TOO_SMALL)
+        else:
+            self._count()
+
+    def _count(self) -> None:
+        size = self._received - self._counted
+        self._counted = self._received
+        if not self._shared.unfinished.take(self._peer, size):
+            self.refuse(TOO_MANY_BODIES)
+
+    def _drop_body(self) -> None:
+        self.body = b""
+        if self._counted:
+            self._shared.unfinished.give(self._peer, self._counted)
+            self._counted = 0
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        self._target = b""
+        self._headers = []
+        self.reading = BEGINS[self.reading]
+        self.since = self._shared.clock
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        if len(self._target) > self._table.limits.max_url:
+            self.refuse(TARGET_TOO_LONG)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or after the body a trailer."""
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:  # noqa: C901, PLR0912  the checks of a head, in their order
+        if self.reading == DONE or self._is_excessive():
+            return
+        headers, table = self._headers, self._table
+        if self._ignored_upgrade:
+            headers.append((b"upgrade", self._ignored_upgrade))
+            self._ignored_head = self._ignored_upgrade = b""
+        # Trailers come through `on_header`; they must not become headers.
+        self._headers = []
+        fields = dict(headers)
+        upgrade = fields.get(b"upgrade")
+        self._asks_for_socket = (
+            upgrade is not None and self._parser.should_upgrade() and upgrade.strip().lower() == b"websocket"
+        )
+        method, target = self._parser.get_method(), self._target
+        wrong = self._check(method, fields, headers)
+        if wrong is not None:
+            self.refuse(wrong)
+            return
+        if self._asks_for_socket and table.websocket is not None:
+            self._handshake = _write_head(b"%b %b HTTP/1.1" % (method, target), headers)
+            return
+        if self._parser.should_upgrade() and not self._asks_for_socket:
+            version = self._parser.get_http_version().encode()
+            others = [header for header in headers if header[0] != b"upgrade"]
+            self._ignored_head = _write_head(b"%b %b HTTP/%b" % (method, target, version), others)
+            self._ignored_upgrade = fields[b"upgrade"]
+            return
+        found, query = table.hot.get((method, target)), b""
+        if found is None:
+            split = _split_target(target)
+            if split is None:
+                self.refuse(BAD_TARGET)
+                return
+            path, query = split
+            handler = None
+            name = method.decode("ascii")
+        else:
+            handler, name, path = found
+        persistent = self._parser.get_http_version() != "1.0"
+        self.newest = exchange = Exchange(
+            name, path, headers, fields, b"", query, self._peer, table.root_path, self._scheme,
+            handler=handler or _not_found,
+            chunked=persistent,
+            keep_alive=persistent
+            and self._parser.should_keep_alive()
+            and not (self._shared.leaving or self.over_cap or self._asks_for_socket),
+        )  # fmt: skip
+        if self._proxies is not None and not _FORWARDED.isdisjoint(fields):
+            self._proxies.apply(exchange)
+        self._ignores_body = False
+        if (
+            fields.get(b"host") not in table.policy.good
+            or len(fields) != len(headers)
+            or not _SCREENED.isdisjoint(fields)
+        ) and path not in EXEMPT:
+            reply, exchange.cors = table.policy.screen(exchange)
+            if reply is not None:
+                exchange.handler = partial(_reply, reply)
+                self._ignores_body = True
+        if handler is None and not self._ignores_body:
+            handler = table.find(name, path)
+            exchange.handler = handler or _not_found
+            self._ignores_body = handler is None
+        self.reading = TAKEN[self.reading]
+        self._seen = self._received = 0
+        if persistent and fields.get(b"expect", b"").strip().lower() == b"100-continue":
+            self.reading = ASKS[self.reading]
+
+    def on_body(self, body: bytes) -> None:
+        if self.reading == DONE:
+            return
+        self._seen = 0
+        self._received += len(body)
+        if self._received > self._table.limits.max_body:
+            self.refuse(BODY_TOO_LARGE)
+        elif self._ignores_body:
+            return
+        elif not self.body:
+            self.body = body
+        else:
+            # The usual single piece is not copied; thousands of small ones go into one buffer.
+            self.body = self.body if isinstance(self.body, bytearray) else bytearray(self.body)
+            self.body += body
+
+    def on_message_complete(self) -> None:
+        if self.reading == DONE or self._handshake or self._ignored_head:
+            return
+        self.reading = ENDS[self.reading]
+        self._seen = 0
+        self._target = b""
+        self._headers = []  # what came as trailers
+        if self.newest is not None:
+            self.newest.body = bytes(self.body)
+            self.queue.append(self.newest)
+        self._drop_body()
+
+    # Checks of a head
+
+    def _is_excessive(self) -> bool:
+        """Refuse a head that is too large, and stop at one request too many in the queue."""
+        limits, headers = self._table.limits, self._headers
+        if len(self.queue) >= MAX_PIPELINE + (self.replying == SILENT):
+            # Those in the queue are answered; the reply to the last of them says that the connection closes.
+            if self.newest is not None:
+                self.newest.keep_alive = False
+            self._stop()
+        elif len(headers) > limits.max_header_count or (
+            self._seen + self._size > limits.max_header_bytes
+            and sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes
+        ):
+            self.refuse(HEADERS_TOO_LARGE)
+        self._seen = self._received = 0
+        return self.reading == DONE
+
+    def _check(self, method: bytes, fields: dict[bytes, bytes], headers: list[tuple[bytes, bytes]]) -> Response | None:
+        """Return the refusal of a head, if it needs one."""
+        target = self._target
+        if method == b"CONNECT":
+            return BAD_TARGET
+        size = int(fields.get(b"content-length", 0))
+        has_body = bool(size) or b"transfer-encoding" in fields
+        if self.over_cap and (has_body or not _is_probe(method, target)):
+            return TOO_MANY_CONNECTIONS
+        if fields.get(b"host") not in self._table.policy.good or len(fields) != len(headers):
+            hosts = [value for name, value in headers if name == b"host"]
+            if (len(hosts) != 1 or parse_authority(hosts[0]) is None) and target.partition(b"?")[0] not in _PROBES:
+                return BAD_HOST
+        if size > self._table.limits.max_body:
+            return BODY_TOO_LARGE
+        if not target.startswith(b"/") and _split_target(target) is None:
+            return BAD_TARGET
+        if self._asks_for_socket:
+            if has_body:
+                return UPGRADE_WITH_BODY
+            if self._table.websocket is not None and self.busy:
+                return BAD_REQUEST
+        return None
+
+
+def _new_parser(connection: Connection) -> HttpRequestParser:
+    parser = HttpRequestParser(connection)
+    # Bytes behind a request with `Connection: close` must not refuse that request.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+def _write_head(first: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"%b\r\n%b\r\n" % (first, b"".join(b"%b: %b\r\n" % header for header in headers))
+
+
+def _is_probe(method: bytes, target: bytes) -> bool:
+    return target.partition(b"?")[0] in _PROBES and method in (b"GET", b"HEAD")
+
+
+def _split_target(target: bytes) -> tuple[str, bytes] | None:
+    """Return the decoded path and the query of a request target, or `None` if it has no path."""
+    try:
+        url = parse_url(target)
+        path = (url.path or b"").decode("ascii")
+    except (HttpParserInvalidURLError, UnicodeDecodeError):
+        return None
+    return (unquote(path) if "%" in path else path, url.query or b"") if path else None
+
+
+async def _not_found(_request: Request) -> Response:
+    return NOT_FOUND
+
+
+async def _reply(response: Response, _request: Request) -> Response:
+    return response

@@ -1,0 +1,97 @@
+"""How a server lets its connections go before it ends, so that no request falls between two replies.
+
+RFC 9112 §9.6: the side that closes says so first, in the last reply. An idle connection has no such reply, so it is
+closed when it has been idle for a while, and never while bytes of a request wait to be read.
+"""
+
+import select
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from millstream._http.server.guard import ConnectionGuard, ServerState
+
+LINGER: Final = 2.0
+"""Seconds that an idle connection has for one more request, which is answered with ``connection: close``."""
+TICK: Final = 0.02
+
+
+class DrainTimes(Struct, frozen=True):
+    """How long a stopping server waits for its clients and load balancers; calls have a time of their own."""
+
+    delay: float = 0.0
+    """Seconds in which it is not ready and still serves, so that load balancers notice."""
+    linger: float = 0.0
+    """Seconds that an idle connection stays open after that."""
+
+    @classmethod
+    def stopping(cls, delay: float) -> "DrainTimes":
+        """Return the times of a server that nothing replaces. Without a load balancer it does not linger."""
+        return cls(delay, min(delay, LINGER))
+
+
+class ConnectionDrainer:
+    """Lets go of the connections of a server that accepts no new ones."""
+
+    __slots__ = ("_announced", "_clock", "_guard", "_since", "_state")
+
+    def __init__(self, state: "ServerState", guard: "ConnectionGuard", clock: Callable[[], float]) -> None:
+        self._state = state
+        self._guard = guard
+        self._clock = clock
+        self._announced: set[Any] = set()
+        self._since: dict[Any, float] = {}
+        """When a connection was first seen waiting for its client."""
+
+    def announce(self) -> None:
+        """Make each reply from now on say that its connection closes."""
+        self._guard.leaving = True
+        for connection in self._state.connections - self._announced:
+            self._announced.add(connection)
+            connection.announce_close()
+
+    def close_idle(self, linger: float) -> bool:
+        """Close the connections that have been idle for `linger` seconds; return whether to look again."""
+        self.announce()  # to connections that were accepted in between
+        now, waiting = self._clock(), False
+        since = {each: self._since.get(each, now) for each in self._state.connections if _waits_for_client(each)}
+        self._since = since
+        over = [each for each, start in since.items() if now - start >= linger]
+        readable = _readable(each.transport for each in over if each.idle)
+        for connection in over:
+            if connection.idle:
+                if connection.transport in readable:
+                    waiting = True
+                else:
+                    connection.transport.close()
+        return waiting or len(over) < len(since)
+
+    def abort_closed(self) -> None:
+        """End closed connections that wait for the client's own close, which may never come over TLS."""
+        for connection in list(self._state.connections):
+            transport = connection.transport
+            if transport.is_closing() and not transport.get_write_buffer_size():
+                transport.abort()
+
+    def answering(self) -> bool:
+        """Return whether a reply is owed, also one of a page or a webhook, which no count of calls has."""
+        return any(each.answering and not each.transport.is_closing() for each in self._state.connections)
+
+
+def _waits_for_client(connection: Any) -> bool:
+    return not connection.transport.is_closing() and (connection.idle or connection.arriving)
+
+
+def _readable(transports: Iterable[Any]) -> set[Any]:
+    """Return those whose next request has reached the machine, and not yet this program."""
+    if not hasattr(select, "poll"):
+        return set()
+    poll, by_descriptor = select.poll(), dict[int, Any]()
+    for transport in transports:
+        descriptor = transport.get_extra_info("socket").fileno()
+        if descriptor >= 0:
+            by_descriptor[descriptor] = transport
+            poll.register(descriptor, select.POLLIN)
+    return {by_descriptor[descriptor] for descriptor, event in poll.poll(0) if event & select.POLLIN}

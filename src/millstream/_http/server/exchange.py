@@ -1,0 +1,227 @@
+"""One request and its reply. The hot path, `Exchange.run`, is written inline to save Python calls."""
+
+import asyncio
+from collections.abc import Collection
+from typing import Protocol
+
+from millstream._http.close_signal import failure
+from millstream._http.compression import FROM_BYTES, compressed
+from millstream._http.limits import HttpLimits
+from millstream._http.message import JSON_HEAD, Handler, Request, Response, Sink
+from millstream._http.server.replies import CLOSE, ReplyHeads
+from millstream._http.server.states import COMPLETES, EXPECTED
+from millstream._http.server.stream import Channel, ReplyStream
+
+
+class Guard(Protocol):
+    """What a reply needs of all connections."""
+
+    heads: ReplyHeads
+    limits: HttpLimits
+    clock: float
+
+
+class Order(Protocol):
+    """What a reply needs of the state of its connection (`Connection`)."""
+
+    reading: int
+    replying: int
+    since: float
+    newest: "Exchange | None"
+
+    @property
+    def queue(self) -> Collection[object]:
+        """What waits for its turn."""
+        ...
+
+    def complete(self, exchange: "Exchange") -> None:
+        """Go on after the reply to a request is written."""
+
+
+class Tasks(Protocol):
+    """What a reply needs of the server."""
+
+    tasks: set[asyncio.Task[None]]
+
+
+class Carrier(Channel, Protocol):
+    """What a reply needs of the connection that carries it (`HttpProtocol`)."""
+
+    current: "Exchange | None"
+    read_paused: bool
+
+    @property
+    def guard(self) -> Guard:
+        """The limits of the server."""
+        ...
+
+    @property
+    def connection(self) -> Order:
+        """The state of the connection."""
+        ...
+
+    @property
+    def state(self) -> Tasks:
+        """The calls of the server."""
+        ...
+
+    def proceed(self) -> None:
+        """Carry out what waits for its turn."""
+
+
+class Exchange(Request, eq=False, kw_only=True):
+    """A request of `Connection`, and how its reply is written."""
+
+    handler: Handler
+    chunked: bool = True
+    """The client understands chunks: HTTP/1.1."""
+    keep_alive: bool = True
+    """The connection stays open after the reply."""
+    protocol: Carrier | None = None
+    """The connection that carries it, from when it begins."""
+    # Request
+    task: asyncio.Task[None] | None = None
+    disconnected: bool = False
+    cancelled: bool = False
+    # Reply
+    cors: bytes = b""
+    sink: ReplyStream | None = None
+    left_open: bool = False
+    """The handler has returned, its stream is still open."""
+    response_complete: bool = False
+
+    def ends_call(self) -> bool:
+        """See `Request`."""
+        return self.disconnected
+
+    @property
+    def response_started(self) -> bool:
+        """The head of the reply is written."""
+        return self.response_complete or self.sink is not None
+
+    def open(self, status: int, head: bytes) -> Sink:
+        """Start a streamed reply."""
+        protocol = self.protocol
+        if self.sink is not None or self.response_complete or protocol is None:
+            raise RuntimeError("This request already has its reply.")
+        self.sink = sink = ReplyStream(
+            protocol,
+            limit=protocol.guard.limits.stream_buffer,
+            chunked=self.chunked,
+            mute=self.method == "HEAD",
+        )
+        if self.disconnected:
+            sink.lost()
+            return sink
+        protocol.transport.write(
+            b"%b%b%b%b%b\r\n"
+            % (
+                protocol.guard.heads.make(status),
+                head,
+                self.cors,
+                b"transfer-encoding: chunked\r\n" if self.chunked else b"",
+                b"" if self.keep_alive else CLOSE,
+            )
+        )
+        return sink
+
+    def failed(self, exc: Exception) -> Response:
+        """Return the reply for a handler that failed; cut a stream that has begun."""
+        if self.sink is not None:
+            self.sink.cut()
+        return failure(exc, self.method, self.path)
+
+    def lost(self) -> None:
+        """End the stream because the client is gone, and the call if it asked for that."""
+        self.disconnected = True
+        if self.sink is not None:
+            self.sink.lost()
+        if self.task is not None and self.cancel_on_disconnect:
+            self.cancelled = True
+            self.task.cancel()
+
+    async def run(self, protocol: Carrier) -> None:  # noqa: C901, PLR0912  the hot path, inline
+        """Run the handler and write its reply, all in the call's own task."""
+        waited = False
+        try:
+            handler = self.handler
+            response = await handler(self)
+        except asyncio.CancelledError:
+            if not self.cancelled:
+                self._give_up(protocol)
+                raise
+            response = None
+        except Exception as exc:
+            response = self.failed(exc)
+        except BaseException:
+            self._give_up(protocol)
+            raise
+        finally:
+            if self.task is not None:
+                waited = True
+                protocol.state.tasks.discard(self.task)
+                self.cancel = self.task = None
+        if self.sink is not None:
+            if self._left_open(response):
+                return
+        elif not self.disconnected:
+            if not isinstance(response, Response):
+                response = self.failed(RuntimeError("The handler gave neither a reply nor a stream."))
+            if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
+                response = compressed(response, self.headers)
+            heads, body = protocol.guard.heads, response.body
+            if (
+                response.head is JSON_HEAD
+                and response.status == 200
+                and self.keep_alive
+                and not self.cors
+                and self.method == "POST"
+            ):
+                # `ReplyHeads.reply` of the usual reply, inline.
+                protocol.transport.write(b"%b%d\r\n\r\n%b" % (heads.usual, len(body), body))
+            else:
+                protocol.transport.write(
+                    heads.reply(response, self.cors, keep_alive=self.keep_alive, bodiless=self.method == "HEAD")
+                )
+        self.response_complete = True
+        protocol.current = None
+        # `Connection.complete`, inline.
+        connection = protocol.connection
+        connection.replying = COMPLETES[connection.replying]
+        connection.since = protocol.guard.clock
+        if connection.newest is self:
+            connection.newest = None
+        if not self.keep_alive:
+            protocol.transport.close()
+        elif waited and (connection.queue or protocol.read_paused or connection.reading == EXPECTED):
+            # Whoever began a call that never waited goes on itself.
+            protocol.proceed()
+
+    def _give_up(self, protocol: Carrier) -> None:
+        """Close without a reply, because the task ends by force."""
+        self.response_complete = True
+        protocol.transport.abort()
+
+    def _left_open(self, response: object) -> bool:
+        """End the stream, unless the handler returned it open: then the connection goes on when it closes."""
+        sink = self.sink
+        if sink is None or sink.closed or response is not sink:
+            if sink is not None:
+                sink.close()
+            return False
+        self.left_open = True
+        sink.on_close(self._complete)
+        return True
+
+    def _complete(self) -> None:
+        """Go on with the connection after a stream that its handler left open."""
+        protocol = self.protocol
+        if protocol is None or self.response_complete:
+            return
+        self.response_complete = True
+        protocol.current = None
+        protocol.connection.complete(self)
+        if self.keep_alive:
+            protocol.proceed()
+        else:
+            protocol.transport.close()

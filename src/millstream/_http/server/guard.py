@@ -1,0 +1,279 @@
+"""The limits of a whole server: one sweep for every timeout, and caps on connections and on unsent bytes.
+
+One timer looks at all connections about once a second, more often when a limit is shorter. A connection only stamps the
+coarse clock of the guard when its state changes. The guard judges a connection by what the server waits for: the rest
+of its headers, the rest of a body, the next request, or the client's reading.
+"""
+
+import asyncio
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from functools import partial
+from math import inf
+from typing import Any, Protocol, cast
+
+from millstream._http.budget import ByteBudget
+from millstream._http.limits import HttpLimits
+from millstream._http.message import Response, neighborhood
+from millstream._http.server.connection import Connection
+from millstream._http.server.replies import BODY_TIMEOUT, HEADER_TIMEOUT, ReplyHeads
+from millstream._http.server.states import BODY, CLOSED, DONE, FAST_BODY, HEAD, IDLE, NEW
+
+logger = logging.getLogger("millstream")
+
+_TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
+"""The refusal of a client that keeps the server waiting, by what the connection reads."""
+_LINGER = 2.0
+"""Seconds that a refused client has to read its refusal."""
+_SPARES = 16
+"""Connections above the cap that may ask for the server's health, so that a full server does not look dead."""
+_AT_ONCE = 256
+"""Connections that a sweep looks at before it yields to the event loop."""
+_ENDS_AT_ONCE = 4
+"""Connections that it ends before it yields."""
+_TURNS = 500
+"""In this many turns a sweep ends every connection, so that it is over before the next one begins."""
+_LINGERING = 256
+"""Connections above the cap that may read their refusal at a time; more are dropped without one."""
+
+
+class ServerState:
+    """What the connections of one server have in common besides the guard."""
+
+    __slots__ = ("connections", "tasks")
+
+    def __init__(self) -> None:
+        self.connections: set[Any] = set()
+        """All open connections, WebSockets included."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Calls that wait for something, and WebSockets."""
+
+
+def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
+    """Return the address and port of the client, or `None` on a Unix socket or if it has reset the connection."""
+    sock = transport.get_extra_info("socket")
+    try:
+        name: Any = transport.get_extra_info("peername") if sock is None else sock.getpeername()
+    except OSError:
+        return None
+    return None if name is None or isinstance(name, str | bytes) else (str(name[0]), int(name[1]))
+
+
+class Guarded(Protocol):
+    """What the guard sees of an HTTP connection."""
+
+    transport: asyncio.Transport
+    connection: Connection
+    peer: str
+    unsent: int
+    """Bytes in the write buffer at the last look."""
+    unsent_since: float
+    """When the write buffer last became smaller."""
+    read_paused: bool
+    """The server has stopped reading, so the client cannot go on."""
+
+    def refuse(self, response: Response) -> None:
+        """Answer and close."""
+
+
+class Writer(Protocol):
+    """What the guard sees of a connection, HTTP or WebSocket, whose client does not read."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The socket."""
+        ...
+
+    @property
+    def peer(self) -> str:
+        """The client's address, or an empty string."""
+        ...
+
+
+class ConnectionGuard:
+    """The guard of one running server."""
+
+    __slots__ = (
+        "_connections",
+        "_counts",
+        "_interval",
+        "_loop",
+        "_patience",
+        "_spares",
+        "_stalled",
+        "_state",
+        "_timer",
+        "clock",
+        "heads",
+        "leaving",
+        "limits",
+        "start",
+        "unfinished",
+        "unsent",
+    )  # fmt: skip
+
+    def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
+        # Configuration
+        self.limits = limits
+        shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
+        self._interval = max(0.02, min(1.0, shortest / 4))
+        early = 1.5 * self._interval  # so that the last sweep before the limit, or a late one, ends the connection
+        self._patience = {
+            NEW: limits.header_timeout,
+            IDLE: limits.keep_alive,
+            HEAD: limits.header_timeout - early,
+            BODY: limits.body_timeout - early,
+            FAST_BODY: limits.body_timeout - early,
+        }
+        """Seconds that a client may keep the server waiting, by what the connection reads."""
+        # Process
+        self._loop = loop
+        self._state = state
+        self._timer: asyncio.TimerHandle | None = None
+        self._connections: set[Guarded] = set()
+        self._spares: set[Guarded] = set()
+        self._counts: Counter[str] = Counter()
+        self._stalled: dict[Writer, int] = {}
+        """Unsent bytes of each connection whose client does not keep up, the longest stalled first."""
+        self.clock = loop.time()
+        self.heads = ReplyHeads()
+        self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
+        """For all bodies and WebSocket messages that have begun and not ended, if they came in more than one piece."""
+        self.unsent = 0
+        """The sum of `_stalled`."""
+        self.leaving = False
+        """The server stops: each connection gets one more reply at most, and that reply says so."""
+        self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = (
+            partial(cast("Any", asyncio.Task), loop=loop, eager_start=True)
+            if sys.version_info >= (3, 12)
+            else partial(cast("Any", asyncio.Task), loop=loop)
+        )
+        """Start a call in a task of its own, at once on Python 3.12 and newer."""
+
+    def admit(self, connection: Guarded) -> bool:
+        """Watch a new connection that is in the server's set already; return False when there are too many.
+
+        A few above the cap are `over_cap`: they have little time and get one reply, a refusal unless they probe.
+        """
+        if self._timer is None:
+            self.clock = self._loop.time()
+            self.heads.tick()
+            self._timer = self._loop.call_later(self._interval, self._sweep)
+        connection.connection.since = connection.unsent_since = self.clock
+        self._connections.add(connection)
+        limits, peer = self.limits, connection.peer
+        over_cap = len(self._state.connections) > limits.max_connections
+        if limits.max_connections_per_address and peer:
+            self._counts[near := neighborhood(peer)] += 1
+            over_cap |= self._counts[near] > limits.max_connections_per_address
+        connection.connection.over_cap = over_cap
+        if not over_cap:
+            return True
+        connection.connection.fast = None
+        self._spares = {each for each in self._spares if each.connection.reading != DONE}
+        if len(self._spares) >= _SPARES:
+            return False
+        self._spares.add(connection)
+        return True
+
+    @property
+    def overrun(self) -> bool:
+        """There are too many connections even to refuse them."""
+        return len(self._state.connections) > self.limits.max_connections + _LINGERING
+
+    def release(self, connection: Guarded) -> None:
+        """Stop watching a connection that is lost, or that continues as a WebSocket."""
+        self._connections.discard(connection)
+        self._spares.discard(connection)
+        # A WebSocket still counts until the next sweep counts again.
+        if connection not in self._state.connections and (near := neighborhood(connection.peer)) in self._counts:
+            self._counts[near] -= 1
+
+    # Unsent bytes
+
+    def stall(self, connection: Writer) -> None:
+        """Count what a client has not taken; above the total, cut the largest owner's longest stalled connection."""
+        size = connection.transport.get_write_buffer_size()
+        self.unsent += size - self._stalled.get(connection, 0)
+        self._stalled[connection] = size
+        while self.unsent > self.limits.max_unsent and len(self._stalled) > 1:
+            owners: Counter[str] = Counter()
+            for each, held in self._stalled.items():
+                owners[neighborhood(each.peer)] += held
+            largest = owners.most_common(1)[0][0]
+            slowest = next(each for each in self._stalled if neighborhood(each.peer) == largest)
+            logger.warning(
+                "A connection of %s was cut: unsent replies take %d bytes, and max_unsent allows %d.",
+                slowest.peer or "a local client", self.unsent, self.limits.max_unsent,
+            )  # fmt: skip
+            self.resume(slowest)
+            slowest.transport.abort()
+
+    def resume(self, connection: Writer) -> None:
+        """Stop counting a connection whose client has read, or that is lost."""
+        self.unsent -= self._stalled.pop(connection, 0)
+
+    # Time
+
+    def _sweep(self) -> None:
+        self.clock = now = self._loop.time()
+        self.heads.tick()
+        there = self._state.connections or self._connections
+        self._timer = self._loop.call_later(self._interval, self._sweep) if there else None
+        for each in list(self._stalled):
+            if each in self._stalled:
+                self.stall(each)
+        everybody = list(self._connections)
+        ends = max(_ENDS_AT_ONCE, len(everybody) // _TURNS)
+        self._look(everybody, now, max(1, _AT_ONCE // ends))
+        if self.limits.max_connections_per_address:
+            # WebSockets are not watched here but stay in the server's set: count again.
+            self._counts = Counter(neighborhood(each.peer) for each in self._state.connections if each.peer)
+
+    def _look(self, left: list[Guarded], now: float, end: int) -> None:
+        """Look at some of these connections, and at the rest in the next turns of the loop.
+
+        A connection that ends counts as `end` connections.
+        """
+        room = _AT_ONCE
+        try:
+            while left and room > 0:
+                ended = (one := left.pop()) in self._connections and (self._cut_off(one, now) or self._judge(one, now))
+                room -= end if ended else 1
+        finally:
+            if left:
+                self._loop.call_soon(self._look, left, now, end)
+
+    def _cut_off(self, connection: Guarded, now: float) -> bool:
+        """End a connection whose client has not read for too long."""
+        unsent = connection.transport.get_write_buffer_size()
+        if unsent == 0 or unsent < connection.unsent:
+            connection.unsent_since = now
+        connection.unsent = unsent
+        if late := now - connection.unsent_since > self.limits.write_timeout:
+            connection.transport.abort()
+        return late
+
+    def _judge(self, guarded: Guarded, now: float) -> bool:
+        """End a connection whose client has kept the server waiting for too long."""
+        if guarded.unsent:
+            return False
+        connection = guarded.connection
+        if guarded.read_paused:
+            connection.since = now
+        closed = connection.replying == CLOSED
+        patience = _LINGER if closed else self._patience.get(connection.reading, inf)
+        if now - connection.since <= (min(patience, _LINGER) if connection.over_cap else patience):
+            return False
+        if connection.reading in _TOO_SLOW:
+            guarded.refuse(_TOO_SLOW[connection.reading])
+        elif connection.busy:
+            return False
+        elif closed or guarded.transport.is_closing():
+            # Over TLS, a close waits for the client's own, which may never come.
+            guarded.transport.abort()
+        else:
+            guarded.transport.close()
+        return True

@@ -1,0 +1,76 @@
+"""Accepting connections, and shutting them down."""
+
+import asyncio
+import socket
+import ssl
+
+from millstream._http.server import Endpoints
+from millstream._http.server.drain import TICK
+from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.guard import ConnectionGuard, ServerState
+from millstream._http.server.protocol import HttpProtocol
+
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
+
+class Listener:
+    """The sockets of one server in the event loop that runs.
+
+    Args:
+        table: the endpoints.
+        tls: the certificate to show, or `None` for plain HTTP.
+        proxies: whose forwarded headers are trusted.
+        state: where the open connections are kept.
+    """
+
+    __slots__ = ("_proxies", "_servers", "_table", "_tls", "guard", "state")
+
+    def __init__(
+        self,
+        table: Endpoints,
+        *,
+        tls: ssl.SSLContext | None = None,
+        proxies: TrustedProxies | None = None,
+        state: ServerState | None = None,
+    ) -> None:
+        self._table = table
+        self._tls = tls
+        self._proxies = proxies
+        self._servers: list[asyncio.Server] = []
+        self.state = state or ServerState()
+        self.guard = ConnectionGuard(self.state, table.limits, asyncio.get_running_loop())
+
+    def make_protocol(self) -> HttpProtocol:
+        """Return a connection that is not on a socket yet."""
+        return HttpProtocol(self._table, self.state, self.guard, self._proxies)
+
+    async def listen(self, sock: socket.socket) -> asyncio.Server:
+        """Accept from a bound socket."""
+        server = await asyncio.get_running_loop().create_server(
+            self.make_protocol,
+            sock=sock,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._table.limits.header_timeout if self._tls else None,
+            backlog=BACKLOG,
+        )
+        self._servers.append(server)
+        return server
+
+    def close(self) -> None:
+        """Accept no more connections."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def shut_down(self, seconds: float) -> None:
+        """Close every connection after the reply it owes; after `seconds`, cancel the calls that still run."""
+        for connection in list(self.state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(seconds):
+                while self.state.connections or self.state.tasks:  # noqa: ASYNC110  nothing signals it
+                    await asyncio.sleep(TICK)
+        except TimeoutError:
+            for task in list(self.state.tasks):
+                task.cancel()

@@ -1,0 +1,75 @@
+"""A streamed reply: chunks straight to the transport, under its flow control."""
+
+import asyncio
+from typing import Protocol
+
+from millstream._http.close_signal import CloseSignal, LastFrame
+
+_last = LastFrame()
+
+
+class Channel(Protocol):
+    """What a stream needs of the connection that carries it."""
+
+    write_paused: bool
+    """The client does not keep up."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The socket."""
+        ...
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has read, or the connection is lost."""
+
+
+class ReplyStream(CloseSignal):
+    """The `Sink` of our own server. A client more than `limit` bytes behind is cut off."""
+
+    __slots__ = ("_chunked", "_limit", "_mute", "_protocol", "_transport")
+
+    def __init__(self, protocol: Channel, *, limit: int, chunked: bool, mute: bool = False) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._limit = limit
+        self._chunked = chunked
+        self._mute = mute
+        """The reply to HEAD: headers only."""
+
+    @property
+    def buffered(self) -> int:
+        return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        """Write a chunk; cut off a client that is already too far behind."""
+        if self.closed or not data or self._mute:
+            return
+        transport = self._transport
+        if transport.get_write_buffer_size() > self._limit:
+            self.cut()
+        elif not self._chunked:
+            transport.write(data)
+        else:
+            if _last.data is not data:
+                _last.framed = b"%x\r\n%b\r\n" % (len(data), data)
+                _last.data = data
+            transport.write(_last.framed)
+
+    async def drain(self) -> None:
+        protocol = self._protocol
+        while protocol.write_paused and not self.closed:
+            await protocol.wait_writable()
+
+    def close(self) -> None:
+        """End the reply with the final chunk."""
+        if self.closed:
+            return
+        if self._chunked and not self._mute:
+            self._transport.write(b"0\r\n\r\n")
+        self.lost()
+
+    def cut(self) -> None:
+        """End the reply without the final chunk and drop what is buffered."""
+        self._transport.abort()
+        self.lost()

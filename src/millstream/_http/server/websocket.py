@@ -1,0 +1,699 @@
+"""A WebSocket on a socket, above `websockets.server.ServerProtocol`, for an ASGI application.
+
+Beyond RFC 6455 every client is bounded here:
+
+- A read is parsed in pieces. After `MAX_FRAMES` frames the event loop has its turn, and while a message waits for the
+  application the rest stays unparsed and no more is read.
+- A message has a largest size and a largest number of fragments. While it is unfinished it counts in the budget of all
+  unfinished bodies, and it has as long as a body to arrive.
+- Pongs for a client that does not read are bounded, pings without a pong end the connection, and a closed connection
+  whose client takes nothing is aborted after the write timeout.
+
+The server never negotiates compression, so nothing inflates. The protocol offers itself to the application as a `Wire`
+(`_http.websocket.direct`), which writes messages without a turn of the event loop.
+"""
+
+import asyncio
+import logging
+import struct
+from collections.abc import MutableMapping
+from http import HTTPStatus
+from math import inf
+from secrets import randbits
+from typing import Any, cast
+from urllib.parse import unquote
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidState
+from websockets.frames import Close, CloseCode, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from millstream._http.server import Endpoints
+from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
+from millstream._http.websocket.direct import EXTENSION, DirectSocket
+from millstream._http.websocket.waiting import CompactEvent, CompactQueue
+
+PIECE = 8192
+"""Bytes that the parser gets at a time."""
+MAX_FRAMES = 512
+"""Frames after which the event loop has its turn; the piece that brings more is handled to its end."""
+MAX_FRAME_HEAD = 14
+MAX_FRAGMENTS = 256
+USUAL_FRAGMENT = 4096
+"""Bytes of a fragment as common clients make them. The largest message may come in fragments of this size."""
+MAX_UNREAD = 1024 * 1024
+"""Bytes of pongs for a client that does not read."""
+PING_TIMEOUT = 20.0
+"""Seconds that a pong may take."""
+CLOSE_TIMEOUT = 10.0
+"""Seconds that the client may take to answer a close frame."""
+
+_UNREADABLE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_NO_ROOM = "The server is receiving too much at once. Connect again, and send it in one piece if you can."
+
+logger = logging.getLogger("millstream")
+_quiet = logging.getLogger("millstream.websockets")
+_quiet.setLevel(logging.CRITICAL)  # clients must not be able to fill the log
+
+
+class ClientDisconnected(OSError):
+    """The client is gone; raised by `send` as ASGI 2.4 has it."""
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """One WebSocket of a `Listener`, from its handshake on."""
+
+    __slots__ = (
+        "__weakref__", "_ahead", "_answer", "_client", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
+        "_denial", "_disconnected", "_fragments", "_guard", "_is_open", "_is_text", "_loop", "_messages", "_partial",
+        "_parting", "_ping_sent", "_ping_timer", "_pong_timer", "_pongs", "_proxies", "_read_paused", "_request",
+        "_rtt", "_scheme", "_scope", "_state", "_table", "_turn", "_unparsed", "_unread", "outbox", "peer", "room",
+        "transport",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+
+    # A WebSocket ends in its own way, by a close frame from the application.
+    idle = False
+    arriving = False
+    answering = False
+
+    def __init__(  # noqa: PLR0915  one statement for each thing that it knows
+        self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
+    ) -> None:
+        # Configuration
+        self._table = table
+        self._proxies = proxies
+        # Process
+        self._state = state
+        self._guard = guard
+        self._loop = asyncio.get_running_loop()
+        guard.unfinished.fit(table.max_message)
+        # Connection
+        self.peer = ""
+        self._client: tuple[str, int] | None = None
+        self._scheme = "ws"
+        self._conn = ServerProtocol(max_size=table.max_message, logger=_quiet)
+        self._request: Request | None = None
+        self._answer: Response | None = None
+        """The reply to the handshake that the application may still refuse."""
+        self._denial: tuple[int, Headers, bytes] | None = None
+        """A refusal of the handshake that the application has begun."""
+        self._scope: dict[str, Any] = {}
+        self._messages: CompactQueue[dict[str, Any]] = CompactQueue()
+        self._is_open = False
+        """The handshake is complete."""
+        self._closed = False
+        """A close frame or a refusal was sent."""
+        self._disconnected = False
+        self._close_timer: asyncio.TimerHandle | None = None
+        self._parting: asyncio.TimerHandle | None = None
+        """When to look whether the client still reads, after the connection ends."""
+        # Reading
+        self._read_paused = False
+        self._ahead = b""
+        """What has arrived and is not parsed: it waits for the handshake, the application, or its turn."""
+        self._turn: asyncio.Handle | None = None
+        """When the rest of it is parsed, if that only waits for its turn."""
+        self._unparsed = 0
+        """Bytes of a frame that has not arrived whole."""
+        self._fragments: list[bytes] = []
+        self._partial: int | None = None
+        """Bytes of the fragments of an unfinished message, if there is one."""
+        self._is_text = False
+        self._counted = 0
+        """Bytes of the unfinished message in the budget of the server."""
+        self._deadline: asyncio.TimerHandle | None = None
+        """When the unfinished message has taken too long."""
+        # Writing
+        self.outbox: DirectSocket | None = None
+        self.room = CompactEvent()
+        self.room.set()
+        self._pongs = 0
+        """Bytes of pongs since the transport had no more room."""
+        # Pings
+        self._ping_timer: asyncio.TimerHandle | None = None
+        self._pong_timer: asyncio.TimerHandle | None = None
+        self._ping_sent = (b"", 0.0)
+        self._rtt = 0.0
+        self._unread = 0
+        """Bytes in front of the ping, when the client was last seen to read."""
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over the socket of an HTTP connection."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        self._state.connections.add(self)
+        self._client = peer_of(self.transport)
+        self.peer = "" if self._client is None else self._client[0]
+        self._scheme = "wss" if transport.get_extra_info("sslcontext") else "ws"
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the application, and drop what has been read."""
+        self._end_messages()
+        self._stop_pings()
+        self._messages.put_nowait({"type": "websocket.disconnect", "code": 1005 if self._is_open else 1006})
+        self._state.connections.discard(self)
+        self._guard.resume(self)
+        self._is_open = self._disconnected = True
+        self.room.set()
+        for timer in (self._close_timer, self._parting):
+            if timer is not None:
+                timer.cancel()
+        self._close_timer = self._parting = None
+        if exc is None:
+            self.transport.close()
+        self._ahead = b""
+        self._conn.receive_eof()  # drops its buffer
+
+    def eof_received(self) -> None:
+        """Let the event loop close the transport: the client sends no more."""
+        self._part()
+
+    def announce_close(self) -> None:
+        """Do nothing: the application closes its WebSockets when the server stops."""
+
+    def shutdown(self) -> None:
+        """Close because the server ends."""
+        self._end_messages()
+        self._stop_pings()
+        if self.transport.is_closing():
+            self.transport.abort()
+            return
+        if not self._closed and self._is_open:
+            self._hear_no_more(CloseCode.SERVICE_RESTART)
+            self._conn.send_close(CloseCode.SERVICE_RESTART)
+            self._flush()
+        elif not self._closed:
+            self._fail_handshake()
+        self.transport.close()
+        self._part()
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client. The first are its handshake, which the HTTP connection has bounded.
+
+        Frames that come before the answer wait for it, because a pong would stand in front of the answer.
+        """
+        if self._request is None:
+            self._open(data)
+        elif len(data) > PIECE or self._ahead or not self._is_open:
+            self._ahead += data
+            self._read_on()
+            if self._ahead:
+                self._pause_reading()
+        else:
+            frames = self._parse(data)
+            if self._unparsed or self._partial is not None or self._deadline is not None:
+                self._weigh(frames)
+
+    def _open(self, data: bytes) -> None:
+        self._conn.receive_data(data)
+        if self._conn.handshake_exc is not None:
+            self.transport.write(_UNREADABLE)
+            self.transport.close()
+            return
+        for event in self._conn.events_received():
+            if isinstance(event, Request):
+                self._request = event
+                self._ask(event)
+
+    def _ask(self, request: Request) -> None:
+        """Ask the application about a handshake."""
+        answer = self._conn.accept(request)
+        if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._is_open = self._closed = True
+            self._send_response(answer)
+            self.transport.close()
+            return
+        self._answer = answer
+        self._scope = self._make_scope(request)
+        self._messages.put_nowait({"type": "websocket.connect"})
+        task = self._loop.create_task(self._run())
+        task.add_done_callback(self._state.tasks.discard)
+        self._state.tasks.add(task)
+
+    def _make_scope(self, request: Request) -> dict[str, Any]:
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.raw_items()]
+        client, scheme = self._client, self._scheme
+        if self._proxies is not None and self._proxies.trusts(self.peer):
+            forwarded = self._proxies.client(headers)
+            client = (forwarded, 0) if forwarded else client
+            scheme = (self._proxies.scheme(dict(headers)) or scheme).replace("http", "ws")
+        server = self.transport.get_extra_info("sockname")
+        path, _, query = request.path.partition("?")
+        root = self._table.root_path
+        return {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": scheme,
+            "server": (server[0], server[1]) if isinstance(server, tuple) else None,
+            "client": client,
+            "root_path": root,
+            "path": root + unquote(path),
+            "raw_path": (root + path).encode("ascii"),
+            "query_string": query.encode("ascii"),
+            "headers": headers,
+            "subprotocols": [
+                token.strip()
+                for value in request.headers.get_all("Sec-WebSocket-Protocol")
+                for token in value.split(",")
+            ],
+            "state": {},
+            "extensions": {"websocket.http.response": {}, EXTENSION: self},
+        }
+
+    def _pause_reading(self) -> None:
+        if not self._read_paused:
+            self._read_paused = True
+            self.transport.pause_reading()
+
+    def _read_on(self) -> None:
+        """Parse what has arrived until a message waits for the application or the event loop has its turn.
+
+        After our close frame messages are dropped, and only the client's close frame matters.
+        """
+        if self._turn is not None or not self._is_open:
+            return
+        data, self._ahead = self._ahead, b""
+        at = frames = 0
+        while at < len(data) and frames < MAX_FRAMES and self._takes():
+            frames += self._parse(data[at : at + PIECE])
+            at += PIECE
+        if self.transport.is_closing():
+            return
+        self._ahead = data[at:]
+        if self._takes():
+            if self._ahead:
+                self._wait_for_turn()
+            elif self._read_paused:
+                self._read_paused = False
+                self.transport.resume_reading()
+        if frames or at:
+            self._weigh(frames)
+
+    def _wait_for_turn(self) -> None:
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        self._read_on()
+
+    def _takes(self) -> bool:
+        """Return whether a message could be taken now."""
+        return (self._closed or self._messages.empty()) and not self.transport.is_closing()
+
+    def _parse(self, data: bytes) -> int:
+        """Handle the frames that end in these bytes, and return how many there were."""
+        conn = self._conn
+        conn.receive_data(data)
+        frames = [event for event in conn.events_received() if isinstance(event, Frame)]
+        before = len(frames)
+        failed = conn.state is not State.OPEN and not any(each.opcode is Opcode.CLOSE for each in frames)
+        if failed and self._flush():
+            # The bytes are not frames; the parser has written the close frame.
+            self._fail(CloseCode.PROTOCOL_ERROR)
+            return 0
+        if any(each.opcode is Opcode.PING for each in frames):
+            self._flush_pongs()
+        self._unparsed += len(data)
+        for frame in frames:
+            self._unparsed -= _wire_size(frame)
+            self._handle(frame)
+            frame.data = b""  # the parser keeps the frame until the next one
+        if frames:
+            self._unparsed = min(max(0, self._unparsed), len(data))
+        return before
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self._handle_close(frame)
+        elif frame.opcode is Opcode.PONG:
+            self._handle_pong(frame)
+        elif frame.opcode is not Opcode.PING and not self._closed:
+            self._handle_data(frame)
+
+    def _handle_data(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CONT:
+            most = max(MAX_FRAGMENTS, self._table.max_message // USUAL_FRAGMENT)
+            if len(self._fragments) >= most:
+                self._fail_with(CloseCode.POLICY_VIOLATION, "too many fragments")
+                return
+            self._fragments.append(bytes(frame.data))
+        else:
+            self._is_text = frame.opcode is Opcode.TEXT
+            self._fragments = [bytes(frame.data)]
+        if frame.fin:
+            self._deliver()
+        else:
+            self._partial = (self._partial or 0) + len(frame.data)
+
+    def _deliver(self) -> None:
+        """Give a whole message to the application. Text that is not UTF-8 ends the connection (RFC 6455 §8.1)."""
+        self._finish_in_time()
+        fragments, self._fragments, self._partial = self._fragments, [], None
+        data = fragments[0] if len(fragments) == 1 else b"".join(fragments)
+        if self._is_text:
+            try:
+                self._messages.put_nowait({"type": "websocket.receive", "text": data.decode()})
+            except UnicodeDecodeError:
+                self._fail_with(CloseCode.INVALID_DATA, "not UTF-8")
+                return
+        else:
+            self._messages.put_nowait({"type": "websocket.receive", "bytes": data})
+        self._pause_reading()
+
+    def _handle_pong(self, frame: Frame) -> None:
+        payload, sent = self._ping_sent
+        if not payload or bytes(frame.data) != payload:
+            return
+        self._rtt = self._loop.time() - sent
+        self._ping_sent = (b"", 0.0)
+        if self._pong_timer is not None:
+            self._pong_timer.cancel()
+            self._pong_timer = None
+            self._schedule_ping()
+
+    def _handle_close(self, frame: Frame) -> None:
+        """The client closes, or answers our close."""
+        self._end_messages()
+        if self._closed:
+            if self._close_timer is not None:
+                self._close_timer.cancel()
+                self._close_timer = None
+                self.transport.close()
+        elif not self.transport.is_closing():
+            close = Close.parse(bytes(frame.data))
+            self._messages.put_nowait({"type": "websocket.disconnect", "code": int(close.code), "reason": close.reason})
+            self._flush()
+            self.transport.close()
+        self._part()
+
+    # Unfinished messages
+
+    def _weigh(self, frames: int) -> None:
+        """Count the part of a message or a frame that has arrived in the budget of all connections."""
+        if frames and self._partial is None:
+            self._finish_in_time()
+        if self.transport.is_closing() or (self._partial is None and not self._unparsed):
+            self._finish_in_time()
+            return
+        # Without the head of a frame, or the largest message would not fit into a budget of its size.
+        size = (self._partial or 0) + max(min(1, self._unparsed), self._unparsed - MAX_FRAME_HEAD)
+        if self._deadline is None:
+            self._set_deadline()
+        more, self._counted = size - self._counted, size
+        if more < 0:
+            self._guard.unfinished.give(self.peer, -more)
+        elif more and not self._guard.unfinished.take(self.peer, more):
+            self._fail_with(CloseCode.TRY_AGAIN_LATER, _NO_ROOM)
+
+    def _finish_in_time(self) -> None:
+        """Stop the clock of a message. What follows has a time of its own."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._counted:
+            self._guard.unfinished.give(self.peer, self._counted)
+            self._counted = 0
+
+    def _set_deadline(self) -> None:
+        self._deadline = self._loop.call_later(self._guard.limits.body_timeout, self._is_late)
+
+    def _is_late(self) -> None:
+        self._deadline = None
+        if self._read_paused:
+            self._set_deadline()  # the server has stopped reading, so the client cannot go on
+            return
+        seconds = self._guard.limits.body_timeout
+        reason = f"The message came too slowly: it may take {seconds:g} seconds. Send it faster, or send smaller ones."
+        self._fail_with(CloseCode.POLICY_VIOLATION, reason)
+
+    def _end_messages(self) -> None:
+        """Take no more messages: the closing handshake has begun, or the connection is lost."""
+        self._finish_in_time()
+        self._fragments = []
+        self._partial = None
+        if self.outbox is not None:
+            self.outbox.lost()
+
+    def _fail_with(self, code: CloseCode, reason: str) -> None:
+        """Close at once, because what the client sends can't be read on."""
+        self._conn.fail(code, reason)
+        self._flush()
+        self._fail(code)
+
+    def _fail(self, code: CloseCode) -> None:
+        self._end_messages()
+        self._hear_no_more(code)
+        self._closed = True
+        self.transport.close()
+        self._part()
+
+    def _hear_no_more(self, code: CloseCode) -> None:
+        self._messages.put_nowait({"type": "websocket.disconnect", "code": int(code)})
+
+    # Writing
+
+    def _flush(self) -> bool:
+        """Write what the parser has to send; return whether it is the last."""
+        output = self._conn.data_to_send()
+        data = b"".join(output)
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+        return b"" in output
+
+    def _flush_pongs(self) -> None:
+        """Write pongs, and abort if a client that reads nothing has too many."""
+        pongs = b"".join(self._conn.data_to_send())
+        if pongs and not self.transport.is_closing():
+            self.transport.write(pongs)
+            self._pongs = 0 if self.room.is_set() else self._pongs + len(pongs)
+            if self._pongs > MAX_UNREAD:
+                self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """The transport has no more room."""
+        self.room.clear()
+        self._guard.stall(self)
+
+    def resume_writing(self) -> None:
+        """The transport has room again."""
+        self._guard.resume(self)
+        self.room.set()
+        if self.outbox is not None:
+            self.outbox.took()
+
+    def _part(self) -> None:
+        """End the connection even if the client leaves something unread."""
+        if self._parting is None:
+            self._see_it_read(inf)
+
+    def _see_it_read(self, before: float) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread and unread >= before:
+            self.transport.abort()
+        elif unread or self._close_timer is not None:
+            self._parting = self._loop.call_later(self._guard.limits.write_timeout, self._see_it_read, unread)
+
+    def _drop_unread(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    # Pings
+
+    def _schedule_ping(self) -> None:
+        if self._table.heartbeat > 0:
+            self._ping_timer = self._loop.call_later(max(0.0, self._table.heartbeat - self._rtt), self._send_ping)
+
+    def _send_ping(self) -> None:
+        self._ping_timer = None
+        if self._closed or self.transport.is_closing() or self._conn.state is not State.OPEN:
+            return
+        payload = struct.pack("!I", randbits(32))
+        self._ping_sent = (payload, self._loop.time())
+        self._conn.send_ping(payload)
+        self._flush()
+        self._unread = self.transport.get_write_buffer_size()
+        self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._miss_pong)
+
+    def _miss_pong(self) -> None:
+        """Close, unless the client has read since and may still be on its way to the ping."""
+        self._pong_timer = None
+        unread = self.transport.get_write_buffer_size()
+        if unread and unread < self._unread and not self._closed:
+            self._unread = unread
+            self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._miss_pong)
+            return
+        self._end_messages()
+        if not self._closed and not self.transport.is_closing():
+            self._conn.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+            self._flush()
+            self._closed = True
+            self.transport.close()
+        self._drop_unread()
+
+    def _stop_pings(self) -> None:
+        for timer in (self._ping_timer, self._pong_timer):
+            if timer is not None:
+                timer.cancel()
+        self._ping_timer = self._pong_timer = None
+
+    # The application
+
+    async def _run(self) -> None:
+        """Run the application. When it is over it has given the client its time to read."""
+        application = self._table.websocket
+        try:
+            if application is not None:
+                await application(self._scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError):
+                self._fail_handshake()
+                raise
+            logger.exception("A WebSocket at %a failed", self._scope["path"])
+        self._fail_handshake()
+        if self._close_timer is None:
+            self.transport.close()
+        if not self.room.is_set():
+            self._drop_unread()
+        elif not self._disconnected:
+            self._part()
+
+    def _fail_handshake(self) -> None:
+        """Refuse a handshake that the application has left without an answer."""
+        if self._denial is None and not self._is_open and not self.transport.is_closing():
+            self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
+
+    def _send_response(self, response: Response) -> None:
+        self._conn.send_response(response)
+        self._flush()
+
+    def hang_up(self) -> None:
+        """Give the application a disconnect, because it ends the connection itself."""
+        self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next message for the application; after the last of them, read on."""
+        message = await self._messages.get()
+        if self._read_paused and self._messages.empty():
+            if self._ahead:
+                self._wait_for_turn()  # an application that takes them all must not be the only one to run
+            else:
+                self._read_on()
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Take a message of the application.
+
+        Raises:
+            ClientDisconnected: the client is gone.
+            RuntimeError: the message is not one that can follow the last one.
+        """
+        await self.room.wait()
+        if self._disconnected:
+            raise ClientDisconnected
+        kind = message["type"]
+        if self._denial is not None and kind == "websocket.http.response.body":
+            self._deny(message)
+        elif self._denial is None and not self._is_open and kind in _ANSWERS:
+            self._settle(message)
+        elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
+            self._send_message(message)
+        else:
+            raise RuntimeError(f"An application can't send {kind!r} at this point of a WebSocket.")
+
+    def _settle(self, message: MutableMapping[str, Any]) -> None:
+        """Answer the handshake, or begin to."""
+        if message["type"] == "websocket.accept":
+            self._accept(message)
+        elif message["type"] == "websocket.close":
+            self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
+            self._is_open = self._closed = True
+            self._send_response(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
+            self.transport.close()
+        else:
+            self._denial = (message["status"], _headers(message), b"")
+
+    def _accept(self, message: MutableMapping[str, Any]) -> None:
+        answer, request = self._answer, self._request
+        if answer is None or request is None or self.transport.is_closing():
+            return
+        answer.headers.update(_headers(message))
+        if message.get("subprotocol"):
+            answer.headers["Sec-WebSocket-Protocol"] = message["subprotocol"]
+        self._is_open = True
+        self._send_response(answer)
+        self._schedule_ping()
+        # The parser keeps the request as long as the connection lives.
+        request.headers.clear()
+        answer.headers.clear()
+        self._answer = None
+        self._read_on()
+
+    def _deny(self, message: MutableMapping[str, Any]) -> None:
+        status, headers, body = self._denial or (500, Headers(), b"")
+        body += message.get("body", b"")
+        self._denial = (status, headers, body)
+        if message.get("more_body", False):
+            return
+        headers.setdefault("Connection", "close")
+        headers.setdefault("Content-Length", str(len(body)))
+        headers.setdefault("Content-Type", "text/plain; charset=utf-8")
+        self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
+        self._is_open = self._closed = True
+        try:
+            phrase = HTTPStatus(status).phrase
+        except ValueError:
+            phrase = ""
+        self._send_response(Response(status, phrase, headers, body))
+        self.transport.close()
+
+    def _send_message(self, message: MutableMapping[str, Any]) -> None:
+        try:
+            if message["type"] == "websocket.close":
+                self._close(message.get("code", 1000), message.get("reason") or "")
+            elif message.get("bytes") is not None:
+                self._conn.send_binary(message["bytes"])
+                self._flush()
+            elif message.get("text") is not None:
+                self._conn.send_text(message["text"].encode())
+                self._flush()
+        except InvalidState:
+            raise ClientDisconnected from None
+
+    def _close(self, code: int, reason: str) -> None:
+        if not self.transport.is_closing():
+            self._messages.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+            self._conn.send_close(code, reason)
+            self._flush()
+            self._closed = True
+            if self._read_paused:
+                self._read_paused = False
+                self.transport.resume_reading()
+            self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.transport.close)
+        self._read_on()
+        self._part()
+
+
+_ANSWERS = ("websocket.accept", "websocket.close", "websocket.http.response.start")
+_MESSAGES = ("websocket.send", "websocket.close")
+
+
+def _headers(message: MutableMapping[str, Any]) -> Headers:
+    return Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ())])
+
+
+def _wire_size(frame: Frame) -> int:
+    """Return the bytes of a client's frame: head, mask, and payload."""
+    size = len(frame.data)
+    return 6 + size + (0 if size < 126 else 2 if size < 65536 else 8)

@@ -1,0 +1,379 @@
+"""Parts: features that plug into a server, and the `Host` they open on.
+
+A part has a name, says which other parts it needs, and registers everything it does on the host: routes, JSON-RPC
+methods, capabilities, observers, gates, periodic work, and readiness checks. What no part registers costs a call
+nothing.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from millstream._config import Settings
+from millstream._http.hosts import HostPolicy
+from millstream._http.message import Handler
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.revisions import ALL
+from millstream._server.calls.call import Call
+from millstream._server.calls.services import Services
+from millstream._server.dispatch import Dispatcher, Gate, Observe
+from millstream._server.features.registry import Extension, Registry
+from millstream._server.load import RequestGate
+from millstream._server.sweep import Sweep
+from millstream._stores.base import Store
+from millstream._stores.health import StoreHealth
+from millstream._transports.open_streams import OpenStreams
+
+if TYPE_CHECKING:
+    from millstream._limits.pool import Pool
+    from millstream._server.observing.observer import Observer
+    from millstream._telemetry.metrics import Metrics
+    from millstream.auth._guard import AuthGuard
+    from millstream.hub import Hub
+
+Socket = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI application for WebSockets."""
+Method = Callable[[Call], Awaitable[Mapping[str, Any]]]
+"""Answers a JSON-RPC method: returns the members of the result. ``call.params`` has the params as JSON."""
+WATCH = "millstream:watch"
+"""The scope for the figures of the server: the dashboard, what it reads, and metrics."""
+PUBLISH = "millstream:publish"
+"""The scope for publishing from outside, where no hook decides who may publish."""
+_EVERY_REVISION = frozenset(revision.date for revision in ALL)
+
+
+class Part(Protocol):
+    """A feature that plugs into a server: ``Server("shop", parts=[MyPart()])``.
+
+    A server opens its parts each time it starts, once for each event loop it runs in, and closes them in reverse order.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name by which other parts need this one."""
+        ...
+
+    @property
+    def needs(self) -> Collection[str]:
+        """Names of the parts to open before this one."""
+        ...
+
+    async def open(self, host: "Host") -> None:
+        """Register what the part does.
+
+        Raises:
+            Exception: the server doesn't start.
+        """
+
+    async def close(self) -> None:
+        """Release what `open` took. Runs only after `open` succeeded."""
+
+
+class Route(Struct, frozen=True):
+    """The handlers of one path, and what a request needs to reach them."""
+
+    handlers: Mapping[str, Handler]
+    """HTTP method -> handler."""
+    stream: bool = False
+    """A GET opens a stream: HEAD isn't answered, and neither pages of other sites nor WebSockets reach it."""
+    public: bool = False
+    """Callers needn't sign in."""
+    scope: str = ""
+    """The scope that callers who sign in need."""
+    private: bool = False
+    """Where no caller signs in, only programs on this machine reach it."""
+    local: bool = False
+    """Only programs on this machine reach it, even where callers sign in."""
+    gated: bool = False
+    """Request gates decide before the handler runs. Gates of calls cover MCP and REST."""
+    message: str = ""
+    """What the message log calls a request that was refused for coming from another machine."""
+    reserved: bool = False
+    """A page of the program can't replace it."""
+
+
+class RouteRegistry:
+    """The paths that parts serve."""
+
+    __slots__ = ("exact", "home", "patterns", "prefixes")
+
+    def __init__(self) -> None:
+        self.exact: dict[str, Route] = {}
+        """Path -> route."""
+        self.prefixes: dict[str, Route] = {}
+        """Prefix -> route of every path that begins with it; of several, the first one counts."""
+        self.patterns: list[tuple[re.Pattern[str], Route]] = []
+        """Patterns of paths with parameters. They come after exact paths, and before prefixes."""
+        self.home: tuple[str, Handler] | None = None
+        """A page, and the handler that redirects there from ``/`` where nothing else has that path."""
+
+    def add(self, path: str, route: Route) -> None:
+        """Serve a path.
+
+        Raises:
+            ValueError: another part serves it.
+        """
+        self._add(self.exact, path, route)
+
+    def add_prefix(self, prefix: str, route: Route) -> None:
+        """Serve every path below a prefix that no exact route has.
+
+        Raises:
+            ValueError: another part serves it.
+        """
+        self._add(self.prefixes, prefix, route)
+
+    @staticmethod
+    def _add(routes: dict[str, Route], path: str, route: Route) -> None:
+        if path in routes:
+            raise ValueError(f"Two parts of the server serve {path!r}: give one of them another path")
+        routes[path] = route
+
+
+class Host:
+    """The running server, as far as its parts can change it."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        streams: OpenStreams,
+        sweep: Sweep,
+        store_health: StoreHealth,
+        *,
+        draining: Callable[[], bool],
+    ) -> None:
+        # The server
+        self.dispatcher: Dispatcher = dispatcher
+        self.services: Services = dispatcher.services
+        self.settings: Settings = dispatcher.services.settings
+        self.store: Store = dispatcher.services.store
+        self.store_health: StoreHealth = store_health
+        self.registry: Registry = dispatcher.registry
+        self.streams: OpenStreams = streams
+        self.sweep: Sweep = sweep
+        self.policy: HostPolicy
+        """Which Host and Origin are served; set before the functions of `on_http` run."""
+        self.is_local: Callable[[str, Mapping[bytes, bytes]], bool]
+        """Whether a peer address and headers belong to a program on this machine; set at the same time."""
+        self.own_server: bool
+        """Millstream's own HTTP server serves it, and not another one through ASGI; set at the same time."""
+        self.draining: Callable[[], bool] = draining
+        """Whether the server has stopped taking new work."""
+        self.stack: AsyncExitStack = AsyncExitStack()
+        """Closes the parts and what they opened."""
+        self._pool: Pool | None = None
+        # What parts offer to other parts
+        self.metrics: Metrics | None = None
+        """Where to register metrics; None where none are served."""
+        self.hub: Hub | None = None
+        self.guard: AuthGuard | None = None
+        """In front of every path, where callers sign in."""
+        self.observer: Observer | None = None
+        # What parts register
+        self.routes: RouteRegistry = RouteRegistry()
+        self.sockets: dict[str, Socket] = {}
+        """Path -> ASGI application that serves the WebSocket there. It checks Host and Origin by `policy`, and
+        credentials by `guard`.
+        """
+        self.lives_on: bool = False
+        """What a part holds must outlive a minute without requests: an idle server isn't closed by itself."""
+        self.shared_paths: set[str] = set()
+        """Paths that pages of any origin may use, because no cookie counts there."""
+        self.request_gates: list[RequestGate] = []
+        self.http: list[Callable[[], None]] = []
+        self.sweeps: list[Callable[[float], None]] = []
+        self.drains: list[Callable[[float], Awaitable[None]]] = []
+        self.changes: list[Callable[[str], None]] = []
+        self.reports: dict[str, Callable[[], Any]] = {}
+        self.limits: dict[str, int] = {}
+        """Figure of `/health` -> its limit."""
+        self.doubts: list[Callable[[], str]] = []
+        self._gates: list[Gate] = []
+        self._observers: list[Observe] = []
+
+    # Protocol
+
+    def method(self, name: str, handler: Method, *, revisions: Collection[str] = _EVERY_REVISION) -> None:
+        """Answer a JSON-RPC method that MCP doesn't have: ``host.method("shop/stock", stock)``.
+
+        Args:
+            name: of the method.
+            handler: returns the members of the result; raises `ProtocolError` to refuse.
+            revisions: dates of the revisions that have the method.
+
+        Raises:
+            ValueError: MCP or another part has the method.
+        """
+
+        async def answer(call: Call) -> bytes:
+            return encode(await handler(call))[1:-1]
+
+        self._extend(Extension("", {}, {name: answer}, frozenset(revisions)))
+
+    def capability(
+        self,
+        name: str,
+        value: Mapping[str, Any],
+        *,
+        member: str = "extensions",
+        revisions: Collection[str] = _EVERY_REVISION,
+    ) -> None:
+        """Announce a capability: ``host.capability("example.com/stock", {})``.
+
+        Args:
+            name: of the capability.
+            value: what clients read there.
+            member: of the server's capabilities, ``extensions`` or ``experimental``.
+            revisions: dates of the revisions that announce it.
+        """
+        self._extend(Extension(member, {name: value}, {}, frozenset(revisions)))
+
+    def _extend(self, extension: Extension) -> None:
+        self.registry.extend(extension)
+        self.stack.callback(self.registry.extensions.remove, extension)
+
+    # Calls
+
+    def gate(self, gate: Gate) -> None:
+        """Ask `gate` before each call runs: it raises `ProtocolError` to refuse, at once or when it's awaited."""
+        self._gates.append(gate)
+        self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
+
+    def gate_requests(self, gate: RequestGate) -> None:
+        """Ask `gate` before the handler of each route that is `gated`, and before messages of WebSockets that use the
+        hub: it raises `ProtocolError` to refuse.
+        """
+        self.request_gates.append(gate)
+
+    def observe(self, observer: Observe) -> None:
+        """Call ``observer(call, seconds, answer)`` after each call."""
+        self._observers.append(observer)
+        self.dispatcher.observe = observer if len(self._observers) == 1 else _chain_observers(tuple(self._observers))
+
+    # HTTP
+
+    def on_http(self, register: Callable[[], None]) -> None:
+        """Call `register` once before HTTP is served. Routes that need modules of their own are added there."""
+        self.http.append(register)
+
+    # Time
+
+    def every_second(self, work: Callable[[float], None]) -> None:
+        """Call ``work(now)`` once a second, with a monotonic time."""
+        self.sweeps.append(work)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine beside the server until the server closes."""
+        self.stack.callback(asyncio.get_running_loop().create_task(work).cancel)
+
+    def on_change(self, hear: Callable[[str], None]) -> None:
+        """Call ``hear(kind)`` when a list changes: tools, resources, or prompts. Any thread may do so."""
+        self.changes.append(hear)
+
+    def on_drain(self, drain: Callable[[float], Awaitable[None]]) -> None:
+        """Await ``drain(seconds)`` when the server stops: end what is open within that time."""
+        self.drains.append(drain)
+
+    def on_close(self, close: Callable[[], object]) -> None:
+        """Call `close` when the server closes, before parts that were opened earlier close."""
+        self.stack.callback(close)
+
+    # Probes
+
+    def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
+        """Show a figure in `/health` unless it's None, and its limit."""
+        self.reports[name] = read
+        if limit is not None:
+            self.limits[name] = limit
+
+    def check_ready(self, check: Callable[[], str]) -> None:
+        """Report the server as degraded while ``check()`` returns a reason. `/readyz` and `/health` show the reason."""
+        self.doubts.append(check)
+
+    def degraded(self) -> list[str]:
+        """Return the reasons that readiness checks give now."""
+        return [reason for check in self.doubts if (reason := check())]
+
+    # Shared services
+
+    @property
+    def pool(self) -> "Pool":
+        """The way to the rates in the store, opened when first needed."""
+        if self._pool is None:
+            from millstream._limits.pool import Pool  # noqa: PLC0415  only where something is limited
+
+            self._pool = Pool(self.store.rates)
+        return self._pool
+
+    @property
+    def open_pool(self) -> "Pool | None":
+        """That way, if something needed it."""
+        return self._pool
+
+    async def close(self) -> None:
+        """Give back what calls held. The runtime calls this after every part has closed."""
+        if self._pool is not None:
+            await self._pool.close()
+
+
+def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) -> list[Part]:
+    """Return the parts so that each one comes after those it needs, otherwise in the given order.
+
+    Args:
+        parts: to open.
+        selectable: names that ``serve=`` takes, for the error.
+
+    Raises:
+        ValueError: two have the same name, one needs a part that isn't there, or some need each other.
+    """
+    named: dict[str, Part] = {}
+    for part in parts:
+        if part.name in named:
+            raise ValueError(f"Two parts are named {part.name!r}: rename one")
+        named[part.name] = part
+    ordered: dict[str, Part] = {}
+
+    def visit(part: Part, path: tuple[str, ...]) -> None:
+        if part.name in path:
+            circle = " needs ".join(repr(each) for each in (*path[path.index(part.name) :], part.name))
+            raise ValueError(f"Parts need each other: {circle}")
+        if part.name in ordered:
+            return
+        for name in part.needs:
+            if name not in named:
+                remedy = "add it to serve=" if name in selectable else "add it to parts="
+                raise ValueError(f"The part {part.name!r} needs {name!r}, which isn't served: {remedy}")
+            visit(named[name], (*path, part.name))
+        ordered[part.name] = part
+
+    for part in parts:
+        visit(part, ())
+    return list(ordered.values())
+
+
+def _chain_gates(gates: tuple[Gate, ...]) -> Gate:
+    async def wait(first: Awaitable[None], rest: tuple[Gate, ...], call: Call) -> None:
+        await first
+        for gate in rest:
+            if (asked := gate(call)) is not None:
+                await asked
+
+    def ask(call: Call) -> Awaitable[None] | None:
+        for number, gate in enumerate(gates, 1):
+            if (asked := gate(call)) is not None:
+                return wait(asked, gates[number:], call)
+        return None
+
+    return ask
+
+
+def _chain_observers(observers: tuple[Observe, ...]) -> Observe:
+    def observe(call: Call, seconds: float, answer: bytes) -> None:
+        for each in observers:
+            each(call, seconds, answer)
+
+    return observe

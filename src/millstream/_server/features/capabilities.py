@@ -1,0 +1,67 @@
+"""What a server says about itself, to `initialize` and `server/discover`: made once for each revision, then kept.
+
+It follows from name, instructions and capabilities. Only the last can change while a server runs, and they only become
+more: that there is one more is the sign to make everything again.
+"""
+
+from typing import Any
+
+from millstream._protocol import projection
+from millstream._protocol.handshake import initialize_result
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.metadata import SERVER_KEY
+from millstream._protocol.revisions import PER_REQUEST, Revision
+from millstream._server.features.registry import Registry
+
+
+class ServerDescription:
+    """The results of one running server."""
+
+    __slots__ = ("_discover_ttl_ms", "_info", "_made", "_made_of", "_registry", "instructions")
+
+    def __init__(self, registry: Registry, info: dict[str, Any], instructions: str, *, discover_ttl_ms: int) -> None:
+        # Configuration
+        self._registry = registry
+        self._info = info
+        self.instructions: str = instructions
+        self._discover_ttl_ms = discover_ttl_ms
+        # Prepared
+        self._made: dict[tuple[str, str, bool], bytes] = {}
+        self._made_of = 0
+        """How many capabilities there were then."""
+
+    def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
+        """The result of `initialize`; `streams` as for `Registry.capabilities`."""
+        made = self._kept()
+        key = ("initialize", revision.date, streams)
+        if key not in made:
+            offered = self._registry.capabilities(revision, streams=streams)
+            made[key] = initialize_result(revision, offered, self._info, self.instructions)
+        return made[key]
+
+    def discover(self, revision: Revision) -> bytes:
+        """The members of the result of `server/discover`."""
+        made = self._kept()
+        key = ("server/discover", revision.date, True)
+        if key not in made:
+            result: dict[str, Any] = {
+                "supportedVersions": list(PER_REQUEST),
+                "capabilities": self._registry.capabilities(revision),
+                "ttlMs": self._discover_ttl_ms,
+                "cacheScope": "private" if self._registry.private else "public",
+            }
+            if self.instructions:
+                result["instructions"] = self.instructions
+            made[key] = encode(result)[1:-1]
+        return made[key]
+
+    def discover_meta(self, revision: Revision) -> dict[str, Any]:
+        """`_meta` of that result: all that the server says about itself. Other results repeat the name only."""
+        return {SERVER_KEY: projection.implementation(self._info, revision)}
+
+    def _kept(self) -> dict[tuple[str, str, bool], bytes]:
+        """What was made of the capabilities that there are now."""
+        if self._made_of != self._registry.offered:
+            self._made.clear()
+            self._made_of = self._registry.offered
+        return self._made

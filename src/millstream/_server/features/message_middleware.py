@@ -1,0 +1,149 @@
+"""The middleware that is around more than one item: hooks for whole messages and for lists, around the handlers.
+
+A server that is mounted keeps its own: they are around the requests for its items, inside of those of the server
+that it is mounted on.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.call import Call
+from millstream._server.calls.context import shared_context
+from millstream._server.features.completion_lookup import find_readable
+from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chained
+from millstream._server.features.registry import Registry
+
+Handler = Callable[[Call], Awaitable[bytes]]
+
+_LISTS = {
+    "tools/list": ("tools", "tools", "name"),
+    "prompts/list": ("prompts", "prompts", "name"),
+    "resources/list": ("resources", "resources", "uri"),
+    "resources/templates/list": ("templates", "resourceTemplates", "uriTemplate"),
+}
+"""Method -> (kind, member of the result, what names an item there)."""
+
+
+class MiddlewareChain:
+    """The hooks of a running server, and of those that are mounted on it, around the handlers."""
+
+    __slots__ = ("_hooks", "_registry")
+
+    def __init__(self, hooks: Hooks, registry: Registry) -> None:
+        self._hooks = hooks
+        self._registry = registry
+
+    async def __call__(self, call: Call, handler: Handler) -> bytes:
+        """The members of the result of a call."""
+        if call.method in _LISTS:
+            handler = self._listing(handler)
+        params = _object(call.params)
+        hooks = [(each, hook) for each in self._path(call, params) for hook in each.message]
+        if not hooks:
+            return await handler(call)
+
+        async def inside(request: MessageRequest) -> dict[str, Any]:
+            if request.params is not params or encode(params) != before:
+                call.params, call.arguments = encode(request.params), None
+            return _members(await handler(call))
+
+        before = encode(params)
+        chain: Next = inside
+        for each, hook in reversed(hooks):
+            chain = _with(hook, chain, call, each.home)
+        return _encoded(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))
+
+    def _path(self, call: Call, params: dict[str, Any]) -> tuple[Hooks, ...]:
+        """Whose hooks a request passes: this server's, then those of each server through which its item is mounted."""
+        item: Any = None
+        method, registry, name = call.method, self._registry, params.get("name")
+        if method == "tools/call" and isinstance(name, str):
+            item = registry.tools.get(name)
+        elif method == "prompts/get" and isinstance(name, str):
+            item = registry.prompts.get(name)
+        elif method == "completion/complete":
+            item = _completed(registry, params.get("ref"))
+        elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
+            # The one that the handler will find: of several that fit, the first that the caller sees.
+            item, _ = find_readable(registry, uri, lambda each: each.visible is None or each.visible(call.principal))
+        return (self._hooks,) if item is None else item.path or (self._hooks,)
+
+    def _listing(self, handler: Handler) -> Handler:
+        """A handler of a list, with the hooks for lists around the items."""
+
+        async def listed(call: Call) -> bytes:
+            kind, member, key = _LISTS[call.method]
+            result = _members(await handler(call))
+
+            async def inside(request: ListRequest) -> list[dict[str, Any]]:
+                return await self._mounted(result[member], kind, key, call)
+
+            chain = chained(self._hooks.list, inside)
+            result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
+            return _encoded(result)
+
+        return listed
+
+    async def _mounted(self, items: list[dict[str, Any]], kind: str, key: str, call: Call) -> list[dict[str, Any]]:
+        """The items as the servers that are mounted here show theirs, each its own."""
+        registered: dict[str, Any] = getattr(self._registry, kind)
+        shown: dict[Hooks, None] = {}
+        for each in registered.values():
+            shown |= dict.fromkeys(hooks for hooks in reversed(each.path) if hooks.list and hooks is not self._hooks)
+        for hooks in shown:
+            own = {name for name, each in registered.items() if hooks in each.path}
+            theirs = [each for each in items if each[key] in own]
+            if theirs:
+                at = items.index(theirs[0])
+                chain = chained(hooks.list, _given(theirs))
+                left = await chain(ListRequest(kind, shared_context(call, hooks.home)))
+                items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
+        return items
+
+
+_ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))
+
+
+def _completed(registry: Registry, reference: Any) -> Any:
+    """The prompt or template whose argument a request completes."""
+    if not is_object(reference):
+        return None
+    if reference.get("type") == "ref/prompt":
+        return registry.prompts.get(str(reference.get("name")))
+    return registry.templates.get(str(reference.get("uri")))
+
+
+def _with(hook: Hook, inside: Next, call: Call, home: object) -> Next:
+    """A link of the chain, which sees the context of its own server."""
+
+    def step(request: MessageRequest) -> Awaitable[Any]:
+        return hook(MessageRequest(request.method, request.params, shared_context(call, home)), inside)
+
+    return step
+
+
+def _given(items: list[dict[str, Any]]) -> Next:
+    async def give(request: ListRequest) -> list[dict[str, Any]]:
+        return items
+
+    return give
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(raw or b"{}", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+
+
+def _members(members: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(b"{%b}" % members, type=dict[str, Any])
+
+
+def _encoded(result: dict[str, Any]) -> bytes:
+    return encode(result)[1:-1]

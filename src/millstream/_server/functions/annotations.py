@@ -1,0 +1,243 @@
+"""What annotations say, whichever engine reads them: aliases, what ``Annotated`` adds, and whether pydantic is needed.
+
+A program that uses pydantic has imported it, so nothing here does.
+"""
+
+import collections.abc
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from decimal import Decimal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
+
+from msgspec import NODEFAULT, Meta, Struct
+
+from millstream._protocol.json_schema import shown
+from millstream._server.functions.callables import Refused
+from millstream._server.functions.fields import CONSTRAINTS, as_written
+
+UNIONS = (Union, UnionType)
+COLLECTIONS: tuple[Any, ...] = (
+    *(list, set, frozenset, tuple, dict),
+    *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Set", "MutableSet")),
+    *(collections.abc.Mapping, collections.abc.MutableMapping),
+)
+"""Generic types whose parameters are normalized, too."""
+_TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
+_NUMBERS = (int, float, Decimal)
+_BUILTINS = (str, int, float, bool, bytes, list, dict, set, frozenset, tuple, Decimal)
+_PYDANTIC = ("pydantic", "pydantic_core", "pydantic_extra_types", "annotated_types")
+_PYDANTIC_MARKS = ("__get_pydantic_core_schema__", "__pydantic_validator__", "__pydantic_config__")
+
+
+def unaliased(annotation: Any) -> Any:
+    """Return what an outermost `NewType` or alias (``type Age = int``, PEP 695) names."""
+    while True:
+        alias = get_origin(annotation) or annotation
+        if isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif type(alias).__name__ == "TypeAliasType":
+            parts = get_args(annotation)
+            annotation = alias.__value__[parts] if parts else alias.__value__
+        else:
+            return annotation
+
+
+def has_fields(kind: Any) -> bool:
+    """Return whether this is a dataclass, TypedDict, NamedTuple or Struct."""
+    marked = is_dataclass(kind) or hasattr(kind, "__total__") or hasattr(kind, "_fields")
+    return isinstance(kind, type) and (marked or issubclass(kind, Struct))
+
+
+def split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type and the metadata of the outermost ``Annotated``, below aliases."""
+    annotation = unaliased(annotation)
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0], get_args(annotation)[1:]
+    return annotation, ()
+
+
+def joined(annotation: Any, metadata: tuple[Any, ...]) -> Any:
+    """Return the reverse of `split`."""
+    return Annotated[annotation, *metadata] if metadata else annotation
+
+
+def normalized(annotation: Any) -> Any:
+    """Return an annotation as both engines read it.
+
+    `object` means anything, a string in ``Annotated`` is a description, and our bounds on a union belong to the
+    members that they make sense for.
+
+    Raises:
+        Refused: a bound makes no sense for the type.
+    """
+    annotation, metadata = split(annotation)
+    metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
+    origin = get_origin(annotation)
+    if origin in UNIONS:
+        members = [normalized(part) for part in get_args(annotation)]
+        for meta in metadata:
+            members = _bounded(members, meta)
+        annotation = union_of(members)
+        metadata = tuple(_texts_of(each) if isinstance(each, Meta) else each for each in metadata)
+    elif origin in COLLECTIONS:
+        annotation = origin[*(part if part is ... else normalized(part) for part in get_args(annotation))]
+    elif annotation is object:
+        annotation = Any
+    if annotation in _BUILTINS:
+        for meta in metadata:
+            _bounded([annotation], meta)
+    return joined(annotation, metadata)
+
+
+def union_of(members: list[Any]) -> Any:
+    """Return the union of types."""
+    union: Any = Union
+    return union[tuple(members)]
+
+
+def _texts_of(meta: Meta) -> Meta:
+    return Meta(**{name: getattr(meta, name) for name in _TEXTS})
+
+
+def _bounded(members: list[Any], meta: Any) -> list[Any]:
+    """Put the bounds of our `Field` on the members of a union that they make sense for."""
+    bounds = {name: value for name in CONSTRAINTS if (value := getattr(meta, name, None)) is not None}
+    if not isinstance(meta, Meta) or not bounds:
+        return members
+    fitting = [_makes_sense(bounds, member) for member in members]
+    if not any(fitting):
+        raise Refused(f"{as_written(meta)} fits none of the types {' | '.join(map(shown, members))}")
+    return [
+        Annotated[member, Meta(**bounds)] if fits else member for member, fits in zip(members, fitting, strict=True)
+    ]
+
+
+def _makes_sense(bounds: Mapping[str, Any], member: Any) -> bool:
+    kind: Any = split(member)[0]
+    kind = get_origin(kind) or kind
+    if not isinstance(kind, type) or kind is NoneType:
+        return False
+    if "pattern" in bounds:
+        return kind is str
+    if "min_length" in bounds or "max_length" in bounds:
+        return issubclass(kind, collections.abc.Sized)
+    return kind in _NUMBERS
+
+
+def default_in(metadata: tuple[Any, ...]) -> Any:
+    """Return the default that our `Field` gives, or `NODEFAULT`. That of ``pydantic.Field`` stays in it."""
+    given = [(each.extra or {}).get("default", NODEFAULT) for each in metadata if isinstance(each, Meta)]
+    return next((each for each in given if each is not NODEFAULT), NODEFAULT)
+
+
+def described_in(metadata: tuple[Any, ...]) -> bool:
+    """Return whether metadata has a description."""
+    return any(isinstance(getattr(each, "description", None), str) for each in metadata)
+
+
+def alias_in(metadata: tuple[Any, ...]) -> str | None:
+    """Return the alias that ``pydantic.Field`` gives a parameter.
+
+    Raises:
+        TypeError: for aliases that aren't names.
+    """
+    for item in metadata:
+        if is_pydantic_field(item):
+            alias = item.validation_alias if item.validation_alias is not None else item.alias
+            if alias is not None and not isinstance(alias, str):
+                raise TypeError("an alias must be one name, not a path or choices")
+            if alias is not None:
+                return alias
+    return None
+
+
+def is_pydantic_field(item: Any) -> bool:
+    """Return whether this is what ``pydantic.Field`` gives."""
+    fields = sys.modules.get("pydantic.fields")  # loaded with the first one
+    return fields is not None and isinstance(item, fields.FieldInfo)
+
+
+def is_model(annotation: Any) -> bool:
+    """Return whether this is a class derived from ``pydantic.BaseModel``."""
+    pydantic = sys.modules.get("pydantic.main")
+    return pydantic is not None and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
+
+
+def needs_pydantic(annotation: Any) -> bool:
+    """Return whether a type says something that only pydantic can honor: models, validators, types of its own.
+
+    Raises:
+        Refused: a bound of our `Field` stands where pydantic would pass over it.
+    """
+    if "pydantic" not in sys.modules and "annotated_types" not in sys.modules:
+        return False
+    found = False
+    for holder, item in parts_of(annotation):
+        if isinstance(item, Meta) and hasattr(holder, "__pydantic_fields__"):
+            _check_seen(holder, item)
+        found = found or _is_pydantic(item)
+    return found
+
+
+def _check_seen(holder: Any, item: Meta) -> None:
+    if any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra")):
+        raise Refused(
+            f"pydantic checks the fields of {holder.__name__} and passes over millstream's {as_written(item)} in one: "
+            f"write pydantic.{as_written(item)} there"
+        )
+
+
+def _is_pydantic(item: Any) -> bool:
+    home = (item if isinstance(item, type) else type(item)).__module__.partition(".")[0]
+    return home in _PYDANTIC or any(hasattr(item, mark) for mark in _PYDANTIC_MARKS)
+
+
+def has_pydantic_members(kind: type) -> bool:
+    """Return whether a class has validators or a configuration of pydantic."""
+    return hasattr(kind, "__pydantic_config__") or any(map(_is_pydantic, members_of(kind)))
+
+
+def members_of(kind: type) -> list[Any]:
+    """Return the values in the bodies of a class and those that it derives from."""
+    return [value for each in kind.__mro__ for value in vars(each).values()]
+
+
+def has_meta(kind: Any) -> bool:
+    """Return whether a class has bounds or texts of our `Field` in its fields, or in those below."""
+    return any(isinstance(item, Meta) for _, item in parts_of(kind))
+
+
+def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) -> Iterator[tuple[Any, Any]]:
+    """Yield the classes in a type and what ``Annotated`` says of them, each with the class that has it in a field."""
+    seen = set() if seen is None else seen
+    annotation = unaliased(annotation)
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Literal:
+        return
+    if kind is Annotated:
+        yield from ((holder, item) for item in parts[1:])
+        parts = parts[:1]
+    for part in parts:
+        yield from parts_of(part, holder, seen)
+    if isinstance(kind, type) and kind not in seen:
+        seen.add(kind)
+        yield holder, kind
+        for hint, items in _fields_of(kind):
+            yield from ((kind, item) for item in items)
+            yield from parts_of(hint, kind, seen)
+
+
+def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield the type of each field of a class, and what stands beside it."""
+    if hasattr(kind, "__pydantic_fields__"):
+        for info in kind.__pydantic_fields__.values():
+            yield info.annotation, [*info.metadata, info.default]
+    elif has_fields(kind):
+        try:
+            hints = get_type_hints(kind, include_extras=True)
+        except NameError:
+            return  # of a class inside a function: the engine says so
+        yield None, members_of(kind)  # defaults, `field_validator`
+        yield from ((hint, []) for hint in hints.values())

@@ -1,0 +1,210 @@
+"""Types that msgspec reads and writes by itself: one typed pass over the arguments, and one over the result."""
+
+import copy
+import functools
+from collections.abc import Callable
+from math import inf
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import msgspec
+from msgspec import NODEFAULT, Struct
+
+from millstream._protocol.json_schema import (
+    DECIMAL,
+    LOOSE,
+    NO_NUMBER,
+    Schema,
+    has_no_number,
+    object_schema,
+    schema_of,
+    without_formats,
+)
+from millstream._server.functions.callables import Refused
+from millstream._server.functions.outputs import (
+    Output,
+    OutputError,
+    broken_promise,
+    enc_hook,
+    encode,
+    is_structured,
+)
+from millstream._server.functions.parameters import (
+    Parameter,
+    finish_schema,
+    is_slow_to_build,
+    unreadable,
+)
+from millstream._server.functions.problems import Problem, find_problems, misfit, subject
+
+_IMMUTABLE = (str, int, float, bool, bytes, type(None))
+"""Defaults that cannot change; others are copied for each call."""
+
+
+def dec_hook(kind: Any, value: Any) -> Any:
+    """Return the path that a JSON value names.
+
+    Raises:
+        ValueError: it names none.
+        TypeError: for any other class, such as a member that must not be there.
+    """
+    if not issubclass(kind, PurePath):
+        raise TypeError(f"{kind.__name__} cannot be read from JSON")
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be a path as text")
+    return Path(value) if kind is Path else kind(value)
+
+
+def schema_hook(kind: Any) -> Schema:
+    """Return the schema of a path.
+
+    Raises:
+        TypeError: for any other class.
+    """
+    if not issubclass(kind, PurePath):
+        raise TypeError(f"{kind.__name__} is not supported")
+    return {"type": "string", "format": "path"}
+
+
+class MsgspecEngine:
+    """The engine of functions whose every type msgspec knows.
+
+    Raises:
+        ParameterError, OutputError: it doesn't know one.
+    """
+
+    __slots__ = ("_decoder", "_exact", "input_schema", "output", "slow", "struct", "typed")
+
+    def __init__(
+        self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
+    ) -> None:
+        try:
+            self.struct = _struct_of(name, parameters, forbid_unknown=forbid_unknown)
+            self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
+            schema = object_schema(self.struct, hook=schema_hook)
+        except (TypeError, RecursionError, NameError):
+            for parameter in parameters:
+                _check_readable(name, parameter)
+            raise
+        _write_defaults(schema, parameters, name)
+        self.input_schema = finish_schema(schema)
+        self._exact = has_decimals(schema)
+        self.typed: type[Struct] | None = None if self._exact else self.struct
+        self.slow: Literal["check", "build", ""] = (
+            "check" if self._exact else "build" if is_slow_to_build(schema) else ""
+        )
+        self.output: Output | None = None if returns is None else output_of(returns)
+
+    @property
+    def decode(self) -> Callable[[Any], Any]:
+        """See `Engine`."""
+        return self._decode_exactly if self._exact else self._decoder.decode
+
+    def convert(self, values: dict[str, Any], *, lax: bool = False) -> Any:
+        """See `Engine`."""
+        if self._exact:
+            self._check_exactly(values, lax=lax)
+        return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook)
+
+    def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
+        """See `Engine`."""
+        return list(find_problems(self.input_schema, values, lax=lax)) or [misfit(error)]
+
+    def _decode_exactly(self, raw: Any) -> Any:
+        arguments = self._decoder.decode(raw)
+        self._check_exactly(msgspec.json.decode(raw))
+        return arguments
+
+    def _check_exactly(self, values: Any, *, lax: bool = False) -> None:
+        """Refuse texts that only Python reads as a decimal number: ``NaN``, ``1_000``."""
+        for problem in find_problems(self.input_schema, values, lax=lax, steps=inf):
+            raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
+
+
+def _check_readable(name: str, parameter: Parameter) -> None:
+    try:
+        object_schema(msgspec.defstruct("_", [("value", parameter.annotation)]), hook=schema_hook)
+        msgspec.json.Decoder(parameter.annotation, dec_hook=dec_hook)
+    except (TypeError, RecursionError, NameError) as error:
+        raise unreadable(name, parameter, error) from error
+
+
+def _struct_of(name: str, parameters: list[Parameter], *, forbid_unknown: bool) -> type[Struct]:
+    """Return the struct that the arguments of a call are decoded into, in the order of the signature."""
+    members: list[Any] = []
+    for parameter in parameters:
+        options: dict[str, Any] = {"name": parameter.wire}
+        if isinstance(parameter.default, _IMMUTABLE):
+            options["default"] = parameter.default
+        elif parameter.default is not NODEFAULT:
+            options["default_factory"] = functools.partial(copy.deepcopy, parameter.default)
+        members.append((parameter.name, parameter.annotation, msgspec.field(**options)))
+    # The struct lives for one call and nothing refers back to it.
+    return msgspec.defstruct(name, members, kw_only=True, gc=False, forbid_unknown_fields=forbid_unknown)
+
+
+def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> None:
+    """List the defaults that can change, and make sure that clients could send every one.
+
+    Raises:
+        Refused: they could not.
+    """
+    for parameter in parameters:
+        if parameter.default is NODEFAULT or parameter.default is None:
+            continue
+        try:
+            value = msgspec.to_builtins(parameter.default, enc_hook=enc_hook)
+        except TypeError:
+            continue  # a marker object of the function's own: the argument is optional, and that is all
+        try:
+            msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
+        except msgspec.ValidationError as error:
+            what = f"its default {parameter.default!r} doesn't fit its type: {error}"
+            raise Refused(f"{name}: parameter {parameter.name!r}: {what}") from error
+        if not isinstance(parameter.default, _IMMUTABLE):
+            schema["properties"][parameter.wire]["default"] = value
+
+
+def has_decimals(schema: Schema) -> bool:
+    """Return whether a schema has decimal numbers: Python's `Decimal` reads more texts than JSON readers do."""
+    return repr(DECIMAL) in repr(schema)
+
+
+class MsgspecOutput:
+    """The promise of a type that msgspec knows: what was written is read back."""
+
+    __slots__ = ("_decode", "_exact", "_trusted", "schema")
+
+    def __init__(self, annotation: Any, schema: Schema) -> None:
+        self.schema = schema
+        self._decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
+        self._trusted = annotation if hasattr(annotation, "__post_init__") else None
+        """Values of exactly this class aren't read back: the class checks itself, or reading has effects."""
+        self._exact = has_decimals(schema)
+
+    def encode(self, value: Any) -> bytes:
+        """See `Output`."""
+        data = encode(value)
+        if type(value) is not self._trusted:
+            try:
+                self._decode(data)
+            except (msgspec.ValidationError, ValueError) as error:
+                unwritable = b"null" in data and has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook))
+                raise broken_promise(f"{NO_NUMBER}: {error}" if unwritable else str(error)) from None
+        if self._exact and (b"NaN" in data or b"Infinity" in data):
+            for problem in find_problems(self.schema, msgspec.json.decode(data), steps=inf):
+                raise broken_promise(f"{subject(problem.path) if problem.path else ''}{problem.text}")
+        return data
+
+
+def output_of(annotation: Any) -> Output | None:
+    """Return the promise of a return type; None where it isn't structured.
+
+    Raises:
+        OutputError: msgspec doesn't know the type.
+    """
+    try:
+        schema = schema_of(annotation, hook=schema_hook, written=True)
+        return MsgspecOutput(annotation, without_formats(schema, LOOSE)) if is_structured(schema) else None
+    except (TypeError, RecursionError, NameError) as error:
+        raise OutputError(str(error)) from error

@@ -1,0 +1,110 @@
+"""What a tool promises to return, and JSON of values that msgspec alone can't write."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Annotated, Any, Protocol, cast, get_args, get_origin
+
+import msgspec
+
+from millstream._protocol.content import BLOCKS
+from millstream._protocol.errors import LocalError
+from millstream._protocol.json_schema import Schema
+from millstream._server.functions.annotations import UNIONS
+
+STRUCTURED = frozenset(("object", "array", "integer", "number", "boolean", "null"))
+
+
+class Output(Protocol):
+    """The promise of a tool: its schema, and JSON of values that keep it."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    def encode(self, value: Any) -> bytes:
+        """Return the JSON of a value.
+
+        Raises:
+            LocalError: it isn't what was promised; names the field.
+            TypeError: it can't be written as JSON.
+        """
+        ...
+
+
+class OutputError(TypeError):
+    """A return type that can't be described to clients."""
+
+
+class NotJson(TypeError):
+    """A value that can't be written as JSON. The message is complete: it names the value and what to return instead."""
+
+
+def enc_hook(value: Any) -> Any:
+    """Turn what msgspec does not know into JSON values.
+
+    Raises:
+        NotJson: for a value that can't be written.
+    """
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # else Python warns a second time, later and elsewhere
+        raise NotJson(
+            f"the function returned {getattr(value, '__qualname__', type(value).__name__)!r} without waiting for it: "
+            "write `await` before the call, and `async def` for the function"
+        )
+    if isinstance(value, PurePath):
+        return str(value)
+    pydantic_core = sys.modules.get("pydantic_core")
+    try:
+        if pydantic_core is not None:
+            return pydantic_core.to_jsonable_python(value)
+    except ValueError:
+        pass
+    kind = cast("type[object]", type(value))
+    instead = "use builtins, a dataclass, TypedDict, Struct or pydantic model"
+    if issubclass(kind, Iterator):
+        instead = "make a list of what it gives, with list(…)"
+    raise NotJson(f"a value of type {kind.__name__} cannot be written as JSON: {instead}")
+
+
+encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
+
+
+def broken_promise(why: str) -> LocalError:
+    """Return the error for a result that isn't what was promised."""
+    return LocalError(f"the result does not fit the output schema: {why}")
+
+
+def may_be_content(annotation: Any, content: tuple[Any, ...]) -> bool:
+    """Return whether values of a type are content, or may hold some: then nothing is promised."""
+    return _is_content(annotation, (bytes, *content, *BLOCKS)) or _may_hold_content(annotation)
+
+
+def _is_content(annotation: Any, content: tuple[Any, ...]) -> bool:
+    if annotation in content:
+        return True
+    return get_origin(annotation) is not dict and any(_is_content(part, content) for part in get_args(annotation))
+
+
+def _may_hold_content(annotation: Any) -> bool:
+    """A list or tuple that says nothing about its items, alone or as an alternative."""
+    if annotation in (list, tuple):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (list, tuple):
+        return any(part in (Any, object) for part in parts)
+    return origin in (*UNIONS, Annotated) and any(_may_hold_content(part) for part in parts)
+
+
+def is_structured(schema: Schema) -> bool:
+    """Return whether every alternative is something other than text, and not all are null."""
+    kinds = set(_kinds(schema))
+    return kinds <= STRUCTURED and kinds != {"null"}
+
+
+def _kinds(schema: Schema) -> Iterator[str | None]:
+    for part in schema.get("anyOf", ()):
+        yield from _kinds(part)
+    if "anyOf" not in schema:
+        yield schema.get("type", "object" if "$ref" in schema else None)

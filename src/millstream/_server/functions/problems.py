@@ -1,0 +1,393 @@
+"""What a model reads when its arguments don't fit: each problem with its place, and what was expected.
+
+The problems are found by comparing the arguments with the schema that clients see. Runs only for arguments that were
+refused, and for types whose texts Python reads more freely than their schema.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from itertools import islice
+from typing import Any, NamedTuple, cast
+from urllib.parse import unquote
+from uuid import UUID
+
+import msgspec
+
+from millstream._protocol.errors import shorten
+from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object
+
+MAX_WALKED = 64 * 1024
+"""Bytes of JSON whose values are looked at one by one; what is larger gets the decoder's own answer."""
+MAX_LISTED = 20
+MAX_SHOWN = 80
+"""How much of a peer's own text is repeated."""
+MAX_PROBLEMS = 5
+MAX_STEPS = 50_000
+"""Parts of a value that are compared with a schema."""
+
+WORDS = {
+    "integer": "an integer", "string": "a string", "number": "a number", "boolean": "true or false", "null": "null",
+    "array": "an array", "object": "an object",
+}  # fmt: skip
+KINDS: Mapping[type, str] = {
+    dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null",
+}  # fmt: skip
+FORMATS: Mapping[str, tuple[Any, str]] = {
+    "date-time": (datetime, "a date and time such as 1999-12-31T12:00:00Z"),
+    "date": (date, "a date such as 1999-12-31"),
+    "time": (time, "a time such as 12:00:00Z"),
+    "duration": (timedelta, "a duration such as PT90S"),
+    "uuid": (UUID, "a UUID"),
+    "base64": (bytes, "a base64 string"),
+}
+_SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool, "null": None}
+_NUMERIC: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "minimum": (">=", lambda value, bound: value >= bound),
+    "exclusiveMinimum": (">", lambda value, bound: value > bound),
+    "maximum": ("<=", lambda value, bound: value <= bound),
+    "exclusiveMaximum": ("<", lambda value, bound: value < bound),
+    "multipleOf": ("that's a multiple of", lambda value, bound: not value % bound),
+}
+_SIZES = {
+    "string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"),
+    "object": ("minProperties", "maxProperties"),
+}  # fmt: skip
+_is_decimal = re.compile(DECIMAL[1:-1]).fullmatch
+SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
+"""Names of what is not repeated, whatever its schema says: the text may end in a log."""
+
+Path = tuple[str | int, ...]
+Matches = Callable[[str, str], bool]
+"""``matches(pattern, text)``."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a value."""
+
+    path: Path
+    text: str
+    """What it must be; of one that is `missing` or `unknown`, that word."""
+
+
+def misfit(error: Exception) -> Problem:
+    """Return what a decoder says of arguments whose schema says nothing."""
+    return Problem((), f"don't fit: {shorten(str(error))}")
+
+
+def place(path: Sequence[str | int]) -> str:
+    """Return a path as text: ``a.b[0]``."""
+    steps = (f"[{each}]" if isinstance(each, int) else f".{each[:MAX_SHOWN]}" for each in path)
+    return "".join(steps).removeprefix(".")
+
+
+def explain(problems: Sequence[Problem], schema: Schema) -> str:
+    """Return what to fix: ``'a' must be an integer, got a string. Expected: {"a": integer}``."""
+    return f"{in_words(problems)}. {expected(schema)}"
+
+
+def in_words(problems: Sequence[Problem], *, whole: str = "the arguments", most: int = MAX_PROBLEMS) -> str:
+    """Return problems in a sentence.
+
+    Args:
+        problems: at least one.
+        whole: what the value as a whole is called.
+        most: how many are named, beside names that are missing or unknown.
+    """
+    parts: list[str] = []
+    for word in ("missing", "unknown"):
+        names = list(dict.fromkeys(each.path for each in problems if each.text == word))
+        inner = {path[:-1] for path in names}
+        for where in sorted(inner, key=lambda path: (len(path), str(path))):
+            here = [str(path[-1]) for path in names if path[:-1] == where]
+            parts.append(f"{word} {listed(here)}" + (f" in '{place(where)}'" if where else ""))
+    others = [each for each in problems if each.text not in ("missing", "unknown")]
+    parts += [f"{subject(each.path, whole)}{each.text}" for each in others[:most]]
+    if len(others) > most:
+        parts.append(f"and {len(others) - most} more")
+    return "; ".join(parts)
+
+
+def subject(path: Path, whole: str = "the arguments") -> str:
+    """Return what a sentence about a path begins with."""
+    return f"'{place(path)}' " if path else f"{whole} "
+
+
+def find_problems(
+    schema: Schema, value: Any, *, lax: bool = False, matches: Matches | None = None, steps: float = MAX_STEPS
+) -> Iterator[Problem]:
+    """Yield what is wrong with a JSON value.
+
+    Knows the keywords that types have, and those that most schemas written by hand have. What it can't judge counts as
+    fitting.
+
+    Args:
+        schema: that the value should have fitted.
+        value: what came.
+        lax: ``"3"`` counts as 3.
+        matches: tries a pattern of a schema written by hand, in bounded time. A format is a note there.
+        steps: how many parts of the value are compared at most.
+    """
+    return _Comparison(schema, lax=lax, matches=matches, steps=steps).problems(schema, value, ())
+
+
+class _Comparison:
+    """Compares one value with a schema."""
+
+    __slots__ = ("_lax", "_matches", "_schema", "_steps")
+
+    def __init__(self, schema: Schema, *, lax: bool, matches: Matches | None, steps: float) -> None:
+        self._schema = schema
+        self._lax = lax
+        self._matches = matches
+        self._steps = steps
+
+    def problems(self, node: Any, value: Any, path: Path) -> Iterator[Problem]:
+        self._steps -= 1
+        if node is False:
+            yield Problem(path, "unknown")
+        if not is_object(node) or self._steps < 0:
+            return
+        if "$ref" in node:
+            yield from self.problems(self._target(node), value, path)
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in node:
+                yield from self._of_union(node, keyword, value, path)
+        for each in node.get("allOf", ()):
+            yield from self.problems(each, value, path)
+        if "if" in node:
+            branch = "then" if self._fits(node["if"], value) else "else"
+            yield from self.problems(node.get(branch, True), value, path)
+        yield from self._own(node, value, path)
+
+    def _own(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
+        """What a schema says without others that stand beside it."""
+        kind = node.get("type", "")
+        if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
+            value = _from_text(value, _SCALARS[kind])
+        choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
+        if choices and not _is_one_of(value, choices):
+            listed_choices = ", ".join(map(_json, choices[:MAX_LISTED])) + (", …" if len(choices) > MAX_LISTED else "")
+            yield Problem(path, f"must be one of {listed_choices}{got(value, path, node)}")
+        elif choices or (node.get("pattern") == DECIMAL and _is_of(value, "number")):
+            return
+        elif kind and not _is_of(value, kind):
+            yield Problem(path, f"must be {_what(node)}{got(value, path, node, typed=True)}")
+        elif (
+            text := self._misfit(node, value, kind if isinstance(kind, str) and kind else _kind_of(value))
+        ) is not None:
+            yield Problem(path, f"must be {text}{got(value, path, node)}")
+        elif is_object(value):
+            yield from self._of_object(node, value, path)
+        elif is_array(value):
+            yield from self._of_array(node, value, path)
+
+    def _fits(self, node: Any, value: Any) -> bool:
+        return next(self.problems(node, value, ()), None) is None
+
+    def _target(self, node: Schema) -> Schema:
+        """The schema that a reference leads to; an empty one for an anchor, about which nothing can be said."""
+        reference: str = node.get("$ref", "")
+        if not reference:
+            return node
+        if reference != "#" and not reference.startswith("#/"):
+            return {}
+        found: Any = self._schema
+        try:
+            for token in unquote(reference).split("/")[1:]:
+                name = token.replace("~1", "/").replace("~0", "~")
+                found = found[int(name)] if is_array(found) else found[name]
+        except (LookupError, ValueError):  # it counts from an `$id` inside the document
+            return {}
+        return found if is_object(found) else {}
+
+    def _of_union(self, node: Schema, keyword: str, value: Any, path: Path) -> Iterator[Problem]:
+        options: list[Schema] = []
+        tag = node.get("discriminator", {}).get("propertyName")
+        for each in map(self._target, filter(is_object, node[keyword])):
+            options += map(self._target, each.get("anyOf", [each]))
+            tag = tag or each.get("discriminator", {}).get("propertyName")
+        fitting = sum(self._fits(each, value) for each in options)
+        if fitting:
+            if keyword == "oneOf" and fitting > 1:
+                yield Problem(path, f"must fit one alternative of oneOf, not {fitting}")
+            return
+        alike = [each for each in options if _is_of(value, each.get("type", ""))]
+        if tag is not None and is_object(value):
+            named = {each["properties"][tag]["enum"][0]: each for each in alike if _has_tag(each, tag)}
+            alike = [each for name, each in named.items() if name == value.get(tag)]
+            if not alike:
+                tags = list(named)
+                found = f"{got(value[tag], (*path, tag), {})}" if tag in value else ""
+                yield Problem((*path, tag), f"must be one of {', '.join(map(_json, tags))}{found}")
+                return
+        if len(alike) == 1:
+            yield from self.problems(alike[0], value, path)
+        elif any("type" in each or "enum" in each for each in options):
+            kinds = " or ".join(dict.fromkeys(map(_what, options)))
+            yield Problem(path, f"must be {kinds}{got(value, path, node, typed=not alike)}")
+        else:
+            why = (in_words(list(islice(self.problems(each, value, path), 1))) for each in options[:MAX_PROBLEMS])
+            yield Problem(path, f"must fit an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}")
+
+    def _of_object(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
+        properties, others = node.get("properties", {}), node.get("additionalProperties")
+        yield from (Problem((*path, name), "missing") for name in node.get("required", ()) if name not in value)
+        for name, each in value.items():
+            if name in properties:
+                yield from self.problems(properties[name], each, (*path, name))
+            elif "patternProperties" not in node:
+                yield from self.problems(others, each, (*path, name))
+
+    def _of_array(self, node: Schema, value: Any, path: Path) -> Iterator[Problem]:
+        first: list[Any] = node.get("prefixItems", [])
+        unique = node.get("uniqueItems", False) and self._matches is None
+        for index, each in enumerate(value):
+            if unique and isinstance(each, dict | list):
+                yield Problem((*path, index), "is an array or object, and the items of this array must be unique")
+            else:
+                inner = first[index] if index < len(first) else node.get("items")
+                yield from self.problems(inner, each, (*path, index))
+
+    def _misfit(self, node: Schema, value: Any, kind: str) -> str | None:
+        """Return what a value of the right kind must be, where it isn't that."""
+        if kind in ("integer", "number"):
+            for keyword, (sign, fits) in _NUMERIC.items():
+                if keyword in node and not fits(value, node[keyword]):
+                    return f"{words([kind])} {sign} {node[keyword]}"
+            return None
+        if kind in _SIZES and "contentEncoding" not in node:
+            low, high = _SIZES[kind]
+            if len(value) < node.get(low, 0):
+                return f"{words([kind])} of length >= {node[low]}"
+            if len(value) > node.get(high, len(value)):
+                return f"{words([kind])} of length <= {node[high]}"
+        if not isinstance(value, str):
+            return None
+        if self._matches is None:
+            return _unreadable(node, value)
+        pattern = node.get("pattern")
+        return f"a string matching regex {pattern!r}" if pattern and not self._matches(pattern, value) else None
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        return text
+
+
+def _has_tag(node: Schema, tag: str) -> bool:
+    return bool(node.get("properties", {}).get(tag, {}).get("enum"))
+
+
+def _kind_of(value: Any) -> str:
+    return KINDS.get(cast("type[object]", type(value)), "")
+
+
+def _is_of(value: Any, kinds: str | list[str]) -> bool:
+    kind = _kind_of(value)
+    if kind in kinds if is_array(kinds) else kind == kinds:
+        return True
+    if kind == "integer":
+        return "number" in kinds
+    return "integer" in kinds and isinstance(value, float) and value.is_integer()
+
+
+def _is_one_of(value: Any, choices: list[Any]) -> bool:
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in choices)
+
+
+def _what(node: Schema) -> str:
+    """Return what a schema asks for, in the words of JSON."""
+    known = FORMATS.get(node.get("contentEncoding") or node.get("format", ""))
+    if known is not None:
+        return f"{known[1].partition(' such as')[0]}{'' if 'contentEncoding' in node else ' as text'}"
+    if node.get("pattern") == DECIMAL:
+        return "a decimal number as text"
+    if "enum" in node:
+        return " or ".join(map(_json, node["enum"][:MAX_LISTED]))
+    kind = node.get("type", "object" if "$ref" in node else "any value")
+    return words(kind if is_array(kind) else [kind])
+
+
+def _unreadable(node: Schema, text: str) -> str | None:
+    if node.get("pattern") == DECIMAL:
+        return None if _is_decimal(text) else "a decimal number as text, such as 1.50"
+    if "pattern" in node and re.search(node["pattern"], text) is None:
+        return f"a string matching regex {node['pattern']!r}"
+    if node.get("format") == "path" and (not text or "\0" in text):
+        return "a path as text"
+    known = FORMATS.get(node.get("contentEncoding") or node.get("format", ""))
+    if known is not None:
+        try:
+            msgspec.convert(text, known[0])
+        except msgspec.ValidationError:
+            return known[1]
+    return None
+
+
+def got(value: Any, path: Path, node: Schema, *, typed: bool = False) -> str:
+    """Return ``, got the string "hello"``: a value, cut; nothing of what is secret.
+
+    Args:
+        value: what came.
+        path: where it stands.
+        node: the schema of it.
+        typed: say of which type it is, too.
+    """
+    kind = words([_kind_of(value)]) if typed else ""
+    text = _json(value)
+    names = [each for each in path if isinstance(each, str)]
+    options: list[Any] = [node, *node.get("anyOf", ())]
+    hidden = any(map(SECRET.search, names)) or any(
+        is_object(each) and (each.get("writeOnly") or each.get("format") == "password") for each in options
+    )
+    if hidden or (text[0] in "[{" and SECRET.search(text)):
+        return f", got {kind}" if kind else ""
+    text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    return f", got {'the ' + kind.partition(' ')[2] + ' ' if kind.startswith(('a ', 'an ')) else ''}{text}"
+
+
+def words(kinds: Sequence[str]) -> str:
+    """Return names of types in words."""
+    return " or ".join(WORDS.get(each, each) for each in kinds)
+
+
+def listed(names: list[str]) -> str:
+    """Return the names in quotes, not too many and none too long."""
+    quoted = ", ".join(f"'{name[:MAX_SHOWN]}'" for name in names[:MAX_LISTED])
+    return quoted if len(names) <= MAX_LISTED else f"{quoted} and {len(names) - MAX_LISTED} more"
+
+
+def expected(schema: Schema) -> str:
+    """Return the properties of a schema in a line."""
+    properties: dict[str, Any] = schema.get("properties", {})
+    if not properties:
+        return "Expected: no arguments" if schema.get("additionalProperties") is False else "Expected: an object"
+    required = schema.get("required", [])
+    parts = [
+        f"{_json(name)}: {_kind(node)}{'' if name in required else ' (optional)'}"
+        for name, node in list(properties.items())[:MAX_LISTED]
+    ]
+    more = ", …" if len(properties) > MAX_LISTED else ""
+    return f"Expected: {{{', '.join(parts)}{more}}}"
+
+
+def _kind(node: Any) -> str:
+    """Return one property in a word or two."""
+    if not is_object(node):
+        return "any"
+    if "enum" in node:
+        return " | ".join(_json(choice) for choice in node["enum"])
+    if "anyOf" in node:
+        return " | ".join(_kind(part) for part in node["anyOf"])
+    kind = node.get("type", "object" if "$ref" in node else "any")
+    if kind == "array" and is_object(node.get("items")):
+        return f"array of {_kind(node['items'])}"
+    kinds: list[str] = [kind] if isinstance(kind, str) else kind
+    return " | ".join(kinds)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,463 @@
+"""Types that pydantic reads and writes: one generated model for the arguments, one adapter for the result.
+
+Loaded only for functions that need it; pydantic is an extra.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from functools import partial
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
+
+import msgspec
+import pydantic
+import pydantic_core
+from msgspec import NODEFAULT, Meta, Struct
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticSerializationError, SchemaError, core_schema
+from typing_extensions import TypedDict
+
+from millstream._protocol.json_schema import (
+    LOOSE,
+    NO_NUMBER,
+    Schema,
+    has_no_number,
+    inlined,
+    schema_of,
+    shown,
+    without_formats,
+)
+from millstream._server.functions.annotations import (
+    UNIONS,
+    has_fields,
+    has_meta,
+    has_pydantic_members,
+    needs_pydantic,
+    unaliased,
+    union_of,
+)
+from millstream._server.functions.callables import Refused
+from millstream._server.functions.fields import CONSTRAINTS
+from millstream._server.functions.msgspec_engine import dec_hook, schema_hook
+from millstream._server.functions.outputs import Output, OutputError, broken_promise, enc_hook, is_structured
+from millstream._server.functions.parameters import Parameter, finish_schema, unreadable
+from millstream._server.functions.problems import Path, Problem, find_problems, got, listed, misfit, place
+
+MAX_ERRORS = 1_000
+"""Of more problems than these, none is named: naming one means building all."""
+MAX_NAMED = 20
+_UNREADABLE = (
+    pydantic.errors.PydanticUserError,
+    pydantic.errors.PydanticSchemaGenerationError,
+    PydanticInvalidForJsonSchema,
+    SchemaError,
+    TypeError,
+    RecursionError,
+    NameError,
+    AttributeError,
+    ImportError,
+)
+
+
+class PydanticEngine:
+    """The engine of all other functions: a model with a field for each parameter.
+
+    Plain types are strict, as with msgspec; models have their own configuration.
+
+    Raises:
+        ParameterError, OutputError: pydantic doesn't know a type either.
+    """
+
+    __slots__ = (
+        "_make_lax",
+        "_validate",
+        "_validate_lax",
+        "_values",
+        "input_schema",
+        "output",
+        "slow",
+        "struct",
+        "typed",
+    )
+
+    def __init__(
+        self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
+    ) -> None:
+        try:
+            model = _model_of(name, parameters, forbid_unknown=forbid_unknown)
+            self.input_schema = _arguments_schema(model)
+        except _UNREADABLE:
+            for parameter in parameters:
+                _check_readable(name, parameter)
+            raise
+        self.struct: type[Struct] = msgspec.defstruct(
+            name, [(parameter.name, Any) for parameter in parameters], kw_only=True, gc=False
+        )
+        self._validate = model.__pydantic_validator__.validate_json
+        self._validate_lax: Callable[[bytes], Any] | None = None
+        self._make_lax = partial(_model_of, name, parameters, forbid_unknown=forbid_unknown, strict=False)
+        self._values = _values_of(len(parameters))
+        self.typed: type[Struct] | None = None
+        self.slow: Literal["check", "build", ""] = "check"
+        self.output: Output | None = None if returns is None else output_of(returns)
+
+    def decode(self, raw: Any) -> Any:
+        """See `Engine`."""
+        return self._read(self._validate, bytes(raw))
+
+    def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
+        """See `Engine`."""
+        validate: Callable[[bytes], Any] = self._validate
+        if lax:
+            if self._validate_lax is None:
+                self._validate_lax = self._make_lax().__pydantic_validator__.validate_json
+            validate = self._validate_lax
+        return self._read(validate, msgspec.json.encode(values))
+
+    def _read(self, validate: Callable[[bytes], Any], raw: bytes) -> Any:
+        try:
+            made = validate(raw)
+        except pydantic.ValidationError as error:
+            raise msgspec.ValidationError(f"{error.error_count()} problems") from error
+        return self.struct(**dict(zip(self.struct.__struct_fields__, self._values(made), strict=True)))
+
+    def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
+        """See `Engine`."""
+        cause = error.__cause__
+        if not isinstance(cause, pydantic.ValidationError):
+            return [misfit(error)]
+        count = cause.error_count()
+        if count > MAX_ERRORS:
+            return [Problem((), f"have {count:,} problems")]
+        in_words = {each.path: each for each in find_problems(self.input_schema, values, lax=lax)}
+        found: list[Problem] = []
+        for item in cause.errors(include_url=False):
+            problem = _problem(item, values)
+            below = [each for each in in_words.values() if each.path[: len(problem.path)] == problem.path]
+            found += below if _is_of_struct(item) and below else [problem]
+        inner = {each.path[:depth] for each in found for depth in range(len(each.path))}
+        # Of the alternatives of a union, those that are of another type say nothing.
+        return [in_words.get(each.path, each) for each in found if each.path not in inner]
+
+
+def _is_of_struct(item: Any) -> bool:
+    """Return whether msgspec refused a value, which says nothing of the place that pydantic understands."""
+    return isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError)
+
+
+def _problem(item: Any, values: Any) -> Problem:
+    kind = item["type"]
+    missing = kind in ("missing", "missing_argument")
+    path = _path(item["loc"], values, missing=missing)
+    if missing:
+        return Problem(path, "missing")
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return Problem(path, "unknown")
+    value = item["input"]  # an object shows too much; a `SecretStr` is none of these
+    return Problem(
+        path, f"doesn't fit: {item['msg']}{got(value, path, {}) if isinstance(value, str | int | float) else ''}"
+    )
+
+
+def _path(steps: tuple[str | int, ...], values: Any, *, missing: bool) -> Path:
+    """Return where a problem is: pydantic's steps also name the alternatives of a union."""
+    path: Path = ()
+    for step in steps:
+        try:
+            values = values[step]
+        except (LookupError, TypeError):
+            continue
+        path = (*path, step)
+    return (*path, steps[-1]) if missing and steps else path
+
+
+class _Arguments(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        strict=True, val_json_bytes="base64", ser_json_bytes="base64", protected_namespaces=()
+    )
+
+
+class _ClosedArguments(_Arguments):
+    """Refuses unknown arguments. As its configuration, that would hold for dataclasses and TypedDicts inside, too."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
+        schema: Any = handler(source)
+        schema["schema"]["extra_behavior"] = "forbid"
+        return schema
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: pydantic.GetJsonSchemaHandler) -> Schema:
+        return {**handler.resolve_ref_schema(handler(core)), "additionalProperties": False}
+
+
+class _LaxArguments(_Arguments):
+    model_config = pydantic.ConfigDict(strict=False)
+
+
+class _LaxClosedArguments(_ClosedArguments):
+    model_config = pydantic.ConfigDict(strict=False)
+
+
+_BASES: Mapping[tuple[bool, bool], type[_Arguments]] = {
+    (False, True): _Arguments, (True, True): _ClosedArguments,
+    (False, False): _LaxArguments, (True, False): _LaxClosedArguments,
+}  # fmt: skip
+"""Whether unknown arguments are refused, and whether plain types are strict -> the base of the model."""
+
+
+def _values_of(count: int) -> Callable[[Any], tuple[Any, ...]]:
+    if count > 1:
+        return attrgetter(*map(_field_name, range(count)))
+    return (lambda made: (made.p0,)) if count else (lambda _: ())
+
+
+def _field_name(index: int) -> str:
+    return f"p{index}"  # a model refuses names such as `_x` and `schema`
+
+
+def _model_of(
+    name: str, parameters: list[Parameter], *, forbid_unknown: bool, strict: bool = True
+) -> type[pydantic.BaseModel]:
+    definitions: dict[str, Any] = {
+        _field_name(index): (
+            Annotated[translated(parameter.annotation), pydantic.Field(alias=parameter.wire)]
+            if parameter.default is NODEFAULT
+            else (translated(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
+        )
+        for index, parameter in enumerate(parameters)
+    }
+    return pydantic.create_model(name, __base__=_BASES[forbid_unknown, strict], **definitions)
+
+
+def _check_readable(name: str, parameter: Parameter) -> None:
+    try:
+        _arguments_schema(_model_of(name, [parameter], forbid_unknown=False))
+    except Refused as error:
+        raise Refused(f"{name}: parameter {parameter.name!r}: {error}") from error
+    except _UNREADABLE as error:
+        why = TypeError(f"{shown(parameter.annotation)} is not supported")
+        raise unreadable(name, parameter, why) from error
+
+
+def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
+    schema = _cleaned(model.model_json_schema(schema_generator=SchemaGenerator), model.__name__)
+    schema.setdefault("properties", {})
+    return finish_schema(schema)
+
+
+def _cleaned(schema: Schema, name: str = "") -> Schema:
+    """Return a schema without references, and without titles that repeat the name of a class."""
+    definitions: dict[str, Schema] = schema.get("$defs", {})
+    for title, part in [(name, schema), *definitions.items()]:
+        if part.get("title") == title:
+            del part["title"]
+    return inlined(schema, definitions)
+
+
+class SchemaGenerator(GenerateJsonSchema):
+    """pydantic's generator, without the titles that it derives from names."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  pydantic's own attribute
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
+        return {"type": "string", "contentEncoding": "base64"}
+
+    def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
+        """A serializer without a return annotation may write anything, and not what is read."""
+        made = super().ser_schema(schema)
+        own = schema["type"] == "function-plain" or schema.get("is_field_serializer")
+        return {} if made is None and own and schema.get("return_schema") is None else made
+
+
+# Types of msgspec, in pydantic's terms.
+
+
+def translated(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
+    """Return an annotation with our `Field` and msgspec's Structs in pydantic's terms.
+
+    Args:
+        annotation: as it was written.
+        inside: the classes that have it in a field.
+
+    Raises:
+        Refused: a class has bounds of ours that pydantic would pass over.
+    """
+    annotation = unaliased(annotation)
+    parts, origin = get_args(annotation), get_origin(annotation)
+    if origin is Annotated:
+        bounds = [_field(item) for item in parts[1:] if isinstance(item, Meta)]
+        others = [item for item in parts[1:] if not isinstance(item, Meta)]
+        return Annotated[translated(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
+    kind: Any = origin or annotation
+    if _is_struct(kind):
+        if needs_pydantic(annotation):
+            raise Refused(
+                f"pydantic can't read the Struct {kind.__name__}, and it has something that only pydantic checks: make "
+                f"{kind.__name__} a dataclass or a pydantic model"
+            )
+        return Annotated[annotation, _StructSchema(annotation)]
+    if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
+        return _translated_class(annotation, kind, inside)
+    if origin is Literal:
+        return Annotated[annotation, pydantic.BeforeValidator(_member_of(parts))]
+    if not parts:
+        return annotation
+    if origin in UNIONS:
+        return union_of([translated(part, inside) for part in parts])
+    if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
+        return annotation
+    return _GENERIC.get(origin, origin)[*(part if part is ... else translated(part, inside) for part in parts)]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """Return what finds the member of an enum that a JSON value is: pydantic takes the member alone."""
+    members = [each for each in choices if isinstance(each, Enum)]
+    return lambda value: next((each for each in members if each.value == value), value)
+
+
+_GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
+"""Generic types that pydantic doesn't know, and what it reads instead."""
+
+
+def _is_old_typed_dict(kind: Any) -> bool:
+    """Return whether pydantic refuses a TypedDict because it lacks what Python 3.12 added."""
+    return type(kind).__module__ == "typing" and hasattr(kind, "__total__") and sys.version_info < (3, 12)
+
+
+def _field(meta: Meta) -> Any:
+    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description", "examples")}
+    said = {name: value for name, value in said.items() if value is not None}
+    return pydantic.Field(**said, json_schema_extra=meta.extra_json_schema)
+
+
+def _translated_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
+    if kind in inside or get_args(annotation) or has_pydantic_members(kind):
+        raise Refused(
+            f"pydantic checks {shown(annotation)}, which is generic, refers to itself or has validators, and passes "
+            "over millstream's Field in it: write pydantic.Field there"
+        )
+    hints = {
+        name: translated(hint, (*inside, kind)) for name, hint in get_type_hints(kind, include_extras=True).items()
+    }
+    if is_dataclass(kind):
+        return Annotated[kind, _DataclassSchema(hints)]
+    if hasattr(kind, "__total__"):
+        members = {name: hint if name in kind.__required_keys__ else NotRequired[hint] for name, hint in hints.items()}
+        return TypedDict(kind.__name__, members)  # type: ignore[operator]  # the functional form
+    return Annotated[kind, _StructSchema(kind)]
+
+
+class _StructSchema:
+    """Lets pydantic read and write a class by msgspec."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._schema = schema_of(kind, hook=schema_hook)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_plain_validator_function(
+            self._read, serialization=core_schema.plain_serializer_function_ser_schema(self._write)
+        )
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Schema:
+        return self._schema
+
+    def _read(self, value: Any) -> Any:
+        return value if isinstance(value, self._kind) else msgspec.convert(value, self._kind, dec_hook=dec_hook)
+
+    def _write(self, value: Any) -> Any:
+        return msgspec.to_builtins(value, enc_hook=enc_hook)
+
+
+class _DataclassSchema:
+    """Lets pydantic read a dataclass by other annotations than its own."""
+
+    def __init__(self, hints: Mapping[str, Any]) -> None:
+        self._hints = hints
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        made: list[Any] = []
+        for field in fields(source):
+            schema = handler.generate_schema(self._hints[field.name])
+            if field.default is not MISSING:
+                schema = core_schema.with_default_schema(schema, default=field.default)
+            elif field.default_factory is not MISSING:
+                schema = core_schema.with_default_schema(schema, default_factory=field.default_factory)
+            made.append(core_schema.dataclass_field(field.name, schema, init=field.init, kw_only=field.kw_only is True))
+        arguments = core_schema.dataclass_args_schema(source.__name__, made)
+        names = [field.name for field in fields(source)]
+        return core_schema.dataclass_schema(
+            source, arguments, names, post_init=hasattr(source, "__post_init__"), slots=hasattr(source, "__slots__")
+        )
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Schema:
+        schema = {**handler.resolve_ref_schema(handler(core))}
+        schema.pop("title", None)  # the name of the class
+        return schema
+
+
+class PydanticOutput:
+    """The promise of a type that pydantic knows. Builtins instead of a model are written as the model."""
+
+    __slots__ = ("_dump", "_validate", "schema")
+
+    def __init__(self, adapter: Any, schema: Schema) -> None:
+        self.schema = schema
+        self._validate = adapter.validate_python
+        self._dump = adapter.dump_json
+
+    def encode(self, value: Any) -> bytes:
+        """See `Output`."""
+        try:
+            made: Any = self._validate(value)
+            if isinstance(made, pydantic.BaseModel):
+                unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
+                if unset:  # `model_construct` looks at nothing
+                    raise broken_promise(f"missing {listed(unset)}")
+            data: bytes = self._dump(made, by_alias=True, warnings="error")
+        except pydantic.ValidationError as error:
+            problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
+            raise broken_promise("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
+        except PydanticSerializationError as error:
+            raise broken_promise(str(error)) from None
+        if b"null" in data and has_no_number(pydantic_core.to_jsonable_python(made, inf_nan_mode="constants")):
+            raise broken_promise(NO_NUMBER)
+        return data
+
+
+def output_of(annotation: Any) -> Output | None:
+    """Return the promise of a return type; None where it isn't structured.
+
+    Raises:
+        OutputError: pydantic doesn't know the type.
+    """
+    try:
+        adapter = _adapter(annotation)
+        schema = adapter.json_schema(by_alias=True, mode="serialization", schema_generator=SchemaGenerator)
+    except Refused:
+        raise
+    except _UNREADABLE as error:
+        raise OutputError(f"{shown(annotation)} is not supported") from error
+    schema = without_formats(_cleaned(schema, schema.get("title", "")), LOOSE)
+    return PydanticOutput(adapter, schema) if is_structured(schema) else None
+
+
+def _adapter(annotation: Any) -> Any:
+    hint: Any = translated(annotation)
+    try:
+        return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
+    except pydantic.PydanticUserError as error:
+        if error.code != "type-adapter-config-unused":
+            raise
+        return pydantic.TypeAdapter(hint)

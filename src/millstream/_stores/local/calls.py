@@ -1,0 +1,282 @@
+"""Calls between a worker and the parent that holds its store, generated from the protocols of `base`. No sockets here.
+
+For each method of `Log`, `Map`, and `Session` there is one request, a struct with the method's own parameters. A reply
+repeats the request's id, and its value is decoded as the method's return type. A frame is four bytes of length and a
+MessagePack array of messages; everything that one side says in one turn of its loop is one frame.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from struct import Struct as Format
+from typing import Any, Final, Protocol, Union, get_type_hints
+
+import msgspec
+from msgspec import Struct, defstruct
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Entry, Gap, Log, Map, Position, Sealed, ShareFull, StoreFull, StoreUnavailable
+from millstream._stores.rates import Charge, Charged, Seat
+
+VERSION: Final = 4
+"""The workers of a newer release may find the parent of an older one, which was started before an update."""
+MAX_MESSAGE: Final = 65 * 1024 * 1024
+"""Bytes of the largest request, above what any store takes."""
+FLUSH: Final = 1024 * 1024
+"""Bytes that are sent at once, even if the turn of the loop isn't over."""
+MAX_FRAME: Final = MAX_MESSAGE + FLUSH + 1024
+"""Bytes of the largest frame that a worker may send."""
+
+_HEAD: Final = Format(">IBI")
+"""Length of the rest, the mark of an array with 32 bits of length, and the number of messages."""
+_LENGTH: Final = Format(">I")
+_ARRAY: Final = 0xDD
+
+
+class Greeting(Struct, frozen=True, array_like=True):
+    """What a worker learns when it connects."""
+
+    epoch: str
+    time: float
+
+
+class Session(Protocol):
+    """What a worker asks besides values and entries."""
+
+    async def hello(self, version: int, secret: str, url: str) -> Greeting:
+        """Open a store. Nothing else may come before."""
+        ...
+
+    async def clock(self) -> float:
+        """Return the store's time."""
+        ...
+
+    async def degraded_reason(self) -> str:
+        """As `Backend.degraded_reason`."""
+        ...
+
+    async def bind(self, worker: str) -> None:
+        """As `Backend.bind`."""
+
+    async def listen(self, stream: str, on: bool) -> None:
+        """Push the entries of a stream from now on, or stop that."""
+
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+        """As `Backend.charge`."""
+        ...
+
+    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+        """As `Backend.release`."""
+
+
+class Reply(Struct, frozen=True, gc=False, array_like=True, tag=0):
+    """The result of a call."""
+
+    id: int
+    value: Any
+
+
+class RawReply(Struct, frozen=True, gc=False, array_like=True, tag=0):
+    """A `Reply` before its value is decoded."""
+
+    id: int
+    value: msgspec.Raw
+
+
+class Failure(Struct, frozen=True, gc=False, array_like=True, tag=1):
+    """The error that a call raised."""
+
+    id: int
+    kind: str
+    text: str
+    epoch: str = ""
+    oldest: Position | None = None
+    newest: Position | None = None
+
+    @classmethod
+    def of(cls, id: int, exc: Exception) -> "Failure":
+        """Describe an error."""
+        if isinstance(exc, Gap):
+            return cls(id, "Gap", "", exc.epoch, exc.oldest, exc.newest)
+        return cls(id, type(exc).__name__, str(exc))
+
+    def error(self) -> Exception:
+        """Return the same error for the worker."""
+        if self.kind == "Gap":
+            return Gap(self.epoch, self.oldest, self.newest)
+        return _ERRORS.get(self.kind, LocalError)(self.text)
+
+
+class Pushed(Struct, frozen=True, gc=False, array_like=True, tag=2):
+    """An entry of a stream that the worker listens to."""
+
+    stream: str
+    entry: Entry
+
+
+class Dropped(Struct, frozen=True, gc=False, array_like=True, tag=3):
+    """Entries were dropped, because the worker didn't read."""
+
+
+_ERRORS: Final = {each.__name__: each for each in (StoreFull, ShareFull, Sealed, StoreUnavailable)}
+
+
+class Call:
+    """One method that a worker can call."""
+
+    __slots__ = ("name", "part", "read_reply", "request", "run")
+
+    def __init__(self, part: str, name: str, function: Callable[..., Any], tag: int) -> None:
+        hints = get_type_hints(function)
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        fields = [
+            (each.name, hints[each.name], *(() if each.default is each.empty else (each.default,)))
+            for each in parameters
+        ]
+        self.part = part
+        self.name = name
+        self.request = defstruct(
+            f"{part}_{name}", [("id", int), *fields], frozen=True, gc=False, array_like=True, tag=tag
+        )
+        """Takes the id, and then what the method takes."""
+        self.read_reply = msgspec.msgpack.Decoder(hints["return"]).decode
+        """Decodes the value of the reply."""
+        self.run: Callable[[Any, Any], Coroutine[Any, Any, Any]] = _runner(
+            name,
+            [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY],
+            [each.name for each in parameters if each.kind is each.KEYWORD_ONLY],
+        )
+        """Calls the method of an object that has it."""
+
+
+def _runner(
+    name: str, positional: Sequence[str], keywords: Sequence[str]
+) -> Callable[[Any, Any], Coroutine[Any, Any, Any]]:
+    """Return what calls a method with the fields of a request."""
+
+    def run(part: Any, request: Any) -> Coroutine[Any, Any, Any]:
+        arguments = [getattr(request, each) for each in positional]
+        call: Callable[..., Coroutine[Any, Any, Any]] = getattr(part, name)
+        return call(*arguments, **{each: getattr(request, each) for each in keywords})
+
+    return run
+
+
+def _calls() -> Iterator[Call]:
+    tag = 0
+    for part, protocol in (("session", Session), ("kv", Map), ("log", Log)):
+        for name, function in vars(protocol).items():
+            if inspect.iscoroutinefunction(function) and name != "listening":
+                yield Call(part, name, function, tag)
+                tag += 1
+
+
+CALLS: Final = list(_calls())
+BY_REQUEST: Final[dict[type[Struct], Call]] = {call.request: call for call in CALLS}
+HELLO: Final = CALLS[0]
+
+_encode_into: Final = msgspec.msgpack.Encoder().encode_into
+_requests: Final = msgspec.msgpack.Decoder(list[Union[tuple(BY_REQUEST)]])  # type: ignore[misc]  # noqa: UP007
+_answers: Final = msgspec.msgpack.Decoder(list[RawReply | Failure | Pushed | Dropped])
+
+
+def calls(part: str) -> dict[str, Call]:
+    """Return the methods of ``session``, ``kv``, or ``log`` by name."""
+    return {call.name: call for call in CALLS if call.part == part}
+
+
+class WireError(Exception):
+    """The other side sent something that isn't a frame or a message."""
+
+
+class Frame:
+    """The frame that is being written."""
+
+    __slots__ = ("_bytes", "_count")
+
+    def __init__(self) -> None:
+        self._bytes = bytearray(_HEAD.size)
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return the bytes so far."""
+        return len(self._bytes) - _HEAD.size
+
+    def add(self, message: Struct) -> None:
+        """Add a message.
+
+        Raises:
+            UnicodeEncodeError: a name can't be encoded.
+            StoreFull: the message is too large. In both cases the frame is as before.
+        """
+        before = len(self._bytes)
+        try:
+            _encode_into(message, self._bytes, -1)
+            if len(self._bytes) - before > MAX_MESSAGE and not isinstance(message, Reply):
+                raise StoreFull(f"A value or entry of more than {MAX_MESSAGE} bytes exceeds what a store takes.")
+        except BaseException:
+            del self._bytes[before:]
+            raise
+        self._count += 1
+
+    def take(self) -> bytearray:
+        """Return the frame as bytes, and begin another."""
+        done = self._bytes
+        _HEAD.pack_into(done, 0, len(done) - _LENGTH.size, _ARRAY, self._count)
+        self._bytes = bytearray(_HEAD.size)
+        self._count = 0
+        return done
+
+
+class Frames:
+    """Cuts what arrives into frames."""
+
+    __slots__ = ("_max", "_rest")
+
+    def __init__(self, max_frame: int) -> None:
+        self._rest = bytearray()
+        self._max = max_frame
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the content of each frame that is complete now.
+
+        Raises:
+            WireError: a frame is too large.
+        """
+        rest, found, start = self._rest, list[bytes](), 0
+        rest += data
+        while len(rest) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(rest, start)
+            if length > self._max:
+                raise WireError(f"A frame has {length} bytes.")
+            end = start + _LENGTH.size + length
+            if end > len(rest):
+                break
+            found.append(bytes(memoryview(rest)[start + _LENGTH.size : end]))
+            start = end
+        del rest[:start]
+        return found
+
+
+def read_requests(content: bytes) -> list[Any]:
+    """Decode what a worker asked in one frame.
+
+    Raises:
+        WireError: it's something else.
+    """
+    try:
+        requests: list[Any] = _requests.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise WireError(str(exc)) from None
+    return requests
+
+
+def read_answers(content: bytes) -> list[RawReply | Failure | Pushed | Dropped]:
+    """Decode what the parent said in one frame.
+
+    Raises:
+        WireError: it's something else.
+    """
+    try:
+        return _answers.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise WireError(str(exc)) from None

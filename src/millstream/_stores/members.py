@@ -1,0 +1,249 @@
+"""`Members` in the map: groups of members, each held by the workers that it's connected to.
+
+The members of a group are spread over a few records, so that a large group doesn't make every change large. An arrival
+or departure is one compare-and-set that names the worker which announces it, the announcement, and a second one that
+says that it's done. Until then, no other worker announces anything of that member, so announcements keep their order.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakValueDictionary
+from zlib import crc32
+
+import msgspec
+from msgspec import Struct
+
+from millstream._stores.base import Backend, CoAppend, Position
+from millstream._stores.workers import Leases, Roster, SoleWorker, back_off, update_roster
+
+RECORDS: Final = 128
+"""Records of a group."""
+TTL: Final = 86400.0
+"""Seconds that a record outlives its last change. `MapMembers.keep` renews it."""
+_PREFIX: Final = "member:"
+_SWEEP: Final = "roster:sweep"
+_SWEEP_SECONDS: Final = 10.0
+_PAGE: Final = 200
+
+
+class Held(Struct, array_like=True):
+    """A member."""
+
+    value: bytes
+    workers: list[str]
+    """The workers that hold it. None while its departure is being announced."""
+    announcing: str = ""
+    """The worker that announces its arrival or departure."""
+
+
+Record = dict[str, Held]
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+class MapMembers:
+    """The members of all groups, as one worker holds them."""
+
+    __slots__ = ("_backend", "_held", "_keys", "_locks", "_workers")
+
+    def __init__(self, backend: Backend, workers: Leases | SoleWorker) -> None:
+        # Configuration
+        self._backend = backend
+        self._workers = workers
+        # Process
+        self._held: dict[tuple[str, str], tuple[bytes, CoAppend]] = {}
+        """Group and member -> value and announcement, of the members that this worker holds."""
+        self._keys: dict[str, int] = {}
+        """Key of a record -> how many of its members this worker holds."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """One change of a record at a time, so that this worker doesn't compete with itself."""
+
+    async def join(self, group: str, member: str, value: bytes, told: CoAppend) -> tuple[bytes, Position | None]:
+        self._held[group, member] = value, told
+        key, me = _key(group, member), self._workers.me
+        async with self._lock(key):
+            present = value
+
+            def add(record: Record) -> str:
+                nonlocal present
+                held = record.get(member)
+                if held is None:
+                    record[member] = Held(value, [me], me)
+                    present = value
+                    return "announce"
+                present = held.value
+                if me in held.workers:
+                    return "announce" if held.announcing == me else ""
+                if not held.workers and self._announces(held):
+                    return "wait"
+                held.workers.append(me)
+                if self._is_gone(held.announcing):
+                    held.announcing = ""
+                return "silent"
+
+            outcome = await self._change(key, add)
+            if outcome:
+                self._keys[key] = self._keys.get(key, 0) + 1
+            position = None
+            if outcome == "announce":
+                position = await self._append(told)
+                await self._change(key, lambda record: _announced(record, member, me))
+            return present, position
+
+    async def leave(self, group: str, member: str, told: CoAppend) -> Position | None:
+        self._held.pop((group, member), None)
+        key, me = _key(group, member), self._workers.me
+        async with self._lock(key):
+
+            def remove(record: Record) -> str:
+                held = record.get(member)
+                if held is None or (me not in held.workers and (held.workers or held.announcing != me)):
+                    return ""
+                others = [each for each in held.workers if each != me]
+                if any(not self._is_gone(each) for each in others):
+                    held.workers = others
+                    if held.announcing == me:
+                        held.announcing = ""
+                    return "silent"
+                if held.announcing != me and self._announces(held):
+                    return "wait"
+                held.workers, held.announcing = [], me
+                return "announce"
+
+            await self._workers.read()
+            outcome = await self._change(key, remove)
+            if outcome:
+                self._release(key)
+            if outcome != "announce":
+                return None
+            position = await self._append(told)
+            await self._change(key, lambda record: _announced(record, member, me))
+            return position
+
+    async def present(self, group: str) -> list[tuple[str, bytes]]:
+        await self._workers.read()
+        found = await self._backend.kv.get_many([_name(group, number) for number in range(RECORDS)])
+        return [
+            (member, held.value)
+            for raw in found
+            if raw is not None
+            for member, held in _decode(raw).items()
+            if any(not self._is_gone(each) for each in held.workers)
+        ]
+
+    async def abandoned(self) -> list[tuple[str, str, bytes]]:
+        kv = self._backend.kv
+        unswept = set((await self._workers.read()).unswept)
+        if not unswept or not await kv.compare_and_set(_SWEEP, None, self._workers.me.encode(), _SWEEP_SECONDS):
+            return []
+        found: list[tuple[str, str, bytes]] = []
+        keys = await kv.keys(_PREFIX)
+        for start in range(0, len(keys), _PAGE):
+            page = keys[start : start + _PAGE]
+            for key, raw in zip(page, await kv.get_many(page), strict=True):
+                if raw is not None and any(
+                    unswept & {*held.workers, held.announcing} for held in _decode(raw).values()
+                ):
+                    found += await self._sweep(key)
+
+        def swept(roster: Roster) -> bool:
+            roster.unswept = [worker for worker in roster.unswept if worker not in unswept]
+            return True
+
+        await update_roster(kv, swept)
+        await kv.delete(_SWEEP)
+        return found
+
+    async def rejoin(self) -> None:
+        """Hold all members again: under a new name, or in a store that may have lost data.
+
+        Raises:
+            LocalError: the store doesn't answer. Call it again.
+        """
+        self._keys.clear()
+        for (group, member), (value, told) in list(self._held.items()):
+            if (group, member) in self._held:  # it hasn't left since
+                await self.join(group, member, value, told)
+
+    async def keep(self) -> None:
+        """Renew the time to live of the records that have members of this worker."""
+        for key in list(self._keys):
+            async with self._lock(key):
+                await self._change(key, lambda record: "renew")
+
+    async def _sweep(self, key: str) -> list[tuple[str, str, bytes]]:
+        """Remove the dead workers of a record, and return the members that nobody holds any more."""
+        group, found = key.removeprefix(_PREFIX).rpartition(":")[0], list[tuple[str, str, bytes]]()
+
+        def remove(record: Record) -> str:
+            found.clear()
+            for member, held in list(record.items()):
+                held.workers = [each for each in held.workers if not self._is_gone(each)]
+                if self._is_gone(held.announcing):
+                    held.announcing = ""
+                if not held.workers and not held.announcing:
+                    found.append((group, member, held.value))
+                    del record[member]
+            return "swept"
+
+        async with self._lock(key):
+            await self._change(key, remove)
+        return found
+
+    async def _change(self, key: str, edit: Callable[[Record], str]) -> str:
+        """Change a record, unless `edit` returns an empty text, and return what it returns. "wait" tries again."""
+        kv, attempt = self._backend.kv, 0
+        while True:
+            raw = await kv.get(key)
+            record: Record = {} if raw is None else _decode(raw)
+            outcome = edit(record)
+            if not outcome:
+                return outcome
+            if outcome == "wait":
+                await self._workers.read()
+            elif await kv.compare_and_set(key, raw, _encode(record) if record else None, TTL):
+                return outcome
+            await back_off(attempt)
+            attempt += 1
+
+    async def _append(self, told: CoAppend) -> Position:
+        return await self._backend.log.append(told.stream, told.data, ttl=told.ttl, max_entries=told.max_entries)
+
+    def _is_gone(self, worker: str) -> bool:
+        return worker in self._workers.gone
+
+    def _announces(self, held: Held) -> bool:
+        """Whether another worker is announcing a change of a member."""
+        return bool(held.announcing) and not self._is_gone(held.announcing)
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
+
+    def _release(self, key: str) -> None:
+        left = self._keys.get(key, 1) - 1
+        if left > 0:
+            self._keys[key] = left
+        else:
+            self._keys.pop(key, None)
+
+
+def _announced(record: Record, member: str, me: str) -> str:
+    held = record.get(member)
+    if held is None or held.announcing != me:
+        return ""
+    held.announcing = ""
+    if not held.workers:
+        del record[member]
+    return "announced"
+
+
+def _key(group: str, member: str) -> str:
+    return _name(group, crc32(member.encode()) % RECORDS)
+
+
+def _name(group: str, number: int) -> str:
+    return f"{_PREFIX}{group}:{number:x}"

@@ -1,0 +1,196 @@
+"""Paces, quotas, and seats. Paces and seats are messages in the servers' memory, and change in one atomic batch. Quotas
+are values of the map, which lasts.
+"""
+
+import asyncio
+import math
+import secrets
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from millstream._stores.base import StoreUnavailable
+from millstream._stores.nats.link import WRONG_LAST, NatsLink, Rejected, token
+from millstream._stores.nats.values import NatsMap
+from millstream._stores.rates import SEAT_WAIT, Charge, Charged, Pace, Quota, Seat, Taken
+
+_ROOM: Final = 64 * 1024 * 1024
+_SEAT_SECONDS: Final = 86400
+_SLACK: Final = 1e-6
+_LOCKS: Final = 64
+_PAUSE: Final = 0.002
+
+Held = list[tuple[str, str]]
+"""Worker and holder of each seat."""
+_decode_seats = msgspec.msgpack.Decoder(Held).decode
+_encode = msgspec.msgpack.Encoder().encode
+_decode_time = msgspec.msgpack.Decoder(float).decode
+
+
+class NatsLimits:
+    """`Backend.charge` and `Backend.release`."""
+
+    def __init__(self, link: NatsLink, values: NatsMap) -> None:
+        self._link = link
+        self._values = values
+        self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
+        self._forgot: float | None = None
+        """When paces were last forgotten because there was no room."""
+
+    @property
+    def _stream(self) -> str:
+        return f"{self._link.address.namespace}-rates"
+
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+        """As `Backend.charge`."""
+        if not charges:
+            return Charged([])
+        async with self._locks[hash(charges[0].key) % _LOCKS]:
+            while True:
+                taken = await self._try(worker, charges, gone)
+                if taken is not None:
+                    forgot = None if self._forgot is None else self._link.time() - self._forgot
+                    return Charged(taken, forgot)
+                await asyncio.sleep(_PAUSE * (1 + secrets.randbelow(8)))
+
+    async def _try(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> list[Taken] | None:
+        """Charge once; None if another worker was faster."""
+        now = self._link.time()
+        read = await asyncio.gather(*map(self._read, charges))
+        found: list[Taken] = []
+        written: list[tuple[str, bytes, int, float]] = []
+        """Subjects, what to write there, the sequences to be there, and for how many seconds."""
+        quotas: list[tuple[Quota, bytes | None]] = []
+        for charge, (seq, data) in zip(charges, read, strict=True):
+            if isinstance(charge, Pace):
+                each, whole = charge.seconds / charge.count, now if data is None else max(now, _decode_time(data))
+                room = charge.seconds - (whole - now)
+                missing = each * min(charge.cost, charge.count) - room
+                amount = max(charge.cost, min(charge.most, room // each))
+                found.append(_taken(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount))
+                until = whole + each * amount
+                written.append((self._subject(charge), _encode(until), seq, until - now))
+            elif isinstance(charge, Quota):
+                used = float(data or 0)
+                enough = min(charge.cost, charge.count) <= charge.count - used + _SLACK
+                wait = 0.0 if enough else max(_SLACK, charge.until - now)
+                found.append(_taken(wait, charge.count - used, charge.cost))
+                if charge.until > now:
+                    quotas.append((charge, data))
+            else:
+                held = [] if data is None else [each for each in _decode_seats(data) if each[0] not in gone]
+                free = charge.count - len(held)
+                if (worker, charge.holder) in held:
+                    found.append(_taken(0.0, free, 0.0))
+                else:
+                    found.append(_taken(0.0 if free > 0 else SEAT_WAIT, free, 1.0))
+                    held.append((worker, charge.holder))
+                    written.append((self._subject(charge), _encode(held), seq, _SEAT_SECONDS))
+        if any(each.wait > 0 for each in found):
+            return [Taken(each.wait, each.left + each.amount) for each in found]
+        return found if await self._commit(written, quotas, now) else None
+
+    async def _commit(
+        self,
+        written: Sequence[tuple[str, bytes, int, float]],
+        quotas: Sequence[tuple[Quota, bytes | None]],
+        now: float,
+    ) -> bool:
+        done: list[Quota] = []
+        for quota, old in quotas:
+            value = b"%.6f" % (float(old or 0) + quota.cost)
+            if not await self._values.compare_and_set(_name(quota), old, value, quota.until - now, lossy=True):
+                break
+            done.append(quota)
+        if len(done) == len(quotas) and (not written or await self._write(written)):
+            return True
+        for quota in done:
+            await self._undo(quota)
+        return False
+
+    async def _undo(self, quota: Quota) -> None:
+        while (value := await self._values.get(_name(quota))) is not None:
+            left = b"%.6f" % max(0.0, float(value) - quota.cost)
+            ttl = max(1.0, quota.until - self._link.time())
+            if await self._values.compare_and_set(_name(quota), value, left, ttl, lossy=True):
+                return
+
+    async def _write(self, written: Sequence[tuple[str, bytes, int, float]]) -> bool:
+        """Write all of them, if none has changed."""
+        link, batch = self._link, secrets.token_hex(8)
+        last = len(written)
+        await self._ensure()
+        for number, (subject, data, seq, seconds) in enumerate(written, 1):
+            headers = {
+                "Nats-Expected-Last-Subject-Sequence": str(seq),
+                "Nats-TTL": str(math.ceil(seconds) + 2),
+                "Nats-Msg-Id": f"{batch}-{number}",
+            }
+            if last > 1:
+                headers |= {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+                if number < last:
+                    await link.send(subject, data, headers)
+                    continue
+                headers["Nats-Batch-Commit"] = "1"
+            try:
+                await link.publish(self._stream, subject, data, headers, ensure=self._ensure)
+            except Rejected as exc:
+                if exc.code not in WRONG_LAST and last == 1:
+                    raise StoreUnavailable(f"NATS refuses to count for a limit: {exc}.") from exc
+                return False
+        return True
+
+    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+        """As `Backend.release`."""
+        for seat in seats:
+            while True:
+                seq, data = await self._read(seat)
+                held = [] if data is None else _decode_seats(data)
+                if (worker, seat.holder) not in held:
+                    break
+                held.remove((worker, seat.holder))
+                if await self._write([(self._subject(seat), _encode(held), seq, _SEAT_SECONDS)]):
+                    break
+                await asyncio.sleep(_PAUSE)
+
+    async def _read(self, charge: Charge) -> tuple[int, bytes | None]:
+        if isinstance(charge, Quota):
+            return 0, await self._values.get(_name(charge))
+        found = await self._link.last(self._stream, self._subject(charge))
+        return (0, None) if found is None else (found.seq, found.data)
+
+    def _subject(self, charge: Pace | Seat) -> str:
+        return (
+            f"{self._link.address.namespace}.rate.{'seat' if isinstance(charge, Seat) else 'pace'}.{token(charge.key)}"
+        )
+
+    async def _ensure(self) -> None:
+        config: dict[str, Any] = {
+            "subjects": [f"{self._link.address.namespace}.rate.>"],
+            "storage": "memory",
+            "max_msgs_per_subject": 1,
+            "max_bytes": _ROOM,
+            "discard": "old",
+            "allow_msg_ttl": True,
+            "allow_atomic": True,
+        }
+        await self._link.ensure(self._stream, config)
+
+    async def sweep(self) -> None:
+        """Notice when paces are forgotten because there is no room."""
+        try:
+            state = (await self._link.info(self._stream))["state"]
+        except Rejected:
+            return
+        if state["bytes"] > _ROOM * 0.95:
+            self._forgot = self._link.time()
+
+
+def _taken(wait: float, room: float, amount: float) -> Taken:
+    """Where it's allowed, `left` is what is left behind it."""
+    return Taken(wait, max(0.0, room)) if wait > 0 else Taken(0.0, max(0.0, room - amount), amount)
+
+
+def _name(quota: Quota) -> str:
+    return f"quota:{quota.key}"

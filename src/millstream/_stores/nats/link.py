@@ -1,0 +1,502 @@
+"""The connection to NATS: requests that are tried again, JetStream streams, and messages read from them.
+
+Reads by `last` and `first` go to the leader of a JetStream stream, so they see every acknowledged write. `batch` may be
+answered by a replica that lags behind: its callers compare the result with `last`.
+"""
+
+import asyncio
+import base64
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any, Final
+
+import nats
+import nats.errors
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import StoreUnavailable
+from millstream._stores.memory.topics import Watchers
+from millstream._stores.nats.address import NatsAddress
+
+OLDEST: Final = 2, 12
+"""The first version with atomic batches."""
+CONNECT_SECONDS: Final = 10.0
+DEADLINE: Final = 15.0
+"""Seconds for which an operation is tried, elections of a new leader included."""
+_ATTEMPT: Final = 3.0
+_PAUSE: Final = 0.1
+_CLOCK_EVERY: Final = 30.0
+
+WRONG_LAST: Final = frozenset({10071, 10164})
+"""The last sequence of a subject isn't the expected one."""
+FULL: Final = frozenset({10077, 10047, 10023})
+"""The JetStream stream, the account, or the server has no room."""
+TOO_LARGE: Final = 10054
+_IN_USE: Final = 10058
+_STORE_FAILED: Final = 10049
+_TRIES: Final = 5
+_NO_STREAM: Final = 10059
+_NO_MESSAGE: Final = 10037
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class Message(Struct, frozen=True):
+    """A message of a JetStream stream."""
+
+    seq: int
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+    at: float
+    """When it was stored, by the clock of the server."""
+
+
+class Rejected(Exception):
+    """JetStream refused a request; `code` says why."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class _Batch:
+    """The messages of one request as they come."""
+
+    __slots__ = ("done", "messages")
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        """The last sequence that was sent; None when something is missing."""
+
+
+class NatsLink:
+    """One connection, and what is known of the JetStream streams behind it."""
+
+    def __init__(self, address: NatsAddress) -> None:
+        # Configuration
+        self.address = address
+        # Process
+        self.epoch = ""
+        self.epochs = Watchers()
+        """Called after the epoch has changed."""
+        self.outages = Watchers()
+        """Called after pushed messages may have been lost."""
+        self._client: Client | None = None
+        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._recovering: asyncio.Task[None] | None = None
+        self._offset = 0.0
+        self._measured = -_CLOCK_EVERY
+        self._inbox = ""
+        self._number = 0
+        self._answers: dict[str, asyncio.Future[Msg]] = {}
+        self._batches: dict[str, _Batch] = {}
+
+    @property
+    def client(self) -> Client:
+        """The connection.
+
+        Raises:
+            StoreUnavailable: it's closed.
+        """
+        if self._client is None:
+            raise StoreUnavailable("The NATS store isn't open.")
+        return self._client
+
+    @property
+    def max_bytes(self) -> int:
+        """The largest value that the server takes."""
+        return self.client.max_payload - 4096
+
+    async def open(self) -> None:
+        """Connect, and find out the epoch.
+
+        Raises:
+            LocalError: no server answers, or JetStream is off.
+        """
+        address = self.address
+        options: dict[str, Any] = {"tls": address.tls} if address.tls is not None else {}
+        if address.credentials is not None:
+            options["user_credentials"] = address.credentials
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                self._client = await nats.connect(  # pyright: ignore[reportUnknownMemberType]  its options have no types
+                    list(address.servers),
+                    name="millstream",
+                    user=address.user,
+                    password=address.password,
+                    token=address.token,
+                    connect_timeout=2,
+                    reconnect_time_wait=0.2,
+                    max_reconnect_attempts=-1,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    reconnected_cb=self._reconnected,
+                    error_cb=self._failed,
+                    **options,
+                )
+        except (TimeoutError, OSError, nats.errors.Error) as exc:
+            raise LocalError(f"No NATS server of {address!r} answers: {_text(exc)}.") from exc
+        self._inbox = self._client.new_inbox()
+        try:
+            version = self._client.connected_server_version
+            if (version.major, version.minor) < OLDEST:
+                raise LocalError(
+                    f"The NATS store needs NATS {OLDEST[0]}.{OLDEST[1]} or newer, not {version.major}.{version.minor}."
+                )
+            await self.subscribe(f"{self._inbox}.*", self._take)
+            await self._find_epoch()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Disconnect. Idempotent."""
+        client, self._client = self._client, None
+        if self._recovering is not None:
+            self._recovering.cancel()
+        self._streams.clear()
+        self._measured = -_CLOCK_EVERY
+        batches = [batch.done for batch in self._batches.values()]
+        for waiting in chain[asyncio.Future[Any]](self._answers.values(), batches):
+            if not waiting.done():
+                waiting.set_exception(StoreUnavailable("The NATS store is closed."))
+        if client is not None:
+            with suppress(nats.errors.Error, OSError):
+                await client.close()
+
+    async def subscribe(self, subject: str, take: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Call `take` with each message of a subject."""
+        return await self.client.subscribe(subject, cb=take)  # pyright: ignore[reportUnknownMemberType]  a bare Future
+
+    def time(self) -> float:
+        """The time of the servers."""
+        return time.time() + self._offset
+
+    async def _reconnected(self) -> None:
+        self._streams.clear()
+        self.outages.tell()
+        # In a task of its own: the client waits for this method, and can't connect again before it returns.
+        if self._recovering is not None:
+            self._recovering.cancel()
+        self._recovering = asyncio.create_task(self._recover())
+        self._recovering.add_done_callback(_retrieve)
+
+    async def _recover(self) -> None:
+        with suppress(LocalError):
+            await self._find_epoch()
+
+    async def _failed(self, error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            self.outages.tell()
+
+    # Requests
+
+    async def api(self, subject: str, body: object = None) -> dict[str, Any]:
+        """Ask the JetStream API.
+
+        Raises:
+            StoreUnavailable: it didn't answer in time.
+            Rejected: it refused.
+        """
+        data = b"" if body is None else json.dumps(body).encode()
+        return await self._request(f"$JS.API.{subject}", data, None)
+
+    async def publish(
+        self, stream: str, subject: str, data: bytes, headers: dict[str, str], *, ensure: Callable[[], Awaitable[None]]
+    ) -> int:
+        """Add a message to a JetStream stream, at most once, and return its sequence.
+
+        Raises:
+            StoreUnavailable: it wasn't acknowledged in time. It may have been added or not.
+            Rejected: it wasn't added.
+        """
+        headers.setdefault("Nats-Msg-Id", secrets.token_hex(12))
+        await ensure()
+
+        async def again() -> None:
+            self._streams.pop(stream, None)
+            await ensure()
+
+        reply = await self._request(subject, data, headers, no_answer=again)
+        return int(reply["seq"])
+
+    async def send(self, subject: str, data: bytes, headers: dict[str, str]) -> None:
+        """Send a message that a later one commits.
+
+        Raises:
+            StoreUnavailable: there is no connection.
+        """
+        try:
+            await self.client.publish(subject, data, headers=headers)
+        except (nats.errors.Error, OSError) as exc:
+            raise StoreUnavailable(f"The NATS store didn't answer: {_text(exc)}.") from exc
+
+    async def _request(
+        self,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str] | None,
+        *,
+        no_answer: Callable[[], Awaitable[None]] | None = None,
+    ) -> dict[str, Any]:
+        until = time.monotonic() + DEADLINE
+        last: Exception | None = None
+        while (left := until - time.monotonic()) > 0:
+            try:
+                reply = json.loads((await self._ask(subject, data, headers, min(left, _ATTEMPT))).data)
+            except nats.errors.NoRespondersError as exc:
+                last = exc
+                await asyncio.sleep(_PAUSE)
+                if no_answer is not None:
+                    await no_answer()
+                continue
+            except nats.errors.MaxPayloadError as exc:
+                raise Rejected(TOO_LARGE, "larger than the server allows") from exc
+            except (nats.errors.Error, OSError, TimeoutError) as exc:
+                last = exc
+                if not isinstance(exc, TimeoutError):
+                    await asyncio.sleep(_PAUSE)
+                continue
+            error = reply.get("error")
+            if error is None:
+                return reply  # type: ignore[no-any-return]
+            if error.get("code") != 503:
+                raise Rejected(error.get("err_code", 0), error.get("description", ""))
+            await asyncio.sleep(_PAUSE)
+        raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s: {_text(last)}.")
+
+    async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, seconds: float) -> Msg:
+        """Send one request. The client's own method may lose a cancellation on Python 3.11."""
+        mark = self._next_mark()
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._answers[mark] = answer
+        try:
+            async with asyncio.timeout(seconds):
+                await self.client.publish(subject, data, f"{self._inbox}.{mark}", headers)
+                return await answer
+        finally:
+            del self._answers[mark]
+
+    def _next_mark(self) -> str:
+        self._number += 1
+        return str(self._number)
+
+    # Streams
+
+    async def ensure(self, name: str, config: dict[str, Any]) -> None:
+        """Create a JetStream stream unless it's there."""
+        while True:
+            task = self._streams.get(name)
+            if task is None:
+                task = self._streams[name] = asyncio.create_task(self._create(name, config))
+                task.add_done_callback(_retrieve)
+            if task.done() and not task.cancelled() and task.exception() is None:
+                return
+            try:
+                await asyncio.shield(task)
+            except BaseException:
+                if task.done() and self._streams.get(name) is task:
+                    del self._streams[name]
+                raise
+
+    async def _create(self, name: str, config: dict[str, Any]) -> None:
+        try:
+            await self.info(name)
+        except Rejected as exc:
+            if exc.code != _NO_STREAM:
+                raise
+            # A stream that was deleted begins again at sequences that it never had.
+            first = time.time_ns() // 1000
+            whole = {
+                "name": name, "retention": "limits", "storage": "file", "num_replicas": self.address.replicas,
+                "first_seq": first, "duplicate_window": 60 * 10**9, **config,
+            }  # fmt: skip
+            for left in reversed(range(_TRIES)):
+                try:
+                    await self.api(f"STREAM.CREATE.{name}", whole)
+                except Rejected as refused:
+                    if refused.code == _IN_USE:  # another worker was faster
+                        return
+                    if not left or refused.code != _STORE_FAILED:
+                        raise LocalError(f"NATS can't create the stream {name}: {refused}.") from refused
+                    await asyncio.sleep(_PAUSE)
+                else:
+                    return
+
+    async def info(self, name: str, **options: Any) -> dict[str, Any]:
+        """Return the state of a JetStream stream, and set the clock."""
+        began = time.time()
+        reply = await self.api(f"STREAM.INFO.{name}", options or None)
+        if time.monotonic() - self._measured > _CLOCK_EVERY and "ts" in reply:
+            self._measured = time.monotonic()
+            self._offset = parse_time(reply["ts"]) - (began + time.time()) / 2
+        return reply
+
+    async def _find_epoch(self) -> None:
+        name = f"{self.address.namespace}-meta"
+        subjects = [f"{self.address.namespace}.meta.>"]
+        try:
+            await self.ensure(
+                name, {"subjects": subjects, "max_msgs_per_subject": 1, "metadata": {"epoch": secrets.token_hex(6)}}
+            )
+            found = (await self.info(name))["config"]["metadata"]["epoch"]
+        except Rejected as exc:
+            raise LocalError(f"NATS refuses to keep data: {exc}. Is JetStream on, and are enough nodes up?") from exc
+        before, self.epoch = self.epoch, found
+        if before not in ("", found):
+            self.outages.tell()
+            self.epochs.tell()
+
+    # Messages
+
+    async def last(self, stream: str, subject: str) -> Message | None:
+        """Return the newest message of a subject, which may have wildcards, as the leader has it."""
+        return await self._get(stream, {"last_by_subj": subject})
+
+    async def first(self, stream: str, subject: str, seq: int) -> Message | None:
+        """Return the oldest message of a subject with this sequence or a later one, as the leader has it."""
+        return await self._get(stream, {"next_by_subj": subject, "seq": seq})
+
+    async def _get(self, stream: str, body: dict[str, Any]) -> Message | None:
+        try:
+            found = (await self.api(f"STREAM.MSG.GET.{stream}", body))["message"]
+        except Rejected as exc:
+            if exc.code in (_NO_MESSAGE, _NO_STREAM):
+                return None
+            raise
+        headers = _parse_headers(base64.b64decode(found["hdrs"])) if "hdrs" in found else {}
+        data = base64.b64decode(found.get("data", ""))
+        return Message(found["seq"], found["subject"], data, headers, parse_time(found["time"]))
+
+    async def batch(self, stream: str, subject: str, seq: int, count: int, max_bytes: int) -> list[Message]:
+        """Return messages of a subject from a sequence on, as some replica has them.
+
+        Raises:
+            StoreUnavailable: none answered in time.
+        """
+        body = json.dumps({"seq": seq, "next_by_subj": subject, "batch": count, "max_bytes": max_bytes}).encode()
+        until = time.monotonic() + DEADLINE
+        while time.monotonic() < until:
+            mark, batch = self._next_mark(), _Batch()
+            self._batches[mark] = batch
+            try:
+                async with asyncio.timeout(_ATTEMPT):
+                    await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, f"{self._inbox}.{mark}")
+                    end = await batch.done
+            except TimeoutError:
+                continue
+            except (nats.errors.Error, OSError):
+                await asyncio.sleep(_PAUSE)
+                continue
+            finally:
+                del self._batches[mark]
+            found = batch.messages
+            if end is not None and (not found or found[-1].seq == end):
+                return found
+        raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s.")
+
+    async def pending(self, stream: str, subject: str, seq: int) -> tuple[Message, int] | None:
+        """Return the first message of a subject from a sequence on, and how many follow it."""
+        found = await self.batch(stream, subject, seq, 1, 1)
+        return (found[0], int(found[0].headers.get("Nats-Num-Pending", 0))) if found else None
+
+    async def _take(self, msg: Msg) -> None:
+        mark = msg.subject.rpartition(".")[2]
+        answer = self._answers.get(mark)
+        if answer is not None:
+            if answer.done():
+                return
+            if not msg.data and (msg.headers or {}).get("Status") == "503":
+                answer.set_exception(nats.errors.NoRespondersError())
+            else:
+                answer.set_result(msg)
+            return
+        batch = self._batches.get(mark)
+        if batch is not None and not batch.done.done():
+            self._take_message(batch, msg)
+
+    def _take_message(self, batch: _Batch, msg: Msg) -> None:
+        headers = dict(msg.headers or {})
+        status = headers.get("Status")
+        if status is not None:
+            last = int(headers.get("Nats-Last-Sequence", 0))
+            batch.done.set_result(last if status in {"204", "404"} else None)
+            return
+        seq = int(headers["Nats-Sequence"])
+        if batch.messages and int(headers.get("Nats-Last-Sequence", 0)) != batch.messages[-1].seq:
+            batch.done.set_result(None)
+            return
+        at = parse_time(headers["Nats-Time-Stamp"])
+        batch.messages.append(Message(seq, headers["Nats-Subject"], msg.data, headers, at))
+
+    async def purge(self, stream: str, subject: str, *, before: int | None = None) -> None:
+        """Delete the messages of a subject, or those before a sequence."""
+        body = {"filter": subject} if before is None else {"filter": subject, "seq": before}
+        try:
+            await self.api(f"STREAM.PURGE.{stream}", body)
+        except Rejected as exc:
+            if exc.code != _NO_STREAM:
+                raise
+
+    async def subjects(self, stream: str, subject: str) -> list[str]:
+        """Return the subjects in a JetStream stream that match one with wildcards."""
+        found: list[str] = []
+        while True:
+            try:
+                reply = await self.info(stream, subjects_filter=subject, offset=len(found))
+            except Rejected as exc:
+                if exc.code == _NO_STREAM:
+                    return []
+                raise
+            page: dict[str, int] = reply["state"].get("subjects") or {}
+            found += page
+            if not page or len(found) >= reply.get("total", len(found)):
+                return found
+
+    async def names(self, subject: str) -> list[str]:
+        """Return the names of the JetStream streams with subjects that match."""
+        reply = await self.api("STREAM.NAMES", {"subject": subject})
+        return list(reply.get("streams") or [])
+
+
+def token(name: str) -> str:
+    """Return a name as one segment of a subject, and as part of the name of a JetStream stream."""
+    return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=") or "_"
+
+
+def read_token(text: str) -> str:
+    """Return the name in a segment of `token`."""
+    return "" if text == "_" else base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+
+
+def parse_time(text: str) -> float:
+    """Return the Unix time of an RFC 3339 time with up to nine digits behind the second."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
+
+
+def _parse_headers(raw: bytes) -> dict[str, str]:
+    lines = raw.decode().split("\r\n")[1:]
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take note of an error that no caller waits for."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _text(error: BaseException | None) -> str:
+    return str(error).removeprefix("nats: ") or type(error).__name__

@@ -1,0 +1,458 @@
+"""The log in JetStream: one JetStream stream for each kind, and in it one message for each entry.
+
+The subject of a message names the stream of the entry and its index: ``<namespace>.log.<kind>.<stream>.<index>.<end>``.
+So a stream and an index are two views of the same messages, and an entry has one position in both. What a view has
+dropped is behind its floor, a record beside the messages; messages that both views have dropped are purged.
+
+Positions are sequences of the JetStream stream. They grow, and aren't consecutive.
+"""
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, Sealed, StoreFull, StoreUnavailable
+from millstream._stores.memory.log import kind_of
+from millstream._stores.nats.link import TOO_LARGE, WRONG_LAST, Message, NatsLink, Rejected, read_token, token
+from millstream._stores.nats.listening import Listening
+
+ROOM: Final = 512 * 1024 * 1024
+"""Bytes of one kind on each node."""
+MAX_AGE: Final = 31 * 86400.0
+UNSEALED: Final = frozenset({"bus:all", "hub:journal", "presence:events"})
+"""Streams that all workers append to at once, and that never end: JetStream needn't look for their end."""
+_TTL: Final = "Millstream-TTL"
+_INDEX_TTL: Final = "Millstream-Index-TTL"
+_ID: Final = "Nats-Msg-Id"
+_NO_INDEX: Final = "-"
+_KNOWN: Final = 10_000
+"""Streams of which a worker remembers when they end."""
+_SWEPT: Final = 1_000
+"""Streams that one sweep drops at most."""
+_AT_ONCE: Final = 16
+_LOOK_AGAIN: Final = 60.0
+_TRIM_EVERY: Final = 64
+_PART: Final = 8
+"""A stream is trimmed when it may be longer by one part in so many."""
+_LAG: Final = 0.02
+"""Seconds before a replica that lags behind is asked again."""
+
+
+class Floor(Struct, frozen=True, array_like=True):
+    """What a view has dropped."""
+
+    seq: int = 0
+    """Everything up to this sequence."""
+    following: int = 0
+    """The first sequence left at that time; 0 for none, and then no old position is valid."""
+
+
+class View(Struct, frozen=True):
+    """The messages of a stream, or of an index."""
+
+    name: str
+    stream: str
+    """The JetStream stream."""
+    kind: str
+    subject: str
+    ttl: str
+    """The header that says how long the view lives after a message."""
+
+    @property
+    def index(self) -> bool:
+        return self.ttl == _INDEX_TTL
+
+
+class _Known(Struct):
+    """What a worker remembers of a stream that it appends to."""
+
+    until: float
+    appended: int = 0
+    """Appends of this worker since the stream was trimmed."""
+
+
+_encode_floor = msgspec.msgpack.Encoder().encode
+_decode_floor = msgspec.msgpack.Decoder(Floor).decode
+
+
+class NatsLog:
+    """`Log` in JetStream."""
+
+    def __init__(self, link: NatsLink) -> None:
+        self._link = link
+        self._listening = Listening(link)
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._homes: dict[str, set[str]] = {}
+        """Kind of an index -> kinds of the streams whose entries it shows."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        """Stop listening and trimming, and remember nothing."""
+        self._listening.close()
+        for task in list(self._tasks):
+            task.cancel()
+        self._known.clear()
+        self._homes.clear()
+
+    # Appending
+
+    async def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
+        link, view = self._link, self._main(stream)
+        if len(data) > link.max_bytes:
+            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {link.max_bytes} that the NATS server allows.")
+        place = token(index.stream) if index is not None else _NO_INDEX
+        subject = f"{view.subject.removesuffix('.*.*')}.{place}.{'end' if seal else 'entry'}"
+        headers = {_ID: secrets.token_hex(12), _TTL: repr(ttl)}
+        if index is not None:
+            headers[_INDEX_TTL] = repr(index.ttl)
+            await self._announce(kind_of(index.stream), view.kind)
+        sealable = stream not in UNSEALED
+        if sealable:
+            headers["Nats-Expected-Last-Subject-Sequence"] = "0"
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = f"{view.subject.removesuffix('.*')}.end"
+        known, seq = await self._begin(view), 0
+        while not seq:
+            try:
+                seq = await link.publish(
+                    view.stream, subject, data, dict(headers), ensure=lambda: self._ensure(view.kind)
+                )
+            except Rejected as exc:
+                if exc.code == TOO_LARGE:
+                    raise StoreFull("The entry exceeds what the NATS server allows.") from exc
+                if exc.code not in WRONG_LAST:
+                    raise StoreUnavailable(f"NATS refuses an entry: {exc}.") from exc
+                if await self._is_sealed(view):
+                    raise Sealed("The stream has ended.") from exc
+                await asyncio.sleep(_LAG)
+        known.until = max(known.until, link.time() + ttl)
+        self._count(view, max_entries)
+        if index is not None:
+            self._count(self._index(index.stream, view.kind), index.max_entries)
+        return Position(link.epoch, seq)
+
+    async def _begin(self, view: View) -> _Known:
+        """Forget what a stream that has expired has left, and return what this worker knows of it."""
+        key = (view.name, view.kind)
+        known = self._known.get(key)
+        if known is None or known.until <= self._link.time():
+            await self._ensure(view.kind)
+            last = await self._link.last(view.stream, view.subject)
+            if last is not None and last.seq > (await self._floor(view)).seq and not await self._lives(view, last):
+                await self._drop(view, last.seq)
+            known = self._known.setdefault(key, _Known(0.0))
+        self._known.move_to_end(key)
+        while len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+        return known
+
+    async def _is_sealed(self, view: View) -> bool:
+        """Whether a stream that lives has its last entry. One that doesn't, loses it."""
+        end = await self._link.last(view.stream, f"{view.subject.removesuffix('.*')}.end")
+        if end is None:
+            return False
+        if end.seq > (await self._floor(view)).seq and await self._lives(view, end):
+            return True
+        await self._drop(view, end.seq)
+        await self._link.purge(view.stream, f"{view.subject.removesuffix('.*')}.end", before=end.seq + 1)
+        return False
+
+    def _count(self, view: View, most: int) -> None:
+        """Trim a view after some appends, in the background."""
+        known = self._known.setdefault((view.name, view.kind), _Known(0.0))
+        known.appended += 1
+        if known.appended >= max(_TRIM_EVERY, most // _PART):
+            known.appended = 0
+            task = asyncio.create_task(self._trim(view, most))
+            self._tasks.add(task)
+            task.add_done_callback(self._trimmed)
+
+    def _trimmed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # tried again after further appends
+
+    async def _trim(self, view: View, most: int) -> None:
+        """Move the floor of a view behind its newest entries."""
+        link = self._link
+        last = await link.last(view.stream, view.subject)
+        if last is None:
+            return
+        floor = await self._floor(view)
+        low, high = max(floor.seq + 1, 1), last.seq
+        oldest = await link.pending(view.stream, view.subject, low)
+        if oldest is None or oldest[1] + 1 <= most:
+            return
+        low = oldest[0].seq
+        while low < high:  # the newest sequence from which on there are `most`, or some more
+            middle = (low + high + 1) // 2
+            found = await link.pending(view.stream, view.subject, middle)
+            if found is None or found[1] + 1 < most:
+                high = middle - 1
+            elif found[1] + 1 <= most + most // _PART:
+                low = found[0].seq
+                break
+            else:
+                low = found[0].seq
+        if low > oldest[0].seq:
+            await self._raise_floor(view, Floor(low - 1, low))
+
+    async def _raise_floor(self, view: View, floor: Floor) -> None:
+        """Record what a view has dropped, and purge what no other view shows."""
+        link, subject = self._link, self._beside("floor", view)
+        while True:
+            found = await link.last(view.stream, subject)
+            now = Floor() if found is None else _decode_floor(found.data)
+            if now.seq > floor.seq or (now.seq == floor.seq and (floor.following or not now.following)):
+                return
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(found.seq if found else 0), "Nats-Rollup": "sub"}
+            try:
+                await link.publish(
+                    view.stream, subject, _encode_floor(floor), headers, ensure=lambda: self._ensure(view.kind)
+                )
+                break
+            except Rejected as exc:
+                if exc.code not in WRONG_LAST:
+                    raise StoreUnavailable(f"NATS refuses to trim a stream: {exc}.") from exc
+        await self._purge(view, floor.seq)
+
+    async def _purge(self, view: View, upto: int) -> None:
+        """Delete messages up to a sequence that no view shows any more."""
+        link = self._link
+        if not view.index:
+            await link.purge(view.stream, view.subject.replace(".*.*", f".{_NO_INDEX}.*"), before=upto + 1)
+            return
+        # An index is trimmed for each of its streams, and so far as they are trimmed too.
+        for subject in await link.subjects(view.stream, view.subject):
+            main = self._main(read_token(subject.split(".")[3]))
+            both = min(upto, (await self._floor(main)).seq)
+            if both:
+                await link.purge(view.stream, subject, before=both + 1)
+
+    async def _drop(self, view: View, upto: int) -> None:
+        await self._raise_floor(view, Floor(upto, 0))
+
+    # Reading
+
+    async def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
+        link = self._link
+        view, last, floor = await self._look(stream)
+        if last is None:
+            if after is None:
+                return []
+            raise Gap(link.epoch, None)
+        begin = floor.seq + 1
+        if after is not None:
+            # The entry at the position is read too: where it's there, nothing behind it is missing.
+            at = after.offset
+            if (
+                after.epoch != link.epoch
+                or at > last.seq
+                or at < floor.seq
+                or (at == floor.seq and not floor.following)
+            ):
+                raise await self._gap(view, floor, last)
+            begin = at if at > floor.seq else begin
+        found = await self._read(view, begin, last.seq, limit + 1, max_bytes)
+        if after is not None:
+            expected = after.offset if after.offset > floor.seq else floor.following
+            if not found or found[0].seq != expected:
+                raise await self._gap(view, floor, last)
+            if expected == after.offset:
+                found = found[1:]
+        return self._entries(found, limit, max_bytes)
+
+    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
+        view, last, floor = await self._look(stream)
+        if last is None:
+            return []
+        if limit == 1:
+            return self._entries([last], 1, max_bytes)
+        begin = await self._begin_of_newest(view, floor.seq + 1, last.seq, limit)
+        found: list[Message] = []
+        while not found or found[-1].seq < last.seq:
+            found += await self._read(view, found[-1].seq + 1 if found else begin, last.seq, limit, max_bytes)
+            del found[:-limit]
+        kept = len(found)
+        while kept and max_bytes > 0:
+            kept -= 1
+            max_bytes -= len(found[kept].data)
+        return self._entries(found[kept:], limit, 2**62)
+
+    async def _begin_of_newest(self, view: View, low: int, last: int, limit: int) -> int:
+        """Return a sequence from which on there are at least `limit` messages, and not many more."""
+        link, span = self._link, 2 * limit
+        while last - span > low:
+            found = await link.pending(view.stream, view.subject, last - span)
+            if found is not None and found[1] + 1 >= limit:
+                return last - span
+            span *= 4
+        return low
+
+    async def _read(self, view: View, begin: int, last: int, count: int, max_bytes: int) -> list[Message]:
+        """Return messages from a sequence on, up to the count, or size, or the last one, which the leader has."""
+        link, found, size, tries = self._link, list[Message](), 0, 0
+        while True:
+            page = await link.batch(view.stream, view.subject, begin, count - len(found), max_bytes - size + 65536)
+            found += page
+            size += sum(len(message.data) for message in page)
+            if len(found) >= count or size >= max_bytes or (found and found[-1].seq >= last):
+                return found
+            if page:
+                begin = page[-1].seq + 1
+                continue
+            tries += 1
+            if tries > 3 and await link.first(view.stream, view.subject, begin) is None:
+                return found  # trimmed since the leader was asked
+            if tries > 500:
+                raise StoreUnavailable("No replica of the NATS store has caught up.")
+            await asyncio.sleep(_LAG)
+
+    def _entries(self, found: list[Message], limit: int, max_bytes: int) -> list[Entry]:
+        entries: list[Entry] = []
+        for message in found[:limit]:
+            entries.append(Entry(Position(self._link.epoch, message.seq), message.data))
+            max_bytes -= len(message.data)
+            if max_bytes <= 0:
+                break
+        return entries
+
+    async def _gap(self, view: View, floor: Floor, last: Message) -> Gap:
+        epoch = self._link.epoch
+        oldest = await self._link.first(view.stream, view.subject, floor.seq + 1)
+        return Gap(epoch, Position(epoch, oldest.seq) if oldest else None, Position(epoch, last.seq))
+
+    async def _look(self, name: str) -> tuple[View, Message | None, Floor]:
+        """Return a view, its newest message, and its floor. There is none when the stream is unknown."""
+        for again in (False, True):
+            for view in [self._main(name), *await self._indexes(name, again)]:
+                last, floor = await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
+                if last is None:
+                    continue
+                if last.seq > floor.seq and await self._lives(view, last):
+                    return view, last, floor
+                return view, None, floor
+        return self._main(name), None, Floor()
+
+    async def _lives(self, view: View, last: Message) -> bool:
+        """Whether a view hasn't expired."""
+        now, until = self._link.time(), last.at + float(last.headers[view.ttl])
+        if until > now:
+            return True
+        touched = await self._link.last(view.stream, self._beside("touch", view))
+        return touched is not None and touched.at + float(touched.headers[_TTL]) > now
+
+    async def _floor(self, view: View) -> Floor:
+        found = await self._link.last(view.stream, self._beside("floor", view))
+        return Floor() if found is None else _decode_floor(found.data)
+
+    async def touch(self, stream: str, ttl: float) -> bool:
+        view, last, _ = await self._look(stream)
+        if last is None:
+            return False
+        headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
+        try:
+            await self._link.publish(
+                view.stream, self._beside("touch", view), b"", headers, ensure=lambda: self._ensure(view.kind)
+            )
+        except Rejected as exc:
+            raise StoreUnavailable(f"NATS refuses to keep a stream: {exc}.") from exc
+        return True
+
+    async def trim(self, stream: str) -> None:
+        view, last, _ = await self._look(stream)
+        if last is not None:
+            await self._drop(view, last.seq)
+            if not view.index:
+                await self._is_sealed(view)
+
+    # Listening
+
+    def listen(
+        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        view = self._main(stream)
+        return self._listening.add(view.stream, view.subject, hear, interrupted, lambda: self._ensure(view.kind))
+
+    async def listening(self, stream: str) -> None:
+        await self._listening.ready(self._main(stream).subject)
+
+    # Sweeping
+
+    async def sweep(self) -> None:
+        """Drop streams of this worker that have expired."""
+        now = self._link.time()
+        expired = [key for key, known in self._known.items() if known.until and known.until < now]
+        for start in range(0, min(len(expired), _SWEPT), _AT_ONCE):
+            await asyncio.gather(*(self._expire(key, now) for key in expired[start : start + _AT_ONCE]))
+
+    async def _expire(self, key: tuple[str, str], now: float) -> None:
+        known = self._known.pop(key, None)
+        view = self._main(key[0])
+        last = await self._link.last(view.stream, view.subject)
+        if known is None or last is None or last.seq <= (await self._floor(view)).seq:
+            return
+        if await self._lives(view, last):  # another worker has appended, or touched it
+            self._known.setdefault(key, _Known(now + _LOOK_AGAIN, known.appended))
+        else:
+            await self._drop(view, last.seq)
+            await self._is_sealed(view)
+
+    # Names
+
+    def _main(self, name: str) -> View:
+        kind, namespace = token(kind_of(name)), self._link.address.namespace
+        subject = f"{namespace}.log.{kind}.{token(name)}.*.*"
+        return View(name, f"{namespace}-log-{kind}", kind, subject, _TTL)
+
+    def _index(self, name: str, home: str) -> View:
+        namespace = self._link.address.namespace
+        subject = f"{namespace}.log.{home}.*.{token(name)}.*"
+        return View(name, f"{namespace}-log-{home}", home, subject, _INDEX_TTL)
+
+    def _beside(self, what: str, view: View) -> str:
+        """The subject of a record beside the messages of a view."""
+        return f"{self._link.address.namespace}.{what}.{view.kind}.{token(view.name)}"
+
+    async def _announce(self, kind: str, home: str) -> None:
+        """Say once where the entries of a kind of index are."""
+        homes = self._homes.setdefault(kind, set())
+        if home not in homes:
+            namespace = self._link.address.namespace
+            name, subject = f"{namespace}-meta", f"{namespace}.meta.index.{token(kind)}.{home}"
+
+            async def there() -> None:
+                """The store has made it."""
+
+            await self._link.publish(name, subject, b"", {}, ensure=there)
+            homes.add(home)
+
+    async def _indexes(self, name: str, again: bool) -> list[View]:
+        kind = kind_of(name)
+        homes = self._homes.setdefault(kind, set())
+        if again:
+            namespace = self._link.address.namespace
+            subject = f"{namespace}.meta.index.{token(kind)}.*"
+            homes.update(each.rpartition(".")[2] for each in await self._link.subjects(f"{namespace}-meta", subject))
+        return [self._index(name, home) for home in sorted(homes)]
+
+    async def _ensure(self, kind: str) -> None:
+        namespace = self._link.address.namespace
+        config: dict[str, Any] = {
+            "subjects": [f"{namespace}.{each}.{kind}.>" for each in ("log", "floor", "touch")],
+            "max_bytes": ROOM,
+            "max_age": int(MAX_AGE * 1e9),
+            "discard": "old",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+            "allow_rollup_hdrs": True,
+        }
+        await self._link.ensure(f"{namespace}-log-{kind}", config)

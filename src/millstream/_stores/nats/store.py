@@ -1,0 +1,104 @@
+"""The store on NATS JetStream."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.health import LogOnce
+from millstream._stores.nats.address import NatsAddress
+from millstream._stores.nats.limits import NatsLimits
+from millstream._stores.nats.link import NatsLink, Rejected
+from millstream._stores.nats.log import NatsLog
+from millstream._stores.nats.values import NatsMap
+from millstream._stores.rates import Charge, Charged, Seat
+from millstream._stores.store import BackendStore
+
+LEASE: Final = 15.0
+"""Longer than the election of a new leader takes."""
+_SWEEP_SECONDS: Final = 10.0
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class NatsBackend:
+    """`Backend` on JetStream. With three replicas, what it acknowledged survives the loss of a node."""
+
+    shared = True
+    lasting = False
+
+    def __init__(self, address: NatsAddress, *, lease: float = LEASE) -> None:
+        self.lease = lease
+        self._link = NatsLink(address)
+        self.log = NatsLog(self._link)
+        self.kv = NatsMap(self._link)
+        self._limits = NatsLimits(self._link, self.kv)
+        self._sweeping: asyncio.Task[None] | None = None
+
+    @property
+    def epoch(self) -> str:
+        return self._link.epoch
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._link.epochs.add(changed)
+
+    def time(self) -> float:
+        return self._link.time()
+
+    async def degraded_reason(self) -> str:
+        """Say how many replicas are missing."""
+        if self._link.address.replicas == 1:
+            return ""
+        try:
+            info = await self._link.info(f"{self._link.address.namespace}-meta")
+        except (LocalError, Rejected) as exc:
+            return f"NATS doesn't answer: {exc}"
+        cluster: dict[str, Any] = info.get("cluster") or {}
+        replicas: list[dict[str, Any]] = cluster.get("replicas") or []
+        current = sum(bool(each.get("current")) and not each.get("offline") for each in replicas) + 1
+        return (
+            "" if current >= self._link.address.replicas else f"{current} of {len(replicas) + 1} replicas are current"
+        )
+
+    async def open(self) -> None:
+        await self._link.open()
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        task, self._sweeping = self._sweeping, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self.log.close()
+        self.kv.close()
+        await self._link.close()
+
+    async def bind(self, worker: str) -> None:
+        """NATS doesn't tell when a connection ends."""
+
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+        return await self._limits.charge(worker, charges, gone)
+
+    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+        await self._limits.release(worker, seats)
+
+    async def _sweep(self) -> None:
+        trouble = LogOnce(
+            _logger, "Expired streams can't be dropped; trying again", "Expired streams are dropped again."
+        )
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            with trouble:
+                try:
+                    await self.log.sweep()
+                    await self._limits.sweep()
+                except Rejected as exc:
+                    raise LocalError(f"NATS refuses: {exc}.") from exc
+
+
+class NatsStore(BackendStore):
+    """The store at an address. ``NatsStore(parse_address("nats://localhost?replicas=3"))``"""
+
+    def __init__(self, address: NatsAddress, *, lease: float = LEASE) -> None:
+        super().__init__(NatsBackend(address, lease=lease))

@@ -1,0 +1,229 @@
+"""The map in JetStream: one JetStream stream for each kind, and in it the newest message of each key.
+
+A comparison is one with the sequence of that message, which JetStream checks as it adds the next one. Messages carry
+their time to live, and the server deletes them soon after it; what has expired is absent at once.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable
+from millstream._stores.memory.log import ITEM_BYTES, kind_of
+from millstream._stores.nats.link import FULL, TOO_LARGE, WRONG_LAST, Message, NatsLink, Rejected, read_token, token
+from millstream._stores.rates import MARK_BYTES, PART, share_of
+
+ROOM: Final = 64 * 1024 * 1024
+"""Bytes of one kind."""
+_TTL: Final = "Millstream-TTL"
+_GONE: Final = "Millstream-Gone"
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+_FRESH: Final = 1.0
+"""Seconds for which the size of a kind is believed."""
+_SHARE_FRESH: Final = 30.0
+_AT_ONCE: Final = 64
+_PAUSE: Final = 0.002
+
+
+class _Size:
+    """How full a kind, or a share, was when it was looked at, and what this worker has added since."""
+
+    __slots__ = ("at", "bytes")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.at = -math.inf
+
+
+class NatsMap:
+    """`Map` in JetStream."""
+
+    def __init__(self, link: NatsLink) -> None:
+        self._link = link
+        self._sizes: dict[str, _Size] = {}
+        """By the name of a kind's JetStream stream, or the subject of a share."""
+
+    def close(self) -> None:
+        """Remember nothing."""
+        self._sizes.clear()
+
+    async def get(self, key: str) -> bytes | None:
+        found = await self._find(key)
+        return found.data if found is not None and self._lives(found) else None
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        return list(await asyncio.gather(*map(self.get, keys)))
+
+    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
+        old = None
+        if share_of(key):
+            found = await self._find(key)
+            old = found if found is not None and self._lives(found) else None
+        await self._check_room(key, value, old, lossy=lossy)
+        await self._write(key, value, ttl, lossy, {})
+
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
+        while True:
+            found = await self._find(key)
+            old = found if found is not None and self._lives(found) else None
+            if (None if old is None else old.data) != expected:
+                return False
+            if value is None and old is None:
+                return True
+            headers = {_EXPECTED: str(0 if found is None else found.seq)}
+            try:
+                if value is None:
+                    await self._write(key, None, ttl, lossy, headers)
+                else:
+                    await self._check_room(key, value, old, lossy=lossy)
+                    await self._write(key, value, ttl, lossy, headers)
+            except Rejected:  # another worker was faster, or it expired
+                await asyncio.sleep(_PAUSE)
+                continue
+            if value is None and old is not None:
+                self._grow(key, -_cost(key, old.data))
+            return True
+
+    async def delete(self, key: str) -> bool:
+        while (value := await self.get(key)) is not None:
+            if await self.compare_and_set(key, value, None, 1.0):
+                return True
+        return False
+
+    async def keys(self, prefix: str) -> list[str]:
+        namespace = self._link.address.namespace
+        if ":" in prefix:
+            streams = [self._stream(prefix)]
+        else:
+            streams = await self._link.names(f"{namespace}.map.>")
+        names: list[str] = []
+        for stream in streams:
+            kind = stream.removeprefix(f"{namespace}-map-")
+            for subject in await self._link.subjects(stream, f"{namespace}.map.{kind}.>"):
+                name = read_token(subject.rpartition(".")[2])
+                if name.startswith(prefix):
+                    names.append(name)
+        found: list[str] = []
+        for start in range(0, len(names), _AT_ONCE):
+            some = names[start : start + _AT_ONCE]
+            found += [name for name, value in zip(some, await self.get_many(some), strict=True) if value is not None]
+        return found
+
+    async def _find(self, key: str) -> Message | None:
+        return await self._link.last(self._stream(key), self._subject(key))
+
+    def _lives(self, message: Message) -> bool:
+        return _GONE not in message.headers and message.at + float(message.headers[_TTL]) > self._link.time()
+
+    async def _write(self, key: str, value: bytes | None, ttl: float, lossy: bool, headers: dict[str, str]) -> None:
+        """Add the next message of a key.
+
+        Raises:
+            Rejected: the last one isn't the expected one.
+        """
+        stream = self._stream(key)
+        if value is None:
+            headers |= {_GONE: "1", "Nats-TTL": "2"}
+        else:
+            headers |= {_TTL: repr(ttl), "Nats-TTL": str(math.ceil(ttl) + 2)}
+
+        async def ensure() -> None:
+            await self._ensure(key, lossy)
+
+        try:
+            await self._link.publish(stream, self._subject(key), value or b"", headers, ensure=ensure)
+        except Rejected as exc:
+            if exc.code in WRONG_LAST:
+                raise
+            if exc.code in FULL or exc.code == TOO_LARGE:
+                raise StoreFull(f"NATS has no room for a value: {exc}.") from exc
+            raise StoreUnavailable(f"NATS refuses a value: {exc}.") from exc
+
+    # Room
+
+    async def _check_room(self, key: str, value: bytes, old: Message | None, *, lossy: bool) -> None:
+        """Raise unless a value fits.
+
+        Raises:
+            StoreFull: it doesn't.
+        """
+        if len(value) > self._link.max_bytes:
+            raise StoreFull(f"A value of {len(value)} bytes exceeds the {self._link.max_bytes} that NATS allows.")
+        if lossy:
+            return
+        growth = _cost(key, value) - (_cost(key, old.data) if old is not None else 0)
+        stream, share = self._stream(key), share_of(key)
+        if growth > 0 and len(value) > MARK_BYTES:
+            if share and await self._share_size(key, growth) + growth > ROOM // PART:
+                raise ShareFull(f"The share of {ROOM // PART} bytes that one caller has is full.")
+            if await self._kind_size(stream, growth) + growth > ROOM:
+                raise StoreFull(f"The room of {ROOM} bytes that one kind of values has is full.")
+        self._grow(key, growth)
+
+    def _grow(self, key: str, growth: int) -> None:
+        for name in (self._stream(key), self._share(key)):
+            if name in self._sizes:
+                self._sizes[name].bytes += growth
+
+    async def _kind_size(self, stream: str, growth: int) -> int:
+        size, now = self._sizes.setdefault(stream, _Size()), time.monotonic()
+        if now - size.at > _FRESH or size.bytes + growth > ROOM * 3 // 4:
+            try:
+                size.bytes = (await self._link.info(stream))["state"]["bytes"]
+            except Rejected:
+                size.bytes = 0
+            size.at = now
+        return size.bytes
+
+    async def _share_size(self, key: str, growth: int) -> int:
+        name, now = self._share(key), time.monotonic()
+        size = self._sizes.setdefault(name, _Size())
+        if now - size.at > _SHARE_FRESH or size.bytes + growth > ROOM // PART:
+            size.bytes, seq = 0, 1
+            stream = self._stream(key)
+            while page := await self._values(stream, name, seq):
+                size.bytes += sum(
+                    _cost(read_token(each.subject.rpartition(".")[2]), each.data) for each in page if self._lives(each)
+                )
+                seq = page[-1].seq + 1
+            size.at = now
+        return size.bytes
+
+    async def _values(self, stream: str, subject: str, seq: int) -> list[Message]:
+        try:
+            await self._link.info(stream)
+        except Rejected:
+            return []
+        return await self._link.batch(stream, subject, seq, 1000, 4 * 1024 * 1024)
+
+    # Names
+
+    def _stream(self, key: str) -> str:
+        return f"{self._link.address.namespace}-map-{token(kind_of(key))}"
+
+    def _share(self, key: str) -> str:
+        share = share_of(key)
+        place = token(share) if share else "-"
+        return f"{self._link.address.namespace}.map.{token(kind_of(key))}.{place}.*"
+
+    def _subject(self, key: str) -> str:
+        return f"{self._share(key)[:-1]}{token(key)}"
+
+    async def _ensure(self, key: str, lossy: bool) -> None:
+        config: dict[str, Any] = {
+            "subjects": [f"{self._link.address.namespace}.map.{token(kind_of(key))}.>"],
+            "max_msgs_per_subject": 1,
+            "max_bytes": ROOM if lossy else ROOM * 5 // 4,
+            "discard": "old" if lossy else "new",
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        }
+        await self._link.ensure(self._stream(key), config)
+
+
+def _cost(key: str, value: bytes) -> int:
+    return len(key) + len(value) + ITEM_BYTES

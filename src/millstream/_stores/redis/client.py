@@ -1,0 +1,500 @@
+"""Commands to Redis through redis-py: one writer sends what is queued as one pipeline.
+
+What may run twice is sent again for as long as `PATIENCE`. Everything else is sent again only when it certainly didn't
+run. A refusal that waiting won't change is raised at once.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, repeat
+from typing import Any, Final
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Sealed, ShareFull, StoreFull, StoreUnavailable
+from millstream._stores.redis.address import Address
+from millstream._stores.redis.scripts import Script
+
+PATIENCE: Final = 5.0
+"""Seconds that a caller waits for a store that is away."""
+SILENCE: Final = 4.0
+"""Seconds without a reply after which a connection counts as broken."""
+CONNECT_SECONDS: Final = 3.0
+START_SECONDS: Final = 10.0
+"""Seconds that a server which starts waits for Redis."""
+LOOK: Final = 60.0
+"""Seconds between two checks of the server's settings, which may change while it runs."""
+ALLOW: Final = "Allow them with ACL SETUSER, or take out their rename-command."
+"""What to do about commands that a server refuses."""
+_OLDEST: Final = (7, 0)
+_MOST: Final = 512
+"""Commands of one pipeline."""
+_QUEUED: Final = 20_000
+"""Commands that may wait. Redis is too slow for what comes beyond that, which is refused."""
+_PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+_AGAIN: Final = frozenset(
+    {"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "READONLY", "MOVED", "ASK"}
+)
+"""The server didn't run the command, and may soon."""
+_BROKEN: Final = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
+"""What redis-py raises when a server isn't there. A `TimeoutError` is an `OSError`."""
+
+Argument = str | bytes | int
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class _Request:
+    __slots__ = ("again", "command", "confirm", "deadline", "key", "reply", "text")
+
+    def __init__(
+        self, key: str, command: tuple[Argument, ...], text: bytes, *, again: bool, confirm: bool, deadline: float
+    ) -> None:
+        self.key = key
+        self.command = command
+        self.text = text
+        """Of the script."""
+        self.again = again
+        self.confirm = confirm
+        """Replicas have to confirm it, if the URL asks for that."""
+        self.deadline = deadline
+        self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def fail(self, failure: Exception) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(failure)
+
+
+class Client:
+    """Sends commands to a single server, the primary that Sentinel names, or the nodes of a Cluster."""
+
+    def __init__(self, address: Address, key: str) -> None:
+        """`key` is any key of the slot that must be there for the store to work."""
+        # configuration
+        self.address = address
+        self.reconnected: Callable[[], None] | None = None
+        """Called after a failure, once the server answers again."""
+        self._key = key
+        # process
+        self._redis: Any = None  # redis-py's types differ between its three kinds of clients
+        self._opened: list[Any] = []
+        """What is to be closed: the client, and those of Sentinels."""
+        self._queue: deque[_Request] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._broken = False
+        self._doubt = ""
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._redis is None
+
+    @property
+    def doubt(self) -> str:
+        """Why a server that answers may drop what it's given; empty while none does."""
+        return self._doubt
+
+    async def open(self) -> None:
+        """Connect, and check that the servers can be used. Wait for servers that aren't there yet.
+
+        Raises:
+            LocalError: they can't be used, or weren't there within `START_SECONDS`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, pauses = loop.time() + START_SECONDS, _pauses()
+        why = ""
+        while True:
+            self._redis, *others = _clients(self.address)
+            self._opened = [self._redis, *others]
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._check()
+            except BaseException as failure:
+                await self._disconnect()
+                if not isinstance(failure, (*_BROKEN, RedisError)):
+                    raise
+                if final := _explain(failure, self.address):
+                    raise final from None
+                before, why = why, _reason(failure, self.address) or why
+                if loop.time() >= deadline:
+                    raise LocalError(_unreachable(self.address, why)) from None
+                if not before:
+                    _logger.warning("Redis at %s can't be used yet, which is tried again: %s", self.address, why)
+                await asyncio.sleep(next(pauses))
+            else:
+                break
+        self._broken = False
+        self._looking = asyncio.create_task(self._watch_settings())
+
+    async def close(self) -> None:
+        """Disconnect. Whatever waits fails."""
+        tasks = [task for task in (self._writing, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._writing = self._looking = None
+        await self._disconnect()
+        while self._queue:
+            self._queue.popleft().fail(_unavailable("it's closed"))
+
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[Argument],
+        *,
+        again: bool = True,
+        confirm: bool = False,
+    ) -> Any:
+        """Run a script.
+
+        Args:
+            script: what to run.
+            keys: its keys, all in one slot.
+            args: its arguments.
+            again: it may run twice, because it recognizes what it did or changes nothing.
+            confirm: replicas have to confirm it, if the URL asks for that.
+
+        Raises:
+            StoreUnavailable: no answer came in time, or too few replicas confirmed.
+            StoreFull: there's no room.
+            Sealed: the stream has ended.
+        """
+        command = ("EVALSHA", script.digest, len(keys), *keys, *args)
+        return await self._put(keys[0], command, script.text, again=again, confirm=confirm)
+
+    async def ask(self, key: str, *command: Argument, again: bool = True) -> Any:
+        """Send a plain command, whose first key is `key`. Arguments and errors as for `run`."""
+        return await self._put(key, command, b"", again=again, confirm=False)
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of several keys, in one round trip."""
+        return list(await asyncio.gather(*(self.ask(key, "GET", key) for key in keys)))
+
+    async def scan(self, pattern: str, page: int) -> list[str]:
+        """The keys of all servers that match a pattern."""
+        if self.closed:
+            raise _unavailable("it's closed")
+        try:
+            async with asyncio.timeout(PATIENCE):
+                found = [name async for name in self._redis.scan_iter(match=pattern, count=page)]
+        except (*_BROKEN, RedisError) as failure:
+            why = str(_explain(failure, self.address) or failure)
+            raise _unavailable(why or "its keys can't be listed") from None
+        return [name.decode("utf-8", "surrogateescape") for name in found]
+
+    async def block(self, key: str, *command: Argument) -> Any:
+        """Send a command that waits at the server, on a connection of its own.
+
+        Raises:
+            OSError: the connection broke.
+            StoreUnavailable: Redis refuses.
+        """
+        if self.closed:
+            raise ConnectionError("The store is closed.")
+        try:
+            if isinstance(self._redis, RedisCluster):
+                await self._redis.initialize()
+                node = self._redis.get_node_from_key(key)
+                return await self._redis.execute_command(*command, target_nodes=node)
+            return await self._redis.execute_command(*command)
+        except ResponseError as failure:
+            raise _final(failure) from None
+        except (*_BROKEN, RedisError) as failure:
+            raise ConnectionError(str(failure)) from None
+
+    async def _put(self, key: str, command: tuple[Argument, ...], text: bytes, *, again: bool, confirm: bool) -> Any:
+        if self._redis is None:
+            raise _unavailable("it's closed")
+        if len(self._queue) >= _QUEUED:
+            raise _unavailable("too many commands wait for Redis")
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        request = _Request(key, command, text, again=again, confirm=confirm, deadline=deadline)
+        self._queue.append(request)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        return await request.reply
+
+    async def _write(self) -> None:
+        """Send what is queued, one pipeline after the other, until nothing waits."""
+        queue, pauses = self._queue, _pauses()
+        loop = asyncio.get_running_loop()
+        try:
+            while queue:
+                batch = [queue.popleft() for _ in range(min(_MOST, len(queue)))]
+                batch = [request for request in batch if not request.reply.done()]
+                if not batch:
+                    continue
+                sent = False
+                try:
+                    async with asyncio.timeout_at(batch[0].deadline):
+                        if self._broken:
+                            await self._reconnect()
+                            self._broken, pauses = False, _pauses()
+                        sent = True
+                        replies = await self._send(batch)
+                except (*_BROKEN, RedisError) as failure:
+                    self._broken = True
+                    self._put_back(batch, failure, sent=sent)
+                    await asyncio.sleep(next(pauses))
+                    continue
+                except asyncio.CancelledError:
+                    for request in batch:
+                        request.fail(_unavailable("it's closed"))
+                    raise
+                waiting = self._answer(batch, replies)
+                queue.extendleft(reversed(waiting))
+                if self._broken:
+                    await asyncio.sleep(next(pauses))
+                    for request in [each for each in waiting if each.deadline < loop.time()]:
+                        request.fail(_unavailable("it can't take the command at the moment"))
+        finally:
+            self._writing = None
+
+    def _put_back(self, batch: Sequence[_Request], failure: BaseException, *, sent: bool) -> None:
+        """Queue again what may be sent again and has time left."""
+        now = asyncio.get_running_loop().time()
+        final = _explain(failure, self.address)
+        why = str(final or _reason(failure, self.address)) or "it doesn't answer"
+        left: list[_Request] = []
+        for request in batch:
+            if request.reply.done():
+                continue
+            if final is not None or (sent and not request.again) or request.deadline <= now:
+                request.fail(_unavailable(why))
+            else:
+                left.append(request)
+        self._queue.extendleft(reversed(left))
+
+    async def _send(self, batch: Sequence[_Request]) -> list[Any]:
+        """The reply, or what was raised, for each command."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for request in batch:
+            pipeline.execute_command(*request.command)
+        confirmed = [number for number, request in enumerate(batch) if request.confirm] if self.address.wait else []
+        milliseconds = int(SILENCE * 500)
+        if confirmed and isinstance(self._redis, RedisCluster):
+            for node in {self._redis.get_node_from_key(batch[number].key) for number in confirmed}:
+                pipeline.execute_command("WAIT", self.address.wait, milliseconds, target_nodes=node)
+        elif confirmed:
+            pipeline.execute_command("WAIT", self.address.wait, milliseconds)
+        replies = await pipeline.execute(raise_on_error=False)
+        replicas = replies[len(batch) :]
+        if confirmed and not all(isinstance(count, int) and count >= self.address.wait for count in replicas):
+            text = f"it was stored, but fewer than {self.address.wait} replicas confirmed it"
+            for number in confirmed:
+                if not isinstance(replies[number], Exception):
+                    replies[number] = _unavailable(text)
+        return list(replies[: len(batch)])
+
+    def _answer(self, batch: Sequence[_Request], replies: Sequence[Any]) -> list[_Request]:
+        """Give each caller its reply; returns the requests to send again."""
+        waiting: list[_Request] = []
+        for request, reply in zip(batch, replies, strict=True):
+            if request.reply.done():
+                continue
+            if not isinstance(reply, Exception):
+                request.reply.set_result(reply)
+            elif isinstance(reply, LocalError):
+                request.fail(reply)
+            elif isinstance(reply, NoScriptError):
+                request.command = ("EVAL", request.text, *request.command[2:])
+                waiting.append(request)
+            elif isinstance(reply, ResponseError) and _code(reply) not in _AGAIN:
+                request.fail(_final(reply))
+            elif isinstance(reply, ResponseError) or request.again:
+                self._broken = True  # look for the server that has the key now
+                waiting.append(request)
+            else:
+                self._broken = True
+                request.fail(_unavailable("the connection broke"))
+        return waiting
+
+    async def _reconnect(self) -> None:
+        """Return once the server answers; nothing of what waits was sent."""
+        if isinstance(self._redis, RedisCluster):
+            await self._redis.aclose()
+            await self._redis.initialize()
+            await self._redis.execute_command("TIME", target_nodes=self._redis.get_node_from_key(self._key))
+        else:
+            await self._redis.execute_command("TIME")
+        if self.reconnected is not None:
+            self.reconnected()
+
+    async def _disconnect(self) -> None:
+        self._redis, clients, self._opened = None, self._opened, []
+        for client in clients:
+            with suppress(RedisError, OSError):
+                await client.aclose()
+
+    async def _infos(self) -> list[dict[str, Any]]:
+        """What each primary says of itself."""
+        if isinstance(self._redis, RedisCluster):
+            await self._redis.initialize()
+            nodes = self._redis.get_primaries()
+            return [await self._redis.execute_command("INFO", target_nodes=node) for node in nodes]
+        return [await self._redis.execute_command("INFO")]
+
+    async def _check(self) -> None:
+        for info in await self._infos():
+            check(info, f"Redis at {self.address}", cluster=isinstance(self._redis, RedisCluster))
+
+    async def _watch_settings(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            await self.look()
+
+    async def look(self) -> None:
+        """Ask each server whether it has begun to drop what it's given."""
+        try:
+            infos = await self._infos()
+        except (*_BROKEN, RedisError):
+            return  # the next command shows it
+        before, self._doubt = self._doubt, next(filter(None, (evicts(info, "Redis") for info in infos)), "")
+        if self._doubt and not before:
+            _logger.error("%s", self._doubt)
+        elif before and not self._doubt:
+            _logger.warning("Redis doesn't evict data anymore.")
+
+
+def _clients(address: Address) -> list[Any]:
+    """The client of redis-py, which connects with the first command, and those that it uses."""
+    options: dict[str, Any] = {
+        "username": address.user or None,
+        "password": address.password or None,
+        "socket_timeout": SILENCE,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "client_name": "millstream",
+        "driver_info": None,
+        **address.tls,
+    }
+    if address.kind == "+cluster":
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]
+        return [RedisCluster(startup_nodes=nodes, require_full_coverage=False, **options)]
+    options["db"] = address.database
+    if address.kind == "+sentinel":
+        own = {"username": address.sentinel_user or None, "password": address.sentinel_password or None}
+        make: Any = Sentinel  # it has no types
+        sentinels = make(address.hosts, sentinel_kwargs={**options, **own, "db": 0}, **options)
+        return [sentinels.master_for(address.service), *sentinels.sentinels]
+    host, port = address.hosts[0]
+    return [Redis(host=host, port=port, **options)]
+
+
+def check(info: dict[str, Any], where: str, *, cluster: bool) -> None:
+    """Raise `LocalError` for a server that can't be the store."""
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST:
+        raise LocalError(f"{where} is version {version[:20]}. Millstream needs Redis 7.0 or newer, or Valkey.")
+    if problem := evicts(info, where):
+        raise LocalError(problem)
+    if info.get("cluster_enabled") and not cluster:
+        raise LocalError(f"{where} is part of a Cluster. Begin its URL with redis+cluster://.")
+    if info.get("role") == "slave":
+        raise RedisConnectionError(
+            f"{where} is a read-only replica. Give the address of its primary, or use redis+sentinel://"
+        )
+
+
+def evicts(info: dict[str, Any], where: str) -> str:
+    """Why a server may drop what it was given; empty where it doesn't."""
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy == "noeviction" or not int(info.get("maxmemory", 0)):
+        return ""
+    return (
+        f"{where} evicts data when its memory is full (maxmemory-policy {policy[:32]}), which would lose sessions"
+        " and events in silence. Set maxmemory-policy to noeviction."
+    )
+
+
+def _pauses() -> Iterator[float]:
+    return chain(_PAUSES, repeat(_PAUSES[-1]))
+
+
+def _code(failure: BaseException) -> str:
+    """The code in front of an error reply, such as ``OOM``."""
+    return getattr(failure, "status_code", None) or str(failure).partition(" ")[0]
+
+
+def _unavailable(why: str) -> StoreUnavailable:
+    return StoreUnavailable(f"The store didn't answer in time: {why}")
+
+
+def _final(failure: ResponseError) -> LocalError:
+    """The error for a refusal that waiting won't change."""
+    code = _code(failure)
+    if code == "SEALED":
+        return Sealed("The stream has ended.")
+    if code == "OOM":
+        return StoreFull("Redis has used up its maxmemory and takes nothing further. Raise it, or delete other data.")
+    if code == "SHAREFULL":
+        return ShareFull("This share of the store holds as many bytes as it may.")
+    if code == "TOOLARGE":
+        return StoreFull("The value is larger than the room of its kind.")
+    if isinstance(failure, NoPermissionError):
+        return StoreUnavailable(
+            f"Redis doesn't allow the user of the store's URL what Millstream needs: {str(failure)[:100]}. {ALLOW}"
+        )
+    return StoreUnavailable(f"Redis refused: {str(failure)[:200]}")
+
+
+def _causes(failure: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = failure
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _explain(failure: BaseException, address: Address) -> LocalError | None:
+    """The error for what doesn't get better by waiting; None for anything else."""
+    where = f"Redis at {address}"
+    for cause in _causes(failure):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return LocalError(
+                f"{where} shows a certificate that can't be trusted: {cause.verify_message.rstrip('.')}. In the URL,"
+                " name the host as the certificate does, and with ca= the file of the authority that signed it."
+            )
+        if isinstance(cause, AuthenticationError):
+            if address.password:
+                return LocalError(f"{where} refuses the user or password in the URL of the store.")
+            return LocalError(f"{where} wants a user or password. Write it into the URL: redis://USER:PASSWORD@HOST.")
+        if isinstance(cause, NoPermissionError):
+            return LocalError(f"{where} refuses commands that Millstream needs: {str(cause)[:200]}. {ALLOW}")
+        if isinstance(cause, ResponseError) and _code(cause) not in _AGAIN:
+            return LocalError(f"{where} refuses the connection: {str(cause)[:200]}. Correct the URL of the store.")
+    return None
+
+
+def _reason(failure: BaseException, address: Address) -> str:
+    """What the failure says; empty where it says nothing."""
+    if isinstance(failure, MasterNotFoundError):
+        return f"no Sentinel that answers knows a primary of the service {address.service[:64]!r}"
+    return str(failure).rstrip(".")
+
+
+def _unreachable(address: Address, why: str) -> str:
+    hint = "If it has no TLS, begin the URL with redis" if address.tls else "If it wants TLS, begin the URL with rediss"
+    return (
+        f"The store at {address} can't be reached: {why or 'it does not answer'}. Start it, or correct its URL. {hint}."
+    )

@@ -1,0 +1,143 @@
+"""Values by key as rows. Runs in the writer's thread, inside a transaction.
+
+Each kind of value has room of its own. A full kind refuses; lossy values give way to newer ones instead. Part of the
+room is kept back for values that are as small as a tombstone, so what sessions accumulate can't keep one out.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from millstream._stores.base import ShareFull, StoreFull
+from millstream._stores.memory.log import ITEM_BYTES, kind_of
+from millstream._stores.memory.store import KEPT_BACK
+from millstream._stores.rates import MARK_BYTES, PART, share_of
+from millstream._stores.sqlite.file import File
+
+_SWEEP: Final = 10.0
+"""Seconds between two walks over all values for those that have expired."""
+
+
+class Items:
+    """The values of one file."""
+
+    def __init__(self, file: File, clock: Callable[[], float], max_bytes: int) -> None:
+        # configuration
+        self._file = file
+        self._clock = clock
+        self._max_bytes = max_bytes
+        # process
+        self._sizes: Counter[str] = Counter()
+        """Kind -> bytes, as they are counted against the bound."""
+        self._shares: Counter[tuple[str, str]] = Counter()
+        """Kind and share -> bytes."""
+        self._place = 0
+        """Of the lossy value that was written last."""
+        self._swept = 0.0
+
+    def load(self) -> None:
+        """Count what is in the file: when it's opened, and after a transaction that failed."""
+        self._sizes.clear()
+        self._shares.clear()
+        for kind, share, size in self._file.run("SELECT kind, share, sum(size) FROM items GROUP BY kind, share"):
+            self._sizes[kind] += size
+            self._shares[kind, share] = size
+        self._place = self._file.one("SELECT coalesce(max(place), 0) FROM items")[0]
+
+    def get(self, key: str) -> bytes | None:
+        """As `get` of the contract."""
+        row = self._file.one("SELECT value FROM items WHERE key=? AND until>?", (key, self._clock()))
+        return None if row is None else row[0]
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """As `get_many` of the contract."""
+        return [self.get(key) for key in keys]
+
+    def put(self, key: str, value: bytes, ttl: float, lossy: bool) -> None:
+        """As `put` of the contract."""
+        now = self._clock()
+        if now - self._swept > _SWEEP:
+            self._sweep(now)
+        old = self._file.one("SELECT size, until FROM items WHERE key=?", (key,))
+        if old is not None and old[1] <= now:
+            self._forget(key)
+            old = None
+        kind, share, size = kind_of(key), share_of(key), len(value) + len(key) + ITEM_BYTES
+        growth = size - (0 if old is None else old[0])
+        if growth > 0:
+            self._check(key, kind, share, growth, len(value), now, lossy=lossy)
+        self._place += lossy
+        self._file.run(
+            "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?)",
+            (key, kind, share, value, size, now + ttl, self._place if lossy else None),
+        )
+        self._count(kind, share, growth)
+
+    def compare_and_set(self, key: str, expected: bytes | None, value: bytes | None, ttl: float, lossy: bool) -> bool:
+        """As `compare_and_set` of the contract."""
+        if self.get(key) != expected:
+            return False
+        if value is not None:
+            self.put(key, value, ttl, lossy)
+        else:
+            self._forget(key)
+        return True
+
+    def delete(self, key: str) -> bool:
+        """As `delete` of the contract."""
+        present = self.get(key) is not None
+        self._forget(key)
+        return present
+
+    def keys(self, prefix: str) -> list[str]:
+        """As `keys` of the contract."""
+        rows = self._file.run(
+            "SELECT key FROM items WHERE key>=? AND substr(key, 1, ?)=? AND kind=coalesce(?, kind) AND until>?",
+            (prefix, len(prefix), prefix, kind_of(prefix) if ":" in prefix else None, self._clock()),
+        )
+        return [key for (key,) in rows]
+
+    def _check(self, key: str, kind: str, share: str, growth: int, length: int, now: float, *, lossy: bool) -> None:
+        """Make room, or refuse."""
+        room = self._max_bytes
+        if length > MARK_BYTES and not lossy:
+            room -= room // KEPT_BACK
+            if share and self._shares[kind, share] + growth > self._max_bytes // PART:
+                self._sweep(now)
+                if self._shares[kind, share] + growth > self._max_bytes // PART:
+                    raise ShareFull(f"This share of the store holds its {self._max_bytes // PART} bytes.")
+        if self._sizes[kind] + growth <= room:
+            return
+        self._sweep(now)
+        if lossy and length + len(key) + ITEM_BYTES <= room:
+            self._evict(key, kind, self._sizes[kind] + growth - room)
+        if self._sizes[kind] + growth > room:
+            raise StoreFull(f"The store holds its {self._max_bytes} bytes of this kind and takes no further value.")
+
+    def _evict(self, key: str, kind: str, missing: int) -> None:
+        """Drop the lossy values that were written the longest ago, until so many bytes are free."""
+        while missing > 0:
+            oldest = self._file.one(
+                "SELECT key, size FROM items WHERE kind=? AND place IS NOT NULL AND key<>? ORDER BY place LIMIT 1",
+                (kind, key),
+            )
+            if oldest is None:
+                return
+            self._forget(oldest[0])
+            missing -= oldest[1]
+
+    def _count(self, kind: str, share: str, growth: int) -> None:
+        self._sizes[kind] += growth
+        if share:
+            self._shares[kind, share] += growth
+
+    def _forget(self, key: str) -> None:
+        row = self._file.one("SELECT size FROM items WHERE key=?", (key,))
+        if row is not None:
+            self._file.run("DELETE FROM items WHERE key=?", (key,))
+            self._count(kind_of(key), share_of(key), -row[0])
+
+    def _sweep(self, now: float) -> None:
+        self._swept = now
+        for (key,) in self._file.run("SELECT key FROM items WHERE until<=?", (now,)).fetchall():
+            self._forget(key)

@@ -1,0 +1,160 @@
+"""A store: a backend, and what is built on its log and map for all backends alike."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from millstream._stores.base import Backend, Log, Map
+from millstream._stores.follow import PAUSE
+from millstream._stores.health import LogOnce
+from millstream._stores.members import TTL, MapMembers
+from millstream._stores.rates import Charge, Decision, Seat
+from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
+
+__all__ = ["BackendStore"]
+
+_logger = logging.getLogger("millstream.stores")
+_KEEP_EVERY: Final = TTL / 4
+
+
+class BackendRates:
+    """`Rates` of one worker."""
+
+    __slots__ = ("_backend", "_workers", "lasting")
+
+    def __init__(self, backend: Backend, workers: Leases | SoleWorker) -> None:
+        self._backend = backend
+        self._workers = workers
+        self.lasting: bool = backend.lasting
+
+    async def take(self, charges: Sequence[Charge]) -> Decision:
+        workers = self._workers
+        charged = await self._backend.charge(workers.me, charges, workers.gone)
+        return Decision(charged.taken, max(1, len(workers.living)), charged.forgot)
+
+    async def leave(self, seats: Sequence[Seat]) -> None:
+        await self._backend.release(self._workers.me, seats)
+
+
+class BackendStore:
+    """`Store` on a backend. For one event loop.
+
+    Example:
+        >>> store = BackendStore(MemoryBackend())
+        >>> await store.open()
+        >>> await store.kv.put("cart:ada", b"Dune", ttl=60.0)
+        >>> await store.close()
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """Build a store. Nothing is opened yet."""
+        # Configuration
+        self.backend = backend
+        self.shared: bool = backend.shared
+        self.kv: Map = backend.kv
+        self.log: Log = backend.log
+        # Process
+        self.workers: Leases | SoleWorker
+        self.bus: LogBus | DirectBus
+        self._leases: Leases | None = None
+        self._messages: LogBus | None = None
+        if backend.shared:
+            self.workers = self._leases = Leases(backend)
+            self.bus = self._messages = LogBus(backend, self._leases)
+            self._leases.on_rename = self._renamed
+        else:
+            self.workers = SoleWorker()
+            self.bus = DirectBus(self.workers)
+        self.members: MapMembers = MapMembers(backend, self.workers)
+        self.rates: BackendRates = BackendRates(backend, self.workers)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rejoining: asyncio.Task[None] | None = None
+        self._rejoins = False
+        self._stop_watching: Callable[[], None] = lambda: None
+
+    @property
+    def epoch(self) -> str:
+        return self.backend.epoch
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self.backend.watch(changed)
+
+    def time(self) -> float:
+        return self.backend.time()
+
+    async def degraded_reason(self) -> str:
+        return await self.backend.degraded_reason()
+
+    async def open(self) -> None:
+        """Open the backend and take a lease.
+
+        Raises:
+            LocalError: the store can't be reached or used. `open` may be called again.
+        """
+        await self.backend.open()
+        if self._leases is None or self._messages is None:
+            return
+        try:
+            await self._leases.enter()
+            await self._messages.begin()
+        except BaseException:
+            await self._messages.end()
+            await self.backend.close()
+            raise
+        self._stop_watching = self.backend.watch(self._renewed)
+        self._tasks = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._keep())]
+
+    def abandon(self) -> None:
+        """Stop renewing the lease and reading messages, as a killed process does."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
+        if self._messages is not None:
+            self._messages.abandon()
+
+    async def close(self) -> None:
+        """End the lease and all subscriptions, and close the backend. Idempotent."""
+        self._stop_watching()
+        if self._leases is not None and self._messages is not None:
+            opened, self._tasks = self._tasks, []
+            tasks = [*opened, *([self._rejoining] if self._rejoining is not None else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._messages.end()
+            if opened:
+                await self._leases.exit()
+        elif isinstance(self.bus, DirectBus):
+            self.bus.clear()
+        await self.backend.close()
+
+    def _renamed(self) -> None:
+        if self._messages is not None:
+            self._messages.open_inbox()
+            self._renewed()
+
+    def _renewed(self) -> None:
+        """The store has a new epoch, or this worker a new name."""
+        if self._messages is not None:
+            self._messages.interrupt()
+        self._rejoins = True
+        if self._rejoining is None or self._rejoining.done():
+            self._rejoining = asyncio.create_task(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        trouble = LogOnce(_logger, "Members can't be held again; trying again", "Members are held again.")
+        while self._rejoins:
+            self._rejoins = False
+            with trouble:
+                await self.members.rejoin()
+            if trouble.lasts:
+                self._rejoins = True
+                await asyncio.sleep(PAUSE)
+
+    async def _keep(self) -> None:
+        trouble = LogOnce(_logger, "Members can't be renewed; trying again", "Members are renewed again.")
+        while True:
+            await asyncio.sleep(_KEEP_EVERY)
+            with trouble:
+                await self.members.keep()

@@ -1,0 +1,384 @@
+"""The workers that share a backend, and the messages between them: leases in the map, messages in short-lived logs.
+
+One record, the roster, has the leases of all workers. Each worker renews its own by compare-and-set and reads the
+others with it, so it sees which workers came and whose lease ended. Messages to all workers are one log, and each
+worker has an inbox log.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Backend, Entry, Gap, Map, Position
+from millstream._stores.follow import PAUSE, Tail
+from millstream._stores.health import LogOnce
+from millstream._stores.memory.topics import Topics, Watchers
+
+ROSTER: Final = "roster:workers"
+MESSAGES: Final = "bus:all"
+INBOX: Final = "inbox:"
+TTL: Final = 86400.0
+"""Seconds for which the roster and messages outlive the last write."""
+MAX_MESSAGES: Final = 4_000
+"""Messages that a log keeps. A worker that falls further behind is interrupted."""
+_MAX_GONE: Final = 1_000
+_SKEW: Final = 1.0
+"""Seconds by which the store's time may differ between workers."""
+_NOTE: Final = ""
+"""The topic that tells the other workers to read the roster now."""
+_GOODBYE: Final = 1.0
+"""Seconds that closing waits for a store that doesn't answer."""
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class Roster(Struct, array_like=True):
+    """The record of all workers."""
+
+    living: dict[str, float] = {}
+    """Worker -> when its lease ends, by the store's clock."""
+    gone: dict[str, float] = {}
+    """Worker -> when its lease was over. Kept for a day, so that all others learn of it."""
+    unswept: list[str] = []
+    """Workers that are gone and may still hold members."""
+    renewed: float = 0.0
+    """When a worker last renewed its lease."""
+
+    def end(self, worker: str, now: float) -> bool:
+        """Move a worker to those that are gone. Return False if it has no lease."""
+        if self.living.pop(worker, None) is None:
+            return False
+        self.gone[worker] = now
+        self.unswept.append(worker)
+        return True
+
+    def expire(self, now: float, lease: float) -> None:
+        """Move all workers whose leases are over, and drop what is too old.
+
+        Time in which no worker renewed its lease doesn't count: the store stood still, or its clock was set.
+        """
+        idle = now - self.renewed if self.renewed else 0.0
+        # A worker that lives renews every third of its lease, so none of them has expired by then.
+        extra = idle if idle > lease * 2 / 3 or idle < -_SKEW else 0.0
+        for worker, end in list(self.living.items()):
+            self.living[worker] = until = end + extra
+            if until <= now:
+                self.end(worker, now)
+        for worker, at in list(self.gone.items()):
+            if at > now - TTL and len(self.gone) <= _MAX_GONE:
+                break
+            del self.gone[worker]
+
+
+_encode_roster = msgspec.msgpack.Encoder().encode
+_decode_roster = msgspec.msgpack.Decoder(Roster).decode
+_encode_message = msgspec.msgpack.Encoder().encode
+_decode_message = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
+
+
+async def update_roster(kv: Map, change: Callable[[Roster], bool]) -> Roster:
+    """Change the roster unless `change` returns False, and return it. `change` runs again if another was faster."""
+    for attempt in range(1_000_000):
+        raw = await kv.get(ROSTER)
+        roster = Roster() if raw is None else _decode_roster(raw)
+        if not change(roster) or await kv.compare_and_set(ROSTER, raw, _encode_roster(roster), TTL):
+            return roster
+        await back_off(attempt)
+    raise AssertionError
+
+
+async def back_off(attempt: int) -> None:
+    """Wait before the next attempt at a record that others change, with jitter."""
+    await asyncio.sleep(random.random() * min(0.001 * 2**attempt, 0.1) if attempt else 0.0)  # noqa: S311  no secret
+
+
+async def expire(backend: Backend, worker: str) -> None:
+    """End the lease of a worker now, for a backend that notices the end of its connection (`Backend.bind`)."""
+    await update_roster(backend.kv, lambda roster: roster.end(worker, backend.time()))
+    await post(backend, MESSAGES, _NOTE, b"")
+
+
+async def post(backend: Backend, stream: str, topic: str, data: bytes) -> None:
+    """Append a message to the log of all workers or to an inbox."""
+    await backend.log.append(stream, _encode_message((topic, data)), ttl=TTL, max_entries=MAX_MESSAGES)
+
+
+class SoleWorker:
+    """`Workers` of a store that isn't shared."""
+
+    __slots__ = ("gone", "lease", "living", "me")
+
+    def __init__(self) -> None:
+        self.me: str = secrets.token_hex(6)
+        self.lease: float = 0.0
+        self.living: frozenset[str] = frozenset((self.me,))
+        self.gone: frozenset[str] = frozenset()
+
+    async def alive(self, worker: str) -> bool:
+        return worker == self.me
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """As `Workers.watch`. It never happens."""
+        return lambda: None
+
+    async def read(self) -> Roster:
+        """Return a roster in which no worker is gone."""
+        return Roster({self.me: math.inf})
+
+
+class Leases:
+    """`Workers` by their leases in the roster."""
+
+    __slots__ = ("_backend", "_changed", "_hurry", "_log_once", "gone", "lease", "living", "me", "on_rename")
+
+    def __init__(self, backend: Backend) -> None:
+        # Configuration
+        self._backend = backend
+        # Process
+        self.me: str = secrets.token_hex(6)
+        self.lease: float = backend.lease
+        self.living: frozenset[str] = frozenset()
+        """Workers with a lease, as this one knows."""
+        self.gone: frozenset[str] = frozenset()
+        """Workers that have none any more, for a day."""
+        self.on_rename: Callable[[], None] = lambda: None
+        """Called when this worker has lost its lease and got another name."""
+        self._changed = Watchers()
+        self._hurry = asyncio.Event()
+        self._log_once = LogOnce(
+            _logger, "The lease of this worker can't be renewed; trying again", "The lease of this worker is renewed."
+        )
+
+    async def alive(self, worker: str) -> bool:
+        await self.read()
+        return worker in self.living
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._changed.add(changed)
+
+    async def enter(self) -> None:
+        """Take a lease under a new name.
+
+        Raises:
+            LocalError: the store doesn't answer.
+        """
+        self.me = secrets.token_hex(6)
+        await self.renew()
+        await post(self._backend, MESSAGES, _NOTE, b"")
+
+    async def exit(self) -> None:
+        """End the lease, if the store answers."""
+        self._changed.clear()
+        with suppress(LocalError, OSError):
+            async with asyncio.timeout(_GOODBYE):
+                await expire(self._backend, self.me)
+
+    def hurry(self) -> None:
+        """Renew the lease soon: the roster may have changed."""
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Renew the lease until cancelled."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.lease / 3):
+                    await self._hurry.wait()
+            self._hurry.clear()
+            with self._log_once:
+                await self.renew()
+            if self._log_once.lasts:
+                await asyncio.sleep(min(PAUSE, self.lease / 3))
+                self._hurry.set()
+
+    async def renew(self) -> None:
+        """Renew the lease. A worker whose lease is over gets a new name.
+
+        Raises:
+            LocalError: the store doesn't answer.
+        """
+        other, name = secrets.token_hex(6), self.me
+
+        def change(roster: Roster) -> bool:
+            nonlocal name
+            now = self._backend.time()
+            roster.expire(now, self.lease)
+            name = other if self.me in roster.gone else self.me
+            roster.living[name] = now + self.lease
+            roster.renewed = now
+            return True
+
+        await self._backend.bind(self.me)
+        roster = await update_roster(self._backend.kv, change)
+        if name != self.me:
+            await self._backend.bind(name)
+            self.me = name
+            self.on_rename()
+            self._learn(roster, always=True)
+            await post(self._backend, MESSAGES, _NOTE, b"")
+        else:
+            self._learn(roster)
+
+    async def read(self) -> Roster:
+        """Return the roster, and learn from it.
+
+        Raises:
+            LocalError: the store doesn't answer.
+        """
+        raw = await self._backend.kv.get(ROSTER)
+        roster = Roster() if raw is None else _decode_roster(raw)
+        self._learn(roster)
+        return roster
+
+    def _learn(self, roster: Roster, *, always: bool = False) -> None:
+        roster.expire(self._backend.time(), self.lease)
+        living, self.gone = frozenset(roster.living), frozenset(roster.gone)
+        if self.me in self.gone or self.me not in living:
+            self.hurry()
+        if always or living != self.living:
+            self.living = living
+            self._changed.tell()
+
+
+class DirectBus:
+    """`Bus` of a store that isn't shared: every subscriber has the message when `publish` returns."""
+
+    __slots__ = ("_topics", "_workers")
+
+    def __init__(self, workers: SoleWorker) -> None:
+        self._workers = workers
+        self._topics = Topics[bytes]()
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        self._topics.tell(topic, data)
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        if worker != self._workers.me:
+            return False
+        self._topics.tell(topic, data)
+        return True
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """As `Bus.subscribe`. No message is ever lost."""
+        return self._topics.add(topic, receive)
+
+    def clear(self) -> None:
+        """Stop all subscriptions."""
+        self._topics.clear()
+
+
+class LogBus:
+    """`Bus` on two logs: one of all workers, and the inbox of this one."""
+
+    __slots__ = ("_backend", "_inbox", "_interrupted", "_messages", "_topics", "_workers")
+
+    def __init__(self, backend: Backend, workers: Leases) -> None:
+        # Configuration
+        self._backend = backend
+        self._workers = workers
+        # Process
+        self._topics = Topics[bytes]()
+        self._interrupted = Watchers()
+        self._messages: _Reader | None = None
+        self._inbox: _Reader | None = None
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        await post(self._backend, MESSAGES, topic, data)
+
+    async def send(self, worker: str, topic: str, data: bytes) -> bool:
+        if not await self._workers.alive(worker):
+            return False
+        await post(self._backend, INBOX + worker, topic, data)
+        return True
+
+    def subscribe(
+        self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        stop_receiving = self._topics.add(topic, receive)
+        stop_watching = self._interrupted.add(interrupted) if interrupted is not None else None
+
+        def stop() -> None:
+            stop_receiving()
+            if stop_watching is not None:
+                stop_watching()
+
+        return stop
+
+    async def begin(self) -> None:
+        """Read from the end of both logs.
+
+        Raises:
+            LocalError: the store doesn't answer.
+        """
+        newest = await self._backend.log.newest(MESSAGES, 1)
+        self._messages = self._reader(MESSAGES, newest[-1].position if newest else None)
+        self.open_inbox()
+        await self._messages.tail.catch_up()
+
+    def open_inbox(self) -> None:
+        """Read the inbox of this worker's present name."""
+        if self._inbox is not None:
+            self._inbox.close()
+        self._inbox = self._reader(INBOX + self._workers.me, None)
+
+    def interrupt(self) -> None:
+        """Say that messages may have been lost."""
+        self._workers.hurry()
+        self._interrupted.tell()
+
+    def abandon(self) -> None:
+        """Stop reading."""
+        for each in (self._messages, self._inbox):
+            if each is not None:
+                each.close()
+
+    async def end(self) -> None:
+        """Stop reading, and stop all subscriptions."""
+        readers = [each for each in (self._messages, self._inbox) if each is not None]
+        for each in readers:
+            each.close()
+        self._topics.clear()
+        self._interrupted.clear()
+        await asyncio.gather(*(each.task for each in readers), return_exceptions=True)
+        self._messages = self._inbox = None
+
+    def _reader(self, stream: str, after: Position | None) -> "_Reader":
+        return _Reader(Tail(self._backend.log, stream, after, self._take, self._lost))
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            try:
+                topic, data = _decode_message(entry.data)
+            except msgspec.DecodeError:  # of another version, during a deploy
+                continue
+            if topic == _NOTE:
+                self._workers.hurry()
+            else:
+                self._topics.tell(topic, data)
+
+    def _lost(self, gap: Gap) -> None:
+        self.interrupt()
+
+
+class _Reader:
+    """A tail and its task."""
+
+    __slots__ = ("tail", "task")
+
+    def __init__(self, tail: Tail) -> None:
+        self.tail = tail
+        self.task = asyncio.get_running_loop().create_task(tail.run())
+
+    def close(self) -> None:
+        self.tail.stop()
+        self.task.cancel()

@@ -1,0 +1,127 @@
+"""`GET /metrics`: the metrics of one process, or of several added up, as prometheus_client writes them."""
+
+import operator
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
+
+from millstream._http.message import Request, Response
+from millstream._telemetry.metrics import Merge, Metrics, Reading
+
+_HEAD: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
+_LASTING: Final = ("counter", "histogram")
+_REMEMBERED: Final = 1_000
+"""Names of processes that have ended."""
+_PROCESS: Final = CollectorRegistry(auto_describe=False)
+ProcessCollector(registry=_PROCESS)
+GCCollector(registry=_PROCESS)
+_MERGES: Final[dict[Merge, Callable[[float, float], float]]] = {"sum": operator.add, "max": max, "min": min}
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Reading]).decode
+
+
+class MetricsEndpoint:
+    """The handler of the metrics path.
+
+    Args:
+        render: returns the text.
+        measure: awaited first, for figures that need a question.
+    """
+
+    __slots__ = ("_measure", "_render")
+
+    def __init__(self, render: Callable[[], Awaitable[bytes]], measure: Callable[[], Awaitable[object]]) -> None:
+        self._render = render
+        self._measure = measure
+
+    async def get(self, request: Request) -> Response:
+        """Return all metrics."""
+        await self._measure()
+        return Response(await self._render(), 200, _HEAD)
+
+
+class EndedProcesses(Struct, array_like=True):
+    """The counts of processes that have ended. Without them, sums would fall."""
+
+    names: list[str]
+    """The newest ones, so none is added twice."""
+    readings: list[Reading]
+
+    def add(self, name: str, data: bytes) -> "EndedProcesses":
+        """Return these with the counts of another process."""
+        if name in self.names:
+            return self
+        lasting = [each for each in _decode(data) if each.kind in _LASTING]
+        return EndedProcesses([*self.names, name][-_REMEMBERED:], _add_up([self.readings, lasting]))
+
+
+def dump(metrics: Metrics) -> bytes:
+    """Return the metrics of this process for another one."""
+    return _encode(_readings(metrics))
+
+
+def render(metrics: Metrics) -> bytes:
+    """Return the metrics of this process as text."""
+    return _text(_readings(metrics))
+
+
+def render_sums(processes: Iterable[bytes], ended: Sequence[Reading] = ()) -> bytes:
+    """Return the metrics of several processes as text, added up."""
+    return _text(_add_up([ended, *map(_decode, processes)]))
+
+
+def process_values() -> dict[str, float]:
+    """Return the figures of this process by their names in Prometheus, as far as the system has them."""
+    return {sample.name: sample.value for metric in _PROCESS.collect() for sample in metric.samples}
+
+
+def _readings(metrics: Metrics) -> list[Reading]:
+    """Return our metrics, and those of the process."""
+    found = metrics.readings()
+    for metric in _PROCESS.collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        samples = {
+            (sample.name, *(each for pair in sample.labels.items() for each in pair)): float(sample.value)
+            for sample in metric.samples
+        }
+        merge: Merge = "min" if name == "process_start_time_seconds" else "sum"
+        found.append(Reading(name, metric.documentation, metric.type, merge, samples))
+    return found
+
+
+def _add_up(several: Iterable[Sequence[Reading]]) -> list[Reading]:
+    """Merge metrics of the same name. A kind that differs, as in another version, counts as the first one has it."""
+    found: dict[str, Reading] = {}
+    for readings in several:
+        for each in readings:
+            first = found.get(each.name)
+            if first is None:
+                found[each.name] = msgspec.structs.replace(each, samples=dict(each.samples))
+            elif (first.kind, first.merge) == (each.kind, each.merge):
+                merge, samples = _MERGES[each.merge], first.samples
+                for key, value in each.samples.items():
+                    samples[key] = merge(samples[key], value) if key in samples else value
+    return list(found.values())
+
+
+class _Readings(Collector):
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterable[Metric]:
+        for each in self._readings:
+            if each.samples:
+                metric = Metric(each.name.removesuffix("_total"), each.help, each.kind)
+                for name, *labels in each.samples:
+                    pairs = dict(zip(labels[::2], labels[1::2], strict=True))
+                    metric.add_sample(name, pairs, each.samples[name, *labels])
+                yield metric
+
+
+def _text(readings: Iterable[Reading]) -> bytes:
+    return generate_latest(_Readings(readings))

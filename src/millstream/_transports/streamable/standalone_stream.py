@@ -1,0 +1,197 @@
+"""The stand-alone stream of a session: hints about changed state, while the client listens. The newest GET wins.
+
+Hints are not logged. A client that resumes hears again of everything that may have changed while it was away.
+"""
+
+import secrets
+from collections.abc import Iterable
+
+from millstream._http.message import STREAM_HEAD, Request, Response, Sink
+from millstream._protocol import sse
+from millstream._server.calls.changes import ANY_UPDATE, Change, encode_change, touched
+from millstream._server.calls.services import lasts_until
+from millstream._server.calls.sessions import Record, Session
+from millstream._server.peer_messages import Ended, Standing
+from millstream._transports.refusals import TOO_MANY_STREAMS
+from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
+
+_STAND_ALONE = "main"
+"""What the stream part of their event ids begins with; the rest tells the streams of one session apart."""
+_MAX_HELD = 1_000
+
+
+def is_standalone(stream: str) -> bool:
+    """Whether the stream part of an event id is that of a stand-alone stream; call streams are hexadecimal."""
+    return stream.startswith(_STAND_ALONE)
+
+
+class _StandaloneStream:
+    """One stand-alone stream."""
+
+    __slots__ = (
+        "_counter", "_early", "_held", "_newer", "_sink", "_stream", "id", "loaded", "over", "placed", "subscribed",
+    )  # fmt: skip
+
+    def __init__(self, stream: str) -> None:
+        self._sink: Sink | None = None
+        """None until the other workers know."""
+        self._early: list[bytes] = []
+        """What is to be written then."""
+        self._stream = stream
+        self._counter = 0
+        self._held: list[tuple[Change, bytes]] | None = []
+        """Updates that came while the subscriptions were being read."""
+        self._newer = False
+        """Another record is on its way."""
+        self.id: int = secrets.randbits(63)
+        """As other workers know it."""
+        self.placed = False
+        """This worker has heard of it, as all do: whatever is heard of from here on is newer."""
+        self.over = False
+        """Its session has ended, or has another stream."""
+        self.loaded = False
+        """The subscriptions have been told once."""
+        self.subscribed: frozenset[str] = frozenset()
+
+    def mark(self) -> str:
+        """The next event id."""
+        self._counter += 1
+        return f"{self._stream}.{self._counter}"
+
+    def open(self, sink: Sink) -> None:
+        """The client hears this stream now."""
+        self._sink = sink
+        for message in self._early:
+            self.write(message)
+        self._early.clear()
+
+    def close(self) -> None:
+        """The client hears no more of it."""
+        self.over = True
+        if self._sink is not None:
+            self._sink.close()
+
+    def write(self, message: bytes) -> None:
+        """Write a notification."""
+        if self._sink is not None:
+            self._sink.write(sse.encode_message(message, self.mark()))
+        elif len(self._early) < _MAX_HELD:
+            self._early.append(message)
+
+    def watcher(self, change: Change, message: bytes) -> None:
+        """Tell a change, where the session wants to know of it."""
+        if change.kind == "updated" and self._held is not None:
+            # Also what was subscribed to: the change that is being read may be the end of that.
+            if len(self._held) >= _MAX_HELD:
+                self._held[:] = [(ANY_UPDATE, b"")]
+            self._held.append((change, message))
+        elif change.kind != "updated":
+            self.write(message)
+        else:
+            self._update(change, message)
+
+    def _update(self, change: Change, message: bytes) -> None:
+        for uri in touched(change, self.subscribed):
+            self.write(message if uri == change.uri else encode_change(Change("updated", uri)))
+
+    def begin(self, record: Record) -> None:
+        """Take the record as it was when the stream opened, unless another one came since, or is on its way: updates
+        wait for that one.
+        """
+        if not self.loaded and not self._newer:
+            self.recorded(record)
+
+    def recorded(self, record: Record | None) -> None:
+        """Take the subscriptions of a session; another worker may have changed them, or ended it."""
+        self._newer = record is None
+        if record is None:
+            self._held = [] if self._held is None else self._held
+            return
+        self.loaded = True
+        self.subscribed = frozenset(record.subscriptions)
+        held, self._held = self._held or [], None
+        for change, message in held:
+            self._update(change, message)
+        if record.ended:
+            self.close()
+
+
+class StandaloneStreams:
+    """The stand-alone streams that are open here, one a session."""
+
+    __slots__ = ("_by_session", "_endpoint")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._by_session: dict[str, _StandaloneStream] = {}
+        services = endpoint.services
+        services.peers.on(Standing, self._heard_of, own=True)
+        services.peers.on_interruption(self._place_all)
+        services.peers.on(Ended, lambda message, worker: self.close(message.session))
+        services.peers.on_loss(self.close_all)
+
+    def close(self, session_id: str) -> None:
+        """End the stream of a session, if it has one."""
+        found = self._by_session.pop(session_id, None)
+        if found is not None:
+            found.close()
+
+    def close_all(self) -> None:
+        """End every stream: the store lost what their sessions had. The clients come back and learn that."""
+        for session_id in list(self._by_session):
+            self.close(session_id)
+
+    def _heard_of(self, message: Standing, _worker: str) -> None:
+        """A session has a stream. All workers hear of its streams in one order, and the last one stays."""
+        found = self._by_session.get(message.session)
+        if found is None:
+            return
+        if message.id == found.id:
+            found.placed = True
+        elif found.placed:
+            self.close(message.session)
+
+    def _place_all(self) -> None:
+        """What was said of a stream may have been lost, so it isn't waited for."""
+        for standing in self._by_session.values():
+            standing.placed = True
+
+    async def serve(self, request: Request, session: Session, *, resumed: bool) -> Response | None:
+        """Open the stream and say what changes until it closes."""
+        services, peers = self._endpoint.services, self._endpoint.services.peers
+        self.close(session.id)
+        standing = _StandaloneStream(f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}")
+        self._by_session[session.id] = standing
+        stop = services.changes.watch(standing.watcher)
+        services.records.watch(session.id, standing.recorded)
+        try:
+            # Before the client knows that it's heard here: all hear later of another stream that it opens then.
+            if not await peers.tell(Standing(session.id, standing.id)):
+                standing.placed = True
+            if standing.over:
+                return EMPTY_STREAM
+            if self._endpoint.streams.full(request):  # many may have waited for that
+                return TOO_MANY_STREAMS
+            sink = request.open(200, STREAM_HEAD)
+            until = lasts_until(request.principal)
+            self._endpoint.streams.add(sink, request, ("http", session.revision.date), until=until)
+            standing.open(sink)
+            record = await services.records.get(session)
+            sink.write(sse.prime(standing.mark(), None) if session.revision.priming else sse.COMMENT)
+            standing.begin(record)
+            for change in self._hints(standing.subscribed or record.subscriptions) if resumed else ():
+                standing.write(encode_change(change))
+            await sink.wait_closed()
+        finally:
+            stop()
+            services.records.unwatch(session.id, standing.recorded)
+            if self._by_session.get(session.id) is standing:
+                del self._by_session[session.id]
+            standing.close()
+        return None
+
+    def _hints(self, subscribed: Iterable[str]) -> list[Change]:
+        """Everything that may have changed while the client was away."""
+        offers = self._endpoint.dispatcher.registry.offers
+        kinds = [kind for kind in ("tools", "prompts", "resources") if offers(kind)]
+        return [Change(kind) for kind in kinds] + [Change("updated", uri) for uri in sorted(subscribed)]

@@ -1,0 +1,395 @@
+"""Language models of any provider, through pydantic-ai's model classes. The only module that imports them.
+
+The agent keeps its own conversation, approvals, and retries, so each round is one direct request to the model
+(https://ai.pydantic.dev/direct/).
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from millstream._protocol.json_schema import is_object
+from millstream.agent._errors import (
+    ConfigurationError,
+    ModelBroken,
+    ModelDenied,
+    ModelError,
+    ModelLimited,
+    ModelRefused,
+    ModelUnreachable,
+)
+from millstream.agent._model import Message, Reply, Request, ToolCall
+
+if TYPE_CHECKING:
+    from pydantic_ai import exceptions as failures
+    from pydantic_ai import messages as wire
+    from pydantic_ai.models import Model as ProviderModel
+
+_NO_KEY = "none"
+"""Sent where an API needs no key. Without it, the library would send the environment's key to any URL."""
+_MAX_REASON = 300
+"""Characters of an API's own error text that are shown."""
+_CHARACTERS_PER_TOKEN = 4
+"""An estimate, for APIs that don't count tokens."""
+_HINT = "Check the URL of the API, which usually ends with /v1."
+PROVIDERS = ("anthropic", "google", "groq", "mistral", "cohere", "bedrock", "openrouter", "xai")
+"""Prefixes of a model's name that choose a provider of pydantic-ai."""
+
+
+class LanguageModel:
+    """A model behind an OpenAI-compatible API, Azure OpenAI, or any provider that pydantic-ai knows.
+
+    Args:
+        name: the model: ``gpt-4.1``, the name of a deployment at Azure, or a provider and its model, such as
+            ``anthropic:claude-sonnet-4-5`` or ``google:gemini-2.5-pro``.
+        key: the API key. A local server may need none; a provider's own variable, such as ``ANTHROPIC_API_KEY``,
+            is the default for that provider only.
+        url: the URL of an OpenAI-compatible API, up to and with ``/v1``, or the endpoint at Azure. OpenAI's by default.
+        azure_version: the API version, such as ``2024-10-21``; selects Azure OpenAI.
+        timeout: seconds until the model must send something.
+
+    Raises:
+        ConfigurationError: pydantic-ai isn't installed, or the URL or key can't be right.
+
+    Example:
+        ``LanguageModel("anthropic:claude-sonnet-4-5")``
+    """
+
+    __slots__ = ("_answered", "_azure_version", "_client", "_key", "_model", "_name", "_provider", "_timeout", "url")
+
+    def __init__(
+        self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
+    ) -> None:
+        if find_spec("pydantic_ai") is None:
+            raise ConfigurationError(
+                "The package pydantic-ai-slim isn't installed. Install it with: pip install 'millstream[agent]'"
+            )
+        if azure_version and not url:
+            raise ConfigurationError("Azure OpenAI needs the endpoint: https://NAME.openai.azure.com")
+        if url and not _is_url(url):
+            raise ConfigurationError(f"{url!r} isn't a URL of an API. It looks like https://api.example.com/v1.")
+        if not (key.isascii() and key.isprintable()) and key:
+            raise ConfigurationError("The API key has characters that a key can't have. Copy it once more.")
+        provider = "" if url else provider_of(name)
+        self.url: str = provider or (url or "https://api.openai.com/v1").rstrip("/")
+        """The URL of the API, or the name of the provider."""
+        # Configuration
+        self._name = name.partition(":")[2] if provider else name
+        self._provider = provider
+        self._key = key
+        self._azure_version = azure_version
+        self._timeout = timeout
+        # Process
+        self._model: ProviderModel | None = None
+        self._client: Any = None
+        self._answered = False
+
+    @property
+    def name(self) -> str:
+        """The model's name at its API."""
+        return self._name
+
+    async def stream(self, request: Request) -> AsyncGenerator[str | Reply, None]:
+        """See `Model.stream`."""
+        model = self._model
+        if model is None:
+            model = self._model = await asyncio.to_thread(self._connect)
+        from pydantic_ai import direct, exceptions  # noqa: PLC0415  loaded by the first request
+
+        begun = False
+        try:
+            async with direct.model_request_stream(
+                model,
+                _messages(request.messages),
+                model_settings=self._settings(request),
+                model_request_parameters=_parameters(request.tools),
+            ) as events:
+                async for event in events:
+                    begun = True
+                    if text := _text_of(event):
+                        yield _without_surrogates(text)
+                response = events.get()
+        except exceptions.ModelAPIError as exc:
+            raise self._explain(exc, begun=begun) from exc
+        except exceptions.ContentFilterError as exc:
+            raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}") from exc
+        except exceptions.UserError as exc:
+            raise ModelDenied(_one_line(str(exc))) from exc
+        except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
+            # The library reads replies strictly: whatever isn't one ends here, and the URL is the usual reason.
+            raise ModelBroken(f"{self.url} answered, but not as a chat API does. {_HINT}") from exc
+        except Exception as exc:
+            raise self._explain_other(exc, begun=begun) from exc
+        self._answered = True
+        yield self._reply(response, request, begun=begun)
+
+    async def close(self) -> None:
+        """See `Model.close`."""
+        if self._client is not None:
+            await self._client.close()
+
+    def _connect(self) -> "ProviderModel":
+        """Load the library and make the model; runs in a thread, because the import takes a second."""
+        from pydantic_ai.models import infer_model  # noqa: PLC0415
+
+        if self._provider:
+            from pydantic_ai.exceptions import UserError  # noqa: PLC0415
+            from pydantic_ai.providers import infer_provider_class  # noqa: PLC0415
+
+            try:
+                make: Any = infer_provider_class(self._provider)
+                provider = make(api_key=self._key) if self._key else make()
+                return infer_model(f"{self._provider}:{self._name}", lambda _: provider)
+            except (ImportError, UserError) as exc:
+                raise ModelDenied(_one_line(str(exc))) from exc
+        from openai import AsyncAzureOpenAI, AsyncOpenAI  # noqa: PLC0415
+        from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
+        from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: PLC0415
+        from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+
+        key = self._key or _NO_KEY
+        if self._azure_version:
+            self._client = AsyncAzureOpenAI(
+                azure_endpoint=self.url, api_version=self._azure_version, api_key=key,
+                max_retries=0, timeout=self._timeout,
+            )  # fmt: skip
+        else:
+            # The agent retries by itself and reports each pause.
+            self._client = AsyncOpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=self._timeout)
+        official = self._azure_version or urlsplit(self.url).hostname == "api.openai.com"
+        # OpenAI's newer models refuse `max_tokens`, and other servers don't know its successor.
+        profile = None if official else OpenAIModelProfile(openai_chat_supports_max_completion_tokens=False)
+        return OpenAIChatModel(self._name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
+
+    def _settings(self, request: Request) -> Any:
+        settings: dict[str, Any] = {"timeout": self._timeout}
+        if request.max_tokens:
+            settings["max_tokens"] = request.max_tokens
+        if request.temperature is not None:
+            settings["temperature"] = request.temperature
+        if request.stop:
+            settings["stop_sequences"] = list(request.stop)
+        return settings
+
+    def _reply(self, response: "wire.ModelResponse", request: Request, *, begun: bool) -> Reply:
+        from pydantic_ai.messages import TextPart, ToolCallPart  # noqa: PLC0415
+
+        texts = [part.content for part in response.parts if isinstance(part, TextPart)]
+        calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
+        details = response.provider_details or {}
+        if self._client is not None and not details.keys() & {"finish_reason", "refusal"}:
+            # The library reads a stream without an end as a complete one.
+            if not begun:
+                raise ModelBroken(f"{self.url} answered, but not as a chat API does. {_HINT}")
+            raise ModelBroken("The model's answer ended in the middle.", temporary=True)
+        text = _without_surrogates("".join(texts) or str(details.get("refusal") or ""))
+        wanted = _tool_calls(calls)
+        tokens = response.usage.total_tokens
+        if not tokens:
+            sent = sum(len(str(message)) for message in request.messages) + len(str(request.tools))
+            tokens = (sent + len(text) + sum(len(call.arguments) for call in wanted)) // _CHARACTERS_PER_TOKEN
+        return Reply(text, wanted, str(response.finish_reason), tokens)
+
+    # Errors
+
+    def _explain(self, exc: "failures.ModelAPIError", *, begun: bool) -> ModelError:
+        from pydantic_ai import exceptions  # noqa: PLC0415
+
+        if isinstance(exc, exceptions.ModelHTTPError) and not begun:
+            return self._explain_status(exc)
+        if isinstance(exc, exceptions.ModelTimeoutError):
+            return ModelBroken(f"The model at {self.url} said nothing in time.", temporary=begun)
+        if isinstance(exc, exceptions.ModelConnectionError):
+            return self._explain_connection(exc, begun=begun)
+        if not begun and isinstance(exc.__cause__, ValueError):
+            return ModelBroken(f"{self.url} sent something that isn't JSON. {_HINT}")
+        return ModelBroken(f"The model failed: {_reason(exc)}", temporary=begun)
+
+    def _explain_connection(self, exc: Exception, *, begun: bool) -> ModelError:
+        if begun:
+            return ModelBroken("The connection to the model was lost.", temporary=True)
+        root: BaseException = exc
+        while root.__cause__ is not None:
+            root = root.__cause__
+        why = f": {root}" if root is not exc and str(root) else ""
+        return ModelUnreachable(
+            f"There is no answer from {self.url}{_one_line(why)}. Check the URL of the API and the network.",
+            temporary=self._answered,
+        )
+
+    def _explain_other(self, exc: Exception, *, begun: bool) -> ModelError:
+        """Explain what a provider's own client raised while its stream was read."""
+        if begun:
+            return ModelBroken("The connection to the model was lost.", temporary=True)
+        return ModelBroken(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}")
+
+    def _explain_status(self, exc: "failures.ModelHTTPError") -> ModelError:
+        from pydantic_ai import exceptions  # noqa: PLC0415
+
+        status, reason = exc.status_code, _reason(exc)
+        if status in (401, 403):
+            if not self._key:
+                return ModelDenied(f"{self.url} wants an API key ({status}), and none is set.")
+            return ModelDenied(
+                f"{self.url} doesn't accept the API key ({status}). Check the key, and that it belongs to this URL."
+            )
+        if isinstance(exc, exceptions.ModelQuotaExceededError):
+            return ModelLimited(f"The account of the API key has no credit left ({reason}).")
+        if status == 429:
+            return ModelLimited(
+                f"The model takes no more requests for now (429: {reason}).",
+                temporary=True,
+                retry_after=_retry_after(exc.headers or {}),
+            )
+        if status == 404:
+            return ModelRefused(
+                f"{self.url} doesn't know the model {self._name!r}, or isn't a chat API (404: {reason}). "
+                f"Check the model's name. {_HINT}"
+            )
+        if status >= 500 or status in (408, 409, 425):
+            return ModelBroken(
+                f"The model's API failed ({status}: {reason}).",
+                temporary=True,
+                retry_after=_retry_after(exc.headers or {}),
+            )
+        return ModelRefused(f"The model refused the request ({status}: {reason}).")
+
+
+def provider_of(name: str) -> str:
+    """Return the provider that a model's name begins with, such as ``anthropic``; empty for OpenAI-compatible APIs."""
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon and prefix in PROVIDERS else ""
+
+
+# To the library's messages
+
+
+def _messages(conversation: Sequence[Message]) -> "list[wire.ModelMessage]":
+    from pydantic_ai import messages as wire  # noqa: PLC0415
+
+    found: list[wire.ModelMessage] = []
+    names: dict[str, str] = {}
+    for message in conversation:
+        role, content = message["role"], message.get("content")
+        if role == "assistant":
+            parts: list[wire.ModelResponsePart] = [wire.TextPart(content)] if content else []
+            for call in message.get("tool_calls", ()):
+                function = call["function"]
+                names[call["id"]] = function["name"]
+                parts.append(wire.ToolCallPart(function["name"], function["arguments"], call["id"]))
+            found.append(wire.ModelResponse(parts))
+            continue
+        part: wire.ModelRequestPart
+        if role == "system":
+            part = wire.SystemPromptPart(str(content))
+        elif role == "tool":
+            call_id = message["tool_call_id"]
+            part = wire.ToolReturnPart(names.get(call_id, ""), str(content), call_id)
+        else:
+            parts_of: Any = content
+            part = wire.UserPromptPart(content if isinstance(content, str) else [_content(each) for each in parts_of])
+        if found and isinstance(found[-1], wire.ModelRequest):
+            found[-1] = wire.ModelRequest([*found[-1].parts, part])
+        else:
+            found.append(wire.ModelRequest([part]))
+    return found
+
+
+def _content(part: dict[str, Any]) -> "wire.UserContent":
+    from pydantic_ai import messages as wire  # noqa: PLC0415
+
+    if part["type"] == "image_url":
+        return wire.BinaryContent.from_data_uri(part["image_url"]["url"])
+    if part["type"] == "input_audio":
+        media = "audio/wav" if part["input_audio"]["format"] == "wav" else "audio/mpeg"
+        return wire.BinaryContent.from_data_uri(f"data:{media};base64,{part['input_audio']['data']}")
+    return str(part["text"])
+
+
+def _parameters(tools: Sequence[dict[str, Any]]) -> Any:
+    from pydantic_ai.models import ModelRequestParameters  # noqa: PLC0415
+    from pydantic_ai.tools import ToolDefinition  # noqa: PLC0415
+
+    return ModelRequestParameters(
+        function_tools=[
+            ToolDefinition(
+                name=each["function"]["name"],
+                description=each["function"].get("description"),
+                parameters_json_schema=each["function"]["parameters"],
+            )
+            for each in tools
+        ]
+    )
+
+
+# From the library's messages
+
+
+def _text_of(event: Any) -> str:
+    from pydantic_ai import messages as wire  # noqa: PLC0415
+
+    if isinstance(event, wire.PartStartEvent) and isinstance(event.part, wire.TextPart):
+        return event.part.content
+    if isinstance(event, wire.PartDeltaEvent) and isinstance(event.delta, wire.TextPartDelta):
+        return event.delta.content_delta
+    return ""
+
+
+def _tool_calls(parts: "Sequence[wire.ToolCallPart]") -> tuple[ToolCall, ...]:
+    """Return the calls, each with an id of its own."""
+    found: list[ToolCall] = []
+    seen: set[str] = set()
+    for number, part in enumerate(parts):
+        id = _without_surrogates(part.tool_call_id)
+        if not id or id in seen:
+            id = f"call_{number}_{len(seen)}"
+        seen.add(id)
+        arguments = part.args if isinstance(part.args, str) else json.dumps(part.args) if part.args else ""
+        found.append(ToolCall(id, _without_surrogates(part.tool_name), _without_surrogates(arguments)))
+    return tuple(found)
+
+
+def _reason(exc: Any) -> str:
+    """Return what the API says, on one line."""
+    body: Any = getattr(exc, "body", None)
+    text: Any = body.get("message") if is_object(body) else None
+    if not isinstance(text, str) or not text:
+        text = exc.message if body is None or is_object(body) else "no reason given"
+    return _one_line(str(text))[:_MAX_REASON].rstrip(".")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port isn't a number
+        return False
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can hold and UTF-8 can't."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _retry_after(headers: dict[str, str]) -> float | None:
+    """Return seconds (RFC 9110 §10.2.3; OpenAI and Azure also send milliseconds)."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if 0 <= seconds < 1e9:
+            return seconds
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

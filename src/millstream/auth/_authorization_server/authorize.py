@@ -1,0 +1,402 @@
+"""`/authorize` and the callback of upstreams (OAuth 2.1 §4.1.1, RFC 7636, RFC 8707): check the request, sign the person
+in, ask for consent, and redirect to the client.
+
+Until client and redirect URI are known to belong together, an error is a page for the person. After that it goes to the
+client, with `state` and `iss`. Nothing is stored before the person has answered. A client without consent always gets
+the page, and so does one whose answers any program on the person's device could catch (RFC 8252 §8.6).
+"""
+
+import re
+from collections.abc import Callable
+
+from millstream._http.message import Request, Response
+from millstream._limits.gcra import Rate
+from millstream._limits.global_limiter import GlobalLimiter
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.accounts import LOCAL, Accounts
+from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, way_back
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import IssuerConfig, canonical
+from millstream.auth._authorization_server.grants import Grants
+from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
+from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
+from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
+from millstream.auth._authorization_server.records import CODE, AuthorizationRequest, Client, digest
+from millstream.auth._authorization_server.redirects import is_identified, named_by, shown_host
+from millstream.auth._authorization_server.tickets import Tickets
+from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._browser import is_own
+from millstream.auth._method import Unavailable
+
+CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
+"""Base64url of a SHA-256."""
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
+_MAX_STATE = 4096
+_MAX_SCOPES = 64
+_PROMPTS = {"none", "login", "consent", "select_account"}
+
+
+class NotAClient(Exception):
+    """Only the person sees this error: the client doesn't exist, or the redirect URI isn't its own."""
+
+
+class NotGranted(Exception):
+    """The client asks for something that can't be, and gets an answer that says so."""
+
+    def __init__(self, client: Client, redirect: str, answer: Response, text: str) -> None:
+        super().__init__(text)
+        self.client = client
+        self.redirect = redirect
+        self.answer = answer
+        """Sends the browser back with the error."""
+
+
+class Targets:
+    """What tokens can be for, and which scopes there are."""
+
+    def __init__(self, config: IssuerConfig, own: str, known: Callable[[], frozenset[str]]) -> None:
+        self._required = config.scopes
+        self.own = own
+        self._known = known
+        self._described = frozenset(config.described)
+        self._resources = {canonical(each): each for each in (own, *config.resources)}
+
+    def scopes(self) -> frozenset[str]:
+        """Every scope that there is now."""
+        return self._known() | self._described | frozenset(self._required)
+
+    def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The resources that a request names; this server where it names none, as old clients do.
+
+        Raises:
+            OAuthError: one of them is not served here.
+        """
+        found = tuple(
+            dict.fromkeys(self._resources.get(canonical(each) if "://" in each else "", "") for each in asked)
+        )
+        if "" in found:
+            raise OAuthError("invalid_target", "A resource is the URL of a server that this issuer gives tokens for.")
+        return found or (self.own,)
+
+    def wanted(self, text: str) -> tuple[str, ...]:
+        """The scopes that a request names and that there are, with those that everybody gets.
+
+        Raises:
+            OAuthError: it names some, and none of them exists; or something that isn't a scope.
+        """
+        names = text.split(" ") if text else []
+        if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):
+            raise OAuthError("invalid_scope", "Scopes are separated by single blanks.")
+        there = self.scopes()
+        found = [each for each in names if each in there]
+        if names and not found:
+            raise OAuthError("invalid_scope", "This server has none of these scopes.")
+        return tuple(dict.fromkeys((*self._required, *found)))
+
+
+class AuthorizationRequests:
+    """Reads authorization requests."""
+
+    def __init__(self, config: IssuerConfig, clients: Clients, targets: Targets) -> None:
+        self._config = config
+        self._clients = clients
+        self._targets = targets
+
+    async def read(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, AuthorizationRequest]:
+        """Who asks for what.
+
+        Raises:
+            NotAClient: with a text for the person.
+            NotGranted: with an answer for the client.
+        """
+        client, redirect, named = await self._client(given, may_fetch)
+        raw = given.get("state")
+        state = raw.encode("utf-8", "surrogateescape").decode("latin-1") if raw else None
+        try:
+            if self._config.identities and self._config.passwords is None and not self._config.upstreams:
+                raise OAuthError("access_denied", "Nobody signs in on a page here, only by identity providers' grants.")
+            return client, self._asked(given, client, redirect, state, named)
+        except OAuthError as exc:
+            echoed = None if "state" in given.repeated else state
+            answer = self.refuse(redirect, echoed, exc.error, str(exc))
+            raise NotGranted(client, redirect, answer, str(exc)) from None
+
+    def elsewhere(self, authorization: AuthorizationRequest) -> tuple[str, ...]:
+        """The servers that a request is about, where that is not just this one."""
+        return () if authorization.resources == (self._targets.own,) else authorization.resources
+
+    def refuse(self, redirect: str, state: str | None, error: str, text: str) -> Response:
+        """Send the browser back to the client with an error."""
+        return self.answer(redirect, state, {"error": error, "error_description": text})
+
+    def answer(self, redirect: str, state: str | None, values: dict[str, str]) -> Response:
+        """Send the browser back to the client, with what every answer has."""
+        echoed = None if state is None else state.encode("latin-1").decode("utf-8", "surrogateescape")
+        return way_back(redirect, {**values, "state": echoed, "iss": self._config.url})
+
+    async def _client(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[Client, str, bool]:
+        if {"client_id", "redirect_uri"} & set(given.repeated):
+            raise NotAClient("The program that sent you here named itself or its address twice.")
+        try:
+            client = await self._clients.find(given.get("client_id"), may_fetch)
+        except Unavailable as exc:
+            raise NotAClient(str(exc)) from None
+        if client is None:
+            raise NotAClient("The program that sent you here is not known. Go back to it and connect again.")
+        redirect = given.get("redirect_uri")
+        if not redirect and len(client.redirect_uris) == 1:
+            return client, client.redirect_uris[0], False
+        if not named_by(client.redirect_uris, redirect):
+            raise NotAClient(
+                "The program that sent you here wants you back at an address that is not its own. "
+                "Close this page, or connect again if you trust the program."
+            )
+        return client, redirect, True
+
+    def _asked(
+        self, given: Parameters, client: Client, redirect: str, state: str | None, named: bool
+    ) -> AuthorizationRequest:
+        if given.repeated:
+            raise OAuthError("invalid_request", "A parameter is there more than once.")
+        if "request" in given or "request_uri" in given:
+            raise OAuthError("request_not_supported", "Request objects are not supported.")
+        if given.get("response_type") != "code":
+            error = "unsupported_response_type" if given.get("response_type") else "invalid_request"
+            raise OAuthError(error, "response_type is code.")
+        if given.get("response_mode") not in ("", "query"):
+            raise OAuthError("invalid_request", "response_mode is query.")
+        if CODE not in client.grant_types:
+            raise OAuthError("unauthorized_client", "This client acts for itself and not for people.")
+        if state is not None and len(state) > _MAX_STATE:
+            raise OAuthError("invalid_request", "state has up to 4096 bytes.")
+        if given.get("code_challenge_method") != "S256" or not CHALLENGE.fullmatch(given.get("code_challenge")):
+            raise OAuthError("invalid_request", "Send a code_challenge with code_challenge_method=S256 (PKCE).")
+        prompt = tuple(given.get("prompt").split())
+        if not set(prompt) <= _PROMPTS or ("none" in prompt and len(prompt) > 1):
+            raise OAuthError("invalid_request", "prompt is none, or some of login, consent and select_account.")
+        return AuthorizationRequest(
+            client.id,
+            redirect,
+            given.get("code_challenge"),
+            self._targets.resources(given.all("resource")),
+            self._targets.wanted(given.get("scope")),
+            state,
+            named,
+            prompt,
+        )
+
+
+REMEMBERED = 90 * 86_400.0
+_AGREED = Rate(60, 3600)
+"""What one person agrees to."""
+
+
+class AuthorizationEndpoint:
+    """The handlers."""
+
+    def __init__(
+        self, config: IssuerConfig, vault: Vault, clients: Clients, requests: AuthorizationRequests, grants: Grants,
+        accounts: Accounts, *, throttle: LoginThrottle, tickets: Tickets, pending_logins: PendingLogins, server: str,
+    ) -> None:  # fmt: skip
+        # Configuration
+        self._config = config
+        self._vault = vault
+        self._clients = clients
+        self._requests = requests
+        self._grants = grants
+        self._accounts = accounts
+        self._throttle = throttle
+        self._server = server
+        self._tickets = tickets
+        self._pending_logins = pending_logins
+        # Process
+        self._agreed = GlobalLimiter("consent", _AGREED, lambda: vault.pool)
+
+    # The browser comes
+
+    async def get(self, request: Request) -> Response:
+        """`GET /authorize`: the page that asks, or the answer where there is nothing to ask."""
+        found = await self._read(request)
+        if isinstance(found, NotGranted):
+            return await self._refuse(request, found)
+        if isinstance(found, Response):
+            return found
+        client, authorization = found
+        user, login = self._signed_in(request)
+        if authorization.renewal:
+            user = None
+        if user is not None and "consent" not in authorization.prompt:
+            scopes = await self._accounts.grantable(user, client, authorization.scopes)
+            if await self._may_skip(user, client, authorization, scopes):
+                return await self._go_back(authorization, user, login, scopes)
+        if "none" in authorization.prompt:
+            error, text = "login_required" if user is None else "consent_required", "The person has to be asked."
+            answer = self._requests.refuse(authorization.redirect_uri, authorization.state, error, text)
+            return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
+        return await self._page(request, client, authorization, user)
+
+    async def _read(self, request: Request) -> tuple[Client, AuthorizationRequest] | NotGranted | Response:
+        try:
+            return await self._requests.read(Parameters(request.query), self._clients.lookups.by(request))
+        except (NotAClient, OAuthError) as exc:
+            return pages.wrong("This link doesn't work", str(exc))
+        except NotGranted as exc:
+            return exc
+
+    async def _refuse(self, request: Request, refused: NotGranted) -> Response:
+        """Tell the client. The browser goes there by itself only where somebody has vouched for the address.
+
+        Anybody can register one, and would have links that begin with our name and end there (RFC 9700 §4.11.2).
+        """
+        user, _ = self._signed_in(request)
+        if refused.client.source == "given" or not is_identified(refused.redirect):
+            return refused.answer
+        if user is not None and await self._agreed_to(user, refused.client):
+            return refused.answer
+        return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
+
+    def _signed_in(self, request: Request) -> tuple[User | None, str]:
+        person = self._tickets.person(request)
+        return (self._accounts.still(person.user, person.login), person.login) if person is not None else (None, LOCAL)
+
+    async def _may_skip(
+        self, user: User, client: Client, authorization: AuthorizationRequest, scopes: tuple[str, ...]
+    ) -> bool:
+        if not is_identified(authorization.redirect_uri):
+            return False
+        agreed = await self._agreed_to(user, client)
+        if not all(each in agreed and set(scopes) <= set(agreed[each]) for each in authorization.resources):
+            return False
+        return await self._config.provider.remembers(user, client, scopes)
+
+    async def _agreed_to(self, user: User, client: Client) -> dict[str, tuple[str, ...]]:
+        """Resource -> scopes that the person has let the client have there."""
+        return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
+
+    async def _page(
+        self, request: Request, client: Client, authorization: AuthorizationRequest, user: User | None, *,
+        said: str = "", name: str = "", status: int = 200, head: bytes = b"",
+    ) -> Response:  # fmt: skip
+        browser, cookie = self._tickets.browser(request)
+        scopes = (
+            authorization.scopes if user is None else await self._accounts.grantable(user, client, authorization.scopes)
+        )
+        shown = pages.Shown(
+            self._server, client, authorization, self._tickets.seal_request(browser, authorization),
+            pages.words_of(scopes, self._config.described), user, self._accounts.passwords is not None,
+            tuple(self._accounts.upstreams.values()), said, name, self._requests.elsewhere(authorization),
+        )  # fmt: skip
+        return pages.consent(shown, status, cookie + head)
+
+    # The person answers
+
+    async def post(self, request: Request) -> Response:
+        """`POST /authorize`: the form of our own page, from the browser that it was shown to."""
+        if not is_own(request):
+            return pages.wrong("Not from here", "This form has to be sent from this server's own page.", 403)
+        try:
+            form = form_of(request)
+        except OAuthError as exc:
+            return pages.wrong("This form can't be read", str(exc), exc.status)
+        authorization = self._tickets.open_request(self._tickets.known_browser(request), form.get("ticket"))
+        if authorization is None:
+            return pages.wrong("Start again", TOO_OLD, 403)
+        client = await self._still_there(request, authorization)
+        if client is None:
+            return pages.wrong("Start again", "The program isn't known any more. Start again from there.")
+        if form.get("answer") == "deny":
+            return self._requests.refuse(
+                authorization.redirect_uri, authorization.state, "access_denied", "The person said no."
+            )
+        if form.get("answer") == "other":
+            return await self._page(request, client, authorization, None, head=self._tickets.forget())
+        if form.get("way"):
+            return await self._send_away(request, client, authorization, form.get("way"))
+        return await self._agree(request, client, authorization, form)
+
+    async def _still_there(self, request: Request, authorization: AuthorizationRequest) -> Client | None:
+        try:
+            client = await self._clients.find(authorization.client, self._clients.lookups.by(request))
+        except Unavailable:
+            return None
+        return client if client is not None and named_by(client.redirect_uris, authorization.redirect_uri) else None
+
+    async def _agree(
+        self, request: Request, client: Client, authorization: AuthorizationRequest, form: Parameters
+    ) -> Response:
+        cookie = b""
+        if "password" in form:
+            name = form.get("name")
+            device = self._tickets.device(request, name)
+            found = await self._throttle.check(request.peer, name, form.get("password"), device=device)
+            if isinstance(found, str):
+                status = 429 if found == SLOW else 403
+                if found == WRONG:
+                    self._vault.refused(request.peer)
+                return await self._page(
+                    request, client, authorization, None, said=found, name=form.get("name"), status=status
+                )
+            user, login = found, LOCAL
+            cookie = self._tickets.keep(user, login) + self._tickets.keep_device(name)
+        else:
+            person, login = self._signed_in(request)
+            if person is None or authorization.renewal or form.get("answer") != "allow":
+                return await self._page(request, client, authorization, None, said="Sign in first.", status=403)
+            user = person
+        return await self._finish(client, authorization, user, login, cookie)
+
+    async def _finish(
+        self, client: Client, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
+    ) -> Response:
+        """The person has agreed."""
+        if await self._agreed.take(user.subject) > 0:
+            return pages.wrong("Wait a little", "You have agreed to a lot in the last hour. Try again later.", 429)
+        scopes = await self._accounts.grantable(user, client, authorization.scopes)
+        agreed = await self._agreed_to(user, client)
+        agreed |= {each: tuple(dict.fromkeys((*agreed.get(each, ()), *scopes))) for each in authorization.resources}
+        await self._vault.put(_agreed_key(user, client), agreed, REMEMBERED, lossy=True)
+        await self._clients.used(client)
+        return await self._go_back(authorization, user, login, scopes, cookie)
+
+    async def _go_back(
+        self, authorization: AuthorizationRequest, user: User, login: str, scopes: tuple[str, ...], cookie: bytes = b""
+    ) -> Response:
+        code = await self._grants.make_code(authorization, user, login, scopes)
+        answer = self._requests.answer(authorization.redirect_uri, authorization.state, {"code": code})
+        return Response(answer.body, answer.status, answer.head + cookie)
+
+    # Upstreams
+
+    async def _send_away(
+        self, request: Request, client: Client, authorization: AuthorizationRequest, name: str
+    ) -> Response:
+        upstream = self._accounts.upstreams.get(name)
+        if upstream is None:
+            return pages.wrong("Start again", "This way to sign in isn't offered any more.")
+        try:
+            return await self._pending_logins.begin(request, upstream, authorization=authorization)
+        except SignInFailed as exc:
+            said = str(exc)
+        return await self._page(request, client, authorization, None, said=said, status=503)
+
+    async def handle_callback(
+        self, request: Request, pending: PendingLogin, authorization: AuthorizationRequest, callback: Callback
+    ) -> Response:
+        """The browser of somebody who has agreed is back from an upstream."""
+        client = await self._still_there(request, authorization)
+        if client is None:
+            return pages.wrong("Start again", "The program isn't known any more. Start again from there.", up="../../")
+        try:
+            user = await self._accounts.upstreams[pending.login].finish(callback)
+        except SignInFailed as exc:
+            return pages.wrong("You are not signed in", str(exc), 403, up="../../")
+        person = self._accounts.from_upstream(pending.login, user)
+        return await self._finish(
+            client, authorization, person, pending.login, self._tickets.keep(person, pending.login)
+        )
+
+
+def _agreed_key(user: User, client: Client) -> str:
+    """Of this very person: a namesake, or the same one with a new password, has agreed to nothing."""
+    who = f"{len(user.subject)}:{user.subject}{user.since}"
+    return f"oauth-agreed:{digest(f'{len(who)}:{who}{client.id}')}"

@@ -1,0 +1,238 @@
+"""Which client asks at the token endpoint, and how it shows that (RFC 6749 §2.3, RFC 7523).
+
+A client that has a secret or keys must use them: whoever merely names it is refused. More than one way at once is
+refused, too.
+"""
+
+from base64 import b64decode
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeGuard
+from urllib.parse import unquote_plus
+
+from millstream._http.client.dial import Judge, anywhere, is_public
+from millstream._http.client.fetch import fetch
+from millstream._http.message import Request, neighborhood
+from millstream._limits.gcra import Limiter, Rate, told
+from millstream._limits.global_limiter import GlobalLimiter
+from millstream._protocol.json_schema import is_array
+from millstream.auth._authorization_server.answers import OAuthError, Parameters
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import IssuerConfig
+from millstream.auth._authorization_server.documents import TOO_MANY, judge_of
+from millstream.auth._authorization_server.metadata import TOKEN
+from millstream.auth._authorization_server.records import Client, digest, fits
+from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._claims import LEEWAY
+from millstream.auth._jose import ASYMMETRIC, InvalidToken, PublicKey, read_header, read_keys, read_payload, verify
+from millstream.auth._key_sets import FetchedKeys, select_keys
+from millstream.auth._keyed_semaphore import KeyedSemaphore
+from millstream.auth._method import Unavailable
+
+ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
+"""What a client has signed for something else, such as a proof of a key, doesn't show who it is (RFC 8725 §3.11)."""
+_LONGEST = 600.0
+"""Seconds for which an assertion may be valid."""
+_FAILURES = Rate(30, 60)
+_AT_ONCE = 8
+"""Proofs of one address that are looked into at a time, so that many guesses at once are no more than one by one."""
+_PROOFS = Rate(600, 60)
+"""Assertions of one address, of clients that nobody vouches for: each is remembered, and must leave others room."""
+_MAX_KEYS = 256
+MayFetch = Callable[[], bool]
+
+
+class ClientProof:
+    """Authenticates clients."""
+
+    def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
+        # Configuration
+        self._audiences = (config.url, config.base + TOKEN)
+        self._clients = clients
+        self._vault = vault
+        self._judges: dict[str, Judge] = {
+            # The program's author may name a place in the author's own network; nobody else may.
+            "given": anywhere,
+            "document": judge_of(here=not config.secure),
+            "registered": is_public,
+        }
+        # Process
+        self._failures = GlobalLimiter("client-sign-in", _FAILURES, lambda: vault.pool)
+        self._checks = KeyedSemaphore(_AT_ONCE)
+        self._proofs = Limiter("client-proof", _PROOFS)
+        self._keys: dict[tuple[str, str], FetchedKeys] = {}
+        """By URL, and who has named it; the oldest go first, except those of the author's clients."""
+
+    async def client(self, request: Request, form: Parameters) -> Client:
+        """Who asks.
+
+        Raises:
+            OAuthError: nobody who is known, or who has shown it.
+        """
+        try:
+            async with self._checks.hold(neighborhood(request.peer)):
+                return await self._judge(request, form)
+        except Unavailable as exc:
+            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
+
+    async def _judge(self, request: Request, form: Parameters) -> Client:
+        key = neighborhood(request.peer)
+        wait = self._failures.wait(key)
+        if wait > 0:
+            raise _slow("Too many failed attempts from your address.", self._failures.told(key, wait))
+        header = request.headers.get(b"authorization")
+        if len(request.headers) != len(request.raw_headers) and header is not None:
+            _one_header(request)
+        try:
+            return await self._client(header, form, self._clients.lookups.by(request), key)
+        except OAuthError as exc:
+            if exc.status == 401:
+                self._failures.report(key)
+                self._vault.refused(request.peer)
+            raise
+
+    async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
+        secret, assertion = form.get("client_secret"), form.get("client_assertion")
+        if sum((header is not None, bool(secret), bool(assertion))) > 1:
+            raise OAuthError("invalid_request", "The client shows in more than one way who it is.")
+        if header is not None:
+            return await self._by_secret(*_basic(header, form), may_fetch, "Basic")
+        if assertion:
+            return await self._by_assertion(form, may_fetch, address)
+        if secret:
+            return await self._by_secret(form.get("client_id"), secret, may_fetch)
+        client = await self._find(form.get("client_id"), may_fetch)
+        if client.method != "none":
+            raise _refused("This client has to show who it is.")
+        return client
+
+    async def _find(self, client_id: str, may_fetch: MayFetch, scheme: str = "") -> Client:
+        try:
+            client = await self._clients.find(client_id, may_fetch)
+        except Unavailable as exc:
+            raise _refused(str(exc), scheme) from None
+        if client is None:
+            raise _refused("The client is unknown. Register it again.", scheme)
+        return client
+
+    async def _by_secret(self, client_id: str, secret: str, may_fetch: MayFetch, scheme: str = "") -> Client:
+        client = await self._find(client_id, may_fetch, scheme)
+        if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
+            raise _refused("The client's secret is wrong.", scheme)
+        return client
+
+    async def _by_assertion(self, form: Parameters, may_fetch: MayFetch, address: str) -> Client:
+        if form.get("client_assertion_type") != ASSERTION:
+            raise OAuthError("invalid_request", f"client_assertion_type is {ASSERTION}.")
+        assertion = form.get("client_assertion")
+        try:
+            header = read_header(assertion)
+            claimed = _unverified_subject(assertion)
+        except InvalidToken as exc:
+            raise _refused(f"The assertion can't be read. {exc}") from None
+        if header.typ not in _TYPES:
+            raise _refused("The assertion is a JWT of another kind.")
+        client = await self._find(form.get("client_id") or claimed, may_fetch)
+        if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
+            raise _refused("The assertion is not one of this client.")
+        if client.source != "given" and (wait := self._proofs.take(address)) > 0:
+            raise _slow("Too many assertions from your address.", told(self._proofs, address, wait))
+        for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
+            try:
+                claims = verify(assertion, key, header.alg)
+            except InvalidToken:
+                continue
+            await self._judge_assertion(claims, client)
+            return client
+        raise _refused("The assertion's signature is wrong.")
+
+    async def _judge_assertion(self, claims: dict[str, Any], client: Client) -> None:
+        now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
+        audience = claims.get("aud")
+        if is_array(audience) and len(audience) == 1:
+            audience = audience[0]
+        if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
+            raise _refused("The assertion is about somebody else, or for somebody else.")
+        if not _is_number(until) or not now - LEEWAY < until < now + _LONGEST + LEEWAY:
+            raise _refused("The assertion is too old, or valid for longer than ten minutes.")
+        begins = (claims.get("nbf"), claims.get("iat"))
+        if any(_is_number(each) and each > now + LEEWAY for each in begins):
+            raise _refused("The assertion is of the future.")
+        if not isinstance(jti, str) or not jti:
+            raise _refused("The assertion has no jti, so it could be used again.")
+        # RFC 7523 §3, 7: each counts once.
+        if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
+            raise _refused("The assertion was used before.")
+
+    async def _keys_of(self, client: Client, kid: str | None, algorithm: str, may_fetch: MayFetch) -> list[PublicKey]:
+        if client.keys is not None:
+            try:
+                return select_keys(read_keys(client.keys), kid, algorithm)
+            except ValueError:
+                return []
+        if not client.keys_url:
+            return []
+        try:
+            return await self._fetched(client, may_fetch).find(kid, algorithm)
+        except Unavailable as exc:
+            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
+
+    def _fetched(self, client: Client, may_fetch: MayFetch) -> FetchedKeys:
+        judge = self._judges[client.source]
+        place = (client.keys_url, client.source)
+        keys = self._keys.get(place)
+        if keys is None:
+            if client.source != "given" and not may_fetch():
+                raise Unavailable(TOO_MANY)
+            # Those of the author's own clients stay: they are few, and nobody else can have them fetched again.
+            others = [each for each in self._keys if each[1] != "given"]
+            for each in others[: max(0, len(others) + 1 - _MAX_KEYS)]:
+                del self._keys[each]
+            keys = self._keys[place] = FetchedKeys(_always(client.keys_url), partial(fetch, judge=judge))
+        return keys
+
+
+def _always(url: str) -> Callable[[], Any]:
+    async def where() -> str:
+        return url
+
+    return where
+
+
+def _slow(text: str, head: bytes) -> OAuthError:
+    return OAuthError("temporarily_unavailable", text, 429, head)
+
+
+def _refused(text: str, scheme: str = "") -> OAuthError:
+    head = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n' if scheme else b""
+    return OAuthError("invalid_client", text, 401, head)
+
+
+def _one_header(request: Request) -> None:
+    if sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
+        raise OAuthError("invalid_request", "There is more than one Authorization header.")
+
+
+def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
+    """Name and secret, decoded twice (RFC 6749 §2.3.1)."""
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() != b"basic":
+        raise _refused("The token endpoint takes Basic in the Authorization header.", "Basic")
+    try:
+        name, mark, secret = b64decode(value.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        raise _refused("The Authorization header can't be read.", "Basic") from None
+    name, secret = unquote_plus(name), unquote_plus(secret)
+    if not mark or form.get("client_id") not in ("", name):
+        raise _refused("The Authorization header and the form name different clients.", "Basic")
+    return name, secret
+
+
+def _unverified_subject(assertion: str) -> str:
+    subject = read_payload(assertion).get("sub")
+    return subject if isinstance(subject, str) else ""
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15

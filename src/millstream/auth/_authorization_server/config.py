@@ -1,0 +1,239 @@
+"""The settings of an authorization server, and the clients it knows: the arguments of ``auth.issuer(…)``, checked."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
+from typing import Any, TypedDict, cast
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from millstream._http.client.fetch import check_url
+from millstream._protocol.suggesting import refuse_unknown
+from millstream._server.functions.description import Names
+from millstream.auth._authorization_server.login_methods import IdentityProvider, LoginMethod, Passwords, Upstream
+from millstream.auth._authorization_server.provider import Provider
+from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Client, digest
+from millstream.auth._authorization_server.redirects import check_redirect
+from millstream.auth._jose import from_pem, read_keys
+from millstream.auth._key_file import check_scopes
+from millstream.auth._rules import inclusions, rules_of, several
+
+ACCESS_SECONDS = 900
+"""Seconds for which an access token lives."""
+REFRESH_SECONDS = 30 * 86_400
+"""Seconds for which a refresh token lives that nobody uses; each use starts them again."""
+
+
+class IssuerConfig(Struct, frozen=True):
+    """The settings of an authorization server."""
+
+    url: str
+    """Its exact name, as in ``iss``."""
+    audience: str
+    """The URL of the MCP endpoint that its tokens are for; empty for that of the server it runs in."""
+    resources: tuple[str, ...]
+    """Other servers that tokens can be for."""
+    scopes: tuple[str, ...]
+    """What everybody gets, and needs to get in."""
+    described: Mapping[str, str]
+    """Scope -> what it allows, in words for the person."""
+    implied: Mapping[str, Collection[str]]
+    passwords: Passwords | None
+    upstreams: Mapping[str, Upstream]
+    clients: Mapping[str, Client]
+    registration: bool
+    """Whether clients may register themselves."""
+    provider: Provider
+    identities: Mapping[str, IdentityProvider] = {}
+    """Identity providers whose grants count, by issuer."""
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers come by https. Otherwise this is a program under development on their own machine."""
+        return self.url.startswith("https:")
+
+    @property
+    def path(self) -> str:
+        """The path of the issuer, without a slash at its end."""
+        return urlsplit(self.url).path.rstrip("/")
+
+    @property
+    def base(self) -> str:
+        """What the addresses of its endpoints begin with."""
+        return self.url.rstrip("/")
+
+
+def canonical(resource: str) -> str:
+    """A resource as it is compared: scheme and host in lower case, no slash at the end (MCP, basic/authorization)."""
+    parts = urlsplit(resource)
+    rest = resource[len(parts.scheme) + len("://") + len(parts.netloc) :]
+    return f"{parts.scheme.lower()}://{parts.netloc.lower()}{rest.rstrip('/')}"
+
+
+_ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")
+_UPSTREAM = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_MIN_SECRET = 32
+
+
+def issuer_config(
+    url: str,
+    logins: Sequence[LoginMethod],
+    clients: Sequence[Client],
+    *,
+    audience: str,
+    resources: Collection[str],
+    scopes: Collection[str],
+    described: Mapping[str, str],
+    implied: Mapping[str, Collection[str]],
+    registration: bool,
+    provider: Provider | None,
+) -> IssuerConfig:
+    """The config. Arguments are those of ``auth.issuer``.
+
+    Raises:
+        ValueError: something can't be.
+    """
+    parts = urlsplit(url)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or parts.path.endswith("//")
+        or "?" in url
+        or "#" in url
+    ):
+        raise ValueError(
+            f"The issuer is a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
+        )
+    for each in logins:
+        known = isinstance(each, IdentityProvider) or hasattr(each, "find") or hasattr(each, "begin")
+        if isinstance(each, str) or not known:
+            raise TypeError("users takes auth.users(file=…), auth.upstream(…), or a list of them.")
+    if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, Client)]:
+        raise TypeError(f"clients is a list of auth.client(…), and {strange[0]!r} isn't one.")
+    upstreams = [each for each in logins if isinstance(each, Upstream)]
+    passwords = [each for each in logins if not isinstance(each, Upstream | IdentityProvider)]
+    if not logins or len(passwords) > 1:
+        raise ValueError("auth.issuer() needs somebody who can sign in: users=auth.users(file=…), and one such file.")
+    for each in upstreams:
+        if not _UPSTREAM.fullmatch(each.name) or each.name in ("http", "https"):  # subjects would look like URLs
+            raise ValueError(f"An upstream can't be called {each.name!r}. Use lower-case letters, digits and dashes.")
+    if len({each.name for each in upstreams}) < len(upstreams):
+        raise ValueError("Two upstreams have the same name.")
+    return IssuerConfig(
+        url=url,
+        audience=audience,
+        resources=several("resources", resources),
+        scopes=check_scopes(several("scopes", scopes)),
+        described=dict(described),
+        implied=inclusions(implied),
+        passwords=passwords[0] if passwords else None,
+        upstreams={each.name: each for each in upstreams},
+        clients={each.id: each for each in clients},
+        registration=registration,
+        provider=provider or Provider(),
+        identities=_identities(url, logins),
+    )
+
+
+def provider_config(issuer: str, scopes: Collection[str]) -> IdentityProvider:
+    """An identity provider. Arguments are those of ``auth.identity_provider``.
+
+    Raises:
+        ValueError: something can't be.
+    """
+    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and a subject is the issuer, #, and the provider's own name
+        raise ValueError("The issuer of an identity provider is a URL without a query or fragment.")
+    rules_of(issuer, issuer, (), None)
+    names = check_scopes(several("scopes", scopes))
+    said = " ".join((issuer, *sorted(names))).encode()
+    return IdentityProvider(issuer, names, float(int.from_bytes(sha256(said).digest()[:6])))
+
+
+def _identities(own: str, logins: Sequence[LoginMethod]) -> dict[str, IdentityProvider]:
+    found: dict[str, IdentityProvider] = {}
+    for each in logins:
+        if not isinstance(each, IdentityProvider):
+            continue
+        if each.issuer.rstrip("/") == own.rstrip("/"):
+            raise ValueError("A server can't be its own identity provider: its tokens would become new ones.")
+        if each.issuer in found:
+            raise ValueError(f"The identity provider {each.issuer} is there twice.")
+        found[each.issuer] = each
+    return found
+
+
+def client_config(
+    id: str,
+    *,
+    name: str,
+    redirect_uris: Collection[str],
+    secret: str,
+    jwks: str | Mapping[str, Any],
+    scopes: Collection[str],
+) -> Client:
+    """A client. Arguments are those of ``auth.client``.
+
+    Raises:
+        ValueError: something can't be.
+    """
+    if not _ID.fullmatch(id):
+        raise ValueError(f"{id!r} can't be a client's id. Use up to 256 letters, digits, and some of . _ ~ : @ / -")
+    redirect_uris, scopes = several("redirect_uris", redirect_uris), several("scopes", scopes)
+    if secret and jwks:
+        raise ValueError(f"The client {id} has a secret or keys, not both.")
+    if secret and len(secret.encode()) < _MIN_SECRET:
+        raise ValueError(f"The secret of the client {id} has at least {_MIN_SECRET} bytes.")
+    for each in redirect_uris:
+        check_redirect(each)
+    itself = bool(secret or jwks)
+    if not (itself or redirect_uris):
+        raise ValueError(f"The client {id} needs redirect_uris, where people are sent back to; or a secret or keys.")
+    keys = _keys(id, jwks) if jwks else None
+    return Client(
+        id,
+        name=name or id,
+        redirect_uris=redirect_uris,
+        method="client_secret_basic" if secret else "private_key_jwt" if jwks else "none",
+        secret_hash=digest(secret) if secret else "",
+        grant_types=((CODE, REFRESH) if redirect_uris else ()) + ((CLIENT, ASSERTED) if itself else ()),
+        scopes=check_scopes(scopes),
+        keys=keys,
+        keys_url=jwks if isinstance(jwks, str) and keys is None else "",
+    )
+
+
+def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The keys of a client; None where a URL says where they are."""
+    if isinstance(jwks, str) and not jwks.lstrip().startswith("-----BEGIN"):
+        check_url(jwks)
+        return None
+    keys = {"keys": [from_pem(jwks)]} if isinstance(jwks, str) else jwks
+    if not read_keys(keys):
+        raise ValueError(f"The keys of the client {id} have none that verifies signatures.")
+    return keys
+
+
+class IssuerOptions(TypedDict, total=False):
+    """See `millstream.auth.issuer`."""
+
+    clients: Sequence[Client]
+    audience: str
+    resources: Names
+    scopes: Names
+    described: Mapping[str, str]
+    implied: Mapping[str, Names]
+    registration: bool
+    provider: Provider | None
+
+
+_OWN = ("url", "allow", "client_id", "client_secret")
+
+
+def check_options(where: str, given: Collection[str]) -> None:
+    """Make sure that there are such options.
+
+    Raises:
+        TypeError: there aren't; the text says which one was probably meant.
+    """
+    refuse_unknown(where, given, (*_OWN, *IssuerOptions.__annotations__), {})

@@ -1,0 +1,160 @@
+"""Grants of identity providers: an organization lets one of its people use a client here, and nobody visits a page.
+
+draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as MCP's extension has it:
+https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx. A grant is
+a JWT that one of the named providers has signed, for this issuer, for one client, for a few minutes, to be used once.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from msgspec import Struct
+
+from millstream._protocol.json_schema import is_array
+from millstream.auth._authorization_server.answers import OAuthError
+from millstream.auth._authorization_server.login_methods import IdentityProvider
+from millstream.auth._authorization_server.records import Client, digest
+from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._claims import LEEWAY, is_time
+from millstream.auth._discovery import Discovery
+from millstream.auth._issuer_client import ask_issuer
+from millstream.auth._jose import ASYMMETRIC, InvalidToken, read_header, read_payload, verify
+from millstream.auth._key_sets import FetchedKeys
+from millstream.auth._method import Unavailable, prefetch_all
+
+_TYPE = "oauth-id-jag+jwt"
+_LONGEST = 600.0
+"""Seconds for which a grant may be valid."""
+_MAX_TEXT = 255
+
+
+class Granted(Struct, frozen=True):
+    """What a grant says, after it was checked."""
+
+    provider: str
+    subject: str
+    """Of ours: nobody of another provider, and nobody who signs in here, can have it."""
+    name: str
+    scopes: tuple[str, ...]
+    resources: tuple[str, ...]
+    """As the provider names them; none where it leaves that out."""
+    once: str
+    """The name under which it's kept that it was used."""
+    until: float
+
+
+class Identities:
+    """Reads grants."""
+
+    def __init__(self, own: str, providers: Mapping[str, IdentityProvider], vault: Vault) -> None:
+        # Configuration
+        self._own = own
+        self._vault = vault
+        # Process
+        self._keys: dict[str, FetchedKeys] = {}
+        for issuer in providers:
+            discovery = Discovery(issuer, ask_issuer)
+            self._keys[issuer] = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
+
+    async def prefetch(self) -> None:
+        """See `Fetching.prefetch`."""
+        await prefetch_all(self._keys.values())
+
+    async def read(self, assertion: str, client: Client) -> Granted:
+        """What a grant for a client says.
+
+        Args:
+            assertion: the grant.
+            client: that has shown who it is.
+
+        Raises:
+            OAuthError: it doesn't count here.
+        """
+        try:
+            issuer, claims = await self._open(assertion)
+        except InvalidToken as exc:
+            raise _refused(f"The grant can't be read. {exc}") from None
+        except Unavailable as exc:
+            raise OAuthError("temporarily_unavailable", str(exc), 503) from None
+        self._check(claims, client)
+        if claims.get("cnf") is not None:
+            raise _refused("The grant is bound to a key, and proofs of keys aren't supported.")
+        return _granted(issuer, claims)
+
+    async def count(self, granted: Granted) -> None:
+        """Use a grant, which counts once.
+
+        Raises:
+            OAuthError: it was used before.
+        """
+        seconds = granted.until - self._vault.clock() + 2 * LEEWAY
+        if not await self._vault.exchange(granted.once, None, b"1", seconds):
+            raise _refused("The grant was used before.")
+
+    async def _open(self, assertion: str) -> tuple[str, dict[str, Any]]:
+        header = read_header(assertion)
+        if header.typ != _TYPE or header.alg not in ASYMMETRIC:
+            raise _refused(f"The grant is a signed JWT of the type {_TYPE}.")
+        issuer = read_payload(assertion).get("iss")
+        keys = self._keys.get(issuer) if isinstance(issuer, str) else None
+        if keys is None:
+            raise _refused("The grant is not of an identity provider that counts here.")
+        for key in await keys.find(header.kid, header.alg):
+            try:
+                return cast("str", issuer), verify(assertion, key, header.alg)
+            except InvalidToken:
+                continue
+        raise _refused("The grant's signature is wrong.")
+
+    def _check(self, claims: Mapping[str, Any], client: Client) -> None:
+        audience = claims.get("aud")
+        if is_array(audience) and len(audience) == 1:
+            audience = audience[0]
+        if audience != self._own:
+            raise _refused("The grant is for another authorization server.")
+        if claims.get("client_id") != client.id:
+            raise _refused("The grant is for another client.")
+        _check_time(claims, self._vault.clock())
+        if not _is_text(claims.get("jti")):
+            raise _refused("The grant has no jti, so it could be used again.")
+        if not _is_text(claims.get("sub")):
+            raise _refused("The grant doesn't say who the person is.")
+        if "tenant" in claims:
+            # Its subjects are unique within the tenant only, and anybody may have one at such a provider.
+            raise _refused("The grant names a tenant. Only providers with an issuer for each organization count here.")
+
+
+def _check_time(claims: Mapping[str, Any], now: float) -> None:
+    begins, until = claims.get("iat"), claims.get("exp")
+    if not (is_time(begins) and is_time(until)):
+        raise _refused("The grant doesn't say when it begins and ends.")
+    if not all(is_time(each) and each <= now + LEEWAY for each in (begins, claims.get("nbf", begins))):
+        raise _refused("The grant is of the future.")
+    if until <= now - LEEWAY:
+        raise _refused("The grant is too old.")
+    if until - begins > _LONGEST:
+        raise _refused("The grant is valid for longer than ten minutes.")
+
+
+def _granted(issuer: str, claims: Mapping[str, Any]) -> Granted:
+    scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
+    resources = [resource] if isinstance(resource, str) else resource
+    if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
+        raise _refused("The grant's scope is a text, and its resource is a URL or several.")
+    return Granted(
+        issuer,
+        f"{issuer}#{claims['sub']}",
+        name if _is_text(name) else "",
+        tuple(dict.fromkeys(scope.split())),
+        tuple(str(each) for each in resources),
+        "oauth-jag:" + digest(f"{issuer} {claims['jti']}"),
+        float(claims["exp"]),
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
+
+
+def _refused(text: str) -> OAuthError:
+    return OAuthError("invalid_grant", text)

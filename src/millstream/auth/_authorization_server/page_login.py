@@ -1,0 +1,107 @@
+"""People at the server's own pages: they come by name and password, or from an upstream, and do there what they could
+let a client do.
+
+What a browser keeps names the person and what they were when they came, as a grant does. Whether they still are, and
+what they may, is looked up again each time.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from millstream._http.message import Request, Response
+from millstream._protocol.principal import EVERYTHING, Principal
+from millstream.auth._authorization_server.accounts import LOCAL, Accounts
+from millstream.auth._authorization_server.config import IssuerConfig
+from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
+from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
+from millstream.auth._authorization_server.pending_logins import PendingLogin, PendingLogins
+from millstream.auth._authorization_server.records import Client, Grant
+from millstream.auth._authorization_server.tickets import Tickets
+from millstream.auth._authorization_server.vault import pack, read
+from millstream.auth._claims import Rules, scopes_of
+from millstream.auth._method import Identity, Landing, NotAdmitted
+
+
+class PageLogin:
+    """Those who sign in to the pages."""
+
+    def __init__(
+        self, config: IssuerConfig, accounts: Accounts, rules: Rules, there: Callable[[], frozenset[str]], *,
+        throttle: LoginThrottle, tickets: Tickets, pending_logins: PendingLogins,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._accounts = accounts
+        self._throttle = throttle
+        self._tickets = tickets
+        self._pending_logins = pending_logins
+        self._rules = rules
+        self._there = there
+        """Every scope that there is now."""
+        # For a provider that looks at the client: no other one has the issuer's own name as its id.
+        self._pages = Client(config.url, "The pages of this server")
+
+    async def admit(self, request: Request, name: str, password: str) -> tuple[bytes, bytes]:
+        """See `PageMethod.admit`."""
+        device = self._tickets.device(request, name)
+        user = await self._throttle.check(request.peer, name, password, device=device)
+        if isinstance(user, str):
+            raise NotAdmitted(user, 429 if user == SLOW else 403, wrong=user == WRONG)
+        kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
+        return kept, self._tickets.keep_device(name)
+
+    async def lead(self, request: Request, login: str, page: str) -> Response:
+        """See `PageMethod.lead`."""
+        upstream = self._accounts.upstreams.get(login)
+        if upstream is None:
+            raise NotAdmitted("This way to sign in isn't offered any more.", 400, wrong=False)
+        check_here(request, self._config.base, page)
+        try:
+            return await self._pending_logins.begin(request, upstream, page=page)
+        except SignInFailed as exc:
+            raise NotAdmitted(str(exc), 503, wrong=False) from None
+
+    async def handle_callback(
+        self, request: Request, pending: PendingLogin, callback: Callback, landing: Landing
+    ) -> Response:
+        """Somebody is back from an upstream, to open a page. Where no client asks, nobody has to agree to one."""
+        try:
+            user = await self._accounts.upstreams[pending.login].finish(callback)
+        except SignInFailed as exc:
+            return landing.refuse(request, pending.page, str(exc))
+        who = self._accounts.from_upstream(pending.login, user)
+        grant = Grant(self._pages.id, who.subject, who.name, pending.login, who.scopes, (), since=who.since)
+        return landing.land(request, pending.page, pack(grant))
+
+    async def recall(self, kept: bytes) -> tuple[Identity, Grant] | None:
+        """Return the person and the kind of login now; None for a person who may not sign in any more."""
+        grant = read(kept, Grant)
+        user = self._accounts.again(grant) if grant is not None else None
+        if grant is None or user is None:
+            return None
+        scopes = await self._scopes(user)
+        claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
+        # Somebody may have been removed meanwhile, and what is found out here is believed for a while.
+        if self._accounts.again(grant) != user:
+            return None
+        said = {**claims, "iss": self._config.url, "sub": user.subject}
+        return Identity(
+            Principal(user.subject, self._config.url, scopes=scopes, claims=said), self._rules.believed
+        ), grant
+
+    async def _scopes(self, user: User) -> frozenset[str]:
+        wanted = self._there().union(user.scopes)
+        granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
+        found = scopes_of({"scope": list(granted)}, self._config.implied)
+        # Everything is theirs only if nothing of it was denied.
+        return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
+
+
+def check_here(request: Request, base: str, page: str) -> None:
+    """See whether a browser is where it will come back to: its cookies are kept for that host only.
+
+    Raises:
+        NotAdmitted: it is elsewhere, such as at another name of this machine.
+    """
+    if request.headers.get(b"host", b"").decode("latin-1").lower() != urlsplit(base).netloc.lower():
+        raise NotAdmitted(f"Open {base}{page} to sign in this way: only that address is known there.", 400, wrong=False)

@@ -1,0 +1,104 @@
+"""`POST /register`: a client registers itself (RFC 7591). Whoever does that has proven nothing, and gets little.
+
+What is registered and never used goes after a day, or when others need its room; each address may register so many.
+"""
+
+from typing import Any
+
+import msgspec
+
+from millstream._http.message import Request, Response, neighborhood
+from millstream._limits.gcra import Rate
+from millstream._limits.global_limiter import GlobalLimiter
+from millstream.auth._authorization_server.answers import OAuthError, reply
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import IssuerConfig
+from millstream.auth._authorization_server.documents import RedirectRefused, client_of
+from millstream.auth._authorization_server.provider import Refused
+from millstream.auth._authorization_server.records import Client, digest, new_secret
+from millstream.auth._authorization_server.vault import Vault
+
+RATE = Rate(100, 3600)
+"""Registrations of one address."""
+_MAX_BODY = 16 * 1024
+METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Registration:
+    """The endpoint."""
+
+    def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
+        self._config = config
+        self._clients = clients
+        self._vault = vault
+        self._limiter = GlobalLimiter("register", RATE, lambda: vault.pool)
+
+    async def post(self, request: Request) -> Response:
+        """Register a client."""
+        try:
+            return await self._register(request)
+        except OAuthError as exc:
+            return exc.response()
+
+    async def _register(self, request: Request) -> Response:
+        key = neighborhood(request.peer)
+        wait = await self._limiter.take(key)
+        if wait > 0:
+            raise OAuthError(
+                "temporarily_unavailable", "Too many registrations from your address. Wait, then try again.", 429,
+                self._limiter.told(key, wait),
+            )  # fmt: skip
+        said = read_metadata(request)
+        secret = new_secret()
+        try:
+            client = client_of(
+                f"mc_{new_secret()[:22]}", said, "registered",
+                methods=METHODS, default="client_secret_basic", secret_hash=digest(secret),
+            )  # fmt: skip
+            await self._config.provider.registering(client)
+        except RedirectRefused as exc:
+            raise OAuthError("invalid_redirect_uri", str(exc)) from None
+        except ValueError as exc:
+            raise OAuthError("invalid_client_metadata", str(exc)) from None
+        except Refused as exc:
+            raise OAuthError("access_denied", str(exc), 403) from None
+        await self._clients.add(client)
+        return reply(_describe(client, secret, int(self._vault.clock()), said), 201)
+
+
+def read_metadata(request: Request) -> dict[str, Any]:
+    """What a client says of itself.
+
+    Raises:
+        OAuthError: that's no JSON object, or too large.
+    """
+    kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise OAuthError("invalid_client_metadata", "Send JSON: application/json.", 415)
+    if len(request.body) > _MAX_BODY:
+        raise OAuthError("invalid_client_metadata", "A client's metadata have up to 16 KiB.", 413)
+    try:
+        return _decode(request.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
+
+
+def _describe(client: Client, secret: str, now: int, said: dict[str, Any]) -> dict[str, Any]:
+    """What was registered (RFC 7591 §3.2.1); the secret is shown only now."""
+    kind = said.get("application_type")
+    members: dict[str, Any] = {
+        "client_id": client.id,
+        "client_id_issued_at": now,
+        "client_name": client.name,
+        "redirect_uris": client.redirect_uris,
+        "grant_types": client.grant_types,
+        "response_types": ["code"],
+        "token_endpoint_auth_method": client.method,
+        "application_type": kind if kind in ("native", "web") else None,
+        "jwks": client.keys,
+        "jwks_uri": client.keys_url,
+    }
+    if client.secret_hash:
+        members |= {"client_secret": secret, "client_secret_expires_at": 0}
+    return {name: value for name, value in members.items() if value not in (None, "")}

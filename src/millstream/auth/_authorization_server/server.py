@@ -1,0 +1,289 @@
+"""The authorization server, put together: `Issuer` is what a program names, `RunningIssuer` what serves in one loop.
+
+The running one is a method of the guard, too. It verifies its own tokens without asking anybody over the network, and
+looks once a minute, and when a worker tells of it, whether the grant of a token still stands.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from millstream._http.message import JSON_HEAD, Handler, Request, Response, Sink
+from millstream._http.problems import plain_problem
+from millstream._limits.pool import Pool
+from millstream._protocol.errors import LocalError
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.services import Services
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.accounts import Accounts
+from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
+from millstream.auth._authorization_server.client_proof import ClientProof
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import IssuerConfig
+from millstream.auth._authorization_server.documents import Documents
+from millstream.auth._authorization_server.grants import ENDED, Grants
+from millstream.auth._authorization_server.identities import Identities
+from millstream.auth._authorization_server.introspection import Introspection
+from millstream.auth._authorization_server.login_methods import Callback
+from millstream.auth._authorization_server.login_throttle import LoginThrottle
+from millstream.auth._authorization_server.metadata import (
+    AUTHORIZE,
+    CALLBACK,
+    INTROSPECT,
+    KEYS,
+    REGISTER,
+    REVOKE,
+    SHARED,
+    TOKEN,
+    metadata,
+    places,
+)
+from millstream.auth._authorization_server.page_login import PageLogin
+from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
+from millstream.auth._authorization_server.records import Grant
+from millstream.auth._authorization_server.registration import Registration
+from millstream.auth._authorization_server.revocation import Revocation
+from millstream.auth._authorization_server.signing import Signing
+from millstream.auth._authorization_server.tickets import Tickets
+from millstream.auth._authorization_server.token import TokenEndpoint
+from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._claims import Rules, judge
+from millstream.auth._method import Fetching, Identity, PageMethod, Unavailable, prefetch_all
+
+logger = logging.getLogger("millstream")
+
+_TRIES = 8
+_MAX_MET = 20_000
+_ANYBODY = ""
+"""In place of an id: nobody knows of whom something has ended."""
+_PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
+
+
+class Issuer:
+    """An authorization server that does not run yet. ``auth.issuer(…)`` makes it."""
+
+    def __init__(self, config: IssuerConfig) -> None:
+        self.config = config
+
+    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningIssuer":
+        """The authorization server of one running server.
+
+        Args:
+            services: of that server.
+            name: what it is called.
+            known: the scopes that something of it takes now.
+        """
+        return RunningIssuer(self.config, services, name, known)
+
+
+class RunningIssuer(PageMethod):
+    """An authorization server that runs, in one event loop."""
+
+    recalls = True
+
+    def __init__(
+        self, config: IssuerConfig, services: Services, name: str, known: Callable[[], Collection[str]]
+    ) -> None:
+        vault = Vault(services)
+        # Configuration
+        self.resource: str = config.audience or config.base + services.settings.path.rstrip("/")
+        self.issuers: tuple[str, ...] = (config.url,)
+        self.scopes: tuple[str, ...] = config.scopes
+        self.by_password: bool = config.passwords is not None
+        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
+        self._config = config
+        self._clock = vault.clock
+        self._vault = vault
+        self._known = known
+        self._rules = Rules(config.url, self.resource, config.implied)
+        # Parts
+        self.signing: Signing = Signing(vault)
+        self.clients: Clients = Clients(config, vault, Documents(vault.clock, here=not config.secure))
+        self.grants: Grants = Grants(config, vault, self.signing, self.clients)
+        self._accounts = Accounts(config)
+        targets = Targets(config, self.resource, lambda: frozenset(known()))
+        proof = ClientProof(config, self.clients, vault)
+        self._identities = Identities(config.url, config.identities, vault)
+        self._token = TokenEndpoint(
+            config, proof, self.clients, self.grants, targets, self._accounts,
+            identities=self._identities,
+        )  # fmt: skip
+        self._introspection = Introspection(config, proof, self.grants, self.signing, self._accounts, self._clock)
+        self._revocation = Revocation(proof, self.grants, self._introspection)
+        self._registration = Registration(config, self.clients, vault)
+        requests = AuthorizationRequests(config, self.clients, targets)
+        throttle, tickets = LoginThrottle(self._accounts, vault), Tickets(vault, secure=config.secure)
+        self._pending_logins = PendingLogins(vault, tickets, config.base)
+        self._authorize = AuthorizationEndpoint(
+            config, vault, self.clients, requests, self.grants, self._accounts, throttle=throttle, tickets=tickets,
+            pending_logins=self._pending_logins, server=name,
+        )  # fmt: skip
+        self._page_login = PageLogin(
+            config,
+            self._accounts,
+            self._rules,
+            targets.scopes,
+            throttle=throttle,
+            tickets=tickets,
+            pending_logins=self._pending_logins,
+        )
+        # Process
+        self._ended: set[str] = set()
+        """Ids of principals of whom something has ended since the last look."""
+        self._just_ended: set[str] = set()
+        self._met: OrderedDict[str, Grant | None] = OrderedDict()
+        """Id of a principal -> the grant by which they came last; None for clients that act for themselves."""
+        self._changes = 0
+        self._words = 0
+        """How often somebody has told that something ended."""
+        self._stop = vault.hear(ENDED, self._heard, self._missed)
+
+    async def prefetch(self) -> None:
+        """See `AuthMethod.prefetch`."""
+        upstreams = (each for each in self._accounts.upstreams.values() if isinstance(each, Fetching))
+        await prefetch_all([self._identities, *upstreams])
+
+    def share(self, pool: Pool) -> None:
+        """See `AuthMethod.share`."""
+        self._vault.pool = pool
+
+    def tell(self, refused: Callable[[str], None]) -> None:
+        """See `AuthMethod.tell`."""
+        self._vault.refused = refused
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._stop()
+
+    # As a method of the guard
+
+    async def identify(self, credential: str) -> Identity | None:
+        """Whom one of our tokens is about."""
+        try:
+            claims = await self._introspection.claims(credential)
+            found = judge(claims, self._rules, self._clock()) if claims is not None else None
+            if claims is None or found is None:
+                return None
+            grant = await self._grant_of(claims)
+            if grant is False:
+                return None
+            self._meet(found.principal.id, grant if isinstance(grant, Grant) else None)
+        except LocalError as exc:
+            raise Unavailable("The store doesn't answer. Try again later.") from exc
+        return found
+
+    async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
+        """See `Introspection.grant_of`. Ask again if something ended meanwhile: the answer may be stale."""
+        for _ in range(_TRIES):
+            words = self._words
+            grant = await self._introspection.grant_of(claims)
+            if words == self._words:
+                return grant
+        raise Unavailable("Too much changes just now. Try again later.")
+
+    def _meet(self, id: str, grant: Grant | None) -> None:
+        before = self._met.pop(id, None)
+        if before is not None and self._accounts.again(before) is None:
+            # They have another password now: what was opened before ends, however soon they come back.
+            self._ended.add(id)
+        while len(self._met) >= _MAX_MET:
+            self._met.popitem(last=False)
+        self._met[id] = grant
+
+    def holds(self, id: str) -> bool:
+        """Whether a principal may still have a token. When one of theirs ended, their streams end; those who still may
+        come back.
+        """
+        if not self._just_ended.isdisjoint((id, _ANYBODY)) or id not in self._met:
+            return False
+        grant = self._met[id]
+        return grant is None or self._accounts.again(grant) is not None
+
+    def epoch(self) -> int:
+        """Changes when something has ended anywhere, or somebody was removed."""
+        if self._ended:
+            self._changes += 1
+        self._just_ended, self._ended = self._ended, set()
+        passwords = self._accounts.passwords
+        return self._changes + self.signing.epoch + (0 if passwords is None else passwords.epoch())
+
+    def _heard(self, data: bytes) -> None:
+        self._words += 1
+        self._ended.add(f"{self._config.url} {data.decode('utf-8', 'replace').partition(' ')[2]}")
+
+    def _missed(self) -> None:
+        self._words += 1
+        self._ended.add(_ANYBODY)
+
+    # At the server's own pages
+
+    async def admit(self, request: Request, name: str, password: str) -> tuple[bytes, bytes]:
+        """See `PageMethod.admit`."""
+        return await self._page_login.admit(request, name, password)
+
+    async def lead(self, request: Request, login: str, page: str) -> Response:
+        """See `PageMethod.lead`."""
+        return await self._page_login.lead(request, login, page)
+
+    async def _handle_callback(self, request: Request, pending: PendingLogin, callback: Callback) -> Response:
+        if pending.authorization is not None:
+            return await self._authorize.handle_callback(request, pending, pending.authorization, callback)
+        if self.landing is None:
+            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+        return await self._page_login.handle_callback(request, pending, callback, self.landing)
+
+    async def recall(self, kept: bytes) -> Identity | None:
+        """See `PageMethod.recall`."""
+        found = await self._page_login.recall(kept)
+        if found is None:
+            return None
+        identity, grant = found
+        self._meet(identity.principal.id, grant)
+        return identity
+
+    # Over HTTP
+
+    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+        """The handlers by path and method: below the issuer's path, and at the root, for proxies that cut it off."""
+        ends: dict[str, Mapping[str, Handler]] = {
+            AUTHORIZE: {"GET": self._authorize.get, "POST": self._authorize.post},
+            TOKEN: {"POST": self._token.post},
+            REVOKE: {"POST": self._revocation.revoke},
+            INTROSPECT: {"POST": self._introspection.introspect},
+            KEYS: {"GET": self._keys},
+        }
+        if self._config.registration:
+            ends[REGISTER] = {"POST": self._registration.post}
+        for name in self._accounts.upstreams:
+            ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self._handle_callback)}
+        found = {prefix + path: each for prefix in {"", self._config.path} for path, each in ends.items()}
+        found |= {path: {"GET": self._metadata} for path in places(self._config)}
+        return {
+            path: {method: _guard_store(handler) for method, handler in handlers.items()}
+            for path, handlers in found.items()
+        }
+
+    def shared_paths(self) -> frozenset[str]:
+        """Those that pages of any origin may use."""
+        below = {self._config.path + each for each in SHARED}
+        return frozenset({*SHARED, *below, *places(self._config)})
+
+    async def _metadata(self, request: Request) -> Response:
+        return Response(encode(metadata(self._config, self._known)), 200, _PUBLIC)
+
+    async def _keys(self, request: Request) -> Response:
+        return Response(encode(await self.signing.public()), 200, _PUBLIC)
+
+
+def _guard_store(handler: Handler) -> Handler:
+    """A handler that says so when the store doesn't answer, or is full."""
+
+    async def answer(request: Request) -> Response | Sink | None:
+        try:
+            return await handler(request)
+        except LocalError as exc:
+            logger.error("%s %s can't be answered: %s", request.method, request.path, exc)
+            return plain_problem(503, "The server can't do this now. Try again later.", b"retry-after: 5\r\n")
+
+    return answer

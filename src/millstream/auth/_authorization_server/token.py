@@ -1,0 +1,180 @@
+"""`POST /token`: codes, refresh tokens and clients' own credentials become access tokens (OAuth 2.1 §3.2)."""
+
+import hmac
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
+
+from millstream._http.message import Request, Response
+from millstream.auth._authorization_server.accounts import Accounts
+from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply
+from millstream.auth._authorization_server.authorize import Targets
+from millstream.auth._authorization_server.client_proof import ClientProof
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import IssuerConfig
+from millstream.auth._authorization_server.grants import Grants, Reused
+from millstream.auth._authorization_server.identities import Identities
+from millstream.auth._authorization_server.login_methods import User
+from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Client, Grant
+
+_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
+"""RFC 7636 §4.1."""
+_Answer = Mapping[str, object]
+
+
+class TokenEndpoint:
+    """The endpoint."""
+
+    def __init__(
+        self, config: IssuerConfig, proof: ClientProof, clients: Clients, grants: Grants, targets: Targets,
+        accounts: Accounts, *, identities: Identities,
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._proof = proof
+        self._clients = clients
+        self._grants = grants
+        self._targets = targets
+        self._accounts = accounts
+        self._identities = identities
+        self._by_type: dict[str, Callable[[Client, Parameters], Awaitable[_Answer]]] = {
+            CODE: self._from_code,
+            REFRESH: self._from_refresh_token,
+            CLIENT: self._from_client,
+            **({ASSERTED: self._from_identity} if config.identities else {}),
+        }
+
+    async def post(self, request: Request) -> Response:
+        """Give a token, or say why not."""
+        try:
+            form = form_of(request)
+            kind = form.get("grant_type")
+            if not kind:
+                raise OAuthError("invalid_request", "grant_type is missing.")
+            give = self._by_type.get(kind)
+            if give is None:
+                raise OAuthError("unsupported_grant_type", f"grant_type is one of {', '.join(self._by_type)}.")
+            client = await self._proof.client(request, form)
+            if kind not in client.grant_types:
+                raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
+            return reply(await give(client, form))
+        except OAuthError as exc:
+            # Once for each grant: who repeats it can't fill a log.
+            if isinstance(exc, Reused) and exc.ended:
+                self._grants.tell(request.peer)
+            return exc.response()
+
+    async def _from_code(self, client: Client, form: Parameters) -> _Answer:
+        code = form.get("code")
+        if not code or not _VERIFIER.fullmatch(form.get("code_verifier")):
+            raise OAuthError("invalid_request", "Send code, and code_verifier of 43 to 128 characters.")
+        found = await self._grants.peek(code)
+        if found is None or found[0].authorization.client != client.id:
+            raise OAuthError("invalid_grant", "The code is unknown.")
+        kept, raw = found
+        check_redirect(kept.authorization.redirect_uri, form, named=kept.authorization.named_redirect)
+        check_verifier(form, kept.authorization.challenge)
+        resources = self._narrowed(form, kept.authorization.resources)
+        id, grant, refresh = await self._grants.redeem(code, kept, raw)
+        await self._clients.used(client)
+        return await self._answer(client, id, grant, grant.scopes, resources, refresh=refresh)
+
+    async def _from_refresh_token(self, client: Client, form: Parameters) -> _Answer:
+        found = await self._grants.find(form.get("refresh_token"))
+        if found is None or found[1].client != client.id:
+            raise OAuthError("invalid_grant", "The refresh token is unknown, or counts no more.")
+        said, grant = found
+        user = self._accounts.again(grant)
+        if user is None:
+            await self._grants.end(said.grant, grant.subject)
+            raise OAuthError("invalid_grant", "The person may not sign in any more.")
+        scopes = tuple(dict.fromkeys(form.get("scope").split())) or grant.scopes
+        if not set(scopes) <= set(grant.scopes):
+            raise OAuthError("invalid_scope", "A refresh token gives no more scopes than were granted.")
+        resources = self._narrowed(form, grant.resources)
+        scopes = await self._accounts.grantable(user, client, scopes)
+        refresh = await self._grants.rotate(said)
+        await self._clients.used(client)
+        return await self._answer(client, said.grant, grant, scopes, resources, refresh=refresh)
+
+    async def _from_client(self, client: Client, form: Parameters) -> _Answer:
+        if client.method == "none":
+            raise OAuthError("unauthorized_client", "Only a client with a secret or keys acts for itself.")
+        scopes = self._allowed(form.get("scope"), client.scopes)
+        resources = self._targets.resources(form.all("resource"))
+        return await self._grants.access_token(client, client.id, scopes, resources)
+
+    async def _from_identity(self, client: Client, form: Parameters) -> _Answer:
+        if client.method == "none":
+            raise OAuthError("unauthorized_client", "Only a client with a secret or keys brings a provider's grants.")
+        assertion = form.get("assertion")
+        if not assertion:
+            raise OAuthError("invalid_request", "assertion is missing.")
+        said = await self._identities.read(assertion, client)
+        provider = self._config.identities[said.provider]
+        granted = self._targets.resources(said.resources)
+        resources = self._narrowed(form, granted)
+        asked, there = form.get("scope").split(), self._targets.scopes()
+        if asked and {*said.scopes, *self._config.scopes}.isdisjoint(asked):
+            raise OAuthError("invalid_scope", "The provider's grant has none of these scopes.")
+        wanted = [each for each in said.scopes if each in there and (not asked or each in asked)]
+        user = User(said.subject, said.name, provider.scopes, provider.number)
+        scopes = await self._accounts.grantable(user, client, tuple(dict.fromkeys((*self._config.scopes, *wanted))))
+        await self._identities.count(said)
+        grant = Grant(client.id, user.subject, user.name, said.provider, scopes, granted, since=user.since)
+        return await self._answer(client, await self._grants.add(grant), grant, scopes, resources, refresh="")
+
+    def _allowed(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        """The scopes of a request that may be had, with those that everybody gets. A client that names none gets all.
+        Clients often ask for every scope that a server lists, and the reply says what they got (RFC 6749 §3.3).
+        """
+        wanted = self._targets.wanted(asked) if asked else allowed
+        most = {*self._config.scopes, *allowed}
+        if asked and most.isdisjoint(asked.split()):
+            raise OAuthError("invalid_scope", "This client may not have these scopes.")
+        return tuple(each for each in dict.fromkeys((*self._config.scopes, *wanted)) if each in most)
+
+    async def _answer(
+        self, client: Client, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], *,
+        refresh: str,
+    ) -> _Answer:  # fmt: skip
+        user = self._accounts.again(grant)
+        more = dict(await self._config.provider.claims(user, client)) if user is not None else {}
+        if grant.name:
+            more.setdefault("name", grant.name)
+        token = await self._grants.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
+        return {**token, "refresh_token": refresh} if refresh else token
+
+    def _narrowed(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:
+        """What the token is for: all that was granted, or the part that the request names (RFC 8707 §2.2)."""
+        if not form.all("resource"):
+            return granted
+        asked = self._targets.resources(form.all("resource"))
+        if not set(asked) <= set(granted):
+            raise OAuthError("invalid_target", "The grant is not for this resource.")
+        return asked
+
+
+def check_verifier(form: Parameters, challenge: str) -> None:
+    """See whether the verifier of a request is the one of a challenge (RFC 7636 §4.6).
+
+    Raises:
+        OAuthError: it isn't, or there is none.
+    """
+    verifier = form.get("code_verifier")
+    if not _VERIFIER.fullmatch(verifier):
+        raise OAuthError("invalid_request", "Send code_verifier of 43 to 128 characters.")
+    made = urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    if not hmac.compare_digest(made, challenge):
+        raise OAuthError("invalid_grant", "code_verifier is not the one of this code.")
+
+
+def check_redirect(kept: str, form: Parameters, *, named: bool) -> None:
+    """A redirect URI that is there has to be the one of the authorization request. OAuth 2.1 clients leave it out.
+
+    Raises:
+        OAuthError: it is another one.
+    """
+    given = form.get("redirect_uri")
+    if given and (given != kept or not named):
+        raise OAuthError("invalid_grant", "redirect_uri is not the one of this code.")

@@ -1,0 +1,102 @@
+"""GitHub as a way to sign in. It speaks OAuth, but no OpenID Connect: its API says who somebody is.
+
+People are known by their number, which GitHub never gives to another person; logins can change hands. Their token is
+asked for no more than `allow` needs, and forgotten once they have signed in.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from millstream._http.client.fetch import check_url
+from millstream._protocol.json_schema import is_array, is_object
+from millstream.auth._authorization_server.allowlist import Allowlist
+from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
+from millstream.auth._authorization_server.records import new_secret
+from millstream.auth._authorization_server.upstream_http import ask, challenge_of, code_of, link, text
+
+HERE = "https://github.com"
+ORGANIZATION = "org:"
+"""Begins an entry of `allow` for the members of an organization."""
+_TITLE = "GitHub"
+
+
+class GitHubUpstream:
+    """The people of GitHub, or of a GitHub Enterprise Server."""
+
+    def __init__(self, at: str, *, client_id: str, client_secret: str, allowlist: Allowlist, name: str) -> None:
+        self.name = name
+        self.label = f"Continue with {_TITLE}"
+        self._at = check_url(at).geturl().rstrip("/")
+        self._api = _api_of(self._at)
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._allowlist = allowlist
+        self._wants_organizations = allowlist.some(ORGANIZATION)
+        self._wants_emails = allowlist.some(containing="@")
+        wanted = (("read:org", self._wants_organizations), ("user:email", self._wants_emails))
+        self._scope = " ".join(scope for scope, is_wanted in wanted if is_wanted)
+
+    def still(self, user: User) -> bool:
+        """Whether the entry by which somebody came still lets them in."""
+        return self._allowlist.still(user.since)
+
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
+        """Where to send the browser."""
+        verifier = new_secret()
+        asked = {
+            "client_id": self._client_id, "redirect_uri": callback, "scope": self._scope, "state": state,
+            "code_challenge": challenge_of(verifier), "code_challenge_method": "S256", "prompt": "select_account",
+        }  # fmt: skip
+        return AuthorizationRedirect(link(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
+
+    async def finish(self, callback: Callback) -> User:
+        """Who came back."""
+        form = {
+            "client_id": self._client_id, "client_secret": self._client_secret, "redirect_uri": callback.url,
+            "code": code_of(callback.query, _TITLE), "code_verifier": callback.kept.decode(),
+        }  # fmt: skip
+        given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
+        # Errors come with status 200, too.
+        token = text(given.get("access_token")) if is_object(given) else ""
+        if not token:
+            code_of({"error": text(given.get("error")) if is_object(given) else ""}, _TITLE)
+        person = await self._about("/user", token)
+        number, login = person.get("id"), text(person.get("login"))
+        if not isinstance(number, int) or isinstance(number, bool) or not login:
+            raise SignInFailed(f"{_TITLE} doesn't say who you are. Try again later.")
+        entry = self._allowlist.find({login, *await self._more(token)}, login)
+        return User(str(number), text(person.get("name")) or login, entry.scopes, entry.number)
+
+    async def _more(self, token: str) -> set[str]:
+        """Organizations and verified addresses, as far as `allow` has such."""
+        found: set[str] = set()
+        if self._wants_organizations:
+            for each in await self._list("/user/memberships/orgs?state=active&per_page=100", token):
+                if each.get("state") == "active" and is_object(each.get("organization")):
+                    found.add(ORGANIZATION + text(each["organization"].get("login")))
+        if self._wants_emails:
+            for each in await self._list("/user/emails?per_page=100", token):
+                if each.get("verified") is True and "@" in (email := text(each.get("email"))):
+                    found |= {email, f"@{email.rpartition('@')[2]}"}
+        return found
+
+    async def _about(self, path: str, token: str) -> Mapping[str, Any]:
+        found = await self._ask(path, token)
+        return found if is_object(found) else {}
+
+    async def _list(self, path: str, token: str) -> list[Mapping[str, Any]]:
+        found = await self._ask(path, token)
+        return [each for each in found if is_object(each)] if is_array(found) else []
+
+    async def _ask(self, path: str, token: str) -> Any:
+        headers = {"authorization": f"Bearer {token}", "accept": "application/vnd.github+json"}
+        return await ask(self._api + path, _TITLE, headers=headers)
+
+
+def _api_of(at: str) -> str:
+    """Where the API is: beside github.com, beside tenants of ghe.com, and below the path of your own server."""
+    parts = urlsplit(at)
+    if at == HERE or parts.netloc.endswith(".ghe.com"):
+        return f"{parts.scheme}://api.{parts.netloc}"
+    return f"{at}/api/v3"

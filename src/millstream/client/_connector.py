@@ -1,0 +1,347 @@
+"""How a client finds out what a server speaks: the per-request era first, then the handshake, then HTTP+SSE.
+
+https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle. Only a `DiscoverResult`, or an error that
+names revisions of the per-request era, proves that era; anything else is answered with a handshake. What was found is
+kept for each target, so that the next client asks the right question first.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
+from msgspec import Struct
+
+from millstream._http.client.pool import Pool
+from millstream._protocol.errors import UNSUPPORTED_VERSION
+from millstream._protocol.jsonrpc import PeerError, encode, notification_message
+from millstream._protocol.messages import DiscoverResult, InitializeRequestParams, InitializeResult
+from millstream._protocol.metadata import SERVER_KEY, Implementation
+from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
+from millstream.client._background import Background
+from millstream.client._endpoint import Endpoint
+from millstream.client._errors import (
+    AccessDenied,
+    BadAnswer,
+    ClientError,
+    ConnectionLost,
+    Failure,
+    NoAnswer,
+    NotMcp,
+    UnknownVersion,
+)
+from millstream.client._incoming import Incoming, PendingRequest
+from millstream.client._negotiated import Connection, LocalPeer, Negotiated, request_body, with_meta
+from millstream.client._options import Options
+from millstream.client._targets import Place, Remote
+from millstream.client._transports.stdio import Command, StdioTransport
+from millstream.client._transports.streamable import StreamableTransport
+from millstream.client._transports.transport import Request, Transport
+
+_KEPT = 256
+"""Targets whose verdict is kept."""
+_era_cache: dict[str, str] = {}
+"""Target -> ``handshake`` or ``http+sse``; what is not there is probed."""
+
+_decode_initialize = msgspec.json.Decoder(InitializeResult).decode
+_decode_discover = msgspec.json.Decoder(DiscoverResult).decode
+_decode_error = msgspec.json.Decoder(PeerError).decode
+
+
+def failure(error: bytes) -> Failure:
+    """A JSON-RPC error as an exception."""
+    try:
+        told = _decode_error(error)
+        data = msgspec.json.decode(told.data) if told.data else None
+    except (ValueError, RecursionError):
+        return Failure(0, "The server reported an error that can't be read")
+    return Failure(told.code, told.message or "The server gave no reason", data)
+
+
+def forget_eras() -> None:
+    """Probe every target again."""
+    _era_cache.clear()
+
+
+class Connector:
+    """Opens links to one place, as often as needed."""
+
+    __slots__ = ("_background", "_headers", "_ids", "_listener", "_options", "_pinned", "_place", "_self",
+                 "_timeout")  # fmt: skip
+
+    def __init__(
+        self,
+        place: Place,
+        me: LocalPeer,
+        options: Options,
+        listener: Incoming,
+        background: Background,
+        *,
+        ids: Iterator[int],
+        revision: Revision | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        self._place = place
+        self._self = me
+        self._options = options
+        self._listener = listener
+        self._background = background
+        self._ids = ids
+        self._pinned = revision
+        self._headers = headers or {}
+        self._timeout = timeout
+
+    async def open(self) -> Connection:
+        """Connect and agree.
+
+        Raises:
+            ClientError: it's not possible; the text says why.
+        """
+        place = self._place
+        if not isinstance(place, Remote):
+            return await self._connect_with(self._local)
+        if place.url.scheme in ("ws", "wss"):
+            return await self._connect_with(self._websocket)
+        if place.kind == "sse" or self._verdict == "http+sse":
+            return await self._connect_with(self._http_sse)
+        try:
+            return await self._connect_with(self._streamable)
+        except (NotMcp, BadAnswer, ConnectionLost) as exc:
+            try:
+                link = await self._connect_with(self._http_sse)
+            except AccessDenied:
+                raise
+            except ClientError:
+                raise exc from None
+            self._note("http+sse")
+            return link
+
+    # Transports
+
+    def _local(self) -> Transport:
+        place = self._place
+        if isinstance(place, Command):
+            return StdioTransport(place, self._listener, self._background, self._options.max_bytes)
+        from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - it loads the server's code
+
+        assert not isinstance(place, Remote)  # noqa: S101  `open` looked
+        return MemoryTransport(place, self._listener, self._background)
+
+    def _endpoint(self) -> Endpoint:
+        place = self._place
+        assert isinstance(place, Remote)  # noqa: S101  `open` looked
+        options = self._options
+        pool = Pool(
+            place.url,
+            max_connections=options.max_connections,
+            max_body=options.max_bytes,
+            connect_timeout=options.connect_timeout,
+            tls=options.tls,
+        )
+        headers = {**place.headers, **self._headers}
+        return Endpoint(place.url, headers, pool, options.auth, self._listener.standing_still)
+
+    def _streamable(self) -> Transport:
+        return StreamableTransport(self._endpoint(), self._listener, self._background, self._options.max_bytes)
+
+    def _http_sse(self) -> Transport:
+        from millstream.client._transports.http_sse import HttpSseTransport  # noqa: PLC0415 - only who needs it pays
+
+        options = self._options
+        return HttpSseTransport(
+            self._endpoint(), self._listener, self._background, options.max_bytes, options.connect_timeout
+        )
+
+    def _websocket(self) -> Transport:
+        from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - it loads a library
+
+        place, options = self._place, self._options
+        assert isinstance(place, Remote)  # noqa: S101  `open` looked
+        return WebSocketTransport(
+            place.url,
+            {**place.headers, **self._headers},
+            self._listener,
+            self._background,
+            max_bytes=options.max_bytes,
+            connect_timeout=options.connect_timeout,
+            tls=options.tls,
+        )
+
+    # Verdicts
+
+    @property
+    def _key(self) -> str:
+        place = self._place
+        return str(place.url) if isinstance(place, Remote) else repr(place.argv) if isinstance(place, Command) else ""
+
+    @property
+    def _verdict(self) -> str:
+        return _era_cache.get(self._key, "") if self._pinned is None else ""
+
+    def _note(self, verdict: str) -> None:
+        key = self._key
+        _era_cache.pop(key, None)
+        if key and verdict:
+            while len(_era_cache) >= _KEPT:
+                del _era_cache[next(iter(_era_cache))]
+            _era_cache[key] = verdict
+
+    # Negotiated
+
+    async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
+        """Open a transport and agree on it. A server that ends at the first word it doesn't know gets a second life."""
+        handshake = self._verdict != ""
+        for attempt in (0, 1):
+            transport = make()
+            try:
+                await transport.open()
+                agreement = await self._agree(transport, handshake=handshake)
+            except ConnectionLost:
+                await transport.close()
+                if attempt or not transport.lost or self._pinned is not None:
+                    self._note("")
+                    raise
+                handshake = not handshake
+            except BaseException:
+                await transport.close()
+                raise
+            else:
+                revision = agreement.revision
+                if revision.handshake and self._verdict == "":
+                    self._note("handshake")
+                return Connection(transport, agreement, self._self.meta(revision))
+        raise AssertionError
+
+    async def _agree(self, transport: Transport, *, handshake: bool) -> Negotiated:
+        pinned = self._pinned
+        if pinned is not None:
+            if pinned.handshake:
+                return await self._initialize(transport, pinned)
+            return await self._probe(transport, pinned, alone=True) or await self._refused(pinned)
+        # HTTP+SSE is a transport of the handshake era alone.
+        if not handshake and transport.name != "http+sse":
+            agreement = await self._probe(transport, NEWEST)
+            if agreement is not None:
+                return agreement
+        try:
+            return await self._initialize(transport, NEWEST_HANDSHAKE)
+        except Failure as exc:
+            if exc.code != UNSUPPORTED_VERSION:
+                raise
+            agreement = await self._probe(transport, NEWEST)  # it was slow to start, or has changed since last time
+            if agreement is None:
+                raise UnknownVersion(f"The server speaks no revision that this client knows: {exc.message}.") from exc
+            return agreement
+
+    async def _refused(self, revision: Revision) -> Negotiated:
+        raise UnknownVersion(f"The server does not speak revision {revision.date}.")
+
+    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiated | None:
+        """Ask what the server offers. None: it doesn't know the question, or doesn't answer and isn't asked `alone`."""
+        seconds = self._options.connect_timeout + self._options.probe_timeout
+        for _ in (0, 1):
+            try:
+                result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
+                offer = _decode_discover(result)
+            except Failure as exc:
+                named = versions(exc)
+                common = newest(named)
+                if exc.code != UNSUPPORTED_VERSION or (common is None and any(each in HANDSHAKE for each in named)):
+                    return None
+                if common is None:
+                    raise UnknownVersion(_unknown(named)) from exc
+                revision = common
+                continue
+            except (NotMcp, BadAnswer, ValueError, RecursionError):
+                return None
+            except (ConnectionLost, NoAnswer) as exc:
+                if alone or (isinstance(exc, ConnectionLost) and transport.lost):
+                    raise
+                return None  # a status such as 500, from a server that did not expect the method
+            agreed = newest(offer.supported_versions)
+            if agreed is None:
+                return None
+            transport.agreed(agreed)
+            return Negotiated(
+                revision=agreed, capabilities=offer.capabilities, server=_about(offer), instructions=offer.instructions
+            )
+        return None
+
+    async def _initialize(self, transport: Transport, revision: Revision) -> Negotiated:
+        capabilities = msgspec.Raw(encode(self._self.capabilities(revision)))
+        params = encode(InitializeRequestParams(revision.date, capabilities, self._self.about))
+        raw = await self._ask(transport, "initialize", params, revision, self._timeout)
+        try:
+            result = _decode_initialize(raw)
+        except (ValueError, RecursionError) as exc:
+            raise BadAnswer(f"The server's answer to initialize is not one: {exc}.") from exc
+        agreed = HANDSHAKE.get(result.protocol_version)
+        if result.protocol_version in PER_REQUEST:
+            # A server of the new era whose answer to the probe was lost, or late.
+            dates = {"supported": [result.protocol_version]}
+            raise Failure(UNSUPPORTED_VERSION, "The server has no handshake", dates)
+        if agreed is None:
+            raise UnknownVersion(_unknown([result.protocol_version]))
+        transport.agreed(agreed)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await transport.send(notification_message("notifications/initialized"), "notifications/initialized")
+        except TimeoutError as exc:
+            raise NoAnswer(f"The server did not end the handshake within {self._timeout:g} seconds.") from exc
+        return Negotiated(
+            revision=agreed,
+            capabilities=result.capabilities,
+            server=result.server_info,
+            instructions=result.instructions,
+        )
+
+    async def _ask(self, transport: Transport, method: str, params: bytes, revision: Revision, seconds: float) -> bytes:
+        request_id = next(self._ids)
+        body = request_body(request_id, method, with_meta(params, self._self.meta(revision)))
+        request = Request(request_id, method, body, revision=revision, repeatable=True)
+        running = self._listener.running
+        try:
+            async with asyncio.timeout(seconds) as scope:
+                latest = asyncio.get_running_loop().time() + max(self._options.longest, seconds)
+                running[request_id] = PendingRequest(scope, seconds, latest, None)
+                answer = await transport.exchange(request)
+        except TimeoutError as exc:
+            raise NoAnswer(f"The server did not answer {method} within {seconds:g} seconds.") from exc
+        finally:
+            running.pop(request_id, None)
+        if answer.error:
+            raise failure(answer.error)
+        return answer.result
+
+
+def _about(offer: DiscoverResult) -> Implementation:
+    """How the server introduces itself; nothing depends on it."""
+    try:
+        return msgspec.convert(offer.meta.get(SERVER_KEY) or {}, Implementation, strict=False)
+    except msgspec.ValidationError:
+        return Implementation("", "")
+
+
+class _Supported(Struct):
+    """The data of an error that refuses a version."""
+
+    supported: list[str]
+
+
+def versions(refusal: Failure) -> list[str]:
+    """The revisions that an error names."""
+    try:
+        return msgspec.convert(refusal.data, _Supported).supported
+    except msgspec.ValidationError:
+        return []
+
+
+def newest(dates: list[str]) -> Revision | None:
+    """The newest revision of the per-request era that both sides know."""
+    common = [date for date in dates if date in PER_REQUEST]
+    return BY_DATE[max(common)] if common else None
+
+
+def _unknown(dates: list[str]) -> str:
+    theirs = f"speaks {', '.join(dates)}" if dates else "does not say what it speaks"
+    return f"The server {theirs}; this client knows the revisions {', '.join(BY_DATE)}."

@@ -1,0 +1,204 @@
+"""One URL of a server, and what each request there carries: fixed headers, credentials, redirects within the origin."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct, structs
+
+from millstream._http.client.connection import Reply, lines
+from millstream._http.client.pool import Pool
+from millstream._http.client.url import Url
+from millstream._version import __version__
+from millstream.client._errors import AccessDenied, NotMcp, TargetError
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_KEEPS_METHOD = frozenset({307, 308})
+_MAX_REDIRECTS = 3
+_MAX_DETAIL = 200
+_OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse headers that would break a request or that are the client's own.
+
+    Raises:
+        TargetError: names the header.
+    """
+    for name, value in headers.items():
+        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            raise TargetError(f"{name!r} is not the name of a header.")
+        if name.lower() in _OURS:
+            raise TargetError(f"The header {name} is the client's own.")
+        if any(ord(letter) < 0x20 and letter != "\t" for letter in value) or not _fits(value):
+            raise TargetError(f"The header {name} has characters that no header may have.")
+
+
+def _fits(value: str) -> bool:
+    try:
+        value.encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return "\x7f" not in value
+
+
+class Auth(Protocol):
+    """Where credentials come from, if they aren't just headers."""
+
+    async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
+        """What to send with the next request to a server, with a method of HTTP, for a path and query of it."""
+        ...
+
+    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
+        """A reply has named a nonce for proofs (`DPoP-Nonce`). True if the request was refused for nothing else: it
+        can be sent again.
+        """
+        ...
+
+    async def challenged(self, url: Url, status: int, challenge: str) -> bool:
+        """The server has refused a request: get better credentials. False when there are none.
+
+        Args:
+            url: what was asked for.
+            status: 401 or 403.
+            challenge: the `WWW-Authenticate` header.
+        """
+        ...
+
+
+class Endpoint:
+    """Sends requests to one URL."""
+
+    __slots__ = ("_auth", "_fixed", "_pool", "_waiting", "url")
+
+    def __init__(
+        self,
+        url: Url,
+        headers: Mapping[str, str],
+        pool: Pool,
+        auth: Auth | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        check_headers(headers)
+        self.url = url
+        self._auth = auth
+        self._waiting = waiting
+        """Is entered while somebody logs in."""
+        agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _agent()}
+        self._fixed = lines({**agent, **headers})
+        self._pool = pool
+
+    async def send(self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "") -> Reply:
+        """The reply to a request, after redirects within the origin and one round with better credentials.
+
+        Args:
+            method: of HTTP.
+            extra: header lines of this request.
+            body: what to send.
+            repeatable: the request may reach the server twice.
+            target: another path and query of the same origin.
+
+        Raises:
+            AccessDenied: 401 or 403.
+            ClientError: there's no reply.
+        """
+        asked = again = False
+        redirects = 0
+        url = structs.replace(self.url, target=target) if target else self.url
+        while True:
+            reply = await self._pool.send(await self._bytes(url, method, extra, body), repeatable=repeatable)
+            challenge = reply.header(b"www-authenticate")
+            if self._auth is not None and b"dpop-nonce" in reply.headers:
+                refused = self._auth.heard(self.url, reply.header(b"dpop-nonce"), challenge)
+                if refused and reply.status == 401 and not again:
+                    again = True
+                    self._leave(reply)
+                    continue
+            if reply.status in (401, 403):
+                if asked or not await self._better(reply.status, challenge):
+                    raise denied(self.url, reply, challenge, has_auth=self._auth is not None)
+                asked = True
+            elif reply.status in _REDIRECTS and b"location" in reply.headers:
+                redirects += 1
+                url = _redirected(url, method, reply, redirects)
+            else:
+                if redirects:
+                    reply.moved = url
+                return reply
+            self._leave(reply)
+
+    async def _better(self, status: int, challenge: str) -> bool:
+        """Whether there are better credentials now."""
+        if self._auth is None:
+            return False
+        with self._waiting():
+            return await self._auth.challenged(self.url, status, challenge)
+
+    @staticmethod
+    def _leave(reply: Reply) -> None:
+        if reply.stream is not None:
+            reply.stream.close()
+
+    async def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
+        credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, url.target))
+        length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
+        start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n"
+        return f"{start}{self._fixed}{credentials}{extra}{length}\r\n".encode("latin-1") + body
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.close()
+
+
+def _redirected(url: Url, method: str, reply: Reply, count: int) -> Url:
+    """Where a reply sends this request.
+
+    Raises:
+        NotMcp: to another origin, round in circles, or not as a POST.
+        TargetError: to something that isn't a URL.
+    """
+    target = url.join(reply.header(b"location"))
+    if target.origin != url.origin:
+        raise NotMcp(f"{url} redirects to {target}.", remedy="If you trust that server, give its URL.")
+    if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
+        raise NotMcp(f"{url} redirects to {target}, where it does not take messages.", remedy="Check the path.")
+    return target
+
+
+def denied(url: Url, reply: Reply, challenge: str, *, has_auth: bool) -> AccessDenied:
+    """The error for 401 and 403, with the way out."""
+    if reply.status == 401:
+        if not has_auth:
+            remedy = "Send credentials, for example headers={'Authorization': 'Bearer …'}."
+            return AccessDenied(f"{url} wants credentials (401).", reply.status, challenge, remedy=remedy)
+        text = f"{url} wants credentials (401). The credentials were not accepted."
+    elif "insufficient_scope" in challenge:
+        text = f"{url} wants more rights than these credentials have (403): {_brief(challenge)}."
+    else:
+        text = f"{url} refuses these credentials, or this host or origin (403){_detail(reply)}."
+    return AccessDenied(text, reply.status, challenge)
+
+
+class _Problem(Struct):
+    detail: str = ""
+
+
+def _detail(reply: Reply) -> str:
+    """Why, in the words of a server that says so (RFC 9457)."""
+    if reply.media_type != "application/problem+json":
+        return ""
+    try:
+        said = _brief(msgspec.json.decode(reply.body, type=_Problem).detail).rstrip(".")
+    except (ValueError, RecursionError):
+        return ""
+    return f": {said}" if said else ""
+
+
+def _brief(text: str) -> str:
+    """What a server says, as part of a sentence."""
+    return " ".join(text.split())[:_MAX_DETAIL]
+
+
+def _agent() -> str:
+    return f"millstream/{__version__}"

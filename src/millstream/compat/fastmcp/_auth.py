@@ -1,0 +1,276 @@
+"""Sign-in as the official SDK configures it: settings, token verifiers, and providers that issue tokens."""
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Generic, Literal, Protocol, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pydantic import BaseModel, Field
+
+from millstream._protocol.principal import Principal
+from millstream.auth._method import AuthMethod, Identity, Unavailable
+from millstream.compat.fastmcp._signatures import current
+from millstream.compat.types import Url
+
+logger = logging.getLogger("millstream")
+
+_SECONDS = 10.0
+"""How long a verifier's answer is valid, unless the token expires earlier."""
+
+
+@dataclass(frozen=True)
+class AuthorizeError(Exception):
+    """`authorize` refuses: the client receives ``error`` (RFC 6749 §4.1.2.1)."""
+
+    error: str
+    error_description: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenError(Exception):
+    """An exchange is refused (RFC 6749 §5.2)."""
+
+    error: str
+    error_description: str | None = None
+
+
+@dataclass(frozen=True)
+class RegistrationError(Exception):
+    """`register_client` refuses (RFC 7591 §3.2.2)."""
+
+    error: str
+    error_description: str | None = None
+
+
+class OAuthClientMetadata(BaseModel):
+    """Metadata of a client (RFC 7591 §2)."""
+
+    redirect_uris: list[Url] | None = None
+    token_endpoint_auth_method: str | None = None
+    grant_types: list[str] = Field(default_factory=lambda: ["authorization_code", "refresh_token"])
+    response_types: list[str] = Field(default_factory=lambda: ["code"])
+    scope: str | None = None
+    application_type: str | None = None
+    client_name: str | None = None
+    client_uri: Url | None = None
+    logo_uri: Url | None = None
+    contacts: list[str] | None = None
+    tos_uri: Url | None = None
+    policy_uri: Url | None = None
+    jwks_uri: Url | None = None
+    jwks: Any | None = None
+    software_id: str | None = None
+    software_version: str | None = None
+
+
+class OAuthClientInformationFull(OAuthClientMetadata):
+    """A registered client."""
+
+    client_id: str | None = None
+    client_secret: str | None = None
+    client_id_issued_at: int | None = None
+    client_secret_expires_at: int | None = None
+
+
+def construct_redirect_uri(redirect_uri_base: str, **params: str | None) -> str:
+    """Return a URI with parameters added to its query; those that are None are left out."""
+    parts = urlsplit(redirect_uri_base)
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    pairs += [(name, value) for name, value in params.items() if value is not None]
+    return parts._replace(query=urlencode(pairs)).geturl()
+
+
+class AuthorizationParams(BaseModel):
+    """An authorization request."""
+
+    state: str | None = None
+    scopes: list[str] | None = None
+    code_challenge: str
+    redirect_uri: Url
+    redirect_uri_provided_explicitly: bool = True
+    resource: str | None = None
+
+
+class AuthorizationCode(BaseModel):
+    """A code that a client exchanges for tokens."""
+
+    code: str
+    scopes: list[str]
+    expires_at: float
+    client_id: str
+    code_challenge: str
+    redirect_uri: Url
+    redirect_uri_provided_explicitly: bool = True
+    resource: str | None = None
+    subject: str | None = None
+
+
+class RefreshToken(BaseModel):
+    """A token that a client exchanges for new tokens."""
+
+    token: str
+    client_id: str
+    scopes: list[str]
+    expires_at: int | None = None
+    resource: str | None = None
+    subject: str | None = None
+
+
+class AccessToken(BaseModel):
+    """A verified token."""
+
+    token: str
+    client_id: str
+    scopes: list[str] = Field(default_factory=list[str])
+    expires_at: int | None = None
+    resource: str | None = None
+    subject: str | None = None
+    claims: dict[str, Any] | None = None
+
+
+class OAuthToken(BaseModel):
+    """The reply of the token endpoint."""
+
+    access_token: str
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  the name of a kind of token
+    expires_in: int | None = None
+    scope: str | None = None
+    refresh_token: str | None = None
+
+
+class ClientRegistrationOptions(BaseModel):
+    """Options of dynamic client registration."""
+
+    enabled: bool = False
+    client_secret_expiry_seconds: int | None = None
+    valid_scopes: list[str] | None = None
+    default_scopes: list[str] | None = None
+
+
+class RevocationOptions(BaseModel):
+    """Options of token revocation."""
+
+    enabled: bool = False
+
+
+class AuthSettings(BaseModel):
+    """The issuer of tokens, what they are for, and the scopes that every caller needs."""
+
+    issuer_url: Url
+    service_documentation_url: Url | None = None
+    client_registration_options: ClientRegistrationOptions | None = None
+    revocation_options: RevocationOptions | None = None
+    required_scopes: list[str] | None = None
+    resource_server_url: Url | None = None
+    validate_token_resource: bool | None = None
+
+
+class TokenVerifier(Protocol):
+    """Verifies tokens."""
+
+    async def verify_token(self, token: str) -> Any:
+        """Return the `AccessToken`; None for an invalid one."""
+        ...
+
+
+CodeT = TypeVar("CodeT")
+RefreshT = TypeVar("RefreshT")
+AccessT_co = TypeVar("AccessT_co", covariant=True)
+
+
+class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, AccessT_co]):
+    """Issues tokens. Without `authorize`, a provider only verifies them."""
+
+    async def get_client(self, client_id: str) -> Any:
+        """Return a registered client; None for an unknown one."""
+
+    async def register_client(self, client_info: Any) -> None:
+        """Keep a client."""
+
+    async def authorize(self, client: Any, params: AuthorizationParams) -> str:
+        """Return the URL of the page where the user signs in."""
+        ...
+
+    async def load_authorization_code(self, client: Any, authorization_code: str) -> CodeT | None:
+        """Return a code that was issued."""
+
+    async def exchange_authorization_code(self, client: Any, authorization_code: CodeT) -> OAuthToken:
+        """Return tokens for a code."""
+        ...
+
+    async def load_refresh_token(self, client: Any, refresh_token: str) -> RefreshT | None:
+        """Return a refresh token that was issued."""
+
+    async def exchange_refresh_token(self, client: Any, refresh_token: RefreshT, scopes: list[str]) -> OAuthToken:
+        """Return new tokens."""
+        ...
+
+    async def load_access_token(self, token: str) -> AccessT_co | None:
+        """Return an access token that was issued and is valid."""
+
+    async def revoke_token(self, token: Any) -> None:
+        """Revoke a token."""
+
+
+class ProviderTokenVerifier:
+    """Verifies the tokens of a provider."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+
+    async def verify_token(self, token: str) -> Any:
+        """Return the provider's record of a token."""
+        return await self._provider.load_access_token(token)
+
+
+class VerifierMethod(AuthMethod):
+    """A verifier as a method of the authentication guard."""
+
+    shows = True
+
+    def __init__(self, verifier: TokenVerifier, settings: AuthSettings) -> None:
+        self._verifier = verifier
+        self._checks_resource = bool(settings.validate_token_resource)
+        self.resource = str(settings.resource_server_url or "").rstrip("/")
+        self.issuers = (str(settings.issuer_url),) if self.resource else ()
+        self.scopes = tuple(settings.required_scopes or ())
+
+    async def identify(self, credential: str) -> Identity | None:
+        """Return the identity of a token's owner; None for an invalid token.
+
+        Raises:
+            Unavailable: the verifier failed.
+        """
+        try:
+            found = await self._verifier.verify_token(credential)
+        except Exception as error:
+            logger.exception("The token verifier failed.")
+            raise Unavailable("The token can't be verified now. Try again later.") from error
+        if found is None or (self._checks_resource and str(found.resource or "").rstrip("/") != self.resource):
+            return None
+        seconds, until = _SECONDS, inf
+        if found.expires_at is not None:
+            until = float(found.expires_at)
+            seconds = min(seconds, until - time.time())
+            if seconds <= 0:
+                return None
+        subject = getattr(found, "subject", None) or found.client_id
+        client, scopes = str(found.client_id), frozenset[str](found.scopes)
+        principal = Principal(str(subject), client=client, scopes=scopes, claims={"access_token": found}, until=until)
+        return Identity(principal, seconds)
+
+    def holds(self, id: str) -> bool:
+        """Return True: a verifier reports no revocations, so its answers are valid for seconds only."""
+        return True
+
+
+def get_access_token() -> Any:
+    """Return the `AccessToken` of the call that runs; None without one."""
+    context = current.get(None)
+    with suppress(ValueError, AttributeError):
+        principal = context._engine.principal
+        return None if principal is None else principal.claims.get("access_token")
+    return None

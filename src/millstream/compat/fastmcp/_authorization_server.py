@@ -1,0 +1,382 @@
+"""The endpoints of a program whose own `OAuthAuthorizationServerProvider` issues tokens.
+
+The provider decides which clients get tokens. The parts of our own authorization server read and check each request:
+redirect URIs, PKCE, the client's secret, and the number of failures per address.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from millstream._http.hosts import is_loopback
+from millstream._http.message import Handler, Request, Response, neighborhood
+from millstream._limits.global_limiter import GlobalLimiter
+from millstream._limits.pool import Pool
+from millstream._server.calls.services import Services
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply, see
+from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
+from millstream.auth._authorization_server.client_proof import ClientProof
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import IssuerConfig, canonical
+from millstream.auth._authorization_server.documents import RedirectRefused, client_of
+from millstream.auth._authorization_server.metadata import AUTHORIZE, REGISTER, REVOKE, TOKEN, metadata, places
+from millstream.auth._authorization_server.provider import Provider
+from millstream.auth._authorization_server.records import CODE, REFRESH, Client, digest, new_secret
+from millstream.auth._authorization_server.redirects import is_identified, shown_host
+from millstream.auth._authorization_server.registration import RATE, read_metadata
+from millstream.auth._authorization_server.token import check_redirect, check_verifier
+from millstream.auth._authorization_server.vault import Vault
+from millstream.compat.fastmcp._auth import (
+    AuthorizationParams,
+    OAuthClientInformationFull,
+    ProviderTokenVerifier,
+    VerifierMethod,
+)
+
+logger = logging.getLogger("millstream")
+
+METHODS = ("none", "client_secret_basic", "client_secret_post")
+_NOT_SERVED = ("jwks_uri", "introspection_", "client_id_metadata_", "authorization_response_iss")
+_REVOKED = "oauth-revoked"
+"""Topic of revocations between workers: the id of the principal, or `_UNKNOWN`."""
+_UNKNOWN = ""
+_CODE_SECONDS = 3600.0
+"""How long a used code stays known."""
+
+
+class ServedProvider:
+    """A provider whose endpoints this server serves."""
+
+    def __init__(self, provider: Any, settings: Any) -> None:
+        """Check the issuer.
+
+        Raises:
+            ValueError: its URL can't be an issuer.
+        """
+        issuer = str(settings.issuer_url).rstrip("/")
+        parts = urlsplit(issuer)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise ValueError(f"issuer_url must be https, or http of this machine, not {issuer!r}")
+        if "?" in issuer or "#" in issuer:
+            raise ValueError(f"issuer_url must have no query and no fragment: {issuer!r}")
+        self._provider = provider
+        self._settings = settings
+        self.issuer = issuer
+        self.outer_paths: tuple[str, ...] = tuple(
+            prefix + each for prefix in {"", parts.path} for each in (AUTHORIZE, TOKEN, REGISTER, REVOKE)
+        )
+        """Paths of the endpoints, for an application that serves some paths only."""
+
+    def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningProvider":
+        """Return the endpoints of one running server."""
+        settings = self._settings
+        origin = "://".join(urlsplit(self.issuer)[:2])
+        registration = settings.client_registration_options
+        plan = IssuerConfig(
+            url=self.issuer,
+            audience=str(settings.resource_server_url or origin).rstrip("/"),
+            # Clients may name the URL that they connect to instead of the audience.
+            resources=tuple(origin + path.rstrip("/") for path in services.settings.mcp_paths),
+            scopes=tuple(settings.required_scopes or ()),
+            described=dict.fromkeys(getattr(registration, "valid_scopes", None) or (), ""),
+            implied={},
+            passwords=None,
+            upstreams={},
+            clients={},
+            registration=bool(getattr(registration, "enabled", False)),
+            provider=_Known(self._provider),
+        )
+        return RunningProvider(self._provider, settings, plan, Vault(services))
+
+
+class RunningProvider(VerifierMethod):
+    """A provider whose endpoints are served, as a method of the guard."""
+
+    def __init__(self, provider: Any, settings: Any, plan: IssuerConfig, vault: Vault) -> None:
+        super().__init__(ProviderTokenVerifier(provider), settings)
+        # Configuration
+        self.resource = plan.audience
+        self.issuers = (plan.url,)
+        self._provider = provider
+        self._settings = settings
+        self._plan = plan
+        self._vault = vault
+        clients = Clients(plan, vault, None)
+        self._targets = _Targets(plan, self.resource, frozenset)
+        self._asking = AuthorizationRequests(plan, clients, self._targets)
+        self._proof = ClientProof(plan, clients, vault)
+        self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
+        # Process
+        self._registrations = GlobalLimiter("register", RATE, lambda: vault.pool)
+        self._changes = 0
+        """Number of revocations at all workers."""
+        self._ended: set[str] = set()
+        """Principals with a revoked token since the last `epoch`; `_UNKNOWN` if the provider doesn't say whose."""
+        self._just_ended: set[str] = set()
+        self._stop = vault.hear(
+            _REVOKED, lambda data: self._ended.add(data.decode("utf-8", "replace")), lambda: self._ended.add(_UNKNOWN)
+        )
+
+    def epoch(self) -> int:
+        """Return a number that changes with each revocation."""
+        self._changes += bool(self._ended)
+        self._just_ended, self._ended = self._ended, set()
+        return self._changes
+
+    def holds(self, id: str) -> bool:
+        """Return False once after a revocation, so that streams close; clients with another token reconnect."""
+        return self._just_ended.isdisjoint((id, _UNKNOWN))
+
+    def share(self, pool: Pool) -> None:
+        """See `AuthMethod.share`."""
+        self._vault.pool = pool
+
+    def close(self) -> None:
+        """Unsubscribe from revocations."""
+        self._stop()
+
+    def paths(self) -> Mapping[str, Mapping[str, Handler]]:
+        """Return the handlers by path and method."""
+        ends: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {
+            AUTHORIZE: {"GET": self._authorize, "POST": self._authorize},
+            TOKEN: {"POST": self._token},
+        }
+        if self._plan.registration:
+            ends[REGISTER] = {"POST": self._register}
+        if self._revokes:
+            ends[REVOKE] = {"POST": self._revoke}
+        found = {prefix + path: each for prefix in {"", self._plan.path} for path, each in ends.items()}
+        found |= {path: {"GET": self._metadata} for path in places(self._plan)}
+        return {path: {method: _answered(each) for method, each in by.items()} for path, by in found.items()}
+
+    def shared_paths(self) -> frozenset[str]:
+        """Return the paths that pages of any origin may use."""
+        return frozenset(path for path in self.paths() if not path.endswith(AUTHORIZE))
+
+    async def _metadata(self, request: Request) -> Response:
+        said = {
+            name: value
+            for name, value in metadata(self._plan, frozenset).items()
+            if not name.startswith(_NOT_SERVED) and not name.endswith("signing_alg_values_supported")
+        }
+        said |= {"grant_types_supported": [CODE, REFRESH], "token_endpoint_auth_methods_supported": METHODS}
+        if self._revokes:
+            said["revocation_endpoint_auth_methods_supported"] = METHODS
+        else:
+            del said["revocation_endpoint"], said["revocation_endpoint_auth_methods_supported"]
+        if self._settings.service_documentation_url:
+            said["service_documentation"] = str(self._settings.service_documentation_url)
+        return reply(said)
+
+    # The browser
+
+    async def _authorize(self, request: Request) -> Response:
+        given = Parameters(request.query) if request.method in ("GET", "HEAD") else form_of(request)
+        try:
+            client, asked = await self._asking.read(given, lambda: False)
+        except NotAClient as exc:
+            raise OAuthError("invalid_request", str(exc)) from None
+        except NotGranted as exc:
+            # Registration is open: a link that begins with our name must not silently end at a registered address.
+            if self._plan.registration and is_identified(exc.redirect):
+                return pages.stop(exc.answer, shown_host(exc.redirect), str(exc))
+            return exc.answer
+        state = given.get("state") or None
+        refuse = partial(self._asking.refuse, asked.redirect_uri, asked.state)
+        theirs = await self._theirs(client)
+        scopes = given.get("scope").split() or None
+        registered = str(getattr(theirs, "scope", None) or "").split()
+        if not set(scopes or ()) <= set(registered):
+            return refuse("invalid_scope", "The client was not registered with all of these scopes.")
+        if state is not None and not state.isprintable():
+            return refuse("invalid_request", "state has to be text.")
+        params = AuthorizationParams(
+            state=state, scopes=scopes, code_challenge=asked.challenge, redirect_uri=asked.redirect_uri,
+            redirect_uri_provided_explicitly=asked.named_redirect, resource=given.get("resource") or None,
+        )  # fmt: skip
+        try:
+            url = str(await self._provider.authorize(theirs, params))
+        except Exception as exc:
+            refusal = _refusal(exc)
+            if refusal is None:
+                raise
+            return refuse(refusal.error, str(refusal))
+        if not url.isascii() or not url.isprintable():
+            raise ValueError("authorize() returned no URL")
+        return see(url)
+
+    # Clients
+
+    async def _theirs(self, client: Client) -> Any:
+        found = await self._provider.get_client(client.id)
+        if found is None:
+            raise OAuthError("invalid_client", "The client is unknown. Register it again.", 401)
+        return found
+
+    async def _token(self, request: Request) -> Response:
+        form = form_of(request)
+        kind = form.get("grant_type")
+        give = {CODE: self._from_code, REFRESH: self._from_refresh_token}.get(kind)
+        if give is None:
+            error = "unsupported_grant_type" if kind else "invalid_request"
+            raise OAuthError(error, f"grant_type is {CODE} or {REFRESH}.")
+        client = await self._proof.client(request, form)
+        if kind not in client.grant_types:
+            raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
+        self._targets.resources(form.all("resource"))
+        tokens = await give(client, await self._theirs(client), form)
+        return reply(tokens.model_dump(mode="json", exclude_none=True))
+
+    async def _from_code(self, client: Client, theirs: Any, form: Parameters) -> Any:
+        code = form.get("code")
+        if not code:
+            raise OAuthError("invalid_request", "code is missing.")
+        found = await self._provider.load_authorization_code(theirs, code)
+        if found is None or found.client_id != client.id or found.expires_at < time.time():
+            raise OAuthError("invalid_grant", "The code is unknown, or its time is over.")
+        check_redirect(str(found.redirect_uri), form, named=found.redirect_uri_provided_explicitly)
+        check_verifier(form, found.code_challenge)
+        resource = getattr(found, "resource", None)
+        if resource and any(canonical(each) != canonical(str(resource)) for each in form.all("resource")):
+            raise OAuthError("invalid_target", "The code is not for this resource.")
+        # Two requests at once may both find the code; only one may exchange it.
+        if not await self._vault.exchange(f"oauth-spent:{digest(code)}", None, b"1", _CODE_SECONDS, lossy=True):
+            raise OAuthError("invalid_grant", "The code was used before.")
+        return await self._provider.exchange_authorization_code(theirs, found)
+
+    async def _from_refresh_token(self, client: Client, theirs: Any, form: Parameters) -> Any:
+        found = await self._provider.load_refresh_token(theirs, form.get("refresh_token"))
+        ended = found is not None and found.expires_at and found.expires_at < time.time()
+        if found is None or found.client_id != client.id or ended:
+            raise OAuthError("invalid_grant", "The refresh token is no longer valid. Sign in again.")
+        scopes = list(dict.fromkeys(form.get("scope").split())) or list(found.scopes)
+        if not set(scopes) <= set(found.scopes):
+            raise OAuthError("invalid_scope", "A refresh token gives no more scopes than were granted.")
+        return await self._provider.exchange_refresh_token(theirs, found, scopes)
+
+    async def _revoke(self, request: Request) -> Response:
+        form = form_of(request)
+        client = await self._proof.client(request, form)
+        token = form.get("token")
+        if not token:
+            raise OAuthError("invalid_request", "token is missing.")
+        theirs = await self._theirs(client)
+        found = await self._provider.load_access_token(token)
+        accessed = found is not None
+        if found is None:
+            found = await self._provider.load_refresh_token(theirs, token)
+        if found is not None and found.client_id == client.id:
+            await self._provider.revoke_token(found)
+            subject = getattr(found, "subject", None)
+            # A provider may revoke more than this token, and only its access tokens name their owner.
+            await self._vault.tell(_REVOKED, str(subject or (client.id if accessed else _UNKNOWN)).encode())
+        return reply({})
+
+    async def _register(self, request: Request) -> Response:
+        key = neighborhood(request.peer)
+        wait = await self._registrations.take(key)
+        if wait > 0:
+            head = self._registrations.told(key, wait)
+            raise OAuthError("temporarily_unavailable", "Too many registrations from your address.", 429, head)
+        said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
+        options = self._settings.client_registration_options
+        try:
+            client = client_of(str(uuid4()), {"grant_types": [CODE, REFRESH], **said}, "registered",
+                               methods=METHODS, default="client_secret_post")  # fmt: skip
+            theirs = OAuthClientInformationFull.model_validate(
+                {"scope": " ".join(options.default_scopes or ()) or None, **said, **_credentials(client, options)}
+            )
+        except RedirectRefused as exc:
+            raise OAuthError("invalid_redirect_uri", str(exc)) from None
+        except ValidationError as exc:
+            raise OAuthError(
+                "invalid_client_metadata", f"The metadata can't be used: {exc.errors()[0]['msg']}"
+            ) from None
+        except ValueError as exc:
+            raise OAuthError("invalid_client_metadata", str(exc)) from None
+        if "code" not in theirs.response_types:
+            raise OAuthError("invalid_client_metadata", "response_types has code.")
+        if options.valid_scopes is not None and not set((theirs.scope or "").split()) <= set(options.valid_scopes):
+            raise OAuthError("invalid_client_metadata", f"Valid scopes are {' '.join(options.valid_scopes)}.")
+        await self._provider.register_client(theirs)
+        return reply(theirs.model_dump(mode="json", exclude_none=True), 201)
+
+
+class _Targets(Targets):
+    """Leaves scopes to the client's registration."""
+
+    def wanted(self, text: str) -> tuple[str, ...]:
+        return tuple(text.split())
+
+
+class _Known(Provider):
+    """The clients of a provider."""
+
+    def __init__(self, provider: Any) -> None:
+        self._provider = provider
+
+    async def find_client(self, client_id: str) -> Client | None:
+        """Return a client for our checks; None if it's unknown or its secret has expired."""
+        theirs = await self._provider.get_client(client_id)
+        if theirs is None:
+            return None
+        secret, method = theirs.client_secret, theirs.token_endpoint_auth_method or "none"
+        until = theirs.client_secret_expires_at
+        if secret and until and until < time.time():
+            return None
+        if secret or method != "none":
+            method = "client_secret_post"  # a client without a secret never matches
+        return Client(
+            client_id,
+            name=theirs.client_name or "",
+            redirect_uris=tuple(map(str, theirs.redirect_uris or ())),
+            method=method,
+            secret_hash=digest(secret) if secret else "",
+            grant_types=tuple(theirs.grant_types),
+            source="registered",
+        )
+
+
+def _credentials(client: Client, options: Any) -> dict[str, Any]:
+    now = int(time.time())
+    made: dict[str, Any] = {
+        "client_id": client.id,
+        "client_id_issued_at": now,
+        "token_endpoint_auth_method": client.method,
+        "grant_types": client.grant_types,
+        "client_secret": None,
+        "client_secret_expires_at": None,
+    }
+    if client.method != "none":
+        seconds = options.client_secret_expiry_seconds
+        made |= {"client_secret": new_secret(), "client_secret_expires_at": 0 if seconds is None else now + seconds}
+    return made
+
+
+def _refusal(exc: Exception) -> OAuthError | None:
+    """Return the OAuth error of a provider's exception, ours or the SDK's; None for any other."""
+    error = getattr(exc, "error", None)
+    return OAuthError(error, getattr(exc, "error_description", None) or "") if isinstance(error, str) else None
+
+
+def _answered(handler: Callable[[Request], Awaitable[Response]]) -> Handler:
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except OAuthError as exc:
+            return exc.response()
+        except Exception as exc:
+            refusal = _refusal(exc)
+            if refusal is None:
+                logger.exception("%s %a: the provider failed", request.method, request.path)
+                refusal = OAuthError("server_error", "The server can't do this now. Try again later.", 500)
+            return refusal.response()
+
+    return answer

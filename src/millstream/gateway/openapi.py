@@ -1,0 +1,586 @@
+"""Tools and resources made of an OpenAPI document: each calls one operation of an API.
+
+`Server.from_openapi` and `Server.from_fastapi` use it. Schemas keep their shape. References to the document's
+components become references to ``$defs``.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib import import_module
+from itertools import chain, count
+from typing import Any, Protocol, cast
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.content import EmbeddedResource, ResourceContents
+from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError
+from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.call import Call
+from millstream._server.features.resources import Resource, Template
+from millstream._server.features.sources import Source
+from millstream._server.features.tools import Tool
+from millstream._server.functions.results import ToolResult
+
+_METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
+_COMPONENT = "#/components/schemas/"
+_MOST_PARTS = 10_000
+"""Largest schema, in nodes, whose definitions are inlined."""
+_LONGEST = 56
+"""Most characters of a name."""
+FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
+TEXT = "text/plain"
+_BETWEEN = {"pipeDelimited": "|", "spaceDelimited": " "}
+_NAMED = ("properties", "patternProperties", "$defs")
+"""Keywords with named members, whose names may be those of keywords."""
+
+
+class Argument(Struct, frozen=True):
+    """The place of a tool's argument in the request."""
+
+    name: str
+    """Its name in the API."""
+    place: str
+    """``path``, ``query``, ``header``, ``cookie``, ``field`` of the body, or ``body``."""
+    form: str = ""
+    """How a query or a form has an object or a list: the separator of a list's items, `deep` for
+    ``name[key]=value``, `json`, or empty for one pair per item."""
+
+
+class Operation(Struct, frozen=True):
+    """One operation of an API."""
+
+    path: str
+    method: str
+    operation_id: str | None
+    summary: str | None
+    description: str | None
+    tags: list[str]
+    arguments: Mapping[str, Argument]
+    """By the name that models use."""
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any] | None
+    wrapped: bool
+    """The response isn't an object and goes under `result`."""
+    media: str
+    """The media type of the body."""
+
+    @property
+    def summary_text(self) -> str:
+        """The description for a model."""
+        return self.description or self.summary or f"Executes {self.method} {self.path}"
+
+    def name(self, given: Mapping[str, str]) -> str:
+        """Return the name of the tool or resource."""
+        own = (self.operation_id or "").split("__")[0]
+        found = given.get(self.operation_id or "") or own or self.summary or f"{self.method}_{self.path}"
+        return re.sub(r"_+", "_", re.sub(r"\W+", "_", found)).strip("_")[:_LONGEST]
+
+
+class Document:
+    """An OpenAPI document of version 3.0 or 3.1.
+
+    Raises:
+        ValueError: it is something else.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        if not is_object(spec) or not is_object(spec.get("paths")):
+            raise ValueError("The OpenAPI document has no paths")
+        if not str(spec.get("openapi", "")).startswith("3."):
+            raise ValueError("The OpenAPI document must be of version 3.0 or 3.1: convert it first")
+        self._spec: dict[str, Any] = spec
+
+    @property
+    def url(self) -> str:
+        """The URL of the API; empty if the document has none."""
+        servers: list[dict[str, Any]] = self._spec.get("servers") or [{}]
+        return str(servers[0].get("url", ""))
+
+    def operations(self) -> Iterator[Operation]:
+        """Yield the operations."""
+        for path, item in self._spec["paths"].items():
+            shared = self._resolve(item)
+            for method in _METHODS:
+                if is_object(shared.get(method)):
+                    yield self._operation(path, method.upper(), shared, shared[method])
+
+    def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
+        several: dict[tuple[str, str], dict[str, Any]] = {}
+        for given in (*operation.get("parameters", ()), *shared.get("parameters", ())):
+            parameter = self._resolve(given)
+            several.setdefault((parameter["name"], parameter["in"]), parameter)
+        place_of_fields, fields, needed, media, forms = self._body(operation)
+        arguments: dict[str, Argument] = {}
+        properties: dict[str, Any] = {}
+        required: list[str] = []
+        for (own, place), parameter in several.items():
+            taken = own in fields or own in arguments
+            name = f"{own}__{place}" if taken else own
+            arguments[name] = Argument(own, place, _form_of(parameter))
+            about = str(parameter.get("description") or "")
+            about = f"{about} ({place.capitalize()} parameter)".strip() if taken else about
+            properties[name] = {**parameter.get("schema", {}), **({"description": about} if about else {})}
+            if parameter.get("required") or place == "path":
+                required.append(name)
+        for name, schema in fields.items():
+            arguments[name] = Argument(name, place_of_fields, forms.get(name, ""))
+            properties[name] = schema
+        required += needed
+        output, wrapped = self._output(operation)
+        return Operation(
+            path, method, operation.get("operationId"), operation.get("summary"), operation.get("description"),
+            list(operation.get("tags") or ()), arguments,
+            self._with_definitions({"type": "object", "properties": properties, "required": required}),
+            output, wrapped, media,
+        )  # fmt: skip
+
+    def _body(self, operation: dict[str, Any]) -> tuple[str, dict[str, Any], list[str], str, dict[str, str]]:
+        """Return the place of the body's fields, the fields, the required ones, its media type, and their forms."""
+        body = self._resolve(operation.get("requestBody") or {})
+        media, about = _content_of(body, (FORM, MULTIPART, TEXT))
+        if not media:
+            return "field", {}, [], "", {}
+        schema: dict[str, Any] = about.get("schema") or {}
+        fields, needed = self._fields(schema)
+        if not fields:
+            name = re.sub(r"\W+", "_", str(self._resolve(schema).get("title", ""))).lower() or "body"
+            return "body", {name: schema}, [name] if body.get("required") else [], media, {}
+        encodings: dict[str, Any] = about.get("encoding") or {}
+        forms = {name: _form_of(each) for name, each in encodings.items()}
+        return "field", fields, needed if body.get("required") else [], media, forms
+
+    def _fields(self, schema: dict[str, Any], seen: set[int] | None = None) -> tuple[dict[str, Any], list[str]]:
+        """Return the properties of an object with those of all its parts and kinds, and the required ones."""
+        whole, visited = self._resolve(schema), set[int]() if seen is None else seen
+        fields: dict[str, Any] = {}
+        needed: list[str] = []
+        if id(whole) in visited:
+            return fields, needed
+        visited.add(id(whole))
+        for part in whole.get("allOf") or ():
+            more, required = self._fields(part, visited)
+            fields |= more
+            needed += required
+        fields |= whole.get("properties") or {}
+        needed += whole.get("required") or ()
+        discriminator: dict[str, Any] = whole.get("discriminator") or {}
+        kinds: dict[str, str] = discriminator.get("mapping") or {}
+        for kind in kinds.values():
+            more, _ = self._fields({"$ref": kind if kind.startswith("#/") else _COMPONENT + kind}, visited)
+            fields = more | fields
+        return fields, list(dict.fromkeys(needed))
+
+    def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+        responses: dict[str, Any] = operation.get("responses") or {}
+        code = next((each for each in sorted(responses) if each.startswith("2")), "")
+        media, about = _content_of(self._resolve(responses.get(code) or {}), ())
+        if not media:
+            return None, False
+        schema: dict[str, Any] = about.get("schema") or {}
+        whole = self._resolve(schema)
+        if whole.get("type") == "object" or "properties" in whole:
+            return self._with_definitions({**whole, "type": "object"}, given=True), False
+        found = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
+        return self._with_definitions(found, given=True), True
+
+    def _hidden(self, schema: dict[str, Any]) -> frozenset[str]:
+        """Return the write-only properties of an object."""
+        fields, _ = self._fields(schema)
+        return frozenset(
+            name for name, each in fields.items() if is_object(each) and self._resolve(each).get("writeOnly") is True
+        )
+
+    # References
+
+    def _resolve(self, node: dict[str, Any]) -> dict[str, Any]:
+        """Return the target of a reference; anything else as it is."""
+        for _ in range(20):
+            reference = node.get("$ref")
+            if not isinstance(reference, str) or not reference.startswith("#/"):
+                return node
+            found: Any = self._spec
+            for part in reference[2:].split("/"):
+                found = found.get(part.replace("~1", "/").replace("~0", "~"), {}) if is_object(found) else {}
+            node = cast("dict[str, Any]", found)
+        return {}
+
+    def _with_definitions(self, schema: dict[str, Any], *, given: bool = False) -> dict[str, Any]:
+        """Return a schema with its definitions; that of a response (`given`) without write-only properties."""
+        definitions: dict[str, Any] = {}
+
+        def moved(node: Any, hidden: frozenset[str] = frozenset()) -> Any:
+            if is_array(node):
+                return [moved(each, hidden) for each in node]
+            if not is_object(node):
+                return node
+            if given and not isinstance(node.get("$ref"), str):
+                hidden |= self._hidden(node)
+                node = _without(node, hidden)
+            reference = node.get("$ref")
+            if isinstance(reference, str) and reference.startswith(_COMPONENT):
+                name = reference.removeprefix(_COMPONENT)
+                if name not in definitions:
+                    definitions[name] = {}
+                    definitions[name] = moved(self._resolve(node))
+                return {**node, "$ref": f"#/$defs/{name}"}
+            made = _members(node, hidden, moved)
+            if node.get("nullable") is True and isinstance(made.get("type"), str):
+                made["type"] = [made["type"], "null"]  # as 3.1 has it
+            return made
+
+        made = cast("dict[str, Any]", moved(schema))
+        if not definitions:
+            return made
+        made = {**made, "$defs": definitions}
+        flat = inlined(made, most=_MOST_PARTS)
+        return made if "$defs" in flat else flat
+
+
+def _members(node: dict[str, Any], hidden: frozenset[str], moved: Callable[..., Any]) -> dict[str, Any]:
+    """Return the keywords of a schema with their schemas moved. Parts of ``allOf`` describe the same object."""
+    made: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in _NAMED and is_object(value):
+            made[key] = {name: moved(each) for name, each in value.items()}
+        elif key != "nullable":
+            made[key] = moved(value, hidden if key == "allOf" else frozenset())
+    return made
+
+
+def _without(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
+    """Return the schema of an object without some of its properties."""
+    made = dict(node)
+    if is_object(node.get("properties")):
+        made["properties"] = {name: each for name, each in node["properties"].items() if name not in hidden}
+    if is_array(node.get("required")):
+        made["required"] = [name for name in node["required"] if name not in hidden]
+    return made
+
+
+def _form_of(about: Mapping[str, Any]) -> str:
+    """Return the form of a parameter or a field (OpenAPI 3.1, Style Values); see `Argument.form`."""
+    style = about.get("style", "form")
+    if str(about.get("contentType", "")).partition(";")[0].endswith("json"):
+        return "json"
+    if style == "deepObject":
+        return "deep"
+    return "" if about.get("explode", style == "form") else _BETWEEN.get(style, ",")
+
+
+def _content_of(holder: dict[str, Any], more: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Return the media type of a body and its description, JSON if possible; empty without one."""
+    content: dict[str, Any] = holder.get("content") or {}
+    for kind, about in content.items():
+        plain = kind.partition(";")[0].strip()
+        if plain == JSON or plain.endswith("+json") or plain in more:
+            return kind, about
+    return "", {}
+
+
+def inlined(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, Any]:
+    """Return a schema with its definitions in place of references. Recursive ones stay definitions.
+
+    Args:
+        schema: the schema, which stays as it is if the result would be too large.
+        most: nodes of the result.
+    """
+    definitions: dict[str, Any] = schema.get("$defs", {})
+    kept: dict[str, Any] = {}
+    parts = count(1)
+
+    def put(node: Any, inside: tuple[str, ...]) -> Any:
+        if next(parts) > most:
+            raise OverflowError
+        if is_array(node):
+            return [put(each, inside) for each in node]
+        if not is_object(node):
+            return node
+        name = str(node.get("$ref", "")).rpartition("/")[2]
+        if name in definitions:
+            if name in inside:
+                kept[name] = definitions[name]
+                return node
+            rest = {key: value for key, value in node.items() if key != "$ref"}
+            return {**put(definitions[name], (*inside, name)), **rest}
+        return {key: put(value, inside) for key, value in node.items() if key != "$defs" or inside}
+
+    try:
+        made: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
+    except OverflowError:
+        return schema
+    return {**made, "$defs": definitions} if kept else made
+
+
+_REFUSED, _TOO_MANY = 400, 429
+_PATIENCE = 30.0
+
+
+class Kind(Enum):
+    """What an operation becomes."""
+
+    TOOL = "tools"
+    RESOURCE = "resources"
+    TEMPLATE = "templates"
+    EXCLUDE = ""
+
+
+@dataclass(frozen=True)
+class RouteMap:
+    """Which operations become what: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=Kind.RESOURCE)``.
+
+    Args:
+        methods: of HTTP, in capitals; empty for all.
+        pattern: a regular expression that occurs in the path.
+        tags: tags of the document that an operation must all have.
+        kind: what the operations become.
+    """
+
+    methods: Sequence[str] = ()
+    pattern: str = ""
+    tags: frozenset[str] | set[str] = field(default_factory=frozenset[str])
+    kind: Kind = Kind.TOOL
+
+    def matches(self, operation: Operation) -> bool:
+        """Return whether it applies to an operation."""
+        method = not self.methods or operation.method in self.methods
+        return method and re.search(self.pattern, operation.path) is not None and self.tags <= set(operation.tags)
+
+
+class Api:
+    """The API behind the operations.
+
+    Args:
+        client: an `AsyncClient` of httpx2 or httpx, or another object with its `request` method.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def request(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        """Return the response to one operation.
+
+        Raises:
+            ToolError: an argument is missing or leads to another path, the API can't be reached, or it refuses.
+        """
+        parts: dict[str, dict[str, Any]] = {
+            place: {} for place in ("path", "query", "header", "cookie", "field", "body")
+        }
+        for name, value in arguments.items():
+            argument = operation.arguments.get(name)
+            if argument is not None and value is not None:
+                parts[argument.place] |= _written(argument, value)
+        options: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
+        body = next(iter(parts["body"].values()), parts["field"] or None)
+        if body is not None:
+            options |= _body(operation, body, parts["header"])
+        if parts["cookie"]:
+            cookies = "; ".join(f"{name}={quote(str(value))}" for name, value in parts["cookie"].items())
+            options["headers"] = {**(options["headers"] or {}), "cookie": cookies}
+        path = _path(operation, parts["path"])
+        try:
+            response = await self._client.request(operation.method, path, **options)
+        except Exception as error:
+            if "Error" not in type(error).__name__ and "Timeout" not in type(error).__name__:
+                raise
+            raise ToolError(f"{type(error).__name__}: {error}") from error
+        if response.status_code == _TOO_MANY:
+            raise ToolError("The API wants fewer requests. Try again later.")
+        if response.status_code >= _REFUSED:
+            raise ToolError(f"HTTP error {response.status_code}: {response.reason_phrase} - {_answer(response)}")
+        return response
+
+
+def _body(operation: Operation, body: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request, as options of an HTTP client."""
+    plain = operation.media.partition(";")[0].strip()
+    if plain in (FORM, MULTIPART) and is_object(body):
+        fields: dict[str, Any] = {}
+        for name, value in body.items():
+            fields |= _pairs(operation.arguments[name], value) if name in operation.arguments else {name: value}
+        return {"data": fields} if plain == FORM else {"files": _parts(fields)}
+    if operation.media == JSON:
+        return {"json": body}
+    written = body if plain == TEXT and isinstance(body, str) else encode(body)
+    return {"content": written, "headers": {**headers, "content-type": operation.media}}
+
+
+def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the parts of a multipart body. An empty list is one part, or the body would have none."""
+    several = [
+        (name, each) for name, value in fields.items() for each in (value if is_array(value) and value else [value])
+    ]
+    return [(name, (None, each if isinstance(each, str) else encode(each))) for name, each in several]
+
+
+def _written(argument: Argument, value: Any) -> dict[str, Any]:
+    """Return one argument as the request has it."""
+    if argument.place == "query":
+        return _pairs(argument, value)
+    if argument.place in ("header", "path") and not isinstance(value, str):
+        value = encode(value).decode() if isinstance(value, bool | list | dict) else str(value)
+    return {argument.name: value}
+
+
+def _pairs(argument: Argument, value: Any) -> dict[str, Any]:
+    """Return a value in a query or a form. Lists become several pairs of one name."""
+    if argument.form == "json" and not isinstance(value, str):
+        return {argument.name: encode(value).decode()}
+    if is_object(value) and argument.place == "query":
+        return {f"{argument.name}[{key}]" if argument.form == "deep" else key: each for key, each in value.items()}
+    if is_array(value) and value and argument.form not in ("", "deep"):
+        return {argument.name: argument.form.join(map(str, value))}
+    return {argument.name: value}
+
+
+def _path(operation: Operation, values: Mapping[str, Any]) -> str:
+    def part(found: re.Match[str]) -> str:
+        if found[1] not in values:
+            raise ToolError(f"Missing required path parameters: {found[1]!r}")
+        text = quote(str(values[found[1]]), safe="")
+        if text in ("", ".", ".."):
+            raise ToolError(f"{found[1]} can't be {text!r}: that would be another path")
+        return text
+
+    return re.sub(r"\{([^}]+)\}", part, operation.path)
+
+
+def _answer(response: Any) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return response.text
+
+
+class OperationTool(Tool):
+    """An operation as a tool."""
+
+    __slots__ = ()
+
+    def __init__(self, operation: Operation, name: str, api: Api) -> None:
+        async def run(arguments: dict[str, Any], call: Call) -> ToolResult:
+            return _result(operation, await api.request(operation, arguments))
+
+        source = Source(name, run, _decode_object, description=operation.summary_text, schema=operation.input_schema)
+        super().__init__(source, tags=operation.tags)
+        if operation.output_schema is not None:
+            self._described = {**self._described, "outputSchema": operation.output_schema}
+
+
+def _decode_object(raw: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(raw, type=dict[str, Any])
+
+
+def _result(operation: Operation, response: Any) -> ToolResult:
+    try:
+        value: Any = response.json()
+    except ValueError:
+        value = response.text
+        if operation.output_schema is None:
+            return ToolResult(value)
+    structured = value if is_object(value) and not operation.wrapped else {"result": value}
+    return ToolResult(encode(structured).decode(), structured)
+
+
+def _resource(operation: Operation, name: str, api: Api) -> Resource | Template:
+    """Return an operation as a resource; as a template if its path has variables."""
+    variables = sorted(each for each, argument in operation.arguments.items() if argument.place == "path")
+
+    async def run(values: Any, call: Call) -> Any:
+        try:
+            response = await api.request(operation, values or {})
+        except ToolError as error:
+            raise ProtocolError(INTERNAL_ERROR, str(error)) from error
+        return [EmbeddedResource(resource=_contents(call.name, response))]
+
+    schema = {"properties": {each: {"type": "string"} for each in variables}}
+    source = Source(name, run, lambda values: values, description=operation.summary_text, schema=schema)
+    uri = "/".join((f"resource://{name}", *(f"{{{each}}}" for each in variables)))
+    kind = Template if variables else Resource
+    return kind(uri, source, mime_type=JSON, tags=operation.tags)
+
+
+def _contents(uri: str, response: Any) -> ResourceContents:
+    kind = response.headers.get("content-type", JSON).partition(";")[0]
+    if kind.startswith("text/") or kind.endswith(("json", "xml")):
+        return ResourceContents(uri, kind, text=response.text)
+    return ResourceContents(uri, kind, blob=response.content)
+
+
+class Catalog(Protocol):
+    """The definition of a server, which items are registered in."""
+
+    def add(self, kind: str, key: str, item: Any) -> None:
+        """Register an item."""
+
+
+def register(
+    catalog: Catalog,
+    spec: Any,
+    client: Any = None,
+    *,
+    routes: Sequence[RouteMap] = (),
+    names: Mapping[str, str] | None = None,
+    choose: Callable[[Operation, Kind], Kind | None] | None = None,
+) -> None:
+    """Register the operations of an OpenAPI document.
+
+    Args:
+        catalog: the definition of a server.
+        spec: the document, version 3.0 or 3.1, as a dict.
+        client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
+        routes: what the operations become; the first match counts, and without one an operation is a tool.
+        names: names of tools and resources by `operationId`.
+        choose: called with each operation and its kind; returns another kind, or None to keep it.
+
+    Raises:
+        ValueError: the document is invalid, or has no server and `client` isn't given.
+        ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
+    """
+    document = Document(spec)
+    api = Api(client if client is not None else _client_of_url(document.url))
+    taken: set[str] = set()
+    for operation in document.operations():
+        kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind
+        if choose is not None:
+            kind = choose(operation, kind) or kind
+        if kind is Kind.EXCLUDE:
+            continue
+        own = operation.name(names or {})
+        name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in taken)
+        taken.add(name)
+        if kind is Kind.TOOL:
+            catalog.add("tools", name, OperationTool(operation, name, api))
+        else:
+            item = _resource(operation, name, api)
+            catalog.add("templates" if isinstance(item, Template) else "resources", item.name, item)
+
+
+def _http() -> Any:
+    for name in ("httpx2", "httpx"):
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    raise ImportError("from_openapi and from_fastapi need an HTTP client: pip install httpx2")
+
+
+def _client_of_url(url: str) -> Any:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(
+            f"The document doesn't say where the API is ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
+        )
+    return _http().AsyncClient(base_url=url, timeout=_PATIENCE)
+
+
+def client_of_app(app: Any) -> Any:
+    """Return an HTTP client of an ASGI application in this process."""
+    http = _http()
+    return http.AsyncClient(transport=http.ASGITransport(app=app), base_url="http://localhost")
+
+
+__all__ = ["Kind", "Operation", "RouteMap", "register"]

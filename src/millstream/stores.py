@@ -1,0 +1,58 @@
+"""Write a store of your own: a `Backend` with a `Log`, a `Map`, and `charge`.
+
+The docstrings of these three are the contract. `Tally` is a `charge` for a process that holds all data itself. A
+package offers its store as an entry point of the group ``millstream.stores``; its name is the scheme of the URL, and it
+takes the URL and returns a backend.
+
+Example:
+    >>> def open_shelf(url: str) -> Backend:  # "shelf" in the entry points: Server(store="shelf://…")
+    ...     return ShelfBackend(url)
+"""
+
+from millstream._stores.base import (
+    EPHEMERAL,
+    Backend,
+    Entry,
+    Gap,
+    Index,
+    Log,
+    Map,
+    Position,
+    Sealed,
+    ShareFull,
+    StoreFull,
+    StoreUnavailable,
+)
+from millstream._stores.ephemeral import SplitLog, SplitMap
+from millstream._stores.rates import MARK_BYTES, Charge, Charged, Pace, Quota, Seat, Taken, share_of
+from millstream._stores.store import BackendStore
+from millstream._stores.tally import Tally
+from millstream._stores.workers import expire
+
+__all__ = [
+    "EPHEMERAL",
+    "MARK_BYTES",
+    "Backend",
+    "BackendStore",
+    "Charge",
+    "Charged",
+    "Entry",
+    "Gap",
+    "Index",
+    "Log",
+    "Map",
+    "Pace",
+    "Position",
+    "Quota",
+    "Sealed",
+    "Seat",
+    "ShareFull",
+    "SplitLog",
+    "SplitMap",
+    "StoreFull",
+    "StoreUnavailable",
+    "Taken",
+    "Tally",
+    "expire",
+    "share_of",
+]

@@ -1,0 +1,116 @@
+"""Tries that may fail: as many at once as failures are left, and whoever comes then waits for those."""
+
+import asyncio
+from typing import Any, cast
+
+from millstream._limits.gcra import Rate
+from millstream.auth._authorization_server.login_throttle import FailureLimiter
+from millstream.auth._authorization_server.vault import Vault
+from redis_parts import until
+
+
+class NoStore:
+    """A vault of one worker."""
+
+    pool = None
+
+
+def three(**options: Any) -> FailureLimiter:
+    """Three failures a day, of an address and for a name."""
+    return FailureLimiter({"a": Rate(3, 86400), "b": Rate(30, 86400)}, cast("Vault", NoStore()), **options)
+
+
+class Crowd:
+    """Those who try at the same time; each is done when it is let go."""
+
+    def __init__(self, attempts: FailureLimiter) -> None:
+        self.attempts = attempts
+        self.inside = 0
+        self.most = 0
+        self.gate = asyncio.Event()
+
+    async def one(self, address: str = "x", name: str = "ada", *, right: bool = True) -> bool:
+        """Try; whether it was let."""
+        async with self.attempts.trying(address, name) as may:
+            if may:
+                self.inside += 1
+                self.most = max(self.most, self.inside)
+                await self.gate.wait()
+                self.inside -= 1
+                if not right:
+                    await self.attempts.failed(address, name)
+        return may
+
+    def send(self, count: int, **how: Any) -> list[asyncio.Task[bool]]:
+        """So many."""
+        return [asyncio.create_task(self.one(**how)) for _ in range(count)]
+
+
+async def test_right_ones_in_a_crowd_wait_and_no_more_try_at_a_time_than_may_fail() -> None:
+    """An office has one address: twenty sign in when the day begins."""
+    crowd = Crowd(three())
+    tasks = crowd.send(20)
+    await until(lambda: crowd.inside == 3)
+    crowd.gate.set()
+    assert await asyncio.gather(*tasks) == [True] * 20
+    assert crowd.most == 3
+    assert not len(crowd.attempts)
+
+
+async def test_wrong_ones_in_a_crowd_get_as_many_tries_as_one_by_one() -> None:
+    """Those who wait learn at once that nothing is left."""
+    crowd = Crowd(three())
+    tasks = crowd.send(20, right=False)
+    await until(lambda: crowd.inside == 3)
+    crowd.gate.set()
+    assert sum(await asyncio.gather(*tasks)) == 3
+    assert not await crowd.one()
+
+
+async def test_a_failure_among_right_ones_leaves_one_try_less_and_refuses_none() -> None:
+    """Two are left: two at a time."""
+    crowd = Crowd(three())
+    crowd.gate.set()
+    await crowd.one(right=False)
+    crowd.gate.clear()
+    tasks = crowd.send(9)
+    await until(lambda: crowd.inside == 2)
+    crowd.gate.set()
+    assert await asyncio.gather(*tasks) == [True] * 9
+    assert crowd.most == 2
+
+
+async def test_nobody_waits_for_those_of_another_address() -> None:
+    """Each has its own."""
+    crowd = Crowd(three())
+    tasks = crowd.send(4)
+    await until(lambda: crowd.inside == 3)
+    other = crowd.send(1, address="y")
+    await until(lambda: crowd.inside == 4)
+    crowd.gate.set()
+    assert await asyncio.gather(*tasks, *other) == [True] * 5
+
+
+async def test_whoever_waits_too_long_or_goes_away_leaves_nothing_behind() -> None:
+    """What checks passwords may hang."""
+    crowd = Crowd(three(patience=0.0))
+    tasks = crowd.send(3)
+    await until(lambda: crowd.inside == 3)
+    assert not await crowd.one()
+    crowd.attempts._patience = 1e6
+    gone = crowd.send(1)[0]
+    await until(lambda: len(crowd.attempts) == 4)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    crowd.gate.set()
+    assert await asyncio.gather(*tasks) == [True] * 3
+    assert not len(crowd.attempts)
+
+
+async def test_a_flood_of_those_who_wait_is_bounded() -> None:
+    """People don't come by hundreds from one address."""
+    crowd = Crowd(three())
+    tasks = crowd.send(400)
+    await until(lambda: sum(task.done() for task in tasks) == 400 - 3 - 256)
+    crowd.gate.set()
+    assert sum(await asyncio.gather(*tasks)) == 3 + 256

@@ -1,0 +1,310 @@
+"""Revocation, introspection, and how soon every worker knows."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from auth_world import guarded
+from issuing_world import BACK, RESOURCE, URL, Clock, Desk, Known, claims_of
+from millstream import auth
+from millstream._http.message import Request, Response
+from millstream._protocol.principal import Principal
+from millstream._stores.base import Store
+from millstream.auth._challenge import Challenges
+from millstream.auth._guard import AuthGuard
+from patience import WAIT
+from store_parts import Backing
+
+SECRET = "x" * 32
+OFFICE = {"client_id": "office", "client_secret": SECRET}
+INACTIVE = {"active": False}
+
+
+def office(store: Store, **options: Any) -> Desk:
+    """An authorization server that knows a client with a secret."""
+    return Desk(store, clients=[auth.client("office", secret=SECRET, redirect_uris=[BACK])], **options)
+
+
+@pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
+async def test_a_client_gives_its_tokens_back_and_the_whole_grant_ends(every_store: Store, kind: str) -> None:
+    """RFC 7009 §2.1: whichever of the two it names."""
+    desk = Desk(every_store)
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    reply = await desk.post("/revoke", {"client_id": id, "token": given[kind], "token_type_hint": "nonsense"})
+    assert (reply.status, reply.headers["cache-control"]) == (200, "no-store")
+    assert await desk.who(given["access_token"]) is None
+    assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
+
+
+async def test_tokens_of_others_unknown_ones_and_none_at_all_are_not_ended(desk: Desk) -> None:
+    """RFC 7009 §2.2: unknown is 200, since it counts no more; a client ends its own only."""
+    id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    for token in (given["access_token"], given["refresh_token"], "unknown", "a.b.c"):
+        assert (await desk.post("/revoke", {"client_id": other, "token": token})).status == 200
+    assert await desk.who(given["access_token"]) is not None
+    assert (await desk.post("/revoke", {"client_id": id})).error == "invalid_request"
+    assert (await desk.post("/revoke", {"client_id": "nobody", "token": "x"})).status == 401
+
+
+async def test_a_token_of_a_client_that_acts_for_itself_is_revoked_alone(every_store: Store) -> None:
+    """It belongs to no grant."""
+    desk = office(every_store)
+    form = {"grant_type": "client_credentials", **OFFICE}
+    one, two = [(await desk.post("/token", form)).message["access_token"] for _ in range(2)]
+    await desk.post("/revoke", {**OFFICE, "token": one})
+    assert await desk.who(one) is None
+    assert await desk.who(two) is not None
+
+
+async def test_a_client_that_the_program_knows_no_more_has_no_token_that_counts(desk: Desk) -> None:
+    """After a restart with another list."""
+    known = office(desk.services.store)
+    token = (await known.post("/token", {"grant_type": "client_credentials", **OFFICE})).message["access_token"]
+    assert await known.who(token) is not None
+    assert await Desk(desk.services.store).who(token) is None
+
+
+async def test_introspection_tells_those_who_may_ask_what_a_token_says_now(every_store: Store) -> None:
+    """RFC 7662 §2.2."""
+    clock = Clock()
+    desk = office(every_store, clock=clock)
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id, scope="orders:read")
+
+    async def said(token: str) -> Any:
+        reply = await desk.post("/introspect", {**OFFICE, "token": token})
+        assert (reply.status, reply.headers["cache-control"]) == (200, "no-store")
+        return reply.message
+
+    access = await said(given["access_token"])
+    assert access == {"active": True, **claims_of(given["access_token"]), "token_type": "Bearer"}
+    refresh = await said(given["refresh_token"])
+    assert (refresh["active"], refresh["client_id"], refresh["sub"], refresh["scope"]) == (
+        True,
+        id,
+        "ada",
+        "orders:read",
+    )
+    await desk.refresh(id, given["refresh_token"])
+    assert await said(given["refresh_token"]) == INACTIVE
+    for token in ("unknown", "a.b.c", "mr_x"):
+        assert await said(token) == INACTIVE
+    clock.now += 901
+    assert await said(given["access_token"]) == INACTIVE
+
+
+async def test_introspection_is_for_clients_that_show_who_they_are_and_of_their_own_tokens(
+    desk: Desk,
+) -> None:
+    """RFC 7662 §2.1: otherwise anybody could try out tokens. Whoever registers learns nothing of others' tokens."""
+    desk = office(desk.services.store)
+    public = (await desk.register())["client_id"]
+    stranger = await desk.register(token_endpoint_auth_method="client_secret_post")
+    token = (await desk.tokens(public))["access_token"]
+    assert (await desk.post("/introspect", {"client_id": public, "token": token})).status == 401
+    assert (await desk.post("/introspect", {"token": token})).status == 401
+    shown = {"client_id": stranger["client_id"], "client_secret": stranger["client_secret"]}
+    assert (await desk.post("/introspect", {**shown, "token": token})).message == INACTIVE
+    code = (await desk.sign_in(stranger["client_id"]))["code"]
+    own = (await desk.token(stranger["client_id"], code, **shown)).message["access_token"]
+    assert (await desk.post("/introspect", {**shown, "token": own})).message["active"] is True
+
+
+# How soon
+
+
+def guard_of(desk: Desk) -> AuthGuard:
+    """The guard of one worker."""
+    challenges = Challenges(resource=RESOURCE, oauth=True)
+    return AuthGuard([desk.running], challenges)
+
+
+async def asks(guard: AuthGuard, token: str) -> Principal | Response:
+    """One request."""
+    raw = [(b"host", b"mcp.example.com"), (b"authorization", f"Bearer {token}".encode())]
+    return await guard(Request("POST", "/mcp", raw, dict(raw), peer="192.0.2.1"))
+
+
+async def test_what_one_worker_ends_the_others_refuse_at_their_next_tick(shared: Backing) -> None:
+    """The guard of each keeps verdicts; one word on the bus makes it forget. Ticks come once a second."""
+    one, two = Desk(await shared.worker()), Desk(await shared.worker())
+    guards = [guard_of(one), guard_of(two)]
+    id = (await one.register())["client_id"]
+    given = await one.tokens(id)
+    for guard in guards:
+        assert isinstance(await asks(guard, given["access_token"]), Principal)
+    principal = await asks(guards[1], given["access_token"])
+    assert isinstance(principal, Principal)
+    await one.post("/revoke", {"client_id": id, "token": given["access_token"]})
+    async with asyncio.timeout(WAIT):
+        for guard in guards:
+            while not guard.refresh():  # noqa: ASYNC110  nobody else tells
+                await asyncio.sleep(0.01)  # as the server's own tick does
+    for guard in guards:
+        refused = await asks(guard, given["access_token"])
+        assert isinstance(refused, Response)
+        assert refused.status == 401
+    assert not guards[1].holds(principal.id)
+
+
+async def test_any_worker_takes_what_another_has_begun(shared: Backing) -> None:
+    """Registered here, signed in there, exchanged elsewhere, with the keys that whoever was first has made."""
+    desks = [Desk(await shared.worker()) for _ in range(3)]
+    id = (await desks[0].register())["client_id"]
+    code = (await desks[1].sign_in(id))["code"]
+    given = (await desks[2].token(id, code)).message
+    for desk in desks:
+        assert await desk.who(given["access_token"]) is not None
+    again = (await desks[0].refresh(id, given["refresh_token"])).message
+    assert (await desks[1].refresh(id, again["refresh_token"])).status == 200
+    sets = [(await desk.ask("GET", "/.well-known/jwks.json")).message for desk in desks]
+    assert sets[0] == sets[1] == sets[2]
+
+
+async def test_when_words_of_other_workers_may_be_lost_everything_is_looked_at_again(desk: Desk) -> None:
+    """The bus may be interrupted; the store is the truth."""
+    guard = guard_of(desk)
+    desk.running._missed()
+    assert guard.refresh()
+    assert not guard.refresh()
+
+
+async def test_the_streams_of_a_person_end_when_something_of_theirs_has_ended_and_those_of_others_do_not(
+    desk: Desk,
+) -> None:
+    """Whoever still may comes back with the id of the last event."""
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    ada = await desk.who(given["access_token"])
+    assert ada is not None
+    assert desk.running.holds(ada.principal.id)
+    assert not desk.running.holds(f"{URL} bob")
+    await desk.post("/revoke", {"client_id": id, "token": given["access_token"]})
+    desk.running.epoch()
+    assert not desk.running.holds(ada.principal.id)
+    desk.running.epoch()
+    assert desk.running.holds(ada.principal.id)
+    desk.people.remove("ada")
+    assert not desk.running.holds(ada.principal.id)
+
+
+async def test_a_warm_token_costs_one_look_into_a_dictionary(desk: Desk) -> None:
+    """Our choice: neither the store nor a signature is looked at again, and the handler runs in the same step."""
+    guard = guard_of(desk)
+    id = (await desk.register())["client_id"]
+    token = (await desk.tokens(id))["access_token"]
+    seen: list[Any] = []
+
+    async def handler(request: Request) -> Response:
+        seen.append(request.principal)
+        return Response()
+
+    protected = guard.protect(handler)
+    raw = [(b"host", b"mcp.example.com"), (b"authorization", f"Bearer {token}".encode())]
+    await protected(Request("POST", "/mcp", raw, dict(raw)))
+
+    async def nobody(credential: str) -> None:
+        raise AssertionError("asked again")
+
+    desk.running.identify = nobody  # type: ignore[method-assign,assignment]
+    steps = protected(Request("POST", "/mcp", raw, dict(raw)))
+    with pytest.raises(StopIteration):
+        steps.__await__().send(None)
+    assert [each.subject for each in seen] == ["ada", "ada"]
+
+
+async def test_what_ends_while_the_store_is_being_asked_is_not_believed(desk: Desk) -> None:
+    """The answer may be older than the word that it ended; a guard would keep it for a minute."""
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    introspection = desk.running._introspection
+    ask, asked = introspection.grant_of, 0
+
+    async def slow(claims: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        found = await ask(claims)
+        if asked == 1:
+            await desk.post("/revoke", {"client_id": id, "token": given["access_token"]})
+        return found
+
+    introspection.grant_of = slow  # type: ignore[method-assign]
+    assert await desk.who(given["access_token"]) is None
+    assert asked == 2
+
+
+# What is kept
+
+
+async def test_no_secret_stands_in_the_store(every_store: Store) -> None:
+    """Codes, tokens and secrets of clients are kept as hashes, private keys sealed."""
+    desk = Desk(every_store)
+    about = await desk.register(token_endpoint_auth_method="client_secret_post")
+    id, secret = about["client_id"], about["client_secret"]
+    code = (await desk.sign_in(id))["code"]
+    given = (await desk.token(id, code, client_secret=secret)).message
+    given2 = (await desk.refresh(id, given["refresh_token"], client_secret=secret)).message
+    shown = [
+        secret,
+        code,
+        given["access_token"],
+        given["refresh_token"],
+        given2["refresh_token"],
+        "correct horse",
+        '"d"',
+    ]
+    keys = await every_store.kv.keys("")
+    kept = b"\n".join([*(key.encode() for key in keys), *[each or b"" for each in await every_store.kv.get_many(keys)]])
+    assert keys
+    assert [each for each in shown if each.encode() in kept] == []
+
+
+async def test_a_store_that_does_not_answer_is_503_and_no_wrong_token(desk: Desk) -> None:
+    """A new token would not help; neither would a new registration."""
+    from shared_store import SharedStore  # noqa: PLC0415
+
+    store = SharedStore().worker()
+    await store.open()
+    broken: Any = Desk(store)
+    id = (await broken.register())["client_id"]
+    given = await broken.tokens(id)
+    store.down = True
+    for reply in (
+        await broken.token(id, "x"),
+        await broken.ask(
+            "POST", "/register", body=b'{"redirect_uris":["https://a.example/"]}', content_type="application/json"
+        ),
+        await broken.post("/revoke", {"client_id": id, "token": "x"}),
+    ):
+        assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+    refused = await asks(guard_of(broken), given["access_token"])
+    assert isinstance(refused, Response)
+    assert refused.status == 503
+    await store.close()
+
+
+async def test_a_server_that_stops_hears_no_more(desk: Desk) -> None:
+    """Its store may live on."""
+    people = Known()
+    from issuing_world import Desk as Another  # noqa: PLC0415
+
+    other = Another(desk.services.store, people=people)
+    before = other.running.epoch()
+    other.running.close()
+    id = (await desk.register())["client_id"]
+    given = await desk.tokens(id)
+    await desk.post("/revoke", {"client_id": id, "token": given["access_token"]})
+    assert other.running.epoch() == before
+
+
+async def test_two_authorization_servers_in_one_server_are_refused() -> None:
+    """Their paths would be the same."""
+    from millstream import Server  # noqa: PLC0415
+
+    both = [auth.issuer(URL, users=Known()), auth.issuer("https://b.example", users=Known())]
+    with pytest.raises(ValueError, match=r"one auth\.issuer"):
+        async with guarded(Server("x", auth=both)):
+            pass

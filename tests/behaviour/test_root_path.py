@@ -1,0 +1,42 @@
+"""A server that a proxy publishes below a path: the addresses that it gives out begin with that path."""
+
+import asyncio
+import json
+
+import httpx2
+
+from app_peer import ask
+from fleet import until
+from millstream import Server, Settings
+from patience import WAIT
+from processes import answers, free_port
+from wire import opened_sse, wired
+
+
+async def test_addresses_begin_with_the_path_that_a_proxy_removed() -> None:
+    """A fixed defect: clients of HTTP+SSE sent to a path that the proxy doesn't have."""
+    server = Server("shop", serve="rest", settings=Settings(root_path="/ai"))
+    async with wired(server, "asgi") as wire:
+        path, stream = await opened_sse(wire)
+        assert path.startswith("/ai/messages/?session_id=")
+        stream.cancel()
+        assert json.loads((await ask(server, "GET", "/openapi.json")).body)["servers"] == [{"url": "/ai"}]
+
+
+async def test_our_own_server_says_the_same() -> None:
+    """On a socket, where no ASGI server tells the path."""
+    server, port = Server("shop", settings=Settings(root_path="/ai")), free_port()
+    serving = asyncio.create_task(server.run_async(port=port))
+    try:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
+            await until(lambda: server.runtimes.current is not None)
+            async with asyncio.timeout(WAIT):
+                while not await asyncio.to_thread(answers, port):  # noqa: ASYNC110  nothing tells
+                    await asyncio.sleep(0.01)
+            async with client.stream("GET", "/sse", headers={"accept": "text/event-stream"}) as reply:
+                lines = reply.aiter_lines()
+                told = [await anext(lines), await anext(lines)]
+        assert any(line.startswith("data: /ai/messages/?session_id=") for line in told)
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)

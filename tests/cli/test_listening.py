@@ -1,0 +1,25 @@
+"""Which message a failed bind becomes."""
+
+import errno
+import socket
+from typing import Any
+
+import pytest
+
+from millstream._app.serving import listening
+from millstream._app.serving.errors import CommandError
+
+
+@pytest.mark.parametrize(
+    ("number", "what"), [(errno.EADDRINUSE, "Port 8000 on 127.0.0.1 is in use."), (errno.EACCES, "Port 8000 is not")]
+)
+def test_the_reason_is_read_from_the_error_number(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed: the text of the error decided, and the C library translates it."""
+
+    class Refused(socket.socket):
+        def bind(self, address: Any) -> None:
+            raise OSError(number, "ein Text in einer anderen Sprache")
+
+    monkeypatch.setattr(listening.socket, "socket", Refused)
+    with pytest.raises(CommandError, match=what):
+        listening.listen("127.0.0.1", 8000)

@@ -1,0 +1,87 @@
+"""Run commands in this process, as the program runs them, and look at what they take."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from cyclopts import App
+
+from millstream._cli.errors import run_command
+from millstream._cli.program import program
+
+
+@dataclass
+class Result:
+    """How a command ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    exception: BaseException | None
+
+    @property
+    def output(self) -> str:
+        """What it printed, errors last."""
+        return self.stdout + self.stderr
+
+
+class CliRunner:
+    """Runs commands without a terminal."""
+
+    def invoke(
+        self, app: App, words: list[str], input: str | bytes | None = None, env: Mapping[str, str | None] | None = None
+    ) -> Result:
+        """Run a command; errors that `main` would report are in `exception`. None takes a variable away."""
+        streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
+        given = io.TextIOWrapper(io.BytesIO(input.encode() if isinstance(input, str) else input or b""), "utf-8")
+        code, error = 0, None
+        changed = {**os.environ, **(env or {})}
+        variables = {name: value for name, value in changed.items() if value is not None}
+        with (
+            redirect_stdout(streams[0]),
+            redirect_stderr(streams[1]),
+            mock.patch.object(sys, "stdin", given),
+            mock.patch.dict(os.environ, variables, clear=True),
+        ):
+            try:
+                run_command(app, words)
+            except SystemExit as exc:
+                code, error = (exc.code if isinstance(exc.code, int) else 1 if exc.code else 0), exc
+            except Exception as exc:
+                code, error = 1, exc
+        out, err = (stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]  # a BytesIO
+        return Result(code, out, err, error)
+
+
+def names_of(app: App) -> list[str]:
+    """The commands of a program or group."""
+    return [name for name in app if not name.startswith("-")]
+
+
+def commands() -> Iterator[tuple[str, App]]:
+    """Every command by its whole name; of a group, those in it."""
+    app = program()
+    for name in names_of(app):
+        below = names_of(app[name])
+        yield from [(f"{name} {each}", app[name][each]) for each in below] or [(name, app[name])]
+
+
+def parameters(command: App) -> list[Any]:
+    """The arguments and options of a command, in their order."""
+    return list(command.assemble_argument_collection())
+
+
+def options(command: App) -> list[str]:
+    """The first name of each option."""
+    return [each.names[0] for each in parameters(command) if each.names and each.names[0].startswith("-")]
+
+
+def long_options(command: App) -> list[str]:
+    """The options with two dashes, without those that switch a flag off."""
+    names = [name for each in parameters(command) for name in (each.parameter.name or each.names[:1])]
+    return [name for name in names if name.startswith("--")]

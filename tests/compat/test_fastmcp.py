@@ -1,0 +1,469 @@
+"""The behavior that programs for the official SDK 1.x rely on, as clients of the server see it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Dict, TypedDict  # noqa: UP035  programs use it
+
+import httpx2
+import msgspec
+import pytest
+from pydantic import BaseModel, Field, validate_call
+from starlette.responses import PlainTextResponse
+
+from millstream._transports.memory import MemoryPipe
+from millstream.client._errors import Failure
+from millstream.compat import types
+from millstream.compat.fastmcp import (
+    AcceptedElicitation,
+    Audio,
+    Context,
+    FastMCP,
+    FileResource,
+    Image,
+    McpError,
+    ResourceError,
+    TextResource,
+    ToolError,
+    UrlElicitationRequiredError,
+    base,
+)
+from millstream.testing import connect
+
+HANDSHAKE = "2025-11-25"
+REVISIONS = ["2024-11-05", HANDSHAKE, "2026-07-28"]
+OPENING = {"protocolVersion": HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+
+
+class Order(BaseModel):
+    isbn: str
+    copies: int = Field(default=1, ge=1)
+
+
+class Shelf(TypedDict):
+    name: str
+    books: int
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_arguments_are_converted_and_json_text_is_decoded(revision: str) -> None:
+    """Hosts send numbers as text and lists as JSON text, and models add unknown arguments."""
+    mcp = FastMCP("shop")
+
+    @mcp.tool()
+    def order(count: int, isbns: list[str], first: Order) -> str:
+        return f"{count} {isbns} {first.isbn} {first.copies}"
+
+    async with connect(mcp.engine, revision=revision) as client:
+        result = await client.call("order", count="3", isbns='["a", "b"]', first='{"isbn": "c"}', unknown=True)
+        assert (await client.call("order", count="many", isbns=[], first={"isbn": "c"})).is_error
+    assert result.text == "3 ['a', 'b'] c 1"
+    assert not result.is_error
+
+
+async def test_decorators_take_names_titles_and_annotations() -> None:
+    """With parentheses, with a name, without parentheses, and as a plain call."""
+    mcp = FastMCP("shop", instructions="Buy.", website_url="https://shop.example")
+
+    @mcp.tool(name="buy", title="Buy", description="Buy a book", annotations=types.ToolAnnotations(readOnlyHint=False))
+    def first(isbn: str) -> None: ...
+
+    @mcp.tool("sell")
+    def second(isbn: str) -> None:
+        """Sell a book."""
+
+    @mcp.tool
+    def plain(isbn) -> None: ...
+
+    mcp.add_tool(plain, "added", meta={"since": 1})
+    mcp.remove_tool("added")
+    mcp.add_tool(lambda a: a, name="added", meta={"since": 2})
+    async with connect(mcp.engine) as client:
+        tools = {tool["name"]: tool for tool in (await client.request("tools/list"))["tools"]}
+    assert list(tools) == ["buy", "sell", "plain", "added"]
+    assert tools["buy"]["annotations"] == {"readOnlyHint": False}
+    assert (tools["buy"]["title"], tools["sell"]["description"]) == ("Buy", "Sell a book.")
+    assert list(tools["plain"]["inputSchema"]["properties"]) == ["isbn"]
+    assert tools["added"]["_meta"] == {"since": 2}
+    with pytest.raises(ToolError, match="Unknown tool"):
+        mcp.remove_tool("none")
+
+
+async def test_values_become_content_and_structured_content() -> None:
+    """A text for each value of a list, indented JSON, and an output schema for each kind of annotation."""
+    mcp = FastMCP("shop")
+
+    @mcp.tool()
+    def books() -> list[dict[str, int]]:
+        return [{"a": 1}, {"b": 2}]
+
+    @mcp.tool()
+    def order() -> Order:
+        return Order(isbn="7")
+
+    @mcp.tool()
+    def shelf() -> Shelf:
+        return {"name": "top", "books": 3}
+
+    @mcp.tool()
+    def counts() -> dict[str, int]:
+        return {"top": 3}
+
+    @mcp.tool()
+    def found() -> Dict:  # type: ignore[type-arg]  # noqa: UP006  programs write it so
+        return {"top": 3}
+
+    class Clerk:
+        name: str
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    @mcp.tool()
+    def clerk() -> Clerk:
+        return Clerk("Ada")
+
+    @mcp.tool(structured_output=False)
+    def text() -> int:
+        return 7
+
+    async with connect(mcp.engine, revision=HANDSHAKE) as client:
+        listed = await client.call("books")
+        assert [block["text"] for block in listed.content] == ['{\n  "a": 1\n}', '{\n  "b": 2\n}']
+        assert listed.structured == {"result": [{"a": 1}, {"b": 2}]}
+        assert (await client.call("order")).structured == {"isbn": "7", "copies": 1}
+        assert (await client.call("shelf")).structured == {"name": "top", "books": 3}
+        assert (await client.call("counts")).structured == {"top": 3}
+        assert (await client.call("found")).structured == {"result": {"top": 3}}
+        assert (await client.call("clerk")).structured == {"name": "Ada"}
+        plain = await client.call("text")
+        assert plain.text == "7"
+        assert "structuredContent" not in plain.raw
+
+
+async def test_media_blocks_and_whole_results_are_returned_as_they_are(tmp_path: Path) -> None:
+    """`Image(path=…)`, `Audio(data=…)`, content blocks, and a complete `CallToolResult`."""
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(b"\x89PNG")
+    mcp = FastMCP("pictures")
+
+    @mcp.tool()
+    def show() -> list:  # type: ignore[type-arg]  # a list of content has no schema
+        return ["a dot", Image(path=picture), Audio(data=b"RIFF", format="wav"), types.TextContent(text="done")]
+
+    @mcp.tool()
+    def refuse() -> types.CallToolResult:
+        return types.CallToolResult(content=[types.TextContent(text="no")], isError=True, _meta={"why": "closed"})
+
+    async with connect(mcp.engine) as client:
+        shown = await client.call("show")
+        refused = await client.call("refuse")
+    assert [block["type"] for block in shown.content] == ["text", "image", "audio", "text"]
+    assert shown.content[1] == {"type": "image", "data": "iVBORw==", "mimeType": "image/png"}
+    assert shown.content[2]["mimeType"] == "audio/wav"
+    assert refused.is_error
+    assert refused.raw["_meta"]["why"] == "closed"
+
+
+async def test_errors_have_the_texts_and_codes_of_the_sdk() -> None:
+    """Models know the text of a failed tool; a required URL is an error of the protocol."""
+    mcp = FastMCP("errors")
+
+    @mcp.tool()
+    def fail() -> str:
+        raise ToolError("sold out")
+
+    @mcp.tool()
+    def sign_in() -> str:
+        raise UrlElicitationRequiredError([types.Root(uri="https://shop.example")])
+
+    @mcp.resource("gone://it")
+    def gone() -> str:
+        raise McpError(types.ErrorData(code=-32050, message="Gone", data={"since": 1}))
+
+    async with connect(mcp.engine, revision=HANDSHAKE) as client:
+        failed = await client.call("fail")
+        assert (failed.is_error, failed.text) == (True, "Error executing tool fail: sold out")
+        with pytest.raises(Failure) as caught:
+            await client.call("sign_in")
+        assert caught.value.code == -32042
+        with pytest.raises(Failure, match="Error reading resource"):
+            await client.read("gone://it")
+
+
+async def test_the_context_has_meta_headers_and_the_lifespan() -> None:
+    """`request_context`, `read_resource`, progress, and log messages."""
+
+    @asynccontextmanager
+    async def lifespan(server: FastMCP[Any]) -> AsyncIterator[dict[str, str]]:
+        yield {"name": server.name}
+
+    mcp = FastMCP("lifespan", lifespan=lifespan)
+
+    @mcp.resource("config://shop")
+    def config() -> dict[str, int]:
+        return {"open": 9}
+
+    @mcp.tool()
+    async def look(ctx: Context[Any, Any, Any], note: str = "") -> list[str]:
+        inside = await ctx.read_resource("config://shop")
+        await ctx.report_progress(1, 2, "half")
+        await ctx.debug("looking")
+        meta = ctx.request_context.meta
+        return [ctx.request_context.lifespan_context["name"], inside[0].content, meta.trace, str(ctx.client_id)]
+
+    meta = {"progressToken": 5, "trace": "t-1", "client_id": "me"}
+    async with mcp.engine.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+        pipe.send(_request(1, "initialize", OPENING))
+        await pipe.receive()
+        pipe.send(_request(2, "tools/call", {"name": "look", "arguments": {"note": "x" * 100_000}, "_meta": meta}))
+        progress, log, answer = [msgspec.json.decode(await pipe.receive()) for _ in range(3)]
+        await pipe.close()
+    assert progress["params"] == {"progressToken": 5, "progress": 1, "total": 2, "message": "half"}
+    assert log["params"] == {"level": "debug", "data": "looking"}
+    assert answer["result"]["structuredContent"] == {"result": ["lifespan", '{\n  "open": 9\n}', "t-1", "me"]}
+
+
+def _request(number: int, method: str, params: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+
+
+@pytest.mark.parametrize("revision", REVISIONS[1:])
+async def test_elicit_returns_what_the_user_did(revision: str) -> None:
+    """The same function asks in both eras."""
+    mcp = FastMCP("asking")
+
+    @mcp.tool()
+    async def ask(ctx: Context[Any, Any, Any]) -> str:
+        answer = await ctx.elicit("Which?", Order)
+        return f"{answer.data.isbn} {answer.data.copies}" if isinstance(answer, AcceptedElicitation) else answer.action
+
+    for answers, said in (({"isbn": "a", "copies": 2}, "a 2"), ("decline", "decline"), ("cancel", "cancel")):
+        async with connect(
+            mcp.engine, revision=revision, elicit=lambda message, schema, given=answers: given
+        ) as client:
+            assert (await client.call("ask")).text == said
+
+
+async def test_sampling_and_capabilities_ask_the_client() -> None:
+    """`ctx.sample`, `session.create_message`, and `check_client_capability`."""
+    mcp = FastMCP("sampling")
+    wanted = types.ClientCapabilities(sampling=types.SamplingCapability())
+
+    @mcp.tool()
+    async def think(ctx: Context) -> list[str]:
+        if not ctx.session.check_client_capability(wanted):
+            return ["no model"]
+        message = types.SamplingMessage(role="user", content=types.TextContent(text="hi"))
+        reply = await ctx.session.create_message([message], max_tokens=5)
+        return [(await ctx.sample("hello")).text, reply.content.text, reply.role]
+
+    def sample(*given: Any) -> str:
+        return "Hm."
+
+    async with connect(mcp.engine, revision=HANDSHAKE, sample=sample) as client:
+        assert (await client.call("think")).structured == {"result": ["Hm.", "Hm.", "assistant"]}
+    async with connect(mcp.engine, revision=HANDSHAKE) as client:
+        assert (await client.call("think")).structured == {"result": ["no model"]}
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+async def test_a_function_with_validate_call_gets_the_context(revision: str) -> None:
+    """The SDK's context is a model, so programs put `pydantic.validate_call` around their tools."""
+    mcp = FastMCP("shop")
+
+    class Desk:
+        @validate_call
+        async def greet(self, ctx: Context[Any, Any], name: str = Field(min_length=2)) -> str:
+            return f"{name} at {ctx.fastmcp.name}"
+
+    mcp.tool()(Desk().greet)
+    async with connect(mcp.__millstream_server__, revision=revision) as client:
+        assert (await client.call("greet", name="Ada")).text == "Ada at shop"
+        assert (await client.call("greet", name="A")).is_error
+
+
+async def test_resources_and_templates_are_read(tmp_path: Path) -> None:
+    """Text, files, and variables; a value that leaves its folder matches no template."""
+    (tmp_path / "note.txt").write_text("remember")
+    mcp = FastMCP("shelf")
+    mcp.add_resource(FileResource(uri="file:///note", path=tmp_path / "note.txt"))  # type: ignore[arg-type]
+    mcp.add_resource(TextResource(uri="text://hi", text="hi"))  # type: ignore[arg-type]
+
+    @mcp.resource("page://{book}/{number}", mime_type="text/html", title="A page")
+    def page(book: str, number: int, ctx: Context) -> str:
+        return f"{book} {number + 1} {ctx.request_id != ''}"
+
+    async with connect(mcp.engine) as client:
+        assert (await client.read("file:///note"))[0]["text"] == "remember"
+        assert (await client.read("text://hi"))[0]["text"] == "hi"
+        found = (await client.read("page://momo%20a/6"))[0]
+        assert found == {"uri": "page://momo%20a/6", "mimeType": "text/html", "text": "momo a 7 True"}
+        for value in ("%2e%2e", "a%5c..%5cb", "%2Fetc%2Fpasswd", "C:secret"):
+            with pytest.raises(Failure, match="not found"):
+                await client.read(f"page://{value}/1")
+        templates = (await client.request("resources/templates/list"))["resourceTemplates"]
+    assert [(each["uriTemplate"], each["title"]) for each in templates] == [("page://{book}/{number}", "A page")]
+    with pytest.raises(ValueError, match="Mismatch between URI parameters"):
+        mcp.resource("page://{isbn}", name="wrong")(lambda book: book)
+
+
+async def test_prompts_return_messages() -> None:
+    """Texts, messages of `prompts.base`, and dicts."""
+    mcp = FastMCP("shop")
+
+    @mcp.prompt(title="Review")
+    def review(code: str, tone: str = "kind") -> list[Any]:
+        return [base.UserMessage(f"Review {code}"), {"role": "assistant", "content": "Gladly"}, tone]
+
+    async with connect(mcp.engine) as client:
+        messages = await client.prompt("review", code="x")
+        (prompt,) = (await client.request("prompts/list"))["prompts"]
+        with pytest.raises(Failure, match="Missing required arguments"):
+            await client.prompt("review")
+    assert [(each["role"], each["content"]["text"]) for each in messages] == [
+        ("user", "Review x"),
+        ("assistant", "Gladly"),
+        ("user", "kind"),
+    ]
+    assert [(each["name"], each["required"]) for each in prompt["arguments"]] == [("code", True), ("tone", False)]
+
+
+async def test_one_function_completes_every_argument() -> None:
+    """`@mcp.completion()` gets the reference, the argument, and the arguments with values."""
+    mcp = FastMCP("completing")
+
+    @mcp.prompt()
+    def greet(language: str, name: str) -> str:
+        return f"{language} {name}"
+
+    @mcp.completion()
+    async def complete(ref: Any, argument: Any, context: Any) -> Any:
+        known = context.arguments if context else {}
+        return types.Completion(values=[f"{ref.name}.{argument.name}.{known.get('language')}"], total=7)
+
+    request = {
+        "ref": {"type": "ref/prompt", "name": "greet"},
+        "argument": {"name": "name", "value": "A"},
+        "context": {"arguments": {"language": "de"}},
+    }
+    async with connect(mcp.engine) as client:
+        found = (await client.request("completion/complete", request))["completion"]
+    assert found["values"] == ["greet.name.de"]
+    assert found["total"] == 7
+
+
+async def test_direct_calls_have_the_shapes_of_the_sdk() -> None:
+    """Content, or content and structured content; errors of their own classes."""
+    mcp = FastMCP("direct")
+    mcp.tool("add")(lambda a, b: a + b)
+
+    @mcp.tool()
+    def seven() -> int:
+        return 7
+
+    @mcp.resource("text://{name}")
+    def text(name: str) -> str:
+        return name
+
+    assert (await mcp.call_tool("add", {"a": 1, "b": 2}))[0].text == "3"
+    content, structured = await mcp.call_tool("seven", {})
+    assert (content[0].text, structured) == ("7", {"result": 7})
+    assert (await mcp.read_resource("text://hi"))[0].content == "hi"
+    assert [tool.name for tool in await mcp.list_tools()] == ["add", "seven"]
+    assert [each.uriTemplate for each in await mcp.list_resource_templates()] == ["text://{name}"]
+    with pytest.raises(ToolError, match="Unknown tool"):
+        await mcp.call_tool("none", {})
+    with pytest.raises(ResourceError, match="Unknown resource"):
+        await mcp.read_resource("none://")
+
+
+async def test_the_first_of_two_tools_with_one_name_stays(caplog: pytest.LogCaptureFixture) -> None:
+    """The second one is only a warning, as in the SDK."""
+    mcp = FastMCP("twins")
+    mcp.add_tool(lambda: "first", name="twin")
+    mcp.add_tool(lambda: "second", name="twin")
+    assert "Tool already exists: twin" in caplog.text
+    async with connect(mcp.engine) as client:
+        assert (await client.call("twin")).text == "first"
+
+
+async def test_plain_functions_run_in_a_thread() -> None:
+    """A blocking tool doesn't stop the event loop."""
+    mcp = FastMCP("threads")
+
+    @mcp.tool()
+    def where() -> str:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return "thread"
+        return "loop"
+
+    async with connect(mcp.engine) as client:
+        assert (await client.call("where")).text == "thread"
+
+
+def test_a_wrong_option_is_refused() -> None:
+    """A misspelled option would silently change nothing."""
+    with pytest.raises(TypeError, match="statless_http"):
+        FastMCP("wrong", statless_http=True)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="auth settings"):
+        FastMCP("half", token_verifier=object())
+
+
+async def test_the_application_serves_the_programs_path_and_routes() -> None:
+    """`streamable_http_path`, `custom_route`, and `session_manager.run()` around it all."""
+    mcp = FastMCP("paths", host="shop.example", streamable_http_path="/talk", json_response=True, stateless_http=True)
+
+    @mcp.custom_route("/hi", methods=["GET"])
+    async def hi(request: Any) -> PlainTextResponse:
+        return PlainTextResponse(f"hi {request.query_params['name']}")
+
+    async with _http(mcp) as http:
+        assert (await http.get("/hi?name=Ada")).text == "hi Ada"
+        opened = await http.post("/talk", content=_request(1, "initialize", OPENING), headers=_JSON)
+        assert (await http.post("/mcp", json={})).status_code == 404
+    assert opened.json()["result"]["serverInfo"]["name"] == "paths"
+    assert "mcp-session-id" not in opened.headers
+
+
+async def test_a_public_server_allows_no_website_to_call_its_tools() -> None:
+    """Without a list of origins, requests aren't checked, and pages get no CORS headers."""
+    mcp = FastMCP("public", host="shop.example")
+    called: list[str] = []
+
+    @mcp.tool()
+    def note() -> None:
+        called.append("called")
+
+    page = {"origin": "https://evil.example"}
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    async with _http(mcp) as http:
+        preflight = await http.options("/mcp", headers={**page, **ask})
+        assert preflight.status_code == 405
+        plain = {**page, "content-type": "text/plain", "accept": _JSON["accept"]}
+        simple = await http.post(
+            "/mcp", content=_request(1, "tools/call", {"name": "note", "arguments": {}}), headers=plain
+        )
+        assert simple.status_code == 403
+        opened = await http.post("/mcp", content=_request(1, "initialize", OPENING), headers={**page, **_JSON})
+        assert opened.status_code == 200
+    for reply in (preflight, simple, opened):
+        assert not [name for name in reply.headers if name.startswith("access-control-")]
+    assert not called
+
+
+_JSON = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+
+
+@asynccontextmanager
+async def _http(mcp: FastMCP[Any]) -> AsyncIterator[httpx2.AsyncClient]:
+    app = mcp.streamable_http_app()
+    async with (
+        mcp.session_manager.run(),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://shop.example") as http,
+    ):
+        yield http

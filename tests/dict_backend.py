@@ -1,0 +1,236 @@
+"""A store as a third party writes it, from the docstrings of `millstream.stores` alone.
+
+All workers of a test share one `Data`. Its offsets come from one counter, so those of a stream have holes, and it
+pushes no entries: it only says that there is something to read.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+
+from millstream.stores import (
+    MARK_BYTES,
+    Entry,
+    Gap,
+    Index,
+    Position,
+    Sealed,
+    ShareFull,
+    StoreFull,
+    Tally,
+    share_of,
+)
+
+PAGE_BYTES = 4 * 2**20
+MAX_VALUES = 32 * 2**20
+MAX_ENTRIES = 64 * 2**20
+BESIDES = 100
+
+
+class Stream:
+    """The entries of one stream."""
+
+    def __init__(self, floor: int) -> None:
+        self.floor = self.last = floor
+        """A reader after `floor` has missed nothing."""
+        self.entries: list[Entry] = []
+        self.until = 0.0
+        self.sealed = False
+
+
+class Data:
+    """What the workers share. It's a `Map` and a `Log`."""
+
+    def __init__(self) -> None:
+        self.epoch = secrets.token_hex(4)
+        self.values: dict[str, tuple[bytes, float, bool]] = {}
+        self.streams: dict[str, Stream] = {}
+        self.listeners: dict[str, dict[object, Callable[[], None]]] = {}
+        self.offset = 0
+
+    # As `Map`
+
+    async def get(self, key: str) -> bytes | None:
+        await asyncio.sleep(0)  # as every store that is somewhere else
+        return self._present(key)
+
+    def _present(self, key: str) -> bytes | None:
+        value, until, _ = self.values.get(key, (None, 0.0, False))
+        return value if until > time.monotonic() else None
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [await self.get(key) for key in keys]
+
+    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
+        now = time.monotonic()
+        self.values = {name: held for name, held in self.values.items() if held[1] > now}
+        self._make_room(key, value, lossy)
+        self.values.pop(key, None)  # the one written longest ago comes first
+        self.values[key] = (value, now + ttl, lossy)
+
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
+        if self._present(key) != expected:
+            return False
+        if value is None:
+            await self.delete(key)
+        else:
+            await self.put(key, value, ttl, lossy=lossy)
+        return True
+
+    async def delete(self, key: str) -> bool:
+        present = self._present(key) is not None
+        self.values.pop(key, None)
+        return present
+
+    async def keys(self, prefix: str) -> list[str]:
+        return [key for key in list(self.values) if key.startswith(prefix) and self._present(key) is not None]
+
+    def _make_room(self, key: str, value: bytes, lossy: bool) -> None:
+        def taken(wanted: Callable[[str], bool]) -> int:
+            others = (held[0] for name, held in self.values.items() if name != key and wanted(name))
+            return sum(len(each) + BESIDES for each in (value, *others))
+
+        old, share, kind = self.values.get(key), share_of(key), kind_of(key)
+        if (old is not None and len(value) <= len(old[0])) or (len(value) <= MARK_BYTES and not lossy):
+            return
+        if share and taken(lambda name: share_of(name) == share) > MAX_VALUES // 2:
+            raise ShareFull("The share is full.")
+        while taken(lambda name: kind_of(name) == kind) > MAX_VALUES:
+            oldest = next((name for name, held in self.values.items() if held[2] and kind_of(name) == kind), key)
+            if not lossy or oldest == key or len(value) + BESIDES > MAX_VALUES:
+                raise StoreFull("The store is full.")
+            del self.values[oldest]
+
+    # As `Log`
+
+    async def append(
+        self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
+    ) -> Position:
+        if len(data) > MAX_ENTRIES:
+            raise StoreFull("The entry is too large.")
+        held = self._find(stream)
+        if held is not None and held.sealed:
+            raise Sealed("The stream has ended.")
+        self.offset += 3
+        position = Position(self.epoch, self.offset)
+        self._add(stream, Entry(position, data), ttl, max_entries).sealed = seal
+        if index is not None:
+            self._add(index.stream, Entry(position, data), index.ttl, index.max_entries)
+        for interrupted in list(self.listeners.get(stream, {}).values()):
+            interrupted()
+        return position
+
+    async def read(
+        self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
+    ) -> Sequence[Entry]:
+        held = self._find(stream)
+        if held is None:
+            if after is None:
+                return []
+            raise Gap(self.epoch, None)
+        if after is not None and (after.epoch != self.epoch or not held.floor <= after.offset <= held.last):
+            raise Gap(self.epoch, held.entries[0].position, held.entries[-1].position)
+        start = 0 if after is None else after.offset
+        return within([each for each in held.entries if each.position.offset > start][:limit], max_bytes)
+
+    async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
+        held = self._find(stream)
+        return [] if held is None else within(held.entries[: -limit - 1 : -1], max_bytes)[::-1]
+
+    async def touch(self, stream: str, ttl: float) -> bool:
+        held = self._find(stream)
+        if held is not None:
+            held.until = time.monotonic() + ttl
+        return held is not None
+
+    async def trim(self, stream: str) -> None:
+        self.streams.pop(stream, None)
+
+    def listen(
+        self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        mark = object()
+        self.listeners.setdefault(stream, {})[mark] = interrupted or (lambda: None)
+        return lambda: void(self.listeners[stream].pop(mark, None))
+
+    async def listening(self, stream: str) -> None:
+        """At once."""
+
+    def _find(self, stream: str) -> Stream | None:
+        held = self.streams.get(stream)
+        return held if held is not None and held.until > time.monotonic() else None
+
+    def _add(self, stream: str, entry: Entry, ttl: float, max_entries: int) -> Stream:
+        held = self._find(stream)
+        if held is None:
+            held = self.streams[stream] = Stream(entry.position.offset - 1)
+        held.entries.append(entry)
+        held.last, held.until = entry.position.offset, time.monotonic() + ttl
+        siblings = [each for name, each in self.streams.items() if kind_of(name) == kind_of(stream)]
+        while len(held.entries) > max_entries or sum(map(size_of, siblings)) > MAX_ENTRIES:
+            longest = held if len(held.entries) > max_entries else max(siblings, key=size_of)
+            longest.floor = longest.entries.pop(0).position.offset
+        self.streams = {name: each for name, each in self.streams.items() if each.entries}
+        return held
+
+
+class DictBackend:
+    """`Backend` of one worker."""
+
+    shared = True
+    lasting = False
+
+    def __init__(self, data: Data, tally: Tally, lease: float) -> None:
+        self.kv = self.log = data
+        self.lease = lease
+        self.charge = tally.charge
+        self.release = tally.release
+
+    @property
+    def epoch(self) -> str:
+        return self.kv.epoch
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
+
+    def time(self) -> float:
+        return time.time()
+
+    async def degraded_reason(self) -> str:
+        return ""
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+
+    async def close(self) -> None:
+        """Nothing to disconnect from."""
+
+    async def bind(self, worker: str) -> None:
+        """There is no connection."""
+
+
+def kind_of(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def size_of(stream: Stream) -> int:
+    return sum(len(each.data) + BESIDES for each in stream.entries)
+
+
+def void(_: object) -> None:
+    """Return nothing."""
+
+
+def within(entries: Sequence[Entry], max_bytes: int) -> list[Entry]:
+    total = 0
+
+    def fits(entry: Entry) -> bool:
+        nonlocal total
+        total += len(entry.data)
+        return total - len(entry.data) < max_bytes
+
+    return list(takewhile(fits, entries)) if max_bytes > 0 else list(entries[:1])

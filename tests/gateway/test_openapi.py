@@ -1,0 +1,434 @@
+"""Servers made of an OpenAPI document or a FastAPI application: what they offer, and what the API is asked."""
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from millstream import Client, Server
+from millstream.gateway.openapi import Kind, RouteMap
+from patience import WAIT
+
+NOTHING = {"200": {"description": "ok"}}
+BOOK = {"$ref": "#/components/schemas/Book"}
+
+
+def gives(schema: Any) -> dict[str, Any]:
+    return {"200": {"description": "ok", "content": {"application/json": {"schema": schema}}}}
+
+
+def takes(schema: Any) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def query(name: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+SPEC: dict[str, Any] = {
+    "openapi": "3.1.0",
+    "info": {"title": "Shop", "version": "1"},
+    "components": {
+        "schemas": {
+            "Book": {
+                "type": "object",
+                "properties": {"isbn": {"type": "string"}, "next": BOOK},
+                "required": ["isbn"],
+            },
+            "Order": {
+                "type": "object",
+                "properties": {"book": BOOK, "copies": {"type": "integer", "default": 1}},
+                "required": ["book"],
+            },
+        },
+        "parameters": {"Page": query("page", type="integer")},
+    },
+    "paths": {
+        "/books/{isbn}": {
+            "parameters": [
+                {
+                    "name": "isbn",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string"},
+                    "description": "Its number",
+                }
+            ],
+            "get": {
+                "operationId": "get_book",
+                "summary": "Get a book",
+                "description": "All about it",
+                "parameters": [
+                    query("full", type="boolean"),
+                    {"name": "X-Shop", "in": "header", "schema": {"type": "string"}},
+                ],
+                "responses": gives(BOOK),
+            },
+            "put": {
+                "operationId": "put_book__v1",
+                "requestBody": takes(BOOK),
+                "responses": {"200": {"description": "ok"}},
+            },
+        },
+        "/orders": {
+            "post": {
+                "summary": "Order books!",
+                "requestBody": takes({"$ref": "#/components/schemas/Order"}),
+                "responses": gives({"type": "array", "items": {"type": "string"}}),
+            },
+            "get": {
+                "parameters": [
+                    query("tags", type="array", items={"type": "string"}),
+                    {"$ref": "#/components/parameters/Page"},
+                ],
+                "responses": gives({"type": "array", "items": {"type": "string"}}),
+            },
+        },
+        "/raw": {
+            "post": {
+                "operationId": "raw",
+                "requestBody": takes({"type": "array", "items": {"type": "integer"}}),
+                "responses": {"204": {"description": "none"}},
+            }
+        },
+        "/fail": {"get": {"operationId": "fail", "responses": {"200": {"description": "ok"}}}},
+        "/inside": {"get": {"operationId": "inside", "responses": {"200": {"description": "ok"}}}},
+        "/shelf": {"get": {"operationId": "shelf", "responses": gives({"type": "object"})}},
+        "/shelves/{floor}": {
+            "get": {
+                "operationId": "floor",
+                "parameters": [{"name": "floor", "in": "path", "required": True, "schema": {"type": "integer"}}],
+                "responses": gives({"type": "object"}),
+            }
+        },
+    },
+}
+
+
+async def test_operations_are_tools_and_resources_that_call_the_api() -> None:
+    """Names, schemas, results, errors, and each request to the API."""
+    asked: list[str] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        asked.append(f"{request.method} {request.url} {request.headers.get('x-shop')} {request.content.decode()}")
+        path = request.url.path
+        if path.endswith("/fail"):
+            return httpx2.Response(404, json={"detail": "no such book"})
+        if path.endswith("/raw"):
+            return httpx2.Response(204)
+        return httpx2.Response(200, json=["a", "b"] if path.endswith("/orders") else {"isbn": "7"})
+
+    http = httpx2.AsyncClient(base_url="http://shop/api", transport=httpx2.MockTransport(api))
+    routes = [
+        RouteMap(pattern=r"^/inside", kind=Kind.EXCLUDE),
+        RouteMap(methods=["GET"], pattern=r"^/shel", kind=Kind.RESOURCE),
+    ]
+    mcp = Server.from_openapi(SPEC, http, name="shop", names={"fail": "break_it"}, routes=routes)
+    async with Client(mcp, timeout=WAIT) as client:
+        tools = {each.name: each for each in await client.tools()}
+        book = await client.call("get_book", {"isbn": "7 8/9", "full": True, "X-Shop": "north"})
+        await client.call("put_book", {"isbn__path": "7", "isbn": "8"})
+        ordered = await client.call("Order_books", {"book": {"isbn": "1"}, "copies": 2})
+        await client.call("GET_orders", {"tags": ["a", "b"], "page": 2})
+        raw = await client.call("raw", {"body": [1, 2]})
+        failed = await client.call("break_it")
+        resources = [(each.uri, each.mime_type) for each in await client.resources()]
+        templates = [(each.uri_template, each.name) for each in await client.templates()]
+        read = [(await client.read(uri))[0].text for uri in ("resource://shelf", "resource://floor/7")]
+    assert set(tools) == {"get_book", "put_book", "Order_books", "GET_orders", "raw", "break_it"}
+    assert tools["get_book"].description == "All about it"
+    assert tools["get_book"].input_schema["required"] == ["isbn"]
+    assert tools["put_book"].input_schema["properties"]["isbn__path"]["description"] == "Its number (Path parameter)"
+    assert tools["get_book"].output_schema is not None
+    assert book.data == {"isbn": "7"}
+    assert ordered.data == {"result": ["a", "b"]}
+    assert (raw.is_error, raw.text) == (False, "")
+    assert failed.is_error
+    assert "HTTP error 404" in failed.text
+    assert "no such book" in failed.text
+    assert resources == [("resource://shelf", "application/json")]
+    assert templates == [("resource://floor/{floor}", "floor")]
+    assert [json.loads(text or "") for text in read] == [{"isbn": "7"}] * 2
+    assert asked == [
+        "GET http://shop/api/books/7%208%2F9?full=true north ",
+        'PUT http://shop/api/books/7 None {"isbn":"8"}',
+        'POST http://shop/api/orders None {"book":{"isbn":"1"},"copies":2}',
+        "GET http://shop/api/orders?tags=a&tags=b&page=2 None ",
+        "POST http://shop/api/raw None [1,2]",
+        "GET http://shop/api/fail None ",
+        "GET http://shop/api/shelf None ",
+        "GET http://shop/api/shelves/7 None ",
+    ]
+
+
+class Book(BaseModel):
+    isbn: str
+    pages: int = 7
+
+
+def shop() -> FastAPI:
+    app = FastAPI(title="Shop")
+
+    @app.post("/books/{shelf}")
+    async def add(shelf: str, book: Book, loud: bool = False) -> Book:
+        return Book(isbn=f"{shelf}/{book.isbn}{'!' if loud else ''}", pages=book.pages)
+
+    @app.get("/secret/plan")
+    async def plan() -> str:
+        return "the plan"
+
+    return app
+
+
+async def test_a_fastapi_application_is_a_server() -> None:
+    """Its operations run in this process, and its types are the schemas."""
+    mcp = Server.from_fastapi(shop(), names={"add_books__shelf__post": "add"})
+    assert mcp.name == "Shop"
+    async with Client(mcp, timeout=WAIT) as client:
+        assert sorted(each.name for each in await client.tools()) == ["add", "plan_secret_plan_get"]
+        result = await client.call("add", shelf="a", isbn="7", loud=True)
+        assert result.data == {"isbn": "a/7!", "pages": 7}
+        wrong = await client.call("add", shelf="a", isbn="7", pages="many")
+        assert wrong.is_error
+        assert "HTTP error 422" in wrong.text
+
+
+@pytest.mark.parametrize("shelf", ["..", ".", ""])
+async def test_a_value_that_leads_to_another_path_reaches_no_operation(shelf: str) -> None:
+    """A model that is talked into `..` must not reach an operation that isn't offered."""
+    asked: list[str] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.raw_path.decode())
+        return httpx2.Response(200, json={})
+
+    http = httpx2.AsyncClient(base_url="http://shop", transport=httpx2.MockTransport(api))
+    mcp = Server.from_openapi(shop().openapi(), http, names={"add_books__shelf__post": "add"})
+    async with Client(mcp, timeout=WAIT) as client:
+        result = await client.call("add", shelf=shelf, isbn="7")
+        assert result.is_error
+        assert "another path" in result.text
+        assert not asked
+        await client.call("add", shelf="../secret", isbn="7")
+    assert asked == ["/books/..%2Fsecret"]
+
+
+async def test_an_api_that_can_not_be_reached_is_one_sentence() -> None:
+    """The client's own error, without a traceback for the model."""
+    http = httpx2.AsyncClient(base_url="http://127.0.0.1:9", timeout=WAIT)
+    mcp = Server.from_openapi(shop().openapi(), http)
+    async with Client(mcp, timeout=WAIT) as client:
+        result = await client.call("plan_secret_plan_get")
+    assert result.is_error
+    assert "ConnectError" in result.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({}, "no paths"),
+        ({"swagger": "2.0", "paths": {}}, "3.0 or 3.1"),
+        ({"openapi": "3.1.0", "paths": {}, "servers": [{"url": "/api"}]}, "where the API is"),
+    ],
+)
+def test_what_is_no_document_is_refused_at_once(spec: Any, says: str) -> None:
+    """The line that makes the server is the one to correct."""
+    with pytest.raises(ValueError, match=says):
+        Server.from_openapi(spec)
+
+
+async def test_a_function_chooses_the_kinds_of_operations() -> None:
+    """`choose` gets each operation; None keeps its kind."""
+
+    def choose(operation: Any, kind: Kind) -> Kind | None:
+        return Kind.EXCLUDE if operation.path.startswith("/secret") else None
+
+    mcp = Server.from_fastapi(shop(), choose=choose)
+    async with Client(mcp, timeout=WAIT) as client:
+        (tool,) = await client.tools()
+    assert tool.name == "add_books"
+
+
+@pytest.mark.parametrize(
+    ("media", "kind", "body"),
+    [
+        ("application/json", "application/json", b'{"tags":["a","b"],"label":"x"}'),
+        ("application/vnd.shop+json; v=2", "application/vnd.shop+json; v=2", b'{"tags":["a","b"],"label":"x"}'),
+        ("application/x-www-form-urlencoded", "application/x-www-form-urlencoded", b"tags=a&tags=b&label=x"),
+        ("multipart/form-data", "multipart/form-data; boundary=", b'name="tags"\r\n\r\nb\r\n'),
+    ],
+)
+async def test_a_body_is_sent_as_the_document_says(media: str, kind: str, body: bytes) -> None:
+    """JSON under its own media type, or a form whose lists are repeated fields."""
+    asked: list[httpx2.Request] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        asked.append(request)
+        return httpx2.Response(200, json={})
+
+    fields = {"tags": {"type": "array", "items": {"type": "string"}}, "label": {"type": "string"}}
+    schema = {"type": "object", "properties": fields, "required": ["tags"]}
+    operation = {"operationId": "add", "requestBody": {"required": True, "content": {media: {"schema": schema}}}}
+    spec = {"openapi": "3.0.3", "paths": {"/books": {"post": {**operation, "responses": {}}}}}
+    http = httpx2.AsyncClient(base_url="http://shop", transport=httpx2.MockTransport(api))
+    async with Client(Server.from_openapi(spec, http), timeout=WAIT) as client:
+        assert not (await client.call("add", tags=["a", "b"], label="x")).is_error
+    assert asked[0].headers["content-type"].startswith(kind)
+    assert body in asked[0].content
+
+
+async def asked_by(spec: dict[str, Any], **arguments: Any) -> httpx2.Request:
+    """The request that a call of the only operation of a document makes."""
+    asked: list[httpx2.Request] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        asked.append(request)
+        return httpx2.Response(200, json={})
+
+    http = httpx2.AsyncClient(base_url="http://shop", transport=httpx2.MockTransport(api))
+    mcp = Server.from_openapi(spec, http)
+    async with Client(mcp, timeout=WAIT) as client:
+        (tool,) = await client.tools()
+        result = await client.call(tool.name, **arguments)
+    assert not result.is_error, result.text
+    return asked[0]
+
+
+def taking(body: dict[str, Any], media: str = "application/json", **more: Any) -> dict[str, Any]:
+    """A document whose one operation takes a body."""
+    content = {media: {"schema": body, **more.pop("about", {})}}
+    operation = {"operationId": "add", "requestBody": {"required": True, "content": content}, "responses": {}}
+    return {"openapi": "3.1.0", "paths": {"/books": {"post": operation}}, **more}
+
+
+LIST = {"type": "array", "items": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    ("how", "value", "query"),
+    [
+        ({}, ["a", "b"], [("at", "a"), ("at", "b")]),
+        ({"explode": False}, ["a", "b"], [("at", "a,b")]),
+        ({"style": "pipeDelimited"}, ["a", "b"], [("at", "a|b")]),
+        ({"style": "spaceDelimited"}, ["a", "b"], [("at", "a b")]),
+        ({"style": "pipeDelimited", "explode": True}, ["a", "b"], [("at", "a"), ("at", "b")]),
+        ({}, {"x": "1"}, [("x", "1")]),
+        ({"style": "deepObject"}, {"x": "1"}, [("at[x]", "1")]),
+    ],
+)
+async def test_a_value_in_a_query_is_written_in_the_style_of_the_document(
+    how: dict[str, Any], value: Any, query: list[tuple[str, str]]
+) -> None:
+    """OpenAPI 3.1, Style Values: `form` explodes unless the document says otherwise, and the others don't."""
+    parameter = {"name": "at", "in": "query", "schema": LIST if isinstance(value, list) else {"type": "object"}, **how}
+    operation = {"operationId": "find", "parameters": [parameter], "responses": {}}
+    spec = {"openapi": "3.1.0", "paths": {"/books": {"get": operation}}}
+    assert (await asked_by(spec, at=value)).url.params.multi_items() == query
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value", "parts"),
+    [
+        ({}, ["a", "b"], ["a", "b"]),
+        ({}, [], ["[]"]),
+        ({"contentType": "application/json"}, ["a", "b"], ['["a","b"]']),
+        ({"style": "form", "explode": False}, ["a", "b"], ["a,b"]),
+    ],
+)
+async def test_a_list_in_a_multipart_body_is_written_as_its_encoding_says(
+    encoding: dict[str, Any], value: list[str], parts: list[str]
+) -> None:
+    """OpenAPI 3.1, Encoding Object; an empty list is a part, too, or the body would have no parts and no type."""
+    schema = {"type": "object", "properties": {"tags": LIST}}
+    spec = taking(schema, "multipart/form-data", about={"encoding": {"tags": encoding}})
+    request = await asked_by(spec, tags=value)
+    assert request.headers["content-type"].startswith("multipart/form-data; boundary=")
+    found = [each.partition(b"\r\n\r\n")[2].rstrip(b"\r\n-") for each in request.content.split(b'name="tags"')[1:]]
+    assert [each.partition(b"\r\n")[0].decode() for each in found] == parts
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "body"),
+    [
+        (taking({"type": "string"}, "text/plain"), {"body": "Momo"}, b"Momo"),
+        (taking({"type": "object", "properties": {}, "title": "Any Labels"}), {"any_labels": {"a": "b"}}, b'{"a":"b"}'),
+        (
+            taking(
+                {"$ref": "#/components/schemas/Labels"},
+                components={"schemas": {"Labels": {"title": "Labels", "additionalProperties": {"type": "string"}}}},
+            ),
+            {"labels": {"a": "b"}},
+            b'{"a":"b"}',
+        ),
+    ],
+)
+async def test_a_body_without_fields_is_one_argument_of_its_title(
+    spec: dict[str, Any], arguments: dict[str, Any], body: bytes
+) -> None:
+    """Its title, also behind a reference, or `body`; text is sent as text."""
+    request = await asked_by(spec, **arguments)
+    assert request.content == body
+    (media,) = spec["paths"]["/books"]["post"]["requestBody"]["content"]
+    assert request.headers["content-type"] == media
+
+
+async def test_fields_of_parts_of_parts_and_of_each_kind_reach_the_body() -> None:
+    """An object may be put together of others, which repeat and lead back to it; a kind's own fields are optional."""
+    schemas: dict[str, Any] = {
+        "Item": {"properties": {"id": {"type": "string"}}, "required": ["id"]},
+        "Book": {
+            "allOf": [{"$ref": "#/components/schemas/Item"}, {"properties": {"kind": {"type": "string"}}}],
+            "discriminator": {"propertyName": "kind", "mapping": {"ebook": "Ebook"}},
+        },
+        "Ebook": {
+            "allOf": [{"$ref": "#/components/schemas/Book"}, {"properties": {"size": {}}, "required": ["size"]}],
+        },
+    }
+    for level in range(1, 25):
+        below = "Book" if level == 1 else f"L{level - 1}"
+        schemas[f"L{level}"] = {"allOf": [{"$ref": f"#/components/schemas/{below}"}] * 3}
+    spec = taking({"$ref": "#/components/schemas/L24"}, components={"schemas": schemas})
+    request = await asked_by(spec, id="7", kind="ebook", size=3)
+    assert json.loads(request.content) == {"id": "7", "kind": "ebook", "size": 3}
+    assert not (await asked_by(spec, id="7", kind="paper")).content.count(b"size")
+
+
+async def test_what_an_api_never_gives_is_not_promised() -> None:
+    """OpenAPI 3.0, `writeOnly`: a response without it is right; names of keywords are names of properties, too."""
+    user = {
+        "type": "object",
+        "properties": {"id": {}, "nullable": {"type": "string"}, "allOf": {}, "required": {}},
+        "required": ["id", "password"],
+        "allOf": [{"properties": {"password": {"type": "string", "writeOnly": True}}}],
+    }
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/User"}}}
+    operation = {
+        "operationId": "join",
+        "requestBody": {"required": True, "content": content},
+        "responses": {"201": {"content": content}},
+    }
+    spec = {"openapi": "3.0.3", "paths": {"/users": {"post": operation}}, "components": {"schemas": {"User": user}}}
+    mcp = Server.from_openapi(spec, httpx2.AsyncClient(base_url="http://shop", timeout=WAIT))
+    async with Client(mcp, timeout=WAIT) as client:
+        (tool,) = await client.tools()
+    assert "password" in tool.input_schema["required"]
+    assert tool.output_schema is not None
+    assert tool.output_schema["required"] == ["id"]
+    assert "password" not in str(tool.output_schema)
+    assert list(tool.output_schema["properties"]) == ["id", "nullable", "allOf", "required"]
+
+
+@pytest.mark.parametrize("ids", [["find__a", "find__b", "find_2"], ["find_2", "find__a", "find__b"]])
+async def test_each_operation_has_a_name_of_its_own(ids: list[str]) -> None:
+    """A number after a name may be another operation's name."""
+    paths = {f"/{each}": {"get": {"operationId": each, "responses": {}}} for each in ids}
+    mcp = Server.from_openapi(
+        {"openapi": "3.1.0", "paths": paths}, httpx2.AsyncClient(base_url="http://shop", timeout=WAIT)
+    )
+    async with Client(mcp, timeout=WAIT) as client:
+        assert len({tool.name for tool in await client.tools()}) == len(ids)

@@ -1,0 +1,150 @@
+"""NATS servers for tests: one, or a cluster of three."""
+
+import atexit
+import json
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from socket import create_server
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+import nats
+
+from millstream._stores.nats.address import parse_address
+from millstream._stores.nats.store import NatsStore
+from redis_parts import until
+
+SERVER = Path(sys.executable).with_name("nats-server")
+LEASE = 2.0
+
+
+class NatsServer:
+    """One node in a process of its own. Ports are the kernel's choice."""
+
+    def __init__(self, folder: Path, name: str, cluster: tuple[int, list[int]] | None = None) -> None:
+        self.folder = folder / name
+        self.folder.mkdir()
+        self._name = name
+        self._cluster = cluster
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also after it was killed; then it has the same port and data."""
+        config = self.folder / "nats.conf"
+        routes = ""
+        if self._cluster is not None:
+            port, others = self._cluster
+            urls = ", ".join(f'"nats://127.0.0.1:{other}"' for other in others)
+            routes = f'cluster {{ name: test, listen: "127.0.0.1:{port}", routes: [{urls}] }}'
+        config.write_text(
+            f'server_name: {self._name}\nlisten: "127.0.0.1:{self.port or -1}"\nmax_payload: 8MB\n'
+            f'ports_file_dir: "{self.folder}"\njetstream {{ store_dir: "{self.folder}/data" }}\n{routes}\n'
+        )
+        for each in self.folder.glob("*.ports"):
+            each.unlink()
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([SERVER, "-c", config], stdout=log, stderr=log)
+
+    async def wait(self) -> None:
+        """Return when it listens."""
+        await until(lambda: any(each.stat().st_size for each in self.folder.glob("*.ports")))
+        (ports,) = self.folder.glob("*.ports")
+        self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+
+class NatsCluster:
+    """Three nodes."""
+
+    def __init__(self) -> None:
+        self._temporary = TemporaryDirectory(prefix="millstream-")
+        ports = free_ports(3)
+        self.nodes = [
+            NatsServer(Path(self._temporary.name), f"n{number}", (ports[number], ports)) for number in range(3)
+        ]
+
+    async def url(self) -> str:
+        """The URL of a store with three replicas, once the nodes listen."""
+        for node in self.nodes:
+            await node.wait()
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        return f"nats://{hosts}?replicas=3&namespace={secrets.token_hex(4)}"
+
+    def close(self) -> None:
+        """End all nodes, and delete their data."""
+        for node in self.nodes:
+            node.close()
+        self._temporary.cleanup()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on: nodes of a cluster must know each other's."""
+    sockets = [create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+_shared: tuple[TemporaryDirectory[str], NatsServer] | None = None
+
+
+def shared_server() -> NatsServer:
+    """One node for all tests of this process; each test has a namespace of its own."""
+    global _shared  # noqa: PLW0603
+    if _shared is None:
+        folder = TemporaryDirectory(prefix="millstream-")
+        _shared = folder, NatsServer(Path(folder.name), "shared")
+        atexit.register(folder.cleanup)
+        atexit.register(_shared[1].close)
+    return _shared[1]
+
+
+class NatsBacking:
+    """A namespace on one node."""
+
+    shared: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.server = shared_server()
+        self.namespace = f"t{secrets.token_hex(6)}"
+        self._workers: list[NatsStore] = []
+
+    async def worker(self) -> NatsStore:
+        await self.server.wait()
+        address = parse_address(f"nats://127.0.0.1:{self.server.port}?namespace={self.namespace}")
+        store = NatsStore(address, lease=LEASE)
+        await store.open()
+        self._workers.append(store)
+        return store
+
+    async def kill(self, store: object) -> None:
+        """Its connection ends, and its lease is left."""
+        assert isinstance(store, NatsStore)
+        for task in store._tasks:
+            task.cancel()
+        store._tasks = []
+        await store.backend.close()
+
+    async def close(self) -> None:
+        for store in self._workers:
+            await store.close()
+        client = await nats.connect(f"nats://127.0.0.1:{self.server.port}")
+        reply = json.loads((await client.request("$JS.API.STREAM.NAMES", b"")).data)
+        for name in reply.get("streams") or []:
+            if name.startswith(self.namespace):
+                await client.request(f"$JS.API.STREAM.DELETE.{name}", b"")
+        await client.close()

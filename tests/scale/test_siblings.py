@@ -1,0 +1,82 @@
+"""Processes that serve one socket without a shared store, as `uvicorn --workers` starts them, say so."""
+
+import http.client
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from secrets import token_hex
+from time import monotonic
+
+import pytest
+
+from fleet import until
+from millstream._app.parts.siblings import HEARD, SiblingWatch
+from patience import WAIT
+from processes import ROOT, free_port, serving, uvicorn
+
+PROGRAM = """
+from millstream import Server
+
+mcp = Server("shop", serve="hub")
+"""
+
+
+def ready(port: int) -> tuple[int, bytes]:
+    """What a load balancer gets."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    try:
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    finally:
+        connection.close()
+
+
+def started(stack: ExitStack, folder: Path, workers: int, **environment: str) -> tuple[int, Path]:
+    """A program under so many workers of uvicorn: the port and the log."""
+    (folder / "sibling_shop.py").write_text(PROGRAM, "utf-8")
+    port, log = free_port(), folder / f"log{workers}"
+    command = uvicorn("sibling_shop:mcp", port, "--workers", str(workers), "--app-dir", str(folder))
+    stack.enter_context(serving(command, port, log, PYTHONPATH=str(ROOT / "src"), **environment))
+    return port, log
+
+
+@pytest.mark.server
+def test_workers_of_another_server_without_a_shared_store_are_never_silent(tmp_path: Path) -> None:
+    """A fixed defect: a quarter of the broadcasts arrived, and nothing said why."""
+    with ExitStack() as stack:
+        port, log = started(stack, tmp_path, 2)
+        deadline = monotonic() + WAIT
+        answers: set[tuple[int, bytes]] = set()
+        while not any(body.startswith(b"degraded: several processes") for _, body in answers):
+            assert monotonic() < deadline, (answers, log.read_text("utf-8"))
+            answers.add(ready(port))
+        assert {status for status, _ in answers} == {200}
+        assert "Several processes serve 'shop'" in log.read_text("utf-8")
+
+
+async def test_servers_of_one_process_are_no_siblings_and_a_sibling_is_forgotten_when_it_is_silent() -> None:
+    """Only what loses messages is degraded, and only as long as it does."""
+    found: list[str] = []
+    now = [100.0]
+    name = f"\0millstream-test-{token_hex(8)}"
+    first, second = (SiblingWatch(name, lambda: found.append("sibling"), clock=lambda: now[0]) for _ in range(2))
+    first.look(now[0])
+    second.look(now[0])
+    assert (first.reason(), second.reason(), found) == ("", "", [])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.sendto(b"sibling", name)
+        await until(lambda: bool(found))
+        assert first.reason().startswith("several processes")
+    now[0] += HEARD
+    assert first.reason() == ""
+    first.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(name)
+        second.look(now[0])
+        assert second.reason().startswith("several processes")
+        assert other.recv(64) == b"sibling"
+    now[0] += HEARD
+    second.look(now[0])
+    assert second.reason() == ""
+    second.close()

@@ -1,0 +1,180 @@
+"""Parts of a program's own: what they register works, in the order that they need, until the server stops."""
+
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+
+from app_peer import ask
+from millstream import Server, Settings
+from millstream._http.message import Request, Response
+from millstream._parts import Host, Route
+from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
+from millstream._server.calls.call import Call
+from millstream.testing import Failure, connect
+
+
+class Toy:
+    """A shop's till: counts what it sells, and closes when it's told to."""
+
+    name = "till"
+    needs: Collection[str] = ("metrics",)
+
+    def __init__(self) -> None:
+        self.sold = 0
+        self.shut = False
+        self.closed = False
+        self.seen: list[str] = []
+
+    async def open(self, host: Host) -> None:
+        """Register one of everything."""
+        assert host.metrics is not None
+        host.method("till/sell", self.sell)
+        host.capability("example.com/till", {"currency": "EUR"})
+        host.routes.add("/till", Route({"GET": self.show}, public=True))
+        host.metrics.read("counter", "till_sold_total", "Books sold.", lambda: {(): self.sold})
+        host.gate(self.check)
+        host.observe(lambda call, seconds, answer: self.seen.append(call.method))
+        host.report("sold", lambda: self.sold)
+        host.check_ready(lambda: "the till is shut" if self.shut else "")
+
+    async def close(self) -> None:
+        """The server stops."""
+        self.closed = True
+
+    async def sell(self, call: Call) -> dict[str, Any]:
+        """Answer the method."""
+        self.sold += 1
+        return {"sold": self.sold}
+
+    async def show(self, request: Request) -> Response:
+        """Answer the path."""
+        return Response(b"%d" % self.sold, 200, b"content-type: text/plain\r\n")
+
+    def check(self, call: Call) -> None:
+        """Let no call pass while the till is shut."""
+        if self.shut:
+            raise ProtocolError(INVALID_REQUEST, "The till is shut")
+
+
+class Empty:
+    """A part that notes when it opens and closes."""
+
+    def __init__(self, name: str, events: list[str], needs: Collection[str] = ()) -> None:
+        self.name = name
+        self.needs = needs
+        self._events = events
+
+    async def open(self, host: Host) -> None:
+        """Note it."""
+        self._events.append(f"open {self.name}")
+
+    async def close(self) -> None:
+        """Note it."""
+        self._events.append(f"close {self.name}")
+
+
+@pytest.mark.parametrize("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
+async def test_a_part_adds_a_method_and_a_gate(revision: str) -> None:
+    """On both eras. The server itself knows nothing of it."""
+    toy = Toy()
+    server = Server("shop", serve="metrics", parts=[toy])
+    async with connect(server, revision=revision) as client:
+        assert (await client.request("till/sell", {}))["sold"] == 1
+        toy.shut = True
+        with pytest.raises(Failure, match="The till is shut"):
+            await client.request("till/sell", {})
+        assert toy.seen.count("till/sell") == 2
+    assert (toy.sold, toy.closed) == (1, True)
+
+
+async def test_a_part_adds_a_capability_a_route_a_metric_and_a_readiness_check() -> None:
+    """What a part registers shows wherever the server says something about itself."""
+    toy = Toy()
+    server = Server("shop", serve="metrics", parts=[toy])
+    async with connect(server) as client:
+        await client.request("till/sell", {})
+        discovered = await client.request("server/discover")
+        assert discovered["capabilities"]["extensions"]["example.com/till"] == {"currency": "EUR"}
+    async with server.running():
+        assert (await ask(server, "GET", "/till")).body == b"1"
+        assert b"\ntill_sold_total 1.0\n" in (await ask(server, "GET", "/metrics")).body
+        assert (await ask(server, "GET", "/readyz")).body == b"ok\n"
+        toy.shut = True
+        ready = await ask(server, "GET", "/readyz")
+        assert (ready.status, ready.body) == (200, b"degraded: the till is shut\n")
+        health = await ask(server, "GET", "/health")
+        assert b'"status":"degraded","reasons":["the till is shut"]' in health.body
+        assert b'"sold":1' in health.body
+
+
+async def test_a_server_with_a_part_starts_again() -> None:
+    """Its methods go with it, so they're free for the next start."""
+    server = Server("shop", serve="metrics", parts=[Toy()])
+    for number in (1, 2):
+        async with connect(server) as client:
+            assert (await client.request("till/sell", {}))["sold"] == number
+
+
+async def test_a_part_opens_after_those_it_needs_and_closes_before_them() -> None:
+    """Whatever the order in which they are given."""
+    events: list[str] = []
+    server = Server("shop", parts=[Empty("b", events, ["a"]), Empty("a", events), Empty("c", events, ["lifespan"])])
+    async with server.running():
+        assert events == ["open a", "open b", "open c"]
+    assert events[3:] == ["close c", "close b", "close a"]
+
+
+async def test_parts_that_cannot_be_ordered_are_refused_when_the_server_starts() -> None:
+    """The error says what to do."""
+    wrong: list[tuple[list[Empty], str]] = [
+        ([Empty("till", [], ["hub"])], "The part 'till' needs 'hub', which isn't served: add it to serve="),
+        ([Empty("till", [], ["shelf"])], "The part 'till' needs 'shelf', which isn't served: add it to parts="),
+        ([Empty("a", [], ["b"]), Empty("b", [], ["a"])], "Parts need each other: 'a' needs 'b' needs 'a'"),
+        ([Empty("lifespan", [])], "Two parts are named 'lifespan'"),
+    ]
+    for parts, text in wrong:
+        with pytest.raises(ValueError, match=text):
+            async with Server("shop", settings=Settings(), parts=parts).running():
+                pass
+
+
+async def test_what_a_part_opened_is_closed_when_a_later_one_fails() -> None:
+    """A start that fails leaves nothing behind."""
+
+    class Broken(Empty):
+        async def open(self, host: Host) -> None:
+            raise LookupError("no till")
+
+    events: list[str] = []
+    with pytest.raises(LookupError, match="no till"):
+        async with Server("shop", parts=[Empty("a", events), Broken("b", events)]).running():
+            pass
+    assert events == ["open a", "close a"]
+
+
+async def test_two_parts_cannot_serve_one_path() -> None:
+    """Neither may silently win."""
+
+    class Shadow(Empty):
+        async def open(self, host: Host) -> None:
+            host.routes.add("/mcp", Route({}))
+
+    async with Server("shop", parts=[Shadow("shadow", [])]).running() as runtime:
+        with pytest.raises(ValueError, match="Two parts of the server serve '/mcp'"):
+            runtime.serve_http()
+
+
+def test_what_is_no_part_is_refused_at_once() -> None:
+    """The line that is wrong is the one that is shown."""
+    wrong: list[Any] = ["hub", ["hub"], [Toy]]
+    for parts in wrong:
+        with pytest.raises(TypeError, match="parts"):
+            Server("shop", parts=parts)
+
+
+def test_a_server_with_parts_is_not_mounted_without_them() -> None:
+    """They would silently not run."""
+    with pytest.raises(ValueError, match="has parts of its own"):
+        Server("outer").mount(Server("inner", parts=[Toy()]))

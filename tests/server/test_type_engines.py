@@ -1,0 +1,202 @@
+"""The engine of a function: which one reads it, and what models do as parameters and results."""
+
+import datetime as dt
+import enum
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from uuid import UUID
+
+import annotated_types
+import msgspec
+import pydantic
+import pytest
+from jsonschema import Draft202012Validator
+
+from millstream import Field
+from millstream._protocol.errors import LocalError
+from millstream._server.functions.engine import decoder_of
+from millstream._server.functions.msgspec_engine import MsgspecEngine
+from millstream._server.functions.plan import Plan, plan
+from millstream._server.functions.pydantic_engine import PydanticEngine
+from millstream._server.functions.reading import ArgumentError, read_arguments
+from millstream._server.functions.results import encode_result
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+
+class Row(TypedDict, total=False):
+    name: str
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int = 0
+
+
+class Box(msgspec.Struct):
+    size: int
+
+
+class Item(pydantic.BaseModel):
+    """Something that can be bought."""
+
+    model_config = pydantic.ConfigDict(populate_by_name=True)
+
+    number: int = pydantic.Field(ge=1, serialization_alias="no", title="Item number")
+    price: float = 1.0
+    secret: str = pydantic.Field("s", exclude=True)
+
+    @pydantic.computed_field
+    def label(self) -> str:
+        return f"#{self.number}"
+
+
+class Order(pydantic.BaseModel):
+    items: list[Item]
+    by: dict[str, Item] = {}
+    at: dt.datetime | None = None
+
+
+def tool_with(annotation: Any, returns: Any = None) -> Plan:
+    def tool(x: Any) -> Any:
+        return x
+
+    tool.__annotations__.update({"x": annotation, "return": returns})
+    return plan(tool)
+
+
+def sent(annotation: Any, value: Any) -> Any:
+    """What a client gets of a result."""
+    output: Any = tool_with(int, annotation).output
+    found = json.loads(b"{%b}" % encode_result(value, output))["structuredContent"]
+    Draft202012Validator(output.schema).validate(found)
+    return found
+
+
+PLAIN: tuple[Any, ...] = (
+    *(int, str, float, bool, bytes, Any, dt.datetime, UUID, Decimal, Path, Colour, Point, Row, Pair, Box),
+    *(int | None, Literal["a"], list[Point], dict[str, int], Annotated[int, Field(ge=1)], Annotated[str, "words"]),
+)
+OTHERS: tuple[Any, ...] = (
+    *(Item, list[Item], Point | Row, pydantic.HttpUrl, Annotated[int, annotated_types.Ge(1)]),
+    *(Annotated[int, pydantic.Field(ge=1)], Annotated[str, pydantic.AfterValidator(str.strip)], set[int] | list[str]),
+)
+
+
+def test_msgspec_reads_what_it_can_express_and_pydantic_all_else() -> None:
+    """One engine for each function: a result counts, too."""
+    for annotation in PLAIN:
+        assert type(tool_with(annotation).engine) is MsgspecEngine, annotation
+    for annotation in OTHERS:
+        assert type(tool_with(annotation).engine) is PydanticEngine, annotation
+    assert type(tool_with(int, Item).engine) is PydanticEngine
+
+
+def test_both_engines_read_plain_types_alike() -> None:
+    """No coercion, except that a number without a fraction is an integer."""
+
+    def one(n: int, at: dt.date, raw: bytes = b"", path: Path = Path(), items: list[int] = []) -> Any: ...  # noqa: B006
+
+    def other(
+        n: int, at: dt.date, raw: bytes = b"", path: Path = Path(), items: list[int] = [], item: Item | None = None  # noqa: B006
+    ) -> Any: ...  # fmt: skip
+
+    listed = [plan(each).input_schema["properties"] for each in (one, other)]
+    assert listed[0] == {name: node for name, node in listed[1].items() if name != "item"}
+    for function in (one, other):
+        made = plan(function)
+        found = read_arguments(made, b'{"n":2.0,"at":"2020-02-29","raw":"aGk=","path":"a/b","items":[1]}')
+        assert (found.n, found.at, found.raw, found.path, found.items) == (
+            2, dt.date(2020, 2, 29), b"hi", Path("a/b"), [1]
+        )  # fmt: skip
+        assert read_arguments(made, b'{"n":1,"at":"2020-01-01"}').items is not one.__defaults__
+        for raw, text in (
+            (b'{"n":"2","at":"2020-01-01"}', "'n' must be an integer, got the string \"2\""),
+            (b'{"n":1,"at":"soon"}', "'at' must be a date such as 1999-12-31, got \"soon\""),
+            (b'{"n":1,"at":"2020-01-01","items":[1,true]}', "'items[1]' must be an integer, got true"),
+            (b'{"at":"2020-01-01","z":1}', "missing 'n'; unknown 'z'"),
+        ):
+            with pytest.raises(ArgumentError) as refused:
+                read_arguments(made, raw)
+            assert text in str(refused.value)
+
+
+def test_a_model_is_written_as_pydantic_writes_it() -> None:
+    """Aliases of serialization, computed fields and excluded ones; and the promise says the same."""
+    first = {"no": 1, "price": 1.0, "label": "#1"}
+    assert sent(Item, Item(number=1)) == first
+    assert sent(list[Item], [Item(number=1)]) == [first]
+    assert sent(Order, Order(items=[Item(number=1)], by={"a": Item(number=1)})) == {
+        "items": [first], "by": {"a": first}, "at": None
+    }  # fmt: skip
+    assert sent(dict[str, Item | None], {"a": None, "b": Item(number=1)}) == {"a": None, "b": first}
+
+
+def test_builtins_instead_of_a_model_are_written_as_the_model() -> None:
+    """Rows of a database, say: pydantic reads a Decimal as a number."""
+    assert sent(Item, {"number": 1, "price": Decimal("1.5")}) == {"no": 1, "price": 1.5, "label": "#1"}
+    for wrong, place in (({"number": 0}, "number"), ({}, "number"), ("text", "")):
+        with pytest.raises(LocalError, match=f"does not fit the output schema: {place}"):
+            sent(Item, wrong)
+    with pytest.raises(LocalError, match=r"\[0\].number"):
+        sent(list[Item], [{"number": 0}])
+
+
+def test_a_model_has_no_number_that_json_lacks() -> None:
+    """NaN would be sent as null."""
+    with pytest.raises(LocalError, match="JSON has no number for these"):
+        sent(Item, Item(number=1, price=float("nan")))
+
+
+def test_only_titles_that_were_written_are_in_a_schema() -> None:
+    """pydantic derives others from names, which models read for nothing."""
+    node = tool_with(Order).input_schema["properties"]["x"]
+    assert "title" not in node
+    item = node["properties"]["items"]["items"]
+    assert item["description"] == "Something that can be bought."
+    assert item["properties"]["number"] == {"type": "integer", "minimum": 1, "title": "Item number"}
+    assert "title" not in item["properties"]["price"]
+
+
+def test_a_factory_makes_the_default_of_each_call() -> None:
+    """That of ``pydantic.Field``."""
+
+    def tool(tags: Annotated[list[str], pydantic.Field(default_factory=list)], n: int = pydantic.Field(3)) -> Any: ...
+
+    made = plan(tool)
+    first, second = read_arguments(made, b"{}"), read_arguments(made, b"{}")
+    assert (first.tags, first.n) == ([], 3)
+    assert first.tags is not second.tags
+    assert "required" not in made.input_schema
+
+
+def test_names_that_a_model_refuses_are_parameters_like_others() -> None:
+    """The generated model has fields of its own names."""
+
+    def tool(schema: Item, copy: int, json: str, model_config: int = 1, _hidden: int = 2) -> Any: ...
+
+    found = read_arguments(plan(tool), b'{"schema":{"number":1},"copy":2,"json":"x"}')
+    assert (found.copy, found.json, found.model_config, found._hidden) == (2, "x", 1, 2)
+
+
+def test_a_decoder_of_one_type_says_where_a_value_is_wrong() -> None:
+    """For results that a client reads."""
+    decode: Callable[[bytes], Any] = decoder_of(list[Item])
+    assert decode(b'[{"number":1}]') == [Item(number=1)]
+    with pytest.raises(ValueError, match=r"\[0\].number must be an integer >= 1, got 0"):
+        decode(b'[{"number":0}]')
+    with pytest.raises(msgspec.DecodeError):
+        decode(b'[],"other":1')

@@ -1,0 +1,36 @@
+"""Stores that other packages offer."""
+
+from pathlib import Path
+
+import pytest
+
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+
+SHELF = """
+from millstream._stores.memory.store import MemoryBackend
+
+def open_shelf(url):
+    assert url == "shelf://top"
+    return MemoryBackend(epoch="shelf")
+"""
+
+
+async def test_a_package_offers_a_store_under_the_scheme_of_its_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our choice: an entry point, as of other plugins."""
+    with pytest.raises(LocalError, match="Unknown store 'shelf'"):
+        open_store("shelf://top")
+    (tmp_path / "shelf_of_a_test.py").write_text(SHELF)
+    info = tmp_path / "shelf_of_a_test-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf-of-a-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[millstream.stores]\nshelf = shelf_of_a_test:open_shelf\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    store = open_store("shelf://top")
+    await store.open()
+    await store.kv.put("key", b"value", 60.0)
+    assert await store.kv.get("key") == b"value"
+    assert store.epoch == "shelf"
+    await store.close()

@@ -1,0 +1,70 @@
+"""Leases of workers, by a clock that the test turns."""
+
+from dict_backend import Data, DictBackend
+from millstream._stores.tally import Tally
+from millstream._stores.workers import Leases
+
+LEASE = 6.0
+
+
+class Machine:
+    """Workers on one store, whose clock stands still unless it's turned."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+        self._data = Data()
+        self._tally = Tally(self._data)
+
+    async def worker(self) -> Leases:
+        backend = DictBackend(self._data, self._tally, LEASE)
+        backend.time = lambda: self.now  # type: ignore[method-assign]
+        leases = Leases(backend)
+        await leases.enter()
+        return leases
+
+    async def run(self, *workers: Leases, seconds: float) -> None:
+        """Let some workers renew their leases for so long."""
+        for _ in range(int(seconds)):
+            self.now += 1.0
+            for each in workers:
+                await each.renew()
+
+
+async def test_a_worker_that_stops_renewing_is_gone_after_its_lease_and_gets_another_name() -> None:
+    """The contract of `Workers`."""
+    machine = Machine()
+    one, two = await machine.worker(), await machine.worker()
+    old = two.me
+    await machine.run(one, seconds=LEASE - 1)
+    assert await one.alive(old)
+    await machine.run(one, seconds=2)
+    assert not await one.alive(old)
+    await two.renew()
+    assert two.me != old
+    assert await one.alive(two.me)
+    assert not await one.alive(old)
+
+
+async def test_no_worker_is_gone_because_the_store_stood_still_or_its_clock_was_set_forward() -> None:
+    """No worker could renew its lease in that time."""
+    machine = Machine()
+    workers = [await machine.worker() for _ in range(3)]
+    names = [each.me for each in workers]
+    await machine.run(*workers, seconds=10)
+    machine.now += 1_000.0
+    assert await workers[0].alive(names[1])
+    for each in workers:
+        await each.renew()
+    assert [each.me for each in workers] == names
+    assert all([await workers[0].alive(name) for name in names])
+    await machine.run(*workers[:2], seconds=LEASE + 1)
+    assert not await workers[0].alive(names[2])
+
+
+async def test_a_dead_worker_is_noticed_as_soon_as_ever_though_the_clock_was_set_back() -> None:
+    """Leases end later by the clock that was set."""
+    machine = Machine()
+    one, dead = await machine.worker(), await machine.worker()
+    machine.now -= 1_000.0
+    await machine.run(one, seconds=LEASE + 1)
+    assert not await one.alive(dead.me)

@@ -1,0 +1,168 @@
+"""The store on NATS JetStream: URLs, expiry, and what is purged. The contract is in the contract tests."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from millstream._protocol.errors import LocalError
+from millstream._stores import open_store
+from millstream._stores.base import Gap, Index, StoreFull
+from millstream._stores.nats.address import parse_address
+from millstream._stores.nats.store import NatsStore
+from nats_parts import NatsBacking
+from redis_parts import until
+from store_parts import TTL, append, data_of
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+async def backing() -> AsyncIterator[NatsBacking]:
+    """A namespace on one node."""
+    backing = NatsBacking()
+    yield backing
+    await backing.close()
+
+
+def test_a_url_names_servers_login_replicas_and_namespace() -> None:
+    """Interface of the URL."""
+    address = parse_address("nats://ada:p%40ss@one:4223,two,[::1]:4224/?replicas=3&namespace=shop")
+    assert address.servers == ("nats://one:4223", "nats://two:4222", "nats://[::1]:4224")
+    assert (address.user, address.password, address.token) == ("ada", "p@ss", None)
+    assert (address.replicas, address.namespace, address.tls) == (3, "shop", None)
+    assert parse_address("nats://secret@one").token == "secret"
+    assert parse_address("nats+tls://one").tls is not None
+    assert "p@ss" not in repr(address)
+
+
+def test_a_url_that_cannot_be_used_is_refused_without_its_password() -> None:
+    """What happened, and what to write instead."""
+    for bad in ("nats://", "nats://a:p4ss@", "nats://one?replicas=9", "nats://one?namespace=a.b", "nats://one?x=1",
+                "nats://one:0", "nats://u:p4ss@one:x", "nats://one/db", "nats://one?credentials=/nowhere"):  # fmt: skip
+        with pytest.raises(LocalError) as refused:
+            open_store(bad)
+        assert "p4ss" not in str(refused.value)
+
+
+async def test_a_server_that_is_not_there_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`open` may be tried again."""
+    monkeypatch.setattr("millstream._stores.nats.link.CONNECT_SECONDS", 0.3)
+    with pytest.raises(LocalError, match=r"nats://127\.0\.0\.1:1"):
+        await open_store("nats://ada:p4ss@127.0.0.1:1").open()
+
+
+async def test_a_value_is_absent_once_its_time_is_over(backing: NatsBacking) -> None:
+    """Before the server deletes it, which it does in whole seconds."""
+    kv = (await backing.worker()).kv
+    await kv.put("session:a", b"1", 0.2)
+    assert await kv.get("session:a") == b"1"
+
+    async def gone() -> bool:
+        return await kv.get("session:a") is None
+
+    await until(gone)
+    assert await kv.keys("session:") == []
+    assert await kv.delete("session:a") is False
+    assert await kv.compare_and_set("session:a", b"1", b"2", TTL) is False
+    assert await kv.compare_and_set("session:a", None, b"2", TTL) is True
+    assert await kv.get("session:a") == b"2"
+
+
+async def test_a_stream_that_has_expired_is_unknown_and_begins_again(backing: NatsBacking) -> None:
+    """For every worker, and also where it was sealed."""
+    one, two = await backing.worker(), await backing.worker()
+    old = await one.log.append("call:1", b"old", ttl=0.2, max_entries=9, seal=True)
+
+    async def gone() -> bool:
+        return await one.log.read("call:1", None) == []
+
+    await until(gone)
+    assert await two.log.newest("call:1", 5) == []
+    assert await two.log.touch("call:1", TTL) is False
+    new = await two.log.append("call:1", b"new", ttl=TTL, max_entries=9)
+    assert data_of(await one.log.read("call:1", None)) == [b"new"]
+    with pytest.raises(Gap):
+        await one.log.read("call:1", old)
+    assert (await one.log.append("call:1", b"more", ttl=TTL, max_entries=9)).offset > new.offset
+
+
+async def test_a_touched_stream_lives_on_with_all_its_entries(backing: NatsBacking) -> None:
+    """The contract of `Log.touch`."""
+    one, two = await backing.worker(), await backing.worker()
+    await one.log.append("call:1", b"a", ttl=1.0, max_entries=9)
+    assert await two.log.touch("call:1", TTL)
+    await one.log.append("call:2", b"a", ttl=1.0, max_entries=9)
+
+    async def gone() -> bool:
+        return await one.log.read("call:2", None) == []
+
+    await until(gone)
+    assert data_of(await two.log.read("call:1", None)) == [b"a"]
+    await one.log.append("call:1", b"b", ttl=TTL, max_entries=9)
+    assert data_of(await two.log.read("call:1", None)) == [b"a", b"b"]
+
+
+async def test_what_no_view_shows_any_more_is_purged(backing: NatsBacking) -> None:
+    """A stream and its indexes share their messages."""
+    store = await backing.worker()
+    index = Index("hub:channel:news", TTL, 10)
+    for number in range(600):
+        await store.log.append("hub:journal", b"%d" % number, ttl=TTL, max_entries=20, index=index)
+        await store.log.append("hub:journal", b"other", ttl=TTL, max_entries=20)
+
+    async def purged() -> bool:
+        link = store.backend._link
+        return int((await link.info(f"{backing.namespace}-log-aHVi"))["state"]["messages"]) < 400
+
+    await until(purged)
+    assert data_of(await store.log.newest("hub:channel:news", 10)) == [b"%d" % number for number in range(590, 600)]
+    assert data_of(await store.log.newest("hub:journal", 2)) == [b"599", b"other"]
+
+
+async def test_an_append_whose_answer_was_lost_is_not_done_twice(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It's tried again with the same message id."""
+    store = await backing.worker()
+    await append(store, "hub:journal", b"0")
+    ask, lost = type(store.backend._link)._ask, 0
+
+    async def lose(link: object, subject: str, *rest: object) -> object:
+        nonlocal lost
+        reply = await ask(store.backend._link, subject, *rest)  # type: ignore[arg-type]
+        if ".log." in subject and lost < 2:
+            lost += 1
+            raise TimeoutError
+        return reply
+
+    monkeypatch.setattr(type(store.backend._link), "_ask", lose)
+    (one,) = await append(store, "hub:journal", b"1")
+    end = await store.log.append("call:1", b"end", ttl=TTL, max_entries=9, seal=True)
+    assert [entry.position for entry in await store.log.read("hub:journal", None)][1:] == [one]
+    assert [entry.position for entry in await store.log.read("call:1", None)] == [end]
+    assert lost == 2
+
+
+async def test_a_deleted_jetstream_stream_begins_again_at_positions_it_never_had(backing: NatsBacking) -> None:
+    """Readers get a gap, and writers go on."""
+    store: NatsStore = await backing.worker()
+    (old,) = await append(store, "hub:journal", b"old")
+    await store.backend._link.api(f"STREAM.DELETE.{backing.namespace}-log-aHVi")
+    with pytest.raises(Gap):
+        await store.log.read("hub:journal", old)
+    (new,) = await append(store, "hub:journal", b"new")
+    assert new.offset > old.offset
+    with pytest.raises(Gap):
+        await store.log.read("hub:journal", old)
+    assert data_of(await store.log.read("hub:journal", None)) == [b"new"]
+
+
+async def test_a_value_beyond_what_the_server_takes_is_refused(backing: NatsBacking) -> None:
+    """Nothing was changed."""
+    store = await backing.worker()
+    await store.kv.put("session:a", b"1", TTL)
+    with pytest.raises(StoreFull):
+        await store.kv.put("session:a", bytes(9 * 2**20), TTL)
+    assert await store.kv.get("session:a") == b"1"
+    assert await asyncio.gather(*(store.kv.get("session:a") for _ in range(50))) == [b"1"] * 50

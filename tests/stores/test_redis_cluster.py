@@ -1,0 +1,97 @@
+"""Redis as a Cluster: slots that move, and nodes that take over."""
+
+import asyncio
+import itertools
+import re
+from binascii import crc_hqx
+
+import pytest
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import StoreUnavailable
+from patience import WAIT
+from redis_parts import Cluster, RedisServer, opened, until
+from store_parts import TTL, Follower, append, data_of, read_all
+
+pytestmark = pytest.mark.server
+STREAM = "hub:journal"
+
+
+def slot_of(text: str) -> int:
+    return crc_hqx(text.encode(), 0) % 16384
+
+
+def node_of(servers: Cluster, slot: int) -> RedisServer:
+    """The primary of a slot."""
+    for start, end, primary, *_ in servers.nodes[1].ask("CLUSTER", "SLOTS"):
+        if start <= slot <= end:
+            return next(node for node in servers.nodes if node.port == primary[1])
+    raise AssertionError("nobody has the slot")
+
+
+async def test_keys_that_move_to_another_node_are_found_there_and_on_the_way() -> None:
+    """The Cluster's own redirections: ASK while a slot is being moved, MOVED after it."""
+    servers = Cluster()
+    try:
+        async with opened(servers.url) as store:
+            name = next(f"s{n}" for n in itertools.count() if slot_of(f"s{n}") < 5461)
+            slot, key = str(slot_of(name)), f"session:{name}"
+            source, target = servers.nodes[:2]
+            ids = [node.ask("CLUSTER", "MYID").decode() for node in servers.nodes]
+            await store.kv.put(key, b"before", TTL)
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+            for each in source.ask("CLUSTER", "GETKEYSINSLOT", slot, "100"):
+                source.ask("MIGRATE", "127.0.0.1", str(target.port), each.decode(), "0", "5000")
+            assert await store.kv.get(key) == b"before"
+            await store.kv.put(key, b"on the way", TTL)
+            for node in servers.nodes:
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+            assert await store.kv.get(key) == b"on the way"
+            await store.kv.put(key, b"after", TTL)
+            assert await store.kv.keys("session:") == [key]
+    finally:
+        servers.close()
+
+
+async def test_a_replica_that_takes_over_is_found_and_readers_get_a_gap() -> None:
+    """The primary of the hub's slot dies."""
+    servers = Cluster(dead_after=1.0)
+    try:
+        primary = node_of(servers, slot_of("j0"))
+        servers.add_replica(primary)
+        async with opened(servers.url) as one, opened(servers.url) as two:
+            follower, epoch = Follower(two, STREAM), one.epoch
+            await append(one, STREAM, b"before")
+            await follower.until(b"before")
+            primary.ask("WAIT", "1", "5000")
+            primary.stop()
+            async with asyncio.timeout(3 * WAIT):
+                while True:
+                    try:
+                        await append(one, STREAM, b"after")
+                    except StoreUnavailable:
+                        continue
+                    break
+            await until(lambda: follower.told)
+            assert one.epoch != epoch
+            await append(one, STREAM, b"live")
+            await follower.until(b"live")
+            assert data_of(await read_all(one, STREAM))[-2:] == [b"after", b"live"]
+            await follower.close()
+    finally:
+        servers.close()
+
+
+async def test_a_node_of_a_cluster_whose_url_names_one_server_is_refused_with_what_to_write() -> None:
+    """It would have to be asked for every key in turn."""
+    servers = Cluster()
+    try:
+        with pytest.raises(LocalError, match=re.escape("redis+cluster://")):
+            async with opened(servers.nodes[0].url):
+                pass
+        async with opened(f"{servers.url}?wait=1") as store:
+            with pytest.raises(StoreUnavailable, match="fewer than 1 replicas"):
+                await append(store, STREAM, b"no replica has it")
+    finally:
+        servers.close()

@@ -1,0 +1,128 @@
+"""The Python calls of one request, and what the connections of a server share."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+import millstream
+from http_peer import ToyApp
+from millstream._config import Settings
+from millstream._http.message import Request, Response
+from millstream._http.server.listener import Listener
+from millstream._http.server.protocol import HttpProtocol
+from wire import KeptTransport
+
+OURS = str(Path(millstream.__file__ or "").parent)
+HANDLER_AND_ROUTE = 2
+"""Calls of the handler and the route table, which are the test's own here and in other files."""
+EIGHT_HEADERS = (
+    b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: application/json, text/event-stream\r\n"
+    b"Content-Type: application/json\r\nMcp-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\n"
+    b"Mcp-Name: echo\r\nUser-Agent: test\r\nContent-Length: 2\r\n\r\n{}"
+)
+UNUSUAL = EIGHT_HEADERS.replace(b"User-Agent: test", b"X-Other:  test")
+"""A head that the parser reads."""
+
+
+async def _echo(request: Request) -> Response:
+    return Response(body=request.body)
+
+
+APP = ToyApp({("POST", "/echo"): _echo}, Settings())
+
+
+def connect() -> tuple[HttpProtocol, KeptTransport]:
+    """A connection of our own server."""
+    protocol, transport = Listener(APP.table).make_protocol(), KeptTransport()
+    protocol.connection_made(transport)
+    return protocol, transport
+
+
+async def calls_of(protocol: Any, transport: KeptTransport, data: bytes = EIGHT_HEADERS) -> Counter[str]:
+    """Our Python calls from the bytes of a request to those of its reply."""
+    turns = 4
+    for _ in range(2):
+        # Hosts and heads are remembered after the first.
+        protocol.data_received(data)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    transport.written.clear()
+    calls: Counter[str] = Counter()
+
+    def profile(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(OURS):
+            calls[frame.f_code.co_qualname] += 1
+
+    def arrive() -> None:
+        """Bytes come from the loop, not from a task."""
+        sys.setprofile(profile)
+        protocol.data_received(data)
+
+    asyncio.get_running_loop().call_soon(arrive)
+    try:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    finally:
+        sys.setprofile(None)
+    assert b"".join(transport.written).endswith(b"\r\n\r\n{}")
+    return calls
+
+
+@pytest.mark.parametrize(("data", "most"), [(EIGHT_HEADERS, 5), (UNUSUAL, 25)], ids=["fast", "parsed"])
+async def test_a_plain_call_takes_few_python_calls(data: bytes, most: int) -> None:
+    """Our choice: callbacks of the parser and the handler are counted here."""
+    protocol, transport = connect()
+    calls = await calls_of(protocol, transport, data)
+    assert calls.total() + HANDLER_AND_ROUTE <= most, calls
+    assert len(transport.written) == 1
+    protocol.connection_lost(None)
+
+
+async def test_a_plain_call_takes_at_most_six_of_our_python_calls_through_asgi() -> None:
+    """Our choice: the adapter's share; the handler included."""
+    config = uvicorn.Config(APP, log_config=None, access_log=False, proxy_headers=False)
+    config.load()
+    protocol, transport = HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}), KeptTransport()
+    protocol.connection_made(transport)
+    calls = await calls_of(protocol, transport)
+    assert calls.total() + HANDLER_AND_ROUTE <= 6, calls
+    protocol.connection_lost(None)
+
+
+async def test_one_timer_sweeps_all_connections_and_stops_with_the_last() -> None:
+    """An idle server wakes for nothing."""
+    listener = Listener(APP.table)
+    one, other = listener.make_protocol(), listener.make_protocol()
+    for each in (one, other):
+        each.connection_made(KeptTransport())
+    assert one.guard is other.guard
+    timer = one.guard._timer
+    assert timer is not None
+    for each in (one, other):
+        each.connection_lost(None)
+    one.guard._sweep()
+    timer.cancel()
+    assert one.guard._timer is None
+
+
+async def test_the_date_of_replies_goes_on_with_each_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9110 §6.6.1: the time at which the message was made."""
+    protocol, transport = connect()
+    for text in ("one", "two"):
+        dated: Callable[..., str] = lambda usegmt, text=text: text  # noqa: E731
+        monkeypatch.setattr("millstream._http.server.replies.formatdate", dated)
+        protocol.guard._sweep()
+        protocol.data_received(EIGHT_HEADERS)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert b"\r\ndate: %b\r\n" % text.encode() in transport.written[-1]
+    protocol.connection_lost(None)

@@ -1,0 +1,42 @@
+"""What the lane does when the task of a call ends by force, with no reply to write."""
+
+import asyncio
+
+import pytest
+
+from http_peer import WAIT, ToyApp, request, serve
+from millstream._config import Settings
+from millstream._http.message import Request, Response
+
+
+class Force(BaseException):
+    """No `Exception`: no handler may answer for it."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("raised", [Force, asyncio.CancelledError])
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_a_call_that_ends_by_force_closes_its_connection_and_holds_nothing(
+    raised: type[BaseException], turns: int
+) -> None:
+    """Fixed: the connection stayed open and busy for ever, and SIGTERM waited for it."""
+
+    async def fails(_request: Request) -> Response:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        raise raised
+
+    async def works(_request: Request) -> Response:
+        return Response(b"ok")
+
+    app = ToyApp({("POST", "/echo"): fails, ("POST", "/works"): works}, Settings())
+    async with serve(app, lane=True) as running:
+        for _ in range(2):  # the second call of a server meets what the first left
+            peer = await running.connect()
+            await peer.send(request(path="/works"))
+            assert (await peer.reply())[0] == 200
+            await peer.send(request())
+            with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+                await asyncio.wait_for(peer.reader.readexactly(1), WAIT)
+            await running.left(0)
+        assert not running.state.tasks

@@ -1,0 +1,307 @@
+"""Reading a usual head without the parser changes nothing: the same requests, the same replies, the same ends.
+
+Every connection here is made twice, once with the short reading and once without, and fed the same pieces.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from http_peer import ToyApp
+from millstream._config import Settings
+from millstream._http.message import Request, Response
+from millstream._http.server import fast_head
+from millstream._http.server.fast_head import HeaderLineCache
+from millstream._http.server.listener import Listener
+from millstream._http.server.protocol import HttpProtocol
+from millstream._http.server.states import BODY, FAST_BODY, IDLE
+from strategies import bytewise, cuts
+from wire import KeptTransport
+
+FIRST = b"POST /echo HTTP/1.1"
+USUAL = [b"Host: 127.0.0.1:8000", b"content-type: application/json", b"Accept: application/json, text/event-stream"]
+
+
+class Side:
+    """A server with or without the short reading. Its connections share what was remembered."""
+
+    def __init__(self, *, fast: bool) -> None:
+        self.heard: list[object] = []
+        limits = Settings(max_body=60, max_header_count=9, max_header_bytes=600)
+        self.table = ToyApp({("POST", "/echo"): self._echo, ("POST", "/slow"): self._slow}, limits).table
+        if not fast:
+            self.table.by_line = {}
+
+    async def _echo(self, request: Request) -> Response:
+        self.heard.append(
+            (request.method, request.path, request.query, list(request.raw_headers), request.headers, request.body,
+             request.peer, request.scheme)
+        )  # fmt: skip
+        return Response(request.body)
+
+    async def _slow(self, request: Request) -> Response:
+        await asyncio.sleep(0)
+        return await self._echo(request)
+
+    def connect(self) -> HttpProtocol:
+        """A connection to a server in the loop that runs: a server has one, and so has each example."""
+        return Listener(self.table).make_protocol()
+
+    async def talk(self, pieces: list[bytes]) -> tuple[bytes, bool, list[object]]:
+        """What was answered, whether the connection was ended, and what the handler got."""
+        self.heard = []
+        connection, loop = self.connect(), asyncio.get_running_loop()
+        transport = KeptTransport()
+        connection.connection_made(transport)
+        for piece in pieces:
+            if not transport.closed and piece:
+                loop.call_soon(connection.data_received, piece)  # as from a socket: no task runs
+            for _ in range(5):
+                await asyncio.sleep(0)
+        for _ in range(12):
+            await asyncio.sleep(0)
+        state = connection.connection
+        reading = BODY if state.reading == FAST_BODY else max(state.reading, IDLE), state.busy
+        connection.connection_lost(None)
+        return re.sub(rb"date: [^\r]+\r\n", b"", b"".join(transport.written)), transport.closed, [*self.heard, reading]
+
+
+SHORT, EXACT = Side(fast=True), Side(fast=False)
+
+
+@cache
+def _runner() -> asyncio.Runner:
+    """One event loop for thousands of conversations."""
+    return asyncio.Runner()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loop_ends_with_these_tests() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    yield
+    _runner().close()
+    _runner.cache_clear()
+
+
+def compare(pieces: list[bytes]) -> tuple[bytes, bool, list[object]]:
+    """Both ways of one conversation."""
+
+    async def both() -> list[tuple[bytes, bool, list[object]]]:
+        return [await side.talk(pieces) for side in (SHORT, EXACT)]
+
+    short, exact = _runner().run(both())
+    assert short == exact
+    return short
+
+
+def message(lines: list[bytes], body: bytes, first: bytes = FIRST) -> bytes:
+    """A request as it stands on the wire."""
+    return b"\r\n".join([first, *lines, b"", body])
+
+
+def sized(body: bytes) -> bytes:
+    """Its length as a header line."""
+    return b"Content-Length: %d" % len(body)
+
+
+FIRSTS = st.sampled_from([
+    *[FIRST] * 6, b"POST /slow HTTP/1.1", b"POST /echo HTTP/1.0", b"post /echo HTTP/1.1", b"POST /echo?x HTTP/1.1",
+    b"POST  /echo HTTP/1.1", b"GET /echo HTTP/1.1", b"POST http://a/echo HTTP/1.1", b" POST /echo HTTP/1.1",
+    b"POST /echo HTTP/1.1 ", b"\r\nPOST /echo HTTP/1.1",
+])  # fmt: skip
+NAMES = [
+    b"accept", b"Accept", b"ACCEPT", b"MCP-Protocol-Version", b"mcp-session-id", b"Mcp-Name", b"User-Agent", b"x-other",
+    b"cookie", b"Host", b"origin", b"expect", b"connection", b"Connection", b"proxy-connection", b"upgrade",
+    b"transfer-encoding", b"accept ", b" accept", b"", b"acc\x00ept", b"content-length", b"Content-Length",
+    b"X-Forwarded-For", b"authorization",
+]  # fmt: skip
+COLONS = [b": ", b":", b" : ", b":  "]
+VALUES = [
+    b"a", b"b c", b"", b" ", b" a", b"a ", b"a\t", b"\ta", b"a\x00b", b"a\x7fb", b"a\x0bb", b"\xc3\xa9", b"a\nb",
+    b"a\rb", b"a\r\n b", b"close", b"keep-alive", b"Keep-Alive", b"keep-alive, upgrade", b"chunked", b"100-continue",
+    b"127.0.0.1", b"evil.example", b"3", b"+3", b"03", b"3_0", b"3,3", b"\xb2", b"9" * 18, b"x" * 550, b"61",
+]  # fmt: skip
+LINES = st.one_of(
+    st.sampled_from(USUAL),
+    st.builds(
+        lambda *parts: b"".join(parts),
+        st.sampled_from(NAMES),
+        st.sampled_from(COLONS),
+        st.sampled_from(VALUES) | st.binary(max_size=4),
+    ),
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A request that is usual, or nearly, or not at all."""
+    body = draw(st.binary(max_size=8) | st.just(b"x" * 61))
+    lines = [*USUAL, sized(body)] if draw(st.booleans()) else [*draw(st.lists(LINES, max_size=9)), sized(body)]
+    for line in draw(st.lists(LINES, max_size=2)):
+        lines.insert(draw(st.integers(0, len(lines))), line)
+    body += draw(st.sampled_from([b""] * 5 + [b"y", b"\r\n"]))
+    return message(lines, body[draw(st.sampled_from([0] * 8 + [1])) :], draw(FIRSTS))
+
+
+@given(st.lists(requests(), min_size=1, max_size=3).map(b"".join).flatmap(cuts) | st.lists(requests(), max_size=3))
+@settings(max_examples=300)
+@example([message([*USUAL, b"content-length: 3"], b"abc")] * 3)
+@example([message([*USUAL, b"content-length: 3"], b""), b"ab", b"c" + message([*USUAL, sized(b"d")], b"d")])
+def test_any_requests_are_read_as_the_parser_reads_them(pieces: list[bytes]) -> None:
+    """Docs: decisions, usual heads. What is not provably the same goes to the parser."""
+    compare(pieces)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=[name.decode() or "empty" for name in NAMES])
+def test_any_line_in_a_usual_head_is_read_as_the_parser_reads_it(name: bytes) -> None:
+    """Each name in each spelling with each value, in place of the usual line of that name."""
+    for line in (name + colon + value for colon in COLONS for value in VALUES):
+        lines = [usual for usual in [*USUAL, b"content-length: 3"] if not usual.lower().startswith(name.lower() + b":")]
+        compare([message([*lines[:2], line, *lines[2:]], b"abc"), message([*USUAL, b"content-length: 1"], b"x")])
+
+
+@pytest.mark.parametrize("spelling", sorted(fast_head._NAMES), ids=bytes.decode)
+def test_every_name_in_the_list_is_read_as_the_parser_reads_it(spelling: bytes) -> None:
+    """What proxies and browsers add is passed on as a header and decides nothing, in each spelling."""
+    for value in (b"a", b"", b" a", b"a\x7fb", b"\xc3\xa9", b"keep-alive", b"127.0.0.1", b"https", b"3", b"x" * 550):
+        line = spelling + b": " + value
+        rest = [each for each in USUAL if not each.lower().startswith(spelling.lower() + b":")]
+        size = [] if spelling.lower() == b"content-length" else [b"content-length: 3"]
+        compare([message([*rest, line, *size], b"abc"), message([*USUAL, b"content-length: 1"], b"x")])
+
+
+async def test_a_connection_that_missed_goes_to_the_parser_at_once_from_then_on() -> None:
+    """A client that sends such a line sends it again: each attempt would cost it about a microsecond."""
+    connection = SHORT.connect()
+    connection.connection_made(KeptTransport())
+    whole = [message([*USUAL, *odd, b"content-length: 1"], b"x") for odd in ([], [b"x-made-up: 1"])]
+    for data, tries in ((whole[0], True), (b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n", True), (whole[1], False)):
+        connection.data_received(data)
+        for _ in range(6):
+            await asyncio.sleep(0)
+        assert (connection.connection.fast is not None) is tries
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("cut", [list, bytewise], ids=["whole", "bytewise"])
+def test_a_usual_request_is_answered_however_it_arrives(cut: Callable[[Any], Any]) -> None:
+    """Our choice: whole and byte by byte."""
+    data = message([*USUAL, b"content-length: 2"], b"{}")
+    written, _, heard = compare(list(cut(data) if cut is bytewise else [data]))
+    assert written.endswith(b"\r\n\r\n{}")
+    assert len(heard) == 2
+
+
+def test_a_usual_head_whose_body_comes_later_is_answered_then() -> None:
+    """Many clients write head and body separately."""
+    head = message([*USUAL, b"content-length: 4"], b"")
+    written, _, heard = compare([head, b"ab", b"cd", head + b"efgh"])
+    assert written.count(b"HTTP/1.1 200") == 2
+    assert len(heard) == 3
+
+
+def test_a_head_that_has_not_ended_is_not_taken_for_a_whole_one() -> None:
+    """What looks like the end of a number may be its middle."""
+    written, _, heard = compare([message([*USUAL, b"content-length: 0"], b"").removesuffix(b"\r\n\r\n"), b"1\r\n\r\nx"])
+    assert written.endswith(b"\r\n\r\nx")
+    assert len(heard) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"content-length: 3",
+        b"transfer-encoding: chunked",
+        b"Transfer-Encoding:chunked",
+        b"host: evil.example",
+        b"host: 127.0.0.1:8000",
+    ],
+)
+def test_a_line_that_would_make_two_readings_possible_is_left_to_the_parser(line: bytes) -> None:
+    """Request smuggling (RFC 9112 §11.2): there is one reading of a message, the strict parser's."""
+    for place in range(len(USUAL) + 2):
+        lines = [*USUAL, b"content-length: 5"]
+        lines.insert(place, line)
+        written, _, _ = compare([message(lines, b"hello"), message([*USUAL, b"content-length: 1"], b"x")])
+        assert not written.endswith(b"\r\n\r\nhello")
+
+
+def test_a_usual_head_has_the_limits_of_every_head() -> None:
+    """Count and size of the headers, size of the body, one good Host."""
+    names = [
+        b"accept-encoding",
+        b"accept-language",
+        b"cache-control",
+        b"mcp-method",
+        b"mcp-name",
+        b"pragma",
+        b"user-agent",
+    ]
+    many = [*USUAL, *(name + b": a" for name in names), b"content-length: 1"]
+    assert b" 431 " in compare([message(many, b"x")])[0]
+    assert b" 431 " in compare([message([*USUAL, b"user-agent: " + b"a" * 600, b"content-length: 1"], b"x")])[0]
+    assert b" 413 " in compare([message([*USUAL, b"content-length: 61"], b"x" * 61)])[0]
+    assert b" 413 " in compare([message([*USUAL, b"content-length: 99999999999999"], b"x")])[0]
+    assert b" 400 " in compare([message([*USUAL[1:], b"content-length: 1"], b"x")])[0]
+    assert b" 421 " in compare([message([b"host: evil.example", *USUAL[1:], b"content-length: 1"], b"x")])[0]
+
+
+def test_lines_are_kept_up_to_a_number_and_secrets_are_not() -> None:
+    """Bounded: a flood of different lines takes no more memory, and harms nobody."""
+    lines = HeaderLineCache()
+    for number in range(5000):
+        assert lines[b"mcp-name: %d" % number] == (b"mcp-name", b"%d" % number)
+    assert len(lines) <= 1024
+    assert lines[b"Authorization: Bearer x"] == (b"authorization", b"Bearer x")
+    assert lines[b"user-agent: " + b"a" * 600] == (b"user-agent", b"a" * 600)
+    assert not {line for line in lines if line.startswith((b"Auth", b"user"))}
+    lines.keep_credential(b"Bearer valid")
+    for number in range(5000):
+        assert lines[b"user-agent: %d" % number] == (b"user-agent", b"%d" % number)
+    assert {line for line in lines if line[1:].startswith(b"uth")} == {
+        b"Authorization: Bearer valid",
+        b"authorization: Bearer valid",
+    }
+    lines.forget_credentials()
+    assert not {line for line in lines if line[1:].startswith(b"uth")}
+    for number in range(1000):
+        lines.keep_credential(b"Bearer %d" % number)
+    lines.keep_credential(b"k" * 3000)
+    assert sum(line.startswith((b"auth", b"Auth")) for line in lines) == 512
+
+
+class CountingParser:
+    """A parser that tells how often it was fed."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+        self.fed = 0
+
+    def feed_data(self, data: bytes) -> None:
+        """Count and parse."""
+        self.fed += 1
+        self._parser.feed_data(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+
+@pytest.mark.parametrize(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
+async def test_the_usual_request_does_not_meet_the_parser(side: Side, fed: int) -> None:
+    """Otherwise everything above would compare the parser with itself."""
+    connection = side.connect()
+    connection.connection_made(KeptTransport())
+    data = message([*USUAL, b"content-length: 1"], b"x")
+    connection.data_received(data)  # it makes the Host known
+    await asyncio.sleep(0)
+    connection.connection._parser = parser = CountingParser(connection.connection._parser)  # type: ignore[assignment]
+    for _ in range(2):
+        connection.data_received(data)
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    assert parser.fed == fed
