@@ -33,6 +33,7 @@ from millstream.client._incoming import Incoming, PendingRequest
 from millstream.client._negotiated import Connection, LocalPeer, Negotiated, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._targets import Place, Remote
+from millstream.client._transports.embedded import TransportFactory
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.streamable import StreamableTransport
 from millstream.client._transports.transport import Request, Transport
@@ -122,6 +123,8 @@ class Connector:
         place = self._place
         if isinstance(place, Command):
             return StdioTransport(place, self._listener, self._background, self._options.max_bytes)
+        if isinstance(place, TransportFactory):
+            return place.new_transport(self._listener, self._background)
         from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - it loads the server's code
 
         assert not isinstance(place, Remote)  # noqa: S101  `open` looked

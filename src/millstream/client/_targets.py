@@ -15,7 +15,7 @@ from msgspec import Struct
 from millstream._http.client.url import Url, parse
 from millstream._protocol.suggesting import nearest
 from millstream.client._errors import TargetError
-from millstream.client._transports.embedded import Embedded
+from millstream.client._transports.embedded import Embedded, TransportFactory
 from millstream.client._transports.stdio import Command
 
 _OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
@@ -34,9 +34,9 @@ class Remote(Struct, frozen=True):
     """``sse`` or ``http`` where a configuration says so."""
 
 
-Place = Remote | Command | Embedded
+Place = Remote | Command | Embedded | TransportFactory
 """Where a server is, and how to reach it."""
-Target = str | Path | Sequence[str] | Mapping[str, Any] | Embedded
+Target = str | Path | Sequence[str] | Mapping[str, Any] | Embedded | TransportFactory
 """What a person may write."""
 
 
@@ -60,7 +60,7 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
         return _configured(target, "", "the configuration", env, cwd)
     if isinstance(target, Sequence):
         return _command(target, env, cwd)
-    if hasattr(target, "running"):
+    if isinstance(target, TransportFactory) or hasattr(target, "running"):
         return target
     raise TargetError(f"A {type(target).__name__} is not a server. Give a URL, a command, a script or a Server.")
 
