@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from millstream._app.user_routes import UserRoute
     from millstream._parts import Part
     from millstream.auth._method import Given
+    from millstream.gateway.upstream import UpstreamConfig
     from millstream.hub._subscriber import Authorize
 
 KINDS = ("tools", "resources", "templates", "prompts")
@@ -130,6 +131,8 @@ class Definition:
         self.registry.changed = lambda kind: self.emit(Change(kind))
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
         """The middleware, if there is any."""
+        self.upstreams: list[UpstreamConfig] = []
+        """The servers behind this one."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
         """The servers that this one is mounted on, with the prefix of its names there."""
@@ -288,6 +291,19 @@ class Definition:
         name = prefix_name(kind, key, prefix)
         self._put(kind, name, item.named(name) if prefix else item, on=on)
 
+    def add_upstream(self, config: "UpstreamConfig") -> None:
+        """Put another server behind this one.
+
+        Raises:
+            LocalError: the server runs, or is mounted on another one.
+        """
+        if self._runs():
+            raise LocalError(f"The upstream {config.name!r} comes too late: add upstreams before the server runs")
+        if self._mounted_on:
+            parent, _ = self._mounted_on[0]
+            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}: add the upstream {config.name!r} there")
+        self.upstreams.append(config)
+
     # The tree
 
     def mount(self, other: "Definition", prefix: str) -> None:
@@ -324,6 +340,11 @@ class Definition:
             raise ValueError(
                 f"{other.name!r} has parts of its own, which only run where it isn't mounted: give them to "
                 f"{self.name!r} instead, as Server(…, parts=[…])"
+            )
+        if other.upstreams:
+            raise ValueError(
+                f"{other.name!r} has upstreams, which only run where it isn't mounted: add them to {self.name!r} "
+                f"instead, with upstream(…)"
             )
         if self._is_part_of(other):
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}: it would be a part of itself")

@@ -8,6 +8,7 @@ from millstream._config import Settings
 
 if TYPE_CHECKING:
     from millstream._parts import Part
+    from millstream.gateway.upstream import UpstreamConfig
 
 
 class Described(Protocol):
@@ -17,6 +18,7 @@ class Described(Protocol):
     settings: Settings
     parts: frozenset[str]
     extra_parts: "Sequence[Part]"
+    upstreams: "list[UpstreamConfig]"
 
     @property
     def protected(self) -> bool: ...
@@ -40,6 +42,10 @@ def _stores_alone(definition: Described) -> bool:
     return definition.store.startswith(("memory:", "sqlite:"))
 
 
+def _has_upstreams(definition: Described) -> bool:
+    return bool(definition.upstreams)
+
+
 class Entry(NamedTuple):
     """A part that Millstream brings along."""
 
@@ -58,6 +64,7 @@ TABLE: dict[str, Entry] = {
     "limits": Entry(f"{_PARTS}.limits:LimitsPart"),
     "hub": Entry(f"{_PARTS}.hub:HubPart", None),
     "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),
+    "gateway": Entry("millstream.gateway.part:GatewayPart", _has_upstreams),
     "observation": Entry(f"{_PARTS}.observation:ObservationPart"),
     "mcp": Entry(f"{_PARTS}.mcp:McpPart"),
     "probes": Entry(f"{_PARTS}.probes:ProbesPart"),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream._parts import Part
     from millstream.auth._method import Given
+    from millstream.gateway.upstream import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
     Page = Callable[[Request], Response | Awaitable[Response]]
@@ -352,6 +353,28 @@ class Server:
         from millstream.gateway.openapi import client_of_app  # noqa: PLC0415  few servers use it
 
         return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)
+
+    def upstream(self, name: str, target: Any = None, **options: "Unpack[UpstreamOptions]") -> None:
+        """Offer what a server elsewhere has as part of this one, in every revision and on every transport.
+
+        The server connects when this one starts, and again whenever the connection is lost. One that can't be reached
+        doesn't stop the start: `/readyz` and `/health` say so.
+
+        Args:
+            name: for logs, metrics, and pages, and in front of the names of its tools (``files_read``).
+            target: a URL, a command as text or list, a file, an entry of `mcpServers`, or a server object.
+            options: see `millstream.gateway.UpstreamConfig`; ``prefix=""`` leaves the names as they are.
+
+        Raises:
+            TypeError: there's no such option.
+            LocalError: this server runs already, or is mounted on another one.
+
+        Example:
+            ``mcp.upstream("files", ["npx", "-y", "@modelcontextprotocol/server-filesystem", "."])``
+        """
+        from millstream.gateway.upstream import UpstreamConfig  # noqa: PLC0415  few servers are gateways
+
+        self.definition.add_upstream(UpstreamConfig(name=name, target=target, **options))
 
     @suggesting
     def mount(self, other: "Server", *, prefix: str = "") -> None:

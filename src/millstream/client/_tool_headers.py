@@ -5,7 +5,7 @@ out of lists, as the specification wants.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from millstream._protocol.json_schema import value_at
@@ -43,14 +43,17 @@ class ToolHeaders:
     def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:
         """The headers of a call."""
         known = self._known.get(tool)
-        if not known:
-            return _NONE
-        headers: dict[str, str] = {}
-        for param in known:
-            text = _text(value_at(arguments, param.path))
-            if text is not None:
-                headers[_spelled(param)] = encode_value(text)
-        return headers
+        return headers_of(known, arguments) if known else _NONE
+
+
+def headers_of(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Mapping[str, str]:
+    """The headers for the arguments of a call."""
+    headers: dict[str, str] = {}
+    for param in known:
+        text = _text(value_at(arguments, param.path))
+        if text is not None:
+            headers[_spelled(param)] = encode_value(text)
+    return headers
 
 
 def _spelled(param: ParamHeader) -> str:

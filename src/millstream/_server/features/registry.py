@@ -4,7 +4,7 @@ A change clears the prepared lists and tells `changed`, at run time too. Lists a
 page; a cursor names the last item of a page, so any worker can continue any listing.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -160,13 +160,48 @@ class Registry:
         items.clear()
         items.update(ordered)
 
+    def exchange(self, kind: str, removed: Collection[str], added: Mapping[str, Any]) -> None:
+        """Replace many items of a kind in one step, without calling `changed`.
+
+        An item of `added` whose name is in `removed` keeps its place in the order of registration.
+
+        Args:
+            kind: of the items.
+            removed: names of items that are registered, offered or not.
+            added: name -> item. Other items don't have these names.
+        """
+        items, disabled = getattr(self, kind), self.disabled[kind]
+        replaced = {name: item for name, item in added.items() if name in removed and name in items}
+        for name in removed:
+            if kind == "tools":
+                self.fast.pop(name.encode(), None)
+            if name not in replaced:
+                items.pop(name, None)
+                disabled.pop(name, None)
+        if kind in _COMPLETED and removed:
+            self.completers = {at: completer for at, completer in self.completers.items() if at[0] not in removed}
+        for name, item in added.items():
+            self._places.setdefault((kind, name), len(self._places))
+            items[name] = item
+            if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
+                self.fast[name.encode()] = fast
+        self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
+        self.scoped = any(self._scopes.values())
+        conditional = tuple(name for name, item in items.items() if item.visible is not None)
+        self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
+        self._forget_pages(kind)
+
     def _touch(self, kind: str) -> None:
+        self.changed(self._forget_pages(kind))
+
+    def _forget_pages(self, kind: str) -> str:
+        """Make the lists of a kind again. Returns the kind of the change notification."""
         change = _KINDS[kind]
         self._offered.add(change)
         if kind in _COMPLETED and self.completes_choices:
             self._offered.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
-        self.changed(change)
+        return change
 
     def extend(self, extension: Extension) -> None:
         """Add methods and a capability, now and for clients that ask from now on.

@@ -1,0 +1,119 @@
+"""What an upstream offers: the four lists, as a copy that outlives the connection."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.jsonrpc import encode
+from millstream.client._conversation import Conversation
+from millstream.client._errors import BadAnswer
+from millstream.client._requests import Ask
+
+Description = dict[str, Any]
+"""One item of a list, with every member that the upstream gave it."""
+
+METHODS: Mapping[str, tuple[str, str, str]] = {
+    "tools": ("tools/list", "tools", "name"),
+    "resources": ("resources/list", "resources", "uri"),
+    "templates": ("resources/templates/list", "resourceTemplates", "uriTemplate"),
+    "prompts": ("prompts/list", "prompts", "name"),
+}
+"""Kind -> method, member of the result, and the member that names an item."""
+MAX_ITEMS = 10_000
+"""Items of one list."""
+MAX_PAGES = 1000
+
+
+class _Page(Struct, rename={"next_cursor": "nextCursor", "ttl_ms": "ttlMs"}):
+    next_cursor: str | None = None
+    ttl_ms: int | None = None
+
+
+class _Cursor(Struct, omit_defaults=True):
+    cursor: str | None = None
+
+
+_decode_page = msgspec.json.Decoder(_Page).decode
+_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_items = msgspec.json.Decoder(list[Description]).decode
+
+
+class Catalog(Struct, kw_only=True):
+    """A copy of what one upstream offers."""
+
+    revision: str = ""
+    """Of the upstream; empty before the first list."""
+    instructions: str = ""
+    capabilities: dict[str, Any] = {}
+    tools: dict[str, Description] = {}
+    """Own name -> description."""
+    resources: dict[str, Description] = {}
+    templates: dict[str, Description] = {}
+    prompts: dict[str, Description] = {}
+    ttl_ms: int = 0
+    """How long the lists stay fresh, as the upstream says; 0 if it says nothing."""
+    taken: float = 0.0
+    """Unix time of the copy."""
+
+    def items(self) -> Iterator[tuple[str, str, Description]]:
+        """Yield kind, own name, and description of each item."""
+        for kind in METHODS:
+            for name, description in getattr(self, kind).items():
+                yield kind, name, description
+
+
+async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
+    """List all that an upstream offers.
+
+    Args:
+        conversation: with the upstream.
+        max_bytes: the most that all lists may take together.
+
+    Raises:
+        BadAnswer: a list has the wrong shape, doesn't end, or is too large.
+        ClientError: there's no answer.
+    """
+    agreed = conversation.agreed
+    found = Catalog(
+        revision=agreed.revision.date, instructions=agreed.instructions, capabilities=dict(agreed.capabilities)
+    )
+    left = max_bytes
+    hints: list[int] = []
+    for kind, (method, member, key) in METHODS.items():
+        if agreed.revision.requests.get(method, "") not in agreed.capabilities:
+            continue
+        items: dict[str, Description] = {}
+        cursor: str | None = None
+        for _ in range(MAX_PAGES):
+            result = await conversation.requests.ask(
+                Ask(method=method, params=encode(_Cursor(cursor)), repeatable=True)
+            )
+            left -= len(result)
+            if left < 0:
+                raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
+            page, several = _read_page(result, method, member)
+            for each in several:
+                name = each.get(key)
+                if isinstance(name, str):
+                    items[name] = each
+            if len(items) > MAX_ITEMS:
+                raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
+            if page.ttl_ms is not None:
+                hints.append(page.ttl_ms)
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        else:
+            raise BadAnswer(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
+        setattr(found, kind, items)
+    found.ttl_ms = min(hints, default=0)
+    return found
+
+
+def _read_page(result: bytes, method: str, member: str) -> tuple[_Page, list[Description]]:
+    try:
+        return _decode_page(result), _decode_items(_decode_members(result).get(member, b"[]"))
+    except (ValueError, RecursionError) as exc:
+        raise BadAnswer(f"The result of {method} has the wrong shape: {exc}.") from exc

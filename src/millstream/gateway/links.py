@@ -1,0 +1,136 @@
+"""Connections to one upstream: one client `Conversation` for each key, opened when first needed.
+
+A key says whose connection it is. An upstream's session belongs to one principal and one session of a client, so
+nothing that an upstream keeps for one caller reaches another. Clients never see an upstream's session id.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+from msgspec import Struct
+
+from millstream.client._conversation import Conversation
+from millstream.client._errors import ClientError
+
+
+class LinkKey(Struct, frozen=True, gc=False):
+    """Whose connection it is."""
+
+    principal: str = ""
+    """The id of the caller's principal; empty for callers that don't sign in, and for connections that all share."""
+    affinity: str = ""
+    """The id of the caller's handshake session; empty without one."""
+    capabilities: bytes = b""
+    """What the connection declares of the client, as canonical JSON; empty for nothing."""
+
+
+SHARED = LinkKey()
+"""The key of the connection that lists what the upstream offers."""
+
+
+class TooManyLinks(ClientError):
+    """All connections to an upstream are in use."""
+
+
+class Link:
+    """One connection."""
+
+    __slots__ = ("calls", "conversation", "key", "last_used", "opening")
+
+    def __init__(self, key: LinkKey, conversation: Conversation) -> None:
+        self.key: LinkKey = key
+        self.conversation: Conversation = conversation
+        self.opening: asyncio.Task[None] | None = None
+        """Connects; None once it has succeeded."""
+        self.calls: int = 0
+        """How many calls run on it."""
+        self.last_used: float = monotonic()
+
+
+class Links:
+    """The connections to one upstream."""
+
+    __slots__ = ("_closing", "_max", "_open", "connect")
+
+    def __init__(self, connect: Callable[[LinkKey], Conversation], *, max_links: int) -> None:
+        """Nothing connects before `open`.
+
+        Args:
+            connect: makes a conversation that isn't started yet.
+            max_links: how many connections may be open. Above it, the idle one that was used longest ago is closed.
+        """
+        self.connect: Callable[[LinkKey], Conversation] = connect
+        self._max = max_links
+        self._open: dict[LinkKey, Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def ready(self, key: LinkKey) -> Link | None:
+        """Return the connection of a key if it stands."""
+        link = self._open.get(key)
+        return link if link is not None and link.opening is None else None
+
+    async def open(self, key: LinkKey) -> Link:
+        """Return the connection of a key, and make it if there is none.
+
+        Raises:
+            ClientError: the upstream can't be reached, or all connections are in use.
+        """
+        link = self._open.get(key)
+        if link is None:
+            if len(self._open) >= self._max:
+                self._make_room()
+            link = self._open[key] = Link(key, self.connect(key))
+            link.opening = asyncio.get_running_loop().create_task(self._start(link))
+        if link.opening is not None:
+            await asyncio.shield(link.opening)
+        return link
+
+    async def _start(self, link: Link) -> None:
+        try:
+            await link.conversation.start()
+            link.opening = None
+        except BaseException:
+            if self._open.get(link.key) is link:
+                del self._open[link.key]
+            raise
+
+    def _make_room(self) -> None:
+        idle = [link for link in self._open.values() if not link.calls and link.opening is None and link.key != SHARED]
+        if not idle:
+            raise TooManyLinks(f"All {self._max} connections to this upstream are in use.")
+        self.end(min(idle, key=lambda link: link.last_used))
+
+    def end(self, link: Link) -> None:
+        """Close a connection in the background. The next call with its key makes another."""
+        if self._open.get(link.key) is link:
+            del self._open[link.key]
+        task = asyncio.get_running_loop().create_task(_close(link))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def end_idle(self, seconds: float, *, now: float) -> None:
+        """Close connections without calls that weren't used for so long."""
+        for link in list(self._open.values()):
+            if not link.calls and link.opening is None and link.key != SHARED and now - link.last_used > seconds:
+                self.end(link)
+
+    async def close(self) -> None:
+        """Close all of them."""
+        for link in list(self._open.values()):
+            self.end(link)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+
+async def _close(link: Link) -> None:
+    opening = link.opening
+    if opening is not None:
+        opening.cancel()
+        await asyncio.wait([opening])
+        if opening.cancelled() or opening.exception() is not None:
+            return  # `Conversation.start` has closed it
+    await link.conversation.close()

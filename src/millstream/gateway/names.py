@@ -1,0 +1,62 @@
+"""Names and URIs of an upstream as clients of the gateway see them, and back.
+
+A prefix goes in front of names (``files_read``) and into URIs (``file://files/…``, ``files+urn:…``). Both can be
+reversed without a table, so any worker understands what another one listed.
+"""
+
+import re
+
+_PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
+PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
+_SEPARATOR = "://"
+
+
+def is_prefix(text: str) -> bool:
+    """Return whether every client can call tools whose names begin with this text."""
+    return _PREFIX.fullmatch(text) is not None
+
+
+class Names:
+    """The names of one upstream. Without a prefix, they are its own."""
+
+    __slots__ = ("_in_uri", "_name", "_scheme", "prefix")
+
+    def __init__(self, prefix: str) -> None:
+        """Names with a prefix.
+
+        Args:
+            prefix: of names; empty for none.
+        """
+        self.prefix: str = prefix
+        self._name = f"{prefix}_" if prefix else ""
+        self._in_uri = f"{_SEPARATOR}{self.host}/" if prefix else ""
+        self._scheme = f"{self.host}+" if prefix else ""
+
+    @property
+    def host(self) -> str:
+        """The prefix as it stands in URIs. Two upstreams can't have the same.
+
+        Clients that normalize URIs don't change it: hosts have no upper case, and schemes no underscores.
+        """
+        host = self.prefix.lower().replace("_", "-")
+        return host if not host or host[0].isalpha() else f"u{host}"
+
+    def name(self, name: str) -> str:
+        """Return the name that clients of the gateway use for a tool or prompt."""
+        return self._name + name
+
+    def uri(self, uri: str) -> str:
+        """Return the URI that clients of the gateway use for a resource, or for a template."""
+        if not self.prefix:
+            return uri
+        scheme, separator, rest = uri.partition(_SEPARATOR)
+        return f"{scheme}{self._in_uri}{rest}" if separator else f"{self._scheme}{uri}"
+
+    def original_uri(self, uri: str) -> str | None:
+        """Return the upstream's own URI, or None for one that isn't of this upstream."""
+        if not self.prefix:
+            return uri
+        scheme, separator, rest = uri.partition(self._in_uri)
+        if separator and _SEPARATOR not in scheme:
+            return f"{scheme}{_SEPARATOR}{rest}"
+        return uri[len(self._scheme) :] if uri.startswith(self._scheme) else None

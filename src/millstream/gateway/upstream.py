@@ -1,0 +1,349 @@
+"""One server behind the gateway: how it's configured, and how it is while the gateway runs."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
+
+from msgspec import Raw, Struct
+
+from millstream._protocol.messages import SubscriptionFilter
+from millstream._protocol.revisions import BY_DATE, Revision
+from millstream._protocol.suggesting import Suggesting
+from millstream.client._conversation import Conversation
+from millstream.client._errors import ClientError, Failure, TargetError
+from millstream.client._options import Options
+from millstream.client._questions import Questions
+from millstream.client._targets import find
+from millstream.gateway import catalog
+from millstream.gateway.catalog import Catalog, Description
+from millstream.gateway.links import SHARED, LinkKey, Links
+from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from millstream._protocol.principal import Principal
+    from millstream._server.calls.call import Call
+    from millstream.client._endpoint import Auth
+    from millstream.client._transports.embedded import Embedded, Running
+
+logger = logging.getLogger("millstream.gateway")
+
+Target = str | Path | Sequence[str] | Mapping[str, Any] | object
+"""A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
+State = Literal["connecting", "ready", "degraded", "disabled"]
+
+_FIRST_WAIT = 0.5
+_LONGEST_WAIT = 60.0
+_MAX_DOUBLED = 8
+
+
+class Credentials(Protocol):
+    """Where the credentials for an upstream come from."""
+
+    @property
+    def per_principal(self) -> bool:
+        """Each caller has credentials of their own, so connections aren't shared between callers."""
+        ...
+
+    def auth(self, upstream: str, principal: "Principal | None") -> "Auth | None":
+        """Return what adds credentials to the requests of one connection; None for none.
+
+        Args:
+            upstream: its name.
+            principal: whose connection it is; None for the connection that lists what the upstream offers.
+        """
+        ...
+
+
+class UpstreamPolicy(Protocol):
+    """What the operator changes about an upstream. Each hook is None where nothing is to be done."""
+
+    @property
+    def describe(self) -> Callable[[str, Description], Description | None] | None:
+        """``describe(kind, description)`` returns the description to list, or None to leave the item out.
+
+        It gets the upstream's own names. A new ``name`` renames the item.
+        """
+        ...
+
+    @property
+    def arguments(self) -> "Callable[[str, Raw, Call], Raw] | None":
+        """``arguments(own name, arguments, call)`` returns the arguments to send.
+
+        Raises:
+            ProtocolError, ToolError: the call is refused.
+        """
+        ...
+
+    @property
+    def result(self) -> "Callable[[str, bytes, Call], Awaitable[bytes]] | None":
+        """``await result(own name, result, call)`` returns the result to give the caller."""
+        ...
+
+
+class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
+    """A server behind the gateway. ``UpstreamConfig(name="files", target=["uvx", "mcp-server-files", "."])``"""
+
+    name: str
+    """For the operator: logs, metrics, and pages."""
+    target: Any
+    """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
+    prefix: str | None = None
+    """In front of names; by default `name`. Empty for the upstream's own names."""
+    headers: Mapping[str, str] = {}
+    """Sent with each HTTP request to the upstream."""
+    env: Mapping[str, str] = {}
+    """Variables for a command, beside the few that every program needs."""
+    cwd: str | None = None
+    """Where a command runs."""
+    auth: Credentials | None = None
+    """Where credentials come from that aren't fixed headers."""
+    forward_headers: Sequence[str] = ()
+    """Names of the caller's HTTP headers to pass on."""
+    scale: Literal["shared", "per_principal", "per_session"] = "shared"
+    """How many processes a command gets: one, one for each principal, or one for each session."""
+    timeout: float = 60.0
+    """Seconds until an answer; progress starts them again."""
+    connect_timeout: float = 10.0
+    """Seconds until a connection must stand, or a process must run."""
+    start_timeout: float = 5.0
+    """Seconds that the start of the gateway waits for the first lists; with a stored copy it doesn't wait."""
+    refresh_seconds: float = 300.0
+    """Seconds until lists are asked for again, where the upstream doesn't say how long they're fresh."""
+    max_processes: int = 8
+    """Processes of a command that may run at once."""
+    max_links: int = 1000
+    """Connections that may be open at once."""
+    idle_seconds: float = 300.0
+    """Seconds after which a connection or process without calls is closed."""
+    memory_limit: int | None = None
+    """Bytes of memory that a process of a command may take, where the system can limit it."""
+    max_catalog_bytes: int = 8 * 1024 * 1024
+    """The most that the lists of the upstream may take together."""
+    max_bytes: int = 64 * 1024 * 1024
+    """The most that one message of the upstream may take."""
+    policy: UpstreamPolicy | None = None
+    """What to leave out, rename, or rewrite."""
+    trust: Literal["follow", "pin"] = "follow"
+    """``pin`` hides a tool whose definition has changed until the operator accepts it."""
+    revision: str | None = None
+    """The date of the only revision to speak with the upstream; by default the newest that both sides know."""
+    openapi: Any = None
+    """An OpenAPI document, or the URL of one, instead of a target."""
+
+    @property
+    def names(self) -> Names:
+        """The names of its items here."""
+        return Names(self.name if self.prefix is None else self.prefix)
+
+    def check(self) -> None:
+        """Make sure that it can work.
+
+        Raises:
+            ValueError: it can't; the text says why.
+        """
+        if not self.name.strip():
+            raise ValueError("An upstream needs a name")
+        prefix = self.names.prefix
+        if not is_prefix(prefix):
+            raise ValueError(
+                f"upstream {self.name!r}: the prefix {prefix!r} makes names that not every client can call: "
+                f"{PREFIX_RULE}, or give another prefix="
+            )
+        if self.revision is not None and self.revision not in BY_DATE:
+            raise ValueError(f"upstream {self.name!r}: there is no revision {self.revision}: use {', '.join(BY_DATE)}")
+        if not hasattr(self.target, "running"):
+            try:
+                find(self.target, env=self.env, cwd=self.cwd)
+            except TargetError as exc:
+                raise ValueError(f"upstream {self.name!r}: {exc}") from exc
+
+
+class UpstreamOptions(TypedDict, total=False):
+    """Options of ``Server.upstream``; see `UpstreamConfig`."""
+
+    prefix: str | None
+    headers: Mapping[str, str]
+    env: Mapping[str, str]
+    cwd: str | None
+    auth: Credentials | None
+    forward_headers: Sequence[str]
+    scale: Literal["shared", "per_principal", "per_session"]
+    timeout: float
+    connect_timeout: float
+    start_timeout: float
+    refresh_seconds: float
+    max_processes: int
+    max_links: int
+    idle_seconds: float
+    memory_limit: int | None
+    max_catalog_bytes: int
+    max_bytes: int
+    policy: UpstreamPolicy | None
+    trust: Literal["follow", "pin"]
+    revision: str | None
+    openapi: Any
+
+
+class _SharedProgram:
+    """A server object that outlives the connections to it."""
+
+    __slots__ = ("_running",)
+
+    def __init__(self, running: "Running") -> None:
+        self._running = running
+
+    @asynccontextmanager
+    async def running(self) -> "AsyncIterator[Running]":
+        """Give what runs; leaving the block doesn't stop it."""
+        yield self._running
+
+
+class Upstream:
+    """One upstream of a running gateway."""
+
+    def __init__(self, config: UpstreamConfig, *, changed: Callable[["Upstream"], None]) -> None:
+        """Nothing connects before `open`.
+
+        Args:
+            config: of the upstream.
+            changed: called when `catalog` is a new one.
+        """
+        # Configuration
+        self.config: UpstreamConfig = config
+        self.names: Names = config.names
+        self._changed = changed
+        # Process
+        self.state: State = "connecting"
+        self.reason: str = ""
+        """Why it's degraded, for the operator. It may contain the address, so it's never sent to clients."""
+        self.catalog: Catalog = Catalog()
+        self.links: Links = Links(self._conversation, max_links=config.max_links)
+        self.listed: asyncio.Event = asyncio.Event()
+        """Set once there are lists, fresh or stored."""
+        self._target: Any = config.target
+        self._stack = AsyncExitStack()
+        self._task: asyncio.Task[None] | None = None
+        self._refresh = asyncio.Event()
+
+    async def open(self) -> None:
+        """Begin to connect, in the background."""
+        if hasattr(self._target, "running"):
+            program = cast("Embedded", self._target)
+            running: AbstractAsyncContextManager[Running] = program.running()
+            self._target = _SharedProgram(await self._stack.enter_async_context(running))
+        self._stack.push_async_callback(self.links.close)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._stack.aclose()
+
+    @property
+    def revision(self) -> Revision:
+        """What the upstream speaks, as far as is known."""
+        return BY_DATE[self.catalog.revision]
+
+    def key(self, call: "Call") -> LinkKey:
+        """Return whose connection a call needs."""
+        revision = BY_DATE.get(self.catalog.revision)
+        own = self.config.auth is not None and self.config.auth.per_principal
+        if not own and (revision is None or not revision.handshake or self._local):
+            return SHARED
+        principal = call.principal.id if call.principal is not None else ""
+        affinity = call.session.id if call.session is not None and (revision is None or revision.handshake) else ""
+        return LinkKey(principal, affinity) if principal or affinity else SHARED
+
+    @property
+    def _local(self) -> bool:
+        """A command of which one process serves every caller."""
+        return isinstance(self._target, Sequence) and self.config.scale == "shared"
+
+    def _conversation(self, key: LinkKey) -> Conversation:
+        config = self.config
+        options = Options(
+            name="millstream-gateway",
+            connect_timeout=config.connect_timeout,
+            max_bytes=config.max_bytes,
+            cache=False,
+            env=config.env,
+            cwd=config.cwd,
+        )
+        return Conversation(
+            self._target,
+            Questions(None, None, None),
+            options,
+            revision=config.revision,
+            headers=config.headers,
+            timeout=config.timeout,
+            on_log=None,
+            on_change=None,
+        )
+
+    # Lists
+
+    async def _run(self) -> None:
+        """Keep the lists fresh for as long as the gateway runs."""
+        failures = 0
+        while True:
+            try:
+                link = await self.links.open(SHARED)
+                await self._take(link.conversation)
+                failures = 0
+                await self._follow(link.conversation)
+            except (ClientError, OSError) as exc:
+                self._degrade(str(exc) or type(exc).__name__)
+                failures += 1
+            wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
+            await asyncio.sleep(wait * random.uniform(0.75, 1))  # noqa: S311  it's no secret
+
+    async def _take(self, conversation: Conversation) -> None:
+        found = await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes)
+        self.catalog = found
+        self.state, self.reason = "ready", ""
+        self._changed(self)
+        self.listed.set()
+
+    async def _follow(self, conversation: Conversation) -> None:
+        """Take the lists again when the upstream says that they changed, and when they are no longer fresh."""
+        watching = asyncio.get_running_loop().create_task(self._watch(conversation))
+        try:
+            while True:
+                seconds = self.catalog.ttl_ms / 1000 or self.config.refresh_seconds
+                deadline = monotonic() + max(seconds, _FIRST_WAIT) * random.uniform(1, 1.2)  # noqa: S311  as above
+                self._refresh.clear()
+                waiting = asyncio.get_running_loop().create_task(self._refresh.wait())
+                try:
+                    await asyncio.wait([waiting], timeout=max(0.0, deadline - monotonic()))
+                finally:
+                    waiting.cancel()
+                await self._take(conversation)
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _watch(self, conversation: Conversation) -> None:
+        wanted = SubscriptionFilter(True, True, True, [])
+        try:
+            async with conversation.watch(wanted) as changes:
+                async for _ in changes:
+                    self._refresh.set()
+        except Failure as exc:
+            logger.debug("%s tells no changes: %s", self.config.name, exc)
+        except ClientError as exc:
+            logger.debug("%s: the subscription ended: %s", self.config.name, exc)
+            self._refresh.set()
+
+    def _degrade(self, reason: str) -> None:
+        if self.state != "degraded" or self.reason != reason:
+            logger.warning("The upstream %s can't be reached: %s", self.config.name, reason)
+        self.state, self.reason = "degraded", reason
