@@ -19,7 +19,7 @@ from millstream.client._client import Client
 from millstream.client._errors import Failure
 from millstream.client._incoming import Notification
 from millstream.client._options import Options
-from millstream.client._questions import Asked, Question
+from millstream.client._questions import Asked, Question, Questions
 
 __all__ = ["Elicit", "Failure", "Result", "Sample", "TestClient", "connect"]
 
@@ -59,7 +59,9 @@ class TestClient:
         self.questions: list[dict[str, Any]] = []
         """Everything the server asked, in order: ``{"method": …, "params": …}``."""
         client.conversation.incoming.observer = self._note
-        client.conversation.questions.noted = self._note_question
+        questions = client.conversation.questions
+        assert isinstance(questions, Questions)  # noqa: S101  a `Client` makes no others
+        questions.noted = self._note_question
 
     def _note(self, notification: Notification) -> None:
         params = msgspec.json.decode(notification.params)

@@ -28,7 +28,7 @@ from millstream.client._incoming import Incoming, OnChange, OnLog, OnProgress
 from millstream.client._listing import Listing
 from millstream.client._negotiated import Connection, LocalPeer, Negotiated
 from millstream.client._options import Options
-from millstream.client._questions import Questions
+from millstream.client._questions import QuestionHandler
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
 from millstream.client._targets import Target, find
@@ -53,7 +53,7 @@ class Conversation:
     def __init__(
         self,
         target: Target,
-        questions: Questions,
+        questions: QuestionHandler,
         options: Options,
         *,
         revision: str | None,
@@ -66,7 +66,7 @@ class Conversation:
             raise TargetError(f"There is no revision {revision}. This client knows {', '.join(BY_DATE)}.")
         # Configuration
         self._options = options
-        self.questions: Questions = questions
+        self.questions: QuestionHandler = questions
         self.log_level: str = options.log_level
         # Process
         self._background = Background()

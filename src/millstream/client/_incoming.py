@@ -28,7 +28,7 @@ from millstream._protocol.notifications import (
 )
 from millstream.client._background import Background
 from millstream.client._errors import ClientError, Flood
-from millstream.client._questions import Questions
+from millstream.client._questions import QuestionHandler
 from millstream.client._transports.transport import Transport
 
 _logger = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class Notification(Struct, frozen=True):
 
     method: str
     params: Raw
+    request_id: int = 0
+    """The request on whose stream it came; 0 where the transport doesn't say."""
 
 
 LogMessage = LoggingMessageNotificationParams
@@ -77,38 +79,46 @@ _decode_plain = msgspec.json.Decoder(NotificationParams).decode
 class PendingRequest:
     """A request that waits for its answer: its clock, and who wants to hear of its progress."""
 
-    __slots__ = ("_latest", "_scope", "_seconds", "progress")
+    __slots__ = ("_holds", "_latest", "_scope", "_seconds", "progress")
 
     def __init__(self, scope: asyncio.Timeout, seconds: float, latest: float, progress: OnProgress | None) -> None:
         self._scope = scope
         self._seconds = seconds
+        self._holds = 0
+        """Questions of its server that have no answer yet."""
         self._latest = latest
         """When it ends, whatever happens; in the loop's time."""
         self.progress = progress
 
     def extend(self, now: float) -> None:
         """Something has come: the clock starts again."""
-        if self._latest != math.inf and not self._scope.expired():
+        if self._latest != math.inf and not self._holds and not self._scope.expired():
             self._scope.reschedule(min(now + self._seconds, self._latest))
 
     def hold(self) -> None:
         """The server waits for us: the clock stands still."""
+        self._holds += 1
         if self._latest != math.inf and not self._scope.expired():
             self._scope.reschedule(self._latest)
+
+    def release(self, now: float) -> None:
+        """The server has one more answer: after the last one, the clock starts again."""
+        self._holds -= 1
+        self.extend(now)
 
 
 class Incoming:
     """Takes the server's requests and notifications, of whichever connection."""
 
     __slots__ = (
-        "_answering", "_background", "_holding", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
+        "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
         "acknowledged", "keep", "observer", "running", "wanted", "watchers",
     )  # fmt: skip
 
     def __init__(
         self,
         background: Background,
-        questions: Questions,
+        questions: QuestionHandler,
         *,
         on_log: OnLog | None,
         on_change: OnChange | None,
@@ -134,20 +144,18 @@ class Incoming:
         self._queue: deque[Awaitable[None]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._answering: dict[Any, asyncio.Task[None] | None] = {}
-        self._holding = 0
-        """Questions that people or models think about."""
 
-    def receive(self, message: Envelope, transport: Transport) -> None:
-        """Take one message.
+    def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
+        """Take one message. `request_id` is the request on whose stream it came; 0 where the transport doesn't say.
 
         Raises:
             Flood: there are more than fit.
         """
         if message.id is not None:
-            self._asked(message, transport)
+            self._asked(message, transport, request_id)
             return
         if self.observer is not None:
-            self.observer(Notification(message.method, Raw(message.params or b"{}")))
+            self.observer(Notification(message.method, Raw(message.params or b"{}"), request_id))
         handler = self._HANDLERS.get(message.method)
         if handler is None:
             return
@@ -240,51 +248,55 @@ class Incoming:
 
     # Questions
 
-    def _asked(self, message: Envelope, transport: Transport) -> None:
+    def _asked(self, message: Envelope, transport: Transport, request_id: int) -> None:
         if len(self._answering) >= _MAX_QUESTIONS:
             raise Flood(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answering:
             return  # a stream that was taken up again repeats itself
         self._answering[message.id] = None
-        task = self._background.start(self._answer(message, transport))
+        task = self._background.start(self._answer(message, transport, request_id))
         if message.id in self._answering:
             self._answering[message.id] = task
 
-    async def _answer(self, message: Envelope, transport: Transport) -> None:
+    async def _answer(self, message: Envelope, transport: Transport, request_id: int) -> None:
         assert message.id is not None  # noqa: S101  only requests are answered
         try:
-            await transport.send(await self._answer_to(message, message.id), "")
+            await transport.send(await self._answer_to(message, message.id, request_id), "")
         except ClientError as exc:
             _logger.info("The answer to %s did not reach the server: %s", message.method, exc)
         finally:
             self._answering.pop(message.id, None)
 
-    async def _answer_to(self, message: Envelope, request_id: RequestId) -> bytes:
+    async def _answer_to(self, message: Envelope, question_id: RequestId, request_id: int) -> bytes:
         """What we say to a question."""
         try:
-            with self.standing_still():
-                result = await self._questions.answer(message.method, message.params)
-            return result_message(request_id, encode(result))
+            with self.standing_still(request_id):
+                result = await self._questions.answer(message.method, message.params, request_id)
+            return result_message(question_id, encode(result))
         except ProtocolError as exc:
-            return error_message(request_id, exc.code, exc.message, exc.data)
+            return error_message(question_id, exc.code, exc.message, exc.data)
         except (TypeError, ValueError, RecursionError):
             _logger.exception("A handler of the client gave something that isn't JSON.")
-            return error_message(request_id, INTERNAL_ERROR, "The client could not answer")
+            return error_message(question_id, INTERNAL_ERROR, "The client could not answer")
 
     @contextmanager
-    def standing_still(self) -> Generator[None]:
-        """The clocks of our requests stand still: a person is asked something, so it isn't the server that is slow."""
-        self._holding += 1
-        for running in self.running.values():
+    def standing_still(self, request_id: int = 0) -> Generator[None]:
+        """The clocks of our requests stand still: a person is asked something, so it isn't the server that is slow.
+
+        Args:
+            request_id: the request that asks; where it isn't known, all clocks stand still.
+        """
+        asker = self.running.get(request_id)
+        held = dict(self.running) if asker is None else {request_id: asker}
+        for running in held.values():
             running.hold()
         try:
             yield
         finally:
-            self._holding -= 1
-            if not self._holding:
-                now = asyncio.get_running_loop().time()
-                for running in self.running.values():
-                    running.extend(now)
+            now = asyncio.get_running_loop().time()
+            for each, running in held.items():
+                if self.running.get(each) is running:
+                    running.release(now)
 
     _HANDLERS: ClassVar[Mapping[str, Callable[..., None]]] = {
         "notifications/progress": _progressed,

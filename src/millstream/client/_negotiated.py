@@ -11,7 +11,7 @@ from millstream._protocol.metadata import CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVE
 from millstream._protocol.revisions import Revision
 from millstream._version import __version__
 from millstream.client._options import Options
-from millstream.client._questions import Questions
+from millstream.client._questions import QuestionHandler
 from millstream.client._transports.transport import Transport
 
 
@@ -38,7 +38,7 @@ class LocalPeer:
 
     __slots__ = ("_options", "_questions", "about")
 
-    def __init__(self, options: Options, questions: Questions) -> None:
+    def __init__(self, options: Options, questions: QuestionHandler) -> None:
         self._options = options
         self._questions = questions
         self.about: Implementation = Implementation(options.name, options.version or __version__)

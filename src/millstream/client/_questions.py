@@ -7,7 +7,7 @@ functions or coroutines; a plain one runs in the event loop and must not block.
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import msgspec
 from msgspec import Raw, Struct
@@ -52,6 +52,27 @@ class Asked(Struct, frozen=True):
     params: Raw
 
 
+class QuestionHandler(Protocol):
+    """Answers the questions of one server: those of a `Client`, or what forwards them."""
+
+    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
+        """Return the capabilities to declare in a revision; `more` are those of `Options.declare`."""
+        ...
+
+    async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
+        """Return the result of a question, a value that JSON can hold.
+
+        Args:
+            method: of the question.
+            params: an encoded object.
+            request_id: the request on whose stream the question came; 0 where the transport doesn't say.
+
+        Raises:
+            ProtocolError: the error to answer with.
+        """
+        ...
+
+
 class Questions:
     """The handlers of one client."""
 
@@ -76,7 +97,7 @@ class Questions:
             declared["roots"] = {}
         return declared | dict(more)
 
-    async def answer(self, method: str, params: bytes) -> Any:
+    async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
         """The result of a question.
 
         Raises:

@@ -20,7 +20,7 @@ from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Fa
 from millstream.client._incoming import Incoming, OnProgress, PendingRequest
 from millstream.client._negotiated import Connection, request_body, with_meta
 from millstream.client._options import Options
-from millstream.client._questions import Questions
+from millstream.client._questions import QuestionHandler
 from millstream.client._transports.transport import Request, Transport
 
 _ASKS_BACK = b'"input_required"'
@@ -51,7 +51,11 @@ class Ask(Struct, kw_only=True):
     repeatable: bool = False
     """It only reads."""
     id: int = 0
-    """Reserved by `reserve`, where the caller must know it beforehand."""
+    """Taken from `Requests.ids`, where the caller must know it beforehand."""
+    meta: bytes = b""
+    """Members of `_meta`, as JSON without braces, instead of those that each request of the connection has."""
+    rounds: bool = True
+    """Answer the questions of the result; False returns an `input_required` result as it is."""
 
 
 class Requests:
@@ -64,7 +68,7 @@ class Requests:
         self,
         opening: Connector,
         incoming: Incoming,
-        questions: Questions,
+        questions: QuestionHandler,
         options: Options,
         *,
         ids: Iterator[int],
@@ -133,7 +137,7 @@ class Requests:
         extra = b""
         while True:
             result = await self._once(ask, extra)
-            if _ASKS_BACK not in result:
+            if _ASKS_BACK not in result or not ask.rounds:
                 return result
             required = _required(result)
             if required is None:
@@ -147,16 +151,16 @@ class Requests:
             since = 0.0 if required.input_requests else since or now
             if since and now - since > (ask.timeout or self._timeout):  # it wants to be asked again and again
                 raise NoAnswer(f"The server put off its answer to {ask.method} {rounds} times.")
-            extra = await self._answers(required, rounds)
+            extra = await self._answers(required, rounds, ask.id)
 
-    async def _answers(self, required: InputRequiredResult, rounds: int) -> bytes:
+    async def _answers(self, required: InputRequiredResult, rounds: int, request_id: int) -> bytes:
         """The members that the next round adds to the parameters."""
         members: dict[str, Any] = {}
         if required.input_requests:
             answers: dict[str, Any] = {}
             for key, asked in required.input_requests.items():
                 try:
-                    answers[key] = await self._questions.answer(asked.method, bytes(asked.params))
+                    answers[key] = await self._questions.answer(asked.method, bytes(asked.params), request_id)
                 except ProtocolError as exc:
                     raise BadAnswer(
                         f"The server asks for {asked.method}, which this client can't answer: {exc.message}."
@@ -201,7 +205,7 @@ class Requests:
         params = ask.params
         if extra:
             params = params[:-1] + (b"" if params == b"{}" else b",") + extra + b"}"
-        meta = link.meta
+        meta = ask.meta or link.meta
         if ask.progress is not None:
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))

@@ -177,7 +177,7 @@ class StreamableTransport:
         while (message := await reader.message()) is not None:
             if _is_answer(request, message):
                 return message
-            self._listener.receive(message, self)
+            self._listener.receive(message, self, request.id)
         raise ConnectionLost(f"The server ended the stream of {request.method} before its answer.")
 
     async def _resume(self, reader: EventReader, why: ConnectionLost) -> Body:

@@ -34,8 +34,8 @@ class Listener(Protocol):
     wanted: asyncio.Event
     """Set while somebody waits for what comes outside of calls."""
 
-    def receive(self, message: Envelope, transport: "Transport") -> None:
-        """Take a request or notification of the server."""
+    def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
+        """Take a request or notification of the server, and the request on whose stream it came, if there's one."""
 
     def interrupted(self, transport: "Transport", fault: ClientError | None) -> None:
         """Nothing comes outside of calls any more, because of the fault; without a fault, something was missed."""
