@@ -11,11 +11,12 @@ PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 10
 CALLS ?= 1000000
+VERSIONS ?= 3.12 3.13 3.14
 # Two more than there are cores: many tests wait, for a process to start or for a page to change.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 STORE ?=
 # What `make unit` runs. Where `make test` can't run, it runs all that it can: make unit MARKS="not server"
-MARKS ?= not server and not many
+MARKS ?= not server and not many and not nightly
 VENV := .venv
 # Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
 # the command line, because some machines have a VERSION of something else in their environment.
@@ -34,7 +35,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit test-python busy bench fuzz chaos compat deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: help setup run check format test unit nightly test-python busy bench fuzz chaos compat deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -57,11 +58,11 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## run every test (ARGS= goes to pytest)
+test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## run every test but those of the night (ARGS= goes to pytest)
 	@scripts/apt chromium-headless-shell || scripts/apt chromium
 	@scripts/apt curl fish haproxy nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(if $(MILLSTREAM_NIGHTLY),,-m "not nightly") $(ARGS)
 
 unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or many inputs
 	$(PYTEST) -m "$(MARKS)" $(ARGS)
@@ -69,12 +70,21 @@ unit: $(VENV)/.test ## run the tests that need no Node, server process, other pa
 busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes now and then (RUN="make unit")
 	$(BIN)/python scripts/busy.py $(RUN)
 
+# The whole suite with many inputs, each of them new, and what only the night has time for; then the same as on a bad day.
+nightly: export MILLSTREAM_NIGHTLY = 1
+nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every Python (MINUTES=10 CALLS=1000000 VERSIONS="3.12 3.13 3.14")
+	$(MAKE) test
+	$(MAKE) busy RUN="make test"
+	$(MAKE) fuzz
+	$(MAKE) chaos
+	for version in $(VERSIONS); do $(MAKE) test-python VERSION=$$version || exit; done
+
 # Tests that run other people's programs are left to `make test`, because those have an environment and a Python of their own.
 test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py docs/test_site.py \
-	  docs/test_coming_from.py) $(ARGS)
+	  docs/test_coming_from.py) $(if $(MILLSTREAM_NIGHTLY),,-m "not nightly") $(ARGS)
 
 bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk

@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -11,19 +12,9 @@ from types import FrameType
 
 import pytest
 from _pytest.runner import runtestprotocol
-from hypothesis import HealthCheck, settings
 
+import generated  # noqa: F401  loads the profile of Hypothesis
 from processes import Tests
-
-# How long an example takes says something about the machine and nothing about the code.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
-
-LEFT_OUT = {
-    "not server": re.compile(r"^pytestmark = pytest\.mark\.server$", re.MULTILINE),
-    "not server and not many": re.compile(r"^pytestmark = pytest\.mark\.(?:server|many)$", re.MULTILINE),
-}
-"""What `make unit` runs, and how a file says that none of its tests is among that."""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -43,20 +34,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`make unit` imports no file whose tests are all left out, and nothing of a folder of such files."""
-    left_out = LEFT_OUT.get(config.getoption("markexpr"))
-    if left_out is None:
+    """Import no file whose tests are all left out, and nothing of a folder of such files."""
+    left_out = frozenset(re.findall(r"\bnot (\w+)", config.getoption("markexpr")))
+    if not left_out:
         return None
     if collection_path.is_dir():
         files = list(collection_path.rglob("test_*.py"))
     else:
         files = [collection_path] if collection_path.name.startswith("test_") else []
-    return (bool(files) and all(_says(path, left_out) for path in files)) or None
+    return (bool(files) and all(_marks(path) & left_out for path in files)) or None
 
 
 @cache
-def _says(path: Path, pattern: re.Pattern[str]) -> bool:
-    return pattern.search(path.read_text("utf-8")) is not None
+def _marks(path: Path) -> frozenset[str]:
+    """Return the marks of all tests of a file."""
+    line = re.search(r"^pytestmark = .*(?:\n[ )\]].*)*", path.read_text("utf-8"), re.MULTILINE)
+    return frozenset(re.findall(r"pytest\.mark\.(\w+)", line.group())) if line else frozenset()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -123,11 +116,6 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:  # pyright: ig
     os.environ["NODE_COMPILE_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "node")
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`make unit` needs no server."""
-    Tests.may_serve = item.get_closest_marker("server") is not None
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """A worker of pytest-xdist sends one report of a test that passed, and everything about one that did not.
@@ -151,3 +139,21 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     Tests.failures += report.failed
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Drop what a failed test left open, so that one failure isn't several: its sockets and tasks would be reported
+    as errors of the tests that follow.
+    """
+    Tests.may_serve = item.get_closest_marker("server") is not None  # `make unit` needs no server
+    if Tests.failures > Tests.collected:
+        Tests.collected = Tests.failures
+        report, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+                vars(sys).pop(name, None)
+            gc.collect()
+        finally:
+            sys.unraisablehook = report
+    return (yield)

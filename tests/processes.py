@@ -84,6 +84,8 @@ class Tests:
 
     failures = 0
     """How many have failed."""
+    collected = 0
+    """How many had failed when garbage was last collected."""
     may_serve = True
     """The one that runs carries the mark `server`, without which it's part of `make unit`."""
 

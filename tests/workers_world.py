@@ -55,7 +55,8 @@ async def slow(seconds: float) -> int:
 
 @mcp.tool
 async def until_told() -> str:
-    (HERE / "called").touch()
+    with (HERE / "called").open("ab") as called:
+        called.write(b".")
     while not (HERE / "go").exists():
         await asyncio.sleep(0.01)
     return "done"
@@ -74,6 +75,12 @@ def until(told: Callable[[], bool], what: str = "") -> None:
     while not told():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+async def until_running(folder: Path, calls: int = 1) -> None:
+    """Wait until so many calls of `until_told` run."""
+    called = folder / "called"
+    await until_async(lambda: called.exists() and called.stat().st_size >= calls)
 
 
 async def until_async(told: Callable[[], bool], what: str = "") -> None:

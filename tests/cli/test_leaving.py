@@ -16,7 +16,7 @@ from millstream._http.server.drain import LINGER, ConnectionDrainer, DrainTimes
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from patience import WAIT
 from processes import free_port, millstream
-from workers_world import PROGRAM, Client, call, refused, started, until_async
+from workers_world import PROGRAM, Client, call, refused, started, until_async, until_running
 
 
 @pytest.mark.server
@@ -30,7 +30,7 @@ async def test_idle_connections_close_and_the_last_reply_says_that_it_is_the_las
         await idle.request(call("who"))
         assert not (await busy.request(call("who"))).closes
         running = asyncio.create_task(busy.request(call("until_told")))
-        await until_async((tmp_path / "called").exists)
+        await until_running(tmp_path)
         served.process.terminate()
         await until_async(lambda: idle.ended)
         await refused(port)
@@ -74,7 +74,7 @@ async def test_pages_and_downloads_of_the_program_end_before_the_server_does(tmp
         for (_, writer), path in zip(opened, ("/page", "/file"), strict=True):
             writer.write(f"GET {path} HTTP/1.0\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
         await opened[1][0].readuntil(b"half ")
-        await until_async((tmp_path / "called").exists)
+        await until_running(tmp_path, 2)
         served.process.terminate()
         await refused(port)
         (tmp_path / "go").touch()

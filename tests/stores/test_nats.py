@@ -144,6 +144,38 @@ async def test_an_append_whose_answer_was_lost_is_not_done_twice(
     assert lost == 2
 
 
+async def test_reads_after_an_election_return_every_known_entry(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new leader may answer reads before it has applied all that the last one acknowledged. Followers used to report
+    a gap, or to skip entries.
+    """
+    one, two = await backing.worker(), await backing.worker()
+    await append(one, "hub:journal", b"a")
+    stale = {}
+    for store in (one, two):
+        link = store.backend.log._link
+        last, publish = link.last, link.publish
+
+        async def lag(stream: str, subject: str, link=link, last=last) -> object:
+            found = await last(stream, subject)
+            return stale.setdefault((link, subject), found) if ".log." in subject else found
+
+        async def catch_up(stream: str, subject: str, *rest: object, link=link, publish=publish, **more: object) -> int:
+            if ".touch." in subject:
+                for each in [each for each in stale if each[0] is link]:
+                    del stale[each]
+            return await publish(stream, subject, *rest, **more)
+
+        monkeypatch.setattr(link, "last", lag)
+        monkeypatch.setattr(link, "publish", catch_up)
+        assert data_of(await store.log.read("hub:journal", None)) == [b"a"]
+    (position,) = await append(one, "hub:journal", b"b")
+    assert data_of(await one.log.read("hub:journal", None)) == [b"a", b"b"]
+    assert await two.log.read("hub:journal", position) == []
+    assert len(stale) == 2
+
+
 async def test_a_deleted_jetstream_stream_begins_again_at_positions_it_never_had(backing: NatsBacking) -> None:
     """Readers get a gap, and writers go on."""
     store: NatsStore = await backing.worker()

@@ -13,7 +13,7 @@ from nats_parts import NatsCluster
 from patience import WAIT
 from redis_parts import until
 
-pytestmark = [pytest.mark.server, pytest.mark.many]
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 STREAM = "hub:journal"
 
@@ -53,18 +53,30 @@ async def append_until(store: Store, name: str, done: asyncio.Event, acknowledge
 async def test_an_acknowledged_entry_survives_the_loss_of_a_node_without_a_gap(cluster: NatsCluster) -> None:
     """Whichever node dies, and whatever it leads: readers that follow get all, once and in order."""
     url = await cluster.url()
-    stores = [await opened(url) for _ in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [await opened(url) for _ in range(3)]
+        for store in stores:
+            stack.push_async_callback(store.close)
+        await follow_through_failures(cluster, stores, stack)
+
+
+async def follow_through_failures(cluster: NatsCluster, stores: list[Store], stack: contextlib.AsyncExitStack) -> None:
+    """Append at two workers and follow at the third while each node dies once."""
     acknowledged: list[list[bytes]] = [[], []]
     gaps: list[Gap] = []
     followed: list[Entry] = []
     tail = Tail(stores[2].log, STREAM, None, followed.extend, gaps.append)
+    stack.callback(tail.stop)
     await tail.catch_up()
     following = asyncio.create_task(tail.run())
+    stack.callback(following.cancel)
     done = asyncio.Event()
     writers = [
         asyncio.create_task(append_until(stores[number], str(number), done, acknowledged[number]))
         for number in range(2)
     ]
+    for writer in writers:
+        stack.callback(writer.cancel)
     for node in cluster.nodes:
         before = [len(each) for each in acknowledged]
         await until(lambda before=before: all(len(a) > b + 100 for a, b in zip(acknowledged, before, strict=True)))
@@ -87,10 +99,6 @@ async def test_an_acknowledged_entry_survives_the_loss_of_a_node_without_a_gap(c
     await tail.catch_up()
     assert followed == entries
     assert gaps == []
-    following.cancel()
-    tail.stop()
-    for store in stores:
-        await store.close()
 
 
 async def until_whole(store: Store) -> None:

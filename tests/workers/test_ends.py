@@ -21,6 +21,7 @@ from workers_world import (
     started,
     until,
     until_async,
+    until_running,
     workers,
 )
 
@@ -94,7 +95,7 @@ async def test_a_worker_that_gets_sigterm_finishes_its_calls_and_is_replaced(tmp
     with workers(tmp_path, 1, "--reload") as served:
         client = Client(served.port)
         running = asyncio.create_task(client.request(call("until_told")))
-        await until_async((tmp_path / "called").exists)
+        await until_running(tmp_path)
         kill(served.pids[0], signal.SIGTERM)
         served.wait_until_said("was told to stop; starting another")
         (tmp_path / "go").touch()
@@ -112,9 +113,7 @@ async def test_a_signal_drains_all_workers_and_the_status_is_0(tmp_path: Path, n
         for client in idle:
             await client.request(call("who"))
         running = [asyncio.create_task(client.request(call("until_told"))) for client in busy]
-        await until_async((tmp_path / "called").exists)
-        for client in busy:
-            await until_async(lambda each=client: each.connections)  # type: ignore[misc]
+        await until_running(tmp_path, 6)  # a connection that no worker has accepted would be reset
         served.process.send_signal(number)
         await until_async(lambda: all(client.ended for client in idle))
         await refused(served.port)
@@ -156,7 +155,7 @@ async def test_ctrl_c_in_a_terminal_reaches_every_process_and_calls_still_end(tm
     with workers(tmp_path, 2, start_new_session=True) as served:
         client = Client(served.port)
         running = asyncio.create_task(client.request(call("until_told")))
-        await until_async((tmp_path / "called").exists)
+        await until_running(tmp_path)
         for pid in served.pids:  # as if they were in the group, too
             kill(pid, signal.SIGINT)
         os.killpg(served.process.pid, signal.SIGINT)
@@ -172,7 +171,7 @@ async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     with workers(tmp_path, 2) as served:
         client = Client(served.port)
         running = asyncio.create_task(client.request(call("until_told")))
-        await until_async((tmp_path / "called").exists)
+        await until_running(tmp_path)
         pids = served.pids
         served.process.kill()
         served.process.wait(WAIT)

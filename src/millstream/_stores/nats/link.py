@@ -1,7 +1,8 @@
 """The connection to NATS: requests that are tried again, JetStream streams, and messages read from them.
 
-Reads by `last` and `first` go to the leader of a JetStream stream, so they see every acknowledged write. `batch` may be
-answered by a replica that lags behind: its callers compare the result with `last`.
+Reads by `last` and `first` go to the leader of a JetStream stream, so they see every acknowledged write, but for a
+moment after an election. `batch` may be answered by a replica that lags behind: its callers compare the result with
+`last`.
 """
 
 import asyncio

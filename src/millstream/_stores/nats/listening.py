@@ -30,9 +30,17 @@ _logger = logging.getLogger("millstream.stores")
 class _Consumer:
     """The consumer of one subject, for all its listeners in this worker."""
 
-    def __init__(self, link: NatsLink, stream: str, subject: str, ensure: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        link: NatsLink,
+        stream: str,
+        subject: str,
+        ensure: Callable[[], Awaitable[None]],
+        note: Callable[[str, int], None],
+    ) -> None:
         # Configuration
         self._link = link
+        self._note = note
         self._stream = stream
         self._subject = subject
         self._ensure = ensure
@@ -84,20 +92,18 @@ class _Consumer:
 
     async def _create(self, inbox: str) -> str:
         await self._ensure()
-        if self._epoch != self._link.epoch:
-            self._epoch, self._seq = self._link.epoch, 0
+        # Not the policy `new`: a node that restarts makes the consumer again, and would skip entries.
+        if self._epoch != self._link.epoch or not self._seq:
+            last = await self._link.last(self._stream, self._subject)
+            self._epoch, self._seq = self._link.epoch, last.seq if last is not None else 0
         self._number = 0
         config: dict[str, Any] = {
             "deliver_subject": inbox, "ack_policy": "none", "max_deliver": 1, "filter_subject": self._subject,
             "flow_control": True, "idle_heartbeat": int(_HEARTBEAT * 1e9), "mem_storage": True, "num_replicas": 1,
-            "inactive_threshold": int(30e9), "deliver_policy": "new",
+            "inactive_threshold": int(30e9), "deliver_policy": "by_start_sequence", "opt_start_seq": self._seq + 1,
         }  # fmt: skip
-        if self._seq:
-            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._seq + 1}
         body = {"stream_name": self._stream, "config": config}
         made = await self._link.api(f"CONSUMER.CREATE.{self._stream}", body)
-        if not self._seq:
-            self._seq = made["delivered"]["stream_seq"]
         return str(made["name"])
 
     async def _watch(self) -> None:
@@ -130,14 +136,17 @@ class _Consumer:
         self._number = number
         if seq > self._seq:
             self._seq = seq
+            self._note(self._subject, seq)
             self.listeners.tell("", Entry(Position(self._epoch, seq), msg.data))
 
 
 class Listening:
     """All consumers of one worker."""
 
-    def __init__(self, link: NatsLink) -> None:
+    def __init__(self, link: NatsLink, note: Callable[[str, int], None]) -> None:
+        """`note` is called with the subject and the sequence of each entry, before the listeners."""
         self._link = link
+        self._note = note
         self._consumers: dict[str, _Consumer] = {}
         link.outages.add(self._restart)
 
@@ -152,7 +161,7 @@ class Listening:
         """Call `hear` with each entry of a subject, and return the function that stops it."""
         consumer = self._consumers.get(subject)
         if consumer is None:
-            consumer = self._consumers[subject] = _Consumer(self._link, stream, subject, ensure)
+            consumer = self._consumers[subject] = _Consumer(self._link, stream, subject, ensure, self._note)
         stop_hearing = consumer.listeners.add("", hear)
         stop_interrupting = consumer.interrupted.add(interrupted) if interrupted is not None else lambda: None
 

@@ -5,6 +5,10 @@ So a stream and an index are two views of the same messages, and an entry has on
 dropped is behind its floor, a record beside the messages; messages that both views have dropped are purged.
 
 Positions are sequences of the JetStream stream. They grow, and aren't consecutive.
+
+A new leader may answer reads for a moment before it has applied all that the last one acknowledged. So a read that
+doesn't find an entry that this worker has appended, received, or been asked to read after is repeated behind a barrier:
+a leader that acknowledges a message has applied all messages before it.
 """
 
 import asyncio
@@ -41,6 +45,8 @@ _PART: Final = 8
 """A stream is trimmed when it may be longer by one part in so many."""
 _LAG: Final = 0.02
 """Seconds before a replica that lags behind is asked again."""
+_SEEN: Final = 10_000
+"""Subjects whose newest known sequence a worker remembers."""
 
 
 class Floor(Struct, frozen=True, array_like=True):
@@ -85,7 +91,9 @@ class NatsLog:
 
     def __init__(self, link: NatsLink) -> None:
         self._link = link
-        self._listening = Listening(link)
+        self._listening = Listening(link, self._note)
+        self._seen: OrderedDict[str, int] = OrderedDict()
+        """Subject of a view -> the newest sequence in it that this worker knows of."""
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
         self._homes: dict[str, set[str]] = {}
         """Kind of an index -> kinds of the streams whose entries it shows."""
@@ -97,6 +105,7 @@ class NatsLog:
         for task in list(self._tasks):
             task.cancel()
         self._known.clear()
+        self._seen.clear()
         self._homes.clear()
 
     # Appending
@@ -132,10 +141,21 @@ class NatsLog:
                     raise Sealed("The stream has ended.") from exc
                 await asyncio.sleep(_LAG)
         known.until = max(known.until, link.time() + ttl)
+        self._note(view.subject, seq)
         self._count(view, max_entries)
         if index is not None:
-            self._count(self._index(index.stream, view.kind), index.max_entries)
+            shown = self._index(index.stream, view.kind)
+            self._note(shown.subject, seq)
+            self._count(shown, index.max_entries)
         return Position(link.epoch, seq)
+
+    def _note(self, subject: str, seq: int) -> None:
+        """Remember the newest sequence of a view."""
+        if seq > self._seen.get(subject, 0):
+            self._seen[subject] = seq
+            self._seen.move_to_end(subject)
+            if len(self._seen) > _SEEN:
+                self._seen.popitem(last=False)
 
     async def _begin(self, view: View) -> _Known:
         """Forget what a stream that has expired has left, and return what this worker knows of it."""
@@ -244,7 +264,8 @@ class NatsLog:
         self, stream: str, after: Position | None, limit: int = 1000, max_bytes: int = PAGE_BYTES
     ) -> Sequence[Entry]:
         link = self._link
-        view, last, floor = await self._look(stream)
+        at_least = after.offset if after is not None and after.epoch == link.epoch else 0
+        view, last, floor = await self._look(stream, at_least)
         if last is None:
             if after is None:
                 return []
@@ -330,17 +351,34 @@ class NatsLog:
         oldest = await self._link.first(view.stream, view.subject, floor.seq + 1)
         return Gap(epoch, Position(epoch, oldest.seq) if oldest else None, Position(epoch, last.seq))
 
-    async def _look(self, name: str) -> tuple[View, Message | None, Floor]:
-        """Return a view, its newest message, and its floor. There is none when the stream is unknown."""
+    async def _look(self, name: str, at_least: int = 0) -> tuple[View, Message | None, Floor]:
+        """Return a view, its newest message, and its floor. There is none when the stream is unknown.
+
+        The newest message has the sequence `at_least` or a later one if such a message has been acknowledged.
+        """
         for again in (False, True):
             for view in [self._main(name), *await self._indexes(name, again)]:
-                last, floor = await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
+                last, floor = await self._newest(view, at_least)
                 if last is None:
                     continue
                 if last.seq > floor.seq and await self._lives(view, last):
                     return view, last, floor
                 return view, None, floor
         return self._main(name), None, Floor()
+
+    async def _newest(self, view: View, at_least: int) -> tuple[Message | None, Floor]:
+        seen = self._seen.get(view.subject, 0)
+        last, floor = await self._ends(view)
+        newest = max(floor.seq, last.seq if last is not None else 0)
+        if newest < seen or (last is not None and newest < at_least):
+            await self._touch(f"{self._link.address.namespace}.touch.{view.kind}.{token('')}", view, 0.0)
+            last, floor = await self._ends(view)
+            if max(floor.seq, last.seq if last is not None else 0) < seen == self._seen.get(view.subject):
+                del self._seen[view.subject]  # JetStream had no room for it
+        return last, floor
+
+    async def _ends(self, view: View) -> tuple[Message | None, Floor]:
+        return await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
 
     async def _lives(self, view: View, last: Message) -> bool:
         """Whether a view hasn't expired."""
@@ -358,14 +396,15 @@ class NatsLog:
         view, last, _ = await self._look(stream)
         if last is None:
             return False
+        await self._touch(self._beside("touch", view), view, ttl)
+        return True
+
+    async def _touch(self, subject: str, view: View, ttl: float) -> None:
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
         try:
-            await self._link.publish(
-                view.stream, self._beside("touch", view), b"", headers, ensure=lambda: self._ensure(view.kind)
-            )
+            await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
         except Rejected as exc:
             raise StoreUnavailable(f"NATS refuses to keep a stream: {exc}.") from exc
-        return True
 
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)
