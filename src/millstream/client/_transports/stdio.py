@@ -74,7 +74,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._owner.silent()
 
     def process_exited(self) -> None:
-        self._owner.exited.set()
+        self._owner.process_ended()
 
     def pause_writing(self) -> None:
         self._owner.writable.clear()
@@ -145,11 +145,20 @@ class StdioTransport:
 
     async def exchange(self, request: Request) -> Envelope:
         """Send a request and wait for its answer."""
+        if not self.writable.is_set():
+            await self._take_turn()
         return await self._duplex.exchange(request)
 
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or an answer."""
+        if not self.writable.is_set():
+            await self._take_turn()
         await self._write(message)
+
+    async def _take_turn(self) -> None:
+        """Wait while the process doesn't read. A message that its caller gives up by then never fills the buffer."""
+        while not self.writable.is_set():
+            await self.writable.wait()
 
     async def _write(self, message: bytes) -> None:
         if self._duplex.fault is not None:
@@ -163,8 +172,6 @@ class StdioTransport:
                     await self.heard_out.wait()
             raise self.silent()
         stdin.write(message + b"\n")
-        if not self.writable.is_set():
-            await self.writable.wait()
 
     # What the process does
 
@@ -204,6 +211,11 @@ class StdioTransport:
         self.writable.set()
         return fault
 
+    def process_ended(self) -> None:
+        """End what the process started, too: its process group ends with it."""
+        self._kill(signal.SIGKILL)
+        self.exited.set()
+
     def _over(self, fault: ClientError) -> None:
         self._duplex.end(fault)
 
@@ -241,7 +253,7 @@ class StdioTransport:
 
     def _kill(self, number: signal.Signals) -> None:
         process = self._process
-        if process is None:
+        if process is None or self.exited.is_set():  # the number may belong to another group by now
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
