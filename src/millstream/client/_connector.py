@@ -175,7 +175,9 @@ class Connector:
     @property
     def _key(self) -> str:
         place = self._place
-        return str(place.url) if isinstance(place, Remote) else repr(place.argv) if isinstance(place, Command) else ""
+        if isinstance(place, Remote):
+            return str(place.url)
+        return repr(place.argv) if isinstance(place, Command) else getattr(place, "key", "")
 
     @property
     def _verdict(self) -> str:

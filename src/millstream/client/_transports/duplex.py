@@ -89,6 +89,11 @@ class Duplex:
             # A smaller number belongs to a request that was given up: its answer is merely late.
             raise BadAnswer(f"The server answered a request with the id {request_id!r:.64}, which nobody sent.")
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for an answer."""
+        return len(self._waiting)
+
     def end(self, fault: ClientError | None = None) -> None:
         """The connection is over: nobody waits any longer."""
         first = self.fault is None

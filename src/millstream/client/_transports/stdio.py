@@ -58,6 +58,11 @@ class _Pipes(asyncio.SubprocessProtocol):
 
     def __init__(self, owner: "StdioTransport") -> None:
         self._owner = owner
+        self._process: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._process = transport
+        self._owner.process_started(cast("asyncio.SubprocessTransport", transport))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
@@ -72,6 +77,8 @@ class _Pipes(asyncio.SubprocessProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.heard_out.set()
         self._owner.silent()
+        if self._process is not None:
+            self._process.close()
 
     def process_exited(self) -> None:
         self._owner.process_ended()
@@ -128,7 +135,7 @@ class StdioTransport:
             raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
         loop = asyncio.get_running_loop()
         try:
-            process, _ = await loop.subprocess_exec(
+            await loop.subprocess_exec(
                 lambda: _Pipes(self),
                 program,
                 *command.argv[1:],
@@ -138,7 +145,6 @@ class StdioTransport:
             )
         except OSError as exc:
             raise ConnectFailed(f"{command.argv[0]} could not be started: {exc.strerror or exc}.") from exc
-        self._process = process
 
     def agreed(self, revision: Revision) -> None:
         """Nothing changes."""
@@ -174,6 +180,10 @@ class StdioTransport:
         stdin.write(message + b"\n")
 
     # What the process does
+
+    def process_started(self, process: asyncio.SubprocessTransport) -> None:
+        """Take the process. Nothing else is heard of it before."""
+        self._process = process
 
     def heard(self, data: bytes) -> None:
         """Some of its standard output."""
@@ -215,6 +225,7 @@ class StdioTransport:
         """End what the process started, too: its process group ends with it."""
         self._kill(signal.SIGKILL)
         self.exited.set()
+        self.hushed()  # a process that left the group may hold the pipes open
 
     def _over(self, fault: ClientError) -> None:
         self._duplex.end(fault)

@@ -1,0 +1,61 @@
+"""Ends process groups after the process that started them is gone, however it ended. It runs as a program of its own.
+
+`ProcessPool` starts one watchdog for each worker and names process groups on its standard input: ``+PID`` for one that
+runs, ``-PID`` for one that has ended. The kernel closes that pipe when the worker ends, also after SIGKILL. Then the
+watchdog ends what is left. It imports nothing of Millstream, so it starts fast and stays small.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_GRACE = 2.0
+"""Seconds to end after standard input has closed, and again after SIGTERM."""
+_TICK = 0.05
+
+
+def main(lines: Iterable[bytes]) -> None:
+    """Follow `lines` until they end, then end every group that runs."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    groups: dict[int, bytes] = {}
+    for line in lines:
+        leader = int(line[1:])
+        if line[:1] == b"+":
+            groups[leader] = _start_time(leader)
+        else:
+            groups.pop(leader, None)
+    for number in (0, signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _GRACE
+        if number:
+            for leader, started in list(groups.items()):
+                _send(leader, started, number)
+        while groups and number != signal.SIGKILL and time.monotonic() < deadline:
+            groups = {leader: started for leader, started in groups.items() if _send(leader, started, 0)}
+            time.sleep(_TICK)
+
+
+def _send(leader: int, started: bytes, number: int) -> bool:
+    """Send a signal to a group, and return whether it exists. The id may belong to another one by now."""
+    now = _start_time(leader)
+    if now and now != started:
+        return False
+    with suppress(OSError):
+        os.killpg(leader, number)
+        return True
+    return False
+
+
+def _start_time(pid: int) -> bytes:
+    """Return when a process started, where the system has /proc; empty if it's gone."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19]
+    return b""
+
+
+if __name__ == "__main__":
+    main(sys.stdin.buffer)

@@ -1,0 +1,348 @@
+"""Processes of upstreams: how many run, when they end, and that none is left behind, however the gateway ends.
+
+The servers are shell scripts where it doesn't matter what they are: one starts in a millisecond.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from millstream import Client
+from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
+from millstream.client._transports.stdio import Command
+from millstream.gateway.processes import ProcessPool, UpstreamProcesses
+from patience import WAIT
+
+pytestmark = pytest.mark.server
+
+SHELL = r"""
+    while read -r line; do
+        id=${line#*\"id\":}
+        id=${id%%,*}
+        case $line in
+            *server/discover*) result='"supportedVersions":["2026-07-28"],"capabilities":{"tools":{}},"ttlMs":0,"cacheScope":"private"' ;;
+            *'"name":"die"'*) echo 'out of paper' >&2; exit 3 ;;
+            *'"name":"hang"'*) continue ;;
+            *) result='"content":[{"type":"text","text":"'$$'"}]' ;;
+        esac
+        case $line in
+            *'"id":'*) printf '{"jsonrpc":"2.0","id":%s,"result":{"resultType":"complete",%s}}\n' "$id" "$result" ;;
+        esac
+    done
+"""  # noqa: E501
+
+
+@contextlib.asynccontextmanager
+async def open_pool(**options: float) -> AsyncIterator[ProcessPool]:
+    """A pool that is closed after the block, and has left no process then."""
+    pool = ProcessPool(**options)  # type: ignore[arg-type]
+    try:
+        yield pool
+    finally:
+        await pool.close()
+    assert children() == set()
+
+
+def children() -> set[int]:
+    """The processes that this one has started and that are still remembered, zombies included."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, and isn't just remembered."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does, and the system with it."""
+    async with asyncio.timeout(WAIT):
+        while not condition():  # noqa: ASYNC110  it has no event for us
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Command:
+    """A server whose tools return its process id, end it, or hang."""
+    path = tmp_path / "server.sh"
+    path.write_text(textwrap.dedent(SHELL))
+    return Command(("sh", str(path)))
+
+
+async def call(processes: UpstreamProcesses, key: str = "", tool: str = "pid") -> int:
+    """Connect, call a tool, and disconnect."""
+    async with Client(processes.target(key)) as client:
+        return int((await client.call(tool)).text)
+
+
+async def test_sessions_share_as_many_processes_as_the_limits_allow(shell: Command) -> None:
+    """200 sessions of 5 upstreams: idle processes make room for others, and none is left."""
+    async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
+        upstreams = [pool.add(f"files{number}", shell, limit=4) for number in range(5)]
+        most = 0
+        for number in range(200):
+            client = Client(upstreams[number % 5].target(f"session{number}"))
+            await clients.enter_async_context(client)
+            most = max(most, len(children()))
+        assert most <= 5 * 4 + 1  # the watchdog
+        for upstream in upstreams:
+            report = upstream.describe()
+            assert (report.running, report.started, report.ended_idle, report.crashed) == (4, 40, 36, 0)
+            assert report.memory
+        # Every session still works: it gets another process.
+        first = Client(upstreams[0].target("session0"))
+        await clients.enter_async_context(first)
+        assert int((await first.call("pid")).text) in children()
+
+
+async def test_one_limit_holds_for_all_upstreams(shell: Command) -> None:
+    """A process of one upstream makes room for a process of another one."""
+    async with asyncio.timeout(WAIT), open_pool(limit=2, min_idle_seconds=0) as pool:
+        upstreams = [pool.add(name, shell) for name in "abc"]
+        async with contextlib.AsyncExitStack() as clients:
+            for upstream in upstreams:
+                client = await clients.enter_async_context(Client(upstream.target()))
+                await client.call("pid")
+                assert len(pool.running) <= 2
+
+
+async def test_busy_processes_are_not_ended_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that finds no room says which option helps."""
+    monkeypatch.setattr("millstream.gateway.processes._WAIT", 0.3)
+    async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
+        upstream = pool.add("files", shell, limit=1)
+        async with Client(upstream.target("a")) as client:
+            hanging = asyncio.create_task(client.call("hang", timeout=WAIT))
+            await until(lambda: pool.running[0].idle_seconds(monotonic()) < 0)
+            with pytest.raises(ConnectFailed, match=r"All 1 processes of files are in use\..*max_processes"):
+                await call(upstream, "b")
+            assert upstream.describe().waiting == 0
+            hanging.cancel()
+            await asyncio.wait([hanging])
+        assert await call(upstream, "b")
+
+
+async def test_idle_processes_end_and_come_back(shell: Command) -> None:
+    """A process with a subscription isn't idle."""
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("files", shell, idle_seconds=60)
+        async with Client(upstream.target()) as client:
+            first = int((await client.call("pid")).text)
+            pool.sweep(monotonic() + 30)
+            assert pool.running[0].pid == first
+            pool.sweep(monotonic() + 61)
+            await until(lambda: not pool.running)
+            assert not alive(first)
+            assert int((await client.call("pid")).text) != first
+            pool.running[0]._relay.wanted.set()
+            pool.sweep(monotonic() + 61)
+            assert not pool.running[0].closing
+        assert upstream.describe().ended_idle == 1
+
+
+async def test_spare_processes_serve_the_next_connections(shell: Command) -> None:
+    """One is started for each that is taken."""
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("files", shell, spares=2, limit=3)
+        upstream.warm_up()
+        await until(lambda: upstream.describe().spare == 2)
+        spare = {transport.pid for transport in pool.running}
+        assert await call(upstream) in spare
+        await until(lambda: upstream.describe().spare == 2)
+        os.kill(next(transport.pid for transport in pool.running if not transport.attached), signal.SIGKILL)
+        await until(lambda: upstream.describe().crashed == 1)
+        assert await call(upstream)
+        pool.sweep(monotonic())
+        await until(lambda: upstream.describe().spare == 2)
+
+
+async def test_a_killed_process_is_replaced_at_once_and_a_crash_loop_is_slowed(shell: Command) -> None:
+    """The delay grows, the error says why, and another key doesn't wait."""
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("printer", shell)
+        async with Client(upstream.target("a")) as client:
+            os.kill(int((await client.call("pid")).text), signal.SIGKILL)
+            await until(lambda: not pool.running)
+            assert int((await client.call("pid")).text)
+            fault: ClientError | None = None
+            while not isinstance(fault, ConnectFailed):
+                try:
+                    await client.call("die")
+                except (ConnectionLost, ConnectFailed) as exc:
+                    fault = exc
+            assert "The process of printer ended" in str(fault)
+            assert "exit code 3. It last said: out of paper" in str(fault)
+            assert await call(upstream, "b")
+        report = upstream.describe()
+        assert report.crashed >= 2
+        assert report.retry_seconds > 0
+        assert "out of paper" in report.last_error
+
+
+async def test_a_process_that_hangs_is_replaced(shell: Command) -> None:
+    """Requests that were given up and a long silence mark it."""
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("files", shell)
+        async with Client(upstream.target()) as client:
+            first = int((await client.call("pid")).text)
+            os.kill(first, signal.SIGSTOP)
+            for _ in range(3):
+                with pytest.raises(ClientError):
+                    await client.call("pid", timeout=0.05)
+            pool.sweep(monotonic())
+            assert pool.running[0].fault is None
+            pool.sweep(monotonic() + 31)
+            await until(lambda: not pool.running)
+            assert int((await client.call("pid")).text) != first
+        assert "no longer answered" in upstream.describe().last_error
+
+
+async def test_a_process_that_does_not_read_takes_no_memory_of_ours(tmp_path: Path) -> None:
+    """Calls that are given up before they are written never fill the buffer."""
+    path = tmp_path / "deaf.sh"
+    path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', "*hang*) sleep 1000 ;;"))
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("files", Command(("sh", str(path))))
+        async with Client(upstream.target()) as client:
+            calls = [client.call("hang", {"text": "x" * 100_000}, timeout=0.2) for _ in range(100)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(result, ClientError) for result in results)
+            process = pool.running[0]._process
+            assert process is not None
+            stdin = process.get_pipe_transport(0)
+            assert isinstance(stdin, asyncio.WriteTransport)
+            assert stdin.get_write_buffer_size() < 1_000_000
+
+
+async def test_standard_error_is_logged_with_the_name_of_the_upstream(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Line by line, without control characters, cut, and up to a rate: a flood is read slowly and left out."""
+    path = tmp_path / "loud.sh"
+    loud = "printf 'one\\033[2J\\n%s\\npart' $(seq -s, 2000) >&2\n" + textwrap.dedent(SHELL)
+    path.write_text(loud.replace('*\'"name":"hang"\'*) continue ;;', "*flood*) yes flood >&2 & continue ;;"))
+    caplog.set_level(logging.INFO, "millstream.gateway.processes")
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("printer", Command(("sh", str(path))))
+        assert await call(upstream)
+        lines = [record.getMessage() for record in caplog.records]
+        assert lines[0] == "printer: one[2J"
+        assert len(lines[1]) < 2100
+        assert "printer: part" in lines
+        async with Client(upstream.target()) as client:
+            with contextlib.suppress(ClientError):
+                await client.call("flood", timeout=1)
+            assert (await client.call("pid")).text  # it still answers
+
+            def left_out() -> bool:
+                pool.sweep(monotonic())
+                return any("left out" in record.getMessage() for record in caplog.records)
+
+            await until(left_out)
+        floods = [record for record in caplog.records if record.getMessage() == "printer: flood"]
+        assert len(floods) < 5_000
+
+
+async def test_a_flood_of_notifications_is_read_slowly(tmp_path: Path) -> None:
+    """It doesn't stop calls to other processes, or to this one."""
+    path = tmp_path / "loud.sh"
+    flood = '*flood*) yes \'{"jsonrpc":"2.0","method":"notifications/x"}\' & continue ;;'
+    path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', flood))
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        loud, quiet = (pool.add(name, Command(("sh", str(path)))) for name in ("loud", "quiet"))
+        async with Client(loud.target()) as flooded, Client(quiet.target()) as other:
+            with contextlib.suppress(ClientError):
+                await flooded.call("flood", timeout=0.5)
+            for _ in range(100):
+                await other.call("pid")
+            transport = next(iter(loud.running))
+            seen = transport._relay.count
+            assert seen > 0
+            for _ in range(100):
+                await other.call("pid")
+            assert loud.describe().crashed == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of another process")
+async def test_memory_is_limited() -> None:
+    """The allocation fails inside of the process, and the rest of the gateway goes on."""
+    program = """
+        import json, sys
+        for line in sys.stdin:
+            message = json.loads(line)
+            result = {"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+                      "ttlMs": 0, "cacheScope": "private"}
+            if message["method"] == "tools/call":
+                result = {"resultType": "complete", "content": [{"type": "text", "text": str(len(bytes(10**9)))}]}
+            print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+    """
+    command = Command((sys.executable, "-c", textwrap.dedent(program)))
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("greedy", command, memory_limit=256 * 2**20)
+        with pytest.raises(ConnectionLost, match="MemoryError"):
+            await call(upstream)
+
+
+def test_nothing_survives_a_gateway_that_was_killed(tmp_path: Path) -> None:
+    """Neither servers that ignore the end of their input and SIGTERM, nor what they have started."""
+    (tmp_path / "deaf.sh").write_text(
+        "trap '' TERM\n"
+        + textwrap.dedent(SHELL)
+        + f"sleep 1000 & echo $! > {tmp_path}/child.$$\nwhile :; do sleep 1; done\n"
+    )
+    program = f"""
+        import asyncio, sys
+        from millstream import Client
+        from millstream.client._transports.stdio import Command
+        from millstream.gateway.processes import ProcessPool
+
+        async def main():
+            pool = ProcessPool()
+            deaf = pool.add("deaf", Command(("sh", "{tmp_path}/deaf.sh")))
+            async with Client(deaf.target("a")) as a, Client(deaf.target("b")) as b:
+                print((await a.call("pid")).text, (await b.call("pid")).text, flush=True)
+                await asyncio.sleep(1000)
+
+        asyncio.run(main())
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as gateway:
+        try:
+            assert gateway.stdout is not None
+            pids = [int(pid) for pid in gateway.stdout.readline().split()]
+            assert len(pids) == 2
+            watchdog = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children")
+            pids += [int(pid) for pid in watchdog.read_text().split()]
+            assert len(set(pids)) == 3
+        finally:
+            gateway.kill()
+    asyncio.run(until(lambda: sum(path.read_text() != "" for path in tmp_path.glob("child.*")) == 2))
+    pids += [int(path.read_text()) for path in tmp_path.glob("child.*")]
+    asyncio.run(until(lambda: not any(alive(pid) for pid in pids)))
+
+
+async def test_a_killed_watchdog_is_started_again(shell: Command, tmp_path: Path) -> None:
+    """It guards the processes that run already."""
+    async with asyncio.timeout(WAIT), open_pool() as pool, Client(pool.add("files", shell).target()) as client:
+        server = int((await client.call("pid")).text)
+        (first,) = children() - {server}
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: pool.watchdog.missing)
+        pool.sweep(monotonic())
+        await until(lambda: not pool.watchdog.missing)
+        assert len(children()) == 2
