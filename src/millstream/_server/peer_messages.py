@@ -102,7 +102,35 @@ class StatsReply(Struct, frozen=True, array_like=True, tag="tell"):
     answer: bytes
 
 
+class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
+    """A client answers the questions of a forwarded call that waits at the receiver."""
+
+    number: int
+    """By which the sender knows the news of the call."""
+    id: str
+    round: int
+    bound: bytes
+    responses: bytes
+    """JSON: answers by the keys of their questions."""
+
+
+class LeaveCall(Struct, frozen=True, array_like=True, tag="leave"):
+    """The client that woke a call doesn't want its result any more."""
+
+    number: int
+
+
+class CallNews(Struct, frozen=True, array_like=True, tag="news"):
+    """What a call that was woken says: a notification, questions, or its end."""
+
+    number: int
+    kind: str
+    body: bytes
+    more: bool = False
+    """The next message has the rest of the body."""
+
+
 Message = (
     Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
-    | Missed | Present | StatsRequest | StatsReply
+    | Missed | Present | StatsRequest | StatsReply | WakeCall | LeaveCall | CallNews
 )  # fmt: skip

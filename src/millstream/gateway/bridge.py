@@ -1,21 +1,108 @@
-"""One call, forwarded to an upstream: progress, cancellation, errors, and the result as it came."""
+"""One call, forwarded to an upstream of any era: questions, progress, logs, cancellation, errors, and the result.
 
+| client | upstream | questions |
+|---|---|---|
+| handshake | handshake | pass to the client on the stream of its call, see `relay` |
+| handshake | per-request | `input_required` becomes requests to the client; the answers go back with the state |
+| per-request | handshake | park the call until the client's retry, see `parked` |
+| per-request | per-request | `input_required` passes through, its state sealed once more |
+"""
+
+import asyncio
 import logging
 from collections.abc import Mapping
+from functools import lru_cache, partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError
-from millstream._server.calls.context import Context
-from millstream.client._errors import ClientError, Failure, NoAnswer
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.errors import (
+    HEADER_MISMATCH,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    RESOURCE_NOT_FOUND,
+    UNSUPPORTED_VERSION,
+    URL_ELICITATION_REQUIRED,
+    Cancelled,
+    Declined,
+    ProtocolError,
+    ToolError,
+)
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import InputRequiredResult
+from millstream._protocol.metadata import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    LOG_LEVEL_KEY,
+    LOG_LEVELS,
+    SUBSCRIPTION_KEY,
+    VERSION_KEY,
+    Implementation,
+    declares,
+)
+from millstream._protocol.questions import ElicitResult
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.call import params_of
+from millstream._version import __version__
+from millstream.client._errors import BadAnswer, ClientError, Failure, NoAnswer
 from millstream.client._requests import Ask
+from millstream.gateway.links import SHARED, Link, LinkKey
+from millstream.gateway.parked import OVER, SLOT, required
+from millstream.gateway.questions import (
+    MAX_ASKED,
+    Asked,
+    abilities,
+    asks,
+    capabilities,
+    project_answer,
+    project_question,
+)
+from millstream.gateway.relay import Caller, Relay
 from millstream.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
 
 logger = logging.getLogger("millstream.gateway")
+
+NAME = "millstream-gateway"
+"""How the gateway introduces itself to upstreams."""
+
 _NO_HEADERS: Mapping[str, str] = {}
+_NEXT_LINKS = 8
+"""Connections that calls of one key may have side by side, where a question can't say which call it belongs to."""
+_FIRST_WAIT = 0.05
+_LONGEST_WAIT = 5.0
+_ASKS_BACK = b'"input_required"'
+_OWN = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
+                  "io.modelcontextprotocol/related-task"})  # fmt: skip
+"""Members of `_meta` that belong to the client's own connection."""
+
+_decode_meta = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_required = msgspec.json.Decoder(InputRequiredResult).decode
+_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
+
+
+class _Kept(Struct, frozen=True, array_like=True):
+    """The state of a forwarded call between the requests of its client. It travels sealed."""
+
+    kind: str
+    """``parked``, ``rounds``, or ``urls``."""
+    upstream: str
+    value: Raw
+
+
+class _Rounds(Struct, frozen=True, array_like=True):
+    """What an upstream of the per-request era wants back."""
+
+    state: str | None
+    keys: list[str]
+
+
+_decode_kept = msgspec.json.Decoder(_Kept).decode
+_decode_rounds = msgspec.json.Decoder(_Rounds).decode
 
 
 async def forward(
@@ -38,30 +125,317 @@ async def forward(
         headers: more HTTP headers.
 
     Raises:
+        InputRequired: the upstream asks something, and the client answers with its next request.
         ProtocolError: the upstream's own error, or for methods other than ``tools/call``, that there was no answer.
-        ToolError: there was no answer.
+        ToolError: there was no answer, or the upstream needs what the client can't do.
     """
-    key = upstream.key(call)
-    links = upstream.links
+    able = abilities(call)
+    source: Revision | None = None
     try:
-        link = links.ready(key) or await links.open(key)
-        ask = Ask(
-            method=method,
-            params=params,
-            name=name,
-            headers=headers,
-            progress=None if call.token is None and call.tee is None else Context(call).progress,
-        )
-        link.calls += 1
+        link = await _connect(call, upstream, able)
+        source = link.conversation.agreed.revision
+        relay = Relay(call, able, await _level(call, upstream, link, source))
+        ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, able, relay, source))
+        exchange = _Exchange(call, upstream, link, relay, ask, source)
         try:
-            return await link.conversation.requests.ask(ask)
+            if source.handshake:
+                return await (exchange.with_session() if call.revision.handshake else exchange.parked())
+            return await (exchange.in_rounds() if call.revision.handshake else exchange.through())
         finally:
-            link.calls -= 1
-            link.last_used = monotonic()
+            await relay.settle()
     except Failure as exc:
-        raise ProtocolError(exc.code, exc.message, exc.data) from None
+        raise _refused(call, upstream, exc, able, source) from None
     except ClientError as exc:
         raise unanswered(call, upstream, exc) from None
+
+
+async def _connect(call: "Call", upstream: Upstream, able: bytes) -> Link:
+    key, links = upstream.key(call, able), upstream.links
+    link = links.ready(key) or await links.open(key)
+    if link.calls and not key.affinity and key != SHARED and asks(able) and _ambiguous(link):
+        # Callers without a session don't depend on one connection, and each has its questions to itself on its own.
+        for number in range(1, _NEXT_LINKS):
+            other = LinkKey(key.principal, f"#{number}", key.capabilities)
+            link = links.ready(other) or await links.open(other)
+            if not link.calls:
+                break
+    return link
+
+
+def _ambiguous(link: Link) -> bool:
+    """Whether a question on a connection doesn't say which call it belongs to."""
+    conversation = link.conversation
+    return conversation.agreed.revision.handshake and conversation.transport.name != "streamable-http"
+
+
+async def _level(call: "Call", upstream: Upstream, link: Link, source: Revision) -> str:
+    """Return the level of the least severe log messages that the client wants, and have the upstream send them."""
+    services, session = call.services, call.session
+    chosen = call.log_level
+    if not call.revision.log_level_per_request:
+        records = services.records
+        if session is not None and (session.record is not None or records.may_exist(session)):
+            chosen = (await records.get(session)).log_level
+    if chosen and source.handshake and "logging" in upstream.catalog.capabilities:
+        relays = link.relays
+        if not relays.level or LOG_LEVELS.index(chosen) < LOG_LEVELS.index(relays.level):
+            relays.level = chosen
+            try:
+                await link.conversation.set_log_level(chosen)
+            except Failure as exc:
+                logger.debug("%s takes no log level: %s", upstream.config.name, exc)
+    if call.revision.log_level_per_request:
+        return chosen
+    return chosen or services.settings.client_log_level
+
+
+def _meta(call: "Call", able: bytes, relay: Relay, source: Revision) -> bytes:
+    """Return the members of `_meta` for the upstream: the client's own, without those of its connection."""
+    passed = b""
+    raw = bytes(params_of(call).meta)
+    if raw:
+        try:
+            kept = {key: value for key, value in _decode_meta(raw).items() if key not in _OWN}
+        except (msgspec.DecodeError, RecursionError):
+            kept = {}
+        if kept:
+            passed = encode(kept)[1:-1]
+    if source.handshake:
+        return passed
+    envelope = _envelope(source, able, relay.level)
+    return b"%b,%b" % (envelope, passed) if passed else envelope
+
+
+@lru_cache(256)
+def _envelope(source: Revision, able: bytes, level: str) -> bytes:
+    members: dict[str, Any] = {
+        VERSION_KEY: source.date,
+        CAPABILITIES_KEY: capabilities(able, source),
+        CLIENT_KEY: Implementation(NAME, __version__),
+    }
+    if level:
+        members[LOG_LEVEL_KEY] = level
+    return encode(members)[1:-1]
+
+
+class _Exchange:
+    """One call on its way to an upstream."""
+
+    __slots__ = ("_ask", "_call", "_link", "_relay", "_source", "_upstream")
+
+    def __init__(self, call: "Call", upstream: Upstream, link: Link, relay: Relay, ask: Ask, source: Revision) -> None:
+        self._call = call
+        self._upstream = upstream
+        self._link = link
+        self._relay = relay
+        self._ask = ask
+        self._source = source
+
+    async def _send(self, caller: Caller, extra: bytes = b"") -> bytes:
+        """Send the request once. `extra` are more members of its parameters."""
+        ask, link, call = self._ask, self._link, self._call
+        requests, callers = link.conversation.requests, link.relays.callers
+        params = b"%b,%b}" % (ask.params[:-1], extra) if extra else ask.params
+        request_id = next(requests.ids)
+        callers[request_id] = caller
+        link.calls += 1
+        try:
+            return await requests.ask(
+                Ask(
+                    method=ask.method,
+                    params=params,
+                    name=ask.name,
+                    headers=ask.headers,
+                    meta=ask.meta,
+                    progress=None if call.token is None and call.tee is None else caller.progress,
+                    id=request_id,
+                    rounds=False,
+                )
+            )
+        finally:
+            del callers[request_id]
+            link.calls -= 1
+            link.last_used = monotonic()
+
+    # Upstreams of the handshake era
+
+    async def with_session(self) -> bytes:
+        """The upstream asks, and the client answers on the stream of its call."""
+        return await self._send(self._relay)
+
+    async def parked(self) -> bytes:
+        """The upstream asks, and the client answers with its next request."""
+        call, calls = self._call, self._upstream.parked
+        kept = self._kept("parked", "urls")
+        keep = partial(self._keep, "parked")
+        if kept is not None and kept.kind == "parked":
+            return await calls.resume(call, self._relay, bytes(kept.value), keep)
+        if kept is not None:
+            self._check_urls(kept)
+        if not asks(self._relay.able):
+            return await self._send(self._relay)
+        return await calls.run(call, self._relay, self._source, self._send, keep)
+
+    def _check_urls(self, kept: _Kept) -> None:
+        """Go on only when the person has agreed to open every URL that the upstream wants open."""
+        answers = self._call.responses or {}
+        for key, question in msgspec.json.decode(kept.value, type=dict[str, Any]).items():
+            if key not in answers:
+                raise required(self._call, {key: question}, encode(kept))
+            try:
+                action = _decode_elicit(bytes(answers[key])).action
+            except (msgspec.DecodeError, RecursionError) as exc:
+                raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question['method']}") from exc
+            if action != "accept":
+                text = (
+                    "The person declined to open the URL." if action == "decline" else "The person dismissed the URL."
+                )
+                raise (Declined if action == "decline" else Cancelled)(text)
+
+    # Upstreams of the per-request era
+
+    async def in_rounds(self) -> bytes:
+        """The upstream's result asks, and the client answers on the stream of its call."""
+        call, extra = self._call, b""
+        for number in range(1, call.services.settings.max_rounds + 1):
+            result = await self._send(self._relay, extra)
+            asked = _required(result)
+            if asked is None:
+                return result
+            members: dict[str, Any] = {}
+            if asked.input_requests:
+                members["inputResponses"] = {key: await self._answer(each) for key, each in self._questions(asked)}
+            else:
+                await asyncio.sleep(min(_FIRST_WAIT * 2.0**number, _LONGEST_WAIT))
+            if asked.request_state is not None:
+                members["requestState"] = asked.request_state
+            extra = encode(members)[1:-1]
+        raise BadAnswer("The upstream asked again and again without an answer.")
+
+    async def _answer(self, asked: Asked) -> Raw:
+        try:
+            return project_answer(asked, await self._relay.ask(asked), self._source)
+        except ProtocolError as exc:
+            raise _unable(self._call, f"The server asked the client, and got no answer: {exc.message}") from exc
+
+    async def through(self) -> bytes:
+        """The upstream's result asks, and so does ours."""
+        call, extra = self._call, b""
+        kept = self._kept("rounds")
+        members: dict[str, Any] = {}
+        if kept is not None:
+            before = _decode_rounds(kept.value)
+            answers = {key: raw for key, raw in (call.responses or {}).items() if key in before.keys}
+            if answers:
+                members["inputResponses"] = answers
+            if before.state is not None:
+                members["requestState"] = before.state
+        elif call.responses and not call.state:
+            members["inputResponses"] = dict(call.responses)
+        if members:
+            extra = encode(members)[1:-1]
+        result = await self._send(self._relay, extra)
+        asked = _required(result)
+        if asked is None:
+            return result
+        questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(asked)}
+        value = encode(_Rounds(asked.request_state, list(questions)))
+        raise required(call, questions, self._keep("rounds", value))
+
+    def _questions(self, asked: InputRequiredResult) -> "list[tuple[str, Asked]]":
+        """Return the questions of a result, in the words of the client.
+
+        Raises:
+            ToolError, ProtocolError: the upstream asks what the client didn't declare.
+        """
+        if len(asked.input_requests) > MAX_ASKED:
+            raise BadAnswer(f"The upstream asked {len(asked.input_requests)} questions at once.")
+        if not asked.input_requests and asked.request_state is None:
+            raise BadAnswer("The upstream wants something, but doesn't say what.")
+        able, target = self._relay.able, self._call.revision
+        try:
+            return [
+                (key, project_question(each.method, bytes(each.params), able, self._source, target))
+                for key, each in asked.input_requests.items()
+            ]
+        except ProtocolError as exc:
+            raise _unable(self._call, f"The server asked what this client can't answer: {exc.message}") from exc
+
+    # State
+
+    def _keep(self, kind: str, value: bytes) -> bytes:
+        return encode(_Kept(kind, self._upstream.config.name, Raw(value)))
+
+    def _kept(self, *kinds: str) -> _Kept | None:
+        """Return the state that the client brought back.
+
+        Raises:
+            ProtocolError: it isn't one of this upstream, as it is now.
+        """
+        rounds = self._call.rounds
+        raw = None if rounds is None else rounds.settled(SLOT, SLOT)
+        if raw is None:
+            return None
+        kept = _decode_kept(raw)
+        if kept.kind not in kinds or kept.upstream != self._upstream.config.name:
+            raise ProtocolError(INVALID_PARAMS, OVER)
+        return kept
+
+
+def _required(result: bytes) -> InputRequiredResult | None:
+    """Return what a result asks; None for one that asks nothing."""
+    if _ASKS_BACK not in result:
+        return None
+    try:
+        found = _decode_required(result)
+    except (ValueError, RecursionError):
+        return None
+    return found if found.result_type == "input_required" else None
+
+
+# Errors
+
+
+def _refused(call: "Call", upstream: Upstream, exc: Failure, able: bytes, source: Revision | None) -> BaseException:
+    """Return the upstream's own error for the client's revision."""
+    if exc.code == URL_ELICITATION_REQUIRED:
+        return _urls_required(call, upstream, exc, able)
+    if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and us
+        return unanswered(call, upstream, exc)
+    missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
+    if missing and source is not None and not source.handshake:
+        return ProtocolError(RESOURCE_NOT_FOUND, exc.message, exc.data)
+    return ProtocolError(exc.code, exc.message, exc.data)
+
+
+def _urls_required(call: "Call", upstream: Upstream, exc: Failure, able: bytes) -> BaseException:
+    """Return what says that the person has to open URLs first."""
+    if call.revision.url_error:
+        return ProtocolError(exc.code, exc.message, exc.data)
+    found = exc.data.get("elicitations") if isinstance(exc.data, dict) else None
+    urls = [each for each in found if isinstance(each, dict)][:MAX_ASKED] if isinstance(found, list) else []
+    if (
+        not call.revision.handshake
+        and urls
+        and declares(capabilities(able, call.revision), {"elicitation": {"url": {}}})
+    ):
+        try:
+            asked = {
+                f"url{number}": project_question(
+                    "elicitation/create", encode({**each, "mode": "url"}), able, call.revision, call.revision
+                )
+                for number, each in enumerate(urls, 1)
+            }
+        except ProtocolError:
+            return unanswered(call, upstream, exc)
+        questions = {key: {"method": each.method, "params": each.params} for key, each in asked.items()}
+        return required(call, questions, encode(_Kept("urls", upstream.config.name, Raw(encode(questions)))))
+    places = " ".join(str(each.get("url", "")) for each in urls)
+    return _unable(call, f"{exc.message} Open this first, then try again: {places}".strip())
+
+
+def _unable(call: "Call", text: str) -> ToolError | ProtocolError:
+    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
 
 
 def unanswered(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
@@ -69,7 +443,5 @@ def unanswered(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError 
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
     name = upstream.config.name
     if isinstance(exc, NoAnswer):
-        text = f"The server {name!r} behind this gateway didn't answer in time."
-    else:
-        text = f"The server {name!r} behind this gateway can't be reached now. Try again later."
-    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
+        return _unable(call, f"The server {name!r} behind this gateway didn't answer in time.")
+    return _unable(call, f"The server {name!r} behind this gateway can't be reached now. Try again later.")

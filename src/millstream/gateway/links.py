@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError
+from millstream.gateway.relay import Relays
 
 
 class LinkKey(Struct, frozen=True, gc=False):
@@ -36,11 +37,13 @@ class TooManyLinks(ClientError):
 class Link:
     """One connection."""
 
-    __slots__ = ("calls", "conversation", "key", "last_used", "opening")
+    __slots__ = ("calls", "conversation", "key", "last_used", "opening", "relays")
 
-    def __init__(self, key: LinkKey, conversation: Conversation) -> None:
+    def __init__(self, key: LinkKey, conversation: Conversation, relays: Relays) -> None:
         self.key: LinkKey = key
         self.conversation: Conversation = conversation
+        self.relays: Relays = relays
+        """The clients of the calls that run on it."""
         self.opening: asyncio.Task[None] | None = None
         """Connects; None once it has succeeded."""
         self.calls: int = 0
@@ -53,14 +56,14 @@ class Links:
 
     __slots__ = ("_closing", "_max", "_open", "connect")
 
-    def __init__(self, connect: Callable[[LinkKey], Conversation], *, max_links: int) -> None:
+    def __init__(self, connect: Callable[[LinkKey], Link], *, max_links: int) -> None:
         """Nothing connects before `open`.
 
         Args:
-            connect: makes a conversation that isn't started yet.
+            connect: makes a connection that isn't started yet.
             max_links: how many connections may be open. Above it, the idle one that was used longest ago is closed.
         """
-        self.connect: Callable[[LinkKey], Conversation] = connect
+        self.connect: Callable[[LinkKey], Link] = connect
         self._max = max_links
         self._open: dict[LinkKey, Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -83,7 +86,7 @@ class Links:
         if link is None:
             if len(self._open) >= self._max:
                 self._make_room()
-            link = self._open[key] = Link(key, self.connect(key))
+            link = self._open[key] = self.connect(key)
             link.opening = asyncio.get_running_loop().create_task(self._start(link))
         if link.opening is not None:
             await asyncio.shield(link.opening)

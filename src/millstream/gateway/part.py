@@ -9,6 +9,7 @@ from millstream._parts import Host
 from millstream._server.calls.changes import Change
 from millstream.gateway.catalog import METHODS
 from millstream.gateway.items import UpstreamTool
+from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.upstream import Upstream, UpstreamConfig
 
 if TYPE_CHECKING:
@@ -48,10 +49,13 @@ class GatewayPart:
         self._host = host
         check(self.definition.upstreams)
         host.lives_on = True
+        parked = ParkedCalls(host.services)
+        host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         for config in self.definition.upstreams:
-            upstream = self.upstreams[config.name] = Upstream(config, changed=self._register)
+            upstream = self.upstreams[config.name] = Upstream(config, changed=self._register, parked=parked)
             host.stack.push_async_callback(upstream.close)
             await upstream.open()
+        host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.check_ready(self._doubt)
         await self._wait()

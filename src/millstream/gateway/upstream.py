@@ -17,12 +17,14 @@ from millstream._protocol.suggesting import Suggesting
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, Failure, TargetError
 from millstream.client._options import Options
-from millstream.client._questions import Questions
 from millstream.client._targets import find
 from millstream.gateway import catalog
 from millstream.gateway.catalog import Catalog, Description
-from millstream.gateway.links import SHARED, LinkKey, Links
+from millstream.gateway.links import SHARED, Link, LinkKey, Links
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
+from millstream.gateway.parked import ParkedCalls
+from millstream.gateway.questions import ANYTHING
+from millstream.gateway.relay import Relays
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -208,23 +210,25 @@ class _SharedProgram:
 class Upstream:
     """One upstream of a running gateway."""
 
-    def __init__(self, config: UpstreamConfig, *, changed: Callable[["Upstream"], None]) -> None:
+    def __init__(self, config: UpstreamConfig, *, changed: Callable[["Upstream"], None], parked: ParkedCalls) -> None:
         """Nothing connects before `open`.
 
         Args:
             config: of the upstream.
             changed: called when `catalog` is a new one.
+            parked: the calls that wait for answers.
         """
         # Configuration
         self.config: UpstreamConfig = config
         self.names: Names = config.names
         self._changed = changed
+        self.parked: ParkedCalls = parked
         # Process
         self.state: State = "connecting"
         self.reason: str = ""
         """Why it's degraded, for the operator. It may contain the address, so it's never sent to clients."""
         self.catalog: Catalog = Catalog()
-        self.links: Links = Links(self._conversation, max_links=config.max_links)
+        self.links: Links = Links(self._connect, max_links=config.max_links)
         self.listed: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self._target: Any = config.target
@@ -253,22 +257,36 @@ class Upstream:
         """What the upstream speaks, as far as is known."""
         return BY_DATE[self.catalog.revision]
 
-    def key(self, call: "Call") -> LinkKey:
-        """Return whose connection a call needs."""
+    def key(self, call: "Call", able: bytes) -> LinkKey:
+        """Return whose connection a call needs.
+
+        Args:
+            call: of the client.
+            able: what the client can be asked, see `questions.abilities`.
+        """
         revision = BY_DATE.get(self.catalog.revision)
         own = self.config.auth is not None and self.config.auth.per_principal
-        if not own and (revision is None or not revision.handshake or self._local):
-            return SHARED
         principal = call.principal.id if call.principal is not None else ""
-        affinity = call.session.id if call.session is not None and (revision is None or revision.handshake) else ""
-        return LinkKey(principal, affinity) if principal or affinity else SHARED
+        if revision is not None and not revision.handshake:  # each request says all there is to know
+            return LinkKey(principal) if own and principal else SHARED
+        if self._local and not own:
+            return SHARED
+        key = LinkKey(principal, "" if call.session is None else call.session.id, able)
+        return SHARED if key == SHARED else key
 
     @property
     def _local(self) -> bool:
         """A command of which one process serves every caller."""
         return isinstance(self._target, Sequence) and self.config.scale == "shared"
 
-    def _conversation(self, key: LinkKey) -> Conversation:
+    def _connect(self, key: LinkKey) -> Link:
+        # A process that serves every caller can't know which of them has what.
+        relays = Relays(self.config.name, ANYTHING if self._local else key.capabilities, shared=self._local)
+        conversation = relays.conversation = self._conversation(relays)
+        conversation.incoming.observer = relays.hear
+        return Link(key, conversation, relays)
+
+    def _conversation(self, relays: Relays) -> Conversation:
         config = self.config
         options = Options(
             name="millstream-gateway",
@@ -280,7 +298,7 @@ class Upstream:
         )
         return Conversation(
             self._target,
-            Questions(None, None, None),
+            relays,
             options,
             revision=config.revision,
             headers=config.headers,

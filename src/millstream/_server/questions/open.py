@@ -26,6 +26,17 @@ _REASON = 1_000
 _decode_error = msgspec.json.Decoder(PeerError).decode
 
 
+class ClientRefusal(ToolError):
+    """The client answered a question with an error."""
+
+    def __init__(self, text: str, code: int, reason: str) -> None:
+        super().__init__(text)
+        self.code = code
+        """Of the client's error."""
+        self.reason = reason
+        """Its message."""
+
+
 class _Open(NamedTuple):
     """A question without an answer."""
 
@@ -208,6 +219,7 @@ def _peer_error(raw: bytes) -> Exception:
         return ToolError("The client answered with an error.")
     if error.code == -1:
         return Declined(shorten(error.message, _REASON) or "The person declined.")
+    reason = shorten(error.message, _REASON)
     if error.code == METHOD_NOT_FOUND:
-        return ToolError(f"The client does not support this: {shorten(error.message, _REASON)}")
-    return ToolError(f"The client answered with an error: {shorten(error.message, _REASON)} ({error.code})")
+        return ClientRefusal(f"The client does not support this: {reason}", error.code, reason)
+    return ClientRefusal(f"The client answered with an error: {reason} ({error.code})", error.code, reason)

@@ -1,0 +1,506 @@
+"""Calls that wait at an upstream for an answer which their client brings in a later request, on any worker.
+
+A client of the per-request era can't be asked while its call runs. So the call to the upstream goes on as a task, and
+the client's request ends with `InputRequired`. The sealed state names the worker, the call, and the round. The client's
+retry wakes the call: here, or by messages on the worker that holds it. Each state wakes a call once.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping
+from itertools import count
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError, ToolError
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.revisions import Revision
+from millstream._protocol.rounds import InputRequired, Rounds
+from millstream._server.calls.call import Call
+from millstream._server.calls.context import call_binding
+from millstream._server.calls.services import Services
+from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
+from millstream.client._errors import ClientError, Failure, NoAnswer
+from millstream.gateway.questions import MAX_ASKED, Asked, project_answer
+from millstream.gateway.relay import MAX_WAITING, PROGRESS, Outbox, Relay, Step
+
+SLOT = "gateway"
+"""Of the state of a forwarded call among its rounds."""
+OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
+LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
+UNREACHABLE = "The server process that holds this call can't be reached now. Try again in a moment."
+
+_PIECE = 256 * 1024
+"""Bytes of one message between workers."""
+_WAKES = 30.0
+"""Seconds until the worker that holds a call must have confirmed that it woke it."""
+
+Hear = Callable[[str, bytes], None]
+
+
+class Ticket(Struct, frozen=True, array_like=True):
+    """How a retry finds its call."""
+
+    worker: str
+    id: str
+    round: int
+
+
+_decode_ticket = msgspec.json.Decoder(Ticket).decode
+_decode_responses = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_failure = msgspec.json.Decoder(tuple[int, str, Any]).decode
+_decode_asks = msgspec.json.Decoder(tuple[Ticket, dict[str, Any]]).decode
+
+
+class _OpenQuestion(Struct):
+    asked: Asked
+    answer: asyncio.Future[bytes]
+
+
+class ParkedCall:
+    """A call to an upstream, which goes on when its client's request has ended."""
+
+    __slots__ = (
+        "_admit", "_buffer", "_hear", "_keys", "_news", "_open", "able", "bound", "following", "id", "owner",
+        "revision", "round", "source", "task", "timer",
+    )  # fmt: skip
+
+    def __init__(self, call: Call, able: bytes, source: Revision, admit: "Callable[[ParkedCall], bool]") -> None:
+        """Nothing runs before `task` is set.
+
+        Args:
+            call: of the client.
+            able: what the client can be asked.
+            source: what the upstream speaks.
+            admit: whether there is room to park it.
+        """
+        self.id: str = secrets.token_hex(16)
+        self.able: bytes = able
+        self.revision: Revision = call.revision
+        self.source: Revision = source
+        self.owner: str = call.owner
+        self.bound: bytes = b""
+        """The hash of principal, method, name, and arguments."""
+        self.round: int = 0
+        """How often the client was asked."""
+        self.following: bool = True
+        """A request of the client waits for it."""
+        self.task: asyncio.Task[bytes]
+        self.timer: asyncio.TimerHandle | None = None
+        self._admit = admit
+        self._keys = count(1)
+        self._open: dict[str, _OpenQuestion] = {}
+        self._news = asyncio.Event()
+        self._hear: Hear | None = None
+        self._buffer: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
+        """What was said while no request of the client waited."""
+
+    def start(self, exchange: Coroutine[Any, Any, bytes]) -> None:
+        """Run the call to the upstream."""
+        self.task = asyncio.get_running_loop().create_task(exchange)
+        self.task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[bytes]) -> None:
+        self._news.set()
+        if not task.cancelled():
+            task.exception()  # or asyncio would log it as never retrieved
+
+    # What the upstream says
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        """Take progress as a client hears it."""
+        self.hear(PROGRESS, encode(Step(progress, total, message)))
+
+    def hear(self, method: str, params: bytes) -> None:
+        """Take progress or a log message, which waits while no request of the client does."""
+        if self._hear is not None:
+            self._hear(method, params)
+        else:
+            self._buffer.append((method, params))
+
+    async def ask(self, asked: Asked) -> bytes:
+        """Return the answer that a later request brings.
+
+        Raises:
+            ProtocolError: too many questions are open.
+        """
+        if len(self._open) >= MAX_ASKED or not self._admit(self):
+            raise ProtocolError(INTERNAL_ERROR, "Too many questions are open. Try again later.")
+        key = f"q{next(self._keys)}"
+        question = self._open[key] = _OpenQuestion(asked, asyncio.get_running_loop().create_future())
+        self._news.set()
+        try:
+            return await question.answer
+        finally:
+            del self._open[key]
+
+    # What the client's requests do
+
+    def attach(self, hear: Hear) -> None:
+        """Give what is said to a request of the client from now on."""
+        self._hear = hear
+        while self._buffer:
+            hear(*self._buffer.popleft())
+
+    async def next(self) -> dict[str, Any] | None:
+        """Wait for questions, and return them by key; None when the call has ended."""
+        while not self.task.done():
+            if self._unanswered():
+                await asyncio.sleep(0)  # questions that came together are asked together
+                self.round += 1
+                return self._unanswered()
+            self._news.clear()
+            await self._news.wait()
+        return None
+
+    def _unanswered(self) -> dict[str, Any]:
+        return {
+            key: {"method": each.asked.method, "params": each.asked.params}
+            for key, each in self._open.items()
+            if not each.answer.done()
+        }
+
+    def leave(self) -> None:
+        """A request of the client has ended."""
+        self._hear = None
+        self.following = False
+
+    def wake(self, number: int, bound: bytes, responses: Mapping[str, Any]) -> None:
+        """Answer questions, for a request of the client that waits from now on.
+
+        Raises:
+            ProtocolError: it's another call's request, one that came before, or an answer has the wrong shape.
+        """
+        if self.following or number != self.round or bound != self.bound:
+            raise ProtocolError(INVALID_PARAMS, OVER)
+        answers = {key: bytes(raw) for key, raw in responses.items() if key in self._open}
+        for key, raw in answers.items():
+            project_answer(self._open[key].asked, raw, self.source)
+        for key, raw in answers.items():
+            if not self._open[key].answer.done():
+                self._open[key].answer.set_result(raw)
+        self.following = True
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class _Remote(Struct, eq=False):
+    """A call of another worker, which a request here has woken."""
+
+    worker: str
+    hear: Hear
+    outcome: asyncio.Future[tuple[str, bytes]]
+    woken: asyncio.Event
+    pieces: list[bytes] = []
+
+
+class ParkedCalls:
+    """The parked calls of one worker."""
+
+    def __init__(self, services: Services) -> None:
+        """Nothing is parked yet. Questions are bounded by the settings that bound those of handshake clients."""
+        self._services = services
+        self._parked: dict[str, ParkedCall] = {}
+        self._by_owner: Counter[str] = Counter()
+        self._running: set[ParkedCall] = set()
+        self._numbers = count(1)
+        self._remote: dict[int, _Remote] = {}
+        """Calls of other workers, by our number."""
+        self._followers: dict[tuple[str, int], asyncio.Task[None]] = {}
+        """Requests of other workers, by worker and their number."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        peers = services.peers
+        peers.on(WakeCall, self._wake_for)
+        peers.on(LeaveCall, self._leave_for)
+        peers.on(CallNews, self._take_news)
+        peers.on_interruption(self._interrupt)
+        peers.on_workers(self._look)
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    async def close(self) -> None:
+        """End all calls."""
+        tasks = [*self._followers.values(), *self._tasks]
+        for parked in list(self._running):
+            self._drop(parked)
+            tasks.append(parked.task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Here
+
+    async def run(
+        self,
+        call: Call,
+        relay: Relay,
+        source: Revision,
+        exchange: Callable[[ParkedCall], Coroutine[Any, Any, bytes]],
+        keep: Callable[[bytes], bytes],
+    ) -> bytes:
+        """Run a call to an upstream whose questions end the client's request.
+
+        Args:
+            call: of the client.
+            relay: to the client.
+            source: what the upstream speaks.
+            exchange: runs the call, with the `Caller` that the upstream's messages go to.
+            keep: makes the state for the client's retry of a ticket for `resume`.
+
+        Raises:
+            InputRequired: the upstream asks.
+            ClientError: there's no result.
+        """
+        parked = ParkedCall(call, relay.able, source, self._admit)
+        self._running.add(parked)
+        parked.start(exchange(parked))
+        return await self._follow(parked, call, relay, keep)
+
+    async def resume(self, call: Call, relay: Relay, ticket: bytes, keep: Callable[[bytes], bytes]) -> bytes:
+        """Continue a call with the answers of a retry; raises as `run`.
+
+        Raises:
+            ProtocolError: the call is over, or was answered already.
+            ToolError: the worker that holds it is gone.
+        """
+        found = _decode_ticket(ticket)
+        if found.worker != self._services.store.workers.me:
+            return await self._resume_there(call, relay, found, keep)
+        parked = self._find(found.id)
+        parked.wake(found.round, call_binding(call), call.responses or {})
+        return await self._follow(parked, call, relay, keep)
+
+    def _find(self, parked_id: str) -> ParkedCall:
+        parked = self._parked.get(parked_id)
+        if parked is None:
+            raise ProtocolError(INVALID_PARAMS, OVER)
+        return parked
+
+    async def _follow(self, parked: ParkedCall, call: Call, relay: Relay, keep: Callable[[bytes], bytes]) -> bytes:
+        parked.attach(relay.hear)
+        try:
+            asks = await parked.next()
+        except BaseException:  # the client doesn't want the result any more
+            self._drop(parked)
+            raise
+        finally:
+            parked.leave()
+        if asks is None:
+            self._drop(parked)
+            await relay.settle()
+            return parked.task.result()
+        parked.bound = call_binding(call)
+        self._wait_for_client(parked)
+        await relay.settle()
+        raise required(call, asks, keep(encode(self._ticket(parked))))
+
+    def _ticket(self, parked: ParkedCall) -> Ticket:
+        return Ticket(self._services.store.workers.me, parked.id, parked.round)
+
+    def _wait_for_client(self, parked: ParkedCall) -> None:
+        loop = asyncio.get_running_loop()
+        parked.timer = loop.call_later(self._services.settings.ask_timeout, self._drop, parked)
+
+    def _admit(self, parked: ParkedCall) -> bool:
+        """Whether a call may be parked; if so, it can be found from now on."""
+        if parked.id in self._parked:
+            return True
+        settings = self._services.settings
+        if (
+            len(self._parked) >= settings.max_questions
+            or self._by_owner[parked.owner] >= settings.max_questions_per_principal
+        ):
+            return False
+        self._parked[parked.id] = parked
+        self._by_owner[parked.owner] += 1
+        return True
+
+    def _drop(self, parked: ParkedCall) -> None:
+        """Forget a call, and cancel it at the upstream if it runs."""
+        parked.task.cancel()
+        if parked.timer is not None:
+            parked.timer.cancel()
+        self._running.discard(parked)
+        if self._parked.pop(parked.id, None) is not None:
+            self._by_owner[parked.owner] -= 1
+            if not self._by_owner[parked.owner]:
+                del self._by_owner[parked.owner]
+
+    # On another worker
+
+    async def _resume_there(self, call: Call, relay: Relay, ticket: Ticket, keep: Callable[[bytes], bytes]) -> bytes:
+        peers, number = self._services.peers, next(self._numbers)
+        remote = _Remote(ticket.worker, relay.hear, asyncio.get_running_loop().create_future(), asyncio.Event())
+        self._remote[number] = remote
+        responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
+        message = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
+        try:
+            try:
+                if not await peers.send(ticket.worker, message):
+                    raise unavailable(call, LOST)
+                async with asyncio.timeout(_WAKES):
+                    await remote.woken.wait()
+            except (LocalError, OSError) as exc:  # a timeout is an OSError, too
+                self._send_soon(ticket.worker, LeaveCall(number))
+                raise unavailable(call, UNREACHABLE) from exc
+            kind, body = await remote.outcome
+        except asyncio.CancelledError:
+            self._send_soon(ticket.worker, LeaveCall(number))
+            raise
+        finally:
+            del self._remote[number]
+            remote.outcome.cancel()
+        await relay.settle()
+        if kind == "result":
+            return body
+        if kind == "asks":
+            after, asks = _decode_asks(body)
+            raise required(call, asks, keep(encode(after)))
+        raise self._raised(call, kind, body)
+
+    @staticmethod
+    def _raised(call: Call, kind: str, body: bytes) -> Exception:
+        """Return what the outcome of a call on another worker is here."""
+        if kind == "lost":
+            return unavailable(call, LOST)
+        code, message, data = _decode_failure(body)
+        if kind == "refused":
+            return ProtocolError(code, message, data)
+        if kind == "failed":
+            return Failure(code, message, data)
+        return NoAnswer(message) if kind == "late" else ClientError(message)
+
+    def _send_soon(self, worker: str, message: LeaveCall | CallNews) -> None:
+        async def send() -> None:
+            with contextlib.suppress(LocalError, OSError):
+                await self._services.peers.send(worker, message)
+
+        self._keep(asyncio.get_running_loop().create_task(send()))
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _take_news(self, news: CallNews, worker: str) -> None:
+        remote = self._remote.get(news.number)
+        if remote is None or remote.worker != worker or remote.outcome.done():
+            return
+        remote.woken.set()
+        if news.kind == "woken":
+            return
+        if news.kind.startswith("notifications/"):
+            remote.hear(news.kind, news.body)
+            return
+        remote.pieces.append(news.body)
+        if not news.more:
+            remote.outcome.set_result((news.kind, b"".join(remote.pieces)))
+
+    def _interrupt(self) -> None:
+        """Messages may have been lost: nobody knows whether the result is among them."""
+        for number, remote in self._remote.items():
+            if not remote.outcome.done():
+                remote.woken.set()
+                remote.outcome.set_result(("lost", b""))
+                self._send_soon(remote.worker, LeaveCall(number))
+
+    async def _look(self) -> None:
+        """Give up what depends on workers that are gone."""
+        alive = self._services.store.workers.alive
+        for worker in {remote.worker for remote in self._remote.values()}:
+            if not await alive(worker):
+                for remote in self._remote.values():
+                    if remote.worker == worker and not remote.outcome.done():
+                        remote.woken.set()
+                        remote.outcome.set_result(("lost", b""))
+        for worker in {worker for worker, _ in self._followers}:
+            if not await alive(worker):
+                for (each, _), task in list(self._followers.items()):
+                    if each == worker:
+                        task.cancel()
+
+    # For another worker
+
+    def _wake_for(self, message: WakeCall, worker: str) -> None:
+        if (worker, message.number) in self._followers or len(self._followers) >= self._services.settings.max_questions:
+            return
+        follower = asyncio.get_running_loop().create_task(self._follow_for(message, worker))
+        self._followers[worker, message.number] = follower
+        follower.add_done_callback(lambda _: self._followers.pop((worker, message.number), None))
+
+    def _leave_for(self, message: LeaveCall, worker: str) -> None:
+        follower = self._followers.get((worker, message.number))
+        if follower is not None:
+            follower.cancel()
+
+    async def _follow_for(self, message: WakeCall, worker: str) -> None:
+        """Wake a call for a request that another worker serves, and tell that worker what it says."""
+        try:
+            parked = self._find(message.id)
+            parked.wake(message.round, message.bound, _decode_responses(message.responses))
+        except ProtocolError as exc:
+            self._send_soon(worker, CallNews(message.number, "refused", _failure(exc.code, exc.message, exc.data)))
+            return
+
+        async def send(kind: str, body: bytes) -> None:
+            pieces = range(0, max(len(body), 1), _PIECE)
+            for at in pieces:
+                news = CallNews(message.number, kind, body[at : at + _PIECE], at + _PIECE < len(body))
+                if not await self._services.peers.send(worker, news):
+                    raise LocalError("The worker that woke a call is gone.")
+
+        outbox = Outbox(send)
+        try:
+            await send("woken", b"")
+            parked.attach(outbox.put)
+            asks = await parked.next()
+            parked.leave()
+            if asks is None:
+                self._drop(parked)
+            else:
+                self._wait_for_client(parked)
+            await outbox.settle()
+            if asks is None:
+                await send(*outcome_of(parked.task))
+            else:
+                await send("asks", encode((self._ticket(parked), asks)))
+        except asyncio.CancelledError:
+            self._drop(parked)
+            raise
+        except (LocalError, OSError):
+            self._drop(parked)
+
+
+def outcome_of(task: asyncio.Task[bytes]) -> tuple[str, bytes]:
+    """Return how a call to an upstream ended, for another worker."""
+    if task.cancelled():
+        return "lost", b""
+    exc = task.exception()
+    if exc is None:
+        return "result", task.result()
+    if isinstance(exc, Failure):
+        return "failed", _failure(exc.code, exc.message, exc.data)
+    return "late" if isinstance(exc, NoAnswer) else "unanswered", _failure(0, str(exc), None)
+
+
+def _failure(code: int, message: str, data: Any) -> bytes:
+    return encode((code, message, data))
+
+
+def required(call: Call, asks: Mapping[str, Any], state: bytes) -> InputRequired:
+    """Return what ends a client's request with questions, and keeps `state` (JSON) sealed for its retry."""
+    rounds = call.rounds
+    if rounds is None:
+        rounds = call.rounds = Rounds(None, call.responses or {})
+    rounds.settle(SLOT, SLOT, state)
+    return InputRequired(asks)
+
+
+def unavailable(call: Call, text: str) -> ToolError | ProtocolError:
+    """Return the error for a call that can't be continued."""
+    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)

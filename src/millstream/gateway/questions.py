@@ -1,0 +1,260 @@
+"""The questions of an upstream, forwarded to a client that may speak another revision.
+
+`abilities` is what a call's client can be asked. `capabilities` declares it to an upstream, `project_question` puts a
+question into the client's words and refuses what wasn't declared, and `project_answer` brings the answer back.
+"""
+
+import secrets
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.content import Message
+from millstream._protocol.depth import MAX_MEMBERS, too_many_members
+from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, ToolError
+from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.metadata import declares
+from millstream._protocol.questions import ElicitResult, ListRootsResult
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.call import Call
+from millstream._server.questions.forms import project
+from millstream._server.questions.sampling import project_conversation
+
+Json = dict[str, Any]
+
+UI = "io.modelcontextprotocol/ui"
+"""The one extension that passes a gateway as it is: it adds only members of results and resources."""
+MAX_UI = 2_048
+"""Bytes of a client's settings of that extension; larger ones aren't declared."""
+MAX_ASKED = 100
+"""Questions that an upstream may ask in one round of a call."""
+MAX_QUESTION = 1024 * 1024
+"""Bytes of the parameters of one question."""
+
+ANYTHING = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{}}'
+"""The abilities of a client that can be asked anything but to let its model call tools."""
+
+_SCHEMES = ("https://", "http://")
+_encode_sorted = msgspec.json.Encoder(order="deterministic").encode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
+_decode_roots = msgspec.json.Decoder(ListRootsResult).decode
+_decode_messages = msgspec.json.Decoder(list[Message]).decode
+
+
+def abilities(call: Call) -> bytes:
+    """Return what the client of a call can be asked, as canonical JSON in the words of the newest revision.
+
+    Empty for a client that can't be asked anything. Clients with equal abilities can share a connection to an upstream.
+    """
+    client = call.client.capabilities
+    revision = call.revision
+    if not client or (revision.handshake and call.session is None):
+        return b""
+    found: Json = {}
+    if "elicitation" in client and "elicitation/create" in revision.asks:
+        found["elicitation"] = {
+            mode: {} for mode in sorted(revision.elicitation_modes) if declares(client, {"elicitation": {mode: {}}})
+        }
+    if declares(client, {"sampling": {}}):
+        inner = ("context", "tools") if revision.sampling_tools else ()
+        found["sampling"] = {name: {} for name in inner if declares(client, {"sampling": {name: {}}})}
+    if declares(client, {"roots": {}}):
+        found["roots"] = {}
+    extensions = members(client.get("extensions"))
+    if UI in extensions and len(_encode_sorted(extensions[UI])) <= MAX_UI:
+        found["extensions"] = {UI: extensions[UI]}
+    return _encode_sorted(found) if found else b""
+
+
+def asks(able: bytes) -> bool:
+    """Return whether a client with these `abilities` can be asked something."""
+    return any(b'"%b":' % name in able for name in (b"elicitation", b"roots", b"sampling"))
+
+
+@lru_cache(256)
+def _read(able: bytes) -> Json:
+    return _decode_object(able) if able else {}
+
+
+def capabilities(able: bytes, revision: Revision) -> Json:
+    """Return the client capabilities that `abilities` are in the words of an upstream's revision."""
+    declared: Json = dict(_read(able))
+    modes = members(declared.pop("elicitation", None))
+    known: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
+    if known and "elicitation/create" in revision.asks:
+        declared["elicitation"] = known if "url" in revision.elicitation_modes else {}
+    if "sampling" in declared and not revision.sampling_tools:
+        declared["sampling"] = {}
+    return declared
+
+
+class Asked(Struct, frozen=True):
+    """A question in the words of the client, and what its answer has to become."""
+
+    method: str
+    params: Json
+    original: Json
+    """The parameters as the upstream wrote them."""
+
+
+def project_question(method: str, raw: bytes, able: bytes, source: Revision, target: Revision) -> Asked:
+    """Return an upstream's question in the words of the client's revision.
+
+    Args:
+        method: of the question.
+        raw: its parameters.
+        able: the `abilities` of the client.
+        source: the revision of the upstream.
+        target: the revision of the client.
+
+    Raises:
+        ProtocolError: the client can't be asked this, or nobody could.
+    """
+    if len(raw) > MAX_QUESTION or too_many_members(raw):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
+    name = _CAPABILITY.get(method)
+    declared = _read(able)
+    if name is None or name not in declared or method not in target.asks:
+        raise ProtocolError(METHOD_NOT_FOUND, f"The client did not declare what {method} needs")
+    try:
+        original = _decode_object(raw or b"{}")
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+    params = {key: value for key, value in original.items() if key not in _DROPPED}
+    if method == "elicitation/create":
+        params = _project_form(params, members(declared[name]), target)
+    elif method == "sampling/createMessage":
+        params = _project_sampling(params, members(declared[name]), source, target)
+    else:
+        params = {}
+    return Asked(method, params, original)
+
+
+_CAPABILITY: Mapping[str, str] = {
+    "elicitation/create": "elicitation",
+    "sampling/createMessage": "sampling",
+    "roots/list": "roots",
+}
+_DROPPED = frozenset({"_meta", "task"})
+"""Members that belong to the connection of the upstream and not to the client's."""
+
+
+def _project_form(params: Json, modes: Json, target: Revision) -> Json:
+    mode = params.get("mode") or "form"
+    if mode not in modes:
+        raise ProtocolError(INVALID_PARAMS, f"The client did not declare elicitation.{str(mode)[:16]}")
+    if mode == "url":
+        url = params.get("url")
+        if not isinstance(url, str) or not url.lower().startswith(_SCHEMES):
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: url must begin with https:// or http://")
+        params.pop("elicitationId", None) if not target.elicitation_ids else params.setdefault(
+            "elicitationId", secrets.token_urlsafe(16)
+        )
+        return params
+    if not isinstance(params.get("requestedSchema"), dict) or not isinstance(params.get("message"), str):
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: a form needs message and requestedSchema")
+    if "url" in target.elicitation_modes:
+        params["mode"] = "form"
+    else:
+        params.pop("mode", None)
+    if not target.rich_forms:
+        try:
+            params["requestedSchema"] = project(params["requestedSchema"], rich_enums=False, defaults_all=False)
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema is not a flat form") from exc
+    return params
+
+
+def _project_sampling(params: Json, declared: Json, source: Revision, target: Revision) -> Json:
+    if "tools" not in declared and (params.get("tools") or params.get("toolChoice")):
+        raise ProtocolError(INVALID_PARAMS, "The client did not declare sampling.tools")
+    if "context" not in declared and target.sampling_tools:
+        params.pop("includeContext", None)
+    if source.content <= target.content and source.sampling_tools <= target.sampling_tools:
+        return params
+    try:
+        messages = _decode_messages(encode(params.get("messages")))
+        return {**params, "messages": project_conversation(messages, target)}
+    except (msgspec.ValidationError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+    except ToolError as exc:
+        raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+
+
+def project_answer(asked: Asked, raw: bytes, source: Revision) -> Raw:
+    """Return a client's answer as the revision of the upstream has it.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS for an answer of the wrong shape.
+    """
+    if len(raw) > MAX_ANSWER or too_many_members(raw):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {asked.method}: more than {MAX_MEMBERS:,} members")
+    try:
+        if asked.method == "elicitation/create":
+            return _read_form(asked, raw)
+        if asked.method == "roots/list":
+            _decode_roots(raw)
+            return Raw(raw)
+        return _read_sample(raw, source)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {asked.method}") from exc
+
+
+MAX_ANSWER = 64 * 1024 * 1024
+_ACTIONS = frozenset({"accept", "decline", "cancel"})
+
+
+def _read_form(asked: Asked, raw: bytes) -> Raw:
+    result = _decode_elicit(raw)
+    if result.action not in _ACTIONS:
+        raise ProtocolError(INVALID_PARAMS, "Invalid answer: action is accept, decline or cancel")
+    fields = members(members(asked.original.get("requestedSchema")).get("properties"))
+    lists = {name for name, field in fields.items() if members(field).get("type") == "array"}
+    if not lists or result.action != "accept" or not bytes(result.content):
+        return Raw(raw)
+    # A form of an older revision had one choice where the upstream allows several.
+    content = _decode_object(result.content)
+    if not any(isinstance(content.get(name), str) for name in lists):
+        return Raw(raw)
+    whole = _decode_object(raw)
+    whole["content"] = {
+        name: [value] if name in lists and isinstance(value, str) else value for name, value in content.items()
+    }
+    return Raw(encode(whole))
+
+
+class _Sample(Struct):
+    content: Raw
+
+
+_decode_sample = msgspec.json.Decoder(_Sample).decode
+_decode_blocks = msgspec.json.Decoder(list[dict[str, Any]]).decode
+
+
+def _read_sample(raw: bytes, source: Revision) -> Raw:
+    content = bytes(_decode_sample(raw).content)
+    if source.sampling_tools or not content.startswith(b"["):
+        return Raw(raw)
+    # Older revisions have one block in an answer.
+    blocks = _decode_blocks(content)
+    texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
+    one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}
+    return Raw(encode({**_decode_object(raw), "content": one}))
+
+
+def question_from(raw: object) -> tuple[str, bytes]:
+    """Return method and parameters of one of the `inputRequests` of a result.
+
+    Raises:
+        ProtocolError: it isn't one.
+    """
+    asked = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
+    method = asked.get("method")
+    if not isinstance(method, str):
+        raise ProtocolError(INVALID_PARAMS, "Invalid inputRequests: a question has no method")
+    return method, encode(asked.get("params") or {})

@@ -1,0 +1,267 @@
+"""What an upstream says about a forwarded call, on its way to the client: questions, progress, and log messages.
+
+`Relays` is what one connection to an upstream hears. It finds the call that a message belongs to; a `Relay` takes the
+message to the client of that call. Where a transport doesn't say which call a message belongs to, it belongs to the
+only one that runs. With several, questions are refused and log messages dropped: nothing is guessed.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.errors import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    Declined,
+    ProtocolError,
+    ToolError,
+)
+from millstream._protocol.jsonrpc import encode, notification_message
+from millstream._protocol.metadata import LOG_LEVELS
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.call import Call
+from millstream._server.calls.context import Context
+from millstream._server.questions.open import ClientRefusal
+from millstream.client._conversation import Conversation
+from millstream.client._incoming import Notification
+from millstream.gateway.questions import Asked, capabilities, project_answer, project_question
+
+logger = logging.getLogger("millstream.gateway")
+
+LOG = "notifications/message"
+PROGRESS = "notifications/progress"
+MAX_WAITING = 256
+"""Notifications of one call that wait for a slow client. Of more, the oldest are dropped."""
+REJECTED = -1
+"""The error code with which a person or a client refuses a sampling request."""
+
+
+class Step(Struct, omit_defaults=True):
+    """The progress of a call."""
+
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class _Level(Struct):
+    level: str
+
+
+_decode_step = msgspec.json.Decoder(Step).decode
+_decode_level = msgspec.json.Decoder(_Level).decode
+
+
+class Caller(Protocol):
+    """The client of one forwarded call, as a connection to an upstream sees it."""
+
+    @property
+    def able(self) -> bytes:
+        """What the client can be asked, see `questions.abilities`."""
+        ...
+
+    @property
+    def revision(self) -> Revision:
+        """What the client speaks."""
+        ...
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        """Take progress."""
+
+    def hear(self, method: str, params: bytes) -> None:
+        """Take progress or a log message."""
+
+    async def ask(self, asked: Asked) -> bytes:
+        """Return the client's raw answer.
+
+        Raises:
+            ProtocolError: there is none.
+        """
+        ...
+
+
+class Outbox:
+    """Notifications about one call, sent in the background and in order."""
+
+    __slots__ = ("_pump", "_send", "_waiting")
+
+    def __init__(self, send: Callable[[str, bytes], Awaitable[None]]) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            send: sends the method and parameters of one notification, and waits while its receiver is slow.
+        """
+        self._send = send
+        self._waiting: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
+        self._pump: asyncio.Task[None] | None = None
+
+    def put(self, method: str, params: bytes) -> None:
+        """Send a notification soon. If too many wait, the oldest is dropped."""
+        self._waiting.append((method, params))
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await self._send(*self._waiting.popleft())
+
+    async def settle(self) -> None:
+        """Wait until everything is sent, so that the result comes after it."""
+        if self._pump is not None and not self._pump.done():
+            try:
+                await asyncio.wait([self._pump])
+            finally:
+                self._pump.cancel()
+
+
+class Relay:
+    """The client of a call that runs here."""
+
+    __slots__ = ("_call", "_least", "_outbox", "able", "level")
+
+    def __init__(self, call: Call, able: bytes = b"", level: str = "") -> None:
+        """Nothing is sent yet.
+
+        Args:
+            call: of the client.
+            able: what the client can be asked.
+            level: of the least severe log messages that the client wants; empty for none.
+        """
+        self._call = call
+        self.able: bytes = able
+        self.level: str = level
+        self._least = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
+        self._outbox: Outbox | None = None
+
+    @property
+    def revision(self) -> Revision:
+        """What the client speaks."""
+        return self._call.revision
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        """Take progress as a client hears it."""
+        self.hear(PROGRESS, encode(Step(progress, total, message)))
+
+    def hear(self, method: str, params: bytes) -> None:
+        """Take progress or a log message."""
+        if method == LOG:
+            try:
+                level = _decode_level(params).level
+            except (msgspec.DecodeError, RecursionError):
+                return
+            if level not in LOG_LEVELS or LOG_LEVELS.index(level) < self._least:
+                return
+        if self._outbox is None:
+            self._outbox = Outbox(self._send)
+        self._outbox.put(method, params)
+
+    async def _send(self, method: str, params: bytes) -> None:
+        if method == LOG:
+            await self._call.say(notification_message(method, Raw(params)))
+        else:
+            step = _decode_step(params)
+            await Context(self._call).progress(step.progress, step.total, step.message)
+
+    async def settle(self) -> None:
+        """Wait until what was heard is sent, so that the result comes after it."""
+        if self._outbox is not None:
+            await self._outbox.settle()
+
+    async def ask(self, asked: Asked) -> bytes:
+        """Ask the client on the stream of its call, and return the raw answer.
+
+        Raises:
+            ProtocolError: the client can't be asked, refused, or didn't answer.
+        """
+        call = self._call
+        if call.over or call.cancelled:
+            raise ProtocolError(INVALID_REQUEST, "The call that asks is over")
+        if not call.open_line().asks:
+            raise ProtocolError(METHOD_NOT_FOUND, "The client reads no stream on which it can be asked")
+        ids = call.asked = set() if call.asked is None else call.asked
+        scope = "" if call.session is None else call.session.id
+        try:
+            return await call.services.questions.ask(
+                call.say, asked.method, asked.params, owner=call.owner, scope=scope, asked=ids
+            )
+        except Declined as exc:
+            raise ProtocolError(REJECTED, str(exc)) from None
+        except ClientRefusal as exc:
+            raise ProtocolError(exc.code, exc.reason) from None
+        except ToolError as exc:
+            raise ProtocolError(INTERNAL_ERROR, str(exc)) from None
+
+
+class Relays:
+    """The calls that run on one connection, and what the upstream says about them."""
+
+    __slots__ = ("_able", "_name", "_shared", "_warned", "callers", "conversation", "level")
+
+    def __init__(self, name: str, able: bytes, *, shared: bool = False) -> None:
+        """Nothing runs yet.
+
+        Args:
+            name: of the upstream, for the log.
+            able: what the connection declares, see `questions.abilities`.
+            shared: other settings would give each session a connection of its own.
+        """
+        self._name = name
+        self._able = able
+        self._shared = shared
+        self._warned = False
+        self.callers: dict[int, Caller] = {}
+        """Id of the request -> the client that it's forwarded for."""
+        self.level: str = ""
+        """The least severe level that the upstream was asked for."""
+        self.conversation: Conversation
+        """With the upstream; set before it starts."""
+
+    def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
+        """Return the capabilities to declare in a revision."""
+        return capabilities(self._able, revision) | dict(more)
+
+    def find(self, request_id: int) -> Caller | None:
+        """Return the caller that a message belongs to; without a request, the only one."""
+        if request_id:
+            return self.callers.get(request_id)
+        return next(iter(self.callers.values())) if len(self.callers) == 1 else None
+
+    async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
+        """Return the answer of the client whose call asks.
+
+        Raises:
+            ProtocolError: it's not known which client that is, or it doesn't answer.
+        """
+        if method == "ping":
+            return {}
+        caller = self.find(request_id)
+        if caller is None:
+            raise self._unknown()
+        source = self.conversation.agreed.revision
+        asked = project_question(method, params, caller.able, source, caller.revision)
+        return project_answer(asked, await caller.ask(asked), source)
+
+    def _unknown(self) -> ProtocolError:
+        if not self.callers:
+            return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
+        if not self._warned:
+            self._warned = True
+            remedy = ' Set scale="per_session" for it.' if self._shared else ""
+            logger.warning(
+                "%s asked a question while several calls ran, and didn't say for which one. It was refused.%s",
+                self._name, remedy,
+            )  # fmt: skip
+        return ProtocolError(INVALID_REQUEST, "Several calls are running, so it is unknown which client to ask")
+
+    def hear(self, notification: Notification) -> None:
+        """Take a log message to the client whose call it belongs to. Progress finds its call by its token."""
+        if notification.method == LOG:
+            caller = self.find(notification.request_id)
+            if caller is not None:
+                caller.hear(LOG, bytes(notification.params))
