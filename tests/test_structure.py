@@ -24,6 +24,7 @@ LAYERS = [
     "_protocol",
     "_config",
     "_env_file",
+    "_jsonc",
     "_http",
     "_telemetry",
     "_stores",

@@ -194,6 +194,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """How long a server that stops serves on, and is not ready: load balancers notice it in that time."""
     lenient_arguments: Switch = False
     """Every tool takes arguments as ``@mcp.tool(lenient=True)`` does: ``"3"`` for 3, JSON text for a list."""
+    tool_search: Switch = False
+    """The list of tools has search_tools and call_tool, by which models find and call the others."""
     watchdog: Seconds = 0.0
     """Several workers: one whose event loop stands still for so long is killed and replaced; 0 means never."""
     log_level: LogLevel = "info"

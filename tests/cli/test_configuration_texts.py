@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream._cli.installing import jsonc
-from millstream._cli.installing.broken import Broken
+from millstream import _jsonc as jsonc
 from millstream._cli.installing.documents import (
     put_toml,
     put_yaml,
@@ -21,6 +20,7 @@ from millstream._cli.installing.documents import (
     remove_yaml,
     yaml_entry,
 )
+from millstream._jsonc import Broken
 
 ENTRY = {"command": "run", "args": ["a b", 'c"d']}
 VSCODE = """\

@@ -38,6 +38,10 @@ def _audits(definition: Described) -> bool:
     return bool(definition.settings.audit_log)
 
 
+def _searches(definition: Described) -> bool:
+    return definition.settings.tool_search
+
+
 def _stores_alone(definition: Described) -> bool:
     return definition.store.startswith(("memory:", "sqlite:"))
 
@@ -61,6 +65,7 @@ _PARTS = "millstream._app.parts"
 TABLE: dict[str, Entry] = {
     "metrics": Entry(f"{_PARTS}.metrics:MetricsPart", None),
     "auth": Entry(f"{_PARTS}.auth:AuthPart", _signs_in),
+    "search": Entry("millstream.gateway.search:SearchPart", _searches),  # its gate comes before that of the limits
     "limits": Entry(f"{_PARTS}.limits:LimitsPart"),
     "hub": Entry(f"{_PARTS}.hub:HubPart", None),
     "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),

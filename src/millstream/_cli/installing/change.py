@@ -17,9 +17,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream import _jsonc as jsonc
 from millstream._app.serving.errors import CommandError
-from millstream._cli.installing import documents, jsonc
-from millstream._cli.installing.broken import Broken
+from millstream._cli.installing import documents
+from millstream._jsonc import Broken
 from millstream._protocol.json_schema import value_at
 
 _ABSENT = "-absent"

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 from millstream._app.serving.errors import CommandError
-from millstream._cli.installing.broken import Broken
+from millstream._jsonc import Broken
 from millstream._protocol.json_schema import is_array
 
 _BOM = "\ufeff"

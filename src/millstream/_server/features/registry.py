@@ -87,6 +87,8 @@ class Registry:
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
+        self.listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+        """``listed(kind, items)`` returns those items that lists have, where they don't have all."""
 
     def add(self, kind: str, key: str, item: Any) -> None:
         """Register an item of a kind (tools, resources, templates, prompts).
@@ -301,6 +303,8 @@ class Registry:
         if made is None or cursor == "":
             private = self.private or kind in self.conditional or bool(self._scopes.get(kind))
             items = self.visible(kind, seen, hidden)
+            if self.listed is not None:
+                items = dict(self.listed(kind, items))
             made = page_of(
                 kind, items, revision, cursor, size=self._page_size, ttl_ms=self._list_ttl_ms, private=private
             )

@@ -11,7 +11,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.installing.broken import Broken
+
+class Broken(Exception):
+    """The text isn't what it should be; the error says where. A file like that is left as it is."""
+
 
 _BLANK = re.compile(r"(?:[ \t\r\n\ufeff]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _REST_OF_LINE = re.compile(r"(?:[ \t]+|/\*[^\n]*?\*/)*(?://[^\r\n]*)?")

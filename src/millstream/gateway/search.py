@@ -1,0 +1,263 @@
+"""Tool search: the list of tools has `search_tools` and `call_tool`, and models find the others by what they do.
+
+``Settings(tool_search=True)`` turns it on, for a server with upstreams or without. SQLite's full-text index ranks by
+BM25 (docs/decisions/0036). A call through `call_tool` becomes a call of the tool itself before any gate sees it:
+scopes, limits, middleware, time limits, and the audit log are those of a direct call.
+"""
+
+import re
+import sqlite3
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._parts import Host
+from millstream._protocol.admission import require_capabilities, target_name
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.access import granted
+from millstream._server.calls.call import Call
+from millstream._server.features.registry import Registry
+from millstream._server.features.sources import Source
+from millstream._server.features.tools import Tool
+from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.results import ToolResult
+from millstream._server.handlers.listing import sees
+from millstream.client._tool_headers import headers_of
+
+SEARCH, CALL = "search_tools", "call_tool"
+LISTED = "listed"
+"""The tag of tools that the list has as well."""
+MAX_FOUND = 20
+_FOUND = 5
+_MAX_QUERY = 1000
+_MAX_WORDS = 32
+_MAX_TEXT = 4000
+"""Characters of a description, or of all arguments, that are searched."""
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
+_STOP_WORDS = frozenset((
+    "a", "an", "and", "are", "as", "at", "by", "for", "from", "i", "in", "is", "it", "me", "my", "of", "on", "or",
+    "that", "the", "this", "to", "with", "you",
+))  # fmt: skip
+_WEIGHTS = "8.0, 4.0, 2.0, 1.0"
+"""Of name, title, description, and arguments."""
+
+
+class SearchArguments(Struct, frozen=True):
+    """Arguments of `search_tools`."""
+
+    query: str
+    limit: int = _FOUND
+
+
+class CallArguments(Struct, frozen=True):
+    """Arguments of `call_tool`."""
+
+    name: str
+    arguments: Raw = Raw(b"{}")
+
+
+SEARCH_DESCRIPTION: dict[str, Any] = {
+    "description": "Find tools by what they do. Returns the best matches with their input schemas; call one of them "
+    f"with {CALL}.",
+    "inputSchema": {
+        "type": "object",
+        "properties": {
+            "query": {"type": "string", "description": "Words that say what the tool should do"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_FOUND, "default": _FOUND},
+        },
+        "required": ["query"],
+    },
+}
+CALL_DESCRIPTION: dict[str, Any] = {
+    "description": f"Call a tool that {SEARCH} has found.",
+    "inputSchema": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "description": "Name of the tool"},
+            "arguments": {"type": "object", "description": "Arguments that fit the tool's input schema"},
+        },
+        "required": ["name"],
+    },
+}
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, those of ``camelCase`` and ``snake_case`` one by one."""
+    return _WORD.findall(text)
+
+
+class Index:
+    """What tools say about themselves, ranked by BM25.
+
+    Args:
+        tools: name -> description as it's listed.
+    """
+
+    def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
+        self._names = list(tools)
+        self._table = sqlite3.connect(":memory:", check_same_thread=False)
+        self._table.execute(
+            "CREATE VIRTUAL TABLE tools USING fts5(name, title, about, arguments, tokenize='porter unicode61')"
+        )
+        self._table.executemany(
+            "INSERT INTO tools(rowid, name, title, about, arguments) VALUES (?, ?, ?, ?, ?)",
+            ((number, *_texts(name, tools[name])) for number, name in enumerate(self._names)),
+        )
+
+    def search(self, query: str) -> list[str]:
+        """Return the names of the tools that have a word of a query, the best first."""
+        every = dict.fromkeys(word.lower() for word in words(query[:_MAX_QUERY]))
+        found = [word for word in every if word not in _STOP_WORDS][:_MAX_WORDS]
+        if not found:
+            return []
+        rows = self._table.execute(
+            f"SELECT rowid FROM tools WHERE tools MATCH ? ORDER BY bm25(tools, {_WEIGHTS}), rowid",  # noqa: S608  ours
+            (" OR ".join(f'"{word}"' for word in found),),
+        )
+        return [self._names[number] for (number,) in rows]
+
+    def close(self) -> None:
+        """Free its memory."""
+        self._table.close()
+
+
+def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    schema = description.get("inputSchema")
+    properties = schema.get("properties") if is_object(schema) else None
+    arguments = [
+        f"{each} {about.get('description', '') if is_object(about) else ''}"
+        for each, about in (properties if is_object(properties) else {}).items()
+    ]
+    texts = name, description.get("title") or "", description.get("description") or "", " ".join(arguments)
+    first, second, third, fourth = (" ".join(words(str(text)[:_MAX_TEXT])) for text in texts)
+    return first, second, third, fourth
+
+
+class SearchPart:
+    """Puts `search_tools` and `call_tool` in front of all other tools of a server."""
+
+    name: str = "search"
+    needs: Collection[str] = ()
+
+    def __init__(self, definition: object) -> None:
+        self._index: Index | None = None
+
+    async def open(self, host: Host) -> None:
+        """Register both tools, and leave the others out of the list.
+
+        Raises:
+            ValueError: the server has a tool of one of these names.
+        """
+        self._registry: Registry = host.registry
+        for name, run, read, about in (
+            (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
+            (CALL, _never, _read_call, CALL_DESCRIPTION),
+        ):
+            source = Source(name, run, read, description=about["description"], schema=about["inputSchema"])
+            host.registry.add(
+                "tools", name, Tool(source, annotations={"readOnlyHint": True} if name == SEARCH else None)
+            )
+            host.on_close(partial(host.registry.remove, "tools", name))
+        host.registry.listed = self._listed
+        host.on_close(self._unlist)
+        host.on_change(self._forget)
+        host.gate(self._redirect)
+
+    async def close(self) -> None:
+        """Free the index."""
+        self._forget("tools")
+
+    def _unlist(self) -> None:
+        self._registry.listed = None
+
+    def _forget(self, kind: str) -> None:
+        if kind == "tools":
+            self._index = None
+
+    @staticmethod
+    def _listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what lists have: both tools, and those that are tagged."""
+        if kind != "tools":
+            return items
+        return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED in item.tags}
+
+    async def _search(self, arguments: SearchArguments, call: Call) -> ToolResult:
+        registry = self._registry
+        if self._index is None:
+            tools = {name: each.describe() for name, each in registry.tools.items() if name not in (SEARCH, CALL)}
+            self._index = Index(tools)
+        scopes = granted(call)
+        found: list[dict[str, Any]] = []
+        matches = 0
+        for name in self._index.search(arguments.query):
+            tool = registry.tools.get(name)
+            if tool is None or not sees(call, tool) or (scopes is not None and not tool.scopes <= scopes):
+                continue
+            matches += 1
+            if len(found) < max(1, min(arguments.limit, MAX_FOUND)):
+                found.append(_shown(tool))
+        if not found:
+            return ToolResult("No tool matches. Try other words.", {"tools": [], "matches": 0})
+        result = {"tools": found, "matches": matches}
+        return ToolResult(encode(result).decode(), result)
+
+    def _redirect(self, call: Call) -> None:
+        """Make a call of `call_tool` a call of the tool that it names. The gates after this one see that tool."""
+        if call.method != "tools/call" or call.tool is not None:
+            return
+        if (call.name or target_name(call.method, call.params)) != CALL:
+            return
+        try:
+            params = _decode_params(call.params)
+            inner = _read_call(params.get("arguments", Raw(b"{}")))
+        except (msgspec.DecodeError, RecursionError, ArgumentError) as exc:
+            text = f"Invalid arguments for tool {CALL!r}: {exc}"
+            raise (
+                ToolError(text) if call.revision.argument_errors_in_result else ProtocolError(INVALID_PARAMS, text)
+            ) from exc
+        if inner.name == CALL:
+            raise ToolError(f"{CALL} can't call itself: give it the name of another tool.")
+        call.name, call.arguments = inner.name[:128], None
+        call.params = encode({**params, "name": inner.name, "arguments": inner.arguments})
+        tool = self._registry.tools.get(inner.name)
+        if tool is None or not sees(call, tool):
+            return  # the handler refuses it
+        if tool.requires and not call.revision.handshake:
+            require_capabilities(call.client.capabilities, tool.requires)
+        if tool.headers and call.headers is not None:
+            # The client can't know which arguments would have been in headers.
+            repeated = headers_of(tool.headers, msgspec.json.decode(inner.arguments))
+            call.headers = {**call.headers, **{name.lower().encode(): text.encode() for name, text in repeated.items()}}
+
+
+def _shown(tool: Tool) -> dict[str, Any]:
+    description = tool.describe()
+    return {key: description[key] for key in ("name", "title", "description", "inputSchema") if key in description}
+
+
+async def _never(arguments: Any, call: Call) -> Any:
+    raise ToolError(f"{CALL} isn't available here: call the tool itself.")
+
+
+_decode_params = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_search = msgspec.json.Decoder(SearchArguments).decode
+_decode_call = msgspec.json.Decoder(CallArguments).decode
+
+
+def _read_search(raw: Any) -> SearchArguments:
+    try:
+        return _decode_search(raw)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ArgumentError(f"Invalid arguments for tool {SEARCH!r}: {exc}") from exc
+
+
+def _read_call(raw: Any) -> CallArguments:
+    try:
+        return _decode_call(raw)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ArgumentError(str(exc)) from exc

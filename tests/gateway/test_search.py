@@ -1,0 +1,113 @@
+"""Tool search: two tools in the list, the others by what they do, with the gates of a direct call."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from auth_world import ALICE, BOB, guarded, known_keys
+from millstream import Client, Context, Server, Settings
+from millstream._protocol.revisions import BY_DATE
+from patience import WAIT
+
+
+def library(**settings: Any) -> Server:
+    mcp = Server("library", settings=Settings(tool_search=True, **settings))
+
+    @mcp.tool(name="createIssue")
+    def create_issue(title: str) -> str:
+        """Open a ticket about a defect."""
+        return f"opened {title}"
+
+    @mcp.tool
+    def list_branches(repository: str) -> list[str]:
+        """Name the branches of a repository."""
+        return [repository]
+
+    @mcp.tool(tags=["listed"])
+    def ping() -> str:
+        """Answer."""
+        return "pong"
+
+    @mcp.tool
+    async def asks(ctx: Context) -> str:
+        """Ask the person for a number."""
+        number = await ctx.elicit("How many?", int)
+        return f"{number} it is"
+
+    return mcp
+
+
+async def test_models_find_and_call_tools_that_lists_leave_out() -> None:
+    async def person(question: Any) -> Any:
+        return {"value": 3}
+
+    for revision in BY_DATE:
+        async with Client(library(), timeout=WAIT, revision=revision, elicit=person) as client:
+            assert [each.name for each in await client.tools()] == ["ping", "search_tools", "call_tool"]
+            found = json.loads((await client.call("search_tools", query="issues of a repository")).text)
+            assert {each["name"] for each in found["tools"]} == {"createIssue", "list_branches"}
+            assert found["tools"][0]["inputSchema"]["required"]
+            first = json.loads((await client.call("search_tools", query="branch", limit=1)).text)
+            assert [each["name"] for each in first["tools"]] == ["list_branches"]
+            nothing = await client.call("search_tools", query='"; DROP TABLE tools; -- *')
+            assert nothing.text == "No tool matches. Try other words."
+            assert (await client.call("call_tool", name="createIssue", arguments={"title": "x"})).text == "opened x"
+            assert (await client.call("createIssue", title="y")).text == "opened y"
+            if revision >= "2025-06-18":
+                assert (await client.call("call_tool", name="asks")).text == "3 it is"
+
+
+async def test_mistakes_are_those_of_the_tool_itself() -> None:
+    async with Client(library(), timeout=WAIT) as client:
+        wrong = await client.call("call_tool", name="createIssue", arguments={})
+        assert "'createIssue'" in wrong.text
+        assert wrong.is_error
+        for arguments in ({"name": "call_tool"}, {}, {"name": 3}):
+            assert (await client.call("call_tool", arguments)).is_error
+
+
+async def test_tools_that_are_added_later_are_found() -> None:
+    mcp = library()
+    async with Client(mcp, timeout=WAIT) as client:
+        await client.call("search_tools", query="weather")
+        mcp.tool(lambda: "sunny", name="weather", description="The weather")
+        assert "weather" in (await client.call("search_tools", query="weather")).text
+        mcp.remove_tool("weather")
+        assert "weather" not in (await client.call("search_tools", query="weather")).text
+
+
+async def test_scopes_limits_and_the_audit_log_are_those_of_a_direct_call(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    settings = Settings(tool_search=True, audit_log=str(path), limit_concurrency=1)
+    mcp = Server("guarded", auth=known_keys(), settings=settings)
+
+    @mcp.tool(scopes=["orders:write"], limit="2/day")
+    def order(isbn: str) -> str:
+        """Order a book."""
+        return f"ordered {isbn}"
+
+    @mcp.tool(visible=lambda principal: principal is not None and principal.subject == "bob")
+    def hidden_order() -> str:
+        """Order in secret."""
+        return "hidden"
+
+    async with guarded(mcp) as world:
+
+        async def names(key: str) -> list[str]:
+            reply = await world.call(key, "search_tools", {"query": "order"})
+            return [each["name"] for each in reply.message["result"]["structuredContent"]["tools"]]
+
+        assert await names(ALICE) == ["order"]
+        assert await names(BOB) == ["hidden_order"]
+        inner = {"name": "order", "arguments": {"isbn": "1"}}
+        assert (await world.call(BOB, "call_tool", inner)).status == 403
+        assert "Unknown tool" in (await world.call(ALICE, "call_tool", {"name": "hidden_order"})).body.decode()
+        for tool, arguments, status in (
+            ("call_tool", inner, 200),
+            ("order", {"isbn": "2"}, 200),
+            ("call_tool", inner, 429),
+            ("order", {"isbn": "2"}, 429),
+        ):
+            assert (await world.call(ALICE, tool, arguments)).status == status
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [each["target"] for each in lines[2:]] == ["order", "hidden_order", *["order"] * 4]
