@@ -1,6 +1,7 @@
 """The Python calls of one request, and what the connections of a server share."""
 
 import asyncio
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from millstream._config import Settings
 from millstream._http.message import Request, Response
 from millstream._http.server.listener import Listener
 from millstream._http.server.protocol import HttpProtocol
+from patience import WAIT
 from wire import KeptTransport
 
 OURS = str(Path(millstream.__file__ or "").parent)
@@ -126,3 +128,23 @@ async def test_the_date_of_replies_goes_on_with_each_sweep(monkeypatch: pytest.M
             await asyncio.sleep(0)
         assert b"\r\ndate: %b\r\n" % text.encode() in transport.written[-1]
     protocol.connection_lost(None)
+
+
+async def test_connections_in_the_backlog_are_served_when_the_listener_closes() -> None:
+    """The kernel completes connections before the server accepts them, and resets those that are still queued then."""
+    listener = Listener(APP.table)
+    bound = socket.create_server(("127.0.0.1", 0), backlog=64)
+    await listener.listen(bound)
+    clients = [socket.create_connection(bound.getsockname()) for _ in range(40)]
+    try:
+        for client in clients:
+            client.sendall(EIGHT_HEADERS)
+        await listener.accept_backlog()
+        listener.close()
+        for client in clients:
+            client.settimeout(WAIT)
+            assert (await asyncio.to_thread(client.recv, 65536)).endswith(b"\r\n\r\n{}")
+    finally:
+        for client in clients:
+            client.close()
+        await listener.shut_down(WAIT)

@@ -140,7 +140,7 @@ class HttpServer:
         await asyncio.sleep(self._times.delay)
         drainer = ConnectionDrainer(self._state, listener.guard, clock)
         drainer.announce()
-        await asyncio.sleep(0)  # connections that wait to be accepted are
+        await listener.accept_backlog()
         listener.close()
         if self._callbacks is not None:
             self._callbacks.left()

@@ -59,10 +59,11 @@ class ConnectionDrainer:
         since = {each: self._since.get(each, now) for each in self._state.connections if _waits_for_client(each)}
         self._since = since
         over = [each for each, start in since.items() if now - start >= linger]
-        readable = _readable(each.transport for each in over if each.idle)
+        sockets = {each: each.transport.get_extra_info("socket") for each in over if each.idle}
+        unread = readable(sockets.values())
         for connection in over:
             if connection.idle:
-                if connection.transport in readable:
+                if sockets[connection].fileno() in unread:
                     waiting = True
                 else:
                     connection.transport.close()
@@ -84,14 +85,12 @@ def _waits_for_client(connection: Any) -> bool:
     return not connection.transport.is_closing() and (connection.idle or connection.arriving)
 
 
-def _readable(transports: Iterable[Any]) -> set[Any]:
-    """Return those whose next request has reached the machine, and not yet this program."""
+def readable(sockets: Iterable[Any]) -> set[int]:
+    """Return the descriptors of the sockets on which something waits to be read or accepted."""
     if not hasattr(select, "poll"):
         return set()
-    poll, by_descriptor = select.poll(), dict[int, Any]()
-    for transport in transports:
-        descriptor = transport.get_extra_info("socket").fileno()
-        if descriptor >= 0:
-            by_descriptor[descriptor] = transport
+    poll = select.poll()
+    for sock in sockets:
+        if (descriptor := sock.fileno()) >= 0:
             poll.register(descriptor, select.POLLIN)
-    return {by_descriptor[descriptor] for descriptor, event in poll.poll(0) if event & select.POLLIN}
+    return {descriptor for descriptor, event in poll.poll(0) if event & select.POLLIN}

@@ -5,7 +5,7 @@ import socket
 import ssl
 
 from millstream._http.server import Endpoints
-from millstream._http.server.drain import TICK
+from millstream._http.server.drain import TICK, readable
 from millstream._http.server.forwarded import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from millstream._http.server.protocol import HttpProtocol
@@ -56,6 +56,15 @@ class Listener:
         )
         self._servers.append(server)
         return server
+
+    async def accept_backlog(self) -> None:
+        """Accept the connections that are complete and still wait: closing the socket would reset them."""
+        sockets = [sock for server in self._servers for sock in server.sockets]
+        for _ in range(BACKLOG):
+            waiting = readable(sockets)
+            await asyncio.sleep(0)  # asyncio gives an accepted connection its transport one turn later
+            if not waiting:
+                return
 
     def close(self) -> None:
         """Accept no more connections."""
