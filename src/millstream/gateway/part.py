@@ -10,6 +10,7 @@ from millstream._server.calls.changes import Change
 from millstream.gateway.catalog import METHODS
 from millstream.gateway.items import UpstreamTool
 from millstream.gateway.parked import ParkedCalls
+from millstream.gateway.processes import ProcessPool
 from millstream.gateway.upstream import Upstream, UpstreamConfig
 
 if TYPE_CHECKING:
@@ -49,12 +50,15 @@ class GatewayPart:
         self._host = host
         check(self.definition.upstreams)
         host.lives_on = True
+        pool = ProcessPool()
+        host.stack.push_async_callback(pool.close)
+        host.every_second(pool.sweep)
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         for config in self.definition.upstreams:
             upstream = self.upstreams[config.name] = Upstream(config, changed=self._register, parked=parked)
             host.stack.push_async_callback(upstream.close)
-            await upstream.open()
+            await upstream.open(pool)
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.check_ready(self._doubt)

@@ -18,11 +18,13 @@ from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, Failure, TargetError
 from millstream.client._options import Options
 from millstream.client._targets import find
+from millstream.client._transports.stdio import Command
 from millstream.gateway import catalog
 from millstream.gateway.catalog import Catalog, Description
 from millstream.gateway.links import SHARED, Link, LinkKey, Links
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway.parked import ParkedCalls
+from millstream.gateway.processes import ProcessPool, UpstreamProcesses
 from millstream.gateway.questions import ANYTHING
 from millstream.gateway.relay import Relays
 
@@ -119,13 +121,16 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     refresh_seconds: float = 300.0
     """Seconds until lists are asked for again, where the upstream doesn't say how long they're fresh."""
     max_processes: int = 8
-    """Processes of a command that may run at once."""
+    """Processes of a command that may run at once in each worker. Above it, the idle one that was used longest ago is
+    ended."""
+    spare_processes: int = 0
+    """Processes of a command to keep started for the next principals or sessions."""
     max_links: int = 1000
     """Connections that may be open at once."""
     idle_seconds: float = 300.0
     """Seconds after which a connection or process without calls is closed."""
     memory_limit: int | None = None
-    """Bytes of memory that a process of a command may take, where the system can limit it."""
+    """Bytes of memory that each process of a command may allocate. Only Linux limits them."""
     max_catalog_bytes: int = 8 * 1024 * 1024
     """The most that the lists of the upstream may take together."""
     max_bytes: int = 64 * 1024 * 1024
@@ -182,6 +187,7 @@ class UpstreamOptions(TypedDict, total=False):
     start_timeout: float
     refresh_seconds: float
     max_processes: int
+    spare_processes: int
     max_links: int
     idle_seconds: float
     memory_limit: int | None
@@ -231,13 +237,20 @@ class Upstream:
         self.links: Links = Links(self._connect, max_links=config.max_links)
         self.listed: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
+        self.processes: UpstreamProcesses | None = None
+        """Those of a command."""
         self._target: Any = config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._refresh = asyncio.Event()
 
-    async def open(self) -> None:
-        """Begin to connect, in the background."""
+    async def open(self, pool: ProcessPool) -> None:
+        """Begin to connect, in the background.
+
+        Args:
+            pool: runs the processes of a command.
+        """
+        self.processes = self._add_processes(pool)
         if hasattr(self._target, "running"):
             program = cast("Embedded", self._target)
             running: AbstractAsyncContextManager[Running] = program.running()
@@ -264,29 +277,51 @@ class Upstream:
             call: of the client.
             able: what the client can be asked, see `questions.abilities`.
         """
+        principal = call.principal.id if call.principal is not None else ""
+        if self._serves_many:
+            return LinkKey(principal) if self.config.scale == "per_principal" and principal else SHARED
+        if self.processes is not None:
+            return LinkKey(principal, "" if call.session is None else call.session.id, able)
         revision = BY_DATE.get(self.catalog.revision)
         own = self.config.auth is not None and self.config.auth.per_principal
-        principal = call.principal.id if call.principal is not None else ""
         if revision is not None and not revision.handshake:  # each request says all there is to know
             return LinkKey(principal) if own and principal else SHARED
-        if self._local and not own:
-            return SHARED
         key = LinkKey(principal, "" if call.session is None else call.session.id, able)
         return SHARED if key == SHARED else key
 
     @property
-    def _local(self) -> bool:
-        """A command of which one process serves every caller."""
-        return isinstance(self._target, Sequence) and self.config.scale == "shared"
+    def _serves_many(self) -> bool:
+        """One process of a command serves several callers."""
+        return self.processes is not None and self.config.scale != "per_session"
+
+    def _add_processes(self, pool: ProcessPool) -> UpstreamProcesses | None:
+        """Return the processes of a command; None for an upstream of another kind."""
+        config = self.config
+        place = None if hasattr(config.target, "running") else find(config.target, env=config.env, cwd=config.cwd)
+        if not isinstance(place, Command):
+            return None
+        return pool.add(
+            config.name,
+            place,
+            limit=config.max_processes,
+            idle_seconds=config.idle_seconds,
+            memory_limit=config.memory_limit,
+            spares=config.spare_processes,
+            max_bytes=config.max_bytes,
+        )
 
     def _connect(self, key: LinkKey) -> Link:
-        # A process that serves every caller can't know which of them has what.
-        relays = Relays(self.config.name, ANYTHING if self._local else key.capabilities, shared=self._local)
-        conversation = relays.conversation = self._conversation(relays)
+        # A process that serves several callers can't know which of them has what.
+        shared = self._serves_many
+        relays = Relays(self.config.name, ANYTHING if shared else key.capabilities, shared=shared)
+        target = self._target
+        if self.processes is not None:
+            target = self.processes.target(f"{key.principal}\n{key.affinity}")
+        conversation = relays.conversation = self._conversation(target, relays)
         conversation.incoming.observer = relays.hear
         return Link(key, conversation, relays)
 
-    def _conversation(self, relays: Relays) -> Conversation:
+    def _conversation(self, target: Any, relays: Relays) -> Conversation:
         config = self.config
         options = Options(
             name="millstream-gateway",
@@ -297,7 +332,7 @@ class Upstream:
             cwd=config.cwd,
         )
         return Conversation(
-            self._target,
+            target,
             relays,
             options,
             revision=config.revision,
