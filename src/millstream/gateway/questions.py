@@ -213,6 +213,8 @@ def _read_form(asked: Asked, raw: bytes) -> Raw:
     result = _decode_elicit(raw)
     if result.action not in _ACTIONS:
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: action is accept, decline or cancel")
+    if bytes(result.content)[:1] not in (b"", b"{", b"n"):
+        raise ProtocolError(INVALID_PARAMS, "Invalid answer: content must be an object")
     fields = members(members(asked.original.get("requestedSchema")).get("properties"))
     lists = {name for name, field in fields.items() if members(field).get("type") == "array"}
     if not lists or result.action != "accept" or not bytes(result.content):

@@ -1,0 +1,321 @@
+"""Calls whose question a client answers with its next request, on whichever worker that arrives."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from fleet import Reading, Worker, fleet, settle, until
+from millstream import Context, Server, Settings, auth
+from patience import WAIT
+from shared_store import SharedStore
+from wire import Json, enveloped, routing
+
+ABLE = {"elicitation": {"form": {}}}
+FORM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+ALICE, BOB = "alice-has-a-key-of-some-length", "bob-has-another-of-some-length"
+
+
+class World:
+    """An upstream, and what happens there."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+        """How each call of `asks` ended."""
+        self.answers: list[int] = []
+        self.go = asyncio.Event()
+        self.server = Server("there")
+        self.server.tool(self.asks)
+        self.server.tool(self.works)
+        self.server.prompt(self.topic)
+        self.server.resource("note://place")(self.place)
+
+    async def asks(self, ctx: Context, times: int = 1) -> str:
+        """Asks for numbers, and adds them."""
+        try:
+            for number in range(times):
+                self.answers.append((await ctx.elicit(f"Number {number}?", FORM))["x"])
+                await ctx.progress(number + 1, times)
+        except BaseException as exc:
+            self.ended.append(type(exc).__name__)
+            raise
+        self.ended.append("returned")
+        return str(sum(self.answers))
+
+    async def works(self, ctx: Context) -> str:
+        """Asks, and goes on when it may."""
+        try:
+            await ctx.elicit("Go?", FORM)
+            await ctx.warning("going")
+            await self.go.wait()
+        except BaseException as exc:
+            self.ended.append(type(exc).__name__)
+            raise
+        return "gone"
+
+    async def topic(self, ctx: Context) -> str:
+        return f"About {(await ctx.elicit('Which?', FORM))['x']}"
+
+    async def place(self, ctx: Context) -> str:
+        return f"Place {(await ctx.elicit('Where?', FORM))['x']}"
+
+    @asynccontextmanager
+    async def workers(self, count: int = 3, **settings: Any) -> AsyncIterator[list[Worker]]:
+        """Workers of a gateway in front of it."""
+        shared = SharedStore()
+        guard = settings.pop("auth", None)
+
+        def make() -> Server:
+            front = Server(
+                "front", auth=guard, settings=Settings(key="a secret of the tests that is long enough", **settings)
+            )
+            front.upstream("there", self.server, prefix="", revision="2025-11-25", start_timeout=WAIT)
+            return front
+
+        async with self.server.running(), fleet(make, count, store=shared) as workers:
+            yield workers
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def send(
+    worker: Worker,
+    method: str = "tools/call",
+    name: str = "asks",
+    arguments: Json | None = None,
+    *,
+    then: Json | None = None,
+    key: str = "",
+    token: str = "",
+) -> Json:
+    """The result or error of a request; `then` are the members that a retry adds."""
+    reply, _ = await say(worker, method, name, arguments, then=then, key=key, token=token)
+    return reply
+
+
+async def say(
+    worker: Worker,
+    method: str = "tools/call",
+    name: str = "asks",
+    arguments: Json | None = None,
+    *,
+    then: Json | None = None,
+    key: str = "",
+    token: str = "",
+) -> tuple[Json, list[Json]]:
+    """The same, with the messages before it."""
+    message, headers = prepare(method, name, arguments, then=then, key=key, token=token)
+    async with asyncio.timeout(WAIT):
+        reply = await worker.post(message, headers)
+        if reply.streaming:
+            messages = await Reading(reply).end()
+        else:
+            messages = [json.loads(await reply.body())]
+    last = messages[-1]
+    return last.get("result") or {"error": last["error"]}, messages[:-1]
+
+
+def prepare(
+    method: str, name: str, arguments: Json | None, *, then: Json | None, key: str, token: str
+) -> tuple[Json, dict[str, str]]:
+    params: Json = {"uri" if method == "resources/read" else "name": name, **(then or {})}
+    if method != "resources/read":
+        params["arguments"] = arguments or {}
+    message = enveloped(method, params, **ABLE)
+    meta = message["params"]["_meta"]
+    meta["io.modelcontextprotocol/logLevel"] = "info"
+    if token:
+        meta["progressToken"] = token
+    headers = routing(method, name)
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    return message, headers
+
+
+def answer(asked: Json, x: object = 7) -> Json:
+    """What a retry brings: the same answer to every question."""
+    assert asked.get("resultType") == "input_required", asked
+    answers = {each: {"action": "accept", "content": {"x": x}} for each in asked["inputRequests"]}
+    return {"inputResponses": answers, "requestState": asked["requestState"]}
+
+
+def text(result: Json) -> str:
+    return str(result["content"][0]["text"])
+
+
+async def test_questions_are_answered_on_any_worker(world: World) -> None:
+    async with world.workers() as workers:
+        asked, _ = await say(workers[0], arguments={"times": 3})
+        said: list[Json] = []
+        for number, worker in enumerate((workers[1], workers[0], workers[2])):
+            question = next(iter(asked["inputRequests"].values()))
+            assert question["params"]["message"] == f"Number {number}?"
+            asked, more = await say(worker, arguments={"times": 3}, then=answer(asked, number), token="t")
+            said += more
+        assert text(asked) == "3"
+        assert world.answers == [0, 1, 2]
+        assert world.ended == ["returned"]
+        # The first request had no progress token, so the upstream wasn't asked for progress.
+        assert said == []
+
+
+async def test_progress_and_logs_reach_the_request_that_waits(world: World) -> None:
+    async with world.workers(2) as workers:
+        for waker in workers:
+            world.go.clear()
+            asked = await send(workers[0], name="works", token="one")
+            message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="two")
+            stream = Reading(await waker.post(message, headers))
+            assert (await stream.until(1))[0]["params"]["data"] == "going"
+            world.go.set()
+            assert text((await stream.end())[-1]["result"]) == "gone"
+
+
+async def test_a_state_wakes_its_call_once(world: World) -> None:
+    async with world.workers(2) as (first, second):
+        asked = await send(first, arguments={"times": 2})
+        again = await send(second, arguments={"times": 2}, then=answer(asked))
+        for worker in (first, second):
+            replayed = await send(worker, arguments={"times": 2}, then=answer(asked))
+            assert replayed["error"]["code"] == -32602
+            assert "answered already" in replayed["error"]["message"]
+        assert text(await send(first, arguments={"times": 2}, then=answer(again))) == "14"
+        for worker in (first, second):
+            assert (await send(worker, arguments={"times": 2}, then=answer(again)))["error"]["code"] == -32602
+        assert world.answers == [7, 7]
+
+
+async def test_two_answers_at_once_wake_a_call_once(world: World) -> None:
+    async with world.workers() as workers:
+        asked = await send(workers[0])
+        ends = await asyncio.gather(
+            *(send(worker, then=answer(asked, number)) for number, worker in enumerate(workers))
+        )
+        assert sorted("error" in each for each in ends) == [False, True, True]
+        assert len(world.answers) == 1
+
+
+async def test_only_the_caller_with_the_same_arguments_continues_a_call(world: World) -> None:
+    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    async with world.workers(2, auth=guard) as (first, second):
+        asked = await send(first, key=ALICE)
+        then = answer(asked)
+        forged = then["requestState"][:-4] + ("AAAA" if not then["requestState"].endswith("AAAA") else "BBBB")
+        attempts: list[dict[str, Any]] = [
+            {"key": BOB, "then": then},
+            {"key": ALICE, "then": then, "arguments": {"times": 2}},
+            {"key": ALICE, "then": then, "name": "works"},
+            {"key": ALICE, "then": {**then, "requestState": forged}},
+            {"key": ALICE, "then": {**then, "requestState": "nonsense"}},
+        ]
+        for worker in (first, second):
+            for attempt in attempts:
+                assert (await send(worker, **attempt))["error"]["code"] == -32602, attempt
+        assert world.answers == []
+        # An answer of the wrong shape is refused, and doesn't use up the state.
+        for bad in ({"action": "yes"}, [], "text", {"action": "accept", "content": 5}, None):
+            wrong = {**then, "inputResponses": dict.fromkeys(then["inputResponses"], bad)}
+            assert (await send(second, key=ALICE, then=wrong))["error"]["code"] == -32602, bad
+        assert text(await send(second, key=ALICE, then=then)) == "7"
+
+
+async def test_an_answer_that_is_missing_is_asked_for_again(world: World) -> None:
+    async with world.workers(2) as (first, second):
+        asked = await send(first)
+        again = await send(second, then={"requestState": asked["requestState"], "inputResponses": {"other": {}}})
+        assert again["inputRequests"] == asked["inputRequests"]
+        assert again["requestState"] != asked["requestState"]
+        assert text(await send(first, then=answer(again))) == "7"
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_call_of_a_worker_that_died_is_lost(
+    world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.gateway.parked._WAKES", 0.05)
+    async with world.workers(2) as (first, second):
+        asked = await send(first)
+        await first.die(noticed=noticed)
+        lost = await send(second, then=answer(asked))
+        assert lost["isError"]
+        assert "again" in text(lost)
+        asked = await send(second)
+        assert text(await send(second, then=answer(asked))) == "7"
+
+
+async def test_a_worker_that_dies_under_a_request_ends_it(world: World) -> None:
+    async with world.workers(2) as (first, second):
+        asked = await send(first, name="works")
+        message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
+        stream = Reading(await second.post(message, headers))
+        await stream.until(1)
+        await first.die()
+        lost = (await stream.end())[-1]["result"]
+        assert lost["isError"]
+        assert "stopped" in text(lost)
+
+
+async def test_lost_messages_end_the_request_and_the_call(world: World) -> None:
+    async with world.workers(2) as (first, second):
+        asked = await send(first, name="works")
+        message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
+        stream = Reading(await second.post(message, headers))
+        await stream.until(1)
+        second.store.miss()
+        assert (await stream.end())[-1]["result"]["isError"]
+        await until(lambda: world.ended)
+
+
+@pytest.mark.parametrize("waker", [0, 1])
+async def test_a_client_that_leaves_cancels_its_call(world: World, waker: int) -> None:
+    async with world.workers(2) as workers:
+        asked = await send(workers[0], name="works")
+        message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
+        stream = Reading(await workers[waker].post(message, headers))
+        await stream.until(1)
+        stream.close()
+        await until(lambda: world.ended)
+        assert world.ended == ["CancelledError"]
+        await until(lambda: parked(workers[0]) == 0)
+
+
+async def test_calls_without_an_answer_end(world: World) -> None:
+    async with world.workers(1, ask_timeout=0.05) as (worker,):
+        asked = await send(worker)
+        await until(lambda: world.ended)
+        assert world.ended == ["CancelledError"]
+        assert parked(worker) == 0
+        assert "over" in (await send(worker, then=answer(asked)))["error"]["message"]
+
+
+async def test_parked_calls_are_bounded_for_each_caller_and_in_all(world: World) -> None:
+    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    async with world.workers(1, auth=guard, max_questions=3, max_questions_per_principal=2) as (worker,):
+        asked = [await send(worker, key=ALICE) for _ in range(2)]
+        assert "Too many questions" in text(await send(worker, key=ALICE))
+        asked.append(await send(worker, key=BOB))
+        assert "Too many questions" in text(await send(worker, key=BOB))
+        assert parked(worker) == 3
+        for each, key in zip(asked, (ALICE, ALICE, BOB), strict=True):
+            await send(worker, key=key, then=answer(each))
+        assert parked(worker) == 0
+        assert text(await send(worker, key=BOB, then=answer(await send(worker, key=BOB))))
+
+
+async def test_a_server_that_stops_cancels_parked_calls(world: World) -> None:
+    async with world.workers(1) as (worker,):
+        await send(worker)
+        await settle()
+    assert world.ended == ["CancelledError"]
+
+
+def parked(worker: Worker) -> int:
+    """How many calls wait at a worker."""
+    read: Callable[[], int] = worker.runtime.host.reports["parked_calls"]
+    return read()
