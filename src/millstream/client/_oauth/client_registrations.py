@@ -1,13 +1,12 @@
 """Who a client is at an authorization server: by what it was given, by a page about itself, or since it registered."""
 
-import ssl
-
 import msgspec
 
 from millstream._http.client.url import Url
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.endpoints import register
+from millstream.client._oauth.issuer_http import Outbound
 from millstream.client._oauth.store import SIGNED, Registration, Store
 
 
@@ -53,9 +52,7 @@ class ClientRegistrations:
         """Who we are at an issuer that has given us tokens."""
         return self._unregistered(issuer) or self._store.load().registrations.get(issuer.issuer, self.given)
 
-    async def register_at(
-        self, issuer: Issuer, redirect: str, tls: ssl.SSLContext | None, *, lasting: bool
-    ) -> Registration:
+    async def register_at(self, issuer: Issuer, redirect: str, outbound: Outbound, *, lasting: bool) -> Registration:
         """Who we are at an issuer, which registers us if need be; an earlier registration counts if `redirect` lasts.
 
         Raises:
@@ -68,7 +65,7 @@ class ClientRegistrations:
         known = kept.registrations.get(issuer.issuer)
         if known is not None and lasting:
             return known
-        found = await register(issuer, self._name, redirect, tls)
+        found = await register(issuer, self._name, redirect, outbound)
         kept.registrations[issuer.issuer] = found
         self._store.save(kept)
         return found

@@ -4,14 +4,13 @@ https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Se
 their own: there, the authorization server is at the root of the same origin.
 """
 
-import ssl
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from millstream._http.client.url import Url
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.issuer_http import get_json, parse_secure, refuse_local
+from millstream.client._oauth.issuer_http import Outbound, get_json, parse_secure, refuse_local
 
 
 class Resource(Struct):
@@ -41,7 +40,7 @@ class Issuer(Struct):
     dpop_signing_alg_values_supported: list[str] = []
 
 
-async def find_resource(url: Url, named: str, tls: ssl.SSLContext | None) -> Resource | None:
+async def find_resource(url: Url, named: str, outbound: Outbound) -> Resource | None:
     """The metadata of a server: where its challenge says, else at the well-known places.
 
     Raises:
@@ -51,7 +50,7 @@ async def find_resource(url: Url, named: str, tls: ssl.SSLContext | None) -> Res
     known = "/.well-known/oauth-protected-resource"
     places = [refuse_local(named, url)] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
     for place in dict.fromkeys(places):
-        found = await get_json(place, Resource, tls)
+        found = await get_json(place, Resource, outbound)
         if found is not None and found.authorization_servers:
             if not _covers(found.resource, url):
                 raise AccessDenied(
@@ -73,7 +72,7 @@ def _covers(resource: str, url: Url) -> bool:
     return not resource or (same and (ours.path.rstrip("/") + "/").startswith(above))
 
 
-async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
+async def find_issuer(issuer: str, outbound: Outbound) -> Issuer | None:
     """The metadata of an authorization server.
 
     Raises:
@@ -86,7 +85,7 @@ async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
     if path:
         places.append(f"{origin}{path}/.well-known/openid-configuration")
     for place in places:
-        found = await get_json(place, Issuer, tls)
+        found = await get_json(place, Issuer, outbound)
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
                 raise AccessDenied(f"The metadata of {issuer} name another issuer, {found.issuer}.", 401)
@@ -94,10 +93,10 @@ async def find_issuer(issuer: str, tls: ssl.SSLContext | None) -> Issuer | None:
     return None
 
 
-async def find_at_origin(url: Url, tls: ssl.SSLContext | None) -> Issuer:
+async def find_at_origin(url: Url, outbound: Outbound) -> Issuer:
     """The authorization server of a server of 2025-03-26: at its origin, or at the places that revision assumes."""
     origin = url.origin
-    found = await get_json(f"{origin}/.well-known/oauth-authorization-server", Issuer, tls)
+    found = await get_json(f"{origin}/.well-known/oauth-authorization-server", Issuer, outbound)
     if found is not None and found.token_endpoint:
         if found.issuer.rstrip("/") != origin:
             raise AccessDenied(f"The metadata of {origin} name another issuer, {found.issuer}.", 401)

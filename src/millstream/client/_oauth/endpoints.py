@@ -1,7 +1,6 @@
 """What an authorization server is asked: to register us, for tokens, and to revoke them (RFCs 7591, 6749 and 7009)."""
 
 import base64
-import ssl
 from collections.abc import Mapping
 from urllib.parse import quote
 
@@ -11,7 +10,7 @@ from msgspec import Struct
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer
 from millstream.client._oauth.dpop import BoundKey
-from millstream.client._oauth.issuer_http import fetch, post_form, read_object
+from millstream.client._oauth.issuer_http import Outbound, fetch, post_form, read_object
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
 
 _MAX_SAID = 200
@@ -52,7 +51,7 @@ def method_of(issuer: Issuer, who: Registration) -> str:
     return next((method for method in usable if method in offered), usable[0])
 
 
-async def register(issuer: Issuer, name: str, redirect: str, tls: ssl.SSLContext | None) -> Registration:
+async def register(issuer: Issuer, name: str, redirect: str, outbound: Outbound) -> Registration:
     """Become a client of an issuer.
 
     Raises:
@@ -65,11 +64,13 @@ async def register(issuer: Issuer, name: str, redirect: str, tls: ssl.SSLContext
         "redirect_uris": [redirect],
         "grant_types": ["authorization_code", "refresh_token"],
         "response_types": ["code"],
-        "application_type": "native",
+        "application_type": "web" if redirect.startswith("https:") else "native",
         "token_endpoint_auth_method": method_of(issuer, Registration()),
     }
     kind = {"Content-Type": "application/json"}
-    reply = await fetch("POST", issuer.registration_endpoint, headers=kind, body=msgspec.json.encode(about), tls=tls)
+    reply = await fetch(
+        "POST", issuer.registration_endpoint, headers=kind, body=msgspec.json.encode(about), outbound=outbound
+    )
     try:
         found = read_object(reply.body, Registration)
     except (ValueError, RecursionError):
@@ -87,13 +88,13 @@ def _unregistered(issuer: str, status: int) -> AccessDenied:
 
 
 async def ask_token(
-    issuer: Issuer, who: Registration, form: Mapping[str, str], tls: ssl.SSLContext | None, bound_key: BoundKey
+    issuer: Issuer, who: Registration, form: Mapping[str, str], outbound: Outbound, bound_key: BoundKey
 ) -> TokenResponse:
     """Ask the token endpoint; with a proof of a key, if there is one to bind the token to."""
     where, given = issuer.token_endpoint, TokenResponse()
     for _ in range(2):
         shown, headers = authenticate(issuer, who, form)
-        reply = await post_form(where, shown, {**headers, **bound_key.proof("POST", where)}, tls)
+        reply = await post_form(where, shown, {**headers, **bound_key.proof("POST", where)}, outbound)
         try:
             given = read_object(reply.body, TokenResponse)
         except (ValueError, RecursionError):
@@ -104,7 +105,7 @@ async def ask_token(
     return given
 
 
-async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSLContext | None) -> bool:
+async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, outbound: Outbound) -> bool:
     """Have tokens revoked; whether all of them are."""
     if not issuer.revocation_endpoint:
         return False
@@ -113,7 +114,7 @@ async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, tls: ssl.SSL
     for kind, token in kept.items():
         if token:
             shown, headers = authenticate(issuer, who, {"token": token, "token_type_hint": kind})
-            done = (await post_form(issuer.revocation_endpoint, shown, headers, tls)).status == 200 and done
+            done = (await post_form(issuer.revocation_endpoint, shown, headers, outbound)).status == 200 and done
     return done
 
 

@@ -6,7 +6,11 @@ import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from msgspec import structs
+
+from millstream._http.client.dial import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied, ClientError
@@ -24,10 +28,12 @@ from millstream.client._oauth.discovery import (
 from millstream.client._oauth.dpop import SCHEME, BoundKey, Proofs, key_for, wants_nonce
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief, revoke
 from millstream.client._oauth.identity import Grants
-from millstream.client._oauth.issuer_http import parse_secure, refuse_local
+from millstream.client._oauth.issuer_http import Outbound, parse_secure, refuse_local
 from millstream.client._oauth.keeping import default_store
 from millstream.client._oauth.store import Registration, Store, Tokens
 
+_ENDED = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
+"""Errors after which a refresh token is of no use."""
 _EARLY = 30.0
 """Seconds before its end at which a token is renewed."""
 
@@ -69,7 +75,7 @@ class OAuth:
         self._as_itself = as_itself
         self._visit = visit
         self._redirect_uri = redirect_uri
-        self._tls = tls
+        self._outbound = Outbound(tls)
         self._lock = asyncio.Lock()
         self._identity: Grants | None = None
         self._proofs = Proofs()
@@ -112,6 +118,11 @@ class OAuth:
     def proving(self) -> "OAuth":
         """Have tokens bound to a key of ours (DPoP) wherever the issuer can. Each request takes a signature then."""
         self._proving = True
+        return self
+
+    def through(self, dial: Dial[Any]) -> "OAuth":
+        """Connect to authorization servers by `dial`, such as one that refuses private addresses."""
+        self._outbound = structs.replace(self._outbound, dial=dial)
         return self
 
     # What the HTTP engine asks
@@ -180,10 +191,33 @@ class OAuth:
         if tokens is None or not tokens.refresh_token:
             return False
         try:
-            issuer = await find_issuer(tokens.issuer, self._tls)
+            issuer = await find_issuer(tokens.issuer, self._outbound)
         except ClientError:
             return False  # the token may be good for a while
-        return issuer is not None and await self._renew(url, issuer, tokens, str(url))
+        return issuer is not None and await self._renew(url, issuer, tokens, tokens.resource or str(url))
+
+    async def refresh(self, url: Url) -> bool:
+        """Get fresh tokens as `renew` does, and tell an end from an outage.
+
+        Returns:
+            False if the grant has ended: the person has to allow it again.
+
+        Raises:
+            ClientError: the issuer can't be asked now, or gives no token now.
+        """
+        tokens = self._tokens(url)
+        if tokens is None or not tokens.refresh_token:
+            return False
+        issuer = await find_issuer(tokens.issuer, self._outbound)
+        if issuer is None:
+            raise AccessDenied(f"{tokens.issuer} has no metadata now.", 401)
+        given = await self._ask_for_fresh(issuer, tokens, tokens.resource or str(url))
+        if given.error in _ENDED:
+            return False
+        if given.error or not given.access_token or not given.usable:
+            raise AccessDenied(f"{issuer.issuer} gives no token: {brief(given.error or 'none can be used')}.", 401)
+        _keep(self._store, url, given, tokens)
+        return True
 
     async def sign_out(self, url: Url) -> bool:
         """Forget the tokens for this server; whether the issuer has revoked them, too (RFC 7009)."""
@@ -193,8 +227,8 @@ class OAuth:
             return False
         self._store.save(kept)
         try:
-            issuer = await find_issuer(tokens.issuer, self._tls)
-            return issuer is not None and await revoke(issuer, self._who.known_at(issuer), tokens, self._tls)
+            issuer = await find_issuer(tokens.issuer, self._outbound)
+            return issuer is not None and await revoke(issuer, self._who.known_at(issuer), tokens, self._outbound)
         except ClientError:
             return False
 
@@ -212,7 +246,7 @@ class OAuth:
         wanted = _wanted(self._scope, asked, resource, issuer, known, alone=self._as_itself)
         bound_key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._proving)
         if self._identity is not None:
-            form = await self._identity.grant(issuer, target, wanted, self._tls)
+            form = await self._identity.grant(issuer, target, wanted, self._outbound)
             await self._buy(url, issuer, self._who.given, form, wanted, bound_key)
         elif self._as_itself:
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
@@ -223,7 +257,7 @@ class OAuth:
     async def _buy(
         self, url: Url, issuer: Issuer, who: Registration, form: Mapping[str, str], wanted: str, bound_key: BoundKey
     ) -> None:
-        given = await ask_token(issuer, who, form, self._tls, bound_key)
+        given = await ask_token(issuer, who, form, self._outbound, bound_key)
         if given.error or not given.access_token:
             _forget(self._store, issuer.issuer)
             why = brief(given.error_description or given.error or "the answer has none")
@@ -231,27 +265,35 @@ class OAuth:
         if not given.usable:
             kind = brief(given.token_type) or "Bearer"
             raise AccessDenied(f"{issuer.issuer} gives a token of the kind {kind} that can't be sent.", 401)
-        _keep(self._store, url, given, Tokens("", issuer.issuer, "", wanted, proof_key=bound_key.key))
+        _keep(
+            self._store,
+            url,
+            given,
+            Tokens("", issuer.issuer, "", wanted, proof_key=bound_key.key, resource=form.get("resource", "")),
+        )
 
     async def _place(self, url: Url, asked: Mapping[str, str]) -> tuple[Resource | None, Issuer]:
         """The server's metadata, and its issuer, to whom our credentials may go."""
         parse_secure(str(url))
-        resource = await find_resource(url, asked.get("resource_metadata", ""), self._tls)
-        issuer = await _issuer_of(url, resource, self._tls)
+        resource = await find_resource(url, asked.get("resource_metadata", ""), self._outbound)
+        issuer = await _issuer_of(url, resource, self._who.only, self._outbound)
         self._who.bind(url, issuer.issuer)
         return resource, issuer
 
     async def _renew(self, url: Url, issuer: Issuer, tokens: Tokens, target: str) -> bool:
-        form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
-        bound_key = BoundKey(self._proofs, tokens.proof_key)
         try:
-            given = await ask_token(issuer, self._who.known_at(issuer), form, self._tls, bound_key)
+            given = await self._ask_for_fresh(issuer, tokens, target)
         except ClientError:
             return False
         if given.error or not given.access_token or not given.usable:
             return False
         _keep(self._store, url, given, tokens)
         return True
+
+    async def _ask_for_fresh(self, issuer: Issuer, tokens: Tokens, target: str) -> TokenResponse:
+        form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
+        bound_key = BoundKey(self._proofs, tokens.proof_key)
+        return await ask_token(issuer, self._who.known_at(issuer), form, self._outbound, bound_key)
 
     async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str, bound_key: BoundKey) -> None:
         """Send the person to the authorization server, and get the tokens for what they bring back."""
@@ -276,7 +318,7 @@ class OAuth:
             raise AccessDenied(f"{issuer.issuer} names no page where people log in.", 401)
         parse_secure(issuer.authorization_endpoint)
         # A browser here comes back to another port each time, and so to another redirect URI.
-        who = await self._who.register_at(issuer, redirect, self._tls, lasting=redirect == self._redirect_uri)
+        who = await self._who.register_at(issuer, redirect, self._outbound, lasting=redirect == self._redirect_uri)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
         return AuthorizationRequest(issuer, who, target, scope, redirect, state, verifier)
 
@@ -291,11 +333,11 @@ def _target(url: Url, resource: Resource | None) -> str:
     return resource.resource if resource is not None and resource.resource else str(url)
 
 
-async def _issuer_of(url: Url, resource: Resource | None, tls: ssl.SSLContext | None) -> Issuer:
-    if resource is None:
-        return await find_at_origin(url, tls)
-    named = refuse_local(resource.authorization_servers[0], url)
-    found = await find_issuer(named, tls)
+async def _issuer_of(url: Url, resource: Resource | None, only: str, outbound: Outbound) -> Issuer:
+    if resource is None and not only:
+        return await find_at_origin(url, outbound)
+    named = only if resource is None else refuse_local(resource.authorization_servers[0], url)
+    found = await find_issuer(named, outbound)
     if found is None:
         raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
     return found
@@ -324,7 +366,7 @@ def _keep(store: Store, url: Url, given: TokenResponse, known: Tokens) -> None:
     refresh, scope = given.refresh_token or known.refresh_token, given.scope or known.scope
     bound = known.proof_key if given.token_type.lower() == "dpop" else ""
     kept = store.load()
-    kept.tokens[str(url)] = Tokens(given.access_token, known.issuer, refresh, scope, until, bound)
+    kept.tokens[str(url)] = Tokens(given.access_token, known.issuer, refresh, scope, until, bound, known.resource)
     store.save(kept)
 
 

@@ -11,7 +11,6 @@ platform. https://github.com/modelcontextprotocol/modelcontextprotocol/issues/19
 """
 
 import inspect
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +22,7 @@ from millstream._protocol.suggesting import suggesting
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer, find_issuer
 from millstream.client._oauth.endpoints import authenticate
-from millstream.client._oauth.issuer_http import post_form
+from millstream.client._oauth.issuer_http import Outbound, post_form
 from millstream.client._oauth.store import Registration
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -38,7 +37,7 @@ Said = str | Callable[[], str | Awaitable[str]]
 class Grants(Protocol):
     """Whoever gives grants."""
 
-    async def grant(self, issuer: Issuer, resource: str, scope: str, tls: ssl.SSLContext | None) -> Mapping[str, str]:
+    async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
         """The form that buys a token of an authorization server, for a resource.
 
         Raises:
@@ -73,9 +72,9 @@ class IdentityProvider:
         self._id_token = id_token
         self._who = Registration(client_id, client_secret)
 
-    async def grant(self, issuer: Issuer, resource: str, scope: str, tls: ssl.SSLContext | None) -> Mapping[str, str]:
+    async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
         """Exchange the ID token for a grant (`Grants`)."""
-        home = await find_issuer(self._issuer, tls)
+        home = await find_issuer(self._issuer, outbound)
         if home is None:
             raise AccessDenied(f"{self._issuer} has no metadata. Check the issuer of the identity provider.", 401)
         form = {
@@ -88,7 +87,7 @@ class IdentityProvider:
             **({"scope": scope} if scope else {}),
         }
         shown, headers = authenticate(home, self._who, form)
-        reply = await post_form(home.token_endpoint, shown, headers, tls)
+        reply = await post_form(home.token_endpoint, shown, headers, outbound)
         try:
             given = msgspec.json.decode(reply.body, type=_Exchanged)
         except (msgspec.MsgspecError, RecursionError):
@@ -117,7 +116,7 @@ class WorkloadIdentity:
         self._issuer = issuer
         self._token = token
 
-    async def grant(self, issuer: Issuer, resource: str, scope: str, tls: ssl.SSLContext | None) -> Mapping[str, str]:
+    async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
         """The platform's token is the grant (`Grants`)."""
         if issuer.issuer != self._issuer:
             why = f"The server wants tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."

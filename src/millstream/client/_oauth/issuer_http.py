@@ -3,22 +3,37 @@
 import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
+from msgspec import Struct
 
 from millstream._http.client.connection import Reply
+from millstream._http.client.dial import AddressRefused, Dial
 from millstream._http.client.fetch import request
 from millstream._http.client.url import Url, parse
 from millstream.client._errors import AccessDenied, BadAnswer, ConnectFailed, ConnectionLost, TargetError
 
 T = TypeVar("T")
 
+
+class Outbound(Struct, frozen=True):
+    """How requests to authorization servers travel."""
+
+    tls: ssl.SSLContext | None = None
+    """Certificates to trust; those of the system by default."""
+    dial: Dial[Any] | None = None
+    """Connects, such as `guarded`, where others choose the addresses. Without it, proxies of the environment count."""
+
+
+DIRECT: Final = Outbound()
+
 _MAX_BODY = 256 * 1024
 _TIMEOUT = 10.0
 _PATIENCE = 30.0
 """Seconds for the whole of an answer."""
+_GUARDED: Final = "If that server may be in a private network, allow it for this upstream: private_addresses = true."
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -28,7 +43,7 @@ async def fetch(
     *,
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
-    tls: ssl.SSLContext | None = None,
+    outbound: Outbound = DIRECT,
 ) -> Reply:
     """Return the reply to one request. No redirect is followed: each answer is for one URL.
 
@@ -40,10 +55,14 @@ async def fetch(
     try:
         return await request(
             method, where, {"Accept": "application/json", **(headers or {})}, body, max_body=_MAX_BODY,
-            seconds=_PATIENCE, connect_seconds=_TIMEOUT, context=tls,
+            seconds=_PATIENCE, connect_seconds=_TIMEOUT, dial=outbound.dial, context=outbound.tls,
         )  # fmt: skip
     except TimeoutError as exc:
         raise ConnectFailed(f"{where.origin} did not answer within {_PATIENCE:g} seconds.") from exc
+    except AddressRefused as exc:
+        raise ConnectFailed(f"{where.origin} isn't asked: it's not on the public Internet.", remedy=_GUARDED) from exc
+    except UnicodeError as exc:  # a name that can't be looked up
+        raise ConnectFailed(f"{where.origin} can't be reached.") from exc
     except (BadAnswer, ConnectionLost) as exc:  # of this server, and not of the one that the client talks to
         raise ConnectFailed(f"{where.origin} gave no answer: {exc}") from exc
 
@@ -86,10 +105,10 @@ def _is_here(host: str) -> bool:
     return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
-async def get_json(url: str, wanted: type[T], tls: ssl.SSLContext | None) -> T | None:
+async def get_json(url: str, wanted: type[T], outbound: Outbound) -> T | None:
     """A document, or None where there's none."""
     try:
-        reply = await fetch("GET", url, tls=tls)
+        reply = await fetch("GET", url, outbound=outbound)
         return read_object(reply.body, wanted) if reply.status == 200 else None
     except (ValueError, RecursionError):
         return None
@@ -106,7 +125,7 @@ def read_object(body: bytes, wanted: type[T]) -> T:
     return msgspec.convert({name: each for name, each in found.items() if each is not None}, wanted, strict=False)
 
 
-async def post_form(url: str, form: Mapping[str, str], headers: Mapping[str, str], tls: ssl.SSLContext | None) -> Reply:
+async def post_form(url: str, form: Mapping[str, str], headers: Mapping[str, str], outbound: Outbound) -> Reply:
     """Send a form, as token endpoints want it."""
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    return await fetch("POST", url, headers={**kind, **headers}, body=urlencode(form).encode(), tls=tls)
+    return await fetch("POST", url, headers={**kind, **headers}, body=urlencode(form).encode(), outbound=outbound)

@@ -39,6 +39,8 @@ class Tokens(Struct, omit_defaults=True):
     """Unix time; 0 where the issuer doesn't say."""
     proof_key: str = ""
     """The private key that the token is bound to (DPoP), as PEM; empty for a token that anybody could use."""
+    resource: str = ""
+    """The name under which the issuer knows the server (RFC 8707); empty where it's the URL."""
 
 
 class Kept(Struct, omit_defaults=True):

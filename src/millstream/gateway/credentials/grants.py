@@ -1,0 +1,194 @@
+"""Access tokens without a person: the gateway's own (client credentials), and callers' tokens exchanged (RFC 8693)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from millstream._http.client.url import Url
+from millstream._protocol.errors import LocalError, ToolError
+from millstream._server.calls.services import Services
+from millstream.client._errors import AccessDenied, ConnectFailed
+from millstream.client._oauth.discovery import Issuer, find_issuer
+from millstream.client._oauth.dpop import BoundKey, Proofs
+from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
+from millstream.client._oauth.issuer_http import parse_secure
+from millstream.client._oauth.store import SIGNED, Registration, Tokens
+from millstream.gateway.credentials.options import ClientCredentials, TokenExchange
+from millstream.gateway.credentials.source import Caller, UpstreamCredentials, outbound_for
+from millstream.gateway.credentials.tokens import Grant, SharedTokens, granted
+
+if TYPE_CHECKING:
+    from millstream._server.calls.call import Call
+
+_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
+_ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
+_UNKNOWN_LIFE: Final = 300.0
+"""Seconds for which an exchanged token is used whose issuer doesn't say how long it lives."""
+_KEPT: Final = 3600.0
+"""Seconds for which a token is kept whose end isn't known."""
+
+
+class _GrantedCredentials(UpstreamCredentials):
+    """Tokens of a named authorization server."""
+
+    def __init__(
+        self, upstream: str, forward: Sequence[str], url: Url, options: ClientCredentials | TokenExchange,
+        services: Services,
+    ) -> None:  # fmt: skip
+        """Read the secrets.
+
+        Args:
+            upstream: its name.
+            forward: see `UpstreamCredentials`.
+            url: of the upstream.
+            options: as the operator wrote them.
+            services: of the server.
+
+        Raises:
+            LocalError: a secret isn't there.
+            ValueError: a key can't sign.
+        """
+        super().__init__(upstream, forward)
+        self._options = options
+        self._target = options.resource or str(url)
+        self._outbound = outbound_for(url, private_addresses=options.private_addresses)
+        self._read()
+        parts = (upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
+                 " ".join(options.scope), self._target)  # fmt: skip
+        place = sha256("\n".join(parts).encode()).hexdigest()[:32]
+        self._tokens = SharedTokens(services, f"gateway-token:{place}:", ttl=_KEPT, lossy=True)
+
+    async def close(self) -> None:
+        """Finish what runs."""
+        await self._tokens.close()
+
+    def _read(self) -> None:
+        options, whose = self._options, f"the upstream {self.upstream!r}"
+        secret = options.client_secret.read(whose) if options.client_secret is not None else ""
+        key = options.private_key.read(whose) if options.private_key is not None else ""
+        method = ""
+        if key:
+            from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
+
+            try:
+                check_key(key)
+            except ValueError as exc:
+                raise LocalError(f"The private_key of {whose} can't sign. {exc}") from None
+            method = SIGNED
+        elif secret:
+            method = "client_secret_post" if options.secret_in_form else "client_secret_basic"
+        self._who = Registration(options.client_id, secret, method or "none", key, options.key_id)
+
+    async def _issuer(self) -> Issuer:
+        options = self._options
+        if options.token_url:
+            parse_secure(options.token_url)
+            return Issuer(issuer=options.token_url, token_endpoint=options.token_url)
+        found = await find_issuer(options.issuer, self._outbound)
+        if found is None:
+            raise ConnectFailed(f"{options.issuer} has no metadata now. If it never has, name its token_url instead.")
+        return found
+
+    async def _ask(self, form: Mapping[str, str]) -> TokenResponse:
+        issuer = await self._issuer()
+        given = await ask_token(issuer, self._who, form, self._outbound, BoundKey(Proofs(), ""))
+        if given.error or not given.access_token or not given.usable:
+            why = brief(given.error_description or given.error or "the answer has none that can be sent")
+            raise AccessDenied(f"{issuer.issuer} gives no token for the upstream {self.upstream!r}: {why}.", 401)
+        return given
+
+    def _form(self, grant_type: str, **more: str) -> dict[str, str]:
+        scope = " ".join(self._options.scope)
+        return {"grant_type": grant_type, "resource": self._target, **({"scope": scope} if scope else {}), **more}
+
+
+class OwnCredentials(_GrantedCredentials):
+    """One token for all callers (RFC 6749 §4.4)."""
+
+    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+        """Return the token that all workers share."""
+        grant = await self._tokens.get("own", self._renew)
+        return {} if grant is None else _header(grant)
+
+    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+        """Ask for another token."""
+        return await self._tokens.replace("own", _sent_token(sent), self._renew)
+
+    async def _renew(self, old: Grant | None) -> Grant:
+        try:
+            self._read()  # a file may have been rotated
+        except LocalError as exc:
+            raise AccessDenied(str(exc), 401) from None
+        given = await self._ask(self._form("client_credentials"))
+        now = time.time()
+        until = now + given.expires_in if given.expires_in else 0
+        return granted(Tokens(given.access_token, scope=given.scope, expires_at=until), now=now)
+
+
+class ExchangedCredentials(_GrantedCredentials):
+    """Each caller's token, exchanged (RFC 8693)."""
+
+    personal = True
+
+    def _identify(self, call: "Call") -> tuple[str, Caller]:
+        principal, headers = call.principal, call.headers
+        if principal is None or not principal.issuer or headers is None:
+            raise ToolError(
+                f"The server {self.upstream!r} behind this gateway needs an access token of the caller. Sign in with one; "
+                "an API key can't be exchanged."
+            )
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not token.strip():
+            raise ToolError(f"The server {self.upstream!r} behind this gateway needs an access token, and this call has none.")
+        # A program with fewer scopes must not get what another one of the same person may do.
+        rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
+        key = f"{principal.bound.hex()}:{rights}"
+        return key, Caller({}, principal.id, token.strip().decode("ascii"), principal.until)
+
+    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+        """Return the token that was given for the caller's newest one."""
+        if caller.until <= time.time():
+            raise AccessDenied("The caller's access token has expired.", 401)
+        token = caller.token
+
+        async def renew(old: Grant | None) -> Grant:
+            return await self._exchange(token, caller.until)
+
+        grant = await self._tokens.get(_name(caller), renew)
+        return {} if grant is None else _header(grant)
+
+    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+        """Exchange the caller's token once more."""
+        token = caller.token
+
+        async def renew(old: Grant | None) -> Grant:
+            return await self._exchange(token, caller.until)
+
+        return await self._tokens.replace(_name(caller), _sent_token(sent), renew)
+
+    async def _exchange(self, token: str, until: float) -> Grant:
+        options = self._options
+        assert isinstance(options, TokenExchange)  # noqa: S101  `open_credentials` looked
+        form = self._form(
+            _EXCHANGE, subject_token=token, subject_token_type=_ACCESS_TOKEN, requested_token_type=_ACCESS_TOKEN
+        )
+        if options.audience:
+            form["audience"] = options.audience
+        given = await self._ask(form)
+        now = time.time()
+        ends = min(until, now + (given.expires_in or _UNKNOWN_LIFE))
+        return granted(Tokens(given.access_token, scope=given.scope, expires_at=ends), now=now)
+
+
+def _name(caller: Caller) -> str:
+    """Return the name of what was given for one token of one person. The token itself isn't in it."""
+    return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
+
+
+def _header(grant: Grant) -> dict[str, str]:
+    return {"Authorization": f"Bearer {grant.token}"}
+
+
+def _sent_token(sent: Mapping[str, str]) -> str:
+    return sent.get("Authorization", "").partition(" ")[2]

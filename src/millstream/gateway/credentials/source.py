@@ -1,0 +1,272 @@
+"""The credentials of one upstream on one worker, and the way a connection there gets them.
+
+A connection belongs to a link key. Calls with equal keys carry the same credentials and the same forwarded headers, so
+nothing of one caller travels on the connection of another.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+from millstream._http.client.dial import guarded, is_public, is_this_machine
+from millstream._http.client.url import Url
+from millstream._protocol.errors import LocalError, ToolError
+from millstream.client._endpoint import Auth, check_headers
+from millstream.client._errors import AccessDenied, TargetError
+from millstream.client._oauth.issuer_http import Outbound
+from millstream.gateway.credentials.options import Secret
+
+if TYPE_CHECKING:
+    from millstream._server.calls.call import Call
+
+logger = logging.getLogger("millstream.gateway")
+_MAX_CALLERS: Final = 16_384
+_NEVER: Final = frozenset(
+    {
+        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect",
+        "host", "http2-settings", "keep-alive", "last-event-id", "proxy-authenticate", "proxy-authorization",
+        "proxy-connection", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+"""Headers that concern one connection or one message (RFC 9110 §7.6.1), and cookies, which are this server's own."""
+_PRIVATE_NAMES: Final = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
+
+
+class Caller(Struct):
+    """What is known of the callers with one link key."""
+
+    headers: Mapping[str, str]
+    """Forwarded ones."""
+    owner: str = ""
+    """The id of the principal."""
+    token: str = ""
+    """The newest access token that the caller has shown, where it's exchanged."""
+    until: float = 0.0
+    """When that ends, in Unix time."""
+
+
+class UpstreamCredentials:
+    """The credentials of one upstream. This class forwards headers; others add what an upstream's `auth` says."""
+
+    personal: bool = False
+    """Nothing can be asked of the upstream without a person."""
+
+    def __init__(self, upstream: str, forward: Sequence[str]) -> None:
+        """Nothing is read or asked yet.
+
+        Args:
+            upstream: its name, for errors.
+            forward: names of headers to forward, in lower case; see `check_forwarded`.
+        """
+        # Configuration
+        self.upstream: str = upstream
+        self._forward: tuple[tuple[bytes, str], ...] = tuple((each.encode(), each) for each in forward)
+        self.changed: Callable[[str], None] = _ignore
+        """Called with a link key after a person has connected or disconnected: end the connections with it."""
+        # Process
+        self._callers: OrderedDict[str, Caller] = OrderedDict()
+
+    # What a call needs
+
+    def link_key(self, call: "Call") -> str:
+        """Return the part of a connection's key that says whose credentials it carries, before each call.
+
+        Raises:
+            ToolError: the upstream needs to know who calls, and nobody has signed in.
+        """
+        headers = self._forwarded(call)
+        owner, told = self._identify(call)
+        key = f"{owner}\n{_digest(headers)}" if headers else owner
+        known = self._callers.get(key)
+        if known is None:
+            self._callers[key] = told
+            told.headers = headers
+            if len(self._callers) > _MAX_CALLERS:
+                self._callers.popitem(last=False)
+        elif told.until > known.until or told.token != known.token:
+            known.token, known.until = told.token, told.until
+        return key
+
+    def auth(self, link_key: str) -> Auth:
+        """Return what gives a new connection its headers. The empty key is that of the connection for lists."""
+        return LinkAuth(self, self._callers.get(link_key) or Caller({}))
+
+    async def prepare(self, call: "Call") -> None:
+        """Make sure that a call has credentials, and ask the person for them where it hasn't.
+
+        Raises:
+            ToolError, ProtocolError, InputRequired: it has none now.
+        """
+
+    async def recover(self, call: "Call", denied: AccessDenied) -> bool:
+        """Return whether a call that the upstream denied is worth another attempt, after the person was asked.
+
+        Raises:
+            ToolError, ProtocolError, InputRequired: the person has to act first.
+        """
+        if denied.status == 403 and "insufficient_scope" in denied.challenge:
+            raise ToolError(f"The server {self.upstream!r} behind this gateway wants more rights for this.")
+        return False
+
+    async def close(self) -> None:
+        """Release what this holds."""
+
+    # For kinds of credentials
+
+    def _identify(self, call: "Call") -> tuple[str, Caller]:
+        """Return whose credentials a call uses, and what is known of the caller."""
+        return "", Caller({})
+
+    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+        """Return the credentials for one request, without forwarded headers.
+
+        Raises:
+            ClientError: there are none now.
+        """
+        return {}
+
+    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+        """Get other credentials than the ones sent, which the upstream has refused; whether there are any."""
+        return False
+
+    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
+        """Take a nonce for proofs. See `Auth.heard`."""
+        return False
+
+    def _forwarded(self, call: "Call") -> dict[str, str]:
+        given = call.headers
+        if not self._forward or not given:
+            return {}
+        return {name: given[raw].decode("latin-1") for raw, name in self._forward if raw in given}
+
+
+class LinkAuth:
+    """The headers of one connection (`Auth` of the client)."""
+
+    __slots__ = ("_caller", "_credentials", "_sent")
+
+    def __init__(self, credentials: UpstreamCredentials, caller: Caller) -> None:
+        self._credentials = credentials
+        self._caller = caller
+        self._sent: Mapping[str, str] = {}
+
+    async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
+        """Return what to send with the next request."""
+        sent = self._sent = await self._credentials.headers_of(self._caller, method, url.origin + target)
+        forwarded = self._caller.headers
+        return {**forwarded, **sent} if forwarded else sent
+
+    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
+        """See `Auth.heard`."""
+        return self._credentials.heard(url, nonce, challenge)
+
+    async def challenged(self, url: Url, status: int, challenge: str) -> bool:
+        """Get other credentials once, where the upstream has refused these. More rights are the person's to give."""
+        return status == 401 and await self._credentials.refused(self._caller, status, self._sent)
+
+    def __repr__(self) -> str:
+        return f"LinkAuth({self._credentials.upstream!r})"
+
+
+class FixedCredentials(UpstreamCredentials):
+    """Secret headers that are the same for all callers."""
+
+    def __init__(self, upstream: str, forward: Sequence[str], secrets: Mapping[str, Secret], prefix: str = "") -> None:
+        """Read the secrets.
+
+        Args:
+            upstream: its name.
+            forward: see `UpstreamCredentials`.
+            secrets: by header.
+            prefix: of each value.
+
+        Raises:
+            LocalError: a secret isn't there, or can't be sent.
+        """
+        super().__init__(upstream, forward)
+        self._secrets = secrets
+        self._prefix = prefix
+        self._headers = self._read()
+
+    def _read(self) -> dict[str, str]:
+        whose = f"the upstream {self.upstream!r}"
+        found = {name: self._prefix + each.read(whose) for name, each in self._secrets.items()}
+        try:
+            check_headers(found)
+        except TargetError as exc:
+            raise LocalError(f"The credentials of {whose} can't be sent: {exc}") from None
+        return found
+
+    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+        """Return the headers."""
+        return self._headers
+
+    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+        """Read the files again: a secret may have been rotated."""
+        try:
+            found = self._read()
+        except LocalError:
+            return False
+        self._headers = found
+        return found != sent
+
+
+def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of headers to forward, in lower case.
+
+    Args:
+        upstream: its name, for errors.
+        names: as the operator wrote them.
+        taken: headers that the upstream's own configuration sets.
+
+    Raises:
+        LocalError: one of them must not be forwarded.
+    """
+    ours = {each.lower() for each in taken}
+    found = tuple(dict.fromkeys(each.lower() for each in names))
+    for name in found:
+        where = f"forward_headers of the upstream {upstream!r}"
+        if name in _NEVER or name.startswith(("mcp-", "sec-", "proxy-")):
+            raise LocalError(f"{where} can't have {name!r}: it belongs to one connection or message, not to the caller.")
+        if name in ours:
+            raise LocalError(f"{where} can't have {name!r}: the upstream's own configuration sets it.")
+        try:
+            check_headers({name: ""})
+        except TargetError as exc:
+            raise LocalError(f"{where}: {exc}") from None
+    if "authorization" in found:
+        logger.warning(
+            "forward_headers of the upstream %r has authorization: that server gets each caller's own credential for this "
+            "one, and can use it here as the caller. Name it only for a server that you run yourself.",
+            upstream,
+        )
+    return found
+
+
+def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:
+    """Return how to reach the authorization servers of an upstream.
+
+    The upstream names them, so they have to be on the public Internet, unless the operator's own URL of the upstream
+    isn't. Only what the URL says counts: a name that a stranger's DNS leads to a private address opens nothing.
+    """
+    return Outbound() if private_addresses or _is_private(url.host.rstrip(".")) else Outbound(dial=guarded(is_public))
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not is_public(host)
+    except ValueError:  # a name
+        return is_this_machine(host) or host.endswith(_PRIVATE_NAMES) or "." not in host
+
+
+def _digest(headers: Mapping[str, str]) -> str:
+    return sha256("\n".join(f"{name}:{value}" for name, value in headers.items()).encode("latin-1")).hexdigest()
+
+
+def _ignore(link_key: str) -> None:
+    pass
