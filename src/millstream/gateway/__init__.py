@@ -7,12 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from millstream.gateway.credentials.options import (
+        Secret,
+        bearer,
+        client_credentials,
+        per_user_oauth,
+        static_headers,
+        token_exchange,
+    )
     from millstream.gateway.upstream import UpstreamConfig
 
-_HOMES = {"UpstreamConfig": "upstream"}
+_HOMES = {
+    "Secret": "credentials.options",
+    "UpstreamConfig": "upstream",
+    "bearer": "credentials.options",
+    "client_credentials": "credentials.options",
+    "per_user_oauth": "credentials.options",
+    "static_headers": "credentials.options",
+    "token_exchange": "credentials.options",
+}
 """Public name -> module, loaded at first use."""
 
-__all__ = ["UpstreamConfig"]
+__all__ = [
+    "Secret",
+    "UpstreamConfig",
+    "bearer",
+    "client_credentials",
+    "per_user_oauth",
+    "static_headers",
+    "token_exchange",
+]
 
 
 def __getattr__(name: str) -> Any:

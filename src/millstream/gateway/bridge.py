@@ -10,13 +10,13 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from functools import lru_cache, partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
@@ -46,9 +46,9 @@ from millstream._protocol.questions import ElicitResult
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import params_of
 from millstream._version import __version__
-from millstream.client._errors import BadAnswer, ClientError, Failure, NoAnswer
+from millstream.client._errors import AccessDenied, BadAnswer, ClientError, Failure, NoAnswer
 from millstream.client._requests import Ask
-from millstream.gateway.links import SHARED, Link, LinkKey
+from millstream.gateway.links import SHARED, Link
 from millstream.gateway.parked import OVER, SLOT, required
 from millstream.gateway.questions import (
     MAX_ASKED,
@@ -105,7 +105,7 @@ _decode_kept = msgspec.json.Decoder(_Kept).decode
 _decode_rounds = msgspec.json.Decoder(_Rounds).decode
 
 
-async def forward(
+def forward(
     call: "Call",
     upstream: Upstream,
     method: str,
@@ -113,7 +113,7 @@ async def forward(
     name: str,
     *,
     headers: Mapping[str, str] = _NO_HEADERS,
-) -> bytes:
+) -> Awaitable[bytes]:
     """Send a request to an upstream and return the raw JSON object of its result.
 
     Args:
@@ -129,6 +129,32 @@ async def forward(
         ProtocolError: the upstream's own error, or for methods other than ``tools/call``, that there was no answer.
         ToolError: there was no answer, or the upstream needs what the client can't do.
     """
+    if upstream.credentials is None:
+        return _forward(call, upstream, method, params, name, headers)
+    return _forward_with_credentials(call, upstream, method, params, name, headers)
+
+
+async def _forward_with_credentials(
+    call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
+) -> bytes:
+    """Forward a call whose person may have to connect an account first, or to allow more."""
+    credentials = upstream.credentials
+    assert credentials is not None  # noqa: S101  `forward` looked
+    await credentials.prepare(call)
+    try:
+        return await _forward(call, upstream, method, params, name, headers)
+    except AccessDenied as exc:
+        if not await credentials.recover(call, exc):
+            raise unanswered(call, upstream, exc) from None
+    try:
+        return await _forward(call, upstream, method, params, name, headers)
+    except AccessDenied as exc:
+        raise unanswered(call, upstream, exc) from None
+
+
+async def _forward(
+    call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
+) -> bytes:
     able = abilities(call)
     source: Revision | None = None
     try:
@@ -145,6 +171,10 @@ async def forward(
             await relay.settle()
     except Failure as exc:
         raise _refused(call, upstream, exc, able, source) from None
+    except AccessDenied as exc:
+        if upstream.credentials is not None:
+            raise
+        raise unanswered(call, upstream, exc) from None
     except ClientError as exc:
         raise unanswered(call, upstream, exc) from None
 
@@ -155,7 +185,7 @@ async def _connect(call: "Call", upstream: Upstream, able: bytes) -> Link:
     if link.calls and not key.affinity and key != SHARED and asks(able) and _ambiguous(link):
         # Callers without a session don't depend on one connection, and each has its questions to itself on its own.
         for number in range(1, _NEXT_LINKS):
-            other = LinkKey(key.principal, f"#{number}", key.capabilities)
+            other = structs.replace(key, affinity=f"#{number}")
             link = links.ready(other) or await links.open(other)
             if not link.calls:
                 break
@@ -444,4 +474,6 @@ def unanswered(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError 
     name = upstream.config.name
     if isinstance(exc, NoAnswer):
         return _unable(call, f"The server {name!r} behind this gateway didn't answer in time.")
+    if isinstance(exc, AccessDenied):
+        return _unable(call, f"The server {name!r} behind this gateway doesn't accept the gateway's credentials.")
     return _unable(call, f"The server {name!r} behind this gateway can't be reached now. Try again later.")

@@ -24,6 +24,8 @@ class LinkKey(Struct, frozen=True, gc=False):
     """The id of the caller's handshake session; empty without one."""
     capabilities: bytes = b""
     """What the connection declares of the client, as canonical JSON; empty for nothing."""
+    credentials: str = ""
+    """Whose credentials it carries: see `UpstreamCredentials.link_key`."""
 
 
 SHARED = LinkKey()
@@ -114,6 +116,12 @@ class Links:
         task = asyncio.get_running_loop().create_task(_close(link))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    def end_of(self, owner: str) -> None:
+        """Close the connections that carry the credentials of one person."""
+        for link in list(self._open.values()):
+            if link.key.credentials.partition("\n")[0] == owner:
+                self.end(link)
 
     def end_idle(self, seconds: float, *, now: float) -> None:
         """Close connections without calls that weren't used for so long."""

@@ -57,6 +57,7 @@ class GatewayPart:
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         for config in self.definition.upstreams:
             upstream = self.upstreams[config.name] = Upstream(config, changed=self._register, parked=parked)
+            await self._give_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
             await upstream.open(pool)
         host.stack.push_async_callback(parked.close)
@@ -66,6 +67,20 @@ class GatewayPart:
 
     async def close(self) -> None:
         """Do nothing: the host's stack closes the upstreams."""
+
+    async def _give_credentials(self, upstream: Upstream, host: Host) -> None:
+        config = upstream.config
+        if config.auth is None and not config.forward_headers:
+            return
+        from millstream.gateway.credentials import open_credentials  # noqa: PLC0415  many upstreams need none
+
+        credentials = open_credentials(
+            config.name, config.target, config.auth, config.forward_headers, config.headers, host
+        )
+        if credentials is not None:
+            upstream.credentials = credentials
+            credentials.changed = upstream.links.end_of
+            host.stack.push_async_callback(credentials.close)
 
     async def _wait(self) -> None:
         """Wait for the first lists, each upstream for as long as its configuration says."""

@@ -21,6 +21,7 @@ from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
 from millstream.gateway import catalog
 from millstream.gateway.catalog import Catalog, Description
+from millstream.gateway.credentials.options import Credentials
 from millstream.gateway.links import SHARED, Link, LinkKey, Links
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway.parked import ParkedCalls
@@ -31,10 +32,9 @@ from millstream.gateway.relay import Relays
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from millstream._protocol.principal import Principal
     from millstream._server.calls.call import Call
-    from millstream.client._endpoint import Auth
     from millstream.client._transports.embedded import Embedded, Running
+    from millstream.gateway.credentials import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -45,24 +45,6 @@ State = Literal["connecting", "ready", "degraded", "disabled"]
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
-
-
-class Credentials(Protocol):
-    """Where the credentials for an upstream come from."""
-
-    @property
-    def per_principal(self) -> bool:
-        """Each caller has credentials of their own, so connections aren't shared between callers."""
-        ...
-
-    def auth(self, upstream: str, principal: "Principal | None") -> "Auth | None":
-        """Return what adds credentials to the requests of one connection; None for none.
-
-        Args:
-            upstream: its name.
-            principal: whose connection it is; None for the connection that lists what the upstream offers.
-        """
-        ...
 
 
 class UpstreamPolicy(Protocol):
@@ -107,7 +89,7 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     cwd: str | None = None
     """Where a command runs."""
     auth: Credentials | None = None
-    """Where credentials come from that aren't fixed headers."""
+    """Where credentials come from that aren't fixed headers: `bearer`, `per_user_oauth`, and others."""
     forward_headers: Sequence[str] = ()
     """Names of the caller's HTTP headers to pass on."""
     scale: Literal["shared", "per_principal", "per_session"] = "shared"
@@ -227,6 +209,10 @@ class Upstream:
         # Configuration
         self.config: UpstreamConfig = config
         self.names: Names = config.names
+        self.credentials: UpstreamCredentials | None = None
+        """What its connections carry; set before `open`."""
+        self.lister: LinkKey = SHARED
+        """The key of the connection that lists what it offers."""
         self._changed = changed
         self.parked: ParkedCalls = parked
         # Process
@@ -283,10 +269,10 @@ class Upstream:
         if self.processes is not None:
             return LinkKey(principal, "" if call.session is None else call.session.id, able)
         revision = BY_DATE.get(self.catalog.revision)
-        own = self.config.auth is not None and self.config.auth.per_principal
+        own = "" if self.credentials is None else self.credentials.link_key(call)
         if revision is not None and not revision.handshake:  # each request says all there is to know
-            return LinkKey(principal) if own and principal else SHARED
-        key = LinkKey(principal, "" if call.session is None else call.session.id, able)
+            return LinkKey(principal, credentials=own) if own else SHARED
+        key = LinkKey(principal, "" if call.session is None else call.session.id, able, own)
         return SHARED if key == SHARED else key
 
     @property
@@ -317,11 +303,11 @@ class Upstream:
         target = self._target
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}")
-        conversation = relays.conversation = self._conversation(target, relays)
+        conversation = relays.conversation = self._conversation(key, target, relays)
         conversation.incoming.observer = relays.hear
         return Link(key, conversation, relays)
 
-    def _conversation(self, target: Any, relays: Relays) -> Conversation:
+    def _conversation(self, key: LinkKey, target: Any, relays: Relays) -> Conversation:
         config = self.config
         options = Options(
             name="millstream-gateway",
@@ -330,6 +316,7 @@ class Upstream:
             cache=False,
             env=config.env,
             cwd=config.cwd,
+            auth=None if self.credentials is None else self.credentials.auth(key.credentials),
         )
         return Conversation(
             target,
@@ -349,15 +336,29 @@ class Upstream:
         failures = 0
         while True:
             try:
-                link = await self.links.open(SHARED)
-                await self._take(link.conversation)
-                failures = 0
-                await self._follow(link.conversation)
+                self.lister = await self._find_lister()
+                link = await self.links.open(self.lister)
+                link.calls += 1  # it's in use, however quiet it is
+                try:
+                    await self._take(link.conversation)
+                    failures = 0
+                    await self._follow(link.conversation)
+                finally:
+                    link.calls -= 1
             except (ClientError, OSError) as exc:
                 self._degrade(str(exc) or type(exc).__name__)
                 failures += 1
             wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
             await asyncio.sleep(wait * random.uniform(0.75, 1))  # noqa: S311  it's no secret
+
+    async def _find_lister(self) -> LinkKey:
+        """Return whose connection reads the lists: one that all share, or that of a person who has connected."""
+        credentials = self.credentials
+        if credentials is None or not credentials.personal:
+            return SHARED
+        self.reason = "waits for a person to connect, with whose account it can be listed"
+        self.listed.set()
+        return LinkKey(credentials=await credentials.lister())
 
     async def _take(self, conversation: Conversation) -> None:
         found = await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes)

@@ -1,12 +1,14 @@
 """Access tokens without a person: the gateway's own (client credentials), and callers' tokens exchanged (RFC 8693)."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from millstream._http.client.url import Url
-from millstream._protocol.errors import LocalError, ToolError
+from millstream._protocol.errors import LocalError, ProtocolError, ToolError
 from millstream._server.calls.services import Services
 from millstream.client._errors import AccessDenied, ConnectFailed
 from millstream.client._oauth.discovery import Issuer, find_issuer
@@ -15,7 +17,7 @@ from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
 from millstream.client._oauth.issuer_http import parse_secure
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
 from millstream.gateway.credentials.options import ClientCredentials, TokenExchange
-from millstream.gateway.credentials.source import Caller, UpstreamCredentials, outbound_for
+from millstream.gateway.credentials.source import Caller, UpstreamCredentials, outbound_for, refusal
 from millstream.gateway.credentials.tokens import Grant, SharedTokens, granted
 
 if TYPE_CHECKING:
@@ -131,20 +133,53 @@ class ExchangedCredentials(_GrantedCredentials):
 
     personal = True
 
+    def __init__(
+        self, upstream: str, forward: Sequence[str], url: Url, options: TokenExchange, services: Services
+    ) -> None:
+        """See `_GrantedCredentials`."""
+        super().__init__(upstream, forward, url, options, services)
+        self._newest = ""
+        """The link key of the caller who called last."""
+        self._somebody = asyncio.Event()
+
     def _identify(self, call: "Call") -> tuple[str, Caller]:
         principal, headers = call.principal, call.headers
         if principal is None or not principal.issuer or headers is None:
-            raise ToolError(
-                f"The server {self.upstream!r} behind this gateway needs an access token of the caller. Sign in with one; "
-                "an API key can't be exchanged."
+            raise refusal(
+                call,
+                f"The server {self.upstream!r} behind this gateway needs an access token of yours. Sign in with one: "
+                "an API key can't be exchanged.",
             )
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
-            raise ToolError(f"The server {self.upstream!r} behind this gateway needs an access token, and this call has none.")
+            raise refusal(call, f"The server {self.upstream!r} behind this gateway needs an access token of yours.")
         # A program with fewer scopes must not get what another one of the same person may do.
         rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
         key = f"{principal.bound.hex()}:{rights}"
-        return key, Caller({}, principal.id, token.strip().decode("ascii"), principal.until)
+        exp = principal.claims.get("exp")
+        until = min(principal.until, float(exp)) if isinstance(exp, int | float) else principal.until
+        return key, Caller({}, principal.id, token.strip().decode("ascii"), until)
+
+    def link_key(self, call: "Call") -> str:
+        """See `UpstreamCredentials.link_key`."""
+        key = self._newest = super().link_key(call)
+        self._somebody.set()
+        return key
+
+    def observe(self, call: "Call", seconds: float, answer: bytes) -> None:
+        """Take note of a caller whose token can read lists, while there's none."""
+        if not self._somebody.is_set():
+            with suppress(ToolError, ProtocolError):
+                self.link_key(call)
+
+    async def lister(self) -> str:
+        """Return the link key of the newest caller; wait for one whose token is valid."""
+        while True:
+            caller = self.caller(self._newest)
+            if caller is not None and caller.until > time.time():
+                return self._newest
+            self._somebody.clear()
+            await self._somebody.wait()
 
     async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that was given for the caller's newest one."""

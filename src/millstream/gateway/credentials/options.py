@@ -1,4 +1,4 @@
-"""How calls get their credentials for an upstream, as data: ``mcp.upstream("shop", url, auth=bearer(env="SHOP_TOKEN"))``.
+"""How calls get their credentials for an upstream, as data: ``mcp.upstream("shop", url, auth=bearer(env="TOKEN"))``.
 
 Each kind is a frozen Struct, tagged by `kind`, so that a configuration file decodes to the same values. A secret is
 named by an environment variable or a file. Its text is in no representation and can't be encoded.
@@ -113,6 +113,11 @@ class StaticHeaders(
     headers: dict[str, Secret]
 
 
+def is_scope(text: str) -> bool:
+    """Return whether a text can be a scope (RFC 6749 §3.3)."""
+    return _SCOPE.fullmatch(text) is not None
+
+
 class _Grant(
     Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True,
     metaclass=Suggesting,
@@ -130,7 +135,7 @@ class _Grant(
 
     def __post_init__(self) -> None:
         for each in self.scope:
-            if not _SCOPE.fullmatch(each):
+            if not is_scope(each):
                 raise ValueError(f"{each!r} isn't a scope.")
         if self.client_secret is not None and not self.client_id:
             raise ValueError("A client_secret needs its client_id.")
@@ -256,12 +261,12 @@ def client_credentials(
     """
     return ClientCredentials(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
-        private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource, secret_in_form=secret_in_form,
-        private_addresses=private_addresses,
+        private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource,
+        secret_in_form=secret_in_form, private_addresses=private_addresses,
     )  # fmt: skip
 
 
-def token_exchange(
+def token_exchange(  # noqa: PLR0913  each is an option of its own
     *,
     issuer: str = "",
     token_url: str = "",

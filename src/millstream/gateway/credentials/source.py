@@ -8,28 +8,29 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
 from millstream._http.client.dial import guarded, is_public, is_this_machine
 from millstream._http.client.url import Url
-from millstream._protocol.errors import LocalError, ToolError
+from millstream._protocol.errors import INTERNAL_ERROR, LocalError, ProtocolError, ToolError
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, TargetError
+from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.issuer_http import Outbound
-from millstream.gateway.credentials.options import Secret
+from millstream.gateway.credentials.options import Secret, is_scope
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
 
 logger = logging.getLogger("millstream.gateway")
 _MAX_CALLERS: Final = 16_384
+_MAX_SHOWN: Final = 200
 _NEVER: Final = frozenset(
     {
-        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect",
-        "host", "http2-settings", "keep-alive", "last-event-id", "proxy-authenticate", "proxy-authorization",
+        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie",
+        "expect", "host", "http2-settings", "keep-alive", "last-event-id", "proxy-authenticate", "proxy-authorization",
         "proxy-connection", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
@@ -92,9 +93,17 @@ class UpstreamCredentials:
             known.token, known.until = told.token, told.until
         return key
 
+    def caller(self, link_key: str) -> Caller | None:
+        """Return what is known of the callers with a link key."""
+        return self._callers.get(link_key)
+
     def auth(self, link_key: str) -> Auth:
         """Return what gives a new connection its headers. The empty key is that of the connection for lists."""
-        return LinkAuth(self, self._callers.get(link_key) or Caller({}))
+        return LinkAuth(self, self.caller(link_key) or Caller({}))
+
+    async def lister(self) -> str:
+        """Return the link key of the connection that reads lists; wait until there are credentials for it."""
+        return ""
 
     async def prepare(self, call: "Call") -> None:
         """Make sure that a call has credentials, and ask the person for them where it hasn't.
@@ -110,7 +119,11 @@ class UpstreamCredentials:
             ToolError, ProtocolError, InputRequired: the person has to act first.
         """
         if denied.status == 403 and "insufficient_scope" in denied.challenge:
-            raise ToolError(f"The server {self.upstream!r} behind this gateway wants more rights for this.")
+            raise refusal(
+                call,
+                f"The server {self.upstream!r} behind this gateway wants more rights for this than the gateway has "
+                f"there: {said_scopes(denied.challenge)}. Its operator can ask for them with scope.",
+            )
         return False
 
     async def close(self) -> None:
@@ -232,7 +245,9 @@ def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any
     for name in found:
         where = f"forward_headers of the upstream {upstream!r}"
         if name in _NEVER or name.startswith(("mcp-", "sec-", "proxy-")):
-            raise LocalError(f"{where} can't have {name!r}: it belongs to one connection or message, not to the caller.")
+            raise LocalError(
+                f"{where} can't have {name!r}: it belongs to one connection or message, not to the caller."
+            )
         if name in ours:
             raise LocalError(f"{where} can't have {name!r}: the upstream's own configuration sets it.")
         try:
@@ -241,11 +256,22 @@ def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any
             raise LocalError(f"{where}: {exc}") from None
     if "authorization" in found:
         logger.warning(
-            "forward_headers of the upstream %r has authorization: that server gets each caller's own credential for this "
-            "one, and can use it here as the caller. Name it only for a server that you run yourself.",
+            "forward_headers of the upstream %r has authorization: that server gets each caller's own credential for "
+            "this one, and can use it here as the caller. Name it only for a server that you run yourself.",
             upstream,
         )
     return found
+
+
+def refusal(call: "Call", text: str) -> ToolError | ProtocolError:
+    """Return the error for a call that can't be forwarded now."""
+    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
+
+
+def said_scopes(challenge: str) -> str:
+    """Return the scopes that a challenge names, for an error."""
+    named = read_challenges(challenge).parameters.get("scope", "").split()
+    return " ".join(each for each in named if is_scope(each))[:_MAX_SHOWN] or "it doesn't say which"
 
 
 def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:

@@ -224,7 +224,10 @@ class SharedTokens:
 
     async def _renew(self, name: str, old: Grant | None, renew: Renew) -> Grant | None:
         try:
-            async with asyncio.timeout(2 * _LEASE), lease(self._services.store.kv, f"gateway-lease:{self._prefix}{name}"):
+            async with (
+                asyncio.timeout(2 * _LEASE),
+                lease(self._services.store.kv, f"gateway-lease:{self._prefix}{name}"),
+            ):
                 raw, found = await self._read(name)
                 if found is not None and not _is_old(found) and (old is None or found.token != old.token):
                     return found  # another worker was faster
@@ -250,9 +253,10 @@ class SharedTokens:
                 await self._tell(name)
             return fresh
         # It was removed or replaced in between: what the person did counts.
-        if fresh is not None and self._discard is not None:
+        _, found = await self._read(name)
+        if found is None and fresh is not None and self._discard is not None:
             await self._discard(name, fresh)
-        return (await self._read(name))[1]
+        return found
 
 
 def _is_old(grant: Grant) -> bool:
@@ -275,4 +279,3 @@ async def lease(kv: Map, place: str) -> AsyncGenerator[None]:
     finally:
         # One that took too long is over, and another may have begun.
         await kv.compare_and_set(place, mine, None, 1.0)
-

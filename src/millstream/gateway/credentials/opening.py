@@ -1,0 +1,103 @@
+"""Make the credentials of an upstream from its options."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from millstream._http.client.errors import TargetError
+from millstream._http.client.url import Url, parse
+from millstream._parts import Host
+from millstream._protocol.errors import LocalError
+from millstream.gateway.credentials.options import (
+    BearerToken,
+    ClientCredentials,
+    Credentials,
+    PerUserOAuth,
+    StaticHeaders,
+    TokenExchange,
+)
+from millstream.gateway.credentials.source import FixedCredentials, UpstreamCredentials, check_forwarded
+
+
+def open_credentials(
+    name: str,
+    target: Any,
+    auth: Credentials | None,
+    forward_headers: Sequence[str],
+    headers: Mapping[str, str],
+    host: Host,
+) -> UpstreamCredentials | None:
+    """Return the credentials of an upstream; None where it has none, and forwards no headers.
+
+    Args:
+        name: of the upstream.
+        target: a URL, where credentials can be sent.
+        auth: as the operator wrote it.
+        forward_headers: names of headers of the caller to pass on.
+        headers: fixed headers of the upstream.
+        host: the running server, whose sign-in is open.
+
+    Raises:
+        LocalError: they can't work; the text says why.
+    """
+    if auth is None and not forward_headers:
+        return None
+    url = _url_of(target)
+    if url is None:
+        what = "auth" if auth is not None else "forward_headers"
+        raise LocalError(
+            f"The upstream {name!r} has {what}, which is for servers at a URL. Give a command its secrets in env=…"
+        )
+    taken = dict(headers)
+    if isinstance(auth, StaticHeaders):
+        taken |= dict.fromkeys(auth.headers, "")
+    elif auth is not None:
+        if any(each.lower() == "authorization" for each in headers):
+            raise LocalError(f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them.")
+        taken["authorization"] = ""
+    forward = check_forwarded(name, forward_headers, taken)
+    return _made(name, forward, url, auth, host)
+
+
+def _made(name: str, forward: Sequence[str], url: Url, auth: Credentials | None, host: Host) -> UpstreamCredentials:
+    match auth:
+        case None:
+            return UpstreamCredentials(name, forward)
+        case BearerToken():
+            return FixedCredentials(name, forward, {"Authorization": auth}, "Bearer ")
+        case StaticHeaders():
+            return FixedCredentials(name, forward, auth.headers)
+        case ClientCredentials():
+            from millstream.gateway.credentials.grants import OwnCredentials  # noqa: PLC0415  only where it's used
+
+            return OwnCredentials(name, forward, url, auth, host.services)
+        case TokenExchange():
+            from millstream.gateway.credentials.grants import ExchangedCredentials  # noqa: PLC0415  as above
+
+            _check_guarded(name, "token_exchange", host)
+            exchanged = ExchangedCredentials(name, forward, url, auth, host.services)
+            host.observe(exchanged.observe)
+            return exchanged
+        case PerUserOAuth():
+            from millstream.gateway.credentials.personal import PersonalCredentials  # noqa: PLC0415  as above
+
+            _check_guarded(name, "per_user_oauth", host)
+            return PersonalCredentials(name, forward, url, auth, host)
+
+
+def _check_guarded(name: str, kind: str, host: Host) -> None:
+    if host.guard is None:
+        raise LocalError(
+            f"The upstream {name!r} has {kind}, and this server has no auth=…: it can't tell callers apart. Let them "
+            "sign in, for example with Server(auth=auth.oidc(…))."
+        )
+
+
+def _url_of(target: Any) -> Url | None:
+    if isinstance(target, Mapping):
+        target = target.get("url")
+    if not isinstance(target, str):
+        return None
+    try:
+        return parse(target)
+    except TargetError:
+        return None

@@ -1,0 +1,385 @@
+"""A connection of each person to an upstream: their own tokens of its authorization server (OAuth 2.1 with PKCE).
+
+A connection belongs to a principal, an upstream, and the upstream's URL. It's made and ended on the page of
+connections, and only there: a call without one asks its person to open the page. All that is kept is sealed.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import Struct
+
+from millstream._http.client.url import Url, parse
+from millstream._parts import Host
+from millstream._protocol.errors import Cancelled, Declined
+from millstream._protocol.jsonrpc import notification_message
+from millstream._protocol.metadata import declares
+from millstream._server.calls.context import Context
+from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
+from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.dpop import SCHEME, Proofs, wants_nonce
+from millstream.client._oauth.flow import OAuth
+from millstream.client._oauth.issuer_http import Outbound, fetch
+from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
+from millstream.gateway.credentials.options import PerUserOAuth
+from millstream.gateway.credentials.source import Caller, LinkAuth, UpstreamCredentials, outbound_for, refusal
+from millstream.gateway.credentials.tokens import PATIENCE, Grant, SharedTokens, granted
+
+if TYPE_CHECKING:
+    from millstream._server.calls.call import Call
+
+PAGE: Final = "/connections"
+CALLBACK: Final = "/connections/callback"
+METADATA: Final = "/connections/client.json"
+_KEPT: Final = 180 * 86_400.0
+"""Seconds after its last use for which a connection is kept."""
+_CLIENT_KEPT: Final = 30 * 86_400.0
+"""Seconds for which a registration is used again."""
+_WANTED_KEPT: Final = 900.0
+"""Seconds for which the page knows what an upstream has asked for."""
+_MAX_LISTERS: Final = 16
+_MAX_CHALLENGE: Final = 4096
+_ROUND_PATIENCE: Final = 20.0
+"""Seconds that a call of the per-request era waits for a person who has agreed to open the page: it's one HTTP request,
+and its client may give up.
+"""
+_URL_MODE: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {"elicitation": {"url": {}}}
+_CLIENT_KIND: Final = b"gateway client"
+_PROBE: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+
+
+class Wanted(Struct, frozen=True):
+    """What an upstream asked for when it denied a call."""
+
+    status: int = 401
+    challenge: str = ""
+
+
+class PersonalCredentials(UpstreamCredentials):
+    """The connections of all people to one upstream."""
+
+    personal = True
+
+    def __init__(self, upstream: str, forward: Sequence[str], url: Url, options: PerUserOAuth, host: Host) -> None:
+        """Read the secret.
+
+        Args:
+            upstream: its name.
+            forward: see `UpstreamCredentials`.
+            url: of the upstream.
+            options: as the operator wrote them.
+            host: the running server.
+
+        Raises:
+            LocalError: a secret isn't there.
+        """
+        super().__init__(upstream, forward)
+        self.url: Url = parse("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
+        self.options: PerUserOAuth = options
+        self._services = host.services
+        secret = options.client_secret
+        self._secret = "" if secret is None else secret.read(f"the upstream {upstream!r}")
+        self._outbound: Outbound = outbound_for(url, private_addresses=options.private_addresses)
+        self._proofs = Proofs()
+        self._base = _configured_base(host)
+        # Another URL, or another client, is another connection.
+        parts = (upstream, str(url), options.issuer, options.client_id)
+        self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
+        self._tokens = SharedTokens(
+            host.services, f"connection:{self._id}:", ttl=_KEPT, lossy=False, changed=self._hear, discard=self._discard
+        )
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        """Owner -> calls that wait until that person has connected."""
+        self._somebody = asyncio.Event()
+        """Set after a person has connected or disconnected."""
+
+    async def close(self) -> None:
+        """Finish what runs."""
+        await self._tokens.close()
+
+    def _hear(self, owner: str) -> None:
+        for event in self._waiting.get(owner, ()):
+            event.set()
+        self._somebody.set()
+        self.changed(owner)
+
+    # Lists
+
+    async def lister(self) -> str:
+        """Return the link key of a person who is connected; wait until there's one."""
+        while True:
+            self._somebody.clear()
+            for owner in await self._listers():
+                if await self._tokens.load(owner) is not None:
+                    return owner
+            await self._somebody.wait()
+
+    def auth(self, link_key: str) -> LinkAuth:
+        """See `UpstreamCredentials.auth`."""
+        return LinkAuth(self, self.caller(link_key) or Caller({}, link_key.partition("\n")[0]))
+
+    async def _listers(self) -> list[str]:
+        raw = await self._services.store.kv.get(f"connection-lister:{self._id}")
+        try:
+            return [] if raw is None else msgspec.msgpack.decode(raw, type=list[str])
+        except msgspec.MsgspecError:
+            return []
+
+    async def _note_lister(self, owner: str) -> None:
+        """Remember who connected last: lists are read with one of these connections."""
+        owners = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
+        packed = msgspec.msgpack.encode(owners)
+        await self._services.store.kv.put(f"connection-lister:{self._id}", packed, _KEPT)
+        self._somebody.set()
+
+    # Calls
+
+    def _identify(self, call: "Call") -> tuple[str, Caller]:
+        principal = call.principal
+        if principal is None:
+            raise refusal(
+                call,
+                f"The server {self.upstream!r} behind this gateway needs an account of yours, and this call is "
+                "anonymous. Sign in to this server first.",
+            )
+        owner = owner_of(principal.id)
+        return owner, Caller({}, owner)
+
+    async def prepare(self, call: "Call") -> None:
+        """See `UpstreamCredentials.prepare`."""
+        owner, _ = self._identify(call)
+        grant = await self._tokens.load(owner)
+        if grant is None or (not grant.tokens.refresh_token and 0 < grant.tokens.expires_at <= time.time()):
+            await self._ask(call, owner, grant, f"The server {self.upstream!r} needs your account there.")
+
+    async def recover(self, call: "Call", denied: AccessDenied) -> bool:
+        """See `UpstreamCredentials.recover`."""
+        lacking = denied.status == 403 and "insufficient_scope" in denied.challenge
+        if not lacking and denied.status != 401:
+            return False
+        owner, _ = self._identify(call)
+        wanted = Wanted(denied.status, denied.challenge[:_MAX_CHALLENGE])
+        kv = self._services.store.kv
+        await kv.put(f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(wanted), _WANTED_KEPT, lossy=True)
+        reason = "wants more rights for this" if lacking else "doesn't accept your connection any more"
+        await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
+        return True
+
+    async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
+        """Return the token of the connection's person, renewed if it's about to expire."""
+        owner = caller.owner
+        grant = await self._tokens.get(owner, self._renew) if owner else None
+        if grant is None:
+            raise AccessDenied(f"The upstream {self.upstream!r} isn't connected for this person.", 401)
+        tokens = grant.tokens
+        proof = self._proofs.headers(tokens.proof_key, method, url, tokens.access_token)
+        return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
+
+    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+        """Renew the token that was refused."""
+        return await self._tokens.replace(caller.owner, sent.get("Authorization", "").partition(" ")[2], self._renew)
+
+    def heard(self, url: Url, nonce: str, challenge: str) -> bool:
+        """See `Auth.heard`."""
+        return self._proofs.learn(url, nonce) and wants_nonce(challenge)
+
+    # Questions
+
+    async def _ask(self, call: "Call", owner: str, before: Grant | None, why: str) -> None:
+        """Ask the person to connect, and wait until they have.
+
+        Raises:
+            ToolError, ProtocolError: the client can't ask, or the person hasn't connected.
+            InputRequired: the client asks, and sends the call again.
+        """
+        page = self.page_of(call)
+        how = f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
+        revision = call.revision
+        if not page or "url" not in revision.elicitation_modes or not declares(call.client.capabilities, _URL_MODE):
+            raise refusal(call, f"{why} {how} Then call again.")
+        id = secrets.token_urlsafe(16)
+        event = asyncio.Event()
+        waiting = self._waiting.setdefault(owner, set())
+        waiting.add(event)
+        try:
+            try:
+                await Context(call).elicit_url(f"{why} {how}", page, id=id, key=f"millstream.connect.{self.upstream}")
+            except (Declined, Cancelled):
+                raise refusal(call, f"{why} You haven't connected it. {how}") from None
+            seconds = self._services.settings.ask_timeout
+            limit = seconds if revision.handshake else min(seconds, _ROUND_PATIENCE)
+            if not await self._has_changed(owner, before, event, limit):
+                raise refusal(call, f"{why} It isn't connected yet. {how} Then call again.")
+            if revision.elicitation_ids:
+                await call.say(notification_message("notifications/elicitation/complete", {"elicitationId": id}))
+        finally:
+            waiting.discard(event)
+            if not waiting and self._waiting.get(owner) is waiting:
+                del self._waiting[owner]
+
+    async def _has_changed(self, owner: str, before: Grant | None, event: asyncio.Event, seconds: float) -> bool:
+        old = "" if before is None else before.token
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    event.clear()
+                    found = await self._tokens.load(owner)
+                    if found is not None and found.token != old:
+                        return True
+                    await event.wait()
+        except TimeoutError:
+            return False
+
+    def page_of(self, call: "Call") -> str:
+        """Return the address of the page of connections, as the caller can reach it; empty if it isn't known."""
+        base = self._base
+        if not base and call.headers is not None:
+            scheme, root = getattr(call.origin, "scheme", ""), getattr(call.origin, "root_path", "")
+            scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
+            authority = call.headers.get(b"host", b"").decode("latin-1")
+            base = f"{scheme}://{authority}{root}" if scheme and authority else ""
+        return base + PAGE if base else ""
+
+    # The page
+
+    async def connection(self, owner: str) -> Grant | None:
+        """Return the connection of a person."""
+        return await self._tokens.load(owner)
+
+    async def begin(self, owner: str, base: str) -> tuple[AuthorizationRequest, Registration]:
+        """Return where to send a person, and as which client.
+
+        Args:
+            owner: see `owner_of`.
+            base: what the addresses of this server begin with, as the person's browser has them.
+
+        Raises:
+            ClientError: the upstream and its authorization server don't fit together, or can't be asked.
+        """
+        grant = await self._tokens.load(owner)
+        redirect = base + CALLBACK
+        place = f"gateway-client:{sha256(f'{self._id} {redirect}'.encode()).hexdigest()}"
+        known = await self._registrations(place)
+        oauth, store = self._client(base, grant, known)
+        wanted = await self._wanted(owner)
+        async with asyncio.timeout(PATIENCE):
+            asked = await oauth.ask(self.url, wanted.status, wanted.challenge)
+        if store.load().registrations != known:
+            await self._keep_registrations(place, store.load().registrations)
+        return asked, Registration() if self.options.client_id else asked.who
+
+    async def finish(self, owner: str, base: str, asked: AuthorizationRequest, answer: Mapping[str, str]) -> None:
+        """Make the connection of a person who has come back.
+
+        Raises:
+            ClientError: that isn't an answer to what was asked, or the person declined, or the issuer did.
+        """
+        oauth, store = self._client(base, None, {asked.issuer.issuer: asked.who})
+        now = time.time()
+        async with asyncio.timeout(PATIENCE):
+            await oauth.bring(self.url, asked, answer)
+        tokens = store.load().tokens[str(self.url)]
+        own = Registration() if self.options.client_id else asked.who
+        await self._tokens.put(owner, granted(tokens, own, now=now))
+        await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
+        await self._note_lister(owner)
+
+    async def disconnect(self, owner: str) -> bool:
+        """Remove the connection of a person; whether the authorization server has revoked it, too (RFC 7009)."""
+        grant = await self._tokens.remove(owner)
+        return grant is not None and await self._discard(owner, grant)
+
+    async def _discard(self, owner: str, grant: Grant) -> bool:
+        """Revoke tokens that nothing uses any more."""
+        oauth, _ = self._client("", grant, {})
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await oauth.sign_out(self.url)
+        except (TimeoutError, ClientError):
+            return False
+
+    async def _wanted(self, owner: str) -> Wanted:
+        """Return what the upstream asked of this person, or asks of a stranger."""
+        raw = await self._services.store.kv.get(f"connection-wanted:{self._id}:{owner}")
+        if raw is not None:
+            try:
+                return msgspec.msgpack.decode(raw, type=Wanted)
+            except msgspec.MsgspecError:
+                pass
+        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        try:
+            reply = await fetch("POST", str(self.url), headers=headers, body=_PROBE)
+        except ClientError as exc:
+            if isinstance(exc, AccessDenied):
+                raise
+            raise ConnectFailed(f"The upstream {self.upstream!r} can't be reached now.") from exc
+        if reply.stream is not None:
+            reply.stream.close()
+        return Wanted(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
+
+    # Tokens
+
+    async def _renew(self, old: Grant | None) -> Grant | None:
+        """Return a connection with fresh tokens; None if it has ended."""
+        if old is None or not old.tokens.refresh_token:
+            return None if old is None or 0 < old.tokens.expires_at <= time.time() else old
+        oauth, store = self._client("", old, {})
+        now = time.time()
+        if not await oauth.refresh(self.url):
+            return None
+        return granted(store.load().tokens[str(self.url)], old.registration, now=now)
+
+    def _client(
+        self, base: str, grant: Grant | None, registrations: Mapping[str, Registration]
+    ) -> tuple[OAuth, MemoryStore]:
+        options, store = self.options, MemoryStore()
+        tokens: dict[str, Tokens] = {}
+        known = dict(registrations)
+        if grant is not None:
+            tokens[str(self.url)] = grant.tokens
+            if grant.registration.client_id and grant.tokens.issuer not in known:
+                known[grant.tokens.issuer] = grant.registration
+        store.save(Kept(known, tokens))
+        oauth = OAuth(
+            store=store, client_id=options.client_id, client_secret=self._secret, name="Millstream gateway",
+            client_metadata_url=options.client_metadata_url or own_metadata(base), scope=" ".join(options.scope),
+            redirect_uri=base + CALLBACK,
+        )  # fmt: skip
+        if options.issuer:
+            oauth.bound_to(options.issuer)
+        return (oauth if self._outbound.dial is None else oauth.through(self._outbound.dial)), store
+
+    async def _registrations(self, place: str) -> dict[str, Registration]:
+        raw = await self._services.store.kv.get(place)
+        plain = None if raw is None else self._services.ring.open(_CLIENT_KIND, raw.decode("latin-1"), place.encode())
+        try:
+            return {} if plain is None else msgspec.msgpack.decode(plain, type=dict[str, Registration])
+        except msgspec.MsgspecError:
+            return {}
+
+    async def _keep_registrations(self, place: str, known: Mapping[str, Registration]) -> None:
+        plain = msgspec.msgpack.encode(known)
+        sealed = self._services.ring.seal(_CLIENT_KIND, plain, self._services.nonce(), place.encode())
+        await self._services.store.kv.put(place, sealed.encode(), _CLIENT_KEPT)
+
+
+def owner_of(principal_id: str) -> str:
+    """Return the name under which a person's connections are kept."""
+    return sha256(principal_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def own_metadata(base: str) -> str:
+    """Return the client id that this server is by its own metadata document (CIMD); empty without https."""
+    return base + METADATA if base.startswith("https://") else ""
+
+
+def _configured_base(host: Host) -> str:
+    """Return what the addresses of this server begin with, where its sign-in says so."""
+    guard = host.guard
+    resource = next((each.resource for each in guard.methods if each.resource), "") if guard is not None else ""
+    return resource.rstrip("/").removesuffix(host.settings.path.rstrip("/")) if resource else ""
