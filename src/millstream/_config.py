@@ -50,6 +50,7 @@ QuotaText = Annotated[
     str,
     Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
 ]
+LogFormat = Annotated[Literal["auto", "text", "json"], Meta(description="auto, text or json")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
     Meta(description="debug, info, warning, error or critical"),
@@ -203,6 +204,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """What clients of the handshake era get of a tool's log messages until they say otherwise."""
     log_file: str = ""
     """Logs go to this file, too, as JSON lines. Several workers share it, and logrotate may move it."""
+    log_format: LogFormat = "auto"
+    """How standard error shows logs: ``text``, ``json``, or ``auto``, which is text at a terminal and JSON elsewhere."""
     access_log: Switch = False
     """One line on standard error for each message."""
     show_errors: Switch = False

@@ -35,7 +35,7 @@ def run(*arguments: str, given: str = "", env: dict[str, str] | None = None) -> 
         [*COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False,
         env={**OWN, **(env or {})},
     )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr
+    assert "\nTraceback" not in f"\n{done.stderr}", done.stderr  # that of the log of a server is indented
     return done
 
 
@@ -192,7 +192,7 @@ class TestInAPipe:
         (["list", "http://127.0.0.1:{port}/mcp"], 3, "There is no server at"),
         (["list", "no-such-program"], 3, "There is no program"),
         (["list", "nothing.py"], 3, "There is no file"),
-        (["call", SHOP, "fail", "--env", "MILLSTREAM_SHOW_ERRORS=false"], 1, "Internal error"),
+        (["call", SHOP, "fail"], 1, "Internal error"),
         (["call", SHOP, "nothing"], 1, "Error: "),
         (["call", SHOP, "order", "isbn"], 2, "NAME=VALUE"),
         (["call", SHOP, "order", "--input", "["], 2, "not JSON"),
@@ -287,20 +287,26 @@ def test_a_tool_that_asks_a_person_says_so_where_nobody_can_be_asked() -> None:
     )
 
 
-def test_a_tool_of_a_file_that_fails_shows_its_lines(tmp_path: Path) -> None:
-    """Nobody sees the log of a server that the command starts. Our choice: as with `--dev`, unless `--env` says no."""
+def test_a_file_shows_its_prints_logs_and_tracebacks(tmp_path: Path) -> None:
+    """Issue 31: `call` and `list` pass on the standard error of a program, and never mix it into their output."""
     path = tmp_path / "failing.py"
     path.write_text(
         "from millstream import Server\nmcp = Server('failing')\n@mcp.tool\ndef boom() -> int:\n    return 1 // 0\n"
     )
-    for more, said in ((), "ZeroDivisionError"), (("--env", "MILLSTREAM_SHOW_ERRORS=false"), "incident"):
-        done = subprocess.run(
-            [*COMMAND, "call", *more, str(path), "boom"],
-            capture_output=True, text=True, timeout=WAIT, check=False, env=OWN,
-        )  # fmt: skip
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert ('failing.py", line 5, in boom' in done.stderr) is (not more)
+    with path.open("a") as file:
+        file.write("print('imported')\n")
+    words = "imported\n", "ZeroDivisionError", "incident", 'failing.py", line 5, in boom', "only the text of a ToolError"
+    done = subprocess.run(
+        [*COMMAND, "call", str(path), "boom"], capture_output=True, text=True, timeout=WAIT, check=False, env=OWN
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert [each for each in words if each not in done.stderr] == []
+    done = subprocess.run(
+        [*COMMAND, "list", f"{path}:mcp"], capture_output=True, text=True, timeout=WAIT, check=False, env=OWN
+    )
+    assert done.returncode == 0
+    assert done.stderr.startswith("imported\n")
 
 
 async def test_doctor_waits_no_longer_for_a_certificate_than_it_is_told() -> None:

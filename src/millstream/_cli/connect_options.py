@@ -77,7 +77,7 @@ Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
 class ConnectOptions(Struct, frozen=True, kw_only=True):
-    """How to reach the server, as the options say. Each field but `tries` is one, under its name."""
+    """How to reach the server, as the options say. Each field is one, under its name."""
 
     target: Target = ""
     header: Header = None
@@ -85,8 +85,6 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
     env: Env = None
     revision: Revision = ""
     timeout: Timeout = 60
-    tries: bool = False
-    """Whether somebody tries a program: a Python file of theirs shows what fails in it, as with ``run --dev``."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -110,9 +108,6 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
         self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
     ) -> Client:
         """A client for it."""
-        env = self.variables
-        if self.tries and self.target.endswith(".py"):
-            env = {"MILLSTREAM_SHOW_ERRORS": "true"} | env  # nobody sees the log that an incident stands in
         return Client(
             self.target,
             revision=self.revision or None,
@@ -120,7 +115,8 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
             timeout=self.timeout,
             elicit=elicit,
             options=Options(
-                env=env,
+                env=self.variables,
+                stderr=_is_program(self.target) or None,  # the author reads it in a pipe, too
                 log_level=log_level,
                 auth=self.auth(),
                 max_connections=max_connections,
@@ -132,18 +128,17 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
 
 
 def connects(
-    *, server: bool = True, tries: bool = False, timeout: float = 60
+    *, server: bool = True, timeout: float = 60
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command whose first parameter is a `ConnectOptions`: its fields become options of the command line.
 
     Args:
         server: whether the command takes one server, as its first argument.
-        tries: see `ConnectOptions`.
         timeout: of the option, if none is given.
     """
     hints = get_type_hints(ConnectOptions, include_extras=True)
     defaults = {
-        name: getattr(ConnectOptions(timeout=timeout), name) for name in hints if name not in ("target", "tries")
+        name: getattr(ConnectOptions(timeout=timeout), name) for name in hints if name != "target"
     }
     shared = [Argument(name, _OPTION, default=default, annotation=hints[name]) for name, default in defaults.items()]
     first = [Argument("target", Argument.POSITIONAL_ONLY, annotation=Target)] if server else []
@@ -160,7 +155,7 @@ def connects(
             said = {each.name: given.pop(each.name, each.default) for each in shared}
             if server:
                 said["target"] = positional.pop(0)
-            command(ConnectOptions(**said, tries=tries), *positional, **given)
+            command(ConnectOptions(**said), *positional, **given)
 
         shown = [*first, *arguments, *options, *shared, *json]
         run.__signature__ = Signature(shown)  # type: ignore[attr-defined]  # what cyclopts reads
@@ -168,6 +163,11 @@ def connects(
         return run
 
     return decorate
+
+
+def _is_program(target: str) -> bool:
+    """Whether a target is a Python file, or a server in one: ``shop.py:admin``."""
+    return target.endswith(".py") or target.rpartition(":")[0].endswith(".py")
 
 
 def version_of(client: Client) -> str:

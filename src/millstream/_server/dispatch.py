@@ -67,6 +67,7 @@ class Outcome(Struct):
 
 _TOLD = (NotJson, LocalError, ValueError)
 """What our checks raise: the text says everything, and where in our code it was found doesn't matter."""
+_HIDDEN = "; callers see only the incident, since only the text of a ToolError is for them"
 _NO_STORE = "The server can't reach its store now, so this may not be done yet. Try again in a moment."
 _STORE_FULL = "The server's store is full, so this isn't done. Try again later."
 _HALTED = "The server stopped before this call was done: try again"
@@ -283,11 +284,13 @@ class Dispatcher:
         if not logger.isEnabledFor(logging.DEBUG):
             exc = with_user_frames(exc, told=_TOLD)
         advise(exc)
+        shown = self.services.settings.show_errors
         logger.error(
-            "%s %s failed [incident %s]", call.method, call.name, incident, exc_info=exc, extra={"incident": incident}
-        )
+            "%s %s failed%s [incident %s]",
+            call.method, call.name, "" if shown else _HIDDEN, incident, exc_info=exc, extra={"incident": incident},
+        )  # fmt: skip
         text = f"Internal error. The server's log has the details under incident {incident}."
-        if self.services.settings.show_errors:
+        if shown:
             text = shown_error(exc)
         if isinstance(exc, LocalError):
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)

@@ -67,7 +67,8 @@ def configure_as(settings: Settings, *, level: str = "") -> None:
             beside = WatchedFileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as exc:
             raise ValueError(f"The log file {settings.log_file} can't be written: {exc.strerror}.") from exc
-    configure(level or settings.log_level, beside=beside)
+    json = None if settings.log_format == "auto" else settings.log_format == "json"
+    configure(level or settings.log_level, json=json, beside=beside)
 
 
 def configure(
@@ -184,8 +185,10 @@ class HumanLines(logging.Formatter):
         level = f"{record.levelname:<8}"
         if self.color:
             level = f"\x1b[{_COLORS.get(record.levelname, '0')}m{level}\x1b[0m"
-        fields = "".join(f"  {escape(name)}={escape(_plain(value))}" for name, value in extra_fields(record).items())
-        text = f"{clock} {level} {record.name}: {escape(redact_text(record.getMessage()))}{fields}"
+        said = record.getMessage()
+        fields = [each for each in extra_fields(record).items() if str(each[1]) not in said or each[0] != "incident"]
+        shown = "".join(f"  {escape(name)}={escape(_plain(value))}" for name, value in fields)
+        text = f"{clock} {level} {record.name}: {escape(redact_text(said))}{shown}"
         if error := _error_of(record, self):
             text += "".join(f"\n    {escape(line)}" for line in error["stack"].split("\n"))
         return text

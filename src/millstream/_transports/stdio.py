@@ -9,6 +9,7 @@ terminals or sockets, and threads for files and other devices (and on Windows).
 import asyncio
 import concurrent.futures
 import contextlib
+import io
 import os
 import stat
 import sys
@@ -118,10 +119,13 @@ def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
     private = os.dup(stdout)
     os.dup2(2, stdout)
     _flush()
+    buffered = _set_line_buffering(on=True)
     try:
         yield private
     finally:
         _flush()
+        if buffered:
+            _set_line_buffering(on=False)
         os.dup2(private, stdout)
         os.close(private)
 
@@ -131,6 +135,16 @@ def _fill_standard_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+
+
+def _set_line_buffering(*, on: bool) -> bool:
+    """Choose whether each line that the program prints is written at once; return whether that changed something."""
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper) or out.line_buffering is on:
+        return False
+    with contextlib.suppress(OSError, ValueError):  # nobody reads; closed
+        out.reconfigure(line_buffering=on)
+    return True
 
 
 def _flush() -> None:

@@ -34,21 +34,25 @@ _UNKNOWN = refusal(404, "There is no such server here. Name it when you start th
 class Inspecting:
     """The servers that the inspector may reach, by number."""
 
-    __slots__ = ("_streams", "_urls", "sign_ins")
+    __slots__ = ("_shows_log", "_streams", "_urls", "sign_ins")
 
-    def __init__(self, urls: Sequence[str], services: Services, streams: OpenStreams) -> None:
+    def __init__(
+        self, urls: Sequence[str], services: Services, streams: OpenStreams, *, shows_log: bool = False
+    ) -> None:
         """Nothing is connected before it's asked for.
 
         Args:
             urls: as the operator gave them.
             services: of this server, which keep who has signed in to the others.
             streams: those of this server, among which those of the others count.
+            shows_log: whether this server sends its log to the page, as in development.
 
         Raises:
             ValueError: one isn't a URL of http or https.
         """
         self._urls: dict[str, Url] = {str(number): _checked(each) for number, each in enumerate(urls, 1)}
         self._streams = streams
+        self._shows_log = shows_log
         self.sign_ins = SignIns(services)
 
     async def servers(self, request: Request) -> Response:
@@ -57,7 +61,7 @@ class Inspecting:
             {"name": name, "url": str(url), "signed_in": await self.sign_ins.known(request, url)}
             for name, url in self._urls.items()
         ]
-        return Response(encode({"servers": known}), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+        return Response(encode({"servers": known, "log": self._shows_log}), 200, JSON_HEAD + b"cache-control: no-store\r\n")
 
     async def sign_in(self, request: Request) -> Response:
         """`POST` begins to sign in to one server, `DELETE` signs out."""

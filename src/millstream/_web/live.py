@@ -24,6 +24,7 @@ from millstream.hub import Forbidden, InvalidName, TooMany
 logger = logging.getLogger("millstream")
 
 INTERVAL = 1.0
+LOG_INTERVAL = 0.2
 LOG_LINES = 500
 MAX_BUFFERED = 256 * 1024
 """A watcher further behind than this is cut; its page comes back and continues."""
@@ -59,6 +60,36 @@ class LogTail(logging.Handler):
         finally:
             self.release()
         return lines[max(0, len(lines) - max(0, last - number)) :], last
+
+
+class LogFeed:
+    """The handler of `GET /inspect/log`: every log line, for the person who writes the server."""
+
+    __slots__ = ("_instance", "_log", "_streams")
+
+    def __init__(self, log: LogTail, streams: OpenStreams) -> None:
+        self._log = log
+        self._streams = streams
+        self._instance = secrets.token_hex(4)
+
+    async def events(self, request: Request) -> Response | None:
+        """Send the lines that are held, then new ones, as JSON arrays. ``Last-Event-ID`` leaves out known lines."""
+        if self._streams.full(request):
+            return _BUSY
+        sink = request.open(200, STREAM_HEAD)
+        self._streams.add(sink, request, ("inspect", ""), until=lasts_until(request.principal))
+        instance, _, number = last_event_id(request).partition("-")
+        told = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
+        try:
+            while not sink.closed and sink.buffered <= MAX_BUFFERED:
+                lines, last = self._log.after(told)
+                if lines:
+                    sink.write(sse.encode_event(b"[%b]" % b",".join(lines), id=f"{self._instance}-{last}"))
+                    told = last
+                await asyncio.sleep(LOG_INTERVAL)
+        finally:
+            sink.close()
+        return None
 
 
 class DashboardFeed:

@@ -18,6 +18,7 @@ from millstream._protocol.messages import DiscoverResult, InitializeRequestParam
 from millstream._protocol.metadata import SERVER_KEY, Implementation
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream.client._background import Background
+from millstream.client._child_stderr import line_printer
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     AccessDenied,
@@ -122,7 +123,11 @@ class Connector:
     def _local(self) -> Transport:
         place = self._place
         if isinstance(place, Command):
-            return StdioTransport(place, self._listener, self._background, self._options.max_bytes)
+            options = self._options
+            show = line_printer(options.stderr)
+            if show is not None and place.ours:  # for people, although it isn't a terminal
+                place = msgspec.structs.replace(place, env={"MILLSTREAM_LOG_FORMAT": "text"} | dict(place.env))
+            return StdioTransport(place, self._listener, self._background, options.max_bytes, show=show)
         if isinstance(place, TransportFactory):
             return place.new_transport(self._listener, self._background)
         from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - it loads the server's code

@@ -1,7 +1,7 @@
 """What you can say to a client beyond its target and its handlers. The defaults suit a person's own machine."""
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -40,6 +40,9 @@ class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     """Variables for a server that the client starts, beside the few that every program needs."""
     cwd: str | None = None
     """Where a server that the client starts runs."""
+    stderr: Callable[[str], object] | bool | None = None
+    """What becomes of the standard error of a server that the client starts: ``True`` prints it to ours, ``False`` drops
+    it, a function gets each line. ``None`` prints it at a terminal and in a test of pytest, where failures show it."""
     tls: ssl.SSLContext | None = None
     """Certificates to trust or to show; without it, those of the system."""
     declare: Mapping[str, object] = {}

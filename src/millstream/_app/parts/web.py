@@ -13,9 +13,10 @@ from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry.logs import overhear
+from millstream._telemetry.prints import overhear_prints
 from millstream._web.audit import AuditRecords
 from millstream._web.dashboard_routes import query_handlers
-from millstream._web.live import ChatMembers, DashboardFeed, LogTail
+from millstream._web.live import ChatMembers, DashboardFeed, LogFeed, LogTail
 
 
 class WebPart(OwnPart):
@@ -62,6 +63,10 @@ class WebPart(OwnPart):
             route = Route({"GET": handler}, stream=path == "/dashboard/events", scope=WATCH, private=True)
             host.routes.add(path, route)
         host.routes.add("/chat/members", Route({"GET": ChatMembers(hub).get}, private=True))
+        if host.settings.show_errors:
+            host.on_close(overhear_prints(feed.log))
+            developing = LogFeed(feed.log, host.streams)
+            host.routes.add("/inspect/log", Route({"GET": developing.events}, stream=True, local=True))
         host.on_http(lambda: _serve(host))
 
 
@@ -74,7 +79,9 @@ def _serve(host: Host) -> None:
     routes = host.routes
     add_pages(routes)
     routes.home = "/inspect", leads_to("inspect")
-    inspecting = Inspecting(host.settings.inspect, host.services, host.streams)
+    inspecting = Inspecting(
+        host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors
+    )
     relay, sign_in = inspecting.relay, inspecting.sign_in
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
     # People come back from another site, without the cookie by which they are signed in: it knows them itself.

@@ -87,7 +87,7 @@ def _served(target: str, port: int | None, beside: "_Beside", inspect: list[str]
             serve="",
             store="",
             more=frozenset({"web"}),
-            settings={"inspect": tuple(inspect) if inspect else None},
+            settings={"inspect": tuple(inspect) if inspect else None, "show_errors": True},
         )
     except CommandError as exc:
         if not exc.detail or not can_supervise():

@@ -65,7 +65,7 @@ def list_(
     with_client(options.client, work)
 
 
-@connects(tries=True)
+@connects()
 def call(
     options: ConnectOptions,
     tool: Annotated[str, Parameter(name="TOOL", help="The name of the tool.")],
@@ -121,7 +121,7 @@ def call(
     with_client(lambda: options.client(elicit=person()), work)
 
 
-@connects(tries=True)
+@connects()
 def read(
     options: ConnectOptions,
     uri: Annotated[str, Parameter(name="URI", help="The URI of the resource.")],
@@ -155,7 +155,7 @@ def read(
     with_client(options.client, work)
 
 
-@connects(tries=True)
+@connects()
 def prompt(
     options: ConnectOptions,
     name: Annotated[str, Parameter(name="NAME", help="The name of the prompt.")],

@@ -1,7 +1,7 @@
 """A server as a process of its own: one message a line on its standard input and output.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/transports#stdio. Its standard error is free text: the
-end of it is kept, for the error that says why the process is gone.
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports#stdio. Its standard error is free text: lines
+go where `Options.stderr` says, and the end is kept for the error that says why the process is gone.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from msgspec import Struct
@@ -51,6 +51,8 @@ class Command(Struct, frozen=True):
     argv: tuple[str, ...]
     env: Mapping[str, str] = {}
     cwd: str | None = None
+    ours: bool = False
+    """It's a program of Millstream's users, and reads Millstream's variables."""
 
 
 class _Pipes(asyncio.SubprocessProtocol):
@@ -75,6 +77,7 @@ class _Pipes(asyncio.SubprocessProtocol):
             self._owner.hushed()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.show_rest()
         self._owner.heard_out.set()
         self._owner.silent()
         if self._process is not None:
@@ -95,15 +98,25 @@ class StdioTransport:
 
     name = "stdio"
 
-    def __init__(self, command: Command, listener: Listener, background: Background, max_bytes: int) -> None:
+    def __init__(
+        self,
+        command: Command,
+        listener: Listener,
+        background: Background,
+        max_bytes: int,
+        *,
+        show: Callable[[str], object] | None = None,
+    ) -> None:
         # Configuration
         self._command = command
         self._max = max_bytes
+        self._show = show
         # Process
         self._process: asyncio.SubprocessTransport | None = None
         self._duplex = Duplex(self, listener, background, self._write)
         self._lines = LineSplitter(max_bytes)
         self._said = b""
+        self._unshown = b""
         self._noise = 0
         self.exited = asyncio.Event()
         self.heard_out = asyncio.Event()
@@ -202,6 +215,20 @@ class StdioTransport:
     def noted(self, data: bytes) -> None:
         """Some of its standard error."""
         self._said = (self._said + data)[-_KEPT:]
+        if self._show is not None:
+            *lines, rest = (self._unshown + data).split(b"\n")
+            if len(rest) > _KEPT:
+                lines.append(rest)
+                rest = b""
+            self._unshown = rest
+            for line in lines:
+                self._show(line.decode("utf-8", "replace").rstrip("\r"))
+
+    def show_rest(self) -> None:
+        """Show a last line that has no end."""
+        if self._show is not None and self._unshown:
+            self._show(self._unshown.decode("utf-8", "replace"))
+        self._unshown = b""
 
     def hushed(self) -> None:
         """Its standard output is closed. Most likely it ends now, and its exit code and last words are worth a wait."""

@@ -2,6 +2,7 @@
 
 import { $, element, write } from "../dom.js";
 import { icon } from "../shell/icons.js";
+import { drawWhenReleased } from "../shell/press.js";
 
 /** Who is on the open channel; `own` are the ids of this page. */
 export function drawPeople(members, own) {
@@ -37,7 +38,7 @@ export function drawChannels(rooms, current, first, part) {
     close.addEventListener("click", () => part(channel));
     return element("li", { className: unread ? "has-unread" : "" }, link, channel === first ? null : close);
   });
-  $("channels").replaceChildren(...items);
+  drawWhenReleased($("channels"), () => $("channels").replaceChildren(...items));
   write($("unread-all"), all || "");
   document.title = all ? `(${all}) Chat` : "Chat";
 }

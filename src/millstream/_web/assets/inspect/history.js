@@ -2,6 +2,7 @@
 
 import { $, clock, element, figure } from "../dom.js";
 import { icon } from "../shell/icons.js";
+import { drawWhenReleased } from "../shell/press.js";
 import { session } from "./session.js";
 
 const KEY = "millstream.inspect.history";
@@ -57,8 +58,8 @@ export function clearHistory() {
 function draw() {
   counted(runs.length);
   $("no-history").hidden = runs.length > 0;
-  $("history").replaceChildren(
-    ...runs.map((run) => {
+  const items = () =>
+    runs.map((run) => {
       const values = JSON.stringify(run.values);
       const button = element(
         "button", { type: "button", className: "quiet", title: "Open it again with these values" },
@@ -68,6 +69,6 @@ function draw() {
       );
       button.addEventListener("click", () => reopen(run));
       return element("li", {}, button);
-    }),
-  );
+    });
+  drawWhenReleased($("history"), () => $("history").replaceChildren(...items()));
 }

@@ -52,9 +52,10 @@ function tell() {
 
 const written = (data) => (typeof data === "string" ? data : (data?.message ?? data?.msg ?? JSON.stringify(data)));
 
-function log(now, { level = "info", logger, data }) {
+function log(now, { level = "info", logger, data }, stack = "") {
   const head = [element("time", { dateTime: now.toISOString() }, clock(now)), element("span", { className: `badge ${LOOKS[level] ?? ""}` }, level), element("span", { className: "what", dir: "auto" }, logger ? element("span", { className: "soft" }, `${logger} `) : "", String(written(data)))];
-  const item = element("li", {}, typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head));
+  const trace = stack ? [element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, stack)] : [];
+  const item = element("li", {}, typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head), ...trace);
   item.dataset.rank = RANKS.indexOf(level);
   item.hidden = item.dataset.rank < Number($("log-filter").value);
   return item;
@@ -83,6 +84,15 @@ export function note(method, params) {
   }
   counts.notes += 1;
   append("notes", () => notification(now, method, params));
+}
+
+/** Take lines of the server's own log in, as its structured log writes them. They come while it's being developed. */
+export function noteLog(records) {
+  for (const { ts, level, logger, message, error } of records) {
+    counts.logs += 1;
+    if (LOOKS[level] === "bad") counts.bad += 1;
+    append("logs", () => log(new Date(ts), { level, logger, data: message }, error?.stack));
+  }
 }
 
 export function clearNotes() {

@@ -4,7 +4,7 @@
 import { $, element } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
-import { events } from "../sse.js";
+import { Feed, events } from "../sse.js";
 import { copy, copyable } from "../shell/copy.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
@@ -16,7 +16,7 @@ import { save } from "./exports.js";
 import { clearHistory, connectHistory } from "./history.js";
 import { KINDS, SERVER, connectKinds, updated } from "./kinds.js";
 import * as links from "./links.js";
-import { clearNotes, connectNotes, drawNotes, note } from "./notes.js";
+import { clearNotes, connectNotes, drawNotes, note, noteLog } from "./notes.js";
 import { ask } from "./questions.js";
 import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
 import { connectSettings, openSettings } from "./settings.js";
@@ -138,10 +138,14 @@ async function findEndpoint() {
   return session.endpoint;
 }
 
+const ownLog = new Feed("inspect/log", ({ data }) => noteLog(JSON.parse(data)));
+
 /** Offer the other servers that the operator named, where there are any, and say who is signed in at the one of now. */
 async function offerServers() {
   const chosenName = $("server").value;
-  others = await otherServers();
+  const { servers, log } = await otherServers();
+  others = servers;
+  if (log) ownLog.start();
   const titles = [["", "This server"], ...others.map(({ name, url }) => [name, url])];
   $("server").replaceChildren(...titles.map(([value, title]) => element("option", { value }, title)));
   $("server").value = others.some(({ name }) => name === chosenName) ? chosenName : "";

@@ -51,10 +51,13 @@ function headers() {
 /** The address of the endpoint for programs elsewhere. */
 export const address = () => session.via?.url ?? new URL(session.endpoint, document.baseURI).href;
 
-/** The other servers that the operator named: `{name, url, signed_in: {who, issuer, scopes} | null}`. */
+/**
+ * The other servers that the operator named, `{name, url, signed_in: {who, issuer, scopes} | null}`, and whether this
+ * server sends its log to the page.
+ */
 export async function otherServers() {
   const response = await fetch("inspect/servers", { cache: "no-store" });
-  return response.ok ? (await response.json()).servers : [];
+  return response.ok ? response.json() : { servers: [], log: false };
 }
 
 /** Start a new connection. Resolves with the client. Rejects if there is no connection, but the page keeps trying. */

@@ -5,6 +5,7 @@ import { $, clock, element, figure, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
 import { copyButton } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
+import { drawWhenReleased } from "../shell/press.js";
 
 const KEPT = 500;
 const SHOWN = 300;
@@ -115,7 +116,7 @@ function flush() {
 function redraw() {
   const box = $("traffic").parentElement;
   const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-  $("traffic").replaceChildren(...entries.filter(fits).slice(-SHOWN).map(line));
+  drawWhenReleased($("traffic"), () => $("traffic").replaceChildren(...entries.filter(fits).slice(-SHOWN).map(line)));
   tell();
   if (follows) box.scrollTop = box.scrollHeight;
 }

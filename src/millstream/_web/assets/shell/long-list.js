@@ -19,6 +19,7 @@ export class LongList {
   #at = -1;
   #options;
   #drawn = "";
+  #rows = new Map(); // index -> the row of now, which stays the same element for as long as its item does
 
   constructor(box, options) {
     this.#box = box;
@@ -26,16 +27,20 @@ export class LongList {
     box.replaceChildren(this.#inner);
     box.addEventListener("scroll", () => this.#draw(), { passive: true });
     box.addEventListener("keydown", (event) => this.key(event));
-    box.addEventListener("focus", () => this.#at < 0 && this.#move(Math.max(0, this.#chosen)));
+    // By keyboard only: a press moves the focus, too, and the rows must stay under the pointer until it's released.
+    box.addEventListener("focus", () => this.#at < 0 && box.matches(":focus-visible") && this.#move(Math.max(0, this.#chosen)));
     box.addEventListener("click", (event) => {
       const row = event.target.closest("[role=option]");
-      if (row) this.#choose(Number(row.dataset.index));
+      // Where the rows were drawn anew between press and release, the click belongs to what holds them.
+      const index = row ? Number(row.dataset.index) : Math.floor((event.clientY - this.#inner.getBoundingClientRect().top) / this.#options.height());
+      if (event.target !== this.#box && index >= 0 && index < this.#items.length) this.#choose(index);
     });
     new ResizeObserver(() => this.#draw()).observe(box);
   }
 
   /** Show these items; the one that `same` says is chosen is marked. */
   show(items, chosen) {
+    if (items.length !== this.#items.length || items.some((item, index) => item !== this.#items[index])) this.#rows.clear();
     this.#items = items;
     this.#chosen = items.indexOf(chosen);
     this.#at = this.#chosen;
@@ -85,6 +90,20 @@ export class LongList {
     this.#draw();
   }
 
+  #row(index, height) {
+    let row = this.#rows.get(index);
+    if (!row) {
+      row = element("div", { role: "option", id: `${this.#box.id}-${index}`, "aria-posinset": String(index + 1) }, ...this.#options.row(this.#items[index]));
+      row.dataset.index = index;
+      this.#rows.set(index, row);
+    }
+    row.className = index === this.#at ? "at" : "";
+    row.ariaSelected = String(index === this.#chosen);
+    row.setAttribute("aria-setsize", String(this.#items.length));
+    row.style.top = `${index * height}px`;
+    return row;
+  }
+
   #draw() {
     const height = this.#options.height();
     const first = Math.max(0, Math.floor(this.#box.scrollTop / height) - SPARE);
@@ -92,17 +111,14 @@ export class LongList {
     const key = `${first} ${last} ${this.#at} ${this.#chosen}`;
     if (key === this.#drawn) return;
     this.#drawn = key;
-    const rows = [];
-    for (let index = first; index < last; index += 1) {
-      const row = element(
-        "div", { role: "option", id: `${this.#box.id}-${index}`, className: index === this.#at ? "at" : "", "aria-selected": String(index === this.#chosen), "aria-posinset": String(index + 1), "aria-setsize": String(this.#items.length) },
-        ...this.#options.row(this.#items[index]),
-      );
-      row.dataset.index = index;
-      row.style.top = `${index * height}px`;
-      rows.push(row);
+    for (const [index, row] of this.#rows) {
+      if (index >= first && index < last) continue;
+      row.remove();
+      this.#rows.delete(index);
     }
-    this.#inner.replaceChildren(...rows);
+    const rows = [];
+    for (let index = first; index < last; index += 1) rows.push(this.#row(index, height));
+    if (rows.length !== this.#inner.childElementCount || rows.some((row, place) => this.#inner.children[place] !== row)) this.#inner.replaceChildren(...rows);
     if (this.#at >= first && this.#at < last) this.#box.setAttribute("aria-activedescendant", `${this.#box.id}-${this.#at}`);
     else this.#box.removeAttribute("aria-activedescendant");
   }
