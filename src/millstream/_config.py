@@ -205,7 +205,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     log_file: str = ""
     """Logs go to this file, too, as JSON lines. Several workers share it, and logrotate may move it."""
     log_format: LogFormat = "auto"
-    """How standard error shows logs: ``text``, ``json``, or ``auto``, which is text at a terminal and JSON elsewhere."""
+    """How standard error shows logs: ``text``, ``json``, or ``auto``, text at a terminal and JSON elsewhere."""
     access_log: Switch = False
     """One line on standard error for each message."""
     show_errors: Switch = False

@@ -295,7 +295,13 @@ def test_a_file_shows_its_prints_logs_and_tracebacks(tmp_path: Path) -> None:
     )
     with path.open("a") as file:
         file.write("print('imported')\n")
-    words = "imported\n", "ZeroDivisionError", "incident", 'failing.py", line 5, in boom', "only the text of a ToolError"
+    words = (
+        "imported\n",
+        "ZeroDivisionError",
+        "incident",
+        'failing.py", line 5, in boom',
+        "only the text of a ToolError",
+    )
     done = subprocess.run(
         [*COMMAND, "call", str(path), "boom"], capture_output=True, text=True, timeout=WAIT, check=False, env=OWN
     )

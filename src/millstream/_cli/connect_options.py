@@ -127,9 +127,7 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
         )
 
 
-def connects(
-    *, server: bool = True, timeout: float = 60
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def connects(*, server: bool = True, timeout: float = 60) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command whose first parameter is a `ConnectOptions`: its fields become options of the command line.
 
     Args:
@@ -137,9 +135,7 @@ def connects(
         timeout: of the option, if none is given.
     """
     hints = get_type_hints(ConnectOptions, include_extras=True)
-    defaults = {
-        name: getattr(ConnectOptions(timeout=timeout), name) for name in hints if name != "target"
-    }
+    defaults = {name: getattr(ConnectOptions(timeout=timeout), name) for name in hints if name != "target"}
     shared = [Argument(name, _OPTION, default=default, annotation=hints[name]) for name, default in defaults.items()]
     first = [Argument("target", Argument.POSITIONAL_ONLY, annotation=Target)] if server else []
 

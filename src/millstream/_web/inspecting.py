@@ -61,7 +61,9 @@ class Inspecting:
             {"name": name, "url": str(url), "signed_in": await self.sign_ins.known(request, url)}
             for name, url in self._urls.items()
         ]
-        return Response(encode({"servers": known, "log": self._shows_log}), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+        return Response(
+            encode({"servers": known, "log": self._shows_log}), 200, JSON_HEAD + b"cache-control: no-store\r\n"
+        )
 
     async def sign_in(self, request: Request) -> Response:
         """`POST` begins to sign in to one server, `DELETE` signs out."""

@@ -1,4 +1,4 @@
-"""Print the standard error of servers that the client starts, so that their tracebacks, logs, and prints aren't lost."""
+"""Print the standard error of servers that the client starts, so that their tracebacks and prints aren't lost."""
 
 import os
 import re

@@ -41,8 +41,8 @@ class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     cwd: str | None = None
     """Where a server that the client starts runs."""
     stderr: Callable[[str], object] | bool | None = None
-    """What becomes of the standard error of a server that the client starts: ``True`` prints it to ours, ``False`` drops
-    it, a function gets each line. ``None`` prints it at a terminal and in a test of pytest, where failures show it."""
+    """What becomes of the standard error of a server that the client starts: ``True`` prints it to ours, ``False``
+    drops it, a function gets each line. ``None`` prints it at a terminal and in tests of pytest."""
     tls: ssl.SSLContext | None = None
     """Certificates to trust or to show; without it, those of the system."""
     declare: Mapping[str, object] = {}

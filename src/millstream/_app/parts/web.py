@@ -79,9 +79,7 @@ def _serve(host: Host) -> None:
     routes = host.routes
     add_pages(routes)
     routes.home = "/inspect", leads_to("inspect")
-    inspecting = Inspecting(
-        host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors
-    )
+    inspecting = Inspecting(host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors)
     relay, sign_in = inspecting.relay, inspecting.sign_in
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
     # People come back from another site, without the cookie by which they are signed in: it knows them itself.
