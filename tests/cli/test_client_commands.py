@@ -288,7 +288,7 @@ def test_a_tool_that_asks_a_person_says_so_where_nobody_can_be_asked() -> None:
 
 
 def test_a_file_shows_its_prints_logs_and_tracebacks(tmp_path: Path) -> None:
-    """Issue 31: `call` and `list` pass on the standard error of a program, and never mix it into their output."""
+    """Our choice: `call` and `list` pass on the standard error of a program, and never mix it into their output."""
     path = tmp_path / "failing.py"
     path.write_text(
         "from millstream import Server\nmcp = Server('failing')\n@mcp.tool\ndef boom() -> int:\n    return 1 // 0\n"

@@ -33,7 +33,7 @@ async def _said(path: Path, **chosen: object) -> None:
 async def test_a_server_that_the_client_starts_shows_its_prints_and_tracebacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Issue 31: in a test by default, by a function, and never if the program says so."""
+    """Our choice: in a test by default, by a function, and never if the program says so."""
     path = tmp_path / "noisy.py"
     path.write_text(FILE, "utf-8")
     await _said(path)

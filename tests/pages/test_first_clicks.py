@@ -28,7 +28,7 @@ def press(page: Page, target: Locator, *, touch: bool) -> None:
 def test_the_first_press_in_a_list_of_tools_opens_the_tool(
     shared_crowd: Shared, open_page: OpenPage, touch: bool
 ) -> None:
-    """Review 5.3: a redraw on focus replaced the row between mousedown and mouseup."""
+    """A fixed defect: a redraw on focus replaced the row between mousedown and mouseup."""
     crowd = f"http://127.0.0.1:{shared_crowd.port()}"
     for place, rows in (("docs", "#index"), ("inspect", "#items")):
         page = open_page(f"{crowd}/{place}", has_touch=touch)
@@ -65,7 +65,7 @@ def test_keys_choose_in_every_list(shared_crowd: Shared, open_page: OpenPage) ->
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
 def test_lists_that_change_by_themselves_take_the_first_press(plain: str, open_page: OpenPage, touch: bool) -> None:
-    """Review 5.3: the history of the inspector, its tabs, and the palette."""
+    """A fixed defect: the history of the inspector, its tabs, and the palette."""
     page = open_page(f"{plain}/inspect", has_touch=touch)
     press(page, page.locator("#items").get_by_role("option").first, touch=touch)
     page.get_by_role("textbox", name="name").fill("Ada")
