@@ -1,4 +1,4 @@
-"""Servers behind a server: what they offer is listed and works, however each is reached."""
+"""Servers behind a server: what they offer is listed and works, on every transport and between all revisions."""
 
 import sys
 from collections.abc import Iterator
@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from client.walk import changes, resources, tools
+from gateway.library import LINKED, PICTURE, SOUND, library
 from millstream import Server
+from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.revisions import BY_DATE
-from millstream.client import Client
+from millstream.client import Client, Failure
 from patience import WAIT
 from processes import Shared, millstream, shared
 
@@ -20,23 +23,12 @@ COMMAND = [sys.executable, "-m", "millstream", "run", str(SHOP), "--transport", 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with shared(lambda port: millstream(str(SHOP), port), tmp_path_factory.mktemp("shop")) as running:
+    with shared(lambda port: millstream(str(SHOP), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
         yield running
 
 
-def small() -> Server:
-    mcp = Server("small")
-
-    @mcp.tool
-    def add(a: int, b: int) -> int:
-        """Add two numbers."""
-        return a + b
-
-    return mcp
-
-
-async def test_tools_of_upstreams_on_every_transport_stand_beside_local_ones(shop: Shared) -> None:
-    mcp = Server("front")
+async def test_tools_of_upstreams_stand_beside_local_ones(shop: Shared) -> None:
+    mcp = Server("front", instructions="Be kind.")
 
     @mcp.tool
     def here() -> str:
@@ -45,13 +37,80 @@ async def test_tools_of_upstreams_on_every_transport_stand_beside_local_ones(sho
 
     mcp.upstream("web", f"http://127.0.0.1:{shop.port()}/mcp", start_timeout=WAIT)
     mcp.upstream("child", COMMAND, start_timeout=WAIT)
-    mcp.upstream("inside", small(), start_timeout=WAIT)
-    async with mcp.running():
-        for revision in BY_DATE:
-            async with Client(mcp, timeout=WAIT, revision=revision) as client:
-                names = {tool.name for tool in await client.tools()}
-                assert {"here", "web_order", "child_order", "inside_add"} <= names
-                assert (await client.call("here")).text == "here"
-                assert (await client.call("inside_add", a=1, b=2)).text == "3"
-                for prefix in ("web", "child"):
-                    assert (await client.call(f"{prefix}_count", a=2, b=3)).text == "5"
+    mcp.upstream("inside", library(), start_timeout=WAIT, prefix="in_side")
+    async with Client(mcp, timeout=WAIT) as client:
+        names = {tool.name for tool in await client.tools()}
+        assert {"here", "web_order", "child_order", "in_side_length"} <= names
+        assert (await client.call("here")).text == "here"
+        assert (await client.call("in_side_length", words=["a", "b"])).text == "2"
+        for prefix in ("web", "child"):
+            assert (await client.call(f"{prefix}_count", a=2, b=3)).text == "5"
+        for part in ("Be kind.", "web (names begin with web_):\nSell books.", "Lend books."):
+            assert part in client.instructions
+
+
+@pytest.mark.parametrize("upstream_revision", [None, *BY_DATE])
+async def test_one_upstream_without_a_prefix_looks_like_the_server_itself(
+    shop: Shared, upstream_revision: str | None
+) -> None:
+    """Over HTTP and WebSocket, for a client of each era."""
+    origin = f"127.0.0.1:{shop.port()}"
+    first = upstream_revision == next(iter(BY_DATE))
+    for target in (f"http://{origin}{'/sse' if first else '/mcp'}", f"ws://{origin}/ws"):
+        for revision in (None, "2025-06-18"):
+            mcp = Server("shop")
+            mcp.upstream("shop", target, prefix="", revision=upstream_revision, start_timeout=WAIT)
+            async with Client(mcp, revision=revision, timeout=WAIT) as client:
+                assert client.instructions == "Sell books."
+                await resources(client)
+                await changes(client)
+                if upstream_revision == revision:
+                    await tools(client)
+
+
+@pytest.mark.parametrize("revision", BY_DATE)
+async def test_content_of_every_kind_reaches_a_client_of_every_revision(revision: str) -> None:
+    mcp = Server("front")
+    mcp.upstream("plain", library(), prefix="", start_timeout=WAIT)
+    for each in BY_DATE:
+        mcp.upstream(each, library(each), prefix=f"r_{each[:4]}_{each[5:7]}", revision=each, start_timeout=WAIT)
+    spoken = BY_DATE[revision]
+    async with Client(mcp, revision=revision, timeout=WAIT) as client:
+        for prefix in ("", *(f"r_{each[:4]}_{each[5:7]}" for each in BY_DATE)):
+            upstream = BY_DATE[revision] if not prefix else next(r for d, r in BY_DATE.items() if d[5:7] == prefix[-2:])
+            name, host = (f"{prefix}_", prefix.replace("_", "-") + "/") if prefix else ("", "")
+            linked = LINKED.replace("://", f"://{host}")
+            result = await client.call(f"{name}everything")
+            assert result.meta["example.com/kept"] == {"n": 1.5}
+            blocks = result.content
+            assert blocks[:2] == [Text("text"), Image(PICTURE, "image/png")]
+            if "audio" in spoken.content and "audio" in upstream.content:
+                assert blocks[2] == Audio(SOUND, "audio/wav")
+            if "resource_link" in spoken.content and "resource_link" in upstream.content:
+                assert blocks[3] == ResourceLink(linked, "notes")
+            embedded = blocks[4]
+            assert isinstance(embedded, EmbeddedResource)
+            assert embedded.resource is not None
+            assert embedded.resource.uri == f"book://{host}1"
+            if spoken.structured != "none" and upstream.structured != "none":
+                assert result.data == {"n": 1}
+                assert (await client.call(f"{name}length", words=["a"], into=int)) == 1
+            assert (await client.read(linked))[0].blob == PICTURE
+            assert (await client.read(f"book://{host}7"))[0].uri == f"book://{host}7"
+            urn = f"{host[:-1]}+urn:library:hours" if prefix else "urn:library:hours"
+            assert (await client.read(urn))[0].text == "9 to 5"
+            assert {linked, urn} <= {each.uri for each in await client.resources()}
+            messages = (await client.prompt(f"{name}pitch", title="Emma")).messages
+            assert messages[0].content == Text("Praise Emma, warm.")
+            completed = await client.complete("tone", "w", prompt=f"{name}pitch")
+            assert completed.values == ["warm", "wild"]
+            completed = await client.complete("isbn", "9", template=f"book://{host}{{isbn}}")
+            assert completed.values == ["90", "91", "92"]
+            with pytest.raises(Failure, match="Closed") as refused:
+                await client.call(f"{name}refuse")
+            assert (refused.value.code, refused.value.data) == (-32099, {"until": "Monday"})
+            with pytest.raises(Failure):
+                await client.read(f"book://{host}missing")
+            reported: list[tuple[float, float | None, str | None]] = []
+            await client.call(f"{name}steps", progress=lambda *what, to=reported: to.append(what))
+            assert [each[:2] for each in reported] == [(1, 2)]

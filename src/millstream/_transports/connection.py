@@ -272,6 +272,7 @@ class Connection:
             self._stop_watching = None
         if self.session is not None:
             self._note(SESSION_OVER)
+            self._dispatcher.services.changes.follow(self.session.id, ())
             self._dispatcher.services.held.release(self.session)
         tasks = dict(self._tasks)
         for task in tasks:

@@ -26,9 +26,10 @@ MAX_ITEMS = 10_000
 MAX_PAGES = 1000
 
 
-class _Page(Struct, rename={"next_cursor": "nextCursor", "ttl_ms": "ttlMs"}):
+class _Page(Struct, rename="camel"):
     next_cursor: str | None = None
     ttl_ms: int | None = None
+    cache_scope: str = "public"
 
 
 class _Cursor(Struct, omit_defaults=True):
@@ -52,10 +53,15 @@ class Catalog(Struct, kw_only=True):
     resources: dict[str, Description] = {}
     templates: dict[str, Description] = {}
     prompts: dict[str, Description] = {}
-    ttl_ms: int = 0
-    """How long the lists stay fresh, as the upstream says; 0 if it says nothing."""
+    hints: dict[str, tuple[int, bool]] = {}
+    """Kind -> milliseconds for which its list stays fresh, and whether only for the caller; without hints, absent."""
     taken: float = 0.0
     """Unix time of the copy."""
+
+    @property
+    def fresh_seconds(self) -> float:
+        """Seconds for which all lists stay fresh; 0 where the upstream says nothing."""
+        return min((ttl_ms for ttl_ms, _ in self.hints.values()), default=0) / 1000
 
     def items(self) -> Iterator[tuple[str, str, Description]]:
         """Yield kind, own name, and description of each item."""
@@ -80,7 +86,6 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
         revision=agreed.revision.date, instructions=agreed.instructions, capabilities=dict(agreed.capabilities)
     )
     left = max_bytes
-    hints: list[int] = []
     for kind, (method, member, key) in METHODS.items():
         if agreed.revision.requests.get(method, "") not in agreed.capabilities:
             continue
@@ -101,14 +106,14 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
             if len(items) > MAX_ITEMS:
                 raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
             if page.ttl_ms is not None:
-                hints.append(page.ttl_ms)
+                ttl_ms, own = found.hints.get(kind, (page.ttl_ms, False))
+                found.hints[kind] = min(ttl_ms, max(0, page.ttl_ms)), own or page.cache_scope != "public"
             cursor = page.next_cursor
             if cursor is None:
                 break
         else:
             raise BadAnswer(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
         setattr(found, kind, items)
-    found.ttl_ms = min(hints, default=0)
     return found
 
 

@@ -1,28 +1,56 @@
 """What an upstream offers, as items of the registry. Arguments and results pass through as bytes."""
 
-from collections.abc import Awaitable
-from typing import Any
+import copy
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self, cast
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from millstream._protocol import projection
+from millstream._protocol.content import EmbeddedResource, ResourceContents
+from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.metadata import SERVER_KEY
+from millstream._protocol.messages import CallToolResult, CompleteRequestParams, GetPromptResult, ReadResourceResult
 from millstream._protocol.param_headers import find_annotations
+from millstream._protocol.revisions import NEWEST
+from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
+from millstream._server.features.hooks import Hooks
+from millstream._server.features.prompts import Prompt
+from millstream._server.features.resources import HINTS, Resource, Template
 from millstream._server.features.sources import Item, Source
 from millstream._server.features.tools import Tool
 from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.results import ToolResult
 from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
 from millstream.gateway.bridge import forward, unanswered
 from millstream.gateway.catalog import Description
+from millstream.gateway.results import WrongShape, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway.upstream import Upstream
 
-_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_meta = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_tool = msgspec.json.Decoder(CallToolResult).decode
+_decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
+_decode_read = msgspec.json.Decoder(ReadResourceResult).decode
+_NO_COMPLETION = b'"completion":{"values":[],"total":0,"hasMore":false}'
+
+
+def make_item(kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Item:
+    """Return the registry item for what an upstream lists.
+
+    Args:
+        kind: tools, resources, templates, or prompts.
+        upstream: which has it.
+        name: its name or URI here.
+        own_name: its name or URI there.
+        description: as it's listed here, apart from the name.
+
+    Raises:
+        ValueError: the description breaks a rule for which clients drop the item.
+    """
+    return _CLASSES[kind](upstream, name, own_name, description)
 
 
 def raw_object(raw: Any) -> Raw:
@@ -37,28 +65,22 @@ def raw_object(raw: Any) -> Raw:
     return Raw(data)
 
 
+def _same(values: Any) -> Any:
+    return values
+
+
 class UpstreamTool(Tool):
     """A tool of an upstream."""
 
     __slots__ = ("_call_head", "own_name", "upstream")
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
-        """A tool as an upstream lists it.
-
-        Args:
-            upstream: which has it.
-            name: of the tool here.
-            own_name: its name there.
-            description: as it's listed here.
-
-        Raises:
-            ValueError: an ``x-mcp-header`` annotation breaks a rule for which clients drop the tool.
-        """
+        """See `make_item`."""
         schema = description.get("inputSchema")
         if not isinstance(schema, dict):
             schema = {"type": "object"}
         headers = find_annotations(schema)
-        source = Source(name, self._run, raw_object, schema=schema, headers=headers, decode=raw_object)
+        source = Source(name, self._run, raw_object, schema=_with_properties(schema), headers=headers)
         Item.__init__(self, name, source, None, {})
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
@@ -92,14 +114,26 @@ class UpstreamTool(Tool):
         else:
             answer = forward(call, self.upstream, "tools/call", params, self.own_name)
         if policy is not None and policy.result is not None:
-            return self._rewritten(answer, call)
+            return _rewritten(policy.result, self.own_name, answer, call)
         return answer
 
-    async def _rewritten(self, answer: Awaitable[bytes], call: Call) -> bytes:
-        policy = self.upstream.config.policy
-        assert policy is not None  # noqa: S101  `_run` looked
-        assert policy.result is not None  # noqa: S101  as above
-        return await policy.result(self.own_name, await answer, call)
+    def within(self, hooks: Hooks) -> Self:
+        """See `Item`. Middleware gets results as a `ToolResult`."""
+        inner = copy.copy(self)
+        if hooks.call:
+            inner.run = self._run_typed
+        return super(UpstreamTool, inner).within(hooks)
+
+    async def _run_typed(self, arguments: Any, call: Call) -> Any:
+        value = await self._run(arguments, call)
+        if type(value) is not bytes:
+            return value
+        try:
+            members, meta = split_result(value, ())
+            result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.names))
+        except WrongShape as exc:
+            raise _unreadable(call, self.upstream, exc) from None
+        return ToolResult([*result.content], result.structured_content, result.is_error, meta)
 
     def encode(self, value: Any, call: Call) -> bytes:
         """Return the members of the result for the call's revision.
@@ -107,34 +141,279 @@ class UpstreamTool(Tool):
         Raises:
             ToolError: the upstream's result can't be read.
         """
+        if type(value) is not bytes:  # middleware has put something in its place
+            return super().encode(value, call)
+        upstream, revision = self.upstream, call.revision
+        try:
+            members, call.meta = split_result(value, ())
+            if upstream.names.prefix and b'"uri"' in members:
+                members = tool_uris(members, upstream.names)
+            if upstream.catalog.revision > revision.date:
+                members = projection.tool_result(members, revision, wraps=self.wraps)
+        except WrongShape as exc:
+            raise _unreadable(call, upstream, exc) from None
+        return members
+
+
+class UpstreamPrompt(Prompt):
+    """A prompt of an upstream."""
+
+    __slots__ = ("own_name", "upstream")
+
+    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
+        """See `make_item`."""
+        arguments = description.get("arguments")
+        known = (
+            [each.get("name") for each in arguments if isinstance(each, dict)] if isinstance(arguments, list) else []
+        )
+        properties = {each: dict[str, Any]() for each in known if isinstance(each, str)}
+        Item.__init__(self, name, Source(name, self._run, _same, schema={"properties": properties}), None, {})
+        self.upstream: Upstream = upstream
+        self.own_name: str = own_name
+        self._described = {**description, "name": name}
+
+    def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
+        params = encode({"name": self.own_name, "arguments": arguments} if arguments else {"name": self.own_name})
+        return _asked(self.upstream, "prompts/get", params, self.own_name, call)
+
+    def within(self, hooks: Hooks) -> Self:
+        """See `Item`. Middleware gets results as a list of messages."""
+        inner = copy.copy(self)
+        if hooks.prompt:
+            inner.run = self._run_typed
+        return super(UpstreamPrompt, inner).within(hooks)
+
+    async def _run_typed(self, arguments: Any, call: Call) -> Any:
+        value = await self._run(arguments, call)
+        try:
+            members, _ = split_result(value, ())
+            return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.names)).messages
+        except WrongShape as exc:
+            raise _unreadable(call, self.upstream, exc) from None
+
+    def encode(self, value: Any, call: Call) -> bytes:
+        """See `Prompt.encode`."""
         if type(value) is not bytes:
             return super().encode(value, call)
-        members = members_of(value, call, self.upstream)
-        return (
-            members if fits(self.upstream, call) else projection.tool_result(members, call.revision, wraps=self.wraps)
-        )
+        upstream, revision = self.upstream, call.revision
+        try:
+            members, call.meta = split_result(value, ())
+            if upstream.names.prefix and b'"uri"' in members:
+                members = message_uris(members, upstream.names)
+            if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
+                about = _decode_object(b"{%b}" % members).get("description")
+                members = projection.prompt_messages(members, revision)
+                members = members if about is None else b'"description":%b,%b' % (encode(about), members)
+        except WrongShape as exc:
+            raise _unreadable(call, upstream, exc) from None
+        return members
+
+    async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
+        """See `Item.complete`."""
+        return await _complete(self.upstream, {"type": "ref/prompt", "name": self.own_name}, params, call)
 
 
-def fits(upstream: Upstream, call: Call) -> bool:
-    """Return whether results of an upstream are right for the caller's revision as they are."""
-    return upstream.catalog.revision <= call.revision.date
+class _MatchedUri(dict[str, Any]):
+    """The variables of a URI, and the URI itself."""
+
+    uri: str = ""
 
 
-def members_of(result: bytes, call: Call, upstream: Upstream) -> bytes:
-    """Return the members of an upstream's result, without those that each hop writes itself. `_meta` goes to the call.
+class UpstreamPattern:
+    """The URIs of a template, as they are here."""
 
-    Raises:
-        ToolError, ProtocolError: it can't be read.
-    """
+    __slots__ = ("_template",)
+
+    def __init__(self, uri: str) -> None:
+        """See `UriTemplate`; one that can't be read matches nothing."""
+        try:
+            self._template: UriTemplate | None = UriTemplate(uri)
+        except (ValueError, RecursionError):
+            self._template = None
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """See `Pattern`."""
+        return () if self._template is None else self._template.variables
+
+    def match(self, uri: str) -> dict[str, Any] | None:
+        """See `Pattern`."""
+        found = None if self._template is None else self._template.match(uri)
+        if found is None:
+            return None
+        matched = _MatchedUri(found)
+        matched.uri = uri
+        return matched
+
+
+def _uri_of(arguments: Any, call: Call) -> str:
+    return arguments.uri if type(arguments) is _MatchedUri else call.name
+
+
+def _read(upstream: Upstream, uri: str, call: Call) -> Awaitable[Any]:
+    own_uri = upstream.names.original_uri(uri)
+    return _asked(upstream, "resources/read", encode({"uri": own_uri}), own_uri or "", call)
+
+
+def _encode_contents(value: bytes, call: Call, upstream: Upstream) -> bytes:
+    hints = call.revision.result_type
     try:
-        found = _decode_members(result)
-        found.pop("resultType", None)
-        raw = found.pop("_meta", None)
-        if raw is not None:
-            meta = _decode_meta(raw)
-            meta.pop(SERVER_KEY, None)
-            if meta:
-                call.meta = meta
-    except (ValueError, RecursionError) as exc:
-        raise unanswered(call, upstream, BadAnswer(f"The result has the wrong shape: {exc}.")) from None
-    return encode(found)[1:-1]
+        members, call.meta = split_result(value, () if hints else ("ttlMs", "cacheScope"))
+        if upstream.names.prefix:
+            members = resource_uris(members, upstream.names)
+    except WrongShape as exc:
+        raise _unreadable(call, upstream, exc) from None
+    return members + HINTS if hints and b'"ttlMs"' not in members else members
+
+
+def _unwrap_contents(value: Any) -> Any:
+    """What a function of this server gets for a resource of an upstream."""
+    found = _contents_of(value)
+    if len(found) == 1:
+        return found[0].blob if found[0].text is None else found[0].text
+    return [EmbeddedResource(resource=each) for each in found]
+
+
+def _contents_of(value: Any) -> list[ResourceContents]:
+    if type(value) is not bytes:  # of middleware
+        return [each.resource for each in value]
+    try:
+        return _decode_read(value).contents
+    except WrongShape as exc:
+        raise ProtocolError(INTERNAL_ERROR, f"The resource can't be read: {exc}") from None
+
+
+async def _read_typed(upstream: Upstream, uri: str, call: Call) -> Any:
+    """What middleware gets for a resource of an upstream."""
+    found = _contents_of(await _read(upstream, uri, call))
+    names = upstream.names
+    return [EmbeddedResource(resource=structs.replace(each, uri=names.uri(each.uri))) for each in found]
+
+
+class UpstreamResource(Resource):
+    """A resource of an upstream, listed or not."""
+
+    __slots__ = ("upstream",)
+
+    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
+        """See `make_item`."""
+        Item.__init__(self, name, Source(name, self._run, _same), None, {})
+        self.upstream: Upstream = upstream
+        self.mime_type = None
+        self.meta = None
+        self._described = {**description, "uri": name}
+
+    def within(self, hooks: Hooks) -> Self:
+        """See `Item`. Middleware gets contents as a list of embedded resources."""
+        inner = copy.copy(self)
+        if hooks.read:
+            inner.run = lambda arguments, call: _read_typed(self.upstream, self.name, call)
+        return super(UpstreamResource, inner).within(hooks)
+
+    def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
+        return _read(self.upstream, self.name, call)
+
+    def encode(self, value: Any, uri: str, call: Call) -> bytes:
+        """See `Resource.encode`."""
+        if type(value) is not bytes:
+            return super().encode(value, uri, call)
+        return _encode_contents(value, call, self.upstream)
+
+    def unwrap(self, value: Any) -> Any:
+        """See `Resource.unwrap`."""
+        return _unwrap_contents(value)
+
+
+class UpstreamTemplate(Template):
+    """A resource template of an upstream."""
+
+    __slots__ = ("own_name", "upstream")
+
+    def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
+        """See `make_item`."""
+        pattern = UpstreamPattern(name)
+        properties = {each: dict[str, Any]() for each in pattern.variables}
+        Item.__init__(self, name, Source(name, self._run, _same, schema={"properties": properties}), None, {})
+        self.upstream: Upstream = upstream
+        self.own_name: str = own_name
+        self.mime_type = None
+        self.meta = None
+        self.template = pattern
+        self._pattern = UpstreamPattern
+        self._described = {**description, "uriTemplate": name}
+
+    def within(self, hooks: Hooks) -> Self:
+        """See `UpstreamResource.within`."""
+        inner = copy.copy(self)
+        if hooks.read:
+            inner.run = lambda arguments, call: _read_typed(self.upstream, _uri_of(arguments, call), call)
+        return super(UpstreamTemplate, inner).within(hooks)
+
+    def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
+        return _read(self.upstream, _uri_of(arguments, call), call)
+
+    def encode(self, value: Any, uri: str, call: Call) -> bytes:
+        """See `Template.encode`."""
+        if type(value) is not bytes:
+            return super().encode(value, uri, call)
+        return _encode_contents(value, call, self.upstream)
+
+    def unwrap(self, value: Any) -> Any:
+        """See `Template.unwrap`."""
+        return _unwrap_contents(value)
+
+    async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
+        """See `Item.complete`."""
+        return await _complete(self.upstream, {"type": "ref/resource", "uri": self.own_name}, params, call)
+
+
+_CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
+    "tools": UpstreamTool,
+    "resources": UpstreamResource,
+    "templates": UpstreamTemplate,
+    "prompts": UpstreamPrompt,
+}
+
+
+def _asked(upstream: Upstream, method: str, params: bytes, own_name: str, call: Call) -> Awaitable[bytes]:
+    policy = upstream.config.policy
+    answer = forward(call, upstream, method, params, own_name)
+    if policy is not None and policy.result is not None:
+        return _rewritten(policy.result, own_name, answer, call)
+    return answer
+
+
+async def _rewritten(
+    rewrite: Callable[[str, bytes, Call], Awaitable[bytes]], own_name: str, answer: Awaitable[bytes], call: Call
+) -> bytes:
+    return await rewrite(own_name, await answer, call)
+
+
+async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteRequestParams, call: Call) -> bytes:
+    """Return the members of a completion's result. An upstream that completes nothing has no values."""
+    revision = upstream.revision
+    if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
+        return _NO_COMPLETION
+    asked: dict[str, Any] = {"ref": ref, "argument": params.argument}
+    if params.context is not None and revision.completion_context:
+        asked["context"] = params.context
+    try:
+        result = await forward(call, upstream, "completion/complete", encode(asked), "")
+    except ProtocolError as exc:
+        if exc.code == METHOD_NOT_FOUND:
+            return _NO_COMPLETION
+        raise
+    try:
+        members, call.meta = split_result(result, ())
+    except WrongShape as exc:
+        raise _unreadable(call, upstream, exc) from None
+    return members
+
+
+def _with_properties(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose properties are an object, whatever the upstream says."""
+    return schema if isinstance(schema.get("properties", {}), dict) else {**schema, "properties": {}}
+
+
+def _unreadable(call: Call, upstream: Upstream, exc: Exception) -> Exception:
+    return cast("Exception", unanswered(call, upstream, BadAnswer(f"The result has the wrong shape: {exc}.")))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._parts import Host
 from millstream._server.calls.changes import Change
-from millstream.gateway.catalog import METHODS
-from millstream.gateway.items import UpstreamTool
+from millstream._server.features.resources import Resource
+from millstream.gateway.catalog import METHODS, Description
+from millstream.gateway.items import UpstreamResource, make_item
 from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.processes import ProcessPool
 from millstream.gateway.upstream import Upstream, UpstreamConfig
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("millstream.gateway")
 
+MAX_INSTRUCTIONS = 8 * 1024
+"""Characters of the instructions of one upstream."""
+_CAPABILITIES = frozenset({"tools", "resources", "prompts", "completions"})
 _CHANGE_OF = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 
 
@@ -40,6 +44,8 @@ class GatewayPart:
         self.upstreams: dict[str, Upstream] = {}
         self._registered: dict[tuple[str, str], tuple[Upstream, Any]] = {}
         """(kind, name here) -> upstream, and the description that the item was made of."""
+        self._followed: dict[object, frozenset[str]] = {}
+        """Stream or connection -> the URIs that it wants to hear of."""
 
     async def open(self, host: Host) -> None:
         """Connect in the background, and wait for first lists for a while.
@@ -56,12 +62,15 @@ class GatewayPart:
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         for config in self.definition.upstreams:
-            upstream = self.upstreams[config.name] = Upstream(config, changed=self._register, parked=parked)
+            upstream = Upstream(config, changed=self._register, updated=self._updated, parked=parked)
+            self.upstreams[config.name] = upstream
             await self._give_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
             await upstream.open(pool)
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
+        host.services.changes.source = self
+        host.registry.unlisted = self._unlisted
         host.check_ready(self._doubt)
         await self._wait()
 
@@ -100,22 +109,55 @@ class GatewayPart:
 
     # Items
 
-    def _register(self, upstream: Upstream) -> None:
-        """Offer what an upstream lists now, and no more what it doesn't."""
+    def _register(self, upstream: Upstream, announced: Collection[str] = ()) -> None:
+        """Offer what an upstream lists now, and no more what it doesn't.
+
+        Args:
+            upstream: whose catalog is new.
+            announced: kinds of lists that the upstream said have changed.
+        """
         wanted: dict[tuple[str, str], tuple[str, Any]] = {}
         policy = upstream.config.policy
         describe = None if policy is None else policy.describe
         for kind, own_name, each in upstream.catalog.items():
             description = each if describe is None else describe(kind, each)
-            if description is None or kind != "tools":
+            if description is None:
                 continue
             key = METHODS[kind][2]
             named = upstream.names.name if key == "name" else upstream.names.uri
             wanted[kind, named(description[key])] = own_name, description
+        changed = set(announced)
         for kind in METHODS:
-            self._exchange(upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind})
+            if self._exchange(upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind}):
+                changed.add(_CHANGE_OF[kind])
+        for capability in _CAPABILITIES & upstream.catalog.capabilities.keys():
+            self._host.registry.offer(capability)
+        self._merge_hints()
+        self._host.dispatcher.instruct(self._instructions())
+        for change in changed:
+            self._announce(change)
 
-    def _exchange(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Any]]) -> None:
+    def _merge_hints(self) -> None:
+        """Lists are fresh for as long as those of every upstream, and private where one of them is."""
+        merged: dict[str, tuple[int, bool]] = {}
+        for upstream in self.upstreams.values():
+            for kind, (ttl_ms, own) in upstream.catalog.hints.items():
+                before = merged.get(kind, (ttl_ms, False))
+                merged[kind] = min(before[0], ttl_ms), before[1] or own
+        self._host.registry.hints = merged
+
+    def _instructions(self) -> str:
+        """What the server says, and each upstream under its name."""
+        parts = [self.definition.instructions] if self.definition.instructions else []
+        for name, upstream in self.upstreams.items():
+            text = upstream.catalog.instructions[:MAX_INSTRUCTIONS]
+            prefix = upstream.names.prefix
+            if text:
+                parts.append(f"{name} (names begin with {prefix}_):\n{text}" if prefix else text)
+        return "\n\n".join(parts)
+
+    def _exchange(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Any]]) -> bool:
+        """Replace the items of an upstream in the registry. Return whether anything is different now."""
         registry = self._host.registry
         mine = {
             name: made for (each, name), (owner, made) in self._registered.items() if owner is upstream and each == kind
@@ -129,19 +171,69 @@ class GatewayPart:
                 logger.error("%s: %r is left out: another item has that name", upstream.config.name, name)
                 continue
             try:
-                item = UpstreamTool(upstream, name, own_name, description)
+                item = make_item(kind, upstream, name, own_name, description)
             except ValueError as exc:
                 logger.warning("%s: %r is left out: %s", upstream.config.name, name, exc)
                 continue
             added[name] = item if self.definition.hooks is None else item.within(self.definition.hooks)
         if not removed and not added:
-            return
+            return False
         registry.exchange(kind, removed, added)
         for name in removed:
             del self._registered[kind, name]
         for name in added:
             self._registered[kind, name] = upstream, wanted[name]
-        self._announce(_CHANGE_OF[kind])
+        return True
+
+    def _unlisted(self, uri: str) -> Resource | None:
+        """Find the upstream of a URI that none of them lists: links in results may lead there."""
+        for upstream in self.upstreams.values():
+            own_uri = upstream.names.original_uri(uri)
+            if own_uri is None or "resources" not in upstream.catalog.capabilities:
+                continue
+            policy = upstream.config.policy
+            description: Description | None = {"uri": own_uri, "name": own_uri}
+            if policy is not None and policy.describe is not None:
+                description = policy.describe("resources", {"uri": own_uri, "name": own_uri})
+            if description is not None:
+                item = UpstreamResource(upstream, uri, own_uri, description)
+                return item if self.definition.hooks is None else item.within(self.definition.hooks)
+        return None
+
+    # Subscriptions
+
+    def _updated(self, uri: str) -> None:
+        self._host.services.changes.emit(Change("updated", uri))
+
+    def follow(self, owner: object, uris: Collection[str]) -> None:
+        """See `ChangeSource`: watch what the streams and connections of this worker want to hear of."""
+        if not uris and owner not in self._followed:
+            return
+        before = self._followed.pop(owner, frozenset())
+        if uris:
+            self._followed[owner] = frozenset(uris)
+        everything: frozenset[str] = frozenset().union(*self._followed.values())
+        for upstream in self.upstreams.values():
+            mine = {own for uri in everything if (own := self._own_uri(upstream, uri))}
+            if mine or any(self._own_uri(upstream, uri) for uri in before):
+                upstream.watches.want(frozenset(mine), handshake=upstream.revision.handshake)
+
+    async def followed(self, uris: Collection[str]) -> None:
+        """See `ChangeSource`."""
+        for upstream in self.upstreams.values():
+            mine = [own for uri in uris if (own := self._own_uri(upstream, uri))]
+            if mine:
+                await upstream.watches.settled(mine, upstream.config.connect_timeout)
+
+    def _own_uri(self, upstream: Upstream, uri: str) -> str:
+        """The upstream's own URI of a resource, if it can be watched there."""
+        resources = upstream.catalog.capabilities.get("resources")
+        if not isinstance(resources, dict) or not resources.get("subscribe") or self._is_local(uri):
+            return ""
+        return upstream.names.original_uri(uri) or ""
+
+    def _is_local(self, uri: str) -> bool:
+        return uri in self._host.registry.resources and ("resources", uri) not in self._registered
 
     def _announce(self, change: str) -> None:
         """Tell the clients of this worker. Every other worker has its own copy of the lists, and does the same."""
@@ -155,6 +247,9 @@ class GatewayPart:
             if names:
                 self._host.registry.exchange(kind, names, {})
         self._registered.clear()
+        self._host.services.changes.source = None
+        self._host.registry.unlisted = None
+        self._host.registry.hints = {}
 
 
 def check(configs: Sequence[UpstreamConfig]) -> None:

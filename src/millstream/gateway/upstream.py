@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
@@ -28,6 +28,7 @@ from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.processes import ProcessPool, UpstreamProcesses
 from millstream.gateway.questions import ANYTHING
 from millstream.gateway.relay import Relays
+from millstream.gateway.watches import ResourceWatches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,6 +43,7 @@ Target = str | Path | Sequence[str] | Mapping[str, Any] | object
 """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
 State = Literal["connecting", "ready", "degraded", "disabled"]
 
+_LISTS = frozenset({"tools", "resources", "prompts"})
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
@@ -198,12 +200,20 @@ class _SharedProgram:
 class Upstream:
     """One upstream of a running gateway."""
 
-    def __init__(self, config: UpstreamConfig, *, changed: Callable[["Upstream"], None], parked: ParkedCalls) -> None:
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        *,
+        changed: Callable[["Upstream", Collection[str]], None],
+        updated: Callable[[str], None],
+        parked: ParkedCalls,
+    ) -> None:
         """Nothing connects before `open`.
 
         Args:
             config: of the upstream.
-            changed: called when `catalog` is a new one.
+            changed: called when `catalog` is a new one, with the kinds of lists that the upstream said have changed.
+            updated: called with the URI, as it is here, of a resource that changed.
             parked: the calls that wait for answers.
         """
         # Configuration
@@ -221,6 +231,9 @@ class Upstream:
         """Why it's degraded, for the operator. It may contain the address, so it's never sent to clients."""
         self.catalog: Catalog = Catalog()
         self.links: Links = Links(self._connect, max_links=config.max_links)
+        self.watches: ResourceWatches = ResourceWatches(
+            self._shared_conversation, lambda uri: updated(self.names.uri(uri))
+        )
         self.listed: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
@@ -229,6 +242,8 @@ class Upstream:
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._refresh = asyncio.Event()
+        self._announced: set[str] = set()
+        """Kinds of lists that the upstream said have changed."""
 
     async def open(self, pool: ProcessPool) -> None:
         """Begin to connect, in the background.
@@ -242,6 +257,7 @@ class Upstream:
             running: AbstractAsyncContextManager[Running] = program.running()
             self._target = _SharedProgram(await self._stack.enter_async_context(running))
         self._stack.push_async_callback(self.links.close)
+        self._stack.push_async_callback(self.watches.close)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
@@ -329,6 +345,9 @@ class Upstream:
             on_change=None,
         )
 
+    async def _shared_conversation(self) -> Conversation:
+        return (await self.links.open(self.lister)).conversation
+
     # Lists
 
     async def _run(self) -> None:
@@ -364,7 +383,8 @@ class Upstream:
         found = await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes)
         self.catalog = found
         self.state, self.reason = "ready", ""
-        self._changed(self)
+        announced, self._announced = self._announced, set()
+        self._changed(self, announced)
         self.listed.set()
 
     async def _follow(self, conversation: Conversation) -> None:
@@ -372,7 +392,7 @@ class Upstream:
         watching = asyncio.get_running_loop().create_task(self._watch(conversation))
         try:
             while True:
-                seconds = self.catalog.ttl_ms / 1000 or self.config.refresh_seconds
+                seconds = self.catalog.fresh_seconds or self.config.refresh_seconds
                 deadline = monotonic() + max(seconds, _FIRST_WAIT) * random.uniform(1, 1.2)  # noqa: S311  as above
                 self._refresh.clear()
                 waiting = asyncio.get_running_loop().create_task(self._refresh.wait())
@@ -389,7 +409,9 @@ class Upstream:
         wanted = SubscriptionFilter(True, True, True, [])
         try:
             async with conversation.watch(wanted) as changes:
-                async for _ in changes:
+                async for change in changes:
+                    if change.kind in _LISTS:
+                        self._announced.add(change.kind)
                     self._refresh.set()
         except Failure as exc:
             logger.debug("%s tells no changes: %s", self.config.name, exc)

@@ -5,6 +5,7 @@ Changes are hints about state, encoded once for each kind and not kept.
 """
 
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -54,13 +55,35 @@ def encode_change(change: Change) -> bytes:
     return prepared if prepared is not None else notification_message(UPDATED, {"uri": change.uri})
 
 
+class ChangeSource(Protocol):
+    """Asks elsewhere for changes of resources."""
+
+    def follow(self, owner: object, uris: Collection[str]) -> None:
+        """Ask for changes of these resources from now on, instead of those that the same owner wanted before."""
+
+    async def followed(self, uris: Collection[str]) -> None:
+        """Wait until what is asked for was granted or refused, for a limited time."""
+
+
 class Changes:
     """The watchers of one server."""
 
-    __slots__ = ("_watchers",)
+    __slots__ = ("_watchers", "source")
 
     def __init__(self) -> None:
         self._watchers: dict[object, Watcher] = {}
+        self.source: ChangeSource | None = None
+        """Where changes have to be asked for; None where all of them happen here."""
+
+    def follow(self, owner: object, uris: Collection[str]) -> None:
+        """Say which resources a stream or connection wants to hear of from now on; none at its end."""
+        if self.source is not None:
+            self.source.follow(owner, uris)
+
+    async def followed(self, uris: Collection[str]) -> None:
+        """Wait until changes of the resources that are followed here aren't missed any more."""
+        if self.source is not None and uris:
+            await self.source.followed(uris)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Add a watcher; the returned function removes it."""

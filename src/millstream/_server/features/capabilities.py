@@ -17,18 +17,29 @@ from millstream._server.features.registry import Registry
 class ServerDescription:
     """The results of one running server."""
 
-    __slots__ = ("_discover_ttl_ms", "_info", "_made", "_made_of", "_registry", "instructions")
+    __slots__ = ("_discover_ttl_ms", "_info", "_instructions", "_made", "_made_of", "_registry")
 
     def __init__(self, registry: Registry, info: dict[str, Any], instructions: str, *, discover_ttl_ms: int) -> None:
         # Configuration
         self._registry = registry
         self._info = info
-        self.instructions: str = instructions
+        self._instructions = instructions
         self._discover_ttl_ms = discover_ttl_ms
         # Prepared
         self._made: dict[tuple[str, str, bool], bytes] = {}
         self._made_of = 0
         """How many capabilities there were then."""
+
+    @property
+    def instructions(self) -> str:
+        """How to use the server, for the client's model."""
+        return self._instructions
+
+    @instructions.setter
+    def instructions(self, instructions: str) -> None:
+        if instructions != self._instructions:
+            self._instructions = instructions
+            self._made.clear()
 
     def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
         """The result of `initialize`; `streams` as for `Registry.capabilities`."""

@@ -22,6 +22,8 @@ def find_readable(
             variables = template.template.match(uri)
             if variables is not None and seen(template):
                 return template, variables
+        if registry.unlisted is not None:
+            resource = registry.unlisted(uri)
     return resource, {}
 
 

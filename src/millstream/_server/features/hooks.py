@@ -50,7 +50,13 @@ class Request:
     def arguments(self) -> dict[str, Any]:
         """The arguments as JSON has them. Change them, and they are checked again before the function gets them."""
         if self._arguments is None:
-            self._arguments = cast("dict[str, Any]", msgspec.to_builtins(self._given, enc_hook=enc_hook))
+            given = self._given
+            self._arguments = cast(
+                "dict[str, Any]",
+                msgspec.json.decode(given)
+                if isinstance(given, msgspec.Raw)
+                else msgspec.to_builtins(given, enc_hook=enc_hook),
+            )
             self._before = encode(self._arguments)
         return self._arguments
 

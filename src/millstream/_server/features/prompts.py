@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from typing import Any, Unpack
 
+from millstream._protocol import projection
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.revisions import NEWEST
+from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, Source, source_of
 from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, described
+from millstream._server.functions.results import encode_messages
 
 
 class PromptOptions(Labels, total=False):
@@ -37,6 +42,18 @@ class Prompt(Item):
             for each in self.parameters
         ]
         self._described = described({"name": self.name}, source.description, labels, arguments=arguments or None)
+
+    def encode(self, value: Any, call: Call) -> bytes:
+        """The members of the result for the call's revision.
+
+        Raises:
+            LocalError: the value isn't made of messages.
+        """
+        members = encode_messages(value)
+        if not call.revision.content >= NEWEST.content:
+            members = projection.prompt_messages(members, call.revision)
+        description = self._described.get("description")
+        return members if description is None else b'"description":%b,%b' % (encode(description), members)
 
 
 def prompt_of(function: Callable[..., Any], *, home: object = None, **options: Unpack[PromptOptions]) -> Prompt:

@@ -84,6 +84,10 @@ class Registry:
         """Prompts and templates alone are a reason to offer completion: their parameters may have choices."""
         self.completes: CompleteAny | None = None
         """Completes every argument, of what is registered here or not, instead of `completers`."""
+        self.unlisted: Callable[[str], Resource | None] | None = None
+        """Finds the resource of a URI that no item has."""
+        self.hints: dict[str, tuple[int, bool]] = {}
+        """Kind -> the most milliseconds for which its lists may be kept, and whether only by the caller."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
         self.changed: Callable[[str], None] = lambda kind: None
@@ -305,9 +309,11 @@ class Registry:
             items = self.visible(kind, seen, hidden)
             if self.listed is not None:
                 items = dict(self.listed(kind, items))
-            made = page_of(
-                kind, items, revision, cursor, size=self._page_size, ttl_ms=self._list_ttl_ms, private=private
-            )
+            ttl_ms = self._list_ttl_ms
+            if kind in self.hints:
+                most, own = self.hints[kind]
+                ttl_ms, private = min(ttl_ms, most), private or own
+            made = page_of(kind, items, revision, cursor, size=self._page_size, ttl_ms=ttl_ms, private=private)
             if cursor != "":
                 if len(self._pages) >= _MAX_PAGES:
                     self._pages.clear()

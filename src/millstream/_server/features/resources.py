@@ -6,10 +6,14 @@ from typing import Any, Protocol, Self, Unpack
 
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.uri_template import UriTemplate
+from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, Source, source_of
 from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, described
+from millstream._server.functions.results import encode_contents
 
+HINTS = b',"ttlMs":0,"cacheScope":"private"'
+"""A function may read something else at any time, and for another caller."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
 """RFC 3986 §3.1; the scheme of a template may be a variable."""
 
@@ -53,6 +57,20 @@ class _Readable(Item):
             mimeType=self.mime_type,
             size=labels.get("size"),
         )
+
+    def encode(self, value: Any, uri: str, call: Call) -> bytes:
+        """The members of the result of reading a URI, for the call's revision.
+
+        Raises:
+            LocalError: for `None`, which isn't content.
+        """
+        meta = self.meta if call.revision.named_titles else None
+        members = encode_contents(value, uri, self.mime_type, meta)
+        return members + HINTS if call.revision.result_type else members
+
+    def unwrap(self, value: Any) -> Any:
+        """What a function of this server gets that reads the resource, of what `run` gives."""
+        return value
 
 
 class Resource(_Readable):

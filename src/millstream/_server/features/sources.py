@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
+from millstream._protocol.messages import CompleteRequestParams
 from millstream._protocol.param_headers import ParamHeader, find_annotations
 from millstream._protocol.principal import Principal
 from millstream._server.calls.access import check_scopes
@@ -116,6 +117,10 @@ class Item:
     def describe(self) -> dict[str, Any]:
         """The description in the newest shape."""
         return self._described
+
+    async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
+        """The members of the result of a completion; None where the registry's completers say what it is."""
+        return None
 
     def within(self, hooks: Hooks) -> Self:
         """The same item with the middleware of its server around it."""

@@ -46,6 +46,9 @@ class CompletionHandlers:
         item, reference = self._find(params.ref, call)
         if params.argument.name not in item.parameters:
             raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
+        members = await item.complete(params, call)
+        if members is not None:
+            return members
         known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
         completer = self._registry.complete_from(reference, params.argument.name)
         if completer is None:

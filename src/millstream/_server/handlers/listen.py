@@ -106,8 +106,10 @@ class ListenHandlers:
 
         stop = self._services.changes.watch(watcher)
         self._services.endings.add(over.set)
+        self._services.changes.follow(call, uris)
         forget: Callable[[], None] | None = None
         try:
+            await self._services.changes.followed(uris)
             await line.send(acknowledgement)
             forget = line.on_close(over.set)
             held, early = early or [], None
@@ -116,6 +118,7 @@ class ListenHandlers:
             await over.wait()
         finally:
             stop()
+            self._services.changes.follow(call, ())
             if forget is not None:
                 forget()
             self._services.endings.discard(over.set)

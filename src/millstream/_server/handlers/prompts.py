@@ -4,17 +4,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from millstream._protocol import projection
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import GetPromptRequestParams
-from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Handler
 from millstream._server.features.registry import Registry
 from millstream._server.functions.reading import ArgumentError
-from millstream._server.functions.results import encode_messages
 from millstream._server.handlers.listing import list_page, sees
 from millstream._server.handlers.params import read_texts, take_rounds
 
@@ -47,8 +43,4 @@ class PromptHandlers:
             call.arguments = prompt.read(params.arguments or {})
         except ArgumentError as exc:
             raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
-        members = encode_messages(await prompt.run(call.arguments, call))
-        if not call.revision.content >= NEWEST.content:
-            members = projection.prompt_messages(members, call.revision)
-        description = prompt.describe().get("description")
-        return members if description is None else b'"description":%b,%b' % (encode(description), members)
+        return prompt.encode(await prompt.run(call.arguments, call), call)

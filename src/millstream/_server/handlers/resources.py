@@ -17,15 +17,11 @@ from millstream._server.features.completion_lookup import MAX_URI, find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource, Template
 from millstream._server.functions.reading import ArgumentError
-from millstream._server.functions.results import encode_contents
 from millstream._server.handlers.listing import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
 
 _read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
 _uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
-
-_HINTS = b',"ttlMs":0,"cacheScope":"private"'
-"""A function may read something else at any time, and for another caller."""
 
 
 class ResourceHandlers:
@@ -61,9 +57,7 @@ class ResourceHandlers:
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(params.uri)
-        meta = source.meta if call.revision.named_titles else None
-        members = encode_contents(value, params.uri, source.mime_type, meta)
-        return members + _HINTS if call.revision.result_type else members
+        return source.encode(value, params.uri, call)
 
     async def read_inside(self, uri: str, call: Call) -> Any:
         """The value of one resource, for a function that serves a call."""
@@ -71,7 +65,7 @@ class ResourceHandlers:
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(uri)
-        return value
+        return source.unwrap(value)
 
     def _find(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
         found, variables = find_readable(self._registry, uri, partial(sees, call))
@@ -96,6 +90,8 @@ class ResourceHandlers:
             return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
 
         await self._services.records.change(_session(call), add)
+        self._follow(_session(call))
+        await self._services.changes.followed((uri,))
         return b""
 
     async def unsubscribe(self, call: Call) -> bytes:
@@ -108,7 +104,13 @@ class ResourceHandlers:
             return msgspec.structs.replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
 
         await self._services.records.change(_session(call), drop)
+        self._follow(_session(call))
         return b""
+
+    def _follow(self, session: Session) -> None:
+        """Follow what a session of a connection has subscribed to; those of Streamable HTTP have a stream for it."""
+        if session.record is not None:
+            self._services.changes.follow(session.id, session.record.subscriptions)
 
 
 def _session(call: Call) -> Session:

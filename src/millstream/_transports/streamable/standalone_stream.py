@@ -4,7 +4,7 @@ Hints are not logged. A client that resumes hears again of everything that may h
 """
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from millstream._http.message import STREAM_HEAD, Request, Response, Sink
 from millstream._protocol import sse
@@ -29,10 +29,12 @@ class _StandaloneStream:
     """One stand-alone stream."""
 
     __slots__ = (
-        "_counter", "_early", "_held", "_newer", "_sink", "_stream", "id", "loaded", "over", "placed", "subscribed",
+        "_counter", "_early", "_follow", "_held", "_newer", "_sink", "_stream", "id", "loaded", "over", "placed",
+        "subscribed",
     )  # fmt: skip
 
-    def __init__(self, stream: str) -> None:
+    def __init__(self, stream: str, follow: Callable[[object, Collection[str]], None]) -> None:
+        self._follow = follow
         self._sink: Sink | None = None
         """None until the other workers know."""
         self._early: list[bytes] = []
@@ -67,6 +69,8 @@ class _StandaloneStream:
 
     def close(self) -> None:
         """The client hears no more of it."""
+        if not self.over:
+            self._follow(self.id, ())
         self.over = True
         if self._sink is not None:
             self._sink.close()
@@ -109,6 +113,8 @@ class _StandaloneStream:
             return
         self.loaded = True
         self.subscribed = frozenset(record.subscriptions)
+        if not self.over:
+            self._follow(self.id, self.subscribed)
         held, self._held = self._held or [], None
         for change, message in held:
             self._update(change, message)
@@ -160,7 +166,8 @@ class StandaloneStreams:
         """Open the stream and say what changes until it closes."""
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
-        standing = _StandaloneStream(f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}")
+        stream = f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}"
+        standing = _StandaloneStream(stream, services.changes.follow)
         self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.recorded)

@@ -1,0 +1,85 @@
+"""Results of upstreams on their way to the caller: what each hop writes itself comes off, and URIs get the prefix.
+
+Only what changes is decoded. Content, binary data included, stays the bytes that came.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.metadata import SERVER_KEY
+from millstream.gateway.names import Names
+
+Members = dict[str, Raw]
+WrongShape = (ValueError, RecursionError)
+"""What is raised for a result that can't be read."""
+
+_decode_members = msgspec.json.Decoder(Members).decode
+_decode_several = msgspec.json.Decoder(list[Members]).decode
+_decode_meta = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+def split_result(result: bytes, drop: Collection[str]) -> tuple[bytes, dict[str, Any] | None]:
+    """Return the members of a result without its type and `_meta`, and what `_meta` says beside the server's name.
+
+    Args:
+        result: a JSON object.
+        drop: members to leave out.
+
+    Raises:
+        ValueError, RecursionError: it can't be read.
+    """
+    found = _decode_members(result)
+    found.pop("resultType", None)
+    meta = found.pop("_meta", None)
+    for each in drop:
+        found.pop(each, None)
+    kept: dict[str, Any] | None = None
+    if meta is not None:
+        kept = _decode_meta(meta)
+        kept.pop(SERVER_KEY, None)
+    return encode(found)[1:-1], kept or None
+
+
+def tool_uris(members: bytes, names: Names) -> bytes:
+    """Return the members of a tool's result with the prefix in the URIs of resource links and embedded resources."""
+    found = _decode_members(b"{%b}" % members)
+    if "content" in found:
+        found["content"] = Raw(encode([_block(each, names) for each in _decode_several(found["content"])]))
+    return encode(found)[1:-1]
+
+
+def message_uris(members: bytes, names: Names) -> bytes:
+    """The same for the members of a prompt's result."""
+    found = _decode_members(b"{%b}" % members)
+    messages = _decode_several(found["messages"]) if "messages" in found else []
+    for message in messages:
+        if "content" in message and bytes(message["content"]).startswith(b"{"):
+            message["content"] = Raw(encode(_block(_decode_members(message["content"]), names)))
+    found["messages"] = Raw(encode(messages))
+    return encode(found)[1:-1]
+
+
+def resource_uris(members: bytes, names: Names) -> bytes:
+    """The same for the contents of a resource."""
+    found = _decode_members(b"{%b}" % members)
+    if "contents" in found:
+        found["contents"] = Raw(encode([_with_prefix(each, names) for each in _decode_several(found["contents"])]))
+    return encode(found)[1:-1]
+
+
+def _block(block: Members, names: Names) -> Members:
+    kind = bytes(block["type"]) if "type" in block else b""
+    if kind == b'"resource_link"':
+        return _with_prefix(block, names)
+    if kind == b'"resource"' and "resource" in block:
+        return {**block, "resource": Raw(encode(_with_prefix(_decode_members(block["resource"]), names)))}
+    return block
+
+
+def _with_prefix(item: Members, names: Names) -> Members:
+    return {**item, "uri": Raw(encode(names.uri(_decode_text(item["uri"]))))} if "uri" in item else item
