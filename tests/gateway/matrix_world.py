@@ -67,6 +67,7 @@ def build() -> Server:
             news.notify_all()
 
     _add_contents(mcp)
+    _add_messages(mcp)
     _add_questions(mcp)
     _add_prompts_and_resources(mcp)
 
@@ -136,6 +137,8 @@ def _add_contents(mcp: Server) -> None:
         """A structured value that isn't an object."""
         return [1, 2, 3]
 
+
+def _add_messages(mcp: Server) -> None:
     @mcp.tool
     def fails() -> str:
         """A tool that says no."""
@@ -147,7 +150,7 @@ def _add_contents(mcp: Server) -> None:
         raise ProtocolError(CODE, "Not today", {"until": "Monday"})
 
     @mcp.tool
-    def about(ctx: Context) -> ToolResult:
+    async def about(ctx: Context) -> ToolResult:
         """What came as `_meta`, as `_meta`."""
         return ToolResult(content="told", meta={"example.com/back": ctx.meta.get("example.com/there")})
 

@@ -148,7 +148,7 @@ async def try_all(pairs: list[tuple[Side, Side]]) -> None:
                 try:
                     async with asyncio.timeout(WAIT):
                         await function(pair)
-                except Exception as exc:  # noqa: BLE001  of all pairs, the report shows every one that fails
+                except Exception as exc:  # of all pairs, the report shows every one that fails
                     failures.append(f"{down.name} -> {up.name}: {name}: {type(exc).__name__}: {str(exc)[:300]}")
     assert not failures, "\n".join([f"{len(failures)} failures", *failures])
 
