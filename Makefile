@@ -142,10 +142,18 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	@touch $@
+
+# Millstream is in these, too: it runs programs of the libraries there.
+.venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+	@echo "Installing into .venv-$* ..."
+	$(BIN)/python -m venv --clear --without-pip .venv-$*
+	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	$(UV) install --python .venv-$*/bin/python --no-deps --editable .
 	@touch $@
 
 .venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.lock
