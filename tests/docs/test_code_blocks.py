@@ -13,7 +13,7 @@ import pytest
 from scripts.docs import ROOT, blocks, broken_links, documents, region
 
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in documents()]
-COPIED = {"python", "nginx", "json", "js", "yaml", "ini"}
+COPIED = {"python", "nginx", "json", "js", "toml", "yaml", "ini"}
 FREE = {"", "text"}
 TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/how-to/.*")
 """The pages whose commands test_typed_pages.py types."""

@@ -15,6 +15,7 @@ from millstream.client._errors import AccessDenied, NotMcp, TargetError
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPS_METHOD = frozenset({307, 308})
+_HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_REDIRECTS = 3
 _MAX_DETAIL = 200
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
@@ -142,7 +143,7 @@ class Endpoint:
 
     async def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
         credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, url.target))
-        length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
+        length = f"Content-Length: {len(body)}\r\n" if body or method in _HAS_BODY else ""
         start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n"
         return f"{start}{self._fixed}{credentials}{extra}{length}\r\n".encode("latin-1") + body
 

@@ -15,11 +15,20 @@ if TYPE_CHECKING:
         static_headers,
         token_exchange,
     )
+    from millstream.gateway.openapi import OpenApi
+    from millstream.gateway.policy import PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
+    from millstream.gateway.redaction import Redaction
     from millstream.gateway.upstream import UpstreamConfig
 
 _HOMES = {
+    "OpenApi": "openapi",
+    "PromptPolicy": "policy",
+    "Redaction": "redaction",
+    "ResourcePolicy": "policy",
     "Secret": "credentials.options",
+    "ToolPolicy": "policy",
     "UpstreamConfig": "upstream",
+    "UpstreamPolicy": "policy",
     "bearer": "credentials.options",
     "client_credentials": "credentials.options",
     "per_user_oauth": "credentials.options",
@@ -29,8 +38,14 @@ _HOMES = {
 """Public name -> module, loaded at first use."""
 
 __all__ = [
+    "OpenApi",
+    "PromptPolicy",
+    "Redaction",
+    "ResourcePolicy",
     "Secret",
+    "ToolPolicy",
     "UpstreamConfig",
+    "UpstreamPolicy",
     "bearer",
     "client_credentials",
     "per_user_oauth",

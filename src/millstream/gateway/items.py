@@ -72,7 +72,7 @@ def _same(values: Any) -> Any:
 class UpstreamTool(Tool):
     """A tool of an upstream."""
 
-    __slots__ = ("_call_head", "own_name", "upstream")
+    __slots__ = ("_call_head", "_own_headers", "own_name", "upstream")
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
@@ -87,6 +87,9 @@ class UpstreamTool(Tool):
         self._call_head = b'{"name":%b,"arguments":' % encode(own_name)
         self.code = None
         self.headers = headers
+        original = upstream.catalog.tools.get(own_name, description).get("inputSchema")
+        self._own_headers = headers if original is schema else find_annotations(original or {})
+        """Of the upstream's own schema: the policy may have taken arguments away."""
         self.timeout = None
         self.limit = ""
         self.concurrency = 0
@@ -104,18 +107,11 @@ class UpstreamTool(Tool):
         self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
-        policy = self.upstream.config.policy
-        if policy is not None and policy.arguments is not None:
-            arguments = policy.arguments(self.own_name, arguments, call)
         params = b"%b%b}" % (self._call_head, arguments)
-        if self.headers:
-            headers = headers_of(self.headers, _decode_object(arguments))
-            answer = forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
-        else:
-            answer = forward(call, self.upstream, "tools/call", params, self.own_name)
-        if policy is not None and policy.result is not None:
-            return _rewritten(policy.result, self.own_name, answer, call)
-        return answer
+        if self._own_headers:
+            headers = headers_of(self._own_headers, _decode_object(arguments))
+            return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
+        return forward(call, self.upstream, "tools/call", params, self.own_name)
 
     def within(self, hooks: Hooks) -> Self:
         """See `Item`. Middleware gets results as a `ToolResult`."""
@@ -125,7 +121,7 @@ class UpstreamTool(Tool):
         return super(UpstreamTool, inner).within(hooks)
 
     async def _run_typed(self, arguments: Any, call: Call) -> Any:
-        value = await self._run(arguments, call)
+        value = await self.run(arguments, call)
         if type(value) is not bytes:
             return value
         try:
@@ -184,7 +180,7 @@ class UpstreamPrompt(Prompt):
         return super(UpstreamPrompt, inner).within(hooks)
 
     async def _run_typed(self, arguments: Any, call: Call) -> Any:
-        value = await self._run(arguments, call)
+        value = await self.run(arguments, call)
         try:
             members, _ = split_result(value, ())
             return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.names)).messages
@@ -376,17 +372,7 @@ _CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
 
 
 def _asked(upstream: Upstream, method: str, params: bytes, own_name: str, call: Call) -> Awaitable[bytes]:
-    policy = upstream.config.policy
-    answer = forward(call, upstream, method, params, own_name)
-    if policy is not None and policy.result is not None:
-        return _rewritten(policy.result, own_name, answer, call)
-    return answer
-
-
-async def _rewritten(
-    rewrite: Callable[[str, bytes, Call], Awaitable[bytes]], own_name: str, answer: Awaitable[bytes], call: Call
-) -> bytes:
-    return await rewrite(own_name, await answer, call)
+    return forward(call, upstream, method, params, own_name)
 
 
 async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteRequestParams, call: Call) -> bytes:

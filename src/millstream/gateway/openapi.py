@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
 from itertools import chain, count
+from pathlib import Path
 from typing import Any, Protocol, cast
 from urllib.parse import quote
 
@@ -20,11 +21,13 @@ from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
+from millstream._protocol.suggesting import Suggesting
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import Source
 from millstream._server.features.tools import Tool
 from millstream._server.functions.results import ToolResult
+from millstream.gateway.credentials.source import check_forwarded
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
@@ -34,6 +37,11 @@ _LONGEST = 56
 """Most characters of a name."""
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 TEXT = "text/plain"
+_NOT_ARGUMENTS = frozenset((
+    "accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "te",
+    "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
+))  # fmt: skip
+"""Headers that no argument sets: OpenAPI ignores the first three, the others belong to the connection."""
 _BETWEEN = {"pipeDelimited": "|", "spaceDelimited": " "}
 _NAMED = ("properties", "patternProperties", "$defs")
 """Keywords with named members, whose names may be those of keywords."""
@@ -113,6 +121,8 @@ class Document:
         several: dict[tuple[str, str], dict[str, Any]] = {}
         for given in (*operation.get("parameters", ()), *shared.get("parameters", ())):
             parameter = self._resolve(given)
+            if parameter.get("in") == "header" and str(parameter.get("name")).lower() in _NOT_ARGUMENTS:
+                continue
             several.setdefault((parameter["name"], parameter["in"]), parameter)
         place_of_fields, fields, needed, media, forms = self._body(operation)
         arguments: dict[str, Argument] = {}
@@ -361,8 +371,15 @@ class Api:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    async def request(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+    async def request(
+        self, operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Any:
         """Return the response to one operation.
+
+        Args:
+            operation: to ask for.
+            arguments: of its tool.
+            headers: more headers, which count over those of arguments.
 
         Raises:
             ToolError: an argument is missing or leads to another path, the API can't be reached, or it refuses.
@@ -381,6 +398,11 @@ class Api:
         if parts["cookie"]:
             cookies = "; ".join(f"{name}={quote(str(value))}" for name, value in parts["cookie"].items())
             options["headers"] = {**(options["headers"] or {}), "cookie": cookies}
+        if headers:
+            given = options["headers"] or {}
+            options["headers"] = {name: each for name, each in given.items() if name.lower() not in headers} | dict(
+                headers
+            )
         path = _path(operation, parts["path"])
         try:
             response = await self._client.request(operation.method, path, **options)
@@ -391,7 +413,8 @@ class Api:
         if response.status_code == _TOO_MANY:
             raise ToolError("The API wants fewer requests. Try again later.")
         if response.status_code >= _REFUSED:
-            raise ToolError(f"HTTP error {response.status_code}: {response.reason_phrase} - {_answer(response)}")
+            reason = f" {response.reason_phrase}" if response.reason_phrase else ""
+            raise ToolError(f"HTTP error {response.status_code}:{reason} - {_answer(response)}")
         return response
 
 
@@ -463,7 +486,7 @@ class OperationTool(Tool):
 
     def __init__(self, operation: Operation, name: str, api: Api) -> None:
         async def run(arguments: dict[str, Any], call: Call) -> ToolResult:
-            return _result(operation, await api.request(operation, arguments))
+            return result_of(operation, await api.request(operation, arguments))
 
         source = Source(name, run, _decode_object, description=operation.summary_text, schema=operation.input_schema)
         super().__init__(source, tags=operation.tags)
@@ -475,7 +498,8 @@ def _decode_object(raw: bytes) -> dict[str, Any]:
     return msgspec.json.decode(raw, type=dict[str, Any])
 
 
-def _result(operation: Operation, response: Any) -> ToolResult:
+def result_of(operation: Operation, response: Any) -> ToolResult:
+    """Return the result of a tool whose operation has succeeded."""
     try:
         value: Any = response.json()
     except ValueError:
@@ -583,4 +607,59 @@ def client_of_app(app: Any) -> Any:
     return http.AsyncClient(transport=http.ASGITransport(app=app), base_url="http://localhost")
 
 
-__all__ = ["Kind", "Operation", "RouteMap", "register"]
+class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
+    """An API, and what of it to offer. ``OpenApi(document="https://shop.example/openapi.json", tags=("orders",))``"""
+
+    document: Any
+    """The URL or file of an OpenAPI document in JSON, the document as a dict, or a FastAPI application."""
+    base_url: str = ""
+    """Where the API is; by default the first server of the document, which must have the document's own origin."""
+    tags: tuple[str, ...] = ()
+    """Offer only operations with one of these tags."""
+    operations: tuple[str, ...] = ()
+    """Offer only operations whose name, or method and path, match one of these patterns: ``GET /orders/*``."""
+
+
+class ApiConfig(Protocol):
+    """What of an upstream's configuration an API needs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def target(self) -> Any: ...
+    @property
+    def openapi(self) -> Any: ...
+    @property
+    def auth(self) -> Any: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def forward_headers(self) -> Sequence[str]: ...
+
+
+def check_api(config: ApiConfig) -> None:
+    """Make sure that an API can be an upstream.
+
+    Raises:
+        ValueError: it can't; the text says why.
+    """
+    if config.target is not None:
+        raise ValueError(f"upstream {config.name!r}: give a target or openapi=, not both")
+    about = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
+    if not (is_application(about) or isinstance(about, str | Path | dict)):
+        raise ValueError(
+            f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
+            "FastAPI application"
+        )
+    if is_application(about):
+        if config.auth is not None or config.headers:
+            raise ValueError(f"upstream {config.name!r}: an application of this process needs no auth and headers")
+        check_forwarded(config.name, config.forward_headers, {})
+
+
+def is_application(document: Any) -> bool:
+    """Return whether a document is an application that has it, such as FastAPI's."""
+    return callable(getattr(document, "openapi", None))
+
+
+__all__ = ["Kind", "OpenApi", "Operation", "RouteMap", "register"]

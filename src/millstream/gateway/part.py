@@ -3,14 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._parts import Host
 from millstream._server.calls.changes import Change
 from millstream._server.features.resources import Resource
 from millstream.gateway.catalog import METHODS, Description
-from millstream.gateway.items import UpstreamResource, make_item
+from millstream.gateway.items import make_item
+from millstream.gateway.kept_results import KeptResults
 from millstream.gateway.parked import ParkedCalls
+from millstream.gateway.pins import AcceptedFile, Pins
+from millstream.gateway.policy import UpstreamPolicy
 from millstream.gateway.processes import ProcessPool
 from millstream.gateway.upstream import Upstream, UpstreamConfig
 
@@ -44,6 +48,8 @@ class GatewayPart:
         self.upstreams: dict[str, Upstream] = {}
         self._registered: dict[tuple[str, str], tuple[Upstream, Any]] = {}
         """(kind, name here) -> upstream, and the description that the item was made of."""
+        self._kept: dict[str, KeptResults] = {}
+        """Upstream -> its results that were too large."""
         self._followed: dict[object, frozenset[str]] = {}
         """Stream or connection -> the URIs that it wants to hear of."""
 
@@ -62,8 +68,10 @@ class GatewayPart:
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         for config in self.definition.upstreams:
-            upstream = Upstream(config, changed=self._register, updated=self._updated, parked=parked)
+            make = Upstream if config.openapi is None else _api_upstream()
+            upstream = make(config, changed=self._register, updated=self._updated, parked=parked)
             self.upstreams[config.name] = upstream
+            self._give_policy(upstream, host)
             await self._give_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
             await upstream.open(pool)
@@ -79,17 +87,29 @@ class GatewayPart:
 
     async def _give_credentials(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
-        if config.auth is None and not config.forward_headers:
+        if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
         from millstream.gateway.credentials import open_credentials  # noqa: PLC0415  many upstreams need none
 
         credentials = open_credentials(
-            config.name, config.target, config.auth, config.forward_headers, config.headers, host
+            config.name, upstream.address, config.auth, config.forward_headers, config.headers, host
         )
         if credentials is not None:
             upstream.credentials = credentials
             credentials.changed = upstream.links.end_of
             host.stack.push_async_callback(credentials.close)
+
+    def _give_policy(self, upstream: Upstream, host: Host) -> None:
+        config = upstream.config
+        kept = self._kept[config.name] = KeptResults(host.store.kv, upstream.names)
+        if upstream.policy is not None and upstream.policy.has_budgets:
+            template = kept.template()
+            host.registry.add("templates", template.name, template)
+            host.on_close(partial(host.registry.remove, "templates", template.name))
+        if config.trust == "pin":
+            pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
+            if pins.file is not None:
+                host.every_second(_Following(upstream, pins.file))
 
     async def _wait(self) -> None:
         """Wait for the first lists, each upstream for as long as its configuration says."""
@@ -117,15 +137,18 @@ class GatewayPart:
             announced: kinds of lists that the upstream said have changed.
         """
         wanted: dict[tuple[str, str], tuple[str, Any]] = {}
-        policy = upstream.config.policy
-        describe = None if policy is None else policy.describe
         for kind, own_name, each in upstream.catalog.items():
-            description = each if describe is None else describe(kind, each)
-            if description is None:
+            rules = upstream.rules(kind, own_name)
+            if rules is None:
                 continue
+            description = each if upstream.policy is None else rules.describe(each)
             key = METHODS[kind][2]
             named = upstream.names.name if key == "name" else upstream.names.uri
-            wanted[kind, named(description[key])] = own_name, description
+            name = named(description[key])
+            if (kind, name) in wanted:
+                logger.error("%s: %r is left out: another item has the name %r", upstream.config.name, own_name, name)
+                continue
+            wanted[kind, name] = own_name, description
         changed = set(announced)
         for kind in METHODS:
             if self._exchange(upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind}):
@@ -171,11 +194,9 @@ class GatewayPart:
                 logger.error("%s: %r is left out: another item has that name", upstream.config.name, name)
                 continue
             try:
-                item = make_item(kind, upstream, name, own_name, description)
+                added[name] = self._made(kind, upstream, name, own_name, description)
             except ValueError as exc:
                 logger.warning("%s: %r is left out: %s", upstream.config.name, name, exc)
-                continue
-            added[name] = item if self.definition.hooks is None else item.within(self.definition.hooks)
         if not removed and not added:
             return False
         registry.exchange(kind, removed, added)
@@ -185,19 +206,23 @@ class GatewayPart:
             self._registered[kind, name] = upstream, wanted[name]
         return True
 
+    def _made(self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Any:
+        """Return an item with the rules of its upstream inside the middleware of the server."""
+        make = getattr(upstream, "make_item", None) or make_item
+        item = make(kind, upstream, name, own_name, description)
+        if upstream.policy is not None and (rules := upstream.rules(kind, own_name)) is not None:
+            rules.apply(item, self._kept[upstream.config.name].keep)
+        return item if self.definition.hooks is None else item.within(self.definition.hooks)
+
     def _unlisted(self, uri: str) -> Resource | None:
         """Find the upstream of a URI that none of them lists: links in results may lead there."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
             if own_uri is None or "resources" not in upstream.catalog.capabilities:
                 continue
-            policy = upstream.config.policy
-            description: Description | None = {"uri": own_uri, "name": own_uri}
-            if policy is not None and policy.describe is not None:
-                description = policy.describe("resources", {"uri": own_uri, "name": own_uri})
-            if description is not None:
-                item = UpstreamResource(upstream, uri, own_uri, description)
-                return item if self.definition.hooks is None else item.within(self.definition.hooks)
+            if upstream.policy is None or upstream.policy.allows_uri(uri):
+                found: Resource = self._made("resources", upstream, uri, own_uri, {"uri": own_uri, "name": own_uri})
+                return found
         return None
 
     # Subscriptions
@@ -250,6 +275,26 @@ class GatewayPart:
         self._host.services.changes.source = None
         self._host.registry.unlisted = None
         self._host.registry.hints = {}
+
+
+class _Following:
+    """Reads the lists of an upstream again when the file of accepted definitions has changed."""
+
+    def __init__(self, upstream: Upstream, file: AcceptedFile) -> None:
+        self._upstream = upstream
+        self._file = file
+        self._stamp = file.stamp
+
+    def __call__(self, now: float) -> None:
+        if (stamp := self._file.stamp) != self._stamp:
+            self._stamp = stamp
+            self._upstream.refresh()
+
+
+def _api_upstream() -> type[Upstream]:
+    from millstream.gateway.openapi_upstream import ApiUpstream  # noqa: PLC0415  few upstreams are APIs
+
+    return ApiUpstream
 
 
 def check(configs: Sequence[UpstreamConfig]) -> None:

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, Revision
@@ -20,14 +20,14 @@ from millstream.client._options import Options
 from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
 from millstream.gateway import catalog
-from millstream.gateway.catalog import Catalog, Description
+from millstream.gateway.catalog import Catalog
 from millstream.gateway.credentials.options import Credentials
 from millstream.gateway.links import SHARED, Link, LinkKey, Links
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway.parked import ParkedCalls
+from millstream.gateway.pins import Pins, Quarantined
+from millstream.gateway.policy import ItemRules, Policy, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool, UpstreamProcesses
-from millstream.gateway.programs.libraries import library_of, upstream_of
-from millstream.gateway.programs.program import Program
 from millstream.gateway.questions import ANYTHING
 from millstream.gateway.relay import Relays
 from millstream.gateway.watches import ResourceWatches
@@ -49,32 +49,6 @@ _LISTS = frozenset({"tools", "resources", "prompts"})
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
-
-
-class UpstreamPolicy(Protocol):
-    """What the operator changes about an upstream. Each hook is None where nothing is to be done."""
-
-    @property
-    def describe(self) -> Callable[[str, Description], Description | None] | None:
-        """``describe(kind, description)`` returns the description to list, or None to leave the item out.
-
-        It gets the upstream's own names. A new ``name`` renames the item.
-        """
-        ...
-
-    @property
-    def arguments(self) -> "Callable[[str, Raw, Call], Raw] | None":
-        """``arguments(own name, arguments, call)`` returns the arguments to send.
-
-        Raises:
-            ProtocolError, ToolError: the call is refused.
-        """
-        ...
-
-    @property
-    def result(self) -> "Callable[[str, bytes, Call], Awaitable[bytes]] | None":
-        """``await result(own name, result, call)`` returns the result to give the caller."""
-        ...
 
 
 class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
@@ -122,13 +96,14 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     max_bytes: int = 64 * 1024 * 1024
     """The most that one message of the upstream may take."""
     policy: UpstreamPolicy | None = None
-    """What to leave out, rename, or rewrite."""
+    """What of it callers get: see `UpstreamPolicy`."""
     trust: Literal["follow", "pin"] = "follow"
     """``pin`` hides a tool whose definition has changed until the operator accepts it."""
     revision: str | None = None
     """The date of the only revision to speak with the upstream; by default the newest that both sides know."""
     openapi: Any = None
-    """An OpenAPI document, or the URL of one, instead of a target."""
+    """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or
+    `OpenApi` with what of it to offer."""
 
     @property
     def names(self) -> Names:
@@ -151,8 +126,10 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
             )
         if self.revision is not None and self.revision not in BY_DATE:
             raise ValueError(f"upstream {self.name!r}: there is no revision {self.revision}: use {', '.join(BY_DATE)}")
-        if library_of(self.target):
-            upstream_of(self.target)
+        if self.openapi is not None:
+            from millstream.gateway.openapi import check_api  # noqa: PLC0415  few upstreams are APIs
+
+            check_api(self)
         elif not hasattr(self.target, "running"):
             try:
                 find(self.target, env=self.env, cwd=self.cwd)
@@ -185,6 +162,9 @@ class UpstreamOptions(TypedDict, total=False):
     trust: Literal["follow", "pin"]
     revision: str | None
     openapi: Any
+
+
+_NO_RULES = ItemRules(name="")
 
 
 class _SharedProgram:
@@ -227,6 +207,9 @@ class Upstream:
         """What its connections carry; set before `open`."""
         self.lister: LinkKey = SHARED
         """The key of the connection that lists what it offers."""
+        self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
+        self.pins: Pins | None = None
+        """What may be offered, where definitions are pinned; set before `open`."""
         self._changed = changed
         self.parked: ParkedCalls = parked
         # Process
@@ -234,6 +217,8 @@ class Upstream:
         self.reason: str = ""
         """Why it's degraded, for the operator. It may contain the address, so it's never sent to clients."""
         self.catalog: Catalog = Catalog()
+        self.quarantined: list[Quarantined] = []
+        """What isn't offered, because its definition isn't the accepted one."""
         self.links: Links = Links(self._connect, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
             self._shared_conversation, lambda uri: updated(self.names.uri(uri))
@@ -242,7 +227,7 @@ class Upstream:
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
         """Those of a command."""
-        self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
+        self._target: Any = config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._refresh = asyncio.Event()
@@ -260,8 +245,6 @@ class Upstream:
             program = cast("Embedded", self._target)
             running: AbstractAsyncContextManager[Running] = program.running()
             self._target = _SharedProgram(await self._stack.enter_async_context(running))
-        elif isinstance(self._target, Program):
-            self._stack.push_async_callback(self._target.settle)
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -272,6 +255,16 @@ class Upstream:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self._stack.aclose()
+
+    @property
+    def address(self) -> Any:
+        """Where credentials are sent to, if that's a URL."""
+        return self.config.target
+
+    @property
+    def is_application(self) -> bool:
+        """It's an application of this process that isn't reached through MCP."""
+        return False
 
     @property
     def revision(self) -> Revision:
@@ -293,8 +286,6 @@ class Upstream:
         revision = BY_DATE.get(self.catalog.revision)
         own = "" if self.credentials is None else self.credentials.link_key(call)
         if revision is not None and not revision.handshake:  # each request says all there is to know
-            if isinstance(self._target, Program) and self._target.protected:
-                return LinkKey(principal)
             return LinkKey(principal, credentials=own) if own else SHARED
         key = LinkKey(principal, "" if call.session is None else call.session.id, able, own)
         return SHARED if key == SHARED else key
@@ -307,8 +298,7 @@ class Upstream:
     def _add_processes(self, pool: ProcessPool) -> UpstreamProcesses | None:
         """Return the processes of a command; None for an upstream of another kind."""
         config = self.config
-        target = self._target
-        place = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
+        place = None if hasattr(config.target, "running") else find(config.target, env=config.env, cwd=config.cwd)
         if not isinstance(place, Command):
             return None
         return pool.add(
@@ -328,8 +318,6 @@ class Upstream:
         target = self._target
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}")
-        elif isinstance(target, Program):
-            target = target.of(key.principal)
         conversation = relays.conversation = self._conversation(key, target, relays)
         conversation.incoming.observer = relays.hear
         return Link(key, conversation, relays)
@@ -391,12 +379,25 @@ class Upstream:
         return LinkKey(credentials=await credentials.lister())
 
     async def _take(self, conversation: Conversation) -> None:
-        found = await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes)
+        await self._offer(await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes))
+
+    async def _offer(self, found: Catalog) -> None:
+        """Take new lists, without what isn't accepted."""
+        if self.pins is not None:
+            found, self.quarantined = await self.pins.sort(found)
         self.catalog = found
         self.state, self.reason = "ready", ""
         announced, self._announced = self._announced, set()
         self._changed(self, announced)
         self.listed.set()
+
+    def refresh(self) -> None:
+        """Read the lists again now."""
+        self._refresh.set()
+
+    def rules(self, kind: str, own_name: str) -> ItemRules | None:
+        """Return the rules of an item; None if the policy leaves it out."""
+        return _NO_RULES if self.policy is None else self.policy.item(kind, own_name)
 
     async def _follow(self, conversation: Conversation) -> None:
         """Take the lists again when the upstream says that they changed, and when they are no longer fresh."""

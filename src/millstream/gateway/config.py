@@ -1,0 +1,472 @@
+"""The files that say what stands behind a gateway: ``gateway.toml``, and the `mcpServers` of other applications.
+
+`load_file` reads either. A mistake is a `ConfigError` that names file, line, and what's allowed there. Files are the
+operator's: they start programs, so nothing of them may come over HTTP.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct, field
+from msgspec.structs import FieldInfo, fields
+
+from millstream._jsonc import Broken, Node
+from millstream._jsonc import read as read_json
+from millstream._protocol.errors import LocalError
+from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.suggesting import instead, nearest
+from millstream.gateway.credentials.options import Credentials
+from millstream.gateway.policy import UpstreamPolicy
+from millstream.gateway.upstream import UpstreamConfig
+
+MAX_FILE = 4 * 1024 * 1024
+"""Bytes of a file."""
+_VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_BARE = r"[A-Za-z0-9_-]+"
+_KEY = re.compile(rf"\s*(?:({_BARE})|\"((?:[^\"\\]|\\.)*)\"|'([^']*)')\s*(\.)?")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
+_TRIPLE = re.compile(r'"""|\'\'\'')
+_OPTIONS_OF_OTHERS = ("mcpServers", "servers")
+"""The members of JSON files that list servers: of Claude, Cursor, and most others, and of VS Code."""
+
+KeyPath = tuple[str, ...]
+
+
+class ConfigError(LocalError, ValueError):
+    """A file that can't be used. The text names the file, the line, and what to write instead."""
+
+
+class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a file says."""
+
+    name: str = "gateway"
+    """What clients show."""
+    version: str = ""
+    instructions: str = ""
+    """How to use the servers, for the client's model."""
+    store: str = ""
+    """Where sessions, lists, and accepted definitions live; empty for the store of the settings, else memory://."""
+    serve: tuple[str, ...] = ()
+    """What runs beside MCP: hub, rest, web, metrics, or all."""
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Any of the settings, such as `tool_search`."""
+    policy: UpstreamPolicy | None = None
+    """What callers get of all upstreams together. Its patterns match names with the prefix."""
+    upstreams: tuple[UpstreamConfig, ...] = ()
+
+
+class Source:
+    """One file, its values, and the lines they're on."""
+
+    def __init__(self, path: Path, values: Any, line: Callable[[KeyPath], int], environ: Mapping[str, str]) -> None:
+        self.path = path
+        self.values = values
+        self.environ = environ
+        self._line = line
+
+    def error(self, where: KeyPath, what: str) -> ConfigError:
+        """Return an error about one value."""
+        name = f"{'.'.join(where)}: " if where else ""
+        return ConfigError(f"{self.path}, line {self._line(where)}: {name}{what}")
+
+    def expand(self, value: Any, where: KeyPath) -> Any:
+        """Return a value whose texts have variables of the environment in place of ``${NAME}``.
+
+        ``${NAME:-text}`` has a default, and ``$${`` stands for ``${``.
+
+        Raises:
+            ConfigError: a variable isn't set.
+        """
+        if isinstance(value, str):
+            return _VARIABLE.sub(lambda found: self._variable(found, where), value)
+        if is_array(value):
+            return [self.expand(each, where) for each in value]
+        if is_object(value):
+            return {name: self.expand(each, (*where, name)) for name, each in value.items()}
+        return value
+
+    def _variable(self, found: re.Match[str], where: KeyPath) -> str:
+        if found[1]:
+            return found[0][1:]
+        name, default_given, default = found[2].partition(":-")
+        if name.startswith("input:"):
+            raise self.error(
+                where, f"{found[0]} asks a person, and a gateway can't: set a variable, and write ${{NAME}}"
+            )
+        if name in ("workspaceFolder", "userHome"):
+            return str(self.path.resolve().parent if name == "workspaceFolder" else Path.home())
+        if not _NAME.fullmatch(name):
+            raise self.error(where, f"{found[0]} isn't a variable: write ${{NAME}}, or $${{ for the text ${{")
+        value = self.environ.get(name)
+        if value:
+            return value
+        if default_given or value is not None:
+            return default
+        near = nearest(name, [each for each in self.environ if each.isupper()])
+        hint = f" (did you mean {near}?)" if near else ""
+        raise self.error(where, f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}")
+
+
+def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+    """Read a ``gateway.toml``, or a JSON file with `mcpServers` or `servers`.
+
+    Args:
+        path: of the file. JSON may have comments.
+        environ: variables for ``${NAME}``; by default those of this process.
+
+    Raises:
+        ConfigError: it can't be read, or something in it is wrong.
+
+    Example:
+        ``load_file("gateway.toml").upstreams``
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise ConfigError(f"{path} is larger than {MAX_FILE:,} bytes: is it a configuration?")
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}") from exc
+    variables = os.environ if environ is None else environ
+    if path.suffix == ".json" or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
+        return _servers(_json_source(path, text, variables))
+    return _gateway(_toml_source(path, text, variables))
+
+
+def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
+    try:
+        root = read_json(text)
+    except Broken as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+
+    def line(where: KeyPath) -> int:
+        node: Node = root
+        start = root.start
+        for name in where:
+            member = (node.members or {}).get(name)
+            if member is None:
+                break
+            node, start = member.node, member.start
+        return text.count("\n", 0, start) + 1
+
+    return Source(path, root.value, line, environ)
+
+
+def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    lines = dict(_toml_lines(text))
+
+    def line(where: KeyPath) -> int:
+        while where and where not in lines:
+            where = where[:-1]
+        return lines.get(where, 1)
+
+    return Source(path, values, line, environ)
+
+
+def _toml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
+    """Yield the keys of a TOML document and their lines. Those of inline tables are on the line of the table."""
+    table: KeyPath = ()
+    quotes = ""
+    depth = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        start = 0
+        if not quotes and not depth:
+            header = re.match(r"\s*\[\[?", line)
+            names, start = _dotted(line, header.end() if header else 0)
+            if header:
+                table = names
+                yield table, number
+                continue
+            if names:
+                yield table + names, number
+        quotes, depth = _left_open(line[start:], quotes, depth)
+
+
+def _dotted(line: str, start: int) -> tuple[KeyPath, int]:
+    names: list[str] = []
+    while (found := _KEY.match(line, start)) is not None:
+        names.append(found[1] or found[2] or found[3] or "")
+        start = found.end()
+        if not found[4]:
+            break
+    return tuple(names), start
+
+
+def _left_open(line: str, quotes: str, depth: int) -> tuple[str, int]:
+    """Return which quotes of several lines, and how many brackets, are open after a line."""
+    at = 0
+    while at < len(line):
+        if quotes:
+            end = line.find(quotes, at)
+            if end < 0:
+                return quotes, depth
+            at, quotes = end + 3, ""
+        elif (triple := _TRIPLE.match(line, at)) is not None:
+            at, quotes = triple.end(), triple[0]
+        elif (text := _STRING.match(line, at)) is not None:
+            at = text.end()
+        elif line[at] == "#":
+            break
+        else:
+            depth += (line[at] in "[{") - (line[at] in "]}")
+            at += 1
+    return quotes, depth
+
+
+# gateway.toml
+
+_OF_CODE = ("name", "target", "policy", "auth", "openapi")
+"""Fields of `UpstreamConfig` that a file writes in another way."""
+
+
+class _Target(Struct, frozen=True, kw_only=True):
+    """Fields of an upstream in a file that aren't those of `UpstreamConfig`."""
+
+    url: str = ""
+    """The address of an MCP server."""
+    command: str | tuple[str, ...] = ""
+    """A program that serves MCP on standard input and output."""
+    args: tuple[str, ...] = ()
+    """Further arguments of the command."""
+    openapi: str | dict[str, Any] = ""
+    """The URL or file of an OpenAPI document instead, or a table with `url` and what of it to offer."""
+    disabled: bool = False
+    """Leave the upstream out."""
+    auth: dict[str, Any] | None = None
+    policy: UpstreamPolicy | None = None
+
+
+@cache
+def upstream_options() -> Mapping[str, FieldInfo]:
+    """Return the options of an upstream in ``gateway.toml`` by name."""
+    common = {each.name: each for each in fields(UpstreamConfig) if each.name not in _OF_CODE}
+    return {each.name: each for each in fields(_Target)} | common
+
+
+@cache
+def gateway_options() -> Mapping[str, FieldInfo]:
+    """Return the options at the top of ``gateway.toml`` by name."""
+    return {each.name: each for each in fields(GatewayConfig)}
+
+
+def _gateway(source: Source) -> GatewayConfig:
+    values: dict[str, Any] = {}
+    table = _table(source, source.values, (), gateway_options())
+    for name, value in table.items():
+        if name not in ("upstreams", "policy"):
+            values[name] = _converted(source, source.expand(value, (name,)), gateway_options()[name].type, (name,))
+    shared = _struct(source, UpstreamPolicy, table["policy"], ("policy",)) if "policy" in table else None
+    configs = [
+        config
+        for name, each in _object(source, table.get("upstreams", {}), ("upstreams",)).items()
+        if (config := _upstream(source, name, each, shared)) is not None
+    ]
+    _check_side_by_side(source, configs)
+    return GatewayConfig(**values, policy=shared, upstreams=tuple(configs))
+
+
+def _upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
+    where = ("upstreams", name)
+    options = upstream_options()
+    table = _table(source, given, where, options)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        at = (*where, key)
+        if key == "policy":
+            values[key] = _struct(source, UpstreamPolicy, value, at)
+        elif key == "auth":
+            values[key] = _credentials(source, value, at)
+        else:
+            values[key] = _converted(source, source.expand(value, at), options[key].type, at)
+    if values.pop("disabled", False):
+        return None
+    policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
+    if values.get("trust") == "pin" and not policy.pins:
+        policy = msgspec.structs.replace(policy, pins=str(source.path.with_suffix(".lock")))
+    if shared is not None:
+        policy = msgspec.structs.replace(policy, shared=shared)
+    target, api = _target(source, where, values)
+    return UpstreamConfig(
+        **values, name=name, target=target, openapi=api, policy=policy if policy != UpstreamPolicy() else None
+    )
+
+
+def _target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any, Any]:
+    """Take what says where an upstream is."""
+    url, command, args, api = (values.pop(key, None) for key in ("url", "command", "args", "openapi"))
+    given = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
+    if len(given) != 1:
+        what = f"has {' and '.join(given)}" if given else "doesn't say where it is"
+        raise source.error(where, f"the upstream {what}: give one of url, command, and openapi")
+    if api:
+        return None, _openapi(source, api, (*where, "openapi"))
+    if url:
+        if args:
+            raise source.error((*where, "args"), "arguments go with a command, and this upstream has a url")
+        return url, None
+    if isinstance(command, str) and not args:
+        return command, None
+    return [*([command] if isinstance(command, str) else command or ()), *(args or ())], None
+
+
+def _openapi(source: Source, given: Any, where: KeyPath) -> Any:
+    from millstream.gateway.openapi import OpenApi  # noqa: PLC0415  few gateways have an API
+
+    table = given if is_object(given) else {"document": given}
+    api = _struct(source, OpenApi, table, where)
+    if "://" not in str(api.document):
+        api = msgspec.structs.replace(api, document=str(source.path.parent / str(api.document)))
+    return api
+
+
+def _credentials(source: Source, given: Any, where: KeyPath) -> Any:
+    kinds = {each.__struct_config__.tag: each for each in get_args(Credentials)}
+    table = _object(source, source.expand(given, where), where)
+    kind = str(table.get("kind", ""))
+    if kind not in kinds:
+        raise source.error((*where, "kind"), f"{kind!r} isn't a kind of credentials; {instead(kind, tuple(kinds))}")
+    return _struct(source, kinds[kind], {name: each for name, each in table.items() if name != "kind"}, where)
+
+
+def _check_side_by_side(source: Source, configs: list[UpstreamConfig]) -> None:
+    """Refuse two upstreams whose items would have the same names."""
+    hosts: dict[str, str] = {}
+    for config in configs:
+        try:
+            config.check()
+        except ValueError as exc:
+            raise source.error(("upstreams", config.name), str(exc)) from exc
+        host = config.names.host
+        if host in hosts:
+            prefix = config.names.prefix
+            raise source.error(
+                ("upstreams", config.name, "prefix"),
+                f"the upstream {hosts[host]!r} has the prefix {prefix!r}, too: give one of them another prefix",
+            )
+        hosts[host] = config.name
+
+
+# mcpServers
+
+
+class _Server(Struct, frozen=True, kw_only=True):
+    """An entry of `mcpServers` or `servers`, as far as a gateway needs it. Applications add members of their own."""
+
+    url: str = ""
+    httpUrl: str = ""  # noqa: N815  as it's written
+    serverUrl: str = ""  # noqa: N815  as above
+    command: str | tuple[str, ...] = ""
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    cwd: str | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    type: str = ""
+    disabled: bool = False
+
+
+def _servers(source: Source) -> GatewayConfig:
+    found = [key for key in _OPTIONS_OF_OTHERS if is_object(source.values) and key in source.values]
+    if not found:
+        raise source.error((), "the file has neither mcpServers nor servers; that's where MCP servers are listed")
+    options = {each.name: each for each in fields(_Server)}
+    configs: list[UpstreamConfig] = []
+    for name, given in _object(source, source.values[found[0]], (found[0],)).items():
+        where = (found[0], name)
+        table = _object(source, given, where)
+        values = {
+            key: _converted(source, source.expand(value, (*where, key)), options[key].type, (*where, key))
+            for key, value in table.items()
+            if key in options
+        }
+        if values.get("disabled"):
+            continue
+        server = _Server(**values)
+        url = server.url or server.httpUrl or server.serverUrl
+        if bool(url) == bool(server.command):
+            odd = next((key for key in table if key not in options and nearest(key, ("command", "url"))), None)
+            hint = f" (did you mean {nearest(odd, ('command', 'url'))} instead of {odd}?)" if odd else ""
+            raise source.error(
+                where, f"a server has a command or a url, and this one has {'both' if url else 'neither'}{hint}"
+            )
+        command = server.command if isinstance(server.command, tuple) else (server.command,)
+        configs.append(
+            UpstreamConfig(
+                name=name,
+                target=url or [*command, *server.args],
+                prefix=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "server",
+                headers=server.headers,
+                env=server.env,
+                cwd=server.cwd,
+            )
+        )
+    _check_side_by_side(source, configs)
+    return GatewayConfig(upstreams=tuple(configs))
+
+
+# Values
+
+
+def _object(source: Source, given: Any, where: KeyPath) -> dict[str, Any]:
+    if not is_object(given):
+        raise source.error(where, f"it must be a table of options, not {given!r:.60}")
+    return given
+
+
+def _table(source: Source, given: Any, where: KeyPath, options: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """Return a table all of whose keys are options."""
+    table = _object(source, given, where)
+    for key in table:
+        if key not in options:
+            raise source.error((*where, key), f"there is no such option; {instead(key, tuple(options))}")
+    return table
+
+
+def _struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
+    """Return a Struct of a table. Errors name the value, however deep it is."""
+    options = {each.encode_name: each for each in fields(kind) if each.name != "shared"}
+    table = _table(source, given, where, options)
+    values = {
+        options[key].name: _converted(source, value, options[key].type, (*where, key)) for key, value in table.items()
+    }
+    missing = [name for name, each in options.items() if each.required and name not in table]
+    if missing:
+        raise source.error(where, f"{missing[0]} is missing")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as exc:
+        raise source.error(where, str(exc)) from exc
+
+
+def _converted(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
+    """Return a value as the type of its field."""
+    structs = _structs(kind)
+    if is_object(value) and structs:
+        if get_origin(kind) is dict:
+            return {name: _struct(source, structs[0], each, (*where, name)) for name, each in value.items()}
+        return _struct(source, structs[0], value, where)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as exc:
+        expected = next((f"it must be {meta.description}" for meta in getattr(kind, "__metadata__", ())), str(exc))
+        raise source.error(where, f"{expected}, not {value!r:.60}") from None
+
+
+def _structs(kind: Any) -> list[Any]:
+    """Return the Struct that a type is, an optional one is, or a dict has as values."""
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return [kind]
+    if get_origin(kind) in (Union, UnionType):
+        return [each for part in get_args(kind) for each in _structs(part) if part is not dict]
+    return _structs(get_args(kind)[1]) if get_origin(kind) is dict else []

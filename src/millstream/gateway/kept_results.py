@@ -1,0 +1,97 @@
+"""Results that were too large for their caller, kept for a while in the store. The same caller reads them as resources.
+
+The key in the store is a hash of the caller and a random id, so no other caller can read a result, even with its link.
+"""
+
+import secrets
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from millstream._protocol.content import EmbeddedResource, ResourceContents
+from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import encode
+from millstream._server.calls.call import Call
+from millstream._server.features.resources import Template
+from millstream._server.features.sources import Source
+from millstream._stores.base import Map, StoreFull, StoreUnavailable
+from millstream.gateway.names import Names
+
+URI = "result://{id}"
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class KeptResults:
+    """Keeps results in the store, under keys that only their callers can name.
+
+    Args:
+        kv: of the store.
+        names: of the upstream whose results they are.
+    """
+
+    def __init__(self, kv: Map, names: Names) -> None:
+        self._kv = kv
+        self._names = names
+
+    async def keep(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
+        """Keep a result, and return the content that links to it; None if the store can't have it.
+
+        Args:
+            call: whose result it is.
+            result: JSON of the result.
+            seconds: for which the link works.
+        """
+        id = secrets.token_urlsafe(18)
+        try:
+            await self._kv.put(_key(call, id), result, seconds, lossy=True)
+        except (StoreFull, StoreUnavailable):
+            return None
+        if "resource_link" not in call.revision.content:
+            return {"type": "text", "text": f"The whole result: {self._names.uri(f'result://{id}')}"}
+        return {
+            "type": "resource_link",
+            "uri": f"result://{id}",
+            "name": f"Result of {call.name}",
+            "description": f"The whole result. It can be read for {seconds:,.0f} seconds.",
+            "mimeType": "application/json",
+            "size": len(result),
+        }
+
+    def template(self) -> Template:
+        """Return the template that reads them."""
+
+        async def read(values: dict[str, Any], call: Call) -> list[EmbeddedResource] | None:
+            found = await self._kv.get(_key(call, str(values["id"])))
+            uri = self._names.uri(f"result://{values['id']}")
+            return None if found is None else _contents(uri, found)
+
+        schema = {"properties": {"id": {"type": "string"}}}
+        about = "A result that was too large for its call. Links in results lead here."
+        return Template(self._names.uri(URI), Source("result", read, _same, description=about, schema=schema))
+
+
+def _same(values: Any) -> Any:
+    return values
+
+
+def _key(call: Call, id: str) -> str:
+    owner = b"" if call.principal is None else call.principal.bound
+    return f"result:{sha256(b'%b %b' % (owner, id.encode('utf-8', 'surrogatepass'))).hexdigest()}"
+
+
+def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
+    """Return a result as contents of a resource: its structured value, else its content."""
+    whole = _decode_object(result)
+    if "structuredContent" in whole:
+        text = encode(whole["structuredContent"]).decode()
+        return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=text))]
+    blocks = whole.get("content")
+    texts = [
+        each["text"]
+        for each in (blocks if is_array(blocks) else ())
+        if is_object(each) and each.get("type") == "text" and isinstance(each.get("text"), str)
+    ]
+    if is_array(blocks) and len(texts) == len(blocks):
+        return [EmbeddedResource(resource=ResourceContents(uri, "text/plain", text="\n".join(texts)))]
+    return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=result.decode()))]

@@ -1,0 +1,421 @@
+"""An API as an upstream: its operations are tools, by its OpenAPI document or by its FastAPI application.
+
+The document is read again from time to time, and is input like any other: its size and depth are bounded, and its paths
+and servers can't lead anywhere but below the base URL. Requests go through the outbound engine of the client.
+"""
+
+import asyncio
+import logging
+import random
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from fnmatch import translate
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, unquote, urlencode
+
+import msgspec
+
+from millstream._http.client.fetch import tls
+from millstream._http.client.pool import Pool
+from millstream._http.client.url import Url, parse
+from millstream._protocol import projection
+from millstream._protocol.depth import overgrown
+from millstream._protocol.errors import ToolError
+from millstream._protocol.json_schema import is_array
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.revisions import NEWEST
+from millstream._server.calls.call import Call
+from millstream._server.features.sources import Source
+from millstream._server.features.tools import Tool
+from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.results import encode_result
+from millstream.client._endpoint import Auth, Endpoint
+from millstream.client._errors import AccessDenied, ClientError
+from millstream.gateway.catalog import Catalog, Description
+from millstream.gateway.openapi import Api, Document, OpenApi, Operation, client_of_app, is_application, result_of
+from millstream.gateway.processes import ProcessPool
+from millstream.gateway.upstream import Upstream, UpstreamConfig
+
+logger = logging.getLogger("millstream.gateway")
+
+MAX_DEPTH = 64
+MAX_OPERATIONS = 1000
+_MAX_CONNECTIONS = 100
+_FIRST_WAIT = 0.5
+_LONGEST_WAIT = 60.0
+_MAX_DOUBLED = 8
+_OK = 200
+_PATH = re.compile(r"/(?!/)[^\s?#\\]*")
+
+
+class ApiError(Exception):
+    """The API can't be used; the text is for the operator."""
+
+
+class ApiResponse:
+    """A response of an API, with the interface that `openapi.Api` needs."""
+
+    def __init__(self, status: int, headers: Mapping[bytes, bytes], content: bytes) -> None:
+        self.status_code: int = status
+        self.reason_phrase: str = ""
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()
+        }
+        self.content: bytes = content
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.content.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """Return the value of a JSON body.
+
+        Raises:
+            ValueError: it isn't JSON, or it's nested too deeply.
+        """
+        if overgrown(self.content, MAX_DEPTH):
+            raise ValueError("The body is nested too deeply.")
+        return msgspec.json.decode(self.content)
+
+
+class ApiClient:
+    """Requests below one base URL.
+
+    Args:
+        base: URL of the API.
+        endpoint: sends requests to its origin.
+        seconds: for a request and its response.
+    """
+
+    def __init__(self, base: Url, endpoint: Endpoint, seconds: float) -> None:
+        self._path = base.target.partition("?")[0].rstrip("/")
+        self._endpoint = endpoint
+        self._seconds = seconds
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        json: Any = None,
+        data: Mapping[str, Any] | None = None,
+        files: Sequence[tuple[str, tuple[None, bytes | str]]] | None = None,
+        content: bytes | str | None = None,
+    ) -> ApiResponse:
+        """Send a request to a path below the base URL; the arguments are those of httpx.
+
+        Raises:
+            ToolError: the path or a header can't be sent, or there's no response.
+        """
+        if _has_dots(path):
+            raise ToolError("An argument leads to another path.")
+        target = self._path + path + (f"?{_form(params)}" if params else "")
+        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
+        body = b"" if content is None else content.encode() if isinstance(content, str) else content
+        if json is not None:
+            body, fields["content-type"] = encode(json), "application/json"
+        elif data is not None:
+            body, fields["content-type"] = _form(data).encode(), "application/x-www-form-urlencoded"
+        elif files is not None:
+            body, fields["content-type"] = _multipart(files)
+        extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        try:
+            async with asyncio.timeout(self._seconds):
+                reply = await self._endpoint.send(
+                    method, extra, body, repeatable=method in ("GET", "HEAD"), target=target
+                )
+        except TimeoutError:
+            raise ToolError(f"The API didn't answer in {self._seconds:g} seconds.") from None
+        except AccessDenied:
+            raise
+        except ClientError as exc:
+            logger.warning("%s %s failed: %s", method, self._path + path, exc)
+            raise ToolError("The API can't be reached now. Try again later.") from None
+        if reply.stream is not None:
+            reply.stream.close()
+            raise ToolError("The API answered with a stream, which a tool can't return.")
+        return ApiResponse(reply.status, reply.headers, reply.body)
+
+
+def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
+    made: dict[str, str] = {}
+    for name, value in headers.items():
+        text = str(value)
+        if not (text.isprintable() or text == "") or not text.isascii():
+            raise ToolError(f"The header {name} has characters that no header may have.")
+        made[name.lower()] = text
+    return made
+
+
+def _form(values: Mapping[str, Any]) -> str:
+    pairs = [
+        (name, _plain(each))
+        for name, value in values.items()
+        for each in (cast("Sequence[Any]", value) if is_array(value) else (value,))
+    ]
+    return urlencode(pairs, quote_via=quote)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else "" if value is None else encode(value).decode()
+
+
+def _multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> tuple[bytes, str]:
+    boundary = secrets.token_hex(16)
+    made: list[bytes] = []
+    for name, (_, value) in parts:
+        escaped = name.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{escaped}"\r\n\r\n'
+        made += [head.encode(), value.encode() if isinstance(value, str) else value, b"\r\n"]
+    return b"".join([*made, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
+
+
+def _has_dots(path: str) -> bool:
+    """Return whether a path leads out of itself, however often it's decoded."""
+    for _ in range(4):
+        if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
+            return True
+        decoded = unquote(path)
+        if decoded == path:
+            return False
+        path = decoded
+    return True
+
+
+class ApiTool(Tool):
+    """One operation. Results are JSON objects as bytes, as those of other upstreams are."""
+
+    __slots__ = ()
+
+    def __init__(self, upstream: "ApiUpstream", name: str, own_name: str, description: Description) -> None:
+        operation = upstream.operations[own_name]
+
+        async def run(arguments: Any, call: Call) -> bytes:
+            response = await upstream.request(operation, arguments, call)
+            return b"{%b}" % encode_result(result_of(operation, response))
+
+        schema = description.get("inputSchema", {})
+        source = Source(name, run, _decode_object, description=description.get("description", ""), schema=schema)
+        super().__init__(source, tags=frozenset(operation.tags))
+        self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
+
+    def encode(self, value: Any, call: Call) -> bytes:
+        """See `Tool.encode`."""
+        if type(value) is not bytes:
+            return super().encode(value, call)
+        members = value[1:-1]
+        return members if call.revision.structured == "any" else projection.tool_result(members, call.revision)
+
+
+def _decode_object(raw: Any) -> dict[str, Any]:
+    try:
+        return _object_decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
+
+
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+class ApiUpstream(Upstream):
+    """One API of a running gateway. It has no connections of MCP, and its lists come from the document."""
+
+    def __init__(self, config: UpstreamConfig, **rest: Any) -> None:
+        """See `Upstream`."""
+        super().__init__(config, **rest)
+        given = config.openapi
+        self.about: OpenApi = given if isinstance(given, OpenApi) else OpenApi(document=given)
+        self.operations: dict[str, Operation] = {}
+        """Own name -> operation."""
+        self._forward = {name.lower().encode(): name.lower() for name in config.forward_headers}
+        self._base: Url | None = None
+        self._application: Api | None = None
+        self._pools: dict[str, Pool] = {}
+
+    @property
+    def address(self) -> Any:
+        """See `Upstream`."""
+        return self.about.base_url or self.about.document
+
+    @property
+    def is_application(self) -> bool:
+        """See `Upstream`."""
+        return is_application(self.about.document)
+
+    async def open(self, pool: ProcessPool) -> None:
+        """Begin to read the document, in the background. An application of this process starts now."""
+        if self.is_application:
+            application = self.about.document
+            context = getattr(getattr(application, "router", None), "lifespan_context", None)
+            if context is not None:
+                await self._stack.enter_async_context(context(application))
+            client = client_of_app(application)
+            self._stack.push_async_callback(client.aclose)
+            self._application = Api(client)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await super().close()
+        for pool in self._pools.values():
+            await pool.close()
+
+    def make_item(self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Tool:
+        """Return the tool of an operation."""
+        return ApiTool(self, name, own_name, description)
+
+    async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call) -> Any:
+        """Return the response to one operation, asked for with the credentials of a caller.
+
+        Raises:
+            ToolError: there's none.
+        """
+        if self._application is not None:
+            return await self._application.request(operation, arguments, self._forwarded(call))
+        assert self._base is not None  # noqa: S101  there are no tools before
+        credentials, auth = self.credentials, None
+        if credentials is not None:
+            await credentials.prepare(call)
+            auth = credentials.auth(credentials.link_key(call))
+        endpoint = self._endpoint(self._base, self.config.headers, auth, self.config.max_bytes)
+        api = Api(ApiClient(self._base, endpoint, self.config.timeout))
+        try:
+            return await api.request(operation, arguments)
+        except AccessDenied as exc:
+            if credentials is not None and await credentials.recover(call, exc):
+                return await api.request(operation, arguments)
+            raise ToolError(f"The API refused the credentials ({exc.status}).") from None
+
+    def _forwarded(self, call: Call) -> dict[str, str]:
+        headers = call.headers or {}
+        return {text: headers[name].decode("latin-1") for name, text in self._forward.items() if name in headers}
+
+    # The document
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._take_document()
+                failures, wait = 0, self.config.refresh_seconds
+            except (ApiError, ClientError, OSError) as exc:
+                self._degrade(str(exc) or type(exc).__name__)
+                failures += 1
+                wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
+            self._refresh.clear()
+            waiting = asyncio.get_running_loop().create_task(self._refresh.wait())
+            try:
+                await asyncio.wait([waiting], timeout=wait * random.uniform(0.75, 1))  # noqa: S311  it's no secret
+            finally:
+                waiting.cancel()
+
+    async def _take_document(self) -> None:
+        document, origin = await self._read()
+        found, tools = await asyncio.to_thread(self._tools, document)
+        if self._application is None:
+            self._base = self._base_of(document.url, origin)
+        self.operations = found
+        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}))
+
+    async def _read(self) -> tuple[Document, Url | None]:
+        """Return the document, and the URL that it's from."""
+        given, origin = self.about.document, None
+        if is_application(given):
+            given = given.openapi()
+        elif isinstance(given, str | Path):
+            if isinstance(given, str) and given.startswith(("http://", "https://")):
+                origin = parse(given)
+                data = await self._fetch(origin)
+            else:
+                data = await asyncio.to_thread(Path(given).read_bytes)
+            if len(data) > self.config.max_catalog_bytes:
+                raise ApiError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
+            if why := overgrown(data, MAX_DEPTH):
+                raise ApiError(f"The document has {why}.")
+            try:
+                given = msgspec.json.decode(data)
+            except msgspec.DecodeError as exc:
+                raise ApiError(f"The document isn't JSON ({exc}): convert YAML first.") from exc
+        try:
+            return Document(given), origin
+        except ValueError as exc:
+            raise ApiError(str(exc)) from exc
+
+    async def _fetch(self, url: Url) -> bytes:
+        """Read the document, with credentials if the API is at the same origin."""
+        own = not self.about.base_url or parse(self.about.base_url).origin == url.origin
+        credentials = (
+            self.credentials if own and self.credentials is not None and not self.credentials.personal else None
+        )
+        auth = None if credentials is None else credentials.auth("")
+        endpoint = self._endpoint(url, self.config.headers if own else {}, auth, self.config.max_catalog_bytes)
+        async with asyncio.timeout(self.config.timeout):
+            reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
+        if reply.stream is not None:
+            reply.stream.close()
+        if reply.status != _OK or reply.stream is not None:
+            raise ApiError(f"{url} answered {reply.status} and no document.")
+        return reply.body
+
+    def _base_of(self, server: str, origin: Url | None) -> Url:
+        """Return the URL below which all requests go."""
+        text = self.about.base_url or server
+        if origin is None or self.about.base_url:
+            if not text.startswith(("http://", "https://")):
+                raise ApiError(f"The document doesn't say where the API is ({text!r}): set base_url.")
+            return parse(text)
+        base = origin.join(text or "/")
+        if base.origin != origin.origin:
+            raise ApiError(
+                f"The document says that the API is at {base.origin}, which isn't where the document is from. If you "
+                f"trust it, set base_url = {str(base)!r}."
+            )
+        return base
+
+    def _endpoint(self, url: Url, headers: Mapping[str, str], auth: Auth | None, max_body: int) -> Endpoint:
+        key = f"{url.origin} {max_body}"
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(
+                url, max_connections=_MAX_CONNECTIONS, max_body=max_body, connect_timeout=self.config.connect_timeout,
+                tls=tls() if url.secure else None,
+            )  # fmt: skip
+        return Endpoint(url, headers, pool, auth)
+
+    def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:
+        """Return the operations that are offered, and what lists say of them."""
+        chosen = re.compile("|".join(map(translate, self.about.operations))) if self.about.operations else None
+        tags, found, tools = set(self.about.tags), dict[str, Operation](), dict[str, Description]()
+        try:
+            for operation in document.operations():
+                own = operation.name({})
+                route = f"{operation.method} {operation.path}"
+                if tags and tags.isdisjoint(operation.tags):
+                    continue
+                if chosen is not None and not (chosen.match(own) or chosen.match(route)):
+                    continue
+                if not _PATH.fullmatch(operation.path) or _has_dots(operation.path):
+                    logger.warning("%s: %s is left out: it isn't a path below the API", self.config.name, route)
+                    continue
+                if len(found) >= MAX_OPERATIONS:
+                    raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations: choose some by tags.")
+                name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in found)
+                found[name] = operation
+                tools[name] = {
+                    "name": name,
+                    "description": operation.summary_text,
+                    "inputSchema": operation.input_schema,
+                }
+                if operation.output_schema is not None:
+                    tools[name]["outputSchema"] = operation.output_schema
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
+            raise ApiError(f"The document is malformed: {type(exc).__name__} ({exc}).") from exc
+        return found, tools

@@ -1,0 +1,169 @@
+"""Definitions that the operator trusts, against upstreams that change what a tool says after it was accepted.
+
+With ``trust = "pin"``, an item is offered only while its definition is the accepted one. Accepted definitions are in a
+file that `millstream gateway accept` writes, which fits into version control. For items that it lacks, the store has
+the digest of the definition that was seen first. A file that changes counts at the next look.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import Map
+from millstream.client._errors import ClientError
+from millstream.gateway.catalog import METHODS, Catalog, Description
+from millstream.gateway.policy import UpstreamPolicy
+
+_YEARS = 10 * 365 * 24 * 3600.0
+"""Seconds that the store keeps a digest."""
+_BATCH = 500
+
+Accepted = dict[str, dict[str, Description]]
+"""Kind -> own name -> definition."""
+
+
+class PinsUnavailable(ClientError):
+    """What was accepted can't be read now."""
+
+
+class Quarantined(Struct, frozen=True):
+    """An item that isn't offered, because its definition isn't the accepted one."""
+
+    kind: str
+    name: str
+    """As the upstream has it."""
+    offered: Description
+    """What the upstream says now."""
+    accepted: Description | None
+    """What the operator accepted; None if nothing was, or only its digest is known."""
+
+
+class AcceptedFile:
+    """The file of accepted definitions: upstream -> kind -> name -> definition."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path: Path = Path(path)
+        self._stamp: object = None
+        self._read: dict[str, Accepted] = {}
+
+    @property
+    def stamp(self) -> object:
+        """What changes when the file does."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def of(self, upstream: str) -> Accepted:
+        """Return what's accepted of an upstream.
+
+        Raises:
+            LocalError: the file is malformed or can't be read.
+        """
+        stamp = self.stamp
+        if stamp != self._stamp:
+            try:
+                data = self.path.read_bytes() if stamp is not None else b"{}"
+                self._read = msgspec.json.decode(data, type=dict[str, Accepted])
+            except (OSError, ValueError, RecursionError) as exc:
+                raise LocalError(f"The accepted definitions in {self.path} can't be read: {exc}") from exc
+            self._stamp = stamp
+        return self._read.get(upstream, {})
+
+    def accept(self, upstream: str, kind: str, definitions: Mapping[str, Description | None]) -> None:
+        """Write the definitions of some items; None takes one out.
+
+        Raises:
+            LocalError, OSError: the file can't be read or written.
+        """
+        self.of(upstream)
+        kept = self._read.setdefault(upstream, {}).setdefault(kind, {})
+        for name, definition in definitions.items():
+            if definition is None:
+                kept.pop(name, None)
+            else:
+                kept[name] = definition
+        text = msgspec.json.format(msgspec.json.encode(self._read, order="sorted"), indent=2) + b"\n"
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=self.path.name, delete=False) as new:
+            new.write(text)
+        Path(new.name).replace(self.path)
+        self._stamp = self.stamp
+
+
+class Pins:
+    """What one upstream may offer.
+
+    Args:
+        upstream: its name.
+        policy: with the file of accepted definitions, and what happens to new ones.
+        kv: of the store.
+    """
+
+    def __init__(self, upstream: str, policy: UpstreamPolicy, kv: Map) -> None:
+        self._upstream = upstream
+        self._accepts = policy.first_seen == "accept"
+        self._kv = kv
+        self.file: AcceptedFile | None = AcceptedFile(policy.pins) if policy.pins else None
+
+    async def sort(self, catalog: Catalog) -> tuple[Catalog, list[Quarantined]]:
+        """Return the lists without what isn't accepted, and that.
+
+        Raises:
+            PinsUnavailable: the store or the file doesn't say what was accepted.
+        """
+        try:
+            accepted = self.file.of(self._upstream) if self.file is not None else {}
+            seen = await self._seen([(kind, name) for kind, name, _ in catalog.items()])
+            found: list[Quarantined] = []
+            for kind, name, definition in catalog.items():
+                mine, digest = accepted.get(kind, {}).get(name), digest_of(definition)
+                if mine is not None:
+                    fits = digest_of(mine) == digest
+                elif (first := seen.get((kind, name))) is not None:
+                    fits = first == digest
+                else:
+                    fits = self._accepts and await self._see(kind, name, digest)
+                if not fits:
+                    found.append(Quarantined(kind, name, definition, mine))
+        except LocalError as exc:
+            raise PinsUnavailable(str(exc)) from exc
+        if not found:
+            return catalog, found
+        left = {(each.kind, each.name) for each in found}
+        lists = {
+            kind: {name: each for name, each in getattr(catalog, kind).items() if (kind, name) not in left}
+            for kind in METHODS
+        }
+        return msgspec.structs.replace(catalog, **lists), found
+
+    async def _seen(self, items: list[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+        found: dict[tuple[str, str], bytes] = {}
+        for start in range(0, len(items), _BATCH):
+            batch = items[start : start + _BATCH]
+            values = await self._kv.get_many([self._key(kind, name) for kind, name in batch])
+            found |= {item: value for item, value in zip(batch, values, strict=True) if value is not None}
+        return found
+
+    async def _see(self, kind: str, name: str, digest: bytes) -> bool:
+        """Accept the first definition of an item; False if another worker has just seen another one."""
+        key = self._key(kind, name)
+        if await self._kv.compare_and_set(key, None, digest, _YEARS):
+            return True
+        return await self._kv.get(key) == digest
+
+    def _key(self, kind: str, name: str) -> str:
+        """Names are the upstream's own, and may be long."""
+        text = f"{self._upstream}\n{kind}\n{name}"
+        return f"pin:{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def digest_of(definition: Mapping[str, Any]) -> bytes:
+    """Return the digest of a definition, whatever the order of its members."""
+    return sha256(msgspec.json.encode(definition, order="sorted")).hexdigest().encode()

@@ -1,0 +1,544 @@
+"""What callers get of an upstream: which items, under which names, for whom, with which arguments, results, and limits.
+
+`UpstreamPolicy` is what the operator writes. `Policy` compiles it when items are registered: an item that no rule
+changes gets no frame at all. Patterns are globs as in `fnmatch`, and case counts: ``*`` is any text, ``?`` any letter.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from fnmatch import translate
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import unquote
+
+import msgspec
+from msgspec import Meta, Raw, Struct, field
+
+from millstream._config import Cap, RateText, Seconds
+from millstream._protocol.errors import ProtocolError, ToolError
+from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.principal import Principal
+from millstream._protocol.suggesting import Suggesting
+from millstream._server.calls.call import Call
+from millstream._server.features.hooks import Run
+from millstream._server.features.resources import Pattern, Template
+from millstream._server.features.sources import Item, checked
+from millstream._server.features.tools import Tool
+from millstream.gateway.names import Names
+from millstream.gateway.redaction import Redaction, Redactor
+
+CHARACTERS = 4
+"""Characters of JSON that count as a token, as in ``millstream tokens``."""
+RESULT_SECONDS = 3600.0
+_MAX_URI_FORMS = 4
+_KINDS = ("tools", "prompts", "resources")
+
+Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0")]
+Texts = tuple[str, ...]
+
+
+class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=Suggesting):
+    """What every kind of item can have."""
+
+    scopes: Texts = ()
+    """Scopes that a caller needs, all of them. Others don't see the item."""
+    groups: Texts = ()
+    """Values of the claim `groups`, one of which a caller needs. Others don't see the item."""
+    claims: dict[str, str | int | bool] = field(default_factory=dict[str, str | int | bool])
+    """Claims that a caller needs: a claim is equal, or is a list that has the value. Others don't see the item."""
+    tags: Texts = ()
+    """Tags for `Server.disable` and tool search."""
+    redact_results: tuple[str | Redaction, ...] = ()
+    """Regular expressions whose matches callers don't get: the text becomes `[redacted]`."""
+
+
+class ToolRules(Rules, frozen=True, kw_only=True):
+    """What one tool or all tools of an upstream can have."""
+
+    limit: RateText = ""
+    """How often one caller may call it: ``10/minute``. Each tool counts by itself."""
+    cost: Weight | None = None
+    """How many calls one call counts as, in the limits of its caller."""
+    concurrency: Cap = 0
+    """How many calls of it may run at a time, of all callers together; 0 for any number."""
+    timeout: Seconds = 0.0
+    """Seconds that a call may take; 0 for the upstream's own bound."""
+    result_bytes: Cap = 0
+    """Bytes of a result; of a larger one the caller gets the beginning and a link to the rest. 0 for any size."""
+    result_tokens: Cap = 0
+    """The same in tokens of four characters; the smaller of the two counts."""
+    result_seconds: Seconds = 0.0
+    """Seconds for which the link works; 0 for an hour."""
+    redact_arguments: tuple[str | Redaction, ...] = ()
+    """Regular expressions whose matches the upstream doesn't get."""
+
+
+class ToolPolicy(ToolRules, frozen=True, kw_only=True):
+    """One tool, or all tools whose names match a pattern."""
+
+    name: str = ""
+    """Another name, in front of which the prefix still stands."""
+    title: str = ""
+    description: str = ""
+    defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments for callers that don't give them. The schema shows them."""
+    hidden: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments that the upstream always gets. Callers neither see nor change them."""
+    annotations: dict[str, bool | str] = field(default_factory=dict[str, bool | str])
+    """Hints for clients, such as ``readOnlyHint``, over those of the upstream."""
+
+
+class PromptPolicy(Rules, frozen=True, kw_only=True):
+    """One prompt, or all prompts whose names match a pattern."""
+
+    name: str = ""
+    """Another name, in front of which the prefix still stands."""
+    title: str = ""
+    description: str = ""
+    defaults: dict[str, str] = field(default_factory=dict[str, str])
+    """Arguments for callers that don't give them."""
+    hidden: dict[str, str] = field(default_factory=dict[str, str])
+    """Arguments that the upstream always gets. Callers neither see nor change them."""
+
+
+class ResourcePolicy(Rules, frozen=True, kw_only=True):
+    """One resource or template, or all whose URIs match a pattern."""
+
+    title: str = ""
+    description: str = ""
+
+
+class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
+    """What callers get of an upstream.
+
+    Patterns match names and URIs as the upstream has them, without the prefix. What stands directly here applies to all
+    items; `tools`, `prompts`, and `resources` add rules for some. Of several values the last one counts; scopes,
+    groups, claims, tags, and redactions add up.
+
+    Example:
+        ``UpstreamPolicy(deny=("delete_*",), tools={"search": ToolPolicy(limit="10/minute")})``
+    """
+
+    allow: Texts = ()
+    """Patterns of names and URIs. If there are any, nothing else is offered."""
+    deny: Texts = ()
+    """Patterns of names and URIs that aren't offered, even if `allow` has them."""
+    first_seen: Literal["accept", "quarantine"] = "accept"
+    """With ``trust = "pin"``, what happens to a definition that was never accepted."""
+    pins: str = ""
+    """With ``trust = "pin"``, the file of accepted definitions that ``millstream gateway accept`` writes."""
+    tools: dict[str, ToolPolicy] = field(default_factory=dict[str, ToolPolicy])
+    """Pattern -> rules of the tools that match it."""
+    prompts: dict[str, PromptPolicy] = field(default_factory=dict[str, PromptPolicy])
+    """Pattern -> rules of the prompts that match it."""
+    resources: dict[str, ResourcePolicy] = field(default_factory=dict[str, ResourcePolicy])
+    """Pattern -> rules of the resources and templates whose URI matches it."""
+    shared: "UpstreamPolicy | None" = None
+    """A policy of several upstreams. Its patterns match names as callers see them, with the prefix."""
+
+
+class Visibility(Struct, frozen=True):
+    """Who sees an item: ``visible(principal)``. A caller without a principal doesn't."""
+
+    groups: tuple[frozenset[str], ...]
+    """Of each set, one."""
+    claims: Mapping[str, Any]
+
+    def __call__(self, principal: Principal | None) -> bool:
+        """Return whether a caller has the groups and claims."""
+        if principal is None:
+            return False
+        found = principal.claims
+        mine = _several(found.get("groups"))
+        return all(not each.isdisjoint(mine) for each in self.groups) and all(
+            _has_claim(found.get(name), value) for name, value in self.claims.items()
+        )
+
+
+def _several(claim: Any) -> set[str]:
+    items = cast("Sequence[object]", claim) if is_array(claim) else (claim,)
+    return {each for each in items if isinstance(each, str)}
+
+
+def _has_claim(claim: Any, value: Any) -> bool:
+    items = cast("Sequence[object]", claim) if is_array(claim) else (claim,)
+    return any(type(each) is type(value) and each == value for each in items)
+
+
+Keep = Callable[[Call, bytes, float], Awaitable[dict[str, Any] | None]]
+"""``await keep(call, result, seconds)`` keeps a result for its caller, and returns the resource link to it; None if it
+doesn't fit."""
+
+
+class ItemRules(Struct, frozen=True, kw_only=True):
+    """The rules of one item, ready to use."""
+
+    name: str
+    """Without the prefix."""
+    scopes: frozenset[str] = frozenset()
+    visible: Callable[[Principal | None], bool] | None = None
+    tags: frozenset[str] = frozenset()
+    limit: str = ""
+    cost: float | None = None
+    concurrency: int = 0
+    timeout: float = 0.0
+    title: str = ""
+    description: str = ""
+    annotations: Mapping[str, Any] = {}
+    defaults: Mapping[str, Any] = {}
+    hidden: Mapping[str, Any] = {}
+    budget: int = 0
+    """Bytes of a result; 0 for any number."""
+    seconds: float = RESULT_SECONDS
+    arguments: Redactor | None = None
+    results: Redactor | None = None
+    allows_uri: Callable[[str], bool] | None = None
+    """Of a template: whether a URI, as callers see it, may be read."""
+
+    def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a listed description as callers see it, under its own name or URI."""
+        changed = dict(description)
+        if "name" in changed and "uri" not in changed and "uriTemplate" not in changed:
+            changed["name"] = self.name
+        if self.title:
+            changed["title"] = self.title
+        if self.description:
+            changed["description"] = self.description
+        if self.annotations:
+            given = changed.get("annotations")
+            changed["annotations"] = {**(given if is_object(given) else {}), **self.annotations}
+        if self.defaults or self.hidden:
+            if is_object(changed.get("inputSchema")):
+                changed["inputSchema"] = self._schema(changed["inputSchema"])
+            if is_array(changed.get("arguments")):
+                changed["arguments"] = self._prompt_arguments(changed["arguments"])
+        if self.budget:
+            changed.pop("outputSchema", None)  # a preview doesn't fit it
+        return changed
+
+    def _schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        given = schema.get("properties")
+        properties = {
+            name: each for name, each in (given if is_object(given) else {}).items() if name not in self.hidden
+        }
+        for name, value in self.defaults.items():
+            if is_object(properties.get(name)):
+                properties[name] = {**properties[name], "default": value}
+        changed = {**schema, "properties": properties}
+        required = schema.get("required")
+        if is_array(required):
+            changed["required"] = [name for name in required if name not in self.hidden and name not in self.defaults]
+        for keyword in ("dependentRequired", "dependentSchemas"):
+            if is_object(schema.get(keyword)):
+                changed[keyword] = {
+                    name: [each for each in value if each not in self.hidden] if is_array(value) else value
+                    for name, value in schema[keyword].items()
+                    if name not in self.hidden
+                }
+        return changed
+
+    def _prompt_arguments(self, given: Sequence[Any]) -> list[Any]:
+        return [
+            {**each, "required": False} if each.get("name") in self.defaults else each
+            for each in given
+            if is_object(each) and each.get("name") not in self.hidden
+        ]
+
+    @property
+    def changes_arguments(self) -> bool:
+        """Whether arguments have to be read at all."""
+        return bool(self.defaults or self.hidden or self.arguments is not None)
+
+    def fill(self, arguments: Any) -> Any:
+        """Return the arguments as the upstream gets them: JSON from JSON, a dict from a dict.
+
+        Raises:
+            ToolError: they aren't an object.
+        """
+        if is_object(arguments):
+            return self._filled(arguments)
+        try:
+            given = _decode_object(arguments or b"{}")
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise ToolError("The arguments must be a JSON object.") from exc
+        return Raw(encode(self._filled(given)))
+
+    def _filled(self, given: dict[str, Any]) -> dict[str, Any]:
+        values = {**self.defaults, **given}
+        if self.arguments is not None:
+            values = cast("dict[str, Any]", self.arguments.value(values))
+        return {**values, **self.hidden}  # last, so that a caller can't say otherwise
+
+    def apply(self, item: Item, keep: Keep | None = None) -> None:
+        """Give an item of an upstream its rules, before it's registered. Its results are JSON objects as bytes.
+
+        Args:
+            item: a new one, made of the description that `describe` returned.
+            keep: where results beyond the budget go.
+        """
+        item.scopes |= self.scopes
+        item.tags |= self.tags
+        item.visible = self.visible or item.visible
+        if isinstance(item, Tool):
+            item.limit = self.limit or item.limit
+            item.concurrency = self.concurrency or item.concurrency
+            item.limited = bool(item.limit or item.concurrency)
+            item.cost = item.cost if self.cost is None else self.cost
+            item.timeout = self.timeout or item.timeout
+            item.plain = item.plain and not (item.timeout or item.visible)
+        if isinstance(item, Template) and self.allows_uri is not None:
+            item.template = RestrictedPattern(item.template, self.allows_uri)
+        if self.changes_arguments or self.results is not None or self.budget:
+            item.run = self._around(item.run, keep)
+        item.run = checked(item.run, self.scopes)
+
+    def _around(self, run: Run, keep: Keep | None) -> Run:
+        async def run_by_rules(arguments: Any, call: Call) -> Any:
+            given = self.fill(arguments) if self.changes_arguments else arguments
+            if self.results is None:
+                return await self._within_budget(await run(given, call), call, keep)
+            try:
+                result = await run(given, call)
+            except ToolError as exc:
+                raise ToolError(self.results.text(str(exc))) from None
+            except ProtocolError as exc:
+                data = self.results.value(exc.data)
+                message = self.results.text(exc.message)
+                raise ProtocolError(exc.code, message, data, status=exc.status, head=exc.head) from None
+            return await self._within_budget(self.results.json(result), call, keep)
+
+        return run_by_rules
+
+    async def _within_budget(self, result: bytes, call: Call, keep: Keep | None) -> bytes:
+        if not self.budget or len(result) <= self.budget:
+            return result
+        link = None if keep is None else await keep(call, result, self.seconds)
+        return preview(result, self.budget, link)
+
+
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes:
+    """Return the beginning of a tool's result, and the resource link to all of it.
+
+    Args:
+        result: the JSON of the result.
+        budget: bytes of text to keep.
+        link: the resource link; None if the whole result can't be kept.
+    """
+    try:
+        whole = _decode_object(result)
+    except (msgspec.DecodeError, RecursionError):
+        whole = {}
+    content = whole.get("content")
+    blocks = cast("Sequence[Any]", content) if is_array(content) else ()
+    texts = [each["text"] for each in blocks if is_object(each) and isinstance(each.get("text"), str)]
+    if not texts and "structuredContent" in whole:
+        texts = [encode(whole["structuredContent"]).decode()]
+    text = "\n".join(texts).encode()
+    kept = text[:budget].decode("utf-8", "ignore")
+    rest = "The link has all of it." if link is not None else "The rest is too large to keep: ask for less."
+    note = f"[{len(kept.encode()):,} of {len(text):,} bytes of text. {rest}]"
+    made: dict[str, Any] = {key: whole[key] for key in ("isError", "_meta") if key in whole}
+    made["content"] = [{"type": "text", "text": f"{kept}\n{note}"}, *([] if link is None else [dict(link)])]
+    return encode(made)
+
+
+class RestrictedPattern:
+    """The URIs of a template without those that a policy doesn't offer."""
+
+    __slots__ = ("_allows", "_pattern")
+
+    def __init__(self, pattern: Pattern, allows: Callable[[str], bool]) -> None:
+        self._pattern = pattern
+        self._allows = allows
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names in order of first appearance."""
+        return self._pattern.variables
+
+    def match(self, uri: str) -> dict[str, Any] | None:
+        """Return the values of the variables in a URI; None for one that isn't offered."""
+        return self._pattern.match(uri) if self._allows(uri) else None
+
+
+_OWN_NAMES = Names("")
+
+
+class Policy:
+    """The compiled policy of one upstream.
+
+    Args:
+        policy: what the operator wrote.
+        names: of the upstream's items as callers see them, for rules that are shared.
+
+    Raises:
+        ValueError: a regular expression can't be used.
+        ImportError: there are regular expressions, and the extra `redact` isn't installed.
+    """
+
+    def __init__(self, policy: UpstreamPolicy, names: Names = _OWN_NAMES) -> None:
+        layers = [policy]
+        while (above := layers[0].shared) is not None:
+            if len(layers) > _MAX_SHARED or any(above is each for each in layers):
+                raise ValueError("The policies share each other.")
+            layers.insert(0, above)
+        self._layers = [_Layer(each) for each in layers]
+        self._own = self._layers[-1]
+        self._names = names
+        self._redactors: dict[tuple[str | Redaction, ...], Redactor] = {}
+        for layer in layers:
+            for rules in (layer, *layer.tools.values(), *layer.prompts.values(), *layer.resources.values()):
+                self._redactor(rules.redact_results)
+                self._redactor(getattr(rules, "redact_arguments", ()))
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether results of some tools may be too large."""
+        return any(layer.has_budgets for layer in self._layers)
+
+    def item(self, kind: str, name: str) -> ItemRules | None:
+        """Return the rules of an item; None if it isn't offered.
+
+        Args:
+            kind: tools, prompts, resources, or templates.
+            name: the name or the URI that the upstream has for it.
+        """
+        if not self.allows(kind, name):
+            return None
+        found = [rules for layer in self._layers for rules in layer.rules(kind, self._name_in(layer, kind, name))]
+        about = "resources" if kind == "templates" else kind
+        return ItemRules(
+            name=_last(found, "name", name) if about != "resources" else name,
+            scopes=frozenset(scope for rules in found for scope in rules.scopes),
+            visible=_visibility(found),
+            tags=frozenset(tag for rules in found for tag in rules.tags),
+            limit=_last(found, "limit", "") if kind == "tools" else "",
+            cost=_last(found, "cost", None) if kind == "tools" else None,
+            concurrency=_last(found, "concurrency", 0) if kind == "tools" else 0,
+            timeout=_last(found, "timeout", 0.0) if kind == "tools" else 0.0,
+            title=_last(found, "title", ""),
+            description=_last(found, "description", ""),
+            annotations=_merged(found, "annotations"),
+            defaults=_merged(found, "defaults"),
+            hidden=_merged(found, "hidden"),
+            budget=_budget(found) if kind == "tools" else 0,
+            seconds=_last(found, "result_seconds", 0.0) or RESULT_SECONDS,
+            arguments=self._redactor(_joined(found, "redact_arguments")) if kind == "tools" else None,
+            results=self._redactor(_joined(found, "redact_results")),
+            allows_uri=self.allows_uri if kind == "templates" and self._restricts() else None,
+        )
+
+    def allows(self, kind: str, name: str) -> bool:
+        """Return whether an item is offered at all."""
+        return all(layer.allows(self._name_in(layer, kind, name)) for layer in self._layers)
+
+    def _restricts(self) -> bool:
+        return any(layer.restricts for layer in self._layers)
+
+    def allows_uri(self, uri: str) -> bool:
+        """Return whether a URI, as callers see it, may be read, in every spelling that means the same resource."""
+        original = self._names.original_uri(uri)
+        return original is not None and all(self.allows("resources", each) for each in _spellings(original))
+
+    def _name_in(self, layer: "_Layer", kind: str, name: str) -> str:
+        if layer is self._own:
+            return name
+        return self._names.name(name) if kind in ("tools", "prompts") else self._names.uri(name)
+
+    def _redactor(self, patterns: tuple[str | Redaction, ...]) -> Redactor | None:
+        if not patterns:
+            return None
+        if patterns not in self._redactors:
+            self._redactors[patterns] = Redactor(patterns)
+        return self._redactors[patterns]
+
+
+_MAX_SHARED = 8
+
+
+class _Layer:
+    """One policy with its patterns compiled."""
+
+    def __init__(self, policy: UpstreamPolicy) -> None:
+        self._policy = policy
+        self._allow = _matcher(policy.allow) if policy.allow else None
+        self._deny = _matcher(policy.deny) if policy.deny else None
+        self._some: dict[str, list[tuple[Callable[[str], Any], Rules]]] = {
+            kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()] for kind in _KINDS
+        }
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether results may be too large."""
+        return any(rules.result_bytes or rules.result_tokens for rules in (self._policy, *self._policy.tools.values()))
+
+    @property
+    def restricts(self) -> bool:
+        """Whether some names aren't offered."""
+        return self._allow is not None or self._deny is not None
+
+    def allows(self, name: str) -> bool:
+        if self._deny is not None and self._deny(name):
+            return False
+        return self._allow is None or self._allow(name) is not None
+
+    def rules(self, kind: str, name: str) -> list[Rules]:
+        """Return the rules of an item, the most general ones first."""
+        some = self._some["resources" if kind == "templates" else kind]
+        return [self._policy, *(rules for matches, rules in some if matches(name))]
+
+
+def _matcher(patterns: Collection[str]) -> Callable[[str], Any]:
+    return re.compile("|".join(map(translate, patterns))).match
+
+
+def _spellings(uri: str) -> list[str]:
+    """Return a URI as it is, and what decoding it and resolving its dots make of it."""
+    found = [uri]
+    for _ in range(_MAX_URI_FORMS):
+        decoded = unquote(found[-1])
+        if decoded == found[-1]:
+            break
+        found.append(decoded)
+    else:
+        found.append("")  # encoded over and over: only a policy that allows everything lets it pass
+    return list(dict.fromkeys(form for each in found for form in (each, _without_dots(each))))
+
+
+def _without_dots(uri: str) -> str:
+    scheme, separator, rest = uri.replace("\\", "/").partition("://")
+    path = rest if separator else scheme
+    kept: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            kept = kept[:-1] or kept
+        elif part not in (".", "") or not kept:
+            kept.append(part)
+    return f"{scheme}{separator}{'/'.join(kept)}" if separator else "/".join(kept)
+
+
+def _last(found: Sequence[Rules], name: str, default: Any) -> Any:
+    return next((value for rules in reversed(found) if (value := getattr(rules, name, None))), default)
+
+
+def _merged(found: Sequence[Rules], name: str) -> dict[str, Any]:
+    return {key: value for rules in found for key, value in getattr(rules, name, {}).items()}
+
+
+def _joined(found: Sequence[Rules], name: str) -> tuple[str | Redaction, ...]:
+    return tuple(dict.fromkeys(each for rules in found for each in getattr(rules, name, ())))
+
+
+def _budget(found: Sequence[Rules]) -> int:
+    """Return the smaller of the two budgets, in bytes; 0 without one."""
+    sizes = _last(found, "result_bytes", 0), _last(found, "result_tokens", 0) * CHARACTERS
+    return min((size for size in sizes if size), default=0)
+
+
+def _visibility(found: Sequence[Rules]) -> Visibility | None:
+    groups = tuple(frozenset(rules.groups) for rules in found if rules.groups)
+    claims = {name: value for rules in found for name, value in rules.claims.items()}
+    return Visibility(groups, claims) if groups or claims else None

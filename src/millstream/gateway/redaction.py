@@ -1,0 +1,96 @@
+"""Texts without what regular expressions match. The expressions are the operator's, the texts are not.
+
+RE2 runs in time that grows with the text and not with the expression, so no text stops the event loop for long
+(docs/decisions/0035). It has no look-around and no back-references.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from millstream._protocol.errors import MissingExtra
+from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.suggesting import Suggesting
+
+MAX_PATTERNS = 64
+_MAX_PATTERN = 1000
+_MAX_PROGRAM = 1 << 20
+"""Bytes of a compiled expression."""
+
+
+class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Suggesting):
+    """A regular expression of RE2's syntax, and the text that takes the place of each match.
+
+    Example:
+        ``Redaction(r"[\\w.]+@[\\w.]+", replacement="[email]")``
+    """
+
+    pattern: str
+    replacement: str = "[redacted]"
+
+
+class Redactor:
+    """Several redactions, one after the other.
+
+    Raises:
+        ValueError: a pattern isn't a regular expression of RE2, or there are more than 64.
+        ImportError: the extra `redact` isn't installed.
+    """
+
+    def __init__(self, patterns: Sequence[str | Redaction]) -> None:
+        try:
+            re2: Any = import_module("re2")  # an extra, without types
+        except ImportError:
+            raise MissingExtra("Redacting arguments and results", "redact") from None
+        if len(patterns) > MAX_PATTERNS:
+            raise ValueError(f"There are {len(patterns)} regular expressions: use at most {MAX_PATTERNS}.")
+        options = re2.Options()
+        options.max_mem = _MAX_PROGRAM
+        options.log_errors = False
+        self._steps: list[tuple[Callable[[Callable[[Any], str], str], str], Callable[[Any], str]]] = []
+        for each in patterns:
+            redaction = Redaction(each) if isinstance(each, str) else each
+            if len(redaction.pattern) > _MAX_PATTERN:
+                raise ValueError(f"The regular expression {redaction.pattern[:40]!r}… is too long: use several.")
+            try:
+                compiled = re2.compile(redaction.pattern, options)
+            except re2.error as exc:
+                raise ValueError(f"{redaction.pattern!r} isn't a regular expression of RE2: {_reason(exc)}.") from None
+            if compiled.search("") is not None:
+                raise ValueError(f"{redaction.pattern!r} matches an empty text: it would redact between all letters.")
+            text = redaction.replacement
+            self._steps.append((compiled.sub, partial(_constant, text)))
+
+    def text(self, text: str) -> str:
+        """Return a text without the matches."""
+        for substitute, replacement in self._steps:
+            text = substitute(replacement, text)
+        return text
+
+    def value(self, value: Any) -> Any:
+        """Return a JSON value whose texts are without the matches. Names of members stay."""
+        if isinstance(value, str):
+            return self.text(value)
+        if is_array(value):
+            return [self.value(each) for each in value]
+        if is_object(value):
+            return {name: self.value(each) for name, each in value.items()}
+        return value
+
+    def json(self, data: bytes) -> bytes:
+        """Return JSON whose texts are without the matches."""
+        return encode(self.value(msgspec.json.decode(data)))
+
+
+def _constant(text: str, match: Any) -> str:
+    return text
+
+
+def _reason(exc: Exception) -> str:
+    reason: object = exc.args[0] if exc.args else ""
+    return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)

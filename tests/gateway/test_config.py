@@ -1,0 +1,151 @@
+"""The files of a gateway: what they say, and the file, line, and remedy of each mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from millstream.gateway.config import ConfigError, load_file
+from millstream.gateway.policy import ToolPolicy, UpstreamPolicy
+
+FILE = """
+name = "tools"
+store = "sqlite:///${HOME_OF_DATA}/gateway.db"
+
+[settings]
+tool_search = true
+
+[policy]
+deny = ["*_delete"]
+
+[upstreams.github]
+url = "https://${HOST:-api.example}/mcp"
+headers = { X-Team = "$${not expanded}" }
+timeout = 5
+trust = "pin"
+
+[upstreams.github.policy]
+allow = ["search_*", "create_issue"]
+limit = "60/minute"
+
+[upstreams.github.policy.tools.create_issue]
+name = "open_issue"
+hidden = { owner = "acme" }
+
+[upstreams.files]
+command = "npx"
+args = ["${HOME_OF_DATA}"]
+
+[upstreams.off]
+command = "none"
+disabled = true
+"""
+
+
+def write(folder: Path, text: str, name: str = "gateway.toml") -> Path:
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_file_has_the_options_of_the_code(tmp_path: Path) -> None:
+    path = write(tmp_path, FILE)
+    config = load_file(path, {"HOME_OF_DATA": "/data"})
+    assert (config.name, config.store, config.settings) == (
+        "tools",
+        "sqlite:////data/gateway.db",
+        {"tool_search": True},
+    )
+    github, files = config.upstreams
+    assert github.target == "https://api.example/mcp"
+    assert github.headers == {"X-Team": "${not expanded}"}
+    assert github.timeout == 5.0
+    assert github.policy == UpstreamPolicy(
+        allow=("search_*", "create_issue"),
+        limit="60/minute",
+        pins=str(tmp_path / "gateway.lock"),
+        tools={"create_issue": ToolPolicy(name="open_issue", hidden={"owner": "acme"})},
+        shared=UpstreamPolicy(deny=("*_delete",)),
+    )
+    assert files.target == ["npx", "/data"]
+
+
+MISTAKES = {
+    '[upstreams.a]\nurl = "http://a/mcp"\ntimout = 5': (
+        "line 3: upstreams.a.timout: there is no such option; did you mean 'timeout'?"
+    ),
+    "nam = 1": "line 1: nam: there is no such option; did you mean 'name'?",
+    '[upstreams.a]\nurl = "http://a/mcp"\n\ntimeout = "5"': (
+        "line 4: upstreams.a.timeout: Expected `float`, got `str`, not '5'"
+    ),
+    '[upstreams.a]\ncommand = "a"\n[upstreams.a.policy.tools."x*"]\nlimt = "1/day"': (
+        "line 4: upstreams.a.policy.tools.x*.limt: there is no such option; did you mean 'limit'?"
+    ),
+    '[upstreams.a]\ncommand = "a"\npolicy = { limit = "often" }': (
+        "line 3: upstreams.a.policy.limit: it must be a number and a unit: 600/minute, 5/second, not 'often'"
+    ),
+    '[upstreams.a]\ncommand = "a"\nenv = {\n# }\n}\nheaders = { X = "${TOKE}" }': (
+        "the variable TOKE isn't set (did you mean TOKEN?). Set it, or write ${TOKE:-default}"
+    ),
+    '[upstreams.a]\ntext = """\n[x]\n"""': "line 2: upstreams.a.text: there is no such option",
+    "[upstreams.a]\ntimeout = 1": (
+        "line 1: upstreams.a: the upstream doesn't say where it is: give one of url, command, and openapi"
+    ),
+    '[upstreams.a]\nurl = "http://a/mcp"\ncommand = "b"': "line 1: upstreams.a: the upstream has url and command",
+    '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
+        "line 5: upstreams.b.prefix: the upstream 'a' has the prefix 'a', too: give one of them another prefix"
+    ),
+    '[upstreams.a]\nurl = "http://a/mcp"\nscale = "many"': "line 3: upstreams.a.scale: ",
+    "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
+    "x = ": "Invalid value",
+}
+
+
+def test_every_mistake_in_toml_names_file_line_and_remedy(tmp_path: Path) -> None:
+    for text, expected in MISTAKES.items():
+        if "env = {" in text:
+            text = text.replace("env = {\n# }\n}\n", "")  # noqa: PLW2901  TOML 1.0 has no such tables
+        path = write(tmp_path, text)
+        with pytest.raises(ConfigError) as caught:
+            load_file(path, {"TOKEN": "t"})
+        assert str(path) in str(caught.value), text
+        assert expected in str(caught.value), text
+    with pytest.raises(ConfigError, match="can't be read: No such file"):
+        load_file(tmp_path / "none.toml")
+
+
+CLAUDE = """{"mcpServers": {
+  "files": {"command": "npx", "args": ["-y", "files", "${FOLDER}"], "env": {"KEY": "${KEY:-none}"}, "autoApprove": []},
+  "my web": {"type": "http", "url": "https://web.example/mcp", "headers": {"Authorization": "Bearer ${env:KEY}"}},
+  "off": {"command": "none", "disabled": true}
+}}"""
+CODE = """{
+  // as VS Code writes it
+  "inputs": [{"type": "promptString", "id": "key"}],
+  "servers": {
+    "files": {"type": "stdio", "command": "npx", "args": ["${workspaceFolder}"],},
+    "web": {"type": "sse", "url": "https://web.example/sse", "headers": {"X-Key": "${input:key}"}},
+  },
+}"""
+
+
+def test_files_of_applications_are_read_as_they_write_them(tmp_path: Path) -> None:
+    files, web = load_file(write(tmp_path, CLAUDE, "mcp.json"), {"FOLDER": "/f", "KEY": "k"}).upstreams
+    assert (files.target, files.env) == (["npx", "-y", "files", "/f"], {"KEY": "k"})
+    assert (web.name, web.prefix, web.headers) == ("my web", "my-web", {"Authorization": "Bearer k"})
+    path = write(tmp_path, CODE, "mcp.json")
+    with pytest.raises(ConfigError, match=r"line 6: servers\.web\.headers\.X-Key: \$\{input:key\} asks a person"):
+        load_file(path)
+    path.write_text(CODE.replace("${input:key}", "k"), "utf-8")
+    files, web = load_file(path).upstreams
+    assert files.target == ["npx", str(tmp_path)]
+    for text, expected in (
+        (
+            '{"mcpServers": {\n"a": {"comand": "x"}}}',
+            "line 2: mcpServers.a: .* neither .did you mean command instead of comand",
+        ),
+        ('{"mcpServers": {"a": \n', "line 2 has no end of what began before"),
+        ('{"other": 1}', "neither mcpServers nor servers"),
+        ('{"mcpServers": {"a": {"command": 3}}}', r"line 1: mcpServers\.a\.command"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            load_file(write(tmp_path, text, "mcp.json"))
