@@ -101,6 +101,7 @@ chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each 
 	$(BIN)/python -m benches.chaos 1 --store redis --flush-every 7
 	$(BIN)/python -m benches.chaos --calls $(CALLS)
 	$(BIN)/python -m benches.chaos --storm --store redis --subscribers 10000
+	$(BIN)/python -m benches.chaos $(MINUTES) --upstreams
 	STORE_CYCLES=200 $(PYTEST) -m server tests/stores/test_sqlite_faults.py $(ARGS)
 
 compat: $(VENV)/.setup .venv-compat/.ready ## start published servers for the official SDK 1.x on millstream.compat
@@ -142,10 +143,18 @@ $(VENV)/.test: $(VENV)/.setup requirements/test.lock
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
 
-.venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+.venv-docs/.ready .venv-deploy/.ready .venv-compat/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
 	@echo "Installing into .venv-$* ..."
 	$(BIN)/python -m venv --clear --without-pip .venv-$*
 	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	@touch $@
+
+# Millstream is in these, too: it runs programs of the libraries there.
+.venv-mcp1/.ready .venv-foreign/.ready: .venv-%/.ready: $(VENV)/.setup requirements/%.lock
+	@echo "Installing into .venv-$* ..."
+	$(BIN)/python -m venv --clear --without-pip .venv-$*
+	$(UV) sync --python .venv-$*/bin/python --require-hashes requirements/$*.lock
+	$(UV) install --python .venv-$*/bin/python --no-deps --editable .
 	@touch $@
 
 .venv-fuzz/.ready: $(VENV)/.setup requirements/fuzz.lock

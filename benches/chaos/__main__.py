@@ -8,12 +8,14 @@
     python -m benches.chaos --calls 1000000        rolling restarts during so many calls: none may fail
     python -m benches.chaos --storm --store redis --subscribers 10000
                                                    they come back together: the store is read for all of them
+    python -m benches.chaos --upstreams            a gateway whose upstreams are killed, hang, flood, lie, and change
 
 Clients of every revision and transport call meanwhile, and some connections lead through a proxy that cuts them, holds
 them up and closes one side of them.
 
 Exits 1 when an event was lost, repeated or out of order without a gap that was told, when a call of a rolling restart
-failed, or when a call of a client ended in anything but its result or an error after which one may try again.
+failed, when a call of a client ended in anything but its result or an error after which one may try again, or when a
+call to an upstream that behaves failed because of another one.
 """
 
 import argparse
@@ -33,12 +35,17 @@ from benches.chaos.own_redis import flush, own_redis
 from benches.chaos.restarts import Restarts
 from benches.chaos.returning import return_together
 from benches.chaos.run import Cluster, Crowd, Report, cluster, kill_workers, stop_workers, storm, together
+from benches.chaos.upstreams import UpstreamReport, growth, torment
 from benches.processes import raise_file_limit
 
 EVENTS_BESIDE = 50.0
 """Publications a second beside the calls of `--calls`."""
 READS = 100
 """What a storm may ask of the store."""
+CLIENTS = 10
+"""How many call upstreams that behave; a fifth as many call each of the others."""
+CALLS_EACH = 10.0
+"""Calls a second of each of them."""
 
 
 def main() -> None:
@@ -61,10 +68,11 @@ def main() -> None:
     parser.add_argument("--node-every", type=float, default=10.0, help="seconds between two kills of a node; nats")
     parser.add_argument("--calls", type=int, help="restart all workers, one after the other, during so many calls")
     parser.add_argument("--storm", action="store_true", help="break all connections at once; --store is redis")
+    parser.add_argument("--upstreams", action="store_true", help="torment the upstreams of a gateway")
     given = parser.parse_args()
     raise_file_limit()
     gc.disable()  # millions of events are written down, and a walk over them all would delay what is timed
-    sys.exit(asyncio.run(run(given)))
+    sys.exit(asyncio.run(upstreams(given) if given.upstreams else run(given)))
 
 
 async def run(given: argparse.Namespace) -> int:
@@ -96,6 +104,27 @@ async def run(given: argparse.Namespace) -> int:
         print(f"{report.speakers()}\n  connections through the proxy: {dict(report.troubles) or 'none'}")
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     print(f"{report.rate:.0f} publications/s; {os.cpu_count()} cores with a load of {load} (1, 5, 15 minutes)")
+    for line in report.wrong[:20]:
+        print(" ", line)
+    return 1 if report.wrong else 0
+
+
+async def upstreams(given: argparse.Namespace) -> int:
+    """The exit code of a run with a gateway."""
+    report = UpstreamReport()
+    end = time.monotonic() + (given.minutes or 10.0) * 60
+    with tempfile.TemporaryDirectory() as folder:
+        async with cluster(Path(folder) / "server.log", workers=1, program="gateway.py") as running:
+            await torment(
+                running,
+                report,
+                clients=CLIENTS,
+                rate=CALLS_EACH,
+                every=given.every,
+                until=lambda: time.monotonic() >= end,
+            )
+    print(report)
+    print(f"{growth(report):+.1f} MiB in ten minutes, by the second half of the run")
     for line in report.wrong[:20]:
         print(" ", line)
     return 1 if report.wrong else 0

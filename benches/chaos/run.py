@@ -133,11 +133,16 @@ def _command(pid: int) -> bytes:
 
 @asynccontextmanager
 async def cluster(
-    log: Path, *, workers: int, store: str = "memory://", environment: dict[str, str] | None = None
+    log: Path,
+    *,
+    workers: int,
+    store: str = "memory://",
+    environment: dict[str, str] | None = None,
+    program: str = "server.py",
 ) -> AsyncIterator[Cluster]:
     """A server on a free port, up for the length of the block."""
     port = free_port()
-    command = [str(Path(sys.executable).with_name("millstream")), "run", str(ROOT / "benches/chaos/server.py")]
+    command = [str(Path(sys.executable).with_name("millstream")), "run", str(ROOT / "benches/chaos" / program)]
     command += ["--port", str(port)] + (["--workers", str(workers)] if workers > 1 else [])
     with log.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(

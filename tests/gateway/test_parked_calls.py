@@ -165,6 +165,16 @@ async def test_questions_are_answered_on_any_worker(world: World) -> None:
         assert said == []
 
 
+async def test_prompts_and_resources_ask_as_tools_do(world: World) -> None:
+    async with world.workers(2) as (first, second):
+        asked = await send(first, "prompts/get", "topic")
+        done = await send(second, "prompts/get", "topic", then=answer(asked, 4))
+        assert done["messages"][0]["content"]["text"] == "About 4"
+        asked = await send(first, "resources/read", "note://place")
+        done = await send(second, "resources/read", "note://place", then=answer(asked, 5))
+        assert done["contents"][0]["text"] == "Place 5"
+
+
 async def test_progress_and_logs_reach_the_request_that_waits(world: World) -> None:
     async with world.workers(2) as workers:
         for waker in workers:

@@ -190,6 +190,28 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     return UserRoute(path.rstrip("/") or "/", frozenset(("GET", "HEAD")), public, None, True, make)
 
 
+def application_at(path: str, application: Application, *, methods: Collection[str], below: bool) -> UserRoute:
+    """A path of an ASGI application that stands before the check of credentials, as the application serves it.
+
+    Args:
+        path: as Starlette writes it, with parameters.
+        application: gets the whole path.
+        methods: of HTTP; none means all.
+        below: everything below the path, too.
+    """
+    pattern: re.Pattern[str] | None = compile_path(path)[0]
+    if below:
+        pattern = re.compile(f"^{re.escape(path.rstrip('/'))}(?:/.*)?$")
+    elif "{" not in path:
+        pattern = None
+
+    def make(before: str, show_errors: Callable[[], bool]) -> Handler:
+        return _watched(Hosted(application).serve, show_errors)
+
+    chosen = frozenset(methods) & METHODS or METHODS
+    return UserRoute(path, chosen, True, pattern, False, make, True)
+
+
 def check_form(path: str) -> None:
     """Make sure that this is a path.
 

@@ -11,13 +11,18 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from millstream._app import Server
 from millstream._app.serving.errors import CommandError, importing, place_of, show_failure
+from millstream._cli.compatible_imports import compatible_imports
 from millstream._cli.from_source import from_source
 from millstream._config import VariableError
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._telemetry.user_frames import user_frames
+from millstream.gateway.programs.libraries import ProgramError, library_of
+
+T = TypeVar("T")
 
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
@@ -31,7 +36,8 @@ def load(target: str) -> Server:
     """
     source, name = split_target(target)
     _check_source(source)
-    module = load_file(Path(source)) if _is_path(source) else load_module(source)
+    with compatible_imports():
+        module = load_file(Path(source)) if _is_path(source) else load_module(source)
     return pick(vars(module), name, source)
 
 
@@ -126,19 +132,12 @@ def load_module(name: str) -> ModuleType:
 def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
     """The server called `name`, else the only one, else the one called ``mcp``, ``server`` or ``app``."""
     servers = {key: server for key, value in namespace.items() if (server := _server(value)) is not None}
-    if name:
-        return _named(namespace, servers, name, source)
-    if len({id(server) for server in servers.values()}) == 1:
-        return next(iter(servers.values()))
-    for customary in CUSTOMARY_NAMES:
-        if customary in servers:
-            return servers[customary]
-    if servers:
-        raise CommandError(
-            f"{source} has several servers: {', '.join(servers)}.",
-            why="It is not clear which one to run.",
-            fix=f"Name it: millstream run {source}:{next(iter(servers))}",
-        )
+    if not servers:
+        programs = {key: value for key, value in namespace.items() if library_of(value)}
+        if programs:
+            return _adopt(_choose(namespace, programs, name, source), source)
+    if servers or name:
+        return _choose(namespace, servers, name, source)
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
     raise CommandError(
         f"{source} has no millstream.Server.",
@@ -147,6 +146,31 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
         if hosts
         else 'Make one at the top level of the file: mcp = Server("my-server")',
     )
+
+
+def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
+    if name:
+        return _named(namespace, servers, name, source)
+    if len({id(server) for server in servers.values()}) == 1:
+        return next(iter(servers.values()))
+    for customary in CUSTOMARY_NAMES:
+        if customary in servers:
+            return servers[customary]
+    raise CommandError(
+        f"{source} has several servers: {', '.join(servers)}.",
+        why="It is not clear which one to run.",
+        fix=f"Name it: millstream run {source}:{next(iter(servers))}",
+    )
+
+
+def _adopt(value: object, source: str) -> Server:
+    """Return a server that offers what an object of another library has."""
+    from millstream._app.program_server import server_of  # noqa: PLC0415  only programs of other libraries need it
+
+    try:
+        return server_of(value)
+    except ProgramError as exc:
+        raise CommandError(f"{source} can't be run as it is.", why=str(exc)) from exc
 
 
 def _server(value: object) -> Server | None:
@@ -167,7 +191,7 @@ def _mount_hint(source: str, name: str) -> str:
     return f'Mount a server in it, {name}.mount("/", mcp), and serve the application: uvicorn {module}:{name}'
 
 
-def _named(namespace: Mapping[str, object], servers: Mapping[str, Server], name: str, source: str) -> Server:
+def _named(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
     if name in servers:
         return servers[name]
     known = f"Name one of: {', '.join(servers)}." if servers else 'Make one: mcp = Server("my-server")'

@@ -1,15 +1,25 @@
 """What an upstream offers: the four lists, as a copy that outlives the connection."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
+from millstream._protocol.depth import overgrown
 from millstream._protocol.jsonrpc import encode
+from millstream._protocol.messages import (
+    PromptDescription,
+    ResourceDescription,
+    TemplateDescription,
+    ToolDescription,
+)
 from millstream.client._conversation import Conversation
 from millstream.client._errors import BadAnswer
 from millstream.client._requests import Ask
+
+logger = logging.getLogger("millstream.gateway")
 
 Description = dict[str, Any]
 """One item of a list, with every member that the upstream gave it."""
@@ -24,6 +34,8 @@ METHODS: Mapping[str, tuple[str, str, str]] = {
 MAX_ITEMS = 10_000
 """Items of one list."""
 MAX_PAGES = 1000
+MAX_ITEM_BYTES = 256 * 1024
+"""What one item may take."""
 
 
 class _Page(Struct, rename="camel"):
@@ -38,7 +50,14 @@ class _Cursor(Struct, omit_defaults=True):
 
 _decode_page = msgspec.json.Decoder(_Page).decode
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_items = msgspec.json.Decoder(list[Description]).decode
+_decode_items = msgspec.json.Decoder(list[Raw]).decode
+_decode_item = msgspec.json.Decoder(Description).decode
+_SHAPES: Mapping[str, type[Struct]] = {
+    "tools": ToolDescription,
+    "resources": ResourceDescription,
+    "templates": TemplateDescription,
+    "prompts": PromptDescription,
+}
 
 
 class Catalog(Struct, kw_only=True):
@@ -99,10 +118,7 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
             if left < 0:
                 raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
             page, several = _read_page(result, method, member)
-            for each in several:
-                name = each.get(key)
-                if isinstance(name, str):
-                    items[name] = each
+            items |= {each[key]: each for each in _read_items(kind, several)}
             if len(items) > MAX_ITEMS:
                 raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
             if page.ttl_ms is not None:
@@ -117,7 +133,34 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
     return found
 
 
-def _read_page(result: bytes, method: str, member: str) -> tuple[_Page, list[Description]]:
+def _read_items(kind: str, several: list[Raw]) -> Iterator[Description]:
+    for raw in several:
+        try:
+            yield _read_item(kind, bytes(raw))
+        except (ValueError, RecursionError) as exc:
+            logger.debug("One of the %s of an upstream is left out: %s", kind, exc)
+
+
+def _read_item(kind: str, raw: bytes) -> Description:
+    """Return what every client can read. One bad item would cost clients the whole list.
+
+    Raises:
+        ValueError: the item has another shape, or is too large.
+    """
+    if len(raw) > MAX_ITEM_BYTES:
+        raise ValueError(f"It has more than {MAX_ITEM_BYTES:,} bytes")
+    if reason := overgrown(raw):
+        raise ValueError(reason)
+    found = _decode_item(raw)
+    if kind == "tools":
+        schema = found.setdefault("inputSchema", {"type": "object"})
+        if not isinstance(schema, dict) or schema.setdefault("type", "object") != "object":
+            raise ValueError("Its inputSchema isn't one of an object")
+    msgspec.convert(found, _SHAPES[kind])
+    return found
+
+
+def _read_page(result: bytes, method: str, member: str) -> tuple[_Page, list[Raw]]:
     try:
         return _decode_page(result), _decode_items(_decode_members(result).get(member, b"[]"))
     except (ValueError, RecursionError) as exc:

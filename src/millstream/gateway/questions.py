@@ -35,8 +35,8 @@ MAX_ASKED = 100
 MAX_QUESTION = 1024 * 1024
 """Bytes of the parameters of one question."""
 
-ANYTHING = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{}}'
-"""The abilities of a client that can be asked anything but to let its model call tools."""
+ANYTHING = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
+"""The abilities of a client that can be asked anything."""
 
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode

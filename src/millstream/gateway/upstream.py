@@ -28,6 +28,8 @@ from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.pins import Pins, Quarantined
 from millstream.gateway.policy import ItemRules, Policy, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool, UpstreamProcesses
+from millstream.gateway.programs.libraries import library_of, upstream_of
+from millstream.gateway.programs.program import Program
 from millstream.gateway.questions import ANYTHING
 from millstream.gateway.relay import Relays
 from millstream.gateway.watches import ResourceWatches
@@ -130,6 +132,8 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
             from millstream.gateway.openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 
             check_api(self)
+        elif library_of(self.target):
+            upstream_of(self.target)
         elif not hasattr(self.target, "running"):
             try:
                 find(self.target, env=self.env, cwd=self.cwd)
@@ -227,7 +231,7 @@ class Upstream:
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
         """Those of a command."""
-        self._target: Any = config.target
+        self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self._refresh = asyncio.Event()
@@ -245,6 +249,8 @@ class Upstream:
             program = cast("Embedded", self._target)
             running: AbstractAsyncContextManager[Running] = program.running()
             self._target = _SharedProgram(await self._stack.enter_async_context(running))
+        elif isinstance(self._target, Program):
+            self._stack.push_async_callback(self._target.settle)
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -286,6 +292,8 @@ class Upstream:
         revision = BY_DATE.get(self.catalog.revision)
         own = "" if self.credentials is None else self.credentials.link_key(call)
         if revision is not None and not revision.handshake:  # each request says all there is to know
+            if isinstance(self._target, Program) and self._target.protected:
+                return LinkKey(principal)
             return LinkKey(principal, credentials=own) if own else SHARED
         key = LinkKey(principal, "" if call.session is None else call.session.id, able, own)
         return SHARED if key == SHARED else key
@@ -298,7 +306,8 @@ class Upstream:
     def _add_processes(self, pool: ProcessPool) -> UpstreamProcesses | None:
         """Return the processes of a command; None for an upstream of another kind."""
         config = self.config
-        place = None if hasattr(config.target, "running") else find(config.target, env=config.env, cwd=config.cwd)
+        target = self._target
+        place = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
         if not isinstance(place, Command):
             return None
         return pool.add(
@@ -318,6 +327,8 @@ class Upstream:
         target = self._target
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}")
+        elif isinstance(target, Program):
+            target = target.of(key.principal)
         conversation = relays.conversation = self._conversation(key, target, relays)
         conversation.incoming.observer = relays.hear
         return Link(key, conversation, relays)

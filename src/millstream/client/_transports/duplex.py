@@ -74,9 +74,16 @@ class Duplex:
         except ClientError as exc:
             self.end(exc)
 
-    def _take(self, message: Envelope) -> None:
+    def deliver(self, message: Envelope, request_id: int = 0) -> None:
+        """Take one message that was read already. `request_id` is the request that it belongs to, if that's known."""
+        try:
+            self._take(message, request_id)
+        except ClientError as exc:
+            self.end(exc)
+
+    def _take(self, message: Envelope, caused_by: int = 0) -> None:
         if not message.is_answer:
-            self._listener.receive(message, self._transport)
+            self._listener.receive(message, self._transport, caused_by)
             return
         request_id = message.id
         if request_id is None and len(self._waiting) == 1:

@@ -1,0 +1,33 @@
+"""The gateway that chaos is made with: upstreams that behave, one that is killed, and others that misbehave."""
+
+import os
+import sys
+from pathlib import Path
+
+from millstream import Server
+
+STEADY = ("steady0", "steady1", "steady2")
+MISBEHAVING = ("hanging", "flooding", "lying", "changing")
+TIMEOUT = 2.0
+"""Seconds that an upstream has for an answer."""
+
+mcp = Server("gateway", store=os.environ.get("CHAOS_STORE", "memory://"))
+
+
+@mcp.tool
+async def echo(text: str) -> str:
+    """Return the text."""
+    return text
+
+
+def command(mode: str) -> list[str]:
+    """The command of an upstream. Its last word finds the process."""
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("upstream.py")), mode]
+
+
+for name in STEADY:
+    mcp.upstream(name, command("steady"))
+mcp.upstream("killed", command("killed"), timeout=TIMEOUT)
+mcp.upstream("sessions", command("sessions"), scale="per_session", max_processes=4, timeout=TIMEOUT)
+for name in MISBEHAVING:
+    mcp.upstream(name, command(name), timeout=TIMEOUT, max_bytes=1_000_000)

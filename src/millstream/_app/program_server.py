@@ -1,0 +1,78 @@
+"""A server for one program of another library: its name, its items, its paths, and its check of tokens."""
+
+import logging
+import os
+from typing import Any
+
+from millstream._app.server import Server
+from millstream._config import Settings
+from millstream.gateway.programs.http import SIGN_IN
+from millstream.gateway.programs.libraries import library_of, program_of
+
+
+def server_of(value: Any) -> Server:
+    """Return a server that offers what a server object of another library has, under the same names and paths.
+
+    The program's check of tokens protects every path, its own paths stay public, and no page of another origin may read
+    replies, because the program names none.
+
+    Args:
+        value: the object; see `millstream.gateway.programs.libraries.library_of`.
+
+    Raises:
+        ProgramError: it can't be run so; the text says why and what to do.
+    """
+    program = program_of(value)
+    side = program.side
+    _quiet_logs()
+    server = Server(
+        program.name,
+        version=program.version,
+        instructions=program.instructions,
+        settings=_settings_of(value),
+        auth=program.authenticator() if side is not None and side.protected else None,
+    )
+    if side is not None:
+        from millstream._app.user_routes import application_at  # noqa: PLC0415  it loads Starlette
+
+        if side.mcp_path and not os.environ.get("MILLSTREAM_PATH"):
+            server.definition.configure(path=side.mcp_path)
+        for each in side.own_paths():
+            if not each.path.startswith(SIGN_IN):
+                server.definition.add_path(
+                    application_at(each.path, side.application, methods=each.methods, below=each.below)
+                )
+    server.upstream(program.name, program, prefix="")
+    return server
+
+
+def _quiet_logs() -> None:
+    """Write each log record once: the SDK's FastMCP has set up the root logger, as a program that serves itself does.
+
+    Its line for each request is one that this server has, too.
+    """
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if type(each).__name__ == "RichHandler"]:
+        root.removeHandler(handler)
+    library = logging.getLogger("mcp")
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.WARNING)
+
+
+def _settings_of(value: Any) -> Settings:
+    """Return the settings of the environment, and the program's list of hosts and origins where that has none."""
+    changed: dict[str, Any] = {} if os.environ.get("MILLSTREAM_CORS") else {"cors": False}
+    if library_of(value) != "mcp":
+        return Settings.load(**changed)
+    security: Any = getattr(getattr(value, "settings", None), "transport_security", None)
+    if security is not None and security.enable_dns_rebinding_protection:
+        if not os.environ.get("MILLSTREAM_ALLOWED_HOSTS"):
+            changed["allowed_hosts"] = tuple(dict.fromkeys(map(_without_port, security.allowed_hosts)))
+        if not os.environ.get("MILLSTREAM_ALLOWED_ORIGINS"):
+            changed["allowed_origins"] = tuple(each for each in security.allowed_origins if not each.endswith(":*"))
+    return Settings.load(**changed)
+
+
+def _without_port(host: str) -> str:
+    name, _, port = host.rpartition(":")
+    return name if name and (port == "*" or port.isdigit()) else host

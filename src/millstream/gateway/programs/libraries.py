@@ -1,0 +1,135 @@
+"""The server objects of other libraries, and how each is run in this process, through its public interface.
+
+Nothing here imports a library: a server object of one exists only where the program has imported it.
+"""
+
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib import import_module, metadata
+from typing import Any, cast
+
+from millstream.gateway.programs.http import HttpSide
+from millstream.gateway.programs.program import Program, Serve
+
+_CLASSES: Mapping[tuple[str, str], str] = {
+    ("fastmcp.server", "FastMCP"): "fastmcp",
+    ("mcp.server.mcpserver", "MCPServer"): "mcp",
+    ("mcp.server.fastmcp", "FastMCP"): "mcp",
+    ("mcp.server.lowlevel", "Server"): "mcp",
+}
+"""Module and name of a class -> distribution."""
+
+
+class ProgramError(ValueError):
+    """A program can't run here; the text says why and what to do."""
+
+
+def library_of(value: object) -> str:
+    """Return the name of the library that a server object belongs to; empty for any other object."""
+    for (module, name), library in _CLASSES.items():
+        found = getattr(sys.modules.get(module), name, None)
+        if isinstance(found, type) and isinstance(value, found):
+            return library
+    return ""
+
+
+def program_of(value: Any) -> Program:
+    """Return a server object of another library as a target.
+
+    Raises:
+        ProgramError: it isn't one, or this version of its library can't be used.
+    """
+    library = library_of(value)
+    if not library:
+        raise ProgramError(f"A {type(value).__name__} isn't a server of mcp or fastmcp.")
+    known = f"{library} {metadata.version(library)}"
+    name = str(getattr(value, "name", "") or "") or "server"
+    if library == "fastmcp":
+        side, open = HttpSide(value.http_app()), partial(_fastmcp, value, known)
+    elif isinstance(value, _low_level_class()):
+        side, open = None, partial(_low_level, value)
+    else:
+        side = HttpSide(value.streamable_http_app())
+        open = partial(_low_level, _shown(side.low_level, known))
+    unknown = side.unknown_middleware() if side is not None else []
+    if unknown:
+        raise ProgramError(
+            f"{name} has middleware in front of MCP that can't run here: {', '.join(unknown)}. "
+            "Serve the program as before, and give its URL: millstream run http://…"
+        )
+    program = Program(name, known, open, side, handshake_only=not _has_per_request_era())
+    low_level = value if side is None else side.low_level
+    if low_level is None:  # until its lifespan runs
+        program.version, program.instructions = str(value.version or ""), str(value.instructions or "")
+    else:
+        options = low_level.create_initialization_options()
+        program.version, program.instructions = str(options.server_version), str(options.instructions or "")
+    return program
+
+
+def upstream_of(value: Any) -> Program:
+    """Return a server object as an upstream of a server that may let in other callers than the program does.
+
+    Raises:
+        ProgramError: as `program_of`, or the program checks tokens.
+    """
+    program = value if isinstance(value, Program) else program_of(value)
+    if program is not value and program.protected:
+        raise ProgramError(
+            f"{program.name} checks the tokens of its callers, and as an upstream it would serve everybody whom this "
+            "server lets in. Serve it by itself, with millstream run, or give its URL as the upstream."
+        )
+    return program
+
+
+def _has_per_request_era() -> bool:
+    return hasattr(_optional("mcp.server.runner"), "serve_dual_era_loop")
+
+
+def _optional(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def _low_level_class() -> type:
+    return cast("type", import_module("mcp.server.lowlevel").Server)
+
+
+def _shown(server: Any, known: str) -> Any:
+    """Return a low-level server if it is one.
+
+    Raises:
+        ProgramError: it isn't: the application of this version has another shape.
+    """
+    if not isinstance(server, _low_level_class()):
+        raise ProgramError(
+            f"{known} doesn't show the server behind its HTTP application. "
+            'Run the program as a command instead: millstream run "python FILE"'
+        )
+    return server
+
+
+@asynccontextmanager
+async def _low_level(server: Any) -> AsyncGenerator[Serve]:
+    """Run a low-level server as over its own HTTP: 1.x runs the lifespan for each session, 2.x once."""
+    options = server.create_initialization_options()
+    if not _has_per_request_era():
+        yield lambda given, taken: server.run(given, taken, options)
+        return
+    serve = import_module("mcp.server.runner").serve_dual_era_loop
+    async with server.lifespan(server) as state:
+        yield lambda given, taken: serve(server, given, taken, lifespan_state=state, init_options=options)
+
+
+@asynccontextmanager
+async def _fastmcp(server: Any, known: str) -> AsyncGenerator[Serve]:
+    """Run a server of fastmcp: its application's lifespan once, and its low-level server for each session."""
+    application = server.http_app()  # its session manager runs only once
+    async with application.router.lifespan_context(application):
+        low_level = _shown(HttpSide(application).low_level, known)
+        options = low_level.create_initialization_options()
+        yield lambda given, taken: low_level.run(given, taken, options)

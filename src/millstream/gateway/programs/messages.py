@@ -1,0 +1,73 @@
+"""Messages as the MCP SDK's own types, which every library of this package uses on its streams."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import msgspec
+
+from millstream._protocol.jsonrpc import Envelope, encode
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Messages:
+    """Makes messages of the installed SDK, and reads them."""
+
+    __slots__ = ("_error", "_message", "_notification", "_request", "_response", "_session_message")
+
+    def __init__(self) -> None:
+        types: Any = import_module("mcp.types")
+        self._session_message: Any = import_module("mcp.shared.message").SessionMessage
+        self._request: Any = types.JSONRPCRequest
+        self._notification: Any = types.JSONRPCNotification
+        self._response: Any = types.JSONRPCResponse
+        self._error: Any = types.JSONRPCError
+        # In 1.x, a model around the four; in 2.x, their union.
+        self._message: Any = types.JSONRPCMessage if isinstance(types.JSONRPCMessage, type) else None
+
+    def make(self, data: bytes) -> Any:
+        """Return a message as the SDK has it.
+
+        Args:
+            data: a whole JSON-RPC message.
+        """
+        members = _decode(data)
+        if "method" not in members:
+            model = self._response if "result" in members else self._error
+        else:
+            model = self._request if "id" in members else self._notification
+        made = model.model_validate(members)
+        return self._session_message(made if self._message is None else self._message(made))
+
+    def read(self, message: Any) -> tuple[Envelope, int]:
+        """Return a message that a server sent, and the id of the request that it belongs to; 0 if that isn't known."""
+        content = message.message
+        content = getattr(content, "root", content)
+        request_id = getattr(content, "id", None)
+        method: str | None = getattr(content, "method", None)
+        if method is not None:
+            related: object = getattr(message.metadata, "related_request_id", None)
+            envelope = Envelope(request_id, method, b"" if content.params is None else _encode(content.params))
+            return envelope, related if isinstance(related, int) else 0
+        if hasattr(content, "result"):
+            return Envelope(request_id, "", b"", _encode(content.result)), 0
+        return Envelope(request_id, "", b"", error=_encode_error(content.error)), 0
+
+
+def _encode(value: Any) -> bytes:
+    if isinstance(value, Mapping):
+        try:
+            return encode(value)
+        except (TypeError, ValueError):  # it has something that only pydantic knows how to write
+            value = dict(value)
+    from pydantic_core import to_json  # noqa: PLC0415  few messages need it
+
+    return to_json(value, by_alias=True, inf_nan_mode="null")
+
+
+def _encode_error(error: Any) -> bytes:
+    members: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.data is not None:
+        members["data"] = error.data
+    return _encode(members)

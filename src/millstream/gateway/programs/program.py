@@ -1,0 +1,184 @@
+"""A server object of another library, as a target for a client of this process."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from millstream.gateway.programs.messages import Messages
+from millstream.gateway.programs.transport import ProgramTransport
+
+if TYPE_CHECKING:
+    from millstream.client._background import Background
+    from millstream.client._transports.transport import Listener, Transport
+    from millstream.gateway.programs.auth import ProgramAuth
+    from millstream.gateway.programs.http import HttpSide
+
+Serve = Callable[[Any, Any], Awaitable[None]]
+"""``await serve(input, output)`` runs one session until the input ends."""
+Open = Callable[[], AbstractAsyncContextManager[Serve]]
+"""Runs what a program runs once for all sessions, such as its lifespan."""
+MAX_USERS = 10_000
+"""Callers that a program remembers."""
+
+
+class _Running:
+    """A program that runs in one event loop."""
+
+    __slots__ = ("context", "ready", "serve", "stop", "task", "users")
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.users = 0
+        """Sessions, and others that need the program to run."""
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.stop = asyncio.Event()
+        self.context = Context()
+        """What the program's lifespan has set."""
+        self.serve: Serve
+        self.task: asyncio.Task[None]
+
+
+class Program:
+    """A program of another library. It's a target of `Client` and of ``Server.upstream``.
+
+    Its lifespan runs while sessions are open, or inside `running_lifespan`.
+    """
+
+    def __init__(
+        self, name: str, library: str, open: Open, side: "HttpSide | None" = None, *, handshake_only: bool
+    ) -> None:
+        """Nothing starts before the first session.
+
+        Args:
+            name: of the server.
+            library: name and version, for errors and logs.
+            open: runs the program.
+            side: what it serves over HTTP; None for a low-level server, which serves nothing by itself.
+            handshake_only: it speaks no revision of the per-request era.
+        """
+        self.name: str = name
+        self.version: str = ""
+        self.instructions: str = ""
+        self.library: str = library
+        self.side: HttpSide | None = side
+        self.handshake_only: bool = handshake_only
+        self.messages: Messages = Messages()
+        self._open = open
+        self._users: OrderedDict[str, Any] = OrderedDict()
+        self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, _Running] = WeakKeyDictionary()
+
+    @property
+    def protected(self) -> bool:
+        """Whether its callers need a token, so that each of them needs a session of their own."""
+        return self.side is not None and self.side.protected
+
+    def authenticator(self) -> "ProgramAuth":
+        """Return the program's check of tokens, for a server in front of it."""
+        from millstream.gateway.programs.auth import ProgramAuth  # noqa: PLC0415  few programs check tokens
+
+        assert self.side is not None  # noqa: S101  otherwise it isn't protected
+        return ProgramAuth(self.side, self.remember)
+
+    def remember(self, principal: str, user: Any) -> None:
+        """Keep what the library knows of a caller, for the sessions of that caller."""
+        self._users[principal] = user
+        self._users.move_to_end(principal)
+        if len(self._users) > MAX_USERS:
+            self._users.popitem(last=False)
+
+    def user_of(self, principal: str) -> Any:
+        """Return what `remember` kept last; None for a caller who isn't known."""
+        return self._users.get(principal)
+
+    def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
+        """Return a transport to a session of nobody in particular."""
+        return self.of("").new_transport(listener, background)
+
+    def of(self, principal: str) -> "ProgramOfCaller":
+        """Return the program as a target for the sessions of one caller."""
+        return ProgramOfCaller(self, principal)
+
+    @asynccontextmanager
+    async def running_lifespan(self) -> AsyncGenerator[None]:
+        """Run the program's lifespan for the length of the block, with or without sessions."""
+        await self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+            await self.settle()
+
+    async def enter(self) -> Context:
+        """Start the program in this event loop unless it runs. Return the context for a session.
+
+        Raises:
+            Exception: of the program's lifespan.
+        """
+        loop = asyncio.get_running_loop()
+        running = self._running.get(loop)
+        if running is None:
+            running = self._running[loop] = _Running()
+            running.task = loop.create_task(self._run(running, loop), context=Context())
+        running.users += 1
+        try:
+            await asyncio.shield(running.ready)
+        except BaseException:
+            self._leave(running)
+            raise
+        return running.context.copy()
+
+    def leave(self) -> None:
+        """Take back one `enter`. The last one stops the program; see `settle`."""
+        running = self._running.get(asyncio.get_running_loop())
+        if running is not None:
+            self._leave(running)
+
+    @staticmethod
+    def _leave(running: _Running) -> None:
+        running.users -= 1
+        if not running.users:
+            running.stop.set()
+
+    async def settle(self) -> None:
+        """Wait until the program has stopped, if it's about to."""
+        running = self._running.get(asyncio.get_running_loop())
+        if running is not None and not running.users:
+            await asyncio.wait([running.task])
+
+    async def serve(self, input: Any, output: Any) -> None:
+        """Run a session until its input ends. `enter` was called."""
+        await self._running[asyncio.get_running_loop()].serve(input, output)
+
+    async def _run(self, running: _Running, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            async with self._open() as serve:
+                running.serve = serve
+                running.context = copy_context()
+                running.ready.set_result(None)
+                await running.stop.wait()
+        except BaseException as exc:
+            if running.ready.done():
+                raise
+            running.ready.set_exception(exc)
+            running.ready.exception()  # whoever waits has it
+        finally:
+            if self._running.get(loop) is running:
+                del self._running[loop]
+
+
+class ProgramOfCaller:
+    """A program as a target for the sessions of one caller."""
+
+    __slots__ = ("_principal", "_program")
+
+    def __init__(self, program: Program, principal: str) -> None:
+        self._program = program
+        self._principal = principal
+
+    def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
+        """Return a transport to a session of its own."""
+        return ProgramTransport(self._program, self._principal, listener, background)

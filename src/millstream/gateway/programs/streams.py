@@ -1,0 +1,121 @@
+"""The two streams between a client and a server object of another library, as anyio's stream interfaces.
+
+The libraries take any object with anyio's interface. These two do without the task that a pair of memory streams needs
+to carry messages back: a message that the server sends reaches the waiting request within `send`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio.abc import ObjectReceiveStream, ObjectSendStream
+
+
+class ServerInput(ObjectReceiveStream[Any]):
+    """Messages for the server."""
+
+    def __init__(self, limit: int) -> None:
+        """Make an empty stream.
+
+        Args:
+            limit: messages that may wait until the server receives them; `put` waits for room.
+        """
+        self._limit = limit
+        self._messages: deque[tuple[Context, Any]] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._writers: deque[asyncio.Future[None]] = deque()
+        self._ended = False
+        self._closed = False
+        self.last_context: Context | None = None
+        """The context of the last message: mcp 2.x runs its handler there."""
+
+    async def put(self, message: Any, context: Context) -> bool:
+        """Add a message; False if the server has closed the stream, or `end` was called.
+
+        Args:
+            message: of the library's type.
+            context: where the server handles it, if its library does so for each message.
+        """
+        while len(self._messages) >= self._limit and not (self._ended or self._closed):
+            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._writers.append(room)
+            await room
+        if self._ended or self._closed:
+            return False
+        self._messages.append((context, message))
+        self._wake()
+        return True
+
+    def end(self) -> None:
+        """End the stream after the messages that wait. A server ends its session then."""
+        self._ended = True
+        self._wake()
+        self._admit(len(self._writers))
+
+    async def receive(self) -> Any:
+        """Return the next message.
+
+        Raises:
+            EndOfStream: `end` was called.
+            ClosedResourceError: the server has closed the stream.
+        """
+        while not self._messages:
+            if self._closed:
+                raise ClosedResourceError
+            if self._ended:
+                raise EndOfStream
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        self.last_context, message = self._messages.popleft()
+        self._admit(1)
+        return message
+
+    async def aclose(self) -> None:
+        """Close the stream. Messages that wait are lost."""
+        self._closed = True
+        self._messages.clear()
+        self._wake()
+        self._admit(len(self._writers))
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _admit(self, number: int) -> None:
+        while self._writers and number:
+            writer = self._writers.popleft()
+            if not writer.done():
+                writer.set_result(None)
+                number -= 1
+
+
+class ServerOutput(ObjectSendStream[Any]):
+    """Messages from the server."""
+
+    def __init__(self, deliver: Callable[[Any], bool]) -> None:
+        """Make an open stream.
+
+        Args:
+            deliver: takes a message; False if the connection is closed.
+        """
+        self._deliver = deliver
+        self._closed = False
+
+    async def send(self, item: Any) -> None:
+        """Deliver a message.
+
+        Raises:
+            ClosedResourceError: the server has closed the stream.
+            BrokenResourceError: the client has closed the connection.
+        """
+        if self._closed:
+            raise ClosedResourceError
+        if not self._deliver(item):
+            raise BrokenResourceError
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        self._closed = True

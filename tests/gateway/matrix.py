@@ -1,0 +1,455 @@
+"""Each feature that passes a gateway, tried once by a client of one revision with an upstream of another.
+
+`FEATURES` has what is tried. `EXCLUSIONS` has what a pair of revisions can't have, and why; the feature itself then
+checks what comes instead.
+"""
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pytest
+
+from gateway import matrix_world as world
+from millstream.client import Client, Failure, Options
+from millstream.client._incoming import LogMessage
+from millstream.client._questions import Question
+from millstream.gateway.names import Names
+from patience import WAIT
+
+Json = dict[str, Any]
+
+R1, R2, R3, R4, R5 = DATES = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+TRANSPORTS = {
+    "stdio": DATES,
+    "http": DATES[1:],
+    "sse": DATES[:-1],
+    "websocket": DATES,
+    "memory": DATES,
+}
+"""Transport -> the revisions that have it."""
+
+
+class Exclusion(NamedTuple):
+    """What a pair of revisions can't have."""
+
+    features: tuple[str, ...]
+    since: str
+    """Both sides need this revision."""
+    reason: str
+
+
+EXCLUSIONS = (
+    Exclusion(("audio",), R2, "2024-11-05 has no audio: it becomes an embedded resource"),
+    Exclusion(("progress text",), R2, "2024-11-05 has no text in progress: numbers pass"),
+    Exclusion(
+        ("structured object", "resource link"),
+        R3,
+        "Before 2025-06-18 there are neither structured results nor resource links: both become text",
+    ),
+    Exclusion(
+        ("form", "form with choices", "several questions at once", "question of a prompt", "question of a resource"),
+        R3,
+        "Before 2025-06-18 there is no elicitation: the call ends with an error that says so",
+    ),
+    Exclusion(
+        ("URL to open", "sampling with tools"),
+        R4,
+        "Before 2025-11-25 there is neither URL elicitation nor sampling with tools: the call ends with an error",
+    ),
+    Exclusion(
+        ("structured value of any type",),
+        R5,
+        "Before 2026-07-28 structured results are objects: other values are wrapped as `result`, or become text",
+    ),
+)
+
+
+@dataclass
+class Person:
+    """The client's side of a connection: the person, the model, and what they were told."""
+
+    client: Client = field(init=False)
+    asked: list[str] = field(default_factory=list)
+    logs: list[LogMessage] = field(default_factory=list)
+
+    def elicit(self, question: Question) -> Any:
+        """Fill in each form."""
+        self.asked.append(question.message)
+        if question.mode == "url":
+            return True
+        if question.message == "choices":
+            fields = (question.requested_schema or {})["properties"]
+            return {"color": "g", "sizes": ["m"] if fields["sizes"]["type"] == "array" else "m"}
+        return {"x": len(question.message), "y": 1}
+
+    def sample(self, params: Any) -> str:
+        """Say something."""
+        self.asked.append("sampling")
+        return f"{len(params.messages)} messages, {len(params.tools or ())} tools"
+
+
+def person(target: Any, revision: str) -> Person:
+    """A client of a revision that isn't connected yet."""
+    made = Person()
+    level = "info" if revision == R5 else ""
+    options = Options(declare={"sampling": {"tools": {}}}, log_level=level, cache=False)
+    made.client = Client(
+        target,
+        revision=revision,
+        elicit=made.elicit,
+        sample=made.sample,
+        roots=["file:///work"],
+        on_log=made.logs.append,
+        timeout=WAIT,
+        options=options,
+    )
+    return made
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One client, and one upstream behind the gateway."""
+
+    person: Person
+    prefix: str
+    down: str
+    up: str
+    label: str
+
+    def both(self, since: str) -> bool:
+        """Whether both sides have what came with a revision."""
+        return min(self.down, self.up) >= since
+
+    def has(self, feature: str) -> bool:
+        """Whether the pair can have a feature."""
+        return all(self.both(each.since) for each in EXCLUSIONS if feature in each.features)
+
+    def uri(self, uri: str) -> str:
+        """A URI of the upstream, as clients of the gateway know it."""
+        return Names(self.prefix).uri(uri)
+
+    async def request(self, method: str, params: Json, **options: Any) -> Json:
+        """A raw result."""
+        return await self.person.client.request(method, params, **options)
+
+    async def call(self, tool: str, arguments: Json | None = None, meta: Json | None = None, **options: Any) -> Json:
+        """The raw result of a tool."""
+        params: Json = {"name": f"{self.prefix}_{tool}", "arguments": arguments or {}}
+        return await self.request("tools/call", {**params, "_meta": meta} if meta else params, **options)
+
+    async def text(self, tool: str, **arguments: Any) -> str:
+        """The text of a tool's result."""
+        return str((await self.call(tool, arguments))["content"][0]["text"])
+
+    async def fails(self, tool: str) -> None:
+        """A tool ends with an error: its own, or that of the protocol."""
+        code, result = await self.code(tool)
+        assert code in (-32602, -32603, -32601) or result["isError"], (code, result)
+
+    async def code(self, tool: str, arguments: Json | None = None) -> tuple[int, Json]:
+        """The code of an error, or 0 and the result."""
+        try:
+            return 0, await self.call(tool, arguments)
+        except Failure as exc:
+            return exc.code, {}
+
+
+Feature = Callable[[Pair], Awaitable[None]]
+FEATURES: dict[str, Feature] = {}
+
+
+def feature(name: str) -> Callable[[Feature], Feature]:
+    """Name a feature."""
+
+    def register(function: Feature) -> Feature:
+        FEATURES[name] = function
+        return function
+
+    return register
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+# Results
+
+
+@feature("text, images, and embedded resources")
+async def contents(pair: Pair) -> None:
+    blocks = (await pair.call("contents"))["content"]
+    assert blocks[0] == {"type": "text", "text": "Grüße, 世界 \u2028"}
+    assert blocks[1] == {"type": "image", "data": encoded(world.PNG), "mimeType": "image/png"}
+    inside = {"uri": pair.uri("note://text"), "mimeType": "text/plain", "text": "inside"}
+    assert blocks[4] == {"type": "resource", "resource": inside}
+    data = {"uri": pair.uri("note://bytes"), "mimeType": "application/octet-stream", "blob": encoded(world.BINARY)}
+    assert blocks[5] == {"type": "resource", "resource": data}
+
+
+@feature("audio")
+async def audio(pair: Pair) -> None:
+    block = (await pair.call("contents"))["content"][2]
+    if pair.has("audio"):
+        assert block == {"type": "audio", "data": encoded(world.WAV), "mimeType": "audio/wav"}
+    else:
+        assert block["type"] == "resource"
+        assert block["resource"]["blob"] == encoded(world.WAV)
+
+
+@feature("resource link")
+async def resource_link(pair: Pair) -> None:
+    block = (await pair.call("contents"))["content"][3]
+    if pair.has("resource link"):
+        assert block == {"type": "resource_link", "uri": pair.uri("note://text"), "name": "text", "title": "A note"}
+        read = await pair.request("resources/read", {"uri": block["uri"]})
+        assert read["contents"][0]["text"] == "a note"
+    else:
+        assert block["type"] == "text"
+        assert block["text"].startswith("A note: ")
+
+
+@feature("structured object")
+async def structured(pair: Pair) -> None:
+    result = await pair.call("point", {"x": 5})
+    tools = {each["name"]: each for each in (await pair.request("tools/list", {}))["tools"]}
+    described = tools[f"{pair.prefix}_point"]
+    if pair.has("structured object"):
+        assert result["structuredContent"] == {"x": 5, "y": 2}
+        assert described["outputSchema"]["type"] == "object"
+    else:
+        assert "structuredContent" not in result
+        assert "outputSchema" not in described
+    assert '"x":5' in result["content"][0]["text"]
+
+
+@feature("structured value of any type")
+async def numbers(pair: Pair) -> None:
+    result = await pair.call("numbers")
+    if pair.has("structured value of any type"):
+        assert result["structuredContent"] == [1, 2, 3]
+    elif pair.has("structured object"):
+        assert result["structuredContent"] == {"result": [1, 2, 3]}
+    else:
+        assert "structuredContent" not in result
+
+
+@feature("tool errors")
+async def tool_error(pair: Pair) -> None:
+    result = await pair.call("fails")
+    assert result["isError"] is True
+    assert result["content"][0]["text"] == "Sold out."
+
+
+@feature("errors with code and data")
+async def protocol_error(pair: Pair) -> None:
+    with pytest.raises(Failure) as caught:
+        await pair.call("refuses")
+    assert (caught.value.code, caught.value.message) == (world.CODE, "Not today")
+    assert caught.value.data == {"until": "Monday"}
+
+
+@feature("arguments, and errors in them")
+async def arguments(pair: Pair) -> None:
+    assert await pair.text("add", a=1, b=2) == "3"
+    code, result = await pair.code("add", {"a": "one"})
+    assert code == -32602 if pair.up < R4 else result["isError"]
+
+
+@feature("`_meta`")
+async def meta(pair: Pair) -> None:
+    result = await pair.call("about", meta={"example.com/there": {"n": 1}})
+    assert result["_meta"]["example.com/back"] == {"n": 1}
+
+
+# While it runs
+
+
+@feature("progress")
+async def progress(pair: Pair) -> None:
+    heard: list[Any] = []
+    await pair.call("steps", progress=lambda *step: heard.append(step))
+    assert [step[:2] for step in heard] == [(1, 3), (2, 3), (3, 3)]
+
+
+@feature("progress text")
+async def progress_text(pair: Pair) -> None:
+    heard: list[Any] = []
+    await pair.call("steps", progress=lambda *step: heard.append(step))
+    assert [step[2] for step in heard] == (
+        ["step 1", "step 2", "step 3"] if pair.has("progress text") else [None, None, None]
+    )
+
+
+@feature("log messages, by level")
+async def logs(pair: Pair) -> None:
+    logs = pair.person.logs
+    if pair.down != R5:
+        await pair.person.client.set_log_level("info")
+    logs.clear()
+    await pair.call("says")
+    assert [(log.level, log.data) for log in logs] == [("info", {"n": 1}), ("error", "loud")]
+
+
+@feature("cancellation")
+async def cancellation(pair: Pair) -> None:
+    task = asyncio.create_task(pair.call("waits", {"key": pair.label}))
+    assert await pair.text("awaited", key=pair.label, text="began") == "began"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await pair.text("awaited", key=pair.label, text="ended") == "ended"
+
+
+# Questions
+
+
+@feature("form")
+async def form(pair: Pair) -> None:
+    if not pair.has("form"):
+        await pair.fails("asks")
+        return
+    pair.person.asked.clear()
+    assert await pair.text("asks") == "5 6"
+    assert pair.person.asked == ["first", "second"]
+
+
+@feature("form with choices")
+async def choices(pair: Pair) -> None:
+    if pair.has("form"):
+        assert await pair.text("asks_choices") == "g ['m']"
+    else:
+        await pair.fails("asks_choices")
+
+
+@feature("several questions at once")
+async def several(pair: Pair) -> None:
+    if pair.has("several questions at once"):
+        assert await pair.text("asks_all") == "5 1 messages, 0 tools file:///work"
+    else:
+        await pair.fails("asks_all")
+
+
+@feature("URL to open")
+async def url(pair: Pair) -> None:
+    if pair.has("URL to open"):
+        assert await pair.text("asks_url") == "paid"
+    else:
+        await pair.fails("asks_url")
+
+
+@feature("sampling")
+async def sampling(pair: Pair) -> None:
+    assert await pair.text("samples") == "2 messages, 0 tools"
+
+
+@feature("sampling with tools")
+async def sampling_with_tools(pair: Pair) -> None:
+    if pair.has("sampling with tools"):
+        assert await pair.text("samples_with_tools") == "1 messages, 1 tools"
+    else:
+        await pair.fails("samples_with_tools")
+
+
+@feature("roots")
+async def roots(pair: Pair) -> None:
+    assert "file:///work" in await pair.text("lists_roots")
+
+
+# Prompts, resources, and completion
+
+
+@feature("prompts")
+async def prompts(pair: Pair) -> None:
+    found = await pair.request("prompts/get", {"name": f"{pair.prefix}_greet", "arguments": {"name": "Ada"}})
+    assert found["messages"][0] == {"role": "user", "content": {"type": "text", "text": "Greet Ada"}}
+    content = found["messages"][1]["content"]
+    assert content["type"] == ("audio" if pair.both(R2) else "resource")
+
+
+@feature("question of a prompt")
+async def prompt_question(pair: Pair) -> None:
+    params = {"name": f"{pair.prefix}_asking"}
+    if pair.has("question of a prompt"):
+        found = await pair.request("prompts/get", params)
+        assert found["messages"][0]["content"]["text"] == "About 6"
+    else:
+        with pytest.raises(Failure):
+            await pair.request("prompts/get", params)
+
+
+@feature("completion")
+async def completion(pair: Pair) -> None:
+    references = (
+        ({"type": "ref/prompt", "name": f"{pair.prefix}_greet"}, "name", "A", ["Ada", "Alan"]),
+        ({"type": "ref/resource", "uri": pair.uri("book://{isbn}/{page}")}, "isbn", "11", ["111", "112"]),
+    )
+    for reference, name, value, expected in references:
+        params = {"ref": reference, "argument": {"name": name, "value": value}}
+        assert (await pair.request("completion/complete", params))["completion"]["values"] == expected
+
+
+@feature("resources and templates")
+async def resources(pair: Pair) -> None:
+    listed = {each["uri"] for each in (await pair.request("resources/list", {}))["resources"]}
+    assert {pair.uri("note://text"), pair.uri("note://bytes")} <= listed
+    found = (await pair.request("resources/read", {"uri": pair.uri("note://text")}))["contents"][0]
+    assert (found["uri"], found["text"]) == (pair.uri("note://text"), "a note")
+    found = (await pair.request("resources/read", {"uri": pair.uri("note://bytes")}))["contents"][0]
+    assert found["blob"] == encoded(world.BINARY)
+    found = (await pair.request("resources/read", {"uri": pair.uri("book://7/12")}))["contents"][0]
+    assert found["text"] == "7 page 12"
+
+
+@feature("resource that is missing")
+async def missing(pair: Pair) -> None:
+    with pytest.raises(Failure) as caught:
+        await pair.request("resources/read", {"uri": pair.uri("note://none")})
+    assert caught.value.code == (-32602 if pair.down == R5 else -32002)
+
+
+@feature("question of a resource")
+async def resource_question(pair: Pair) -> None:
+    params = {"uri": pair.uri("note://asking")}
+    if pair.has("question of a resource"):
+        found = await pair.request("resources/read", params)
+        assert found["contents"][0]["text"] == "Place 5"
+    else:
+        with pytest.raises(Failure):
+            await pair.request("resources/read", params)
+
+
+@feature("resource subscriptions")
+async def subscriptions(pair: Pair) -> None:
+    uri = pair.uri("order://7")
+    async with pair.person.client.watch(uri) as changes:
+        touching = asyncio.create_task(touch(pair))
+        try:
+            async for change in changes:
+                if (change.kind, change.uri) == ("resource", uri):
+                    break
+        finally:
+            touching.cancel()
+            await asyncio.gather(touching, return_exceptions=True)
+
+
+async def touch(pair: Pair) -> None:
+    """Change it until it's noticed: the gateway subscribes when its client has."""
+    while True:
+        await pair.text("touch", uri="order://7")
+        await asyncio.sleep(0.01)
+
+
+@feature("list changes")
+async def list_changes(pair: Pair) -> None:
+    name = f"new{pair.label}"
+    async with pair.person.client.watch(tools=True) as changes:
+        await pair.text("grow", name=name)
+        async for change in changes:
+            if change.kind in ("tools", "again"):
+                tools = (await pair.request("tools/list", {}))["tools"]
+                if any(each["name"] == f"{pair.prefix}_{name}" for each in tools):
+                    break
+    assert await pair.text(name) == "new"
+    await pair.text("shrink", name=name)

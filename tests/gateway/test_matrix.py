@@ -1,0 +1,203 @@
+"""Every revision and transport on both sides of a gateway: by day each pair once, with `many` all of them together.
+
+The page docs/reference/gateway-matrix.md is written from the same data: run this file with `--update`.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from gateway.matrix import DATES, EXCLUSIONS, FEATURES, TRANSPORTS, Pair, Person, person
+from gateway.matrix_world import build
+from http_peer import serve
+from millstream import Server, Settings
+from patience import WAIT
+from processes import ROOT
+
+FOLDER = Path(__file__).parent
+PAGE = ROOT / "docs" / "reference" / "gateway-matrix.md"
+PATHS = {"http": "http://127.0.0.1:{}/mcp", "sse": "http://127.0.0.1:{}/sse", "websocket": "ws://127.0.0.1:{}/ws"}
+PROCESSES = {"2025-11-25", "2026-07-28"}
+"""The revisions that clients on stdio speak by day: each such client has a gateway of its own."""
+
+
+class Side(NamedTuple):
+    """A transport, and a revision."""
+
+    transport: str
+    revision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.transport}{DATES.index(self.revision)}"
+
+
+SIDES = [Side(transport, date) for transport, dates in TRANSPORTS.items() for date in dates]
+
+
+def choose() -> list[tuple[Side, Side]]:
+    """Pairs of sides in which each pair of revisions, and each pair of transports, stands at least once."""
+    every = [(down, up) for down in SIDES for up in SIDES if down.transport != "stdio" or down.revision in PROCESSES]
+    revisions: set[tuple[str, str]] = set()
+    transports: set[tuple[str, str]] = set()
+    chosen: list[tuple[Side, Side]] = []
+    for gain in (2, 1):  # first those that are new in both respects
+        for down, up in every:
+            dates, ways = (down.revision, up.revision), (down.transport, up.transport)
+            if (dates not in revisions) + (ways not in transports) >= gain:
+                chosen.append((down, up))
+                revisions.add(dates)
+                transports.add(ways)
+    assert len(revisions) == len(DATES) ** 2
+    assert len(transports) == len(TRANSPORTS) ** 2
+    return chosen
+
+
+def front(targets: Iterable[tuple[str, str, Any]]) -> Server:
+    """A gateway to upstreams by name, revision, and target."""
+    mcp = Server("front", serve="hub", settings=Settings(page_size=1_000, key="a secret of the tests that is long"))
+    for name, revision, target in targets:
+        mcp.upstream(name, target, revision=revision, start_timeout=WAIT, timeout=WAIT)
+    return mcp
+
+
+def child() -> Server:
+    """The gateway of a client on stdio, in a process of its own."""
+    return front(
+        (name, revision, build() if target is None else target)
+        for name, revision, target in json.loads(os.environ["MATRIX"])
+    )
+
+
+class Matrix:
+    """Upstreams, gateways, and clients, each made when it's first needed."""
+
+    def __init__(self, pairs: list[tuple[Side, Side]], stack: AsyncExitStack) -> None:
+        self.pairs = pairs
+        self._stack = stack
+        self._people: dict[Side, Person] = {}
+        self._targets: dict[Side, Any] = {}
+        self._front: Server
+        self._port = 0
+
+    async def open(self) -> None:
+        for up in dict.fromkeys(up for _, up in self.pairs):
+            self._targets[up] = await self._target(up)
+        here = {up for down, up in self.pairs if down.transport != "stdio"}
+        self._front = front((up.name, up.revision, self._targets[up] or build()) for up in here)
+        self._port = await self._serve(self._front)
+
+    async def _target(self, up: Side) -> Any:
+        """Where an upstream is; None for one in the gateway's own process."""
+        if up.transport == "memory":
+            return None
+        if up.transport == "stdio":
+            return [sys.executable, "-m", "millstream", "run", str(FOLDER / "matrix_world.py"), "--transport", "stdio"]
+        world = build()
+        world.definition.parts |= {"hub"}
+        return PATHS[up.transport].format(await self._serve(world))
+
+    async def _serve(self, server: Server) -> int:
+        await self._stack.enter_async_context(server.running())
+        return (await self._stack.enter_async_context(serve(server))).port
+
+    async def person(self, down: Side) -> Person:
+        """The client of a side."""
+        made = self._people.get(down)
+        if made is None:
+            made = self._people[down] = person(self._entrance(down), down.revision)
+            await self._stack.enter_async_context(made.client)
+        return made
+
+    def _entrance(self, down: Side) -> Any:
+        if down.transport == "memory":
+            return self._front
+        if down.transport != "stdio":
+            return PATHS[down.transport].format(self._port)
+        needed = dict.fromkeys(up for each, up in self.pairs if each == down)
+        environment = {
+            "MATRIX": json.dumps([(up.name, up.revision, self._targets[up]) for up in needed]),
+            "PYTHONPATH": str(FOLDER.parent),
+        }
+        start = "from gateway.test_matrix import child; child().run('stdio')"
+        return {"mcpServers": {"front": {"command": sys.executable, "args": ["-c", start], "env": environment}}}
+
+
+@asynccontextmanager
+async def matrix(pairs: list[tuple[Side, Side]]) -> AsyncIterator[Matrix]:
+    async with AsyncExitStack() as stack:
+        made = Matrix(pairs, stack)
+        await made.open()
+        yield made
+
+
+async def try_all(pairs: list[tuple[Side, Side]]) -> None:
+    """Try every feature with every pair, and say which failed with which."""
+    failures: list[str] = []
+    async with matrix(pairs) as made:
+        for number, (down, up) in enumerate(pairs):
+            pair = Pair(await made.person(down), up.name, down.revision, up.revision, f"{number}")
+            for name, function in FEATURES.items():
+                try:
+                    async with asyncio.timeout(WAIT):
+                        await function(pair)
+                except Exception as exc:  # of all pairs, the report shows every one that fails
+                    failures.append(f"{down.name} -> {up.name}: {name}: {type(exc).__name__}: {str(exc)[:300]}")
+    assert not failures, "\n".join([f"{len(failures)} failures", *failures])
+
+
+@pytest.mark.server
+async def test_every_feature_passes_between_every_two_revisions_and_transports() -> None:
+    await try_all(choose())
+
+
+@pytest.mark.server
+@pytest.mark.nightly
+async def test_every_feature_passes_in_all_combinations() -> None:
+    await try_all([(down, up) for down in SIDES for up in SIDES])
+
+
+def page() -> str:
+    """The table of the reference."""
+    lines = [
+        "# What passes the gateway",
+        "",
+        "A client of any revision uses an upstream of any revision, on every transport that the two revisions have. A",
+        "cell says what a client of the revision on the left can't have from an upstream of the revision above.",
+        "",
+        "| client ↓ upstream → | " + " | ".join(DATES) + " |",
+        "|---|" + "---|" * len(DATES),
+    ]
+    for down in DATES:
+        cells = []
+        for up in DATES:
+            numbers = [str(n) for n, each in enumerate(EXCLUSIONS, 1) if min(down, up) < each.since]
+            cells.append(", ".join(numbers) or "everything")
+        lines.append(f"| {down} | " + " | ".join(cells) + " |")
+    lines += ["", *(f"{number}. {each.reason}." for number, each in enumerate(EXCLUSIONS, 1)), ""]
+    lines += ["## Transports", "", "| | " + " | ".join(DATES) + " |", "|---|" + "---|" * len(DATES)]
+    names = {
+        "stdio": "stdio",
+        "http": "Streamable HTTP",
+        "sse": "HTTP+SSE",
+        "websocket": "WebSocket",
+        "memory": "in memory",
+    }
+    for transport, dates in TRANSPORTS.items():
+        lines.append(f"| {names[transport]} | " + " | ".join("yes" if date in dates else "–" for date in DATES) + " |")
+    lines += ["", "## Features", "", "Each of these is tried with every pair:", ""]
+    lines += [f"- {name}" for name in FEATURES]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_of_the_reference_is_current(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update"):
+        PAGE.write_text(page(), "utf-8")
+    assert PAGE.read_text("utf-8") == page()

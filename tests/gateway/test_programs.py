@@ -1,0 +1,184 @@
+"""Programs for other libraries run unchanged: the SDK's 1.x and 2.x lines and fastmcp, each in its own environment."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from millstream import Client
+from millstream._protocol.revisions import BY_DATE
+from patience import WAIT
+from processes import ROOT, Shared, free_port, serving, shared
+
+pytestmark = pytest.mark.server
+
+HERE = Path(__file__).parent / "programs"
+PYTHONS = {
+    "sdk_one": str(ROOT / ".venv-mcp1" / "bin" / "python"),
+    "sdk_two": sys.executable,
+    "fast": str(ROOT / ".venv-foreign" / "bin" / "python"),
+}
+LISTS = ("tools/list",)
+ERAS = ("2025-11-25", "2026-07-28")
+
+
+def run(name: str, port: int, *options: str) -> list[str]:
+    start = "from millstream._cli import main; main()"
+    return [PYTHONS[name], "-c", start, "run", str(HERE / f"{name}.py"), "--port", str(port), *options]
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def program(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def adopted(program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """A program served by Millstream."""
+    with shared(lambda port: run(program, port, "--workers", "2"), tmp_path_factory.mktemp(program)) as running:
+        yield running
+
+
+async def get(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> httpx2.Response:
+    async with httpx2.AsyncClient(timeout=WAIT) as client:
+        return await client.request(method, url, headers=headers)
+
+
+async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
+    """What a server lists, without the members by which revisions differ."""
+    async with asyncio.timeout(WAIT), Client(target, revision=revision, timeout=WAIT) as client:
+        found = {}
+        for method in LISTS:
+            result = await client.request(method)
+            key = next(name for name in result if isinstance(result[name], list))
+            found[key] = result[key]
+        return {"name": client.server.name, "instructions": client.instructions, **found}
+
+
+async def test_lists_are_those_of_the_program_in_both_eras(program: str, adopted: Shared) -> None:
+    original = await lists([PYTHONS[program], str(HERE / f"{program}.py")], ERAS[0])
+    assert {each["name"] for each in original["tools"]} == {"add", "find", "picture", "order", "fail"}
+    for era in ERAS:
+        assert await lists(f"http://127.0.0.1:{adopted.port()}/mcp", era) == original
+
+
+async def test_calls_work_with_every_revision(program: str, adopted: Shared) -> None:
+    for revision in BY_DATE:
+        steps: list[tuple[float, float | None]] = []
+        async with asyncio.timeout(WAIT), Client(f"http://127.0.0.1:{adopted.port()}/mcp", revision=revision) as client:
+            assert (await client.call("add", a=2, b=3)).text == "5"
+            assert json.loads((await client.call("find", title="Emma")).text)["title"] == "Emma"
+            assert "PNG" in str((await client.call("picture")).content)
+            result = await client.call("order", progress=lambda value, total, _: steps.append((value, total)))  # noqa: B023
+            assert (result.text, steps) == ("open", [(1, 2)])
+            failed = await client.call("fail")
+            assert failed.is_error
+            assert "fail" in failed.text
+            wrong = await client.call("add", a="x")
+            assert wrong.is_error
+
+
+async def test_own_paths_and_other_transports_work(program: str, adopted: Shared) -> None:
+    port = adopted.port()
+    page = await get(f"http://127.0.0.1:{port}/hello/Ada")
+    assert page.text == "Hello, Ada!"
+    async with Client({"mcpServers": {"sse": {"url": f"http://127.0.0.1:{port}/sse", "type": "sse"}}}) as client:
+        assert (client.transport, (await client.call("add", a=1)).text) == ("http+sse", "2")
+    command = [*run(program, 0)[:-2], "--transport", "stdio"]
+    async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+        assert (client.revision, (await client.call("add", a=1)).text) == ("2026-07-28", "2")
+
+
+async def test_pages_of_other_origins_may_not_read_replies(adopted: Shared) -> None:
+    headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    reply = await get(f"http://127.0.0.1:{adopted.port()}/mcp", "OPTIONS", headers)
+    assert "access-control-allow-origin" not in reply.headers
+
+
+PROTECTED = """
+from mcp.server{where} import {server}
+from mcp.server.auth.middleware.auth_context import get_access_token
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+
+class Verifier:
+    async def verify_token(self, token):
+        if token in ("ada", "eve", "weak"):
+            return AccessToken(token=token, client_id=token, scopes=[] if token == "weak" else ["read"])
+
+url = "http://localhost:8000/mcp"
+auth = AuthSettings(issuer_url="https://issuer.example", resource_server_url=url, required_scopes=["read"])
+mcp = {server}("protected", auth=auth, token_verifier=Verifier())
+
+@mcp.tool()
+def who() -> str:
+    return get_access_token().token
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "server"), [("sdk_one", ".fastmcp", "FastMCP"), ("sdk_two", "", "MCPServer")]
+)
+async def test_tokens_are_checked_by_the_program(name: str, where: str, server: str, tmp_path: Path) -> None:
+    file = tmp_path / "protected.py"
+    file.write_text(PROTECTED.format(where=where, server=server))
+    port = free_port()
+    command = [str(file) if each.endswith(".py") else each for each in run(name, port)]
+    url = f"http://127.0.0.1:{port}"
+    with serving(command, port, tmp_path / "log"):
+        metadata = await get(f"{url}/.well-known/oauth-protected-resource/mcp")
+        assert metadata.json()["resource"] == "http://localhost:8000/mcp"
+        for era in ERAS:
+            for token in ("ada", "eve"):
+                headers = {"Authorization": f"Bearer {token}"}
+                async with Client(f"{url}/mcp", headers=headers, revision=era, timeout=WAIT) as client:
+                    assert (await client.call("who")).text == token
+        for path in ("/mcp", "/sse"):
+            for token, status in (("", 401), ("mallory", 401), ("weak", 403)):
+                headers = {"Authorization": f"Bearer {token}"} if token else {}
+                reply = await get(url + path, "POST" if path == "/mcp" else "GET", headers)
+                assert reply.status_code == status
+                assert "resource_metadata" in reply.headers["www-authenticate"]
+
+
+def test_protected_program_is_refused_as_one_upstream_of_several(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.py"
+    program = PROTECTED.format(where="", server="MCPServer").replace("mcp = ", "theirs = ").replace("@mcp", "@theirs")
+    file.write_text(
+        f"{program}\nfrom millstream import Server\nmcp = Server('front')\nmcp.upstream('theirs', theirs)\n"
+    )
+    command = [sys.executable, "-m", "millstream", "run", str(file), "--port", str(free_port())]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert ended.returncode != 0
+    assert "checks the tokens of its callers" in ended.stderr
+
+
+async def test_program_stands_beside_own_tools() -> None:
+    from mcp.server.lowlevel import Server as LowLevel  # noqa: PLC0415  a program of the other library
+    from mcp_types import CallToolResult, ListToolsResult, TextContent, Tool  # noqa: PLC0415
+
+    from millstream import Server  # noqa: PLC0415
+
+    async def list_tools(context: Any, params: Any) -> ListToolsResult:
+        return ListToolsResult(tools=[Tool(name="old", input_schema={"type": "object"})])
+
+    async def call_tool(context: Any, params: Any) -> CallToolResult:
+        return CallToolResult(content=[TextContent(type="text", text=str(params.arguments))])
+
+    mcp = Server("front")
+
+    @mcp.tool
+    def new() -> str:
+        """A tool of the server itself."""
+        return "new"
+
+    mcp.upstream("theirs", LowLevel("theirs", on_list_tools=list_tools, on_call_tool=call_tool), start_timeout=WAIT)
+    async with mcp.running(), Client(mcp) as client:
+        assert {tool.name for tool in await client.tools()} == {"new", "theirs_old"}
+        assert (await client.call("theirs_old", x=1)).text == "{'x': 1}"

@@ -1,0 +1,84 @@
+"""Upstreams that misbehave do no harm to others, and neither sessions nor calls leave processes or memory behind.
+
+`make chaos` does the same for minutes.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benches.chaos.run import cluster
+from benches.chaos.upstream import __file__ as upstream
+from benches.chaos.upstreams import UpstreamReport, torment
+from benches.processes import family, resident
+from millstream import Client, Server
+from patience import WAIT
+
+pytestmark = pytest.mark.server
+
+COMMAND = [sys.executable, "-I", "-S", str(Path(upstream)), "steady"]
+CALLS = 150
+"""Calls of upstreams that behave before the torment ends."""
+KILLS = 3
+
+
+async def test_upstreams_that_misbehave_do_no_harm_to_others(tmp_path: Path) -> None:
+    """One is killed again and again, others hang, flood, lie about schemas, and change: no call elsewhere fails."""
+    report = UpstreamReport()
+
+    def is_enough() -> bool:
+        called = all(report.calls[name] for name in ("", "killed", "sessions", "hanging", "flooding", "lying"))
+        return called and report.calls.total() >= CALLS and report.kills >= KILLS
+
+    async with cluster(tmp_path / "log", workers=1, program="gateway.py") as running:
+        await torment(running, report, clients=5, rate=20, every=0.5, until=is_enough)
+        processes = family(running.process.pid)
+    assert not report.wrong, report
+    assert not any(map(resident, processes))
+
+
+async def serve_sessions(*, sessions: int, upstreams: int, rounds: int) -> list[tuple[int, float]]:
+    """Open sessions of a gateway and call every upstream from each. Return processes and MiB after each round."""
+    mcp = Server("gateway")
+    for number in range(upstreams - 1):
+        mcp.upstream(f"up{number}", COMMAND, start_timeout=WAIT)
+    mcp.upstream("own", COMMAND, start_timeout=WAIT, scale="per_session", max_processes=4)
+    me = os.getpid()
+    before = len(family(me))
+    used: list[tuple[int, float]] = []
+    async with mcp.running():
+        for _ in range(rounds):
+            async with contextlib.AsyncExitStack() as stack:
+                clients = [
+                    await stack.enter_async_context(Client(mcp, revision="2025-06-18", timeout=WAIT))
+                    for _ in range(sessions)
+                ]
+                for client in clients:
+                    for number in range(upstreams - 1):
+                        assert (await client.call(f"up{number}_echo", text="hello")).text == "hello"
+                for client in clients[:3]:
+                    assert (await client.call("own_echo", text="hello")).text == "hello"
+                used.append((len(family(me)) - before, resident(me) / 2**20))
+    assert len(family(me)) == before
+    return used
+
+
+async def test_sessions_leave_no_processes_behind() -> None:
+    """200 sessions of 5 upstreams have 4 shared processes, those of 3 sessions, one for lists, and the watchdog."""
+    (used,) = await serve_sessions(sessions=200, upstreams=5, rounds=1)
+    assert used[0] <= 4 + 4 + 1
+
+
+@pytest.mark.nightly
+async def test_processes_and_memory_stay_flat_for_a_thousand_sessions() -> None:
+    """1,000 sessions of 20 upstreams, again and again."""
+    end = time.monotonic() + 600
+    first = await serve_sessions(sessions=1000, upstreams=20, rounds=2)
+    while time.monotonic() < end:
+        used = await serve_sessions(sessions=1000, upstreams=20, rounds=2)
+        assert max(processes for processes, _ in used) <= 19 + 4 + 1
+        assert used[-1][1] < first[-1][1] + 20
