@@ -24,7 +24,7 @@ PYTHONS = {
     "sdk_two": sys.executable,
     "fast": str(ROOT / ".venv-foreign" / "bin" / "python"),
 }
-LISTS = ("tools/list",)
+LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
 ERAS = ("2025-11-25", "2026-07-28")
 
 
@@ -82,6 +82,8 @@ async def test_calls_work_with_every_revision(program: str, adopted: Shared) -> 
             assert "fail" in failed.text
             wrong = await client.call("add", a="x")
             assert wrong.is_error
+            assert (await client.read("book://Emma"))[0].text == "Emma"
+            assert "Review Emma, kind." in str((await client.prompt("review", title="Emma", tone="kind")).messages)
 
 
 async def test_own_paths_and_other_transports_work(program: str, adopted: Shared) -> None:

@@ -28,7 +28,6 @@ def server_of(value: Any) -> Server:
     server = Server(
         program.name,
         version=program.version,
-        instructions=program.instructions,
         settings=_settings_of(value),
         auth=program.authenticator() if side is not None and side.protected else None,
     )

@@ -61,11 +61,9 @@ def program_of(value: Any) -> Program:
         )
     program = Program(name, known, open, side, handshake_only=not _has_per_request_era())
     low_level = value if side is None else side.low_level
-    if low_level is None:  # until its lifespan runs
-        program.version, program.instructions = str(value.version or ""), str(value.instructions or "")
-    else:
-        options = low_level.create_initialization_options()
-        program.version, program.instructions = str(options.server_version), str(options.instructions or "")
+    # fastmcp 3 and newer show it only while their lifespan runs.
+    options = None if low_level is None else low_level.create_initialization_options()
+    program.version = str(options.server_version if options is not None else value.version or "")
     return program
 
 

@@ -62,7 +62,6 @@ class Program:
         """
         self.name: str = name
         self.version: str = ""
-        self.instructions: str = ""
         self.library: str = library
         self.side: HttpSide | None = side
         self.handshake_only: bool = handshake_only
