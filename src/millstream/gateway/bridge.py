@@ -31,7 +31,7 @@ from millstream._protocol.errors import (
     ToolError,
 )
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.messages import InputRequiredResult
+from millstream._protocol.messages import InputRequiredResult, Result
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -44,6 +44,7 @@ from millstream._protocol.metadata import (
 )
 from millstream._protocol.questions import ElicitResult
 from millstream._protocol.revisions import Revision
+from millstream._protocol.rounds import InputRequired
 from millstream._server.calls.call import params_of
 from millstream._version import __version__
 from millstream.client._errors import AccessDenied, BadAnswer, ClientError, Failure, NoAnswer
@@ -81,6 +82,7 @@ _OWN = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBS
 """Members of `_meta` that belong to the client's own connection."""
 
 _decode_meta = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_type = msgspec.json.Decoder(Result).decode
 _decode_required = msgspec.json.Decoder(InputRequiredResult).decode
 _decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 
@@ -156,19 +158,15 @@ async def _forward(
     call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
 ) -> bytes:
     able = abilities(call)
+    link: Link | None = None
     source: Revision | None = None
     try:
         link = await _connect(call, upstream, able)
+        link.calls += 1
         source = link.conversation.agreed.revision
         relay = Relay(call, able, await _level(call, upstream, link, source))
         ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, able, relay, source))
-        exchange = _Exchange(call, upstream, link, relay, ask, source)
-        try:
-            if source.handshake:
-                return await (exchange.with_session() if call.revision.handshake else exchange.parked())
-            return await (exchange.in_rounds() if call.revision.handshake else exchange.through())
-        finally:
-            await relay.settle()
+        return await _Exchange(call, upstream, link, relay, ask, source).run()
     except Failure as exc:
         raise _refused(call, upstream, exc, able, source) from None
     except AccessDenied as exc:
@@ -177,6 +175,9 @@ async def _forward(
         raise unanswered(call, upstream, exc) from None
     except ClientError as exc:
         raise unanswered(call, upstream, exc) from None
+    finally:
+        if link is not None:
+            link.calls -= 1
 
 
 async def _connect(call: "Call", upstream: Upstream, able: bytes) -> Link:
@@ -186,9 +187,13 @@ async def _connect(call: "Call", upstream: Upstream, able: bytes) -> Link:
         # Callers without a session don't depend on one connection, and each has its questions to itself on its own.
         for number in range(1, _NEXT_LINKS):
             other = structs.replace(key, affinity=f"#{number}")
-            link = links.ready(other) or await links.open(other)
-            if not link.calls:
+            try:
+                found = links.ready(other) or await links.open(other)
+            except ClientError as exc:
+                logger.debug("%s: no further connection: %s", upstream.config.name, exc)
                 break
+            if not found.calls:
+                return found
     return link
 
 
@@ -261,6 +266,25 @@ class _Exchange:
         self._ask = ask
         self._source = source
 
+    async def run(self) -> bytes:
+        """Return the raw result, after what was said before it."""
+        relay = self._relay
+        try:
+            result = await self._run()
+        except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
+            await relay.settle()
+            raise
+        except BaseException:  # the client is gone
+            relay.stop()
+            raise
+        await relay.settle()
+        return result
+
+    def _run(self) -> Awaitable[bytes]:
+        if self._source.handshake:
+            return self._with_session() if self._call.revision.handshake else self._parked()
+        return self._in_rounds() if self._call.revision.handshake else self._through()
+
     async def _send(self, caller: Caller, extra: bytes = b"") -> bytes:
         """Send the request once. `extra` are more members of its parameters."""
         ask, link, call = self._ask, self._link, self._call
@@ -289,11 +313,11 @@ class _Exchange:
 
     # Upstreams of the handshake era
 
-    async def with_session(self) -> bytes:
+    async def _with_session(self) -> bytes:
         """The upstream asks, and the client answers on the stream of its call."""
         return await self._send(self._relay)
 
-    async def parked(self) -> bytes:
+    async def _parked(self) -> bytes:
         """The upstream asks, and the client answers with its next request."""
         call, calls = self._call, self._upstream.parked
         kept = self._kept("parked", "urls")
@@ -324,9 +348,10 @@ class _Exchange:
 
     # Upstreams of the per-request era
 
-    async def in_rounds(self) -> bytes:
+    async def _in_rounds(self) -> bytes:
         """The upstream's result asks, and the client answers on the stream of its call."""
-        call, extra = self._call, b""
+        call, extra, loop = self._call, b"", asyncio.get_running_loop()
+        latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
             result = await self._send(self._relay, extra)
             asked = _required(result)
@@ -335,6 +360,9 @@ class _Exchange:
             members: dict[str, Any] = {}
             if asked.input_requests:
                 members["inputResponses"] = {key: await self._answer(each) for key, each in self._questions(asked)}
+                latest = loop.time() + self._upstream.config.timeout
+            elif loop.time() > latest:
+                raise NoAnswer("The upstream put off its answer for too long.")
             else:
                 await asyncio.sleep(min(_FIRST_WAIT * 2.0**number, _LONGEST_WAIT))
             if asked.request_state is not None:
@@ -348,7 +376,7 @@ class _Exchange:
         except ProtocolError as exc:
             raise _unable(self._call, f"The server asked the client, and got no answer: {exc.message}") from exc
 
-    async def through(self) -> bytes:
+    async def _through(self) -> bytes:
         """The upstream's result asks, and so does ours."""
         call, extra = self._call, b""
         kept = self._kept("rounds")
@@ -380,8 +408,6 @@ class _Exchange:
         """
         if len(asked.input_requests) > MAX_ASKED:
             raise BadAnswer(f"The upstream asked {len(asked.input_requests)} questions at once.")
-        if not asked.input_requests and asked.request_state is None:
-            raise BadAnswer("The upstream wants something, but doesn't say what.")
         able, target = self._relay.able, self._call.revision
         try:
             return [
@@ -413,14 +439,22 @@ class _Exchange:
 
 
 def _required(result: bytes) -> InputRequiredResult | None:
-    """Return what a result asks; None for one that asks nothing."""
+    """Return what a result asks; None for one that asks nothing.
+
+    Raises:
+        BadAnswer: it can't be read.
+    """
     if _ASKS_BACK not in result:
         return None
     try:
+        if _decode_type(result).result_type != "input_required":
+            return None
         found = _decode_required(result)
-    except (ValueError, RecursionError):
-        return None
-    return found if found.result_type == "input_required" else None
+    except (ValueError, RecursionError) as exc:
+        raise BadAnswer("The upstream asks something that can't be read.") from exc
+    if not found.input_requests and found.request_state is None:
+        raise BadAnswer("The upstream wants something, but doesn't say what.")
+    return found
 
 
 # Errors

@@ -26,7 +26,7 @@ from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway.questions import MAX_ASKED, Asked, project_answer
-from millstream.gateway.relay import MAX_WAITING, PROGRESS, Outbox, Relay, Step
+from millstream.gateway.relay import COMPLETE, MAX_WAITING, PROGRESS, Outbox, Relay, Step
 
 SLOT = "gateway"
 """Of the state of a forwarded call among its rounds."""
@@ -117,6 +117,8 @@ class ParkedCall:
 
     def hear(self, method: str, params: bytes) -> None:
         """Take progress or a log message, which waits while no request of the client does."""
+        if method == COMPLETE:
+            return  # not in the per-request era
         if self._hear is not None:
             self._hear(method, params)
         else:
@@ -470,9 +472,11 @@ class ParkedCalls:
             else:
                 await send("asks", encode((self._ticket(parked), asks)))
         except asyncio.CancelledError:
+            outbox.stop()
             self._drop(parked)
             raise
         except (LocalError, OSError):
+            outbox.stop()
             self._drop(parked)
 
 

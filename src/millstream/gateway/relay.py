@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from millstream._protocol.errors import (
     INTERNAL_ERROR,
@@ -36,6 +36,7 @@ logger = logging.getLogger("millstream.gateway")
 
 LOG = "notifications/message"
 PROGRESS = "notifications/progress"
+COMPLETE = "notifications/elicitation/complete"
 MAX_WAITING = 256
 """Notifications of one call that wait for a slow client. Of more, the oldest are dropped."""
 REJECTED = -1
@@ -54,8 +55,13 @@ class _Level(Struct):
     level: str
 
 
+class _Complete(Struct):
+    elicitation_id: str = field(name="elicitationId")
+
+
 _decode_step = msgspec.json.Decoder(Step).decode
 _decode_level = msgspec.json.Decoder(_Level).decode
+_decode_complete = msgspec.json.Decoder(_Complete).decode
 
 
 class Caller(Protocol):
@@ -119,11 +125,16 @@ class Outbox:
             finally:
                 self._pump.cancel()
 
+    def stop(self) -> None:
+        """Drop what isn't sent yet."""
+        if self._pump is not None:
+            self._pump.cancel()
+
 
 class Relay:
     """The client of a call that runs here."""
 
-    __slots__ = ("_call", "_least", "_outbox", "able", "level")
+    __slots__ = ("_call", "_least", "_outbox", "_urls", "able", "level")
 
     def __init__(self, call: Call, able: bytes = b"", level: str = "") -> None:
         """Nothing is sent yet.
@@ -138,6 +149,8 @@ class Relay:
         self.level: str = level
         self._least = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
         self._outbox: Outbox | None = None
+        self._urls: set[str] = set()
+        """Ids of the URLs that the client was asked to open."""
 
     @property
     def revision(self) -> Revision:
@@ -149,29 +162,38 @@ class Relay:
         self.hear(PROGRESS, encode(Step(progress, total, message)))
 
     def hear(self, method: str, params: bytes) -> None:
-        """Take progress or a log message."""
-        if method == LOG:
-            try:
-                level = _decode_level(params).level
-            except (msgspec.DecodeError, RecursionError):
+        """Take progress, a log message, or that the person is done with a URL."""
+        try:
+            if not self._wants(method, params):
                 return
-            if level not in LOG_LEVELS or LOG_LEVELS.index(level) < self._least:
-                return
+        except (msgspec.DecodeError, RecursionError):
+            return
         if self._outbox is None:
             self._outbox = Outbox(self._send)
         self._outbox.put(method, params)
 
-    async def _send(self, method: str, params: bytes) -> None:
+    def _wants(self, method: str, params: bytes) -> bool:
         if method == LOG:
-            await self._call.say(notification_message(method, Raw(params)))
-        else:
+            level = _decode_level(params).level
+            return level in LOG_LEVELS and LOG_LEVELS.index(level) >= self._least
+        return method == PROGRESS or _decode_complete(params).elicitation_id in self._urls
+
+    async def _send(self, method: str, params: bytes) -> None:
+        if method == PROGRESS:
             step = _decode_step(params)
             await Context(self._call).progress(step.progress, step.total, step.message)
+        else:
+            await self._call.say(notification_message(method, Raw(params)))
 
     async def settle(self) -> None:
         """Wait until what was heard is sent, so that the result comes after it."""
         if self._outbox is not None:
             await self._outbox.settle()
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        if self._outbox is not None:
+            self._outbox.stop()
 
     async def ask(self, asked: Asked) -> bytes:
         """Ask the client on the stream of its call, and return the raw answer.
@@ -184,6 +206,8 @@ class Relay:
             raise ProtocolError(INVALID_REQUEST, "The call that asks is over")
         if not call.open_line().asks:
             raise ProtocolError(METHOD_NOT_FOUND, "The client reads no stream on which it can be asked")
+        if self.revision.elicitation_ids and "elicitationId" in asked.params:
+            self._urls.add(str(asked.params["elicitationId"]))
         ids = call.asked = set() if call.asked is None else call.asked
         scope = "" if call.session is None else call.session.id
         try:
@@ -260,8 +284,11 @@ class Relays:
         return ProtocolError(INVALID_REQUEST, "Several calls are running, so it is unknown which client to ask")
 
     def hear(self, notification: Notification) -> None:
-        """Take a log message to the client whose call it belongs to. Progress finds its call by its token."""
+        """Take a notification to the client whose call it belongs to. Progress finds its call by its token."""
         if notification.method == LOG:
             caller = self.find(notification.request_id)
             if caller is not None:
                 caller.hear(LOG, bytes(notification.params))
+        elif notification.method == COMPLETE:  # its id says whose it is
+            for caller in self.callers.values():
+                caller.hear(COMPLETE, bytes(notification.params))

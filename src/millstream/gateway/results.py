@@ -17,6 +17,7 @@ Members = dict[str, Raw]
 WrongShape = (ValueError, RecursionError)
 """What is raised for a result that can't be read."""
 
+_COMPLETE = Raw(b'"complete"')
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_several = msgspec.json.Decoder(list[Members]).decode
 _decode_meta = msgspec.json.Decoder(dict[str, Any]).decode
@@ -34,7 +35,8 @@ def split_result(result: bytes, drop: Collection[str]) -> tuple[bytes, dict[str,
         ValueError, RecursionError: it can't be read.
     """
     found = _decode_members(result)
-    found.pop("resultType", None)
+    if bytes(found.pop("resultType", _COMPLETE)) != bytes(_COMPLETE):
+        raise ValueError("its resultType is unknown")
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)

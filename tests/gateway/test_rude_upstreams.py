@@ -1,0 +1,460 @@
+"""Upstreams that ask too much, say too much, or lie: the gateway and its clients come to no harm."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_websocket
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from client.rude import Asked, rude
+from fleet import until
+from http_peer import serve
+from millstream import Context, Server, Settings, auth
+from millstream.client import Client, Failure
+from millstream.client._questions import Question
+from patience import WAIT
+
+Json = dict[str, Any]
+Say = Callable[[Json], Awaitable[None]]
+
+TOOLS = [{"name": "go", "inputSchema": {"type": "object"}}, {"name": "rest", "inputSchema": {"type": "object"}}]
+DONE: Json = {"content": [{"type": "text", "text": "done"}]}
+FORM: Json = {"message": "Well?", "requestedSchema": {"type": "object", "properties": {"x": {"type": "integer"}}}}
+PER_REQUEST, HANDSHAKE, OLDER = "2026-07-28", "2025-11-25", "2025-06-18"
+ALICE, BOB = "alice-has-a-key-of-some-length", "bob-has-another-of-some-length"
+
+
+def greet(method: str, revision: str) -> Json:
+    """What each server says to what isn't a call."""
+    capabilities: Json = {"tools": {}, "logging": {}}
+    if method == "initialize":
+        about = {"name": "rude", "version": "1"}
+        return {"protocolVersion": revision, "capabilities": capabilities, "serverInfo": about}
+    if method == "tools/list":
+        return {"resultType": "complete", "tools": TOOLS}
+    if method == "server/discover":
+        return {"resultType": "complete", "supportedVersions": [revision], "capabilities": capabilities}
+    return {"resultType": "complete"}
+
+
+@asynccontextmanager
+async def over_http(
+    call: Callable[[Asked], Awaitable[None]], revision: str = HANDSHAKE, answers: list[Json] | None = None
+) -> AsyncIterator[str]:
+    """An upstream on Streamable HTTP; each handshake gets a session of its own."""
+    sessions = iter(range(1, 1000))
+
+    async def behave(asked: Asked) -> None:
+        message = asked.message
+        if asked.verb != "POST":
+            await asked.reply(b"", status="405 Method Not Allowed")
+        elif "method" not in message:
+            if answers is not None:
+                answers.append(message)
+            await asked.reply(b"", status="202 Accepted")
+        elif "id" not in message:
+            await asked.reply(b"", status="202 Accepted")
+        elif message["method"] == "tools/call":
+            await call(asked)
+        else:
+            first = message["method"] == "initialize"
+            more = f"Mcp-Session-Id: s{next(sessions)}\r\n" if first else ""
+            await asked.result(greet(message["method"], revision), more=more)
+
+    async with rude(behave) as server:
+        yield server.url
+
+
+@asynccontextmanager
+async def over_websocket(call: Callable[[Json, Say, "Wire"], Awaitable[None]]) -> AsyncIterator[tuple[str, "Wire"]]:
+    """An upstream on one connection, where nothing says which call a message belongs to."""
+    wire = Wire()
+
+    async def behave(socket: ServerConnection) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def say(message: Json) -> None:
+            await socket.send(json.dumps({"jsonrpc": "2.0", **message}))
+
+        try:
+            async for data in socket:
+                message = json.loads(data)
+                if message.get("method") == "tools/call":
+                    tasks.add(asyncio.create_task(call(message, say, wire)))
+                elif "method" in message and "id" in message:
+                    await say({"id": message["id"], "result": greet(message["method"], HANDSHAKE)})
+                else:
+                    wire.heard.append(message)
+                    wire.news.set()
+        except ConnectionClosed:
+            pass
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async with serve_websocket(behave, "127.0.0.1", 0, subprotocols=[Subprotocol("mcp")]) as server:
+        yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/", wire
+
+
+class Wire:
+    """What an upstream hears that isn't a request."""
+
+    def __init__(self) -> None:
+        self.heard: list[Json] = []
+        self.news = asyncio.Event()
+
+    async def answer(self, question: str) -> Json:
+        """The answer to a question."""
+        while True:
+            for message in self.heard:
+                if message.get("id") == question:
+                    return message
+            self.news.clear()
+            await self.news.wait()
+
+
+def gateway(url: str, revision: str | None = HANDSHAKE, **options: Any) -> Server:
+    settings = Settings(key="a secret of the tests that is long enough", **options.pop("settings", {}))
+    mcp = Server("front", settings=settings, auth=options.pop("auth", None))
+    mcp.upstream("rude", url, prefix="", revision=revision, start_timeout=WAIT, timeout=WAIT, **options)
+    return mcp
+
+
+def texts(result: Json) -> str:
+    return str(result["content"][0]["text"])
+
+
+async def request(client: Client, tool: str = "go", **options: Any) -> Json:
+    return await client.request("tools/call", {"name": tool, "arguments": {}}, **options)
+
+
+class Person:
+    """Answers forms, and remembers them."""
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+
+    def __call__(self, question: Question) -> Any:
+        self.asked.append(question)
+        return True if question.mode == "url" else {"x": 1}
+
+
+ODD_QUESTIONS: list[tuple[str, str, Json, int]] = [
+    ("sampling/createMessage", "sampling that no client declared", {"messages": [], "maxTokens": 1}, -32601),
+    ("roots/list", "roots that no client declared", {}, -32601),
+    ("tasks/list", "a method that no client has", {}, -32601),
+    ("elicitation/create", "a URL that runs a script", {"mode": "url", "message": "m", "url": "javascript:0"}, -32602),
+    ("elicitation/create", "a mode that doesn't exist", {"mode": "odd", "message": "m"}, -32602),
+    ("elicitation/create", "a form without fields", {"message": "m"}, -32602),
+    ("elicitation/create", "a form that isn't one", {"message": "m", "requestedSchema": [1]}, -32602),
+    ("elicitation/create", "a form of two megabytes", {**FORM, "message": "m" * 2_000_000}, -32602),
+]
+
+
+@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
+async def test_questions_that_a_client_did_not_declare_never_reach_it(revision: str) -> None:
+    answers: list[Json] = []
+
+    async def call(asked: Asked) -> None:
+        await asked.stream()
+        for number, (method, _, params, _) in enumerate(ODD_QUESTIONS):
+            message = {"jsonrpc": "2.0", "id": f"odd{number}", "method": method, "params": params}
+            await asked.event(json.dumps(message).encode())
+        await until(lambda: len(answers) == len(ODD_QUESTIONS))
+        await asked.event(asked.answer(DONE))
+        await asked.end()
+
+    person = Person()
+    async with (
+        asyncio.timeout(WAIT),
+        over_http(call, answers=answers) as url,
+        Client(gateway(url), revision=revision, elicit=person) as client,
+    ):
+        assert texts(await request(client)) == "done"
+    assert person.asked == []
+    codes = {each["id"]: each["error"]["code"] for each in answers}
+    assert codes == {f"odd{number}": code for number, (_, _, _, code) in enumerate(ODD_QUESTIONS)}
+
+
+async def test_results_that_ask_what_a_client_did_not_declare_are_errors() -> None:
+    results: list[Json] = [
+        {"inputRequests": {"a": {"method": "roots/list", "params": {}}}},
+        {"inputRequests": {"a": {"method": "elicitation/create", "params": {"mode": "url", "url": "data:x"}}}},
+        {"inputRequests": {str(n): {"method": "elicitation/create", "params": FORM} for n in range(500)}},
+        {"inputRequests": {"a": 5}},
+        {"requestState": 7},
+        {"resultType": "task", "taskId": "1"},
+        {},
+    ]
+    current: list[Json] = []
+
+    async def call(asked: Asked) -> None:
+        await asked.result({"resultType": "input_required", **current[0]})
+
+    person = Person()
+    async with asyncio.timeout(WAIT), over_http(call, PER_REQUEST) as url:
+        mcp = gateway(url, PER_REQUEST)
+        async with mcp.running():
+            for revision in (PER_REQUEST, HANDSHAKE):
+                async with Client(mcp, revision=revision, elicit=person) as client:
+                    for result in results:
+                        current[:] = [result]
+                        assert (await request(client))["isError"], result
+    assert person.asked == []
+
+
+async def test_an_upstream_that_asks_forever_ends_with_an_error() -> None:
+    async def call(asked: Asked) -> None:
+        question = {"method": "elicitation/create", "params": FORM}
+        await asked.result({"resultType": "input_required", "inputRequests": {"a": question}, "requestState": "s"})
+
+    person = Person()
+    async with asyncio.timeout(WAIT), over_http(call, PER_REQUEST) as url:
+        mcp = gateway(url, PER_REQUEST, settings={"max_rounds": 3})
+        async with mcp.running():
+            async with Client(mcp, revision=HANDSHAKE, elicit=person) as client:
+                assert (await request(client))["isError"]
+            assert len(person.asked) == 3
+            async with Client(mcp, revision=PER_REQUEST, elicit=person) as client:
+                with pytest.raises(Failure, match="Gave up after 3 rounds"):
+                    await request(client)
+            assert len(person.asked) == 6
+
+
+@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
+async def test_a_flood_of_messages_does_not_delay_the_result(revision: str) -> None:
+    async def call(asked: Asked) -> None:
+        await asked.stream()
+        for number in range(3_000):
+            log = {"level": "error", "data": number}
+            token = asked.message["params"]["_meta"]["progressToken"]
+            for method, params in (
+                ("notifications/message", log),
+                ("notifications/progress", {"progressToken": token, "progress": number}),
+                ("notifications/message", {"level": "nonsense"}),
+                ("notifications/progress", {"progressToken": "another's", "progress": 1}),
+                ("notifications/nonsense", {}),
+            ):
+                await asked.event(json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode())
+        await asked.event(asked.answer(DONE))
+        await asked.end()
+
+    steps: list[float] = []
+    async with (
+        asyncio.timeout(WAIT),
+        over_http(call) as url,
+        Client(gateway(url), revision=revision) as client,
+    ):
+        result = await request(client, progress=lambda progress, total, message: steps.append(progress))
+        assert texts(result) == "done"
+    assert steps == sorted(steps)
+    assert len(steps) <= 3_000
+
+
+async def test_answers_with_unknown_ids_end_only_their_connection() -> None:
+    lies: list[list[Json]] = [
+        [{"id": 10**6, "result": DONE}],
+        [{"id": "x", "result": DONE}],
+        [{"id": [1], "result": DONE}],
+        [{"nonsense": True}],
+    ]
+
+    async def call(message: Json, say: Say, wire: Wire) -> None:
+        if message["params"]["name"] == "rest":
+            for _ in range(2):  # twice
+                await say({"id": message["id"], "result": DONE})
+            return
+        for each in lies.pop():
+            await say(each)
+
+    async with asyncio.timeout(WAIT), over_websocket(call) as (url, _), Client(gateway(url)) as client:
+        while lies:
+            assert (await request(client))["isError"]
+            for _ in range(3):
+                assert texts(await request(client, "rest")) == "done"
+
+
+async def test_what_may_belong_to_several_calls_reaches_none(caplog: pytest.LogCaptureFixture) -> None:
+    both, answered = asyncio.Event(), asyncio.Event()
+    running: list[Json] = []
+
+    async def call(message: Json, say: Say, wire: Wire) -> None:
+        running.append(message)
+        if len(running) == 2:
+            both.set()
+            await say({"method": "notifications/message", "params": {"level": "error", "data": "whose?"}})
+            await say({"id": "q1", "method": "elicitation/create", "params": FORM})
+            assert (await wire.answer("q1"))["error"]["code"] == -32600
+            answered.set()
+        await answered.wait()
+        if len(running) == 3:  # alone
+            await say({"method": "notifications/message", "params": {"level": "error", "data": "mine"}})
+            await say({"id": "q2", "method": "elicitation/create", "params": FORM})
+            assert (await wire.answer("q2"))["result"]["content"] == {"x": 1}
+        await say({"id": message["id"], "result": DONE})
+        if len(running) == 3:
+            await say({"id": "late", "method": "elicitation/create", "params": FORM})
+
+    person = Person()
+    logs: list[Any] = []
+    async with (
+        asyncio.timeout(WAIT),
+        over_websocket(call) as (url, wire),
+        Client(gateway(url), revision=HANDSHAKE, elicit=person, on_log=lambda log: logs.append(log.data)) as client,
+    ):
+        ends = await asyncio.gather(request(client), request(client))
+        assert [texts(each) for each in ends] == ["done", "done"]
+        assert (person.asked, logs) == ([], [])
+        assert texts(await request(client)) == "done"
+        assert (len(person.asked), logs) == (1, ["mine"])
+        assert (await wire.answer("late"))["error"]["code"] == -32600
+    assert len(person.asked) == 1
+    assert "didn't say for which one" in caplog.text
+
+
+async def test_calls_without_a_session_have_their_questions_to_themselves() -> None:
+    async def call(message: Json, say: Say, wire: Wire) -> None:
+        await say({"id": f"q{message['id']}", "method": "elicitation/create", "params": FORM})
+        await wire.answer(f"q{message['id']}")
+        await say({"id": message["id"], "result": DONE})
+
+    person = Person()
+    async with asyncio.timeout(WAIT), over_websocket(call) as (url, _):
+        mcp = gateway(url)
+        async with mcp.running(), Client(mcp, revision=PER_REQUEST, elicit=person) as client:
+            ends = await asyncio.gather(*(request(client) for _ in range(4)))
+            assert [texts(each) for each in ends] == ["done"] * 4
+    assert len(person.asked) == 4
+
+
+@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
+async def test_an_upstream_can_withdraw_its_question(revision: str) -> None:
+    withdrawn = asyncio.Event()
+
+    async def call(message: Json, say: Say, wire: Wire) -> None:
+        await say({"id": "q", "method": "elicitation/create", "params": FORM})
+        await asked.wait()
+        await say({"method": "notifications/cancelled", "params": {"requestId": "q"}})
+        await say({"id": message["id"], "result": DONE})
+
+    asked = asyncio.Event()
+
+    async def person(question: Question) -> Json:
+        asked.set()
+        if revision == HANDSHAKE:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                withdrawn.set()
+        return {"x": 1}
+
+    async with (
+        asyncio.timeout(WAIT),
+        over_websocket(call) as (url, _),
+        Client(gateway(url), revision=revision, elicit=person) as client,
+    ):
+        assert texts(await request(client)) == "done"
+        if revision == HANDSHAKE:
+            await withdrawn.wait()
+
+
+async def test_an_error_that_wants_a_url_opened_reaches_every_revision() -> None:
+    opened: list[str] = []
+
+    async def call(asked: Asked) -> None:
+        if opened:
+            await asked.result(DONE)
+            return
+        wanted = {"mode": "url", "message": "Sign in", "url": "https://example.com/in", "elicitationId": "e1"}
+        error = {"code": -32042, "message": "Sign in first.", "data": {"elicitations": [wanted]}}
+        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+
+    def person(question: Question) -> Any:
+        opened.append(question.url or "")
+        return True
+
+    async with asyncio.timeout(WAIT), over_http(call) as url:
+        mcp = gateway(url)
+        async with mcp.running():
+            async with Client(mcp, revision=HANDSHAKE, elicit=person) as client:
+                with pytest.raises(Failure) as caught:
+                    await request(client)
+                assert caught.value.code == -32042
+                assert caught.value.data["elicitations"][0]["elicitationId"] == "e1"
+            for revision in (OLDER, PER_REQUEST):
+                async with Client(mcp, revision=revision) as client:  # which can't be asked
+                    result = await request(client)
+                    assert result["isError"]
+                    assert "https://example.com/in" in texts(result)
+            async with Client(mcp, revision=PER_REQUEST, elicit=lambda question: "decline") as client:
+                assert "declined" in texts(await request(client))
+            assert opened == []
+            async with Client(mcp, revision=PER_REQUEST, elicit=person) as client:
+                assert texts(await request(client)) == "done"
+            assert opened == ["https://example.com/in"]
+
+
+async def test_principals_share_neither_sessions_nor_questions() -> None:
+    sessions: dict[str, str] = {}
+    answers: list[Json] = []
+
+    async def call(asked: Asked) -> None:
+        who = asked.message["params"]["name"]
+        sessions[who] = asked.headers["mcp-session-id"]
+        await asked.stream()
+        question = {
+            "jsonrpc": "2.0",
+            "id": f"q{who}",
+            "method": "elicitation/create",
+            "params": {**FORM, "message": who},
+        }
+        await asked.event(json.dumps(question).encode())
+        await until(lambda: any(each["id"] == f"q{who}" for each in answers))
+        await asked.event(asked.answer(DONE))
+        await asked.end()
+
+    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    async with asyncio.timeout(WAIT), over_http(call, answers=answers) as url:
+        mcp = gateway(url, auth=guard)
+        async with mcp.running(), serve(mcp) as running:
+            for revision in (HANDSHAKE, PER_REQUEST):
+                sessions.clear()
+                people = {"go": (ALICE, Person()), "rest": (BOB, Person())}
+                front = f"http://127.0.0.1:{running.port}/mcp"
+                async with AsyncExitStack() as stack:
+                    calls: list[Awaitable[Json]] = []
+                    for tool, (key, person) in people.items():
+                        headers = {"authorization": f"Bearer {key}"}
+                        client = Client(front, revision=revision, elicit=person, headers=headers)
+                        calls.append(request(await stack.enter_async_context(client), tool))
+                    for result in await asyncio.gather(*calls):
+                        assert texts(result) == "done"
+                for tool, (_, person) in people.items():
+                    assert [each.message for each in person.asked] == [tool]
+                assert sessions["go"] != sessions["rest"]
+                answers.clear()
+
+
+@pytest.mark.parametrize(("up", "down"), [(HANDSHAKE, HANDSHAKE), (HANDSHAKE, PER_REQUEST), (PER_REQUEST, HANDSHAKE)])
+async def test_clocks_stand_still_while_a_person_thinks(up: str, down: str) -> None:
+    there = Server("there")
+
+    @there.tool
+    async def asks(ctx: Context) -> str:
+        return str((await ctx.elicit("Well?", FORM["requestedSchema"]))["x"])
+
+    async def person(question: Question) -> Json:
+        await asyncio.sleep(0.75)
+        return {"x": 1}
+
+    mcp = Server("front")
+    mcp.upstream("there", there, prefix="", revision=up, start_timeout=WAIT, timeout=0.5)
+    async with asyncio.timeout(WAIT), Client(mcp, revision=down, elicit=person) as client:
+        assert texts(await request(client, "asks")) == "1"
