@@ -43,8 +43,8 @@ async def test_what_fetches_tokens_follows_no_redirect_at_all(status: int) -> No
             await asked.reply(b"{}", status=f"{status} Elsewhere", more=f"Location: {second.url}\r\n")
 
         async with rude(behave) as first:
-            assert await get_json(first.url, Resource, None) is None
-            reply = await post_form(first.url, {"client_secret": "x"}, {"Authorization": "Basic x"}, None)
+            assert await get_json(first.url, Resource) is None
+            reply = await post_form(first.url, {"client_secret": "x"}, {"Authorization": "Basic x"})
             assert reply.status == status
             assert (await fetch("POST", first.url, body=b"{}")).status == status
         assert second.asked == []

@@ -173,6 +173,11 @@ class Definition:
         return bool(self.auth or self.settings.auth_key or self.settings.auth_keys)
 
     @property
+    def connects(self) -> bool:
+        """Whether people connect accounts of servers behind this one, on a page of their own."""
+        return any(each.connects for each in self.upstreams)
+
+    @property
     def limited(self) -> bool:
         """Whether anything limits how often callers may ask."""
         settings = self.settings

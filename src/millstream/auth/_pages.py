@@ -25,9 +25,11 @@ from millstream.auth._authorization_server.redirects import (
 )
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
-_PAGES = {"/dashboard": "dashboard", "/inspect": "inspector", "/docs": "docs", "/chat": "chat"}
+_PAGES = {
+    "/dashboard": "dashboard", "/inspect": "inspector", "/docs": "docs", "/chat": "chat", "/connections": "connections",
+}  # fmt: skip
 
 
 class Shown(Struct, frozen=True):
@@ -80,7 +82,7 @@ def consent(shown: Shown, status: int = 200, head: bytes = b"") -> Response:
         facts = {"Described by": client.id.partition("://")[2].partition("/")[0], **facts}
     values = {name: getattr(shown, name) for name in Shown.__struct_fields__}
     values |= {"facts": facts, "warning": _warning(client, uri)}
-    return _page("consent.html", status, head, target=form_target(uri), **values)
+    return render("consent.html", status, head, target=form_target(uri), **values)
 
 
 def _warning(client: Client, uri: str) -> str:
@@ -98,14 +100,14 @@ def _warning(client: Client, uri: str) -> str:
 
 def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response:
     """Return the page that says what is wrong. It has no link: the client would choose where to."""
-    return _page("message.html", status, root=up, title=title, text=text)
+    return render("message.html", status, root=up, title=title, text=text)
 
 
 def stop(answer: Response, host: str, text: str) -> Response:
     """Return a page in place of a redirect to an address that no one has checked: the person decides."""
     url = answer.head.partition(b"location: ")[2].partition(b"\r\n")[0].decode("ascii")
     title = "This request can't be granted"
-    return _page("message.html", 400, title=title, text=text, href=url, label=f"Go back to {host}")
+    return render("message.html", 400, title=title, text=text, href=url, label=f"Go back to {host}")
 
 
 def lead_on(url: str, label: str, head: bytes = b"") -> Response:
@@ -113,7 +115,7 @@ def lead_on(url: str, label: str, head: bytes = b"") -> Response:
 
     A redirect would belong to the form that was sent, and the policy of its page allows no other place.
     """
-    return _page("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
+    return render("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
 
 
 def words_of(scopes: Iterable[str], described: Mapping[str, str]) -> dict[str, str]:
@@ -137,9 +139,9 @@ def sign_in(request: Request, offered: Offered, page: str, notice: str, status: 
     """
     purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
     unknown = [urlsplit(each).netloc for each in offered.unknown]
-    return _page(
+    return render(
         "sign_in.html", status, root=f"{request.root_path}/", offered=offered, page=page, notice=notice, typed=typed,
-        purpose=purpose, unknown=unknown, images=_IMAGES,
+        purpose=purpose, unknown=unknown, images=IMAGES,
     )  # fmt: skip
 
 
@@ -151,11 +153,11 @@ def arrived(request: Request, page: str, head: bytes) -> Response:
     """
     root, href = f"{request.root_path}/", request.root_path + page
     title = "You are signed in"
-    return _page(
+    return render(
         "message.html",
         200,
         head,
-        images=_IMAGES,
+        images=IMAGES,
         root=root,
         title=title,
         leads_to=href,
@@ -165,14 +167,23 @@ def arrived(request: Request, page: str, head: bytes) -> Response:
     )
 
 
+def continue_at(request: Request, page: str) -> Response:
+    """Return the page that leads a browser that comes from another site on to a page of ours, with its cookies."""
+    root, href = f"{request.root_path}/", request.root_path + page
+    return render(
+        "message.html", 200, images=IMAGES, root=root, title="One moment", leads_to=href, href=href, label="Continue",
+        primary=True,
+    )  # fmt: skip
+
+
 def turned_back(request: Request, page: str, notice: str, status: int) -> Response:
     """Return the page for a person who comes back from another site without being signed in there."""
     root, href = f"{request.root_path}/", request.root_path + page
     title = "You aren't signed in"
-    return _page(
+    return render(
         "message.html",
         status,
-        images=_IMAGES,
+        images=IMAGES,
         root=root,
         title=title,
         notice=notice,
@@ -193,16 +204,33 @@ def _environment() -> "Environment":
     )  # fmt: skip
 
 
-_IMAGES = "img-src 'self'; "
+@cache
+def _template(name: str | Path) -> "Template":
+    if isinstance(name, str):
+        return _environment().get_template(name)
+    return _environment().from_string(name.read_text("utf-8"))
+
+
+IMAGES = "img-src 'self'; "
 """The pages of the server itself may have an icon."""
 _DEFAULTS: Mapping[str, Any] = {
     "root": "", "title": "", "text": "", "notice": "", "leads_to": "", "href": "", "label": "", "primary": False,
 }  # fmt: skip
 
 
-def _page(
-    template: str, status: int, head: bytes = b"", *, target: str = "", images: str = "", **values: Any
+def render(
+    template: str | Path, status: int, head: bytes = b"", *, target: str = "", images: str = "", **values: Any
 ) -> Response:
+    """Return a page.
+
+    Args:
+        template: its name among the templates here, or the path of a template elsewhere that extends one of these.
+        status: of the reply.
+        head: further header lines.
+        target: where forms lead besides this server.
+        images: what the policy says of images.
+        values: of the template.
+    """
     forms = f"'self' {target}".strip()
     lines = (
         "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
@@ -210,5 +238,5 @@ def _page(
         # Without an Origin, which other referrer policies take away, the server couldn't tell whose form this is.
         "frame-ancestors 'none'\r\nreferrer-policy: same-origin\r\ncross-origin-opener-policy: same-origin\r\n"
     ).encode("ascii")
-    text = _environment().get_template(template).render({**_DEFAULTS, **values})
+    text = _template(template).render({**_DEFAULTS, **values})
     return Response(text.encode("utf-8", "replace"), status, lines + NO_STORE + head)

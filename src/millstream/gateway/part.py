@@ -36,6 +36,9 @@ class Definition(Protocol):
     hooks: "Hooks | None"
     instructions: str
 
+    @property
+    def title(self) -> str: ...
+
 
 class GatewayPart:
     """Connects to the upstreams of a server and offers what they have."""
@@ -79,6 +82,7 @@ class GatewayPart:
         host.on_close(self._unregister_all)
         host.services.changes.source = self
         host.registry.unlisted = self._unlisted
+        host.on_http(self._serve)
         host.check_ready(self._doubt)
         await self._wait()
 
@@ -97,6 +101,8 @@ class GatewayPart:
         if credentials is not None:
             upstream.credentials = credentials
             credentials.changed = upstream.links.end_of
+            if credentials.personal:
+                host.registry.offer("tools")  # clients that come before the first person connects look for some later
             host.stack.push_async_callback(credentials.close)
 
     def _give_policy(self, upstream: Upstream, host: Host) -> None:
@@ -110,6 +116,20 @@ class GatewayPart:
             pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
             if pins.file is not None:
                 host.every_second(_Following(upstream, pins.file))
+
+    def _serve(self) -> None:
+        connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}
+        if not connecting:
+            return
+        from millstream.gateway.credentials.connections import ConnectionsPage  # noqa: PLC0415  it loads Jinja2
+        from millstream.gateway.credentials.personal import PersonalCredentials  # noqa: PLC0415  few need it
+
+        connections = {
+            name: each.credentials
+            for name, each in connecting.items()
+            if isinstance(each.credentials, PersonalCredentials)
+        }
+        ConnectionsPage(self._host, connections, server=self.definition.title).serve()
 
     async def _wait(self) -> None:
         """Wait for the first lists, each upstream for as long as its configuration says."""

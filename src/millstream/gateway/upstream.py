@@ -21,7 +21,7 @@ from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
 from millstream.gateway import catalog
 from millstream.gateway.catalog import Catalog
-from millstream.gateway.credentials.options import Credentials
+from millstream.gateway.credentials.options import Credentials, PerUserOAuth
 from millstream.gateway.links import SHARED, Link, LinkKey, Links
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway.parked import ParkedCalls
@@ -106,6 +106,11 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     openapi: Any = None
     """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or
     `OpenApi` with what of it to offer."""
+
+    @property
+    def connects(self) -> bool:
+        """Whether each person connects an account of their own, on the page of connections."""
+        return isinstance(self.auth, PerUserOAuth)
 
     @property
     def names(self) -> Names:

@@ -104,7 +104,7 @@ async def test_our_client_registers_signs_in_steps_up_refreshes_and_finds_itself
             (renewed,) = kept.load().tokens.values()
             assert renewed.refresh_token != tokens.refresh_token
             form = {"client_id": kept.load().registrations[url].client_id, "token": renewed.refresh_token}
-            assert (await post_form(f"{url}/revoke", form, {}, None)).status == 200
+            assert (await post_form(f"{url}/revoke", form, {})).status == 200
             async with asyncio.timeout(WAIT):
                 while person.visits == 2:  # within a second, the token counts no more
                     assert said(await client.call("who")) == "ada orders:write shop:use"

@@ -63,8 +63,10 @@ class AuthPart(OwnPart):
         paths: dict[str, Mapping[str, Handler]] = {
             path: {"GET": handler} for path, handler in _metadata(guard, self.definition).items()
         }
-        if "rest" in self.definition.parts:
+        if "rest" in self.definition.parts or self.definition.connects:
             paths |= self._sign_in(host, guard)
+        if "rest" not in self.definition.parts and self.definition.connects:
+            paths |= {name: {"GET": _style(name)} for name in (*_STYLES, "/assets/mark.svg")}
         for each in guard.methods:
             served = each.paths()
             below = {path.removesuffix("/authorize") for path in served if path.endswith("/authorize")}
@@ -79,7 +81,12 @@ class AuthPart(OwnPart):
         from millstream.auth._sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
         services = host.services
-        pages = {"/docs", "/dashboard", "/chat", "/inspect"} if "web" in self.definition.parts else {"/docs"}
+        parts = self.definition.parts
+        pages = (
+            {"/docs", "/dashboard", "/chat", "/inspect"} if "web" in parts else {"/docs"} if "rest" in parts else set()
+        )
+        if self.definition.connects:
+            pages.add("/connections")
         sign_in = SignIn(
             guard, pages, lambda: services.ring, services.nonce, store=host.store, server=self.definition.title
         )

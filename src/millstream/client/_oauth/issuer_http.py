@@ -105,7 +105,7 @@ def _is_here(host: str) -> bool:
     return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
-async def get_json(url: str, wanted: type[T], outbound: Outbound) -> T | None:
+async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T | None:
     """A document, or None where there's none."""
     try:
         reply = await fetch("GET", url, outbound=outbound)
@@ -125,7 +125,9 @@ def read_object(body: bytes, wanted: type[T]) -> T:
     return msgspec.convert({name: each for name, each in found.items() if each is not None}, wanted, strict=False)
 
 
-async def post_form(url: str, form: Mapping[str, str], headers: Mapping[str, str], outbound: Outbound) -> Reply:
+async def post_form(
+    url: str, form: Mapping[str, str], headers: Mapping[str, str], outbound: Outbound = DIRECT
+) -> Reply:
     """Send a form, as token endpoints want it."""
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
     return await fetch("POST", url, headers={**kind, **headers}, body=urlencode(form).encode(), outbound=outbound)

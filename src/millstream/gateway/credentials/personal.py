@@ -86,7 +86,8 @@ class PersonalCredentials(UpstreamCredentials):
         self._secret = "" if secret is None else secret.read(f"the upstream {upstream!r}")
         self._outbound: Outbound = outbound_for(url, private_addresses=options.private_addresses)
         self._proofs = Proofs()
-        self._base = _configured_base(host)
+        self.base: str = _configured_base(host)
+        """What the addresses of this server begin with, where its sign-in says so."""
         # Another URL, or another client, is another connection.
         parts = (upstream, str(url), options.issuer, options.client_id)
         self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -237,7 +238,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     def page_of(self, call: "Call") -> str:
         """Return the address of the page of connections, as the caller can reach it; empty if it isn't known."""
-        base = self._base
+        base = self.base
         if not base and call.headers is not None:
             scheme, root = getattr(call.origin, "scheme", ""), getattr(call.origin, "root_path", "")
             scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
@@ -251,8 +252,8 @@ class PersonalCredentials(UpstreamCredentials):
         """Return the connection of a person."""
         return await self._tokens.load(owner)
 
-    async def begin(self, owner: str, base: str) -> tuple[AuthorizationRequest, Registration]:
-        """Return where to send a person, and as which client.
+    async def begin(self, owner: str, base: str) -> AuthorizationRequest:
+        """Return what to send a person to the authorization server for.
 
         Args:
             owner: see `owner_of`.
@@ -271,7 +272,7 @@ class PersonalCredentials(UpstreamCredentials):
             asked = await oauth.ask(self.url, wanted.status, wanted.challenge)
         if store.load().registrations != known:
             await self._keep_registrations(place, store.load().registrations)
-        return asked, Registration() if self.options.client_id else asked.who
+        return asked
 
     async def finish(self, owner: str, base: str, asked: AuthorizationRequest, answer: Mapping[str, str]) -> None:
         """Make the connection of a person who has come back.

@@ -1,0 +1,264 @@
+"""The page where a signed-in person connects accounts of upstreams, and disconnects them.
+
+A person goes to an authorization server and comes back in two steps. The callback comes from another site, without the
+cookie by which the person is signed in, so it only takes the answer in, for the browser that left with the state. That
+browser then opens the page itself, now with both cookies, and the answer counts for the person who began, and no other.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import parse_qs
+
+from msgspec import Struct
+
+from millstream._http.message import JSON_HEAD, Request, Response, header_lines, query_value, refusal
+from millstream._limits.gcra import Limiter, Rate
+from millstream._parts import Host, Route
+from millstream._protocol.jsonrpc import encode
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.records import digest, new_secret
+from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
+from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._browser import is_own
+from millstream.client._errors import ClientError
+from millstream.client._oauth.authorization_request import AuthorizationRequest
+from millstream.client._oauth.browser_login import answer_of
+from millstream.gateway.credentials.personal import (
+    CALLBACK,
+    METADATA,
+    PAGE,
+    PersonalCredentials,
+    owner_of,
+)
+
+_TEMPLATE: Final = Path(__file__).parent / "templates" / "connections.html"
+_AWAY_SECONDS: Final = 600.0
+_ANSWER_SECONDS: Final = 120.0
+_MAX_FORM: Final = 4096
+_MAX_QUERY: Final = 8192
+_MAX_SAID: Final = 400
+_PENDING: Final = b"gateway connection pending"
+_ANSWERED: Final = b"gateway connection answered"
+T = TypeVar("T")
+_LEAVING: Final = Rate(60, 60)
+"""Times that one person is sent away: each asks servers elsewhere."""
+_FOREIGN: Final = refusal(403, "This form has to be sent from this server's own page.")
+_MALFORMED: Final = refusal(400, "That isn't what the page of connections sends. Reload the page.")
+_TOO_OLD: Final = (
+    "This attempt took more than ten minutes, was finished already, or began in another browser or as another person. "
+    "Connect again."
+)
+
+
+class PendingConnection(Struct, frozen=True):
+    """A person who was sent to an authorization server."""
+
+    upstream: str
+    owner: str
+    browser: str
+    base: str
+    asked: AuthorizationRequest
+
+
+class AnsweredConnection(Struct, frozen=True):
+    """What they brought back, until their own browser asks for it."""
+
+    pending: PendingConnection
+    answer: dict[str, str]
+
+
+class _Row(Struct, frozen=True):
+    """One upstream, as the page shows it."""
+
+    name: str
+    host: str
+    connected: bool
+    ended: bool
+    scopes: tuple[str, ...]
+
+
+class ConnectionsPage:
+    """The page of one running server, for all upstreams where each person has a connection of their own."""
+
+    def __init__(self, host: Host, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
+        """Nothing is served before `serve`.
+
+        Args:
+            host: the running server.
+            connections: by the name of the upstream.
+            server: what the server is called.
+        """
+        self._host = host
+        self._connections = connections
+        self._server = server
+        self._vault = Vault(host.services)
+        self._leaving = Limiter("connect", _LEAVING)
+
+    def serve(self) -> None:
+        """Add the paths of the page."""
+        routes = self._host.routes
+        routes.add(PAGE, Route({"GET": self.show, "POST": self.take}, reserved=True))
+        # People come back from another site, without the cookie by which they are signed in.
+        routes.add(CALLBACK, Route({"GET": self.returned}, public=True, reserved=True))
+        routes.add(METADATA, Route({"GET": self.describe}, public=True, reserved=True))
+
+    # The page
+
+    async def show(self, request: Request) -> Response:
+        """`GET /connections`, and its last step for a person who has come back."""
+        handle = query_value("finish", request.query)
+        if handle and request.method == "GET":
+            return await self._finish(request, handle)
+        return await self._page(request, wanted=query_value("connect", request.query))
+
+    async def take(self, request: Request) -> Response:
+        """`POST /connections`: connect or disconnect an upstream."""
+        principal = request.principal
+        if not is_own(request):
+            return _FOREIGN
+        if principal is None or len(request.body) > _MAX_FORM:
+            return _MALFORMED
+        try:
+            given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+        except ValueError:
+            return _MALFORMED
+        name, action = given.get("upstream", [""])[-1], given.get("action", [""])[-1]
+        connection = self._connections.get(name)
+        if connection is None or action not in ("connect", "disconnect"):
+            return _MALFORMED
+        owner = owner_of(principal.id)
+        if action == "connect":
+            return await self._begin(request, name, connection, owner)
+        await connection.disconnect(owner)
+        return self._back(request)
+
+    async def _begin(self, request: Request, name: str, connection: PersonalCredentials, owner: str) -> Response:
+        if self._leaving.take(owner) > 0:
+            return await self._page(request, "You have tried too often. Wait a minute.", 429)
+        base = self._base(request, connection)
+        if not same_host(request, base):
+            return await self._page(request, f"Open {base}{PAGE} to connect: only that address is known there.", 400)
+        tickets = Tickets(self._vault, secure=base.startswith("https://"))
+        browser, cookie = tickets.browser(request)
+        try:
+            asked = await connection.begin(owner, base)
+        except TimeoutError:
+            return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
+        except ClientError as exc:
+            return await self._page(request, _short(str(exc)), 502)
+        pending = PendingConnection(name, owner, name_of(browser), base, asked)
+        sealed = self._vault.seal(_PENDING, pending, asked.state.encode())
+        await self._vault.put(f"connection-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
+        return pages.lead_on(asked.url, f"Continue to {connection.url.host}", cookie)
+
+    async def returned(self, request: Request) -> Response:
+        """`GET /connections/callback`: take in the answer of an authorization server. Each state counts once."""
+        try:
+            answer = answer_of("?" + request.query[:_MAX_QUERY].decode("latin-1"))
+        except ClientError:
+            answer = {}
+        state = answer.get("state", "")
+        pending = await self._take(_PENDING, state, PendingConnection) if state and request.method == "GET" else None
+        if pending is None or not self._is_browser_of(request, pending):
+            return pages.turned_back(request, PAGE, _TOO_OLD, 403)
+        handle = new_secret()
+        sealed = self._vault.seal(_ANSWERED, AnsweredConnection(pending, answer), handle.encode())
+        await self._vault.put(f"connection-pending:{digest(handle)}", sealed.encode(), _ANSWER_SECONDS, lossy=True)
+        return pages.continue_at(request, f"{PAGE}?finish={handle}")
+
+    async def _finish(self, request: Request, handle: str) -> Response:
+        """Make the connection, in the browser and for the person who began."""
+        found = await self._take(_ANSWERED, handle, AnsweredConnection)
+        principal = request.principal
+        if found is None or principal is None:
+            return await self._page(request, _TOO_OLD, 403)
+        pending = found.pending
+        connection = self._connections.get(pending.upstream)
+        if connection is None or pending.owner != owner_of(principal.id) or not self._is_browser_of(request, pending):
+            return await self._page(request, _TOO_OLD, 403)
+        try:
+            await connection.finish(pending.owner, pending.base, pending.asked, found.answer)
+        except TimeoutError:
+            return await self._page(request, f"{pending.upstream} isn't connected: it took too long. Try again.", 504)
+        except ClientError as exc:
+            return await self._page(request, f"{pending.upstream} isn't connected. {_short(str(exc))}", 403)
+        return self._back(request)
+
+    async def describe(self, request: Request) -> Response:
+        """`GET /connections/client.json`: this server as a client, for authorization servers that read it (CIMD)."""
+        base = self._base(request, None)
+        about = {
+            "client_id": base + METADATA,
+            "client_name": self._server,
+            "client_uri": base or None,
+            "redirect_uris": [base + CALLBACK],
+            "grant_types": ["authorization_code", "refresh_token"],
+            "response_types": ["code"],
+            "token_endpoint_auth_method": "none",
+            "application_type": "web",
+        }
+        return Response(encode(about), 200, JSON_HEAD + header_lines(cache_control="max-age=300"))
+
+    # Parts of them
+
+    async def _take(self, kind: bytes, secret: str, wanted: type[T]) -> T | None:
+        """Return what was kept under a secret, once."""
+        raw = await self._vault.take(f"connection-pending:{digest(secret)}")
+        return None if raw is None else self._vault.open(kind, raw.decode("latin-1"), wanted, secret.encode())
+
+    def _is_browser_of(self, request: Request, pending: PendingConnection) -> bool:
+        tickets = Tickets(self._vault, secure=pending.base.startswith("https://"))
+        return same_browser(pending.browser, tickets.known_browser(request))
+
+    async def _page(self, request: Request, notice: str = "", status: int = 200, *, wanted: str = "") -> Response:
+        principal = request.principal
+        if principal is None:
+            text = "Sign in to this server first: a connection belongs to a person."
+            return pages.turned_back(request, "/sign-in", text, 403)
+        owner = owner_of(principal.id)
+        rows = [await self._row(name, each, owner) for name, each in self._connections.items()]
+        rows.sort(key=lambda row: row.name != wanted)
+        return pages.render(
+            _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server, notice=notice,
+            rows=rows, wanted=wanted, who=_name(principal.claims.get("name")) or principal.subject,
+        )  # fmt: skip
+
+    async def _row(self, name: str, connection: PersonalCredentials, owner: str) -> _Row:
+        grant = await connection.connection(owner)
+        tokens = None if grant is None else grant.tokens
+        ended = tokens is not None and not tokens.refresh_token and 0 < tokens.expires_at <= time.time()
+        scopes = () if tokens is None else tuple(tokens.scope.split())
+        return _Row(name, connection.url.authority, tokens is not None, ended, scopes)
+
+    @staticmethod
+    def _base(request: Request, connection: PersonalCredentials | None) -> str:
+        """Return what the addresses of this server begin with, as its sign-in says or as the browser knows it."""
+        if connection is not None and connection.base:
+            return connection.base
+        host = request.headers.get(b"host", b"").decode("latin-1")
+        return f"{request.scheme}://{host}{request.root_path}"
+
+    @staticmethod
+    def _back(request: Request) -> Response:
+        """Lead to the page itself, so that a reload repeats nothing."""
+        return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
+
+
+def same_host(request: Request, base: str) -> bool:
+    """Return whether a browser is where it will come back to: its cookies are kept for that host only."""
+    return (
+        request.headers.get(b"host", b"").decode("latin-1").lower()
+        == base.partition("://")[2].partition("/")[0].lower()
+    )
+
+
+def _name(said: object) -> str:
+    return said if isinstance(said, str) and said.isprintable() and len(said) < 128 else ""
+
+
+def _short(text: str) -> str:
+    """Return a sentence in which servers elsewhere have a part."""
+    plain = "".join(each if each.isprintable() else " " for each in text)
+    return plain if len(plain) <= _MAX_SAID else f"{plain[:_MAX_SAID]}…"

@@ -1,0 +1,297 @@
+"""A server elsewhere that wants accounts, its authorization server, a gateway in front of it, and people's browsers.
+
+The server is a real one of ours, which takes tokens of the authorization server. That one is scripted: it checks what
+it's sent as strictly as the RFCs want, and counts it.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from html import unescape
+from itertools import count
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import httpx2
+
+from http_peer import NOBODY, serve
+from issuer_world import claims, key_set, token
+from millstream import Context, Server, auth
+from millstream.client import Client, Options
+from millstream.gateway import per_user_oauth
+from patience import WAIT
+from processes import free_port
+
+from client.rude import Asked, rude  # isort: skip
+
+ALICE = "key-of-alice-0123456789"
+BOB = "key-of-bob-0123456789"
+URL_MODE = {"elicitation": {"url": {}}}
+
+
+class Accounts:
+    """The authorization server."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.resource = ""
+        """The server that its tokens are for."""
+        self.numbers = count(1)
+        self.forms: list[dict[str, str]] = []
+        self.registered: list[dict[str, Any]] = []
+        self.revoked: list[str] = []
+        self.codes: dict[str, dict[str, str]] = {}
+        """Code -> what was asked for with it, and who agreed."""
+        self.refresh: dict[str, tuple[str, str]] = {}
+        """Refresh token that counts -> person, and scope."""
+        self.life = 600
+        self.about: dict[str, Any] = {}
+        """Changes to the metadata."""
+        self.fails = ""
+        """The error that the token endpoint gives."""
+        self.secrets = {"gw": "s3cret"}
+
+    async def behave(self, asked: Asked) -> None:
+        """Answer a request."""
+        path = asked.path.partition("?")[0]
+        if path == "/.well-known/oauth-authorization-server":
+            await asked.reply(json.dumps(self.metadata()).encode())
+        elif path == "/register":
+            self.registered.append(json.loads(asked.body))
+            await asked.reply(b'{"client_id": "registered"}', status="201 Created")
+        elif path == "/token":
+            await self.token(asked)
+        elif path == "/revoke":
+            form = form_of(asked)
+            self.revoked.append(form["token"])
+            self.refresh.pop(form["token"], None)
+            await asked.reply(b"")
+        elif path == "/keys":
+            await asked.reply(json.dumps(key_set("ES256")).encode())
+        else:
+            await asked.reply(b"", status="404 Not Found")
+
+    def metadata(self) -> dict[str, Any]:
+        """What it says about itself."""
+        about = {
+            "issuer": self.url,
+            "authorization_endpoint": f"{self.url}/authorize",
+            "token_endpoint": f"{self.url}/token",
+            "registration_endpoint": f"{self.url}/register",
+            "revocation_endpoint": f"{self.url}/revoke",
+            "jwks_uri": f"{self.url}/keys",
+            "code_challenge_methods_supported": ["S256"],
+            "authorization_response_iss_parameter_supported": True,
+            **self.about,
+        }
+        return {name: value for name, value in about.items() if value is not None}
+
+    def agree(self, url: str, person: str) -> dict[str, str]:
+        """A person agrees at the page of a URL; what their browser brings back."""
+        asked = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
+        assert asked["code_challenge_method"] == "S256"
+        code = f"code-{next(self.numbers)}"
+        self.codes[code] = {**asked, "person": person}
+        return {"code": code, "state": asked["state"], "iss": self.url}
+
+    def issue(self, person: str, scope: str, **changes: Any) -> str:
+        """An access token."""
+        said = claims(
+            iss=self.url, aud=self.resource, sub=person, scope=scope, exp=int(time.time()) + self.life,
+            jti=str(next(self.numbers)), **changes,
+        )  # fmt: skip
+        return token(said)
+
+    async def token(self, asked: Asked) -> None:
+        """The token endpoint."""
+        form = form_of(asked)
+        self.forms.append(form)
+        error, given = self.fails, dict[str, Any]()
+        basic = asked.headers.get("authorization", "")
+        if basic:
+            name, _, secret = base64.b64decode(basic.removeprefix("Basic ")).decode().partition(":")
+            if self.secrets.get(unquote(name)) != unquote(secret):
+                error = error or "invalid_client"
+        match form["grant_type"]:
+            case "authorization_code":
+                code = self.codes.pop(form["code"], None)
+                verifier = base64.urlsafe_b64encode(hashlib.sha256(form["code_verifier"].encode()).digest())
+                if (
+                    code is None
+                    or verifier.rstrip(b"=").decode() != code["code_challenge"]
+                    or form["redirect_uri"] != code["redirect_uri"]
+                    or form["resource"] != self.resource
+                ):
+                    error = error or "invalid_grant"
+                else:
+                    given = self._refreshable(code["person"], code.get("scope", ""))
+            case "refresh_token":
+                known = self.refresh.pop(form["refresh_token"], None) if not error else None
+                if known is None:
+                    error = error or "invalid_grant"
+                else:
+                    given = self._refreshable(*known)
+            case "client_credentials":
+                error = error or ("" if basic or "client_assertion" in form else "invalid_client")
+                given = {"access_token": self.issue("the-gateway", form.get("scope", ""))}
+            case _:
+                said = json.loads(base64.urlsafe_b64decode(form["subject_token"].split(".")[1] + "=="))
+                given = {"access_token": self.issue(f"{said['sub']}-exchanged", said["scope"])}
+        if error:
+            await asked.reply(json.dumps({"error": error}).encode(), status="400 Bad Request")
+            return
+        await asked.reply(json.dumps({"token_type": "Bearer", "expires_in": self.life, **given}).encode())
+
+    def _refreshable(self, person: str, scope: str) -> dict[str, Any]:
+        refresh = f"refresh-{next(self.numbers)}"
+        self.refresh[refresh] = person, scope
+        return {"access_token": self.issue(person, scope), "refresh_token": refresh, "scope": scope}
+
+
+def form_of(asked: Asked) -> dict[str, str]:
+    """A form that came."""
+    return {name: values[-1] for name, values in parse_qs(asked.body.decode()).items()}
+
+
+class World:
+    """The server elsewhere and its authorization server."""
+
+    def __init__(self, accounts: Accounts, port: int, mcp: Server) -> None:
+        self.accounts = accounts
+        self.url = f"http://127.0.0.1:{port}/mcp"
+        self.mcp = mcp
+
+
+def elsewhere(accounts: Accounts) -> Server:
+    """The server that wants accounts."""
+    jwt = auth.oidc(accounts.url, audience=accounts.resource)
+    mcp = Server("elsewhere", auth=jwt)
+
+    @mcp.tool
+    async def who(ctx: Context) -> str:
+        """Say who asks, with which headers."""
+        assert ctx.principal is not None
+        tenant = ctx.headers.get("x-tenant", "")
+        return f"{ctx.principal.subject}{tenant and ' of '}{tenant}"
+
+    @mcp.tool(scopes=["books:write"])
+    async def write() -> str:
+        """Write a book."""
+        return "written"
+
+    return mcp
+
+
+@asynccontextmanager
+async def world(*, port: int = 0) -> AsyncIterator[World]:
+    """Both, for the length of the block."""
+    accounts = Accounts()
+    async with AsyncExitStack() as stack:
+        scripted = await stack.enter_async_context(rude(accounts.behave))
+        accounts.url = scripted.url.removesuffix("/mcp")
+        port = port or free_port()
+        accounts.resource = f"http://127.0.0.1:{port}/mcp"
+        mcp = elsewhere(accounts)
+        stack.push_async_callback(mcp.stop)
+        await stack.enter_async_context(serve(mcp, port=port))
+        yield World(accounts, port, mcp)
+
+
+class Gateway:
+    """A running gateway."""
+
+    def __init__(self, mcp: Server, port: int) -> None:
+        self.mcp = mcp
+        self.base = f"http://127.0.0.1:{port}"
+
+    @asynccontextmanager
+    async def client(self, key: str, **options: Any) -> AsyncIterator[Client]:
+        """A client that signs in with a key."""
+        headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
+        async with Client(f"{self.base}/mcp", headers=headers, timeout=WAIT, **options) as client:
+            yield client
+
+    async def call(self, key: str, tool: str, **options: Any) -> str:
+        """Call a tool; the text of the result."""
+        async with self.client(key, **options) as client:
+            return (await client.call(tool)).text
+
+    async def listed(self, tool: str, key: str = ALICE) -> None:
+        """Wait until a tool is listed."""
+        async with asyncio.timeout(WAIT), self.client(key, options=Options(cache=False)) as client:
+            while tool not in {each.name for each in await client.tools()}:  # noqa: ASYNC110  lists come in their time
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def gateway(url: str, *, methods: Any = None, store: str = "", **options: Any) -> AsyncIterator[Gateway]:
+    """A gateway with one upstream, ``up``, for the length of the block."""
+    known = auth.keys(named={"alice": ALICE, "bob": BOB})
+    mcp = Server("gateway", auth=known if methods is None else methods or None, **({"store": store} if store else {}))
+    mcp.upstream("up", url, **{"start_timeout": WAIT, "auth": per_user_oauth(), **options})
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(mcp.stop)
+        running = await stack.enter_async_context(serve(mcp))
+        yield Gateway(mcp, running.port)
+
+
+class Browser:
+    """A browser at the page of connections."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.http = httpx2.AsyncClient(base_url=base, verify=NOBODY, timeout=WAIT, follow_redirects=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.http.aclose()
+
+    async def sign_in(self, key: str) -> "Browser":
+        """Sign in to the pages."""
+        reply = await self.http.post(
+            "/sign-in", data={"key": key, "next": "/connections"}, headers={"origin": self.base}
+        )
+        assert reply.status_code == 303, reply.text
+        return self
+
+    async def page(self) -> str:
+        """The page of connections."""
+        return (await self.http.get("/connections", headers={"accept": "text/html"})).text
+
+    async def send(self, action: str, upstream: str = "up", **headers: str) -> httpx2.Response:
+        """Press a button."""
+        form = {"upstream": upstream, "action": action}
+        return await self.http.post("/connections", data=form, headers={"origin": self.base, **headers})
+
+    async def leave(self) -> str:
+        """Go to connect; where the browser is sent."""
+        reply = await self.send("connect")
+        found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', reply.text)
+        assert found, reply.text
+        return unescape(found[1])
+
+    async def come_back(self, answer: dict[str, str]) -> httpx2.Response:
+        """As a browser does that another site sends here, without the cookies that are for pages of ours alone."""
+        cookies = "; ".join(f"{each.name}={each.value}" for each in self.http.cookies.jar if "browser" in each.name)
+        async with httpx2.AsyncClient(base_url=self.base, verify=NOBODY, timeout=WAIT) as http:
+            headers = {"sec-fetch-site": "cross-site", "cookie": cookies}
+            return await http.get("/connections/callback", params=answer, headers=headers)
+
+    async def finish(self, back: httpx2.Response) -> httpx2.Response:
+        """Follow the page that leads on."""
+        found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', back.text)
+        assert found, back.text
+        headers = {"sec-fetch-site": "same-origin", "accept": "text/html"}
+        return await self.http.get(unescape(found[1]), headers=headers)
+
+    async def connect(self, accounts: Accounts, person: str) -> None:
+        """There and back."""
+        reply = await self.finish(await self.come_back(accounts.agree(await self.leave(), person)))
+        assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
