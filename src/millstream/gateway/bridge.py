@@ -50,17 +50,17 @@ from millstream._version import __version__
 from millstream.client._errors import AccessDenied, BadAnswer, ClientError, Failure, NoAnswer
 from millstream.client._requests import Ask
 from millstream.gateway.links import SHARED, Link
-from millstream.gateway.parked import OVER, SLOT, required
+from millstream.gateway.parked import OVER, SLOT, input_required
 from millstream.gateway.questions import (
     MAX_ASKED,
-    Asked,
-    abilities,
-    asks,
-    capabilities,
+    ForwardedQuestion,
+    abilities_of,
+    can_ask,
+    declare,
     project_answer,
     project_question,
 )
-from millstream.gateway.relay import Caller, Relay
+from millstream.gateway.relay import Recipient, Relay
 from millstream.gateway.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -157,18 +157,18 @@ async def _forward_with_credentials(
 async def _forward(
     call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
 ) -> bytes:
-    able = abilities(call)
+    abilities = abilities_of(call)
     link: Link | None = None
     source: Revision | None = None
     try:
-        link = await _connect(call, upstream, able)
+        link = await _connect(call, upstream, abilities)
         link.calls += 1
         source = link.conversation.agreed.revision
-        relay = Relay(call, able, await _level(call, upstream, link, source))
-        ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, able, relay, source))
+        relay = Relay(call, abilities, await _level(call, upstream, link, source))
+        ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, abilities, relay, source))
         return await _Exchange(call, upstream, link, relay, ask, source).run()
     except Failure as exc:
-        raise _refused(call, upstream, exc, able, source) from None
+        raise _refused(call, upstream, exc, abilities, source) from None
     except AccessDenied as exc:
         if upstream.credentials is not None:
             raise
@@ -180,10 +180,10 @@ async def _forward(
             link.calls -= 1
 
 
-async def _connect(call: "Call", upstream: Upstream, able: bytes) -> Link:
-    key, links = upstream.key(call, able), upstream.links
+async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
+    key, links = upstream.key(call, abilities), upstream.links
     link = links.ready(key) or await links.open(key)
-    if link.calls and not key.affinity and key != SHARED and asks(able) and _ambiguous(link):
+    if link.calls and not key.affinity and key != SHARED and can_ask(abilities) and _ambiguous(link):
         # Callers without a session don't depend on one connection, and each has its questions to itself on its own.
         for number in range(1, _NEXT_LINKS):
             other = structs.replace(key, affinity=f"#{number}")
@@ -224,7 +224,7 @@ async def _level(call: "Call", upstream: Upstream, link: Link, source: Revision)
     return chosen or services.settings.client_log_level
 
 
-def _meta(call: "Call", able: bytes, relay: Relay, source: Revision) -> bytes:
+def _meta(call: "Call", abilities: bytes, relay: Relay, source: Revision) -> bytes:
     """Return the members of `_meta` for the upstream: the client's own, without those of its connection."""
     passed = b""
     raw = bytes(params_of(call).meta)
@@ -237,15 +237,15 @@ def _meta(call: "Call", able: bytes, relay: Relay, source: Revision) -> bytes:
             passed = encode(kept)[1:-1]
     if source.handshake:
         return passed
-    envelope = _envelope(source, able, relay.level)
+    envelope = _envelope(source, abilities, relay.level)
     return b"%b,%b" % (envelope, passed) if passed else envelope
 
 
 @lru_cache(256)
-def _envelope(source: Revision, able: bytes, level: str) -> bytes:
+def _envelope(source: Revision, abilities: bytes, level: str) -> bytes:
     members: dict[str, Any] = {
         VERSION_KEY: source.date,
-        CAPABILITIES_KEY: capabilities(able, source),
+        CAPABILITIES_KEY: declare(abilities, source),
         CLIENT_KEY: Implementation(NAME, __version__),
     }
     if level:
@@ -285,13 +285,13 @@ class _Exchange:
             return self._with_session() if self._call.revision.handshake else self._parked()
         return self._in_rounds() if self._call.revision.handshake else self._through()
 
-    async def _send(self, caller: Caller, extra: bytes = b"") -> bytes:
+    async def _send(self, recipient: Recipient, extra: bytes = b"") -> bytes:
         """Send the request once. `extra` are more members of its parameters."""
         ask, link, call = self._ask, self._link, self._call
-        requests, callers = link.conversation.requests, link.relays.callers
+        requests, recipients = link.conversation.requests, link.relays.recipients
         params = b"%b,%b}" % (ask.params[:-1], extra) if extra else ask.params
         request_id = next(requests.ids)
-        callers[request_id] = caller
+        recipients[request_id] = recipient
         link.calls += 1
         try:
             return await requests.ask(
@@ -301,13 +301,13 @@ class _Exchange:
                     name=ask.name,
                     headers=ask.headers,
                     meta=ask.meta,
-                    progress=None if call.token is None and call.tee is None else caller.progress,
+                    progress=None if call.token is None and call.tee is None else recipient.progress,
                     id=request_id,
                     rounds=False,
                 )
             )
         finally:
-            del callers[request_id]
+            del recipients[request_id]
             link.calls -= 1
             link.last_used = monotonic()
 
@@ -326,7 +326,7 @@ class _Exchange:
             return await calls.resume(call, self._relay, bytes(kept.value), keep)
         if kept is not None:
             self._check_urls(kept)
-        if not asks(self._relay.able):
+        if not can_ask(self._relay.abilities):
             return await self._send(self._relay)
         return await calls.run(call, self._relay, self._source, self._send, keep)
 
@@ -335,7 +335,7 @@ class _Exchange:
         answers = self._call.responses or {}
         for key, question in msgspec.json.decode(kept.value, type=dict[str, Any]).items():
             if key not in answers:
-                raise required(self._call, {key: question}, encode(kept))
+                raise input_required(self._call, {key: question}, encode(kept))
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except (msgspec.DecodeError, RecursionError) as exc:
@@ -370,7 +370,7 @@ class _Exchange:
             extra = encode(members)[1:-1]
         raise BadAnswer("The upstream asked again and again without an answer.")
 
-    async def _answer(self, asked: Asked) -> Raw:
+    async def _answer(self, asked: ForwardedQuestion) -> Raw:
         try:
             return project_answer(asked, await self._relay.ask(asked), self._source)
         except ProtocolError as exc:
@@ -398,9 +398,9 @@ class _Exchange:
             return result
         questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(asked)}
         value = encode(_Rounds(asked.request_state, list(questions)))
-        raise required(call, questions, self._keep("rounds", value))
+        raise input_required(call, questions, self._keep("rounds", value))
 
-    def _questions(self, asked: InputRequiredResult) -> "list[tuple[str, Asked]]":
+    def _questions(self, asked: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
         """Return the questions of a result, in the words of the client.
 
         Raises:
@@ -408,10 +408,10 @@ class _Exchange:
         """
         if len(asked.input_requests) > MAX_ASKED:
             raise BadAnswer(f"The upstream asked {len(asked.input_requests)} questions at once.")
-        able, target = self._relay.able, self._call.revision
+        abilities, target = self._relay.abilities, self._call.revision
         try:
             return [
-                (key, project_question(each.method, bytes(each.params), able, self._source, target))
+                (key, project_question(each.method, bytes(each.params), abilities, self._source, target))
                 for key, each in asked.input_requests.items()
             ]
         except ProtocolError as exc:
@@ -460,10 +460,12 @@ def _required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def _refused(call: "Call", upstream: Upstream, exc: Failure, able: bytes, source: Revision | None) -> BaseException:
+def _refused(
+    call: "Call", upstream: Upstream, exc: Failure, abilities: bytes, source: Revision | None
+) -> BaseException:
     """Return the upstream's own error for the client's revision."""
     if exc.code == URL_ELICITATION_REQUIRED:
-        return _urls_required(call, upstream, exc, able)
+        return _urls_required(call, upstream, exc, abilities)
     if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and us
         return unanswered(call, upstream, exc)
     missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
@@ -472,7 +474,7 @@ def _refused(call: "Call", upstream: Upstream, exc: Failure, able: bytes, source
     return ProtocolError(exc.code, exc.message, exc.data)
 
 
-def _urls_required(call: "Call", upstream: Upstream, exc: Failure, able: bytes) -> BaseException:
+def _urls_required(call: "Call", upstream: Upstream, exc: Failure, abilities: bytes) -> BaseException:
     """Return what says that the person has to open URLs first."""
     if call.revision.url_error:
         return ProtocolError(exc.code, exc.message, exc.data)
@@ -481,19 +483,19 @@ def _urls_required(call: "Call", upstream: Upstream, exc: Failure, able: bytes) 
     if (
         not call.revision.handshake
         and urls
-        and declares(capabilities(able, call.revision), {"elicitation": {"url": {}}})
+        and declares(declare(abilities, call.revision), {"elicitation": {"url": {}}})
     ):
         try:
             asked = {
                 f"url{number}": project_question(
-                    "elicitation/create", encode({**each, "mode": "url"}), able, call.revision, call.revision
+                    "elicitation/create", encode({**each, "mode": "url"}), abilities, call.revision, call.revision
                 )
                 for number, each in enumerate(urls, 1)
             }
         except ProtocolError:
             return unanswered(call, upstream, exc)
         questions = {key: {"method": each.method, "params": each.params} for key, each in asked.items()}
-        return required(call, questions, encode(_Kept("urls", upstream.config.name, Raw(encode(questions)))))
+        return input_required(call, questions, encode(_Kept("urls", upstream.config.name, Raw(encode(questions)))))
     places = " ".join(str(each.get("url", "")) for each in urls)
     return _unable(call, f"{exc.message} Open this first, then try again: {places}".strip())
 

@@ -25,7 +25,7 @@ from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
-from millstream.gateway.questions import MAX_ASKED, Asked, project_answer
+from millstream.gateway.questions import MAX_ASKED, ForwardedQuestion, project_answer
 from millstream.gateway.relay import COMPLETE, MAX_WAITING, PROGRESS, Outbox, Relay, Step
 
 SLOT = "gateway"
@@ -39,7 +39,7 @@ _PIECE = 256 * 1024
 _WAKES = 30.0
 """Seconds until the worker that holds a call must have confirmed that it woke it."""
 
-Hear = Callable[[str, bytes], None]
+Notify = Callable[[str, bytes], None]
 
 
 class Ticket(Struct, frozen=True, array_like=True):
@@ -57,7 +57,7 @@ _decode_asks = msgspec.json.Decoder(tuple[Ticket, dict[str, Any]]).decode
 
 
 class _OpenQuestion(Struct):
-    asked: Asked
+    asked: ForwardedQuestion
     answer: asyncio.Future[bytes]
 
 
@@ -65,21 +65,21 @@ class ParkedCall:
     """A call to an upstream, which goes on when its client's request has ended."""
 
     __slots__ = (
-        "_admit", "_buffer", "_hear", "_keys", "_news", "_open", "able", "bound", "following", "id", "owner",
+        "_admit", "_buffer", "_keys", "_news", "_notify", "_open", "abilities", "bound", "following", "id", "owner",
         "revision", "round", "source", "task", "timer",
     )  # fmt: skip
 
-    def __init__(self, call: Call, able: bytes, source: Revision, admit: "Callable[[ParkedCall], bool]") -> None:
+    def __init__(self, call: Call, abilities: bytes, source: Revision, admit: "Callable[[ParkedCall], bool]") -> None:
         """Nothing runs before `task` is set.
 
         Args:
             call: of the client.
-            able: what the client can be asked.
+            abilities: what the client can be asked.
             source: what the upstream speaks.
             admit: whether there is room to park it.
         """
         self.id: str = secrets.token_hex(16)
-        self.able: bytes = able
+        self.abilities: bytes = abilities
         self.revision: Revision = call.revision
         self.source: Revision = source
         self.owner: str = call.owner
@@ -95,7 +95,7 @@ class ParkedCall:
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
         self._news = asyncio.Event()
-        self._hear: Hear | None = None
+        self._notify: Notify | None = None
         self._buffer: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
         """What was said while no request of the client waited."""
 
@@ -113,18 +113,18 @@ class ParkedCall:
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Take progress as a client hears it."""
-        self.hear(PROGRESS, encode(Step(progress, total, message)))
+        self.notify(PROGRESS, encode(Step(progress, total, message)))
 
-    def hear(self, method: str, params: bytes) -> None:
+    def notify(self, method: str, params: bytes) -> None:
         """Take progress or a log message, which waits while no request of the client does."""
         if method == COMPLETE:
             return  # not in the per-request era
-        if self._hear is not None:
-            self._hear(method, params)
+        if self._notify is not None:
+            self._notify(method, params)
         else:
             self._buffer.append((method, params))
 
-    async def ask(self, asked: Asked) -> bytes:
+    async def ask(self, asked: ForwardedQuestion) -> bytes:
         """Return the answer that a later request brings.
 
         Raises:
@@ -142,11 +142,11 @@ class ParkedCall:
 
     # What the client's requests do
 
-    def attach(self, hear: Hear) -> None:
+    def attach(self, notify: Notify) -> None:
         """Give what is said to a request of the client from now on."""
-        self._hear = hear
+        self._notify = notify
         while self._buffer:
-            hear(*self._buffer.popleft())
+            notify(*self._buffer.popleft())
 
     async def next(self) -> dict[str, Any] | None:
         """Wait for questions, and return them by key; None when the call has ended."""
@@ -168,7 +168,7 @@ class ParkedCall:
 
     def leave(self) -> None:
         """A request of the client has ended."""
-        self._hear = None
+        self._notify = None
         self.following = False
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any]) -> None:
@@ -195,7 +195,7 @@ class _Remote(Struct, eq=False):
     """A call of another worker, which a request here has woken."""
 
     worker: str
-    hear: Hear
+    notify: Notify
     outcome: asyncio.Future[tuple[str, bytes]]
     woken: asyncio.Event
     pieces: list[bytes] = []
@@ -252,14 +252,14 @@ class ParkedCalls:
             call: of the client.
             relay: to the client.
             source: what the upstream speaks.
-            exchange: runs the call, with the `Caller` that the upstream's messages go to.
+            exchange: runs the call, with the `Recipient` that the upstream's messages go to.
             keep: makes the state for the client's retry of a ticket for `resume`.
 
         Raises:
             InputRequired: the upstream asks.
             ClientError: there's no result.
         """
-        parked = ParkedCall(call, relay.able, source, self._admit)
+        parked = ParkedCall(call, relay.abilities, source, self._admit)
         self._running.add(parked)
         parked.start(exchange(parked))
         return await self._follow(parked, call, relay, keep)
@@ -285,7 +285,7 @@ class ParkedCalls:
         return parked
 
     async def _follow(self, parked: ParkedCall, call: Call, relay: Relay, keep: Callable[[bytes], bytes]) -> bytes:
-        parked.attach(relay.hear)
+        parked.attach(relay.notify)
         try:
             asks = await parked.next()
         except BaseException:  # the client doesn't want the result any more
@@ -300,7 +300,7 @@ class ParkedCalls:
         parked.bound = call_binding(call)
         self._wait_for_client(parked)
         await relay.settle()
-        raise required(call, asks, keep(encode(self._ticket(parked))))
+        raise input_required(call, asks, keep(encode(self._ticket(parked))))
 
     def _ticket(self, parked: ParkedCall) -> Ticket:
         return Ticket(self._services.store.workers.me, parked.id, parked.round)
@@ -338,7 +338,7 @@ class ParkedCalls:
 
     async def _resume_there(self, call: Call, relay: Relay, ticket: Ticket, keep: Callable[[bytes], bytes]) -> bytes:
         peers, number = self._services.peers, next(self._numbers)
-        remote = _Remote(ticket.worker, relay.hear, asyncio.get_running_loop().create_future(), asyncio.Event())
+        remote = _Remote(ticket.worker, relay.notify, asyncio.get_running_loop().create_future(), asyncio.Event())
         self._remote[number] = remote
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
         message = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
@@ -363,7 +363,7 @@ class ParkedCalls:
             return body
         if kind == "asks":
             after, asks = _decode_asks(body)
-            raise required(call, asks, keep(encode(after)))
+            raise input_required(call, asks, keep(encode(after)))
         raise self._raised(call, kind, body)
 
     @staticmethod
@@ -397,7 +397,7 @@ class ParkedCalls:
         if news.kind == "woken":
             return
         if news.kind.startswith("notifications/"):
-            remote.hear(news.kind, news.body)
+            remote.notify(news.kind, news.body)
             return
         remote.pieces.append(news.body)
         if not news.more:
@@ -496,7 +496,7 @@ def _failure(code: int, message: str, data: Any) -> bytes:
     return encode((code, message, data))
 
 
-def required(call: Call, asks: Mapping[str, Any], state: bytes) -> InputRequired:
+def input_required(call: Call, asks: Mapping[str, Any], state: bytes) -> InputRequired:
     """Return what ends a client's request with questions, and keeps `state` (JSON) sealed for its retry."""
     rounds = call.rounds
     if rounds is None:

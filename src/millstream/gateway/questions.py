@@ -1,6 +1,6 @@
 """The questions of an upstream, forwarded to a client that may speak another revision.
 
-`abilities` is what a call's client can be asked. `capabilities` declares it to an upstream, `project_question` puts a
+`abilities_of` says what the client of a call can be asked. `declare` says it to an upstream, `project_question` puts a
 question into the client's words and refuses what wasn't declared, and `project_answer` brings the answer back.
 """
 
@@ -46,7 +46,7 @@ _decode_roots = msgspec.json.Decoder(ListRootsResult).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
 
 
-def abilities(call: Call) -> bytes:
+def abilities_of(call: Call) -> bytes:
     """Return what the client of a call can be asked, as canonical JSON in the words of the newest revision.
 
     Empty for a client that can't be asked anything. Clients with equal abilities can share a connection to an upstream.
@@ -71,19 +71,19 @@ def abilities(call: Call) -> bytes:
     return _encode_sorted(found) if found else b""
 
 
-def asks(able: bytes) -> bool:
-    """Return whether a client with these `abilities` can be asked something."""
-    return any(b'"%b":' % name in able for name in (b"elicitation", b"roots", b"sampling"))
+def can_ask(abilities: bytes) -> bool:
+    """Return whether a client with these abilities can be asked something."""
+    return any(b'"%b":' % name in abilities for name in (b"elicitation", b"roots", b"sampling"))
 
 
 @lru_cache(256)
-def _read(able: bytes) -> Json:
-    return _decode_object(able) if able else {}
+def _read(abilities: bytes) -> Json:
+    return _decode_object(abilities) if abilities else {}
 
 
-def capabilities(able: bytes, revision: Revision) -> Json:
-    """Return the client capabilities that `abilities` are in the words of an upstream's revision."""
-    declared: Json = dict(_read(able))
+def declare(abilities: bytes, revision: Revision) -> Json:
+    """Return the client capabilities that abilities are in the words of an upstream's revision."""
+    declared: Json = dict(_read(abilities))
     modes = members(declared.pop("elicitation", None))
     known: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
     if known and "elicitation/create" in revision.asks:
@@ -93,7 +93,7 @@ def capabilities(able: bytes, revision: Revision) -> Json:
     return declared
 
 
-class Asked(Struct, frozen=True):
+class ForwardedQuestion(Struct, frozen=True):
     """A question in the words of the client, and what its answer has to become."""
 
     method: str
@@ -102,13 +102,15 @@ class Asked(Struct, frozen=True):
     """The parameters as the upstream wrote them."""
 
 
-def project_question(method: str, raw: bytes, able: bytes, source: Revision, target: Revision) -> Asked:
+def project_question(
+    method: str, raw: bytes, abilities: bytes, source: Revision, target: Revision
+) -> ForwardedQuestion:
     """Return an upstream's question in the words of the client's revision.
 
     Args:
         method: of the question.
         raw: its parameters.
-        able: the `abilities` of the client.
+        abilities: see `abilities_of`.
         source: the revision of the upstream.
         target: the revision of the client.
 
@@ -118,7 +120,7 @@ def project_question(method: str, raw: bytes, able: bytes, source: Revision, tar
     if len(raw) > MAX_QUESTION or too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
     name = _CAPABILITY.get(method)
-    declared = _read(able)
+    declared = _read(abilities)
     if name is None or name not in declared or method not in target.asks:
         raise ProtocolError(METHOD_NOT_FOUND, f"The client did not declare what {method} needs")
     try:
@@ -132,7 +134,7 @@ def project_question(method: str, raw: bytes, able: bytes, source: Revision, tar
         params = _project_sampling(params, members(declared[name]), source, target)
     else:
         params = {}
-    return Asked(method, params, original)
+    return ForwardedQuestion(method, params, original)
 
 
 _CAPABILITY: Mapping[str, str] = {
@@ -186,7 +188,7 @@ def _project_sampling(params: Json, declared: Json, source: Revision, target: Re
         raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
 
-def project_answer(asked: Asked, raw: bytes, source: Revision) -> Raw:
+def project_answer(asked: ForwardedQuestion, raw: bytes, source: Revision) -> Raw:
     """Return a client's answer as the revision of the upstream has it.
 
     Raises:
@@ -209,7 +211,7 @@ MAX_ANSWER = 64 * 1024 * 1024
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
 
 
-def _read_form(asked: Asked, raw: bytes) -> Raw:
+def _read_form(asked: ForwardedQuestion, raw: bytes) -> Raw:
     result = _decode_elicit(raw)
     if result.action not in _ACTIONS:
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: action is accept, decline or cancel")

@@ -30,7 +30,7 @@ from millstream._server.calls.context import Context
 from millstream._server.questions.open import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._incoming import Notification
-from millstream.gateway.questions import Asked, capabilities, project_answer, project_question
+from millstream.gateway.questions import ForwardedQuestion, declare, project_answer, project_question
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -64,12 +64,12 @@ _decode_level = msgspec.json.Decoder(_Level).decode
 _decode_complete = msgspec.json.Decoder(_Complete).decode
 
 
-class Caller(Protocol):
+class Recipient(Protocol):
     """The client of one forwarded call, as a connection to an upstream sees it."""
 
     @property
-    def able(self) -> bytes:
-        """What the client can be asked, see `questions.abilities`."""
+    def abilities(self) -> bytes:
+        """What the client can be asked, see `questions.abilities_of`."""
         ...
 
     @property
@@ -80,10 +80,10 @@ class Caller(Protocol):
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Take progress."""
 
-    def hear(self, method: str, params: bytes) -> None:
+    def notify(self, method: str, params: bytes) -> None:
         """Take progress or a log message."""
 
-    async def ask(self, asked: Asked) -> bytes:
+    async def ask(self, asked: ForwardedQuestion) -> bytes:
         """Return the client's raw answer.
 
         Raises:
@@ -134,18 +134,18 @@ class Outbox:
 class Relay:
     """The client of a call that runs here."""
 
-    __slots__ = ("_call", "_least", "_outbox", "_urls", "able", "level")
+    __slots__ = ("_call", "_least", "_outbox", "_urls", "abilities", "level")
 
-    def __init__(self, call: Call, able: bytes = b"", level: str = "") -> None:
+    def __init__(self, call: Call, abilities: bytes = b"", level: str = "") -> None:
         """Nothing is sent yet.
 
         Args:
             call: of the client.
-            able: what the client can be asked.
+            abilities: what the client can be asked.
             level: of the least severe log messages that the client wants; empty for none.
         """
         self._call = call
-        self.able: bytes = able
+        self.abilities: bytes = abilities
         self.level: str = level
         self._least = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
         self._outbox: Outbox | None = None
@@ -159,9 +159,9 @@ class Relay:
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Take progress as a client hears it."""
-        self.hear(PROGRESS, encode(Step(progress, total, message)))
+        self.notify(PROGRESS, encode(Step(progress, total, message)))
 
-    def hear(self, method: str, params: bytes) -> None:
+    def notify(self, method: str, params: bytes) -> None:
         """Take progress, a log message, or that the person is done with a URL."""
         try:
             if not self._wants(method, params):
@@ -195,7 +195,7 @@ class Relay:
         if self._outbox is not None:
             self._outbox.stop()
 
-    async def ask(self, asked: Asked) -> bytes:
+    async def ask(self, asked: ForwardedQuestion) -> bytes:
         """Ask the client on the stream of its call, and return the raw answer.
 
         Raises:
@@ -225,21 +225,21 @@ class Relay:
 class Relays:
     """The calls that run on one connection, and what the upstream says about them."""
 
-    __slots__ = ("_able", "_name", "_shared", "_warned", "callers", "conversation", "level")
+    __slots__ = ("_abilities", "_name", "_shared", "_warned", "conversation", "level", "recipients")
 
-    def __init__(self, name: str, able: bytes, *, shared: bool = False) -> None:
+    def __init__(self, name: str, abilities: bytes, *, shared: bool = False) -> None:
         """Nothing runs yet.
 
         Args:
             name: of the upstream, for the log.
-            able: what the connection declares, see `questions.abilities`.
+            abilities: what the connection declares, see `questions.abilities_of`.
             shared: other settings would give each session a connection of its own.
         """
         self._name = name
-        self._able = able
+        self._abilities = abilities
         self._shared = shared
         self._warned = False
-        self.callers: dict[int, Caller] = {}
+        self.recipients: dict[int, Recipient] = {}
         """Id of the request -> the client that it's forwarded for."""
         self.level: str = ""
         """The least severe level that the upstream was asked for."""
@@ -248,13 +248,13 @@ class Relays:
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
         """Return the capabilities to declare in a revision."""
-        return capabilities(self._able, revision) | dict(more)
+        return declare(self._abilities, revision) | dict(more)
 
-    def find(self, request_id: int) -> Caller | None:
-        """Return the caller that a message belongs to; without a request, the only one."""
+    def find(self, request_id: int) -> Recipient | None:
+        """return the recipient that a message belongs to; without a request, the only one."""
         if request_id:
-            return self.callers.get(request_id)
-        return next(iter(self.callers.values())) if len(self.callers) == 1 else None
+            return self.recipients.get(request_id)
+        return next(iter(self.recipients.values())) if len(self.recipients) == 1 else None
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
         """Return the answer of the client whose call asks.
@@ -264,15 +264,15 @@ class Relays:
         """
         if method == "ping":
             return {}
-        caller = self.find(request_id)
-        if caller is None:
+        recipient = self.find(request_id)
+        if recipient is None:
             raise self._unknown()
         source = self.conversation.agreed.revision
-        asked = project_question(method, params, caller.able, source, caller.revision)
-        return project_answer(asked, await caller.ask(asked), source)
+        asked = project_question(method, params, recipient.abilities, source, recipient.revision)
+        return project_answer(asked, await recipient.ask(asked), source)
 
     def _unknown(self) -> ProtocolError:
-        if not self.callers:
+        if not self.recipients:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
         if not self._warned:
             self._warned = True
@@ -283,12 +283,12 @@ class Relays:
             )  # fmt: skip
         return ProtocolError(INVALID_REQUEST, "Several calls are running, so it is unknown which client to ask")
 
-    def hear(self, notification: Notification) -> None:
+    def receive(self, notification: Notification) -> None:
         """Take a notification to the client whose call it belongs to. Progress finds its call by its token."""
         if notification.method == LOG:
-            caller = self.find(notification.request_id)
-            if caller is not None:
-                caller.hear(LOG, bytes(notification.params))
+            recipient = self.find(notification.request_id)
+            if recipient is not None:
+                recipient.notify(LOG, bytes(notification.params))
         elif notification.method == COMPLETE:  # its id says whose it is
-            for caller in self.callers.values():
-                caller.hear(COMPLETE, bytes(notification.params))
+            for recipient in self.recipients.values():
+                recipient.notify(COMPLETE, bytes(notification.params))

@@ -282,25 +282,25 @@ class Upstream:
         """What the upstream speaks, as far as is known."""
         return BY_DATE[self.catalog.revision]
 
-    def key(self, call: "Call", able: bytes) -> LinkKey:
+    def key(self, call: "Call", abilities: bytes) -> LinkKey:
         """Return whose connection a call needs.
 
         Args:
             call: of the client.
-            able: what the client can be asked, see `questions.abilities`.
+            abilities: what the client can be asked, see `questions.abilities_of`.
         """
         principal = call.principal.id if call.principal is not None else ""
         if self._serves_many:
             return LinkKey(principal) if self.config.scale == "per_principal" and principal else SHARED
         if self.processes is not None:
-            return LinkKey(principal, "" if call.session is None else call.session.id, able)
+            return LinkKey(principal, "" if call.session is None else call.session.id, abilities)
         revision = BY_DATE.get(self.catalog.revision)
         own = "" if self.credentials is None else self.credentials.link_key(call)
         if revision is not None and not revision.handshake:  # each request says all there is to know
             if isinstance(self._target, Program) and self._target.protected:
                 return LinkKey(principal)
             return LinkKey(principal, credentials=own) if own else SHARED
-        key = LinkKey(principal, "" if call.session is None else call.session.id, able, own)
+        key = LinkKey(principal, "" if call.session is None else call.session.id, abilities, own)
         return SHARED if key == SHARED else key
 
     @property
@@ -335,7 +335,7 @@ class Upstream:
         elif isinstance(target, Program):
             target = target.of(key.principal)
         conversation = relays.conversation = self._conversation(key, target, relays)
-        conversation.incoming.observer = relays.hear
+        conversation.incoming.observer = relays.receive
         return Link(key, conversation, relays)
 
     def _conversation(self, key: LinkKey, target: Any, relays: Relays) -> Conversation:
