@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from generated import examples
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, InvalidName
@@ -226,5 +227,5 @@ class Mailbox(RuleBasedStateMachine):
 def test_a_client_that_comes_and_goes_gets_everything_once() -> None:
     """Our choice: delivered in order on its return, none twice."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Mailbox, settings=settings(max_examples=60, stateful_step_count=25)
+        Mailbox, settings=settings(max_examples=examples(5), stateful_step_count=25)
     )

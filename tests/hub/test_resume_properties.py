@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from generated import examples
 from hub_parts import Clock, Outlet, encode_line
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits
@@ -114,5 +115,5 @@ class ReconnectsWithLittleRoom(Reconnects):
 def test_resuming_after_any_cut_loses_nothing_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
     """Our choice: resume across reconnects, an explicit gap event when history is gone."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine, settings=settings(max_examples=60, stateful_step_count=25)
+        machine, settings=settings(max_examples=examples(5), stateful_step_count=25)
     )

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
+from generated import examples
 from millstream._app.runtime import Runtime
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
@@ -72,7 +73,7 @@ def is_request(value: Any) -> bool:
 
 
 @given(value=messages, revision=st.sampled_from(["", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]))
-@settings(max_examples=300)
+@settings(max_examples=examples(20))
 def test_a_request_gets_one_answer_with_its_id_and_the_connection_lives(
     running: Running, value: Any, revision: str
 ) -> None:
@@ -89,7 +90,7 @@ def test_a_request_gets_one_answer_with_its_id_and_the_connection_lives(
 
 
 @given(body=st.one_of(bodies, encoded(messages)), revision=st.sampled_from(["", "2025-03-26", "2025-11-25"]))
-@settings(max_examples=300)
+@settings(max_examples=examples(20))
 def test_any_bytes_get_at_most_one_answer_and_the_connection_lives(
     running: Running, body: bytes, revision: str
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
+from generated import examples
 from millstream._app.serving.entry import prepare
 from millstream._http.server.listener import Listener
 from patience import WAIT
@@ -95,7 +96,7 @@ sequences = st.lists(st.sampled_from(GOOD), min_size=1, max_size=4)
 
 
 @given(sequences.flatmap(lambda requests: st.tuples(st.just(requests), cuts(b"".join(requests)))))
-@settings(max_examples=100)
+@settings(max_examples=examples(6))
 def test_requests_in_pieces_get_the_replies_of_requests_in_one_piece(
     lane: ShopConnections, case: tuple[list[bytes], list[bytes]]
 ) -> None:
@@ -131,7 +132,7 @@ def nearly_http(draw: st.DrawFn) -> bytes:
         lambda data: st.tuples(st.just(data), cuts(data))
     )
 )
-@settings(max_examples=300)
+@settings(max_examples=examples(20))
 def test_any_bytes_on_a_connection_give_replies_without_a_server_error(
     lane: ShopConnections, case: tuple[bytes, list[bytes]]
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
+from generated import examples
 from millstream._app.serving.entry import prepare
 from properties.messages import bodies, encoded, headers, messages, requests
 from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing
@@ -87,7 +88,7 @@ def asks(body: bytes) -> bool:
 
 
 @given(endpoint=st.sampled_from(ENDPOINTS), fields=headers, body=bodies)
-@settings(max_examples=300)
+@settings(max_examples=examples(20))
 @example(endpoint=("POST", "/mcp"), fields=pairs(POST), body=b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}')
 @example(endpoint=("POST", "/mcp"), fields=[*pairs(POST), (b"content-length", b"x")], body=b"{}")
 def test_any_request_to_any_endpoint_gets_an_answer_of_the_protocol(
@@ -100,7 +101,7 @@ def test_any_request_to_any_endpoint_gets_an_answer_of_the_protocol(
 
 
 @given(body=encoded(messages), extra=headers)
-@settings(max_examples=200)
+@settings(max_examples=examples(13))
 def test_any_message_in_a_session_gets_an_answer_and_the_session_lives(
     world: World, body: bytes, extra: list[tuple[bytes, bytes]]
 ) -> None:
@@ -112,7 +113,7 @@ def test_any_message_in_a_session_gets_an_answer_and_the_session_lives(
 
 
 @given(message=requests())
-@settings(max_examples=200)
+@settings(max_examples=examples(13))
 def test_any_message_with_headers_that_fit_it_gets_an_answer(world: World, message: dict[str, Any]) -> None:
     """The per-request era with the headers that a client would make of the body: deep steps are reached."""
     params = message.get("params")

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from fuzz import parsers, servers
 from fuzz.parsers import Target
+from generated import examples
 
 pytestmark = pytest.mark.many
-EXAMPLES = 300
+EXAMPLES = examples(20)
 TARGETS = {**parsers.PARSERS, **servers.SERVERS}
 SEEDS = {**parsers.SEEDS, **servers.SEEDS}
 made: dict[str, Target] = {}

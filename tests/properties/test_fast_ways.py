@@ -16,6 +16,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
+from generated import examples
 from millstream._http.asgi.sink import AsgiSink
 from millstream._http.message import Request, Response
 from millstream._transports.streamable.exact import serve_exactly
@@ -105,7 +106,7 @@ def with_meta(**changes: Any) -> bytes:
         max_size=1,
     ),
 )
-@settings(max_examples=400)
+@settings(max_examples=examples(20))
 @example(body=with_meta(progressToken=None), changes={})
 @example(body=with_meta(**{f"{META}logLevel": ""}), changes={})
 @example(body=with_meta(**{f"{META}clientInfo": {}}), changes={})
@@ -153,7 +154,7 @@ def test_a_call_of_the_per_request_era_is_answered_alike_by_both_ways(
     sessionless=st.booleans(),
     version=mostly(st.just(LATEST_HANDSHAKE), st.sampled_from(["2025-03-26", PER_REQUEST, "x", ""])),
 )
-@settings(max_examples=400)
+@settings(max_examples=examples(20))
 @example(
     body=json.dumps(request("tools/call", {**ADD, "_meta": {"progressToken": None}})).encode(),
     sessionless=False,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from generated import examples
 from millstream import Context, Server, Settings
 from millstream._app.serving.entry import prepare
 from wire import Wire, over_asgi, pairs, request
@@ -79,7 +80,7 @@ async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cu
 
 @pytest.mark.parametrize("revision", ["2025-03-26", "2025-06-18", "2025-11-25"])
 @given(steps=st.integers(1, 8), turns=st.integers(0, 4), cuts=st.lists(st.integers(1, 4), max_size=6))
-@settings(max_examples=60)
+@settings(max_examples=examples(5))
 @example(steps=4, turns=0, cuts=[1, 1, 1, 1, 1])
 @example(steps=4, turns=3, cuts=[1, 1, 1, 1, 1])
 def test_resume_after_a_cut_at_any_event_loses_and_repeats_nothing(
@@ -106,7 +107,7 @@ def test_resume_after_a_cut_at_any_event_loses_and_repeats_nothing(
 
 
 @given(steps=st.integers(1, 6))
-@settings(max_examples=12)
+@settings(max_examples=examples(5))
 def test_the_rest_of_a_finished_call_can_be_read_from_every_event(steps: int) -> None:
     """However often it is asked for: each event with its id and data, and nothing after the last."""
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from bad_input.shop import make_shop
+from generated import examples
 from millstream._app.serving.entry import prepare
 from patience import WAIT
 from wire import POST, Reply, Wire, over_asgi, pairs, request
@@ -182,4 +183,4 @@ class SessionLife(RuleBasedStateMachine):
 @pytest.mark.many
 def test_any_order_of_steps_keeps_the_rules_of_sessions() -> None:
     """A machine of steps that clients take, right ones and wrong ones."""
-    run_state_machine_as_test(SessionLife, settings=settings(max_examples=40, stateful_step_count=30))
+    run_state_machine_as_test(SessionLife, settings=settings(max_examples=examples(5), stateful_step_count=30))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generated import examples
 from millstream._transports.rest.routes import RestRoutes
 from rest_world import post, routes, world
 from strategies import json_values
@@ -39,7 +40,7 @@ def loop() -> Iterator[tuple[asyncio.Runner, RestRoutes]]:
         runner.run(stack.aclose())
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(13))
 @given(path=st.sampled_from(["list", "call"]), body=BODIES)
 def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], path: str, body: bytes) -> None:
     """A result or an error, with the id that was sent or none."""
@@ -54,7 +55,7 @@ def test_the_dialect_answers_json_rpc(loop: tuple[asyncio.Runner, RestRoutes], p
         assert reply.get("id") == (json.loads(body).get("id") if body else None)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(13))
 @given(name=st.sampled_from(list(world().registry.tools)) | st.text(max_size=12), body=BODIES)
 def test_plain_rest_answers_a_value_or_a_problem(
     loop: tuple[asyncio.Runner, RestRoutes], name: str, body: bytes

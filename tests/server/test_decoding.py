@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from generated import examples
 from millstream._server.functions.fields import Field
 from millstream._server.functions.plan import Plan, plan
 from millstream._server.functions.reading import ArgumentError, argument_error, read_arguments
@@ -124,7 +125,7 @@ def recovered(made: Plan, raw: bytes) -> bool:
     return True
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(20))
 @given(calls())
 def test_the_schema_accepts_exactly_what_the_decoder_accepts(call: tuple[Plan, dict[str, Any]]) -> None:
     """What clients are told is what is done."""

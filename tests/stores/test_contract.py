@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from generated import examples
 from millstream._stores.base import CoAppend, Entry, Gap, Index, Position, Sealed, ShareFull, Store, StoreFull
 from millstream._stores.follow import Tail
 from millstream._stores.memory.store import MemoryStore
@@ -498,7 +499,7 @@ class LogMachine(RuleBasedStateMachine):
 def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
     """The contract of `Log`, as a state machine."""
     machine = type("Machine", (LogMachine,), {"make": staticmethod(BACKINGS[name])})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30))
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples(5), stateful_step_count=30))
 
 
 # Appends: the index, the seal, and listeners

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generated import examples
 from http_peer import HEAD, ToyApp
 from millstream._config import Settings
 from millstream._http.message import STREAM_HEAD, Request, Response
@@ -135,7 +136,7 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(st.one_of(MESSAGES, FRAGMENTS, st.binary(max_size=20)), max_size=8), st.data())
-@settings(max_examples=300)
+@settings(max_examples=examples(20))
 def test_any_bytes_get_http_answers_or_none_and_leave_nothing_behind(parts: list[bytes], data: st.DataObject) -> None:
     """Never an exception, a 500, bytes behind the end, or a task that stays."""
     stream = b"".join(parts)
@@ -145,7 +146,7 @@ def test_any_bytes_get_http_answers_or_none_and_leave_nothing_behind(parts: list
 
 
 @given(st.lists(MESSAGES, min_size=1, max_size=6), st.one_of(st.just(b""), st.binary(min_size=1, max_size=20)))
-@settings(max_examples=150)
+@settings(max_examples=examples(10))
 def test_byte_by_byte_feeding_equals_whole_feeding(messages: list[bytes], garbage: bytes) -> None:
     """Replies, their order and the refusal at the end do not depend on how the bytes were cut."""
     stream = b"".join(messages) + garbage

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generated import examples
 from guard_peer import echo, guard_table
 from http_peer import HEAD, request
 from millstream._config import Settings
@@ -267,7 +268,7 @@ PIECES = [
     st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join).flatmap(cuts),
     st.lists(st.booleans(), min_size=40, max_size=40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(13), deadline=None)
 def test_no_conversation_leaves_the_tables(pieces: list[bytes], completes: list[bool]) -> None:
     """A move that is not there would be a KeyError in a callback of the parser, which is answered with 500."""
     shared = Shared()

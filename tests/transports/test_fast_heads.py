@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from generated import examples
 from http_peer import ToyApp
 from millstream._config import Settings
 from millstream._http.message import Request, Response
@@ -149,7 +150,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(requests(), min_size=1, max_size=3).map(b"".join).flatmap(cuts) | st.lists(requests(), max_size=3))
-@settings(max_examples=300)
+@settings(max_examples=examples(20))
 @example([message([*USUAL, b"content-length: 3"], b"abc")] * 3)
 @example([message([*USUAL, b"content-length: 3"], b""), b"ab", b"c" + message([*USUAL, sized(b"d")], b"d")])
 def test_any_requests_are_read_as_the_parser_reads_them(pieces: list[bytes]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from generated import examples
 from issuing_world import BACK, FORM, URL, VERIFIER, Desk, Reply, authorization
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.redirects import check_redirect, form_target, shown_host
@@ -33,7 +34,7 @@ STARTS = [
 ]
 ENDS = ["", "/", "/back", ":80/", "@evil.example/", ".evil.example/"]
 PAIRS = st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=8)
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=examples(5), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def encoded(pairs: Any) -> str:
