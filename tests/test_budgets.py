@@ -16,6 +16,7 @@ from typing import Any, Self
 import pytest
 
 import millstream
+from cases import for_each
 from millstream import Server, Settings
 from millstream._app.serving.entry import prepare
 from millstream._http.server.fast_head import header_lines
@@ -122,7 +123,7 @@ async def through_connection(server: Server) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(("way", "calls", "most"), [("asgi", through_asgi, 11), ("own", through_connection, 10)])
+@for_each(("way", "calls", "most"), [("asgi", through_asgi, 11), ("own", through_connection, 10)])
 async def test_one_call_costs_no_more_of_our_python_calls_than_the_budget(
     way: str, calls: Callable[[Server], Any], most: int
 ) -> None:
@@ -150,7 +151,7 @@ async def test_a_list_takes_a_short_cut_too() -> None:
     assert len(names) <= 15, names
 
 
-@pytest.mark.parametrize("calls", [through_asgi, through_connection])
+@for_each("calls", [through_asgi, through_connection])
 async def test_a_key_that_is_known_costs_one_python_call(calls: Callable[[Server], Any]) -> None:
     """Our choice: a warm credential is one look-up, and every short cut stays on."""
     counts: list[list[str]] = []
@@ -194,7 +195,7 @@ async def test_a_limit_metrics_and_an_access_log_cost_a_python_call_each(
     assert capsys.readouterr().err.count('"method":"tools/call"') == 3
 
 
-@pytest.mark.parametrize("calls", [through_asgi, through_connection])
+@for_each("calls", [through_asgi, through_connection])
 async def test_there_are_no_more_than_seven_frames_from_the_application_to_the_function(
     calls: Callable[[Server], Any],
 ) -> None:

@@ -8,8 +8,11 @@ import time
 
 import pytest
 
+from cases import for_each
 from patience import WAIT
 from scripts.busy import KINDS, descendants, run, standstill, stopped
+
+pytestmark = pytest.mark.check
 
 SEES_ITS_CHILD_STOP_AND_GO_ON = """
 import os, subprocess, sys
@@ -47,7 +50,7 @@ def test_only_descendants_of_the_command_are_stopped() -> None:
         stranger.communicate()
 
 
-@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "meanwhile"])
+@for_each("meanwhile", [False, True], ids=["before", "meanwhile"])
 def test_what_the_command_stopped_itself_does_not_go_on(meanwhile: bool) -> None:
     """A fixed defect: a worker that a test had stopped answered, and wasn't replaced."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as command:

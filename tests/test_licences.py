@@ -7,6 +7,10 @@ import re
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.check
+
 LOCK = Path(__file__).resolve().parent.parent / "requirements" / "run.lock"
 ALLOWED = {
     "0BSD",

@@ -19,7 +19,7 @@ from patience import WAIT
 from processes import ROOT, free_port, millstream, serving
 from wire import LATEST_HANDSHAKE, POST, encode_request, pairs, request
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 SESSIONS = 10_000
 WARM_UP = 3_000

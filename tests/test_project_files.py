@@ -1,8 +1,6 @@
 """The files that a public project has: forms, checks on other machines, the package."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,9 @@ import pytest
 import yaml
 
 import millstream
-from patience import WAIT
+from cases import for_each
+
+pytestmark = pytest.mark.check
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -47,9 +47,7 @@ def test_the_workflow_covers_every_python_and_system() -> None:
     assert [system.partition("-")[0] for system in systems] == ["ubuntu", "macos", "windows"]
 
 
-@pytest.mark.parametrize(
-    "page", ["CONTRIBUTING.md", "docs/contributing/releasing.md", ".github/pull_request_template.md"]
-)
+@for_each("page", ["CONTRIBUTING.md", "docs/contributing/releasing.md", ".github/pull_request_template.md"])
 def test_a_page_for_contributors_names_commands_that_exist(page: str) -> None:
     """A command that is gone is the first thing that a newcomer meets."""
     named = set(re.findall(r"(?:`|^ *)make ([a-z-]+)", (ROOT / page).read_text("utf-8"), re.MULTILINE))
@@ -57,14 +55,14 @@ def test_a_page_for_contributors_names_commands_that_exist(page: str) -> None:
     assert named <= TARGETS
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "CHANGELOG.md"])
+@for_each("page", ["CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "CHANGELOG.md"])
 def test_links_of_the_project_files_lead_somewhere(page: str) -> None:
     """The other pages have this test in tests/docs."""
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text("utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize("form", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
+@for_each("form", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
 def test_a_form_for_issues_has_what_github_wants(form: Path) -> None:
     """https://docs.github.com/communities: a name, a description, and fields with an id and a label each."""
     content = loaded(form)
@@ -89,16 +87,3 @@ def test_the_version_is_the_same_everywhere() -> None:
     """What the index says, and what the program says."""
     assert PROJECT["version"] == millstream.__version__
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
-
-
-@pytest.mark.server
-def test_the_package_installs_from_both_its_files_and_answers(tmp_path: Path) -> None:
-    """`make dist`: built, checked, and each file used in an empty environment."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "dist.py", "--out", tmp_path / "dist"],
-        capture_output=True, text=True, timeout=10 * WAIT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.partition(":")[2] for line in done.stdout.splitlines()] == [
-        f" installs, says it is {millstream.__version__}, and answers over stdio"
-    ] * 2

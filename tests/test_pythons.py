@@ -12,6 +12,8 @@ import pytest
 
 from patience import WAIT
 
+pytestmark = pytest.mark.check
+
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "{}.{}".format(*sys.version_info)
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cases import for_each
 from millstream import Server
 from millstream._config import Settings, VariableError, address
 from millstream.hub import HubLimits
@@ -45,7 +46,7 @@ def test_what_is_given_in_code_wins_over_the_environment() -> None:
     assert Settings.load({"MILLSTREAM_PAGE_SIZE": "7"}, page_size=8).page_size == 8
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "text", "expected"),
     [
         ("PATH", "noslash", "a path that starts with /, without blanks, ? and #"),
@@ -99,7 +100,7 @@ def test_variables_that_kubernetes_sets_for_a_service_called_millstream_are_not_
     assert address(None, None, linked) == ("127.0.0.1", 8000)
 
 
-@pytest.mark.parametrize("given", [{"page_sise": 3}, {"page_size": 0}, {"path": "noslash"}])
+@for_each("given", [{"page_sise": 3}, {"page_size": 0}, {"path": "noslash"}])
 def test_a_wrong_keyword_is_refused_too(given: dict[str, object]) -> None:
     """The same rules for code; it is no fault of the environment then."""
     with pytest.raises(ValueError, match=next(iter(given))) as caught:
@@ -107,7 +108,7 @@ def test_a_wrong_keyword_is_refused_too(given: dict[str, object]) -> None:
     assert not isinstance(caught.value, VariableError)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "expected"),
     [
         ({"max_calls": 0}, "max_calls cannot be 0. It must be a whole number, 1 or more."),
@@ -137,7 +138,7 @@ def test_a_value_that_means_the_same_is_held_as_what_it_stands_for() -> None:
     assert (type(settings.allowed_hosts), type(settings.heartbeat)) == (tuple, float)
 
 
-@pytest.mark.parametrize("text", ["abc", "", "-1", "1.5"])
+@for_each("text", ["abc", "", "-1", "1.5"])
 def test_a_cap_on_connections_that_is_no_number_is_refused_by_its_name(text: str) -> None:
     """A fixed defect: it was ignored, and the server ran without the cap that somebody relied on."""
     with pytest.raises(VariableError) as caught:
@@ -182,7 +183,7 @@ def test_an_address_is_what_is_given_else_what_the_environment_says() -> None:
     assert Settings.load(said) == Settings()
 
 
-@pytest.mark.parametrize("text", ["http", "-1", "65536", "80.0"])
+@for_each("text", ["http", "-1", "65536", "80.0"])
 def test_a_port_that_is_none_is_refused_by_the_name_of_its_variable(text: str) -> None:
     """Our choice: nobody listens where nobody looks."""
     with pytest.raises(VariableError, match="MILLSTREAM_PORT cannot be"):

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 import millstream
+from cases import for_each
 from patience import WAIT
+
+pytestmark = pytest.mark.check
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
@@ -287,7 +290,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+@for_each("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_stdio_server_starts_without_an_http_server(program: tuple[str, ...]) -> None:
     """Our choice: stdio is started once per conversation, often on a laptop; it pays only for itself."""
     loaded, printed = loaded_by(*program, given=HANDSHAKE)
@@ -315,7 +318,7 @@ def test_no_file_names_a_machine_path_or_a_package_registry() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("folder", ["src", "tests"])
+@for_each("folder", ["src", "tests"])
 def test_nothing_cites_a_document_that_is_not_in_the_repository(folder: str) -> None:
     """Our choice: cite the specification ("MCP 2025-11-25, server/tools"), an RFC, or say that the choice is ours."""
     papers = ("DESIGN", "FACTS", "DEFECTS", "STYLE", "LAYOUT", "CONFORMANCE", "[Tt]he issue", "Issue")

@@ -8,6 +8,7 @@ import pytest
 
 from agent.shop import make
 from agent_world import ScriptedModel, calls, hangs, heard, model, of, repeats, says
+from cases import for_each
 from millstream.agent import (
     Agent,
     AgentError,
@@ -116,7 +117,7 @@ async def test_the_person_sees_what_a_call_would_do() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "words"),
     [('{"isbn": ', "aren't JSON"), ("[1]", "must be a JSON object"), ('"9780"', "must be a JSON object"),
      ("[" * 100_000, "aren't JSON"), ('{"isbn": "\\ud800"}', "nobody can send")],

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream._env_file import read_env
 from millstream.agent import ConfigurationError
 from millstream.agent._configuration import Configuration
@@ -65,7 +66,7 @@ def test_the_model_at_azure() -> None:
     assert "me.openai.azure.com" in configured({**azure, "OPENAI_API_VERSION": "2024-10-21"}, {}).model().url
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("environment", "words"),
     [
         ({}, "No model is configured"),

@@ -21,6 +21,7 @@ from agent_world import (
     refuses,
     says,
 )
+from cases import for_each
 from millstream.agent import (
     Agent,
     AgentError,
@@ -140,7 +141,7 @@ async def test_a_missing_key_is_never_that_of_the_environment(monkeypatch: pytes
     assert api.asked[0].headers["authorization"] == "Bearer none"
 
 
-@pytest.mark.parametrize(
+@for_each(
     "answer",
     [
         Answer(pieces=[b"<html>Welcome</html>"], media="text/html"),

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from auth_world import make_server
+from cases import for_each
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity
 from millstream.auth._verdicts import Verdict, Verdicts
@@ -58,7 +59,7 @@ async def test_whoever_has_thousands_of_credentials_makes_room_by_their_own() ->
     assert set(method.asked.values()) == {1}
 
 
-@pytest.mark.parametrize("spread", [False, True], ids=["one", "all different"])
+@for_each("spread", [False, True], ids=["one", "all different"])
 def test_as_long_as_there_is_room_anybody_has_it_and_then_the_oldest_go(spread: bool) -> None:
     """Our choice: a share is for when it's full, so one busy program may have all of it."""
     verdicts = Verdicts()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from auth_world import guarded, make_server
+from cases import for_each
 from issuer_world import AUDIENCE, claims, issuing, many_keys, token
 from millstream import Server, auth
 from millstream._app.serving.entry import look_ahead
@@ -110,7 +111,7 @@ async def test_a_server_stops_while_it_waits_for_an_issuer() -> None:
         issuer.gate.set()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("methods", "variable"),
     [
         (lambda url: auth.oidc(url, audience=AUDIENCE), "$TOKEN"),

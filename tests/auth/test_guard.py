@@ -10,6 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
+from cases import for_each
 from fleet import until
 from millstream import Server, Settings, auth
 from millstream._limits.gcra import Rate
@@ -30,7 +31,7 @@ def paths(world: Guarded) -> list[tuple[str, str]]:
     return [(method, path.replace("*", "x")) for path, methods in served.items() for method in methods]
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_like(lane: bool) -> None:
     """Our choice: a path is open by name or not at all, so that no new one is forgotten."""
     async with guarded(lane=lane) as world:
@@ -44,8 +45,8 @@ async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_
                 assert reply.headers[b"cache-control"] == b"no-store"
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
-@pytest.mark.parametrize("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
+@for_each("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
 async def test_mcp_wants_a_credential_also_below_what_is_open(below: str, lane: bool) -> None:
     """A fixed defect: at ``--path /sign-in/mcp`` everybody could call every tool."""
     served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
@@ -61,7 +62,7 @@ async def test_mcp_wants_a_credential_also_below_what_is_open(below: str, lane: 
                 assert reply.status in (401, 404, 405), form
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_a_wrong_key_is_403_and_nobody_is_anonymous_because_of_it(lane: bool) -> None:
     """The first wish of our users: a key that does not match is 403. A missing one is 401 (RFC 6750 §3)."""
     async with guarded(lane=lane) as world:
@@ -72,7 +73,7 @@ async def test_a_wrong_key_is_403_and_nobody_is_anonymous_because_of_it(lane: bo
                 assert b"www-authenticate" not in reply.headers
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_the_function_sees_who_asks_on_every_transport(lane: bool) -> None:
     """`ctx.principal`."""
     async with guarded(lane=lane) as world:
@@ -101,7 +102,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize(("value", "status"), MALFORMED.values(), ids=MALFORMED)
+@for_each(("value", "status"), MALFORMED.values(), ids=MALFORMED)
 async def test_what_is_no_credential_gets_nobody_in(value: str, status: int) -> None:
     """RFC 6750 §3.1: a malformed request is 400, another scheme is asked to use this one."""
     async with guarded() as world:
@@ -109,7 +110,7 @@ async def test_what_is_no_credential_gets_nobody_in(value: str, status: int) -> 
         assert reply.status == status
 
 
-@pytest.mark.parametrize("name", ["Bearer", "bearer", "BEARER"])
+@for_each("name", ["Bearer", "bearer", "BEARER"])
 async def test_the_scheme_is_read_in_any_case(name: str) -> None:
     """RFC 9110 §11.1."""
     async with guarded() as world:
@@ -129,8 +130,8 @@ async def test_other_spellings_of_a_header_are_not_remembered_one_by_one() -> No
         assert len(guard.verdicts) <= 2
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
-@pytest.mark.parametrize("order", [(ALICE, "wrong"), ("wrong", ALICE), (ALICE, BOB), (ALICE, ALICE)])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
+@for_each("order", [(ALICE, "wrong"), ("wrong", ALICE), (ALICE, BOB), (ALICE, ALICE)])
 async def test_two_authorization_headers_are_400_even_when_one_is_known(lane: bool, order: tuple[str, str]) -> None:
     """A proxy in front may have looked at the other one."""
     async with guarded(lane=lane) as world:
@@ -202,7 +203,7 @@ class Asks(AuthMethod):
         return 0
 
 
-@pytest.mark.parametrize("form", [False, True], ids=["header", "form"])
+@for_each("form", [False, True], ids=["header", "form"])
 async def test_many_guesses_at_once_are_no_more_guesses_than_one_by_one(form: bool) -> None:
     """A fixed defect: all that came before the first one was known to be wrong were looked into."""
     method = Asks()
@@ -274,14 +275,14 @@ async def test_a_list_of_methods_is_asked_in_order() -> None:
         assert (await world.call("third-key", "who")).status == 403
 
 
-@pytest.mark.parametrize("wrong", [[], (), "key", object(), [auth.keys("k"), None]])
+@for_each("wrong", [[], (), "key", object(), [auth.keys("k"), None]])
 def test_what_protects_nothing_is_refused_when_the_server_is_made(wrong: Any) -> None:
     """An empty list would look like protection."""
     with pytest.raises(TypeError, match="auth"):
         Server("s", auth=wrong, settings=Settings())
 
 
-@pytest.mark.parametrize("key", ["", "  ", "two words", "k\xe9y", "a\nb"])
+@for_each("key", ["", "  ", "two words", "k\xe9y", "a\nb"])
 def test_a_key_that_cannot_be_sent_is_refused_when_the_server_is_made(key: str) -> None:
     """It would lock everybody out, or, when it is empty, let everybody in."""
     with pytest.raises(ValueError, match="key"):

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from auth_world import BOB, ROOT, guarded, make_server
+from cases import for_each
 from fleet import until
 from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, issuing, key_set, token
 from millstream import auth
@@ -131,7 +132,7 @@ async def test_a_server_whose_issuer_is_away_answers_503_and_lets_keys_in() -> N
             assert (await world.post("a-key-that-works", PING)).status == 200
 
 
-@pytest.mark.parametrize("changes", [{"issuer": "https://evil.example"}, {"issuer": None}, {"jwks_uri": "file:///x"},
+@for_each("changes", [{"issuer": "https://evil.example"}, {"issuer": None}, {"jwks_uri": "file:///x"},
                                      {"jwks_uri": "http://192.0.2.1/keys"}, {"jwks_uri": 5}])  # fmt: skip
 async def test_metadata_of_another_issuer_or_with_odd_addresses_are_not_believed(changes: dict[str, Any]) -> None:
     """RFC 8414 §3.3, mix-up."""
@@ -220,7 +221,7 @@ async def test_a_key_or_token_that_is_known_here_is_shown_to_no_endpoint() -> No
             assert issuer.asked["/introspect"] == 1
 
 
-@pytest.mark.parametrize("changes", [
+@for_each("changes", [
     {"active": False}, {"active": "true"}, {"active": 1}, {"aud": "https://other.example"}, {"aud": None},
     {"exp": time.time() - 100}, {"exp": None}, {"sub": None, "client_id": None},
     {"sub": None, "username": "ada"}, {"iss": "https://other.example"}, {"token_type": "DPoP"},
@@ -277,7 +278,7 @@ async def test_many_unknown_tokens_at_once_do_not_all_reach_the_endpoint() -> No
 # What the server says about itself
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_the_metadata_of_the_resource_are_where_clients_look_and_for_everybody(lane: bool) -> None:
     """RFC 9728 §3; both places satisfy every client."""
     async with issuing() as issuer:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
+from cases import for_each
 from fleet import until
 from millstream import Server, Settings
 from millstream._http.message import Request, neighborhood
@@ -49,7 +50,7 @@ def test_a_burst_is_allowed_and_then_so_many_in_so_much_time() -> None:
     assert limiter.left("a") == 10
 
 
-@pytest.mark.parametrize("seconds", [1, 60, 86400])
+@for_each("seconds", [1, 60, 86400])
 def test_a_burst_is_the_whole_count_also_where_its_shares_are_fractions(seconds: int) -> None:
     """A fixed defect: sums of fractions came out a little too large, and the last call of a burst was refused."""
     for count in range(1, 400):
@@ -110,16 +111,14 @@ def test_keys_that_need_no_entry_make_room_and_the_table_is_bounded() -> None:
     assert len(limiter) <= 100
 
 
-@pytest.mark.parametrize(
-    "text", ["", "10", "10/fortnight", "0/minute", "-1/minute", "1.5/minute", "10 per minute", "/s"]
-)
+@for_each("text", ["", "10", "10/fortnight", "0/minute", "-1/minute", "1.5/minute", "10 per minute", "/s"])
 def test_what_is_no_rate_is_refused(text: str) -> None:
     """With what one looks like."""
     with pytest.raises(ValueError, match="100/minute"):
         Rate.of(text)
 
 
-@pytest.mark.parametrize(("address", "counted"), [
+@for_each(("address", "counted"), [
     ("192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
     ("::ffff:192.0.2.7", "192.0.2.7"), ("", ""), ("unix", "unix"),
 ])  # fmt: skip
@@ -219,7 +218,7 @@ async def test_all_requests_of_a_caller_or_of_an_address_can_be_limited() -> Non
         assert await ask_pings(world, BOB, 2) == [200, 429]
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@for_each("way", ["lane", "asgi"])
 async def test_without_sign_in_the_address_is_the_caller(way: str) -> None:
     """And a header that anybody can send changes nothing about it."""
     async with wired(Server("s", settings=Settings(limit_requests="2/minute")), way) as wire:
@@ -281,7 +280,7 @@ async def test_without_limits_there_is_no_gate_and_a_tool_that_comes_later_bring
         assert [(await world.call(None, "late")).status for _ in range(2)] == [200, 429]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "options",
     [
         {"limit": "often"},

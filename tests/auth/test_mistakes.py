@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Server, auth
 
 ISSUER, AUDIENCE = "https://id.example.com", "https://mcp.example.com/mcp"
@@ -75,7 +76,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@for_each("name", MISTAKES)
 def test_a_mistake_is_refused_with_what_to_write(name: str) -> None:
     """A fixed defect: Python said that an argument was unexpected, and one string was taken for its letters."""
     make, said = MISTAKES[name]
@@ -83,7 +84,7 @@ def test_a_mistake_is_refused_with_what_to_write(name: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("kind", ["tool", "prompt", "resource"])
+@for_each("kind", ["tool", "prompt", "resource"])
 def test_one_string_as_the_scopes_of_what_is_offered_is_refused(kind: str) -> None:
     """``@mcp.tool(scopes="orders:write")``."""
     server: Any = Server("shop")

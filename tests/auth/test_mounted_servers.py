@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from auth_world import make_server
+from cases import for_each
 from issuer_world import ISSUER, claims, key_set, token
 from millstream import auth
 from wire import Reply, over_asgi, request
@@ -44,8 +44,8 @@ async def test_a_token_for_one_mounted_server_is_none_for_its_neighbor() -> None
         assert (await ask(app, "POST", f"/{other}/mcp", found)).status == 401
 
 
-@pytest.mark.parametrize("name", ["books", "news"])
-@pytest.mark.parametrize("credential", [None, "wrong"])
+@for_each("name", ["books", "news"])
+@for_each("credential", [None, "wrong"])
 async def test_a_mounted_server_names_metadata_that_are_there(name: str, credential: str | None) -> None:
     """A fixed defect: the address was at the root of the application, which knows nothing of it."""
     app = application()

@@ -7,9 +7,8 @@ import asyncio
 import json
 from typing import Any
 
-import pytest
-
 from auth_world import ALICE, BOB, STREAM, Guarded, guarded
+from cases import for_each
 from fleet import until
 from millstream._protocol.principal import Principal
 from patience import WAIT
@@ -25,7 +24,7 @@ def same(stolen: Reply, unknown: Reply) -> None:
     assert stolen.headers.keys() == unknown.headers.keys()
 
 
-@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+@for_each("method", ["POST", "GET", "DELETE"])
 async def test_a_session_is_its_owners_on_every_method(method: str) -> None:
     """MCP 2025-11-25, basic/security_best_practices: sessions are bound to users."""
     async with guarded() as world:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream import Server, Settings, auth
 from millstream._app.serving.errors import CommandError
 from millstream._app.serving.public import check_public
@@ -18,7 +19,7 @@ HERE = ["127.0.0.1", "::1", "localhost", "127.1.2.3"]
 LONG = "a-key-that-is-long-enough"
 
 
-@pytest.mark.parametrize("host", PUBLIC)
+@for_each("host", PUBLIC)
 def test_a_public_address_without_auth_is_refused_and_the_message_says_both_ways_out(host: str) -> None:
     """Known servers of this kind were found open by the thousand."""
     with pytest.raises(CommandError) as refused:
@@ -27,7 +28,7 @@ def test_a_public_address_without_auth_is_refused_and_the_message_says_both_ways
     assert "--public-without-auth" in refused.value.fix
 
 
-@pytest.mark.parametrize("host", PUBLIC + HERE)
+@for_each("host", PUBLIC + HERE)
 def test_auth_or_the_plain_words_open_every_address(host: str) -> None:
     """Each of the ways to say it."""
     for server in (
@@ -38,22 +39,22 @@ def test_auth_or_the_plain_words_open_every_address(host: str) -> None:
         check_public(server.definition, host)
 
 
-@pytest.mark.parametrize("host", HERE)
+@for_each("host", HERE)
 def test_a_loopback_address_needs_nothing(host: str) -> None:
     """Only programs of this machine reach it."""
     check_public(Server("s", settings=Settings()).definition, host)
     check_public(Server("s", settings=Settings(auth_key="short")).definition, host)
 
 
-@pytest.mark.parametrize("host", PUBLIC)
+@for_each("host", PUBLIC)
 def test_a_key_that_can_be_guessed_is_not_enough_for_a_public_address(host: str) -> None:
     """16 characters, as of `my_secret_key` there are fewer."""
     with pytest.raises(CommandError, match="too short"):
         check_public(Server("s", settings=Settings(auth_key="my_secret_key")).definition, host)
 
 
-@pytest.mark.parametrize("name", ["MCP_SERVER_AUTH_KEY", "MILLSTREAM_AUTH_KEY", "MILLSTREAM_AUTH_KEYS"])
-@pytest.mark.parametrize("value", ["", " "])
+@for_each("name", ["MCP_SERVER_AUTH_KEY", "MILLSTREAM_AUTH_KEY", "MILLSTREAM_AUTH_KEYS"])
+@for_each("value", ["", " "])
 def test_a_variable_that_was_not_filled_in_stops_the_start(name: str, value: str) -> None:
     """``MCP_SERVER_AUTH_KEY=${KEY}`` with no KEY would otherwise serve everybody."""
     with pytest.raises(VariableError, match=f"{name} is empty"):
@@ -81,7 +82,7 @@ def test_neither_the_command_nor_run_serves_a_public_address_without_auth(progra
     assert b"--public-without-auth" in done.stderr
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@for_each("depth", [1, 2])
 async def test_a_server_that_wants_sign_in_is_not_served_open_by_what_it_is_mounted_on(depth: int) -> None:
     """A fixed defect: its tools were there for everybody, and nothing said so."""
     inner = Server("inner", auth=auth.keys(LONG), settings=Settings())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
+from cases import for_each
 from millstream import Server, Settings
 from millstream.testing import connect
 from wire import POST, enveloped, request
@@ -28,8 +29,8 @@ async def listed(world: Guarded, key: str, method: str, *, modern: bool) -> tupl
     return {each[name] for each in result[member]}, result
 
 
-@pytest.mark.parametrize("modern", [True, False], ids=["per-request", "handshake"])
-@pytest.mark.parametrize("method", LISTS)
+@for_each("modern", [True, False], ids=["per-request", "handshake"])
+@for_each("method", LISTS)
 async def test_a_list_has_what_the_callers_scopes_cover_whoever_asked_before(method: str, modern: bool) -> None:
     """Prepared lists are kept for many callers: none of them sees another one's."""
     hidden = LISTS[method][2]
@@ -81,7 +82,7 @@ USES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", USES)
+@for_each("method", USES)
 async def test_what_a_caller_may_not_use_is_403_with_the_scopes_to_ask_for_in_every_revision(method: str) -> None:
     """MCP 2025-11-25, basic/authorization: Scope Challenge Handling; 403 is for all revisions that know HTTP's."""
     params, scope, name = USES[method]
@@ -180,7 +181,7 @@ async def test_without_a_way_to_sign_in_nobody_has_scopes_over_http_and_the_pare
         assert (await client.call("order")).text == "ordered"
 
 
-@pytest.mark.parametrize("scopes", ["orders", [1], [""], ["a b"], ['a"'], {"a": 1}, 5])
+@for_each("scopes", ["orders", [1], [""], ["a b"], ['a"'], {"a": 1}, 5])
 def test_what_cannot_be_scopes_is_refused_at_registration(scopes: Any) -> None:
     """They stand in a header."""
     server = Server("s", settings=Settings())

@@ -3,9 +3,8 @@
 from typing import Any
 from urllib.parse import urlencode
 
-import pytest
-
 from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
+from cases import for_each
 from millstream import auth
 from millstream.auth._key_file import KeyFile
 from wire import POST, Reply, encode_request, pairs
@@ -66,7 +65,7 @@ async def test_the_form_leads_to_the_page_with_a_cookie_that_scripts_and_other_s
             assert b"; Secure" in secure.headers[b"set-cookie"]
 
 
-@pytest.mark.parametrize("wanted", ["https://evil.example", "//evil.example", "/\\evil.example", "", "/mcp",
+@for_each("wanted", ["https://evil.example", "//evil.example", "/\\evil.example", "", "/mcp",
                                     "dashboard",
                                     "/dashboard\r\nx: y", "/dashboard/../x", "javascript:alert(1)"])  # fmt: skip
 async def test_the_form_leads_nowhere_but_to_a_page(wanted: str) -> None:
@@ -77,7 +76,7 @@ async def test_the_form_leads_nowhere_but_to_a_page(wanted: str) -> None:
         assert b"x" not in reply.headers
 
 
-@pytest.mark.parametrize("wanted", ['"><script>alert(1)</script>', "'onload=alert(1)", "&lt;"])
+@for_each("wanted", ['"><script>alert(1)</script>', "'onload=alert(1)", "&lt;"])
 async def test_nothing_that_was_sent_stands_in_the_form(wanted: str) -> None:
     """Only the name of a page does."""
     async with guarded() as world:
@@ -96,7 +95,7 @@ FOREIGN: list[dict[str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("headers", FOREIGN)
+@for_each("headers", FOREIGN)
 async def test_a_form_of_another_origin_is_refused(headers: dict[str, str]) -> None:
     """Nobody signs you in as somebody else (login CSRF), nor out."""
     async with guarded() as world:
@@ -107,8 +106,8 @@ async def test_a_form_of_another_origin_is_refused(headers: dict[str, str]) -> N
             assert b"set-cookie" not in reply.headers
 
 
-@pytest.mark.parametrize("headers", FOREIGN)
-@pytest.mark.parametrize(
+@for_each("headers", FOREIGN)
+@for_each(
     ("method", "path"),
     [
         ("POST", "/mcp"),
@@ -160,7 +159,7 @@ async def test_the_calls_that_pages_make_work_with_the_cookie() -> None:
             assert "connected" in str(await socket.recv())
 
 
-@pytest.mark.parametrize("path", ["/sse", "/metrics", "/messages/?session_id=x", "/mcp/tools/list"])
+@for_each("path", ["/sse", "/metrics", "/messages/?session_id=x", "/mcp/tools/list"])
 async def test_the_cookie_is_for_nothing_else(path: str) -> None:
     """Programs send their key."""
     async with guarded() as world:
@@ -169,7 +168,7 @@ async def test_the_cookie_is_for_nothing_else(path: str) -> None:
         assert reply.status == 401
 
 
-@pytest.mark.parametrize("place", [0, 5, -1])
+@for_each("place", [0, 5, -1])
 async def test_a_cookie_that_was_changed_or_made_up_or_sent_twice_is_none(place: int) -> None:
     """It is sealed. Two of a name may be one of a neighbour domain's making."""
     async with guarded() as world:

@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from auth.test_sign_in import OWN, cookie
 from auth_world import ROOT, STREAM, Guarded, guarded, make_server
+from cases import for_each
 from http_peer import Peer
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import auth
@@ -61,7 +60,7 @@ def pass_time(world: Guarded, seconds: float) -> None:
     world.runtime.streams.wall = lambda: time.time() + seconds
 
 
-@pytest.mark.parametrize("kind", KEPT)
+@for_each("kind", KEPT)
 async def test_a_stream_ends_with_its_token_and_says_when_to_come_back(kind: str) -> None:
     """Not before, nor does the one beside it whose token lasts. Clocks may differ by as much as for calls."""
     async with world_of_tokens() as world:
@@ -88,7 +87,7 @@ async def test_a_store_whose_clock_is_ahead_ends_no_stream() -> None:
         stream.close()
 
 
-@pytest.mark.parametrize("speaks", ["", "mcp"])
+@for_each("speaks", ["", "mcp"])
 async def test_a_socket_ends_with_its_token(speaks: str) -> None:
     """1008, and a reason that says what to do."""
     async with world_of_tokens() as world:

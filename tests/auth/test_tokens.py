@@ -8,6 +8,7 @@ import pytest
 from joserfc.jwk import OctKey
 
 from auth_world import guarded, make_server
+from cases import for_each
 from issuer_world import AUDIENCE, ISSUER, KEYS, OTHER, by_hand, claims, issuing, key_set, many_keys, misread, token
 from millstream import auth
 from millstream.auth._claims import LEEWAY
@@ -22,8 +23,8 @@ def method(**options: Any) -> Any:
     return auth.jwt(**{"issuer": ISSUER, "audience": AUDIENCE, "jwks": key_set(), **options})
 
 
-@pytest.mark.parametrize("alg", KEYS)
-@pytest.mark.parametrize("kid", [True, False])
+@for_each("alg", KEYS)
+@for_each("kid", [True, False])
 async def test_a_good_token_says_who_it_is(alg: str, kid: bool) -> None:
     """RFC 9068: the claims of an access token."""
     found = await method().identify(token(alg=alg, **({} if kid else {"kid": None})))
@@ -69,13 +70,13 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("changes", WRONG_CLAIMS.values(), ids=WRONG_CLAIMS)
+@for_each("changes", WRONG_CLAIMS.values(), ids=WRONG_CLAIMS)
 async def test_a_token_with_wrong_claims_is_refused(changes: dict[str, Any]) -> None:
     """RFC 7519 §4.1, RFC 8707: for this server, of this issuer, for now."""
     assert await method().identify(token(claims(**changes))) is None
 
 
-@pytest.mark.parametrize(("claim", "differs"), [("exp", -LEEWAY + 30), ("nbf", LEEWAY - 30)])
+@for_each(("claim", "differs"), [("exp", -LEEWAY + 30), ("nbf", LEEWAY - 30)])
 async def test_clocks_may_differ_by_a_minute(claim: str, differs: int) -> None:
     """Our choice: 60 seconds."""
     assert await method().identify(token(claims(**{claim: int(time.time()) + differs}))) is not None
@@ -127,7 +128,7 @@ FORGED: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+@for_each("forged", FORGED.values(), ids=FORGED)
 async def test_a_forged_token_is_401_with_a_challenge_and_no_reason(forged: str) -> None:
     """CVE-2026-32597, CVE-2025-59420, CVE-2024-37568, CVE-2025-62706 and their kind; RFC 6750 §3.1."""
     assert await method().identify(forged) is None
@@ -150,7 +151,7 @@ async def test_a_changed_token_is_refused_wherever_it_was_changed() -> None:
         assert await judge.identify(changed) is None
 
 
-@pytest.mark.parametrize("size", [5_000, 20_000, 60_000])
+@for_each("size", [5_000, 20_000, 60_000])
 async def test_a_huge_token_is_refused(size: int) -> None:
     """Before it is decoded, where it is beyond all use."""
     async with guarded(make_server(method())) as world:
@@ -211,7 +212,7 @@ async def test_a_shared_secret_verifies_hs256_and_nothing_else() -> None:
         method(jwks="", secret="short")
 
 
-@pytest.mark.parametrize("wrong", [
+@for_each("wrong", [
     {"jwks": ""}, {"secret": "s" * 40}, {"audience": ""}, {"audience": f"{AUDIENCE}#x"}, {"audience": 'a"b'},
     {"issuer": "http://issuer.example"}, {"issuer": "issuer"}, {"algorithms": ["none"]}, {"algorithms": ["HS256"]},
     {"jwks": "http://issuer.example/keys"}, {"jwks": "file:///etc/passwd"}, {"scopes": ['a"b']}, {"jwks": {}},
@@ -229,7 +230,7 @@ SCOPES: list[tuple[dict[str, Any], set[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "scopes"), SCOPES)
+@for_each(("changes", "scopes"), SCOPES)
 async def test_scopes_are_read_as_issuers_write_them_and_none_of_them_is_everything(
     changes: dict[str, Any], scopes: set[str]
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from wire import HOST, LATEST_HANDSHAKE, POST, Wire, request, wired
 
@@ -304,7 +305,7 @@ async def test_other_http_methods_are_405(wire: Wire, method: str) -> None:
     assert b"POST" in reply.headers[b"allow"]
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@for_each("way", ["lane", "asgi"])
 async def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_served(way: str) -> None:
     """The size is checked before anything is read into memory."""
     async with wired(make_shop(max_body=500), way) as wire:

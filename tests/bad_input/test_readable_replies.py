@@ -5,15 +5,16 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from wire import POST, Wire, enveloped, request, routing, wired
 
 STREAM_ONLY = "text/event-stream"
 ADD: dict[str, Any] = {"name": "add", "arguments": {"a": 1, "b": 2}}
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
-@pytest.mark.parametrize("method", ["tools/call", "tools/list"])
-@pytest.mark.parametrize("era", ["per request", "handshake"])
+@for_each("way", ["lane", "asgi"])
+@for_each("method", ["tools/call", "tools/list"])
+@for_each("era", ["per request", "handshake"])
 async def test_a_client_that_reads_only_streams_is_406_where_none_are_made(way: str, method: str, era: str) -> None:
     """MCP 2026-07-28, basic/versioning. Fixed defect: it was 500."""
     async with wired(make_shop(json_only=True), way) as wire:

@@ -9,6 +9,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from bad_input.test_envelope import NOT_A_MESSAGE, NOT_JSON, SHALLOW
+from cases import for_each
 from http_peer import Peer
 from millstream import Server
 from wire import HOST, POST, WAIT, Wire, envelope, request, wired
@@ -89,10 +90,8 @@ async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
     assert (await stream.ask(SHALLOW[name]))[1]["result"] == {}
 
 
-@pytest.mark.parametrize(
-    "session", ["", "?session_id=", "?session_id=x&session_id=y", "?session_id=" + "0" * 32, "?sessionId=1"]
-)
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@for_each("session", ["", "?session_id=", "?session_id=x&session_id=y", "?session_id=" + "0" * 32, "?sessionId=1"])
+@for_each("way", ["lane", "asgi"])
 async def test_a_post_that_names_no_open_stream_is_400_or_404(way: str, session: str) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: 400 for a missing id, 404 for an unknown one."""
     async with wired(make_shop(), way) as wire:

@@ -1,12 +1,16 @@
 """Which behaviour runs where: every revision over every transport, minus exclusions that are data with a reason.
 
 A behaviour names what it needs of the line between client and server; the exclusions say which combinations lack it.
+By day, each behavior runs in as few combinations as have each of its revisions and each of its transports.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
+from generated import NIGHTLY
 
 REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 NEWEST = REVISIONS[-1]
@@ -128,7 +132,28 @@ def every(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ..
     """
     found = chosen(*needs, since=since, until=until, over=over)
     assert found, needs
+    found = found if NIGHTLY else few(found)
     return pytest.mark.parametrize("combination", [marked(each, each.transport) for each in found])
+
+
+def few(found: list[Combination]) -> list[Combination]:
+    """Return combinations in which each revision and each transport of the given ones occurs."""
+    kept: list[Combination] = []
+    for transport in dict.fromkeys(each.transport for each in sorted(found, key=_choices(found))):
+        own = [each for each in found if each.transport == transport]
+        new = [each for each in own if each.revision not in {other.revision for other in kept}]
+        kept.append((new or own)[-1])
+    seen = {each.revision for each in kept}
+    for each in reversed(found):
+        if each.revision not in seen:
+            seen.add(each.revision)
+            kept.append(each)
+    return sorted(kept, key=found.index)
+
+
+def _choices(found: list[Combination]) -> Callable[[Combination], int]:
+    """Return how many revisions a transport has: those with few choose first."""
+    return lambda one: sum(each.transport == one.transport for each in found)
 
 
 def marked(value: Any, transport: str) -> Any:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel, Field, validate_call
 from starlette.responses import PlainTextResponse
 
+from cases import for_each
 from millstream._transports.memory import MemoryPipe
 from millstream.client._errors import Failure
 from millstream.compat import types
@@ -46,7 +47,7 @@ class Shelf(TypedDict):
     books: int
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
+@for_each("revision", REVISIONS)
 async def test_arguments_are_converted_and_json_text_is_decoded(revision: str) -> None:
     """Hosts send numbers as text and lists as JSON text, and models add unknown arguments."""
     mcp = FastMCP("shop")
@@ -230,7 +231,7 @@ def _request(number: int, method: str, params: dict[str, Any]) -> bytes:
     return msgspec.json.encode({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
 
 
-@pytest.mark.parametrize("revision", REVISIONS[1:])
+@for_each("revision", REVISIONS[1:])
 async def test_elicit_returns_what_the_user_did(revision: str) -> None:
     """The same function asks in both eras."""
     mcp = FastMCP("asking")
@@ -269,7 +270,7 @@ async def test_sampling_and_capabilities_ask_the_client() -> None:
         assert (await client.call("think")).structured == {"result": ["no model"]}
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
+@for_each("revision", REVISIONS)
 async def test_a_function_with_validate_call_gets_the_context(revision: str) -> None:
     """The SDK's context is a model, so programs put `pydantic.validate_call` around their tools."""
     mcp = FastMCP("shop")

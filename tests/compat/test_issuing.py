@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from auth.issuing.test_official_client import BACK, Program, text
+from cases import for_each
 from compat.test_programs import programs, started
 from issuing_world import VERIFIER, challenge
 from millstream import Client
@@ -242,7 +243,7 @@ def test_the_metadata_name_what_is_served_and_pages_of_any_origin_may_read_them(
     }
 
 
-@pytest.mark.parametrize("issuer", ["http://myapp.com", "ftp://a.example", "https://a.example/?q"])
+@for_each("issuer", ["http://myapp.com", "ftp://a.example", "https://a.example/?q"])
 def test_an_issuer_that_cannot_be_one_is_refused(issuer: str) -> None:
     """RFC 8414 §2, and http for development only."""
 

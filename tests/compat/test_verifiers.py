@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 import pytest
 
 from auth_world import ROOT, guarded, make_server
+from cases import for_each
 from millstream import Settings, auth
 from millstream._http.message import Request, Response
 from millstream._server.calls.changes import Changes
@@ -73,7 +74,7 @@ class Issuing:
         self.access.clear()
 
 
-@pytest.mark.parametrize("token", ["a", "r"])
+@for_each("token", ["a", "r"])
 async def test_a_token_that_a_provider_takes_back_ends_what_it_has_opened_at_every_worker(token: str) -> None:
     """A fixed defect: streams went on until the end of the token, if there was one; one worker alone heard of it."""
     settings = AuthSettings(

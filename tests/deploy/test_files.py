@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 import yaml
 
+from cases import for_each
 from millstream._config import PREFIX, Settings
 from processes import ROOT
 
@@ -28,8 +28,8 @@ def compose() -> dict[str, Any]:
     return dict(yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8")))
 
 
-@pytest.mark.parametrize("file", ["Dockerfile", "compose.yaml", ".env.example", "chart/values.yaml"])
-@pytest.mark.parametrize("kind", ["names", "secrets"])
+@for_each("file", ["Dockerfile", "compose.yaml", ".env.example", "chart/values.yaml"])
+@for_each("kind", ["names", "secrets"])
 def test_every_setting_that_is_named_exists_and_no_secret_has_a_value(file: str, kind: str) -> None:
     """A misspelled variable stops the server; a default secret is one that everybody knows."""
     text = (DEPLOY / file).read_text("utf-8")

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream._cli.commands.install import place_of
 from millstream._cli.installing.applications import APPLICATIONS, System
 from processes import ROOT
 
+pytestmark = pytest.mark.check
 
-@pytest.mark.parametrize("key", APPLICATIONS)
+
+@for_each("key", APPLICATIONS)
 def test_the_files_of_applications_are_listed_as_they_are(key: str) -> None:
     """People look there when something is wrong."""
     text = (ROOT / "docs" / "how-to" / "install-in-applications.md").read_text("utf-8")

@@ -2,7 +2,11 @@
 
 import re
 
+import pytest
+
 from scripts.docs import ROOT
+
+pytestmark = pytest.mark.check
 
 PACKAGE = ROOT / "src" / "millstream"
 PATH = re.compile(r"`((?:\w+/)+(?:\w+\.py)?|_\w+\.py)`")

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from scripts.docs import ROOT, blocks, broken_links, documents, region
 
-PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in documents()]
+pytestmark = pytest.mark.check
+
+PAGES = list(documents())
 COPIED = {"python", "nginx", "json", "js", "toml", "yaml", "ini"}
 FREE = {"", "text"}
 TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/how-to/.*")
 """The pages whose commands test_typed_pages.py types."""
 COMMANDS = {
     "millstream run examples/bookshop.py": "tests/cli/test_run.py",
-    "make dist": "tests/test_project_files.py",
+    "make dist": "tests/test_package.py",
     "pip install fastapi": "it asks the index",
 }
 """The commands of the other pages -> the test that runs each, or why none does."""
@@ -28,7 +31,7 @@ NEEDED = {"pytest", "fastapi"}
 """What examples import besides Millstream and what it brings."""
 
 
-@pytest.mark.parametrize("page", PAGES)
+@for_each("page", PAGES)
 def test_code_is_copied_from_the_examples(page: Path) -> None:
     """Our choice: every code block is included from a file in examples/, which a test runs."""
     for block in blocks(page.read_text("utf-8")):
@@ -38,7 +41,7 @@ def test_code_is_copied_from_the_examples(page: Path) -> None:
             assert block.body == region(block.source), f"run `make docs`: {block.source} has changed"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@for_each("page", PAGES)
 def test_commands_are_ones_that_a_test_runs(page: Path) -> None:
     """A command in a document that nobody runs is wrong sooner or later."""
     for block in blocks(page.read_text("utf-8")):
@@ -48,13 +51,13 @@ def test_commands_are_ones_that_a_test_runs(page: Path) -> None:
             assert typed or set(block.body.splitlines()) <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@for_each("page", PAGES)
 def test_links_lead_somewhere(page: Path) -> None:
     """Links inside the project; addresses on the network are not looked up."""
     assert broken_links(page) == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@for_each("page", PAGES)
 def test_a_page_says_how_to_get_what_it_uses(page: Path) -> None:
     """A fixed defect: pages started a `millstream` that was on nobody's path, and imported what nobody had."""
     text = page.read_text("utf-8")

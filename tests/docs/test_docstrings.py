@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 import millstream
+from cases import for_each
 from millstream import Context, Server, SyncContext, agent, auth, client, hub, middleware, testing
+
+pytestmark = pytest.mark.check
 
 EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 """A piece of code, or lines that are typed in."""
@@ -43,7 +46,7 @@ PLAIN = frozenset(
 """Attributes that one reads, and what `Context` shows already."""
 
 
-@pytest.mark.parametrize("name", sorted(set(public()) - PLAIN))
+@for_each("name", sorted(set(public()) - PLAIN))
 def test_the_docstring_of_a_public_name_shows_an_example(name: str) -> None:
     """Our choice: who hovers over a name wants to copy something."""
     assert EXAMPLE.search(inspect.getdoc(public()[name]) or ""), inspect.getdoc(public()[name])

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cases import for_each
 from command_line import commands, long_options
 from millstream import Client, Context, Server
 from millstream._app.routes import Routes
@@ -36,6 +37,8 @@ from millstream.client import _errors as errors
 from millstream.client._options import Options
 from millstream.hub import Hub
 from scripts.docs import ROOT
+
+pytestmark = pytest.mark.check
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -106,14 +109,14 @@ def test_every_member_option_and_error_of_the_client_is_listed() -> None:
     assert set(inspect.signature(Client).parameters) <= set(page)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in inspect.getmembers(Context) if not name.startswith("_")])
+@for_each("name", [name for name, _ in inspect.getmembers(Context) if not name.startswith("_")])
 def test_every_member_of_the_context_is_listed(name: str) -> None:
     """What is not listed is not found."""
     text = (REFERENCE / "context.md").read_text("utf-8")
     assert f"ctx.{name}" in text or (name in ("debug", "info", "warning", "error") and f"/{name}" in text)
 
 
-@pytest.mark.parametrize("parts", ["", "hub", "rest", "metrics", "all"])
+@for_each("parts", ["", "hub", "rest", "metrics", "all"])
 async def test_every_route_is_listed_with_its_methods_and_what_it_is_on_by(parts: str) -> None:
     """Who runs a server must know what it answers."""
     listed = {path: cells for path, cells in rows("routes.md").items() if path.startswith("/")}
@@ -167,7 +170,7 @@ def test_every_verb_of_the_websocket_dialect_is_listed() -> None:
     assert set(re.findall(r'^\| `\{"type":"(\w+)".*? \| `\{"type":"', text, re.MULTILINE)) == verbs
 
 
-@pytest.mark.parametrize("name", ["publish", "send", "presence", "history", "stats"])
+@for_each("name", ["publish", "send", "presence", "history", "stats"])
 def test_the_methods_of_the_hub_are_listed(name: str) -> None:
     """Those that a program calls; subscribing is the transports' business."""
     assert hasattr(Hub, name)

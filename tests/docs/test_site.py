@@ -10,7 +10,7 @@ import pytest
 from patience import WAIT
 from scripts.docs import ROOT
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.check]
 
 MKDOCS = [str(ROOT / ".venv-docs" / "bin" / "python"), "-m", "mkdocs", "build", "--strict", "--site-dir"]
 

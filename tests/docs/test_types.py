@@ -12,6 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import HttpUrl, SecretStr
 
+from cases import for_each
 from examples import argument_types
 from millstream._server.functions.plan import Plan, plan
 from millstream._server.functions.reading import ArgumentError, read_arguments
@@ -44,7 +45,7 @@ def tool_with(annotation: str) -> Plan:
     return plan(tool)
 
 
-@pytest.mark.parametrize(("annotation", "schema", "accepted", "refused"), ROWS, ids=lambda cell: cell[:40])
+@for_each(("annotation", "schema", "accepted", "refused"), ROWS, ids=lambda cell: cell[:40])
 def test_a_row_is_what_a_server_does(annotation: str, schema: str, accepted: str, refused: str) -> None:
     """The schema, what is read, and what is not; and the schema says the same to whoever checks with it."""
     made = tool_with(annotation)

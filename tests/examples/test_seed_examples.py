@@ -12,6 +12,7 @@ import requests
 import yaml
 
 from agent_world import KEY, ScriptedModel, calls, repeats
+from cases import for_each
 from millstream import Client
 from millstream._env_file import read_env
 from millstream.client._errors import AccessDenied
@@ -110,7 +111,7 @@ def test_the_container_starts_what_the_example_has() -> None:
     assert "USER 10001" in recipe
 
 
-@pytest.mark.parametrize("folder", [TIME, MATH, MOUNTED], ids=lambda folder: folder.name)
+@for_each("folder", [TIME, MATH, MOUNTED], ids=lambda folder: folder.name)
 def test_requirements_are_packages_that_the_example_uses(folder: Path) -> None:
     """An extra that doesn't exist would install nothing, without a word."""
     project = (ROOT / "pyproject.toml").read_text("utf-8")
@@ -152,7 +153,7 @@ def test_numbers_are_streamed_over_http(tmp_path: Path) -> None:
         assert allowed.headers["access-control-allow-origin"] == "http://localhost:3000"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("program", "more", "steps"),
     [("mcp_server_add.py", {}, []), ("mcp_server_add_sse.py", {"stream": True}, ["10 and 5", "Adding"])],
 )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream.hub import InvalidName
 from millstream.hub._channels import check_channel, check_client_id, check_name, check_pattern, is_pattern, matches
 from millstream.hub._patterns import PatternIndex
@@ -37,13 +38,13 @@ NOT_REACHED = [
 ]
 
 
-@pytest.mark.parametrize(("pattern", "channel"), REACHED)
+@for_each(("pattern", "channel"), REACHED)
 def test_a_pattern_reaches_what_nats_says(pattern: str, channel: str) -> None:
     """NATS subjects: `*` is one segment, `>` one or more at the end."""
     assert matches(pattern, channel)
 
 
-@pytest.mark.parametrize(("pattern", "channel"), NOT_REACHED)
+@for_each(("pattern", "channel"), NOT_REACHED)
 def test_a_pattern_reaches_nothing_else_and_no_channel_of_the_hub_by_a_leading_wildcard(
     pattern: str, channel: str
 ) -> None:
@@ -51,7 +52,7 @@ def test_a_pattern_reaches_nothing_else_and_no_channel_of_the_hub_by_a_leading_w
     assert not matches(pattern, channel)
 
 
-@pytest.mark.parametrize("name", ["broadcast", "a.b.c", "Größe", "1", "$presence.x", "a*", "x" * 200])
+@for_each("name", ["broadcast", "a.b.c", "Größe", "1", "$presence.x", "a*", "x" * 200])
 def test_a_channel_may_be_any_visible_text(name: str) -> None:
     """Our choice: 1 to 200 characters."""
     check_channel(name)
@@ -59,7 +60,7 @@ def test_a_channel_may_be_any_visible_text(name: str) -> None:
     assert not is_pattern(name)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b", "a\ufffd"]
 )
 def test_a_name_with_blanks_control_characters_or_empty_segments_is_refused(name: str) -> None:
@@ -70,7 +71,7 @@ def test_a_name_with_blanks_control_characters_or_empty_segments_is_refused(name
         check_pattern(name)
 
 
-@pytest.mark.parametrize("name", ["a.*", "*", ">", "a.>"])
+@for_each("name", ["a.*", "*", ">", "a.>"])
 def test_a_pattern_is_no_channel(name: str) -> None:
     """NATS: wildcards only subscribe."""
     check_pattern(name)
@@ -85,7 +86,7 @@ def test_the_rest_stands_at_the_end() -> None:
         check_pattern("a.>.b")
 
 
-@pytest.mark.parametrize("client_id", ["", "a b", "a\n", "*", "a.>", "x" * 129, "a..b"])
+@for_each("client_id", ["", "a b", "a\n", "*", "a.>", "x" * 129, "a..b"])
 def test_a_client_id_ends_a_channel_name_so_the_same_rules_hold(client_id: str) -> None:
     """Our choice: a client id with control characters is a clear error."""
     with pytest.raises(InvalidName):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from hub_parts import Clock, Outlet, encode_line, listen, receive, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Forbidden, InvalidName, TooLarge, TooMany
@@ -173,7 +174,7 @@ async def test_the_hook_decides_on_channels_and_on_what_a_pattern_reaches() -> N
         assert (await listen(hub, ">", history=9)).data == ["n"]
 
 
-@pytest.mark.parametrize("channel", ["$client.me", "$client", "$client.*", "$client.>"])
+@for_each("channel", ["$client.me", "$client", "$client.*", "$client.>"])
 async def test_nobody_listens_to_a_client_by_its_channel(channel: str) -> None:
     """Our choice: only `receive` opens a mailbox."""
     async with running() as hub:
@@ -200,7 +201,7 @@ async def test_nor_does_the_program_so_a_tool_that_takes_a_channel_lets_nobody_m
         assert (victim.data, watcher.data) == (["true"], [])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("bad", "message"),
     [
         ({"event": "a\r\nb"}, "event name"),

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from cases import for_each
 from generated import examples
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
 from millstream._stores.memory.store import MemoryStore
@@ -106,7 +107,7 @@ async def test_others_hear_nothing_of_it() -> None:
         assert (await listen(hub, ">", history=10)).data == []
 
 
-@pytest.mark.parametrize("client_id", ["", "a b", "a\nb", "*", ">"])
+@for_each("client_id", ["", "a b", "a\nb", "*", ">"])
 async def test_a_client_id_that_cannot_be_one_is_refused_both_ways(client_id: str) -> None:
     """Our choice: a client id with control characters."""
     async with running() as hub:
@@ -139,7 +140,7 @@ async def test_a_worker_that_dies_has_left_the_place_of_what_it_wrote() -> None:
         assert (await receive(two, "me")).data == ["2"]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@for_each("seed", range(6))
 async def test_a_client_that_changes_workers_gets_each_message_once_in_order(seed: int) -> None:
     """Our choice: no affinity is needed. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Hub
@@ -76,7 +77,7 @@ async def test_an_own_id_is_found_in_the_history_when_the_journal_has_lost_it() 
         assert (outlet.gaps, outlet.data) == ([], ["2"])
 
 
-@pytest.mark.parametrize("count", [10, 3000])
+@for_each("count", [10, 3000])
 async def test_an_own_id_is_found_as_far_back_as_the_journal_goes(count: int) -> None:
     """The newest events are in memory, the others in the store."""
     async with running() as hub:
@@ -87,7 +88,7 @@ async def test_an_own_id_is_found_as_far_back_as_the_journal_goes(count: int) ->
         assert again.gaps == []
 
 
-@pytest.mark.parametrize("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
+@for_each("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
 async def test_an_id_that_is_not_known_is_a_gap_and_then_what_is_left(last: str) -> None:
     """Our choice: an explicit gap event when history is gone."""
     async with running(MemoryStore(epoch="here")) as hub:
@@ -246,7 +247,7 @@ async def test_who_leaves_while_catching_up_is_forgotten() -> None:
         assert hub.stats().subscribers == 1
 
 
-@pytest.mark.parametrize("seed", range(8))
+@for_each("seed", range(8))
 async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_across_reconnects(seed: int) -> None:
     """Our choice: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
@@ -361,7 +362,7 @@ async def turns_none() -> None:
     """Nothing to wait for."""
 
 
-@pytest.mark.parametrize("offset", [2**63 - 1, 2**63 - 2, 10**18])
+@for_each("offset", [2**63 - 1, 2**63 - 2, 10**18])
 async def test_the_largest_offset_that_a_store_may_give_is_a_place_to_resume_from(offset: int) -> None:
     """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
     assert parse_position(position_id("here", offset), "here") == (offset, None)
@@ -371,9 +372,7 @@ async def test_the_largest_offset_that_a_store_may_give_is_a_place_to_resume_fro
         assert parse_position(f"here.{offset}-{beyond}", "here") is None
 
 
-@pytest.mark.parametrize(
-    "id", ["here.", "here.-1", "here.1-", "here.1-2-3", "here.1-x", "here.x-1", "here.²", "1", "-"]
-)
+@for_each("id", ["here.", "here.-1", "here.1-", "here.1-2-3", "here.1-x", "here.x-1", "here.²", "1", "-"])
 def test_what_only_looks_like_a_place_is_none(id: str) -> None:
     """Ids come from peers."""
     assert parse_position(id, "here") is None

@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from cases import for_each
 from generated import examples
 from hub_parts import Clock, Outlet, encode_line
 from millstream._stores.memory.store import MemoryStore
@@ -111,7 +112,7 @@ class ReconnectsWithLittleRoom(Reconnects):
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("machine", [Reconnects, ReconnectsWithLittleRoom])
+@for_each("machine", [Reconnects, ReconnectsWithLittleRoom])
 def test_resuming_after_any_cut_loses_nothing_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
     """Our choice: resume across reconnects, an explicit gap event when history is gone."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

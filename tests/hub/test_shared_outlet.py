@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from hub_parts import Outlet, encode_line, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, Subscription
@@ -14,7 +13,7 @@ async def add(hub: Hub, outlet: Outlet, channel: str, **options: Any) -> Subscri
     return await hub.subscribe((channel,), outlet, encode=encode_line, **options)
 
 
-@pytest.mark.parametrize("channels", [("broadcast", ">"), (">", "broadcast"), ("*", ">", "broadcast")])
+@for_each("channels", [("broadcast", ">"), (">", "broadcast"), ("*", ">", "broadcast")])
 async def test_subscriptions_that_overlap_write_an_event_once(channels: tuple[str, ...]) -> None:
     """Fixed defect: an event came once for each of them."""
     async with running() as hub:
@@ -37,7 +36,7 @@ async def test_the_place_is_told_an_outlet_once() -> None:
         assert len(outlet.events()) == before + 1
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@for_each("first", [0, 1])
 async def test_what_one_of_them_leaves_the_other_goes_on_to_write(first: int) -> None:
     """A subscription ends by itself; its outlet stays."""
     async with running() as hub:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from hub_parts import DistantStore, Outlet, encode_line, listen, running
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub
@@ -106,7 +107,7 @@ async def test_what_came_after_a_shared_read_is_not_missed() -> None:
         assert [event.data for event in await hub.history("news", 1)] == [b"later 4"]
 
 
-@pytest.mark.parametrize("kept", [700, 1_234])
+@for_each("kept", [700, 1_234])
 async def test_the_oldest_page_of_a_trimmed_journal_is_shared_too(kept: int) -> None:
     """Its first entry doesn't stand at a round offset."""
     store = CountedStore(MemoryStore())

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from hub_parts import Clock, DistantStore, listen, receive, running, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits
@@ -12,8 +11,8 @@ SMALL = 20_000
 """Bytes of a log that a few events fill."""
 
 
-@pytest.mark.parametrize("was_here", [False, True])
-@pytest.mark.parametrize("with_id", [False, True])
+@for_each("was_here", [False, True])
+@for_each("with_id", [False, True])
 async def test_a_mailbox_that_expired_whole_is_told(was_here: bool, with_id: bool) -> None:
     """Fixed defect: without an id there was `connected`, and silence."""
     clock = Clock()
@@ -32,7 +31,7 @@ async def test_a_mailbox_that_expired_whole_is_told(was_here: bool, with_id: boo
         assert (outlet.gaps, outlet.data) == (["expired"], [])
 
 
-@pytest.mark.parametrize("with_id", [False, True])
+@for_each("with_id", [False, True])
 async def test_a_mailbox_that_lost_messages_to_a_full_store_is_told(with_id: bool) -> None:
     """Fixed defect: the oldest went because of bytes, and nothing said so."""
     clock = Clock()

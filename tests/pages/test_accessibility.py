@@ -5,6 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from cases import for_each
 from millstream._web.pages import asset
 from pages_world import OpenPage, call
 
@@ -128,7 +129,7 @@ def contrast(one: Color, other: Color) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@for_each("dark", [False, True], ids=["light", "dark"])
 def test_text_stands_out_from_its_ground(dark: bool) -> None:
     """WCAG 2.2, 1.4.3 (text, 4.5) and 1.4.11 (borders of fields, 3)."""
     named = variables(dark)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import for_each
 from fuzz import parsers, servers
 from fuzz.parsers import Target
 from generated import examples
@@ -30,7 +31,7 @@ def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@for_each("name", TARGETS)
 def test_any_bytes_are_read_or_refused_as_promised(name: str) -> None:
     """Our choice: what a peer sends is never an unexpected error."""
     target = made.setdefault(name, TARGETS[name]())

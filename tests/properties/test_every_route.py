@@ -12,7 +12,7 @@ from fuzz.people import RECIPES
 from fuzz.plausible import Plausible, run, shop
 from patience import WAIT
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 INPUTS = 400
 

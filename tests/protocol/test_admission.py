@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.admission import (
     admit_per_request,
     check_handshake_header,
@@ -57,7 +58,7 @@ def test_a_whole_request_is_admitted_with_and_without_headers() -> None:
     assert admit(listing, {**HEADERS, b"mcp-method": b"tools/list"}).name == ""
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("meta", "code"),
     [
         ({}, -32602),

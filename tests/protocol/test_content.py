@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cases import for_each
 from millstream._protocol.content import (
     BLOCKS,
     Annotations,
@@ -77,7 +78,7 @@ WIRE: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "wire"), WIRE)
+@for_each(("value", "wire"), WIRE)
 def test_values_are_written_as_the_newest_schema_names_them_and_read_back(value: Any, wire: dict[str, Any]) -> None:
     """MCP 2025-11-25, server/tools and 2025-11-25, client/sampling: camelCase, base64, `_meta`, nothing that was
     left alone.
@@ -92,7 +93,7 @@ def test_the_type_field_comes_first_so_that_readers_can_dispatch_on_it() -> None
     assert msgspec.json.encode(Text("x")) == b'{"type":"text","text":"x"}'
 
 
-@pytest.mark.parametrize("value", [value for value, _ in WIRE if isinstance(value, BLOCKS)])
+@for_each("value", [value for value, _ in WIRE if isinstance(value, BLOCKS)])
 def test_the_union_decodes_every_block_by_its_type(value: Any) -> None:
     """Content from elsewhere is read back for projection."""
     assert msgspec.json.decode(msgspec.json.encode(value), type=Content) == value
@@ -104,7 +105,7 @@ def test_sampling_results_decode_to_tool_uses_and_unknown_members_are_tolerated(
     assert msgspec.json.decode(data, type=SamplingContent) == ToolUse("1", "n", {"a": [1]})
 
 
-@pytest.mark.parametrize(
+@for_each(
     "arguments",
     [{"uri": "a:b"}, {"uri": "a:b", "text": "x", "blob": b"y"}, {"text": "x"}, {}],
 )

@@ -4,10 +4,10 @@ import json
 import sys
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._protocol.depth import _NOT_COLONS, MAX_MEMBERS, _outside_strings, overgrown, too_many_members
 from strategies import bytewise, json_values
 
@@ -26,7 +26,7 @@ def test_a_body_with_few_brackets_is_passed_without_a_scan() -> None:
     assert not overgrown(b"")
 
 
-@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":'])
+@for_each("opening", [b"[", b'{"a":', b'[{"a":'])
 def test_64_levels_pass_and_65_do_not(opening: bytes) -> None:
     """Our choice: depth > 64 is refused."""
     levels = opening.count(b"[") + opening.count(b"{")
@@ -41,7 +41,7 @@ def test_many_shallow_arrays_are_not_deep() -> None:
     assert not overgrown(b"[" + b",".join([b'{"a":[]}'] * 1000) + b"]")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "text",
     [
         '"' + "[" * 100 + '"',

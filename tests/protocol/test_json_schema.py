@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from msgspec import Meta
 
+from cases import for_each
 from millstream._protocol.json_schema import (
     DIALECT,
     MAX_DEPTH,
@@ -100,7 +101,7 @@ CASES: list[tuple[Any, Schema]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("annotation", "expected"), CASES)
+@for_each(("annotation", "expected"), CASES)
 def test_types_become_inlined_schemas_without_class_names_as_titles(annotation: Any, expected: Schema) -> None:
     """Our choice: generated schemas are inlined; titles only where somebody wrote one."""
     schema = schema_of(annotation)
@@ -233,7 +234,7 @@ def test_wrapped_outputs_keep_definitions_at_the_root() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@for_each(
     "schema",
     [
         {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"$ref": "#"}]}},
@@ -262,7 +263,7 @@ GOOD: list[Schema] = [
 ]
 
 
-@pytest.mark.parametrize("schema", GOOD)
+@for_each("schema", GOOD)
 def test_hand_written_schemas_of_the_dialect_pass(schema: Schema) -> None:
     """MCP 2025-11-25, basic: 2020-12 must be supported, with any keyword beside the root type."""
     check_schema(schema)
@@ -285,7 +286,7 @@ BAD: list[tuple[Schema, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "text"), BAD)
+@for_each(("schema", "text"), BAD)
 def test_hand_written_schemas_that_cannot_be_served_are_refused_with_the_place(schema: Schema, text: str) -> None:
     """MCP 2025-11-25, basic: unsupported dialects are a clear error, network references are never dereferenced."""
     with pytest.raises(ValueError, match=text):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import (
     MAX_ID,
@@ -46,7 +47,7 @@ def test_notifications_and_answers_are_told_apart() -> None:
     assert read(b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}').is_answer
 
 
-@pytest.mark.parametrize(
+@for_each(
     "body",
     [
         b'{"id":1,"method":"a"}',
@@ -73,9 +74,7 @@ def test_what_is_json_but_no_message_is_an_invalid_request(body: bytes) -> None:
     assert code_of(body) == INVALID_REQUEST
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf{}", b"{} {}", b'"unclosed', b"nul", b"[" * 9999]
-)
+@for_each("body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf{}", b"{} {}", b'"unclosed', b"nul", b"[" * 9999])
 def test_what_is_not_json_is_a_parse_error(body: bytes) -> None:
     """Our choice: not JSON, and NaN is not JSON."""
     assert code_of(body) == PARSE_ERROR

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import msgspec
-import pytest
 from msgspec import Raw, Struct
 
 from behaviour.judge import judge_of
+from cases import for_each
 from millstream._protocol import messages, notifications, questions
 from millstream._protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations
 from millstream._protocol.jsonrpc import PeerError, encode
@@ -90,7 +90,7 @@ def properties(definition: str) -> set[str]:
     raise AssertionError(f"no schema has {definition}")
 
 
-@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+@for_each("struct", STRUCTS, ids=lambda struct: struct.__name__)
 def test_a_struct_has_the_members_that_the_newest_schema_lists(struct: type[Struct]) -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/schema; what is left out has a reason."""
     name = struct.__name__
@@ -146,7 +146,7 @@ WRITTEN: dict[tuple[str, str], Struct] = {
 }
 
 
-@pytest.mark.parametrize(("definition", "method"), WRITTEN)
+@for_each(("definition", "method"), WRITTEN)
 def test_what_is_written_fits_the_schema_and_is_read_as_it_was_written(definition: str, method: str) -> None:
     """One class for both sides: 2025-11-25 is the newest revision that has all of these messages."""
     params = WRITTEN[definition, method]
@@ -184,7 +184,7 @@ def test_the_text_of_a_sample_is_that_of_its_text_blocks() -> None:
     assert questions.SampleResult("assistant", Text("a"), "m").text == "a"
 
 
-@pytest.mark.parametrize("reason", [b'"enough"', b"7", b"null", b"{}"])
+@for_each("reason", [b'"enough"', b"7", b"null", b"{}"])
 def test_a_cancellation_counts_whatever_its_reason_is(reason: bytes) -> None:
     """The reason is for a log; a request that is to end must not go on because of it."""
     assert cancelled_id(b'{"requestId":7,"reason":%b}' % reason) == 7

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
 from millstream._protocol.param_headers import (
     ParamHeader,
@@ -53,7 +54,7 @@ def test_annotations_are_found_in_schema_order_also_in_nested_properties() -> No
     )
 
 
-@pytest.mark.parametrize("schema", [{}, {"type": "object"}, tool(), tool(a=True), {"properties": None}])
+@for_each("schema", [{}, {"type": "object"}, tool(), tool(a=True), {"properties": None}])
 def test_a_schema_without_annotations_has_none(schema: dict[str, Any]) -> None:
     """Also boolean schemas and broken ones, which are not this module's to judge."""
     assert find_annotations(schema) == ()
@@ -66,14 +67,14 @@ def test_data_and_property_names_that_look_like_annotations_are_none() -> None:
     assert find_annotations(schema) == ()
 
 
-@pytest.mark.parametrize("token", ["", "a b", "a:b", "a\r\nb", "ä", "a\n", None, 7, ["a"]])
+@for_each("token", ["", "a b", "a:b", "a\r\nb", "ä", "a\n", None, 7, ["a"]])
 def test_a_name_that_is_no_token_is_refused(token: Any) -> None:
     """RFC 9110 §5.6.2; a line end in a name would split the client's request."""
     with pytest.raises(ValueError, match=r"inputSchema\.properties\.a: .*token"):
         find_annotations(tool(a={"type": "string", "x-mcp-header": token}))
 
 
-@pytest.mark.parametrize("kind", ["number", "object", "array", "null", ["string", "null"], None])
+@for_each("kind", ["number", "object", "array", "null", ["string", "null"], None])
 def test_only_strings_integers_and_booleans_may_be_annotated(kind: Any) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: never ``number``; a list of types is not one of the three."""
     with pytest.raises(ValueError, match="string, integer or boolean"):
@@ -88,7 +89,7 @@ def test_names_are_unique_in_any_case() -> None:
         find_annotations(tool(a=REGION, b={"type": "string", "x-mcp-header": "REGION"}))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "schema",
     [
         REGION,
@@ -113,14 +114,14 @@ def test_an_annotation_off_the_chain_of_properties_is_refused(schema: dict[str, 
 # the text of values
 
 
-@pytest.mark.parametrize("value", ["", "us-east 1", "a\tb", "~", "=?base64?", "?=", "=?base64?=", "=?BASE64?QQ==?="])
+@for_each("value", ["", "us-east 1", "a\tb", "~", "=?base64?", "?=", "=?base64?=", "=?BASE64?QQ==?="])
 def test_plain_values_travel_as_they_are(value: str) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: a prefix or suffix alone is literal, and the markers have case."""
     assert encode_value(value) == value
     assert decode_value(value.encode()) == value
 
 
-@pytest.mark.parametrize("value", [" a", "a ", "\ta", "ä", "a\nb", "\x7f", "\0", "=?base64?QQ==?=", "=?base64??="])
+@for_each("value", [" a", "a ", "\ta", "ä", "a\nb", "\x7f", "\0", "=?base64?QQ==?=", "=?base64??="])
 def test_other_values_travel_in_the_sentinel(value: str) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: not visible ASCII, edge white space, or the look of a sentinel."""
     assert encode_value(value) == f"=?base64?{b64encode(value.encode()).decode()}?="
@@ -133,7 +134,7 @@ def test_white_space_around_a_header_value_is_not_part_of_it() -> None:
     assert decode_value(b" =?base64?IA==?= ") == " "
 
 
-@pytest.mark.parametrize(
+@for_each(
     "payload", [b"Q", b"QQ", b"QQ=", b"QQ===", b"QR==", b"Q Q==", b"QQ==QQ==", b"=QQ=", b"Q-_=", b"QQ\t==", b"/w=="]
 )
 def test_base64_is_decoded_strictly(payload: bytes) -> None:
@@ -141,7 +142,7 @@ def test_base64_is_decoded_strictly(payload: bytes) -> None:
     assert "Base64" in refused(b"=?base64?" + payload + b"?=")
 
 
-@pytest.mark.parametrize("raw", [b"\xc3\xa4", b"a\x00", b"a\nb", b"\x7f", b"=?base64?\xff?="])
+@for_each("raw", [b"\xc3\xa4", b"a\x00", b"a\nb", b"\x7f", b"=?base64?\xff?="])
 def test_characters_outside_visible_ascii_are_refused(raw: bytes) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: bad characters."""
     assert "visible ASCII" in refused(raw)
@@ -204,7 +205,7 @@ def test_equal_headers_pass_and_unknown_ones_are_ignored() -> None:
     check(PARAMS, {b"mcp-param-b": b"false", b"mcp-param-s": b""}, {"b": False, "s": ""})
 
 
-@pytest.mark.parametrize("arguments", [{}, {"s": None, "o": None}, {"o": {}}, {"o": {"i": None}}, {"o": [1]}])
+@for_each("arguments", [{}, {"s": None, "o": None}, {"o": {}}, {"o": {"i": None}}, {"o": [1]}])
 def test_absent_and_null_arguments_have_no_header(arguments: dict[str, Any]) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: the header is not expected, and one that is there names a value the
     body does not have.
@@ -213,13 +214,13 @@ def test_absent_and_null_arguments_have_no_header(arguments: dict[str, Any]) -> 
     assert "mcp-param-i is present" in mismatch({b"mcp-param-i": b"1"}, arguments)
 
 
-@pytest.mark.parametrize("arguments", [{"s": ""}, {"s": "x"}, {"s": [1]}])
+@for_each("arguments", [{"s": ""}, {"s": "x"}, {"s": [1]}])
 def test_an_argument_without_its_header_is_refused(arguments: dict[str, Any]) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: value in the body, header absent."""
     assert "mcp-param-s is missing" in mismatch({}, arguments)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("raw", "value"),
     [(b"42", 42), (b"42.0", 42), (b"42", 42.0), (b"42.000", 42), (b"-0", 0), (b"042", 42),
      (b"9007199254740991", 2**53 - 1), (b"-9007199254740991", 1 - 2**53)],
@@ -229,7 +230,7 @@ def test_integers_compare_by_value(raw: bytes, value: float) -> None:
     check(PARAMS, {b"mcp-param-i": raw}, {"o": {"i": value}})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("raw", "value"),
     [(b"42", 43), (b"42.5", 42), (b"42.5", 42.5), (b"", 0), (b"4_2", 42), (b"+42", 42), (b"0x2a", 42), (b"42.", 42),
      (b"=?base64?2aQ=?=", 4), (b"true", 1), (b"1", True), (b"9007199254740992", 2**53),
@@ -241,7 +242,7 @@ def test_other_spellings_and_numbers_beyond_2_to_the_53_never_match(raw: bytes, 
     assert "mcp-param-i does not match" in mismatch({b"mcp-param-i": raw}, {"o": {"i": value}})
 
 
-@pytest.mark.parametrize("raw", [b"True", b"1", b"", b"false"])
+@for_each("raw", [b"True", b"1", b"", b"false"])
 def test_booleans_have_one_spelling(raw: bytes) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: ``true`` and ``false``."""
     assert "mcp-param-b does not match" in mismatch({b"mcp-param-b": raw}, {"b": True})

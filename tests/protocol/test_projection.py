@@ -2,8 +2,7 @@
 
 import json
 
-import pytest
-
+from cases import for_each
 from millstream._protocol import projection
 from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
@@ -59,7 +58,7 @@ def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
     assert projection.block(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("members", "revision", "expected"),
     [
         (b'"content":[],"structuredContent":3', L4, {"content": [], "structuredContent": {"result": 3}}),

@@ -1,14 +1,13 @@
 """The one table of differences, against the switch table of The specification's changelogs."""
 
-import pytest
-
+from cases import for_each
 from millstream._protocol import revisions
 from millstream._protocol.revisions import ALL, BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, negotiate
 
 L1, L2, L3, L4, M = ALL
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("field", "values"),
     [
         ("handshake", (True, True, True, True, False)),
@@ -58,7 +57,7 @@ def test_initialize_is_never_answered_with_a_revision_that_has_none() -> None:
     assert set(HANDSHAKE) | set(PER_REQUEST) == set(BY_DATE)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("version", "is_one"),
     [("2026-07-28", True), ("2027-01-01", True), ("2025-11-25", False), ("é", False), ("v9", False), ("", False)],
 )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._protocol.seal import MAX_TOKEN, KeyRing
 from patience import WAIT
@@ -66,7 +67,7 @@ def test_a_token_with_something_put_in_does_not_open(index: int, more: str) -> N
     assert RING.open(b"state", TOKEN[:index] + more + TOKEN[index:], b"owner") is None
 
 
-@pytest.mark.parametrize("more", ["=", "==", "\n", "\r\n", " ", "\0", "A", "AA", "AAA", "AAAA"])
+@for_each("more", ["=", "==", "\n", "\r\n", " ", "\0", "A", "AA", "AAA", "AAAA"])
 def test_nothing_may_follow_a_token(more: str) -> None:
     """Our choice: as above; the lenient decoder of the standard library would pass over some of these."""
     for length in range(4):
@@ -151,7 +152,7 @@ def test_too_long_is_refused_on_both_sides() -> None:
         RING.seal(b"k", bytes(largest + 1), NONCE)
 
 
-@pytest.mark.parametrize("length", [0, 11, 13, 16])
+@for_each("length", [0, 11, 13, 16])
 def test_a_nonce_of_another_length_is_refused(length: int) -> None:
     """NIST SP 800-38D: 96 bits."""
     with pytest.raises(ValueError, match="12 bytes"):

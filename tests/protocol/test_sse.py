@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._protocol import sse
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.sse import Decoder, Event
@@ -35,7 +36,7 @@ def test_all_fields_stand_before_the_data() -> None:
     assert encoded == b"id: 7\nevent: tick\nretry: 0\ndata: x\n\n"
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@for_each("end", [b"\n", b"\r", b"\r\n"])
 def test_each_line_of_data_gets_its_own_field(end: bytes) -> None:
     """WHATWG HTML §9.2.5: CRLF, LF and CR all end a line."""
     assert sse.encode_event(b"a" + end + b"b" + end) == b"data: a\ndata: b\ndata: \n\n"
@@ -64,7 +65,7 @@ def test_the_endpoint_event_carries_the_url() -> None:
     assert sse.endpoint("/messages/?session_id=1") == b"event: endpoint\ndata: /messages/?session_id=1\n\n"
 
 
-@pytest.mark.parametrize("character", ["\r", "\n", "\0"])
+@for_each("character", ["\r", "\n", "\0"])
 def test_a_line_end_or_nul_in_a_one_line_field_is_refused(character: str) -> None:
     """WHATWG HTML §9.2.6: it would start another field, or make clients ignore the id."""
     for encode in (sse.prime, sse.endpoint, lambda id: sse.encode_message(b"{}", id)):
@@ -92,7 +93,7 @@ def test_the_examples_of_the_standard() -> None:
     assert decode(b"data:test\n\ndata: test\n\n") == [Event("test"), Event("test")]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@for_each("end", ["\n", "\r", "\r\n"])
 def test_every_line_end_is_understood(end: str) -> None:
     """HTML, server-sent events; mixed ones are in the property below."""
     assert decode(f"event: a{end}data: 1{end}data: 2{end}{end}data: 3{end}{end}".encode()) == [
@@ -158,7 +159,7 @@ def test_a_priming_event_is_an_event_with_empty_data() -> None:
     assert decoder.feed(b"data: x\n\n") == [Event("x", id="a.1")]
 
 
-@pytest.mark.parametrize("value", ["", "-1", "+1", "1.5", "1e3", "1s", "\u0661", "9" * 16, "9" * 5000])
+@for_each("value", ["", "-1", "+1", "1.5", "1e3", "1s", "\u0661", "9" * 16, "9" * 5000])
 def test_a_retry_that_is_not_digits_or_too_long_is_ignored(value: str) -> None:
     """WHATWG HTML §9.2.6: ASCII digits only. Our choice: more than 15 digits are no time."""
     decoder = Decoder()
@@ -175,7 +176,7 @@ def test_leading_zeros_of_a_retry_do_not_count() -> None:
 # decoding: limits
 
 
-@pytest.mark.parametrize(
+@for_each(
     "stream",
     [b"data: 12345", b"data: 12345\n", b"data:1234\ndata:12345\ndata\n", b": comment..\n", b"data\n" * 11],
 )

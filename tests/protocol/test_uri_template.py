@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._protocol.uri_template import UriTemplate
 from strategies import path_values, texts
 
@@ -83,13 +84,13 @@ def match(template: str, uri: str) -> dict[str, str] | None:
     return UriTemplate(template).match(uri)
 
 
-@pytest.mark.parametrize(("template", "uri"), RFC_EXAMPLES)
+@for_each(("template", "uri"), RFC_EXAMPLES)
 def test_expansion_is_that_of_the_rfc(template: str, uri: str) -> None:
     """RFC 6570 §1.2 and §3.2."""
     assert UriTemplate(template).expand(RFC_VALUES) == uri
 
 
-@pytest.mark.parametrize(("value", "text"), [("a%20b", "a%20b"), ("%", "%25"), ("%2", "%252"), ("%zz%2F", "%25zz%2F")])
+@for_each(("value", "text"), [("a%20b", "a%20b"), ("%", "%25"), ("%2", "%252"), ("%zz%2F", "%25zz%2F")])
 def test_reserved_expansion_keeps_what_is_percent_encoded_already(value: str, text: str) -> None:
     """RFC 6570 §3.2.3: only triplets pass."""
     assert UriTemplate("{+x}").expand({"x": value}) == text
@@ -102,7 +103,7 @@ def test_variables_are_named_once_in_order() -> None:
     assert repr(template) == "UriTemplate('a{x}/{+b.c,x}{?%41_9}')"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("template", "position"),
     [("{", 0), ("a{x", 1), ("a{}", 2), ("{x,}", 3), ("{,x}", 1), ("{+}", 2), ("{x}}", 3), ("a b", 1), ("a\n", 1),
      ("a%2", 1), ("%zz", 0), ("a%{x}", 1), ("a|b", 1), ('"', 0), ("{=x}", 1), ("{!x}", 1), ("{|x}", 1), ("{a b}", 2),
@@ -119,7 +120,7 @@ def test_a_bad_template_is_refused_with_its_position(template: str, position: in
 # matching
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("template", "uri", "values"),
     [
         ("test://template/{id}/data", "test://template/123/data", {"id": "123"}),
@@ -173,7 +174,7 @@ def test_values_are_found(template: str, uri: str, values: dict[str, str]) -> No
     assert list(match(template, uri) or ()) == [name for name in UriTemplate(template).variables if name in values]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("template", "uri"),
     [
         ("test://static", "test://static/"),
@@ -209,15 +210,15 @@ def test_what_the_template_could_not_have_made_is_no_match(template: str, uri: s
     assert match(template, uri) is None
 
 
-@pytest.mark.parametrize("value", ["%", "%4", "%zz", "a%2", "%ff", "%C3", "%ED%A0%80", "a%00b"])
+@for_each("value", ["%", "%4", "%zz", "a%2", "%ff", "%C3", "%ED%A0%80", "a%00b"])
 def test_bad_percent_encoding_bad_utf8_and_nul_are_no_match(value: str) -> None:
     """RFC 3986 §2.1; a NUL ends file names in C."""
     for template in ("{x}", "{+x}", "{?x}"):
         assert match(template, value if "?" not in template else f"?x={value}") is None
 
 
-@pytest.mark.parametrize("value", [".", "..", "%2e", "%2E%2e", ".%2e", "a%2Fb", "%2fetc", "..%2f", "..%5C", "a\\b"])
-@pytest.mark.parametrize("template", ["{x}", "{/x}", "{.x}", "{;x}", "{?x}", "{&x}"])
+@for_each("value", [".", "..", "%2e", "%2E%2e", ".%2e", "a%2Fb", "%2fetc", "..%2f", "..%5C", "a\\b"])
+@for_each("template", ["{x}", "{/x}", "{.x}", "{;x}", "{?x}", "{&x}"])
 def test_a_variable_smuggles_no_slash_and_no_dot_segment(template: str, value: str) -> None:
     """MCP 2025-11-25, server/resources: decode before the traversal check."""
     lead = template[1].replace("x", "")
@@ -225,8 +226,8 @@ def test_a_variable_smuggles_no_slash_and_no_dot_segment(template: str, value: s
     assert match(template, uri) is None
 
 
-@pytest.mark.parametrize("value", ["..", "../a", "a/..", "a/../b", "a/%2e%2e/b", "a%2F..%2Fb", "a\\..\\b", "./a"])
-@pytest.mark.parametrize("template", ["{+x}", "{#x}"])
+@for_each("value", ["..", "../a", "a/..", "a/../b", "a/%2e%2e/b", "a%2F..%2Fb", "a\\..\\b", "./a"])
+@for_each("template", ["{+x}", "{#x}"])
 def test_a_reserved_variable_has_slashes_but_no_dot_segment(template: str, value: str) -> None:
     """MCP 2025-11-25, server/resources: variables must not smuggle ``..``."""
     lead = template[1].replace("+", "")

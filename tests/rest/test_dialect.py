@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from millstream._http.message import Response
 from rest_world import post, routes, world
 
@@ -21,7 +20,7 @@ async def send(path: str, body: Any, **headers: str) -> tuple[Response, Any]:
     return response, json.loads(response.body)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "body",
     [
         {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": ADD},
@@ -43,7 +42,7 @@ async def test_a_call_may_leave_out_everything_but_the_name(body: dict[str, Any]
     assert reply["result"] == {"content": [{"type": "text", "text": "5"}], "structuredContent": {"result": 5}}
 
 
-@pytest.mark.parametrize("body", [b"{}", b"", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}])
+@for_each("body", [b"{}", b"", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}])
 async def test_the_list_has_the_shape_of_the_seed(body: Any) -> None:
     """Seed 001, example 2: the result has `tools`, each with name, description and inputSchema."""
     response, reply = await send("list", body, content_type="application/json" if body else "")
@@ -61,7 +60,7 @@ async def test_the_form_type_of_curl_is_taken_from_a_script() -> None:
     assert reply["result"]["content"][0]["text"] == "5"
 
 
-@pytest.mark.parametrize("header", ["origin", "sec_fetch_site", "sec_fetch_mode", "sec_fetch_dest"])
+@for_each("header", ["origin", "sec_fetch_site", "sec_fetch_mode", "sec_fetch_dest"])
 async def test_the_form_type_is_refused_from_a_browser(header: str) -> None:
     """A form on any page can be submitted here without a preflight: it must never be a call."""
     response, reply = await send("call", ADD, content_type=FORM, **{header: "http://127.0.0.1"})
@@ -69,14 +68,14 @@ async def test_the_form_type_is_refused_from_a_browser(header: str) -> None:
     assert reply["error"]["code"] == -32600
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data; boundary=x", ""])
+@for_each("content_type", ["text/plain", "multipart/form-data; boundary=x", ""])
 async def test_other_types_are_415(content_type: str) -> None:
     """Our choice: JSON, or the form type; nothing else."""
     response, _ = await send("call", ADD, content_type=content_type)
     assert response.status == 415
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("body", "code"),
     [
         (b"{", -32700),
@@ -108,7 +107,7 @@ async def test_an_unknown_tool_is_an_error_of_the_protocol() -> None:
     assert (reply["id"], reply["error"]["code"]) == (4, -32602)
 
 
-@pytest.mark.parametrize("arguments", [{"a": "x"}, {}, {"a": 1, "c": 1}])
+@for_each("arguments", [{"a": "x"}, {}, {"a": 1, "c": 1}])
 async def test_wrong_arguments_tell_a_model_what_to_fix(arguments: dict[str, Any]) -> None:
     """As on /mcp: `isError`, so that a model reads it."""
     _, reply = await send("call", {"name": "add", "arguments": arguments})

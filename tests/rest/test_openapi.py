@@ -8,6 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from msgspec import UNSET
 
+from cases import for_each
 from millstream._protocol.json_schema import schema_of
 from millstream._transports.rest.examples import example_of
 from rest_world import post, routes, world
@@ -140,13 +141,13 @@ SCHEMAS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("schema", SCHEMAS, ids=str)
+@for_each("schema", SCHEMAS, ids=str)
 def test_a_value_is_found_that_fits(schema: dict[str, Any]) -> None:
     """The schemas that signatures become."""
     Draft202012Validator(schema).validate(example_of(schema))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "schema",
     [
         {"type": "string", "pattern": "^x"},

@@ -13,7 +13,7 @@ import pytest
 from patience import WAIT
 from processes import free_port, millstream, serving, uvicorn
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 CASES = 15
 

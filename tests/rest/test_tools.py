@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from judged import protect
 from millstream._http.message import Response
 from millstream._http.problems import KINDS
@@ -35,7 +34,7 @@ def check(response: Response, body: Any, status: int, slug: str) -> None:
     assert body["detail"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "arguments", "expected"),
     [
         ("add", {"a": 1, "b": 2}, 3),
@@ -94,7 +93,7 @@ async def test_an_unknown_tool_is_404() -> None:
     check(*await call("nope", {}), 404, "unknown-tool")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "words"),
     [
         ({}, "missing 'a'"),
@@ -112,13 +111,13 @@ async def test_arguments_that_do_not_fit_are_422_and_say_what_to_fix(arguments: 
     assert words in body["detail"]
 
 
-@pytest.mark.parametrize("body", [b"{", b"{}x", b'{"a":NaN}', b'"\xff"', b"[" * 65 + b"]" * 65])
+@for_each("body", [b"{", b"{}x", b'{"a":NaN}', b'"\xff"', b"[" * 65 + b"]" * 65])
 async def test_what_is_not_json_is_400(body: bytes) -> None:
     """Our choice: never a 500."""
     check(*await call("add", body), 400, "malformed-body")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "headers",
     [
         {"content_type": "text/plain"},
@@ -163,13 +162,13 @@ async def test_the_timeout_of_a_tool_holds() -> None:
     assert "did not finish" in body["detail"]
 
 
-@pytest.mark.parametrize("name", ["ask", "needs_model"])
+@for_each("name", ["ask", "needs_model"])
 async def test_a_tool_that_asks_is_409_and_says_to_use_mcp(name: str) -> None:
     """A REST call has nobody to ask."""
     check(*await call(name, {}), 409, "needs-answers")
 
 
-@pytest.mark.parametrize("name", ["crash", "lie"])
+@for_each("name", ["crash", "lie"])
 async def test_a_failure_of_ours_is_500_and_shows_the_incident_only(name: str) -> None:
     """Our choice: the peer sees the identifier, the log the rest."""
     response, body = await call(name, {})

@@ -18,7 +18,7 @@ from fronts import NEEDS_NGINX, nginx
 from processes import ROOT, free_port, millstream, serving
 from redis_parts import RedisServer
 
-pytestmark = [pytest.mark.server, NEEDS_NGINX]
+pytestmark = [pytest.mark.server, pytest.mark.nightly, NEEDS_NGINX]
 ELSEWHERE = {
     "test_a_list_that_changes_is_announced": "adds a tool at run time, which several workers refuse",
     "test_a_subscription_is_acknowledged_first": "adds a tool at run time",
@@ -43,7 +43,11 @@ def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
     command = [sys.executable, "-m", "pytest", "tests/behaviour", "-q", "-k", chosen, "-p", "no:cacheprovider"]
     with (folder / "tests").open("wb") as sink:
         done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front)}, stdout=sink, check=False
+            command,
+            cwd=ROOT,
+            env={**os.environ, **shared, "BEHAVIOUR_PORT": str(front), "MILLSTREAM_NIGHTLY": "1"},
+            stdout=sink,
+            check=False,
         )
     said = (folder / "tests").read_text()
     assert done.returncode == 0, said[-5_000:]

@@ -13,7 +13,7 @@ from benches.chaos.returning import return_together
 from benches.chaos.run import Crowd, Report, cluster, half_a_core, kill_workers, storm, together
 from redis_parts import RedisServer
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 KILLS = 12
 """As many as in a minute of `make chaos`."""
 HALVES = 75

@@ -19,7 +19,7 @@ from fleet import STREAM, Reading
 from redis_parts import redis_server, until
 from wire import LATEST_HANDSHAKE, enveloped, request, routing
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 KINDS = ["memory", "sqlite", "redis"]
 OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
 PERSON = {"action": "accept", "content": {"name": "Ada"}}

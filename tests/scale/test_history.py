@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from benches.chaos.history import Event, Publication, Subscriber, Told, check
+from cases import for_each
+
+pytestmark = pytest.mark.nightly
 
 History = tuple[list[Publication], list[Subscriber]]
 
@@ -104,16 +107,14 @@ def mix_channels(history: History) -> None:
     history[1][0].got[:0] = [event]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@for_each("seed", range(10))
 def test_nothing_is_found_in_a_history_without_a_fault(seed: int) -> None:
     """Also where subscribers were told of gaps, and publishers never heard whether they succeeded."""
     assert check(*right(seed)) == []
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    "fault", [lose, lose_the_end, lose_everywhere, repeat, swap, add_twice, renumber, restart, mix_channels]
-)
+@for_each("seed", range(5))
+@for_each("fault", [lose, lose_the_end, lose_everywhere, repeat, swap, add_twice, renumber, restart, mix_channels])
 def test_each_fault_is_found(fault: Callable[[History], None], seed: int) -> None:
     """A checker that finds nothing proves nothing."""
     history = copy.deepcopy(right(seed))

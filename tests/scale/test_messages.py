@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from fleet import Reading, Worker, fleet, settle, until
 from millstream._http.message import Request
 from millstream._protocol.principal import Principal
@@ -29,7 +30,7 @@ async def say(worker: Worker, path: str, message: object) -> int:
     return reply.status
 
 
-@pytest.mark.parametrize("turns", [0, 3])
+@for_each("turns", [0, 3])
 async def test_a_message_to_any_worker_is_answered_on_the_stream(turns: int) -> None:
     """A fixed defect: three of four messages behind a load balancer were 404."""
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from fleet import Reading, Worker, fleet, settle, until
 from millstream import Server
 from millstream._server.control import PER_SECOND
@@ -50,7 +51,7 @@ async def answer(worker: Worker, headers: dict[str, str], question: Any, result:
     return reply.status
 
 
-@pytest.mark.parametrize("turns", [0, 3])
+@for_each("turns", [0, 3])
 async def test_an_answer_finds_the_call_that_asked_on_another_worker(turns: int) -> None:
     """A fixed defect: it was taken with 202 and thrown away, and the call waited until its time was up."""
     async with fleet(make_shop, 3, turns=lambda: turns) as (first, second, third):

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
 from millstream._server.calls.changes import Change, encode_change
@@ -42,7 +43,7 @@ async def subscriptions(worker: Worker) -> set[str]:
     return {part for part in raw.decode().split('"') if "://" in part}
 
 
-@pytest.mark.parametrize("turns", [0, 1, 3])
+@for_each("turns", [0, 1, 3])
 async def test_subscriptions_that_arrive_at_once_at_several_workers_are_all_kept(turns: int) -> None:
     """A fixed defect: two workers read, changed and wrote the same record, and one of the two was lost."""
     async with fleet(make_ten, 4, turns=lambda: turns) as workers:

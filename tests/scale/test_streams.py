@@ -4,9 +4,8 @@ import asyncio
 import json
 from typing import Any
 
-import pytest
-
 from bad_input.shop import make_shop
+from cases import for_each
 from fleet import Reading, Worker, fleet, one_worker, settle, until
 from millstream import Context, Server
 from millstream._server.calls.keys import load_secrets
@@ -65,7 +64,7 @@ async def test_the_newest_stand_alone_stream_wins_on_whatever_worker() -> None:
         assert [stream.over for stream in streams] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("turns", [0, 1, 7])
+@for_each("turns", [0, 1, 7])
 async def test_of_streams_that_open_at_once_one_stays(turns: int) -> None:
     """Our choice: all workers agree on which is the newest."""
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:
@@ -79,7 +78,7 @@ async def test_of_streams_that_open_at_once_one_stays(turns: int) -> None:
             await until(lambda: not any(len(each.runtime.streams) for each in workers))
 
 
-@pytest.mark.parametrize("turns", [0, 1, 7])
+@for_each("turns", [0, 1, 7])
 async def test_a_broken_stream_goes_on_at_another_worker_while_the_call_runs(turns: int) -> None:
     """MCP 2025-11-25, basic/transports: what followed on that stream, each message once, in order."""
     async with fleet(make_talking, 3, turns=lambda: turns) as (first, second, third):
@@ -193,7 +192,7 @@ async def test_a_stream_that_the_store_missed_reaches_its_reader_and_is_told_to_
         assert "try again" in message["error"]["message"]
 
 
-@pytest.mark.parametrize("full", [True, False])
+@for_each("full", [True, False])
 async def test_a_stream_whose_end_the_store_missed_gets_one_when_the_store_is_back(*, full: bool) -> None:
     """A fixed defect: with a full store, the call failed and its connection broke; and who came back waited in vain."""
     async with fleet(make_talking) as (first, second):

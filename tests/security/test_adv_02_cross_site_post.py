@@ -6,6 +6,7 @@ A page can send three content types without asking first; a browser marks what i
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from four_workers import ON_FOUR
 from wire import POST, Wire, enveloped, request, routing, wired
 
@@ -25,7 +26,7 @@ async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-@pytest.mark.parametrize("content_type", SIMPLE_TYPES)
+@for_each("content_type", SIMPLE_TYPES)
 async def test_a_content_type_that_needs_no_preflight_is_415_before_the_body_is_read(
     way: str, content_type: str | None
 ) -> None:

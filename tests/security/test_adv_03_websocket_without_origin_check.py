@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from four_workers import ON_FOUR
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Request
@@ -40,7 +41,7 @@ async def refusal(app: World, extra: bytes, head: bytes = UPGRADE) -> tuple[int,
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
-@pytest.mark.parametrize("origin", EVIL)
+@for_each("origin", EVIL)
 async def test_a_foreign_page_is_refused_before_the_socket_opens(origin: bytes, way: str) -> None:
     """RFC 6455 §10.2: 403, and the text names the setting that would allow it."""
     async with world(way) as app:
@@ -50,7 +51,7 @@ async def test_a_foreign_page_is_refused_before_the_socket_opens(origin: bytes, 
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
-@pytest.mark.parametrize("origin", FINE)
+@for_each("origin", FINE)
 async def test_a_page_of_this_machine_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
     """Our choice, hosts: loopback Origins of any port on a loopback bind."""
     async with world(way) as app:
@@ -76,7 +77,7 @@ async def test_on_a_public_bind_a_page_of_the_visitor_s_machine_is_foreign() -> 
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
-@pytest.mark.parametrize("host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"localhost.evil.co"])
+@for_each("host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"localhost.evil.co"])
 async def test_a_name_that_was_rebound_is_refused(host: bytes, way: str) -> None:
     """DNS rebinding: the page's own name resolves to this machine, and its Origin agrees with the Host."""
     async with world(way) as app:

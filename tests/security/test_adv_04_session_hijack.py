@@ -12,6 +12,7 @@ import pytest
 
 from auth_world import ALICE, BOB
 from bad_input.shop import make_shop
+from cases import for_each
 from four_workers import FOUR, ON_FOUR, SIGNED_IN, four
 from http_peer import Peer, Running, ToyApp, serve
 from judged import protect
@@ -98,7 +99,7 @@ THIEVES = ["bob", "", "alice ", "Alice", "alic"]
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("thief", THIEVES)
+@for_each("thief", THIEVES)
 async def test_a_stolen_session_id_looks_like_an_unknown_one(thief: str, way: str) -> None:
     """404 with the same body and headers, for every method; the owner's session lives on."""
     async with fronted(way) as front:

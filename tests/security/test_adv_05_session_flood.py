@@ -11,6 +11,7 @@ import itertools
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from four_workers import FOUR, ON_FOUR
 from millstream._stores.base import StoreFull
 from wire import POST, Wire, request, wired
@@ -36,7 +37,7 @@ def held(wire: Wire) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("capabilities", [{}, {"elicitation": {}, "sampling": {}, "roots": {"listChanged": True}}])
+@for_each("capabilities", [{}, {"elicitation": {}, "sampling": {}, "roots": {"listChanged": True}}])
 async def test_thousands_of_handshakes_leave_no_task_record_or_object(capabilities: dict[str, object]) -> None:
     """Our choice: a session that opens nothing occupies no memory, so a flood has nothing to fill."""
     async with wired(make_shop(), "asgi") as wire:

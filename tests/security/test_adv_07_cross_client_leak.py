@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from cases import for_each
 from four_workers import FOUR, ON_FOUR, SIGNED_IN
 from http_peer import Peer, Running
 from millstream import Context, Server, Settings
@@ -90,7 +91,7 @@ async def client(running: Running, era: str, number: int, dice: random.Random) -
 
 @pytest.mark.many
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("era", ["2025-03-26", "2026-07-28"])
+@for_each("era", ["2025-03-26", "2026-07-28"])
 async def test_every_reply_belongs_to_its_caller_while_others_come_and_go(era: str, way: str) -> None:
     """No mismatch over all replies, and no call is left behind when everybody has gone."""
     mcp, stuck = make_server()

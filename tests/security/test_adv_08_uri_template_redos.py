@@ -5,8 +5,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from millstream._protocol.uri_template import UriTemplate
 
 SMALL, LARGE = 1_000, 100_000
@@ -56,7 +55,7 @@ def uri_of(start: str, piece: str, length: int) -> str:
     return start + piece * (length // len(piece))
 
 
-@pytest.mark.parametrize(("template", "start", "piece"), ATTACKS)
+@for_each(("template", "start", "piece"), ATTACKS)
 def test_a_100_kilobyte_uri_takes_no_more_steps_than_a_short_one(template: str, start: str, piece: str) -> None:
     """CVE-2026-0621. Each step is one operation on integers of one bit a character, so the time is linear."""
     compiled = UriTemplate(template)
@@ -67,7 +66,7 @@ def test_a_100_kilobyte_uri_takes_no_more_steps_than_a_short_one(template: str, 
     assert lines_run(lambda: compiled.match(large + "\n")) <= allowed
 
 
-@pytest.mark.parametrize(("template", "start", "piece"), ATTACKS + DECODED)
+@for_each(("template", "start", "piece"), ATTACKS + DECODED)
 def test_the_steps_of_search_and_decoding_grow_at_most_like_the_uri(template: str, start: str, piece: str) -> None:
     """CVE-2026-0621: decoding visits each percent sign and pair once."""
     compiled = UriTemplate(template)

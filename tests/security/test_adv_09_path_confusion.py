@@ -9,6 +9,7 @@ import re
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from four_workers import ON_FOUR, SIGNED_IN
 from wire import POST, Wire, encode_request, pairs, request, wired
 
@@ -65,7 +66,7 @@ async def test_a_target_that_is_no_path_does_not_choose_the_host(way: str, targe
         assert await status(wire, "/mcp") == 200
 
 
-@pytest.mark.parametrize(
+@for_each(
     "host", ["a/?x=", "127.0.0.1/?x=", "127.0.0.1@evil.example", "localhost#", "127.0.0.1 evil", "[::1", ":80", ""]
 )
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])

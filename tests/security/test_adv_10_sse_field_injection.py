@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from cases import for_each
 from millstream._protocol import sse
 from millstream._protocol.sse import Decoder, Event
 
@@ -20,16 +21,16 @@ ENCODERS: dict[str, Callable[[str], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
-@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS.keys())
+@for_each("payload", PAYLOADS)
+@for_each("encode", ENCODERS.values(), ids=ENCODERS.keys())
 def test_a_field_of_one_line_refuses_line_ends_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
     """CVE-2026-43968 was a bare CR in an event name."""
     with pytest.raises(ValueError, match="CR, LF or NUL"):
         encode(payload)
 
 
-@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff", " ", ":"])
-@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS.keys())
+@for_each("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\ufeff", " ", ":"])
+@for_each("encode", ENCODERS.values(), ids=ENCODERS.keys())
 def test_other_separators_end_no_line(encode: Callable[[str], bytes], separator: str) -> None:
     """WHATWG HTML §9.2.5: CR, LF and CRLF only; Python's `str.splitlines` knows more, and must not be used."""
     text = f"{separator}a{separator}data: evil"
@@ -38,14 +39,14 @@ def test_other_separators_end_no_line(encode: Callable[[str], bytes], separator:
     assert text in (events[0].event, events[0].id, events[0].data)
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+@for_each("payload", PAYLOADS)
 def test_data_with_line_ends_stays_data(payload: str) -> None:
     """CVE-2026-44214: every line of data gets its own field."""
     stream = sse.encode_event(payload.encode(), event="tick", id="1")
     assert Decoder().feed(stream) == [Event(payload.replace("\r\n", "\n").replace("\r", "\n"), "tick", "1")]
 
 
-@pytest.mark.parametrize("payload", [*PAYLOADS, "\u2028", "\x85"])
+@for_each("payload", [*PAYLOADS, "\u2028", "\x85"])
 def test_a_json_message_is_one_line_whatever_its_strings_hold(payload: str) -> None:
     """HTML, server-sent events: JSON without pretty-printing is safe."""
     message = msgspec.json.encode({payload: payload})

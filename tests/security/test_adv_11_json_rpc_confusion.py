@@ -9,6 +9,7 @@ import json
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from four_workers import ON_FOUR
 from wire import META, PER_REQUEST, POST, enveloped, routing, wired
 
@@ -25,7 +26,7 @@ LIKE_METHOD = [
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-@pytest.mark.parametrize("key", LIKE_METHOD)
+@for_each("key", LIKE_METHOD)
 async def test_a_key_that_only_resembles_one_is_another_key(way: str, key: str) -> None:
     """Neither capitals nor zero bytes nor look-alikes are folded: alone it is no method, beside one it is nothing."""
     async with wired(make_shop(), way) as wire:
@@ -44,7 +45,7 @@ async def test_an_escaped_spelling_of_a_key_is_that_key(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-@pytest.mark.parametrize("name", ["Params", "params\\u0000"])
+@for_each("name", ["Params", "params\\u0000"])
 async def test_what_resembles_params_is_not_read(way: str, name: str) -> None:
     """A filter in front that reads `params` sees what we see."""
     async with wired(make_shop(), way) as wire:
@@ -60,7 +61,7 @@ DUPLICATES = {
 }
 
 
-@pytest.mark.parametrize("name", DUPLICATES)
+@for_each("name", DUPLICATES)
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_of_duplicate_keys_the_last_wins(way: str, name: str) -> None:
     """Our choice, as Python's json, JavaScript and most filters in front of us choose."""
@@ -70,7 +71,7 @@ async def test_of_duplicate_keys_the_last_wins(way: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-@pytest.mark.parametrize("last", ["null", "true", "1.5", "{}", "NaN"])
+@for_each("last", ["null", "true", "1.5", "{}", "NaN"])
 async def test_a_bad_last_duplicate_is_not_mended_by_a_good_first(way: str, last: str) -> None:
     """The one that counts is the one that is judged."""
     async with wired(make_shop(), way) as wire:
@@ -97,7 +98,7 @@ async def test_the_fast_way_and_the_ladder_see_the_same_duplicate(way: str) -> N
                 assert reply.message["result"]["content"][0]["text"] == "3"
 
 
-@pytest.mark.parametrize("request_id", ["NaN", "null", "true", "{}", "[]", "1.5", "1e400"])
+@for_each("request_id", ["NaN", "null", "true", "{}", "[]", "1.5", "1e400"])
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_a_request_whose_id_is_no_id_is_never_taken_for_a_notification(way: str, request_id: str) -> None:
     """400, in both eras: never a silent 202."""

@@ -7,6 +7,7 @@ get through, and our own gate must never see the header's word for it.
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from four_workers import ON_FOUR
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import ProtocolError
@@ -55,7 +56,7 @@ async def test_a_body_that_differs_from_its_headers_reaches_neither_gate_nor_fun
         assert asked == []
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@for_each("way", ["lane", "asgi"])
 async def test_the_gate_is_asked_once_with_the_name_of_the_body(way: str) -> None:
     """By the fast way and by the ladder, which a Base64 name takes."""
     async with wired(make_shop(), way) as wire:

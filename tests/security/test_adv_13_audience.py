@@ -6,6 +6,7 @@ Which claims count in detail: tests/auth/test_tokens.py.
 import pytest
 
 from auth_world import guarded, make_server
+from cases import for_each
 from four_workers import FOUR
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import auth
@@ -14,7 +15,7 @@ from wire import request
 SHOP, BANK = "https://mcp.example.com/shop/mcp", "https://mcp.example.com/bank/mcp"
 
 
-@pytest.mark.parametrize("mine", [SHOP, BANK])
+@for_each("mine", [SHOP, BANK])
 async def test_two_servers_of_one_origin_do_not_take_each_others_tokens(mine: str) -> None:
     """RFC 8707: the audience is the server's own URL, with its path."""
     async with guarded(make_server(auth.jwt(issuer=ISSUER, audience=mine, jwks=key_set()))) as world:
@@ -25,9 +26,7 @@ async def test_two_servers_of_one_origin_do_not_take_each_others_tokens(mine: st
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(
-    "audience", ["", AUDIENCE + "2", AUDIENCE + "/", AUDIENCE[:-1], "https://mcp.example.com", [SHOP, BANK]]
-)
+@for_each("audience", ["", AUDIENCE + "2", AUDIENCE + "/", AUDIENCE[:-1], "https://mcp.example.com", [SHOP, BANK]])
 async def test_no_worker_of_four_takes_a_token_for_another_server(audience: str | list[str]) -> None:
     """RFC 8707, with the whole text compared: the same is one of several, and the other way round isn't."""
     async with guarded(way=FOUR) as world:

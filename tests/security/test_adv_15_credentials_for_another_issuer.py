@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from cases import for_each
 from client.rude import DONE, Asked, Rude, discovering, rude
 from millstream import Client
 from millstream._http.client.url import parse
@@ -78,7 +79,7 @@ async def call(server: Rude, auth: OAuth) -> None:
         await client.call("x")
 
 
-@pytest.mark.parametrize("given", [{"as_itself": True}, {}])
+@for_each("given", [{"as_itself": True}, {}])
 async def test_a_secret_goes_to_the_issuer_that_it_is_for_and_to_no_other(given: dict[str, Any]) -> None:
     """A server that was taken over names another issuer: that one hears nothing."""
     world = World()

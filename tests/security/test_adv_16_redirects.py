@@ -4,6 +4,7 @@ reaches another one, by whatever status and spelling. What the server itself ask
 
 import pytest
 
+from cases import for_each
 from client.rude import DONE, Asked, discovering, rude
 from millstream import Client
 from millstream.client._errors import ClientError, NotMcp
@@ -14,8 +15,8 @@ TOKEN = "Bearer of-the-first-server-only"
 STATUSES = [301, 302, 303, 307, 308]
 
 
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("form", ["http://{host}/mcp", "//{host}/mcp", "http://a@{host}/mcp", "http:\\\\{host}/mcp"])
+@for_each("status", STATUSES)
+@for_each("form", ["http://{host}/mcp", "//{host}/mcp", "http://a@{host}/mcp", "http:\\\\{host}/mcp"])
 async def test_a_client_takes_neither_credentials_nor_messages_to_another_origin(status: int, form: str) -> None:
     """Another port is another origin; the error names both."""
 
@@ -34,7 +35,7 @@ async def test_a_client_takes_neither_credentials_nor_messages_to_another_origin
         assert second.asked == []
 
 
-@pytest.mark.parametrize("status", STATUSES)
+@for_each("status", STATUSES)
 async def test_what_fetches_tokens_follows_no_redirect_at_all(status: int) -> None:
     """Metadata, registration and token endpoints: each answer is for one URL."""
     async with rude(discovering(lambda asked: asked.result(DONE))) as second:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from issuer_world import issuing
 from millstream import Server, Settings
 from millstream._http.client import dial
@@ -29,21 +30,19 @@ INNER = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("address", INNER)
+@for_each("address", INNER)
 def test_an_address_of_this_machine_or_its_networks_is_not_public_however_it_is_written(address: str) -> None:
     """Mapped, translated and tunnelled ones, too."""
     assert not is_public(address)
 
 
-@pytest.mark.parametrize(
-    "address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
-)
+@for_each("address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
 def test_an_address_of_the_internet_is_public(address: str) -> None:
     """Otherwise nothing could be fetched."""
     assert is_public(address)
 
 
-@pytest.mark.parametrize("url", [
+@for_each("url", [
     "http://example.com/", "http://169.254.169.254/latest", "ftp://example.com/", "file:///etc/passwd", "gopher://a/",
     "https://user@example.com/", "https://user:secret@example.com/", "https://:secret@example.com/", "https:///x",
     "https://", "", "example.com", "//example.com", "https://exa mple.com/", "https://example.com/\r\nx: y",
@@ -134,9 +133,7 @@ async def test_a_name_is_looked_up_once_and_the_judged_address_is_connected_to(m
     assert asked == ["rebind.example"]
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:{}/", "http://localhost:{}/", "https://localhost:{}/", "http://[::1]:{}/"]
-)
+@for_each("url", ["http://127.0.0.1:{}/", "http://localhost:{}/", "https://localhost:{}/", "http://[::1]:{}/"])
 async def test_this_machine_is_asked_only_where_the_operator_has_said_so(url: str) -> None:
     """A URL that came from outside never reaches it."""
     async with issuing() as issuer:
@@ -149,8 +146,8 @@ def anywhere(address: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("where", ["same", "other"])
+@for_each("status", [301, 302, 303, 307, 308])
+@for_each("where", ["same", "other"])
 async def test_no_redirect_is_followed_and_so_no_credential_travels(status: int, where: str) -> None:
     """Not even within an origin: nothing that is fetched this way needs it."""
     async with issuing() as issuer, issuing() as other:
@@ -190,7 +187,7 @@ BAD: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
+@for_each("answer", BAD.values(), ids=BAD)
 async def test_an_answer_that_is_not_small_and_whole_is_refused(answer: bytes) -> None:
     """64 KiB, within five seconds, status 200."""
     async with issuing() as issuer:
@@ -208,7 +205,7 @@ async def test_a_peer_that_never_answers_is_left() -> None:
         issuer.gate.set()
 
 
-@pytest.mark.parametrize("answer", [
+@for_each("answer", [
     OK + b"content-length: 2\r\n\r\n{}",
     OK + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
     OK + b"\r\n{}",
@@ -221,9 +218,7 @@ async def test_a_good_answer_is_read_in_every_framing(answer: bytes) -> None:
         assert b"\r\nhost: 127.0.0.1:%d\r\n" % issuer.port in issuer.requests[0]
 
 
-@pytest.mark.parametrize(
-    "form", ["http://{0}/x", "//{0}/x#/a", "file:///etc/passwd", "http://user@{0}/", "HTTP://{0}/#"]
-)
+@for_each("form", ["http://{0}/x", "//{0}/x#/a", "file:///etc/passwd", "http://user@{0}/", "HTTP://{0}/#"])
 async def test_a_schema_that_refers_to_another_place_is_refused_and_nothing_is_asked(form: str) -> None:
     """CVE-2026-116686: nothing is fetched for a `$ref`, of a tool's arguments and of its results."""
     asked: list[bytes] = []

@@ -5,6 +5,7 @@
 import pytest
 
 from auth_world import ALICE, guarded
+from cases import for_each
 from four_workers import ON_FOUR
 from wire import request
 
@@ -13,7 +14,7 @@ BOGUS = ["", "x", "Bearer", "Bearer x", "bearer null", "Bearer undefined", "Bear
          ALICE]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", BOGUS)
+@for_each("value", BOGUS)
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_no_value_of_authorization_is_worth_more_than_none(value: str, way: str) -> None:
     """Nothing but a valid credential gets to a handler."""

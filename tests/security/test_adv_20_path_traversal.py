@@ -4,6 +4,7 @@ spelling of a path opens a file.
 
 import pytest
 
+from cases import for_each
 from four_workers import FOUR, ON_FOUR, SIGNED_IN
 from http_peer import Peer
 from millstream import Server, Settings
@@ -19,7 +20,7 @@ BEFORE = ["/assets/", "/docs/", "/dashboard/", "/", "/.well-known/", "/mcp/sse/"
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-@pytest.mark.parametrize("before", BEFORE)
+@for_each("before", BEFORE)
 async def test_no_spelling_of_a_path_reaches_a_file(before: str, way: str) -> None:
     """Nothing of the program's sources and of the system is in any answer, and none is a 500."""
     server = Server("s", serve="all", settings=Settings())

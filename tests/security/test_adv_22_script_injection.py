@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from auth_world import ALICE, ROOT, guarded, make_server
+from cases import for_each
 from four_workers import ON_FOUR
 from millstream import Info, Server, Settings
 from wire import wired
@@ -55,7 +56,7 @@ def policy(headers: dict[bytes, bytes]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("page", PAGES)
+@for_each("page", PAGES)
 async def test_a_page_is_the_same_whatever_the_server_is_called_and_what_is_asked(page: str, way: str) -> None:
     """Names, queries and headers of any kind are in no page: what a server says is set as text by our scripts."""
     bodies = set()
@@ -92,7 +93,7 @@ async def test_the_form_to_sign_in_has_no_script_at_all_and_says_nothing_that_wa
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("key", [None, ALICE, ROOT])
+@for_each("key", [None, ALICE, ROOT])
 async def test_nothing_else_that_is_answered_is_taken_for_html(key: str | None, way: str) -> None:
     """Errors repeat names, JSON repeats arguments: each says what it is, and none says HTML."""
     async with guarded(make_server(), way=way) as world:

@@ -7,13 +7,14 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from auth_world import STREAM, guarded, make_server
+from cases import for_each
 from four_workers import FOUR, ON_FOUR
 from security.forged import FORGED, judging
 from wire import request
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+@for_each("forged", FORGED.values(), ids=FORGED)
 async def test_a_forged_token_gets_nobody_in_on_any_transport(forged: str, way: str) -> None:
     """401 each time, and no principal anywhere."""
     async with guarded(make_server(judging()), way=way) as world:

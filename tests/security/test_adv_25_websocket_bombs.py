@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 
+from cases import for_each
 from four_workers import FOUR, ON_FOUR
 from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
@@ -63,7 +64,7 @@ async def test_as_many_fragments_as_are_allowed_are_a_message(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
-@pytest.mark.parametrize("size", [2**20 + 1, 2**31, 2**62])
+@for_each("size", [2**20 + 1, 2**31, 2**62])
 async def test_a_length_alone_is_enough_to_refuse(size: int, way: str) -> None:
     """The limit comes before the buffer: not one byte of the payload was sent."""
     async with world(way) as app:
@@ -150,7 +151,7 @@ async def test_who_leaves_a_ping_unanswered_and_takes_nothing_is_dropped(monkeyp
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("extra", [b"", b"Sec-WebSocket-Protocol: mcp\r\n"])
+@for_each("extra", [b"", b"Sec-WebSocket-Protocol: mcp\r\n"])
 async def test_deep_json_is_a_parse_error(extra: bytes, way: str) -> None:
     """Nesting costs stack; it is counted before anything is decoded."""
     async with world(way) as app:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from cases import for_each
 from client.rude import Asked, discovering, rude
 from millstream import Client
 from millstream._protocol.sse import Decoder
@@ -23,7 +24,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("what", ENDLESS)
+@for_each("what", ENDLESS)
 async def test_what_never_ends_is_cut_off_at_the_bound(what: str) -> None:
     """The server gets rid of a few MiB, not of a gigabyte, and the error says which bound it was."""
     begin, piece = ENDLESS[what]
@@ -49,7 +50,7 @@ async def test_what_never_ends_is_cut_off_at_the_bound(what: str) -> None:
     assert sent < 64 * MIB
 
 
-@pytest.mark.parametrize("line", [b": x\n", b"unknown: x\n", b"\n", b"retry: 1\n", b"id: 7\n", b"\r", b"\xff\xfe\n"])
+@for_each("line", [b": x\n", b"unknown: x\n", b"\n", b"retry: 1\n", b"id: 7\n", b"\r", b"\xff\xfe\n"])
 def test_lines_that_mean_nothing_are_not_kept(line: bytes) -> None:
     """Short ones can come for as long as a call takes: none of them may leave anything behind."""
     decoder = Decoder(max_event_bytes=1000)

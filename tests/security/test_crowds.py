@@ -9,6 +9,7 @@ from time import monotonic
 import pytest
 
 from auth_world import ALICE, guarded, make_server
+from cases import for_each
 from http_peer import Peer
 from issuer_world import AUDIENCE, OTHER, claims, issuing, token
 from millstream import auth
@@ -27,7 +28,7 @@ BODY = (
 
 
 @pytest.mark.many
-@pytest.mark.parametrize(("begin", "drop"), [(HALF, b"x: y\r\n"), (BODY, b" ")], ids=["headers", "bodies"])
+@for_each(("begin", "drop"), [(HALF, b"x: y\r\n"), (BODY, b" ")], ids=["headers", "bodies"])
 async def test_everybody_who_dribbles_is_sent_away_and_everybody_else_is_answered(begin: bytes, drop: bytes) -> None:
     """A byte now and then doesn't prolong the time; each gets 408 or the end of the connection."""
     async with guarded(make_server(header_timeout=LIMIT, body_timeout=LIMIT)) as world:

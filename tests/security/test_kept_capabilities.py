@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
-import pytest
-
 from bad_input.shop import make_shop
+from cases import for_each
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._transports.memory import MemoryPipe
 from wire import enveloped, request, wired
@@ -53,7 +52,7 @@ async def test_the_uris_of_a_subscription_are_bounded_in_bytes() -> None:
         await pipe.close()
 
 
-@pytest.mark.parametrize("size", [MAX_CAPABILITIES - 100, MAX_CAPABILITIES + 100])
+@for_each("size", [MAX_CAPABILITIES - 100, MAX_CAPABILITIES + 100])
 async def test_small_capabilities_are_kept_as_they_are(size: int) -> None:
     """The bound is told by its two sides."""
     declared = {"experimental": {"x": "y" * size}}

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
+
+pytestmark = pytest.mark.check
+
 HERE = Path(__file__).parent
 TO_FOUR = re.compile(r"\b(FOUR|ON_FOUR|ONE_AND_FOUR)\b|--workers")
 
@@ -68,7 +72,7 @@ def alone(path: Path) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("path", sorted(HERE.glob("test_*.py")), ids=lambda path: path.stem)
+@for_each("path", sorted(HERE.glob("test_*.py")), ids=lambda path: path.stem)
 def test_what_runs_on_one_worker_only_says_why(path: Path) -> None:
     """Whoever adds an attack on a server has it tried on four workers, or says here why it can't be."""
     if path == Path(__file__):

@@ -2,8 +2,7 @@
 
 import json
 
-import pytest
-
+from cases import for_each
 from millstream import Server
 from millstream._app.definition import Info
 from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, Revision
@@ -16,7 +15,7 @@ def announcement(server: Server) -> ServerDescription:
     return ServerDescription(server.registry, server.definition.describe(), "Be kind.", discover_ttl_ms=5)
 
 
-@pytest.mark.parametrize("revision", HANDSHAKE.values(), ids=HANDSHAKE)
+@for_each("revision", HANDSHAKE.values(), ids=HANDSHAKE)
 def test_the_answer_to_initialize_is_made_once_for_each_revision(revision: Revision) -> None:
     """Seed 001: cache frequently requested server info."""
     said = announcement(Server("shop", version="2"))

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 
+from cases import for_each
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.plan import plan
 from millstream._server.functions.problems import MAX_LISTED, explain, find_problems
@@ -31,7 +32,7 @@ def test_long_lists_of_names_are_cut() -> None:
     assert len(explained({"type": "object", "additionalProperties": False}, {"x" * 5000: 1})) < 300
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("schema", "expected"),
     [
         ({"type": "object"}, "an object"),
@@ -72,7 +73,7 @@ def test_any_value_of_a_peer_gives_an_explanation(name: str, text: str, value: A
     assert str(caught.value).endswith('. Expected: {"a": integer, "b": array of string | null (optional)}')
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("raw", "text"),
     [
         ('{"a":"hello"}', """'a' must be a date and time such as 1999-12-31T12:00:00Z, got "hello\""""),

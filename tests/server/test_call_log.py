@@ -1,7 +1,6 @@
 """The log of a call: ids that name a place in it, and how long it is kept."""
 
-import pytest
-
+from cases import for_each
 from hub_parts import Clock
 from millstream._config import Settings
 from millstream._server.call_log import MESSAGE, append, event_id, log_name, parse_event_id
@@ -10,14 +9,14 @@ from millstream._stores.memory.store import MemoryStore
 from millstream._transports.open_streams import OpenStreams
 
 
-@pytest.mark.parametrize("offset", [1, 10**18, MAX_OFFSET])
+@for_each("offset", [1, 10**18, MAX_OFFSET])
 def test_every_offset_that_a_store_may_give_comes_back_in_an_event_id(offset: int) -> None:
     """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
     place = Position("epoch", offset)
     assert parse_event_id(event_id("abc", place)) == ("abc", place)
 
 
-@pytest.mark.parametrize("offset", [str(MAX_OFFSET + 1), "9" * 40, "", "-1", "1x", "²"])
+@for_each("offset", [str(MAX_OFFSET + 1), "9" * 40, "", "-1", "1x", "²"])
 def test_what_can_be_no_offset_is_no_event_id(offset: str) -> None:
     """Ids come from peers."""
     assert parse_event_id(f"epoch.abc.{offset}") is None

@@ -12,6 +12,7 @@ import pytest
 from pydantic import AfterValidator, HttpUrl, SecretStr
 from typing_extensions import TypeAliasType
 
+from cases import for_each
 from millstream import Field, Server, Settings
 from millstream._server.functions.plan import Plan, plan
 from millstream._server.functions.reading import ArgumentError, read_arguments
@@ -65,7 +66,7 @@ def read(annotation: Any, raw: str) -> Any:
     return read_arguments(tool_with(annotation), b'{"x":%b}' % raw.encode()).x
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "raw", "value"),
     [
         (Path, '"a/b"', Path("a/b")),
@@ -93,7 +94,7 @@ def test_a_value_becomes_what_the_annotation_says(annotation: Any, raw: str, val
     assert (type(found), found) == (type(value), value)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "raw", "text"),
     [
         (Path, '""', "'x' must be a path as text, got \"\". Expected"),
@@ -149,7 +150,7 @@ def tool_with_default(annotation: Any, default: Any) -> Plan:
 MARKER = object()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "default"),
     [
         (int, None), (float, 1), (list[int], ()), (Path, Path("a")), (Tone, Tone.DRY), (Film, Film("a")),
@@ -163,7 +164,7 @@ def test_a_default_that_fits_is_listed_or_at_least_accepted(annotation: Any, def
     assert made.decode(b"{}").x == default or default is MARKER
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "default"),
     [
         (int, "one"), (int, True), (int, []), (Literal["a"], "b"), (list[int], ["a"]), (Film, {"name": 1}),

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
+from cases import for_each
 from millstream import Server
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._server.functions.plan import plan
@@ -63,7 +64,7 @@ PLACES: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "raw", "place"), PLACES)
+@for_each(("annotation", "raw", "place"), PLACES)
 def test_only_texts_that_the_schema_has_are_read(annotation: Any, raw: str, place: str) -> None:
     """Python's `Decimal` reads more: lenient or not, it is refused."""
     for lenient in (False, True):
@@ -108,8 +109,8 @@ def test_a_result_with_a_decimal_that_is_no_number_fails() -> None:
             Draft202012Validator(output.schema).validate(members["structuredContent"])
 
 
-@pytest.mark.parametrize("revision", [LATEST_HANDSHAKE, PER_REQUEST])
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("revision", [LATEST_HANDSHAKE, PER_REQUEST])
+@for_each("way", ["asgi", "lane"])
 async def test_the_fast_path_of_a_tool_refuses_them_too(way: str, revision: str) -> None:
     """Both eras; and what fits still takes the fast path."""
     mcp = Server("shop")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from cases import for_each
 from generated import examples
 from millstream._server.functions.fields import Field
 from millstream._server.functions.plan import Plan, plan
@@ -37,7 +38,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("raw", "text"), ERRORS)
+@for_each(("raw", "text"), ERRORS)
 def test_refused_arguments_tell_a_model_what_to_fix(raw: str, text: str) -> None:
     """MCP 2025-11-25, server/tools: the text is read by a model that tries again; it names all that is missing or
     unknown.

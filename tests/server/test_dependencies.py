@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 
 import pytest
 
+from cases import for_each
 from millstream import Context, Depends, Server, SyncContext, ToolError
 from millstream._protocol.revisions import NEWEST
 from millstream.testing import connect
@@ -309,7 +310,7 @@ def circle(value: "Annotated[int, Depends(circle)]") -> int:
     return value
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("function", "said"),
     [
         (needs_argument, "nothing fills in the parameter 'isbn'"),

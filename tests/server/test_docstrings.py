@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from millstream._server.functions.docstrings import describe
 
 
@@ -77,7 +76,7 @@ CASES: list[tuple[str | None, str, dict[str, str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "description", "parameters"), CASES)
+@for_each(("text", "description", "parameters"), CASES)
 def test_google_numpy_and_sphinx_sections_describe_parameters_and_end_the_text(
     text: str | None, description: str, parameters: dict[str, str]
 ) -> None:

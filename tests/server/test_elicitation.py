@@ -10,6 +10,7 @@ import pydantic
 import pytest
 from jsonschema import Draft202012Validator
 
+from cases import for_each
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.fields import Field
@@ -32,7 +33,7 @@ class Copies:
     count: Annotated[int, pydantic.Field(ge=1, le=9)]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("answer", "content", "bounds"),
     [
         (Where, {"path": "../../etc/passwd"}, {"type": "string"}),
@@ -170,7 +171,7 @@ def form(annotation: Any) -> type:
     return msgspec.defstruct("Form", [("part", annotation)])
 
 
-@pytest.mark.parametrize(
+@for_each(
     "annotation",
     [
         Point, list[str], list[int], list[int | str], dict[str, str], list[Point], list[Any], list, Any, str | int,
@@ -191,7 +192,7 @@ def test_what_is_no_object_is_no_form() -> None:
         requested_schema(list[Point])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("answer", "field", "given", "value"),
     [
         (str, {"type": "string"}, "Ada", "Ada"),
@@ -275,7 +276,7 @@ def test_one_choice_from_an_older_client_is_a_list_of_one() -> None:
     assert parse_answer({"one": "s", "many": "l"}, TITLED_FORM) == {"one": "s", "many": ["l"]}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("content", "answer"),
     [
         ({}, Order),
@@ -304,7 +305,7 @@ def test_answers_to_a_schema_come_back_as_they_are() -> None:
     assert parse_answer({"a": "x"}, legacy) == {"a": "x"}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("content", "text"),
     [
         ({}, "'one' is missing"),

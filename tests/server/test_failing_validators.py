@@ -6,6 +6,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from cases import for_each
 from millstream import Server, Settings
 from millstream._server.functions.plan import plan
 from millstream._server.functions.reading import ArgumentError, read_arguments
@@ -30,8 +31,8 @@ def count(words: set[Any]) -> int:
     return len(words)
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
-@pytest.mark.parametrize("era", ["handshake", "per request"])
+@for_each("way", ["asgi", "lane"])
+@for_each("era", ["handshake", "per request"])
 async def test_a_validator_that_raises_any_error_ends_its_call_with_an_answer_of_the_protocol(
     way: str, era: str
 ) -> None:
@@ -48,7 +49,7 @@ async def test_a_validator_that_raises_any_error_ends_its_call_with_an_answer_of
     assert "incident" in reply.message["result"]["content"][0]["text"]
 
 
-@pytest.mark.parametrize("raw", [b'{"words":[[1]]}', b'{"words":[1,{"a":1}]}'])
+@for_each("raw", [b'{"words":[[1]]}', b'{"words":[1,{"a":1}]}'])
 def test_what_cannot_be_in_a_set_is_refused_in_words(raw: bytes) -> None:
     """A fixed defect: it was an internal error."""
     made = plan(count)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import ToolError
 from millstream._protocol.jsonrpc import read
 from millstream._server.questions.open import OpenQuestions
@@ -92,8 +93,8 @@ async def test_an_answer_that_was_taken_before_the_deadline_was_seen_is_the_answ
     assert await one.settle() == []
 
 
-@pytest.mark.parametrize("telling", [True, False], ids=["while it is told", "before it is told"])
-@pytest.mark.parametrize("way", ["cancelled", "late"])
+@for_each("telling", [True, False], ids=["while it is told", "before it is told"])
+@for_each("way", ["cancelled", "late"])
 async def test_a_question_is_taken_back_once_though_its_call_ends_meanwhile(telling: bool, way: str) -> None:
     """A fixed defect: both the question that was given up and the end of its call told the client."""
     one = Asked(timeout=0 if way == "late" else 60)
@@ -124,7 +125,7 @@ async def test_a_question_that_is_cancelled_before_it_has_arrived_is_taken_back_
     assert await one.settle() == ["notifications/cancelled"]
 
 
-@pytest.mark.parametrize("way", ["end", "withdraw", "fail"])
+@for_each("way", ["end", "withdraw", "fail"])
 async def test_a_question_that_fails_and_is_cancelled_before_it_has_arrived_leaves_nothing_in_the_log(way: str) -> None:
     """A fixed defect: the log had a future whose exception was never retrieved."""
     logged: list[Any] = []

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Context, Server, SyncContext
 from millstream.client._errors import Failure
 from millstream.testing import connect
@@ -77,7 +78,7 @@ async def test_a_prompt_sees_the_meta_of_its_request() -> None:
     assert reply["result"]["messages"][0]["content"]["text"] == "9"
 
 
-@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+@for_each("revision", ["2025-11-25", "2026-07-28"])
 async def test_a_function_reads_the_servers_own_resources_as_a_part_of_its_call(revision: str) -> None:
     """Our choice: the same caller, the same request, the same scopes."""
     async with connect(make_server(), revision=revision) as client:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.keys import KEY_FILE, Secrets, load_secrets, state_directory
 from patience import WAIT
@@ -37,7 +38,7 @@ def test_several_secrets_are_separated_by_commas_and_keep_their_order() -> None:
     assert load_secrets(f" {TWO} ,{ONE}").values == (TWO.encode(), ONE.encode())
 
 
-@pytest.mark.parametrize("setting", ["short", "1" * 31, f"{ONE},", f"{ONE},short", ",", f"{ONE},,{TWO}"])
+@for_each("setting", ["short", "1" * 31, f"{ONE},", f"{ONE},short", ",", f"{ONE},,{TWO}"])
 def test_a_short_secret_is_refused_with_the_way_to_make_one(setting: str) -> None:
     """Our choice: 32 characters; a typing mistake must not become a weak key, nor be shown."""
     with pytest.raises(ValueError, match="token_urlsafe") as error:
@@ -174,7 +175,7 @@ def test_processes_that_start_at_once_get_the_same_key(tmp_path: Path) -> None:
         assert [path.name for path in state.iterdir()] == [KEY_FILE]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("platform", "environ", "directory"),
     [
         ("linux", {"HOME": "/home/a"}, "/home/a/.local/state/millstream"),

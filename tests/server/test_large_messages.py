@@ -9,6 +9,7 @@ import pydantic
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from millstream import Field
 from millstream._protocol.admission import admit_per_request
 from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, overgrown
@@ -90,7 +91,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@for_each("case", REFUSED)
 def test_refusing_large_arguments_takes_no_more_python_calls_than_refusing_small_ones(case: str) -> None:
     """A defect: 3.9 MB of unknown arguments were walked in Python for two seconds, with the event loop waiting."""
     function, arguments, item = REFUSED[case]
@@ -101,7 +102,7 @@ def test_refusing_large_arguments_takes_no_more_python_calls_than_refusing_small
     assert min(python_calls(lambda: refusal(made, large)) for _ in range(3)) <= few
 
 
-@pytest.mark.parametrize("case", ["unknown", "unknown after a whole float"])
+@for_each("case", ["unknown", "unknown after a whole float"])
 def test_what_is_unknown_in_large_arguments_is_never_built(case: str) -> None:
     """A defect: the refused body was decoded two times more."""
     function, arguments, item = REFUSED[case]
@@ -117,7 +118,7 @@ def test_names_that_do_not_exist_are_told_of_small_arguments_one_by_one_and_of_l
     assert "unknown field `k0`." in refusal(made, b'{"a":1,%b}' % names)
 
 
-@pytest.mark.parametrize("options", [{}, {"input_schema": RECURSIVE}])
+@for_each("options", [{}, {"input_schema": RECURSIVE}])
 def test_arguments_that_are_slow_to_check_have_a_bound_of_values(options: dict[str, Any]) -> None:
     """A defect: pydantic named a million problems in 21 seconds, and a recursive schema took 0.65 s."""
     made = plan(free, **options) if options else plan(measure)
@@ -134,7 +135,7 @@ def average(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("item", [b'""', b'"a"'])
+@for_each("item", [b'""', b'"a"'])
 def test_arguments_that_are_slow_to_build_have_a_bound_of_values(item: bytes) -> None:
     """A defect: 4 MB of different texts of a set took a quarter of a second."""
     assert f"at most {MAX_BUILT:,} values" in refusal(plan(distinct), b'{"words":%b}' % many(item, MAX_BUILT + 2))
@@ -176,7 +177,7 @@ def test_of_a_thousand_problems_that_pydantic_has_none_is_built() -> None:
     assert "and 20 more" in few
 
 
-@pytest.mark.parametrize("item", [b"[]", b"{}", b'{"a":"["}'])
+@for_each("item", [b"[]", b"{}", b'{"a":"["}'])
 def test_a_message_of_more_than_a_hundred_thousand_arrays_and_objects_is_refused_before_it_is_built(
     item: bytes,
 ) -> None:
@@ -193,7 +194,7 @@ def test_brackets_in_a_text_are_not_counted_as_arrays() -> None:
     assert not overgrown(b'{"text":"%b"}' % (b"[{" * MAX_CONTAINERS))
 
 
-@pytest.mark.parametrize("item", [b"1.5e300", b"-5E-324", b"1.5e+0300", b"1.2345678901234567890123456789e-30"])
+@for_each("item", [b"1.5e300", b"-5E-324", b"1.5e+0300", b"1.2345678901234567890123456789e-30"])
 def test_a_message_of_more_than_five_thousand_numbers_that_are_slow_to_read_is_refused_before_it_is_read(
     item: bytes,
 ) -> None:
@@ -205,7 +206,7 @@ def test_a_message_of_more_than_five_thousand_numbers_that_are_slow_to_read_is_r
     assert "more than 5,000 numbers with very many digits or very large exponents" in refused.value.message
 
 
-@pytest.mark.parametrize(
+@for_each(
     "item",
     [
         b'"1.5e300"',
@@ -234,7 +235,7 @@ def test_a_batch_that_is_too_large_is_refused_at_its_first_item_too_many() -> No
     assert peak(refuse) < MIB
 
 
-@pytest.mark.parametrize("tool", ["ask", "add"])
+@for_each("tool", ["ask", "add"])
 async def test_answers_to_more_questions_than_anybody_asks_are_refused_before_they_are_read(tool: str) -> None:
     """A fixed defect: 60,000 entries of `inputResponses` took the loop 0.17 s, whether the tool asks or not."""
     mcp = make_shop()
@@ -249,7 +250,7 @@ async def test_answers_to_more_questions_than_anybody_asks_are_refused_before_th
 MANY = {f"k{number}": "" for number in range(MAX_MEMBERS + 1)}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("method", "params"),
     [
         ("prompts/get", {"name": "greet", "arguments": {**MANY, "name": "Ada"}}),
@@ -294,7 +295,7 @@ LONG = "x" * MIB
 WITH_TOKEN = {"name": "add", "arguments": {"a": 1, "b": 2}}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("method", "params"),
     [
         (LONG, {}),
@@ -335,7 +336,7 @@ def test_a_version_that_is_refused_is_repeated_in_part() -> None:
     assert refused.value.data["requested"] == "x" * 200 + "…"
 
 
-@pytest.mark.parametrize("length", [MAX_ID + 1, MIB])
+@for_each("length", [MAX_ID + 1, MIB])
 async def test_a_progress_token_is_no_longer_than_an_id(length: int) -> None:
     """A defect: each progress notification repeats it, so that 1 MB of it became 1 GB."""
     params = {**WITH_TOKEN, "_meta": {"progressToken": "t" * length}}

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pydantic
-import pytest
 
+from cases import for_each
 from millstream import Server, Settings
 from millstream.testing import connect
 
@@ -38,7 +38,7 @@ LOOSE = {
 SEEN = repr((3, 1.5, True, [1, 2], Order("a", 2), Model(size=4), '["as it is"]', "[too]"))
 
 
-@pytest.mark.parametrize("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
+@for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
 async def test_a_lenient_tool_reads_arguments_as_hosts_send_them(revision: str) -> None:
     """Our choice, for those hosts: by the tool's option, or by a setting for all tools."""
     by_option, by_setting = Server("one"), Server("all", settings=Settings(lenient_arguments=True))
@@ -52,7 +52,7 @@ async def test_a_lenient_tool_reads_arguments_as_hosts_send_them(revision: str) 
             assert (await client.call("order", count=4)).text.startswith("(4, ")
 
 
-@pytest.mark.parametrize("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
+@for_each("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
 async def test_what_does_not_fit_in_that_way_either_is_refused_as_usual(wrong: dict[str, Any]) -> None:
     """The model learns what the schema says."""
     mcp = Server("one")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Context, Server, ToolError
 from millstream._app.serving.entry import prepare
 from millstream._protocol.errors import ProtocolError
@@ -72,7 +73,7 @@ def shop(*middleware: object, name: str = "shop") -> Server:
     return mcp
 
 
-@pytest.mark.parametrize("revision", [each.date for each in ALL])
+@for_each("revision", [each.date for each in ALL])
 async def test_every_kind_of_request_passes_its_hook_on_every_revision(revision: str) -> None:
     """docs/how-to/middleware.md."""
     notes: list[str] = []
@@ -235,7 +236,7 @@ async def test_a_mounted_server_hides_what_it_hides_from_its_own_lists() -> None
         assert [each["name"] for each in (await client.request("tools/list"))["tools"]] == ["first", "last"]
 
 
-@pytest.mark.parametrize("only_calls", [True, False])
+@for_each("only_calls", [True, False])
 async def test_the_short_cuts_of_http_pass_the_hooks_too(only_calls: bool) -> None:
     """A prepared call skips the handlers; it may not skip a refusal."""
     notes: list[str] = []
@@ -265,7 +266,7 @@ class Blocking:
         """Not `async def`."""
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("middleware", "said"),
     [
         (Mistaken(), "Mistaken has on_tool_call; hooks are on_call, on_read"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Context, Server, Settings, SyncContext
 from millstream.testing import connect
 
@@ -178,7 +179,7 @@ def long_server(length: int, count: int = 1) -> Server:
     return part
 
 
-@pytest.mark.parametrize("prefix", ["my shop", "a,b", "ü", "a/b", "a" * 129])
+@for_each("prefix", ["my shop", "a,b", "ü", "a/b", "a" * 129])
 def test_a_prefix_that_makes_odd_tool_names_is_warned_of_once(prefix: str) -> None:
     """As a tool's own name is (2025-11-25, server/tools, Tool Names), where it is mounted; not for each tool."""
     part, outer = long_server(5, 3), server("outer")

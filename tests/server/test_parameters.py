@@ -7,6 +7,7 @@ import msgspec
 import pydantic
 import pytest
 
+from cases import for_each
 from millstream._server.functions.fields import Field
 from millstream._server.functions.plan import plan
 from planned_types import CONTEXTS, Address, Colour, Context, Model, run
@@ -208,7 +209,7 @@ def contradicting(x: Annotated[str, Field(ge=1)]) -> None: ...
 def fitting_none(x: Annotated[str | None, Field(ge=1)]) -> None: ...
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("function", "texts"),
     [
         (stars, ["'numbers'", "any number of arguments"]),

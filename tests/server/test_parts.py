@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from app_peer import ask
+from cases import for_each
 from millstream import Server, Settings
 from millstream._http.message import Request, Response
 from millstream._parts import Host, Route
@@ -75,7 +76,7 @@ class Empty:
         self._events.append(f"close {self.name}")
 
 
-@pytest.mark.parametrize("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
+@for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
 async def test_a_part_adds_a_method_and_a_gate(revision: str) -> None:
     """On both eras. The server itself knows nothing of it."""
     toy = Toy()

@@ -10,6 +10,7 @@ import pydantic
 import pytest
 from hypothesis import given
 
+from cases import for_each
 from millstream._protocol.content import Audio, EmbeddedResource, Image, Message, ResourceLink, Text
 from millstream._protocol.errors import LocalError
 from millstream._server.functions.plan import plan
@@ -93,7 +94,7 @@ NATURAL: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "content"), NATURAL)
+@for_each(("value", "content"), NATURAL)
 def test_text_and_content_become_content_blocks_alone(value: Any, content: Any) -> None:
     """Our choice: all content kinds from natural return values."""
     assert members(encode_result(value)) == {"content": content}
@@ -115,7 +116,7 @@ STRUCTURED: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), STRUCTURED)
+@for_each(("value", "expected"), STRUCTURED)
 def test_other_values_are_structured_with_the_same_json_as_text(value: Any, expected: Any) -> None:
     """MCP 2025-11-25, server/tools: structured content, repeated as serialized JSON text for older readers."""
     result = members(encode_result(value))
@@ -152,7 +153,7 @@ def test_values_as_their_promise_says_pass() -> None:
         assert b'"structuredContent":' in encode_result(value, output_of(annotation))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "value", "place"),
     [
         (dict[str, int], {"ordered": "x"}, r"\$\[\.\.\.\]"),
@@ -200,7 +201,7 @@ def test_a_result_must_fit_an_output_schema_written_by_hand_and_the_error_names_
     assert encode_result([1], output_from_schema({}))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("schema", "text"), [({"type": "text"}, '#/type: "text" is not valid'), ({"$ref": "https://x"}, "never fetched")]
 )
 def test_hand_written_output_schemas_that_cannot_be_served_are_refused(schema: dict[str, Any], text: str) -> None:
@@ -259,7 +260,7 @@ def test_prompts_become_messages() -> None:
     assert members(encode_messages(())) == {"messages": []}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("value", "mime_type", "expected"),
     [
         ("t", None, {"mimeType": "text/plain", "text": "t"}),
@@ -285,7 +286,7 @@ def test_resources_spell_out_several_contents_with_embedded_resources() -> None:
     assert members(encode_contents(several[0], "a:b")) == {"contents": [{"uri": "a:1", "text": "x"}]}
 
 
-@pytest.mark.parametrize("value", ["x", b"x", {"a": 1}])
+@for_each("value", ["x", b"x", {"a": 1}])
 def test_contents_have_the_meta_of_their_resource(value: Any) -> None:
     """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
     ui = {"ui": {"csp": {}}}
@@ -305,7 +306,7 @@ def test_a_resource_without_a_value_is_our_error() -> None:
         encode_contents(None, "a:b")
 
 
-@pytest.mark.parametrize("annotation", [list, list[Any], list[object], tuple, tuple[Any, ...], list[Any] | None])
+@for_each("annotation", [list, list[Any], list[object], tuple, tuple[Any, ...], list[Any] | None])
 def test_a_list_of_anything_promises_nothing_because_it_may_hold_content(annotation: Any) -> None:
     """A fixed defect: an `Image` in the result of ``-> list`` was base64 inside a text block."""
     output = output_of(annotation)
@@ -323,7 +324,7 @@ def test_lists_whose_items_cannot_be_content_keep_their_promise() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [Model.model_construct(count="many"), Model.model_construct(), Model(count=1).model_copy(update={"count": "many"})],
 )
@@ -366,7 +367,7 @@ def test_what_can_be_read_only_once_says_how_it_becomes_a_list(monkeypatch: pyte
         encode_result(map(int, ["1"]))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@for_each("value", [float("nan"), float("inf")])
 def test_a_promised_number_that_json_has_not_is_called_by_its_name(value: float) -> None:
     """A fixed defect: NaN was reported as `null`."""
     for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.schema_check import SchemaCheck
 
@@ -75,7 +76,7 @@ REASONS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "text"), REASONS)
+@for_each(("change", "text"), REASONS)
 def test_a_refusal_says_where_what_was_expected_and_what_came(change: dict[str, Any], text: str) -> None:
     """A fixed defect: a schema written by hand was listed, and its arguments were not checked against it."""
     assert reasons(SHOP, GOOD | change) == text
@@ -92,7 +93,7 @@ def test_several_reasons_come_together_but_only_a_few() -> None:
     assert reasons(SHOP, [1]).startswith("the arguments must be an object, got the array [1]")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("schema", "text"),
     [
         ({"type": "array"}, "root"),

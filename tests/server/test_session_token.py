@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
@@ -117,7 +118,7 @@ def test_what_was_encoded_is_decoded_by_any_worker_with_the_key() -> None:
     assert decode(encode(TOKEN, RING, NONCE), KeyRing([b"new" * 11, b"s" * 32]), NOW) == TOKEN
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("text", "kept"),
     [
         ("a" * 32, "a" * 32),
@@ -157,7 +158,7 @@ def test_an_id_of_another_key_and_a_token_of_another_kind_are_no_session() -> No
     assert decode(encode(TOKEN, KeyRing([b"x" * 32]), NONCE), RING, NOW) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\xc1", b"\x90", b"\x99" + b"\xc0" * 9, b"\xa1x"])
+@for_each("content", [b"", b"\xc1", b"\x90", b"\x99" + b"\xc0" * 9, b"\xa1x"])
 def test_sealed_content_of_another_form_is_no_session(content: bytes) -> None:
     """A rolling deploy: the other version has other fields."""
     assert decode(RING.seal(KIND, content, NONCE), RING, NOW) is None
@@ -170,9 +171,7 @@ def test_a_text_longer_than_any_session_id_is_not_even_opened() -> None:
     assert decode(longer, RING, NOW) is None
 
 
-@pytest.mark.parametrize(
-    "change", [{"epoch": "e" * 300}, {"id": "0" * 300}, {"issued_at": 2**64}, {"capabilities": 2**70}]
-)
+@for_each("change", [{"epoch": "e" * 300}, {"id": "0" * 300}, {"issued_at": 2**64}, {"capabilities": 2**70}])
 def test_a_field_of_ours_that_does_not_fit_is_our_fault(change: dict[str, Any]) -> None:
     """Our choice: only what the client sends is cut."""
     with pytest.raises(LocalError):

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
+from cases import for_each
 from millstream._protocol.content import Image, Text
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.plan import Plan, plan
@@ -26,7 +27,7 @@ def returning(annotation: Any) -> Plan:
     return plan(tool)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "expected"),
     [
         (int, {"type": "integer"}),
@@ -46,7 +47,7 @@ def test_structured_return_annotations_become_output_schemas(annotation: Any, ex
     Draft202012Validator.check_schema(made.output_schema)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "annotation",
     [
         str, bytes, None, Any, object, str | None, int | str, Literal["a"], Colour, dt.date, Image,
@@ -58,7 +59,7 @@ def test_text_and_content_as_return_annotations_promise_nothing(annotation: Any)
     assert returning(annotation).output_schema is None
 
 
-@pytest.mark.parametrize("annotation", [range, "Missing", [int], 5, Iterator[int], dict[str, range]])
+@for_each("annotation", [range, "Missing", [int], 5, Iterator[int], dict[str, range]])
 def test_a_return_annotation_that_cannot_be_described_is_a_warning(annotation: Any) -> None:
     """A fixed defect: the tool had no output schema, and nobody was told."""
     with pytest.warns(UserWarning, match="tool: the tool has no output schema, because its return type") as caught:

@@ -6,8 +6,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event, current_thread
 
-import pytest
-
+from cases import for_each
 from millstream import Cancelled, Context, Server, Settings, SyncContext, ToolError
 from millstream.testing import connect
 from patience import WAIT
@@ -46,7 +45,7 @@ async def test_side_effects_run_in_the_threads_of_their_calls_so_that_a_full_poo
     assert threads == {("millstream_1", "millstream_1"), ("millstream_2", "millstream_2")}
 
 
-@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+@for_each("revision", ["2025-11-25", "2026-07-28"])
 async def test_what_a_side_effect_raises_is_raised_where_it_was_asked_for(revision: str) -> None:
     """Our choice; and `StopIteration`, which no future carries, ends the call too."""
     mcp = Server("once", settings=Settings())

@@ -15,6 +15,7 @@ import pytest
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, StringConstraints, WrapValidator
 from typing_extensions import TypedDict
 
+from cases import for_each
 from millstream import Field
 from millstream._server.functions.plan import plan
 from millstream._server.functions.reading import ArgumentError, read_arguments
@@ -176,14 +177,14 @@ def tool_with(annotation: Any) -> Callable[..., Any]:
     return tool
 
 
-@pytest.mark.parametrize(("annotation", "value"), REFUSED)
+@for_each(("annotation", "value"), REFUSED)
 def test_whatever_pydantic_refuses_is_refused(annotation: Any, value: Any) -> None:
     """A fixed defect: validators were silently ignored, so that a ported server lost its guards."""
     with pytest.raises(ArgumentError, match="'x"):
         read_arguments(plan(tool_with(annotation)), msgspec.json.encode({"x": value}))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "value", "found"),
     [
         (Annotated[str, BeforeValidator(stripped)], " a ", "a"),
@@ -292,7 +293,7 @@ class Owner:
     pet: Cat | Dog
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("annotation", "value", "found"),
     [
         (Cat | Dog, {"name": "a"}, Cat("a")),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import follow
 from millstream._stores.base import Entry, Gap, Position
@@ -104,7 +105,7 @@ async def test_what_was_there_comes_first_and_what_follows_goes_on_behind_it() -
         assert await reader.until(b"5") == [b"2", b"3", b"4", b"5"]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_each("seed", range(20))
 async def test_pushes_that_come_late_or_twice_and_interruptions_lose_and_repeat_nothing(seed: int) -> None:
     """Fixed defect: a reader went by the messages, and skipped what one of them did not bring."""
     dice = random.Random(seed)

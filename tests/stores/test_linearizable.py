@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Map
 from millstream._stores.memory.store import MemoryStore
@@ -17,7 +18,7 @@ from redis_wire import Proxy
 from store_parts import BACKINGS, TTL, backings
 from stores.linearizability import Operation, Value, is_linearizable
 
-pytestmark = pytest.mark.many
+pytestmark = [pytest.mark.many, pytest.mark.nightly]
 HISTORIES = 1_000
 WORKERS = 3
 EACH = 4
@@ -160,7 +161,7 @@ class Broken:
         await self._kv.put(key, value, ttl)
 
 
-@pytest.mark.parametrize("way", ["stale", "two steps", "repeated", "early"])
+@for_each("way", ["stale", "two steps", "repeated", "early"])
 async def test_the_checker_finds_planted_faults(way: str) -> None:
     """A checker that finds nothing proves nothing."""
     kv: Any = Broken(MemoryStore().kv, way)

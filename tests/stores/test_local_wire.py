@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from cases import for_each
 from millstream._stores.local import calls
 from patience import WAIT
 from store_parts import TTL, LocalBacking
@@ -70,7 +71,7 @@ async def test_a_name_that_cannot_be_written_is_the_callers_error_and_nobody_els
     assert answers[2] == b"1"
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@for_each("size", [1, 2, 3, 5, 100])
 def test_frames_come_whole_however_they_are_cut(size: int) -> None:
     """A socket knows no frames."""
     put = calls.calls("kv")["put"]

@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Gap, Position, StoreFull
@@ -64,7 +65,7 @@ def test_open_store_makes_an_unshared_store_with_a_new_epoch() -> None:
     assert one.epoch != two.epoch
 
 
-@pytest.mark.parametrize("url", ["rudis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
+@for_each("url", ["rudis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
 def test_another_url_is_refused_with_what_exists_and_without_the_password(url: str) -> None:
     """Our choice: the message goes to a terminal and into logs."""
     with pytest.raises(LocalError, match="memory://") as error:

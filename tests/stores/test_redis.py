@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import CoAppend, Index, Position, ShareFull, Store, StoreFull, StoreUnavailable
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.server
 STREAM = "hub:journal"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("url", "said"),
     [
         ("redis://:hunter2@", "names no host"),

@@ -13,7 +13,7 @@ from patience import WAIT
 from redis_parts import Cluster, RedisServer, opened, until
 from store_parts import TTL, Follower, append, data_of, read_all
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 STREAM = "hub:journal"
 
 

@@ -12,7 +12,7 @@ from patience import WAIT
 from redis_parts import Sentinels, opened, until, wait_until
 from store_parts import TTL, Follower, append, data_of, read_all
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 STREAM = "hub:journal"
 JOURNAL = "millstream:{j0}:l:hub:journal"
 

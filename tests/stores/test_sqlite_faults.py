@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
 from millstream._stores.sqlite import writer as sqlite_writer
@@ -332,7 +333,7 @@ async def test_a_full_volume_is_an_error_and_the_store_goes_on_when_there_is_roo
 
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="files of another user are a matter of POSIX")
-@pytest.mark.parametrize("what", ["file", "folder"])
+@for_each("what", ["file", "folder"])
 def test_what_cannot_be_written_is_named(what: str) -> None:
     """Mostly a volume that is mounted read-only, or made by another user."""
     with tempfile.TemporaryDirectory(prefix="millstream-") as folder:

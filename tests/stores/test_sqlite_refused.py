@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.sqlite.location import locate
@@ -120,7 +121,7 @@ async def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, name: str, 
         await SqliteStore(locate(f"sqlite:///{tmp_path / name}")).open()
 
 
-@pytest.mark.parametrize(
+@for_each(
     "url",
     ["sqlite://store.db", "sqlite:///", "sqlite:////", "sqlite:///x/", "sqlite://u:hunter2@h/x", "sqlite:///x?key=hunter2",
      "sqlite:///x?durability=off", "sqlite:///x?durability=hunter2", "sqlite:///%00"],

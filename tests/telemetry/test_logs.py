@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._telemetry import logs
 
 
@@ -84,7 +85,7 @@ def test_an_extra_field_cannot_replace_one_of_ours() -> None:
     assert json_line("sold", level="critical", ts="1999")["level"] == "warning"
 
 
-@pytest.mark.parametrize(
+@for_each(
     "name",
     ["Authorization", "cookie", "Set-Cookie", "token", "accessToken", "client_secret", "X-Api-Key", "key",
      "password", "mcp-session-id", "requestState", "credentials"],
@@ -97,13 +98,13 @@ def test_a_field_with_a_secret_name_is_hidden_at_any_depth(name: str) -> None:
     assert json_line("request", **{name: "hunter2-hunter2"})[name] == "***"
 
 
-@pytest.mark.parametrize("name", ["keyboard", "input_tokens", "isbn", "monkeys", "session"])
+@for_each("name", ["keyboard", "input_tokens", "isbn", "monkeys", "session"])
 def test_a_field_with_a_harmless_name_is_kept(name: str) -> None:
     """Our choice: hiding too much makes logs useless."""
     assert json_line("request", **{name: "value"})[name] == "value"
 
 
-@pytest.mark.parametrize(
+@for_each(
     "text",
     [
         "authorization: Bearer hunter2hunter2",
@@ -123,7 +124,7 @@ def test_a_secret_inside_a_text_is_hidden(text: str) -> None:
     assert "hunter2" not in human_line("saw %s", text)
 
 
-@pytest.mark.parametrize("forged", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+@for_each("forged", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
 def test_no_value_can_forge_a_line(forged: str) -> None:
     """Log injection: a peer's text stays on the line of its record, in both formats and in every field."""
     text = f"ok{forged}12:00:00 ERROR root: fake"
@@ -133,7 +134,7 @@ def test_no_value_can_forge_a_line(forged: str) -> None:
         assert len(line.splitlines()) == 1
 
 
-@pytest.mark.parametrize("char", ["\x1b", "\x00", "\x7f", "\x9b", "\u202e", "\u2066"])
+@for_each("char", ["\x1b", "\x00", "\x7f", "\x9b", "\u202e", "\u2066"])
 def test_no_value_can_steer_the_terminal(char: str) -> None:
     """Escape sequences and bidirectional marks reach a terminal only as text."""
     assert char not in human_line(f"a{char}b")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream._telemetry import messages
 from millstream._telemetry.messages import MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
 from millstream._telemetry.outlet import MAX_KEPT
@@ -71,9 +72,7 @@ async def test_a_traced_message_has_its_ids() -> None:
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
 
 
-@pytest.mark.parametrize(
-    ("status", "level"), [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error")]
-)
+@for_each(("status", "level"), [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error")])
 async def test_the_level_tells_whose_fault_it_was(status: str, level: str) -> None:
     """Our choice: errors are ours, warnings the caller's."""
     (line,) = await lines_of(AccessRecord(AT, "tools/call", status=status))
@@ -166,7 +165,7 @@ async def test_what_waits_is_bounded() -> None:
     assert stream.getvalue().count("\n") == MAX_PENDING
 
 
-@pytest.mark.parametrize("closed", [False, True])
+@for_each("closed", [False, True])
 async def test_a_stream_that_fails_loses_lines_and_harms_no_call(closed: bool) -> None:
     """Our choice: the log is not worth a server."""
     stream = io.StringIO() if closed else Broken()

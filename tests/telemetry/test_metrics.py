@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from cases import for_each
 from millstream._telemetry.exposition import dump, render_sums
 from millstream._telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Metrics, Reading, quantile
 
@@ -154,7 +155,7 @@ def test_labels_must_be_as_many_as_the_metric_names() -> None:
         counter.add(("x",))
 
 
-@pytest.mark.parametrize("name", ["", "9a", "a-b", "a b", "ä"])
+@for_each("name", ["", "9a", "a-b", "a b", "ä"])
 def test_a_name_outside_the_format_is_refused(name: str) -> None:
     """Text format: names of metrics and labels."""
     with pytest.raises(ValueError, match="the name of a metric"):

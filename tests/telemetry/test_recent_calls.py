@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import pytest
 
+from cases import for_each
 from millstream import Principal
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.metadata import Client
@@ -65,7 +65,7 @@ def test_arguments_are_read_from_calls_that_fail_or_are_slow_and_while_somebody_
     assert '{"n":5}' not in kept
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "shown"),
     [
         ({"password": "hunter2", "user": "ada"}, '{"password":"***","user":"ada"}'),

@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cases import for_each
 from millstream._telemetry.spans import Spans, open_spans
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -99,7 +100,7 @@ def test_the_headers_of_http_stand_in_where_nothing_made_a_span_of_them() -> Non
     assert linked(recorder.one(meta={"traceparent": PARENT}, headers={"traceparent": OTHER})) == ["1" * 32]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [
         "", "x", None, 7, ["00"], {"a": 1}, PARENT.upper(), PARENT[:-1], f"{PARENT}-x", f"ff{PARENT[2:]}",

@@ -9,6 +9,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
+from cases import for_each
 from millstream._protocol.revisions import FIRST, NEWEST
 from millstream._server.calls.sessions import Session
 from millstream._server.observing.tracing import load_spans
@@ -68,7 +69,7 @@ def test_a_session_is_told_by_its_hash() -> None:
     assert attributes["mcp.session.id"] == session_hash("abc")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("outcome", "told"),
     [
         ("", {}),
@@ -83,7 +84,7 @@ def test_a_failure_is_told_by_its_code_or_kind(outcome: str, told: dict[str, str
     assert {key: value for key, value in attributes.items() if key.startswith(("error", "rpc"))} == told
 
 
-@pytest.mark.parametrize(
+@for_each(
     "params", [b"", b"[]", b"1", b"{", b'{"_meta":[],"name":3,"uri":{}}', b'{"_meta":{"traceparent":[]}}', b"[" * 9999]
 )
 def test_params_of_any_shape_make_a_span_of_their_own(params: bytes) -> None:

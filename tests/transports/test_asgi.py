@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from http_peer import WAIT
 from millstream._config import Settings
 from millstream._http.asgi.adapter import AsgiAdapter
@@ -67,7 +68,7 @@ async def _where(request: Request) -> Response:
     return Response(body=f"{request.root_path}|{request.path}".encode())
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("root", "path", "expected"),
     [
         ("", "/mcp", "|/mcp"),
@@ -102,7 +103,7 @@ async def test_a_body_in_many_messages_is_joined() -> None:
     assert await Peer(messages).ask(_echo) == (200, b"abcd")
 
 
-@pytest.mark.parametrize("more", [False, True])
+@for_each("more", [False, True])
 async def test_a_body_above_the_cap_is_413_without_a_content_length(more: bool) -> None:
     """HTTP/2 and chunked bodies need none."""
     messages = [{"type": "http.request", "body": b"x" * 11, "more_body": more}]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import millstream
+from cases import for_each
 from http_peer import WAIT, Peer, Running, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.message import Handler, Request, Response
@@ -56,7 +57,7 @@ async def test_a_handler_that_cancels_its_task_later_never_touches_the_call_of_a
         assert await asyncio.wait_for(waiting, WAIT) == (200, b"whole")
 
 
-@pytest.mark.parametrize("turns", [0, 1])
+@for_each("turns", [0, 1])
 async def test_what_is_keyed_by_the_current_task_is_not_shared_between_calls(turns: int) -> None:
     """Libraries do this, such as sessions of a database that are scoped to a task."""
     scoped: dict[asyncio.Task[Any] | None, bytes] = {}
@@ -89,7 +90,7 @@ class Equal:
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("raises", [False, True])
+@for_each("raises", [False, True])
 async def test_a_context_variable_that_a_call_sets_is_gone_with_the_call(raises: bool) -> None:
     """Fixed: changes were found by ``==``: an equal value leaked, and a comparison that raises broke the connection."""
     current: ContextVar[Equal] = ContextVar("current")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Server
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import MAX_ID, Envelope
@@ -56,7 +57,7 @@ REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize("message", REFUSED.values(), ids=REFUSED)
+@for_each("message", REFUSED.values(), ids=REFUSED)
 async def test_nothing_of_a_refused_call_is_kept(message: dict[str, Any]) -> None:
     """Fixed: the error that a call ended with referred to the call by its traceback, which nothing ever collected."""
     server = Server("refusing")
@@ -120,7 +121,7 @@ def nobody(book: int) -> str:
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize(
+@for_each(
     ("method", "params"),
     [
         ("no/such", {}),

@@ -2,8 +2,7 @@
 
 import gzip
 
-import pytest
-
+from cases import for_each
 from millstream._http.compression import compressed
 from millstream._http.message import JSON_HEAD, STREAM_HEAD, Response
 from millstream._transports.hub_routes import encode_sse_gzip
@@ -12,7 +11,7 @@ from millstream.hub import Event
 LARGE = b'{"text":"' + b"again and again " * 1000 + b'"}'
 
 
-@pytest.mark.parametrize("accepted", [b"gzip", b"br, gzip", b"GZIP;q=0.5, identity", b"gzip;q=1.0"])
+@for_each("accepted", [b"gzip", b"br, gzip", b"GZIP;q=0.5, identity", b"gzip;q=1.0"])
 def test_a_large_reply_is_compressed_for_a_client_that_takes_gzip(accepted: bytes) -> None:
     """RFC 9110 12.5.3; the reply says that it varies."""
     reply = compressed(Response(LARGE), {b"accept-encoding": accepted})
@@ -21,13 +20,13 @@ def test_a_large_reply_is_compressed_for_a_client_that_takes_gzip(accepted: byte
     assert b"content-encoding: gzip\r\nvary: accept-encoding\r\n" in reply.head
 
 
-@pytest.mark.parametrize("accepted", [b"", b"br", b"gzip;q=0", b"gzip;q=0.000", b"x-gzipped"])
+@for_each("accepted", [b"", b"br", b"gzip;q=0", b"gzip;q=0.000", b"x-gzipped"])
 def test_a_client_that_does_not_take_gzip_gets_the_reply_as_it_is(accepted: bytes) -> None:
     """RFC 9110 12.5.3: a quality of zero forbids."""
     assert compressed(Response(LARGE), {b"accept-encoding": accepted}).body == LARGE
 
 
-@pytest.mark.parametrize("head", [STREAM_HEAD.replace(b"text/event-stream", b"image/png"), b"etag: x\r\n" + JSON_HEAD])
+@for_each("head", [STREAM_HEAD.replace(b"text/event-stream", b"image/png"), b"etag: x\r\n" + JSON_HEAD])
 def test_what_is_no_text_is_left_alone(head: bytes) -> None:
     """Pictures are compressed already."""
     assert compressed(Response(LARGE, 200, head), {b"accept-encoding": b"gzip"}).body == LARGE

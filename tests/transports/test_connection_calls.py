@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 import millstream
+from cases import for_each
 from http_peer import ToyApp
 from millstream._config import Settings
 from millstream._http.message import Request, Response
@@ -79,7 +80,7 @@ async def calls_of(protocol: Any, transport: KeptTransport, data: bytes = EIGHT_
     return calls
 
 
-@pytest.mark.parametrize(("data", "most"), [(EIGHT_HEADERS, 5), (UNUSUAL, 25)], ids=["fast", "parsed"])
+@for_each(("data", "most"), [(EIGHT_HEADERS, 5), (UNUSUAL, 25)], ids=["fast", "parsed"])
 async def test_a_plain_call_takes_few_python_calls(data: bytes, most: int) -> None:
     """Our choice: callbacks of the parser and the handler are counted here."""
     protocol, transport = connect()

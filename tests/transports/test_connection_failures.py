@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from cases import for_each
 from http_peer import WAIT, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.message import Request, Response
@@ -14,8 +15,8 @@ class Force(BaseException):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("raised", [Force, asyncio.CancelledError])
-@pytest.mark.parametrize("turns", [0, 1])
+@for_each("raised", [Force, asyncio.CancelledError])
+@for_each("turns", [0, 1])
 async def test_a_call_that_ends_by_force_closes_its_connection_and_holds_nothing(
     raised: type[BaseException], turns: int
 ) -> None:

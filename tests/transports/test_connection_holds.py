@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from guard_peer import Start, guarded, refused
 from http_peer import HEAD, WAIT, ToyApp, request, serve
 from millstream import Context, Server
@@ -119,9 +120,9 @@ def held_bodies(connections: list[Any]) -> int:
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
-@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
-@pytest.mark.parametrize("lane", [True, False])
+@for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
+@for_each("path", [b"/echo", b"/exact"])
+@for_each("lane", [True, False])
 async def test_a_body_that_was_cut_short_is_freed_with_its_connection(head: bytes, path: bytes, lane: bool) -> None:
     """Fixed: protocol and call referred to each other, so the body stayed until the oldest generation was collected."""
     watch = Watch()
@@ -141,9 +142,9 @@ async def test_a_body_that_was_cut_short_is_freed_with_its_connection(head: byte
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize("head", [USUAL, ODD], ids=["usual", "parsed"])
-@pytest.mark.parametrize("name", ["reply", "wait", "fail", "stream", "listen"])
-@pytest.mark.parametrize("lane", [True, False])
+@for_each("head", [USUAL, ODD], ids=["usual", "parsed"])
+@for_each("name", ["reply", "wait", "fail", "stream", "listen"])
+@for_each("lane", [True, False])
 async def test_the_body_of_a_call_is_freed_when_its_connection_ends(head: bytes, name: str, lane: bool) -> None:
     """Fixed: answered calls kept their bodies after their connections had closed, 700 KiB each."""
     watch = Watch()
@@ -169,7 +170,7 @@ async def test_the_body_of_a_call_is_freed_when_its_connection_ends(head: bytes,
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize("name", ["reply", "wait", "fail", "stream", "listen"])
+@for_each("name", ["reply", "wait", "fail", "stream", "listen"])
 async def test_the_body_of_a_call_under_any_asgi_server_is_freed_when_it_is_over(name: str) -> None:
     """The adapter alone: no cycle goes through the request, however its call ends."""
     watch = Watch()
@@ -204,8 +205,8 @@ def alive(*kinds: type) -> int:
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize("way", ["lane", "asgi"])
-@pytest.mark.parametrize("method", ["subscriptions/listen", "tools/call"])
+@for_each("way", ["lane", "asgi"])
+@for_each("method", ["subscriptions/listen", "tools/call"])
 async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method: str) -> None:
     """Fixed: call and line referred to each other, a cancelled call's traceback to itself; both kept the request."""
     server = Server("streams")
@@ -323,8 +324,8 @@ async def _until(fact: Any) -> None:
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("first", [b"", b"X-Odd:1\r\n"], ids=["usual", "parsed"])
-@pytest.mark.parametrize("waits", [False, True])
+@for_each("first", [b"", b"X-Odd:1\r\n"], ids=["usual", "parsed"])
+@for_each("waits", [False, True])
 async def test_three_thousand_requests_in_one_segment_are_answered_in_order(first: bytes, waits: bool) -> None:
     """Fixed: each was read inside the one before it, until Python's stack was full."""
 

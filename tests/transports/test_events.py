@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from http_peer import Peer, Running, ToyApp, request, serve
 from judged import protect
 from millstream._config import Settings
@@ -367,7 +368,7 @@ async def test_the_principal_is_asked_about(lane: bool) -> None:
         assert await stream.until(1) == ["1"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("path", "client_id"),
     [
         ("/mcp/sse/me", "me"),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cases import for_each
 from generated import examples
 from http_peer import ToyApp
 from millstream._config import Settings
@@ -158,7 +159,7 @@ def test_any_requests_are_read_as_the_parser_reads_them(pieces: list[bytes]) -> 
     compare(pieces)
 
 
-@pytest.mark.parametrize("name", NAMES, ids=[name.decode() or "empty" for name in NAMES])
+@for_each("name", NAMES, ids=[name.decode() or "empty" for name in NAMES])
 def test_any_line_in_a_usual_head_is_read_as_the_parser_reads_it(name: bytes) -> None:
     """Each name in each spelling with each value, in place of the usual line of that name."""
     for line in (name + colon + value for colon in COLONS for value in VALUES):
@@ -166,7 +167,7 @@ def test_any_line_in_a_usual_head_is_read_as_the_parser_reads_it(name: bytes) ->
         compare([message([*lines[:2], line, *lines[2:]], b"abc"), message([*USUAL, b"content-length: 1"], b"x")])
 
 
-@pytest.mark.parametrize("spelling", sorted(fast_head._NAMES), ids=bytes.decode)
+@for_each("spelling", sorted(fast_head._NAMES), ids=bytes.decode)
 def test_every_name_in_the_list_is_read_as_the_parser_reads_it(spelling: bytes) -> None:
     """What proxies and browsers add is passed on as a header and decides nothing, in each spelling."""
     for value in (b"a", b"", b" a", b"a\x7fb", b"\xc3\xa9", b"keep-alive", b"127.0.0.1", b"https", b"3", b"x" * 550):
@@ -189,7 +190,7 @@ async def test_a_connection_that_missed_goes_to_the_parser_at_once_from_then_on(
     connection.connection_lost(None)
 
 
-@pytest.mark.parametrize("cut", [list, bytewise], ids=["whole", "bytewise"])
+@for_each("cut", [list, bytewise], ids=["whole", "bytewise"])
 def test_a_usual_request_is_answered_however_it_arrives(cut: Callable[[Any], Any]) -> None:
     """Our choice: whole and byte by byte."""
     data = message([*USUAL, b"content-length: 2"], b"{}")
@@ -213,7 +214,7 @@ def test_a_head_that_has_not_ended_is_not_taken_for_a_whole_one() -> None:
     assert len(heard) == 2
 
 
-@pytest.mark.parametrize(
+@for_each(
     "line",
     [
         b"content-length: 3",
@@ -292,7 +293,7 @@ class CountingParser:
         return getattr(self._parser, name)
 
 
-@pytest.mark.parametrize(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
+@for_each(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
 async def test_the_usual_request_does_not_meet_the_parser(side: Side, fed: int) -> None:
     """Otherwise everything above would compare the parser with itself."""
     connection = side.connect()

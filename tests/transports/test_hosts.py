@@ -2,6 +2,7 @@
 
 import pytest
 
+from cases import for_each
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.message import Request
 
@@ -29,7 +30,7 @@ def origin(value: bytes, at: bytes = b"127.0.0.1:8000", policy: HostPolicy = LOC
     return status(policy, (b"host", at), (b"origin", value))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [b"127.0.0.1", b"127.0.0.1:8000", b"[::1]:8000", b"192.168.1.5:80", b"[2001:db8::1]", b"203.0.113.9", b"[::]:1",
      b"localhost", b"localhost:65535", b"LOCALHOST:1", b"localhost.", b"app.localhost:3000", b"127.0.0.1 ",
@@ -40,7 +41,7 @@ def test_addresses_and_loopback_names_are_always_good_hosts(value: bytes) -> Non
     assert host(value) == host(value, PUBLIC) == 200
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [b"evil.com", b"localhost.evil.com", b"evil-localhost", b"127.0.0.1.evil.com", b"127.1", b"2130706433",
      b"0x7f.0.0.1", b"1.2.3.4.5", b"mcp.example.com.evil.com", b"com", b"apps.example.com", b"evilapps.example.com",
@@ -55,7 +56,7 @@ def test_other_names_are_421_and_the_text_names_the_setting(value: bytes) -> Non
     assert b"MILLSTREAM_ALLOWED_HOSTS" in refusal.body
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value", [b"mcp.example.com", b"MCP.Example.com:443", b"mcp.example.com.", b"a.apps.example.com",
               b"a.b.apps.example.com:8080", b"odd.example.com:8443"],
 )  # fmt: skip
@@ -64,7 +65,7 @@ def test_listed_names_are_good_hosts(value: bytes) -> None:
     assert host(value, PUBLIC) == 200
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [b"", b" ", b"a b", b"user@localhost", b"localhost/x", b"localhost:", b"localhost:99999", b"localhost:-1",
      b"localhost:80:80", b"[::1", b"::1", b"[::1]x", b"[1.2.3.4]", b"[:::]", b"local\xc3\xa9", b"a,b", b"http://a",
@@ -106,7 +107,7 @@ def test_good_hosts_are_remembered_and_the_memory_is_bounded() -> None:
     assert b"evil.com" not in LOCAL.good
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value", [b"http://localhost:3000", b"https://localhost", b"http://127.0.0.1:9", b"http://[::1]:5173",
               b"http://app.localhost", b"HTTP://LOCALHOST:3000"],
 )  # fmt: skip
@@ -116,7 +117,7 @@ def test_loopback_origins_of_any_port_are_good_on_a_loopback_bind_only(value: by
     assert origin(value, b"203.0.113.9", PUBLIC) == 403
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value",
     [b"null", b"", b"http://evil.com", b"http://localhost.evil.com", b"file://", b"chrome-extension://abc",
      b"localhost", b"http://user@localhost", b"http://localhost/path", b"http://localhost http://evil.com", b"ftp://localhost",
@@ -134,7 +135,7 @@ def test_other_origins_are_403_and_the_text_names_the_setting(value: bytes) -> N
             assert b"allowed_origins" in refusal.body
 
 
-@pytest.mark.parametrize(
+@for_each(
     "value", [b"https://app.example.com", b"https://APP.example.com:443", b"https://a.pages.example.com",
               b"http://dev.example.com:3000"],
 )  # fmt: skip
@@ -143,9 +144,7 @@ def test_listed_origins_are_good(value: bytes) -> None:
     assert origin(value, policy=PUBLIC) == 200
 
 
-@pytest.mark.parametrize(
-    ("peer", "expected"), [("127.0.0.1", None), ("::1", None), ("10.0.0.5", 403), ("testclient", 403), ("", 403)]
-)
+@for_each(("peer", "expected"), [("127.0.0.1", None), ("::1", None), ("10.0.0.5", 403), ("testclient", 403), ("", 403)])
 def test_where_the_bind_is_unknown_the_peer_decides_about_loopback_origins(peer: str, expected: int | None) -> None:
     """Our choice: who comes from a loopback address is on this machine, and so is its page."""
     unknown = HostPolicy(loopback_bind=None)
@@ -183,7 +182,7 @@ def test_empty_entries_mean_nothing() -> None:
     assert origin(b"http://evil.com", policy=nobody) == 403
 
 
-@pytest.mark.parametrize(("method", "expected"), [("POST", 403), ("DELETE", 403), ("GET", 200), ("OPTIONS", 200)])
+@for_each(("method", "expected"), [("POST", 403), ("DELETE", 403), ("GET", 200), ("OPTIONS", 200)])
 def test_a_cross_site_request_without_an_origin_must_not_change_state(method: str, expected: int) -> None:
     """Fetch metadata; with an allowed Origin it may."""
     fields = [(b"host", b"localhost"), (b"sec-fetch-site", b"cross-site")]
@@ -217,7 +216,7 @@ def test_a_preflight_reflects_the_headers_it_asks_for() -> None:
     assert b"access-control-allow-methods: POST, GET, DELETE, OPTIONS\r\n" in reply.head
 
 
-@pytest.mark.parametrize("wanted", [b"", b"x\r\nset-cookie: a=b", b"a;b", b"x" * 3000])
+@for_each("wanted", [b"", b"x\r\nset-cookie: a=b", b"a;b", b"x" * 3000])
 def test_a_preflight_without_a_usable_list_gets_the_protocols_own_headers(wanted: bytes) -> None:
     """And nothing of it is copied into our headers."""
     reply = LOCAL.preflight(

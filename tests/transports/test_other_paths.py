@@ -3,8 +3,7 @@
 import asyncio
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from http_peer import request, serve
 from millstream import Server
 from millstream._app.serving.entry import prepare
@@ -32,7 +31,7 @@ async def answers(kind: str, path: str, *, extensions: Any = None, **headers: st
     return sent
 
 
-@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/mcp", "/events"])
+@for_each("path", ["/health", "/livez", "/readyz", "/mcp", "/events"])
 async def test_a_preflight_is_answered_on_every_route_also_those_of_the_probes(path: str) -> None:
     """Our choice; a fixed defect: the probes said 405, and that they take OPTIONS."""
     start, _ = await answers("http", path, **ASKS)
@@ -49,9 +48,9 @@ async def test_other_options_requests_of_a_probe_are_still_405() -> None:
         assert b"access-control-allow-origin" not in dict(start["headers"])
 
 
-@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-@pytest.mark.parametrize(
+@for_each("path", ["/health", "/livez", "/readyz"])
+@for_each("method", ["GET", "HEAD", "OPTIONS"])
+@for_each(
     ("head", "allowed"),
     [
         (b"Origin: http://localhost:3000\r\n", True),
@@ -98,9 +97,9 @@ HANDSHAKES = {
 }
 
 
-@pytest.mark.parametrize("handshake", HANDSHAKES)
-@pytest.mark.parametrize(("parts", "where"), [(("hub",), b"It's at /ws."), ((), b"use --serve hub.")])
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@for_each("handshake", HANDSHAKES)
+@for_each(("parts", "where"), [(("hub",), b"It's at /ws."), ((), b"use --serve hub.")])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_a_client_that_wants_a_websocket_at_mcp_hears_where_there_is_one_instead_of_a_stream_without_end(
     lane: bool, parts: tuple[str, ...], where: bytes, handshake: str
 ) -> None:
@@ -118,7 +117,7 @@ async def test_a_client_that_wants_a_websocket_at_mcp_hears_where_there_is_one_i
                 assert where in body
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
+@for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_an_upgrade_to_anything_else_is_ignored(lane: bool) -> None:
     """RFC 9110 §7.8; curl asks for HTTP/2 in this way. A POST is no handshake, whatever it asks (RFC 6455 §4.1)."""
     server = Server("paths")

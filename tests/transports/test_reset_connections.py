@@ -4,8 +4,7 @@ import asyncio
 import socket
 import struct
 
-import pytest
-
+from cases import for_each
 from http_peer import ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.message import Request, Response
@@ -20,7 +19,7 @@ def send_and_reset(port: int, data: bytes) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_connection_that_is_reset_at_once_has_no_requests_outside_of_all_limits(way: str) -> None:
     """A fixed defect: nobody could say whose they were, so they ran without the limits of callers and addresses."""
     owners: list[str] = []
@@ -40,7 +39,7 @@ async def test_a_connection_that_is_reset_at_once_has_no_requests_outside_of_all
         await asyncio.wait_for(running.state.connections.shrink(0), WAIT)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_handshake_that_is_reset_at_once_is_nobodys(way: str) -> None:
     """As other requests: a socket can do what they can."""
     peers: list[str] = []

@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from millstream import Server, Settings
 from millstream._protocol.jsonrpc import MAX_ID
 from wire import META, Json, Reply, Wire, enveloped, pairs, routing, wired
@@ -91,8 +90,8 @@ async def both(wire: Wire, message: Any, *more: tuple[bytes, bytes], path: str =
     ]
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
-@pytest.mark.parametrize("kind", MESSAGES)
+@for_each("way", ["asgi", "lane"])
+@for_each("kind", MESSAGES)
 async def test_a_list_is_answered_the_same_by_either_way(kind: str, way: str) -> None:
     """Our choice: the short cut has no answer of its own."""
     async with wired(make_server(), way) as wire:
@@ -115,7 +114,7 @@ HEADERS: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", HEADERS)
+@for_each("kind", HEADERS)
 async def test_headers_decide_the_same_by_either_way(kind: str) -> None:
     """The routing headers repeat what the body says, in either way."""
     async with wired(make_server(), "asgi") as wire:

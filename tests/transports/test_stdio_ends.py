@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from fleet import until
 from millstream import Context, Server, Settings
 from millstream._app.runtime import Runtime
@@ -114,9 +113,7 @@ async def test_a_question_that_is_open_when_the_server_stops_is_taken_back_befor
     assert "The server is stopping" in answer["result"]["content"][0]["text"]
 
 
-@pytest.mark.parametrize(
-    ("way", "said"), [("stop", "The server is stopping"), ("leave", "gone away"), ("late", "did not answer")]
-)
+@for_each(("way", "said"), [("stop", "The server is stopping"), ("leave", "gone away"), ("late", "did not answer")])
 async def test_two_questions_at_once_that_fail_for_one_reason_say_that_reason(way: str, said: str) -> None:
     """Fixed: one was told to the model as what it is, and two as an internal error."""
     timeout = 0.01 if way == "late" else 60
@@ -148,7 +145,7 @@ async def test_two_questions_at_once_that_fail_for_one_reason_say_that_reason(wa
     assert said in result["content"][0]["text"]
 
 
-@pytest.mark.parametrize("way", ["stop", "leave"])
+@for_each("way", ["stop", "leave"])
 async def test_a_call_that_outlasts_the_grace_time_is_answered_with_an_error_that_says_so(way: str) -> None:
     """Fixed: the output ended without an answer, whether the server was stopped or its input ended."""
     mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from guard_peer import Start, echo, guard_table, guarded, refused
 from http_peer import HEAD, WAIT, Peer, request
 from millstream._config import Settings
@@ -74,8 +75,8 @@ class Fed:
             self.protocol.data_received(data[at : at + READ])
 
 
-@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
-@pytest.mark.parametrize("size", [1, 6])
+@for_each("path", [b"/echo", b"/exact"])
+@for_each("size", [1, 6])
 async def test_a_body_in_tiny_chunks_is_refused_before_it_costs_much(path: bytes, size: int) -> None:
     """A fixed defect: 600,000 chunks of one byte are 3.6 MB, and took the loop half a second."""
     fed = Fed()
@@ -89,7 +90,7 @@ async def test_a_body_in_tiny_chunks_is_refused_before_it_costs_much(path: bytes
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
+@for_each("path", [b"/echo", b"/exact"])
 async def test_a_body_in_chunks_of_a_decent_size_is_read(path: bytes) -> None:
     """A client that writes line by line, or one word at a time while that is little, is no attacker."""
     for chunk, count in ((b"40\r\n" + b"y" * 64 + b"\r\n", 40_000), (b"1\r\ny\r\n", 10_000)):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from cases import for_each
 from millstream._http.message import Request, Response
 from millstream._protocol.principal import Principal
 from socket_world import WAIT, WAYS, ask, hear, tell, world
@@ -25,7 +26,7 @@ def call(tool: str, id: int = 1, **arguments: Any) -> dict[str, Any]:
     return request("tools/call", {"name": tool, "arguments": arguments}, id)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_handshake_client_lists_and_calls_over_the_subprotocol(way: str) -> None:
     """Specification, basic/transports, custom transports: the format and the lifecycle are those of every transport."""
     async with world(way) as app, app.client(MCP) as socket:
@@ -38,7 +39,7 @@ async def test_a_handshake_client_lists_and_calls_over_the_subprotocol(way: str)
         assert (await ask(socket, call("add", 2, a=1, b=2)))["result"]["content"][0]["text"] == "3"
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_handshake_tool_asks_the_person_on_the_same_socket(way: str) -> None:
     """Specification, elicitation: the question is a request of the server, its answer a response of the client."""
     async with world(way) as app, app.client(MCP) as socket:
@@ -49,7 +50,7 @@ async def test_a_handshake_tool_asks_the_person_on_the_same_socket(way: str) -> 
         assert "Ada" in (await ask(socket, answer))["result"]["content"][0]["text"]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_per_request_tool_asks_by_its_result(way: str) -> None:
     """2026-07-28, multi round-trip requests: the server asks by its result, and the client calls again."""
     async with world(way) as app, app.client(MCP) as socket:
@@ -109,7 +110,7 @@ async def test_a_listen_stream_runs_on_the_socket() -> None:
         assert change["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "l"
 
 
-@pytest.mark.parametrize(("revision", "answered"), [("2025-03-26", True), ("2025-06-18", False)])
+@for_each(("revision", "answered"), [("2025-03-26", True), ("2025-06-18", False)])
 async def test_batches_belong_to_one_revision(revision: str, answered: bool) -> None:
     """Specification 2025-03-26, basic: only this revision has batches."""
     async with world() as app, app.client(MCP) as socket:
@@ -147,7 +148,7 @@ async def test_credentials_are_judged_before_the_socket_is_accepted() -> None:
             assert (await hear(socket))["type"] == "connected"
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_one_socket_too_many_is_503_with_a_time_to_come_back(way: str) -> None:
     """Our choice. One address may have half of all streams."""
     async with world(way, max_streams=4) as app:

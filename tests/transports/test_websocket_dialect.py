@@ -3,15 +3,14 @@
 import json
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from millstream._protocol.principal import Principal
 from millstream.hub import HubLimits
 from socket_world import WAYS, ask, hear, tell, world
 from wire import enveloped
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_the_snippet_of_the_first_seed_is_answered(way: str) -> None:
     """Seed 001, example 6."""
     async with world(way) as app, app.client() as socket:
@@ -24,7 +23,7 @@ async def test_the_snippet_of_the_first_seed_is_answered(way: str) -> None:
         assert "id" not in answer
 
 
-@pytest.mark.parametrize("id", [1, -1, 1.5, "a", "\x00", 10**30])
+@for_each("id", [1, -1, 1.5, "a", "\x00", 10**30])
 async def test_the_id_of_a_message_comes_back_with_its_answer(id: Any) -> None:
     """Our dialect: text and numbers, as they stood."""
     async with world() as app, app.client() as socket:
@@ -64,7 +63,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "code"), BAD, ids=range(len(BAD)))
+@for_each(("text", "code"), BAD, ids=range(len(BAD)))
 async def test_a_wrong_message_is_a_clear_error_and_the_socket_stays(text: str, code: int) -> None:
     """Our choice: an error in the dialect that asked, and nothing lost."""
     async with world() as app, app.client() as socket:
@@ -124,7 +123,7 @@ async def test_json_rpc_is_understood_beside_the_dialect() -> None:
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_what_one_socket_publishes_another_hears(way: str) -> None:
     """Our choice."""
     async with world(way) as app, app.client() as one, app.client() as other:
@@ -168,7 +167,7 @@ async def test_a_socket_comes_back_with_the_last_id_and_misses_nothing() -> None
             assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_socket_with_subscriptions_that_overlap_hears_each_event_once(way: str) -> None:
     """Fixed defect: `broadcast` and `>` gave the same id twice."""
     async with world(way) as app, app.client() as socket:
@@ -224,7 +223,7 @@ TOO_BIG_A_NUMBER = "1e400"
 """Whoever decodes it says that it's out of range."""
 
 
-@pytest.mark.parametrize("data", ["é" * 120_000, ["é" * 60_000] * 2, {"a b": ['"\\'] * 30_000}])
+@for_each("data", ["é" * 120_000, ["é" * 60_000] * 2, {"a b": ['"\\'] * 30_000}])
 async def test_an_event_may_take_more_bytes_on_its_way_than_as_an_event(data: Any) -> None:
     """Many clients write whatever isn't ASCII as escapes of six bytes, and some with white space for people."""
     async with world() as app, app.client() as socket:
@@ -269,7 +268,7 @@ async def test_an_event_that_is_far_too_large_is_refused_before_it_is_read() -> 
         assert "out of range" in answer["error"]["message"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "message",
     [
         {"type": "mcp_call", "tool": "x" * 20_000},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
+from cases import for_each
 from millstream._http.server.websocket import WebSocketProtocol
 from millstream._http.websocket.direct import DirectSocket, text_frame
 from millstream._http.websocket.socket import SLOW, TRY_AGAIN_LATER
@@ -54,7 +55,7 @@ def protocol_of(app: World) -> WebSocketProtocol:
     return found
 
 
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 200_000])
+@for_each("size", [0, 1, 125, 126, 65535, 65536, 200_000])
 def test_a_message_is_framed_as_the_library_does_it(size: int) -> None:
     """RFC 6455 §5.2."""
     message = b"x" * size
@@ -113,7 +114,7 @@ async def test_nothing_is_written_behind_a_close_frame() -> None:
         assert await socket.peer.rest() == b""
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_large_answers_that_wait_do_not_make_their_reader_slow(way: str) -> None:
     """Who asks for much over a thin line is not slow, and still gets its events."""
     async with world(way, limits=HubLimits(max_buffered=100_000)) as app:

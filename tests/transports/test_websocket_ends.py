@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from cases import for_each
 from fleet import until
 from millstream._http.websocket.queued import QueuedSocket
 from millstream._http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER
@@ -81,7 +82,7 @@ async def publish_until_cut(app: World, listener: Any) -> None:
     raise AssertionError("nobody was cut")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_slow_reader_is_cut_by_name_and_the_others_go_on(way: str) -> None:
     """Our choice: it hears 1013 ``slow`` once it reads again, and can resume."""
     async with world(way, limits=HubLimits(max_buffered=400_000)) as app, app.client(max_size=None) as listener:
@@ -106,7 +107,7 @@ async def test_a_reader_that_never_reads_again_is_dropped() -> None:
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_who_asks_much_before_reading_is_answered_in_full(way: str) -> None:
     """While the answers are not taken, no more is read: that bounds the memory, and cuts nobody who comes to read."""
     async with world(way) as app:
@@ -170,7 +171,7 @@ async def test_drain_waits_until_the_peer_takes_more() -> None:
         assert send.sent == ["held", "x" * 100_000]
 
 
-@pytest.mark.parametrize("fails", [True, False])
+@for_each("fails", [True, False])
 async def test_a_peer_that_goes_while_it_is_written_to_ends_the_outbox(fails: bool) -> None:
     """ASGI 2.4: `send` raises OSError; a peer that takes nothing runs into the grace time."""
     async with held_outbox(grace=0.01) as (outbox, send, writer):
@@ -205,7 +206,7 @@ async def test_the_hub_ends_an_outbox_that_is_behind_as_slow_and_another_as_goin
 # Stopping
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
     """Our choice: what was asked is answered, then 1001."""
     async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
@@ -226,7 +227,7 @@ async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
         assert refused.value.response.status_code == 503
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_calls_that_outlast_the_stop_are_answered_before_the_socket_closes(way: str) -> None:
     """Fixed: the socket was closed, and nothing said what became of the calls."""
     stopped = "The server stopped before this call was done: try again"
@@ -246,7 +247,7 @@ async def test_calls_that_outlast_the_stop_are_answered_before_the_socket_closes
         assert (await end_of(plain))[0] == (await end_of(mcp))[0] == GOING_AWAY
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_subscriptions_of_a_socket_that_is_too_old_end_with_their_results(way: str) -> None:
     """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the socket just closed."""
     async with world(way) as app, app.client("mcp") as socket:  # type: ignore[arg-type]
@@ -263,7 +264,7 @@ async def test_subscriptions_of_a_socket_that_is_too_old_end_with_their_results(
         assert (await end_of(socket))[0] == GOING_AWAY
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_socket_that_is_too_old_is_told_so(way: str) -> None:
     """A fixed defect: it heard that the server stops, which went on."""
     async with world(way, stream_age=1e-6) as app, app.client() as socket:

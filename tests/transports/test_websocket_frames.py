@@ -7,8 +7,7 @@ import asyncio
 import json
 import struct
 
-import pytest
-
+from cases import for_each
 from http_peer import HEAD
 from millstream._http.message import Request
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, WAYS, RawSocket, frame, world
@@ -46,8 +45,8 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("frames", GOOD.values(), ids=GOOD.keys())
+@for_each("way", WAYS)
+@for_each("frames", GOOD.values(), ids=GOOD.keys())
 async def test_a_right_message_is_answered(frames: list[bytes], way: str) -> None:
     """RFC 6455 §5.4 and §5.2; Autobahn 1, 5, 9."""
     async with world(way) as app:
@@ -56,7 +55,7 @@ async def test_a_right_message_is_answered(frames: list[bytes], way: str) -> Non
         assert await socket.message() == PONG_MESSAGE
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_message_may_come_byte_by_byte(way: str) -> None:
     """Autobahn 5 and 6: the cuts of the network mean nothing."""
     async with world(way) as app:
@@ -68,7 +67,7 @@ async def test_a_message_may_come_byte_by_byte(way: str) -> None:
         assert await socket.message() == PONG_MESSAGE
 
 
-@pytest.mark.parametrize("payload", [b"", b"p", b"\x00\xff", b"x" * 125], ids=len)
+@for_each("payload", [b"", b"p", b"\x00\xff", b"x" * 125], ids=len)
 async def test_a_ping_is_answered_with_its_own_payload(payload: bytes) -> None:
     """RFC 6455 §5.5.3; Autobahn 2."""
     async with world() as app:
@@ -126,7 +125,7 @@ async def test_frames_in_the_packet_of_the_handshake_are_answered() -> None:
             assert await socket.message() == PONG_MESSAGE
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["in its packet", "behind it"])
+@for_each("together", [True, False], ids=["in its packet", "behind it"])
 async def test_nothing_stands_in_front_of_the_answer_to_a_handshake(together: bool) -> None:
     """RFC 6455 §4.2.2: a ping that comes while the server finds out who it is gets its pong behind the 101."""
     asked, known = asyncio.Event(), asyncio.Event()
@@ -192,8 +191,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("frames", "expected"), WRONG.values(), ids=WRONG.keys())
+@for_each("way", WAYS)
+@for_each(("frames", "expected"), WRONG.values(), ids=WRONG.keys())
 async def test_a_wrong_frame_ends_the_connection_with_its_code(frames: bytes, expected: int, way: str) -> None:
     """RFC 6455 §5, §7.4.1, §8.1; Autobahn 3, 4, 6, 7. Nobody else's connection feels it."""
     async with world(way) as app:
@@ -205,7 +204,7 @@ async def test_a_wrong_frame_ends_the_connection_with_its_code(frames: bytes, ex
         await app.until(lambda: len(app.runtime.streams) == 1)
 
 
-@pytest.mark.parametrize("number", [1000, 1001, 1003, 1007, 1011, 3000, 3999, 4000, 4999])
+@for_each("number", [1000, 1001, 1003, 1007, 1011, 3000, 3999, 4000, 4999])
 async def test_a_close_is_echoed(number: int) -> None:
     """RFC 6455 §5.5.1; Autobahn 7.7: the peer's code comes back, and the socket is gone for the server."""
     async with world() as app:
@@ -224,7 +223,7 @@ async def test_a_close_without_a_code_is_echoed_without_one() -> None:
         assert (await socket.closing())[0] == 1005
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_a_connection_that_breaks_leaves_nothing_behind(way: str) -> None:
     """The peer need not say goodbye: its call stops and its subscription ends."""
     async with world(way) as app:
@@ -254,7 +253,7 @@ async def test_deflate_is_not_negotiated() -> None:
 VERSION_12 = UPGRADE.replace(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Version: 12")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@for_each("way", WAYS)
 async def test_another_version_is_refused_with_the_one_that_is_spoken(way: str) -> None:
     """RFC 6455 §4.2.2: 426 and ``Sec-WebSocket-Version: 13``, or 400."""
     async with world(way) as app:
@@ -263,7 +262,7 @@ async def test_another_version_is_refused_with_the_one_that_is_spoken(way: str) 
         assert (status, headers.get(b"sec-websocket-version")) in ((400, None), (400, b"13"), (426, b"13"))
 
 
-@pytest.mark.parametrize("key", [b"", b"short", b"!" * 24, b"AAAAAAAAAAAAAAAAAAAAAA=="[:-3]])
+@for_each("key", [b"", b"short", b"!" * 24, b"AAAAAAAAAAAAAAAAAAAAAA=="[:-3]])
 async def test_a_key_that_is_none_is_400(key: bytes) -> None:
     """RFC 6455 §4.2.1: 16 bytes in base64."""
     async with world() as app:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cases import for_each
 from socket_world import TEXT, frame, world
 
 LARGE = b'{"type":"ping","x":"%b"}' % (b"a" * 500_000)
@@ -35,7 +36,7 @@ async def test_a_message_is_freed_when_it_is_answered() -> None:
         assert tracemalloc.get_traced_memory()[0] - before < 2 * len(LARGE)
 
 
-@pytest.mark.parametrize("sent", [frame(TEXT, LARGE, fin=False), frame(TEXT, LARGE)[:-5]], ids=["fragment", "part"])
+@for_each("sent", [frame(TEXT, LARGE, fin=False), frame(TEXT, LARGE)[:-5]], ids=["fragment", "part"])
 async def test_a_message_that_was_cut_short_is_freed_with_its_connection(sent: bytes) -> None:
     """A fixed defect: it stayed until the collector ran."""
     async with world() as app:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Server, Settings
 from millstream._server.calls.sessions import MAX_RECORD
 from millstream.testing import connect
@@ -50,7 +51,7 @@ def traced() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize(
+@for_each(
     "message",
     [
         '{"type":"ping"}',

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from websockets.frames import Frame
 
+from cases import for_each
 from millstream import Server
 from millstream._app.serving.entry import prepare
 from millstream._config import Settings
@@ -46,7 +47,7 @@ async def socket_from(app: World, address: str) -> RawSocket:
 # Room
 
 
-@pytest.mark.parametrize("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
+@for_each("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
 async def test_unfinished_messages_have_the_room_that_unfinished_bodies_have(sent: bytes) -> None:
     """A fixed defect: they counted nowhere, and 320 connections of one address held 343 MiB for ever."""
     async with world(**BOUNDS) as app:
@@ -100,7 +101,7 @@ ENDS: dict[str, Callable[[RawSocket], Any]] = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+@for_each("end", ENDS.values(), ids=ENDS.keys())
 async def test_the_bytes_are_given_back_however_the_connection_ends(end: Callable[[RawSocket], Any]) -> None:
     """Else one peer after the other would take room from all for ever."""
     async with world(**BOUNDS) as app:
@@ -127,7 +128,7 @@ async def test_what_comes_after_our_close_frame_counts_until_the_peer_answers_it
 # Time
 
 
-@pytest.mark.parametrize("sent", [*UNFINISHED.values(), frame(TEXT, fin=False), b"\x81"])
+@for_each("sent", [*UNFINISHED.values(), frame(TEXT, fin=False), b"\x81"])
 async def test_a_message_that_does_not_end_in_time_ends_its_connection(sent: bytes) -> None:
     """A fixed defect: the beginning of a message, or a byte of it, was kept for as long as its sender liked."""
     async with world(body_timeout=0.05) as app:
@@ -238,7 +239,7 @@ async def test_neither_more_bytes_nor_pings_give_a_message_more_time() -> None:
         assert (protocol._deadline, deadline.cancelled(), one.unfinished.held) == (None, True, 0)
 
 
-@pytest.mark.parametrize("whole", [frame(TEXT, ASK), frame(PING, b"x"), frame(TEXT, ASK) + frame(TEXT, fin=False)])
+@for_each("whole", [frame(TEXT, ASK), frame(PING, b"x"), frame(TEXT, ASK) + frame(TEXT, fin=False)])
 async def test_each_message_and_each_control_frame_has_time_of_its_own(whole: bytes) -> None:
     """Packets needn't end where frames do: a client whose never do sends nothing slowly."""
     async with fed() as one:
@@ -300,7 +301,7 @@ READ = 256 * 1024
 FLOODS = {"pings": frame(PING), "pongs": frame(PONG), "messages": frame(TEXT, b"{}")}
 
 
-@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+@for_each("flood", FLOODS.values(), ids=FLOODS.keys())
 async def test_a_read_full_of_tiny_frames_is_handled_in_many_turns(flood: bytes) -> None:
     """A fixed defect: a megabyte of empty pings held the loop for 0.6 s, and nobody else had a turn."""
     async with fed() as one:

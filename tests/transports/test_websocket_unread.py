@@ -2,9 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 
-import pytest
 from uvicorn._types import WebSocketCloseEvent
 
+from cases import for_each
 from socket_world import BINARY, CLOSE, TEXT, frame
 from transports.test_websocket_unfinished import Fed, Transport, fed
 
@@ -83,7 +83,7 @@ ENDS: list[End] = [
 ]
 
 
-@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late, is_left_by_its_application])
+@for_each("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late, is_left_by_its_application])
 async def test_a_stopping_server_drops_a_connection_that_has_ended_and_is_not_read(end: End) -> None:
     """A fixed defect: its close frame found the connection closing, and the traceback kept the lifespan from its end;
     or the server waited for a peer that takes nothing.
@@ -95,7 +95,7 @@ async def test_a_stopping_server_drops_a_connection_that_has_ended_and_is_not_re
         assert transport.aborted
 
 
-@pytest.mark.parametrize("end", ENDS)
+@for_each("end", ENDS)
 async def test_a_connection_that_ends_is_dropped_when_its_peer_reads_nothing_for_the_write_timeout(end: End) -> None:
     """A fixed defect: a few bytes that nobody read kept it for ever."""
     async with fed(write_timeout=5) as one:
@@ -113,7 +113,7 @@ async def test_a_connection_that_ends_is_dropped_when_its_peer_reads_nothing_for
         assert transport.aborted
 
 
-@pytest.mark.parametrize("end", ENDS)
+@for_each("end", ENDS)
 async def test_nothing_waits_for_the_peer_of_a_lost_connection(end: End) -> None:
     """The timer would keep the connection in memory."""
     async with fed() as one:
@@ -125,7 +125,7 @@ async def test_nothing_waits_for_the_peer_of_a_lost_connection(end: End) -> None
     assert one.protocol._parting is None
 
 
-@pytest.mark.parametrize("end", [ends_by_its_peer, fails, runs_out, is_left_by_its_application, stops])
+@for_each("end", [ends_by_its_peer, fails, runs_out, is_left_by_its_application, stops])
 async def test_a_connection_whose_peer_has_read_all_ends_without_a_timer(end: End) -> None:
     """Most do, and pay nothing."""
     async with fed() as one:
@@ -134,7 +134,7 @@ async def test_a_connection_whose_peer_has_read_all_ends_without_a_timer(end: En
         assert one.protocol._parting is None
 
 
-@pytest.mark.parametrize("kind", [TEXT, BINARY])
+@for_each("kind", [TEXT, BINARY])
 async def test_after_our_close_frame_no_fragment_is_kept(kind: int) -> None:
     """A fixed defect: nobody would ever take it, and the first one stayed as long as the connection."""
     async with fed() as one:

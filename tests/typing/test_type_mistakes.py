@@ -22,6 +22,7 @@ MARK = "# wrong"
 PYRIGHT = ROOT / "requirements" / "pyright" / "node_modules" / "pyright" / "index.js"
 
 pytestmark = [
+    pytest.mark.check,
     pytest.mark.server,
     pytest.mark.skipif(not PYRIGHT.exists(), reason="pyright is not installed: make check"),
 ]

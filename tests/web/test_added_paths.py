@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount
 
+from cases import for_each
 from http_peer import NOBODY, serve
 from millstream import Server, Settings, auth
 from millstream._app.here_only import Bind, HereOnly
@@ -345,9 +346,7 @@ async def test_two_pages_cannot_have_one_path_here_or_by_a_mount_and_none_comes_
             mcp.route("/late")(home_page)
 
 
-@pytest.mark.parametrize(
-    ("settings", "path"), [({"sse_path": "/stream"}, "/stream"), ({"messages_path": "/say/"}, "/say")]
-)
+@for_each(("settings", "path"), [({"sse_path": "/stream"}, "/stream"), ({"messages_path": "/say/"}, "/say")])
 async def test_a_public_route_opens_no_path_of_ours_that_was_moved(settings: dict[str, Any], path: str) -> None:
     """Our choice: whoever has both a path of MCP and a public route there hears of it, at the start at the latest."""
     with pytest.raises(ValueError, match=path):

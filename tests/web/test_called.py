@@ -6,8 +6,7 @@ sends a key or has no sign-in at all would notice.
 
 import re
 
-import pytest
-
+from cases import for_each
 from millstream._web.pages import asset, pages
 from millstream.auth._sign_in import _CALLED
 
@@ -53,7 +52,7 @@ def accepted(path: str) -> bool:
     return path in OPEN or any(path.startswith(each) if each.endswith("/") else path == each for each in _CALLED)
 
 
-@pytest.mark.parametrize("script", [each for each in SCRIPTS if each.removeprefix("/assets/") not in ELSEWHERE])
+@for_each("script", [each for each in SCRIPTS if each.removeprefix("/assets/") not in ELSEWHERE])
 def test_a_page_calls_nothing_that_its_cookie_does_not_open(script: str) -> None:
     """A fixed defect: somebody who signed in to the dashboard saw no history, no recent calls and no readers."""
     assert [path for path in called(script) if not accepted(path)] == []

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream._web.pages import asset, pages
+
+pytestmark = pytest.mark.check
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
 TOKENS = asset("/assets/tokens.css").body.decode()
@@ -44,7 +47,7 @@ def test_every_color_has_a_light_and_a_dark_value() -> None:
     assert [name for name, value in colors.items() if not re.fullmatch(r"light-dark\(#\w+, #\w+\)", value)] == []
 
 
-@pytest.mark.parametrize("path", SOURCES)
+@for_each("path", SOURCES)
 def test_only_the_tokens_name_a_color(path: str) -> None:
     """Our choice: a page that names a color of its own is wrong in the other scheme."""
     text = re.sub(r"/\*.*?\*/", "", asset(path).body.decode(), flags=re.DOTALL)

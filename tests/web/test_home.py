@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from cases import for_each
 from http_peer import NOBODY, serve
 from millstream import Server, Settings
 from millstream._app.serving.entry import prepare
@@ -77,7 +78,7 @@ async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> N
                 assert (home.status_code, home.headers["location"]) == (303, "inspect")
 
 
-@pytest.mark.parametrize("path", ["/", "/{rest:path}"])
+@for_each("path", ["/", "/{rest:path}"])
 async def test_a_page_of_the_programs_own_stays_at_the_address(path: str) -> None:
     """docs/how-to/own-routes.md."""
     mcp = Server("shop", serve="web")

@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
-import pytest
 
+from cases import for_each
 from http_peer import NOBODY, serve
 from millstream import Server, auth
 from millstream._app.here_only import Bind
@@ -141,7 +141,7 @@ async def test_an_answer_to_another_browser_gets_nothing_and_is_spent() -> None:
         assert other.forms == []
 
 
-@pytest.mark.parametrize("named", [{}, {"iss": "https://evil.example"}])
+@for_each("named", [{}, {"iss": "https://evil.example"}])
 async def test_an_answer_of_another_issuer_gets_nothing(named: dict[str, str]) -> None:
     """RFC 9207 §2.4."""
     async with guarded() as other, inspecting(other) as browser:
@@ -184,7 +184,7 @@ async def test_a_token_endpoint_that_redirects_gets_no_code_to_another_origin() 
         assert (evil.forms, await browser.known()) == ([], None)
 
 
-@pytest.mark.parametrize("place", ["javascript:alert(1)", "http://evil.example/authorize", "data:text/html,x", ""])
+@for_each("place", ["javascript:alert(1)", "http://evil.example/authorize", "data:text/html,x", ""])
 async def test_nobody_is_sent_to_what_is_no_protected_page(place: str) -> None:
     """The server that is inspected chooses that address."""
     async with guarded() as other, inspecting(other) as browser:
@@ -315,7 +315,7 @@ async def test_more_scopes_are_asked_for_beside_those_that_there_are() -> None:
         assert other.asked["/register"] == 1
 
 
-@pytest.mark.parametrize("able", [True, False])
+@for_each("able", [True, False])
 async def test_who_signs_out_is_forgotten_here_and_revoked_there_if_that_can_be(able: bool) -> None:
     """RFC 7009."""
     async with guarded() as other, inspecting(other) as browser:

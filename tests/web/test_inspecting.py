@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx2
 import pytest
 
+from cases import for_each
 from client import shop
 from client.rude import Asked, rude
 from fleet import until
@@ -35,7 +36,7 @@ async def inspecting(*urls: str, max_streams: int = 100) -> AsyncIterator[httpx2
         yield await stack.enter_async_context(http)
 
 
-@pytest.mark.parametrize("revision", ["2025-06-18", "2026-07-28"])
+@for_each("revision", ["2025-06-18", "2026-07-28"])
 async def test_a_client_works_through_it_as_without_it(revision: str) -> None:
     """Sessions, event streams with progress, and questions, in both eras."""
     steps: list[float] = []
@@ -95,7 +96,7 @@ async def test_a_password_is_asked_for_by_no_other_server() -> None:
         assert "www-authenticate" not in (await http.post("/inspect/via/1", json={})).headers
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@for_each("method", ["GET", "POST"])
 async def test_what_another_server_says_never_becomes_a_page_of_ours(method: str) -> None:
     """A fixed defect: a browser that opened the address ran that server's scripts in our name."""
 
@@ -153,7 +154,7 @@ async def test_only_servers_that_were_named_are_reached() -> None:
         assert (await http.put("/inspect/via/1")).status_code == 405
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@for_each("method", ["GET", "DELETE"])
 async def test_a_body_never_becomes_a_request_of_its_own_to_the_other_server(method: str) -> None:
     """A fixed defect: a GET with a body reached any path of that server, by any headers."""
     heard = bytearray()
@@ -174,7 +175,7 @@ async def test_a_body_never_becomes_a_request_of_its_own_to_the_other_server(met
     assert b"/admin" not in heard
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@for_each("method", ["GET", "POST", "DELETE"])
 async def test_pages_of_other_sites_are_refused(method: str) -> None:
     """As with every path."""
     async with rude(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
@@ -206,7 +207,7 @@ def test_the_option_of_the_command_line_turns_the_pages_on() -> None:
     assert mcp.definition.parts == {"hub", "web", "rest", "metrics"}
 
 
-@pytest.mark.parametrize("url", ["nonsense", "ws://127.0.0.1/mcp", "file:///etc/passwd", "http://a:b@example.com/"])
+@for_each("url", ["nonsense", "ws://127.0.0.1/mcp", "file:///etc/passwd", "http://a:b@example.com/"])
 def test_what_cannot_be_inspected_is_said_before_anything_starts(url: str) -> None:
     """On the command line."""
     with pytest.raises(CommandError):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from fleet import until
 from millstream import Server
 from millstream._http.message import Request, Response
@@ -163,7 +164,7 @@ async def test_the_figures_go_on_after_a_second_in_which_they_could_not_be_taken
     assert "no figures now" in caplog.text
 
 
-@pytest.mark.parametrize("query", [False, True], ids=["header", "query"])
+@for_each("query", [False, True], ids=["header", "query"])
 async def test_who_comes_back_hears_no_line_twice(query: bool) -> None:
     """WHATWG HTML 9.2: `Last-Event-ID`; here also in the query, for a page that opens a new stream."""
     world = World()

@@ -8,6 +8,7 @@ from importlib import resources
 
 import pytest
 
+from cases import for_each
 from millstream._web.modules import versioned
 from millstream._web.pages import asset, get, page_names, pages
 from rest_world import post
@@ -51,7 +52,7 @@ def test_each_reply_says_what_it_is_and_forbids_the_rest() -> None:
         assert policy["frame-ancestors"] == "'none'"
 
 
-@pytest.mark.parametrize("name", ["docs"])
+@for_each("name", ["docs"])
 def test_a_page_has_no_script_style_or_address_that_its_policy_forbids(name: str) -> None:
     """A page that breaks its own policy is broken in every browser."""
     page = asset(f"/{name}").body.decode()
@@ -107,7 +108,7 @@ def test_a_file_named_with_its_digest_is_kept_for_good() -> None:
     assert headers(asset("/docs").head)["cache-control"] == "no-cache"
 
 
-@pytest.mark.parametrize("name", page_names())
+@for_each("name", page_names())
 def test_a_page_names_every_module_that_it_needs_and_each_may_be_kept_for_good(name: str) -> None:
     """A fixed defect: modules named each other without a digest, so a browser asked for each of them at each visit, and
     at the first one only after it had read whoever imports it, ten times in a row.
@@ -152,7 +153,7 @@ async def test_what_the_client_holds_is_not_sent_again() -> None:
     assert (await get(post("/docs", b"", if_none_match='"other"'))).status == 200
 
 
-@pytest.mark.parametrize(
+@for_each(
     "path",
     ["/", "/docs.html", "/assets/docs.html", "/assets/", "/assets/../pages.py", "/assets/%2e%2e/pages.py", "/x/docs"],
 )

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from cases import for_each
 from millstream import Server
 from millstream._app.serving import over_http
 from millstream._app.serving.errors import CommandError
@@ -169,7 +170,7 @@ async def test_several_edits_at_once_are_one_change(tmp_path: Path, monkeypatch:
         await asyncio.wait_for(anext(changes), WAIT)
 
 
-@pytest.mark.parametrize(("transport", "workers"), [("stdio", 2), ("http", 0), (None, -1)])
+@for_each(("transport", "workers"), [("stdio", 2), ("http", 0), (None, -1)])
 def test_a_number_of_workers_that_cannot_be_is_refused(transport: str | None, workers: int) -> None:
     """Stdio has one peer."""
     with pytest.raises(ValueError, match=f"workers={workers}"):

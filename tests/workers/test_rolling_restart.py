@@ -12,7 +12,7 @@ from benches.chaos.run import Crowd, Report, cluster, storm
 from benches.processes import raise_file_limit
 from workers_world import Client, call, until_async, workers
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 CALLS = 100_000
 STREAMS = 2_000

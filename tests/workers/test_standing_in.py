@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from millstream._app.serving.workers.messages import Seat
 from millstream._app.serving.workers.socket_takeover import SocketTakeover, stands_in
 from patience import WAIT
@@ -26,7 +27,7 @@ def seats(*states: str) -> list[Seat]:
     return [Seat(number, 100 + number, state, 0) for number, state in enumerate(states, 1)]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("states", "expected"),
     [
         (("ready", "ready", "ready"), [None, None, None]),

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
+from cases import for_each
 from issuer_world import issuing
 from issuing_world import BACK, URL, Desk
 from millstream import auth
@@ -107,7 +108,7 @@ async def test_a_clients_key_may_be_the_public_pem_that_tools_make(desk: Desk, k
     assert (await prove(desk, assertion(key=ECKey.generate_key("P-256"), kid=None))).status == 401
 
 
-@pytest.mark.parametrize(("pem", "words"), [
+@for_each(("pem", "words"), [
     (KEY.as_pem(private=True).decode(), "private key"),
     ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "begins with"),
     (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "none that verifies"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from issuer_world import Issuer, issuing
 from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
 from millstream import auth
@@ -312,7 +313,7 @@ async def test_many_who_come_with_one_client_share_one_question_and_an_address_a
 # Those that the program knows
 
 
-@pytest.mark.parametrize("options", [
+@for_each("options", [
     {}, {"redirect_uris": ["javascript:x"]}, {"redirect_uris": [BACK], "secret": "short"},
     {"secret": "x" * 32, "jwks": {"keys": [{}]}},
     {"jwks": {"keys": []}}, {"jwks": "http://10.0.0.1/"}, {"redirect_uris": [BACK], "scopes": ["a b"]},

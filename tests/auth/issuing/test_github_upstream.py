@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
+from cases import for_each
 from identity_world import led_to
 from issuer_world import Issuer, issuing
 from issuing_world import Browser, Desk, challenge
@@ -124,7 +125,7 @@ async def test_somebody_of_github_gets_tokens_of_ours(github: Issuer, desk: Desk
     assert (found.principal.subject, found.principal.scopes) == ("github:583231", {"orders:read"})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("at", "api"),
     [("", "https://api.github.com"), ("https://octocorp.ghe.com", "https://api.octocorp.ghe.com"),
      ("https://git.example.com", "https://git.example.com/api/v3")],

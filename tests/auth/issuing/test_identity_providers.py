@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from joserfc.jwk import ECKey
 
+from cases import for_each
 from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, misread, token
 from issuing_world import BACK, ONE_AND_FOUR, RESOURCE, URL, Browser, Desk, Known, claims_of, desk_on
 from issuing_world import OTHER as ELSEWHERE
@@ -118,7 +119,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@for_each("kind", REFUSED)
 async def test_a_grant_that_is_not_right_in_every_point_is_refused_with_a_sentence(kind: str) -> None:
     """RFC 7521 §5.2 and the draft's own rules. The same grant, made right, counts."""
     changes, words = REFUSED[kind]
@@ -129,7 +130,7 @@ async def test_a_grant_that_is_not_right_in_every_point_is_refused_with_a_senten
         assert (await there.bring(there.grant())).status == 200
 
 
-@pytest.mark.parametrize("assertion", ["", "x", "a.b.c", "." * 40, "\0", "é.é.é"])
+@for_each("assertion", ["", "x", "a.b.c", "." * 40, "\0", "é.é.é"])
 async def test_what_is_no_grant_is_refused(assertion: str) -> None:
     """An empty one counts as missing (RFC 6749 §3.1)."""
     async with world() as there:
@@ -174,7 +175,7 @@ async def test_a_grant_counts_once_at_all_workers(kind: str) -> None:
             assert statuses == [200] + [400] * 7
 
 
-@pytest.mark.parametrize(("allowed", "granted", "asked", "given"), [
+@for_each(("allowed", "granted", "asked", "given"), [
     (["orders:read"], "orders:read orders:write", "", "orders:read"),
     ([EVERYTHING], "orders:read orders:write", "", "orders:read orders:write"),
     ([EVERYTHING], "orders:read", "orders:read orders:write", "orders:read"),
@@ -200,7 +201,7 @@ async def test_everybody_gets_what_the_server_needs_to_let_them_in() -> None:
         assert reply.message["scope"] == "shop:use"
 
 
-@pytest.mark.parametrize(("granted", "asked", "given"), [
+@for_each(("granted", "asked", "given"), [
     (RESOURCE, None, RESOURCE), (ELSEWHERE, None, ELSEWHERE), ([RESOURCE, ELSEWHERE], None, [RESOURCE, ELSEWHERE]),
     ([RESOURCE, ELSEWHERE], ELSEWHERE, ELSEWHERE), (RESOURCE + "/", None, RESOURCE), (None, None, RESOURCE),
     (None, ELSEWHERE, None), (RESOURCE, ELSEWHERE, None), ("https://evil.example/mcp", None, None),
@@ -275,7 +276,7 @@ async def test_it_is_only_known_where_the_program_names_a_provider(desk: Desk) -
         assert said["authorization_grant_profiles_supported"] == ["urn:ietf:params:oauth:grant-profile:id-jag"]
 
 
-@pytest.mark.parametrize(("issuer", "options", "words"), [
+@for_each(("issuer", "options", "words"), [
     ("http://login.example.com", {}, "https URL"), ("login", {}, "https URL"), ("https://u:p@a.example", {}, "https"),
     ("https://login.example.com", {"scopes": "read"}, "is a list"),
     ("https://login.example.com", {"scopes": ["a b"]}, "scope"),

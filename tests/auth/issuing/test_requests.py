@@ -5,6 +5,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
+from cases import for_each
 from issuing_world import BACK, OTHER, RESOURCE, URL, Browser, Desk, authorization, challenge, claims_of
 from millstream import auth
 from millstream.auth._authorization_server.redirects import check_redirect, named_by
@@ -32,14 +33,14 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("uri", REFUSED)
+@for_each("uri", REFUSED)
 def test_a_redirect_uri_that_no_client_can_have_is_refused(uri: str) -> None:
     """RFC 9700 §2.1, RFC 8252 §7: https, http of a loopback address, or a scheme that is somebody's."""
     with pytest.raises(ValueError, match="redirect URI"):
         check_redirect(uri)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "uri",
     [
         BACK, "http://127.0.0.1:1234/cb", "http://[::1]/cb", "http://localhost:1/", "com.example.app:/cb",
@@ -52,7 +53,7 @@ def test_a_redirect_uri_that_a_client_can_have_is_taken(uri: str) -> None:
     check_redirect(uri)
 
 
-@pytest.mark.parametrize(("registered", "asked", "same"), [
+@for_each(("registered", "asked", "same"), [
     (BACK, BACK, True), (BACK, BACK + "/", False), (BACK, BACK + "?x=1", False), (BACK, BACK.upper(), False),
     (BACK, "https://app.example.com:443/back", False), (BACK, "https://app.example.com/%62ack", False),
     ("http://127.0.0.1/cb", "http://127.0.0.1:5000/cb", True),

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import pytest
 
 from auth_world import Guarded, guarded
+from cases import for_each
 from issuing_world import BACK, FORM, Known, authorization
 from millstream import Server, Settings, auth
 from patience import WAIT
@@ -218,7 +219,7 @@ def test_a_server_without_it_loads_nothing_of_it() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("url", "said"), [
+@for_each(("url", "said"), [
     ("http://mcp.example.com", "https.*not 'http://mcp.example.com'"), ("https://mcp.example.com?x=1", "query"),
     ("https://mcp.example.com#f", "fragment"),
     ("mcp.example.com", "https"), ("https://u:p@mcp.example.com", "user name"),
