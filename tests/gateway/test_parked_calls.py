@@ -26,12 +26,14 @@ class World:
         self.ended: list[str] = []
         """How each call of `asks` ended."""
         self.answers: list[int] = []
+        self.places: list[int] = []
         self.go = asyncio.Event()
         self.server = Server("there")
         self.server.tool(self.asks)
         self.server.tool(self.works)
         self.server.prompt(self.topic)
         self.server.resource("note://place")(self.place)
+        self.server.resource("place://{number}")(self.room)
 
     async def asks(self, ctx: Context, times: int = 1) -> str:
         """Asks for numbers, and adds them."""
@@ -60,7 +62,11 @@ class World:
         return f"About {(await ctx.elicit('Which?', FORM))['x']}"
 
     async def place(self, ctx: Context) -> str:
-        return f"Place {(await ctx.elicit('Where?', FORM))['x']}"
+        self.places.append((await ctx.elicit("Where?", FORM))["x"])
+        return f"Place {self.places[-1]}"
+
+    async def room(self, ctx: Context, number: str) -> str:
+        return f"{(await self.place(ctx)).replace(' ', f' {number} ')}"
 
     @asynccontextmanager
     async def workers(self, count: int = 3, **settings: Any) -> AsyncIterator[list[Worker]]:
@@ -72,11 +78,17 @@ class World:
             front = Server(
                 "front", auth=guard, settings=Settings(key="a secret of the tests that is long enough", **settings)
             )
+            front.tool(both)
             front.upstream("there", self.server, prefix="", revision="2025-11-25", start_timeout=WAIT)
             return front
 
         async with self.server.running(), fleet(make, count, store=shared) as workers:
             yield workers
+
+
+async def both(ctx: Context) -> str:
+    """A tool of the gateway itself."""
+    return f"{await ctx.read_resource('note://place')} {await ctx.read_resource('place://1')}"
 
 
 @pytest.fixture
@@ -173,6 +185,15 @@ async def test_prompts_and_resources_ask_as_tools_do(world: World) -> None:
         asked = await send(first, "resources/read", "note://place")
         done = await send(second, "resources/read", "note://place", then=answer(asked, 5))
         assert done["contents"][0]["text"] == "Place 5"
+
+
+async def test_a_tool_that_reads_several_resources_that_ask_reads_each_once(world: World) -> None:
+    async with world.workers(2) as workers:
+        asked = await send(workers[0], name="both")
+        for number in (3, 4):
+            asked = await send(workers[number % 2], name="both", then=answer(asked, number))
+        assert text(asked) == "Place 3 Place 1 4"
+        assert world.places == [3, 4]
 
 
 async def test_progress_and_logs_reach_the_request_that_waits(world: World) -> None:

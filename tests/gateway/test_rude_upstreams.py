@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -320,9 +321,12 @@ async def test_what_may_belong_to_several_calls_reaches_none(caplog: pytest.LogC
 
 
 async def test_calls_without_a_session_have_their_questions_to_themselves() -> None:
+    numbers = count()
+
     async def call(message: Json, say: Say, wire: Wire) -> None:
-        await say({"id": f"q{message['id']}", "method": "elicitation/create", "params": FORM})
-        await wire.answer(f"q{message['id']}")
+        question = f"q{next(numbers)}"
+        await say({"id": question, "method": "elicitation/create", "params": FORM})
+        assert (await wire.answer(question))["result"]["content"] == {"x": 1}
         await say({"id": message["id"], "result": DONE})
 
     person = Person()

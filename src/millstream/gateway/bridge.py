@@ -44,13 +44,13 @@ from millstream._protocol.metadata import (
 )
 from millstream._protocol.questions import ElicitResult
 from millstream._protocol.revisions import Revision
-from millstream._protocol.rounds import InputRequired
+from millstream._protocol.rounds import InputRequired, Rounds
 from millstream._server.calls.call import params_of
 from millstream._version import __version__
 from millstream.client._errors import AccessDenied, BadAnswer, ClientError, Failure, NoAnswer
 from millstream.client._requests import Ask
 from millstream.gateway.links import SHARED, Link
-from millstream.gateway.parked import OVER, SLOT, input_required
+from millstream.gateway.parked import OVER
 from millstream.gateway.questions import (
     MAX_ASKED,
     ForwardedQuestion,
@@ -74,6 +74,8 @@ NAME = "millstream-gateway"
 _NO_HEADERS: Mapping[str, str] = {}
 _NEXT_LINKS = 8
 """Connections that calls of one key may have side by side, where a question can't say which call it belongs to."""
+_MAX_KEPT = 16 * 1024
+"""Bytes of a result that a call keeps while it goes on to ask something else."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _ASKS_BACK = b'"input_required"'
@@ -91,7 +93,7 @@ class _Kept(Struct, frozen=True, array_like=True):
     """The state of a forwarded call between the requests of its client. It travels sealed."""
 
     kind: str
-    """``parked``, ``rounds``, or ``urls``."""
+    """``parked``, ``rounds``, ``urls``, or ``result``."""
     upstream: str
     value: Raw
 
@@ -160,15 +162,28 @@ async def _forward(
     abilities = abilities_of(call)
     link: Link | None = None
     source: Revision | None = None
+    state = _State(call, upstream, method, name)
+    kept = state.kept
+    if kept is not None and kept.kind == "result":
+        return bytes(kept.value)
     try:
-        link = await _connect(call, upstream, abilities)
-        link.calls += 1
-        source = link.conversation.agreed.revision
-        relay = Relay(call, abilities, await _level(call, upstream, link, source))
-        ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, abilities, relay, source))
-        return await _Exchange(call, upstream, link, relay, ask, source).run()
+        level, chosen = await _level(call)
+        relay = Relay(call, abilities, level)
+        if kept is not None and kept.kind == "parked":
+            ticket, ask_client = bytes(kept.value), partial(state.ask, "parked")
+            result = await _in_order(relay, upstream.parked.resume(call, relay, ticket, ask_client))
+        else:
+            link = await _connect(call, upstream, abilities)
+            link.calls += 1
+            source = link.conversation.agreed.revision
+            if chosen and source.handshake:
+                await _set_level(upstream, link, chosen)
+            ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, relay, source))
+            result = await _in_order(relay, _Exchange(state, link, relay, ask, source).run())
+        state.finish(result)
+        return result
     except Failure as exc:
-        raise _refused(call, upstream, exc, abilities, source) from None
+        raise _refused(state, exc, abilities, source) from None
     except AccessDenied as exc:
         if upstream.credentials is not None:
             raise
@@ -183,8 +198,9 @@ async def _forward(
 async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
     key, links = upstream.key(call, abilities), upstream.links
     link = links.ready(key) or await links.open(key)
-    if link.calls and not key.affinity and key != SHARED and can_ask(abilities) and _ambiguous(link):
-        # Callers without a session don't depend on one connection, and each has its questions to itself on its own.
+    if link.calls and not key.affinity and key != SHARED and can_ask(abilities):
+        # Callers without a session don't depend on one connection, and on its own each has its questions to itself:
+        # many servers send theirs on a stream that doesn't say which call they belong to.
         for number in range(1, _NEXT_LINKS):
             other = structs.replace(key, affinity=f"#{number}")
             try:
@@ -197,34 +213,45 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
     return link
 
 
-def _ambiguous(link: Link) -> bool:
-    """Whether a question on a connection doesn't say which call it belongs to."""
-    conversation = link.conversation
-    return conversation.agreed.revision.handshake and conversation.transport.name != "streamable-http"
+async def _in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
+    """Return the result after what was said before it."""
+    try:
+        result = await work
+    except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
+        await relay.settle()
+        raise
+    except BaseException:  # the client is gone
+        relay.stop()
+        raise
+    await relay.settle()
+    return result
 
 
-async def _level(call: "Call", upstream: Upstream, link: Link, source: Revision) -> str:
-    """Return the level of the least severe log messages that the client wants, and have the upstream send them."""
-    services, session = call.services, call.session
-    chosen = call.log_level
-    if not call.revision.log_level_per_request:
-        records = services.records
-        if session is not None and (session.record is not None or records.may_exist(session)):
-            chosen = (await records.get(session)).log_level
-    if chosen and source.handshake and "logging" in upstream.catalog.capabilities:
-        relays = link.relays
-        if not relays.level or LOG_LEVELS.index(chosen) < LOG_LEVELS.index(relays.level):
-            relays.level = chosen
-            try:
-                await link.conversation.set_log_level(chosen)
-            except Failure as exc:
-                logger.debug("%s takes no log level: %s", upstream.config.name, exc)
+async def _level(call: "Call") -> tuple[str, str]:
+    """Return the level of the least severe log messages that the client wants, and the one that it chose."""
     if call.revision.log_level_per_request:
-        return chosen
-    return chosen or services.settings.client_log_level
+        return call.log_level, call.log_level
+    services, session, chosen = call.services, call.session, ""
+    if session is not None and (session.record is not None or services.records.may_exist(session)):
+        chosen = (await services.records.get(session)).log_level
+    return chosen or services.settings.client_log_level, chosen
 
 
-def _meta(call: "Call", abilities: bytes, relay: Relay, source: Revision) -> bytes:
+async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
+    """Have an upstream of the handshake era send log messages of a level. Calls that share a connection get theirs."""
+    relays = link.relays
+    if "logging" not in upstream.catalog.capabilities or (
+        relays.level and LOG_LEVELS.index(level) >= LOG_LEVELS.index(relays.level)
+    ):
+        return
+    relays.level = level
+    try:
+        await link.conversation.set_log_level(level)
+    except Failure as exc:
+        logger.debug("%s takes no log level: %s", upstream.config.name, exc)
+
+
+def _meta(call: "Call", relay: Relay, source: Revision) -> bytes:
     """Return the members of `_meta` for the upstream: the client's own, without those of its connection."""
     passed = b""
     raw = bytes(params_of(call).meta)
@@ -237,7 +264,7 @@ def _meta(call: "Call", abilities: bytes, relay: Relay, source: Revision) -> byt
             passed = encode(kept)[1:-1]
     if source.handshake:
         return passed
-    envelope = _envelope(source, abilities, relay.level)
+    envelope = _envelope(source, relay.abilities, relay.level)
     return b"%b,%b" % (envelope, passed) if passed else envelope
 
 
@@ -256,31 +283,19 @@ def _envelope(source: Revision, abilities: bytes, level: str) -> bytes:
 class _Exchange:
     """One call on its way to an upstream."""
 
-    __slots__ = ("_ask", "_call", "_link", "_relay", "_source", "_upstream")
+    __slots__ = ("_ask", "_call", "_link", "_relay", "_source", "_state", "_upstream")
 
-    def __init__(self, call: "Call", upstream: Upstream, link: Link, relay: Relay, ask: Ask, source: Revision) -> None:
-        self._call = call
-        self._upstream = upstream
+    def __init__(self, state: "_State", link: Link, relay: Relay, ask: Ask, source: Revision) -> None:
+        self._state = state
+        self._call = state.call
+        self._upstream = state.upstream
         self._link = link
         self._relay = relay
         self._ask = ask
         self._source = source
 
-    async def run(self) -> bytes:
-        """Return the raw result, after what was said before it."""
-        relay = self._relay
-        try:
-            result = await self._run()
-        except (ClientError, ProtocolError, ToolError, Declined, Cancelled, InputRequired):
-            await relay.settle()
-            raise
-        except BaseException:  # the client is gone
-            relay.stop()
-            raise
-        await relay.settle()
-        return result
-
-    def _run(self) -> Awaitable[bytes]:
+    def run(self) -> Awaitable[bytes]:
+        """Return the raw result."""
         if self._source.handshake:
             return self._with_session() if self._call.revision.handshake else self._parked()
         return self._in_rounds() if self._call.revision.handshake else self._through()
@@ -320,22 +335,19 @@ class _Exchange:
     async def _parked(self) -> bytes:
         """The upstream asks, and the client answers with its next request."""
         call, calls = self._call, self._upstream.parked
-        kept = self._kept("parked", "urls")
-        keep = partial(self._keep, "parked")
-        if kept is not None and kept.kind == "parked":
-            return await calls.resume(call, self._relay, bytes(kept.value), keep)
-        if kept is not None:
+        kept = self._state.kept
+        if kept is not None and kept.kind == "urls":
             self._check_urls(kept)
         if not can_ask(self._relay.abilities):
             return await self._send(self._relay)
-        return await calls.run(call, self._relay, self._source, self._send, keep)
+        return await calls.run(call, self._relay, self._source, self._send, partial(self._state.ask, "parked"))
 
     def _check_urls(self, kept: _Kept) -> None:
         """Go on only when the person has agreed to open every URL that the upstream wants open."""
         answers = self._call.responses or {}
         for key, question in msgspec.json.decode(kept.value, type=dict[str, Any]).items():
             if key not in answers:
-                raise input_required(self._call, {key: question}, encode(kept))
+                raise self._state.ask("urls", {key: question}, bytes(kept.value))
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except (msgspec.DecodeError, RecursionError) as exc:
@@ -379,9 +391,9 @@ class _Exchange:
     async def _through(self) -> bytes:
         """The upstream's result asks, and so does ours."""
         call, extra = self._call, b""
-        kept = self._kept("rounds")
+        kept = self._state.kept
         members: dict[str, Any] = {}
-        if kept is not None:
+        if kept is not None and kept.kind == "rounds":
             before = _decode_rounds(kept.value)
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in before.keys}
             if answers:
@@ -398,7 +410,7 @@ class _Exchange:
             return result
         questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(asked)}
         value = encode(_Rounds(asked.request_state, list(questions)))
-        raise input_required(call, questions, self._keep("rounds", value))
+        raise self._state.ask("rounds", questions, value)
 
     def _questions(self, asked: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
         """Return the questions of a result, in the words of the client.
@@ -417,25 +429,44 @@ class _Exchange:
         except ProtocolError as exc:
             raise _unable(self._call, f"The server asked what this client can't answer: {exc.message}") from exc
 
-    # State
 
-    def _keep(self, kind: str, value: bytes) -> bytes:
-        return encode(_Kept(kind, self._upstream.config.name, Raw(value)))
+class _State:
+    """What a client's retry brings back for one forwarded call, and what it has to bring with the next one."""
 
-    def _kept(self, *kinds: str) -> _Kept | None:
-        """Return the state that the client brought back.
+    __slots__ = ("_slot", "call", "kept", "upstream")
+
+    def __init__(self, call: "Call", upstream: Upstream, method: str, name: str) -> None:
+        """Read it.
 
         Raises:
             ProtocolError: it isn't one of this upstream, as it is now.
         """
-        rounds = self._call.rounds
-        raw = None if rounds is None else rounds.settled(SLOT, SLOT)
-        if raw is None:
-            return None
-        kept = _decode_kept(raw)
-        if kept.kind not in kinds or kept.upstream != self._upstream.config.name:
-            raise ProtocolError(INVALID_PARAMS, OVER)
-        return kept
+        self.call: Call = call
+        self.upstream: Upstream = upstream
+        self._slot = f"gateway {method} {name}"
+        self.kept: _Kept | None = None
+        raw = None if call.rounds is None else call.rounds.settled(self._slot, self._slot)
+        if raw is not None:
+            self.kept = _decode_kept(raw)
+            if self.kept.upstream != upstream.config.name:
+                raise ProtocolError(INVALID_PARAMS, OVER)
+
+    def ask(self, kind: str, questions: Mapping[str, Any], value: bytes) -> InputRequired:
+        """Return what ends the client's request with questions, and keeps `value` (JSON) sealed for its retry."""
+        self._keep(kind, value)
+        return InputRequired(questions)
+
+    def finish(self, result: bytes) -> None:
+        """Keep the result of a call that asked: its tool may go on to ask something else, and then runs again."""
+        if self.kept is not None and len(result) <= _MAX_KEPT:
+            self._keep("result", result)
+
+    def _keep(self, kind: str, value: bytes) -> None:
+        call = self.call
+        rounds = call.rounds
+        if rounds is None:
+            rounds = call.rounds = Rounds(None, call.responses or {})
+        rounds.settle(self._slot, self._slot, encode(_Kept(kind, self.upstream.config.name, Raw(value))))
 
 
 def _required(result: bytes) -> InputRequiredResult | None:
@@ -460,12 +491,11 @@ def _required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def _refused(
-    call: "Call", upstream: Upstream, exc: Failure, abilities: bytes, source: Revision | None
-) -> BaseException:
+def _refused(state: _State, exc: Failure, abilities: bytes, source: Revision | None) -> BaseException:
     """Return the upstream's own error for the client's revision."""
+    call, upstream = state.call, state.upstream
     if exc.code == URL_ELICITATION_REQUIRED:
-        return _urls_required(call, upstream, exc, abilities)
+        return _urls_required(state, exc, abilities)
     if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and us
         return unanswered(call, upstream, exc)
     missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
@@ -474,8 +504,9 @@ def _refused(
     return ProtocolError(exc.code, exc.message, exc.data)
 
 
-def _urls_required(call: "Call", upstream: Upstream, exc: Failure, abilities: bytes) -> BaseException:
+def _urls_required(state: _State, exc: Failure, abilities: bytes) -> BaseException:
     """Return what says that the person has to open URLs first."""
+    call, upstream = state.call, state.upstream
     if call.revision.url_error:
         return ProtocolError(exc.code, exc.message, exc.data)
     found = exc.data.get("elicitations") if isinstance(exc.data, dict) else None
@@ -495,7 +526,7 @@ def _urls_required(call: "Call", upstream: Upstream, exc: Failure, abilities: by
         except ProtocolError:
             return unanswered(call, upstream, exc)
         questions = {key: {"method": each.method, "params": each.params} for key, each in asked.items()}
-        return input_required(call, questions, encode(_Kept("urls", upstream.config.name, Raw(encode(questions)))))
+        return state.ask("urls", questions, encode(questions))
     places = " ".join(str(each.get("url", "")) for each in urls)
     return _unable(call, f"{exc.message} Open this first, then try again: {places}".strip())
 

@@ -19,7 +19,7 @@ from msgspec import Raw, Struct
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import Revision
-from millstream._protocol.rounds import InputRequired, Rounds
+from millstream._protocol.rounds import InputRequired
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
@@ -28,8 +28,6 @@ from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway.questions import MAX_ASKED, ForwardedQuestion, project_answer
 from millstream.gateway.relay import COMPLETE, MAX_WAITING, PROGRESS, Outbox, Relay, Step
 
-SLOT = "gateway"
-"""Of the state of a forwarded call among its rounds."""
 OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
 LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
 UNREACHABLE = "The server process that holds this call can't be reached now. Try again in a moment."
@@ -40,6 +38,7 @@ _WAKES = 30.0
 """Seconds until the worker that holds a call must have confirmed that it woke it."""
 
 Notify = Callable[[str, bytes], None]
+AskClient = Callable[[Mapping[str, Any], bytes], InputRequired]
 
 
 class Ticket(Struct, frozen=True, array_like=True):
@@ -244,7 +243,7 @@ class ParkedCalls:
         relay: Relay,
         source: Revision,
         exchange: Callable[[ParkedCall], Coroutine[Any, Any, bytes]],
-        keep: Callable[[bytes], bytes],
+        ask_client: AskClient,
     ) -> bytes:
         """Run a call to an upstream whose questions end the client's request.
 
@@ -253,7 +252,7 @@ class ParkedCalls:
             relay: to the client.
             source: what the upstream speaks.
             exchange: runs the call, with the `Recipient` that the upstream's messages go to.
-            keep: makes the state for the client's retry of a ticket for `resume`.
+            ask_client: returns what ends the client's request with questions, and keeps a ticket for `resume`.
 
         Raises:
             InputRequired: the upstream asks.
@@ -262,9 +261,9 @@ class ParkedCalls:
         parked = ParkedCall(call, relay.abilities, source, self._admit)
         self._running.add(parked)
         parked.start(exchange(parked))
-        return await self._follow(parked, call, relay, keep)
+        return await self._follow(parked, call, relay, ask_client)
 
-    async def resume(self, call: Call, relay: Relay, ticket: bytes, keep: Callable[[bytes], bytes]) -> bytes:
+    async def resume(self, call: Call, relay: Relay, ticket: bytes, ask_client: AskClient) -> bytes:
         """Continue a call with the answers of a retry; raises as `run`.
 
         Raises:
@@ -273,10 +272,10 @@ class ParkedCalls:
         """
         found = _decode_ticket(ticket)
         if found.worker != self._services.store.workers.me:
-            return await self._resume_there(call, relay, found, keep)
+            return await self._resume_there(call, relay, found, ask_client)
         parked = self._find(found.id)
         parked.wake(found.round, call_binding(call), call.responses or {})
-        return await self._follow(parked, call, relay, keep)
+        return await self._follow(parked, call, relay, ask_client)
 
     def _find(self, parked_id: str) -> ParkedCall:
         parked = self._parked.get(parked_id)
@@ -284,7 +283,7 @@ class ParkedCalls:
             raise ProtocolError(INVALID_PARAMS, OVER)
         return parked
 
-    async def _follow(self, parked: ParkedCall, call: Call, relay: Relay, keep: Callable[[bytes], bytes]) -> bytes:
+    async def _follow(self, parked: ParkedCall, call: Call, relay: Relay, ask_client: AskClient) -> bytes:
         parked.attach(relay.notify)
         try:
             asks = await parked.next()
@@ -300,7 +299,7 @@ class ParkedCalls:
         parked.bound = call_binding(call)
         self._wait_for_client(parked)
         await relay.settle()
-        raise input_required(call, asks, keep(encode(self._ticket(parked))))
+        raise ask_client(asks, encode(self._ticket(parked)))
 
     def _ticket(self, parked: ParkedCall) -> Ticket:
         return Ticket(self._services.store.workers.me, parked.id, parked.round)
@@ -336,7 +335,7 @@ class ParkedCalls:
 
     # On another worker
 
-    async def _resume_there(self, call: Call, relay: Relay, ticket: Ticket, keep: Callable[[bytes], bytes]) -> bytes:
+    async def _resume_there(self, call: Call, relay: Relay, ticket: Ticket, ask_client: AskClient) -> bytes:
         peers, number = self._services.peers, next(self._numbers)
         remote = _Remote(ticket.worker, relay.notify, asyncio.get_running_loop().create_future(), asyncio.Event())
         self._remote[number] = remote
@@ -363,7 +362,7 @@ class ParkedCalls:
             return body
         if kind == "asks":
             after, asks = _decode_asks(body)
-            raise input_required(call, asks, keep(encode(after)))
+            raise ask_client(asks, encode(after))
         raise self._raised(call, kind, body)
 
     @staticmethod
@@ -494,15 +493,6 @@ def outcome_of(task: asyncio.Task[bytes]) -> tuple[str, bytes]:
 
 def _failure(code: int, message: str, data: Any) -> bytes:
     return encode((code, message, data))
-
-
-def input_required(call: Call, asks: Mapping[str, Any], state: bytes) -> InputRequired:
-    """Return what ends a client's request with questions, and keeps `state` (JSON) sealed for its retry."""
-    rounds = call.rounds
-    if rounds is None:
-        rounds = call.rounds = Rounds(None, call.responses or {})
-    rounds.settle(SLOT, SLOT, state)
-    return InputRequired(asks)
 
 
 def unavailable(call: Call, text: str) -> ToolError | ProtocolError:
