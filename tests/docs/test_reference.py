@@ -2,10 +2,13 @@
 
 import inspect
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_args
 
 import msgspec
 import pytest
+from msgspec import Struct
+from msgspec.structs import FieldInfo, fields
 
 from cases import for_each
 from command_line import commands, long_options
@@ -35,6 +38,9 @@ from millstream._telemetry.metrics import MAX_SERIES, Reading
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._options import Options
+from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
+from millstream.gateway.config import gateway_options, upstream_options
+from millstream.gateway.credentials.options import Credentials
 from millstream.hub import Hub
 from scripts.docs import ROOT
 
@@ -185,3 +191,37 @@ def test_every_security_test_of_an_advisory_is_listed() -> None:
     intro = text.partition("\n| ")[0]
     numbers = {int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     assert numbers | {int(number) for number in re.findall(r"\b(\d+), the", intro)} == set(range(1, 29))
+
+
+def test_every_option_of_a_gateway_is_listed_with_its_default() -> None:
+    """A file that is refused for an option sends its author to the page."""
+    kinds: dict[str, Iterable[FieldInfo]] = {
+        "Top": gateway_options().values(),
+        "Upstreams": upstream_options().values(),
+        "APIs": fields(OpenApi),
+        "Policies": [each for each in fields(UpstreamPolicy) if each.name != "shared"],
+        "Tools": own(ToolPolicy),
+        "Prompts": own(PromptPolicy),
+        "Resources": own(ResourcePolicy),
+    }
+    text = (REFERENCE / "gateway-toml.md").read_text("utf-8")
+    for title, options in kinds.items():
+        section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE))
+        assert listed == {each.name: shown_default(each) for each in options}, title
+    for kind in get_args(Credentials):
+        names = ", ".join(f"`{each.name}`" for each in fields(kind) if each.name != "text")
+        assert f"| `{kind.__struct_config__.tag}` | {names} |" in text
+
+
+def own(kind: type[Struct]) -> list[FieldInfo]:
+    """The options that a policy of a whole upstream doesn't have."""
+    return [each for each in fields(kind) if each.name not in UpstreamPolicy.__struct_fields__]
+
+
+def shown_default(option: FieldInfo) -> str:
+    """A default of a Struct as the page shows it."""
+    if option.required:
+        return "required"
+    default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default
+    return "empty" if default in (None, {}) else written(default)

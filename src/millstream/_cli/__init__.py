@@ -15,7 +15,7 @@ from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 from millstream._cli.stdio import plain_stdio, serve_stdio
 
-_SERVING = (["run"], ["dev"])
+_SERVING = (["run"], ["dev"], ["gateway"])
 """Commands that end a server in their own way."""
 
 

@@ -4,6 +4,7 @@ COMMANDS = {
     "Serve": {
         "init": "Make a new project: a server, a test, and what they need.",
         "run": "Serve the MCP server in a file or module.",
+        "gateway": "Serve other MCP servers and APIs at one address.",
         "dev": "Serve it while you write it, with its inspector open.",
         "install": "Write a server into the configuration of an application.",
         "keys": "Make, list, revoke and rotate API keys.",

@@ -24,6 +24,8 @@ from millstream.gateway.programs.libraries import ProgramError, library_of
 
 T = TypeVar("T")
 
+_CONFIGURATIONS = (".toml", ".json")
+"""Files that list what stands behind a gateway."""
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 
 
@@ -36,6 +38,8 @@ def load(target: str) -> Server:
     """
     source, name = split_target(target)
     _check_source(source)
+    if Path(source).suffix in _CONFIGURATIONS:
+        return _load_gateway(Path(source))
     with compatible_imports():
         module = load_file(Path(source)) if _is_path(source) else load_module(source)
     return pick(vars(module), name, source)
@@ -171,6 +175,19 @@ def _adopt(value: object, source: str) -> Server:
         return server_of(value)
     except ProgramError as exc:
         raise CommandError(f"{source} can't be run as it is.", why=str(exc)) from exc
+
+
+def _load_gateway(path: Path) -> Server:
+    from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only gateways need it
+    from millstream.gateway.config import ConfigError  # noqa: PLC0415  as above
+
+    _check_file(path)
+    try:
+        return server_of_file(path)
+    except VariableError as exc:
+        raise _import_failure(path.name, exc) from exc
+    except ConfigError as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def _server(value: object) -> Server | None:

@@ -10,6 +10,7 @@ from millstream._cli.help import COMMANDS
 MODULES = {
     "run": "run",
     "dev": "dev",
+    "gateway": "gateway",
     "init": "init",
     "install": "install",
     "list": "offers",

@@ -1,0 +1,37 @@
+"""A server made of a file: ``gateway.toml``, or the `mcpServers` of another application."""
+
+from pathlib import Path
+
+from millstream._app.server import Server
+from millstream._config import Settings
+from millstream.gateway.config import ConfigError, load_file
+
+
+def server_of_file(path: Path) -> Server:
+    """Return the server that a file describes, with its upstreams.
+
+    Args:
+        path: of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
+
+    Raises:
+        ConfigError: the file can't be used; the text names the line.
+        VariableError: a variable of the environment can't be used.
+    """
+    config = load_file(path)
+    try:
+        settings = Settings.load(**config.settings)
+        made = Server(
+            config.name,
+            version=config.version,
+            instructions=config.instructions,
+            store=config.store,
+            serve=config.serve,
+            settings=settings,
+        )
+    except ValueError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    if not config.upstreams:
+        raise ConfigError(f"{path} has no upstreams: add a table such as [upstreams.files]")
+    for each in config.upstreams:
+        made.definition.add_upstream(each)
+    return made

@@ -1,0 +1,187 @@
+"""``millstream gateway``: serve what a file says stands behind the gateway, and accept changed definitions."""
+
+import asyncio
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from millstream._app.serving.errors import CommandError
+from millstream._cli.commands.run import EnvFile, LogLevel, Transport, serve_http
+from millstream._cli.stdio import serve_stdio
+from millstream._cli.tables import print_json
+from millstream._cli.variables import use_file
+from millstream._protocol.errors import LocalError
+from millstream._protocol.suggesting import instead
+from millstream.client._client import Client
+from millstream.client._errors import ClientError
+from millstream.client._options import Options
+from millstream.gateway import catalog
+from millstream.gateway.config import ConfigError, GatewayConfig, load_file
+from millstream.gateway.pins import AcceptedFile, digest_of
+from millstream.gateway.upstream import UpstreamConfig
+
+gateway = App(name="gateway", help="Serve other MCP servers and APIs at one address.")
+
+File = Annotated[Path, Parameter(name="FILE", help="A gateway.toml, or a JSON file with mcpServers or servers.")]
+
+
+@gateway.default
+def serve(  # noqa: PLR0913  the options of the command
+    file: File,
+    /,
+    *,
+    host: Annotated[str | None, Parameter(help="Address to listen on.", show_default=lambda _: "127.0.0.1")] = None,
+    port: Annotated[int | None, Parameter(name=("--port", "-p"), help="Port to listen on.")] = None,
+    transport: Annotated[Transport, Parameter(help="http, or stdio for the parent program.")] = Transport.http,
+    store: Annotated[str, Parameter(metavar="URL", help="Where streams and records live.")] = "",
+    serve: Annotated[str, Parameter(help="What runs beside MCP: hub, rest, web, metrics (with commas), or all.")] = "",
+    workers: Annotated[int, Parameter(metavar="N", help="Processes that serve.", validator=Number(gte=1))] = 1,
+    auth_keys: Annotated[
+        str | None, Parameter(metavar="FILE", help="A file of keys, made by `millstream keys add`.")
+    ] = None,
+    public_without_auth: Annotated[
+        bool, Parameter(name="--public-without-auth", help="Let anybody who can reach the address call every tool.")
+    ] = False,
+    log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="How much to log.")] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Serve what a file lists, in every revision and on every transport.
+
+    **Examples**
+
+    - `millstream gateway gateway.toml`: http://127.0.0.1:8000/mcp
+
+    - `millstream gateway ~/.cursor/mcp.json --transport stdio`: one server for a desktop client
+    """
+    if not file.is_file():
+        raise CommandError(f"There is no file {file}.", fix="Give a gateway.toml, or a JSON file with mcpServers.")
+    if file.suffix not in (".toml", ".json"):
+        raise CommandError(f"{file} is no .toml or .json file.", fix=f"To serve a program: millstream run {file}")
+    use_file(env_file)
+    if transport is Transport.stdio:
+        serve_stdio(str(file), log_level or "", settings={})
+        return
+    serve_http(
+        str(file),
+        host,
+        port,
+        descriptor=None,
+        workers=workers,
+        reload=False,
+        serve=serve,
+        store=store,
+        more=frozenset(),
+        settings={
+            "auth_keys": auth_keys,
+            "public_without_auth": public_without_auth or None,
+            "log_level": log_level,
+        },
+    )
+
+
+@gateway.command
+def accept(
+    file: File,
+    upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],
+    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item there; all that have changed by default.")] = "",
+    /,
+    *,
+    yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
+    json: Annotated[
+        bool, Parameter(name="--json", help="Print what has changed as JSON; accept it with --yes.")
+    ] = False,
+) -> None:
+    """Accept what an upstream with `trust = "pin"` says now of its tools, resources, and prompts.
+
+    Shows each definition that isn't the accepted one, and writes those that you accept into the file of pins beside
+    FILE (gateway.lock). Running gateways read it again.
+
+    **Example**
+
+    - `millstream gateway accept gateway.toml shop order`
+    """
+    try:
+        config = _upstream(load_file(file), upstream, file)
+        pins = config.policy.pins if config.policy is not None else ""
+        if config.trust != "pin" or not pins:
+            raise CommandError(f"{upstream} isn't pinned.", fix=f'Write trust = "pin" under [upstreams.{upstream}].')
+        kept = AcceptedFile(pins)
+        found = asyncio.run(_lists(config))
+        changed = {
+            (kind, name): definition
+            for kind, name, definition in found.items()
+            if (not tool or name == tool) and not _same(kept.of(upstream).get(kind, {}).get(name), definition)
+        }
+        if tool and all(name != tool for _, name, _ in found.items()):
+            names = tuple(name for _, name, _ in found.items())
+            raise CommandError(f"{upstream} has no {tool}.", fix=f"{instead(tool, names)}.".capitalize())
+        rows: list[dict[str, object]] = []
+        for (kind, name), definition in changed.items():
+            before = kept.of(upstream).get(kind, {}).get(name)
+            rows.append({"kind": kind, "name": name, "accepted": before, "offered": definition})
+            if not json:
+                _show(kind, name, before, definition)
+            if yes or (not json and _confirmed()):
+                kept.accept(upstream, kind, {name: definition})
+                if not json:
+                    print(f"Accepted {name}.")
+    except (ConfigError, LocalError, ClientError, OSError) as exc:
+        raise CommandError(str(exc)) from exc
+    if json:
+        print_json({"changed": rows, "written": yes and bool(rows)})
+    elif not rows:
+        print("Nothing has changed.")
+
+
+def _upstream(config: GatewayConfig, name: str, file: Path) -> UpstreamConfig:
+    for each in config.upstreams:
+        if each.name == name:
+            return each
+    names = tuple(each.name for each in config.upstreams)
+    raise CommandError(f"{file} has no upstream {name}.", fix=f"{instead(name, names)}.".capitalize())
+
+
+async def _lists(config: UpstreamConfig) -> catalog.Catalog:
+    if config.openapi is not None or config.auth is not None:
+        raise CommandError(
+            f"{config.name} can't be listed from here: it's an API, or needs credentials of its own.",
+            fix='Use first_seen = "accept", and restart the gateway with an empty store to accept everything.',
+        )
+    options = Options(env=config.env, cwd=config.cwd, connect_timeout=config.connect_timeout, cache=False)
+    async with Client(
+        config.target, options=options, headers=config.headers, timeout=config.timeout, revision=config.revision
+    ) as client:
+        return await catalog.fetch(client.conversation, max_bytes=config.max_catalog_bytes)
+
+
+def _same(accepted: catalog.Description | None, definition: catalog.Description) -> bool:
+    return accepted is not None and digest_of(accepted) == digest_of(definition)
+
+
+def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:
+    print(f"{kind} {name}:")
+    lines = difflib.unified_diff(_lines(before), _lines(after), "accepted", "offered", lineterm="")
+    print("\n".join(lines if before is not None else _lines(after)))
+
+
+def _lines(definition: catalog.Description | None) -> list[str]:
+    text = msgspec.json.format(msgspec.json.encode(definition, order="sorted"), indent=2).decode()
+    return [] if definition is None else [_printable(line) for line in text.splitlines()]
+
+
+def _printable(line: str) -> str:
+    """Show what a terminal would hide or obey: an upstream's text is no reason to trust it."""
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        raise CommandError(
+            "Nothing was accepted: there's no terminal to ask on.", fix="Look at the change, and add --yes."
+        )
+    return input("Accept? [y/N] ").strip().lower() in ("y", "yes")

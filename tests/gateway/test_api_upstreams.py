@@ -1,0 +1,182 @@
+"""APIs as upstreams: their operations are tools, and nothing leads out of their base URL."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Header
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from auth_world import ALICE, BOB, guarded, known_keys
+from http_peer import serve
+from millstream import Client, Server
+from millstream._app.serving.entry import prepare
+from millstream._protocol.revisions import BY_DATE
+from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
+from patience import WAIT
+from wire import request
+
+OBJECT = {"200": {"description": "ok", "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+def query(name: str, place: str = "query", **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema or {"type": "string"}}
+
+
+def operation(name: str, *parameters: Any, tag: str = "items", body: str = "") -> dict[str, Any]:
+    made: dict[str, Any] = {"operationId": name, "tags": [tag], "parameters": [*parameters], "responses": OBJECT}
+    if body:
+        schema = {"type": "object", "properties": {"name": {"type": "string"}, "tags": {"type": "array"}}}
+        made["requestBody"] = {"required": True, "content": {body: {"schema": schema}}}
+    return made
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    item = query("id", "path")
+    headers = query("Authorization", "header"), query("X-Own", "header")
+    paths: dict[str, Any] = {
+        "/items/{id}": {
+            "get": operation("get_item", item, query("full", type="boolean"), *headers),
+            "patch": operation("change_item", item, body="application/json"),
+        },
+        "/form": {"post": operation("send_form", body="application/x-www-form-urlencoded")},
+        "/parts": {"post": operation("send_parts", body="multipart/form-data")},
+        "/away": {"get": operation("go_away")},
+        "/near": {"get": operation("go_near")},
+        "//evil.example/x": {"get": operation("evil")},
+        "/a/../../x": {"get": operation("dots")},
+        "/admin": {"get": operation("admin", tag="inside")},
+    }
+    return {"openapi": "3.1.0", "info": {}, "servers": [{"url": "/v1"}], "paths": paths} | changes
+
+
+@asynccontextmanager
+async def shop(described: Callable[[int], Any] = lambda port: document()) -> AsyncIterator[tuple[str, list[str]]]:
+    """An API that says what it was asked."""
+    mcp, asked = Server("api"), list[str]()
+
+    async def answer(given: Request) -> Response:
+        text = (await given.body()).decode()
+        seen = given.headers
+        asked.append(f"{given.method} {given.url.path}?{given.url.query} {text[:60]}".strip())
+        if given.url.path == "/v1/away":
+            return RedirectResponse("http://127.0.0.2:9/steal", 307)
+        if given.url.path == "/v1/near":
+            return RedirectResponse("/v1/items/near")
+        names = ("authorization", "x-tenant", "x-own", "content-type", "cookie")
+        return JSONResponse({name: seen[name] for name in names if name in seen})
+
+    mcp.route("/v1/{rest:path}", methods=["GET", "POST", "PATCH"])(answer)
+    mcp.route("/about.json")(lambda given: JSONResponse(described(given.url.port)))
+    async with mcp.running() as runtime:
+        prepare(mcp, runtime)
+        async with serve(mcp) as running:
+            yield f"http://127.0.0.1:{running.port}", asked
+
+
+async def test_operations_are_tools_with_the_headers_that_the_operator_names() -> None:
+    async with shop() as (url, asked):
+        mcp = Server("front", auth=known_keys())
+        mcp.upstream(
+            "shop",
+            openapi=OpenApi(document=f"{url}/about.json", tags=("items",)),
+            auth=bearer("sesame"),
+            forward_headers=["x-tenant"],
+            policy=UpstreamPolicy(deny=("go_away",), tools={"get_item": ToolPolicy(name="item")}),
+            start_timeout=WAIT,
+        )
+        async with guarded(mcp) as world:
+            reply = await world.modern(ALICE, "tools/list")
+            names = [each["name"] for each in reply.message["result"]["tools"]]
+            assert names == ["shop_item", "shop_change_item", "shop_send_form", "shop_send_parts", "shop_go_near"]
+
+            async def call(tool: str, **arguments: Any) -> dict[str, Any]:
+                reply = await world.modern(ALICE, "tools/call", {"name": tool, "arguments": arguments}, tool)
+                result: dict[str, Any] = reply.message["result"]
+                return result
+
+            seen = await call("shop_item", id="a b/c", full=True, Authorization="mine", **{"X-Own": "x"})
+            assert seen["structuredContent"] == {"authorization": "Bearer sesame", "x-own": "x"}
+            assert (await call("shop_change_item", id="1", name="n"))["structuredContent"][
+                "content-type"
+            ] == "application/json"
+            await call("shop_send_form", name="a&b", tags=[1, True])
+            assert "boundary=" in (await call("shop_send_parts", name="x"))["structuredContent"]["content-type"]
+            assert not (await call("shop_go_near")).get("isError")
+            for wrong in ("..", "a/../b", "..%2f..", "%2e%2e", "a\\..\\b"):
+                assert (await call("shop_item", id=wrong))["isError"]
+            assert (await call("shop_item", id="1", **{"X-Own": "a\r\nb: c"}))["isError"]
+            session = await world.initialize(BOB)
+            message = request("tools/call", {"name": "shop_item", "arguments": {"id": "2"}})
+            headers = {"x_tenant": "north", "x_other": "no", "cookie": "c=1", "mcp_session_id": session}
+            reply = await world.post(BOB, message, mcp_protocol_version="2025-11-25", **headers)
+            seen = reply.message["result"]["structuredContent"]
+            assert seen == {"authorization": "Bearer sesame", "x-tenant": "north"}
+    assert asked[0] == "GET /v1/items/a b/c?full=true"
+    assert "POST /v1/form? name=a%26b&tags=1&tags=true" in asked
+    assert 'PATCH /v1/items/1? {"name":"n"}' in asked
+    assert not any("evil" in each or each.startswith("GET /x") for each in asked)
+
+
+async def test_redirects_and_servers_elsewhere_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async with shop() as (url, _):
+        mcp = Server("front")
+        mcp.upstream("shop", openapi=f"{url}/about.json", start_timeout=WAIT, prefix="")
+        async with Client(mcp, timeout=WAIT) as client:
+            away = await client.call("go_away")
+            assert away.is_error
+            assert "127.0.0.2" not in away.text
+    broken = {
+        "isn't where the document is from": lambda port: document(servers=[{"url": "http://127.0.0.2:9/v1"}]),
+        "nested deeper": lambda port: {"x": json.loads("[" * 80 + "]" * 80), **document()},
+        "malformed": lambda port: document(paths={"/x": {"get": {"parameters": [3]}}}),
+        "version 3": lambda port: {"swagger": "2.0", "paths": {}},
+    }
+    for reason, described in broken.items():
+        async with shop(described) as (url, _):
+            mcp = Server("front")
+            mcp.upstream("shop", openapi=f"{url}/about.json", start_timeout=0.1)
+            async with mcp.running() as runtime, asyncio.timeout(WAIT):
+                while not runtime.host.degraded():  # noqa: ASYNC110  no event says so
+                    await asyncio.sleep(0.01)
+            assert reason in caplog.text
+
+
+async def test_a_fastapi_application_is_an_upstream_of_every_revision() -> None:
+    started: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        started.append("up")
+        yield
+        started.append("down")
+
+    app = FastAPI(title="Shop", lifespan=lifespan)
+
+    @app.get("/books/{isbn}", operation_id="book")
+    async def book(isbn: str, x_tenant: str = Header(default="none")) -> dict[str, str]:
+        return {"isbn": isbn, "tenant": x_tenant}
+
+    mcp = Server("front")
+    mcp.upstream("shop", openapi=app, forward_headers=["x-tenant"], start_timeout=WAIT)
+    for revision in BY_DATE:
+        async with Client(mcp, timeout=WAIT, revision=revision) as client:
+            (tool,) = await client.tools()
+            assert tool.name == "shop_book"
+            assert json.loads((await client.call("shop_book", isbn="7")).text) == {"isbn": "7", "tenant": "none"}
+    assert started == ["up", "down"] * len(BY_DATE)
+
+
+def test_what_an_api_cannot_have_is_refused_at_the_start() -> None:
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"openapi": 3}, "takes the URL or file"),
+        ({"openapi": "x.json", "target": "http://x/mcp"}, "not both"),
+        ({"openapi": FastAPI(), "auth": bearer("x")}, "no auth and headers"),
+    ]
+    for options, reason in mistakes:
+        with pytest.raises(ValueError, match=reason):
+            UpstreamConfig(**{"name": "a", "target": None, **options}).check()

@@ -1,0 +1,84 @@
+"""`millstream gateway`: the files that it serves, and the definitions that an operator accepts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from millstream import Client
+from millstream.auth._key_file import KeyFile
+from patience import WAIT
+from processes import ROOT, free_port, serving
+
+pytestmark = pytest.mark.server
+
+COMMAND = [sys.executable, "-m", "millstream", "gateway"]
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
+
+
+async def test_the_example_offers_what_its_policy_says(tmp_path: Path) -> None:
+    """docs/how-to/decide-who-sees-which-tool.md."""
+    pytest.importorskip("re2")
+    keys, port = KeyFile(tmp_path / "keys.json"), free_port()
+    key = keys.add("ada", ("orders:write",), 0, None)
+    poor = keys.add("bob", (), 0, None)
+    command = [*COMMAND, "examples/gateway/gateway.toml", "--port", str(port)]
+    with serving(command, port, tmp_path / "log", KEYS=str(keys.path), PATH=PATH):
+        url = f"http://127.0.0.1:{port}/mcp"
+        async with Client(url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT) as client:
+            while not (tools := await client.tools(fresh=True)):
+                pass
+            assert {each.name for each in tools} == {"shop_search_books", "shop_buy"}
+            bought = (await client.call("shop_buy", isbn="7")).text
+            assert bought == "Ordered 7 for company; card [redacted] was charged."
+        async with Client(url, headers={"authorization": f"Bearer {poor}"}, timeout=WAIT) as client:
+            assert {each.name for each in await client.tools()} == {"shop_search_books"}
+
+
+async def test_a_file_of_an_application_is_one_server_on_stdio(tmp_path: Path) -> None:
+    file = tmp_path / "mcp.json"
+    shop = {"command": sys.executable, "args": ["examples/gateway/shop.py"]}
+    file.write_text(json.dumps({"mcpServers": {"one": shop, "two": shop}}), "utf-8")
+    async with Client([*COMMAND, str(file), "--transport", "stdio"], timeout=WAIT) as client:
+        names = {each.name for each in await client.tools()}
+        assert {"one_order", "two_order"} <= names
+        assert (await client.call("two_search_books", words="x")).data == ["The book of x"]
+
+
+def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
+    program, file, lock = tmp_path / "shop.py", tmp_path / "gateway.toml", tmp_path / "gateway.lock"
+    empty = tmp_path / "empty.toml"
+    empty.touch()
+    text = 'from millstream import Server\nmcp = Server("s")\n@mcp.tool\ndef buy() -> str:\n    "Buy."\n    return ""\n'
+    program.write_text(f"{text}mcp.run()\n", "utf-8")
+    file.write_text(f'[upstreams.shop]\ncommand = ["{sys.executable}", "{program}"]\ntrust = "pin"\n', "utf-8")
+    asked = run("accept", str(file), "shop")
+    assert asked.returncode == 1
+    assert '"description": "Buy."' in asked.stdout
+    assert "add --yes" in asked.stderr
+    assert not lock.exists()
+    assert "Accepted buy." in run("accept", str(file), "shop", "--yes").stdout
+    assert json.loads(lock.read_text("utf-8"))["shop"]["tools"]["buy"]["description"] == "Buy."
+    assert run("accept", str(file), "shop").stdout == "Nothing has changed.\n"
+    assert json.loads(run("accept", str(file), "shop", "--json").stdout) == {"changed": [], "written": False}
+    program.write_text(text.replace("Buy.", r"Buy all.\x1b[2J") + "mcp.run()\n", "utf-8")
+    changed = run("accept", str(file), "shop", "buy", "--yes").stdout
+    assert '-  "description": "Buy."' in changed
+    assert "\x1b" not in changed
+    for arguments, reason in (
+        (("accept", str(file), "shp"), "did you mean 'shop'"),
+        (("accept", str(file), "shop", "by"), "did you mean 'buy'"),
+        ((str(tmp_path / "none.toml"),), "There is no file"),
+        ((str(lock),), "no .toml or .json file"),
+        ((str(empty),), "add a table such as [upstreams.files]"),
+    ):
+        failed = run(*arguments)
+        assert failed.returncode == 1, arguments
+        assert reason.lower() in failed.stderr.lower(), failed.stderr
