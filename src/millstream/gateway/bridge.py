@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from functools import lru_cache, partial
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -47,9 +47,18 @@ from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired, Rounds
 from millstream._server.calls.call import params_of
 from millstream._version import __version__
-from millstream.client._errors import AccessDenied, BadAnswer, ClientError, Failure, NoAnswer
+from millstream.client._errors import (
+    AccessDenied,
+    BadAnswer,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    Failure,
+    NoAnswer,
+    TlsFailed,
+)
 from millstream.client._requests import Ask
-from millstream.gateway.links import SHARED, Link
+from millstream.gateway.links import SHARED, Link, TooManyLinks
 from millstream.gateway.parked import OVER
 from millstream.gateway.questions import (
     MAX_ASKED,
@@ -78,6 +87,7 @@ _MAX_KEPT = 16 * 1024
 """Bytes of a result that a call keeps while it goes on to ask something else."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
+_NO_SIGN_OF_LIFE = (ConnectFailed, ConnectionLost, NoAnswer, TlsFailed)
 _ASKS_BACK = b'"input_required"'
 _OWN = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
                   "io.modelcontextprotocol/related-task"})  # fmt: skip
@@ -156,7 +166,7 @@ async def _forward_with_credentials(
         raise unanswered(call, upstream, exc) from None
 
 
-async def _forward(
+async def _forward(  # noqa: C901, PLR0912  one frame for each call
     call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
 ) -> bytes:
     abilities = abilities_of(call)
@@ -166,6 +176,10 @@ async def _forward(
     kept = state.kept
     if kept is not None and kept.kind == "result":
         return bytes(kept.value)
+    breaker = upstream.breaker
+    if breaker.refuses():
+        raise unavailable(call, upstream)
+    started, answered = perf_counter(), False
     try:
         level, chosen = await _level(call)
         relay = Relay(call, abilities, level)
@@ -180,19 +194,29 @@ async def _forward(
                 await _set_level(upstream, link, chosen)
             ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, relay, source))
             result = await _in_order(relay, _Exchange(state, link, relay, ask, source).run())
+        answered = True
         state.finish(result)
         return result
     except Failure as exc:
+        answered = True
         raise _refused(state, exc, abilities, source) from None
     except AccessDenied as exc:
         if upstream.credentials is not None:
             raise
         raise unanswered(call, upstream, exc) from None
+    except TooManyLinks as exc:
+        raise unanswered(call, upstream, exc) from None
     except ClientError as exc:
+        if isinstance(exc, _NO_SIGN_OF_LIFE):
+            breaker.fail()
         raise unanswered(call, upstream, exc) from None
     finally:
         if link is not None:
             link.calls -= 1
+        if answered:
+            breaker.succeed(perf_counter() - started)
+        else:
+            breaker.leave()
 
 
 async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
@@ -533,6 +557,14 @@ def _urls_required(state: _State, exc: Failure, abilities: bytes) -> BaseExcepti
 
 def _unable(call: "Call", text: str) -> ToolError | ProtocolError:
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
+
+
+def unavailable(call: "Call", upstream: Upstream) -> ToolError | ProtocolError:
+    """Return the error for a call that wasn't sent, because the upstream answers no calls."""
+    upstream.refused += 1
+    return _unable(
+        call, f"The server {upstream.config.name!r} behind this gateway doesn't answer now. Try again later."
+    )
 
 
 def unanswered(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:

@@ -1,11 +1,13 @@
-"""What an upstream offers: the four lists, as a copy that outlives the connection."""
+"""What an upstream offers: the four lists, as a copy that outlives the connection and the worker."""
 
+import hashlib
 import logging
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, structs
 
 from millstream._protocol.depth import overgrown
 from millstream._protocol.jsonrpc import encode
@@ -15,6 +17,7 @@ from millstream._protocol.messages import (
     TemplateDescription,
     ToolDescription,
 )
+from millstream._stores.base import Map, StoreFull, StoreUnavailable
 from millstream.client._conversation import Conversation
 from millstream.client._errors import BadAnswer
 from millstream.client._requests import Ask
@@ -36,6 +39,12 @@ MAX_ITEMS = 10_000
 MAX_PAGES = 1000
 MAX_ITEM_BYTES = 256 * 1024
 """What one item may take."""
+STORED_SECONDS = 30 * 24 * 3600.0
+"""Seconds for which the store keeps a copy that no worker renews."""
+_MAX_STORED = 64 * 1024 * 1024
+"""Bytes of a copy in the store, decompressed."""
+
+logger = logging.getLogger("millstream.gateway")
 
 
 class _Page(Struct, rename="camel"):
@@ -58,6 +67,7 @@ _SHAPES: Mapping[str, type[Struct]] = {
     "templates": TemplateDescription,
     "prompts": PromptDescription,
 }
+_canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Catalog(Struct, kw_only=True):
@@ -89,6 +99,66 @@ class Catalog(Struct, kw_only=True):
                 yield kind, name, description
 
 
+_decode_catalog = msgspec.json.Decoder(Catalog).decode
+
+
+class StoredCatalog:
+    """The copy of one upstream's catalog in the store. All workers of a server share it."""
+
+    __slots__ = ("_content", "_key", "_kv")
+
+    def __init__(self, kv: Map, server: str, name: str, target: str) -> None:
+        """Nothing is read before `load`.
+
+        Args:
+            kv: of the store.
+            server: the name of the gateway.
+            name: of the upstream.
+            target: where it is; another target has another copy.
+        """
+        self._kv = kv
+        self._key = f"catalog:{hashlib.sha256(encode([server, name, target])).hexdigest()[:32]}"
+        self._content = b""
+        """What this worker read or wrote last."""
+
+    async def load(self) -> Catalog | None:
+        """Return the copy; None where there's none, or the store can't give it."""
+        try:
+            raw = await self._kv.get(self._key)
+        except StoreUnavailable as exc:
+            logger.warning("The stored lists of an upstream can't be read: %s", exc)
+            return None
+        if raw is None:
+            return None
+        try:
+            content = zlib.decompressobj().decompress(raw, _MAX_STORED)
+            found = _decode_catalog(content)
+        except (zlib.error, ValueError, RecursionError):
+            return None  # another version wrote it
+        self._content = _comparable(found)
+        return found
+
+    async def save(self, catalog: Catalog, *, renew: bool = False) -> None:
+        """Write a copy, unless it's the one that is there.
+
+        Args:
+            catalog: to keep.
+            renew: write it even if nothing has changed.
+        """
+        content = _comparable(catalog)
+        if content == self._content and not renew:
+            return
+        try:
+            await self._kv.put(self._key, zlib.compress(encode(catalog), 6), STORED_SECONDS)
+            self._content = content
+        except (StoreFull, StoreUnavailable) as exc:
+            logger.warning("The lists of an upstream can't be stored, so new workers wait for it: %s", exc)
+
+
+def _comparable(catalog: Catalog) -> bytes:
+    return hashlib.sha256(_canonical(structs.replace(catalog, taken=0.0))).digest()
+
+
 async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
     """List all that an upstream offers.
 
@@ -105,7 +175,7 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
         revision=agreed.revision.date, instructions=agreed.instructions, capabilities=dict(agreed.capabilities)
     )
     left = max_bytes
-    for kind, (method, member, key) in METHODS.items():
+    for kind, (method, member, _) in METHODS.items():
         if agreed.revision.requests.get(method, "") not in agreed.capabilities:
             continue
         items: dict[str, Description] = {}
@@ -118,7 +188,7 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
             if left < 0:
                 raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
             page, several = _read_page(result, method, member)
-            items |= {each[key]: each for each in _read_items(kind, several)}
+            items |= {each[METHODS[kind][2]]: each for each in _read_items(kind, several)}
             if len(items) > MAX_ITEMS:
                 raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
             if page.ttl_ms is not None:

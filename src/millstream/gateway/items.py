@@ -125,7 +125,7 @@ class UpstreamTool(Tool):
         if type(value) is not bytes:
             return value
         try:
-            members, meta = split_result(value, ())
+            members, meta = split_result(value, "content")
             result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.names))
         except WrongShape as exc:
             raise _unreadable(call, self.upstream, exc) from None
@@ -141,7 +141,7 @@ class UpstreamTool(Tool):
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
-            members, call.meta = split_result(value, ())
+            members, call.meta = split_result(value, "content")
             if upstream.names.prefix and b'"uri"' in members:
                 members = tool_uris(members, upstream.names)
             if upstream.catalog.revision > revision.date:
@@ -182,7 +182,7 @@ class UpstreamPrompt(Prompt):
     async def _run_typed(self, arguments: Any, call: Call) -> Any:
         value = await self.run(arguments, call)
         try:
-            members, _ = split_result(value, ())
+            members, _ = split_result(value, "messages")
             return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.names)).messages
         except WrongShape as exc:
             raise _unreadable(call, self.upstream, exc) from None
@@ -193,7 +193,7 @@ class UpstreamPrompt(Prompt):
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
-            members, call.meta = split_result(value, ())
+            members, call.meta = split_result(value, "messages")
             if upstream.names.prefix and b'"uri"' in members:
                 members = message_uris(members, upstream.names)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
@@ -254,7 +254,7 @@ def _read(upstream: Upstream, uri: str, call: Call) -> Awaitable[Any]:
 def _encode_contents(value: bytes, call: Call, upstream: Upstream) -> bytes:
     hints = call.revision.result_type
     try:
-        members, call.meta = split_result(value, () if hints else ("ttlMs", "cacheScope"))
+        members, call.meta = split_result(value, "contents", () if hints else ("ttlMs", "cacheScope"))
         if upstream.names.prefix:
             members = resource_uris(members, upstream.names)
     except WrongShape as exc:
@@ -390,7 +390,7 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
             return _NO_COMPLETION
         raise
     try:
-        members, call.meta = split_result(result, ())
+        members, call.meta = split_result(result, "")
     except WrongShape as exc:
         raise _unreadable(call, upstream, exc) from None
     return members

@@ -90,6 +90,7 @@ class Links:
                 self._make_room()
             link = self._open[key] = self.connect(key)
             link.opening = asyncio.get_running_loop().create_task(self._start(link))
+            link.opening.add_done_callback(_retrieve)
         if link.opening is not None:
             await asyncio.shield(link.opening)
         return link
@@ -135,6 +136,12 @@ class Links:
             self.end(link)
         while self._closing:
             await asyncio.wait(self._closing)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Every caller may have gone before a connection failed."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _close(link: Link) -> None:

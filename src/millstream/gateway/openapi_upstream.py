@@ -5,6 +5,7 @@ and servers can't lead anywhere but below the base URL. Requests go through the 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import translate
 from itertools import chain, count
 from pathlib import Path
+from time import time
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlencode
 
@@ -310,12 +312,10 @@ class ApiUpstream(Upstream):
                 self._degrade(str(exc) or type(exc).__name__)
                 failures += 1
                 wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
-            self._refresh.clear()
-            waiting = asyncio.get_running_loop().create_task(self._refresh.wait())
-            try:
-                await asyncio.wait([waiting], timeout=wait * random.uniform(0.75, 1))  # noqa: S311  it's no secret
-            finally:
-                waiting.cancel()
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  it's no secret
+                    await self._news.wait()
 
     async def _take_document(self) -> None:
         document, origin = await self._read()
@@ -323,7 +323,8 @@ class ApiUpstream(Upstream):
         if self._application is None:
             self._base = self._base_of(document.url, origin)
         self.operations = found
-        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}))
+        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}, taken=time()))
+        self._recover()
 
     async def _read(self) -> tuple[Document, Url | None]:
         """Return the document, and the URL that it's from."""

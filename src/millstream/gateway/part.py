@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Sequence
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._parts import Host
@@ -26,12 +27,14 @@ logger = logging.getLogger("millstream.gateway")
 MAX_INSTRUCTIONS = 8 * 1024
 """Characters of the instructions of one upstream."""
 _CAPABILITIES = frozenset({"tools", "resources", "prompts", "completions"})
+NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource template", "prompts": "prompt"}
 _CHANGE_OF = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 
 
 class Definition(Protocol):
     """What the gateway needs of the server's definition."""
 
+    name: str
     upstreams: list[UpstreamConfig]
     hooks: "Hooks | None"
     instructions: str
@@ -53,6 +56,8 @@ class GatewayPart:
         """(kind, name here) -> upstream, and the description that the item was made of."""
         self._kept: dict[str, KeptResults] = {}
         """Upstream -> its results that were too large."""
+        self._shadowed: dict[tuple[str, str], str] = {}
+        """(kind, name) of upstreams' items that have the names of this server's own -> what to do about it."""
         self._followed: dict[object, frozenset[str]] = {}
         """Stream or connection -> the URIs that it wants to hear of."""
 
@@ -72,19 +77,31 @@ class GatewayPart:
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         for config in self.definition.upstreams:
             make = Upstream if config.openapi is None else _api_upstream()
-            upstream = make(config, changed=self._register, updated=self._updated, parked=parked)
-            self.upstreams[config.name] = upstream
+            upstream = self.upstreams[config.name] = make(
+                config,
+                changed=self._register,
+                updated=self._updated,
+                parked=parked,
+                store=host.store,
+                server=self.definition.name,
+            )
             self._give_policy(upstream, host)
             await self._give_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
-            await upstream.open(pool)
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self
         host.registry.unlisted = self._unlisted
         host.on_http(self._serve)
         host.check_ready(self._doubt)
+        await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
+        for upstream in self.upstreams.values():
+            await upstream.open(pool)
+        host.every_second(self._end_idle_links)
+        self._offer_figures(host)
         await self._wait()
+        if self._shadowed:
+            raise ValueError(next(iter(self._shadowed.values())))
 
     async def close(self) -> None:
         """Do nothing: the host's stack closes the upstreams."""
@@ -143,9 +160,43 @@ class GatewayPart:
 
         await asyncio.gather(*map(wait, self.upstreams.values()))
 
+    # State
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return state and figures of each upstream, for operators."""
+        return [upstream.describe() for upstream in self.upstreams.values()]
+
     def _doubt(self) -> str:
         down = [name for name, upstream in self.upstreams.items() if upstream.state == "degraded"]
         return f"upstreams that can't be reached: {', '.join(down)}" if down else ""
+
+    def _offer_figures(self, host: Host) -> None:
+        host.report("upstreams", lambda: {name: upstream.state for name, upstream in self.upstreams.items()} or None)
+        if host.metrics is None:
+            return
+        read, figures = host.metrics.read, self._figures
+        label = ("upstream",)
+        read("gauge", "gateway_up", "Whether an upstream can be reached.", lambda: self._up, label, merge="min")
+        read("counter", "gateway_calls_total", "Calls that were sent.", lambda: figures("calls"), label)
+        text = "Calls that were sent and got no answer."
+        read("counter", "gateway_unanswered_total", text, lambda: figures("unanswered"), label)
+        text = "Calls that weren't sent, because the breaker was open."
+        read("counter", "gateway_refused_total", text, lambda: figures("refused"), label)
+        read("gauge", "gateway_links", "Open connections.", lambda: figures("links"), label)
+        for share in ("p50_ms", "p99_ms"):
+            text = f"{share[:3]} of the time until the answer, of the last calls."
+            read("gauge", f"gateway_{share}", text, lambda share=share: figures(share), label, merge="max")  # type: ignore[misc]
+
+    @property
+    def _up(self) -> dict[tuple[str, ...], float]:
+        return {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()}
+
+    def _figures(self, name: str) -> dict[tuple[str, ...], float]:
+        return {(each["name"],): each.get(name, 0) for each in self.describe()}
+
+    def _end_idle_links(self, now: float) -> None:
+        for upstream in self.upstreams.values():
+            upstream.links.end_idle(upstream.config.idle_seconds, now=monotonic())
 
     # Items
 
@@ -211,7 +262,7 @@ class GatewayPart:
             if mine.get(name) == (own_name, description):
                 continue
             if name not in mine and registry.has(kind, name):
-                logger.error("%s: %r is left out: another item has that name", upstream.config.name, name)
+                self._collide(upstream, kind, name)
                 continue
             try:
                 added[name] = self._made(kind, upstream, name, own_name, description)
@@ -233,6 +284,23 @@ class GatewayPart:
         if upstream.policy is not None and (rules := upstream.rules(kind, own_name)) is not None:
             rules.apply(item, self._kept[upstream.config.name].keep)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
+
+    def _collide(self, upstream: Upstream, kind: str, name: str) -> None:
+        """An item has the name of another one: what was there first stays."""
+        other = self._registered.get((kind, name))
+        noun, mine = NOUNS[kind], upstream.config.name
+        if other is None:
+            text = (
+                f"The {noun} {name!r} is this server's own, and the upstream {mine!r} has one of that name, too: "
+                f"give the upstream another prefix=, or rename the {noun}"
+            )
+            self._shadowed[kind, name] = text
+        else:
+            text = (
+                f"The upstreams {other[0].config.name!r} and {mine!r} both have a {noun} {name!r}: only that of the "
+                "first is offered. Give one of them another prefix="
+            )
+        logger.error("%s", text)
 
     def _unlisted(self, uri: str) -> Resource | None:
         """Find the upstream of a URI that none of them lists: links in results may lead there."""

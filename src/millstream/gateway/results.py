@@ -18,17 +18,20 @@ WrongShape = (ValueError, RecursionError)
 """What is raised for a result that can't be read."""
 
 _COMPLETE = Raw(b'"complete"')
+_OPEN = ord("[")
+_NO_ITEMS = Raw(b"[]")
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_several = msgspec.json.Decoder(list[Members]).decode
 _decode_meta = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
-def split_result(result: bytes, drop: Collection[str]) -> tuple[bytes, dict[str, Any] | None]:
+def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple[bytes, dict[str, Any] | None]:
     """Return the members of a result without its type and `_meta`, and what `_meta` says beside the server's name.
 
     Args:
         result: a JSON object.
+        array: the member that must be an array; it's added where it's missing. Empty for none.
         drop: members to leave out.
 
     Raises:
@@ -37,6 +40,8 @@ def split_result(result: bytes, drop: Collection[str]) -> tuple[bytes, dict[str,
     found = _decode_members(result)
     if bytes(found.pop("resultType", _COMPLETE)) != bytes(_COMPLETE):
         raise ValueError("its resultType is unknown")
+    if array and memoryview(found.setdefault(array, _NO_ITEMS))[0] != _OPEN:
+        raise ValueError(f"{array} must be an array")
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)

@@ -1,26 +1,30 @@
 """One server behind the gateway: how it's configured, and how it is while the gateway runs."""
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from time import monotonic
+from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
+import msgspec
 from msgspec import Struct
 
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, Revision
 from millstream._protocol.suggesting import Suggesting
+from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, Failure, TargetError
 from millstream.client._options import Options
 from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
 from millstream.gateway import catalog
-from millstream.gateway.catalog import Catalog
+from millstream.gateway.breaker import Breaker
+from millstream.gateway.catalog import Catalog, StoredCatalog
 from millstream.gateway.credentials.options import Credentials, PerUserOAuth
 from millstream.gateway.links import SHARED, Link, LinkKey, Links
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
@@ -48,6 +52,8 @@ Target = str | Path | Sequence[str] | Mapping[str, Any] | object
 State = Literal["connecting", "ready", "degraded", "disabled"]
 
 _LISTS = frozenset({"tools", "resources", "prompts"})
+_SHORTEST_REFRESH = 5.0
+"""Seconds between two lists that the upstream didn't announce, however soon it says they're stale."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
@@ -200,6 +206,8 @@ class Upstream:
         changed: Callable[["Upstream", Collection[str]], None],
         updated: Callable[[str], None],
         parked: ParkedCalls,
+        store: Store,
+        server: str,
     ) -> None:
         """Nothing connects before `open`.
 
@@ -208,6 +216,8 @@ class Upstream:
             changed: called when `catalog` is a new one, with the kinds of lists that the upstream said have changed.
             updated: called with the URI, as it is here, of a resource that changed.
             parked: the calls that wait for answers.
+            store: keeps copies of the lists.
+            server: the name of the gateway.
         """
         # Configuration
         self.config: UpstreamConfig = config
@@ -220,8 +230,17 @@ class Upstream:
         self.pins: Pins | None = None
         """What may be offered, where definitions are pinned; set before `open`."""
         self._changed = changed
+        target = "" if hasattr(config.target, "running") else repr(config.target)
+        self._stored = StoredCatalog(store.kv, server, config.name, target)
+        self._store_time: Callable[[], float] = store.time if store.shared else time
+        self._shared_store = store.shared
         self.parked: ParkedCalls = parked
         # Process
+        self._reached = asyncio.Event()
+        """Set when the breaker closes: no time to wait for the next attempt."""
+        self.breaker: Breaker = Breaker(self._reached.set)
+        self.refused: int = 0
+        """Calls that weren't sent, because the breaker was open."""
         self.state: State = "connecting"
         self.reason: str = ""
         """Why it's degraded, for the operator. It may contain the address, so it's never sent to clients."""
@@ -239,7 +258,8 @@ class Upstream:
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
-        self._refresh = asyncio.Event()
+        self._news = asyncio.Event()
+        """Set while something has changed that isn't listed yet."""
         self._announced: set[str] = set()
         """Kinds of lists that the upstream said have changed."""
 
@@ -374,16 +394,19 @@ class Upstream:
                 link = await self.links.open(self.lister)
                 link.calls += 1  # it's in use, however quiet it is
                 try:
-                    await self._take(link.conversation)
+                    await self._list(link.conversation)
                     failures = 0
-                    await self._follow(link.conversation)
+                    await self._keep_fresh(link.conversation)
                 finally:
                     link.calls -= 1
             except (ClientError, OSError) as exc:
                 self._degrade(str(exc) or type(exc).__name__)
                 failures += 1
             wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
-            await asyncio.sleep(wait * random.uniform(0.75, 1))  # noqa: S311  it's no secret
+            self._reached.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  it's no secret
+                    await self._reached.wait()
 
     async def _find_lister(self) -> LinkKey:
         """Return whose connection reads the lists: one that all share, or that of a person who has connected."""
@@ -394,44 +417,66 @@ class Upstream:
         self.listed.set()
         return LinkKey(credentials=await credentials.lister())
 
-    async def _take(self, conversation: Conversation) -> None:
-        await self._offer(await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes))
+    async def load(self) -> None:
+        """Take the copy that the store has, so that no client waits for the upstream."""
+        found = await self._stored.load()
+        if found is not None and found.revision in BY_DATE:
+            await self._offer(found)
 
-    async def _offer(self, found: Catalog) -> None:
-        """Take new lists, without what isn't accepted."""
+    async def _list(self, conversation: Conversation) -> None:
+        announced, self._announced = self._announced, set()
+        try:
+            found = await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes)
+        except BaseException:
+            self._announced |= announced
+            raise
+        found.taken = self._store_time()
+        renew = found.taken - self.catalog.taken > catalog.STORED_SECONDS / 4
+        await self._offer(found, announced)
+        self._recover()
+        await self._stored.save(found, renew=renew)
+
+    async def _offer(self, found: Catalog, announced: Collection[str] = ()) -> None:
+        """Offer new lists, without what isn't accepted."""
         if self.pins is not None:
             found, self.quarantined = await self.pins.sort(found)
         self.catalog = found
-        self.state, self.reason = "ready", ""
-        announced, self._announced = self._announced, set()
         self._changed(self, announced)
         self.listed.set()
 
     def refresh(self) -> None:
         """Read the lists again now."""
-        self._refresh.set()
+        self._news.set()
 
     def rules(self, kind: str, own_name: str) -> ItemRules | None:
         """Return the rules of an item; None if the policy leaves it out."""
         return _NO_RULES if self.policy is None else self.policy.item(kind, own_name)
 
-    async def _follow(self, conversation: Conversation) -> None:
-        """Take the lists again when the upstream says that they changed, and when they are no longer fresh."""
+    async def _keep_fresh(self, conversation: Conversation) -> None:
+        """List again when the upstream says that something changed, and when the lists are no longer fresh."""
         watching = asyncio.get_running_loop().create_task(self._watch(conversation))
         try:
             while True:
-                seconds = self.catalog.fresh_seconds or self.config.refresh_seconds
-                deadline = monotonic() + max(seconds, _FIRST_WAIT) * random.uniform(1, 1.2)  # noqa: S311  as above
-                self._refresh.clear()
-                waiting = asyncio.get_running_loop().create_task(self._refresh.wait())
+                seconds = max(self.catalog.fresh_seconds or self.config.refresh_seconds, _SHORTEST_REFRESH)
                 try:
-                    await asyncio.wait([waiting], timeout=max(0.0, deadline - monotonic()))
-                finally:
-                    waiting.cancel()
-                await self._take(conversation)
+                    async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  it's no secret
+                        await self._news.wait()
+                except TimeoutError:
+                    if await self._adopt(seconds):
+                        continue
+                self._news.clear()
+                await self._list(conversation)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
+
+    async def _adopt(self, seconds: float) -> bool:
+        """Use the stored copy if another worker has just made it. Return whether it's fresh."""
+        found = await self._stored.load() if self._shared_store else None
+        if found is None or found.revision not in BY_DATE or self._store_time() - found.taken > seconds / 2:
+            return False
+        await self._offer(found)
+        return True
 
     async def _watch(self, conversation: Conversation) -> None:
         wanted = SubscriptionFilter(True, True, True, [])
@@ -440,14 +485,42 @@ class Upstream:
                 async for change in changes:
                     if change.kind in _LISTS:
                         self._announced.add(change.kind)
-                    self._refresh.set()
+                    self._news.set()
         except Failure as exc:
             logger.debug("%s tells no changes: %s", self.config.name, exc)
         except ClientError as exc:
             logger.debug("%s: the subscription ended: %s", self.config.name, exc)
-            self._refresh.set()
+            self._news.set()
+
+    # State
 
     def _degrade(self, reason: str) -> None:
         if self.state != "degraded" or self.reason != reason:
             logger.warning("The upstream %s can't be reached: %s", self.config.name, reason)
         self.state, self.reason = "degraded", reason
+        self.breaker.trip()
+
+    def _recover(self) -> None:
+        if self.state == "degraded":
+            logger.warning("The upstream %s can be reached again", self.config.name)
+        self.state, self.reason = "ready", ""
+        self.breaker.reset()
+
+    def describe(self) -> dict[str, Any]:
+        """Return state and figures for operators. `reason` may name addresses: it's for those who may see them."""
+        found = self.catalog
+        processes = self.processes
+        return {
+            "name": self.config.name,
+            "prefix": self.names.prefix,
+            "state": self.state,
+            "reason": self.reason,
+            "breaker": "open" if self.breaker.is_open else "closed",
+            "revision": found.revision,
+            "listed_at": found.taken,
+            "items": {kind: len(getattr(found, kind)) for kind in catalog.METHODS},
+            "links": len(self.links),
+            "processes": None if processes is None else msgspec.to_builtins(processes.describe()),
+            "refused": self.refused,
+            **self.breaker.describe(),
+        }

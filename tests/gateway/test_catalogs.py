@@ -1,0 +1,138 @@
+"""Lists of upstreams: they outlive the upstream, follow its changes, and stay within bounds."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.library import library
+from millstream import Server
+from millstream.client import Client
+from millstream.client._incoming import Change
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+SHOP = Path(__file__).parent.parent / "client" / "shop.py"
+
+
+def gateway(target: Any, store: str = "", **options: Any) -> Server:
+    mcp = Server("front", store=store)
+    mcp.upstream("shop", target, **{"start_timeout": WAIT, **options})
+    return mcp
+
+
+async def test_lists_come_from_the_store_while_the_upstream_is_down(tmp_path: Path) -> None:
+    """A call says so at once, and works again when the upstream is back."""
+    store = f"sqlite:///{tmp_path / 'gateway.db'}"
+    port = free_port()
+    with serving(millstream(str(SHOP), port), port, tmp_path / "first"):
+        target = f"http://127.0.0.1:{port}/mcp"
+        async with Client(gateway(target, store), timeout=WAIT) as client:
+            before = [tool.name for tool in await client.tools()]
+            assert "shop_count" in before
+    mcp = gateway(target, store, start_timeout=0.0)
+    async with Client(mcp, timeout=WAIT) as client:
+        assert [tool.name for tool in await client.tools()] == before
+        assert client.instructions.endswith("Sell books.")
+        for _ in range(8):
+            result = await client.call("shop_count", a=1, b=2)
+            assert result.is_error
+            assert "'shop' behind this gateway" in result.text
+            assert str(port) not in result.text
+        assert "shop" in (await _ready(mcp))
+        with serving(millstream(str(SHOP), port), port, tmp_path / "second"):
+            async with asyncio.timeout(WAIT):
+                while True:
+                    result = await client.call("shop_count", a=1, b=2)
+                    if not result.is_error and await _ready(mcp) == "ok\n":
+                        break
+                    await asyncio.sleep(0.05)
+
+
+async def _ready(mcp: Server) -> str:
+    transport = httpx2.ASGITransport(mcp)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        return (await http.get("/readyz")).text
+
+
+async def test_lists_follow_the_upstream() -> None:
+    """Clients of both eras hear of it, with and without a subscription at the upstream."""
+    upstream = library()
+    for revision in ("2025-11-25", "2026-07-28"):
+        async with (
+            asyncio.timeout(WAIT),
+            Client(gateway(upstream, revision=revision), revision=revision, timeout=WAIT) as client,
+            client.watch(tools=True, prompts=True) as changes,
+        ):
+
+            @upstream.tool
+            def added() -> str:
+                """Appear while the gateway runs."""
+                return "added"
+
+            assert await anext(changes) == Change("tools")
+            assert "shop_added" in {tool.name for tool in await client.tools(fresh=True)}
+            assert (await client.call("shop_added")).text == "added"
+            upstream.remove_tool("added")
+            assert await anext(changes) == Change("tools")
+            assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
+
+
+async def test_names_that_are_taken_are_refused_with_both_places() -> None:
+    mcp = gateway(library(), prefix="")
+
+    @mcp.tool
+    def length() -> str:
+        """Take a name of the upstream."""
+        return "mine"
+
+    with pytest.raises(ValueError, match=r"'length' is this server's own, and the upstream 'shop' has one"):
+        async with mcp.running():
+            pass
+    for second in ("Shop", "other"):
+        mcp = gateway(library())
+        mcp.upstream(second, library(), prefix="sHop")
+        with pytest.raises(ValueError, match=f"'shop' and '{second}' have the same prefix"):
+            async with mcp.running():
+                pass
+    mcp = gateway(library(), prefix="no spaces")
+    with pytest.raises(ValueError, match="makes names that not every client can call"):
+        async with mcp.running():
+            pass
+
+
+ODD = """
+import json, sys
+deep = {}
+for _ in range(200): deep = {"a": deep}
+TOOLS = [{"name": "good", "inputSchema": {"type": "object"}, "_meta": {"x": 1}, "future": [1]},
+         {"name": "deep", "inputSchema": deep}, {"name": "wide", "inputSchema": {"description": "x" * 300000}},
+         {"name": 7, "inputSchema": {}}, {"name": "bare"}, "text", None]
+for line in sys.stdin:
+    message = json.loads(line)
+    method, result = message.get("method"), None
+    if method == "initialize":
+        result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "odd"}}
+    elif method == "tools/list":
+        result = {"tools": TOOLS}
+    elif method == "tools/call":
+        result = {"content": "nothing of the kind", "isError": 3}
+    if "id" in message:
+        answer = {"result": result} if result else {"error": {"code": -32601, "message": "no"}}
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}), flush=True)
+"""
+
+
+async def test_descriptions_that_no_client_could_use_are_left_out() -> None:
+    async with Client(gateway([sys.executable, "-c", ODD]), timeout=WAIT) as client:
+        tool, bare = (await client.request("tools/list"))["tools"]
+        named = {"name": "shop_good", "_meta": {"x": 1}, "future": [1]}
+        assert tool == {**named, "inputSchema": {"type": "object"}}
+        assert bare == {"name": "shop_bare", "inputSchema": {"type": "object"}}
+        result = await client.call("shop_good")
+        assert result.is_error
