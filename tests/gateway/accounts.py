@@ -49,7 +49,8 @@ class Accounts:
         """Code -> what was asked for with it, and who agreed."""
         self.refresh: dict[str, tuple[str, str]] = {}
         """Refresh token that counts -> person, and scope."""
-        self.life = 600
+        self.expires_in: float = 600
+        """What the token endpoint says; the tokens live for ten minutes."""
         self.about: dict[str, Any] = {}
         """Changes to the metadata."""
         self.fails = ""
@@ -91,18 +92,18 @@ class Accounts:
         }
         return {name: value for name, value in about.items() if value is not None}
 
-    def agree(self, url: str, person: str) -> dict[str, str]:
-        """A person agrees at the page of a URL; what their browser brings back."""
+    def agree(self, url: str, person: str, **changes: str) -> dict[str, str]:
+        """A person agrees at the page of a URL, maybe to less than was asked; what their browser brings back."""
         asked = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
         assert asked["code_challenge_method"] == "S256"
         code = f"code-{next(self.numbers)}"
-        self.codes[code] = {**asked, "person": person}
+        self.codes[code] = {**asked, **changes, "person": person}
         return {"code": code, "state": asked["state"], "iss": self.url}
 
     def issue(self, person: str, scope: str, **changes: Any) -> str:
         """An access token."""
         said = claims(
-            iss=self.url, aud=self.resource, sub=person, scope=scope, exp=int(time.time()) + self.life,
+            iss=self.url, aud=self.resource, sub=person, scope=scope, exp=int(time.time()) + 600,
             jti=str(next(self.numbers)), **changes,
         )  # fmt: skip
         return token(said)
@@ -145,7 +146,7 @@ class Accounts:
         if error:
             await asked.reply(json.dumps({"error": error}).encode(), status="400 Bad Request")
             return
-        await asked.reply(json.dumps({"token_type": "Bearer", "expires_in": self.life, **given}).encode())
+        await asked.reply(json.dumps({"token_type": "Bearer", "expires_in": self.expires_in, **given}).encode())
 
     def _refreshable(self, person: str, scope: str) -> dict[str, Any]:
         refresh = f"refresh-{next(self.numbers)}"
@@ -291,7 +292,7 @@ class Browser:
         headers = {"sec-fetch-site": "same-origin", "accept": "text/html"}
         return await self.http.get(unescape(found[1]), headers=headers)
 
-    async def connect(self, accounts: Accounts, person: str) -> None:
+    async def connect(self, accounts: Accounts, person: str, **changes: str) -> None:
         """There and back."""
-        reply = await self.finish(await self.come_back(accounts.agree(await self.leave(), person)))
+        reply = await self.finish(await self.come_back(accounts.agree(await self.leave(), person, **changes)))
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text

@@ -1,9 +1,27 @@
-"""Each person's own account at a server behind the gateway: who is let in with what, and what attacks get.
+"""Each person's own account at a server behind the gateway: who calls with what, and what attacks get.
 
 The rules are RFCs 6749, 7009, 7636, 8707, 9207 and 9728, and our choice where none is named.
 """
 
-from gateway.accounts import ALICE, BOB, Browser, gateway, world
+import asyncio
+import json
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from client.rude import Asked, rude
+from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, world
+from millstream import Server
+from millstream._http.client.errors import ConnectFailed
+from millstream._http.client.url import parse
+from millstream._protocol.errors import LocalError
+from millstream.client._oauth.issuer_http import fetch
+from millstream.client._questions import Question
+from millstream.gateway import per_user_oauth
+from millstream.gateway.credentials.source import outbound_for
+from patience import WAIT
+from redis_parts import RedisServer, shared_servers
 
 
 async def test_each_person_calls_with_the_account_that_they_connected() -> None:
@@ -11,12 +29,250 @@ async def test_each_person_calls_with_the_account_that_they_connected() -> None:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.listed("up_who")
         assert await gate.call(ALICE, "up_who") == "ada"
+        page = f"{gate.base}/connections"
         said = await gate.call(BOB, "up_who")
-        assert (
-            said == f"The server 'up' needs your account there. Open {gate.base}/connections and connect it. "
-            "Then call again."
-        )
+        assert said == f"The server 'up' needs your account there. Open {page} and connect it. Then call again."
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
-        async with gate.client(ALICE) as one, gate.client(BOB) as two:
-            for _ in range(3):
-                assert [(await each.call("up_who")).text for each in (one, two)] == ["ada", "brian"]
+        for revision in ("2025-06-18", "2026-07-28"):
+            async with gate.client(ALICE, revision=revision) as one, gate.client(BOB, revision=revision) as two:
+                for _ in range(3):
+                    assert [(await each.call("up_who")).text for each in (one, two)] == ["ada", "brian"]
+        assert {each["grant_type"] for each in other.accounts.forms} == {"authorization_code"}
+        assert len(other.accounts.registered) == 1
+
+
+@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+async def test_a_call_asks_its_person_to_open_the_page_and_goes_on_once_they_have_connected(revision: str) -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        await bob.sign_in(BOB)
+        await gate.listed("up_who")
+        asked: list[Question] = []
+
+        async def elicit(question: Question) -> bool:
+            asked.append(question)
+            await bob.connect(other.accounts, "brian")
+            return True
+
+        async with gate.client(BOB, revision=revision, elicit=elicit) as client:
+            assert (await client.call("up_who")).text == "brian"
+            assert (await client.call("up_who")).text == "brian"
+        assert [(each.mode, each.url) for each in asked] == [("url", f"{gate.base}/connections")]
+
+
+async def test_a_person_who_declines_is_told_how_to_connect_later() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        await gate.listed("up_who")
+        async with gate.client(BOB, elicit=lambda question: False) as client:
+            assert "You haven't connected it" in (await client.call("up_who")).text
+
+
+async def test_a_call_that_needs_more_rights_asks_for_them_and_goes_on() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+        await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
+        await gate.listed("up_write")
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada", scope="books:read")
+        scopes: list[str] = []
+
+        async def elicit(question: Question) -> bool:
+            url = await alice.leave()
+            scopes.append(parse_qs(urlsplit(url).query)["scope"][0])
+            await alice.finish(await alice.come_back(other.accounts.agree(url, "ada")))
+            return True
+
+        assert "wants more rights for this" in await gate.call(ALICE, "up_write")
+        async with gate.client(ALICE, elicit=elicit) as client:
+            assert (await client.call("up_write")).text == "written"
+        assert scopes == ["books:read books:write"]
+
+
+async def test_an_anonymous_server_with_personal_connections_does_not_start() -> None:
+    async with world() as other:
+        mcp = Server("open")
+        mcp.upstream("up", other.url, auth=per_user_oauth())
+        with pytest.raises(LocalError, match="this server has no auth"):
+            await mcp.start()
+
+
+# Tokens
+
+
+async def test_an_expired_token_is_refreshed_once_for_all_calls_and_kept_when_its_caller_gives_up() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+        accounts = other.accounts
+        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+        await gate.listed("up_who")
+        accounts.expires_in = 0.001
+        await (await bob.sign_in(BOB)).connect(accounts, "brian")
+        accounts.expires_in = 600
+        accounts.forms.clear()
+        arrived, free = asyncio.Event(), asyncio.Event()
+        token = accounts.token
+
+        async def slowly(asked: Asked) -> None:
+            arrived.set()
+            await free.wait()
+            await token(asked)
+
+        accounts.token = slowly  # type: ignore[method-assign]
+        async with gate.client(BOB) as client:
+            first = asyncio.create_task(client.call("up_who"))
+            await arrived.wait()
+            first.cancel()
+            await asyncio.wait([first])
+            calls = [asyncio.create_task(client.call("up_who")) for _ in range(8)]
+            free.set()
+            assert {(await each).text for each in calls} == {"brian"}
+        assert [each["grant_type"] for each in accounts.forms] == ["refresh_token"]
+
+
+async def test_a_refused_token_is_refreshed_once_and_an_ended_grant_asks_for_another_connection() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+        accounts = other.accounts
+        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+        await gate.listed("up_who")
+        async with unacceptable(other.mcp):
+            assert "doesn't accept your connection any more" in await gate.call(ALICE, "up_who")
+        refreshed = [each for each in accounts.forms if each["grant_type"] == "refresh_token"]
+        assert [each["resource"] for each in refreshed] == [other.url]
+        await (await bob.sign_in(BOB)).connect(accounts, "brian")
+        accounts.refresh.clear()
+        async with unacceptable(other.mcp):
+            for words in ("doesn't accept your connection any more", "needs your account there"):
+                assert words in await gate.call(BOB, "up_who")
+
+
+class unacceptable:  # noqa: N801  it's used as a function
+    """A server that refuses every token for the length of the block."""
+
+    def __init__(self, mcp: Server) -> None:
+        self._mcp = mcp
+
+    async def __aenter__(self) -> None:
+        runtime = await self._mcp.start()
+        guard = runtime.guard
+        assert guard is not None
+        self._guard, self._methods = guard, guard.methods
+        guard.methods = ()
+        guard.verdicts.clear()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._guard.methods = self._methods
+
+
+@pytest.mark.server
+async def test_a_connection_is_one_for_all_workers_and_its_token_is_refreshed_by_one_of_them() -> None:
+    redis = shared_servers(RedisServer)
+    redis.flush()
+    async with (
+        world() as other,
+        gateway(other.url, store=redis.url) as one,
+        gateway(other.url, store=redis.url) as two,
+        Browser(one.base) as alice,
+        Browser(one.base) as bob,
+    ):
+        accounts = other.accounts
+        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+        accounts.expires_in = 0.001
+        await (await bob.sign_in(BOB)).connect(accounts, "brian")
+        accounts.expires_in = 600
+        for gate in (one, two):
+            await gate.listed("up_who")
+        accounts.forms.clear()
+        said = await asyncio.gather(*(gate.call(BOB, "up_who") for gate in (one, two) * 4))
+        assert set(said) == {"brian"}
+        assert [each["grant_type"] for each in accounts.forms] == ["refresh_token"]
+        refresh = next(iter({name for name, (person, _) in accounts.refresh.items() if person == "brian"}))
+        reply = await bob.send("disconnect")
+        assert (reply.status_code, refresh in accounts.revoked) == (303, True)
+        for gate in (one, two):
+            async with asyncio.timeout(WAIT):
+                while "needs your account" not in await gate.call(BOB, "up_who"):
+                    pass  # a message between workers is on its way
+            assert await gate.call(ALICE, "up_who") == "ada"
+        keys, values = await everything(one)
+    assert any(key.startswith("connection:") for key in keys)
+    said_there = b"".join(values)
+    assert not any(each.encode() in said_there for each in (*accounts.refresh, "eyJ", "registered", "ada"))
+
+
+async def everything(gate: Gateway) -> tuple[list[str], list[bytes]]:
+    """What the store of a gateway keeps about connections."""
+    kv = (await gate.mcp.start()).store.kv
+    keys = [each for kind in ("connection", "gateway") for each in await kv.keys(f"{kind}-")]
+    keys += await kv.keys("connection:")
+    return keys, [await kv.get(key) or b"" for key in keys]
+
+
+# Attacks
+
+
+async def test_an_answer_counts_once_in_the_browser_and_for_the_person_who_began() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+        accounts = other.accounts
+        await alice.sign_in(ALICE)
+        await bob.sign_in(BOB)
+        await bob.leave()
+        # An answer to Alice's request, brought by Bob's browser: login CSRF (RFC 6749 §10.12).
+        answer = accounts.agree(await alice.leave(), "ada")
+        assert (await bob.come_back(answer)).status_code == 403
+        assert (await alice.come_back(answer)).status_code == 403
+        # The browser is Alice's, but Bob is signed in there by now.
+        answer = accounts.agree(await alice.leave(), "ada")
+        back = await alice.come_back(answer)
+        cookie = alice.http.cookies["millstream"]
+        await alice.sign_in(BOB)
+        assert (await alice.finish(back)).status_code == 403
+        alice.http.cookies.set("millstream", cookie, domain="127.0.0.1", path="/")
+        # Someone else follows the link on which Alice's answer waits.
+        back = await alice.come_back(accounts.agree(await alice.leave(), "ada"))
+        assert (await bob.finish(back)).status_code == 403
+        # Made up, or without an issuer, or from another one (RFC 9207 §2.4).
+        for state in ("x" * 32, ""):
+            assert (await alice.come_back({"code": "c", "state": state, "iss": accounts.url})).status_code == 403
+        for changes in ({"iss": "https://evil.example"}, {"iss": ""}):
+            answer = {**accounts.agree(await alice.leave(), "ada"), **changes}
+            assert (await alice.finish(await alice.come_back(answer))).status_code == 403
+        assert accounts.forms == []
+        assert "Not connected" in await alice.page()
+
+
+async def test_forms_of_other_sites_change_nothing() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            assert (await alice.send("disconnect", **headers)).status_code in (401, 403)
+        for upstream, action in (("down", "connect"), ("up", "delete")):
+            assert (await alice.send(action, upstream)).status_code == 400
+        assert "Connected" in await alice.page()
+        async with Browser(gate.base) as stranger:
+            assert "Sign in to gateway" in await stranger.page()
+            assert (await stranger.send("connect")).status_code == 401
+
+
+async def test_metadata_that_names_another_server_or_a_private_address_gets_nothing() -> None:
+    async with world() as other:
+        met: list[Asked] = []
+
+        async def answer(asked: Asked) -> None:
+            met.append(asked)
+            more = f'WWW-Authenticate: Bearer resource_metadata="{about}"\r\n'
+            if asked.path.startswith("/.well-known/"):
+                await asked.reply(json.dumps(metadata).encode())
+            else:
+                await asked.reply(b"", status="401 Unauthorized", more=more)
+
+        async with rude(answer) as evil, gateway(evil.url) as gate, Browser(gate.base) as alice:
+            await alice.sign_in(ALICE)
+            about = other.url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp")
+            metadata: dict[str, Any] = {}
+            reply = await alice.send("connect")
+            assert (reply.status_code, "which is another server" in reply.text) == (502, True)
+            about = evil.url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp")
+            metadata = {"resource": other.url, "authorization_servers": [other.accounts.url]}
+            assert (await alice.send("connect")).status_code == 502
+        assert other.accounts.forms == other.accounts.registered == []
+        outbound = outbound_for(parse("https://mcp.example.com/mcp"), private_addresses=False)
+        with pytest.raises(ConnectFailed, match="not on the public Internet"):
+            await fetch("GET", other.accounts.url, outbound=outbound)

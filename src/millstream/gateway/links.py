@@ -11,7 +11,7 @@ from time import monotonic
 from msgspec import Struct
 
 from millstream.client._conversation import Conversation
-from millstream.client._errors import ClientError
+from millstream.client._errors import ClientError, ConnectionLost
 from millstream.gateway.relay import Relays
 
 
@@ -28,6 +28,8 @@ class LinkKey(Struct, frozen=True, gc=False):
     """Whose credentials it carries: see `UpstreamCredentials.link_key`."""
 
 
+_ATTEMPTS = 3
+"""Connections of a key that a call waits for, if each is closed before it stands: its person connects elsewhere."""
 SHARED = LinkKey()
 """The key of the connection that lists what the upstream offers."""
 
@@ -84,16 +86,22 @@ class Links:
         Raises:
             ClientError: the upstream can't be reached, or all connections are in use.
         """
-        link = self._open.get(key)
-        if link is None:
-            if len(self._open) >= self._max:
-                self._make_room()
-            link = self._open[key] = self.connect(key)
-            link.opening = asyncio.get_running_loop().create_task(self._start(link))
-            link.opening.add_done_callback(_retrieve)
-        if link.opening is not None:
-            await asyncio.shield(link.opening)
-        return link
+        for _ in range(_ATTEMPTS):
+            link = self._open.get(key)
+            if link is None:
+                if len(self._open) >= self._max:
+                    self._make_room()
+                link = self._open[key] = self.connect(key)
+                link.opening = asyncio.get_running_loop().create_task(self._start(link))
+                link.opening.add_done_callback(_retrieve)
+            opening = link.opening
+            if opening is None:
+                return link
+            await asyncio.wait([opening])
+            if not opening.cancelled():
+                opening.result()
+                return link
+        raise ConnectionLost("The connection was closed while it was opened.")
 
     async def _start(self, link: Link) -> None:
         try:

@@ -163,6 +163,8 @@ class PersonalCredentials(UpstreamCredentials):
         lacking = denied.status == 403 and "insufficient_scope" in denied.challenge
         if not lacking and denied.status != 401:
             return False
+        if lacking and self.options.scope:
+            return await super().recover(call, denied)  # the person can't allow more than the operator asks for
         owner, _ = self._identify(call)
         wanted = Wanted(denied.status, denied.challenge[:_MAX_CHALLENGE])
         kv = self._services.store.kv
