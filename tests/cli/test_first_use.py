@@ -81,7 +81,6 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["install", "http://127.0.0.1/mcp", "--with", "x", "--client", "json"], 1, "at a URL takes no packages."),
     (["run", ""], 1, "'' names no file."),
     (["run", "shop.py:"], 1, "'shop.py:' names no file."),
-    (["run", "http://127.0.0.1/mcp"], 1, "To use the server at that URL: millstream list http://127.0.0.1/mcp"),
     (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without blanks, ? and #."),
     (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
     (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),

@@ -1,10 +1,37 @@
 """A server made of a file: ``gateway.toml``, or the `mcpServers` of another application."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from millstream._app.server import Server
 from millstream._config import Settings
 from millstream.gateway.config import ConfigError, load_file
+from millstream.gateway.part import check
+
+
+def server_of_upstream(target: str) -> Server:
+    """Return a server that offers what one other server has, under its own names.
+
+    Args:
+        target: a URL, a command, or a script.
+
+    Raises:
+        ValueError: it means no server.
+        VariableError: a variable of the environment can't be used.
+    """
+    name = _name_of(target)
+    made = Server(name)
+    made.upstream(name, target, prefix="")
+    check(made.definition.upstreams)
+    return made
+
+
+def _name_of(target: str) -> str:
+    """Return what people would call a server: its host, or its program."""
+    if "://" in target:
+        return urlsplit(target).hostname or "server"
+    words = [Path(word).name for word in target.split()]
+    return next((word for word in words[1:] if not word.startswith("-")), words[0])
 
 
 def server_of_file(path: Path) -> Server:

@@ -7,6 +7,7 @@ A file is loaded under a name of its own, so that ``if __name__ == "__main__"`` 
 import difflib
 import importlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from millstream.gateway.programs.libraries import ProgramError, library_of
 
 T = TypeVar("T")
 
+_SCRIPTS = (".js", ".mjs", ".cjs")
 _CONFIGURATIONS = (".toml", ".json")
 """Files that list what stands behind a gateway."""
 CUSTOMARY_NAMES = ("mcp", "server", "app")
@@ -36,6 +38,8 @@ def load(target: str) -> Server:
         CommandError: there is no such file, module or object, it cannot be imported, it is not clear which
             server is meant, or an environment variable cannot be used.
     """
+    if is_elsewhere(target):
+        return _load_upstream(target)
     source, name = split_target(target)
     _check_source(source)
     if Path(source).suffix in _CONFIGURATIONS:
@@ -51,18 +55,25 @@ def check_target(target: str) -> None:
     Raises:
         CommandError: there is none.
     """
+    if is_elsewhere(target):
+        return
     source, _ = split_target(target)
     _check_source(source)
     if _is_path(source):
         _check_file(Path(source))
 
 
+def is_elsewhere(target: str) -> bool:
+    """Whether a server is meant that isn't imported: a URL, a command of several words, or a script of Node."""
+    if "://" in target or Path(target).suffix in _SCRIPTS:
+        return True
+    words, source = target.split(), split_target(target)[0]
+    if len(words) < 2 or Path(source).is_file():
+        return False
+    return Path(source).suffix != ".py" or shutil.which(words[0]) is not None
+
+
 def _check_source(source: str) -> None:
-    if "://" in source:
-        raise CommandError(
-            f"{source} is a URL, and this command serves a program of yours.",
-            fix=f"Give a Python file. To use the server at that URL: millstream list {source}",
-        )
     if not source.strip() or source.startswith(":") or source.endswith(":"):
         raise CommandError(f"{source!r} names no file.", fix="Give one, and an object in it if need be: shop.py:mcp")
 
@@ -175,6 +186,20 @@ def _adopt(value: object, source: str) -> Server:
         return server_of(value)
     except ProgramError as exc:
         raise CommandError(f"{source} can't be run as it is.", why=str(exc)) from exc
+
+
+def _load_upstream(target: str) -> Server:
+    from millstream._app.gateway_server import server_of_upstream  # noqa: PLC0415  only gateways need it
+
+    program = target.split(maxsplit=1)[0]
+    if "://" not in target and Path(target).suffix not in _SCRIPTS and shutil.which(program) is None:
+        raise CommandError(f"There is no program {program!r}.", fix="Check its name, and that it is on the PATH.")
+    try:
+        return server_of_upstream(target)
+    except VariableError as exc:
+        raise _import_failure("millstream", exc) from exc
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def _load_gateway(path: Path) -> Server:

@@ -73,7 +73,10 @@ class Options(TypedDict):
 def run(  # noqa: PLR0913  the options of the command
     target: Annotated[
         str,
-        Parameter(name="FILE[:OBJECT]", help="A Python file or module; add OBJECT if it has several servers."),
+        Parameter(
+            name="FILE[:OBJECT]",
+            help="A Python file or module, with OBJECT if it has several servers; or a command or URL of any server.",
+        ),
     ],
     /,
     *,
@@ -165,6 +168,8 @@ def run(  # noqa: PLR0913  the options of the command
     - `millstream run shop.py --host 0.0.0.0 --auth-key KEY`: for callers with a key, from anywhere
 
     - `millstream run shop.py --with pandas`: with a package that isn't installed
+
+    - `millstream run "uvx mcp-server-git"`: another server, for clients of every revision and transport
 
     Every other setting is an environment variable, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
     """

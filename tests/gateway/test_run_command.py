@@ -1,0 +1,47 @@
+"""``millstream run`` with a command or a URL: one server, offered in every revision and on every transport."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from client.walk import resources, tools
+from millstream.client import Client
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+SHOP = Path(__file__).parent.parent / "client" / "shop.py"
+COMMAND = f"{sys.executable} -m millstream run {SHOP} --transport stdio"
+
+
+async def test_a_command_is_served_over_http_and_that_over_stdio(tmp_path: Path) -> None:
+    """Two gateways, one behind the other."""
+    port = free_port()
+    with serving(millstream(COMMAND, port), port, tmp_path / "log"):
+        url = f"http://127.0.0.1:{port}/mcp"
+        again = [sys.executable, "-m", "millstream", "run", url, "--transport", "stdio"]
+        for target, revision in ((url, "2025-03-26"), (url, None), (again, "2024-11-05"), (again, None)):
+            async with Client(target, revision=revision, timeout=WAIT) as client:
+                assert client.instructions == "Sell books."
+                await resources(client)
+                if revision is None:
+                    await tools(client)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("no-such-program --option", "There is no program 'no-such-program'."),
+        ("ftp://example.com/mcp", "ftp"),
+        ("my missing.py", "There is no file my missing.py."),
+    ],
+)
+def test_a_target_that_is_none_is_refused_in_a_sentence(target: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "millstream", "run", target], capture_output=True, timeout=WAIT, check=False, text=True
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
