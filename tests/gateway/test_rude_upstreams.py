@@ -446,6 +446,32 @@ async def test_principals_share_neither_sessions_nor_questions() -> None:
                 answers.clear()
 
 
+async def test_a_caller_with_many_sessions_closes_only_connections_of_its_own() -> None:
+    sessions: list[str] = []
+
+    async def call(asked: Asked) -> None:
+        sessions.append(asked.headers["mcp-session-id"])
+        await asked.result(DONE)
+
+    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    async with asyncio.timeout(WAIT), over_http(call) as url:
+        mcp = gateway(url, auth=guard, max_links=6)
+        async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:
+
+            async def client(key: str) -> Client:
+                headers = {"authorization": f"Bearer {key}"}
+                front = f"http://127.0.0.1:{running.port}/mcp"
+                return await stack.enter_async_context(Client(front, revision=HANDSHAKE, headers=headers))
+
+            bob = await client(BOB)
+            await request(bob)
+            for _ in range(12):
+                await request(await client(ALICE))
+            await request(bob)
+    assert sessions[-1] == sessions[0]
+    assert len(set(sessions)) == 13
+
+
 @pytest.mark.parametrize(("up", "down"), [(HANDSHAKE, HANDSHAKE), (HANDSHAKE, PER_REQUEST), (PER_REQUEST, HANDSHAKE)])
 async def test_clocks_stand_still_while_a_person_thinks(up: str, down: str) -> None:
     there = Server("there")

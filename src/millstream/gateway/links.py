@@ -5,6 +5,7 @@ nothing that an upstream keeps for one caller reaches another. Clients never see
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
@@ -65,7 +66,9 @@ class Links:
 
         Args:
             connect: makes a connection that isn't started yet.
-            max_links: how many connections may be open. Above it, the idle one that was used longest ago is closed.
+            max_links: how many connections may be open. Above it, an idle one of the principal that has the most is
+                closed, so one caller can't close those of all others. No principal may have more than half of them in
+                use.
         """
         self.connect: Callable[[LinkKey], Link] = connect
         self._max = max_links
@@ -89,8 +92,8 @@ class Links:
         for _ in range(_ATTEMPTS):
             link = self._open.get(key)
             if link is None:
-                if len(self._open) >= self._max:
-                    self._make_room()
+                if len(self._open) >= self._max // 2:
+                    self._make_room(key.principal)
                 link = self._open[key] = self.connect(key)
                 link.opening = asyncio.get_running_loop().create_task(self._start(link))
                 link.opening.add_done_callback(_retrieve)
@@ -100,6 +103,7 @@ class Links:
             await asyncio.wait([opening])
             if not opening.cancelled():
                 opening.result()
+            if self._open.get(key) is link:  # it may have been closed for another caller meanwhile
                 return link
         raise ConnectionLost("The connection was closed while it was opened.")
 
@@ -112,11 +116,17 @@ class Links:
                 del self._open[link.key]
             raise
 
-    def _make_room(self) -> None:
+    def _make_room(self, principal: str) -> None:
+        counts = Counter(link.key.principal for link in self._open.values())
+        full = len(self._open) >= self._max
+        if not full and (not principal or counts[principal] < self._max // 2):
+            return
         idle = [link for link in self._open.values() if not link.calls and link.opening is None and link.key != SHARED]
+        if not full:
+            idle = [link for link in idle if link.key.principal == principal]
         if not idle:
-            raise TooManyLinks(f"All {self._max} connections to this upstream are in use.")
-        self.end(min(idle, key=lambda link: link.last_used))
+            raise TooManyLinks(f"Too many of the {self._max} connections to this upstream are in use.")
+        self.end(min(idle, key=lambda link: (-counts[link.key.principal], link.last_used)))
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key makes another."""

@@ -8,7 +8,7 @@ retry wakes the call: here, or by messages on the worker that holds it. Each sta
 import asyncio
 import contextlib
 import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from itertools import count
 from typing import Any
@@ -26,7 +26,7 @@ from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway.questions import MAX_ASKED, ForwardedQuestion, project_answer
-from millstream.gateway.relay import COMPLETE, MAX_WAITING, PROGRESS, Outbox, Relay, Step
+from millstream.gateway.relay import COMPLETE, PROGRESS, Backlog, Outbox, Relay, Step
 
 OVER = "Invalid requestState: the call is over, or was answered already. Start the request again without requestState"
 LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
@@ -64,7 +64,7 @@ class ParkedCall:
     """A call to an upstream, which goes on when its client's request has ended."""
 
     __slots__ = (
-        "_admit", "_buffer", "_keys", "_news", "_notify", "_open", "abilities", "bound", "following", "id", "owner",
+        "_admit", "_backlog", "_keys", "_news", "_notify", "_open", "abilities", "bound", "following", "id", "owner",
         "revision", "round", "source", "task", "timer",
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ class ParkedCall:
         self._open: dict[str, _OpenQuestion] = {}
         self._news = asyncio.Event()
         self._notify: Notify | None = None
-        self._buffer: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
+        self._backlog = Backlog()
         """What was said while no request of the client waited."""
 
     def start(self, exchange: Coroutine[Any, Any, bytes]) -> None:
@@ -121,7 +121,7 @@ class ParkedCall:
         if self._notify is not None:
             self._notify(method, params)
         else:
-            self._buffer.append((method, params))
+            self._backlog.put(method, params)
 
     async def ask(self, asked: ForwardedQuestion) -> bytes:
         """Return the answer that a later request brings.
@@ -144,8 +144,8 @@ class ParkedCall:
     def attach(self, notify: Notify) -> None:
         """Give what is said to a request of the client from now on."""
         self._notify = notify
-        while self._buffer:
-            notify(*self._buffer.popleft())
+        while self._backlog:
+            notify(*self._backlog.take())
 
     async def next(self) -> dict[str, Any] | None:
         """Wait for questions, and return them by key; None when the call has ended."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Message
-from millstream._protocol.depth import MAX_MEMBERS, too_many_members
+from millstream._protocol.depth import MAX_MEMBERS, overgrown, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, ToolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
@@ -28,8 +28,8 @@ Json = dict[str, Any]
 
 UI = "io.modelcontextprotocol/ui"
 """The one extension that passes a gateway as it is: it adds only members of results and resources."""
-MAX_UI = 2_048
-"""Bytes of a client's settings of that extension; larger ones aren't declared."""
+_UI: Json = {"mimeTypes": ["text/html;profile=mcp-app"]}
+"""The settings that its clients have. Others aren't declared: each kind of client has connections of its own."""
 MAX_ASKED = 100
 """Questions that an upstream may ask in one round of a call."""
 MAX_QUESTION = 1024 * 1024
@@ -65,9 +65,8 @@ def abilities_of(call: Call) -> bytes:
         found["sampling"] = {name: {} for name in inner if declares(client, {"sampling": {name: {}}})}
     if declares(client, {"roots": {}}):
         found["roots"] = {}
-    extensions = members(client.get("extensions"))
-    if UI in extensions and len(_encode_sorted(extensions[UI])) <= MAX_UI:
-        found["extensions"] = {UI: extensions[UI]}
+    if declares(client, {"extensions": {UI: _UI}}):
+        found["extensions"] = {UI: _UI}
     return _encode_sorted(found) if found else b""
 
 
@@ -117,7 +116,7 @@ def project_question(
     Raises:
         ProtocolError: the client can't be asked this, or nobody could.
     """
-    if len(raw) > MAX_QUESTION or too_many_members(raw):
+    if len(raw) > MAX_QUESTION or too_many_members(raw) or overgrown(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
     name = _CAPABILITY.get(method)
     declared = _read(abilities)

@@ -39,6 +39,8 @@ PROGRESS = "notifications/progress"
 COMPLETE = "notifications/elicitation/complete"
 MAX_WAITING = 256
 """Notifications of one call that wait for a slow client. Of more, the oldest are dropped."""
+MAX_WAITING_BYTES = 1024 * 1024
+"""What these may take together."""
 REJECTED = -1
 """The error code with which a person or a client refuses a sampling request."""
 
@@ -92,6 +94,32 @@ class Recipient(Protocol):
         ...
 
 
+class Backlog:
+    """Notifications that wait, within bounds. The oldest are dropped."""
+
+    __slots__ = ("_size", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, bytes]] = deque()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, method: str, params: bytes) -> None:
+        """Add a notification."""
+        self._waiting.append((method, params))
+        self._size += len(params)
+        while len(self._waiting) > MAX_WAITING or self._size > MAX_WAITING_BYTES:
+            self.take()
+
+    def take(self) -> tuple[str, bytes]:
+        """Remove the oldest notification, and return it."""
+        method, params = self._waiting.popleft()
+        self._size -= len(params)
+        return method, params
+
+
 class Outbox:
     """Notifications about one call, sent in the background and in order."""
 
@@ -104,18 +132,18 @@ class Outbox:
             send: sends the method and parameters of one notification, and waits while its receiver is slow.
         """
         self._send = send
-        self._waiting: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
+        self._waiting = Backlog()
         self._pump: asyncio.Task[None] | None = None
 
     def put(self, method: str, params: bytes) -> None:
         """Send a notification soon. If too many wait, the oldest is dropped."""
-        self._waiting.append((method, params))
+        self._waiting.put(method, params)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         while self._waiting:
-            await self._send(*self._waiting.popleft())
+            await self._send(*self._waiting.take())
 
     async def settle(self) -> None:
         """Wait until everything is sent, so that the result comes after it."""
