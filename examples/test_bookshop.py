@@ -16,7 +16,7 @@ async def test_an_order_asks_for_the_address(revision: str) -> None:
     answers = {"street": "Hobbit Lane 1", "city": "Oxford"}
     async with connect(mcp, revision=revision, elicit=lambda message, schema: answers) as client:
         result = await client.call("order", isbn="9780261103573", copies=2)
-    assert result.structured == {"ordered": 2}
+    assert result.data == {"ordered": 2}
 
 
 # endregion

@@ -17,7 +17,7 @@ async def test_you_see_what_you_ordered():
     try:
         async with connect(mcp) as client:
             await client.call("order", isbn="9780261103573")
-            assert (await client.call("my_orders")).structured == ["9780261103573"]
+            assert (await client.call("my_orders")).data == ["9780261103573"]
     finally:
         mcp.dependency_overrides.clear()
 

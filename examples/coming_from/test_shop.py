@@ -8,7 +8,7 @@ from millstream.testing import connect
 async def test_search() -> None:
     async with connect(mcp) as client:
         found = await client.call("search", words="Momo", limit=1)
-    assert found.structured == ["Momo, volume 1"]
+    assert found.data == ["Momo, volume 1"]
 
 
 # endregion

@@ -107,6 +107,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
+        if name == "FastMCP":  # an AttributeError would lose its text in `from millstream import FastMCP`
+            raise ImportError(
+                "millstream has no FastMCP. For a new program: from millstream import Server. For a program of the "
+                "official SDK: from millstream.compat.fastmcp import FastMCP."
+            )
         raise AttributeError(f"module 'millstream' has no attribute {name!r}")
     value = getattr(import_module(f"millstream.{home}"), name)
     globals()[name] = value

@@ -13,6 +13,9 @@ from pydantic import BaseModel, Field, validate_call
 from starlette.responses import PlainTextResponse
 
 from cases import for_each
+from millstream import Audio as SoundBlock
+from millstream import Image as PictureBlock
+from millstream import Text
 from millstream._transports.memory import MemoryPipe
 from millstream.client._errors import Failure
 from millstream.compat import types
@@ -58,7 +61,7 @@ async def test_arguments_are_converted_and_json_text_is_decoded(revision: str) -
 
     async with connect(mcp.engine, revision=revision) as client:
         result = await client.call("order", count="3", isbns='["a", "b"]', first='{"isbn": "c"}', unknown=True)
-        assert (await client.call("order", count="many", isbns=[], first={"isbn": "c"})).is_error
+        assert (await client.call("order", count="many", isbns=[], first={"isbn": "c"}, raise_on_error=False)).is_error
     assert result.text == "3 ['a', 'b'] c 1"
     assert not result.is_error
 
@@ -131,16 +134,19 @@ async def test_values_become_content_and_structured_content() -> None:
 
     async with connect(mcp.engine, revision=HANDSHAKE) as client:
         listed = await client.call("books")
-        assert [block["text"] for block in listed.content] == ['{\n  "a": 1\n}', '{\n  "b": 2\n}']
-        assert listed.structured == {"result": [{"a": 1}, {"b": 2}]}
-        assert (await client.call("order")).structured == {"isbn": "7", "copies": 1}
-        assert (await client.call("shelf")).structured == {"name": "top", "books": 3}
-        assert (await client.call("counts")).structured == {"top": 3}
-        assert (await client.call("found")).structured == {"result": {"top": 3}}
-        assert (await client.call("clerk")).structured == {"name": "Ada"}
+        assert [block.text for block in listed.content if isinstance(block, Text)] == [
+            '{\n  "a": 1\n}',
+            '{\n  "b": 2\n}',
+        ]
+        assert listed.data == {"result": [{"a": 1}, {"b": 2}]}
+        assert (await client.call("order")).data == {"isbn": "7", "copies": 1}
+        assert (await client.call("shelf")).data == {"name": "top", "books": 3}
+        assert (await client.call("counts")).data == {"top": 3}
+        assert (await client.call("found")).data == {"result": {"top": 3}}
+        assert (await client.call("clerk")).data == {"name": "Ada"}
         plain = await client.call("text")
         assert plain.text == "7"
-        assert "structuredContent" not in plain.raw
+        assert plain.structured_content is msgspec.UNSET
 
 
 async def test_media_blocks_and_whole_results_are_returned_as_they_are(tmp_path: Path) -> None:
@@ -159,12 +165,11 @@ async def test_media_blocks_and_whole_results_are_returned_as_they_are(tmp_path:
 
     async with connect(mcp.engine) as client:
         shown = await client.call("show")
-        refused = await client.call("refuse")
-    assert [block["type"] for block in shown.content] == ["text", "image", "audio", "text"]
-    assert shown.content[1] == {"type": "image", "data": "iVBORw==", "mimeType": "image/png"}
-    assert shown.content[2]["mimeType"] == "audio/wav"
+        refused = await client.call("refuse", raise_on_error=False)
+    assert [type(block).__name__ for block in shown.content] == ["Text", "Image", "Audio", "Text"]
+    assert shown.content[1:3] == [PictureBlock(b"\x89PNG", "image/png"), SoundBlock(b"RIFF", "audio/wav")]
     assert refused.is_error
-    assert refused.raw["_meta"]["why"] == "closed"
+    assert refused.meta["why"] == "closed"
 
 
 async def test_errors_have_the_texts_and_codes_of_the_sdk() -> None:
@@ -184,7 +189,7 @@ async def test_errors_have_the_texts_and_codes_of_the_sdk() -> None:
         raise McpError(types.ErrorData(code=-32050, message="Gone", data={"since": 1}))
 
     async with connect(mcp.engine, revision=HANDSHAKE) as client:
-        failed = await client.call("fail")
+        failed = await client.call("fail", raise_on_error=False)
         assert (failed.is_error, failed.text) == (True, "Error executing tool fail: sold out")
         with pytest.raises(Failure) as caught:
             await client.call("sign_in")
@@ -265,9 +270,9 @@ async def test_sampling_and_capabilities_ask_the_client() -> None:
         return "Hm."
 
     async with connect(mcp.engine, revision=HANDSHAKE, sample=sample) as client:
-        assert (await client.call("think")).structured == {"result": ["Hm.", "Hm.", "assistant"]}
+        assert (await client.call("think")).data == {"result": ["Hm.", "Hm.", "assistant"]}
     async with connect(mcp.engine, revision=HANDSHAKE) as client:
-        assert (await client.call("think")).structured == {"result": ["no model"]}
+        assert (await client.call("think")).data == {"result": ["no model"]}
 
 
 @for_each("revision", REVISIONS)
@@ -283,7 +288,7 @@ async def test_a_function_with_validate_call_gets_the_context(revision: str) -> 
     mcp.tool()(Desk().greet)
     async with connect(mcp.__millstream_server__, revision=revision) as client:
         assert (await client.call("greet", name="Ada")).text == "Ada at shop"
-        assert (await client.call("greet", name="A")).is_error
+        assert (await client.call("greet", name="A", raise_on_error=False)).is_error
 
 
 async def test_resources_and_templates_are_read(tmp_path: Path) -> None:
@@ -298,10 +303,10 @@ async def test_resources_and_templates_are_read(tmp_path: Path) -> None:
         return f"{book} {number + 1} {ctx.request_id != ''}"
 
     async with connect(mcp.engine) as client:
-        assert (await client.read("file:///note"))[0]["text"] == "remember"
-        assert (await client.read("text://hi"))[0]["text"] == "hi"
+        assert (await client.read("file:///note"))[0].text == "remember"
+        assert (await client.read("text://hi"))[0].text == "hi"
         found = (await client.read("page://momo%20a/6"))[0]
-        assert found == {"uri": "page://momo%20a/6", "mimeType": "text/html", "text": "momo a 7 True"}
+        assert (found.uri, found.mime_type, found.text) == ("page://momo%20a/6", "text/html", "momo a 7 True")
         for value in ("%2e%2e", "a%5c..%5cb", "%2Fetc%2Fpasswd", "C:secret"):
             with pytest.raises(Failure, match="not found"):
                 await client.read(f"page://{value}/1")
@@ -320,11 +325,11 @@ async def test_prompts_return_messages() -> None:
         return [base.UserMessage(f"Review {code}"), {"role": "assistant", "content": "Gladly"}, tone]
 
     async with connect(mcp.engine) as client:
-        messages = await client.prompt("review", code="x")
+        messages = (await client.prompt("review", code="x")).messages
         (prompt,) = (await client.request("prompts/list"))["prompts"]
         with pytest.raises(Failure, match="Missing required arguments"):
             await client.prompt("review")
-    assert [(each["role"], each["content"]["text"]) for each in messages] == [
+    assert [(each.role, each.blocks[0].text) for each in messages if isinstance(each.blocks[0], Text)] == [
         ("user", "Review x"),
         ("assistant", "Gladly"),
         ("user", "kind"),

@@ -47,4 +47,4 @@ async def test_a_function_is_a_route_and_a_tool() -> None:
     ):
         assert (await http.get("/items/7")).json() == {"name": "Item 7"}
     async with connect(items.mcp) as client:
-        assert (await client.call("get_item", item_id=7)).structured == {"name": "Item 7"}
+        assert (await client.call("get_item", item_id=7)).data == {"name": "Item 7"}

@@ -17,11 +17,11 @@ EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 
 
 def public() -> dict[str, Any]:
-    """Public names, and what one calls on a server, a context and a client of tests."""
+    """Public names, and what one calls on a server and a context."""
     names: dict[str, Any] = {}
     for module in (millstream, agent, auth, client, hub, middleware, testing):
         names |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
-    for holder in (Context, SyncContext, Server, testing.TestClient):
+    for holder in (Context, SyncContext, Server):
         for name, member in inspect.getmembers(holder):
             if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
                 names[f"{holder.__name__}.{name}"] = member

@@ -21,8 +21,8 @@ async def test_a_room_remembers_what_was_said() -> None:
         assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 heard it."
         assert (await client.call("announce", text="closing")).text == "Announced."
         assert (await client.call("whisper", client_id="ada", text="psst")).text == "Sent."
-        assert (await client.call("recent", room="den")).structured == ['{"name":"Ada","text":"hello"}']
-        assert (await client.call("who", room="den")).structured == []
+        assert (await client.call("recent", room="den")).data == ['{"name":"Ada","text":"hello"}']
+        assert (await client.call("who", room="den")).data == []
 
 
 def test_only_the_program_announces() -> None:

@@ -63,8 +63,8 @@ async def test_the_example_does_what_it_says() -> None:
     """A union is told apart by shape, on the way in and out."""
     async with connect(argument_types.mcp) as client:
         book, film = {"title": "Momo", "pages": 300}, {"title": "Momo", "minutes": 90}
-        assert (await client.call("heavier", one=book, other=film)).structured == {**book, "tags": []}
-        assert (await client.call("heavier", one={"title": "Momo"}, other=film)).structured == film
+        assert (await client.call("heavier", one=book, other=film)).data == {**book, "tags": []}
+        assert (await client.call("heavier", one={"title": "Momo"}, other=film)).data == film
 
 
 def test_the_page_has_every_kind_of_type() -> None:

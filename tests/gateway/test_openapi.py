@@ -134,7 +134,7 @@ async def test_operations_are_tools_and_resources_that_call_the_api() -> None:
         ordered = await client.call("Order_books", {"book": {"isbn": "1"}, "copies": 2})
         await client.call("GET_orders", {"tags": ["a", "b"], "page": 2})
         raw = await client.call("raw", {"body": [1, 2]})
-        failed = await client.call("break_it")
+        failed = await client.call("break_it", raise_on_error=False)
         resources = [(each.uri, each.mime_type) for each in await client.resources()]
         templates = [(each.uri_template, each.name) for each in await client.templates()]
         read = [(await client.read(uri))[0].text for uri in ("resource://shelf", "resource://floor/7")]
@@ -191,7 +191,7 @@ async def test_a_fastapi_application_is_a_server() -> None:
         assert sorted(each.name for each in await client.tools()) == ["add", "plan_secret_plan_get"]
         result = await client.call("add", shelf="a", isbn="7", loud=True)
         assert result.data == {"isbn": "a/7!", "pages": 7}
-        wrong = await client.call("add", shelf="a", isbn="7", pages="many")
+        wrong = await client.call("add", shelf="a", isbn="7", pages="many", raise_on_error=False)
         assert wrong.is_error
         assert "HTTP error 422" in wrong.text
 
@@ -208,7 +208,7 @@ async def test_a_value_that_leads_to_another_path_reaches_no_operation(shelf: st
     http = httpx2.AsyncClient(base_url="http://shop", transport=httpx2.MockTransport(api))
     mcp = Server.from_openapi(shop().openapi(), http, names={"add_books__shelf__post": "add"})
     async with Client(mcp, timeout=WAIT) as client:
-        result = await client.call("add", shelf=shelf, isbn="7")
+        result = await client.call("add", shelf=shelf, isbn="7", raise_on_error=False)
         assert result.is_error
         assert "another path" in result.text
         assert not asked
@@ -221,7 +221,7 @@ async def test_an_api_that_can_not_be_reached_is_one_sentence() -> None:
     http = httpx2.AsyncClient(base_url="http://127.0.0.1:9", timeout=WAIT)
     mcp = Server.from_openapi(shop().openapi(), http)
     async with Client(mcp, timeout=WAIT) as client:
-        result = await client.call("plan_secret_plan_get")
+        result = await client.call("plan_secret_plan_get", raise_on_error=False)
     assert result.is_error
     assert "ConnectError" in result.text
 

@@ -236,11 +236,11 @@ async def test_results_of_these_types_are_written_as_they_are_read() -> None:
         yield {"key": SecretStr("s3cret")}
 
     async with connect(mcp) as client:
-        assert (await client.call("path")).structured == "a/b"
-        assert (await client.call("folders")).structured == [{"at": "a", "level": 1, "inside": []}]
-        assert (await client.call("maybe")).structured == {"title": "Momo"}
-        assert (await client.call("links")).structured == ["https://example.com/"]
-        assert (await client.call("secret")).structured == {"key": "**********"}
+        assert (await client.call("path")).data == "a/b"
+        assert (await client.call("folders")).data == [{"at": "a", "level": 1, "inside": []}]
+        assert (await client.call("maybe")).data == {"title": "Momo"}
+        assert (await client.call("links")).data == ["https://example.com/"]
+        assert (await client.call("secret")).data == {"key": "**********"}
     tools = mcp.registry.tools
     assert "anyOf" in tools["maybe"].describe()["outputSchema"]
     assert tools["links"].describe()["outputSchema"]["items"]["format"] == "uri"

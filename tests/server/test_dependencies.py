@@ -58,7 +58,7 @@ async def test_a_dependency_is_hidden_resolved_once_a_call_and_closed_after_it(s
         assert shop.notes == ["opened", "called", "committed", "closed"]
         await client.call("find", isbn="2")
         assert shop.notes.count("opened") == 2
-        refused = await client.call("find", isbn="3", opened="mine")
+        refused = await client.call("find", isbn="3", opened="mine", raise_on_error=False)
         assert "opened" in refused.text
         assert refused.is_error
 
@@ -76,7 +76,7 @@ async def test_an_error_is_raised_at_the_yield_and_stays_an_error_if_it_is_swall
         raise ToolError("sold out")
 
     async with connect(mcp) as client:
-        result = await client.call("fail")
+        result = await client.call("fail", raise_on_error=False)
     assert (result.text, result.is_error) == ("sold out", True)
     assert shop.notes == ["opened", "rolled back: ToolError", "closed"]
 
@@ -94,7 +94,7 @@ async def test_an_error_while_closing_is_the_end_of_the_call_and_the_rest_is_clo
         return "ordered"
 
     async with connect(mcp) as client:
-        result = await client.call("order")
+        result = await client.call("order", raise_on_error=False)
     assert (result.text, result.is_error) == ("the commit failed", True)
     assert shop.notes[-1] == "closed"
 
@@ -109,7 +109,7 @@ async def test_a_cancelled_call_closes_what_it_opened(shop: Shop) -> None:
         return "never"
 
     async with connect(mcp) as client:
-        assert (await client.call("wait")).is_error
+        assert (await client.call("wait", raise_on_error=False)).is_error
     assert shop.notes == ["opened", "rolled back: CancelledError", "closed"]
 
 
@@ -235,9 +235,9 @@ async def test_resources_templates_prompts_completers_and_schemas_by_hand_have_d
         return f"{opened}{arguments['x']}"
 
     async with connect(mcp) as client:
-        assert (await client.read("shop://sales"))[0]["text"] == "shop"
-        assert (await client.read("shop://7"))[0]["text"] == "shop7"
-        assert (await client.prompt("advise", topic="x"))[0]["content"]["text"] == "shopx"
+        assert (await client.read("shop://sales"))[0].text == "shop"
+        assert (await client.read("shop://7"))[0].text == "shop7"
+        assert (await client.prompt("advise", topic="x")).text == "shopx"
         assert (await client.call("raw", x=1)).text == "shop1"
         for ref, name in (
             ({"type": "ref/prompt", "name": "advise"}, "topic"),

@@ -121,11 +121,11 @@ async def test_a_hook_changes_arguments_which_are_checked_again_and_results() ->
     async with connect(shop(Changing())) as client:
         assert (await client.call("order", isbn="1")).text == "(1 of 1)"
         assert (await client.call("order", isbn="new")).text == "(3 of other)"
-        bad = await client.call("order", isbn="bad")
+        bad = await client.call("order", isbn="bad", raise_on_error=False)
         assert "copies" in bad.text
         assert bad.is_error
-        assert (await client.prompt("advise", topic="x"))[0]["content"]["text"] == "about something else"
-        assert (await client.read("shop://book/7"))[0]["text"] == "book 8"
+        assert (await client.prompt("advise", topic="x")).text == "about something else"
+        assert (await client.read("shop://book/7"))[0].text == "book 8"
         assert (await client.request("tools/list"))["tools"][0]["description"] == "changed"
 
 
@@ -147,11 +147,11 @@ async def test_a_hook_refuses_answers_by_itself_and_hears_of_failures() -> None:
             return "from the cache"
 
     async with connect(shop(Refusing())) as client:
-        assert (await client.call("order", isbn="secret")).text == "not for you"
+        assert (await client.call("order", isbn="secret", raise_on_error=False)).text == "not for you"
         assert (await client.call("order", isbn="x")).text == "from the cache"
         with pytest.raises(Failure):
             await client.call("missing")
-        await client.call("order", isbn=7)
+        await client.call("order", isbn=7, raise_on_error=False)
     assert heard[:2] == ["not for you", "Unknown tool: 'missing'"]
     assert "isbn" in heard[2]
 
@@ -184,7 +184,7 @@ async def test_middleware_and_function_share_the_state_of_the_call() -> None:
         return "since" in ctx.state
 
     async with connect(mcp) as client:
-        assert (await client.call("age")).structured is True
+        assert (await client.call("age")).data is True
 
 
 async def test_the_middleware_of_a_mounted_server_is_inside_of_that_of_the_one_it_is_mounted_on() -> None:
@@ -314,7 +314,7 @@ async def test_a_hidden_item_that_fits_too_takes_no_request_past_the_middleware_
     shop.mount(shelf)
     async with connect(shop) as client:
         notes.clear()
-        assert (await client.read("book://7"))[0]["text"] == "7"
+        assert (await client.read("book://7"))[0].text == "7"
     assert notes[0] == "message resources/read"
 
 

@@ -88,9 +88,9 @@ async def test_the_lifespan_of_a_mounted_server_runs_inside_the_outer_one_and_it
         for prefix, name in told.items():
             assert (await client.call(f"{prefix}tell")).text == name
             assert (await client.call(f"{prefix}tell_in_thread")).text == name
-            assert (await client.prompt(f"{prefix}prompt"))[0]["content"]["text"] == name
+            assert (await client.prompt(f"{prefix}prompt")).text == name
             path = "".join(f"{part}/" for part in prefix.split("_")[:-1])
-            assert (await client.read(f"place://{path}here"))[0]["text"] == name
+            assert (await client.read(f"place://{path}here"))[0].text == name
     assert places.seen[4:] == ["-last", "-inner", "-middle", "-outer"]
     async with inner.running():
         assert places.seen[8:] == ["+inner"]

@@ -81,7 +81,7 @@ async def test_a_server_whose_task_is_cancelled_ends_in_order() -> None:
 async def test_a_server_in_a_loop_refuses_an_unknown_transport_and_a_misspelled_option() -> None:
     """As `run` does."""
     with pytest.raises(ValueError, match="'http' or 'stdio'"):
-        await Server("x").run_async("sse")  # type: ignore[arg-type]
+        await Server("x").run_async("tcp")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="port"):
         await Server("x").run_async(prot=1)  # type: ignore[call-arg]
 

@@ -39,7 +39,7 @@ def shop(*, show_errors: bool) -> Server:
 async def test_while_developing_a_caller_sees_the_error_and_the_lines_that_led_to_it() -> None:
     """Our choice: whoever writes the tool calls it, too, and wants to know what is wrong with it."""
     async with connect(shop(show_errors=True)) as client:
-        text = (await client.call("order", copies=0)).text
+        text = (await client.call("order", copies=0, raise_on_error=False)).text
         with pytest.raises(Failure) as caught:
             await client.read("shop://sales")
     for each in (text, str(caught.value)):
@@ -53,7 +53,7 @@ async def test_while_developing_a_caller_sees_the_error_and_the_lines_that_led_t
 async def test_otherwise_a_caller_sees_an_incident_and_nothing_of_the_code() -> None:
     """Our choice: what callers may know of your code is nothing."""
     async with connect(shop(show_errors=False)) as client:
-        text = (await client.call("order", copies=0)).text
+        text = (await client.call("order", copies=0, raise_on_error=False)).text
     assert "incident" in text
     assert not any(word in text for word in ("Zero", "price", HERE))
 
@@ -65,7 +65,7 @@ async def test_the_log_shows_the_lines_of_the_program_and_at_debug_all(
     """Our choice: the frames of libraries and of the server say nothing to whoever wrote the tool."""
     caplog.set_level(level.upper(), "millstream")
     async with connect(shop(show_errors=False)) as client:
-        await client.call("parse", text="/nowhere")
+        await client.call("parse", text="/nowhere", raise_on_error=False)
     (record,) = [each for each in caplog.records if each.exc_info]
     said = logging.Formatter().formatException(record.exc_info)  # type: ignore[arg-type]
     assert "no such order" in said

@@ -80,8 +80,10 @@ class Routes:
         exact = self._exact.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
-            return self._nothing_at_home if path == "/" and method in ("GET", "HEAD") else None
+            return self._nothing_at_home if path == "/" else _missing(path)
         handler = handlers.get(method)
+        if handler is None and path == "/" and method == "POST":  # a client that was given the address of the server
+            return self._nothing_at_home
         if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
             handler = exact.get("GET")
         return handler if handler is not None else _not_allowed(handlers)
@@ -150,6 +152,28 @@ def _refuse_home(path: str) -> Handler:
 
     async def refuse(request: Request) -> Response:
         return refusal(404, f"MCP is served at {request.root_path}{path}. Give that address to an MCP client.")
+
+    return refuse
+
+
+_BY_PART = {
+    "web": ("/dashboard", "/chat", "/inspect"),
+    "rest": ("/docs", "/openapi.json", "/tools", "/mcp/tools"),
+    "hub": ("/events", "/publish", "/ws"),
+    "metrics": ("/metrics",),
+}
+"""Part -> paths that people ask for where it isn't on."""
+
+
+def _missing(path: str) -> Handler | None:
+    """Return the 404 of a path that a part would serve; None for any other."""
+    part = next((name for name, paths in _BY_PART.items() if path.rstrip("/") in paths), None)
+    if part is None:
+        return None
+    text = f"This server doesn't serve {path}. Start it with --serve {part} or --serve all, or Server(serve={part!r})."
+
+    async def refuse(request: Request) -> Response:
+        return refusal(404, text)
 
     return refuse
 

@@ -16,6 +16,7 @@ from millstream._app.argument_checks import (
     check_server,
 )
 from millstream._app.definition import Definition, Info
+from millstream._app.familiar import FamiliarNames
 from millstream._app.hub_access import HubAccess, no_hub
 from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
@@ -47,12 +48,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 Kind = Literal["tool", "resource", "prompt"]
-Transport = Literal["http", "stdio"]
+Transport = Literal["http", "stdio", "sse", "streamable-http"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 
 
 @suggesting
-class Server:
+class Server(FamiliarNames):
     """An MCP server: register functions, then run it, mount it or give it to any ASGI server.
 
     Args:
@@ -461,7 +462,8 @@ class Server:
         With several workers, each of them runs your program up to this call and serves. This process looks after them.
 
         Args:
-            transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP.
+            transport: ``http`` or ``stdio``; by default stdio when standard input is a pipe, else HTTP. ``sse`` and
+                ``streamable-http`` are ``http``, which serves both.
             host: address to listen on; by default ``MILLSTREAM_HOST``, else 127.0.0.1.
             port: port to listen on; by default ``MILLSTREAM_PORT``, else 8000.
             workers: processes that serve over HTTP.

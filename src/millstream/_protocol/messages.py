@@ -17,6 +17,7 @@ from millstream._protocol.content import (
     Icon,
     Message,
     ResourceContents,
+    Text,
     ToolAnnotations,
     Wire,
 )
@@ -278,6 +279,11 @@ class GetPromptResult(Result, frozen=True, kw_only=True):
 
     messages: list[Message]
     description: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text blocks of all messages, joined."""
+        return "\n".join(block.text for each in self.messages for block in each.blocks if isinstance(block, Text))
 
 
 class Completion(Wire, frozen=True):

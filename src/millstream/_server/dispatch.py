@@ -285,10 +285,11 @@ class Dispatcher:
             exc = with_user_frames(exc, told=_TOLD)
         advise(exc)
         shown = self.services.settings.show_errors
+        hidden = "" if shown or call.method != "tools/call" else _HIDDEN
+        extra = {"incident": incident}
         logger.error(
-            "%s %s failed%s [incident %s]",
-            call.method, call.name, "" if shown else _HIDDEN, incident, exc_info=exc, extra={"incident": incident},
-        )  # fmt: skip
+            "%s %s failed%s [incident %s]", call.method, call.name, hidden, incident, exc_info=exc, extra=extra
+        )
         text = f"Internal error. The server's log has the details under incident {incident}."
         if shown:
             text = shown_error(exc)

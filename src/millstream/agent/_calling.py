@@ -72,7 +72,9 @@ class Caller:
             await self._emit(Progressed(call.id, value, total, message))
 
         try:
-            result = await tool.server.client.call(tool.described.name, arguments, progress=progress)
+            result = await tool.server.client.call(
+                tool.described.name, arguments, progress=progress, raise_on_error=False
+            )
         except ClientError as exc:
             text = cut(f"The call failed: {exc}", self._limits.max_result)
             return await self._returned(call, tool, Called(text, arguments=kept), "error")

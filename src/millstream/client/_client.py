@@ -6,6 +6,7 @@ from typing import Any, Self, TypeVar, overload
 import msgspec
 
 from millstream._protocol.content import ResourceContents
+from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
     CompleteRequestParams,
@@ -25,8 +26,10 @@ from millstream._protocol.messages import (
     ToolDescription,
 )
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.suggesting import suggesting
+from millstream._protocol.suggesting import instead, suggesting
 from millstream.client._conversation import Conversation, decode_tools, raw_ask
+from millstream.client._errors import ClientError, Failure
+from millstream.client._familiar import FamiliarNames
 from millstream.client._incoming import OnChange, OnLog, OnProgress
 from millstream.client._listing import Listing
 from millstream.client._options import Options
@@ -48,7 +51,7 @@ _decode_completion = msgspec.json.Decoder(CompleteResult).decode
 
 
 @suggesting
-class Client:
+class Client(FamiliarNames):
     """``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
     Calls may run side by side. The connection is made when the block is entered, and again when it is lost.
@@ -94,6 +97,8 @@ class Client:
             on_change=on_change,
         )
         """What the client stands on: for those who build on it, and free to change."""
+        self._progress: OnProgress | None = None
+        """Hears of calls that name no handler of their own."""
 
     # The connection
 
@@ -146,6 +151,7 @@ class Client:
         into: type[T],
         progress: OnProgress | None = None,
         timeout: float = 0,
+        raise_on_error: bool = True,
         **more: Any,
     ) -> T: ...
 
@@ -159,6 +165,7 @@ class Client:
         into: None = None,
         progress: OnProgress | None = None,
         timeout: float = 0,
+        raise_on_error: bool = True,
         **more: Any,
     ) -> Result: ...
 
@@ -171,9 +178,10 @@ class Client:
         into: type[Any] | None = None,
         progress: OnProgress | None = None,
         timeout: float = 0,
+        raise_on_error: bool = True,
         **more: Any,
     ) -> Any:
-        """Call a tool.
+        """Call a tool: ``(await client.call("add", a=1, b=2)).data``.
 
         Args:
             tool: its name.
@@ -181,16 +189,36 @@ class Client:
             into: the type of the value; the result is then the value itself.
             progress: hears how far the call is: ``progress(value, total, message)``.
             timeout: seconds for this call.
+            raise_on_error: whether a tool that reports an error raises; else see `Result.is_error`. With `into`, it
+                always raises.
 
         Raises:
-            Failure: the server answered with an error.
-            ToolFailed: `into` is given, and the tool reported an error. Without it, see `Result.is_error`.
+            ToolFailed: the tool reported an error.
+            Failure: the server answered with an error, for example because it has no such tool.
             ClientError: there's no answer.
         """
         given = {**arguments, **more} if arguments else more
-        raw = await self.conversation.call(tool, given, progress, timeout)
+        try:
+            raw = await self.conversation.call(tool, given, progress or self._progress, timeout)
+        except Failure as exc:
+            raise await self._suggest(tool, exc) from None
         result = read_result(raw)
+        if raise_on_error:
+            result.check()
         return result if into is None else result.into(into)
+
+    async def _suggest(self, tool: str, failure: Failure) -> Failure:
+        """Add the nearest name to the error of a tool that the server doesn't have."""
+        if failure.code not in (INVALID_PARAMS, METHOD_NOT_FOUND):
+            return failure
+        try:
+            names = [each.name for each in await self.tools()]
+        except ClientError:
+            return failure
+        if tool in names:
+            return failure
+        message = f"{failure.message.rstrip('.')}; {instead(tool, names)}" if names else failure.message
+        return Failure(failure.code, message, failure.data)
 
     def tools(self, *, fresh: bool = False) -> Listing[ToolDescription]:
         """The tools: ``await`` all of them, or go through them with ``async for``."""

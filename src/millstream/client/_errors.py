@@ -60,7 +60,12 @@ class Unsupported(ClientError):
 
 
 class ToolFailed(ClientError):
-    """The tool ran and reported an error, where a value was asked for. ``except ToolFailed as error: print(error)``"""
+    """The tool ran and reported an error: ``except ToolFailed as error: print(error)``."""
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
+        """The whole `Result`, for what it holds beside text."""
 
 
 class Failure(ClientError):

@@ -42,6 +42,15 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         raw = self.structured_content
         return self.text if raw is UNSET else read("tools/call", msgspec.json.decode, raw)
 
+    def check(self) -> None:
+        """Make sure that the tool reported no error.
+
+        Raises:
+            ToolFailed: it did.
+        """
+        if self.is_error:
+            raise ToolFailed(self.text or "The tool failed and gave no reason.", self)
+
     def into(self, wanted: type[T]) -> T:
         """The value as the type you want: from the structured content, else from text that is JSON.
 
@@ -52,8 +61,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             ToolFailed: the tool reported an error.
             BadAnswer: the value is of another type.
         """
-        if self.is_error:
-            raise ToolFailed(self.text or "The tool failed and gave no reason.")
+        self.check()
         raw = self.structured_content
         if raw is UNSET:
             if wanted is str:

@@ -129,7 +129,9 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
         if _OURS.search(path.read_text("utf-8", "replace")):
             # Its own `__main__` may serve HTTP, or nothing at all.
             chosen = f"{path}:{name}" if name else str(path)
-            return Command((sys.executable, "-c", _RUN, "run", chosen, "--transport", "stdio"), env, cwd, ours=True)
+            return Command(
+                (sys.executable, "-P", "-c", _RUN, "run", chosen, "--transport", "stdio"), env, cwd, ours=True
+            )
         if name:
             raise TargetError(f"{path} has no servers to choose from: it doesn't import millstream.")
         return Command((sys.executable, str(path)), env, cwd)

@@ -12,17 +12,22 @@ from millstream._app.serving.runner import run
 from millstream._app.serving.signals import StopSignals
 from millstream._transports.stdio import off_stdout, serve_stdio
 
+_HTTP = ("http", "sse", "streamable-http")
+"""Names of HTTP: it serves Streamable HTTP and HTTP+SSE side by side."""
+
 
 def launch(application: Application, transport: str | None, host: str | None, port: int | None, workers: int) -> None:
     """Serve over HTTP or stdio.
 
     Raises:
         CommandError: a command imports the program at this moment.
+        RuntimeError: an event loop runs in this thread.
         ValueError: an unknown transport, or one that several workers can't share.
         SystemExit: it cannot serve; standard error says why.
     """
     check_not_importing()
     check_address(host, port, workers)
+    _check_no_loop()
     if workers < 1 or (workers > 1 and transport == "stdio"):
         raise ValueError(f"workers={workers}: HTTP takes one or more, and stdio has one peer and one worker")
     if transport is None:
@@ -34,7 +39,7 @@ def launch(application: Application, transport: str | None, host: str | None, po
             except CommandError as exc:
                 report(exc)
                 sys.exit(1)
-    elif transport == "http":
+    elif transport in _HTTP:
         from millstream._app.serving.over_http import run_program  # noqa: PLC0415  loads an HTTP server only for HTTP
 
         run_program(application, host, port, workers=workers)
@@ -55,13 +60,26 @@ async def launch_here(application: Application, transport: str, host: str | None
         with off_stdout() as private:
             check_key(application.runtimes.definition.settings)
             await stdio(application.runtimes, private)
-    elif transport == "http":
+    elif transport in _HTTP:
         from millstream._app.serving.listening import chosen_address  # noqa: PLC0415  loads an HTTP server for HTTP
         from millstream._app.serving.over_http import serve_here_with_panel  # noqa: PLC0415  the same
 
         await serve_here_with_panel(application, *chosen_address(host, port))
     else:
         raise _unknown(transport)
+
+
+def _check_no_loop() -> None:
+    """Make sure that this isn't called by a coroutine.
+
+    Raises:
+        RuntimeError: it is; the text names what works there.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("mcp.run() can't be called while an event loop runs. Write `await mcp.run_async()` instead.")
 
 
 def _unknown(transport: str) -> ValueError:

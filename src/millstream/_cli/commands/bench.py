@@ -153,7 +153,7 @@ async def _load(client: Client, tool: str, values: dict[str, Any], tally: Tally,
         begun = time.perf_counter()
         try:
             if tool:
-                result = await client.call(tool, values)
+                result = await client.call(tool, values, raise_on_error=False)
                 if result.is_error:
                     tally.errors[one_line(f"The tool reported an error: {result.text}")[:200]] += 1
             else:

@@ -105,9 +105,14 @@ def call(
         progress = Progress()
         try:
             with unread() as told:
-                result = await client.call(tool, {**values, **typed}, progress=told(progress.step))
+                result = await client.call(
+                    tool, {**values, **typed}, progress=told(progress.step), raise_on_error=False
+                )
         except Failure as exc:
             names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
+            if tool not in names and "://" in tool:
+                remedy = f"To read a resource: millstream read {options.target} {tool}"
+                raise ClientError(f"The server has no tool {tool!r}. {remedy}") from exc
             raise (unknown("tool", tool, names) or exc) from exc
         finally:
             progress.close()

@@ -33,6 +33,8 @@ from millstream._config import DEVELOPING, Settings, VariableError
 class Transport(StrEnum):
     http = "http"
     stdio = "stdio"
+    sse = "sse"
+    streamable_http = "streamable-http"
 
 
 class LogLevel(StrEnum):
@@ -91,9 +93,9 @@ def run(  # noqa: PLR0913  the options of the command
         int | None,
         Parameter(name=("--port", "-p"), help="Port to listen on; 0 picks a free port.", show_default=lambda _: "8000"),
     ] = None,
-    transport: Annotated[Transport, Parameter(help="http serves /mcp and /sse; stdio talks to the parent program.")] = (
-        Transport.http
-    ),
+    transport: Annotated[
+        Transport, Parameter(help="http, sse, streamable-http: serve /mcp and /sse. stdio: talk to the parent program.")
+    ] = (Transport.http),
     no_sessions: Annotated[
         bool, Parameter(name="--no-sessions", help="HTTP: treat each request on its own, without sessions.")
     ] = False,

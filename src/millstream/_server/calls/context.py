@@ -89,6 +89,10 @@ class Context(About):
         told.reported = progress
         await send_progress(call, max(progress, told.value + OWN_STEP) if told.nudged else progress, total, message)
 
+    async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """`progress`, under the name that other packages use: ``await ctx.report_progress(3, 10)``."""
+        await self.progress(progress, total, message)
+
     async def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
         """Send a log message, where the caller wants such messages: ``await ctx.log("notice", {"free": 3})``.
 

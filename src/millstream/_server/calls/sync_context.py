@@ -207,6 +207,10 @@ class SyncContext:
         """Report progress, where the caller asked for it: ``ctx.progress(3, total=10)``."""
         self._wait(self._context.progress(progress, total, message))
 
+    def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """`progress`, under the name that other packages use: ``ctx.report_progress(3, 10)``."""
+        self.progress(progress, total, message)
+
     def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
         """Send a log message, where the caller wants such messages: ``ctx.log("notice", {"free": 3})``."""
         self._wait(self._context.log(level, data, logger))

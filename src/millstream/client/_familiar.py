@@ -1,0 +1,74 @@
+"""Methods of `Client` under the names that other MCP packages use for the same thing."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NoReturn, cast
+
+from millstream._protocol.content import ResourceContents
+from millstream._protocol.messages import (
+    GetPromptResult,
+    PromptDescription,
+    ResourceDescription,
+    TemplateDescription,
+    ToolDescription,
+)
+from millstream.client._results import Result
+
+
+class FamiliarNames:
+    """A base of `Client`. New programs use the short names: `call`, `tools`, `read`, `prompt`."""
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 0,
+        raise_on_error: bool = True,
+    ) -> Result:
+        """Call a tool, as `call` does: ``await client.call_tool("add", {"a": 1})``."""
+        found: Result = await cast("Any", self).call(
+            name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error
+        )
+        return found
+
+    async def list_tools(self) -> list[ToolDescription]:
+        """Return all tools; see `tools`."""
+        found: list[ToolDescription] = await cast("Any", self).tools()
+        return found
+
+    async def list_resources(self) -> list[ResourceDescription]:
+        """Return all resources; see `resources`."""
+        found: list[ResourceDescription] = await cast("Any", self).resources()
+        return found
+
+    async def list_resource_templates(self) -> list[TemplateDescription]:
+        """Return all templates of resources; see `templates`."""
+        found: list[TemplateDescription] = await cast("Any", self).templates()
+        return found
+
+    async def list_prompts(self) -> list[PromptDescription]:
+        """Return all prompts; see `prompts`."""
+        found: list[PromptDescription] = await cast("Any", self).prompts()
+        return found
+
+    async def read_resource(self, uri: str) -> list[ResourceContents]:
+        """Read a resource, as `read` does."""
+        found: list[ResourceContents] = await cast("Any", self).read(str(uri))
+        return found
+
+    async def get_prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> GetPromptResult:
+        """Return the messages of a prompt, as `prompt` does."""
+        found: GetPromptResult = await cast("Any", self).prompt(name, arguments)
+        return found
+
+    def __enter__(self) -> NoReturn:
+        """Refuse ``with``.
+
+        Raises:
+            TypeError: always; the text names what works.
+        """
+        raise TypeError("Client is asynchronous: write `async with Client(…)`, or use BlockingClient for plain `with`.")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+        """Do nothing: `__enter__` never returns."""

@@ -1,0 +1,129 @@
+"""Names that people know from other packages work where they mean the same, and else the error says ours."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from millstream import Client, Context, Server, SyncContext, ToolError
+from millstream._http.message import Request as PlainRequest
+from millstream._http.message import Response as Reply
+from millstream.client import BlockingClient, Failure, TargetError, ToolFailed
+from millstream.testing import connect
+from patience import WAIT
+
+
+def shop() -> Server:
+    """A server made with the names of other packages."""
+    mcp = Server("shop")
+
+    async def order(copies: int, ctx: Context) -> int:
+        """Order."""
+        await ctx.report_progress(1, 2)
+        if copies > 9:
+            raise ToolError("Too many.")
+        return copies
+
+    def count(ctx: SyncContext) -> int:
+        """Count."""
+        ctx.report_progress(1, 2)
+        return 1
+
+    mcp.add_tool(order, title="Order copies")
+    mcp.add_tool(count)
+    mcp.resource("notes://all", name="notes")(lambda: "a note")
+    mcp.prompt(name="advise")(lambda topic: f"About {topic}")
+
+    @mcp.custom_route("/hello", methods=["GET"])
+    async def hello(request: Request) -> Response:
+        return PlainTextResponse("hello")
+
+    return mcp
+
+
+async def test_methods_of_other_packages_work() -> None:
+    """Our choice: the kinder answer, where the meaning is the same."""
+    mcp = shop()
+    assert mcp.http_app() is mcp.streamable_http_app() is mcp.sse_app() is mcp
+    async with connect(mcp) as client:
+        assert (await client.call_tool("order", {"copies": 2})).data == 2
+        assert (await client.call_tool("count")).data == 1
+        assert [each["params"]["progress"] for each in client.notifications] == [1, 1]
+        assert [each.title for each in await client.list_tools()][:1] == ["Order copies"]
+        assert [each.uri for each in await client.list_resources()] == ["notes://all"]
+        assert await client.list_resource_templates() == []
+        assert [each.name for each in await client.list_prompts()] == ["advise"]
+        assert (await client.read_resource("notes://all"))[0].text == "a note"
+        assert (await client.get_prompt("advise", {"topic": "tea"})).text == "About tea"
+        with pytest.raises(ToolFailed, match="Too many"):
+            await client.call_tool("order", {"copies": 10})
+        refused = await client.call_tool("order", {"copies": 10}, raise_on_error=False)
+        assert (refused.is_error, refused.text) == (True, "Too many.")
+
+
+async def test_a_tool_that_fails_raises_with_its_result() -> None:
+    """Our choice: else a test passes whatever the tool does."""
+    async with Client(shop()) as client:
+        with pytest.raises(ToolFailed, match="Too many") as caught:
+            await client.call("order", copies=10)
+        assert caught.value.result.is_error
+        assert (await client.call("order", copies=10, raise_on_error=False)).text == "Too many."
+
+
+async def test_names_that_do_not_exist_are_answered_with_those_that_do() -> None:
+    """Our choice: an error says what to do."""
+    mcp = shop()
+    async with Client(mcp) as client:
+        with pytest.raises(Failure, match="did you mean 'order'"):
+            await client.call("oder", copies=1)
+    with pytest.raises(TypeError, match="BlockingClient"), Client(mcp):
+        pass
+    with BlockingClient(mcp) as blocking:
+        assert blocking.call_tool("count").data == 1
+    with pytest.raises(TargetError, match=r"2026-07-28"):
+        Client(mcp, revision="2026-01-01")
+    with pytest.raises(ValueError, match=r"did you mean '2025-06-18'"):
+        async with connect(mcp, revision="2025-06-19"):
+            pass
+    with pytest.raises(TypeError, match="json_response"):
+        mcp.http_app(json_response=True)
+    with pytest.raises(RuntimeError, match="run_async"):
+        mcp.run("http")
+    with pytest.raises(ImportError, match=r"from millstream\.compat\.fastmcp import FastMCP"):
+        from millstream import FastMCP  # type: ignore[attr-defined]  # noqa: F401, PLC0415
+
+
+async def test_paths_that_are_not_served_say_what_serves_them() -> None:
+    """Our choice: people guess the address of MCP, and of the pages."""
+    async with shop().running() as runtime:
+        routes = runtime.serve_http()
+        for method, path, said in (
+            ("POST", "/", "MCP is served at /mcp."),
+            ("GET", "/inspect", "--serve web"),
+            ("GET", "/docs", "--serve rest"),
+            ("GET", "/events", "--serve hub"),
+            ("GET", "/metrics", "--serve metrics"),
+        ):
+            refuse = routes.find(method, path)
+            assert refuse is not None
+            reply = await refuse(PlainRequest(method, path, (), {}))
+            assert isinstance(reply, Reply)
+            assert (reply.status, said in reply.body.decode()) == (404, True)
+
+
+@pytest.mark.server
+def test_a_program_may_be_called_as_the_package_is(tmp_path: Path) -> None:
+    """Our choice: people call their first file millstream.py. And `call` of a URI names `read`."""
+    (tmp_path / "millstream.py").write_text(
+        "from millstream import Server\nmcp = Server('x')\n@mcp.tool\ndef f() -> int:\n    '''F.'''\n    return 1\n"
+    )
+    start = [sys.executable, "-P", "-c", "from millstream._cli import main; main()"]
+    for words, said in (["f"], "1\n"), (["notes://all"], "millstream read millstream.py notes://all"):
+        done = subprocess.run(
+            [*start, "call", "millstream.py", *words],
+            cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False,
+        )  # fmt: skip
+        assert said in done.stdout + done.stderr
