@@ -369,6 +369,27 @@ async def test_an_upstream_can_withdraw_its_question(revision: str) -> None:
             await withdrawn.wait()
 
 
+async def test_a_url_that_is_done_is_announced_to_the_client_that_was_asked() -> None:
+    told: list[Json] = []
+
+    async def call(message: Json, say: Say, wire: Wire) -> None:
+        url = {"mode": "url", "message": "Pay", "url": "https://example.com/pay", "elicitationId": "e7"}
+        await say({"id": "q", "method": "elicitation/create", "params": url})
+        assert (await wire.answer("q"))["result"]["action"] == "accept"
+        for each in ("another", "e7"):
+            await say({"method": "notifications/elicitation/complete", "params": {"elicitationId": each}})
+        await say({"id": message["id"], "result": DONE})
+
+    async with (
+        asyncio.timeout(WAIT),
+        over_websocket(call) as (url, _),
+        Client(gateway(url), revision=HANDSHAKE, elicit=Person()) as client,
+    ):
+        client.conversation.incoming.observer = lambda each: told.append(json.loads(bytes(each.params)))
+        assert texts(await request(client)) == "done"
+    assert told == [{"elicitationId": "e7"}]
+
+
 async def test_an_error_that_wants_a_url_opened_reaches_every_revision() -> None:
     opened: list[str] = []
 
