@@ -296,3 +296,21 @@ class Browser:
         """There and back."""
         reply = await self.finish(await self.come_back(accounts.agree(await self.leave(), person, **changes)))
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
+
+
+class unacceptable:  # noqa: N801  it's used as a function
+    """A server that refuses every token for the length of the block."""
+
+    def __init__(self, mcp: Server) -> None:
+        self._mcp = mcp
+
+    async def __aenter__(self) -> None:
+        runtime = await self._mcp.start()
+        guard = runtime.guard
+        assert guard is not None
+        self._guard, self._methods = guard, guard.methods
+        guard.methods = ()
+        guard.verdicts.clear()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._guard.methods = self._methods

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from client.rude import Asked, rude
-from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, world
+from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, unacceptable, world
 from millstream import Server
 from millstream._http.client.errors import ConnectFailed
 from millstream._http.client.url import parse
@@ -141,24 +141,6 @@ async def test_a_refused_token_is_refreshed_once_and_an_ended_grant_asks_for_ano
         async with unacceptable(other.mcp):
             for words in ("doesn't accept your connection any more", "needs your account there"):
                 assert words in await gate.call(BOB, "up_who")
-
-
-class unacceptable:  # noqa: N801  it's used as a function
-    """A server that refuses every token for the length of the block."""
-
-    def __init__(self, mcp: Server) -> None:
-        self._mcp = mcp
-
-    async def __aenter__(self) -> None:
-        runtime = await self._mcp.start()
-        guard = runtime.guard
-        assert guard is not None
-        self._guard, self._methods = guard, guard.methods
-        guard.methods = ()
-        guard.verdicts.clear()
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._guard.methods = self._methods
 
 
 @pytest.mark.server

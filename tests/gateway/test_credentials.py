@@ -1,0 +1,240 @@
+"""Credentials that don't belong to a person's account elsewhere: fixed ones, the gateway's own, and exchanged ones."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import ValidationError, convert
+
+from client.rude import OFFER, Asked, rude
+from gateway.accounts import ALICE, BOB, gateway, unacceptable, world
+from issuer_world import claims as said_of
+from issuer_world import issuing, token
+from millstream import Server, auth
+from millstream._protocol.errors import LocalError
+from millstream.gateway import Secret, bearer, client_credentials, static_headers, token_exchange
+from millstream.gateway.credentials.options import Credentials
+from redis_parts import RedisServer, shared_servers
+
+SECRET = "s3cret-of-the-upstream"
+LISTED = {"tools": [{"name": "who", "inputSchema": {"type": "object"}}], "resultType": "complete", "ttlMs": 60_000}
+
+
+class Echo:
+    """A server elsewhere that notes the headers of each request, and says who calls."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.seen: list[dict[str, str]] = []
+        """The headers of tool calls."""
+        self.wants = ""
+        """The only `Authorization` that is accepted, if there's one."""
+        self.refusals = 0
+        self.redirect = ""
+
+    async def behave(self, asked: Asked) -> None:
+        """Answer a request."""
+        if self.redirect:
+            await asked.reply(b"", status="307 Temporary Redirect", more=f"Location: {self.redirect}\r\n")
+        elif self.wants and asked.headers.get("authorization") != self.wants:
+            self.refusals += 1
+            await asked.reply(b"", status="401 Unauthorized", more='WWW-Authenticate: Bearer error="invalid_token"\r\n')
+        elif asked.method == "tools/list":
+            await asked.result(LISTED)
+        elif asked.method == "server/discover":
+            await asked.result(OFFER)
+        elif asked.method == "tools/call":
+            self.seen.append(asked.headers)
+            text = asked.headers.get("x-tenant", "none")
+            await asked.result({"resultType": "complete", "content": [{"type": "text", "text": text}]})
+        elif asked.method in ("resources/list", "resources/templates/list"):
+            await asked.result({"resources": [], "resourceTemplates": [], "resultType": "complete"})
+        else:
+            await asked.reply(b"", status="404 Not Found")
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[Echo]:
+    """One for the length of the block."""
+    world = Echo()
+    async with rude(world.behave) as server:
+        world.url = server.url
+        yield world
+
+
+async def test_without_credentials_nothing_of_the_caller_goes_upstream() -> None:
+    async with echo() as other, gateway(other.url, auth=None) as gate:
+        for revision in ("2025-06-18", "2026-07-28"):
+            await gate.call(ALICE, "up_who", revision=revision, headers={"x-tenant": "blue", "cookie": "a=b"})
+    for headers in other.seen:
+        assert not {"authorization", "cookie", "x-tenant"} & headers.keys()
+        assert ALICE not in str(headers)
+
+
+async def test_secrets_come_from_variables_and_files_and_are_shown_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("UPSTREAM_TOKEN", SECRET)
+    file = tmp_path / "token"
+    file.write_text(f"{SECRET}\n")
+    for options in (
+        bearer(env="UPSTREAM_TOKEN"), bearer(file=str(file)), bearer(SECRET),
+        static_headers({"authorization": Secret(env="UPSTREAM_TOKEN")}),
+    ):  # fmt: skip
+        assert SECRET not in repr(options)
+        value = SECRET if options.__struct_config__.tag == "headers" else f"Bearer {SECRET}"
+        async with echo() as other, gateway(other.url, auth=options) as gate:
+            other.wants = value
+            assert await gate.call(ALICE, "up_who") == "none"
+            assert other.seen[-1]["authorization"] == value
+            other.wants = "something else"
+            said = await gate.call(ALICE, "up_who")
+            assert said == "The server 'up' behind this gateway doesn't accept the gateway's credentials."
+            assert SECRET not in repr(gate.mcp.definition.upstreams)
+    assert SECRET not in caplog.text
+
+
+async def test_a_rotated_file_counts_without_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("old")
+    async with echo() as other, gateway(other.url, auth=bearer(file=str(file))) as gate:
+        other.wants = "Bearer new"
+        file.write_text("new")
+        assert await gate.call(ALICE, "up_who") == "none"
+        assert await gate.call(ALICE, "up_who") == "none"
+        assert other.refusals == 1
+
+
+async def test_options_that_cannot_work_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    url = "http://127.0.0.1:9/mcp"
+    for options, words in (
+        ({"auth": bearer(env="NOT_THERE")}, "NOT_THERE has no secret"),
+        ({"auth": token_exchange(issuer="https://as.example")}, "has no auth"),
+        ({"forward_headers": ["Mcp-Session-Id"]}, "belongs to one connection"),
+        ({"forward_headers": ["transfer-encoding"]}, "belongs to one connection"),
+        ({"forward_headers": ["cookie"]}, "belongs to one connection"),
+        ({"forward_headers": ["X-Key"], "headers": {"x-key": "k"}}, "own configuration sets it"),
+        ({"forward_headers": ["authorization"], "auth": bearer("t")}, "own configuration sets it"),
+        ({"headers": {"Authorization": "k"}, "auth": bearer("t")}, "Remove one of them"),
+    ):
+        mcp = Server("gateway")
+        mcp.upstream("up", url, **options)  # type: ignore[arg-type]
+        with pytest.raises(LocalError, match=words):
+            await mcp.start()
+    for given in (
+        {"kind": "bearer", "text": "in a file"}, {"kind": "bearer"}, {"kind": "per_user_oauth", "client_id": "x"},
+        {"kind": "client_credentials", "client_id": "x", "issuer": "https://as.example"},
+    ):  # fmt: skip
+        with pytest.raises(ValidationError):
+            convert(given, Credentials)
+
+
+async def test_named_headers_of_the_caller_go_along_and_never_on_a_connection_of_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = ["x-tenant", "authorization"]
+    async with echo() as other, gateway(other.url, auth=None, forward_headers=names) as gate:
+        assert "gets each caller's own credential" in caplog.text
+        for revision in ("2025-06-18", "2026-07-28"):
+            blue, green = ({"x-tenant": each, "x-other": "secret"} for each in ("blue", "green"))
+            async with (
+                gate.client(ALICE, revision=revision, headers=blue) as one,
+                gate.client(ALICE, revision=revision, headers=green) as two,
+                gate.client(BOB, revision=revision) as three,
+            ):
+                for _ in range(2):
+                    said = [(await each.call("up_who")).text for each in (one, two, three)]
+                    assert said == ["blue", "green", "none"]
+        assert {each["authorization"] for each in other.seen} == {f"Bearer {ALICE}", f"Bearer {BOB}"}
+        assert not any("x-other" in each for each in other.seen)
+
+
+async def test_a_redirect_to_another_origin_does_not_carry_credentials() -> None:
+    async with echo() as evil, echo() as other, gateway(other.url, auth=bearer("t")) as gate:
+        other.redirect = evil.url
+        assert "Try again later" in await gate.call(ALICE, "up_who")
+        assert evil.seen == []
+        assert evil.refusals == 0
+
+
+# The gateway's own
+
+
+@pytest.mark.server
+async def test_all_workers_share_one_token_of_the_gateway() -> None:
+    redis = shared_servers(RedisServer)
+    redis.flush()
+    async with world() as other:
+        options = client_credentials("gw", "s3cret", issuer=other.accounts.url, scope="books:write")
+        async with (
+            gateway(other.url, auth=options, store=redis.url) as one,
+            gateway(other.url, auth=options, store=redis.url) as two,
+        ):
+            for gate in (one, two):
+                said = await asyncio.gather(*(gate.call(key, "up_who") for key in (ALICE, BOB)))
+                assert said == ["the-gateway", "the-gateway"]
+            (form,) = other.accounts.forms
+            assert (form["resource"], form["scope"]) == (other.url, "books:write")
+            assert "client_secret" not in form
+            keys = await (await one.mcp.start()).store.kv.keys("gateway-token:")
+            assert len(keys) == 1
+
+
+async def test_a_refused_token_of_the_gateway_is_replaced_once() -> None:
+    async with world() as other:
+        options = client_credentials("gw", "s3cret", token_url=f"{other.accounts.url}/token")
+        async with gateway(other.url, auth=options) as gate:
+            assert await gate.call(ALICE, "up_who") == "the-gateway"
+            async with unacceptable(other.mcp):
+                for _ in range(3):
+                    assert "doesn't accept the gateway's credentials" in await gate.call(ALICE, "up_who")
+            assert len(other.accounts.forms) == 2
+
+
+# Exchanged ones
+
+
+@asynccontextmanager
+async def exchanging(other: Any) -> AsyncIterator[Any]:
+    """A gateway whose callers sign in with tokens of an issuer, and which exchanges them."""
+    async with AsyncExitStack() as stack:
+        issuer = await stack.enter_async_context(issuing())
+        jwt = auth.oidc(issuer.url, audience="https://gateway.example/mcp")
+        options = token_exchange(issuer=other.accounts.url, client_id="gw", client_secret="s3cret", audience="books")
+        gate = await stack.enter_async_context(gateway(other.url, methods=[jwt, auth.keys(ALICE)], auth=options))
+
+        def sign(**changes: Any) -> str:
+            return token(said_of(iss=issuer.url, aud="https://gateway.example/mcp", **changes))
+
+        yield gate, sign
+
+
+async def test_each_caller_gets_a_token_in_exchange_for_their_own() -> None:
+    async with world() as other, exchanging(other) as (gate, sign):
+        ada, brian, reader = sign(sub="ada"), sign(sub="brian"), sign(sub="ada", scope="orders:read", client_id="other")
+        await gate.listed("up_who", ada)
+        other.accounts.forms.clear()
+        async with gate.client(ada) as one, gate.client(brian) as two, gate.client(reader) as three:
+            for _ in range(3):
+                said = [(await each.call("up_who")).text for each in (one, two, three)]
+                assert said == ["ada-exchanged", "brian-exchanged", "ada-exchanged"]
+        subjects = [each["subject_token"] for each in other.accounts.forms]
+        assert sorted(subjects) == sorted([brian, reader])  # Ada's was exchanged for the lists
+        form = other.accounts.forms[0]
+        assert (form["resource"], form["audience"]) == (other.url, "books")
+        assert form["subject_token_type"] == "urn:ietf:params:oauth:token-type:access_token"
+        assert "an API key can't be exchanged" in await gate.call(ALICE, "up_who")
+
+
+async def test_a_refusal_to_exchange_is_the_callers_own() -> None:
+    async with world() as other, exchanging(other) as (gate, sign):
+        await gate.listed("up_who", ada := sign(sub="ada"))
+        other.accounts.fails = "invalid_target"
+        assert "doesn't accept the gateway's credentials" in await gate.call(sign(sub="brian"), "up_who")
+        assert await gate.call(ada, "up_who") == "ada-exchanged"
