@@ -220,7 +220,7 @@ class Gateway:
     async def call(self, key: str, tool: str, **options: Any) -> str:
         """Call a tool; the text of the result."""
         async with self.client(key, **options) as client:
-            return (await client.call(tool)).text
+            return (await client.call(tool, raise_on_error=False)).text
 
     async def listed(self, tool: str, key: str = ALICE) -> None:
         """Wait until a tool is listed."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from issuer_world import issuing, token
 from millstream import Server, auth
 from millstream._protocol.errors import LocalError
 from millstream.gateway import Secret, bearer, client_credentials, static_headers, token_exchange
+from millstream.gateway.config import load_file
 from millstream.gateway.credentials.options import Credentials
 from redis_parts import RedisServer, shared_servers
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "gateway"
 SECRET = "s3cret-of-the-upstream"
 LISTED = {"tools": [{"name": "who", "inputSchema": {"type": "object"}}], "resultType": "complete", "ttlMs": 60_000}
 
@@ -133,6 +136,13 @@ async def test_options_that_cannot_work_stop_the_start(monkeypatch: pytest.Monke
     ):  # fmt: skip
         with pytest.raises(ValidationError):
             convert(given, Credentials)
+
+
+def test_the_file_and_the_program_of_the_how_to_mean_the_same() -> None:
+    file = {each.name: each.auth for each in load_file(EXAMPLES / "accounts.toml").upstreams}
+    program = {each.name: each for each in run_path(str(EXAMPLES / "accounts.py"))["mcp"].definition.upstreams}
+    assert file == {name: each.auth for name, each in program.items()}
+    assert list(program["stock"].forward_headers) == ["x-tenant"]
 
 
 async def test_named_headers_of_the_caller_go_along_and_never_on_a_connection_of_another(

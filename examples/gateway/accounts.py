@@ -1,0 +1,22 @@
+"""Upstreams with credentials of each kind. The same as examples/gateway/accounts.toml."""
+
+# region: gateway
+from millstream import Server, auth
+from millstream.gateway import Secret, bearer, client_credentials, per_user_oauth, token_exchange
+
+LOGIN = "https://login.example.com"
+
+mcp = Server("tools", auth=auth.oidc(LOGIN, audience="https://tools.example.com/mcp"))
+
+mcp.upstream("notes", "https://notes.example.com/mcp", auth=per_user_oauth())
+mcp.upstream("docs", "https://docs.example.com/mcp", auth=bearer(env="DOCS_TOKEN"))
+mcp.upstream(
+    "stock",
+    "https://stock.example.com/mcp",
+    auth=client_credentials(
+        "tools", Secret(env="STOCK_SECRET"), issuer=LOGIN, scope="stock:read"
+    ),
+    forward_headers=["x-tenant"],
+)
+mcp.upstream("orders", "https://orders.example.com/mcp", auth=token_exchange(issuer=LOGIN))
+# endregion
