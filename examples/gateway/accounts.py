@@ -13,9 +13,7 @@ mcp.upstream("docs", "https://docs.example.com/mcp", auth=bearer(env="DOCS_TOKEN
 mcp.upstream(
     "stock",
     "https://stock.example.com/mcp",
-    auth=client_credentials(
-        "tools", Secret(env="STOCK_SECRET"), issuer=LOGIN, scope="stock:read"
-    ),
+    auth=client_credentials("tools", Secret(env="STOCK_SECRET"), issuer=LOGIN, scope="stock:read"),
     forward_headers=["x-tenant"],
 )
 mcp.upstream("orders", "https://orders.example.com/mcp", auth=token_exchange(issuer=LOGIN))
