@@ -37,7 +37,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit nightly test-python busy bench fuzz chaos compat deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: help setup run check format test unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -109,6 +109,9 @@ chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each 
 compat: $(VENV)/.setup .venv-compat/.ready ## start published servers for the official SDK 1.x on millstream.compat
 	$(BIN)/python -m benches.compat
 
+adopt: $(VENV)/.setup ## run published servers for mcp 1.x, mcp 2.x, and fastmcp behind Millstream (ARGS="excel git")
+	$(BIN)/python -m benches.adopt $(ARGS)
+
 deploy-check: $(VENV)/.test .venv-deploy/.ready ## lint the deploy files with the tools of those who read them; needs go
 	$(BIN)/python scripts/deploy.py
 
@@ -128,7 +131,7 @@ lock: $(VENV)/.test ## rebuild every lock file from scratch
 	scripts/lock $(BIN)/python
 
 clean: ## remove environments, caches and results
-	rm -rf .venv .venv-* .pythons .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results site
+	rm -rf .venv .venv-* .pythons .adopt .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results site
 	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pyright/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

@@ -75,6 +75,18 @@ CASES = {
         "call-session",
         {"rust": 1.3},
     ),
+    "adopted": Case(
+        "tools/call of a program for another library, 2026-07-28",
+        ("adopted", "mcp", "mcp-stream"),
+        {"mcp": 1},
+        "call-2026",
+    ),
+    "adopted-session": Case(
+        "tools/call of a program for another library, 2025-11-25 in 16 sessions",
+        ("adopted", "mcp", "mcp-stream"),
+        {"mcp": 1},
+        "call-session",
+    ),
     "key": Case("what a warm API key costs", ("ours-key", "ours"), {"ours": 0.9}, "call-bearer"),
     "jwt": Case("what a warm JWT costs", ("ours-jwt", "ours"), {"ours": 0.9}, "call-bearer"),
     "limit": Case("what a limit of one worker costs", ("ours-limited", "ours"), {"ours": 0.97}, "call-bearer"),

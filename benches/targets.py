@@ -47,6 +47,11 @@ def _ours(*options: str) -> Callable[[int], list[str]]:
     return lambda port: [*RUN, "--port", str(port), "--log-level", "warning", *options]
 
 
+def _adopted(script: str) -> Callable[[int], list[str]]:
+    """A program of the SDK, which is in this environment, too."""
+    return lambda port: [*RUN[:-1], str(SERVERS / script), "--port", str(port), "--log-level", "warning"]
+
+
 def _ours_hub(port: int) -> list[str]:
     return [*RUN[:-1], str(ROOT / "examples" / "hub.py"), "--port", str(port), "--log-level", "warning"]
 
@@ -126,6 +131,7 @@ TARGETS = {
         first=FIRST_BEARER,
     ),
     "ours-stdio": Target("millstream", lambda _: [*RUN, "--transport", "stdio"]),
+    "adopted": Target("mcp 2.3.0, run by millstream", _adopted("sdk_python.py")),
     "mcp": Target("mcp 2.3.0", _python("sdk_python.py", "http")),
     "mcp-sessionless": Target("mcp 2.3.0", _python("sdk_python.py", "stateless")),
     "mcp-stream": Target("mcp 2.3.0, its default replies", _python("sdk_python.py", "http"), STREAM),

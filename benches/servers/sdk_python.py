@@ -32,7 +32,9 @@ def another(number: int) -> Callable[[int, int], Awaitable[int]]:
 for number in range(1, int(os.environ.get("BENCH_TOOLS", "1"))):
     mcp.add_tool(another(number), name=f"add_{number}", description=f"Add two numbers and {number}.")
 
-if sys.argv[1] == "stdio":
+if __name__ != "__main__":
+    pass  # `millstream run` serves it
+elif sys.argv[1] == "stdio":
     mcp.run("stdio")
 else:
     json_replies = os.environ.get("BENCH_REPLIES") != "stream"

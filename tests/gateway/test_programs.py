@@ -184,3 +184,26 @@ async def test_program_stands_beside_own_tools() -> None:
     async with mcp.running(), Client(mcp) as client:
         assert {tool.name for tool in await client.tools()} == {"new", "theirs_old"}
         assert (await client.call("theirs_old", x=1)).text == "{'x': 1}"
+
+
+async def test_import_of_an_sdk_that_is_not_installed_gets_our_own(tmp_path: Path) -> None:
+    file = tmp_path / "old.py"
+    file.write_text(
+        "from mcp.server.fastmcp import FastMCP\nfrom mcp.types import TextContent\n"
+        "mcp = FastMCP('old')\n@mcp.tool()\ndef add(a: int, b: int) -> list[TextContent]:\n"
+        "    return [TextContent(type='text', text=str(a + b))]\n"
+    )
+    start = (
+        "import sys\nfrom importlib.machinery import PathFinder\n"
+        "class Without(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        "        return None if name.partition('.')[0] == 'mcp' else PathFinder.find_spec(name, path, target)\n"
+        "sys.meta_path[sys.meta_path.index(PathFinder)] = Without\n"
+        "from millstream._cli import main; main()"
+    )
+    command = [sys.executable, "-c", start, "run", str(file), "--transport", "stdio"]
+    async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+        assert (client.revision, (await client.call("add", a=2, b=3)).text) == ("2026-07-28", "5")
+        said = str(getattr(client.conversation.transport, "said", ""))
+    assert said.count("isn't installed: Millstream's own runs the program") == 1

@@ -13,8 +13,8 @@ from millstream.gateway.programs.libraries import library_of, program_of
 def server_of(value: Any) -> Server:
     """Return a server that offers what a server object of another library has, under the same names and paths.
 
-    The program's check of tokens protects every path, its own paths stay public, and no page of another origin may read
-    replies, because the program names none.
+    The program's check of tokens protects every path, its own paths stay public, and pages may read replies only from
+    origins that the program names for CORS.
 
     Args:
         value: the object; see `millstream.gateway.programs.libraries.library_of`.
@@ -28,7 +28,7 @@ def server_of(value: Any) -> Server:
     server = Server(
         program.name,
         version=program.version,
-        settings=_settings_of(value),
+        settings=_settings_of(value, () if side is None else side.cors_origins()),
         auth=program.authenticator() if side is not None and side.protected else None,
     )
     if side is not None:
@@ -58,18 +58,22 @@ def _quiet_logs() -> None:
         library.setLevel(logging.WARNING)
 
 
-def _settings_of(value: Any) -> Settings:
-    """Return the settings of the environment, and the program's list of hosts and origins where that has none."""
-    changed: dict[str, Any] = {} if os.environ.get("MILLSTREAM_CORS") else {"cors": False}
-    if library_of(value) != "mcp":
-        return Settings.load(**changed)
-    security: Any = getattr(getattr(value, "settings", None), "transport_security", None)
+def _settings_of(value: Any, cors_origins: tuple[str, ...]) -> Settings:
+    """Return the settings of the environment, and the program's hosts and origins where that names none."""
+    changed: dict[str, Any] = {}
+    security: Any = None
+    if library_of(value) == "mcp":  # in fastmcp, `settings` is another thing
+        security = getattr(getattr(value, "settings", None), "transport_security", None)
+    origins: tuple[str, ...] = cors_origins
     if security is not None and security.enable_dns_rebinding_protection:
-        if not os.environ.get("MILLSTREAM_ALLOWED_HOSTS"):
-            changed["allowed_hosts"] = tuple(dict.fromkeys(map(_without_port, security.allowed_hosts)))
-        if not os.environ.get("MILLSTREAM_ALLOWED_ORIGINS"):
-            changed["allowed_origins"] = tuple(each for each in security.allowed_origins if not each.endswith(":*"))
-    return Settings.load(**changed)
+        changed["allowed_hosts"] = tuple(dict.fromkeys(map(_without_port, security.allowed_hosts)))
+        origins = origins or tuple(each for each in security.allowed_origins if not each.endswith(":*"))
+    if origins:
+        changed["allowed_origins"] = origins
+    changed["cors"] = bool(cors_origins)
+    return Settings.load(
+        **{name: each for name, each in changed.items() if f"MILLSTREAM_{name.upper()}" not in os.environ}
+    )
 
 
 def _without_port(host: str) -> str:

@@ -8,9 +8,17 @@ from msgspec import Struct
 SIGN_IN = "/.well-known/oauth-"
 """What the paths begin with that say how to sign in."""
 _KNOWN_MIDDLEWARE = frozenset(
-    ("AuthenticationMiddleware", "AuthContextMiddleware", "RequestContextMiddleware", "HostOriginGuardMiddleware")
+    (
+        "AuthContextMiddleware",
+        "AuthenticationMiddleware",
+        "CORSMiddleware",
+        "HostOriginGuardMiddleware",
+        "RequestContextMiddleware",
+    )
 )
-"""What the libraries put in front of MCP. This server does the same: it checks tokens, Host, and Origin."""
+"""What may stand in front of MCP. This server does the same: it checks tokens, Host, and Origin, and sends CORS headers
+to the origins that the program names.
+"""
 
 
 class OwnPath(Struct, frozen=True):
@@ -59,6 +67,11 @@ class HttpSide:
         """Return the names of middleware classes that this package can't run in front of MCP."""
         names = [str(getattr(each.cls, "__name__", each.cls)) for each in self.application.user_middleware]
         return [name for name in names if name not in _KNOWN_MIDDLEWARE]
+
+    def cors_origins(self) -> tuple[str, ...]:
+        """Return the origins whose pages may read replies, as the program's middleware names them."""
+        options = [each.kwargs for each in self.application.user_middleware if hasattr(each, "kwargs")]
+        return tuple(str(origin) for each in options for origin in each.get("allow_origins", ()))
 
     def own_paths(self) -> Iterator[OwnPath]:
         """Yield the paths beside MCP: those to sign in, and those of the program."""

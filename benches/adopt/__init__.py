@@ -1,0 +1,1 @@
+"""Published servers, unchanged, behind Millstream."""

@@ -1,0 +1,314 @@
+"""`make adopt`: published servers run behind Millstream as they are, and offer what they offer by themselves.
+
+Each has an environment of its own in .adopt/, made when it's first needed. A server runs in up to two ways: its command
+as an upstream, and its own object in our process. In each way its lists have to be those of the original on stdio,
+over Streamable HTTP in both eras, and one call has to give what the original gives.
+
+``python -m benches.adopt [WORD …]`` runs the servers whose package has one of the words in its name.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from benches.processes import free_port
+from millstream import Client
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / ".adopt"
+PAGE = ROOT / "docs" / "reference" / "adopted-servers.md"
+WAIT = 120.0
+ERAS = ("2025-11-25", "2026-07-28")
+LISTS = ("tools/list", "resources/list", "resources/templates/list", "prompts/list")
+VOLATILE = ("_meta", "resultType", "ttlMs", "cacheScope")
+"""Members of results in which revisions differ."""
+
+PAGE_HEAD = """# Published servers
+
+`make adopt` starts these servers from PyPI behind Millstream, unchanged, in up to two ways: their command as an
+upstream, and, where the package has one, their own server object (`millstream run program.py`). In both ways their lists are
+identical to those that the server gives by itself on stdio, over Streamable HTTP, with a revision of each era. One tool
+is called, too. Without an account or a network, some tools reply with an error of their own.
+
+| package | library | tools | resources | prompts | as a command | its object |
+|---|---|---|---|---|---|---|
+"""
+
+
+class Call(Struct):
+    """One call of a tool."""
+
+    tool: str
+    arguments: dict[str, Any]
+    expect: str = ""
+    """What the result contains."""
+
+
+class Server(Struct, rename={"more": "with"}):
+    """A published server."""
+
+    package: str
+    command: list[str]
+    call: Call
+    more: list[str] = []
+    """Requirements that its metadata lacks."""
+    program: str = ""
+    """A file with its server object; empty where the package has none."""
+    environment: dict[str, str] = {}
+    note: str = ""
+    """Why it has no object, or why its object is refused."""
+
+    @property
+    def name(self) -> str:
+        """The package without its version."""
+        return self.package.partition("==")[0]
+
+    @property
+    def home(self) -> Path:
+        """Its environment."""
+        return CACHE / self.name
+
+    @property
+    def bin(self) -> Path:
+        """The programs of its environment."""
+        return self.home / "bin"
+
+
+class Servers(Struct):
+    """The file of servers."""
+
+    server: list[Server]
+
+
+def install(server: Server) -> None:
+    """Make a server's environment, with Millstream in it, unless it's there.
+
+    Raises:
+        RuntimeError: the package can't be installed.
+    """
+    wanted = [server.package, *server.more]
+    mark = server.home / "ready"
+    if mark.is_file() and mark.read_text("utf-8") == "\n".join(wanted):
+        return
+    uv = [str(Path(sys.executable).with_name("uv")), "--quiet"]
+    for command in (
+        [*uv, "venv", "--clear", "--python", sys.executable, str(server.home)],
+        [*uv, "pip", "install", "--python", str(server.bin / "python"), *wanted, "--editable", str(ROOT)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"can't be installed: {done.stderr.strip().splitlines()[-1]}")
+    mark.write_text("\n".join(wanted), "utf-8")
+
+
+def library_of(server: Server) -> str:
+    """Return the library that a server is written for, with its version."""
+    found = {
+        each.name.lower(): each.version
+        for each in metadata.distributions(path=[str(path) for path in server.home.glob("lib/python*/site-packages")])
+    }
+    name = "fastmcp" if "fastmcp" in found else "mcp"
+    return f"{name} {found[name]}"
+
+
+class Workplace:
+    """The folder and the variables in which one server runs."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+        self.server = server
+        self.folder = folder
+        self.environment: dict[str, str] = {
+            "PATH": f"{server.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "HOME": str(folder),
+            **{name: self.fill(value) for name, value in server.environment.items()},
+        }
+        self.command: list[str] = [str(server.bin / server.command[0]), *map(self.fill, server.command[1:])]
+
+    def fill(self, value: Any) -> Any:
+        """Return a value with the name of the folder for ``{folder}``."""
+        return value.replace("{folder}", str(self.folder)) if isinstance(value, str) else value
+
+    @contextlib.asynccontextmanager
+    async def run(self, program: str) -> AsyncIterator[str]:
+        """Serve a file with Millstream, in the server's environment, and yield the URL."""
+        file = self.folder / "program.py"
+        file.write_text(program, "utf-8")
+        port = free_port()
+        command = [str(self.server.bin / "millstream"), "run", str(file), "--port", str(port)]
+        log = self.folder / "log"
+        with log.open("wb") as sink:
+            process = await asyncio.create_subprocess_exec(
+                *command, cwd=self.folder, env={**os.environ, **self.environment}, stdout=sink, stderr=sink
+            )
+        try:
+            await self._wait(process, port, log)
+            yield f"http://127.0.0.1:{port}/mcp"
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+    @staticmethod
+    async def _wait(process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+        async with asyncio.timeout(WAIT):
+            while process.returncode is None:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.1)
+        raise RuntimeError(f"doesn't start: {_last_lines(log)}")
+
+
+def _last_lines(log: Path) -> str:
+    return " ".join(log.read_text("utf-8", "replace").strip().splitlines()[-3:])
+
+
+class Findings(Struct):
+    """What a server offers, and what one call gave."""
+
+    lists: dict[str, Any]
+    result: dict[str, Any]
+
+
+async def examine(target: Any, revision: str | None, server: Server, workplace: Workplace) -> Findings:
+    """Return what a server lists, and the result of its one call."""
+    async with Client(target, revision=revision, timeout=WAIT) as client:
+        lists: dict[str, Any] = {}
+        for method in LISTS:
+            capability = method.partition("/")[0]
+            result = await client.request(method) if capability in client.capabilities else {}
+            lists |= {name: value for name, value in result.items() if isinstance(value, list)}
+        arguments = {name: workplace.fill(value) for name, value in server.call.arguments.items()}
+        result = await client.request("tools/call", {"name": server.call.tool, "arguments": arguments})
+    text = msgspec.json.encode(result.get("content")).decode()
+    expected = workplace.fill(server.call.expect)
+    if expected.lower() not in text.lower():
+        raise RuntimeError(f"{server.call.tool} doesn't say {expected!r}: {text[:200]}")
+    return Findings(
+        {name: lists.get(name, []) for name in ("tools", "resources", "resourceTemplates", "prompts")},
+        {name: value for name, value in result.items() if name not in VOLATILE},
+    )
+
+
+def differences(original: Any, found: Any, path: str = "") -> list[str]:
+    """Return where two values differ."""
+    if isinstance(original, dict) and isinstance(found, dict):
+        names = sorted({*original, *found})
+        return [
+            each
+            for name in names
+            for each in (
+                differences(original[name], found[name], f"{path}.{name}")
+                if name in original and name in found
+                else [f"{path}.{name} {'is missing' if name in original else 'is new'}"]
+            )
+        ]
+    if isinstance(original, list) and isinstance(found, list) and len(original) == len(found):
+        return [
+            each
+            for at, pair in enumerate(zip(original, found, strict=True))
+            for each in differences(*pair, f"{path}[{at}]")
+        ]
+    return [] if original == found else [f"{path}: {str(original)[:80]} became {str(found)[:80]}"]
+
+
+def compare(original: Findings, found: Findings, server: Server) -> None:
+    """Make sure that a server offers behind Millstream what it offers by itself.
+
+    Raises:
+        RuntimeError: it doesn't; the text has the first differences.
+    """
+    different = differences(original.lists, found.lists)
+    if bool(original.result.get("isError")) != bool(found.result.get("isError")):
+        different.append(f"{server.call.tool} gives {str(found.result)[:200]}")
+    if different:
+        raise RuntimeError(f"{len(different)} differences: {'; '.join(different[:3])}")
+
+
+async def check(server: Server) -> tuple[list[str], int]:
+    """Run one server in every way. Return its row of the table, and how many ways failed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workplace = Workplace(server, folder)
+        entry = {"command": workplace.command[0], "args": workplace.command[1:], "cwd": name}
+        alone = {"mcpServers": {"it": {**entry, "env": workplace.environment}}}
+        originals = await originals_of(alone, server, workplace)
+        lists = originals[ERAS[0]].lists
+        ways = {"command": as_command(server, workplace), "object": server.program}
+        cells, failed = [], 0
+        for way, program in ways.items():
+            if not program:
+                cells.append(server.note or "none")
+                continue
+            try:
+                async with workplace.run(program) as url:
+                    for era in ERAS:
+                        compare(originals[era], await examine(url, era, server, workplace), server)
+                cells.append("identical")
+            except Exception as error:  # try the others, too
+                failed += 1
+                cells.append(f"FAILED: {way}: {type(error).__name__}: {error}")
+        counts = (len(lists["tools"]), len(lists["resources"]) + len(lists["resourceTemplates"]), len(lists["prompts"]))
+        return [server.name, library_of(server), *map(str, counts), *cells], failed
+
+
+def as_command(server: Server, workplace: Workplace) -> str:
+    """Return a program that runs a server's command as its only upstream."""
+    return (
+        "from millstream import Server\n"
+        f"mcp = Server({server.name!r})\n"
+        f"mcp.upstream({server.name!r}, {workplace.command!r}, prefix='', cwd={str(workplace.folder)!r},\n"
+        f"             env={workplace.environment!r}, start_timeout={WAIT}, connect_timeout={WAIT})\n"
+    )
+
+
+async def originals_of(target: Mapping[str, Any], server: Server, workplace: Workplace) -> dict[str, Findings]:
+    """Return what a server offers by itself, by era. One that speaks only the older is the measure for both."""
+    found = {ERAS[0]: await examine(target, ERAS[0], server, workplace)}
+    async with Client(target, timeout=WAIT) as client:
+        newest = client.revision
+    found[ERAS[1]] = await examine(target, ERAS[1], server, workplace) if newest == ERAS[1] else found[ERAS[0]]
+    return found
+
+
+async def main(words: Sequence[str]) -> int:
+    """Print a row for each server, write the page, and return how many ways failed."""
+    CACHE.mkdir(exist_ok=True)
+    servers = msgspec.convert(tomllib.loads((HERE / "servers.toml").read_text("utf-8")), Servers).server
+    chosen = [each for each in servers if not words or any(word in each.package for word in words)]
+    rows: list[list[str]] = []
+    failed = 0
+    for server in chosen:
+        try:
+            install(server)
+            row, failures = await check(server)
+        except Exception as error:  # try the others, too
+            row, failures = [server.name, "FAILED", f"{type(error).__name__}: {error}"], 1
+        failed += failures
+        rows.append(row)
+        print(" | ".join(each[:300] for each in row), flush=True)
+    print(f"{len(rows)} servers, {failed} failures")
+    if not words and not failed:
+        PAGE.write_text(PAGE_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows), "utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if shutil.which("git") is None:
+        sys.exit("make adopt needs git.")
+    sys.exit(asyncio.run(main(sys.argv[1:])))
