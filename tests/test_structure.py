@@ -67,6 +67,7 @@ UNTRACKED = {
     "__pycache__",
     ".venv",
     ".pythons",
+    ".adopt",
     ".bench",
     ".git",
     ".hypothesis",
