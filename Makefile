@@ -75,7 +75,7 @@ busy: $(VENV)/.test ## run the tests as on a machine that is slow and freezes no
 # The whole suite with many inputs, each of them new, and what only the night has time for; then the same as on a bad day.
 nightly: export MILLSTREAM_NIGHTLY = 1
 nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every Python (MINUTES=10 CALLS=1000000 VERSIONS="3.12 3.13 3.14")
-	$(MAKE) test
+	SESSION_MINUTES=60 $(MAKE) test
 	$(MAKE) busy RUN="make test"
 	$(MAKE) fuzz
 	$(MAKE) chaos

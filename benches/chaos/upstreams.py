@@ -39,10 +39,10 @@ class UpstreamReport:
     errors: Counter[str] = field(default_factory=Counter[str])
     """Errors that say so, by upstream."""
     kills: int = 0
-    processes: list[int] = field(default_factory=list)
-    memory: list[tuple[float, float]] = field(default_factory=list)
+    processes: list[int] = field(default_factory=list[int])
+    memory: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     """Seconds and MiB of the gateway's own process."""
-    wrong: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list[str])
 
     def __str__(self) -> str:
         lines = [f"  {name or 'own'}: {self.calls[name]} results, {self.errors[name]} errors" for name in GOOD + BAD]

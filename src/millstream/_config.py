@@ -159,6 +159,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Questions to clients that may wait for an answer at a time."""
     max_questions_per_principal: Size = 500
     """Open questions of one principal, or of one address where there is none."""
+    max_processes: Size = 128
+    """Processes that a worker may run for upstreams at a time."""
     max_rounds: Size = 64
     """How often a call of 2026-07-28 may stop for questions."""
     max_deletes: Size = 10_000

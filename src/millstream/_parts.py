@@ -96,6 +96,18 @@ class Route(Struct, frozen=True):
     """A page of the program can't replace it."""
 
 
+class UpstreamReports(Protocol):
+    """What operators see of the upstreams of this worker."""
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return state and figures of each."""
+        ...
+
+    def items(self, name: str) -> dict[str, Any] | None:
+        """Return what one offers, and what is quarantined; None if there's no such upstream."""
+        ...
+
+
 class RouteRegistry:
     """The paths that parts serve."""
 
@@ -173,6 +185,8 @@ class Host:
         self.guard: AuthGuard | None = None
         """In front of every path, where callers sign in."""
         self.observer: Observer | None = None
+        self.gateway: UpstreamReports | None = None
+        """Describes the upstreams; None where there are none."""
         # What parts register
         self.routes: RouteRegistry = RouteRegistry()
         self.sockets: dict[str, Socket] = {}

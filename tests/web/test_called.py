@@ -30,8 +30,8 @@ NAMED = {
 """What is called by a name, in which file: the paths that it stands for, where the caller doesn't write them down."""
 ELSEWHERE = {"docs/code.js", "inspect/exports.js"}
 """What these write is run by others."""
-BY_HAND = {"/events", "/publish", "/mcp/sse/"}
-"""Pages of the operator's own call these, by the same cookie."""
+BY_HAND = {"/connections", "/events", "/publish", "/mcp/sse/"}
+"""A form or pages of the operator's own call these, by the same cookie."""
 
 
 def called(script: str) -> list[str]:

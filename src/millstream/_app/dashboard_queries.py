@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct, structs
 
+from millstream._parts import UpstreamReports
 from millstream._protocol.errors import LocalError
 from millstream._server.observing.figures import Figures, present
 from millstream._server.observing.past import present_past
@@ -70,6 +71,7 @@ _decode_question = msgspec.msgpack.Decoder(_Question).decode
 _decode_figures = msgspec.msgpack.Decoder(Figures).decode
 _decode_past = msgspec.msgpack.Decoder(Past).decode
 _decode_calls = msgspec.msgpack.Decoder(Calls).decode
+_decode_any = msgspec.msgpack.Decoder().decode
 _decode_readers = msgspec.msgpack.Decoder(list[Reader]).decode
 
 
@@ -85,7 +87,7 @@ class DashboardQueries:
     """Replies for this worker, and asks the others."""
 
     __slots__ = ("_calls", "_clock", "_cpu", "_figures", "_history", "_hub", "_known", "_me", "_numbers", "_observer",
-                 "_peers", "_sending", "_streams", "_taken", "_waiting")  # fmt: skip
+                 "_peers", "_sending", "_streams", "_taken", "_upstreams", "_waiting")  # fmt: skip
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class DashboardQueries:
         streams: OpenStreams,
         hub: "Hub",
         me: str,
+        upstreams: UpstreamReports | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Keep nothing before `run`.
@@ -107,6 +110,7 @@ class DashboardQueries:
             streams: the open streams of this worker.
             hub: has the subscribers.
             me: the name of this worker.
+            upstreams: describes those of a gateway.
             clock: seconds that only grow.
         """
         # Configuration
@@ -115,6 +119,7 @@ class DashboardQueries:
         self._calls = calls
         self._streams = streams
         self._hub = hub
+        self._upstreams = upstreams
         self._me = me
         self._clock = clock
         # Process
@@ -187,9 +192,17 @@ class DashboardQueries:
         found.sort(key=lambda each: (-each.waiting, -(each.seconds or 0)))
         return {"readers": [structs.asdict(each) for each in found[:READERS]]}
 
+    async def upstreams(self) -> list[dict[str, Any]]:
+        """Return state and figures of each upstream of the gateway, of all workers together."""
+        from millstream.gateway.page import merge_reports  # noqa: PLC0415  only where there is a gateway
+
+        return merge_reports(_decode_any(each) for each in (await self._ask(_Question("upstreams"))).values())
+
     async def _answer(self, question: _Question) -> bytes:
         if question.about == "figures":
             return _encode(_with_few_channels(self._own()))
+        if question.about == "upstreams":
+            return _encode([] if self._upstreams is None else self._upstreams.describe())
         if question.about == "history":
             chosen = (question.method, question.name) if question.method else None
             return await asyncio.to_thread(lambda: _encode(self._history.look(question.seconds, chosen)))

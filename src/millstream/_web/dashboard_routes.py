@@ -1,6 +1,6 @@
 """What the dashboard asks for beside its stream: history, recent calls, slow readers. Answers are made when asked."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from millstream._http.message import JSON_HEAD, Handler, Request, Response, query_value
@@ -8,6 +8,7 @@ from millstream._protocol.jsonrpc import encode
 
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
 _DAY = 86_400
+_MISSING = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
 
 
 class DashboardQueries(Protocol):
@@ -43,6 +44,30 @@ def query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
         return _reply(await queries.readers())
 
     return {"/dashboard/history": history, "/dashboard/calls": calls, "/dashboard/readers": readers}
+
+
+def upstream_handlers(
+    upstreams: Callable[[], Awaitable[list[dict[str, Any]]]],
+    items: Callable[[str], dict[str, Any] | None],
+    info: Mapping[str, str],
+) -> Mapping[str, Handler]:
+    """The handlers for GET by path of what the gateway page asks for.
+
+    Args:
+        upstreams: state and figures of each.
+        items: what one of them offers; None if there's no such upstream.
+        info: title and version of the server.
+    """
+
+    async def describe(request: Request) -> Response:
+        return _reply({**info, "upstreams": await upstreams()})
+
+    async def offered(request: Request) -> Response:
+        """``?upstream=`` is its name."""
+        found = items(query_value("upstream", request.query))
+        return _MISSING if found is None else _reply(found)
+
+    return {"/gateway/upstreams": describe, "/gateway/items": offered}
 
 
 def _reply(found: dict[str, Any]) -> Response:

@@ -33,7 +33,7 @@ TYPES = {
 }
 """What is served, by the ending of its name. A file of another kind in the folder is not."""
 
-_PRIVATE = {"/dashboard": WATCH, "/chat": "", "/inspect": ""}
+_PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
 """Page -> the scope it takes. Where no caller signs in, only programs on this machine reach these."""
 _FOLDER = resources.files("millstream._web") / "assets"
 _PARTS = resources.files("millstream._web") / "parts"
@@ -85,8 +85,16 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     }
 
 
-def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None) -> None:
-    """Serve the pages, see `pages`. The pages of an authorization server may have brought some of their files."""
+def add_pages(routes: RouteRegistry, shown: Collection[str] | None = None, *, without: Collection[str] = ()) -> None:
+    """Serve the pages, see `pages`. The pages of an authorization server may have brought some of their files.
+
+    Args:
+        routes: of the server.
+        shown: the names of the pages; by default all.
+        without: names of pages that this server doesn't have.
+    """
+    if without:
+        shown = set(page_names() if shown is None else shown).difference(without)
     for path, route in pages(shown).items():
         if path not in routes.exact or not path.startswith("/assets/"):
             routes.add(path, route)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 _PAGES = {
-    "/dashboard": "dashboard", "/inspect": "inspector", "/docs": "docs", "/chat": "chat", "/connections": "connections",
+    "/dashboard": "dashboard", "/gateway": "gateway", "/inspect": "inspector", "/docs": "docs", "/chat": "chat",
+    "/connections": "connections",
 }  # fmt: skip
 
 

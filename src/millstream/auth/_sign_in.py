@@ -35,8 +35,8 @@ _OUTS = Rate(60, 60)
 their address uses that up."""
 _CALLED = (
     "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
-    "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/tools/", "/mcp/sse/", "/inspect/servers",
-    "/inspect/sign-in/", "/inspect/via/", "/connections",
+    "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
+    "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/sign-in/", "/inspect/via/", "/connections",
 )  # fmt: skip
 """What the pages ask, by its whole path or, with a slash at the end, its beginning."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream._protocol.depth import overgrown
+from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
     PromptDescription,
@@ -224,7 +225,7 @@ def _read_item(kind: str, raw: bytes) -> Description:
     found = _decode_item(raw)
     if kind == "tools":
         schema = found.setdefault("inputSchema", {"type": "object"})
-        if not isinstance(schema, dict) or schema.setdefault("type", "object") != "object":
+        if not is_object(schema) or found["inputSchema"].setdefault("type", "object") != "object":
             raise ValueError("Its inputSchema isn't one of an object")
     msgspec.convert(found, _SHAPES[kind])
     return found

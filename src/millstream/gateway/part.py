@@ -13,6 +13,7 @@ from millstream._server.features.resources import Resource
 from millstream.gateway.catalog import METHODS, Description
 from millstream.gateway.items import make_item
 from millstream.gateway.kept_results import KeptResults
+from millstream.gateway.page import GatewayReports
 from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.pins import AcceptedFile, Pins
 from millstream.gateway.policy import UpstreamPolicy
@@ -70,7 +71,7 @@ class GatewayPart:
         self._host = host
         check(self.definition.upstreams)
         host.lives_on = True
-        pool = ProcessPool()
+        pool = ProcessPool(limit=host.settings.max_processes)
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)
         parked = ParkedCalls(host.services)
@@ -94,6 +95,7 @@ class GatewayPart:
         host.registry.unlisted = self._unlisted
         host.on_http(self._serve)
         host.check_ready(self._doubt)
+        host.gateway = GatewayReports(self.upstreams, self._registered)
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open(pool)

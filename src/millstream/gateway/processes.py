@@ -418,8 +418,8 @@ class ProcessTransport(StdioTransport):
     """One process of a pool."""
 
     def __init__(self, processes: UpstreamProcesses) -> None:
-        self._relay = _Relay()
-        super().__init__(processes.command, self._relay, processes.pool.background, processes.max_bytes)
+        self.relay: Relay = Relay()
+        super().__init__(processes.command, self.relay, processes.pool.background, processes.max_bytes)
         self._processes = processes
         self.key: str = ""
         self.attached: bool = False
@@ -448,6 +448,12 @@ class ProcessTransport(StdioTransport):
         return None if self._process is None else self._process.get_returncode()
 
     @property
+    def unread(self) -> int:
+        """Bytes that it hasn't read yet, apart from what the system holds."""
+        stdin = None if self._process is None else self._process.get_pipe_transport(0)
+        return 0 if stdin is None else cast("asyncio.WriteTransport", stdin).get_write_buffer_size()
+
+    @property
     def fault(self) -> ClientError | None:
         """Why it's gone."""
         return self._duplex.fault
@@ -457,7 +463,7 @@ class ProcessTransport(StdioTransport):
         self.key = key
         self.attached = True
         self.last_used = monotonic()
-        self._relay.attach(listener)
+        self.relay.attach(listener)
 
     async def open(self) -> None:
         """Start the process, once there's room for it.
@@ -496,7 +502,7 @@ class ProcessTransport(StdioTransport):
         """Return the seconds since anything used it; negative while something does."""
         if self.closing or self.exited.is_set() or not self.pid:
             return -1.0
-        if self._duplex.waiting or not self.writable.is_set() or self._relay.wanted.is_set():
+        if self._duplex.waiting or not self.writable.is_set() or self.relay.wanted.is_set():
             return -1.0
         return now - self.last_used
 
@@ -526,12 +532,12 @@ class ProcessTransport(StdioTransport):
         """Take some of its standard output."""
         self.finish_boot()
         self._given_up = 0
-        before = self._relay.count
+        before = self.relay.count
         super().heard(data)
         self.last_used = now = monotonic()
         wait = max(
             self._output.take(data.count(b"\n"), now),
-            self._messages.take(self._relay.count - before, now),
+            self._messages.take(self.relay.count - before, now),
         )
         if wait:
             self._pause(1, wait)
@@ -574,7 +580,7 @@ class ProcessTransport(StdioTransport):
         await super().close()
 
 
-class _Relay:
+class Relay:
     """Passes on what a process says to the client that has it."""
 
     __slots__ = ("_listener", "count", "wanted")

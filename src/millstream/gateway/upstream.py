@@ -245,6 +245,8 @@ class Upstream:
         self.reason: str = ""
         """Why it's degraded, for the operator. It may contain the address, so it's never sent to clients."""
         self.catalog: Catalog = Catalog()
+        self.changed_at: float = 0.0
+        """Unix time of the last change to its lists; 0 before the first one."""
         self.quarantined: list[Quarantined] = []
         """What isn't offered, because its definition isn't the accepted one."""
         self.links: Links = Links(self._connect, max_links=config.max_links)
@@ -440,7 +442,9 @@ class Upstream:
         """Offer new lists, without what isn't accepted."""
         if self.pins is not None:
             found, self.quarantined = await self.pins.sort(found)
-        self.catalog = found
+        before, self.catalog = self.catalog, found
+        if before.taken and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
+            self.changed_at = found.taken
         self._changed(self, announced)
         self.listed.set()
 
@@ -518,6 +522,7 @@ class Upstream:
             "breaker": "open" if self.breaker.is_open else "closed",
             "revision": found.revision,
             "listed_at": found.taken,
+            "changed_at": self.changed_at,
             "items": {kind: len(getattr(found, kind)) for kind in catalog.METHODS},
             "links": len(self.links),
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),

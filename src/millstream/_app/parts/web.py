@@ -1,7 +1,7 @@
 """The pages: dashboard, chat, inspector, and API documents, with what they ask for."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from millstream._app.dashboard_queries import DashboardQueries
@@ -15,7 +15,7 @@ from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry.logs import overhear
 from millstream._telemetry.prints import overhear_prints
 from millstream._web.audit import AuditRecords
-from millstream._web.dashboard_routes import query_handlers
+from millstream._web.dashboard_routes import query_handlers, upstream_handlers
 from millstream._web.live import ChatMembers, DashboardFeed, LogFeed, LogTail
 
 
@@ -32,7 +32,9 @@ class WebPart(OwnPart):
         assert observer is not None and hub is not None  # noqa: S101, PT018  it needs both
         calls = RecentCalls()
         host.observe(calls.observe)
-        queries = DashboardQueries(services.peers, observer, calls, streams=host.streams, hub=hub, me=store.workers.me)
+        queries = DashboardQueries(
+            services.peers, observer, calls, streams=host.streams, hub=hub, me=store.workers.me, upstreams=host.gateway
+        )
 
         async def measure() -> None:
             await queries.measure()
@@ -54,11 +56,14 @@ class WebPart(OwnPart):
         host.on_close(overhear(feed.log))
         for running in (feed.run(), queries.run()):
             host.run(running)
-        dashboard: Mapping[str, Handler] = {
+        dashboard: dict[str, Handler] = {
             **query_handlers(queries),
             "/dashboard/audit": AuditRecords(host.settings.audit_log).get,
             "/dashboard/events": feed.events,
         }
+        if host.gateway is not None:
+            info = {"title": definition.info.title or definition.name, "version": definition.version}
+            dashboard |= upstream_handlers(queries.upstreams, host.gateway.items, info)
         for path, handler in dashboard.items():
             route = Route({"GET": handler}, stream=path == "/dashboard/events", scope=WATCH, private=True)
             host.routes.add(path, route)
@@ -77,7 +82,7 @@ def _serve(host: Host) -> None:
     from millstream._web.pages import add_pages, leads_to  # noqa: PLC0415
 
     routes = host.routes
-    add_pages(routes)
+    add_pages(routes, without=() if host.gateway is not None else ("gateway",))
     routes.home = "/inspect", leads_to("inspect")
     inspecting = Inspecting(host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors)
     relay, sign_in = inspecting.relay, inspecting.sign_in

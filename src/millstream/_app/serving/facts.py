@@ -56,7 +56,10 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         version=definition.version,
         url=origin + settings.path,
         sse_url=origin + settings.sse_path if settings.sessions else "",
-        pages=[f"{origin}/{page}" for page in pages_of(definition.parts, served=not warned)],
+        pages=[
+            f"{origin}/{page}"
+            for page in pages_of(definition.parts, served=not warned, gateway=bool(definition.upstreams))
+        ],
         counts={kind: len(getattr(registry, kind)) for kind in kinds},
         protections=protections(settings, signed_in=definition.protected),
         curl=curl(origin + settings.path, registry.tools, signed_in=_variable(definition)),
@@ -64,10 +67,10 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     )
 
 
-def pages_of(parts: frozenset[str], *, served: bool) -> list[str]:
+def pages_of(parts: frozenset[str], *, served: bool, gateway: bool = False) -> list[str]:
     """The pages that answer. Where nobody signs in, all but the documentation do so only on a loopback address."""
     if "web" in parts and served:
-        return ["dashboard", "chat", "inspect", "docs"]
+        return ["dashboard", *(["gateway"] if gateway else []), "chat", "inspect", "docs"]
     return ["docs"] if "rest" in parts else []
 
 

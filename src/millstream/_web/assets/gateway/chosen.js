@@ -1,0 +1,124 @@
+// The selected upstream: its tools with what each costs a model, its facts, and definitions that are quarantined, beside
+// the accepted ones.
+
+import { $, count, duration, element, either, pretty, write } from "../dom.js";
+import { ask } from "../shell/asking.js";
+import { tabs } from "../shell/tabs.js";
+import { write as address } from "../inspect/links.js";
+import { LOOKS, size, upstreamState } from "./words.js";
+
+const KINDS = { tools: "tool", resources: "resource", templates: "template", prompts: "prompt" };
+
+const parts = tabs($("parts"), [
+  { id: "tools", title: "Tools", panel: "part-tools" },
+  { id: "facts", title: "State", panel: "part-facts" },
+  { id: "quarantine", title: "Quarantined", panel: "part-quarantine" },
+]);
+parts.choose("tools");
+
+let current = null;
+let asked = 0;
+let seen = "";
+
+/** Show an upstream; the same one again with its figures of now. */
+export function open(row) {
+  const other = current?.name !== row.name;
+  current = row;
+  either($("chosen"), $("nothing"), true);
+  write($("chosen-title"), row.name);
+  write($("chosen-state"), upstreamState(row));
+  $("chosen-state").className = `badge ${LOOKS[row.state] ?? ""}`;
+  write($("chosen-reason"), row.reason);
+  $("chosen-reason").hidden = !row.reason;
+  $("chosen-accounts").hidden = !row.accounts;
+  parts.count("quarantine", row.quarantined || "", "warn");
+  parts.count("tools", row.items.tools || "");
+  drawFacts(row);
+  if (other) {
+    seen = "";
+    $("tools").replaceChildren();
+    $("quarantine").replaceChildren();
+    load();
+  }
+}
+
+/** Show none. */
+export function closeChosen() {
+  current = null;
+  either($("chosen"), $("nothing"), false);
+}
+
+/** Ask again, where the lists have changed. */
+export function refresh() {
+  if (current) load();
+}
+
+const state = (row) => `${row.name} ${row.changed_at} ${row.listed_at} ${row.quarantined}`;
+
+async function load() {
+  if (seen === state(current)) return;
+  const mine = ++asked;
+  const wanted = state(current);
+  const found = await ask(`gateway/items?${new URLSearchParams({ upstream: current.name })}`, "its tools");
+  if (!found || mine !== asked) return;
+  seen = wanted;
+  either($("tools"), $("no-tools"), found.tools.length > 0);
+  $("tools").replaceChildren(...found.tools.map(tool));
+  either($("quarantine"), $("no-quarantine"), found.quarantined.length > 0);
+  $("quarantine").replaceChildren(...found.quarantined.map(quarantined));
+}
+
+function tool({ name, description, tokens }) {
+  return element("li", {},
+    element("code", { dir: "auto" }, name),
+    element("span", { className: "soft small", title: "About what it costs a model" }, `${count(tokens)} tokens`),
+    element("a", { className: "small", href: `inspect${address("tools", name)}`, "aria-label": `Try ${name}` }, "Try"),
+    element("p", { className: "soft small about", dir: "auto" }, description));
+}
+
+function drawFacts(row) {
+  const { processes } = row;
+  const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");
+  const facts = {
+    "Names begin with": row.prefix ? `${row.prefix}_` : "nothing: they are its own",
+    Revision: row.revision || "unknown",
+    "Lists taken": ago(row.listed_at),
+    "Lists changed": ago(row.changed_at),
+    Tools: count(row.items.tools),
+    Resources: count(row.items.resources + row.items.templates),
+    Prompts: count(row.items.prompts),
+    Connections: count(row.links),
+    "Calls without an answer": count(row.unanswered),
+    "Calls refused while it was down": count(row.refused),
+    ...(processes && {
+      Processes: `${count(processes.running)} of ${count(processes.limit)}${processes.spare ? `, ${count(processes.spare)} spare` : ""}`,
+      "Their memory": processes.memory ? size(processes.memory) : "unknown",
+      "Connections that wait for one": count(processes.waiting),
+      "Started since the start": count(processes.started),
+      Crashed: count(processes.crashed),
+      "Ended while idle": count(processes.ended_idle),
+      "Last crash": processes.last_error || "none",
+    }),
+    Workers: row.workers > 1 ? count(row.workers) : null,
+  };
+  const text = JSON.stringify(facts);
+  if ($("facts").dataset.facts === text) return;
+  $("facts").dataset.facts = text;
+  const shown = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined);
+  $("facts").replaceChildren(...shown.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value))));
+}
+
+/** A word for a shell. */
+const word = (text) => (/^[\w.:/@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+function quarantined({ kind, name, accepted, offered }) {
+  const [before, now] = [accepted ? pretty(accepted).split("\n") : [], pretty(offered).split("\n")];
+  const [old, fresh] = [new Set(before), new Set(now)];
+  const block = (title, lines, others, look) =>
+    element("div", {}, element("h4", {}, title), element("pre", { tabIndex: 0, "aria-label": `${title}: ${name}`, dir: "ltr" }, ...lines.map((line) => element("span", { className: others.has(line) ? "line" : `line ${look}` }, line))));
+  return element("article", { className: accepted ? "quarantined" : "quarantined alone", "aria-label": name },
+    element("h3", { dir: "auto" }, `${KINDS[kind] ?? kind} ${name}`),
+    accepted ? block("Accepted", before, fresh, "removed") : element("p", { className: "soft small" }, "Its accepted definition isn't kept: only a digest of it is."),
+    block("Offered now", now, accepted ? old : fresh, "added"),
+    element("p", { className: "soft small" }, "To accept it, run ", element("code", { dir: "ltr" }, `millstream gateway accept FILE ${word(current.name)} ${word(name)}`)));
+}

@@ -1,0 +1,119 @@
+// The gateway: every upstream with its state and figures, asked for again and again while the page is looked at, and
+// the selected one with its tools and its quarantined definitions.
+
+import { $, count, duration, figure, write } from "../dom.js";
+import { LiveTable, cellBadge, cellButton } from "../dashboard/table.js";
+import { ask } from "../shell/asking.js";
+import { lost, back } from "../shell/connection.js";
+import { shortcut } from "../shell/keys.js";
+import { commands } from "../shell/palette.js";
+import { closeChosen, open, refresh } from "./chosen.js";
+import { LOOKS, ms, size, upstreamState } from "./words.js";
+
+const EVERY_MS = 2_000;
+
+let upstreams = [];
+
+const number = (id, title, sort, text, hint = "") => ({ id, title, number: true, hint: hint || undefined, sort, fill: (cell, row) => write(cell, text(row)) });
+const running = ({ processes }) => processes?.running ?? null;
+
+const table = new LiveTable($("upstreams"), {
+  name: "Upstreams", sort: "state", search: $("upstream-filter"),
+  empty: ["No upstreams", "This server has none."],
+  key: ({ name }) => name, words: ({ name, prefix, state, reason }) => `${name} ${prefix} ${state} ${reason}`,
+  columns: [
+    { id: "name", title: "Name", head: true, wide: true, sort: ({ name }) => name, fill: (cell, row) => {
+      const button = cellButton(cell, row, row.name, choose);
+      button.ariaPressed = String(row.name === chosen());
+      button.title = row.name;
+    } },
+    { id: "state", title: "State", narrow: true, hint: "What needs a look first", down: true, sort: ({ state, quarantined, unanswered }) => [["ready", "disabled", "connecting", "degraded"].indexOf(state), quarantined, unanswered], fill: (cell, row) => {
+      cellBadge(cell, upstreamState(row), LOOKS[row.state] ?? "");
+      cell.title = row.reason;
+    } },
+    number("calls", "Calls", ({ calls }) => calls, ({ calls }) => count(calls)),
+    { id: "unanswered", title: "Failed", hint: "Calls without an answer, or refused while it was down", number: true, sort: (row) => row.unanswered + row.refused, fill: (cell, row) => {
+      write(cell, count(row.unanswered + row.refused));
+      cell.classList.toggle("raised", row.unanswered + row.refused > 0);
+      cell.title = `${count(row.unanswered)} without an answer, ${count(row.refused)} refused while it was down`;
+    } },
+    number("p50", "p50", (row) => row.p50_ms, (row) => ms(row.p50_ms)),
+    number("p99", "p99", (row) => row.p99_ms, (row) => ms(row.p99_ms)),
+    number("processes", "Processes", running, (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–")),
+    number("tools", "Tools", ({ items }) => items.tools, ({ items }) => count(items.tools)),
+    number("tokens", "Tokens", ({ tokens }) => tokens, ({ tokens }) => count(tokens), "About what the list of its tools costs a model"),
+    number("changed", "Changed", (row) => row.changed_at, (row) => (row.changed_at ? `${duration(Math.max(0, Date.now() / 1_000 - row.changed_at))} ago` : "–"), "When its lists changed"),
+  ],
+});
+
+const chosen = () => new URLSearchParams(location.hash.slice(1)).get("upstream") ?? "";
+
+function choose(row) {
+  location.hash = row.name === chosen() ? "" : `upstream=${encodeURIComponent(row.name)}`;
+}
+
+function drawChosen() {
+  const row = upstreams.find(({ name }) => name === chosen());
+  if (row) open(row);
+  else closeChosen();
+  table.draw(false);
+}
+
+function drawAll() {
+  const sum = (read) => upstreams.reduce((total, row) => total + (read(row) ?? 0), 0);
+  const down = upstreams.filter(({ state }) => state === "degraded");
+  const waiting = upstreams.filter(({ state }) => state === "connecting");
+  const held = sum(({ quarantined }) => quarantined);
+  const [text, look] = down.length ? [`${count(down.length)} down`, "bad"] : waiting.length ? ["Connecting", "warn"] : ["All reachable", "good"];
+  write($("verdict"), text);
+  $("verdict").className = `badge ${look}`;
+  const reasons = [
+    down.length && `Down: ${down.map(({ name }) => name).join(", ")}. Their tools stay listed, and calls say so at once.`,
+    held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`,
+  ];
+  write($("summary"), reasons.filter(Boolean).join(" "));
+  write($("upstream-count"), count(upstreams.length));
+  write($("tool-count"), count(sum(({ items }) => items.tools)));
+  write($("token-count"), count(sum(({ tokens }) => tokens)));
+  write($("call-count"), count(sum(({ calls }) => calls)));
+  write($("unanswered"), count(sum((row) => row.unanswered + row.refused)));
+  write($("link-count"), count(sum(({ links }) => links)));
+  write($("process-count"), upstreams.some(({ processes }) => processes) ? count(sum(running)) : "–");
+  write($("process-memory"), sum(({ processes }) => processes?.memory) ? size(sum(({ processes }) => processes?.memory)) : "–");
+  $("accounts").hidden = !upstreams.some(({ accounts }) => accounts);
+  table.show(upstreams);
+}
+
+let timer = 0;
+
+async function load() {
+  clearTimeout(timer);
+  const found = await ask("gateway/upstreams", "the upstreams");
+  if (found) {
+    back();
+    upstreams = found.upstreams;
+    write($("server-name"), found.title);
+    write($("server-version"), found.version);
+    document.title = `${found.title} · Gateway`;
+    drawAll();
+    drawChosen();
+    refresh();
+  } else if (!navigator.onLine || !(await answers())) {
+    lost("The server can't be reached. This page goes on when it's back.", load);
+  }
+  if (!document.hidden) timer = setTimeout(load, EVERY_MS);
+}
+
+async function answers() {
+  try {
+    return (await fetch("livez", { cache: "no-store" })).ok;
+  } catch {
+    return false;
+  }
+}
+
+document.addEventListener("visibilitychange", () => document.hidden || load());
+addEventListener("hashchange", drawChosen);
+shortcut("/", "Filter the upstreams", () => $("upstream-filter").focus());
+commands(() => upstreams.map((row) => ({ title: row.name, group: "Upstreams", icon: "next", run: () => choose(row) })));
+load();
