@@ -40,7 +40,7 @@ async def test_lists_come_from_the_store_while_the_upstream_is_down(tmp_path: Pa
         assert [tool.name for tool in await client.tools()] == before
         assert client.instructions.endswith("Sell books.")
         for _ in range(8):
-            result = await client.call("shop_count", a=1, b=2)
+            result = await client.call("shop_count", a=1, b=2, raise_on_error=False)
             assert result.is_error
             assert "'shop' behind this gateway" in result.text
             assert str(port) not in result.text
@@ -48,7 +48,7 @@ async def test_lists_come_from_the_store_while_the_upstream_is_down(tmp_path: Pa
         with serving(millstream(str(SHOP), port), port, tmp_path / "second"):
             async with asyncio.timeout(WAIT):
                 while True:
-                    result = await client.call("shop_count", a=1, b=2)
+                    result = await client.call("shop_count", a=1, b=2, raise_on_error=False)
                     if not result.is_error and await _ready(mcp) == "ok\n":
                         break
                     await asyncio.sleep(0.05)
@@ -134,5 +134,5 @@ async def test_descriptions_that_no_client_could_use_are_left_out() -> None:
         named = {"name": "shop_good", "_meta": {"x": 1}, "future": [1]}
         assert tool == {**named, "inputSchema": {"type": "object"}}
         assert bare == {"name": "shop_bare", "inputSchema": {"type": "object"}}
-        result = await client.call("shop_good")
+        result = await client.call("shop_good", raise_on_error=False)
         assert result.is_error

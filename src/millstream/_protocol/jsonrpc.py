@@ -6,10 +6,10 @@ Identifiers keep their type. It does not know methods or revisions.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from millstream._protocol.depth import overgrown
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, ProtocolError
@@ -89,6 +89,26 @@ def check_text(body: bytes, max_depth: int) -> None:
     why = overgrown(body, max_depth)
     if why:
         raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
+
+
+class _Result(Struct, gc=False):
+    jsonrpc: Literal["2.0"]
+    id: int
+    result: Raw
+    method: UnsetType = UNSET
+    error: UnsetType = UNSET
+
+
+_decode_result = msgspec.json.Decoder(_Result).decode
+
+
+def read_result(body: bytes, request_id: int) -> Envelope | None:
+    """Open a usual answer: the result of a request. None for anything else, which `read` has the exact words for."""
+    try:
+        found = _decode_result(body)
+    except (ValueError, RecursionError):
+        return None
+    return Envelope(request_id, "", b"", bytes(found.result)) if found.id == request_id else None
 
 
 def read(body: bytes) -> Envelope:

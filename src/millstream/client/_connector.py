@@ -30,7 +30,7 @@ from millstream.client._errors import (
     NotMcp,
     UnknownVersion,
 )
-from millstream.client._incoming import Incoming, PendingRequest
+from millstream.client._incoming import Incoming
 from millstream.client._negotiated import Connection, LocalPeer, Negotiated, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._targets import Place, Remote
@@ -309,16 +309,17 @@ class Connector:
         request_id = next(self._ids)
         body = request_body(request_id, method, with_meta(params, self._self.meta(revision)))
         request = Request(request_id, method, body, revision=revision, repeatable=True)
-        running = self._listener.running
+        listener = self._listener
+        pending = listener.running[request_id] = listener.deadlines.begin(seconds, self._options.longest, None)
         try:
-            async with asyncio.timeout(seconds) as scope:
-                latest = asyncio.get_running_loop().time() + max(self._options.longest, seconds)
-                running[request_id] = PendingRequest(scope, seconds, latest, None)
-                answer = await transport.exchange(request)
-        except TimeoutError as exc:
-            raise NoAnswer(f"The server did not answer {method} within {seconds:g} seconds.") from exc
+            answer = await transport.exchange(request)
+        except asyncio.CancelledError as exc:
+            if pending.end():
+                raise NoAnswer(f"The server did not answer {method} within {seconds:g} seconds.") from exc
+            raise
         finally:
-            running.pop(request_id, None)
+            pending.end()
+            listener.running.pop(request_id, None)
         if answer.error:
             raise failure(answer.error)
         return answer.result

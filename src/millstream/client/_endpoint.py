@@ -18,6 +18,7 @@ _KEEPS_METHOD = frozenset({307, 308})
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_REDIRECTS = 3
 _MAX_DETAIL = 200
+_MAX_STARTS = 16
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
 
 
@@ -71,7 +72,7 @@ class Auth(Protocol):
 class Endpoint:
     """Sends requests to one URL."""
 
-    __slots__ = ("_auth", "_fixed", "_pool", "_waiting", "url")
+    __slots__ = ("_auth", "_fixed", "_pool", "_starts", "_waiting", "url")
 
     def __init__(
         self,
@@ -89,6 +90,8 @@ class Endpoint:
         agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _agent()}
         self._fixed = lines({**agent, **headers})
         self._pool = pool
+        self._starts: dict[tuple[str, str], str] = {}
+        """Method and target -> what requests there begin with."""
 
     async def send(self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "") -> Reply:
         """The reply to a request, after redirects within the origin and one round with better credentials.
@@ -108,7 +111,11 @@ class Endpoint:
         redirects = 0
         url = structs.replace(self.url, target=target) if target else self.url
         while True:
-            reply = await self._pool.send(await self._bytes(url, method, extra, body), repeatable=repeatable)
+            credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, url.target))
+            data = self._bytes(url, method, credentials + extra, body)
+            reply = await self._pool.send(data, repeatable=repeatable)
+            if self._auth is None and reply.status == 200 and not redirects:
+                return reply
             challenge = reply.header(b"www-authenticate")
             if self._auth is not None and b"dpop-nonce" in reply.headers:
                 refused = self._auth.heard(self.url, reply.header(b"dpop-nonce"), challenge)
@@ -141,11 +148,14 @@ class Endpoint:
         if reply.stream is not None:
             reply.stream.close()
 
-    async def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
-        credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, url.target))
+    def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
+        start = self._starts.get((method, url.target))
+        if start is None:
+            start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._fixed}"
+            if len(self._starts) < _MAX_STARTS:
+                self._starts[method, url.target] = start
         length = f"Content-Length: {len(body)}\r\n" if body or method in _HAS_BODY else ""
-        start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n"
-        return f"{start}{self._fixed}{credentials}{extra}{length}\r\n".encode("latin-1") + body
+        return f"{start}{extra}{length}\r\n".encode("latin-1") + body
 
     async def close(self) -> None:
         """Close the connections."""

@@ -7,7 +7,6 @@ do waits in a queue that has a limit, and a server that sends more is cut off.
 import asyncio
 import inspect
 import logging
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from millstream._protocol.notifications import (
     cancelled_id,
 )
 from millstream.client._background import Background
+from millstream.client._deadlines import Deadlines, PendingRequest
 from millstream.client._errors import ClientError, Flood
 from millstream.client._questions import QuestionHandler
 from millstream.client._transports.transport import Transport
@@ -76,43 +76,12 @@ _decode_updated = msgspec.json.Decoder(ResourceUpdatedNotificationParams).decode
 _decode_plain = msgspec.json.Decoder(NotificationParams).decode
 
 
-class PendingRequest:
-    """A request that waits for its answer: its clock, and who wants to hear of its progress."""
-
-    __slots__ = ("_holds", "_latest", "_scope", "_seconds", "progress")
-
-    def __init__(self, scope: asyncio.Timeout, seconds: float, latest: float, progress: OnProgress | None) -> None:
-        self._scope = scope
-        self._seconds = seconds
-        self._holds = 0
-        """Questions of its server that have no answer yet."""
-        self._latest = latest
-        """When it ends, whatever happens; in the loop's time."""
-        self.progress = progress
-
-    def extend(self, now: float) -> None:
-        """Something has come: the clock starts again."""
-        if self._latest != math.inf and not self._holds and not self._scope.expired():
-            self._scope.reschedule(min(now + self._seconds, self._latest))
-
-    def hold(self) -> None:
-        """The server waits for us: the clock stands still."""
-        self._holds += 1
-        if self._latest != math.inf and not self._scope.expired():
-            self._scope.reschedule(self._latest)
-
-    def release(self, now: float) -> None:
-        """The server has one more answer: after the last one, the clock starts again."""
-        self._holds -= 1
-        self.extend(now)
-
-
 class Incoming:
     """Takes the server's requests and notifications, of whichever connection."""
 
     __slots__ = (
         "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
-        "acknowledged", "keep", "observer", "running", "wanted", "watchers",
+        "acknowledged", "deadlines", "keep", "observer", "running", "wanted", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +100,7 @@ class Incoming:
         self._on_change = on_change
         self._room = max_waiting
         # Process
+        self.deadlines: Deadlines = Deadlines()
         self.running: dict[int, PendingRequest] = {}
         """By id of the request, which is its progress token as well."""
         self.watchers: set[Hear] = set()

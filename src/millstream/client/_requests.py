@@ -5,7 +5,6 @@ One `Requests` serves all calls of a client, side by side. It knows no methods.
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,8 +15,8 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InputRequiredResult
 from millstream.client._connector import Connector, failure
-from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, NoAnswer, SessionLost
-from millstream.client._incoming import Incoming, OnProgress, PendingRequest
+from millstream.client._errors import BadAnswer, ConnectionLost, Failure, NoAnswer, SessionLost
+from millstream.client._incoming import Incoming, OnProgress
 from millstream.client._negotiated import Connection, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._questions import QuestionHandler
@@ -122,6 +121,7 @@ class Requests:
     async def close(self) -> None:
         """Say goodbye."""
         link, self.link, self.last = self.link, None, None
+        self._incoming.deadlines.close()
         if link is not None:
             await link.transport.close()
 
@@ -174,7 +174,9 @@ class Requests:
 
     async def _once(self, ask: Ask, extra: bytes) -> bytes:
         """One round, on a new connection where that is safe."""
-        link = await self.connect()
+        link = self.link
+        if link is None or link.transport.lost:
+            link = await self.connect()
         try:
             return await self.send(link, ask, extra)
         except SessionLost:
@@ -211,22 +213,17 @@ class Requests:
         body = request_body(request_id, ask.method, with_meta(params, meta))
         request = Request(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable)
         seconds = ask.timeout or self._timeout
-        scope = asyncio.timeout(None)
-        running = self._incoming.running
+        incoming = self._incoming
+        pending = incoming.running[request_id] = incoming.deadlines.begin(seconds, self._options.longest, ask.progress)
         try:
-            async with scope:
-                now = asyncio.get_running_loop().time()
-                latest = now + max(self._options.longest, seconds)
-                if seconds != math.inf:
-                    scope.reschedule(now + seconds)
-                running[request_id] = PendingRequest(scope, seconds, latest, ask.progress)
-                answer = await link.transport.exchange(request)
-        except TimeoutError as exc:
-            if isinstance(exc, ClientError):
-                raise
-            raise NoAnswer(f"The server did not answer {ask.method} within {seconds:g} seconds.") from exc
+            answer = await link.transport.exchange(request)
+        except asyncio.CancelledError as exc:
+            if pending.end():
+                raise NoAnswer(f"The server did not answer {ask.method} within {seconds:g} seconds.") from exc
+            raise
         finally:
-            running.pop(request_id, None)
+            pending.end()
+            incoming.running.pop(request_id, None)
         if ask.progress is not None:
             await self._incoming.caught_up()
         if answer.error:

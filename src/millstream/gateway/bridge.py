@@ -45,7 +45,7 @@ from millstream._protocol.metadata import (
 from millstream._protocol.questions import ElicitResult
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired, Rounds
-from millstream._server.calls.call import params_of
+from millstream._server.calls.call import raw_meta
 from millstream._version import __version__
 from millstream.client._errors import (
     AccessDenied,
@@ -88,6 +88,8 @@ _MAX_KEPT = 16 * 1024
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _NO_SIGN_OF_LIFE = (ConnectFailed, ConnectionLost, NoAnswer, TlsFailed)
+_MAX_META = 1024
+_MAX_METAS = 256
 _ASKS_BACK = b'"input_required"'
 _OWN = frozenset({VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
                   "io.modelcontextprotocol/related-task"})  # fmt: skip
@@ -144,8 +146,82 @@ def forward(
         ToolError: there was no answer, or the upstream needs what the client can't do.
     """
     if upstream.credentials is None:
+        link = upstream.plain_link
+        if link is not None and _is_plain(call):
+            ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False)
+            return _forward_plainly(call, upstream, link, ask)
         return _forward(call, upstream, method, params, name, headers)
     return _forward_with_credentials(call, upstream, method, params, name, headers)
+
+
+def _is_plain(call: "Call") -> bool:
+    """Whether the client hears nothing about a call but its result, and the call is its first request."""
+    return not (
+        call.revision.handshake
+        or call.token is not None
+        or call.tee is not None
+        or call.log_level
+        or call.rounds is not None
+        or call.responses
+    )
+
+
+async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: Ask) -> bytes:
+    """Forward what both sides speak as one request and one result. Of questions, only the result tells."""
+    source, requests = link.conversation.agreed.revision, link.conversation.requests
+    ask.meta = _plain_meta(call, source)
+    link.calls += 1
+    started = link.last_used = monotonic()
+    try:
+        result = await requests.ask(ask)
+        upstream.breaker.succeed(monotonic() - started)
+        if _ASKS_BACK in result and (asked := _required(result)) is not None:
+            state, relay = _State(call, upstream, ask.method, ask.name), Relay(call, abilities_of(call), "")
+            raise _Exchange(state, link, relay, ask, source).pass_on(asked)
+    except Failure as exc:
+        upstream.breaker.succeed(monotonic() - started)
+        raise _refused(_State(call, upstream, ask.method, ask.name), exc, abilities_of(call), source) from None
+    except ClientError as exc:
+        if isinstance(exc, _NO_SIGN_OF_LIFE):
+            upstream.breaker.fail()
+        raise unanswered(call, upstream, exc) from None
+    finally:
+        link.calls -= 1
+    return result
+
+
+_metas: dict[tuple[bytes, str], bytes] = {}
+
+
+def _plain_meta(call: "Call", source: Revision) -> bytes:
+    """Return `_meta` for an upstream of the per-request era. A client's requests mostly have the same."""
+    raw = raw_meta(call)
+    key = (raw, source.date)
+    meta = _metas.get(key)
+    if meta is None:
+        abilities = abilities_of(call)
+        meta = _join_meta(raw, _envelope(source, abilities, ""))
+        if len(raw) <= _MAX_META:
+            if len(_metas) >= _MAX_METAS:
+                _metas.clear()
+            _metas[key] = meta
+    return meta
+
+
+def _join_meta(raw: bytes, envelope: bytes) -> bytes:
+    """Return an envelope and those members of the client's `_meta` that aren't about its own connection."""
+    passed = _passed(raw)
+    return b"%b,%b" % (envelope, passed) if passed else envelope
+
+
+def _passed(raw: bytes) -> bytes:
+    if not raw:
+        return b""
+    try:
+        kept = {key: value for key, value in _decode_meta(raw).items() if key not in _OWN}
+    except (msgspec.DecodeError, RecursionError):
+        return b""
+    return encode(kept)[1:-1] if kept else b""
 
 
 async def _forward_with_credentials(
@@ -277,19 +353,10 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
 
 def _meta(call: "Call", relay: Relay, source: Revision) -> bytes:
     """Return the members of `_meta` for the upstream: the client's own, without those of its connection."""
-    passed = b""
-    raw = bytes(params_of(call).meta)
-    if raw:
-        try:
-            kept = {key: value for key, value in _decode_meta(raw).items() if key not in _OWN}
-        except (msgspec.DecodeError, RecursionError):
-            kept = {}
-        if kept:
-            passed = encode(kept)[1:-1]
+    raw = raw_meta(call)
     if source.handshake:
-        return passed
-    envelope = _envelope(source, relay.abilities, relay.level)
-    return b"%b,%b" % (envelope, passed) if passed else envelope
+        return _passed(raw)
+    return _join_meta(raw, _envelope(source, relay.abilities, relay.level))
 
 
 @lru_cache(256)
@@ -432,9 +499,13 @@ class _Exchange:
         asked = _required(result)
         if asked is None:
             return result
+        raise self.pass_on(asked)
+
+    def pass_on(self, asked: InputRequiredResult) -> InputRequired:
+        """Return what ends the client's request with the questions of an upstream's result."""
         questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(asked)}
         value = encode(_Rounds(asked.request_state, list(questions)))
-        raise self._state.ask("rounds", questions, value)
+        return self._state.ask("rounds", questions, value)
 
     def _questions(self, asked: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
         """Return the questions of a result, in the words of the client.

@@ -30,6 +30,7 @@ from millstream.gateway.catalog import Description
 from millstream.gateway.results import WrongShape, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway.upstream import Upstream
 
+_BRACE = ord("{")
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_tool = msgspec.json.Decoder(CallToolResult).decode
 _decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
@@ -59,6 +60,8 @@ def raw_object(raw: Any) -> Raw:
     Raises:
         ArgumentError: they aren't an object.
     """
+    if type(raw) is Raw and memoryview(raw)[0] == _BRACE:
+        return raw
     data = bytes(raw).lstrip()
     if data[:1] != b"{":
         raise ArgumentError("The arguments must be an object.")
@@ -107,7 +110,7 @@ class UpstreamTool(Tool):
         self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
-        params = b"%b%b}" % (self._call_head, arguments)
+        params = self._call_head + bytes(arguments) + b"}"
         if self._own_headers:
             headers = headers_of(self._own_headers, _decode_object(arguments))
             return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)

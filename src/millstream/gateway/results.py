@@ -4,6 +4,7 @@ Only what changes is decoded. Content, binary data included, stays the bytes tha
 """
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ WrongShape = (ValueError, RecursionError)
 
 _COMPLETE = Raw(b'"complete"')
 _OPEN = ord("[")
+_MAX_KNOWN = 512
 _NO_ITEMS = Raw(b"[]")
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_several = msgspec.json.Decoder(list[Members]).decode
@@ -47,9 +49,19 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         found.pop(each, None)
     kept: dict[str, Any] | None = None
     if meta is not None:
-        kept = _decode_meta(meta)
-        kept.pop(SERVER_KEY, None)
-    return encode(found)[1:-1], kept or None
+        raw = bytes(meta)
+        kept = _kept_meta(raw) if len(raw) > _MAX_KNOWN else _known_meta(raw)
+    return encode(found)[1:-1], kept
+
+
+def _kept_meta(meta: bytes) -> dict[str, Any] | None:
+    kept = _decode_meta(meta)
+    kept.pop(SERVER_KEY, None)
+    return kept or None
+
+
+_known_meta = lru_cache(256)(_kept_meta)
+"""Most results of an upstream have the same, with nothing in it beside the server's name."""
 
 
 def tool_uris(members: bytes, names: Names) -> bytes:

@@ -247,6 +247,9 @@ class Upstream:
         self.catalog: Catalog = Catalog()
         self.changed_at: float = 0.0
         """Unix time of the last change to its lists; 0 before the first one."""
+        self._revision_known: Catalog | None = None
+        self._is_plain = False
+        """Whether one connection serves all, by the lists in `_revision_known`."""
         self.quarantined: list[Quarantined] = []
         """What isn't offered, because its definition isn't the accepted one."""
         self.links: Links = Links(self._connect, max_links=config.max_links)
@@ -324,6 +327,18 @@ class Upstream:
             return LinkKey(principal, credentials=own) if own else SHARED
         key = LinkKey(principal, "" if call.session is None else call.session.id, abilities, own)
         return SHARED if key == SHARED else key
+
+    @property
+    def plain_link(self) -> Link | None:
+        """The connection that all calls share, where it stands and each request says all there is to know."""
+        if self._revision_known is not self.catalog:
+            self._revision_known = self.catalog
+            revision = BY_DATE.get(self.catalog.revision)
+            program = isinstance(self._target, Program) and self._target.protected
+            self._is_plain = revision is not None and not revision.handshake and self.processes is None and not program
+        if not self._is_plain or self.breaker.is_open:
+            return None
+        return self.links.ready(SHARED)
 
     @property
     def _serves_many(self) -> bool:

@@ -193,7 +193,8 @@ class HttpConnection(asyncio.Protocol):
         self._size = 0
         length = headers.get(b"content-length")
         self._to_end = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
-        if reply.media_type == "text/event-stream":
+        kind = headers.get(b"content-type")
+        if kind != b"application/json" and reply.media_type == "text/event-stream":
             reply.stream = Body(self)
             self._deliver(reply)
         elif length is not None and int(length) > self._max_body:

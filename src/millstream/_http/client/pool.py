@@ -75,8 +75,9 @@ class Pool:
         proxy = None if self._url.secure else self._proxy
         if proxy is not None:
             data = proxy.forwarded(self._url, data)
+        freshness = 3600.0 if repeatable else _FRESH
         while True:
-            connection = await self._take(_FRESH if not repeatable else 3600)
+            connection = self._take_free(freshness) or await self._take(freshness)
             waiter = connection.send(data)
             try:
                 reply = await waiter
@@ -100,18 +101,25 @@ class Pool:
             if not waiter.done():
                 waiter.set_exception(ConnectionLost("The client was closed."))
 
+    def _take_free(self, freshness: float) -> HttpConnection | None:
+        if not self._free or self._closed:
+            return None
+        oldest = time.monotonic() - freshness
+        while self._free:
+            connection = self._free.pop()
+            if connection.closed:
+                continue
+            if connection.free_since >= oldest:
+                return connection
+            connection.abort()
+        return None
+
     async def _take(self, freshness: float) -> HttpConnection:
         while True:
             if self._closed:
                 raise ConnectionLost("The client is closed.")
-            oldest = time.monotonic() - freshness
-            while self._free:
-                connection = self._free.pop()
-                if connection.closed:
-                    continue
-                if connection.free_since >= oldest:
-                    return connection
-                connection.abort()
+            if (connection := self._take_free(freshness)) is not None:
+                return connection
             if len(self._all) + self._connecting < self._max:
                 return await self._connect()
             waiter = self._loop.create_future()

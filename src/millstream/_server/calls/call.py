@@ -228,9 +228,29 @@ class _Body(Struct, gc=False):
     params: Raw = Raw(b"")
 
 
+class _MetaParams(Struct, frozen=True, gc=False, rename={"meta": "_meta"}):
+    meta: Raw = Raw(b"")
+
+
+class _MetaBody(Struct, gc=False):
+    params: _MetaParams = _MetaParams()
+
+
 _NO_PARAMS = Params()
 _decode_params = msgspec.json.Decoder(Params).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_meta_in = msgspec.json.Decoder(_MetaBody).decode
+
+
+def raw_meta(call: Call) -> bytes:
+    """Return `_meta` of a request as JSON; empty if it's missing or can't be read."""
+    if call.params or call.tool is None:
+        return bytes(params_of(call).meta)
+    body: bytes = getattr(call.origin, "body", b"")
+    try:
+        return bytes(_decode_meta_in(body).params.meta) if body else b""
+    except (msgspec.DecodeError, RecursionError):
+        return b""
 
 
 def params_of(call: Call) -> Params:

@@ -7,11 +7,12 @@ request, and closing one cancels it.
 
 import asyncio
 import contextlib
+from functools import lru_cache
 
 from millstream._http.client.body import Body
 from millstream._http.client.connection import Reply, lines
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, notification_message, read
+from millstream._protocol.jsonrpc import Envelope, notification_message, read, read_result
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
@@ -36,6 +37,8 @@ _ATTEMPTS = 5
 _STANDS = 1.0
 """Seconds that the first call waits for the standing stream: some servers send its head with its first event."""
 _MAX_KIND = 64
+_MAX_HEADS = 64
+_header_value = lru_cache(1024)(encode_value)
 _GOODBYE = 2.0
 """Seconds for the DELETE of a session."""
 
@@ -43,8 +46,8 @@ _GOODBYE = 2.0
 class StreamableTransport:
     """One endpoint; with a session in the handshake era, if the server gives one."""
 
-    __slots__ = ("_background", "_endpoint", "_following", "_listener", "_max", "_revision", "_session", "_standing",
-                 "lost")  # fmt: skip
+    __slots__ = ("_background", "_endpoint", "_following", "_heads", "_listener", "_max", "_revision", "_session",
+                 "_standing", "lost")  # fmt: skip
 
     name = "streamable-http"
 
@@ -57,6 +60,8 @@ class StreamableTransport:
         # Session
         self._revision: Revision | None = None
         self._session = ""
+        self._heads: dict[tuple[str, Revision | None, str], str] = {}
+        """Method, revision, and session -> header lines."""
         self._following: dict[int, EventReader] = {}
         """Streams that calls read, by the id of the request."""
         self._standing: asyncio.Task[None] | None = None
@@ -108,10 +113,16 @@ class StreamableTransport:
 
     def _headers(self, request: Request) -> str:
         revision = request.revision or self._revision
-        about = self._about(revision) if request.method != "initialize" else ""
-        head = f"{_TAKES}{about}Mcp-Method: {request.method}\r\n"
+        key = (request.method, revision, self._session)
+        head = self._heads.get(key)
+        if head is None:
+            about = self._about(revision) if request.method != "initialize" else ""
+            head = f"{_TAKES}{about}Mcp-Method: {request.method}\r\n"
+            if len(self._heads) >= _MAX_HEADS:
+                self._heads.clear()
+            self._heads[key] = head
         if request.name:
-            head += f"Mcp-Name: {encode_value(request.name)}\r\n"
+            head += f"Mcp-Name: {_header_value(request.name)}\r\n"
         return head + lines(request.params) if request.params else head
 
     def _about(self, revision: Revision | None) -> str:
@@ -120,6 +131,8 @@ class StreamableTransport:
 
     def _answer(self, request: Request, reply: Reply) -> Envelope:
         """The answer in a reply that isn't a stream."""
+        if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
+            return message
         if reply.status == 404 and self._session:
             raise SessionLost("The server has forgotten the session.")
         if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):
