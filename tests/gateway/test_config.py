@@ -95,6 +95,16 @@ MISTAKES = {
         "line 5: upstreams.b.prefix: the upstream 'a' has the prefix 'a', too: give one of them another prefix"
     ),
     '[upstreams.a]\nurl = "http://a/mcp"\nscale = "many"': "line 3: upstreams.a.scale: ",
+    "[settings]\ntool_serch = true": (
+        "line 2: settings.tool_serch: there is no such option; did you mean 'tool_search'?"
+    ),
+    '[settings]\npage_size = "x"': "line 2: settings.page_size: it must be a whole number, 1 or more, not 'x'",
+    '[upstreams.a]\nurl = "http://a/mcp"\nauth = { kind = "bear", env = "X" }': (
+        "line 3: upstreams.a.auth.kind: 'bear' isn't a kind of credentials; did you mean 'bearer'?"
+    ),
+    '[upstreams.a]\nurl = "http://a/mcp"\n[upstreams.a.auth]\nkind = "bearer"\nenw = "X"': (
+        "line 5: upstreams.a.auth.enw: there is no such option; did you mean 'env'?"
+    ),
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
     "x = ": "Invalid value",
 }
@@ -149,3 +159,12 @@ def test_files_of_applications_are_read_as_they_write_them(tmp_path: Path) -> No
     ):
         with pytest.raises(ConfigError, match=expected):
             load_file(write(tmp_path, text, "mcp.json"))
+
+
+def test_policies_of_programs_are_checked_as_those_of_files_are() -> None:
+    assert UpstreamPolicy(deny=["a*"]).deny == ("a*",)  # type: ignore[arg-type]  # what people write
+    for options in ({"deny": "delete_*"}, {"limit": "often"}, {"tools": {"x": {"limit": 3}}}, {"cost": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} can't be"):
+            UpstreamPolicy(**options)
+    with pytest.raises(TypeError, match="did you mean 'deny'"):
+        UpstreamPolicy(denny=("x",))

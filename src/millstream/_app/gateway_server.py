@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from millstream._app.server import Server
-from millstream._config import Settings
+from millstream._config import Settings, VariableError
 from millstream.gateway.config import ConfigError, load_file
 from millstream.gateway.part import check
 
@@ -55,6 +55,8 @@ def server_of_file(path: Path) -> Server:
             serve=config.serve,
             settings=settings,
         )
+    except VariableError:
+        raise
     except ValueError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     if not config.upstreams:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import FieldInfo, fields
 
+from millstream._config import Settings
 from millstream._jsonc import Broken, Node
 from millstream._jsonc import read as read_json
 from millstream._protocol.errors import LocalError
@@ -265,7 +266,13 @@ def _gateway(source: Source) -> GatewayConfig:
     values: dict[str, Any] = {}
     table = _table(source, source.values, (), gateway_options())
     for name, value in table.items():
-        if name not in ("upstreams", "policy"):
+        if name == "settings":
+            settings = {each.name: each for each in fields(Settings)}
+            values[name] = {
+                key: _converted(source, source.expand(each, (name, key)), settings[key].type, (name, key))
+                for key, each in _table(source, value, (name,), settings).items()
+            }
+        elif name not in ("upstreams", "policy"):
             values[name] = _converted(source, source.expand(value, (name,)), gateway_options()[name].type, (name,))
     shared = _struct(source, UpstreamPolicy, table["policy"], ("policy",)) if "policy" in table else None
     configs = [
@@ -273,7 +280,7 @@ def _gateway(source: Source) -> GatewayConfig:
         for name, each in _object(source, table.get("upstreams", {}), ("upstreams",)).items()
         if (config := _upstream(source, name, each, shared)) is not None
     ]
-    _check_side_by_side(source, configs)
+    _check_side_by_side(source, "upstreams", configs)
     return GatewayConfig(**values, policy=shared, upstreams=tuple(configs))
 
 
@@ -340,19 +347,19 @@ def _credentials(source: Source, given: Any, where: KeyPath) -> Any:
     return _struct(source, kinds[kind], {name: each for name, each in table.items() if name != "kind"}, where)
 
 
-def _check_side_by_side(source: Source, configs: list[UpstreamConfig]) -> None:
-    """Refuse two upstreams whose items would have the same names."""
+def _check_side_by_side(source: Source, table: str, configs: list[UpstreamConfig]) -> None:
+    """Refuse upstreams that can't work, and two whose items would have the same names."""
     hosts: dict[str, str] = {}
     for config in configs:
         try:
             config.check()
         except ValueError as exc:
-            raise source.error(("upstreams", config.name), str(exc)) from exc
+            raise source.error((table, config.name), str(exc)) from exc
         host = config.names.host
         if host in hosts:
             prefix = config.names.prefix
             raise source.error(
-                ("upstreams", config.name, "prefix"),
+                (table, config.name, "prefix"),
                 f"the upstream {hosts[host]!r} has the prefix {prefix!r}, too: give one of them another prefix",
             )
         hosts[host] = config.name
@@ -411,7 +418,7 @@ def _servers(source: Source) -> GatewayConfig:
                 cwd=server.cwd,
             )
         )
-    _check_side_by_side(source, configs)
+    _check_side_by_side(source, found[0], configs)
     return GatewayConfig(upstreams=tuple(configs))
 
 

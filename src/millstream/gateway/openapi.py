@@ -12,13 +12,13 @@ from importlib import import_module
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Protocol, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 from msgspec import Struct
 
 from millstream._protocol.content import EmbeddedResource, ResourceContents
-from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError
+from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError, shorten
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.suggesting import Suggesting
@@ -42,6 +42,9 @@ _NOT_ARGUMENTS = frozenset((
     "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
 ))  # fmt: skip
 """Headers that no argument sets: OpenAPI ignores the first three, the others belong to the connection."""
+_MOST_DECODED = 4
+_MOST_SHOWN = 4000
+"""Characters of the body of an error."""
 _BETWEEN = {"pipeDelimited": "|", "spaceDelimited": " "}
 _NAMED = ("properties", "patternProperties", "$defs")
 """Keywords with named members, whose names may be those of keywords."""
@@ -391,30 +394,32 @@ class Api:
             argument = operation.arguments.get(name)
             if argument is not None and value is not None:
                 parts[argument.place] |= _written(argument, value)
+        if parts["cookie"]:
+            parts["header"]["cookie"] = "; ".join(
+                f"{name}={quote(str(value))}" for name, value in parts["cookie"].items()
+            )
+        if headers:
+            mine = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
+            parts["header"] = {**mine, **headers}
         options: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
         body = next(iter(parts["body"].values()), parts["field"] or None)
         if body is not None:
             options |= _body(operation, body, parts["header"])
-        if parts["cookie"]:
-            cookies = "; ".join(f"{name}={quote(str(value))}" for name, value in parts["cookie"].items())
-            options["headers"] = {**(options["headers"] or {}), "cookie": cookies}
-        if headers:
-            given = options["headers"] or {}
-            options["headers"] = {name: each for name, each in given.items() if name.lower() not in headers} | dict(
-                headers
-            )
         path = _path(operation, parts["path"])
         try:
             response = await self._client.request(operation.method, path, **options)
         except Exception as error:
-            if "Error" not in type(error).__name__ and "Timeout" not in type(error).__name__:
+            known = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
+            if isinstance(error, ToolError) or not known:
                 raise
             raise ToolError(f"{type(error).__name__}: {error}") from error
         if response.status_code == _TOO_MANY:
             raise ToolError("The API wants fewer requests. Try again later.")
         if response.status_code >= _REFUSED:
             reason = f" {response.reason_phrase}" if response.reason_phrase else ""
-            raise ToolError(f"HTTP error {response.status_code}:{reason} - {_answer(response)}")
+            raise ToolError(
+                f"HTTP error {response.status_code}:{reason} - {shorten(str(_answer(response)), _MOST_SHOWN)}"
+            )
         return response
 
 
@@ -464,12 +469,24 @@ def _path(operation: Operation, values: Mapping[str, Any]) -> str:
     def part(found: re.Match[str]) -> str:
         if found[1] not in values:
             raise ToolError(f"Missing required path parameters: {found[1]!r}")
-        text = quote(str(values[found[1]]), safe="")
-        if text in ("", ".", ".."):
-            raise ToolError(f"{found[1]} can't be {text!r}: that would be another path")
-        return text
+        value = str(values[found[1]])
+        if not value or leads_out(value):
+            raise ToolError(f"{found[1]} can't be {value[:_LONGEST]!r}: that would be another path")
+        return quote(value, safe="")
 
     return re.sub(r"\{([^}]+)\}", part, operation.path)
+
+
+def leads_out(path: str) -> bool:
+    """Return whether a path has a part such as ``..``, however often it's decoded."""
+    for _ in range(_MOST_DECODED):
+        if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
+            return True
+        decoded = unquote(path)
+        if decoded == path:
+            return False
+        path = decoded
+    return True
 
 
 def _answer(response: Any) -> Any:

@@ -16,7 +16,7 @@ from itertools import chain, count
 from pathlib import Path
 from time import time
 from typing import Any, cast
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -37,7 +37,16 @@ from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.gateway.catalog import Catalog, Description
-from millstream.gateway.openapi import Api, Document, OpenApi, Operation, client_of_app, is_application, result_of
+from millstream.gateway.openapi import (
+    Api,
+    Document,
+    OpenApi,
+    Operation,
+    client_of_app,
+    is_application,
+    leads_out,
+    result_of,
+)
 from millstream.gateway.processes import ProcessPool
 from millstream.gateway.upstream import Upstream, UpstreamConfig
 
@@ -115,7 +124,7 @@ class ApiClient:
         Raises:
             ToolError: the path or a header can't be sent, or there's no response.
         """
-        if _has_dots(path):
+        if leads_out(path):
             raise ToolError("An argument leads to another path.")
         target = self._path + path + (f"?{_form(params)}" if params else "")
         fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
@@ -180,18 +189,6 @@ def _multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> tuple[b
     return b"".join([*made, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
-def _has_dots(path: str) -> bool:
-    """Return whether a path leads out of itself, however often it's decoded."""
-    for _ in range(4):
-        if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
-            return True
-        decoded = unquote(path)
-        if decoded == path:
-            return False
-        path = decoded
-    return True
-
-
 class ApiTool(Tool):
     """One operation. Results are JSON objects as bytes, as those of other upstreams are."""
 
@@ -201,6 +198,9 @@ class ApiTool(Tool):
         operation = upstream.operations[own_name]
 
         async def run(arguments: Any, call: Call) -> bytes:
+            operation = upstream.operations.get(own_name)  # the document may be a new one
+            if operation is None:
+                raise ToolError("The API doesn't have this operation any more.")
             response = await upstream.request(operation, arguments, call)
             return b"{%b}" % encode_result(result_of(operation, response))
 
@@ -403,7 +403,7 @@ class ApiUpstream(Upstream):
                     continue
                 if chosen is not None and not (chosen.match(own) or chosen.match(route)):
                     continue
-                if not _PATH.fullmatch(operation.path) or _has_dots(operation.path):
+                if not _PATH.fullmatch(operation.path) or leads_out(operation.path):
                     logger.warning("%s: %s is left out: it isn't a path below the API", self.config.name, route)
                     continue
                 if len(found) >= MAX_OPERATIONS:

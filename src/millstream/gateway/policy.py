@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta, Raw, Struct, field
+from msgspec.structs import fields, force_setattr
 
 from millstream._config import Cap, RateText, Seconds
 from millstream._protocol.errors import ProtocolError, ToolError
@@ -50,6 +51,24 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metac
     """Tags for `Server.disable` and tool search."""
     redact_results: tuple[str | Redaction, ...] = ()
     """Regular expressions whose matches callers don't get: the text becomes `[redacted]`."""
+
+    def __post_init__(self) -> None:
+        """Hold what the types say: a string in place of a list would be patterns of one letter.
+
+        Raises:
+            ValueError: a value is of the wrong type or out of range.
+        """
+        for each in fields(type(self)):
+            if each.name == "shared":
+                continue
+            value = getattr(self, each.name)
+            try:
+                held = msgspec.convert(value, each.type)
+            except msgspec.ValidationError as exc:
+                words = [f"It must be {meta.description}." for meta in getattr(each.type, "__metadata__", ())]
+                raise ValueError(f"{each.name} can't be {value!r}. {words[0] if words else f'{exc}.'}") from None
+            if held is not value:
+                force_setattr(self, each.name, held)
 
 
 class ToolRules(Rules, frozen=True, kw_only=True):

@@ -139,6 +139,8 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
             )
         if self.revision is not None and self.revision not in BY_DATE:
             raise ValueError(f"upstream {self.name!r}: there is no revision {self.revision}: use {', '.join(BY_DATE)}")
+        if self.policy is not None and not isinstance(self.policy, UpstreamPolicy):
+            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {self.policy!r:.60}")
         if self.openapi is not None:
             from millstream.gateway.openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 
@@ -456,7 +458,15 @@ class Upstream:
     async def _offer(self, found: Catalog, announced: Collection[str] = ()) -> None:
         """Offer new lists, without what isn't accepted."""
         if self.pins is not None:
-            found, self.quarantined = await self.pins.sort(found)
+            found, quarantined = await self.pins.sort(found)
+            if quarantined != self.quarantined:
+                names = ", ".join(each.name for each in quarantined) or "nothing"
+                logger.warning(
+                    "%s: left out until the operator accepts their definitions (millstream gateway accept): %s",
+                    self.config.name,
+                    names,
+                )
+            self.quarantined = quarantined
         before, self.catalog = self.catalog, found
         if before.taken and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
             self.changed_at = found.taken
