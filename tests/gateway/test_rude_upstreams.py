@@ -16,8 +16,8 @@ from websockets.typing import Subprotocol
 from client.rude import Asked, rude
 from fleet import until
 from http_peer import serve
-from millstream import Context, Server, Settings, auth
-from millstream.client import Client, Failure
+from millstream import Context, Server, Settings, SyncContext, auth
+from millstream.client import Client, Failure, Options
 from millstream.client._questions import Question
 from patience import WAIT
 
@@ -46,7 +46,11 @@ def greet(method: str, revision: str) -> Json:
 
 @asynccontextmanager
 async def over_http(
-    call: Callable[[Asked], Awaitable[None]], revision: str = HANDSHAKE, answers: list[Json] | None = None
+    call: Callable[[Asked], Awaitable[None]],
+    revision: str = HANDSHAKE,
+    answers: list[Json] | None = None,
+    *,
+    handshake: bool = True,
 ) -> AsyncIterator[str]:
     """An upstream on Streamable HTTP; each handshake gets a session of its own."""
     sessions = iter(range(1, 1000))
@@ -63,6 +67,10 @@ async def over_http(
             await asked.reply(b"", status="202 Accepted")
         elif message["method"] == "tools/call":
             await call(asked)
+        elif message["method"] == "initialize" and not handshake:
+            error = {"code": -32601, "message": "Method not found"}
+            reply = {"jsonrpc": "2.0", "id": message["id"], "error": error}
+            await asked.reply(json.dumps(reply).encode(), status="404 Not Found")
         else:
             first = message["method"] == "initialize"
             more = f"Mcp-Session-Id: s{next(sessions)}\r\n" if first else ""
@@ -282,42 +290,51 @@ async def test_answers_with_unknown_ids_end_only_their_connection() -> None:
                 assert texts(await request(client, "rest")) == "done"
 
 
-async def test_what_may_belong_to_several_calls_reaches_none(caplog: pytest.LogCaptureFixture) -> None:
-    both, answered = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
+async def test_what_may_belong_to_several_clients_reaches_none(revision: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Calls of one session have the same person to ask. Calls without a session may not."""
+    answers: list[Json] = []
+    answered = asyncio.Event()
     running: list[Json] = []
 
     async def call(message: Json, say: Say, wire: Wire) -> None:
         running.append(message)
         if len(running) == 2:
-            both.set()
             await say({"method": "notifications/message", "params": {"level": "error", "data": "whose?"}})
             await say({"id": "q1", "method": "elicitation/create", "params": FORM})
-            assert (await wire.answer("q1"))["error"]["code"] == -32600
+            answers.append(await wire.answer("q1"))
             answered.set()
         await answered.wait()
         if len(running) == 3:  # alone
             await say({"method": "notifications/message", "params": {"level": "error", "data": "mine"}})
-            await say({"id": "q2", "method": "elicitation/create", "params": FORM})
-            assert (await wire.answer("q2"))["result"]["content"] == {"x": 1}
         await say({"id": message["id"], "result": DONE})
         if len(running) == 3:
             await say({"id": "late", "method": "elicitation/create", "params": FORM})
 
-    person = Person()
-    logs: list[Any] = []
+    one = revision == HANDSHAKE
+    person, logs = Person(), list[Any]()
     async with (
         asyncio.timeout(WAIT),
         over_websocket(call) as (url, wire),
-        Client(gateway(url), revision=HANDSHAKE, elicit=person, on_log=lambda log: logs.append(log.data)) as client,
+        Client(
+            gateway(url),
+            revision=revision,
+            elicit=person if one else None,
+            on_log=lambda log: logs.append(log.data),
+            options=Options(log_level="" if one else "info"),
+        ) as client,
     ):
         ends = await asyncio.gather(request(client), request(client))
         assert [texts(each) for each in ends] == ["done", "done"]
-        assert (person.asked, logs) == ([], [])
         assert texts(await request(client)) == "done"
-        assert (len(person.asked), logs) == (1, ["mine"])
         assert (await wire.answer("late"))["error"]["code"] == -32600
-    assert len(person.asked) == 1
-    assert "didn't say for which one" in caplog.text
+    assert logs == (["whose?", "mine"] if one else ["mine"])
+    assert len(person.asked) == one
+    if one:
+        assert answers[0]["result"]["content"] == {"x": 1}
+    else:
+        assert answers[0]["error"]["code"] == -32600
+        assert "didn't say for which one" in caplog.text
 
 
 async def test_calls_without_a_session_have_their_questions_to_themselves() -> None:
@@ -509,3 +526,43 @@ async def test_clocks_stand_still_while_a_person_thinks(up: str, down: str) -> N
     mcp.upstream("there", there, prefix="", revision=up, start_timeout=WAIT, timeout=0.5)
     async with asyncio.timeout(WAIT), Client(mcp, revision=down, elicit=person) as client:
         assert texts(await request(client, "asks")) == "1"
+
+
+async def test_an_upstream_of_both_eras_speaks_that_of_the_client_it_can_ask() -> None:
+    there = Server("there")
+
+    @there.tool
+    def which(ctx: SyncContext) -> list[str]:
+        return [ctx.revision]
+
+    mcp = Server("front")
+    mcp.upstream("there", there, prefix="", start_timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running():
+        for revision, elicit, expected in (
+            (HANDSHAKE, Person(), HANDSHAKE),
+            (OLDER, Person(), HANDSHAKE),
+            (HANDSHAKE, None, PER_REQUEST),  # nothing can be asked, so no session is needed
+            (PER_REQUEST, Person(), PER_REQUEST),
+        ):
+            async with Client(mcp, revision=revision, elicit=elicit) as client:
+                result = await request(client, "which")
+                value = [expected] if revision == PER_REQUEST else {"result": [expected]}
+                assert result["structuredContent"] == value, (revision, expected)
+
+
+async def test_an_upstream_without_a_handshake_serves_clients_of_both_eras() -> None:
+    async def call(asked: Asked) -> None:
+        if "inputResponses" in asked.message["params"]:
+            await asked.result(DONE)
+            return
+        question = {"method": "elicitation/create", "params": FORM}
+        await asked.result({"resultType": "input_required", "inputRequests": {"a": question}})
+
+    async with asyncio.timeout(WAIT), over_http(call, PER_REQUEST, handshake=False) as url:
+        mcp = gateway(url, None)
+        async with mcp.running():
+            for revision in (HANDSHAKE, PER_REQUEST, HANDSHAKE):
+                person = Person()
+                async with Client(mcp, revision=revision, elicit=person) as client:
+                    assert texts(await request(client)) == "done"
+                assert len(person.asked) == 1

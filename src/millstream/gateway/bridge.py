@@ -55,10 +55,12 @@ from millstream.client._errors import (
     ConnectionLost,
     Failure,
     NoAnswer,
+    NotMcp,
     TlsFailed,
+    UnknownVersion,
 )
 from millstream.client._requests import Ask
-from millstream.gateway.links import SHARED, Link, TooManyLinks
+from millstream.gateway.links import Link, TooManyLinks
 from millstream.gateway.parked import OVER
 from millstream.gateway.questions import (
     MAX_ASKED,
@@ -297,8 +299,16 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
 
 async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
     key, links = upstream.key(call, abilities), upstream.links
-    link = links.ready(key) or await links.open(key)
-    if link.calls and not key.affinity and key != SHARED and can_ask(abilities):
+    try:
+        link = links.ready(key) or await links.open(key)
+    except (BadAnswer, Failure, NotMcp, UnknownVersion) as exc:
+        if not key.handshake:
+            raise
+        logger.info("%s has no handshake: %s", upstream.config.name, exc)
+        upstream.has_handshake = False
+        key = upstream.key(call, abilities)
+        link = links.ready(key) or await links.open(key)
+    if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Callers without a session don't depend on one connection, and on its own each has its questions to itself:
         # many servers send theirs on a stream that doesn't say which call they belong to.
         for number in range(1, _NEXT_LINKS):

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self, cast
 
 import msgspec
-from msgspec import Raw, structs
+from msgspec import Raw, Struct, structs
 
 from millstream._protocol import projection
 from millstream._protocol.content import EmbeddedResource, ResourceContents
@@ -148,10 +148,33 @@ class UpstreamTool(Tool):
             if upstream.names.prefix and b'"uri"' in members:
                 members = tool_uris(members, upstream.names)
             if upstream.catalog.revision > revision.date:
-                members = projection.tool_result(members, revision, wraps=self.wraps)
+                wraps = self.wraps and not _is_wrapped(members)
+                members = projection.tool_result(members, revision, wraps=wraps)
         except WrongShape as exc:
             raise _unreadable(call, upstream, exc) from None
         return members
+
+
+class _Wrapped(Struct, forbid_unknown_fields=True):
+    """The structured value of a revision that knows only objects."""
+
+    result: Raw
+
+
+class _Structured(Struct, rename="camel"):
+    structured_content: _Wrapped
+
+
+_decode_wrapped = msgspec.json.Decoder(_Structured).decode
+
+
+def _is_wrapped(members: bytes) -> bool:
+    """Whether a value that isn't an object by its schema came in one, because this call speaks an older revision."""
+    try:
+        _decode_wrapped(b"{%b}" % members)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 class UpstreamPrompt(Prompt):

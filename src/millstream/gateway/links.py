@@ -27,6 +27,8 @@ class LinkKey(Struct, frozen=True, gc=False):
     """What the connection declares of the client, as canonical JSON; empty for nothing."""
     credentials: str = ""
     """Whose credentials it carries: see `UpstreamCredentials.link_key`."""
+    handshake: bool = False
+    """It has a handshake, though the upstream speaks the per-request era, too."""
 
 
 _ATTEMPTS = 3

@@ -65,7 +65,7 @@ class ParkedCall:
 
     __slots__ = (
         "_admit", "_backlog", "_keys", "_news", "_notify", "_open", "abilities", "bound", "following", "id", "owner",
-        "revision", "round", "source", "task", "timer",
+        "revision", "round", "session", "source", "task", "timer",
     )  # fmt: skip
 
     def __init__(self, call: Call, abilities: bytes, source: Revision, admit: "Callable[[ParkedCall], bool]") -> None:
@@ -80,6 +80,8 @@ class ParkedCall:
         self.id: str = secrets.token_hex(16)
         self.abilities: bytes = abilities
         self.revision: Revision = call.revision
+        self.session: str = ""
+        """Clients of the per-request era have none."""
         self.source: Revision = source
         self.owner: str = call.owner
         self.bound: bytes = b""

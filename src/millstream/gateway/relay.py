@@ -1,8 +1,9 @@
 """What an upstream says about a forwarded call, on its way to the client: questions, progress, and log messages.
 
-`Relays` is what one connection to an upstream hears. It finds the call that a message belongs to; a `Relay` takes the
-message to the client of that call. Where a transport doesn't say which call a message belongs to, it belongs to the
-only one that runs. With several, questions are refused and log messages dropped: nothing is guessed.
+`Relays` takes the messages of one connection to an upstream, and finds the call of each. A `Relay` takes them to the
+client of one call. Where a transport doesn't say which call a message belongs to, it belongs to the
+only one that runs. With several, questions are refused and log messages dropped, unless all of them are calls of one
+session of a client: then they have the same person to ask.
 """
 
 import asyncio
@@ -77,6 +78,11 @@ class Recipient(Protocol):
     @property
     def revision(self) -> Revision:
         """What the client speaks."""
+        ...
+
+    @property
+    def session(self) -> str:
+        """The id of the client's session; empty without one."""
         ...
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
@@ -185,6 +191,11 @@ class Relay:
         """What the client speaks."""
         return self._call.revision
 
+    @property
+    def session(self) -> str:
+        """The id of the client's session; empty without one."""
+        return "" if self._call.session is None else self._call.session.id
+
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Take progress as a client hears it."""
         self.notify(PROGRESS, encode(Step(progress, total, message)))
@@ -279,10 +290,18 @@ class Relays:
         return declare(self._abilities, revision) | dict(more)
 
     def find(self, request_id: int) -> Recipient | None:
-        """return the recipient that a message belongs to; without a request, the only one."""
+        """Return the recipient that a message belongs to; without a request, the only one.
+
+        Of several calls of one session, it's the one that has run for longest.
+        """
         if request_id:
             return self.recipients.get(request_id)
-        return next(iter(self.recipients.values())) if len(self.recipients) == 1 else None
+        found = list(self.recipients.values())
+        if not found or (
+            len(found) > 1 and any(each.session != found[0].session or not each.session for each in found)
+        ):
+            return None
+        return found[0]
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
         """Return the answer of the client whose call asks.

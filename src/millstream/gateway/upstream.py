@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.messages import SubscriptionFilter
-from millstream._protocol.revisions import BY_DATE, Revision
+from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.suggesting import Suggesting
 from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
@@ -34,7 +34,7 @@ from millstream.gateway.policy import ItemRules, Policy, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool, UpstreamProcesses
 from millstream.gateway.programs.libraries import library_of, upstream_of
 from millstream.gateway.programs.program import Program
-from millstream.gateway.questions import ANYTHING
+from millstream.gateway.questions import ANYTHING, can_ask
 from millstream.gateway.relay import Relays
 from millstream.gateway.watches import ResourceWatches
 
@@ -258,6 +258,8 @@ class Upstream:
         self.watches: ResourceWatches = ResourceWatches(
             self._shared_conversation, lambda uri: updated(self.names.uri(uri))
         )
+        self.has_handshake: bool = config.revision is None
+        """As far as is known, the upstream speaks a revision with a handshake, too, and may."""
         self.listed: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
@@ -317,18 +319,22 @@ class Upstream:
             abilities: what the client can be asked, see `questions.abilities_of`.
         """
         principal = call.principal.id if call.principal is not None else ""
-        if self._serves_many:
-            return LinkKey(principal) if self.config.scale == "per_principal" and principal else SHARED
-        if self.processes is not None:
-            return LinkKey(principal, "" if call.session is None else call.session.id, abilities)
         revision = BY_DATE.get(self.catalog.revision)
+        per_request = revision is not None and not revision.handshake
+        # Many servers that speak both eras can ask questions in one of them only: each client gets its own era.
+        handshake = per_request and call.revision.handshake and self.has_handshake and can_ask(abilities)
+        if self._serves_many:
+            own_process = self.config.scale == "per_principal"
+            return LinkKey(principal if own_process else "", handshake=handshake)
+        session = "" if call.session is None else call.session.id
+        if self.processes is not None:
+            return LinkKey(principal, session, abilities, handshake=handshake)
         own = "" if self.credentials is None else self.credentials.link_key(call)
-        if revision is not None and not revision.handshake:  # each request says all there is to know
+        if per_request and not handshake:  # each request says all there is to know
             if isinstance(self._target, Program) and self._target.protected:
                 return LinkKey(principal)
             return LinkKey(principal, credentials=own) if own else SHARED
-        key = LinkKey(principal, "" if call.session is None else call.session.id, abilities, own)
-        return SHARED if key == SHARED else key
+        return LinkKey(principal, session, abilities, own, handshake)
 
     @property
     def plain_link(self) -> Link | None:
@@ -368,9 +374,9 @@ class Upstream:
         # A process that serves several callers can't know which of them has what.
         shared = self._serves_many
         relays = Relays(self.config.name, ANYTHING if shared else key.capabilities, shared=shared)
-        target = self._target
+        target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
-            target = self.processes.target(f"{key.principal}\n{key.affinity}")
+            target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}")
         elif isinstance(target, Program):
             target = target.of(key.principal)
         conversation = relays.conversation = self._conversation(key, target, relays)
@@ -392,7 +398,7 @@ class Upstream:
             target,
             relays,
             options,
-            revision=config.revision,
+            revision=NEWEST_HANDSHAKE.date if key.handshake else config.revision,
             headers=config.headers,
             timeout=config.timeout,
             on_log=None,
