@@ -6,10 +6,11 @@ The rules are RFCs 6749, 7009, 7636, 8707, 9207 and 9728, and our choice where n
 import asyncio
 import json
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
 
+from auth.issuing.test_sign_in_end_to_end import Person, serving
 from client.rude import Asked, rude
 from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, unacceptable, world
 from millstream import Server
@@ -58,6 +59,19 @@ async def test_a_call_asks_its_person_to_open_the_page_and_goes_on_once_they_hav
             assert (await client.call("up_who")).text == "brian"
             assert (await client.call("up_who")).text == "brian"
         assert [(each.mode, each.url) for each in asked] == [("url", f"{gate.base}/connections")]
+
+
+async def test_an_account_at_a_server_that_is_its_own_authorization_server() -> None:
+    async with serving(scopes=["shop:use"]) as url, gateway(f"{url}/mcp") as gate, Browser(gate.base) as alice:
+        await alice.sign_in(ALICE)
+        back = await Person().visit(await alice.leave())
+        assert back.startswith(f"{gate.base}/connections/callback?")
+        reply = await alice.finish(await alice.come_back(dict(parse_qsl(urlsplit(back).query))))
+        assert reply.status_code == 303, reply.text
+        await gate.listed("up_who")
+        assert await gate.call(ALICE, "up_who") == "ada shop:use"
+        assert (await alice.send("disconnect")).status_code == 303
+        assert "needs your account" in await gate.call(ALICE, "up_who")
 
 
 async def test_a_person_who_declines_is_told_how_to_connect_later() -> None:

@@ -13,9 +13,10 @@ from msgspec import ValidationError, convert
 
 from client.rude import OFFER, Asked, rude
 from gateway.accounts import ALICE, BOB, gateway, unacceptable, world
+from http_peer import serve
 from issuer_world import claims as said_of
 from issuer_world import issuing, token
-from millstream import Server, auth
+from millstream import Context, Server, auth
 from millstream._protocol.errors import LocalError
 from millstream.gateway import Secret, bearer, client_credentials, static_headers, token_exchange
 from millstream.gateway.config import load_file
@@ -171,6 +172,21 @@ async def test_a_redirect_to_another_origin_does_not_carry_credentials() -> None
         assert "Try again later" in await gate.call(ALICE, "up_who")
         assert evil.seen == []
         assert evil.refusals == 0
+
+
+async def test_credentials_reach_an_upstream_over_a_websocket() -> None:
+    mcp = Server("elsewhere", serve="hub", auth=auth.keys(named={"up": SECRET}))
+
+    @mcp.tool
+    async def who(ctx: Context) -> str:
+        assert ctx.principal is not None
+        return ctx.principal.subject
+
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(mcp.stop)
+        running = await stack.enter_async_context(serve(mcp))
+        gate = await stack.enter_async_context(gateway(f"ws://127.0.0.1:{running.port}/ws", auth=bearer(SECRET)))
+        assert await gate.call(ALICE, "up_who") == "up"
 
 
 # The gateway's own

@@ -173,6 +173,7 @@ class Connector:
             max_bytes=options.max_bytes,
             connect_timeout=options.connect_timeout,
             tls=options.tls,
+            auth=options.auth,
         )
 
     # Verdicts

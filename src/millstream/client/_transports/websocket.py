@@ -16,7 +16,7 @@ from millstream._http.client.url import Url, parse
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
-from millstream.client._endpoint import check_headers
+from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -49,7 +49,7 @@ class _Connect(connect):
 class WebSocketTransport:
     """One socket."""
 
-    __slots__ = ("_background", "_duplex", "_headers", "_max", "_socket", "_timeout", "_tls", "_url")
+    __slots__ = ("_auth", "_background", "_duplex", "_headers", "_max", "_socket", "_timeout", "_tls", "_url")
 
     name = "websocket"
 
@@ -63,9 +63,11 @@ class WebSocketTransport:
         max_bytes: int,
         connect_timeout: float,
         tls: ssl.SSLContext | None,
+        auth: Auth | None = None,
     ) -> None:
         self._url = url
         self._headers = headers
+        self._auth = auth
         self._max = max_bytes
         self._timeout = connect_timeout
         self._tls = tls
@@ -79,19 +81,32 @@ class WebSocketTransport:
         return self._duplex.fault is not None
 
     async def open(self) -> None:
-        """Connect.
+        """Connect, with other credentials if the first ones are refused.
 
         Raises:
             ClientError: there's no WebSocket of MCP.
         """
+        auth = self._auth
+        if auth is None:
+            await self._open(self._headers)
+            return
         url = self._url
-        check_headers(self._headers)
+        try:
+            await self._open({**self._headers, **await auth.headers(url, "GET", url.target)})
+        except AccessDenied as exc:
+            if not await auth.challenged(url, exc.status, exc.challenge):
+                raise
+            await self._open({**self._headers, **await auth.headers(url, "GET", url.target)})
+
+    async def _open(self, headers: Mapping[str, str]) -> None:
+        url = self._url
+        check_headers(headers)
         proxy = proxy_for(url)
         try:
             socket = await _Connect(
                 str(url),
                 subprotocols=[Subprotocol("mcp")],
-                additional_headers=dict(self._headers),
+                additional_headers=dict(headers),
                 max_size=self._max,
                 open_timeout=self._timeout,
                 ssl=(self._tls or ssl.create_default_context()) if url.secure else None,

@@ -1,7 +1,7 @@
 """Make the credentials of an upstream from its options."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from millstream._http.client.errors import TargetError
 from millstream._http.client.url import Url, parse
@@ -94,7 +94,7 @@ def _check_guarded(name: str, kind: str, host: Host) -> None:
 
 def _url_of(target: Any) -> Url | None:
     if isinstance(target, Mapping):
-        target = target.get("url")
+        target = cast("Mapping[str, Any]", target).get("url")
     if not isinstance(target, str):
         return None
     try:
