@@ -39,10 +39,10 @@ const table = new LiveTable($("upstreams"), {
     } },
     number("p50", "p50", (row) => row.p50_ms, (row) => ms(row.p50_ms)),
     number("p99", "p99", (row) => row.p99_ms, (row) => ms(row.p99_ms)),
-    number("processes", "Processes", running, (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–")),
+    { ...number("processes", "Processes", running, (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–")), narrow: true },
     number("tools", "Tools", ({ items }) => items.tools, ({ items }) => count(items.tools)),
     number("tokens", "Tokens", ({ tokens }) => tokens, ({ tokens }) => count(tokens), "About what the list of its tools costs a model"),
-    number("changed", "Changed", (row) => row.changed_at, (row) => (row.changed_at ? `${duration(Math.max(0, Date.now() / 1_000 - row.changed_at))} ago` : "–"), "When its lists changed"),
+    number("changed", "Changed", (row) => row.changed_at, (row) => (row.changed_at ? duration(Math.max(0, Date.now() / 1_000 - row.changed_at)) : "–"), "How long ago its lists changed"),
   ],
 });
 
@@ -68,7 +68,7 @@ function drawAll() {
   write($("verdict"), text);
   $("verdict").className = `badge ${look}`;
   const reasons = [
-    down.length && `Down: ${down.map(({ name }) => name).join(", ")}. Their tools stay listed, and calls say so at once.`,
+    down.length && `Down: ${down.map(({ name }) => name).join(", ")}. Calls get an error that says so at once.`,
     held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`,
   ];
   write($("summary"), reasons.filter(Boolean).join(" "));
