@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from auth_world import STREAM, guarded, make_server
+from cases import for_each
 from millstream import auth
 from millstream._protocol.errors import LocalError
 from millstream.auth._api_keys import KeyMethod
@@ -42,14 +43,14 @@ def test_no_two_keys_are_alike(kept: KeyFile) -> None:
     assert len({kept.add(f"k{number}", (), 0.0, None) for number in range(50)}) == 50
 
 
-@pytest.mark.parametrize("name", ["", " ", "a b", "a\n", "../x", "é", "x" * 65, "-x"])
+@for_each("name", ["", " ", "a b", "a\n", "../x", "é", "x" * 65, "-x"])
 def test_a_name_that_could_confuse_a_log_is_refused(kept: KeyFile, name: str) -> None:
     """It becomes the principal's subject."""
     with pytest.raises(ValueError, match="name"):
         kept.add(name, (), 0.0, None)
 
 
-@pytest.mark.parametrize("scope", ["", "a b", 'a"b', "a\\b", "é", "a\r\nx: y"])
+@for_each("scope", ["", "a b", 'a"b', "a\\b", "é", "a\r\nx: y"])
 def test_a_scope_that_would_break_a_challenge_is_refused(kept: KeyFile, scope: str) -> None:
     """RFC 6749 §3.3; scopes stand quoted in ``WWW-Authenticate``."""
     with pytest.raises(ValueError, match="scope"):
@@ -67,7 +68,7 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     assert [each.name for each in first.keys] == ["two"]
 
 
-@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+@for_each("mode", [0o620, 0o602, 0o666])
 def test_a_file_that_others_may_write_to_is_refused(kept: KeyFile, mode: int) -> None:
     """They could add a key."""
     kept.path.chmod(mode)

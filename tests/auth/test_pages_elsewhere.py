@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 
 from auth_world import ROOT, Guarded, guarded, make_server
+from cases import for_each
 from issuing_world import Known
 from millstream import auth
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
@@ -164,7 +165,7 @@ async def test_a_state_counts_once_for_its_own_way_and_is_not_made_up(world: Wor
     assert (twice.status, twice.headers.get(b"set-cookie")) == (400, None)
 
 
-@pytest.mark.parametrize("wanted", ["https://evil.example", "//evil.example", "/mcp", "", "javascript:alert(1)"])
+@for_each("wanted", ["https://evil.example", "//evil.example", "/mcp", "", "javascript:alert(1)"])
 async def test_a_trip_leads_nowhere_but_to_a_page(world: World, wanted: str) -> None:
     """No open redirect."""
     landed = await world.back(await world.away(wanted))

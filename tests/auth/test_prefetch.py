@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from auth_world import guarded, make_server
+from cases import for_each
 from issuer_world import AUDIENCE
 from issuing_world import Desk, Known
 from millstream import auth
@@ -68,7 +69,7 @@ async def test_providers_of_identities_are_asked_at_once(meet: Callable[..., Mee
     assert (meeting.came, meeting.done) == (3, 3)
 
 
-@pytest.mark.parametrize("whose", ["identities", "tokens"])
+@for_each("whose", ["identities", "tokens"])
 async def test_one_that_fails_stops_none_of_the_others_and_is_told_of(whose: str, meet: Callable[..., Meeting]) -> None:
     """A fixed defect: what failed otherwise than by not being answered left the others without an owner."""
     meeting = meet(None, ValueError("odd"), None)

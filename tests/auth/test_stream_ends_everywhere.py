@@ -15,7 +15,9 @@ from auth.issuing.test_workers import BACK, Shop
 from auth.test_sign_in import FORM, OWN, cookie
 from auth.test_stream_ends import KEPT, open_stream, rest_of
 from auth_world import STREAM, Guarded
+from cases import for_each
 from four_workers import somewhere
+from generated import NIGHTLY
 from http_peer import Peer, Running
 from issuing_world import VERIFIER
 from millstream.auth._authorization_server.user_file import UserFile
@@ -78,7 +80,7 @@ class World:
                 each.leave()
 
 
-@pytest.fixture(scope="module", params=["four workers", "two servers with Redis"])
+@pytest.fixture(scope="module", params=["four workers", "two servers with Redis"][not NIGHTLY :])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Four workers that share a store of this machine, or two servers that share Redis, with two workers each."""
     apart = request.param != "four workers"
@@ -190,7 +192,7 @@ async def test_everything_that_a_key_has_opened_ends_when_another_takes_its_plac
         assert await opened.left() == []
 
 
-@pytest.mark.parametrize("name", ["removed", "another-password"])
+@for_each("name", ["removed", "another-password"])
 async def test_what_a_person_has_opened_in_the_pages_ends_when_they_may_not_any_more(world: World, name: str) -> None:
     """All workers read the file; a new password ends what the old one has opened."""
     async with listening(world) as (servers, opened):

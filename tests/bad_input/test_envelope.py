@@ -7,8 +7,7 @@ MCP 2025-11-25, basic, and 2026-07-28, basic/versioning; the rest is our choice.
 import json
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from wire import POST, Wire, enveloped, request, routing
 
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
@@ -95,8 +94,8 @@ async def still_works(wire: Wire, era: str, headers: dict[str, str]) -> None:
     assert (reply.status, reply.message["id"], "result" in reply.message) == (200, "next", True)
 
 
-@pytest.mark.parametrize("era", ERAS)
-@pytest.mark.parametrize("name", NOT_JSON)
+@for_each("era", ERAS)
+@for_each("name", NOT_JSON)
 async def test_what_is_not_json_is_a_parse_error_and_the_session_lives(wire: Wire, era: str, name: str) -> None:
     """400 -32700 without an id: nothing of an unreadable message can be named."""
     headers = await headers_of(wire, era)
@@ -105,8 +104,8 @@ async def test_what_is_not_json_is_a_parse_error_and_the_session_lives(wire: Wir
     await still_works(wire, era, headers)
 
 
-@pytest.mark.parametrize("era", ERAS)
-@pytest.mark.parametrize("name", NOT_A_MESSAGE)
+@for_each("era", ERAS)
+@for_each("name", NOT_A_MESSAGE)
 async def test_what_is_no_message_is_an_invalid_request_and_the_session_lives(wire: Wire, era: str, name: str) -> None:
     """400 -32600 without an id (JSON-RPC 2.0 §5: none where the request is invalid), never a silent 202."""
     headers = await headers_of(wire, era)
@@ -126,7 +125,7 @@ SHALLOW = {
 }
 
 
-@pytest.mark.parametrize("name", SHALLOW)
+@for_each("name", SHALLOW)
 async def test_only_real_nesting_deeper_than_sixty_four_is_refused(wire: Wire, name: str) -> None:
     """The scan counts nesting, not brackets."""
     reply = await wire.post(SHALLOW[name], await wire.initialize())
@@ -143,8 +142,8 @@ async def test_of_duplicate_envelope_keys_the_last_wins(wire: Wire) -> None:
 IDS = ["", "0", "é☃", "a\x00b", "x" * 10_000, 0, -1, 2**53 + 1, 2**63, 2**64, 10**30]
 
 
-@pytest.mark.parametrize("request_id", IDS, ids=lambda value: repr(value)[:24])
-@pytest.mark.parametrize("era", ERAS)
+@for_each("request_id", IDS, ids=lambda value: repr(value)[:24])
+@for_each("era", ERAS)
 async def test_an_id_comes_back_with_its_type_and_value(wire: Wire, era: str, request_id: Any) -> None:
     """JSON-RPC 2.0, section 5; id 0 and an empty string are ids."""
     if era == "per-request":

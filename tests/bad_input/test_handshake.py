@@ -21,8 +21,8 @@ async def alive(wire: Wire, headers: dict[str, str]) -> None:
 # Sessions
 
 
-@pytest.mark.parametrize("session", [FORGED, "", "no such session", "x" * 4000, "é", "a,b", "%00"])
-@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+@for_each("session", [FORGED, "", "no such session", "x" * 4000, "é", "a,b", "%00"])
+@for_each("method", ["POST", "GET", "DELETE"])
 async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(
     wire: Wire, method: str, session: str
 ) -> None:
@@ -48,7 +48,7 @@ async def test_a_version_without_a_session_is_400(wire: Wire) -> None:
     assert reply.error == (400, -32600, request("tools/list")["id"])
 
 
-@pytest.mark.parametrize("version", ["1999-01-01", "2.0", "", "2025-11-25, 2025-06-18", "é"])
+@for_each("version", ["1999-01-01", "2.0", "", "2025-11-25, 2025-06-18", "é"])
 async def test_a_version_header_that_is_no_version_is_400_and_the_session_lives(wire: Wire, version: str) -> None:
     """MCP 2025-11-25, basic/transports: MUST since 2025-06-18."""
     headers = await wire.initialize()
@@ -65,7 +65,7 @@ async def test_a_second_initialize_in_a_session_is_400_and_the_session_lives(wir
     await alive(wire, headers)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "params",
     [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": []}],
 )
@@ -143,7 +143,7 @@ PARAMS: dict[str, tuple[str, Any, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@for_each("name", PARAMS)
 async def test_bad_parameters_get_their_code_with_200_and_the_id(wire: Wire, name: str) -> None:
     """JSON-RPC 2.0, section 5.1 and 2026-07-28, basic/transports/streamable-http: in the handshake era the error is
     the answer of a request that was understood.
@@ -155,8 +155,8 @@ async def test_bad_parameters_get_their_code_with_200_and_the_id(wire: Wire, nam
     await alive(wire, headers)
 
 
-@pytest.mark.parametrize("arguments", [{"a": "one", "b": 2}, {"b": 2}, {"a": 1.5, "b": 2}, [1, 2], "a"])
-@pytest.mark.parametrize("revision", ["2024-11-05", "2025-03-26", "2025-06-18", LATEST_HANDSHAKE])
+@for_each("arguments", [{"a": "one", "b": 2}, {"b": 2}, {"a": 1.5, "b": 2}, [1, 2], "a"])
+@for_each("revision", ["2024-11-05", "2025-03-26", "2025-06-18", LATEST_HANDSHAKE])
 async def test_wrong_arguments_are_a_protocol_error_before_the_last_handshake_revision(
     wire: Wire, revision: str, arguments: Any
 ) -> None:
@@ -173,7 +173,7 @@ async def test_wrong_arguments_are_a_protocol_error_before_the_last_handshake_re
     await alive(wire, headers)
 
 
-@pytest.mark.parametrize("params", [None, {}, {"requestId": None}, {"requestId": 1.5}, {"requestId": "nobody"}])
+@for_each("params", [None, {}, {"requestId": None}, {"requestId": 1.5}, {"requestId": "nobody"}])
 async def test_a_cancel_of_nothing_is_taken_and_ignored(wire: Wire, params: Any) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation: cancellation of unknown requests is not an error."""
     headers = await wire.initialize()
@@ -186,7 +186,7 @@ async def test_a_cancel_of_nothing_is_taken_and_ignored(wire: Wire, params: Any)
 # Batches
 
 
-@pytest.mark.parametrize("revision", ["2024-11-05", "2025-06-18", LATEST_HANDSHAKE])
+@for_each("revision", ["2024-11-05", "2025-06-18", LATEST_HANDSHAKE])
 async def test_a_batch_where_the_revision_has_none_is_400(wire: Wire, revision: str) -> None:
     """MCP 2025-03-26, basic: only 2025-03-26 has batches."""
     headers = await wire.initialize(revision)
@@ -208,7 +208,7 @@ async def test_a_bad_message_in_a_batch_gets_its_own_error(wire: Wire) -> None:
     assert [answer.get("error", {}).get("code") for answer in answers] == [None, -32600, -32600, -32601]
 
 
-@pytest.mark.parametrize(
+@for_each(
     "batch", [[request("initialize", {"protocolVersion": "2025-03-26"})], [request("ping", id=n) for n in range(51)]]
 )
 async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wire, batch: list[Any]) -> None:
@@ -221,7 +221,7 @@ async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wi
 # Media types and size
 
 
-@pytest.mark.parametrize(
+@for_each(
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "", None],
 )
@@ -234,16 +234,14 @@ async def test_a_body_that_is_not_declared_as_json_is_415(wire: Wire, content_ty
     await alive(wire, headers)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip"])
+@for_each("encoding", ["gzip", "br", "deflate, gzip"])
 async def test_a_compressed_body_is_415(wire: Wire, encoding: str) -> None:
     """Our choice: a bomb is never opened."""
     reply = await wire.post(request("ping"), {**POST, "content-encoding": encoding})
     assert reply.error == (415, -32600, "none")
 
 
-@pytest.mark.parametrize(
-    "accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""]
-)
+@for_each("accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""])
 async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, accept: str) -> None:
     """Only where a reply could not be read."""
     headers = await wire.initialize()
@@ -251,7 +249,7 @@ async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, a
     await alive(wire, headers)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "accept",
     [
         "application/json",
@@ -270,14 +268,14 @@ async def test_any_accept_under_which_a_reply_can_be_read_is_served(wire: Wire, 
     assert (reply.status, reply.message["result"]) == (200, {})
 
 
-@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+@for_each("accept", ["application/json", "text/html"])
 async def test_a_get_that_cannot_read_a_stream_is_406(wire: Wire, accept: str) -> None:
     """MCP 2025-11-25, basic/transports: `Accept: text/event-stream` is required on GET."""
     reply = await wire.ask("GET", "/mcp", {**(await wire.initialize()), "accept": accept})
     assert reply.error == (406, -32600, "none")
 
 
-@pytest.mark.parametrize("path", ["/mcp", "/sse"])
+@for_each("path", ["/mcp", "/sse"])
 async def test_a_browser_that_is_sent_to_the_endpoint_reads_at_once_what_that_is(wire: Wire, path: str) -> None:
     """A fixed defect: browsers take anything, so they got a stream, and loaded an empty page without end."""
     accept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
@@ -286,9 +284,7 @@ async def test_a_browser_that_is_sent_to_the_endpoint_reads_at_once_what_that_is
     assert reply.body.startswith(b"This is the address of an MCP server.")
 
 
-@pytest.mark.parametrize(
-    "last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000]
-)
+@for_each("last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000])
 async def test_an_unknown_event_id_is_400_while_the_session_lives(wire: Wire, last: str) -> None:
     """Our choice: unknown, foreign or of an older epoch."""
     headers = await wire.initialize()
@@ -297,7 +293,7 @@ async def test_an_unknown_event_id_is_400_while_the_session_lives(wire: Wire, la
     await alive(wire, headers)
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "HEAD", "TRACE"])
+@for_each("method", ["PUT", "PATCH", "HEAD", "TRACE"])
 async def test_other_http_methods_are_405(wire: Wire, method: str) -> None:
     """RFC 9110 §15.5.6: with the methods that are allowed."""
     reply = await wire.ask(method, "/mcp", HOST)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from wire import META, PER_REQUEST, POST, Reply, Wire, envelope, enveloped, request, routing
 
 ADD = enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7)
@@ -50,8 +51,8 @@ META_CASES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", META_CASES)
-@pytest.mark.parametrize("method", ["tools/list", "tools/call"])
+@for_each("name", META_CASES)
+@for_each("method", ["tools/list", "tools/call"])
 async def test_an_envelope_that_is_not_whole_is_invalid_params(wire: Wire, method: str, name: str) -> None:
     """Step a: 400 -32602 with the request's id, also where the headers are good."""
     params = {"name": "add", "arguments": {"a": 2, "b": 3}} if method == "tools/call" else {}
@@ -60,7 +61,7 @@ async def test_an_envelope_that_is_not_whole_is_invalid_params(wire: Wire, metho
     assert reply.error == (400, -32602, 7)
 
 
-@pytest.mark.parametrize("params", [None, {}, {"name": "add"}])
+@for_each("params", [None, {}, {"name": "add"}])
 async def test_a_header_without_an_envelope_is_invalid_params_that_names_the_keys(wire: Wire, params: Any) -> None:
     """MCP 2026-07-28, basic/versioning: modern but malformed."""
     reply = await wire.post(request("tools/call", params, 7), ADD_HEADERS)
@@ -92,13 +93,13 @@ HEADER_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", HEADER_CASES)
+@for_each("name", HEADER_CASES)
 async def test_a_routing_header_that_is_missing_or_differs_is_a_mismatch(wire: Wire, name: str) -> None:
     """Step b and MCP 2026-07-28, basic/transports/streamable-http: 400 -32020 with the request's id."""
     assert (await wire.post(ADD, HEADER_CASES[name])).error == (400, -32020, 7)
 
 
-@pytest.mark.parametrize("name", ["mcp-protocol-version", "mcp-method", "mcp-name"])
+@for_each("name", ["mcp-protocol-version", "mcp-method", "mcp-name"])
 async def test_a_routing_header_that_is_sent_twice_is_a_mismatch_even_with_equal_values(wire: Wire, name: str) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http, practice: two readers could take two values."""
     fields = [(key.encode(), value.encode()) for key, value in ADD_HEADERS.items()]
@@ -107,13 +108,13 @@ async def test_a_routing_header_that_is_sent_twice_is_a_mismatch_even_with_equal
     assert reply.error == (400, -32020, 7)
 
 
-@pytest.mark.parametrize("name", ["=?base64?YWRk?=", "  add\t"])
+@for_each("name", ["=?base64?YWRk?=", "  add\t"])
 async def test_a_name_may_be_encoded_or_have_space_around_it(wire: Wire, name: str) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: optional white space is stripped, the sentinel is decoded."""
     assert (await wire.post(ADD, {**ADD_HEADERS, "mcp-name": name})).status == 200
 
 
-@pytest.mark.parametrize("region", [None, "", "EU", "=?base64?RVU=?=", "é"])
+@for_each("region", [None, "", "EU", "=?base64?RVU=?=", "é"])
 async def test_a_parameter_header_that_differs_from_its_argument_is_a_mismatch(wire: Wire, region: str | None) -> None:
     """Step f and MCP 2026-07-28, server/tools#x-mcp-header."""
     body = enveloped("tools/call", {"name": "routed", "arguments": {"region": "US"}}, 7)
@@ -127,7 +128,7 @@ async def test_a_parameter_header_that_differs_from_its_argument_is_a_mismatch(w
 # Steps c to g
 
 
-@pytest.mark.parametrize("version", ["2099-01-01", "2025-11-25", "draft", ""])
+@for_each("version", ["2099-01-01", "2025-11-25", "draft", ""])
 async def test_a_version_that_is_not_served_is_named_with_those_that_are(wire: Wire, version: str) -> None:
     """Step c: 400 -32022 with data; a handshake version inside an envelope is one of them."""
     body = request("tools/list", {"_meta": envelope(version)}, 7)
@@ -136,9 +137,7 @@ async def test_a_version_that_is_not_served_is_named_with_those_that_are(wire: W
     assert reply.message["error"]["data"] == {"supported": [PER_REQUEST], "requested": version}
 
 
-@pytest.mark.parametrize(
-    "method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"]
-)
+@for_each("method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"])
 async def test_a_method_that_the_revision_has_not_is_404_with_a_message(wire: Wire, method: str) -> None:
     """Step d: 404 -32601, told apart from a missing endpoint by its body."""
     assert (await wire.post(enveloped(method, id=7), routing(method))).error == (404, -32601, 7)
@@ -166,7 +165,7 @@ PARAMS: dict[str, tuple[str, str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@for_each("name", PARAMS)
 async def test_bad_parameters_are_invalid_params_with_the_id(wire: Wire, name: str) -> None:
     """Step g; Our choice: with 200, so that no client takes it for another era."""
     method, target, params = PARAMS[name]
@@ -174,16 +173,14 @@ async def test_bad_parameters_are_invalid_params_with_the_id(wire: Wire, name: s
     assert reply.error == (200, -32602, 7)
 
 
-@pytest.mark.parametrize("target", [1, None, {}, []])
+@for_each("target", [1, None, {}, []])
 async def test_a_name_that_is_no_text_is_invalid_params(wire: Wire, target: Any) -> None:
     """Before the headers can be compared with it."""
     reply = await wire.post(enveloped("tools/call", {"name": target}, 7), ADD_HEADERS)
     assert reply.error == (400, -32602, 7)
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}]
-)
+@for_each("arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}])
 async def test_wrong_arguments_are_a_result_that_tells_the_model_what_to_mend(wire: Wire, arguments: Any) -> None:
     """MCP 2025-11-25, changelog."""
     reply = await wire.post(enveloped("tools/call", {"name": "add", "arguments": arguments}, 7), ADD_HEADERS)
@@ -224,7 +221,7 @@ async def test_answers_and_batches_are_refused_and_notifications_ignored(wire: W
         assert (reply.status, reply.body) == (202, b"")
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@for_each("method", ["GET", "DELETE"])
 async def test_only_post_is_allowed(wire: Wire, method: str) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: 405 with `Allow: POST`."""
     reply = await wire.ask(method, "/mcp", {**POST, "mcp-protocol-version": PER_REQUEST})
@@ -264,7 +261,7 @@ async def second_round(wire: Wire, state: str, key: str, **params: Any) -> Reply
     return await wire.post(enveloped("tools/call", given, 7, elicitation={}), routing("tools/call", "ask"))
 
 
-@pytest.mark.parametrize("change", ["flip", "cut", "grow", "other arguments"])
+@for_each("change", ["flip", "cut", "grow", "other arguments"])
 async def test_a_state_that_was_changed_or_belongs_to_another_call_is_invalid_params(wire: Wire, change: str) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: attacker-controlled; the good state still works afterwards."""
     state, key = await first_round(wire)
@@ -290,7 +287,7 @@ async def test_an_expired_state_is_invalid_params(wire: Wire) -> None:
     services.clock = clock
 
 
-@pytest.mark.parametrize(
+@for_each(
     "answer", [None, 1, {}, {"action": "maybe"}, {"action": "accept"}, {"action": "accept", "content": {"name": 1}}]
 )
 async def test_an_answer_that_is_no_answer_is_told_and_nothing_is_lost(wire: Wire, answer: Any) -> None:

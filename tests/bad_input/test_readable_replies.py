@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from bad_input.shop import make_shop
 from cases import for_each
 from wire import POST, Wire, enveloped, request, routing, wired
@@ -53,7 +51,7 @@ async def test_a_batch_of_a_client_that_reads_only_streams_is_406_where_none_are
         assert (await wire.post([request("ping")], headers)).error == (406, -32600, "none")
 
 
-@pytest.mark.parametrize("extra", [{"result": {}}, {"error": {"code": 1, "message": "m"}}, {"result": None}])
+@for_each("extra", [{"result": {}}, {"error": {"code": 1, "message": "m"}}, {"result": None}])
 async def test_a_message_that_asks_and_answers_at_once_is_no_message(wire: Wire, extra: dict[str, Any]) -> None:
     """JSON-RPC 2.0 §4, §5: a request has no result. Fixed defect: it was served, in both eras."""
     modern = await wire.post({**enveloped("tools/call", ADD), **extra}, routing("tools/call", "add"))

@@ -65,14 +65,14 @@ async def alive(stream: Stream) -> None:
     assert (await stream.ask(request("ping", id="alive")))[1] == {"jsonrpc": "2.0", "id": "alive", "result": {}}
 
 
-@pytest.mark.parametrize("name", NOT_JSON)
+@for_each("name", NOT_JSON)
 async def test_what_is_not_json_is_refused_on_the_post(stream: Stream, name: str) -> None:
     """400 -32700: nothing goes to the stream."""
     assert (await stream.wire.post(NOT_JSON[name], path=stream.path)).error == (400, -32700, "none")
     await alive(stream)
 
 
-@pytest.mark.parametrize("name", NOT_A_MESSAGE)
+@for_each("name", NOT_A_MESSAGE)
 async def test_what_is_no_message_is_answered_with_an_invalid_request(stream: Stream, name: str) -> None:
     """-32600 on the stream, where the answers of this transport are, or as the reply of the POST."""
     reply = await stream.wire.post(NOT_A_MESSAGE[name], path=stream.path)
@@ -84,7 +84,7 @@ async def test_what_is_no_message_is_answered_with_an_invalid_request(stream: St
     await alive(stream)
 
 
-@pytest.mark.parametrize("name", SHALLOW)
+@for_each("name", SHALLOW)
 async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
     """As over every transport."""
     assert (await stream.ask(SHALLOW[name]))[1]["result"] == {}

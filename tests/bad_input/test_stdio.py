@@ -16,6 +16,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from bad_input.test_envelope import IDS, NOT_A_MESSAGE, NOT_JSON, SHALLOW
+from cases import for_each
 from millstream import Server
 from millstream._transports.stdio import serve_stdio
 from processes import ROOT
@@ -79,7 +80,7 @@ async def pipes(small_shop: Server) -> AsyncIterator[Pipes]:
 LINES = {name: body for name, body in NOT_JSON.items() if b"\n" not in body and body.strip(b" \t\r")}
 
 
-@pytest.mark.parametrize("name", LINES)
+@for_each("name", LINES)
 async def test_a_line_that_is_not_json_is_a_parse_error_and_the_process_lives(pipes: Pipes, name: str) -> None:
     """-32700 without an id, invalid UTF-8 included."""
     await pipes.write(LINES[name] + b"\n" + PING)
@@ -88,7 +89,7 @@ async def test_a_line_that_is_not_json_is_a_parse_error_and_the_process_lives(pi
     await pipes.pong()
 
 
-@pytest.mark.parametrize("name", NOT_A_MESSAGE)
+@for_each("name", NOT_A_MESSAGE)
 async def test_a_line_that_is_no_message_is_an_invalid_request(pipes: Pipes, name: str) -> None:
     """-32600 without an id, as over HTTP."""
     await pipes.write(json.dumps(NOT_A_MESSAGE[name]).encode() + b"\n" + PING)
@@ -98,14 +99,14 @@ async def test_a_line_that_is_no_message_is_an_invalid_request(pipes: Pipes, nam
     assert messages[1] == {"jsonrpc": "2.0", "id": "p", "result": {}}
 
 
-@pytest.mark.parametrize("name", SHALLOW)
+@for_each("name", SHALLOW)
 async def test_only_real_nesting_is_refused(pipes: Pipes, name: str) -> None:
     """As over every transport."""
     await pipes.write(SHALLOW[name] + b"\n")
     assert (await pipes.answer())["result"] == {}
 
 
-@pytest.mark.parametrize("request_id", IDS, ids=lambda value: repr(value)[:24])
+@for_each("request_id", IDS, ids=lambda value: repr(value)[:24])
 async def test_an_id_comes_back_with_its_type_and_value(pipes: Pipes, request_id: Any) -> None:
     """JSON-RPC 2.0, section 5."""
     await pipes.write(json.dumps(request("ping", id=request_id)).encode() + b"\n")
@@ -130,7 +131,7 @@ async def test_line_ends_may_be_crlf_and_blank_lines_are_passed_over(pipes: Pipe
     await pipes.pong()
 
 
-@pytest.mark.parametrize("size", [LIMIT + 1, 5 * LIMIT])
+@for_each("size", [LIMIT + 1, 5 * LIMIT])
 async def test_a_line_over_the_limit_is_a_parse_error_once_and_the_next_line_is_read(pipes: Pipes, size: int) -> None:
     """What is too long is skipped to its end, in bounded memory."""
     await pipes.write(b"x" * size)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import SECRET
+from cases import for_each
 from wire import Wire, enveloped, request, routing
 
 ERAS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
@@ -23,7 +24,7 @@ async def call(wire: Wire, era: str, name: str, arguments: Any = None) -> tuple[
     return reply.status, reply.message
 
 
-@pytest.mark.parametrize("era", ERAS)
+@for_each("era", ERAS)
 async def test_a_tool_error_is_text_for_the_model(wire: Wire, era: str) -> None:
     """`ToolError`: the whole text, as a result with `isError`."""
     status, message = await call(wire, era, "refuses")
@@ -75,8 +76,8 @@ async def test_a_result_that_a_schema_written_by_hand_forbids_is_an_internal_err
     assert "'items[0].isbn' must be a string, got the integer 9" in caplog.text
 
 
-@pytest.mark.parametrize("era", ERAS)
-@pytest.mark.parametrize(
+@for_each("era", ERAS)
+@for_each(
     ("arguments", "text"),
     [
         (None, "missing 'items'"),

@@ -4,9 +4,8 @@ import asyncio
 import json
 from typing import Any
 
-import pytest
-
 from bad_input.shop import make_shop, stock
+from cases import for_each
 from millstream import Context, Server, Settings
 from millstream._server.questions.open import OVER
 from millstream._transports.memory import MemoryPipe
@@ -153,7 +152,7 @@ def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
     return mcp, left, go
 
 
-@pytest.mark.parametrize(("tool", "questions"), [("leaves", 2), ("fails", 1), ("drops", 1)])
+@for_each(("tool", "questions"), [("leaves", 2), ("fails", 1), ("drops", 1)])
 async def test_questions_that_are_open_when_their_call_ends_are_taken_back_before_its_answer(
     tool: str, questions: int
 ) -> None:
@@ -176,7 +175,7 @@ async def test_questions_that_are_open_when_their_call_ends_are_taken_back_befor
         assert (await talk.hear())["id"] == 2
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_open_questions_are_taken_back_on_the_stream_of_their_call(way: str) -> None:
     """Fixed: as above. The answer of a call stays the last message of its stream."""
     mcp, left, go = forgetful()
@@ -260,7 +259,7 @@ def grown_old(wire: Wire) -> None:
     wire.runtime.streams.beat()
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_a_subscription_whose_stream_is_too_old_ends_with_its_result(way: str) -> None:
     """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the stream just closed."""
     mcp, _ = chatty()

@@ -4,11 +4,10 @@ import base64
 import json
 import re
 
-import pytest
-
 from behaviour.combinations import ALL, EXCLUSIONS, Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import PNG, WAV
+from cases import for_each
 
 STRUCTURED = {
     "point": {"x": 1, "y": 2},
@@ -55,7 +54,7 @@ async def test_ping_is_answered_with_nothing(connect: Connect, combination: Comb
 
 
 @every("requests of its own")
-@pytest.mark.parametrize("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
+@for_each("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
 async def test_a_method_that_was_removed_is_not_found(connect: Connect, combination: Combination, method: str) -> None:
     """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http: 404 over HTTP."""
     client = await connect(combination)
@@ -84,7 +83,7 @@ async def test_text_is_one_text_block_and_nothing_structured(connect: Connect, c
 
 
 @every()
-@pytest.mark.parametrize("tool", STRUCTURED)
+@for_each("tool", STRUCTURED)
 async def test_a_value_is_structured_where_the_revision_has_that(
     connect: Connect, combination: Combination, tool: str
 ) -> None:

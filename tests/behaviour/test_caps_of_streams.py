@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
 from bad_input.shop import make_shop, stock
+from cases import for_each
 from millstream import Context, Server, Settings
 from millstream._http.message import Request
 from millstream._protocol.principal import Principal
@@ -70,7 +69,7 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("kind", STREAMS)
+@for_each("kind", STREAMS)
 async def test_one_address_has_half_of_the_streams_at_most(kind: str) -> None:
     """A fixed defect: anonymous callers were one caller, and one of them could hold every stream that there is."""
     method, path, headers, message = STREAMS[kind]

@@ -12,6 +12,7 @@ from behaviour.exchanges import Http, serve_http
 from behaviour.judge import judge_of
 from behaviour.links import ACCEPT, SseLink
 from behaviour.opening import server_for
+from cases import for_each
 
 JSON = {"content-type": "application/json", "accept": ACCEPT}
 NEW = {"mcp-protocol-version": "2026-07-28"}
@@ -44,7 +45,7 @@ GETS: list[tuple[dict[str, str], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("headers", "status"), GETS, ids=str)
+@for_each(("headers", "status"), GETS, ids=str)
 async def test_a_get_is_told_what_it_lacks(http: Http, headers: dict[str, str], status: int) -> None:
     """Our choice: 405 for 2026-07-28, 400 without a session."""
     reply = await http.fetch("GET", "/mcp", headers)
@@ -61,7 +62,7 @@ async def test_a_get_that_names_nothing_is_the_stream_of_the_first_revision(http
     await link.close()
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@for_each("method", ["GET", "DELETE"])
 async def test_without_sessions_there_is_only_post(sessionless: Http, method: str) -> None:
     """Our choice: 405, with the methods that are allowed."""
     reply = await sessionless.fetch(method, "/mcp", EVENTS)
@@ -72,13 +73,13 @@ async def test_without_sessions_there_is_only_post(sessionless: Http, method: st
 DELETES: list[tuple[dict[str, str], int]] = [(NEW, 405), ({}, 400), ({"mcp-session-id": "x"}, 404)]
 
 
-@pytest.mark.parametrize(("headers", "status"), DELETES, ids=str)
+@for_each(("headers", "status"), DELETES, ids=str)
 async def test_a_delete_needs_a_session(http: Http, headers: dict[str, str], status: int) -> None:
     """MCP 2025-11-25, basic/transports and 2026-07-28, basic/transports/streamable-http."""
     assert (await http.fetch("DELETE", "/mcp", headers)).status == status
 
 
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "HEAD"])
+@for_each("method", ["PUT", "PATCH", "HEAD"])
 async def test_other_methods_are_not_allowed(http: Http, method: str) -> None:
     """RFC 9110 15.5.6: 405 names what is allowed."""
     reply = await http.fetch(method, "/mcp", JSON)
@@ -86,7 +87,7 @@ async def test_other_methods_are_not_allowed(http: Http, method: str) -> None:
     assert {"GET", "POST", "DELETE"} <= set(reply.headers["allow"].replace(" ", "").split(","))
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+@for_each("method", ["GET", "DELETE", "PUT"])
 async def test_the_path_for_messages_takes_posts_only(http: Http, method: str) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse."""
     assert (await http.fetch(method, "/messages/?session_id=x", EVENTS)).status == 405
@@ -130,8 +131,8 @@ BAD_BODIES: list[tuple[str, bytes, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "code"), [each[1:] for each in BAD_BODIES], ids=[each[0] for each in BAD_BODIES])
-@pytest.mark.parametrize("headers", [{}, NEW], ids=["handshake", "per-request"])
+@for_each(("body", "code"), [each[1:] for each in BAD_BODIES], ids=[each[0] for each in BAD_BODIES])
+@for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, str], body: bytes, code: int) -> None:
     """Our choice: never a 500, a hang or a silent 202."""
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers}, body)
@@ -140,8 +141,8 @@ async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, st
     judge_of("2026-07-28").check_message(message)
 
 
-@pytest.mark.parametrize("method", ["tools/call", "initialize", "server/discover"])
-@pytest.mark.parametrize("headers", [{}, NEW], ids=["handshake", "per-request"])
+@for_each("method", ["tools/call", "initialize", "server/discover"])
+@for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
 async def test_a_request_without_an_id_is_not_taken_in_silence(
     http: Http, headers: dict[str, str], method: str
 ) -> None:
@@ -158,7 +159,7 @@ async def test_a_notification_that_nobody_knows_is_taken_and_ignored(http: Http)
     assert (await http.fetch("POST", "/mcp", JSON, body)).status == 202
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("headers", "status"),
     [
         ({"content-type": "text/plain"}, 415),
@@ -208,9 +209,7 @@ LADDER: list[tuple[str, dict[str, Any], dict[str, str], int, int]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("envelope", "headers", "status", "code"), [each[1:] for each in LADDER], ids=[each[0] for each in LADDER]
-)
+@for_each(("envelope", "headers", "status", "code"), [each[1:] for each in LADDER], ids=[each[0] for each in LADDER])
 async def test_the_first_rung_that_breaks_names_the_error(
     http: Http, envelope: dict[str, Any], headers: dict[str, str], status: int, code: int
 ) -> None:

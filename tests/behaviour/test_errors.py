@@ -9,13 +9,14 @@ import pytest
 
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
+from cases import for_each
 from patience import WAIT
 
 BAD_ARGUMENTS = [({}, "a"), ({"a": "many"}, "a"), ({"a": 1, "b": -1}, "b"), ({"a": 1.5}, "a"), ({"a": None}, "a")]
 
 
 @every()
-@pytest.mark.parametrize(("arguments", "named"), BAD_ARGUMENTS, ids=json.dumps)
+@for_each(("arguments", "named"), BAD_ARGUMENTS, ids=json.dumps)
 async def test_bad_arguments_are_told_to_whom_they_concern(
     connect: Connect, combination: Combination, arguments: dict[str, object], named: str
 ) -> None:

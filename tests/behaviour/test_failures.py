@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
 from millstream._server.calls.threads import Threads
 from millstream._transports.memory import MemoryPipe
@@ -166,7 +167,7 @@ async def test_whatever_a_tool_raises_its_call_is_answered_and_the_next_one_too(
     assert not wire.runtime.dispatcher.calls
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("method", "params"),
     [
         ("resources/read", {"uri": "first://word"}),
@@ -211,7 +212,7 @@ async def test_over_a_connection_such_a_tool_is_answered_too() -> None:
         await pipe.close()
 
 
-@pytest.mark.parametrize(("kind", "text"), [("tool", "fix the city"), ("declined", "no, thanks")])
+@for_each(("kind", "text"), [("tool", "fix the city"), ("declined", "no, thanks")])
 async def test_the_only_failure_of_a_task_group_is_told_as_if_there_were_no_group(
     wire: Wire, kind: str, text: str
 ) -> None:
@@ -240,7 +241,7 @@ async def test_a_failure_beside_a_question_wins_over_it(wire: Wire) -> None:
     assert result["content"][0]["text"] == "fix the city"
 
 
-@pytest.mark.parametrize("way", ["cancelled", "timeout"])
+@for_each("way", ["cancelled", "timeout"])
 async def test_a_thread_that_waits_for_an_answer_frees_when_its_call_is_over(way: str) -> None:
     """Our choice: cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed
     out.

@@ -4,10 +4,9 @@ import asyncio
 import json
 from typing import Any
 
-import pytest
-
 from bad_input.shop import make_shop
 from behaviour.test_after_the_answer import FORM, INITIALIZE, Talk
+from cases import for_each
 from millstream import Context, Server
 from wire import POST, Reply, Wire, enveloped, opened_sse, request, routing, wired
 
@@ -64,7 +63,7 @@ async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
     return await asking
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_a_call_that_outlasts_the_stop_is_answered_with_an_error_that_says_so(way: str) -> None:
     """Fixed: the connection was cut, and the client couldn't tell that from a failure of the network."""
     async with wired(endless(), way) as wire:
@@ -73,7 +72,7 @@ async def test_a_call_that_outlasts_the_stop_is_answered_with_an_error_that_says
         assert reply.message["error"]["message"] == STOPPED
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_a_call_of_2026_that_outlasts_the_stop_is_503(way: str) -> None:
     """Fixed: as above. The era has a code of its own for a server that can't do it now."""
     async with wired(endless(), way) as wire:

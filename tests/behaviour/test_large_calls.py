@@ -5,8 +5,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from millstream import Server, Settings
 from millstream._http.budget import ByteBudget
 from millstream._transports.connection import Connection
@@ -80,8 +79,8 @@ SENDERS: dict[str, tuple[Send, int]] = {
 }
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
-@pytest.mark.parametrize(("send", "busy"), SENDERS.values(), ids=SENDERS)
+@for_each("way", ["asgi", "lane"])
+@for_each(("send", "busy"), SENDERS.values(), ids=SENDERS)
 async def test_large_calls_that_wait_are_refused_as_soon_as_they_hold_too_much(way: str, send: Send, busy: int) -> None:
     """A fixed defect: calls were counted and their bodies were not, and each may hold 14 MiB."""
     mcp, release = holding(serve=("rest",))

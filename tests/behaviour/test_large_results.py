@@ -2,9 +2,8 @@
 
 import re
 
-import pytest
-
 from bad_input.shop import make_shop
+from cases import for_each
 from millstream import Context, Server
 from millstream._stores.memory.log import MemoryLog
 from wire import Wire, request, wired
@@ -31,7 +30,7 @@ def narrow(wire: Wire) -> None:
     store.log = MemoryLog(wire.runtime.sweep.clock, ROOM, store.epoch)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("way", ["lane", "asgi"])
+@for_each("way", ["lane", "asgi"])
 async def test_a_result_larger_than_the_event_log_arrives_and_a_resume_is_told_so(way: str) -> None:
     """Fixed defect: the stream was cut, or the reply was 500."""
     async with wired(make_server(), way) as wire:

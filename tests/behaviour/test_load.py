@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from bad_input.shop import make_shop
+from cases import for_each
 from millstream import Context, Server
 from millstream._http.message import Request
 from millstream._protocol.errors import ProtocolError
@@ -153,7 +154,7 @@ async def test_calls_that_wait_for_their_session_keep_to_the_cap(monkeypatch: py
         assert sorted(reply.status for reply in replies) == [200, 200, 503, 503, 503]
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_what_frees_a_full_server_is_never_refused(way: str) -> None:
     """A fixed defect: with every slot waiting for a person, the answer and the cancellation got 503."""
     mcp, _, _ = holding(max_calls=2)
@@ -177,7 +178,7 @@ async def test_what_frees_a_full_server_is_never_refused(way: str) -> None:
         await asking
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_a_full_server_answers_pings(way: str) -> None:
     """A fixed defect: they got 503, and clients take a ping without an answer for a server that's gone."""
     mcp, release, _ = holding(max_calls=2, max_calls_per_caller=2)
@@ -298,7 +299,7 @@ async def test_a_caller_whose_calls_are_over_has_room_again_at_once() -> None:
         await asyncio.gather(*tasks)
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_a_cancelled_call_that_ends_all_the_same_is_not_answered(way: str) -> None:
     """A fixed defect: a tool that swallowed the cancellation had its result sent to a caller who had given up."""
     mcp, started = make_shop(), asyncio.Event()

@@ -2,16 +2,15 @@
 
 from typing import Any
 
-import pytest
-
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
+from cases import for_each
 
 PROGRESS, LOG = "notifications/progress", "notifications/message"
 
 
 @every("notifications")
-@pytest.mark.parametrize("token", [0, "", 7, "a token"], ids=repr)
+@for_each("token", [0, "", 7, "a token"], ids=repr)
 async def test_progress_carries_the_token_of_its_request_and_increases(
     connect: Connect, combination: Combination, token: Any
 ) -> None:
@@ -74,7 +73,7 @@ async def test_a_request_hears_logs_from_its_own_level_up(connect: Connect, comb
 
 
 @every("notifications")
-@pytest.mark.parametrize("tool", ["counts", "counts_in_thread"])
+@for_each("tool", ["counts", "counts_in_thread"])
 async def test_a_streaming_tool_sends_each_value_at_once_and_ends_with_the_last(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
@@ -88,7 +87,7 @@ async def test_a_streaming_tool_sends_each_value_at_once_and_ends_with_the_last(
 
 
 @every()
-@pytest.mark.parametrize("tool", ["counts", "counts_in_thread"])
+@for_each("tool", ["counts", "counts_in_thread"])
 async def test_a_streaming_tool_without_a_token_gives_its_last_value(
     connect: Connect, combination: Combination, tool: str
 ) -> None:

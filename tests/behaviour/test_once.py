@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bad_input.shop import make_shop
+from cases import for_each
 from millstream import Context, Server, ToolError
 from millstream._server.calls.once import once_stored
 from wire import Wire, enveloped, routing, wired
@@ -42,7 +43,7 @@ async def send(wire: Wire, **params: Any) -> Any:
     return (await wire.post(message, routing("tools/call", "buy"))).message["result"]
 
 
-@pytest.mark.parametrize("copies", [2, 5])
+@for_each("copies", [2, 5])
 async def test_copies_of_a_round_charge_once(copies: int) -> None:
     """A fixed defect: each copy ran the effect, and all but one threw its value away."""
     mcp, charged, release = charging()

@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from millstream import Server, Settings, ToolError
 from millstream._transports.memory import MemoryPipe
 from socket_world import ask, hear, world
@@ -109,7 +108,7 @@ async def test_over_a_connection_such_a_tool_is_answered_too_alone_and_in_a_batc
             await pipe.close()
 
 
-@pytest.mark.parametrize("name", TOOLS)
+@for_each("name", TOOLS)
 async def test_a_tool_that_ends_its_own_task_takes_neither_its_connection_nor_another_with_it(name: str) -> None:
     """A fixed defect: the connection was cut instead of answered. Here it's asked twice, with a call beside it."""
     mcp, release = make_server(), asyncio.Event()
@@ -137,7 +136,7 @@ async def test_a_tool_that_ends_its_own_task_takes_neither_its_connection_nor_an
         assert (await held)["content"][0]["text"] == "held"
 
 
-@pytest.mark.parametrize("name", ["cancels_itself", "is_cancelled_by_its_helper"])
+@for_each("name", ["cancels_itself", "is_cancelled_by_its_helper"])
 async def test_under_a_foreign_server_such_a_call_is_answered_before_its_task_ends(name: str) -> None:
     """Our choice: the task is not ours, and whoever cancelled it may be its owner, who waits for the cancellation."""
     mcp = make_server()

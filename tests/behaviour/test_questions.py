@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import pytest
-
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.harness import Json, Refuse
+from cases import for_each
 
 FORMS = {
     "point": ({"x": 5, "y": 6}, "Point(x=5, y=6)"),
@@ -30,7 +29,7 @@ def always(answer: Json) -> Any:
 
 
 @every("questions", "elicitation")
-@pytest.mark.parametrize("kind", FORMS)
+@for_each("kind", FORMS)
 async def test_a_form_gives_a_value_of_the_type_that_was_asked(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
@@ -73,7 +72,7 @@ async def test_declining_and_dismissing_are_told_apart(connect: Connect, combina
 
 
 @every("questions", "elicitation")
-@pytest.mark.parametrize(
+@for_each(
     "answer",
     [{"action": "accept", "content": {"x": "many"}}, {"action": "accept"}, {"action": "shrug"}, {}, {"action": 1}],
     ids=repr,
@@ -104,7 +103,7 @@ async def test_a_client_that_answers_by_an_error_fails_the_call(connect: Connect
 
 
 @every("questions")
-@pytest.mark.parametrize("tool", CAPABILITY)
+@for_each("tool", CAPABILITY)
 async def test_a_client_without_the_capability_is_not_asked(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
@@ -166,7 +165,7 @@ async def test_a_url_travels_in_an_error_where_no_question_can(connect: Connect,
 
 
 @every(over=("sessionless", "json"), until="2025-11-25")
-@pytest.mark.parametrize("tool", ["insists", "samples", "lists_roots", "asks_all"])
+@for_each("tool", ["insists", "samples", "lists_roots", "asks_all"])
 async def test_a_line_that_cannot_ask_says_so_in_the_result(
     connect: Connect, combination: Combination, tool: str
 ) -> None:

@@ -2,12 +2,11 @@
 
 import base64
 
-import pytest
-
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import WAV
 from behaviour.harness import Client, Json
+from cases import for_each
 from millstream import Server, Settings
 
 
@@ -68,7 +67,7 @@ async def test_a_prompt_is_filled_in(connect: Connect, combination: Combination)
 
 
 @every()
-@pytest.mark.parametrize("arguments", [{}, {"name": "Ada", "tone": "loud"}], ids=repr)
+@for_each("arguments", [{}, {"name": "Ada", "tone": "loud"}], ids=repr)
 async def test_bad_arguments_of_a_prompt_are_a_protocol_error(
     connect: Connect, combination: Combination, arguments: Json
 ) -> None:

@@ -17,6 +17,7 @@ from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import JOURNAL
 from behaviour.harness import Client, Json, Reply
+from cases import for_each
 from millstream import Context, Server, Settings
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
@@ -49,7 +50,7 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
 
 
 @every("questions", "elicitation")
-@pytest.mark.parametrize("tool", ["asks_twice", "asks_twice_in_thread"])
+@for_each("tool", ["asks_twice", "asks_twice_in_thread"])
 async def test_an_effect_between_two_questions_happens_once(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
@@ -177,7 +178,7 @@ async def test_only_three_methods_may_be_answered_by_questions(connect: Connect,
     assert reply.result["resultType"] == "complete"
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane"])
+@for_each("way", ["asgi", "lane"])
 async def test_a_call_whose_state_is_too_large_to_travel_fails_with_an_incident(way: str) -> None:
     """A fixed defect: the error escaped from the dispatcher, and over a connection nobody was answered."""
     mcp = Server("large", settings=Settings(key="k" * 40))
@@ -222,8 +223,8 @@ ACCEPTED: Json = {"action": "accept", "content": {"value": "yes"}}
 FORGED = "A" * 80
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane", "pipe"])
-@pytest.mark.parametrize("method", ["tools/call", "prompts/get", "resources/read"])
+@for_each("way", ["asgi", "lane", "pipe"])
+@for_each("method", ["tools/call", "prompts/get", "resources/read"])
 async def test_a_forged_state_is_refused_before_a_function_runs_that_never_asks(way: str, method: str) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: a state that fails verification must be rejected. A fixed defect."""
     mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[str]()
@@ -309,7 +310,7 @@ async def test_arguments_that_differ_in_each_run_do_not_keep_a_call_from_its_end
     assert await ask_with(asks, {"order": {}, "tags": ["b", "a"]}) == "True ['a', 'b'] yes"
 
 
-@pytest.mark.parametrize("way", ["asgi", "lane", "pipe"])
+@for_each("way", ["asgi", "lane", "pipe"])
 async def test_approved_arguments_cannot_be_exchanged_for_others(way: str) -> None:
     """A fixed defect: a field that its model doesn't write was no part of what the state was bound to."""
     mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[int]()

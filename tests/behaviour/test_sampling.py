@@ -3,12 +3,11 @@
 https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints
 """
 
-import pytest
-
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.functions import CONVERSATIONS
 from behaviour.harness import Json
+from cases import for_each
 
 SAMPLE: Json = {"role": "assistant", "content": {"type": "text", "text": "word"}, "model": "m"}
 UNBALANCED = {
@@ -26,7 +25,7 @@ UNBALANCED = {
 
 
 @every("questions")
-@pytest.mark.parametrize("kind", UNBALANCED)
+@for_each("kind", UNBALANCED)
 async def test_a_conversation_whose_tool_results_do_not_balance_is_refused_where_it_was_written(
     connect: Connect, combination: Combination, kind: str
 ) -> None:

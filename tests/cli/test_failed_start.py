@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from patience import WAIT
 from test_structure import sources
 
@@ -79,7 +80,8 @@ def test_a_server_that_cannot_start_says_why_once(
     assert (done.returncode, done.stdout, shown) == (1, "", said.format(file))
 
 
-@pytest.mark.parametrize("path", sources("src"), ids=lambda path: path.stem)
+@pytest.mark.check
+@for_each("path", sources("src"))
 def test_no_text_sends_anybody_to_a_file_that_the_package_does_not_have(path: Path) -> None:
     """A fixed defect: errors named files of the repository, which an installed package has not."""
     tree = ast.parse(path.read_text("utf-8"))

@@ -106,7 +106,7 @@ def asking(registered: dict[str, Any], **changes: str | None) -> dict[str, str]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("changes", "error"),
     [
         ({"response_type": "token"}, "unsupported_response_type"),
@@ -129,7 +129,7 @@ def test_what_is_wrong_goes_back_to_the_client_with_its_state(
     assert (said["error"], said["state"]) == ([error], [asked["state"]])
 
 
-@pytest.mark.parametrize(
+@for_each(
     "changes",
     [{"client_id": "nobody"}, {"client_id": "https://a.example/c.json"}, {"redirect_uri": "https://evil.example/"}],
 )
@@ -191,7 +191,7 @@ async def test_a_code_counts_once_and_for_its_client_verifier_and_secret_only(
         assert "access_token" in (await http.post("/token", data=refresh)).json()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("metadata", "error"),
     [
         ({"redirect_uris": ["javascript:alert(1)"]}, "invalid_redirect_uri"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from cases import for_each
 from millstream import Client
 from millstream.client._errors import ClientError
 from patience import WAIT
@@ -51,7 +52,7 @@ async def test_a_program_run_directly_serves_stdio(programs: Path) -> None:
         assert (await client.call("add", a="3", b=4)).text == "7"
 
 
-@pytest.mark.parametrize("name", ["stateful.py", "stateless.py"])
+@for_each("name", ["stateful.py", "stateless.py"])
 async def test_a_program_serves_streamable_http(programs: Path, name: str) -> None:
     """The page's two servers, started by their last line."""
     with started(programs, name) as port:
@@ -92,7 +93,7 @@ async def test_a_program_serves_http_sse(programs: Path) -> None:
             assert (await client.call("greet", name="Azure OpenAI")).text == "Hello Hello, Azure OpenAI!"
 
 
-@pytest.mark.parametrize("by_command", [False, True], ids=["run()", "millstream run"])
+@for_each("by_command", [False, True], ids=["run()", "millstream run"])
 async def test_a_program_serves_routes_of_its_own_in_place_of_ours(programs: Path, by_command: bool) -> None:
     """`custom_route`: whoever serves the program serves them."""
     with started(programs, "own_routes.py", by_command=by_command) as port:

@@ -7,8 +7,7 @@ import base64
 import json
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from examples import everything
 
 MCP = everything.mcp
@@ -87,7 +86,7 @@ async def test_progress_comes_before_the_result_in_order(connect: Any, revision:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tool", QUESTIONS)
+@for_each("tool", QUESTIONS)
 async def test_tools_that_ask_answer_alike_on_every_revision(connect: Any, asking_revision: str, tool: str) -> None:
     """Our choice, write once: the same function, asked by requests or by rounds."""
     _, text = QUESTIONS[tool]
@@ -95,7 +94,7 @@ async def test_tools_that_ask_answer_alike_on_every_revision(connect: Any, askin
         assert await client.text(tool, **ARGUMENTS.get(tool, {})) == text
 
 
-@pytest.mark.parametrize("tool", [tool for tool, (keys, _) in QUESTIONS.items() if keys])
+@for_each("tool", [tool for tool, (keys, _) in QUESTIONS.items() if keys])
 async def test_questions_have_the_keys_that_the_suite_knows(connect: Any, tool: str) -> None:
     """Our choice."""
     async with connect(MCP, NEWEST) as client:

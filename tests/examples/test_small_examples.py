@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-import pytest
-
+from cases import for_each
 from examples import bookshop, greet, hub
 
 
@@ -52,7 +51,7 @@ async def test_the_bookshop_has_books_reviews_and_completion(connect: Any, revis
         assert completed["completion"]["values"] == ["9780261103573"]
 
 
-@pytest.mark.parametrize(("tool", "result"), [("add_numbers", 15), ("multiply_numbers", 50)])
+@for_each(("tool", "result"), [("add_numbers", 15), ("multiply_numbers", 50)])
 async def test_the_hub_calculates_and_streams_when_asked(connect: Any, revision: str, tool: str, result: int) -> None:
     """The sums of the earlier program, with ``stream`` as its option."""
     async with connect(hub.mcp, revision) as client:
@@ -62,7 +61,7 @@ async def test_the_hub_calculates_and_streams_when_asked(connect: Any, revision:
         assert [each["params"]["progress"] for each in client.notifications] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("tool", "a", "b"), [
+@for_each(("tool", "a", "b"), [
     ("add_numbers", 10**400, 1), ("add_numbers", 10**400, 0.5), ("add_numbers", 1.7e308, 1.7e308),
     ("multiply_numbers", 10**200, 10**200), ("multiply_numbers", 1e300, 1e300),
 ])  # fmt: skip

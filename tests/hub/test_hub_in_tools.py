@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Context, Server, SyncContext
 from wire import Wire, request, wired
 
@@ -53,8 +54,8 @@ async def test_a_def_tool_publishes_before_it_goes_on(wire: Wire) -> None:
     assert [event.data for event in await hub.history("$client.ann")] == [b"a message"]
 
 
-@pytest.mark.parametrize("name", ["say", "shout"])
-@pytest.mark.parametrize(
+@for_each("name", ["say", "shout"])
+@for_each(
     ("channel", "text", "message"),
     [
         ("a b", "x", "channel"),

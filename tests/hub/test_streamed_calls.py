@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from cases import for_each
 from millstream import Context, Server
 from millstream._transports.hub_routes import HubRoutes
 from patience import WAIT
@@ -69,8 +70,8 @@ async def test_the_caller_names_its_stream(server: Server, where: str) -> None:
     assert result == reply.json()
 
 
-@pytest.mark.parametrize("path", ["/mcp/tools/call", "/tools/add"])
-@pytest.mark.parametrize("client_id", [b"a b", b"*", b"x" * 200, b"a..b", b"\xff"], ids=len)
+@for_each("path", ["/mcp/tools/call", "/tools/add"])
+@for_each("client_id", [b"a b", b"*", b"x" * 200, b"a..b", b"\xff"], ids=len)
 async def test_a_client_id_that_cannot_be_one_is_refused(server: Server, path: str, client_id: bytes) -> None:
     """Our choice: a clear error in the dialect that asked. A fixed defect: REST said 409, as if the tool had
     refused.
@@ -119,7 +120,7 @@ async def test_a_plain_rest_caller_without_an_id_is_told_where_to_listen(server:
     assert any("/mcp/sse/" in value for value in reply.headers.values())
 
 
-@pytest.mark.parametrize("client_id", ["q?x=1", "a/b", "50%", "x#y", "ä"])
+@for_each("client_id", ["q?x=1", "a/b", "50%", "x#y", "ä"])
 async def test_the_address_of_a_stream_leads_to_that_client(server: Server, client_id: str) -> None:
     """RFC 3986 §2.4: an id in a path is percent-encoded; `/mcp/sse/q?x=1` would be the stream of another client."""
     async with client(server) as http:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cases import for_each
 from four_workers import FOUR, ON_FOUR, four
 from http_peer import HEAD, WAIT, Peer, Running, ToyApp, serve
 from millstream._config import Settings
@@ -39,7 +40,7 @@ async def _pour(peer: Peer, piece: bytes, times: int) -> None:
         return
 
 
-@pytest.mark.parametrize("size", [4 * MIB + 1, 1024 * MIB, 10**15])
+@for_each("size", [4 * MIB + 1, 1024 * MIB, 10**15])
 async def test_a_declared_gibibyte_is_413_before_it_is_read(server: Running, size: int) -> None:
     """The Content-Length says it all."""
     peer = await server.connect()

@@ -55,7 +55,7 @@ async def test_only_the_exact_paths_reach_the_endpoint(way: str) -> None:
             assert await status(wire, target) in (400, 404), target
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@for_each("target", TARGETS)
 @SOCKETS
 async def test_a_target_that_is_no_path_does_not_choose_the_host(way: str, target: str) -> None:
     """A target in absolute form, or one that would poison a URL built from it, is refused or served as its path."""

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
+from cases import for_each
 from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Desks, Known, Reply, authorization, desk_on
 from millstream import auth
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, User
@@ -92,7 +93,7 @@ async def test_a_client_cannot_skip_the_page_by_sending_the_form_itself(desk: De
     assert (await victim.send({"ticket": page.ticket, "answer": "allow"}, origin="https://evil.example")).status == 403
 
 
-@pytest.mark.parametrize("uri", [
+@for_each("uri", [
     EVIL, f"{BACK}.evil.example", f"{BACK}/../evil", f"{BACK}?next=https://evil.example", f"{BACK}#x",
     "https://app.example.com",
     "https://app.example.com@evil.example/back", "https://app.example.com\\@evil.example/back", "//evil.example", "",
@@ -148,7 +149,7 @@ async def test_whoever_sends_themselves_away_again_and_again_displaces_nobody_el
     assert (await back_from(victim, link)).status == 303
 
 
-@pytest.mark.parametrize("name", ["code", "state", "iss", "error", "c%6fde", "code=x&a", "error_description"])
+@for_each("name", ["code", "state", "iss", "error", "c%6fde", "code=x&a", "error_description"])
 async def test_an_address_to_return_to_has_no_part_of_an_answer(desk: Desk, name: str) -> None:
     """A fixed defect: somebody registered another client's address with a code or `iss` of their own in its query, and
     the answer had that twice. Many programs take the first one (RFC 6749 §3.1: no parameter is there twice).

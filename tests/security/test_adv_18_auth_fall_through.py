@@ -24,7 +24,7 @@ async def test_no_value_of_authorization_is_worth_more_than_none(value: str, way
         assert b"tools" not in reply.body
 
 
-@pytest.mark.parametrize("name", ["x-upstream-authorization", "x-forwarded-user", "x-remote-user",
+@for_each("name", ["x-upstream-authorization", "x-forwarded-user", "x-remote-user",
                                   "x-auth-request-user", "x-api-key", "x-user",
                                   "x-original-authorization"])  # fmt: skip
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from issuing_world import BACK, ONE_AND_FOUR, Browser, Desk, Known, desk_on
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
@@ -67,7 +68,7 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize("kind", ONE_AND_FOUR)
-@pytest.mark.parametrize("payload", PAYLOADS)
+@for_each("payload", PAYLOADS)
 async def test_what_anybody_says_is_text_on_every_page(payload: str, kind: str) -> None:
     """Names of clients, servers, scopes, people and upstreams; what was typed; what failed."""
     people = Known()
@@ -95,7 +96,7 @@ async def look_around(desk: Desk, payload: str) -> None:
     check(await browser.open(id, redirect_uri=payload))
 
 
-@pytest.mark.parametrize("uri", [
+@for_each("uri", [
     f"{BACK};script-src", f"{BACK}?a;b,c", "https://a.example;script-src 'unsafe-inline'/", "https://a.example,x/",
     "com.example.app:/x;y",
     "http://[::1]:5/x;default-src *", "https://'self'/",

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cases import for_each
 from four_workers import FOUR, ON_FOUR, four
 from http_peer import HEAD, Running, ToyApp, serve
 from millstream._config import Settings
@@ -89,7 +90,7 @@ CORPUS = {
 }
 
 
-@pytest.mark.parametrize("message", CORPUS.values(), ids=CORPUS.keys())
+@for_each("message", CORPUS.values(), ids=CORPUS.keys())
 async def test_ambiguous_framing_ends_the_connection_and_smuggles_nothing(
     server: Running, record: Record, message: bytes
 ) -> None:

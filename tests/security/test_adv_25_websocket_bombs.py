@@ -41,7 +41,7 @@ async def test_a_compressed_bomb_is_a_protocol_error(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("payload", [b"", b"x"])
+@for_each("payload", [b"", b"x"])
 async def test_a_message_of_too_many_fragments_is_ended(payload: bytes, way: str) -> None:
     """CVE-2026-12151: empty fragments cost their sender six bytes and would never reach a limit of size."""
     async with world(way) as app:
@@ -116,7 +116,7 @@ async def test_who_asks_and_never_reads_is_not_served_on() -> None:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-@pytest.mark.parametrize("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+@for_each("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
 async def test_an_upgrade_with_a_body_is_refused(body: bytes, way: str) -> None:
     """CVE-2026-69243: a second request hidden in the body of an upgrade reaches nobody."""
     async with world(way) as app:

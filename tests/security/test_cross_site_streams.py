@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from four_workers import FOUR, FRIEND, ON_FOUR, SIGNED_IN
 from millstream import Server, Settings
 from wire import POST, Wire, wired
@@ -55,7 +56,7 @@ async def _begun_over_asgi(wire: Wire, path: str, headers: dict[str, str]) -> in
 
 
 @WAYS
-@pytest.mark.parametrize("path", STREAMS)
+@for_each("path", STREAMS)
 async def test_a_stream_is_refused_to_a_page_of_another_site(path: str, way: str) -> None:
     """Fixed: ``<img src=".../mcp/sse/alice">`` took over the stream of Alice, and ``/events`` announced a member."""
     async with wired(make_server(), way) as wire:
@@ -71,7 +72,7 @@ async def test_a_stream_is_refused_to_a_page_of_another_site(path: str, way: str
 
 
 @WAYS
-@pytest.mark.parametrize("path", STREAMS)
+@for_each("path", STREAMS)
 async def test_pages_of_this_site_allowed_origins_and_programs_get_the_stream(path: str, way: str) -> None:
     """Who types the address, who runs curl, and whom the settings name."""
     async with wired(make_server(), way) as wire:

@@ -6,6 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from cases import for_each
 from millstream import Server
 from millstream._app.here_only import Bind
 
@@ -31,7 +32,7 @@ def client(app: Any, peer: tuple[str, int]) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=peer), base_url="http://127.0.0.1")
 
 
-@pytest.mark.parametrize("path", HERE_ONLY)
+@for_each("path", HERE_ONLY)
 async def test_a_public_bind_answers_403(server: Server, path: str) -> None:
     """Our choice: only on loopback binds."""
     server.runtimes.bind = Bind(loopback=False)
@@ -40,7 +41,7 @@ async def test_a_public_bind_answers_403(server: Server, path: str) -> None:
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
 
 
-@pytest.mark.parametrize("path", HERE_ONLY)
+@for_each("path", HERE_ONLY)
 async def test_under_a_foreign_server_the_peer_decides(server: Server, path: str) -> None:
     """docs/reference/routes.md: where nobody said what the server is bound to."""
     async with client(server, OUTSIDE) as http:
@@ -59,8 +60,8 @@ FORWARDED = {
 }
 
 
-@pytest.mark.parametrize("bind", [None, True])
-@pytest.mark.parametrize("name", FORWARDED)
+@for_each("bind", [None, True])
+@for_each("name", FORWARDED)
 async def test_a_proxy_on_the_same_machine_does_not_make_pages_public(
     server: Server, name: str, bind: bool | None
 ) -> None:
@@ -96,7 +97,7 @@ async def test_publishing_over_a_socket_is_for_this_machine_as_it_is_over_http(s
     assert '"error"' in said[-1]
 
 
-@pytest.mark.parametrize(("peer", "expected"), [(HERE, True), (OUTSIDE, False)])
+@for_each(("peer", "expected"), [(HERE, True), (OUTSIDE, False)])
 async def test_under_a_foreign_server_the_peer_decides_about_pages_of_loopback_origins_too(
     server: Server, peer: tuple[str, int], expected: bool
 ) -> None:

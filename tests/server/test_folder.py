@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Client, Context, Server
 from millstream._app import folder as offered
 from millstream._app.folder import Folder
@@ -32,7 +33,7 @@ def place(tmp_path: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
+@for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
 async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, revision: str) -> None:
     """Our choice: a list, a template for the files, and completion of the path."""
     mcp = Server("docs")
@@ -59,7 +60,7 @@ async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, 
         assert (text.uri, text.text) == ("docs://in/a%20b.md", "# Start")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "path",
     ["../secret.txt", "..%2Fsecret.txt", "%2e%2e/secret.txt", "guide/../../secret.txt", "out.txt", "up/secret.txt",
      ".env", "%2Eenv", ".git/config", "seen.txt", "loop", "guide", "guide/", "/etc/passwd", "%2Fetc%2Fpasswd", "a%00b",

@@ -49,8 +49,8 @@ def make_server() -> Server:
 
 
 @pytest.mark.parametrize("way", ["asgi", pytest.param("lane", marks=pytest.mark.server)])
-@pytest.mark.parametrize("tool", ["meta", "slow_meta"])
-@pytest.mark.parametrize("filler", ["", "x" * 20_000], ids=["small", "large"])
+@for_each("tool", ["meta", "slow_meta"])
+@for_each("filler", ["", "x" * 20_000], ids=["small", "large"])
 async def test_a_function_sees_the_meta_of_its_request_whichever_way_it_came(way: str, tool: str, filler: str) -> None:
     """MCP 2025-11-25, basic, `_meta`: however the call was read, and also if its arguments are let go of."""
     arguments = {"filler": filler}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Annotations, Server, Settings
 
 
@@ -30,7 +31,7 @@ REGISTER: dict[str, Callable[[Server, dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("kind", "option"),
     [("tool", "timout"), ("tool", "read_only"), ("resource", "mimetype"), ("prompt", "titel"), ("prompt", "timeout")],
 )
@@ -42,7 +43,7 @@ def test_a_misspelled_option_of_a_decorator_is_a_type_error(mcp: Server, kind: s
     assert not mcp.registry.prompts
 
 
-@pytest.mark.parametrize("kind", REGISTER)
+@for_each("kind", REGISTER)
 def test_a_second_registration_of_a_name_is_refused_until_the_first_is_removed(mcp: Server, kind: str) -> None:
     """A fixed defect: the second one replaced the first without a word."""
     REGISTER[kind](mcp, {})
@@ -52,15 +53,15 @@ def test_a_second_registration_of_a_name_is_refused_until_the_first_is_removed(m
     REGISTER[kind](mcp, {})
 
 
-@pytest.mark.parametrize("kind", REGISTER)
-@pytest.mark.parametrize("name", ["", " "])
+@for_each("kind", REGISTER)
+@for_each("name", ["", " "])
 def test_an_empty_name_is_refused(mcp: Server, kind: str, name: str) -> None:
     """A name is how clients ask for it; the function's own name is for when none is given."""
     with pytest.raises(ValueError, match=f"nothing: the name given for this {kind} is empty"):
         REGISTER[kind](mcp, {"name": name})
 
 
-@pytest.mark.parametrize("uri", ["nocolon", "", "/books/1", "1book://x", ":x", "books/{isbn}"])
+@for_each("uri", ["nocolon", "", "/books/1", "1book://x", ":x", "books/{isbn}"])
 def test_a_uri_without_a_scheme_is_refused(mcp: Server, uri: str) -> None:
     """RFC 3986 §3: a URI begins with its scheme; the schemas have `format: uri`."""
 
@@ -147,7 +148,7 @@ async def test_a_removed_prompt_takes_its_completers_along(mcp: Server) -> None:
         pass
 
 
-@pytest.mark.parametrize("option", ["input_schema", "output_schema"])
+@for_each("option", ["input_schema", "output_schema"])
 def test_a_schema_written_by_hand_that_is_none_is_refused_and_the_tool_named(mcp: Server, option: str) -> None:
     """At once: nobody should meet it in a call."""
     schema = {"type": "object", "properties": {"age": {"type": "int"}}}
@@ -211,7 +212,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "text"), WRONG)
+@for_each(("kind", "options", "text"), WRONG)
 def test_a_wrong_value_of_an_option_is_refused_with_what_is_right(
     mcp: Server, kind: str, options: dict[str, Any], text: str
 ) -> None:
@@ -227,7 +228,7 @@ def test_annotations_may_be_a_dict_of_names_on_the_wire(mcp: Server) -> None:
     assert mcp.registry.tools["nothing"].describe()["annotations"] == {"readOnlyHint": True, "title": "T"}
 
 
-@pytest.mark.parametrize("name", ["a,b", "has space", "ü", "my tool!", "a" * 129, "a/b"])
+@for_each("name", ["a,b", "has space", "ü", "my tool!", "a" * 129, "a/b"])
 def test_a_tool_name_that_some_clients_cannot_call_is_registered_with_a_warning(mcp: Server, name: str) -> None:
     """2025-11-25, server/tools, Tool Names: 1 to 128 ASCII letters, digits, underscores, hyphens and dots."""
     with pytest.warns(UserWarning, match="use 1 to 128 ASCII letters, digits, underscores, hyphens and dots") as caught:
@@ -236,7 +237,7 @@ def test_a_tool_name_that_some_clients_cannot_call_is_registered_with_a_warning(
     assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("name", ["a", "A.b-c_9", "a" * 128])
+@for_each("name", ["a", "A.b-c_9", "a" * 128])
 def test_a_tool_name_that_every_client_can_call_is_registered_without_a_word(mcp: Server, name: str) -> None:
     """The same section; warnings are errors here."""
     mcp.tool(name=name)(nothing)
@@ -262,7 +263,7 @@ def test_a_method_without_its_object_is_refused(mcp: Server) -> None:
     assert list(mcp.registry.tools["buy"].describe()["inputSchema"]["properties"]) == ["book"]
 
 
-@pytest.mark.parametrize("kind", REGISTER)
+@for_each("kind", REGISTER)
 def test_a_context_without_an_annotation_is_refused(mcp: Server, kind: str) -> None:
     """A fixed defect: ``ctx`` became a required argument in silence."""
 
@@ -351,7 +352,7 @@ def test_a_capability_that_a_client_can_have_is_required_without_a_word(mcp: Ser
     mcp.tool(requires=requires)(nothing)
 
 
-@pytest.mark.parametrize("keyword", ["additionalProperties", "unevaluatedProperties"])
+@for_each("keyword", ["additionalProperties", "unevaluatedProperties"])
 def test_a_schema_by_hand_that_refuses_what_the_function_needs_is_refused(mcp: Server, keyword: str) -> None:
     """A fixed defect: every call that the schema allows failed for lack of it."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from app_peer import ask
+from cases import for_each
 from millstream import Principal, Server, Settings, ToolError, auth
 from millstream._protocol.revisions import ALL, NEWEST
 from millstream.testing import Failure, TestClient, connect
@@ -86,7 +87,7 @@ HIDDEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @REVISIONS
-@pytest.mark.parametrize("why", ["not visible", "disabled"])
+@for_each("why", ["not visible", "disabled"])
 async def test_what_is_hidden_answers_exactly_as_what_is_not_there(revision: str, why: str) -> None:
     """docs/reference/server.md: nobody learns that it exists."""
     mcp = shop()

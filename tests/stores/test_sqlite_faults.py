@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
+from generated import NIGHTLY
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
 from millstream._stores.sqlite import writer as sqlite_writer
@@ -27,7 +28,7 @@ from millstream._stores.sqlite.location import locate
 from millstream._stores.sqlite.store import SqliteStore
 from store_parts import TTL, append, data_of, read_all
 
-CYCLES = int(os.environ.get("STORE_CYCLES", "4"))
+CYCLES = int(os.environ.get("STORE_CYCLES", "30" if NIGHTLY else "2"))
 """Of kill -9 and of failing synchronization; `make chaos` does 200."""
 OF_ONE_FILE = 20
 """Cycles that one file lives through: each failure reads all of it, so a file for all of them would take hours."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app_peer import ask
+from cases import for_each
 from millstream import Server, Settings
 from millstream._app.here_only import Bind
 from millstream._app.runtime import Runtime
@@ -148,9 +149,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "headers", "line"), REFUSED, ids=[f"{each[0]}-{each[3][2]}" for each in REFUSED]
-)
+@for_each(("path", "body", "headers", "line"), REFUSED, ids=[f"{each[0]}-{each[3][2]}" for each in REFUSED])
 async def test_what_is_refused_before_it_is_a_call_is_told_with_what_went_wrong(
     capture: pytest.CaptureFixture[str], path: str, body: bytes, headers: dict[str, str], line: tuple[str, ...]
 ) -> None:

@@ -280,8 +280,8 @@ async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:
     assert adapter.unfinished.held == 0
 
 
-@pytest.mark.parametrize("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
-@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
+@for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
+@for_each("path", [b"/echo", b"/exact"])
 async def test_all_unfinished_bodies_together_have_a_cap(start: Start, head: bytes, path: bytes) -> None:
     """Our choice: 256 MiB; who brings more is told to try again, and the room comes back."""
     server = await start(max_unfinished=500, max_body=250)

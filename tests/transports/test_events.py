@@ -148,7 +148,7 @@ async def test_every_subscriber_hears_every_publication_once_in_order_as_a_plain
         assert stream.last_id == reply["id"]
 
 
-@pytest.mark.parametrize("how", ["header", "query"])
+@for_each("how", ["header", "query"])
 async def test_a_reconnect_with_the_last_event_id_misses_nothing(lane: bool, how: str) -> None:
     """HTML standard §9.2.3; the query serves a page that is loaded anew."""
     async with world(lane) as here:
@@ -264,7 +264,7 @@ async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: 
         await here.subscribers(1)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("asked", "body", "extra", "status", "text"),
     [
         ("GET /events?channel=secret", b"", b"", 403, "secret"),
@@ -392,7 +392,7 @@ async def test_a_client_id_with_blanks_is_a_clear_error() -> None:
         assert (await here.ask("GET", "/mcp/sse/"))[0] == 404
 
 
-@pytest.mark.parametrize("query", ["channel=%ff", "client_id=a%ff", "client_id=a&name=%c3"])
+@for_each("query", ["channel=%ff", "client_id=a%ff", "client_id=a&name=%c3"])
 async def test_a_name_that_is_no_utf_8_is_refused(lane: bool, query: str) -> None:
     """A fixed defect: everybody who sent one shared the channel or mailbox of U+FFFD."""
     async with world(lane) as here:

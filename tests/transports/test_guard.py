@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
+from cases import for_each
 from guard_peer import Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, Peer, request, serve
 from millstream._config import Settings
@@ -29,7 +30,7 @@ async def start() -> AsyncIterator[Start]:
 # Time.
 
 
-@pytest.mark.parametrize("data", [b"P", b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Slow:"])
+@for_each("data", [b"P", b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Slow:"])
 async def test_headers_that_do_not_come_are_408(start: Start, data: bytes) -> None:
     """Slowloris: a request line or header section has its time."""
     peer = await (await start(header_timeout=0.1)).connect(data)
@@ -110,7 +111,7 @@ async def test_replies_that_are_not_read_stop_the_reading_of_requests(start: Sta
 
 
 @PATHS
-@pytest.mark.parametrize("hosts", [b"", HEAD + HEAD, HEAD + b"Host: localhost\r\n", b"Host: a b\r\n", b"Host:\r\n"])
+@for_each("hosts", [b"", HEAD + HEAD, HEAD + b"Host: localhost\r\n", b"Host: a b\r\n", b"Host:\r\n"])
 async def test_a_request_needs_exactly_one_valid_host(start: Start, path: str, hosts: bytes) -> None:
     """RFC 9112 §3.2; uvicorn with httptools answers 200 to none and to two."""
     peer = await (await start()).connect()
@@ -162,8 +163,8 @@ async def test_connections_of_one_address_have_a_cap_of_their_own(start: Start) 
     assert (await third.reply())[0] == 200
 
 
-@pytest.mark.parametrize("cap", [{"max_connections": 1}, {"max_connections_per_address": 1}])
-@pytest.mark.parametrize("head_only", [False, True])
+@for_each("cap", [{"max_connections": 1}, {"max_connections_per_address": 1}])
+@for_each("head_only", [False, True])
 async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
     start: Start, cap: dict[str, int], head_only: bool
 ) -> None:

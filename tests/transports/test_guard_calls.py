@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cases import for_each
 from guard_peer import Start, echo, guarded, held, refused
 from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
 from millstream._config import Settings
@@ -179,9 +180,7 @@ async def test_shutdown_finishes_calls_ends_streams_and_closes_the_rest() -> Non
         peer.close()
 
 
-@pytest.mark.parametrize(
-    ("trusted", "expected"), [("127.0.0.1", b"203.0.113.9 https"), ("198.51.100.1", b"127.0.0.1 http")]
-)
+@for_each(("trusted", "expected"), [("127.0.0.1", b"203.0.113.9 https"), ("198.51.100.1", b"127.0.0.1 http")])
 async def test_a_trusted_proxy_says_who_the_peer_is(start: Start, trusted: str, expected: bytes) -> None:
     """From trusted addresses only, read by the fast head reader and by the parser."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from guard_peer import Start, guarded, held, refused
 from http_peer import HEAD, WAIT, Peer, request
 from millstream._http.message import Handler, Request, Response
@@ -38,7 +39,7 @@ async def test_more_than_a_hundred_headers_are_431(start: Start, path: str) -> N
 
 
 @PATHS
-@pytest.mark.parametrize("pieces", [1, 7])
+@for_each("pieces", [1, 7])
 async def test_a_header_section_above_64_kib_is_431(start: Start, path: str, pieces: int) -> None:
     """Our choice, however it is cut."""
     peer = await (await start()).connect()
@@ -69,7 +70,7 @@ async def _pour(peer: Peer, piece: bytes, times: int) -> None:
         return
 
 
-@pytest.mark.parametrize("body", [b"3\r\nabc\r\n0\r\nX: ", b"3;x="])
+@for_each("body", [b"3\r\nabc\r\n0\r\nX: ", b"3;x="])
 async def test_trailers_and_chunk_extensions_without_end_are_431(start: Start, body: bytes) -> None:
     """They are counted as bytes that bring the body no further."""
     peer = await (await start()).connect()
@@ -108,7 +109,7 @@ async def test_a_target_above_8_kib_is_414(start: Start) -> None:
         await refused(peer, 414)
 
 
-@pytest.mark.parametrize("target", [b"http://127.0.0.1", b"evil.com:443", b"/%ff/\xff"])
+@for_each("target", [b"http://127.0.0.1", b"evil.com:443", b"/%ff/\xff"])
 async def test_a_target_that_is_no_path_is_400(start: Start, target: bytes) -> None:
     """The answer is neither silence nor a 500."""
     peer = await (await start()).connect()

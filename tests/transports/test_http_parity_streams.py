@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cases import for_each
 from http_peer import WAIT, request
 from millstream._http.message import STREAM_HEAD, Request, Response
 from parity_peer import Start, parity
@@ -90,7 +91,7 @@ async def test_a_peer_that_leaves_ends_its_stream(start: Start) -> None:
     assert closed.empty()
 
 
-@pytest.mark.parametrize("streams", [False, True])
+@for_each("streams", [False, True])
 async def test_a_peer_that_leaves_cancels_a_handler_that_wants_it(start: Start, streams: bool) -> None:
     """2026-07-28: a disconnect is a cancel."""
     began, ended = asyncio.Event(), asyncio.Event()

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from cases import for_each
 from millstream._config import Settings
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Response
@@ -186,7 +187,7 @@ def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: Connec
     assert connection.fate == "aborted"
 
 
-@pytest.mark.parametrize("phase", [NEW, IDLE])
+@for_each("phase", [NEW, IDLE])
 def test_whoever_is_closed_and_still_there_at_the_next_sweep_is_dropped(
     guard: ConnectionGuard, loop: Loop, phase: int
 ) -> None:
@@ -262,7 +263,7 @@ def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("many", [5_000, 100_000])
+@for_each("many", [5_000, 100_000])
 def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: ConnectionGuard, loop: Loop, many: int) -> None:
     """They take less than a second, so that the time that a peer has is kept."""
     crowd = [Connection(HEAD) for _ in range(many)]

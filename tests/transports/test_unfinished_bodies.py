@@ -40,7 +40,7 @@ async def connect(port: int, address: str) -> Peer:
     return Peer(*await asyncio.open_connection(sock=sock))
 
 
-@pytest.mark.parametrize("path", [b"/echo", b"/exact"])
+@for_each("path", [b"/echo", b"/exact"])
 async def test_one_address_has_half_of_the_room_for_unfinished_bodies(start: Start, path: bytes) -> None:
     """A fixed defect: one peer could take all of it, and everybody else with a body in two pieces got 503."""
     server = await start(max_unfinished=400, max_body=200)

@@ -43,7 +43,7 @@ async def texts(server: Server, *paths: str, **more: Any) -> Any:
 
 
 @LANES
-@pytest.mark.parametrize(("serve", "target"), [("web", "inspect"), ("rest", "docs")])
+@for_each(("serve", "target"), [("web", "inspect"), ("rest", "docs")])
 async def test_the_address_alone_leads_to_a_page(serve: str, target: str, *, lane: bool) -> None:
     """Our choice; RFC 9110 §15.4.4."""
     asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", f"/{target}")]

@@ -12,7 +12,7 @@ from millstream._app.serving.workers.supervisor import STARTS
 from patience import WAIT
 from workers_world import PROGRAM, Client, Served, call, kill, until_async, workers
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 WAITING = """
     number = 1

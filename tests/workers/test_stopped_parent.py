@@ -8,7 +8,7 @@ import pytest
 
 from workers_world import PROGRAM, until, workers
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 SOON = """
 import msgspec
 from millstream._stores.local import store as local_store

@@ -55,7 +55,7 @@ def batch(desk: Desk) -> Desk:
     return Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS, scopes=["orders:read"])])
 
 
-@pytest.mark.parametrize("audience", [URL, f"{URL}/token", [URL]])
+@for_each("audience", [URL, f"{URL}/token", [URL]])
 async def test_a_client_proves_itself_by_a_signature_each_of_which_counts_once(batch: Desk, audience: Any) -> None:
     """RFC 7523 §3; replays are refused."""
     proof = assertion(aud=audience)
@@ -64,7 +64,7 @@ async def test_a_client_proves_itself_by_a_signature_each_of_which_counts_once(b
     assert (again.status, again.error) == (401, "invalid_client")
 
 
-@pytest.mark.parametrize("changes", [
+@for_each("changes", [
     {"iss": "other"}, {"sub": "other"}, {"aud": "https://other.example"}, {"aud": [URL, "https://other.example"]},
     {"aud": None},
     {"exp": 1}, {"exp": None}, {"exp": "soon"}, {"exp": 9e12}, {"nbf": 9e12}, {"iat": 9e12}, {"jti": None},
@@ -79,7 +79,7 @@ async def test_a_proof_of_somebody_else_for_somebody_else_or_of_another_time_is_
     assert (reply.status, reply.error) == (401, "invalid_client")
 
 
-@pytest.mark.parametrize("typ", [
+@for_each("typ", [
     "JWT", "jwt", "client-authentication+jwt", "dpop+jwt", "at+jwt", "oauth-id-jag+jwt", "logout+jwt", "application/x",
 ])  # fmt: skip
 async def test_what_a_client_has_signed_for_something_else_does_not_show_who_it_is(batch: Desk, typ: str) -> None:
@@ -97,7 +97,7 @@ async def test_a_client_with_keys_cannot_do_without_them_nor_name_another(batch:
     assert (await prove(batch, assertion(), client_secret="x")).status == 400
 
 
-@pytest.mark.parametrize(("key", "alg"), [
+@for_each(("key", "alg"), [
     (KEY, "ES256"), (RSAKey.generate_key(2048), "RS256"), (OKPKey.generate_key("Ed25519"), "Ed25519"),
 ])  # fmt: skip
 async def test_a_clients_key_may_be_the_public_pem_that_tools_make(desk: Desk, key: Any, alg: str) -> None:

@@ -51,7 +51,7 @@ async def test_a_client_registers_and_gets_back_what_was_understood(every_store:
     assert (await desk.token(said["client_id"], code, client_secret=said["client_secret"])).status == 200
 
 
-@pytest.mark.parametrize(("said", "error"), [
+@for_each(("said", "error"), [
     ({"redirect_uris": ["javascript:alert(1)"]}, "invalid_redirect_uri"),
     ({"redirect_uris": []}, "invalid_redirect_uri"),
     ({"redirect_uris": [BACK] * 17}, "invalid_redirect_uri"), ({"redirect_uris": BACK}, "invalid_redirect_uri"),
@@ -78,7 +78,7 @@ async def test_what_no_client_can_be_is_not_registered(desk: Desk, said: Any, er
     assert await desk.services.store.kv.keys("oauth-new:") == []
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+@for_each("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
 async def test_registration_takes_json_only(desk: Desk, kind: str) -> None:
     """So that no form of another site sends one."""
     assert (await register(desk, {"redirect_uris": [BACK]}, kind=kind)).status == 415
@@ -200,7 +200,7 @@ async def test_a_client_that_describes_itself_signs_in_and_its_document_is_asked
         assert await desk.services.store.kv.keys("oauth-client:") == []
 
 
-@pytest.mark.parametrize("changes", [
+@for_each("changes", [
     {"client_id": "https://other.example/client.json"}, {"client_id": None}, {"redirect_uris": ["javascript:x"]},
     {"redirect_uris": None}, {"client_secret": "x"}, {"token_endpoint_auth_method": "client_secret_basic"},
     {"token_endpoint_auth_method": "private_key_jwt"}, {"client_name": "x" * 6000}, {"grant_types": ["implicit"]},
@@ -217,7 +217,7 @@ async def test_a_document_that_describes_another_client_or_none_is_not_believed(
         assert site.asked["/client.json"] == 2
 
 
-@pytest.mark.parametrize(("body", "head", "status"), [
+@for_each(("body", "head", "status"), [
     (b"{}", b"content-type: text/html\r\n", "200 OK"), (b"not json", b"content-type: application/json\r\n", "200 OK"),
     (b"[]", b"content-type: application/json\r\n", "200 OK"),
     (b"", b"location: http://127.0.0.1:1/x\r\n", "302 Found"),
@@ -233,7 +233,7 @@ async def test_what_is_no_document_is_none(desk: Desk, body: bytes, head: bytes,
         assert reply.status == 400
 
 
-@pytest.mark.parametrize(("control", "asked"), [
+@for_each(("control", "asked"), [
     (b"", 1), (b"cache-control: no-store\r\n", 3), (b"cache-control: max-age=0\r\n", 3),
     (b"cache-control: max-age=9\r\n", 1),
 ])  # fmt: skip
@@ -253,7 +253,7 @@ async def test_a_document_is_kept_as_long_as_it_says(desk: Desk, control: bytes,
         assert site.asked["/client.json"] == asked + 1
 
 
-@pytest.mark.parametrize("id", [
+@for_each("id", [
     "https://app.example.com", "https://app.example.com/", "https://app.example.com/x#f",
     "https://app.example.com/a/../b",
     "https://app.example.com/a/./b", "https://app.example.com/%2e%2e/b", "https://u:p@app.example.com/x",
@@ -331,7 +331,7 @@ def test_names_are_shown_without_what_hides_or_turns_text() -> None:
     assert name == ("a b c" + "x" * 200)[:80]
 
 
-@pytest.mark.parametrize("kind", [{}, [], 7, True, "robot", None])
+@for_each("kind", [{}, [], 7, True, "robot", None])
 async def test_an_unknown_application_type_is_ignored_whatever_it_is(desk: Desk, kind: Any) -> None:
     """RFC 7591 §2. A fixed defect: an object or a list was answered with 500."""
     assert "application_type" not in await desk.register(application_type=kind)

@@ -5,8 +5,7 @@ import re
 from typing import Any
 from urllib.parse import urlencode
 
-import pytest
-
+from cases import for_each
 from issuing_world import BACK, FORM, OTHER, RESOURCE, URL, Browser, Clock, Desk, authorization
 from millstream._protocol.principal import EVERYTHING
 from millstream.auth._authorization_server.login_methods import User
@@ -46,7 +45,7 @@ async def test_a_person_who_says_no_sends_the_client_away(desk: Desk) -> None:
     assert (reply.status, reply.answer["error"], reply.answer["iss"]) == (303, "access_denied", URL)
 
 
-@pytest.mark.parametrize(("name", "password"), [("ada", "wrong"), ("nobody", "x"), ("", ""), ("ada", "correct horse ")])
+@for_each(("name", "password"), [("ada", "wrong"), ("nobody", "x"), ("", ""), ("ada", "correct horse ")])
 async def test_a_wrong_password_says_so_on_the_same_page_and_the_next_try_counts(
     desk: Desk, name: str, password: str
 ) -> None:
@@ -169,7 +168,7 @@ async def test_a_client_that_nobody_has_agreed_to_always_gets_the_page(desk: Des
     assert "error=consent_required" in (await browser.open(other, prompt="none")).text
 
 
-@pytest.mark.parametrize("uri", [NATIVE, "com.example.app:/back"])
+@for_each("uri", [NATIVE, "com.example.app:/back"])
 async def test_a_client_whose_answers_any_program_could_catch_is_asked_for_each_time(desk: Desk, uri: str) -> None:
     """RFC 8252 §8.6: its identity cannot be assured."""
     id, browser = await consented(desk, redirect_uris=[uri])
@@ -181,7 +180,7 @@ CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.co
 """What Cursor registers, all at once (github.com/makeplane/plane-mcp-server/issues/159 and others)."""
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("uri", "label", "shown"),
     [
         (CURSOR[0], "Opens the app", "cursor://anysphere.cursor-mcp"),
@@ -199,7 +198,7 @@ async def test_the_page_says_which_app_the_browser_will_open(desk: Desk, uri: st
     assert (await browser.answer(page)).location.startswith(f"{uri}?code=")
 
 
-@pytest.mark.parametrize(("prompt", "status", "form"), [
+@for_each(("prompt", "status", "form"), [
     ("consent", 200, False), ("login", 200, True), ("select_account", 200, True), ("none", 303, False),
     (None, 303, False),
 ])  # fmt: skip
@@ -213,7 +212,7 @@ async def test_a_client_may_ask_that_the_person_is_asked(
     assert ('name="password"' in page.text) is form
 
 
-@pytest.mark.parametrize("prompt", ["login", "select_account", "login consent"])
+@for_each("prompt", ["login", "select_account", "login consent"])
 async def test_whoever_has_to_sign_in_again_cannot_just_agree(desk: Desk, prompt: str) -> None:
     """A fixed defect: the page asked for the password, but a form without one counted as the person who was there."""
     id, browser = await consented(desk)
@@ -282,7 +281,7 @@ async def test_an_answer_counts_only_from_the_browser_that_was_asked(desk: Desk)
     assert (await bare.answer(theirs)).status == 403
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://mcp.example.com:8080", ""])
+@for_each("origin", ["https://evil.example", "null", "http://mcp.example.com:8080", ""])
 async def test_an_answer_from_a_page_of_another_origin_is_refused(desk: Desk, origin: str) -> None:
     """CSRF: by the browser's word, before anything is read."""
     id, browser = await consented(desk)

@@ -74,9 +74,7 @@ async def test_members_and_verified_addresses_are_looked_up_where_somebody_named
     assert (asked["scope"], user.subject, github.asked[path]) == (scope, "583231", 1)
 
 
-@pytest.mark.parametrize(
-    "allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"]
-)
+@for_each("allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"])
 async def test_those_who_are_merely_invited_unverified_or_called_alike_stay_out(github: Issuer, allow: str) -> None:
     """An organization's name isn't a login, and the address of a public profile isn't verified."""
     with pytest.raises(SignInFailed, match="Octocat may not sign in here"):

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 from joserfc import jws
 
+from cases import for_each
 from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, token
 from issuing_world import challenge
 from millstream import auth
@@ -134,7 +135,7 @@ LIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
+@for_each("lie", LIES)
 async def test_an_id_token_that_says_something_else_is_not_believed(world: World, lie: str) -> None:
     """OpenID Connect Core §3.1.3.7."""
     world.said = LIES[lie]
@@ -176,7 +177,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-@pytest.mark.parametrize("forgery", FORGERIES)
+@for_each("forgery", FORGERIES)
 async def test_an_id_token_that_the_issuer_has_not_signed_is_not_believed(world: World, forgery: str) -> None:
     """RFC 8725. Only public keys of the issuer's own set count."""
     world.make = FORGERIES[forgery]
@@ -216,7 +217,7 @@ ADDRESSES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("address", ADDRESSES)
+@for_each("address", ADDRESSES)
 async def test_an_address_that_is_not_verified_or_merely_alike_lets_nobody_in(world: World, address: str) -> None:
     """Our choice: whole names, and ASCII only."""
     world.said = ADDRESSES[address]

@@ -74,7 +74,7 @@ def test_a_redirect_uri_is_compared_as_text_but_for_the_port_of_a_loopback_addre
     assert named_by((registered,), asked) is same
 
 
-@pytest.mark.parametrize("changes", [
+@for_each("changes", [
     {"client_id": "nobody"}, {"client_id": None}, {"redirect_uri": "https://evil.example/"},
     {"redirect_uri": BACK + "/x"},
     {"client_id": ["{id}", "{id}"]}, {"redirect_uri": [BACK, BACK]},
@@ -125,7 +125,7 @@ async def test_an_error_does_not_send_the_browser_to_an_address_that_anybody_cou
     assert reply.answer["error"] == "invalid_scope"
 
 
-@pytest.mark.parametrize(("changes", "error"), [
+@for_each(("changes", "error"), [
     ({"response_type": "token"}, "unsupported_response_type"), ({"response_type": None}, "invalid_request"),
     ({"response_type": "code id_token"}, "unsupported_response_type"),
     ({"response_mode": "fragment"}, "invalid_request"),
@@ -152,9 +152,7 @@ async def test_a_request_that_cannot_be_goes_back_to_the_client_with_an_error_st
     assert "code" not in reply.answer
 
 
-@pytest.mark.parametrize(
-    "state", [b"a b+c%&=?#/\\", "schön 🌊".encode(), b"\xff\xfe\x00\x01", b"x" * 4096, b"<script>"]
-)
+@for_each("state", [b"a b+c%&=?#/\\", "schön 🌊".encode(), b"\xff\xfe\x00\x01", b"x" * 4096, b"<script>"])
 async def test_state_comes_back_byte_for_byte(desk: Desk, state: bytes) -> None:
     """OAuth 2.1 §4.1.2: the exact value, whatever it is."""
     desk = knows(desk)
@@ -202,7 +200,7 @@ async def test_a_client_with_one_redirect_uri_may_leave_it_out(desk: Desk) -> No
     assert (await desk.ask("GET", "/authorize", query=authorization(two, redirect_uri=None))).status == 400
 
 
-@pytest.mark.parametrize("resource", [RESOURCE + "/", RESOURCE.replace("https://mcp", "HTTPS://MCP"), None])
+@for_each("resource", [RESOURCE + "/", RESOURCE.replace("https://mcp", "HTTPS://MCP"), None])
 async def test_a_resource_is_compared_as_its_canonical_url(desk: Desk, resource: str | None) -> None:
     """MCP 2025-06-18, basic/authorization. Clients of 2025-03-26 name none, and mean this server."""
     id = (await desk.register())["client_id"]

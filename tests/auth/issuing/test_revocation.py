@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from auth_world import guarded
+from cases import for_each
 from issuing_world import BACK, RESOURCE, URL, Clock, Desk, Known, claims_of
 from millstream import auth
 from millstream._http.message import Request, Response
@@ -26,7 +27,7 @@ def office(store: Store, **options: Any) -> Desk:
     return Desk(store, clients=[auth.client("office", secret=SECRET, redirect_uris=[BACK])], **options)
 
 
-@pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
+@for_each("kind", ["access_token", "refresh_token"])
 async def test_a_client_gives_its_tokens_back_and_the_whole_grant_ends(every_store: Store, kind: str) -> None:
     """RFC 7009 §2.1: whichever of the two it names."""
     desk = Desk(every_store)

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
-import pytest
-
+from cases import for_each
 from issuing_world import (
     BACK,
     FORM,
@@ -47,7 +46,7 @@ async def test_a_code_becomes_a_token_that_says_what_rfc_9068_wants_and_the_guar
     assert found.principal.scopes == {"orders:read", "orders:write"}
 
 
-@pytest.mark.parametrize(("changes", "error"), [
+@for_each(("changes", "error"), [
     ({"code": "made-up"}, "invalid_grant"), ({"code": ""}, "invalid_request"),
     ({"code_verifier": None}, "invalid_request"),
     ({"code_verifier": "w" * 43}, "invalid_grant"), ({"code_verifier": "v" * 42}, "invalid_request"),
@@ -114,7 +113,7 @@ async def used(desk: Desk, clock: Clock, kind: str) -> Callable[[], Awaitable[Re
     return lambda: desk.token(id, code) if kind == "code" else desk.refresh(id, given["refresh_token"])
 
 
-@pytest.mark.parametrize("kind", ["code", "refresh token"])
+@for_each("kind", ["code", "refresh token"])
 async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: str) -> None:
     """A fixed defect: a stolen code or refresh token ended what it had given, and the audit log had no line of it. Once
     is enough: who repeats it can't fill the log.
@@ -129,7 +128,7 @@ async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: st
         assert told == [desk.peer]
 
 
-@pytest.mark.parametrize("kind", ["code", "refresh token"])
+@for_each("kind", ["code", "refresh token"])
 async def test_of_many_who_use_something_again_at_once_one_is_told_of(every_store: Store, kind: str) -> None:
     """A fixed defect: all that came before the grant had ended were."""
     clock, told = Clock(), list[str]()
@@ -160,7 +159,7 @@ async def test_a_code_is_too_old_after_a_minute(desk: Desk) -> None:
     assert (await late.token(id, code)).error == "invalid_grant"
 
 
-@pytest.mark.parametrize("length", [43, 128])
+@for_each("length", [43, 128])
 async def test_verifiers_of_every_permitted_length_fit(desk: Desk, length: int) -> None:
     """RFC 7636 §4.1."""
 
@@ -189,7 +188,7 @@ async def test_a_refresh_token_is_exchanged_for_another_and_the_old_one_works_a_
     assert await desk.who(third["access_token"]) is not None
 
 
-@pytest.mark.parametrize("generations", [2, 3])
+@for_each("generations", [2, 3])
 async def test_an_old_refresh_token_ends_the_whole_family(every_store: Store, generations: int) -> None:
     """RFC 9700 §4.14.2: whoever comes second, the thief or the client, finds everything ended."""
     clock = Clock()
@@ -240,7 +239,7 @@ async def test_of_ten_refreshes_at_once_all_get_the_same_generation(every_store:
     assert (await desk.refresh(id, replies[0].message["refresh_token"])).status == 200
 
 
-@pytest.mark.parametrize("token", ["", "mr_", "mr_AAAA", "x" * 5000, "mr_" + "A" * 200])
+@for_each("token", ["", "mr_", "mr_AAAA", "x" * 5000, "mr_" + "A" * 200])
 async def test_a_made_up_refresh_token_is_refused(desk: Desk, token: str) -> None:
     """And ends nothing."""
     id = (await desk.register())["client_id"]
@@ -285,7 +284,7 @@ async def test_a_person_hands_on_no_more_than_they_have(desk: Desk) -> None:
     assert given["scope"] == "orders:read"
 
 
-@pytest.mark.parametrize(("kind", "body", "status"), [
+@for_each(("kind", "body", "status"), [
     ("application/json", b"{}", 415), ("", b"grant_type=x", 415), ("text/plain", b"grant_type=x", 415),
     (FORM, b"a" * 70_000, 413), (FORM, b"&".join(b"a%d=1" % n for n in range(50)), 400),
     (FORM, b"grant_type=authorization_code&grant_type=authorization_code", 400), (FORM, b"\xff\xfe=1", 400),
@@ -321,7 +320,7 @@ def basic(name: str, secret: str) -> str:
     return "Basic " + b64encode(f"{quote(name, safe='')}:{quote(secret, safe='')}".encode()).decode()
 
 
-@pytest.mark.parametrize("way", ["basic", "post"])
+@for_each("way", ["basic", "post"])
 async def test_a_client_with_a_secret_gets_a_token_for_itself(desk: Desk, way: str) -> None:
     """OAuth 2.1 §4.2; no refresh token comes with it."""
     desk = machine(desk)
@@ -339,7 +338,7 @@ async def test_a_client_with_a_secret_gets_a_token_for_itself(desk: Desk, way: s
     assert some.message["scope"] == "orders:read", "a fixed defect: clients ask for all that a server lists"
 
 
-@pytest.mark.parametrize(("form", "authorization", "status"), [
+@for_each(("form", "authorization", "status"), [
     ({}, basic("nightly", "wrong" * 8), 401), ({}, basic("nobody", SECRET), 401), ({}, "Basic !!!", 401),
     ({}, "Bearer x", 401), ({"client_id": "nightly", "client_secret": "wrong"}, "", 401),
     ({"client_id": "nightly"}, "", 401),

@@ -5,6 +5,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from cases import for_each
 from issuing_world import BACK, URL, Browser, Clock, Desk, Known, Reply, authorization
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
@@ -140,7 +141,7 @@ async def test_an_upstream_that_was_taken_away_ends_what_its_people_allowed(
     assert (await after.refresh(id, given["refresh_token"])).error == "invalid_grant"
 
 
-@pytest.mark.parametrize(("prompt", "handed_on"), [
+@for_each(("prompt", "handed_on"), [
     ("login", "login"), ("select_account", "select_account"), ("login consent", "login"), ("consent", ""), (None, ""),
 ])  # fmt: skip
 async def test_whoever_has_to_sign_in_again_has_to_do_so_at_the_upstream(
@@ -176,7 +177,7 @@ async def test_an_upstream_that_fails_says_so_on_the_page_that_asks(desk: Desk) 
     assert page.ticket
 
 
-@pytest.mark.parametrize("ways", [[], [Known(), Known()], [Elsewhere(), Elsewhere()]])
+@for_each("ways", [[], [Known(), Known()], [Elsewhere(), Elsewhere()]])
 async def test_ways_that_cannot_be_told_apart_are_refused(desk: Desk, ways: Any) -> None:
     """Where the program names them."""
     with pytest.raises(ValueError, match=r"."):

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from cases import for_each
 from command_line import CliRunner
 from issuing_world import FORM, URL, Browser, Desk
 from millstream import auth
@@ -89,7 +90,7 @@ async def test_a_new_password_or_a_namesake_ends_what_was_allowed_before(desk: D
 
 
 @pytest.mark.usefixtures("quick_hashes")
-@pytest.mark.parametrize(("arguments", "typed", "said"), [
+@for_each(("arguments", "typed", "said"), [
     (("add", "a b"), "long enough\n", "can't be a user's name"), (("add", "ada"), "short\n", "8 to 1024"),
     (("add", "ada", "--scope", "a b"), "long enough\n", "can't be a scope"), (("remove", "eve"), "", "no user 'eve'"),
     (("password", "eve"), "long enough\n", "no user 'eve'"),

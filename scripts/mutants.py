@@ -1,0 +1,134 @@
+"""Break lines of the package one at a time, and print whether its tests fail: `scripts/mutants.py --count 60 --seed 1`.
+
+Lines are a seeded random choice. Each mutant is a copy of the sources with one change: a comparison or a condition is
+turned around, a number grows by one, `and` and `or` change places, or a `raise` is left out. The tests are those of the
+folders that belong to the package, without servers; a mutant that they don't catch is tried with those of `--deep`.
+The copy goes first on PYTHONPATH, so the working tree isn't touched.
+"""
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "millstream"
+FOLDERS = {
+    "_app": "transports server hub scale web",
+    "_cli": "cli",
+    "_http": "transports security",
+    "_limits": "auth scale server",
+    "_protocol": "protocol bad_input behaviour properties",
+    "_server": "server behaviour bad_input",
+    "_stores": "stores scale",
+    "_telemetry": "telemetry",
+    "_transports": "behaviour transports bad_input",
+    "_web": "web",
+    "agent": "agent",
+    "auth": "auth security",
+    "client": "client",
+    "compat": "compat",
+    "gateway": "gateway",
+    "hub": "hub",
+}
+"""Package -> folders of its tests, the ones that find most first."""
+MARKS = "not server and not nightly and not check"
+SWAPPED = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def change(node: ast.AST) -> str:
+    """Return the source of a node with one change, or nothing when there is none for it."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in SWAPPED:
+        return ast.unparse(ast.Compare(node.left, [SWAPPED[type(node.ops[0])]()], node.comparators))
+    if isinstance(node, ast.BoolOp):
+        return "(" + ast.unparse(ast.BoolOp(SWAPPED[type(node.op)](), node.values)) + ")"
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return str(node.value + 1)
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        return str(not node.value)
+    if isinstance(node, ast.Raise):
+        return "pass"
+    return ""
+
+
+def places(path: Path) -> Iterator[tuple[int, int, int, str]]:
+    """Line, first and last column, and what to write there, for each place within functions."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for statement in function.body:
+                for node in ast.walk(statement):
+                    if isinstance(node, ast.expr | ast.stmt) and node.lineno == node.end_lineno:
+                        text = change(node)
+                        if text and node.end_col_offset is not None:
+                            yield node.lineno, node.col_offset, node.end_col_offset, text
+
+
+def choose(count: int, seed: int) -> list[tuple[Path, int, int, int, str]]:
+    """Choose places, each package as often as another."""
+    chance = random.Random(seed)  # noqa: S311
+    chosen = []
+    while len(chosen) < count:
+        package = sorted(FOLDERS)[len(chosen) % len(FOLDERS)]
+        path = chance.choice(sorted((SOURCE / package).rglob("*.py")))
+        found = sorted(set(places(path)))
+        if found:
+            chosen.append((path, *chance.choice(found)))
+    return chosen
+
+
+def caught(folder: Path, tests: list[str], marks: str, seconds: float) -> bool:
+    """Run tests against a copy of the sources, up to the first failure. A run that hangs has found something, too."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=seconds,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode not in (0, 5)
+
+
+def main() -> None:
+    """Print a row for each mutant, and the sum."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--deep", default="", help="marks for a second look, such as 'not check'")
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long the tests of one mutant may take")
+    options = parser.parse_args()
+    score = 0
+    for path, line, start, end, text in choose(options.count, options.seed):
+        package = path.relative_to(SOURCE).parts[0]
+        with TemporaryDirectory(prefix="millstream-") as temporary:
+            folder = Path(temporary)
+            shutil.copytree(SOURCE, folder / "millstream", ignore=shutil.ignore_patterns("__pycache__"))
+            copy = folder / "millstream" / path.relative_to(SOURCE)
+            lines = copy.read_text("utf-8").split("\n")
+            before = lines[line - 1].encode()
+            lines[line - 1] = (before[:start] + text.encode() + before[end:]).decode()
+            copy.write_text("\n".join(lines), "utf-8")
+            result = ""
+            for marks in filter(None, (MARKS, options.deep)):
+                for name in FOLDERS[package].split():
+                    if not result and caught(folder, [f"tests/{name}"], marks, options.seconds):
+                        result = f"tests/{name}" + ("" if marks == MARKS else " (deep)")
+        score += bool(result)
+        print(f"{result or 'SURVIVED':28} {path.relative_to(SOURCE)}:{line}", flush=True)
+        print(f"{'':28}   - {before.decode().strip()}\n{'':28}   + {lines[line - 1].strip()}", flush=True)
+    print(f"{score} of {options.count} were caught.")
+
+
+if __name__ == "__main__":
+    main()
