@@ -76,6 +76,18 @@ async def test_tools_that_are_added_later_are_found() -> None:
         assert "weather" not in (await client.call("search_tools", query="weather")).text
 
 
+async def test_tools_of_upstreams_are_found_when_their_lists_are_there() -> None:
+    upstream = Server("upstream")
+    upstream.tool(lambda city: f"sunny in {city}", name="weather", description="The weather of a city")
+    mcp = library()
+    mcp.upstream("far", upstream, start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        found = json.loads((await client.call("search_tools", query="weather in cities")).text)
+        assert [each["name"] for each in found["tools"]] == ["far_weather"]
+        called = await client.call("call_tool", name="far_weather", arguments={"city": "Rome"})
+        assert called.text == "sunny in Rome"
+
+
 async def test_scopes_limits_and_the_audit_log_are_those_of_a_direct_call(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     settings = Settings(tool_search=True, audit_log=str(path), limit_concurrency=1)

@@ -139,8 +139,9 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
             )
         if self.revision is not None and self.revision not in BY_DATE:
             raise ValueError(f"upstream {self.name!r}: there is no revision {self.revision}: use {', '.join(BY_DATE)}")
-        if self.policy is not None and not isinstance(self.policy, UpstreamPolicy):
-            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {self.policy!r:.60}")
+        policy: object = self.policy
+        if policy is not None and not isinstance(policy, UpstreamPolicy):
+            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}")
         if self.openapi is not None:
             from millstream.gateway.openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 

@@ -61,7 +61,7 @@ def serve(  # noqa: PLR0913  the options of the command
     if not file.is_file():
         raise CommandError(f"There is no file {file}.", fix="Give a gateway.toml, or a JSON file with mcpServers.")
     if file.suffix not in (".toml", ".json"):
-        raise CommandError(f"{file} is no .toml or .json file.", fix=f"To serve a program: millstream run {file}")
+        raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"To serve a program: millstream run {file}")
     use_file(env_file)
     if transport is Transport.stdio:
         serve_stdio(str(file), log_level or "", settings={})
@@ -175,7 +175,7 @@ def _lines(definition: catalog.Description | None) -> list[str]:
 
 
 def _printable(line: str) -> str:
-    """Show what a terminal would hide or obey: an upstream's text is no reason to trust it."""
+    """Escape what a terminal would hide or obey: the text is the upstream's."""
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
 
 
