@@ -134,6 +134,7 @@ class Workplace:
         self.environment: dict[str, str] = {
             "PATH": f"{server.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "HOME": str(folder),
+            "PYTHONHASHSEED": "0",  # some lists have what was a set
             **{name: self.fill(value) for name, value in server.environment.items()},
         }
         self.command: list[str] = [str(server.bin / server.command[0]), *map(self.fill, server.command[1:])]

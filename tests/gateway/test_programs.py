@@ -13,6 +13,7 @@ import pytest
 
 from millstream import Client
 from millstream._protocol.revisions import BY_DATE
+from millstream.client import ToolFailed
 from patience import WAIT
 from processes import ROOT, Shared, free_port, serving, shared
 
@@ -77,11 +78,10 @@ async def test_calls_work_with_every_revision(program: str, adopted: Shared) -> 
             assert "PNG" in str((await client.call("picture")).content)
             result = await client.call("order", progress=lambda value, total, _: steps.append((value, total)))  # noqa: B023
             assert (result.text, steps) == ("open", [(1, 2)])
-            failed = await client.call("fail", raise_on_error=False)
-            assert failed.is_error
-            assert "fail" in failed.text
-            wrong = await client.call("add", a="x", raise_on_error=False)
-            assert wrong.is_error
+            with pytest.raises(ToolFailed, match="fail"):
+                await client.call("fail")
+            with pytest.raises(ToolFailed):
+                await client.call("add", a="x")
             assert (await client.read("book://Emma"))[0].text == "Emma"
             assert "Review Emma, kind." in str((await client.prompt("review", title="Emma", tone="kind")).messages)
 

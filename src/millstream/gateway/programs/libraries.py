@@ -5,13 +5,14 @@ Nothing here imports a library: a server object of one exists only where the pro
 
 import sys
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module, metadata
 from typing import Any, cast
 
 from millstream.gateway.programs.http import HttpSide
-from millstream.gateway.programs.program import Program, Serve
+from millstream.gateway.programs.program import Program, Server
+from millstream.gateway.programs.single_exchange import SingleExchange
 
 _CLASSES: Mapping[tuple[str, str], str] = {
     ("fastmcp.server", "FastMCP"): "fastmcp",
@@ -112,22 +113,28 @@ def _shown(server: Any, known: str) -> Any:
 
 
 @asynccontextmanager
-async def _low_level(server: Any) -> AsyncGenerator[Serve]:
+async def _low_level(server: Any) -> AsyncGenerator[Server]:
     """Run a low-level server as over its own HTTP: 1.x runs the lifespan for each session, 2.x once."""
     options = server.create_initialization_options()
     if not _has_per_request_era():
-        yield lambda given, taken: server.run(given, taken, options)
+        yield Server(lambda given, taken: server.run(given, taken, options))
         return
     serve = import_module("mcp.server.runner").serve_dual_era_loop
     async with server.lifespan(server) as state:
-        yield lambda given, taken: serve(server, given, taken, lifespan_state=state, init_options=options)
+        try:
+            single = SingleExchange(server, state)
+        except (ImportError, AttributeError):  # sessions speak this era, too
+            single = None
+        yield Server(
+            lambda given, taken: serve(server, given, taken, lifespan_state=state, init_options=options), single
+        )
 
 
 @asynccontextmanager
-async def _fastmcp(server: Any, known: str) -> AsyncGenerator[Serve]:
+async def _fastmcp(server: Any, known: str) -> AsyncGenerator[Server]:
     """Run a server of fastmcp: its application's lifespan once, and its low-level server for each session."""
     application = server.http_app()  # its session manager runs only once
-    async with application.router.lifespan_context(application):
-        low_level = _shown(HttpSide(application).low_level, known)
-        options = low_level.create_initialization_options()
-        yield lambda given, taken: low_level.run(given, taken, options)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(application.router.lifespan_context(application))
+        # Known only now, because fastmcp 3 and newer make the session manager in the lifespan.
+        yield await stack.enter_async_context(_low_level(_shown(HttpSide(application).low_level, known)))

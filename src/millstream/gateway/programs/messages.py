@@ -48,14 +48,15 @@ class Messages:
         method: str | None = getattr(content, "method", None)
         if method is not None:
             related: object = getattr(message.metadata, "related_request_id", None)
-            envelope = Envelope(request_id, method, b"" if content.params is None else _encode(content.params))
+            envelope = Envelope(request_id, method, b"" if content.params is None else encode_members(content.params))
             return envelope, related if isinstance(related, int) else 0
         if hasattr(content, "result"):
-            return Envelope(request_id, "", b"", _encode(content.result)), 0
-        return Envelope(request_id, "", b"", error=_encode_error(content.error)), 0
+            return Envelope(request_id, "", b"", encode_members(content.result)), 0
+        return Envelope(request_id, "", b"", error=encode_error(content.error)), 0
 
 
-def _encode(value: Any) -> bytes:
+def encode_members(value: Any) -> bytes:
+    """Return an object of the SDK as JSON."""
     if isinstance(value, Mapping):
         try:
             return encode(value)
@@ -66,8 +67,9 @@ def _encode(value: Any) -> bytes:
     return to_json(value, by_alias=True, inf_nan_mode="null")
 
 
-def _encode_error(error: Any) -> bytes:
+def encode_error(error: Any) -> bytes:
+    """Return an error of the SDK, with its code, message, and data, as JSON."""
     members: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.data is not None:
         members["data"] = error.data
-    return _encode(members)
+    return encode_members(members)

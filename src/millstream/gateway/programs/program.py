@@ -8,7 +8,10 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from msgspec import Struct
+
 from millstream.gateway.programs.messages import Messages
+from millstream.gateway.programs.single_exchange import SingleExchange
 from millstream.gateway.programs.transport import ProgramTransport
 
 if TYPE_CHECKING:
@@ -17,9 +20,17 @@ if TYPE_CHECKING:
     from millstream.gateway.programs.auth import ProgramAuth
     from millstream.gateway.programs.http import HttpSide
 
-Serve = Callable[[Any, Any], Awaitable[None]]
-"""``await serve(input, output)`` runs one session until the input ends."""
-Open = Callable[[], AbstractAsyncContextManager[Serve]]
+
+class Server(Struct, frozen=True):
+    """What runs in one event loop."""
+
+    serve: Callable[[Any, Any], Awaitable[None]]
+    """``await serve(input, output)`` runs one session until the input ends."""
+    single: SingleExchange | None = None
+    """Answers requests of the per-request era; None if sessions do."""
+
+
+Open = Callable[[], AbstractAsyncContextManager[Server]]
 """Runs what a program runs once for all sessions, such as its lifespan."""
 MAX_USERS = 10_000
 """Callers that a program remembers."""
@@ -28,7 +39,7 @@ MAX_USERS = 10_000
 class _Running:
     """A program that runs in one event loop."""
 
-    __slots__ = ("context", "ready", "serve", "stop", "task", "users")
+    __slots__ = ("context", "ready", "server", "stop", "task", "users")
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -38,7 +49,7 @@ class _Running:
         self.stop = asyncio.Event()
         self.context = Context()
         """What the program's lifespan has set."""
-        self.serve: Serve
+        self.server: Server
         self.task: asyncio.Task[None]
 
 
@@ -150,12 +161,17 @@ class Program:
 
     async def serve(self, input: Any, output: Any) -> None:
         """Run a session until its input ends. `enter` was called."""
-        await self._running[asyncio.get_running_loop()].serve(input, output)
+        await self._running[asyncio.get_running_loop()].server.serve(input, output)
+
+    @property
+    def single(self) -> SingleExchange | None:
+        """What answers requests of the per-request era; None if sessions do. `enter` was called."""
+        return self._running[asyncio.get_running_loop()].server.single
 
     async def _run(self, running: _Running, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            async with self._open() as serve:
-                running.serve = serve
+            async with self._open() as server:
+                running.server = server
                 running.context = copy_context()
                 running.ready.set_result(None)
                 await running.stop.wait()

@@ -14,6 +14,7 @@ from millstream.client._errors import ConnectFailed, ConnectionLost
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, Request
 from millstream.gateway.programs.messages import Messages
+from millstream.gateway.programs.single_exchange import SingleExchange
 from millstream.gateway.programs.streams import ServerInput, ServerOutput
 
 logger = logging.getLogger("millstream.gateway")
@@ -45,6 +46,10 @@ class Sessions(Protocol):
     async def serve(self, input: ServerInput, output: ServerOutput, /) -> None:
         """Run a session until its input ends."""
 
+    @property
+    def single(self) -> SingleExchange | None:
+        """What answers requests of the per-request era; None if sessions do."""
+
     def user_of(self, principal: str) -> Any:
         """Return what the library knows of a caller."""
 
@@ -52,7 +57,18 @@ class Sessions(Protocol):
 class ProgramTransport:
     """One session of a program."""
 
-    __slots__ = ("_background", "_context", "_duplex", "_input", "_principal", "_program", "_session")
+    __slots__ = (
+        "_background",
+        "_context",
+        "_duplex",
+        "_entered",
+        "_input",
+        "_principal",
+        "_program",
+        "_revision",
+        "_session",
+        "_tasks",
+    )
 
     name = "memory"
 
@@ -63,7 +79,11 @@ class ProgramTransport:
         self._background = background
         self._duplex = Duplex(self, listener, background, self._write)
         self._input = ServerInput(_WAITING)
+        self._entered = False
+        self._revision: Revision | None = None
         self._session: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Envelope]] = set()
+        """Requests that need no session."""
 
     @property
     def lost(self) -> bool:
@@ -81,7 +101,7 @@ class ProgramTransport:
         except Exception as exc:
             logger.exception("The program %s doesn't start", self._program.name)
             raise ConnectFailed(f"The program {self._program.name} doesn't start: {type(exc).__name__}.") from exc
-        self._session = self._caller().run(self._background.start, self._serve())
+        self._entered = True
 
     def _caller(self) -> Context:
         """Return a context in which functions of the program see the caller's token."""
@@ -100,7 +120,6 @@ class ProgramTransport:
             fault = ConnectionLost(f"A session of the program failed: {type(exc).__name__}.")
         finally:
             self._duplex.end(fault)
-            self._program.leave()
 
     def _deliver(self, message: Any) -> bool:
         if self._duplex.fault is None:
@@ -109,21 +128,41 @@ class ProgramTransport:
         return self._duplex.fault is None
 
     def agreed(self, revision: Revision) -> None:
-        """Nothing changes."""
+        """Keep the revision."""
+        self._revision = revision
 
     async def exchange(self, request: Request) -> Envelope:
         """Send a request and wait for its answer."""
         if request.method == "server/discover" and self._program.handshake_only:
             return Envelope(request.id, "", b"", error=_NO_DISCOVERY)  # its session would log a complaint
-        return await self._duplex.exchange(request)
+        revision = request.revision or self._revision
+        single = self._program.single
+        if single is None or revision is None or revision.handshake:
+            return await self._duplex.exchange(request)
+        if self._duplex.fault is not None:
+            raise self._duplex.fault
+        answer = single.answer(request.method, request.body, request.id, self._duplex.deliver)
+        task = asyncio.get_running_loop().create_task(answer, context=self._caller())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await task  # a caller that is cancelled cancels it
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            raise ConnectionLost("The client was closed.") from None
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or an answer."""
-        await self._write(message)
+        """Send a notification or an answer. Without a session, there's nothing for either."""
+        if self._session is not None:
+            await self._write(message)
 
     async def _write(self, message: bytes) -> None:
         if self._duplex.fault is not None:
             raise self._duplex.fault
+        if self._session is None:
+            self._session = self._caller().run(self._background.start, self._serve())
         if not await self._input.put(self._program.messages.make(message), self._caller()):
             raise ConnectionLost("The program ended the session.")
 
@@ -131,9 +170,16 @@ class ProgramTransport:
         """End the session."""
         self._duplex.end(ConnectionLost("The client was closed."))
         self._input.end()
+        tasks: list[asyncio.Task[Any]] = list(self._tasks)
+        for task in tasks:
+            task.cancel()
         session = self._session
         if session is not None and not session.done():
             await asyncio.wait([session], timeout=_GRACE)
             session.cancel()
-            await asyncio.wait([session])
-        await self._program.settle()
+            tasks.append(session)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._entered:
+            self._entered = False
+            self._program.leave()
+            await self._program.settle()
