@@ -13,7 +13,7 @@ from millstream._app.here_only import Bind
 HERE_ONLY = [
     "/dashboard", "/dashboard/events", "/dashboard/history", "/dashboard/calls", "/dashboard/readers",
     "/dashboard/audit", "/chat", "/chat/members", "/inspect", "/inspect/servers", "/inspect/via/1",
-    "/metrics",
+    "/gateway", "/gateway/upstreams", "/gateway/items", "/metrics",
 ]  # fmt: skip
 OUTSIDE = ("10.0.0.5", 1)
 HERE = ("127.0.0.1", 1)
@@ -23,6 +23,7 @@ HERE = ("127.0.0.1", 1)
 async def server() -> AsyncIterator[Server]:
     """A server with everything."""
     mcp = Server("everywhere", serve="all")
+    mcp.upstream("small", Server("small"))
     yield mcp
     await mcp.stop()
 

@@ -1,0 +1,58 @@
+"""What operators see of upstreams: one report for each, of all workers together."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from benches.chaos.upstream import __file__ as upstream
+from millstream.gateway.page import merge_reports
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+PROGRAM = f"""
+from millstream import Server
+
+mcp = Server("office")
+mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"], start_timeout={WAIT})
+"""
+
+
+def test_counts_of_workers_are_added_up(tmp_path: Path) -> None:
+    """Each worker has a process of its own."""
+    (tmp_path / "office.py").write_text(PROGRAM)
+    port = free_port()
+    command = millstream(str(tmp_path / "office.py"), port, "--serve", "web", "--workers", "2")
+    with serving(command, port, tmp_path / "log"):
+        end = time.monotonic() + WAIT
+        report: dict[str, Any] = {}
+        while (report.get("workers"), report.get("state"), report.get("links")) != (2, "ready", 2):
+            assert time.monotonic() < end, report
+            with urlopen(f"http://127.0.0.1:{port}/gateway/upstreams") as reply:
+                (report,) = json.load(reply)["upstreams"]
+    assert (report["name"], report["items"]["tools"]) == ("printer", 2)
+    assert (report["processes"]["running"], report["processes"]["limit"]) == (2, 2 * 8)
+    assert report["tokens"] > 0
+
+
+def test_the_worst_state_counts() -> None:
+    """An upstream that one worker can't reach is down."""
+    one: dict[str, Any] = {
+        "name": "printer", "state": "ready", "reason": "", "processes": None, "p50_ms": 2.0, "p99_ms": 3.0,
+        "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,
+        "items": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
+    }  # fmt: skip
+    other = {**one, "state": "degraded", "reason": "out of paper", "refused": 4}
+    (report,) = merge_reports([[one], [other]])
+    assert (report["state"], report["reason"], report["refused"], report["calls"]) == (
+        "degraded",
+        "out of paper",
+        4,
+        10,
+    )
