@@ -51,12 +51,15 @@ async def over_http(
     answers: list[Json] | None = None,
     *,
     handshake: bool = True,
+    seen: list[Json] | None = None,
 ) -> AsyncIterator[str]:
     """An upstream on Streamable HTTP; each handshake gets a session of its own."""
     sessions = iter(range(1, 1000))
 
     async def behave(asked: Asked) -> None:
         message = asked.message
+        if seen is not None:
+            seen.append(message)
         if asked.verb != "POST":
             await asked.reply(b"", status="405 Method Not Allowed")
         elif "method" not in message:
@@ -190,6 +193,61 @@ async def test_questions_that_a_client_did_not_declare_never_reach_it(revision: 
     assert person.asked == []
     codes = {each["id"]: each["error"]["code"] for each in answers}
     assert codes == {f"odd{number}": code for number, (_, _, _, code) in enumerate(ODD_QUESTIONS)}
+
+
+async def test_an_upstream_learns_what_the_client_declared_in_its_own_words() -> None:
+    ui = {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}
+    everything: Json = {
+        "elicitation": {"form": {}, "url": {}},
+        "sampling": {"tools": {}, "context": {}},
+        "roots": {"listChanged": True},
+        "extensions": {**ui, "io.modelcontextprotocol/tasks": {}, "example.com/odd": {"a": 1}},
+        "experimental": {"odd": {}},
+        "tasks": {"list": {}},
+    }
+    passed: Json = {
+        "elicitation": {"form": {}, "url": {}},
+        "sampling": {"tools": {}, "context": {}},
+        "roots": {},
+        "extensions": ui,
+    }
+    expected: dict[str, dict[str, Json]] = {  # upstream -> client
+        OLDER: {
+            OLDER: {"elicitation": {}, "sampling": {}, "roots": {}, "extensions": ui},
+            HANDSHAKE: {"elicitation": {}, "sampling": {}, "roots": {}, "extensions": ui},
+        },
+        HANDSHAKE: {
+            "2024-11-05": {"sampling": {}, "roots": {}, "extensions": ui},
+            OLDER: {"elicitation": {"form": {}}, "sampling": {}, "roots": {}, "extensions": ui},
+            HANDSHAKE: passed,
+            PER_REQUEST: passed,
+        },
+        PER_REQUEST: {
+            OLDER: {"elicitation": {"form": {}}, "sampling": {}, "roots": {}, "extensions": ui},
+            PER_REQUEST: passed,
+        },
+    }
+    seen: list[Json] = []
+
+    async def call(asked: Asked) -> None:
+        await asked.result({**DONE, "resultType": "complete"})
+
+    for up, clients in expected.items():
+        async with asyncio.timeout(WAIT), over_http(call, up, seen=seen) as url:
+            mcp = gateway(url, up)
+            async with mcp.running():
+                for down, declared in clients.items():
+                    seen.clear()
+                    async with Client(mcp, revision=down, options=Options(declare=everything)) as client:
+                        await request(client)
+                    if up == PER_REQUEST:
+                        [message] = [each for each in seen if each.get("method") == "tools/call"]
+                        found = message["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+                    else:
+                        greetings = [each["params"] for each in seen if each.get("method") == "initialize"]
+                        # The connection that reads the lists declares nothing.
+                        [found] = [each["capabilities"] for each in greetings if each["capabilities"]]
+                    assert found == declared, (up, down)
 
 
 async def test_results_that_ask_what_a_client_did_not_declare_are_errors() -> None:

@@ -83,8 +83,10 @@ NAME = "millstream-gateway"
 """How the gateway introduces itself to upstreams."""
 
 _NO_HEADERS: Mapping[str, str] = {}
-_NEXT_LINKS = 8
-"""Connections that calls of one key may have side by side, where a question can't say which call it belongs to."""
+_LINKS, _LINKS_OF_STREAMS = 64, 8
+"""Connections that calls of one key may have side by side, so each question finds its call. On Streamable HTTP, most
+questions say which call they belong to.
+"""
 _MAX_KEPT = 16 * 1024
 """Bytes of a result that a call keeps while it goes on to ask something else."""
 _FIRST_WAIT = 0.05
@@ -311,7 +313,8 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Callers without a session don't depend on one connection, and on its own each has its questions to itself:
         # many servers send theirs on a stream that doesn't say which call they belong to.
-        for number in range(1, _NEXT_LINKS):
+        streams = link.conversation.transport.name == "streamable-http"
+        for number in range(1, _LINKS_OF_STREAMS if streams else _LINKS):
             other = structs.replace(key, affinity=f"#{number}")
             try:
                 found = links.ready(other) or await links.open(other)
