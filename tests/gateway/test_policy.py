@@ -9,7 +9,7 @@ import pytest
 
 from auth_world import Guarded, guarded
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import Client, Server, auth
+from millstream import Client, Server, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Failure
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
@@ -34,7 +34,7 @@ def shop() -> Server:
     @mcp.tool
     def fail(text: str) -> str:
         """Fail."""
-        raise ValueError(text)
+        raise ToolError(text)
 
     @mcp.tool
     def large(n: int) -> list[str]:
@@ -144,9 +144,9 @@ async def test_redaction_covers_arguments_results_errors_and_resources() -> None
         ordered = await client.call("shop_order", isbn="4111111111111111", account="x")
         assert ordered.data["isbn"] == "[redacted]"
         assert "4111" not in ordered.text
-        failed = await client.call("shop_fail", text="no 4111 1111 1111 1111")
+        failed = await client.call("shop_fail", text="no 4111 1111 1111 1111", raise_on_error=False)
         assert failed.is_error
-        assert "4111" not in failed.text
+        assert failed.text == "no [redacted]"
         assert "4111" not in str((await client.read("file://shop//any/x"))[0].text)
     for pattern in ("(?=x)", "x*", "["):
         with pytest.raises(ValueError, match=r"regular expression|empty"):
@@ -188,6 +188,10 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
             "large": ToolPolicy(claims={"level": 3}),
             "[df]*": ToolPolicy(groups=("staff",), limit="1/day"),
         },
+        resources={
+            "file:///private/*": ResourcePolicy(groups=("staff",)),
+            "file:///orders/*": ResourcePolicy(scopes=("orders:write",)),
+        },
     )
     method = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())
     ada = said(groups=["sales"], level=[1, 3])
@@ -199,6 +203,12 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
         assert "Unknown tool" in (await world.call(bob, "shop_large", {"n": 1})).body.decode()
         assert (await world.call(bob, "shop_delete_all")).status == 200
         assert (await world.call(bob, "shop_delete_all")).status == 429
+        for folder, allowed in (("private", False), ("%70rivate", False), ("orders", True), ("open", True)):
+            uri = f"file://shop//{folder}/a"
+            reply = await world.modern(ada, "resources/read", {"uri": uri}, uri)
+            assert ("result" in reply.message) is allowed, folder
+        uri = "file://shop//%6frders/a"
+        assert (await world.modern(bob, "resources/read", {"uri": uri}, uri)).status == 403
         large = await world.call(ada, "shop_large", {"n": 1000})
         uri = large.message["result"]["content"][1]["uri"]
         assert "line 999" in (await world.modern(ada, "resources/read", {"uri": uri}, uri)).body.decode()

@@ -16,7 +16,7 @@ from millstream.gateway.kept_results import KeptResults
 from millstream.gateway.page import GatewayReports
 from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.pins import AcceptedFile, Pins
-from millstream.gateway.policy import UpstreamPolicy
+from millstream.gateway.policy import ItemRules, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool
 from millstream.gateway.upstream import Upstream, UpstreamConfig
 
@@ -267,7 +267,8 @@ class GatewayPart:
                 self._collide(upstream, kind, name)
                 continue
             try:
-                added[name] = self._made(kind, upstream, name, own_name, description)
+                rules = None if upstream.policy is None else upstream.rules(kind, own_name)
+                added[name] = self._made(kind, upstream, name, own_name, description, rules)
             except ValueError as exc:
                 logger.warning("%s: %r is left out: %s", upstream.config.name, name, exc)
         if not removed and not added:
@@ -279,11 +280,19 @@ class GatewayPart:
             self._registered[kind, name] = upstream, wanted[name]
         return True
 
-    def _made(self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Any:
+    def _made(
+        self,
+        kind: str,
+        upstream: Upstream,
+        name: str,
+        own_name: str,
+        description: Description,
+        rules: ItemRules | None,
+    ) -> Any:
         """Return an item with the rules of its upstream inside the middleware of the server."""
         make = getattr(upstream, "make_item", None) or make_item
         item = make(kind, upstream, name, own_name, description)
-        if upstream.policy is not None and (rules := upstream.rules(kind, own_name)) is not None:
+        if rules is not None:
             rules.apply(item, self._kept[upstream.config.name].keep)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
@@ -310,8 +319,10 @@ class GatewayPart:
             own_uri = upstream.names.original_uri(uri)
             if own_uri is None or "resources" not in upstream.catalog.capabilities:
                 continue
-            if upstream.policy is None or upstream.policy.allows_uri(uri):
-                found: Resource = self._made("resources", upstream, uri, own_uri, {"uri": own_uri, "name": own_uri})
+            rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
+            if upstream.policy is None or rules is not None:
+                about = {"uri": own_uri, "name": own_uri}
+                found: Resource = self._made("resources", upstream, uri, own_uri, about, rules)
                 return found
         return None
 
@@ -344,6 +355,8 @@ class GatewayPart:
         """The upstream's own URI of a resource, if it can be watched there."""
         resources = upstream.catalog.capabilities.get("resources")
         if not isinstance(resources, dict) or not resources.get("subscribe") or self._is_local(uri):
+            return ""
+        if upstream.policy is not None and upstream.policy.rules_of(uri) is None:
             return ""
         return upstream.names.original_uri(uri) or ""
 

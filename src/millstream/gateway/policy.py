@@ -15,11 +15,12 @@ from msgspec import Meta, Raw, Struct, field
 from msgspec.structs import fields, force_setattr
 
 from millstream._config import Cap, RateText, Seconds
-from millstream._protocol.errors import ProtocolError, ToolError
+from millstream._protocol.errors import RESOURCE_NOT_FOUND, ProtocolError, ToolError, shorten
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.suggesting import Suggesting
+from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Pattern, Template
@@ -161,7 +162,8 @@ class Visibility(Struct, frozen=True):
 
     groups: tuple[frozenset[str], ...]
     """Of each set, one."""
-    claims: Mapping[str, Any]
+    claims: tuple[tuple[str, Any], ...]
+    """Names and values, all of them."""
 
     def __call__(self, principal: Principal | None) -> bool:
         """Return whether a caller has the groups and claims."""
@@ -170,7 +172,7 @@ class Visibility(Struct, frozen=True):
         found = principal.claims
         mine = _several(found.get("groups"))
         return all(not each.isdisjoint(mine) for each in self.groups) and all(
-            _has_claim(found.get(name), value) for name, value in self.claims.items()
+            _has_claim(found.get(name), value) for name, value in self.claims
         )
 
 
@@ -192,8 +194,8 @@ doesn't fit."""
 class ItemRules(Struct, frozen=True, kw_only=True):
     """The rules of one item, ready to use."""
 
-    name: str
-    """Without the prefix."""
+    name: str = ""
+    """Of a tool or prompt, without the prefix."""
     scopes: frozenset[str] = frozenset()
     visible: Callable[[Principal | None], bool] | None = None
     tags: frozenset[str] = frozenset()
@@ -211,13 +213,13 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     seconds: float = RESULT_SECONDS
     arguments: Redactor | None = None
     results: Redactor | None = None
-    allows_uri: Callable[[str], bool] | None = None
-    """Of a template: whether a URI, as callers see it, may be read."""
+    rules_of: "Callable[[str], ItemRules | None] | None" = None
+    """Of a template: the rules of one of its URIs, as callers see it; None if it isn't offered."""
 
     def describe(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """Return a listed description as callers see it, under its own name or URI."""
         changed = dict(description)
-        if "name" in changed and "uri" not in changed and "uriTemplate" not in changed:
+        if self.name:
             changed["name"] = self.name
         if self.title:
             changed["title"] = self.title
@@ -305,8 +307,9 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.cost = item.cost if self.cost is None else self.cost
             item.timeout = self.timeout or item.timeout
             item.plain = item.plain and not (item.timeout or item.visible)
-        if isinstance(item, Template) and self.allows_uri is not None:
-            item.template = RestrictedPattern(item.template, self.allows_uri)
+        if isinstance(item, Template) and self.rules_of is not None:
+            item.template = RestrictedPattern(item.template, self.rules_of)
+            item.run = _by_uri(item.run, self.rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
             item.run = self._around(item.run, keep)
         item.run = checked(item.run, self.scopes)
@@ -367,11 +370,11 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
 class RestrictedPattern:
     """The URIs of a template without those that a policy doesn't offer."""
 
-    __slots__ = ("_allows", "_pattern")
+    __slots__ = ("_pattern", "_rules_of")
 
-    def __init__(self, pattern: Pattern, allows: Callable[[str], bool]) -> None:
+    def __init__(self, pattern: Pattern, rules_of: Callable[[str], ItemRules | None]) -> None:
         self._pattern = pattern
-        self._allows = allows
+        self._rules_of = rules_of
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -380,7 +383,23 @@ class RestrictedPattern:
 
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the values of the variables in a URI; None for one that isn't offered."""
-        return self._pattern.match(uri) if self._allows(uri) else None
+        found = self._pattern.match(uri)
+        return None if found is None or self._rules_of(uri) is None else found
+
+
+def _by_uri(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:
+    """Return `run` of a template with the rules of the URI that's read: they may ask for more than the template's."""
+
+    async def run_by_rules(arguments: Any, call: Call) -> Any:
+        uri: str = getattr(arguments, "uri", "") or call.name
+        rules = rules_of(uri)
+        if rules is None or (rules.visible is not None and not rules.visible(call.principal)):
+            raise ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri)})
+        check_scopes(call, rules.scopes)
+        result = await run(arguments, call)
+        return result if rules.results is None else rules.results.json(result)
+
+    return run_by_rules
 
 
 _OWN_NAMES = Names("")
@@ -430,7 +449,7 @@ class Policy:
         found = [rules for layer in self._layers for rules in layer.rules(kind, self._name_in(layer, kind, name))]
         about = "resources" if kind == "templates" else kind
         return ItemRules(
-            name=_last(found, "name", name) if about != "resources" else name,
+            name=_last(found, "name", name) if about != "resources" else "",
             scopes=frozenset(scope for rules in found for scope in rules.scopes),
             visible=_visibility(found),
             tags=frozenset(tag for rules in found for tag in rules.tags),
@@ -447,20 +466,40 @@ class Policy:
             seconds=_last(found, "result_seconds", 0.0) or RESULT_SECONDS,
             arguments=self._redactor(_joined(found, "redact_arguments")) if kind == "tools" else None,
             results=self._redactor(_joined(found, "redact_results")),
-            allows_uri=self.allows_uri if kind == "templates" and self._restricts() else None,
+            rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
         )
 
     def allows(self, kind: str, name: str) -> bool:
         """Return whether an item is offered at all."""
         return all(layer.allows(self._name_in(layer, kind, name)) for layer in self._layers)
 
-    def _restricts(self) -> bool:
-        return any(layer.restricts for layer in self._layers)
+    @property
+    def _has_uris(self) -> bool:
+        """Whether some URIs have other rules than their template."""
+        return any(layer.has_uris for layer in self._layers)
 
-    def allows_uri(self, uri: str) -> bool:
-        """Return whether a URI, as callers see it, may be read, in every spelling that means the same resource."""
+    def rules_of(self, uri: str) -> ItemRules | None:
+        """Return the rules of a URI, as callers see it, that isn't listed; None if it isn't offered.
+
+        Every spelling that an upstream may take for the same resource counts.
+        """
         original = self._names.original_uri(uri)
-        return original is not None and all(self.allows("resources", each) for each in _spellings(original))
+        if original is None:
+            return None
+        spellings = _spellings(original)
+        if not all(self.allows("resources", each) for each in spellings):
+            return None
+        found = [
+            rules
+            for layer in self._layers
+            for each in spellings
+            for rules in layer.rules("resources", self._name_in(layer, "resources", each))
+        ]
+        return ItemRules(
+            scopes=frozenset(scope for rules in found for scope in rules.scopes),
+            visible=_visibility(found),
+            results=self._redactor(_joined(found, "redact_results")),
+        )
 
     def _name_in(self, layer: "_Layer", kind: str, name: str) -> str:
         if layer is self._own:
@@ -495,9 +534,9 @@ class _Layer:
         return any(rules.result_bytes or rules.result_tokens for rules in (self._policy, *self._policy.tools.values()))
 
     @property
-    def restricts(self) -> bool:
-        """Whether some names aren't offered."""
-        return self._allow is not None or self._deny is not None
+    def has_uris(self) -> bool:
+        """Whether some URIs have rules of their own."""
+        return self._allow is not None or self._deny is not None or bool(self._policy.resources)
 
     def allows(self, name: str) -> bool:
         if self._deny is not None and self._deny(name):
@@ -559,5 +598,5 @@ def _budget(found: Sequence[Rules]) -> int:
 
 def _visibility(found: Sequence[Rules]) -> Visibility | None:
     groups = tuple(frozenset(rules.groups) for rules in found if rules.groups)
-    claims = {name: value for rules in found for name, value in rules.claims.items()}
+    claims = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
     return Visibility(groups, claims) if groups or claims else None

@@ -182,7 +182,7 @@ class UpstreamOptions(TypedDict, total=False):
     openapi: Any
 
 
-_NO_RULES = ItemRules(name="")
+_NO_RULES = ItemRules()
 
 
 class _SharedProgram:
