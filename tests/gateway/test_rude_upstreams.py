@@ -395,6 +395,36 @@ async def test_what_may_belong_to_several_clients_reaches_none(revision: str, ca
         assert "didn't say for which one" in caplog.text
 
 
+async def test_a_question_of_a_session_survives_calls_that_did_not_ask_it() -> None:
+    asked = asyncio.Event()
+
+    async def call(message: Json, say: Say, wire: Wire) -> None:
+        if message["params"]["name"] == "rest":
+            await asked.wait()
+        else:
+            await say({"id": "q", "method": "elicitation/create", "params": FORM})
+            assert (await wire.answer("q"))["result"]["content"] == {"x": 1}
+        await say({"id": message["id"], "result": DONE})
+
+    times: list[Question] = []
+
+    async def person(question: Question) -> Json:
+        times.append(question)
+        asked.set()
+        if len(times) == 1:
+            await asyncio.Event().wait()  # until it's withdrawn, as its call ends
+        return {"x": 1}
+
+    async with (
+        asyncio.timeout(WAIT),
+        over_websocket(call) as (url, _),
+        Client(gateway(url), revision=HANDSHAKE, elicit=person) as client,
+    ):
+        ends = await asyncio.gather(request(client, "rest"), request(client))
+        assert [texts(each) for each in ends] == ["done", "done"]
+    assert len(times) == 2
+
+
 async def test_calls_without_a_session_have_their_questions_to_themselves() -> None:
     numbers = count()
 

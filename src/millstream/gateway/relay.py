@@ -311,12 +311,20 @@ class Relays:
         """
         if method == "ping":
             return {}
-        recipient = self.find(request_id)
-        if recipient is None:
-            raise self._unknown()
         source = self.conversation.agreed.revision
-        asked = project_question(method, params, recipient.abilities, source, recipient.revision)
-        return project_answer(asked, await recipient.ask(asked), source)
+        while True:
+            recipient = self.find(request_id)
+            if recipient is None:
+                raise self._unknown()
+            asked = project_question(method, params, recipient.abilities, source, recipient.revision)
+            try:
+                return project_answer(asked, await recipient.ask(asked), source)
+            except ProtocolError:
+                if request_id or not recipient.session or recipient in self.recipients.values():
+                    raise
+            # Its call has ended. Another one of the session runs, which may be the one that asks.
+            if self.find(0) is None:
+                raise ProtocolError(INVALID_REQUEST, "The call that asks is over")
 
     def _unknown(self) -> ProtocolError:
         if not self.recipients:
