@@ -127,3 +127,17 @@ def test_a_program_may_be_called_as_the_package_is(tmp_path: Path) -> None:
             cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False,
         )  # fmt: skip
         assert said in done.stdout + done.stderr
+
+
+async def test_a_missing_capability_is_named_with_the_option_that_declares_it() -> None:
+    """Our choice: "Missing required client capability" alone tells nothing."""
+    mcp = Server("shop")
+
+    @mcp.tool(requires={"elicitation": {}})
+    async def order() -> int:
+        """Order."""
+        return 1
+
+    async with Client(mcp) as client:
+        with pytest.raises(Failure, match=r"capability: elicitation \(-32021\)\. .*elicit=…"):
+            await client.call("order")

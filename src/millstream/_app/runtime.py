@@ -7,7 +7,7 @@ drain and close; `runtimes` decides when.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.hooks import Hooks
+from millstream._server.features.tools import Tool
 from millstream._server.handlers import install
 from millstream._server.load import halt, wait_for
 from millstream._server.sweep import Sweep
@@ -110,11 +111,7 @@ class Runtime:
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions
             )
             install(self.dispatcher)
-            for tool in definition.registry.tools.values():
-                if tool.unclear:
-                    logger.log(
-                        logging.WARNING if settings.show_errors else logging.DEBUG, "%s: %s", tool.name, tool.unclear
-                    )
+            _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
             self.dispatcher.around = _wide_middleware(definition)
             self.sweep = Sweep(
                 self.dispatcher,
@@ -252,6 +249,24 @@ class Runtime:
             self._busy, self._requests = now, requests
         elif now - self._busy >= IDLE_SECONDS:
             self.loop.call_soon(self.on_idle, self)
+
+
+def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
+    """Log tools without types or a docstring, which models can't use well.
+
+    Args:
+        tools: of the server.
+        each: one warning for each, as in development; else one for all.
+    """
+    unclear = [(tool.name, tool.unclear) for tool in tools if tool.unclear]
+    for name, text in unclear:
+        logger.log(logging.WARNING if each else logging.DEBUG, "%s: %s", name, text)
+    if unclear and not each:
+        (name, text), more = unclear[0], len(unclear) - 1
+        others = (
+            f"; the same goes for {more} other {'tool' if more == 1 else 'tools'} (--log-level debug)" if more else ""
+        )
+        logger.info("%s: %s%s", name, text, others)
 
 
 def _wide_middleware(definition: Definition) -> "MiddlewareChain | None":

@@ -170,7 +170,7 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
     if not declares(capabilities, needed):
         raise ProtocolError(
             MISSING_CLIENT_CAPABILITY,
-            "Missing required client capability",
+            f"Missing required client capability: {', '.join(needed)}",
             {"requiredCapabilities": needed},
             status=400,
         )

@@ -7,12 +7,13 @@ kept for each target, so that the next client asks the right question first.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream._http.client.pool import Pool
-from millstream._protocol.errors import UNSUPPORTED_VERSION
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION
 from millstream._protocol.jsonrpc import PeerError, encode, notification_message
 from millstream._protocol.messages import DiscoverResult, InitializeRequestParams, InitializeResult
 from millstream._protocol.metadata import SERVER_KEY, Implementation
@@ -56,7 +57,28 @@ def failure(error: bytes) -> Failure:
         data = msgspec.json.decode(told.data) if told.data else None
     except (ValueError, RecursionError):
         return Failure(0, "The server reported an error that can't be read")
-    return Failure(told.code, told.message or "The server gave no reason", data)
+    remedy = _handler_for(data) if told.code == MISSING_CLIENT_CAPABILITY else ""
+    return Failure(told.code, told.message or "The server gave no reason", data, remedy=remedy)
+
+
+_HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
+"""Capability -> the option of `Client` that declares it."""
+
+
+def _handler_for(data: Any) -> str:
+    """Say which option of `Client` declares the capabilities that a server needs."""
+    try:
+        needed = msgspec.convert(data, _Required).required_capabilities
+    except msgspec.ValidationError:
+        return ""
+    options = [f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(declare=…)" for each in needed]
+    return f"Declare it with Client(…, {', '.join(dict.fromkeys(options))})." if options else ""
+
+
+class _Required(Struct, rename="camel"):
+    """The data of an error that names capabilities."""
+
+    required_capabilities: dict[str, Any]
 
 
 def forget_eras() -> None:

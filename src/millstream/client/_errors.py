@@ -71,8 +71,8 @@ class ToolFailed(ClientError):
 class Failure(ClientError):
     """The server answered with a JSON-RPC error: ``except Failure as error: print(error.code)``."""
 
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
-        super().__init__(f"{message} ({code})")
+    def __init__(self, code: int, message: str, data: Any = None, *, remedy: str = "") -> None:
+        super().__init__(f"{message} ({code}).", remedy=remedy) if remedy else super().__init__(f"{message} ({code})")
         self.code = code
         self.message = message
         self.data = data

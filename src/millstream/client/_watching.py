@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -179,8 +179,7 @@ class Changes:
                     raise why  # it was never open
                 await asyncio.sleep(_pause(failures))
                 failures += 1
-                agreed = asyncio.Event()
-                self._take(Change("again"))
+                agreed = _Reopened(lambda: self._take(Change("again")))
         except ClientError as exc:
             self.fail(exc)
 
@@ -196,6 +195,20 @@ class Changes:
             await self._requests.send(link, ask)
         finally:
             del self._incoming.acknowledged[subscription]
+
+
+class _Reopened(asyncio.Event):
+    """Set when a subscription that was lost is confirmed again; only then may a reader catch up on what it missed."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def set(self) -> None:
+        """Tell the reader once."""
+        if not self.is_set():
+            self._tell()
+        super().set()
 
 
 class Watches:
