@@ -332,7 +332,6 @@ def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
         ([__file__.replace(".py", ".txt"), "--client", "claude"], "There is no file"),
         ([str(SHOP), "--client", "emacs"], "isn't an application"),
         ([str(SHOP)], "None of the applications"),
-        ([str(SHOP), "--client", "codex", "--name", "my shop"], "'my shop' can't be the name"),
         ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
         (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),

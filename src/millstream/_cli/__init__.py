@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from millstream._cli.errors import run_command, tell, wants_json
-from millstream._cli.help import overview
+from millstream._cli.help import print_overview
 from millstream._cli.loading import gc_paused
 from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.signals import INTERRUPTED, ending_in_order
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _obey(arguments: Sequence[str]) -> None:
     if arguments[:1] in (["--help"], ["-h"]) or list(arguments) in ([], ["help"]):
-        sys.stdout.write(overview())
+        print_overview()
         sys.exit(0 if arguments else 2)
     if arguments[0] in ("--version", "version") and set(arguments[1:]) <= {"--json"}:
         from millstream._version import __version__  # noqa: PLC0415 - see above

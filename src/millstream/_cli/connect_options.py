@@ -10,10 +10,10 @@ from contextlib import suppress
 from functools import wraps
 from inspect import Parameter as Argument
 from inspect import Signature, signature
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import msgspec
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from msgspec import Struct
 
 from millstream._cli.errors import UsageError, as_json, tell
@@ -21,6 +21,8 @@ from millstream._cli.numbers import more_than_nothing
 from millstream._cli.output import nobody_reads
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, one_line, safe
+from millstream._http.client.url import parse
+from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
 from millstream._protocol.json_schema import members
 from millstream.client._client import Client
@@ -44,6 +46,7 @@ FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 """Exit statuses: what was asked for failed, wrong use, there's no connection, no access, no answer in time."""
 
 _FORBIDDEN = 403
+CONNECTION = Group("Connection", sort_key=2)
 _MAX_LINE = 64 * 1024
 _OPTION = Argument.KEYWORD_ONLY
 
@@ -55,20 +58,53 @@ Target = Annotated[
     ),
 ]
 Header = Annotated[
-    list[str] | None, Parameter(name=("--header", "-H"), help='Send this with each HTTP request: "Name: value".')
+    list[str] | None,
+    Parameter(
+        name=("--header", "-H"),
+        metavar="HEADER",
+        group=CONNECTION,
+        help='Send this with each HTTP request: "Name: value".',
+    ),
+]
+Key = Annotated[
+    str,
+    Parameter(
+        name="--auth",
+        metavar="KEY",
+        group=CONNECTION,
+        help='Send "Authorization: Bearer KEY". MCP_SERVER_AUTH_KEY does it for this machine and MCP_SERVER_URL.',
+    ),
 ]
 Login = Annotated[
-    bool, Parameter(name="--login", help="Log in with a browser if the server asks for it; the login is kept.")
+    bool,
+    Parameter(
+        name="--login", group=CONNECTION, help="Log in with a browser if the server asks for it; the login is kept."
+    ),
 ]
 Env = Annotated[
-    list[str] | None, Parameter(name=("--env", "-e"), help="Set NAME=VALUE for a server that this command starts.")
+    list[str] | None,
+    Parameter(
+        name=("--env", "-e"),
+        metavar="NAME=VALUE",
+        group=CONNECTION,
+        help="Set NAME=VALUE for a server that this command starts.",
+    ),
 ]
-Revision = Annotated[str, Parameter(name="--revision", help="Speak only this revision of the protocol, by its date.")]
+Revision = Annotated[
+    str,
+    Parameter(
+        name="--revision",
+        metavar="DATE",
+        group=CONNECTION,
+        help="Speak only this revision of the protocol, by its date.",
+    ),
+]
 Timeout = Annotated[
     float,
     Parameter(
         name="--timeout",
         metavar="SECONDS",
+        group=CONNECTION,
         help="Seconds until an answer must come.",
         validator=more_than_nothing,
     ),
@@ -81,6 +117,7 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
 
     target: Target = ""
     header: Header = None
+    auth_key: Key = ""
     login: Login = False
     env: Env = None
     revision: Revision = ""
@@ -89,7 +126,11 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
     @property
     def headers(self) -> dict[str, str]:
         """What is sent along."""
-        return pairs(self.header or [], ":", '--header takes "Name: value"')
+        found = pairs(self.header or [], ":", '--header takes "Name: value"')
+        key = self.auth_key or ("" if self.login else _key_for(self.target))
+        if key and not any(name.lower() == "authorization" for name in found):
+            found["Authorization"] = f"Bearer {key}"
+        return found
 
     @property
     def variables(self) -> dict[str, str]:
@@ -159,6 +200,23 @@ def connects(*, server: bool = True, timeout: float = 60) -> Callable[[Callable[
         return run
 
     return decorate
+
+
+def _key_for(target: str) -> str:
+    """Return ``MCP_SERVER_AUTH_KEY`` for a server of this machine, or at the origin of ``MCP_SERVER_URL``.
+
+    Other servers don't get it, whatever is typed.
+    """
+    key = os.environ.get("MCP_SERVER_AUTH_KEY", "")
+    if not key or "://" not in target:
+        return ""
+    home = os.environ.get("MCP_SERVER_URL", "")
+    try:
+        url = parse(target)
+        own = is_loopback(url.host) or ("://" in home and parse(home).origin == url.origin)
+    except TargetError:
+        return ""
+    return key if own else ""
 
 
 def _is_program(target: str) -> bool:
@@ -296,12 +354,49 @@ def _fill_in(question: Question) -> Any:
     defaults = question.defaults
     for name, given in members((question.requested_schema or {}).get("properties")).items():
         field = members(given)
-        default = defaults.get(name, "")
-        title = safe(one_line(str(field.get("title") or name)))
-        shown = safe(one_line(str(default)))
-        text = _typed(f"{title} [{shown}]" if shown else title) or str(default)
-        answers[name] = value_of(text, field)
+        answers[name] = _ask_for(name, field, defaults.get(name, ""))
     return answers
+
+
+def _ask_for(name: str, field: dict[str, Any], default: Any) -> Any:
+    """Ask for one field until the answer fits."""
+    title = safe(one_line(str(field.get("title") or name)))
+    shown = safe(one_line(str(default)))
+    while True:
+        text = _typed(f"{title} [{shown}]" if shown else title) or str(default)
+        value = value_of(text, field)
+        wrong = wrong_answer(value, field)
+        if not wrong:
+            return value
+        print(f"{wrong} Try again, or press Ctrl-D to cancel.", file=sys.stderr)
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "integer": ((int,), "a whole number"),
+    "number": ((int, float), "a number"),
+    "boolean": ((bool,), "yes or no"),
+}
+
+
+def wrong_answer(value: Any, field: dict[str, Any]) -> str:
+    """Say why a value doesn't fit a field of a form; empty if it does."""
+    kinds, words = _KINDS.get(str(field.get("type")), ((), ""))
+    if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        return f"This must be {words}."
+    choices = field.get("enum")
+    if isinstance(choices, list) and value not in choices:
+        return f"Use one of: {safe(one_line(', '.join(map(str, cast('list[object]', choices)))))}."
+    low, high = field.get("minimum"), field.get("maximum")
+    if kinds and isinstance(low, int | float) and value < low:
+        return f"This must be at least {low:g}."
+    if kinds and isinstance(high, int | float) and value > high:
+        return f"This must be at most {high:g}."
+    shortest, longest = field.get("minLength"), field.get("maxLength")
+    if isinstance(value, str) and isinstance(shortest, int) and len(value) < shortest:
+        return f"This needs at least {shortest} characters."
+    if isinstance(value, str) and isinstance(longest, int) and len(value) > longest:
+        return f"This takes at most {longest} characters."
+    return ""
 
 
 def _typed(prompt: str) -> str:

@@ -1,5 +1,7 @@
 """What ``millstream --help`` prints: every command, by what it is for. It loads nothing, so it is there at once."""
 
+import sys
+
 COMMANDS = {
     "Serve": {
         "init": "Make a new project: a server, a test, and what they need.",
@@ -45,6 +47,31 @@ Examples
   millstream call "uvx mcp-server-time" get_current_time timezone=Europe/Berlin
   millstream info https://example.com/mcp --header "Authorization: Bearer …"
 """
+
+
+def print_overview() -> None:
+    """Print every command: in the boxes that the help of a command has at a terminal, else as plain text."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(overview())
+        return
+    from rich.console import Console  # noqa: PLC0415  only a terminal needs it
+    from rich.panel import Panel  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    console.print(Text.assemble(("Usage: ", ""), ("millstream COMMAND [OPTIONS]", "bold")))
+    console.print("\nMillstream: one MCP server for every client, and one client for every server.\n")
+    width = max(len(name) for group in COMMANDS.values() for name in group)
+    for heading, group in COMMANDS.items():
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="cyan", min_width=width, no_wrap=True)
+        table.add_column()
+        for name, what in group.items():
+            table.add_row(name, Text(what))
+        console.print(Panel(table, title=heading, title_align="left"))
+    console.print(Text(_EXAMPLES.rstrip(), style=""))
+    console.print("\nEach command explains itself: [bold]millstream COMMAND --help[/bold]")
 
 
 def overview() -> str:

@@ -28,7 +28,7 @@ def print_json(value: Any) -> None:
     indent = 2 if sys.stdout.isatty() else None
     plain = not str(sys.stdout.encoding).lower().startswith("utf")  # what it can't hold is escaped, as JSON can
     text = json.dumps(msgspec.to_builtins(value), indent=indent, ensure_ascii=plain)
-    sys.stdout.write(safe_json(text) + "\n")
+    sys.stdout.write(color_json(safe_json(text)) + "\n" if indent else text + "\n")
     sys.stdout.flush()  # somebody may wait for this line, and more may never come
 
 
@@ -42,6 +42,35 @@ def print_text(text: str, to: TextIO | None = None) -> None:
     out = to or sys.stdout
     out.write((safe(text) if out.isatty() else text) + "\n")
     out.flush()
+
+
+def print_block(text: str, to: TextIO | None = None) -> None:
+    """Text of a server; at a terminal, JSON is indented and colored. A pipe gets it as it is."""
+    out = to or sys.stdout
+    if out.isatty() and text[:1] in "{[":
+        try:
+            text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            out.write(color_json(safe_json(text) if out is sys.stdout else safe(text)) + "\n")
+            out.flush()
+            return
+    print_text(text, to)
+
+
+_TOKEN = re.compile(
+    r'(?P<key>"(?:[^"\\]|\\.)*")(?=\s*:)|(?P<text>"(?:[^"\\]|\\.)*")|(?P<word>\btrue\b|\bfalse\b|\bnull\b|-?\d[\d.eE+-]*)'
+)
+
+
+def color_json(text: str) -> str:
+    """JSON with colors for its keys, texts, and other values, if standard output is a terminal without NO_COLOR."""
+
+    def colored(found: re.Match[str]) -> str:
+        return style(found[0], "cyan" if found["key"] else "green" if found["text"] else "yellow")
+
+    return _TOKEN.sub(colored, text)
 
 
 def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from millstream._cli.connect_options import (
     ConnectOptions,
     Json,
     connects,
+    ended,
     pairs,
     unknown,
     value_of,
@@ -27,6 +28,7 @@ from millstream._cli.connect_options import (
 from millstream._cli.errors import UsageError
 from millstream._cli.numbers import finite
 from millstream._cli.tables import Progress, one_line, print_json, print_rows, print_text, safe, style
+from millstream._http.client.url import parse
 from millstream._protocol.json_schema import members
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
@@ -103,19 +105,37 @@ def bench(
             validator=(finite, Number(gte=0.1, lte=3600)),
         ),
     ] = 5,
+    listeners: Annotated[
+        int,
+        Parameter(
+            metavar="N",
+            help="Open so many event streams of the hub instead, and broadcast to them.",
+            validator=Number(gte=0, lte=20_000),
+        ),
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Call a server from many connections, and show how fast it answers.
 
-    Only bench your own servers. Each connection sends its next call when the last one is answered. The exit
-    status is 1 if a call failed.
+    Only bench your own servers. Each connection sends its next call when the last one is answered. The figures are
+    those of this client, which is one process of Python: it makes some 8,000 calls a second, and a server may be
+    many times as fast. For the limit of a server, run several of these at a time, or a load generator such as wrk.
+    The exit status is 1 if a call failed.
+
+    With --listeners, it publishes 50 events a second to a channel of its own, and says how many deliveries arrived,
+    how long they took, and how much memory of the server the listeners take (with --serve hub,metrics).
 
     **Examples**
 
     - `millstream bench http://127.0.0.1:8000/mcp`
 
     - `millstream bench http://127.0.0.1:8000/mcp --tool add a=1 b=2 --connections 50 --seconds 10`
+
+    - `millstream bench http://127.0.0.1:8000/mcp --listeners 100`
     """
+    if listeners:
+        ended(lambda: _broadcast(options, listeners, seconds, json=json))
+        return
     given = pairs(arguments, "=", "Arguments are NAME=VALUE")
     if given and not tool:
         raise UsageError("Arguments are for a tool: name it with --tool.")
@@ -133,6 +153,35 @@ def bench(
         return FAILED if tally.errors else 0
 
     with_client(lambda: options.client(max_connections=connections), work)
+
+
+async def _broadcast(options: ConnectOptions, listeners: int, seconds: float, *, json: bool) -> int:
+    from millstream._cli.broadcast_bench import Broadcasts, percentiles, summary  # noqa: PLC0415  few want it
+
+    if not options.target.startswith(("http://", "https://")):
+        raise UsageError("--listeners needs the URL of a server with a hub: http://127.0.0.1:8000/mcp")
+    found = Broadcasts(parse(options.target), options.headers, listeners)
+    begun = time.perf_counter()
+    await found.run(seconds)
+    told = summary(found, time.perf_counter() - begun)
+    latency = percentiles(found.delays, _SHOWN)
+    if json:
+        print_json({"listeners": listeners, **told, "latencyMs": {name: _ms(each) for name, each in latency.items()}})
+    else:
+        print_text(f"{listeners:,} listeners, {told['broadcasts']:,} broadcasts in {seconds:g} s")
+        rows = [
+            ["delivered", f"{told['delivered']:,} of {told['expected']:,}"],
+            ["deliveries/s", f"{told['deliveriesPerSecond']:,.0f}"],
+            ["streams cut", f"{told['cut']:,}"],
+            *([name, shown(each)] for name, each in latency.items()),
+        ]
+        if found.memory is not None:
+            grown = (found.memory[1] - found.memory[0]) / 1024
+            rows.append(
+                ["server memory", f"{found.memory[1] / 2**20:,.0f} MiB, {grown / listeners:,.1f} KiB a listener"]
+            )
+        print_rows(rows, ["WHAT", "VALUE"])
+    return FAILED if told["delivered"] < told["expected"] else 0
 
 
 async def _typed(client: Client, tool: str, given: dict[str, str]) -> dict[str, Any]:
@@ -194,7 +243,7 @@ def report(tally: Tally, took: float, client: Client, connections: int, *, json:
         return
     failed = sum(tally.errors.values())
     about = f"{client.server.name or 'server'} ({client.revision}, {client.transport})"
-    print_text(f"{about}: {connections} connections for {took:.1f} s")
+    print_text(f"{about}: {connections} connections for {took:.1f} s, measured by one client process")
     rows = [["calls/s", f"{rate:,.0f}"], ["calls", f"{tally.calls:,}"], ["errors", f"{failed:,}"]]
     rows += [[name, shown(value)] for name, value in {**percentiles, "max": tally.slowest}.items()]
     print_rows(rows, ["WHAT", "VALUE"])

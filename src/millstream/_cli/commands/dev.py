@@ -23,6 +23,8 @@ from millstream._cli.uv import run_with
 from millstream._cli.variables import use_file
 
 INSPECTOR = "@modelcontextprotocol/inspector"
+NODE = 22
+"""The oldest major version of Node.js that the MCP Inspector runs on."""
 
 
 def dev(
@@ -33,7 +35,13 @@ def dev(
     /,
     *,
     port: Annotated[
-        int | None, Parameter(help="Port to listen on; 0 picks a free port.", show_default=lambda _: "8000")
+        int | None,
+        Parameter(
+            name=("--port", "-p"),
+            metavar="PORT",
+            help="Port to listen on; 0 picks a free port.",
+            show_default=lambda _: "8000",
+        ),
     ] = None,
     no_open: Annotated[bool, Parameter(name="--no-open", help="Don't open a browser.")] = False,
     official: Annotated[
@@ -117,7 +125,30 @@ def npx() -> str:
             why=f"The MCP Inspector is a Node package, {INSPECTOR}.",
             fix="Install Node.js 22 or newer, or leave --official out: /inspect needs nothing.",
         )
+    _check_node()
     return found
+
+
+def _check_node() -> None:
+    """See that Node.js is new enough for the MCP Inspector, which ends without a word on an older one.
+
+    Raises:
+        CommandError: it isn't.
+    """
+    node = shutil.which("node")
+    if node is None:
+        return
+    try:
+        told = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    major = told.strip().removeprefix("v").partition(".")[0]
+    if major.isdigit() and int(major) < NODE:
+        raise CommandError(
+            f"--official needs Node.js {NODE} or newer, and this is {told.strip()}.",
+            why=f"The MCP Inspector, {INSPECTOR}, doesn't start on an older one.",
+            fix="Install a newer Node.js, or leave --official out: /inspect needs nothing.",
+        )
 
 
 class _Beside:

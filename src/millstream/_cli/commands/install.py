@@ -14,7 +14,7 @@ from millstream._cli.console import confirm
 from millstream._cli.errors import tell
 from millstream._cli.installing.applications import APPLICATIONS, Application, System, merged
 from millstream._cli.installing.change import Change, prepare, prepare_undo, undo, write
-from millstream._cli.installing.launch import Launch, check_name, launch_of, name_of
+from millstream._cli.installing.launch import Launch, fitting, launch_of, name_of
 from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 
@@ -84,7 +84,9 @@ def install(  # noqa: PLR0913  the options of the command
 
     - `millstream install shop.py --client claude --undo`
     """
-    called = name or name_of(target)
+    called = fitting(name) if name else name_of(target)
+    if name and called != name and not json:
+        print(f"Applications call it {called}: names have letters, digits, - and _.", file=sys.stderr)
     key = client or only_one_here(system_here())
     if undo_last:
         path, application = place_of(key, project=project)
@@ -94,7 +96,6 @@ def install(  # noqa: PLR0913  the options of the command
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
         return
-    check_name(called)
     env = {**(read_file(env_file) if env_file else {}), **pairs(variable or [], "=", "--var takes NAME=VALUE")}
     launch = launch_of(
         target,

@@ -21,10 +21,11 @@ from millstream._cli.connect_options import (
 )
 from millstream._cli.errors import UsageError
 from millstream._cli.signals import unread
-from millstream._cli.tables import Progress, print_json, print_rows, print_text
+from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
+from millstream._protocol.messages import PromptDescription, ToolDescription
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 from millstream.client._results import Result
@@ -56,10 +57,17 @@ def list_(
         if json:
             print_json({"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts})
             return
-        rows = [["tool", each.name, each.description or each.title or ""] for each in tools]
+        signed = sys.stdout.isatty()  # in a pipe, the second column is the name alone
+        rows = [
+            ["tool", signature_of(each) if signed else each.name, each.description or each.title or ""]
+            for each in tools
+        ]
         rows += [["resource", each.uri, each.description or each.name] for each in resources]
         rows += [["template", each.uri_template, each.description or each.name] for each in templates]
-        rows += [["prompt", each.name, each.description or each.title or ""] for each in prompts]
+        rows += [
+            ["prompt", _prompt_of(each) if signed else each.name, each.description or each.title or ""]
+            for each in prompts
+        ]
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
 
     with_client(options.client, work)
@@ -75,6 +83,7 @@ def call(
         str,
         Parameter(
             name="--input",
+            metavar="JSON",
             allow_leading_hyphen=True,
             help="All arguments as one JSON object; - reads it from the input.",
         ),
@@ -120,7 +129,7 @@ def call(
             print_json(_as_json(result))
         else:
             for block in result.content:
-                print_text(describe(block), sys.stderr if result.is_error else None)
+                print_block(describe(block), sys.stderr if result.is_error else None)
         return FAILED if result.is_error else 0
 
     with_client(lambda: options.client(elicit=person()), work)
@@ -132,7 +141,9 @@ def read(
     uri: Annotated[str, Parameter(name="URI", help="The URI of the resource.")],
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=("--output", "-o"), help="Write the content into this file.")] = None,
+    output: Annotated[
+        Path | None, Parameter(name=("--output", "-o"), metavar="FILE", help="Write the content into this file.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print a resource, or save it to a file. Bytes are only printed into a pipe.
@@ -210,6 +221,27 @@ def _as_json(result: Result) -> dict[str, Any]:
     if isinstance(result.structured_content, msgspec.Raw):
         shown["structuredContent"] = result.data
     return shown
+
+
+def signature_of(tool: ToolDescription) -> str:
+    """Write a tool as one would call it: ``order(isbn, copies: integer = 1)``."""
+    schema = tool.input_schema
+    required = schema.get("required")
+    wanted = cast("list[object]", required) if isinstance(required, list) else []
+    words: list[str] = []
+    for name, given in members(schema.get("properties")).items():
+        field = members(given)
+        kind = field.get("type")
+        told = f"{name}: {kind}" if isinstance(kind, str) and kind != "string" else name
+        if name not in wanted:
+            told += f"={json_module.dumps(field['default'], ensure_ascii=False)}" if "default" in field else "?"
+        words.append(told)
+    return f"{tool.name}({', '.join(words)})"
+
+
+def _prompt_of(prompt: PromptDescription) -> str:
+    words = [each.name if each.required else f"{each.name}?" for each in prompt.arguments or ()]
+    return f"{prompt.name}({', '.join(words)})"
 
 
 def describe(block: Any) -> str:

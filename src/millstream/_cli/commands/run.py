@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack, cast
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from millstream._app import Server
@@ -28,6 +28,11 @@ from millstream._cli.stdio import serve_stdio
 from millstream._cli.uv import run_with
 from millstream._cli.variables import use_file
 from millstream._config import DEVELOPING, Settings, VariableError
+
+LISTEN, MCP, SECURITY = (
+    Group(name, sort_key=at)
+    for at, name in enumerate(("Where to listen", "HTTP: what it serves", "HTTP: who may call"), start=2)
+)
 
 
 class Transport(StrEnum):
@@ -85,33 +90,54 @@ def run(  # noqa: PLR0913  the options of the command
     host: Annotated[
         str | None,
         Parameter(
+            metavar="ADDRESS",
+            group=LISTEN,
             help="Address to listen on; 0.0.0.0 means every address of this machine.",
             show_default=lambda _: "127.0.0.1",
         ),
     ] = None,
     port: Annotated[
         int | None,
-        Parameter(name=("--port", "-p"), help="Port to listen on; 0 picks a free port.", show_default=lambda _: "8000"),
+        Parameter(
+            metavar="PORT",
+            name=("--port", "-p"),
+            group=LISTEN,
+            help="Port to listen on; 0 picks a free port.",
+            show_default=lambda _: "8000",
+        ),
     ] = None,
     transport: Annotated[
-        Transport, Parameter(help="http, sse, streamable-http: serve /mcp and /sse. stdio: talk to the parent program.")
+        Transport,
+        Parameter(
+            metavar="NAME",
+            group=LISTEN,
+            help="http, sse, streamable-http: serve /mcp and /sse. stdio: talk to the parent program.",
+        ),
     ] = (Transport.http),
     no_sessions: Annotated[
-        bool, Parameter(name="--no-sessions", help="HTTP: treat each request on its own, without sessions.")
+        bool, Parameter(name="--no-sessions", group=MCP, help="Treat each request on its own, without sessions.")
     ] = False,
     json: Annotated[
-        bool, Parameter(name="--json", help="HTTP: answer calls with JSON only, never an event stream.")
+        bool, Parameter(name="--json", group=MCP, help="Answer calls with JSON only, never an event stream.")
     ] = False,
-    path: Annotated[str, Parameter(help="HTTP: where to serve MCP.", show_default=lambda _: "/mcp")] = "",
+    path: Annotated[
+        str, Parameter(metavar="PATH", group=LISTEN, help="Where to serve MCP.", show_default=lambda _: "/mcp")
+    ] = "",
     store: Annotated[
-        str, Parameter(metavar="URL", help="HTTP: where streams and records live.", show_default=lambda _: "memory://")
+        str,
+        Parameter(group=MCP, metavar="URL", help="Where streams and records live.", show_default=lambda _: "memory://"),
     ] = "",
     serve: Annotated[
-        str, Parameter(help="HTTP: what runs beside MCP: hub, rest, web, metrics (with commas), or all.")
+        str,
+        Parameter(
+            metavar="PARTS", group=MCP, help="What runs beside MCP: hub, rest, web, metrics (with commas), or all."
+        ),
     ] = "",
-    workers: Annotated[int, Parameter(metavar="N", help="HTTP: processes that serve.", validator=Number(gte=1))] = 1,
+    workers: Annotated[
+        int, Parameter(group=LISTEN, metavar="N", help="Processes that serve.", validator=Number(gte=1))
+    ] = 1,
     reload: Annotated[
-        bool, Parameter(name="--reload", help="HTTP: restart when a Python file in the program's folder changes.")
+        bool, Parameter(name="--reload", help="Restart when a Python file in the program's folder changes.")
     ] = False,
     dev: Annotated[
         bool, Parameter(name="--dev", help="Show callers the errors of your code, and print a line for each message.")
@@ -119,27 +145,33 @@ def run(  # noqa: PLR0913  the options of the command
     fd: Annotated[
         int | None,
         Parameter(
+            group=LISTEN,
             metavar="N",
-            help="HTTP: a listening socket to use instead of --host and --port.",
+            help="A listening socket to use instead of --host and --port.",
             validator=Number(gte=0),
         ),
     ] = None,
     auth_key: Annotated[
         str | None,
-        Parameter(metavar="KEY", help="HTTP: the key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too."),
+        Parameter(
+            group=SECURITY, metavar="KEY", help="The key that callers have to send. MCP_SERVER_AUTH_KEY sets it, too."
+        ),
     ] = None,
     auth_keys: Annotated[
-        str | None, Parameter(metavar="FILE", help="HTTP: a file of keys, made by `millstream keys add`.")
+        str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, made by `millstream keys add`.")
     ] = None,
     tls_cert: Annotated[
-        str | None, Parameter(metavar="FILE", help="HTTP: serve https with this certificate chain.")
+        str | None, Parameter(group=SECURITY, metavar="FILE", help="Serve https with this certificate chain.")
     ] = None,
-    tls_key: Annotated[str | None, Parameter(metavar="FILE", help="HTTP: the key of the certificate.")] = None,
+    tls_key: Annotated[
+        str | None, Parameter(group=SECURITY, metavar="FILE", help="The key of the certificate.")
+    ] = None,
     public_without_auth: Annotated[
         bool,
         Parameter(
+            group=SECURITY,
             name="--public-without-auth",
-            help="HTTP: let anybody who can reach the address call every tool.",
+            help="Let anybody who can reach the address call every tool.",
         ),
     ] = False,
     log_level: Annotated[

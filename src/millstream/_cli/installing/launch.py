@@ -92,18 +92,8 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
     return [*start, "run", f"{path}:{name}" if name else str(path), "--transport", "stdio"]
 
 
-def check_name(name: str) -> None:
-    """Make sure that every application takes this name for a server.
-
-    Raises:
-        CommandError: Codex and Claude Code wouldn't.
-    """
-    if _UNFIT.search(name):
-        fix = f"Use only letters from a to z, digits, - and _. For example: --name {_fit(name)}"
-        raise CommandError(f"{name!r} can't be the name of a server.", fix=fix)
-
-
-def _fit(name: str) -> str:
+def fitting(name: str) -> str:
+    """Return a name that every application takes for a server, ``My-Shop`` for ``My Shop``."""
     return _UNFIT.sub("-", name).strip("-") or "server"
 
 
@@ -113,4 +103,4 @@ def name_of(target: str) -> str:
         host = urlsplit(target).hostname or "server"
         parts = [part for part in host.split(".") if part not in ("www", "mcp", "api")]
         return parts[0] if parts and not host.replace(".", "").isdigit() else "server"
-    return _fit(Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem)
+    return fitting(Path(target.rpartition(":")[0] if target.rpartition(":")[2].isidentifier() else target).stem)

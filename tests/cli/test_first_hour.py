@@ -1,0 +1,147 @@
+"""What a newcomer meets at a terminal: colored help and JSON, signatures, keys, questions, and figures of the hub."""
+
+import json
+import os
+import pty
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import CliRunner
+from millstream._cli.connect_options import wrong_answer
+from millstream._cli.program import program
+from patience import WAIT
+from processes import free_port, millstream, serving
+
+START = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
+SHOP = """
+from millstream import Server
+
+mcp = Server("shop", auth={auth})
+
+
+@mcp.tool
+def order(isbn: str, copies: int = 1) -> dict[str, int]:
+    \"\"\"Order copies.\"\"\"
+    return {{"ordered": copies}}
+"""
+
+
+def at_terminal(*words: str, cwd: Path) -> str:
+    """What a command prints at a terminal."""
+    end, terminal = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    process = subprocess.Popen([*START, *words], cwd=cwd, env=environment, stdout=terminal, stdin=subprocess.DEVNULL)
+    os.close(terminal)
+    said = b""
+    try:
+        while piece := os.read(end, 4096):
+            said += piece
+    except OSError:  # the other side is closed
+        pass
+    finally:
+        os.close(end)
+        process.wait(WAIT)
+    return said.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.server
+def test_a_terminal_gets_colors_signatures_and_indented_json(tmp_path: Path) -> None:
+    """Our choice: a pipe gets plain text, one line a row, and JSON as it came."""
+    (tmp_path / "shop.py").write_text(SHOP.format(auth=None))
+    assert "order(isbn, copies: integer=1)" in at_terminal("list", "shop.py", cwd=tmp_path)
+    called = at_terminal("call", "shop.py", "order", "isbn=1", cwd=tmp_path)
+    assert re.sub(r"\x1b\[[\d;]*m", "", called) == '{\n  "ordered": 1\n}\n'
+    assert "\x1b[36m" in called
+    overview = at_terminal("--help", cwd=tmp_path)
+    assert "╭─ Serve" in overview
+    assert "\x1b[36m" in overview
+    piped = subprocess.run(
+        [*START, "call", "shop.py", "order", "isbn=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=True,
+    )
+    assert piped.stdout == '{"ordered":1}\n'
+
+
+@pytest.mark.server
+def test_a_key_is_sent_as_an_option_or_a_variable_says(tmp_path: Path) -> None:
+    """MCP_SERVER_AUTH_KEY goes to servers of this machine, and to the one of MCP_SERVER_URL."""
+    (tmp_path / "shop.py").write_text(
+        SHOP.format(auth='__import__("millstream.auth").auth.keys("secret-key-of-the-shop")')
+    )
+    port = free_port()
+    with serving(millstream(str(tmp_path / "shop.py"), port), port, tmp_path / "log"):
+        url = f"http://127.0.0.1:{port}/mcp"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MCP_")}
+        for words, variables, status in (
+            ([], {}, 4),
+            (["--auth", "secret-key-of-the-shop"], {}, 0),
+            ([], {"MCP_SERVER_AUTH_KEY": "secret-key-of-the-shop"}, 0),
+        ):
+            done = subprocess.run(
+                [*START, "list", url, *words],
+                env=environment | variables,
+                capture_output=True,
+                timeout=WAIT,
+                check=False,
+            )
+            assert done.returncode == status, done.stderr
+
+
+@pytest.mark.server
+def test_bench_opens_listeners_and_counts_deliveries(tmp_path: Path) -> None:
+    """Our choice: broadcasts, latency, and memory."""
+    port = free_port()
+    with serving(millstream("examples/hub.py", port, "--serve", "hub,metrics"), port, tmp_path / "log"):
+        command = [*START, "bench", f"http://127.0.0.1:{port}/mcp", "--listeners", "5", "--seconds", "0.2", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["delivered"] == found["expected"] == 5 * found["broadcasts"] > 0
+    assert found["latencyMs"]["p50"] > 0
+    assert found["memoryBytes"]["with"] > 0
+
+
+def test_an_answer_that_does_not_fit_is_refused_in_words() -> None:
+    """Then the question is asked again, instead of the call ending."""
+    for value, field, words in (
+        ("x", {"type": "integer"}, "a whole number"),
+        (True, {"type": "integer"}, "a whole number"),
+        ("maybe", {"type": "boolean"}, "yes or no"),
+        ("red", {"type": "string", "enum": ["blue"]}, "Use one of: blue."),
+        (0, {"type": "integer", "minimum": 1}, "at least 1"),
+        (9, {"type": "number", "maximum": 5}, "at most 5"),
+        ("", {"type": "string", "minLength": 2}, "at least 2 characters"),
+        ("abc", {"type": "string", "maxLength": 2}, "at most 2 characters"),
+    ):
+        assert words in wrong_answer(value, field)
+    assert wrong_answer(3, {"type": "integer", "minimum": 1, "maximum": 5}) == ""
+
+
+def test_a_name_with_blanks_is_installed(tmp_path: Path) -> None:
+    """Applications that take no blanks exist, so every one of them gets the same name."""
+    path = tmp_path / "shop.py"
+    path.write_text(SHOP.format(auth=None))
+    words = ["install", str(path), "--client", "json", "--name", "My Analytics Server"]
+    done = CliRunner().invoke(program("install"), words)
+    assert list(json.loads(done.stdout)["mcpServers"]) == ["My-Analytics-Server"]
+    assert "My-Analytics-Server" in done.stderr
+
+
+def test_the_official_inspector_says_which_node_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends without a word on Node.js 20."""
+    for name, text in (("npx", "exit 0"), ("node", "echo v20.11.1")):
+        script = tmp_path / name
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(program("dev"), ["dev", "shop.py", "--official"], env={"PATH": str(tmp_path)})
+    assert "v20.11.1" in str(done.exception)
