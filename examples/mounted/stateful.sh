@@ -1,21 +1,23 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # A session by hand: initialize, say so, call. Start the application first: uvicorn main:app
-set -euo pipefail
+set -eu
 url=${1:-http://127.0.0.1:8000}/math/mcp/
-types=(-H 'Accept: application/json, text/event-stream' -H 'Content-Type: application/json')
+
+send() {
+  curl -sS -H 'Accept: application/json, text/event-stream' -H 'Content-Type: application/json' -X POST "$url" "$@"
+}
 
 # 1. The server gives the session its id.
-id=$(curl -sS -D - -o /dev/null "${types[@]}" -X POST "$url" -d '{
+id=$(send -D - -o /dev/null -d '{
   "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
-    "protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": {"name": "bash", "version": "1.0"}
-  }}' | sed -nE 's/^mcp-session-id:[[:space:]]*//Ip' | tr -d '\r')
+    "protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": {"name": "sh", "version": "1.0"}
+  }}' | sed -n 's/^[Mm]cp-[Ss]ession-[Ii]d:[[:space:]]*//p' | tr -d '\r')
 echo "session: $id"
 
 # 2. The client has understood.
-curl -sS "${types[@]}" -H "Mcp-Session-Id: $id" -X POST "$url" \
-  -d '{"jsonrpc": "2.0", "method": "notifications/initialized"}'
+send -H "Mcp-Session-Id: $id" -d '{"jsonrpc": "2.0", "method": "notifications/initialized"}'
 
 # 3. A call.
-curl -sS "${types[@]}" -H "Mcp-Session-Id: $id" -X POST "$url" -d '{
+send -H "Mcp-Session-Id: $id" -d '{
   "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "add_two", "arguments": {"n": 8}}}'
 echo

@@ -1,6 +1,6 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # One call, with nothing before it. Start the application first: uvicorn main:app
-set -euo pipefail
+set -eu
 url=${1:-http://127.0.0.1:8000}/echo/mcp/
 
 curl -sS -H 'Accept: application/json, text/event-stream' -H 'Content-Type: application/json' -X POST "$url" -d '{

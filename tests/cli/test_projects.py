@@ -216,6 +216,8 @@ async def test_the_official_inspector_is_started_with_the_servers_address(tmp_pa
     npx = tmp_path / "npx"
     npx.write_text(f'#!/bin/sh\necho $$ "$@" > {tmp_path}/said\nexec sleep 600\n', "utf-8")
     npx.chmod(0o755)
+    (tmp_path / "node").write_text("#!/bin/sh\necho v22.1.0\n", "utf-8")
+    (tmp_path / "node").chmod(0o755)
     with started(tmp_path, "dev", "empty.py", "--official", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as (
         port,
         _,

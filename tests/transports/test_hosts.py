@@ -158,6 +158,7 @@ def test_any_origin_may_be_allowed_but_the_opaque_one() -> None:
     anyone = HostPolicy(allowed_origins=["*"], loopback_bind=False)
     assert origin(b"https://evil.com", policy=anyone) == 200
     assert origin(b"null", policy=anyone) == 403
+    assert origin(b"null", policy=HostPolicy(allowed_origins=["null"], loopback_bind=False)) == 200
 
 
 def test_the_servers_own_origin_is_good_where_its_host_is() -> None:

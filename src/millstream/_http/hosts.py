@@ -170,7 +170,9 @@ class HostPolicy:
         return not self._cors and asked and self.allows_origin(origin, host, peer)
 
     def allows_origin(self, origin: bytes, host: bytes, peer: str = "", *, wildcard: bool = True) -> bool:
-        """Return whether an Origin is allowed at this (already checked) Host. An opaque ``null`` never is."""
+        """Return whether an Origin is allowed at this (already checked) Host. An opaque ``null`` must be named."""
+        if origin.strip(b" \t") == b"null":
+            return self._origins.opaque
         match = _ORIGIN.fullmatch(origin.strip(b" \t").lower())
         if match is None:
             return False
@@ -252,10 +254,12 @@ class HostPolicy:
 class _OriginRules:
     """Allowed origins: ``scheme://host[:port]``, ``scheme://*.example.com``, or ``*``."""
 
-    __slots__ = ("any", "by_scheme")
+    __slots__ = ("any", "by_scheme", "opaque")
 
     def __init__(self, entries: Iterable[str]) -> None:
         self.any = False
+        self.opaque = False
+        """Pages without an origin are allowed: files that a browser has opened, and sandboxed frames of any site."""
         names: dict[bytes, list[str]] = {}
         for entry in entries:
             scheme, mark, rest = entry.strip().lower().rstrip("/").partition("://")
@@ -263,8 +267,10 @@ class _OriginRules:
                 names.setdefault(scheme.encode(), []).append(_with_port(scheme.encode(), rest))
             elif scheme == "*":
                 self.any = True
+            elif scheme == "null":
+                self.opaque = True
             elif scheme:
-                raise ValueError(f"allowed_origins: {entry!r} is not an origin; write scheme://host[:port] or *.")
+                raise ValueError(f"allowed_origins: {entry!r} is not an origin; write scheme://host[:port], null or *.")
         self.by_scheme = {scheme: Names(rest) for scheme, rest in names.items()}
 
     def allow(self, scheme: bytes, authority: Authority, *, wildcard: bool) -> bool:

@@ -1,0 +1,26 @@
+"""Two ways on one WebSocket: call a tool, and receive what it broadcasts. An event stream only receives.
+
+Start main.py first: ``python websocket_client.py [URL]``.
+"""
+
+import asyncio
+import json
+import sys
+
+from websockets.asyncio.client import connect
+
+
+async def main(url: str) -> None:
+    """Subscribe, broadcast by a tool, and print everything until the broadcast is back."""
+    async with connect(url) as socket:
+        await socket.send(json.dumps({"type": "subscribe", "channel": "broadcast"}))
+        call = {"type": "mcp_call", "tool": "send_sse_message", "arguments": {"message": "Hello by WebSocket"}}
+        await socket.send(json.dumps(call))
+        async for text in socket:
+            print(text)
+            if "Hello by WebSocket" in str(text) and json.loads(text).get("type") == "event":
+                return
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "ws://127.0.0.1:8000/ws"))
