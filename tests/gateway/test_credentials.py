@@ -18,7 +18,7 @@ from issuer_world import claims as said_of
 from issuer_world import issuing, token
 from millstream import Context, Server, auth
 from millstream._protocol.errors import LocalError
-from millstream.gateway import Secret, bearer, client_credentials, static_headers, token_exchange
+from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
 from millstream.gateway.config import load_file
 from millstream.gateway.credentials.options import Credentials
 from redis_parts import RedisServer, shared_servers
@@ -99,6 +99,7 @@ async def test_secrets_come_from_variables_and_files_and_are_shown_nowhere(
             other.wants = "something else"
             said = await gate.call(ALICE, "up_who")
             assert said == "The server 'up' behind this gateway doesn't accept the gateway's credentials."
+            gate.mcp.definition.upstreams.append(UpstreamConfig(name="x", target=other.url, headers={"x-key": SECRET}))
             assert SECRET not in repr(gate.mcp.definition.upstreams)
     assert SECRET not in caplog.text
 

@@ -113,6 +113,10 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
     """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or
     `OpenApi` with what of it to offer."""
 
+    def __repr__(self) -> str:
+        """Leave out what may be secret: headers, variables, and targets that have them."""
+        return f"UpstreamConfig(name={self.name!r})"
+
     @property
     def connects(self) -> bool:
         """Whether each person connects an account of their own, on the page of connections."""

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._http.client.url import Url, parse
 from millstream._parts import Host
@@ -27,7 +27,7 @@ from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import Outbound, fetch
 from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
 from millstream.gateway.credentials.options import PerUserOAuth
-from millstream.gateway.credentials.source import Caller, LinkAuth, UpstreamCredentials, outbound_for, refusal
+from millstream.gateway.credentials.source import Caller, LinkAuth, UpstreamCredentials, logger, outbound_for, refusal
 from millstream.gateway.credentials.tokens import PATIENCE, Grant, SharedTokens, granted
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ CALLBACK: Final = "/connections/callback"
 METADATA: Final = "/connections/client.json"
 _KEPT: Final = 180 * 86_400.0
 """Seconds after its last use for which a connection is kept."""
-_CLIENT_KEPT: Final = 30 * 86_400.0
+_CLIENT_KEPT: Final = 86_400.0
 """Seconds for which a registration is used again."""
 _WANTED_KEPT: Final = 900.0
 """Seconds for which the page knows what an upstream has asked for."""
@@ -94,6 +94,12 @@ class PersonalCredentials(UpstreamCredentials):
         self._tokens = SharedTokens(
             host.services, f"connection:{self._id}:", ttl=_KEPT, lossy=False, changed=self._hear, discard=self._discard
         )
+        if host.services.secrets.source in ("store", "process"):
+            logger.warning(
+                "Accounts that people connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_KEY.",
+                upstream,
+                "is kept beside them in the store" if host.store.shared else "ends with this process",
+            )
         self._waiting: dict[str, set[asyncio.Event]] = {}
         """Owner -> calls that wait until that person has connected."""
         self._somebody = asyncio.Event()
@@ -265,8 +271,7 @@ class PersonalCredentials(UpstreamCredentials):
             ClientError: the upstream and its authorization server don't fit together, or can't be asked.
         """
         grant = await self._tokens.load(owner)
-        redirect = base + CALLBACK
-        place = f"gateway-client:{sha256(f'{self._id} {redirect}'.encode()).hexdigest()}"
+        place = self._registration_place(base)
         known = await self._registrations(place)
         oauth, store = self._client(base, grant, known)
         wanted = await self._wanted(owner)
@@ -284,11 +289,16 @@ class PersonalCredentials(UpstreamCredentials):
         """
         oauth, store = self._client(base, None, {asked.issuer.issuer: asked.who})
         now = time.time()
-        async with asyncio.timeout(PATIENCE):
-            await oauth.bring(self.url, asked, answer)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await oauth.bring(self.url, asked, answer)
+        except AccessDenied:
+            # The authorization server may have forgotten this client: the next attempt registers again.
+            await self._services.store.kv.delete(self._registration_place(base))
+            raise
         tokens = store.load().tokens[str(self.url)]
         own = Registration() if self.options.client_id else asked.who
-        await self._tokens.put(owner, granted(tokens, own, now=now))
+        await self._tokens.put(owner, _granted(tokens, own, now=now))
         await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
         await self._note_lister(owner)
 
@@ -330,12 +340,13 @@ class PersonalCredentials(UpstreamCredentials):
     async def _renew(self, old: Grant | None) -> Grant | None:
         """Return a connection with fresh tokens; None if it has ended."""
         if old is None or not old.tokens.refresh_token:
+            # A refusal may be the upstream's mistake, and the person would have to connect again.
             return None if old is None or 0 < old.tokens.expires_at <= time.time() else old
         oauth, store = self._client("", old, {})
         now = time.time()
         if not await oauth.refresh(self.url):
             return None
-        return granted(store.load().tokens[str(self.url)], old.registration, now=now)
+        return _granted(store.load().tokens[str(self.url)], old.registration, now=now)
 
     def _client(
         self, base: str, grant: Grant | None, registrations: Mapping[str, Registration]
@@ -357,6 +368,9 @@ class PersonalCredentials(UpstreamCredentials):
             oauth.bound_to(options.issuer)
         return (oauth if self._outbound.dial is None else oauth.through(self._outbound.dial)), store
 
+    def _registration_place(self, base: str) -> str:
+        return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
+
     async def _registrations(self, place: str) -> dict[str, Registration]:
         raw = await self._services.store.kv.get(place)
         plain = None if raw is None else self._services.ring.open(_CLIENT_KIND, raw.decode("latin-1"), place.encode())
@@ -369,6 +383,12 @@ class PersonalCredentials(UpstreamCredentials):
         plain = msgspec.msgpack.encode(known)
         sealed = self._services.ring.seal(_CLIENT_KIND, plain, self._services.nonce(), place.encode())
         await self._services.store.kv.put(place, sealed.encode(), _CLIENT_KEPT)
+
+
+def _granted(tokens: Tokens, registration: Registration, *, now: float) -> Grant:
+    grant = granted(tokens, registration, now=now)
+    # Without a refresh token, the access token is used to its end.
+    return grant if tokens.refresh_token else structs.replace(grant, renew_at=tokens.expires_at)
 
 
 def owner_of(principal_id: str) -> str:

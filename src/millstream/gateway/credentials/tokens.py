@@ -53,8 +53,8 @@ class Grant(Struct, frozen=True):
 
 def granted(tokens: Tokens, registration: Registration | None = None, *, now: float) -> Grant:
     """Return the grant of tokens that were given now."""
-    life = tokens.expires_at - now
-    renew_at = tokens.expires_at - min(_EARLY, max(life, 0.0) / 5) if tokens.expires_at else 0.0
+    life = max(tokens.expires_at - now, 0.0)
+    renew_at = tokens.expires_at - min(_EARLY, life / 5) if tokens.expires_at else 0.0
     return Grant(tokens, renew_at, registration or Registration())
 
 
