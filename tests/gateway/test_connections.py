@@ -141,6 +141,23 @@ async def test_an_expired_token_is_refreshed_once_for_all_calls_and_kept_when_it
         assert [each["grant_type"] for each in accounts.forms] == ["refresh_token"]
 
 
+async def test_an_outage_of_the_authorization_server_ends_no_connection_and_is_no_failure_of_the_upstream() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        await gate.listed("up_who")
+        other.accounts.expires_in = 0.001
+        await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
+        other.accounts.expires_in = 600
+        other.accounts.about = {"token_endpoint": "http://127.0.0.1:9/token"}
+        for _ in range(8):
+            assert "can't get the credentials" in await gate.call(BOB, "up_who")
+        assert await gate.call(ALICE, "up_who") == "ada"
+        other.accounts.about = {}
+        assert await gate.call(BOB, "up_who") == "brian"
+        assert (await bob.send("disconnect")).status_code == (await alice.send("disconnect")).status_code == 303
+        assert (await gate.mcp.start()).host.degraded() == []
+
+
 async def test_a_refused_token_is_refreshed_once_and_an_ended_grant_asks_for_another_connection() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         accounts = other.accounts

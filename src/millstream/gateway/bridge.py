@@ -60,7 +60,7 @@ from millstream.client._errors import (
     UnknownVersion,
 )
 from millstream.client._requests import Ask
-from millstream.gateway.links import Link, TooManyLinks
+from millstream.gateway.links import Link, NoCredentials, TooManyLinks
 from millstream.gateway.parked import OVER
 from millstream.gateway.questions import (
     MAX_ASKED,
@@ -659,4 +659,7 @@ def unanswered(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError 
         return _unable(call, f"The server {name!r} behind this gateway didn't answer in time.")
     if isinstance(exc, AccessDenied):
         return _unable(call, f"The server {name!r} behind this gateway doesn't accept the gateway's credentials.")
+    if isinstance(exc, NoCredentials):
+        text = f"The gateway can't get the credentials for the server {name!r} now. Try again later."
+        return _unable(call, text)
     return _unable(call, f"The server {name!r} behind this gateway can't be reached now. Try again later.")

@@ -41,6 +41,10 @@ class TooManyLinks(ClientError):
     """All connections to an upstream are in use."""
 
 
+class NoCredentials(ClientError):
+    """The credentials for a request can't be had now, which says nothing about the upstream."""
+
+
 class Link:
     """One connection."""
 

@@ -112,14 +112,14 @@ class GatewayPart:
         config = upstream.config
         if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
-        from millstream.gateway.credentials import open_credentials  # noqa: PLC0415  many upstreams need none
+        from millstream.gateway.credentials.opening import open_credentials  # noqa: PLC0415  many upstreams need none
 
         credentials = open_credentials(
             config.name, upstream.address, config.auth, config.forward_headers, config.headers, host
         )
         if credentials is not None:
             upstream.credentials = credentials
-            credentials.changed = upstream.links.end_of
+            credentials.changed = upstream.end_links_of
             if credentials.personal:
                 host.registry.offer("tools")  # clients that come before the first person connects look for some later
             host.stack.push_async_callback(credentials.close)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from millstream._server.calls.call import Call
     from millstream.client._transports.embedded import Embedded, Running
-    from millstream.gateway.credentials import UpstreamCredentials
+    from millstream.gateway.credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -236,6 +236,8 @@ class Upstream:
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
         self.pins: Pins | None = None
         """What may be offered, where definitions are pinned; set before `open`."""
+        self._has_left = False
+        """The person whose account lists what it offers has connected another one, or none."""
         self._changed = changed
         target = "" if hasattr(config.target, "running") else repr(config.target)
         self._stored = StoredCatalog(store.kv, server, config.name, target)
@@ -430,6 +432,8 @@ class Upstream:
                 finally:
                     link.calls -= 1
             except (ClientError, OSError) as exc:
+                if self._has_left:
+                    continue
                 self._degrade(str(exc) or type(exc).__name__)
                 failures += 1
             wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
@@ -443,9 +447,18 @@ class Upstream:
         credentials = self.credentials
         if credentials is None or not credentials.personal:
             return SHARED
+        self.state = "ready" if self.catalog.revision else "connecting"
         self.reason = "waits for a person to connect, with whose account it can be listed"
         self.listed.set()
-        return LinkKey(credentials=await credentials.lister())
+        lister = await credentials.lister()
+        self._has_left = False
+        return LinkKey(credentials=lister)
+
+    def end_links_of(self, owner: str) -> None:
+        """Close the connections of a person who has connected another account, or none."""
+        if self.lister.credentials.partition("\n")[0] == owner:
+            self._has_left = True
+        self.links.end_of(owner)
 
     async def load(self) -> None:
         """Take the copy that the store has, so that no client waits for the upstream."""

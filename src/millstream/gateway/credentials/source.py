@@ -16,10 +16,11 @@ from millstream._http.client.dial import guarded, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._protocol.errors import INTERNAL_ERROR, LocalError, ProtocolError, ToolError
 from millstream.client._endpoint import Auth, check_headers
-from millstream.client._errors import AccessDenied, TargetError
+from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.issuer_http import Outbound
 from millstream.gateway.credentials.options import Secret, is_scope
+from millstream.gateway.links import NoCredentials
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -170,7 +171,12 @@ class LinkAuth:
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return what to send with the next request."""
-        sent = self._sent = await self._credentials.headers_of(self._caller, method, url.origin + target)
+        try:
+            sent = self._sent = await self._credentials.headers_of(self._caller, method, url.origin + target)
+        except AccessDenied:
+            raise
+        except ClientError as exc:
+            raise NoCredentials(f"There are no credentials for {self._credentials.upstream!r} now. {exc}") from exc
         forwarded = self._caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
@@ -180,7 +186,12 @@ class LinkAuth:
 
     async def challenged(self, url: Url, status: int, challenge: str) -> bool:
         """Get other credentials once, where the upstream has refused these. More rights are the person's to give."""
-        return status == 401 and await self._credentials.refused(self._caller, status, self._sent)
+        try:
+            return status == 401 and await self._credentials.refused(self._caller, status, self._sent)
+        except AccessDenied:
+            raise
+        except ClientError as exc:
+            raise NoCredentials(f"There are no credentials for {self._credentials.upstream!r} now. {exc}") from exc
 
     def __repr__(self) -> str:
         return f"LinkAuth({self._credentials.upstream!r})"
