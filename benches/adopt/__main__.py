@@ -10,6 +10,7 @@ over Streamable HTTP in both eras, and one call has to give what the original gi
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -144,12 +145,10 @@ class Workplace:
         return value.replace("{folder}", str(self.folder)) if isinstance(value, str) else value
 
     @contextlib.asynccontextmanager
-    async def run(self, program: str) -> AsyncIterator[str]:
-        """Serve a file with Millstream, in the server's environment, and yield the URL."""
-        file = self.folder / "program.py"
-        file.write_text(program, "utf-8")
+    async def run(self, target: str) -> AsyncIterator[str]:
+        """Run ``millstream run TARGET`` in the server's environment, and yield the URL."""
         port = free_port()
-        command = [str(self.server.bin / "millstream"), "run", str(file), "--port", str(port)]
+        command = [str(self.server.bin / "millstream"), "run", target, "--port", str(port)]
         log = self.folder / "log"
         with log.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
@@ -250,14 +249,17 @@ async def check(server: Server) -> tuple[list[str], int]:
         alone = {"mcpServers": {"it": {**entry, "env": workplace.environment}}}
         originals = await originals_of(alone, server, workplace)
         lists = originals[ERAS[0]].lists
-        ways = {"command": as_command(server, workplace), "object": server.program}
+        file = folder / "program.py"
+        file.write_text(server.program, "utf-8")
+        ways = {"command": f"env {shlex.join(workplace.command)}", "object": str(file) if server.program else ""}
         cells, failed = [], 0
-        for way, program in ways.items():
-            if not program:
+        for way, target in ways.items():
+            if not target:
                 cells.append(server.note or "none")
                 continue
             try:
-                async with workplace.run(program) as url:
+                async with workplace.run(target) as url:
+                    await wait_for_tools(url)
                     for era in ERAS:
                         compare(originals[era], await examine(url, era, server, workplace), server)
                 cells.append("identical")
@@ -268,14 +270,11 @@ async def check(server: Server) -> tuple[list[str], int]:
         return [server.name, library_of(server), *map(str, counts), *cells], failed
 
 
-def as_command(server: Server, workplace: Workplace) -> str:
-    """Return a program that runs a server's command as its only upstream."""
-    return (
-        "from millstream import Server\n"
-        f"mcp = Server({server.name!r})\n"
-        f"mcp.upstream({server.name!r}, {workplace.command!r}, prefix='', cwd={str(workplace.folder)!r},\n"
-        f"             env={workplace.environment!r}, start_timeout={WAIT}, connect_timeout={WAIT})\n"
-    )
+async def wait_for_tools(url: str) -> None:
+    """Wait until a gateway has the lists of its upstream."""
+    async with asyncio.timeout(WAIT), Client(url, timeout=WAIT) as client:
+        while not await client.tools(fresh=True):
+            continue
 
 
 async def originals_of(target: Mapping[str, Any], server: Server, workplace: Workplace) -> dict[str, Findings]:

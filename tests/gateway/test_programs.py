@@ -13,7 +13,7 @@ import pytest
 
 from millstream import Client
 from millstream._protocol.revisions import BY_DATE
-from millstream.client import ToolFailed
+from millstream.client import Options, ToolFailed
 from patience import WAIT
 from processes import ROOT, Shared, free_port, serving, shared
 
@@ -55,7 +55,7 @@ async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
     """What a server lists, without the members by which revisions differ."""
     async with asyncio.timeout(WAIT), Client(target, revision=revision, timeout=WAIT) as client:
         found = {}
-        for method in LISTS:
+        for method in (each for each in LISTS if each.partition("/")[0] in client.capabilities):
             result = await client.request(method)
             key = next(name for name in result if isinstance(result[name], list))
             found[key] = result[key]
@@ -184,6 +184,48 @@ async def test_program_stands_beside_own_tools() -> None:
     async with mcp.running(), Client(mcp) as client:
         assert {tool.name for tool in await client.tools()} == {"new", "theirs_old"}
         assert (await client.call("theirs_old", x=1)).text == "{'x': 1}"
+
+
+async def test_published_server_is_the_same_behind_its_command(tmp_path: Path) -> None:
+    """`make adopt` does this with many more."""
+    command = f"{ROOT / '.venv-mcp1/bin/mcp-server-time'} --local-timezone UTC"
+    original = await lists(command, ERAS[0])
+    port = free_port()
+    start = [sys.executable, "-m", "millstream", "run", command, "--port", str(port)]
+    with serving(start, port, tmp_path / "log"):
+        url = f"http://127.0.0.1:{port}/mcp"
+        async with asyncio.timeout(WAIT), Client(url, timeout=WAIT) as client:
+            while not await client.tools(fresh=True):
+                continue
+        for era in ERAS:
+            found = await lists(url, era)
+            assert found["tools"] == original["tools"]
+            arguments = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
+            async with asyncio.timeout(WAIT), Client(url, revision=era, timeout=WAIT) as client:
+                assert "21:00" in (await client.call("convert_time", arguments)).text
+
+
+async def test_command_gets_the_variables_of_its_operator(tmp_path: Path) -> None:
+    file = tmp_path / "asks.py"
+    file.write_text(
+        "import os\nfrom mcp.server import MCPServer\nmcp = MCPServer('asks')\n@mcp.tool()\n"
+        "def known() -> str:\n    return os.environ.get('SHOP_KEY', '') + os.environ.get('MILLSTREAM_KEY', '')\n"
+        "mcp.run()\n"
+    )
+    command = [sys.executable, "-m", "millstream", "run", f"{sys.executable} {file}", "--transport", "stdio"]
+    env = {"SHOP_KEY": "shop", "MILLSTREAM_KEY": "secret" * 8}
+    async with asyncio.timeout(WAIT), Client(command, timeout=WAIT, options=Options(env=env)) as client:
+        while not await client.tools(fresh=True):
+            continue
+        assert (await client.call("known")).text == "shop"
+
+
+def test_program_whose_function_makes_the_server_is_explained(tmp_path: Path) -> None:
+    file = tmp_path / "made.py"
+    file.write_text("from mcp.server import MCPServer\ndef main():\n    MCPServer('made').run()\n")
+    command = [sys.executable, "-m", "millstream", "run", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert f'millstream run "python {file}"' in " ".join(ended.stderr.split())
 
 
 async def test_import_of_an_sdk_that_is_not_installed_gets_our_own(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A server made of a file: ``gateway.toml``, or the `mcpServers` of another application."""
 
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from millstream.gateway.part import check
 def server_of_upstream(target: str) -> Server:
     """Return a server that offers what one other server has, under its own names.
 
+    A command gets the variables that its operator has set, without those that are for Millstream.
+
     Args:
         target: a URL, a command, or a script.
 
@@ -21,9 +24,14 @@ def server_of_upstream(target: str) -> Server:
     """
     name = _name_of(target)
     made = Server(name)
-    made.upstream(name, target, prefix="")
+    made.upstream(name, target, prefix="", env={} if "://" in target else _variables())
     check(made.definition.upstreams)
     return made
+
+
+def _variables() -> dict[str, str]:
+    ours = ("MILLSTREAM_", "MCP_SERVER_AUTH_KEY")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def _name_of(target: str) -> str:

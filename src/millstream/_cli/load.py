@@ -159,8 +159,15 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
         why="It was imported, and none of its global names is a server.",
         fix=_mount_hint(source, hosts[0])
         if hosts
+        else f'Run it as a command, because a function makes its server: millstream run "python {source}"'
+        if any(_is_of_other_library(value) for value in namespace.values())
         else 'Make one at the top level of the file: mcp = Server("my-server")',
     )
+
+
+def _is_of_other_library(value: object) -> bool:
+    """Whether a name was imported from another library for servers."""
+    return str(getattr(value, "__module__", "")).partition(".")[0] in ("mcp", "mcp_types", "fastmcp")
 
 
 def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:
