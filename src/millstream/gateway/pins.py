@@ -2,7 +2,7 @@
 
 With ``trust = "pin"``, an item is offered only while its definition is the accepted one. Accepted definitions are in a
 file that `millstream gateway accept` writes, which fits into version control. For items that it lacks, the store has
-the digest of the definition that was seen first. A file that changes counts at the next look.
+the definition that was seen first, with its digest. A file that changes counts at the next look.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Map
+from millstream._stores.base import Map, StoreFull
 from millstream.client._errors import ClientError
 from millstream.gateway.catalog import METHODS, Catalog, Description
 from millstream.gateway.policy import UpstreamPolicy
@@ -23,6 +23,9 @@ from millstream.gateway.policy import UpstreamPolicy
 _YEARS = 10 * 365 * 24 * 3600.0
 """Seconds that the store keeps a digest."""
 _BATCH = 500
+_MAX_KEPT = 16 * 1024
+"""Bytes of a definition that are kept beside its digest, to show what has changed."""
+_DIGEST = 64
 
 Accepted = dict[str, dict[str, Description]]
 """Kind -> own name -> definition."""
@@ -127,9 +130,9 @@ class Pins:
                 if mine is not None:
                     fits = digest_of(mine) == digest
                 elif (first := seen.get((kind, name))) is not None:
-                    fits = first == digest
+                    fits, mine = first.startswith(digest), _kept(first)
                 else:
-                    fits = self._accepts and await self._see(kind, name, digest)
+                    fits = self._accepts and await self._see(kind, name, definition)
                 if not fits:
                     found.append(Quarantined(kind, name, definition, mine))
         except LocalError as exc:
@@ -151,17 +154,31 @@ class Pins:
             found |= {item: value for item, value in zip(batch, values, strict=True) if value is not None}
         return found
 
-    async def _see(self, kind: str, name: str, digest: bytes) -> bool:
+    async def _see(self, kind: str, name: str, definition: Description) -> bool:
         """Accept the first definition of an item; False if another worker has just seen another one."""
-        key = self._key(kind, name)
-        if await self._kv.compare_and_set(key, None, digest, _YEARS):
-            return True
-        return await self._kv.get(key) == digest
+        key, digest = self._key(kind, name), digest_of(definition)
+        text = msgspec.json.encode(definition)
+        try:
+            won = await self._kv.compare_and_set(key, None, digest + text[:_MAX_KEPT], _YEARS)
+        except StoreFull:  # the digest is enough to compare
+            won = await self._kv.compare_and_set(key, None, digest, _YEARS)
+        return won or (await self._kv.get(key) or b"").startswith(digest)
 
     def _key(self, kind: str, name: str) -> str:
         """Names are the upstream's own, and may be long."""
         text = f"{self._upstream}\n{kind}\n{name}"
         return f"pin:{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def _kept(value: bytes) -> Description | None:
+    """Return the definition behind a digest in the store; None if it was too large to keep."""
+    try:
+        return _decode_definition(value[_DIGEST:])
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+_decode_definition = msgspec.json.Decoder(Description).decode
 
 
 def digest_of(definition: Mapping[str, Any]) -> bytes:
