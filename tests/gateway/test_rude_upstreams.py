@@ -164,6 +164,7 @@ ODD_QUESTIONS: list[tuple[str, str, Json, int]] = [
     ("tasks/list", "a method that no client has", {}, -32601),
     ("elicitation/create", "a URL that runs a script", {"mode": "url", "message": "m", "url": "javascript:0"}, -32602),
     ("elicitation/create", "a mode that doesn't exist", {"mode": "odd", "message": "m"}, -32602),
+    ("elicitation/create", "a mode that isn't a text", {"mode": [1], "message": "m"}, -32602),
     ("elicitation/create", "a form without fields", {"message": "m"}, -32602),
     ("elicitation/create", "a form that isn't one", {"message": "m", "requestedSchema": [1]}, -32602),
     ("elicitation/create", "a form of two megabytes", {**FORM, "message": "m" * 2_000_000}, -32602),

@@ -121,6 +121,12 @@ class _Rounds(Struct, frozen=True, array_like=True):
     keys: list[str]
 
 
+class _Elicitations(Struct):
+    """The data of an error that wants URLs opened."""
+
+    elicitations: list[dict[str, Any]]
+
+
 _decode_kept = msgspec.json.Decoder(_Kept).decode
 _decode_rounds = msgspec.json.Decoder(_Rounds).decode
 
@@ -617,8 +623,10 @@ def _urls_required(state: _State, exc: Failure, abilities: bytes) -> BaseExcepti
     call, upstream = state.call, state.upstream
     if call.revision.url_error:
         return ProtocolError(exc.code, exc.message, exc.data)
-    found = exc.data.get("elicitations") if isinstance(exc.data, dict) else None
-    urls = [each for each in found if isinstance(each, dict)][:MAX_ASKED] if isinstance(found, list) else []
+    try:
+        urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_ASKED]
+    except msgspec.ValidationError:
+        urls = []
     if (
         not call.revision.handshake
         and urls

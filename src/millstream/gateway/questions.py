@@ -7,7 +7,7 @@ question into the client's words and refuses what wasn't declared, and `project_
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -38,6 +38,8 @@ MAX_QUESTION = 1024 * 1024
 ANYTHING = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
 """The abilities of a client that can be asked anything."""
 
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of one answer."""
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
@@ -147,15 +149,16 @@ _DROPPED = frozenset({"_meta", "task"})
 
 def _project_form(params: Json, modes: Json, target: Revision) -> Json:
     mode = params.get("mode") or "form"
-    if mode not in modes:
+    if not isinstance(mode, str) or mode not in modes:
         raise ProtocolError(INVALID_PARAMS, f"The client did not declare elicitation.{str(mode)[:16]}")
     if mode == "url":
         url = params.get("url")
         if not isinstance(url, str) or not url.lower().startswith(_SCHEMES):
             raise ProtocolError(INVALID_PARAMS, "Invalid params: url must begin with https:// or http://")
-        params.pop("elicitationId", None) if not target.elicitation_ids else params.setdefault(
-            "elicitationId", secrets.token_urlsafe(16)
-        )
+        if target.elicitation_ids:
+            params.setdefault("elicitationId", secrets.token_urlsafe(16))
+        else:
+            params.pop("elicitationId", None)
         return params
     if not isinstance(params.get("requestedSchema"), dict) or not isinstance(params.get("message"), str):
         raise ProtocolError(INVALID_PARAMS, "Invalid params: a form needs message and requestedSchema")
@@ -206,7 +209,6 @@ def project_answer(asked: ForwardedQuestion, raw: bytes, source: Revision) -> Ra
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {asked.method}") from exc
 
 
-MAX_ANSWER = 64 * 1024 * 1024
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
 
 
@@ -248,16 +250,3 @@ def _read_sample(raw: bytes, source: Revision) -> Raw:
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
     one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}
     return Raw(encode({**_decode_object(raw), "content": one}))
-
-
-def question_from(raw: object) -> tuple[str, bytes]:
-    """Return method and parameters of one of the `inputRequests` of a result.
-
-    Raises:
-        ProtocolError: it isn't one.
-    """
-    asked = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
-    method = asked.get("method")
-    if not isinstance(method, str):
-        raise ProtocolError(INVALID_PARAMS, "Invalid inputRequests: a question has no method")
-    return method, encode(asked.get("params") or {})
