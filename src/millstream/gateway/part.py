@@ -112,7 +112,7 @@ class GatewayPart:
         config = upstream.config
         if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
-        from millstream.gateway.credentials.opening import open_credentials  # noqa: PLC0415  many upstreams need none
+        from millstream.gateway.credentials.factory import open_credentials  # noqa: PLC0415  many upstreams need none
 
         credentials = open_credentials(
             config.name, upstream.address, config.auth, config.forward_headers, config.headers, host
@@ -140,8 +140,8 @@ class GatewayPart:
         connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}
         if not connecting:
             return
-        from millstream.gateway.credentials.connections import ConnectionsPage  # noqa: PLC0415  it loads Jinja2
-        from millstream.gateway.credentials.personal import PersonalCredentials  # noqa: PLC0415  few need it
+        from millstream.gateway.credentials.accounts import PersonalCredentials  # noqa: PLC0415  few need it
+        from millstream.gateway.credentials.connections_page import ConnectionsPage  # noqa: PLC0415  it loads Jinja2
 
         connections = {
             name: each.credentials

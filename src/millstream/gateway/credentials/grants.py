@@ -18,7 +18,7 @@ from millstream.client._oauth.issuer_http import parse_secure
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
 from millstream.gateway.credentials.options import ClientCredentials, TokenExchange
 from millstream.gateway.credentials.source import Caller, UpstreamCredentials, outbound_for, refusal
-from millstream.gateway.credentials.tokens import Grant, SharedTokens, granted
+from millstream.gateway.credentials.tokens import Grant, SharedTokens, make_grant
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -31,7 +31,7 @@ _KEPT: Final = 3600.0
 """Seconds for which a token is kept whose end isn't known."""
 
 
-class _GrantedCredentials(UpstreamCredentials):
+class _TokenCredentials(UpstreamCredentials):
     """Tokens of a named authorization server."""
 
     def __init__(
@@ -105,7 +105,7 @@ class _GrantedCredentials(UpstreamCredentials):
         return {"grant_type": grant_type, "resource": self._target, **({"scope": scope} if scope else {}), **more}
 
 
-class OwnCredentials(_GrantedCredentials):
+class OwnCredentials(_TokenCredentials):
     """One token for all callers (RFC 6749 §4.4)."""
 
     async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
@@ -113,7 +113,7 @@ class OwnCredentials(_GrantedCredentials):
         grant = await self._tokens.get("own", self._renew)
         return {} if grant is None else _header(grant)
 
-    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
         """Ask for another token."""
         return await self._tokens.replace("own", _sent_token(sent), self._renew)
 
@@ -125,10 +125,10 @@ class OwnCredentials(_GrantedCredentials):
         given = await self._ask(self._form("client_credentials"))
         now = time.time()
         until = now + given.expires_in if given.expires_in else 0
-        return granted(Tokens(given.access_token, scope=given.scope, expires_at=until), now=now)
+        return make_grant(Tokens(given.access_token, scope=given.scope, expires_at=until), now=now)
 
 
-class ExchangedCredentials(_GrantedCredentials):
+class ExchangedCredentials(_TokenCredentials):
     """Each caller's token, exchanged (RFC 8693)."""
 
     personal = True
@@ -136,11 +136,11 @@ class ExchangedCredentials(_GrantedCredentials):
     def __init__(
         self, upstream: str, forward: Sequence[str], url: Url, options: TokenExchange, services: Services
     ) -> None:
-        """See `_GrantedCredentials`."""
+        """See `_TokenCredentials`."""
         super().__init__(upstream, forward, url, options, services)
         self._newest = ""
         """The link key of the caller who called last."""
-        self._somebody = asyncio.Event()
+        self._arrival = asyncio.Event()
 
     def _identify(self, call: "Call") -> tuple[str, Caller]:
         principal, headers = call.principal, call.headers
@@ -163,12 +163,12 @@ class ExchangedCredentials(_GrantedCredentials):
     def link_key(self, call: "Call") -> str:
         """See `UpstreamCredentials.link_key`."""
         key = self._newest = super().link_key(call)
-        self._somebody.set()
+        self._arrival.set()
         return key
 
     def observe(self, call: "Call", seconds: float, answer: bytes) -> None:
         """Take note of a caller whose token can read lists, while there's none."""
-        if not self._somebody.is_set():
+        if not self._arrival.is_set():
             with suppress(ToolError, ProtocolError):
                 self.link_key(call)
 
@@ -178,8 +178,8 @@ class ExchangedCredentials(_GrantedCredentials):
             caller = self.caller(self._newest)
             if caller is not None and caller.until > time.time():
                 return self._newest
-            self._somebody.clear()
-            await self._somebody.wait()
+            self._arrival.clear()
+            await self._arrival.wait()
 
     async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that was given for the caller's newest one."""
@@ -193,7 +193,7 @@ class ExchangedCredentials(_GrantedCredentials):
         grant = await self._tokens.get(_name(caller), renew)
         return {} if grant is None else _header(grant)
 
-    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
         """Exchange the caller's token once more."""
         token = caller.token
 
@@ -213,7 +213,7 @@ class ExchangedCredentials(_GrantedCredentials):
         given = await self._ask(form)
         now = time.time()
         ends = min(until, now + (given.expires_in or _UNKNOWN_LIFE))
-        return granted(Tokens(given.access_token, scope=given.scope, expires_at=ends), now=now)
+        return make_grant(Tokens(given.access_token, scope=given.scope, expires_at=ends), now=now)
 
 
 def _name(caller: Caller) -> str:

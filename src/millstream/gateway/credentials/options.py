@@ -20,7 +20,7 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3."""
 
 
-class Hidden:
+class SecretText:
     """The text of a secret that a program gave."""
 
     __slots__ = ("_text",)
@@ -33,10 +33,10 @@ class Hidden:
         return self._text
 
     def __repr__(self) -> str:
-        return "Hidden(…)"
+        return "SecretText(…)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hidden) and other._text == self._text
+        return isinstance(other, SecretText) and other._text == self._text
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -52,7 +52,7 @@ class Secret(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     """The environment variable."""
     file: str = ""
     """The file. It's read again when the upstream refuses the secret, so a rotated one counts without a restart."""
-    text: Hidden | None = None
+    text: SecretText | None = None
     """The secret itself, from a program and never from a file. See `secret`."""
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ def secret(value: "str | Secret | None", env: str = "", file: str = "") -> Secre
         return value
     if not (value or env or file):
         return None
-    return Secret(env=env, file=file, text=Hidden(value) if value else None)
+    return Secret(env=env, file=file, text=SecretText(value) if value else None)
 
 
 class BearerToken(Secret, frozen=True, kw_only=True, tag_field="kind", tag="bearer"):

@@ -123,7 +123,7 @@ class UpstreamCredentials:
             raise refusal(
                 call,
                 f"The server {self.upstream!r} behind this gateway wants more rights for this than the gateway has "
-                f"there: {said_scopes(denied.challenge)}. Its operator can ask for them with scope.",
+                f"there: {scopes_in(denied.challenge)}. Its operator can ask for them with scope.",
             )
         return False
 
@@ -144,7 +144,7 @@ class UpstreamCredentials:
         """
         return {}
 
-    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
         """Get other credentials than the ones sent, which the upstream has refused; whether there are any."""
         return False
 
@@ -187,7 +187,7 @@ class LinkAuth:
     async def challenged(self, url: Url, status: int, challenge: str) -> bool:
         """Get other credentials once, where the upstream has refused these. More rights are the person's to give."""
         try:
-            return status == 401 and await self._credentials.refused(self._caller, status, self._sent)
+            return status == 401 and await self._credentials.replace_refused(self._caller, status, self._sent)
         except AccessDenied:
             raise
         except ClientError as exc:
@@ -230,7 +230,7 @@ class FixedCredentials(UpstreamCredentials):
         """Return the headers."""
         return self._headers
 
-    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
         """Read the files again: a secret may have been rotated."""
         try:
             found = self._read()
@@ -279,7 +279,7 @@ def refusal(call: "Call", text: str) -> ToolError | ProtocolError:
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
 
 
-def said_scopes(challenge: str) -> str:
+def scopes_in(challenge: str) -> str:
     """Return the scopes that a challenge names, for an error."""
     named = read_challenges(challenge).parameters.get("scope", "").split()
     return " ".join(each for each in named if is_scope(each))[:_MAX_SHOWN] or "it doesn't say which"

@@ -51,7 +51,7 @@ class Grant(Struct, frozen=True):
         return self.tokens.access_token
 
 
-def granted(tokens: Tokens, registration: Registration | None = None, *, now: float) -> Grant:
+def make_grant(tokens: Tokens, registration: Registration | None = None, *, now: float) -> Grant:
     """Return the grant of tokens that were given now."""
     life = max(tokens.expires_at - now, 0.0)
     renew_at = tokens.expires_at - min(_EARLY, life / 5) if tokens.expires_at else 0.0

@@ -25,7 +25,7 @@ from millstream.auth._browser import is_own
 from millstream.client._errors import ClientError
 from millstream.client._oauth.authorization_request import AuthorizationRequest
 from millstream.client._oauth.browser_login import answer_of
-from millstream.gateway.credentials.personal import (
+from millstream.gateway.credentials.accounts import (
     CALLBACK,
     METADATA,
     PAGE,

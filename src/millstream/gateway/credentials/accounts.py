@@ -28,7 +28,7 @@ from millstream.client._oauth.issuer_http import Outbound, fetch
 from millstream.client._oauth.store import Kept, MemoryStore, Registration, Tokens
 from millstream.gateway.credentials.options import PerUserOAuth
 from millstream.gateway.credentials.source import Caller, LinkAuth, UpstreamCredentials, logger, outbound_for, refusal
-from millstream.gateway.credentials.tokens import PATIENCE, Grant, SharedTokens, granted
+from millstream.gateway.credentials.tokens import PATIENCE, Grant, SharedTokens, make_grant
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -40,7 +40,7 @@ _KEPT: Final = 180 * 86_400.0
 """Seconds after its last use for which a connection is kept."""
 _CLIENT_KEPT: Final = 86_400.0
 """Seconds for which a registration is used again."""
-_WANTED_KEPT: Final = 900.0
+_DEMAND_KEPT: Final = 900.0
 """Seconds for which the page knows what an upstream has asked for."""
 _MAX_LISTERS: Final = 16
 _MAX_CHALLENGE: Final = 4096
@@ -53,7 +53,7 @@ _CLIENT_KIND: Final = b"gateway client"
 _PROBE: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
 
-class Wanted(Struct, frozen=True):
+class Demand(Struct, frozen=True):
     """What an upstream asked for when it denied a call."""
 
     status: int = 401
@@ -102,7 +102,7 @@ class PersonalCredentials(UpstreamCredentials):
             )
         self._waiting: dict[str, set[asyncio.Event]] = {}
         """Owner -> calls that wait until that person has connected."""
-        self._somebody = asyncio.Event()
+        self._arrival = asyncio.Event()
         """Set after a person has connected or disconnected."""
 
     async def close(self) -> None:
@@ -112,7 +112,7 @@ class PersonalCredentials(UpstreamCredentials):
     def _hear(self, owner: str) -> None:
         for event in self._waiting.get(owner, ()):
             event.set()
-        self._somebody.set()
+        self._arrival.set()
         self.changed(owner)
 
     # Lists
@@ -120,11 +120,11 @@ class PersonalCredentials(UpstreamCredentials):
     async def lister(self) -> str:
         """Return the link key of a person who is connected; wait until there's one."""
         while True:
-            self._somebody.clear()
+            self._arrival.clear()
             for owner in await self._listers():
                 if await self._tokens.load(owner) is not None:
                     return owner
-            await self._somebody.wait()
+            await self._arrival.wait()
 
     def auth(self, link_key: str) -> LinkAuth:
         """See `UpstreamCredentials.auth`."""
@@ -142,7 +142,7 @@ class PersonalCredentials(UpstreamCredentials):
         owners = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
         packed = msgspec.msgpack.encode(owners)
         await self._services.store.kv.put(f"connection-lister:{self._id}", packed, _KEPT)
-        self._somebody.set()
+        self._arrival.set()
 
     # Calls
 
@@ -172,9 +172,9 @@ class PersonalCredentials(UpstreamCredentials):
         if lacking and self.options.scope:
             return await super().recover(call, denied)  # the person can't allow more than the operator asks for
         owner, _ = self._identify(call)
-        wanted = Wanted(denied.status, denied.challenge[:_MAX_CHALLENGE])
+        demand = Demand(denied.status, denied.challenge[:_MAX_CHALLENGE])
         kv = self._services.store.kv
-        await kv.put(f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(wanted), _WANTED_KEPT, lossy=True)
+        await kv.put(f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(demand), _DEMAND_KEPT, lossy=True)
         reason = "wants more rights for this" if lacking else "doesn't accept your connection any more"
         await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
@@ -189,7 +189,7 @@ class PersonalCredentials(UpstreamCredentials):
         proof = self._proofs.headers(tokens.proof_key, method, url, tokens.access_token)
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
 
-    async def refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
+    async def replace_refused(self, caller: Caller, status: int, sent: Mapping[str, str]) -> bool:
         """Renew the token that was refused."""
         return await self._tokens.replace(caller.owner, sent.get("Authorization", "").partition(" ")[2], self._renew)
 
@@ -274,9 +274,9 @@ class PersonalCredentials(UpstreamCredentials):
         place = self._registration_place(base)
         known = await self._registrations(place)
         oauth, store = self._client(base, grant, known)
-        wanted = await self._wanted(owner)
+        demand = await self._demand(owner)
         async with asyncio.timeout(PATIENCE):
-            asked = await oauth.ask(self.url, wanted.status, wanted.challenge)
+            asked = await oauth.ask(self.url, demand.status, demand.challenge)
         if store.load().registrations != known:
             await self._keep_registrations(place, store.load().registrations)
         return asked
@@ -298,7 +298,7 @@ class PersonalCredentials(UpstreamCredentials):
             raise
         tokens = store.load().tokens[str(self.url)]
         own = Registration() if self.options.client_id else asked.who
-        await self._tokens.put(owner, _granted(tokens, own, now=now))
+        await self._tokens.put(owner, _make_grant(tokens, own, now=now))
         await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
         await self._note_lister(owner)
 
@@ -316,12 +316,12 @@ class PersonalCredentials(UpstreamCredentials):
         except (TimeoutError, ClientError):
             return False
 
-    async def _wanted(self, owner: str) -> Wanted:
+    async def _demand(self, owner: str) -> Demand:
         """Return what the upstream asked of this person, or asks of a stranger."""
         raw = await self._services.store.kv.get(f"connection-wanted:{self._id}:{owner}")
         if raw is not None:
             try:
-                return msgspec.msgpack.decode(raw, type=Wanted)
+                return msgspec.msgpack.decode(raw, type=Demand)
             except msgspec.MsgspecError:
                 pass
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
@@ -333,7 +333,7 @@ class PersonalCredentials(UpstreamCredentials):
             raise ConnectFailed(f"The upstream {self.upstream!r} can't be reached now.") from exc
         if reply.stream is not None:
             reply.stream.close()
-        return Wanted(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
+        return Demand(401, reply.header(b"www-authenticate")[:_MAX_CHALLENGE])
 
     # Tokens
 
@@ -346,7 +346,7 @@ class PersonalCredentials(UpstreamCredentials):
         now = time.time()
         if not await oauth.refresh(self.url):
             return None
-        return _granted(store.load().tokens[str(self.url)], old.registration, now=now)
+        return _make_grant(store.load().tokens[str(self.url)], old.registration, now=now)
 
     def _client(
         self, base: str, grant: Grant | None, registrations: Mapping[str, Registration]
@@ -385,8 +385,8 @@ class PersonalCredentials(UpstreamCredentials):
         await self._services.store.kv.put(place, sealed.encode(), _CLIENT_KEPT)
 
 
-def _granted(tokens: Tokens, registration: Registration, *, now: float) -> Grant:
-    grant = granted(tokens, registration, now=now)
+def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> Grant:
+    grant = make_grant(tokens, registration, now=now)
     # Without a refresh token, the access token is used to its end.
     return grant if tokens.refresh_token else structs.replace(grant, renew_at=tokens.expires_at)
 

@@ -55,10 +55,10 @@ def open_credentials(
             raise LocalError(f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them.")
         taken["authorization"] = ""
     forward = check_forwarded(name, forward_headers, taken)
-    return _made(name, forward, url, auth, host)
+    return _make(name, forward, url, auth, host)
 
 
-def _made(name: str, forward: Sequence[str], url: Url, auth: Credentials | None, host: Host) -> UpstreamCredentials:
+def _make(name: str, forward: Sequence[str], url: Url, auth: Credentials | None, host: Host) -> UpstreamCredentials:
     match auth:
         case None:
             return UpstreamCredentials(name, forward)
@@ -78,7 +78,7 @@ def _made(name: str, forward: Sequence[str], url: Url, auth: Credentials | None,
             host.observe(exchanged.observe)
             return exchanged
         case PerUserOAuth():
-            from millstream.gateway.credentials.personal import PersonalCredentials  # noqa: PLC0415  as above
+            from millstream.gateway.credentials.accounts import PersonalCredentials  # noqa: PLC0415  as above
 
             _check_guarded(name, "per_user_oauth", host)
             return PersonalCredentials(name, forward, url, auth, host)
