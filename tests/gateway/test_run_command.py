@@ -1,5 +1,6 @@
 """``millstream run`` with a command or a URL: one server, offered in every revision and on every transport."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from client.walk import resources, tools
-from millstream.client import Client
+from millstream.client import Client, Options
 from patience import WAIT
-from processes import free_port, millstream, serving
+from processes import ROOT, free_port, millstream, serving
 
 pytestmark = pytest.mark.server
 
@@ -45,3 +46,17 @@ def test_a_target_that_is_none_is_refused_in_a_sentence(target: str, said: str) 
     )
     assert done.returncode == 1
     assert said in done.stderr
+
+
+async def test_the_files_of_the_how_to_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of its servers is down, which only its own tools tell."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(ROOT)
+    for target, own in (
+        ("examples/gateway/servers.json", set[str]()),
+        ("examples/gateway/front.py", {"opening_hours"}),
+    ):
+        command = [sys.executable, "-m", "millstream", "run", target, "--transport", "stdio"]
+        async with Client(command, timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
+            assert {tool.name for tool in await client.tools()} >= {"shop_order", "shop_search_books", *own}
+            assert "Ordered 1 for me" in (await client.call("shop_order", isbn="1", account="me")).text

@@ -60,6 +60,7 @@ from millstream.client._errors import (
     UnknownVersion,
 )
 from millstream.client._requests import Ask
+from millstream.gateway.cycles import PATH, Cycle, extend_path
 from millstream.gateway.links import Link, NoCredentials, TooManyLinks
 from millstream.gateway.parked import OVER
 from millstream.gateway.questions import (
@@ -179,7 +180,7 @@ def _is_plain(call: "Call") -> bool:
 async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: Ask) -> bytes:
     """Forward what both sides speak as one request and one result. Of questions, only the result tells."""
     source, requests = link.conversation.agreed.revision, link.conversation.requests
-    ask.meta = _plain_meta(call, source)
+    ask.meta = _plain_meta(call, upstream, source)
     link.calls += 1
     started = link.last_used = monotonic()
     try:
@@ -200,17 +201,17 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     return result
 
 
-_metas: dict[tuple[bytes, str], bytes] = {}
+_metas: dict[tuple[bytes, str, str], bytes] = {}
 
 
-def _plain_meta(call: "Call", source: Revision) -> bytes:
+def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era. A client's requests mostly have the same."""
     raw = raw_meta(call)
-    key = (raw, source.date)
+    key = (raw, source.date, upstream.gateway)
     meta = _metas.get(key)
     if meta is None:
         abilities = abilities_of(call)
-        meta = _join_meta(raw, _envelope(source, abilities, ""))
+        meta = b"%b,%b" % (_envelope(source, abilities, ""), _passed(raw, call, upstream))
         if len(raw) <= _MAX_META:
             if len(_metas) >= _MAX_METAS:
                 _metas.clear()
@@ -218,20 +219,24 @@ def _plain_meta(call: "Call", source: Revision) -> bytes:
     return meta
 
 
-def _join_meta(raw: bytes, envelope: bytes) -> bytes:
-    """Return an envelope and those members of the client's `_meta` that aren't about its own connection."""
-    passed = _passed(raw)
-    return b"%b,%b" % (envelope, passed) if passed else envelope
+def _passed(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
+    """Return those members of the client's `_meta` that aren't about its own connection, and the path of gateways.
 
-
-def _passed(raw: bytes) -> bytes:
-    if not raw:
-        return b""
+    Raises:
+        ToolError, ProtocolError: the call has come back to this gateway.
+    """
     try:
-        kept = {key: value for key, value in _decode_meta(raw).items() if key not in _OWN}
+        kept = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _OWN}
     except (msgspec.DecodeError, RecursionError):
-        return b""
-    return encode(kept)[1:-1] if kept else b""
+        kept = {}
+    try:
+        kept[PATH] = extend_path(kept.get(PATH), upstream.gateway)
+    except Cycle:
+        upstream.note_cycle()
+        raise _unable(
+            call, f"The call went in a circle: the server {upstream.config.name!r} leads back to this gateway."
+        ) from None
+    return encode(kept)[1:-1]
 
 
 async def _forward_with_credentials(
@@ -278,7 +283,9 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             source = link.conversation.agreed.revision
             if chosen and source.handshake:
                 await _set_level(upstream, link, chosen)
-            ask = Ask(method=method, params=params, name=name, headers=headers, meta=_meta(call, relay, source))
+            ask = Ask(
+                method=method, params=params, name=name, headers=headers, meta=_meta(call, upstream, relay, source)
+            )
             result = await _in_order(relay, _Exchange(state, link, relay, ask, source).run())
         answered = True
         state.finish(result)
@@ -370,12 +377,11 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
         logger.debug("%s takes no log level: %s", upstream.config.name, exc)
 
 
-def _meta(call: "Call", relay: Relay, source: Revision) -> bytes:
+def _meta(call: "Call", upstream: Upstream, relay: Relay, source: Revision) -> bytes:
     """Return the members of `_meta` for the upstream: the client's own, without those of its connection."""
     raw = raw_meta(call)
-    if source.handshake:
-        return _passed(raw)
-    return _join_meta(raw, _envelope(source, relay.abilities, relay.level))
+    passed = _passed(raw, call, upstream)
+    return passed if source.handshake else b"%b,%b" % (_envelope(source, relay.abilities, relay.level), passed)
 
 
 @lru_cache(256)

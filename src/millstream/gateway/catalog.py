@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from time import time
 from typing import Any
 
 import msgspec
@@ -13,14 +14,15 @@ from millstream._protocol.depth import overgrown
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
+    DiscoverResult,
     PromptDescription,
     ResourceDescription,
     TemplateDescription,
     ToolDescription,
 )
-from millstream._stores.base import Map, StoreFull, StoreUnavailable
+from millstream._stores.base import Store, StoreFull, StoreUnavailable
 from millstream.client._conversation import Conversation
-from millstream.client._errors import BadAnswer
+from millstream.client._errors import BadAnswer, Failure
 from millstream.client._requests import Ask
 
 logger = logging.getLogger("millstream.gateway")
@@ -100,25 +102,31 @@ class Catalog(Struct, kw_only=True):
                 yield kind, name, description
 
 
+_decode_discover = msgspec.json.Decoder(DiscoverResult).decode
 _decode_catalog = msgspec.json.Decoder(Catalog).decode
 
 
 class StoredCatalog:
     """The copy of one upstream's catalog in the store. All workers of a server share it."""
 
-    __slots__ = ("_content", "_key", "_kv")
+    __slots__ = ("_content", "_key", "_kv", "shared", "time")
 
-    def __init__(self, kv: Map, server: str, name: str, target: str) -> None:
+    def __init__(self, store: Store, server: str, name: str, target: Any) -> None:
         """Nothing is read before `load`.
 
         Args:
-            kv: of the store.
+            store: keeps it.
             server: the name of the gateway.
             name: of the upstream.
             target: where it is; another target has another copy.
         """
-        self._kv = kv
-        self._key = f"catalog:{hashlib.sha256(encode([server, name, target])).hexdigest()[:32]}"
+        self._kv = store.kv
+        place = "" if hasattr(target, "running") else repr(target)
+        self._key = f"catalog:{hashlib.sha256(encode([server, name, place])).hexdigest()[:32]}"
+        self.shared: bool = store.shared
+        """Other workers use the same copy."""
+        self.time: Callable[[], float] = store.time if store.shared else time
+        """Unix time, for `Catalog.taken`."""
         self._content = b""
         """What this worker read or wrote last."""
 
@@ -160,6 +168,16 @@ def _comparable(catalog: Catalog) -> bytes:
     return hashlib.sha256(_canonical(structs.replace(catalog, taken=0.0))).digest()
 
 
+async def _discover(conversation: Conversation, found: Catalog) -> None:
+    """Take capabilities and instructions as they are now; a session has those of its handshake."""
+    try:
+        told = _decode_discover(await conversation.requests.ask(Ask(method="server/discover", repeatable=True)))
+    except (Failure, ValueError, RecursionError) as exc:
+        logger.debug("An upstream doesn't say again what it offers: %s", exc)
+        return
+    found.capabilities, found.instructions = dict(told.capabilities), told.instructions
+
+
 async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
     """List all that an upstream offers.
 
@@ -175,9 +193,11 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
     found = Catalog(
         revision=agreed.revision.date, instructions=agreed.instructions, capabilities=dict(agreed.capabilities)
     )
+    if not agreed.revision.handshake:
+        await _discover(conversation, found)
     left = max_bytes
     for kind, (method, member, _) in METHODS.items():
-        if agreed.revision.requests.get(method, "") not in agreed.capabilities:
+        if agreed.revision.requests.get(method, "") not in found.capabilities:
             continue
         items: dict[str, Description] = {}
         cursor: str | None = None

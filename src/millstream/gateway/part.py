@@ -11,6 +11,7 @@ from millstream._parts import Host
 from millstream._server.calls.changes import Change
 from millstream._server.features.resources import Resource
 from millstream.gateway.catalog import METHODS, Description
+from millstream.gateway.cycles import CAPABILITY, announced_ids, identity
 from millstream.gateway.items import make_item
 from millstream.gateway.kept_results import KeptResults
 from millstream.gateway.page import GatewayReports
@@ -59,6 +60,8 @@ class GatewayPart:
         """Upstream -> its results that were too large."""
         self._shadowed: dict[tuple[str, str], str] = {}
         """(kind, name) of upstreams' items that have the names of this server's own -> what to do about it."""
+        self._ids: list[str] = []
+        """The id of this gateway, and those of the gateways behind it."""
         self._followed: dict[object, frozenset[str]] = {}
         """Stream or connection -> the URIs that it wants to hear of."""
 
@@ -76,6 +79,7 @@ class GatewayPart:
         host.every_second(pool.sweep)
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
+        self._announce_ids(host)
         for config in self.definition.upstreams:
             make = Upstream if config.openapi is None else _api_upstream()
             upstream = self.upstreams[config.name] = make(
@@ -86,6 +90,7 @@ class GatewayPart:
                 store=host.store,
                 server=self.definition.name,
             )
+            upstream.gateway = self._ids[0]
             self._give_policy(upstream, host)
             await self._give_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
@@ -107,6 +112,24 @@ class GatewayPart:
 
     async def close(self) -> None:
         """Do nothing: the host's stack closes the upstreams."""
+
+    def _announce_ids(self, host: Host) -> None:
+        """Announce the id of this gateway where another one may be behind it."""
+        places = [
+            (each.name, "" if hasattr(each.target, "running") else repr(each.target))
+            for each in self.definition.upstreams
+        ]
+        self._ids.append(identity(host.services.secrets.values[0], self.definition.name, places))
+        if any(place for _, place in places):
+            host.capability(CAPABILITY, {"ids": self._ids}, member="experimental")
+
+    def _merge_ids(self) -> None:
+        """Announce the gateways behind this one, too."""
+        found = [each for upstream in self.upstreams.values() for each in announced_ids(upstream.catalog.capabilities)]
+        ids = [self._ids[0], *dict.fromkeys(found)]
+        if ids != self._ids:
+            self._ids[:] = ids
+            self._host.dispatcher.announcement.forget()
 
     async def _give_credentials(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
@@ -229,6 +252,7 @@ class GatewayPart:
         for capability in _CAPABILITIES & upstream.catalog.capabilities.keys():
             self._host.registry.offer(capability)
         self._merge_hints()
+        self._merge_ids()
         self._host.dispatcher.instruct(self._instructions())
         for change in changed:
             self._announce(change)

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import msgspec
@@ -26,6 +25,7 @@ from millstream.gateway import catalog
 from millstream.gateway.breaker import Breaker
 from millstream.gateway.catalog import Catalog, StoredCatalog
 from millstream.gateway.credentials.options import Credentials, PerUserOAuth
+from millstream.gateway.cycles import announced_ids
 from millstream.gateway.links import SHARED, Link, LinkKey, Links
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway.parked import ParkedCalls
@@ -239,10 +239,7 @@ class Upstream:
         self._has_left = False
         """The person whose account lists what it offers has connected another one, or none."""
         self._changed = changed
-        target = "" if hasattr(config.target, "running") else repr(config.target)
-        self._stored = StoredCatalog(store.kv, server, config.name, target)
-        self._store_time: Callable[[], float] = store.time if store.shared else time
-        self._shared_store = store.shared
+        self._stored = StoredCatalog(store, server, config.name, config.target)
         self.parked: ParkedCalls = parked
         # Process
         self._reached = asyncio.Event()
@@ -267,6 +264,9 @@ class Upstream:
         )
         self.has_handshake: bool = config.revision is None
         """As far as is known, the upstream speaks a revision with a handshake, too, and may."""
+        self.gateway: str = ""
+        """The id of the gateway, see `cycles`; set before `open`."""
+        self._in_cycle = False
         self.listed: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
@@ -473,7 +473,11 @@ class Upstream:
         except BaseException:
             self._announced |= announced
             raise
-        found.taken = self._store_time()
+        if self.gateway in announced_ids(found.capabilities):
+            self.note_cycle()
+            return
+        self._in_cycle = False
+        found.taken = self._stored.time()
         renew = found.taken - self.catalog.taken > catalog.STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
@@ -525,8 +529,8 @@ class Upstream:
 
     async def _adopt(self, seconds: float) -> bool:
         """Use the stored copy if another worker has just made it. Return whether it's fresh."""
-        found = await self._stored.load() if self._shared_store else None
-        if found is None or found.revision not in BY_DATE or self._store_time() - found.taken > seconds / 2:
+        found = await self._stored.load() if self._stored.shared else None
+        if found is None or found.revision not in BY_DATE or self._stored.time() - found.taken > seconds / 2:
             return False
         await self._offer(found)
         return True
@@ -551,7 +555,17 @@ class Upstream:
         if self.state != "degraded" or self.reason != reason:
             logger.warning("The upstream %s can't be reached: %s", self.config.name, reason)
         self.state, self.reason = "degraded", reason
+        self.listed.set()  # waiting for it longer would only keep the others waiting
         self.breaker.trip()
+
+    def note_cycle(self) -> None:
+        """Take note that the upstream leads back to this gateway, so nothing of it is offered any more."""
+        if not self._in_cycle:
+            self._in_cycle = True
+            self.catalog = Catalog(revision=self.catalog.revision)
+            self._changed(self, ())
+        self.listed.set()
+        self._degrade("it leads back to this gateway: take one of the two out of the other's upstreams")
 
     def _recover(self) -> None:
         if self.state == "degraded":

@@ -41,6 +41,10 @@ class ServerDescription:
             self._instructions = instructions
             self._made.clear()
 
+    def forget(self) -> None:
+        """Say everything anew: the value of a capability has changed."""
+        self._made.clear()
+
     def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
         """The result of `initialize`; `streams` as for `Registry.capabilities`."""
         made = self._kept()

@@ -1,0 +1,56 @@
+"""Gateways behind each other: nothing goes in a circle."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from millstream.client import Client
+from patience import WAIT
+from processes import free_port, millstream, serving
+from scripts.docs import ROOT
+
+pytestmark = pytest.mark.server
+
+
+def gateway(folder: Path, name: str, **urls: str) -> str:
+    path = folder / f"{name}.json"
+    command = {"command": sys.executable, "args": [str(ROOT / "examples" / "gateway" / "shop.py")]}
+    servers = {each: {"url": url} for each, url in urls.items()} | {"shop": command}
+    path.write_text(json.dumps({"mcpServers": servers}))
+    return str(path)
+
+
+async def test_two_gateways_behind_each_other_offer_what_is_theirs(tmp_path: Path) -> None:
+    """One of the two takes the other out of what it offers, and says so; calls don't go round."""
+    ports = [free_port(), free_port()]
+    urls = [f"http://127.0.0.1:{port}/mcp" for port in ports]
+    first, second = gateway(tmp_path, "one", two=urls[1]), gateway(tmp_path, "two", one=urls[0])
+    with (
+        serving(millstream(first, ports[0]), ports[0], tmp_path / "one.log"),
+        serving(millstream(second, ports[1]), ports[1], tmp_path / "two.log"),
+    ):
+        async with asyncio.timeout(WAIT), Client(urls[0], timeout=WAIT) as one, Client(urls[1], timeout=WAIT) as two:
+            while True:
+                lists = [[tool.name for tool in await each.tools(fresh=True)] for each in (one, two)]
+                if any(name.count("shop") == 1 and "_" in name for names in lists for name in names):
+                    break
+                await asyncio.sleep(0.05)
+            for client, names in ((one, lists[0]), (two, lists[1])):
+                assert max(name.count("_") for name in names) <= 4
+                assert "Ordered 1 for me" in (await client.call("shop_order", isbn="1", account="me")).text
+
+
+async def test_a_gateway_behind_itself_offers_the_rest(tmp_path: Path) -> None:
+    port = free_port()
+    target = gateway(tmp_path, "self", again=f"http://127.0.0.1:{port}/mcp")
+    with serving(millstream(target, port), port, tmp_path / "log"):
+        async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
+            tools = {tool.name for tool in await client.tools()}
+            assert "shop_order" in tools
+            assert not [name for name in tools if name.startswith("again")]
+            path = {"millstream.gateway/path": [f"{number}" for number in range(8)]}
+            result = await client.request("tools/call", {"name": "shop_report", "arguments": {}, "_meta": path})
+            assert "in a circle" in str(result)
