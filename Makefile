@@ -37,7 +37,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: help setup run check format test seeds unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -87,6 +87,9 @@ test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## 
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py \
 	  docs/test_coming_from.py) -m "$(DAY)" $(ARGS)
+
+seeds: $(VENV)/.test ## type every line of the seed documents in an empty folder, and say what works
+	@$(BIN)/python scripts/seeds.py
 
 bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")
 	scripts/apt wrk
