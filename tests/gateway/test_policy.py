@@ -114,6 +114,10 @@ async def test_denied_uris_stay_denied_however_they_are_written() -> None:
             "file://shop//public%2F..%2Fprivate/a",
             "file://shop//public/..%2fprivate%2fa",
             "file://shop//private%5Ca",
+            "FILE://shop//private/a",
+            "file://shop/localhost/private/a",
+            "shop+file:/private/a",
+            "SECRET://shop/plan",
             "secret://shop/plan",
         ):
             with pytest.raises(Failure):

@@ -489,10 +489,13 @@ class Policy:
         spellings = _spellings(original)
         if not all(self.allows("resources", each) for each in spellings):
             return None
+        others = _normalized(spellings)  # they count for what forbids, so an upstream's own spelling stays allowed
+        if any(layer.denies(self._name_in(layer, "resources", each)) for layer in self._layers for each in others):
+            return None
         found = [
             rules
             for layer in self._layers
-            for each in spellings
+            for each in (*spellings, *others)
             for rules in layer.rules("resources", self._name_in(layer, "resources", each))
         ]
         return ItemRules(
@@ -539,9 +542,10 @@ class _Layer:
         return self._allow is not None or self._deny is not None or bool(self._policy.resources)
 
     def allows(self, name: str) -> bool:
-        if self._deny is not None and self._deny(name):
-            return False
-        return self._allow is None or self._allow(name) is not None
+        return not self.denies(name) and (self._allow is None or self._allow(name) is not None)
+
+    def denies(self, name: str) -> bool:
+        return self._deny is not None and self._deny(name) is not None
 
     def rules(self, kind: str, name: str) -> list[Rules]:
         """Return the rules of an item, the most general ones first."""
@@ -564,6 +568,24 @@ def _spellings(uri: str) -> list[str]:
     else:
         found.append("")  # encoded over and over: only a policy that allows everything lets it pass
     return list(dict.fromkeys(form for each in found for form in (each, _without_dots(each))))
+
+
+def _normalized(uris: Collection[str]) -> list[str]:
+    """Return URIs with scheme and host in lower case (RFC 3986 §6.2.2.1), and those of files in one form (RFC 8089)."""
+    found: list[str] = []
+    for uri in uris:
+        scheme, colon, rest = uri.partition(":")
+        scheme = scheme.lower()
+        host, slash, path = rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "", "")
+        if scheme == "file":
+            own = host.lower() in ("", "localhost") and bool(slash)
+            path = path if own else rest.lstrip("/")
+            found.append(f"file:///{path.lstrip('/')}")
+        elif slash:
+            found.append(f"{scheme}://{host.lower()}/{path}")
+        else:
+            found.append(f"{scheme}{colon}{rest}")
+    return list(dict.fromkeys(each for each in found if each not in uris))
 
 
 def _without_dots(uri: str) -> str:
