@@ -77,7 +77,8 @@ class ParkedCall:
             source: what the upstream speaks.
             admit: whether there is room to park it.
         """
-        self.id: str = secrets.token_hex(16)
+        self.id: str = ""
+        """Set when it's parked."""
         self.abilities: bytes = abilities
         self.revision: Revision = call.revision
         self.session: str = ""
@@ -312,7 +313,7 @@ class ParkedCalls:
 
     def _admit(self, parked: ParkedCall) -> bool:
         """Whether a call may be parked; if so, it can be found from now on."""
-        if parked.id in self._parked:
+        if parked.id:
             return True
         settings = self._services.settings
         if (
@@ -320,6 +321,7 @@ class ParkedCalls:
             or self._by_owner[parked.owner] >= settings.max_questions_per_principal
         ):
             return False
+        parked.id = secrets.token_hex(16)
         self._parked[parked.id] = parked
         self._by_owner[parked.owner] += 1
         return True

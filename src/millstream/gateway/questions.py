@@ -57,17 +57,36 @@ def abilities_of(call: Call) -> bytes:
     revision = call.revision
     if not client or (revision.handshake and call.session is None):
         return b""
+    form = url = False
+    if "elicitation/create" in revision.asks and isinstance(client.get("elicitation"), Mapping):
+        modes = members(client["elicitation"])
+        url = "url" in modes and "url" in revision.elicitation_modes
+        form = "form" in modes or "url" not in modes
+    samples = isinstance(client.get("sampling"), Mapping)
+    sampling = members(client["sampling"]) if samples and revision.sampling_tools else {}
+    ui = "extensions" in client and declares(client, {"extensions": {UI: _UI}})
+    return _encode_abilities(
+        (form, url),
+        (samples, "tools" in sampling, "context" in sampling),
+        isinstance(client.get("roots"), Mapping),
+        ui,
+    )
+
+
+@lru_cache(256)
+def _encode_abilities(
+    elicitation: tuple[bool, bool], sampling: tuple[bool, bool, bool], roots: bool, ui: bool
+) -> bytes:
+    form, url = elicitation
+    samples, tools, context = sampling
     found: Json = {}
-    if "elicitation" in client and "elicitation/create" in revision.asks:
-        found["elicitation"] = {
-            mode: {} for mode in sorted(revision.elicitation_modes) if declares(client, {"elicitation": {mode: {}}})
-        }
-    if declares(client, {"sampling": {}}):
-        inner = ("context", "tools") if revision.sampling_tools else ()
-        found["sampling"] = {name: {} for name in inner if declares(client, {"sampling": {name: {}}})}
-    if declares(client, {"roots": {}}):
+    if form or url:
+        found["elicitation"] = {name: {} for name, has in (("form", form), ("url", url)) if has}
+    if samples:
+        found["sampling"] = {name: {} for name, has in (("tools", tools), ("context", context)) if has}
+    if roots:
         found["roots"] = {}
-    if declares(client, {"extensions": {UI: _UI}}):
+    if ui:
         found["extensions"] = {UI: _UI}
     return _encode_sorted(found) if found else b""
 
