@@ -45,7 +45,7 @@ class GatewayReports:
                 **upstream.describe(),
                 "tokens": self._tokens_of(upstream),
                 "quarantined": len(upstream.quarantined),
-                "accounts": upstream.credentials is not None and upstream.credentials.personal,
+                "accounts": upstream.config.connects,
             }
             for upstream in self._upstreams.values()
         ]

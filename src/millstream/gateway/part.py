@@ -382,6 +382,8 @@ class GatewayPart:
             return ""
         if upstream.policy is not None and upstream.policy.rules_of(uri) is None:
             return ""
+        if upstream.credentials is not None and upstream.credentials.personal:
+            return ""  # it would be watched with the account of another person
         return upstream.names.original_uri(uri) or ""
 
     def _is_local(self, uri: str) -> bool:
