@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import HTTPConnection
 
@@ -47,7 +47,7 @@ class ProgramAuth(AuthMethod):
         found = _resource_of(side)
         self.resource = str(found.get("resource") or "").rstrip("/")
         servers: object = found.get("authorization_servers")
-        self.issuers = tuple(map(str, servers)) if isinstance(servers, list) else ()
+        self.issuers = tuple(map(str, cast("list[object]", servers))) if isinstance(servers, list) else ()
 
     async def identify(self, credential: str) -> Identity | None:
         """Return the identity of a token's owner; None for an invalid token.
@@ -96,8 +96,8 @@ class ProgramAuth(AuthMethod):
 
 
 def _claim(token: Any, name: str) -> Any:
-    claims: object = getattr(token, "claims", None)
-    return claims.get(name) if isinstance(claims, Mapping) else None
+    claims: Any = getattr(token, "claims", None)
+    return cast("Mapping[str, Any]", claims).get(name) if isinstance(claims, Mapping) else None
 
 
 def _resource_of(side: HttpSide) -> Mapping[str, Any]:
@@ -111,10 +111,10 @@ def _resource_of(side: HttpSide) -> Mapping[str, Any]:
     thread.start()
     thread.join()
     try:
-        read: object = json.loads(b"".join(found))
+        read: Any = json.loads(b"".join(found))
     except ValueError:
         return {}
-    return read if isinstance(read, dict) else {}
+    return cast("dict[str, Any]", read) if isinstance(read, dict) else {}
 
 
 async def _get(application: Any, path: str) -> bytes:

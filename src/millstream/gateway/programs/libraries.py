@@ -57,8 +57,8 @@ def program_of(value: Any) -> Program:
     unknown = side.unknown_middleware() if side is not None else []
     if unknown:
         raise ProgramError(
-            f"{name} has HTTP middleware of its own, which can't run here: {', '.join(unknown)}. Run its command instead, "
-            "or serve it as before and give its URL: millstream run URL"
+            f"{name} has HTTP middleware of its own, which can't run here: {', '.join(unknown)}. Run its command "
+            "instead, or serve it as before and give its URL: millstream run URL"
         )
     program = Program(name, known, open, side, handshake_only=not _has_per_request_era())
     low_level = value if side is None else side.low_level

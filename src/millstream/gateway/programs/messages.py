@@ -1,6 +1,5 @@
 """Messages as the MCP SDK's own types, which every library of this package uses on its streams."""
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -57,11 +56,10 @@ class Messages:
 
 def encode_members(value: Any) -> bytes:
     """Return an object of the SDK as JSON."""
-    if isinstance(value, Mapping):
-        try:
-            return encode(value)
-        except (TypeError, ValueError):  # it has something that only pydantic knows how to write
-            value = dict(value)
+    try:
+        return encode(value)
+    except (TypeError, ValueError):  # it has something that only pydantic can write
+        pass
     from pydantic_core import to_json  # noqa: PLC0415  few messages need it
 
     return to_json(value, by_alias=True, inf_nan_mode="null")
