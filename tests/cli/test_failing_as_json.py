@@ -32,6 +32,7 @@ FAILURES: dict[str, tuple[int, str]] = {
     "users remove ada": (1, "ada"),
     "users password ada": (1, "no password"),
     "audit verify no.jsonl": (1, "no.jsonl"),
+    "gateway accept no.toml shop": (1, "no.toml can't be read"),
     "install no.py --client claude": (1, "no file no.py"),
     "init taken": (1, "taken"),
     # Wrong use
