@@ -87,6 +87,13 @@ CASES = {
         {"mcp": 1},
         "call-session",
     ),
+    "gateway": Case(
+        "tools/call through a gateway, 2026-07-28",
+        ("ours-gateway", "ours"),
+        {},
+        "call-2026",
+        {"ours": 0.4},
+    ),
     "key": Case("what a warm API key costs", ("ours-key", "ours"), {"ours": 0.9}, "call-bearer"),
     "jwt": Case("what a warm JWT costs", ("ours-jwt", "ours"), {"ours": 0.9}, "call-bearer"),
     "limit": Case("what a limit of one worker costs", ("ours-limited", "ours"), {"ours": 0.97}, "call-bearer"),

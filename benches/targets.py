@@ -121,6 +121,7 @@ TARGETS = {
     "ours-100": Target("millstream", _ours(), MANY),
     "ours-hub": Target("millstream", _ours_hub, CAPS),
     "ours-soak": Target("millstream", _ours_hub, FORGETFUL),
+    "ours-gateway": Target("millstream, a gateway before it", _adopted("gateway.py")),
     "ours-key": Target("millstream, a key", _ours("--auth-key", BEARER), first=FIRST_BEARER),
     "ours-jwt": Target("millstream, a JWT", _ours(), (("BENCH_AUTH", "jwt"),), first=FIRST_BEARER),
     "ours-limited": Target("millstream, a limit", _ours(), LIMIT),

@@ -68,7 +68,7 @@ def test_every_case_names_known_targets_and_compares_with_its_own() -> None:
     """Ours comes first, and a budget is about a server that the case measures."""
     for case in CASES.values():
         assert set(case.targets) <= set(TARGETS)
-        assert case.targets[0].startswith("ours")
+        assert case.targets[0].startswith(("ours", "adopted"))
         assert set(case.budgets) | set(case.cpu_budgets) <= set(case.targets[1:])
         assert not case.kind or case.kind in {*KINDS, "client-http", "client-stdio"}
 
@@ -77,7 +77,7 @@ def test_every_broadcast_names_known_targets_and_its_peers_run_in_the_same_case(
     """Our choice: peers run beside us in one go, and budgets are about servers that the case measures."""
     for case in BROADCASTS.values():
         assert set(case.targets) <= set(TARGETS)
-        assert case.targets[0].startswith("ours")
+        assert case.targets[0].startswith(("ours", "adopted"))
         assert set(case.budgets) <= set(case.targets[1:])
     assert {case.subscribers for case in BROADCASTS.values() if not case.websocket} == {100, 1_000, 5_000, 10_000}
 

@@ -184,7 +184,11 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     link.calls += 1
     started = link.last_used = monotonic()
     try:
-        result = await requests.ask(ask)
+        current = requests.link
+        if current is None or current.transport.lost:
+            result = await requests.ask(ask)
+        else:
+            result = await requests.send(current, ask)
         upstream.breaker.succeed(monotonic() - started)
         if _ASKS_BACK in result and (asked := _required(result)) is not None:
             state, relay = _State(call, upstream, ask.method, ask.name), Relay(call, abilities_of(call), "")
