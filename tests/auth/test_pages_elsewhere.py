@@ -169,7 +169,7 @@ async def test_a_state_counts_once_for_its_own_way_and_is_not_made_up(world: Wor
 async def test_a_trip_leads_nowhere_but_to_a_page(world: World, wanted: str) -> None:
     """No open redirect."""
     landed = await world.back(await world.away(wanted))
-    assert led_to(landed) == "/chat"
+    assert led_to(landed) == "/inspect"
 
 
 async def test_a_removed_person_is_signed_out_and_a_cookie_ends_with_its_time(world: World) -> None:

@@ -3,6 +3,8 @@
 from typing import Any
 from urllib.parse import urlencode
 
+from starlette.responses import HTMLResponse, Response
+
 from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
 from cases import for_each
 from millstream import auth
@@ -72,7 +74,7 @@ async def test_the_form_leads_nowhere_but_to_a_page(wanted: str) -> None:
     """No open redirect."""
     async with guarded() as world:
         reply = await sign_in(world, wanted=wanted)
-        assert reply.headers[b"location"] == b"/chat"
+        assert reply.headers[b"location"] == b"/inspect"
         assert b"x" not in reply.headers
 
 
@@ -258,3 +260,22 @@ async def test_a_large_form_is_refused_before_it_is_read() -> None:
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/sign-in", b"key=" + b"%4" * 40_000, **FORM, **OWN)
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)
+
+
+async def test_a_page_of_the_program_is_signed_in_to_and_listens_with_its_cookie() -> None:
+    """docs/how-to/broadcast-to-a-page.md: `EventSource` can't send a key."""
+    server = make_server()
+
+    @server.route("/board")
+    async def board(request: object) -> Response:
+        return HTMLResponse("<title>Board</title>")
+
+    async with guarded(server) as world:
+        form = await world.ask(None, "GET", "/board", accept="text/html")
+        assert (form.status, b'value="/board"' in form.body) == (401, True)
+        assert b'value="/board"' in (await world.ask(None, "GET", "/sign-in?next=/board")).body
+        assert (await sign_in(world, wanted="/board")).headers[b"location"] == b"/board"
+        assert (await sign_in(world, wanted="/")).headers[b"location"] == b"/inspect"
+        jar = await cookie(world)
+        assert (await world.ask(None, "GET", "/board", cookie=jar, sec_fetch_site="same-origin")).status == 200
+        assert (await world.ask(None, "GET", "/board", cookie=jar, sec_fetch_site="cross-site")).status == 401

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
-from millstream._http.message import Request, Response, neighborhood, refusal
+from millstream._http.message import Request, Response, neighborhood, query_value, refusal
 from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
@@ -48,6 +48,9 @@ _FOREIGN = refusal(403, "This form has to be sent from this server's own page.")
 _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way would read the key.")
+
+_FIRST = ("/inspect", "/docs", "/dashboard", "/chat")
+"""Pages in the order in which a server opens with them."""
 
 
 class SignIn:
@@ -89,8 +92,8 @@ class SignIn:
         return self._form(request, request.path, "", 401) if b"html" in request.headers.get(b"accept", b"") else None
 
     async def show(self, request: Request) -> Response:
-        """`GET /sign-in`."""
-        return self._form(request, "", "", 200)
+        """`GET /sign-in`; ``?next=`` is the page to go on to."""
+        return self._form(request, query_value("next", request.query), "", 200)
 
     async def take(self, request: Request) -> Response:
         """`POST /sign-in`: the form."""
@@ -135,8 +138,10 @@ class SignIn:
         return await method.lead(request, login, self.target(wanted))
 
     def target(self, wanted: str) -> str:
-        """The page that somebody wants, if it's one of ours; else any."""
-        return wanted if wanted in self._pages else min(self._pages)
+        """Return the page that was asked for, if it's one of ours; else the one that the server opens with."""
+        if wanted in self._pages:
+            return wanted
+        return next((each for each in _FIRST if each in self._pages), min(self._pages))
 
     def sealed(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
         """The value of a cookie."""

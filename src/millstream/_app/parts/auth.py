@@ -87,6 +87,11 @@ class AuthPart(OwnPart):
         )
         if self.definition.connects:
             pages.add("/connections")
+        pages |= {  # of the program's own: people sign in to them as to ours
+            before + each.path
+            for before, each in self.definition.paths()
+            if "GET" in each.methods and not each.public and each.pattern is None and not each.below
+        }
         sign_in = SignIn(
             guard, pages, lambda: services.ring, services.nonce, store=host.store, server=self.definition.title
         )
