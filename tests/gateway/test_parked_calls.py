@@ -35,7 +35,7 @@ class World:
         self.server.resource("note://place")(self.place)
         self.server.resource("place://{number}")(self.room)
 
-    async def asks(self, ctx: Context, times: int = 1) -> str:
+    async def asks(self, ctx: Context, times: int = 1, note: str = "") -> str:
         """Asks for numbers, and adds them."""
         try:
             for number in range(times):
@@ -337,6 +337,20 @@ async def test_parked_calls_are_bounded_for_each_caller_and_in_all(world: World)
             await send(worker, key=key, then=answer(each))
         assert parked(worker) == 0
         assert text(await send(worker, key=BOB, then=answer(await send(worker, key=BOB))))
+
+
+async def test_the_bytes_of_parked_calls_are_bounded_for_each_caller(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.gateway.parked.MAX_BYTES", 4_000)
+    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    large = {"times": 1, "note": "x" * 1_500}
+    async with world.workers(1, auth=guard) as (worker,):
+        asked = await send(worker, key=ALICE, arguments=large)
+        assert "Too many questions" in text(await send(worker, key=ALICE, arguments=large))
+        answer(await send(worker, key=BOB, arguments=large))
+        assert text(await send(worker, key=ALICE, arguments=large, then=answer(asked))) == "7"
+        answer(await send(worker, key=ALICE, arguments=large))
 
 
 async def test_a_server_that_stops_cancels_parked_calls(world: World) -> None:

@@ -10,7 +10,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from functools import lru_cache, partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -420,31 +420,11 @@ class _Exchange:
             return self._with_session() if self._call.revision.handshake else self._parked()
         return self._in_rounds() if self._call.revision.handshake else self._through()
 
-    async def _send(self, recipient: Recipient, extra: bytes = b"") -> bytes:
+    def _send(self, recipient: Recipient, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
         """Send the request once. `extra` are more members of its parameters."""
-        ask, link, call = self._ask, self._link, self._call
-        requests, recipients = link.conversation.requests, link.relays.recipients
-        params = b"%b,%b}" % (ask.params[:-1], extra) if extra else ask.params
-        request_id = next(requests.ids)
-        recipients[request_id] = recipient
-        link.calls += 1
-        try:
-            return await requests.ask(
-                Ask(
-                    method=ask.method,
-                    params=params,
-                    name=ask.name,
-                    headers=ask.headers,
-                    meta=ask.meta,
-                    progress=None if call.token is None and call.tee is None else recipient.progress,
-                    id=request_id,
-                    rounds=False,
-                )
-            )
-        finally:
-            del recipients[request_id]
-            link.calls -= 1
-            link.last_used = monotonic()
+        call = self._call
+        progress = call.token is not None or call.tee is not None
+        return _send(self._link, self._ask, recipient, progress=progress, extra=extra)
 
     # Upstreams of the handshake era
 
@@ -460,7 +440,8 @@ class _Exchange:
             self._check_urls(kept)
         if not can_ask(self._relay.abilities):
             return await self._send(self._relay)
-        return await calls.run(call, self._relay, self._source, self._send, partial(self._state.ask, "parked"))
+        size, ask_client = len(self._ask.params), partial(self._state.ask, "parked")
+        return await calls.run(call, self._relay, self._source, size, self._send, ask_client)
 
     def _check_urls(self, kept: _Kept) -> None:
         """Go on only when the person has agreed to open every URL that the upstream wants open."""
@@ -552,6 +533,32 @@ class _Exchange:
             ]
         except ProtocolError as exc:
             raise _unable(self._call, f"The server asked what this client can't answer: {exc.message}") from exc
+
+
+async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, extra: bytes) -> bytes:
+    """Send a request once. A parked call is this and nothing else, so it keeps nothing of its client's request."""
+    requests, recipients = link.conversation.requests, link.relays.recipients
+    params = b"%b,%b}" % (ask.params[:-1], extra) if extra else ask.params
+    request_id = next(requests.ids)
+    recipients[request_id] = recipient
+    link.calls += 1
+    try:
+        return await requests.ask(
+            Ask(
+                method=ask.method,
+                params=params,
+                name=ask.name,
+                headers=ask.headers,
+                meta=ask.meta,
+                progress=recipient.progress if progress else None,
+                id=request_id,
+                rounds=False,
+            )
+        )
+    finally:
+        del recipients[request_id]
+        link.calls -= 1
+        link.last_used = monotonic()
 
 
 class _State:

@@ -32,6 +32,8 @@ OVER = "Invalid requestState: the call is over, or was answered already. Start t
 LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
 UNREACHABLE = "The server process that holds this call can't be reached now. Try again in a moment."
 
+MAX_BYTES = 64 * 1024 * 1024
+"""What the requests of all parked calls may take together; those of one caller, half of it."""
 _PIECE = 256 * 1024
 """Bytes of one message between workers."""
 _WAKES = 30.0
@@ -65,16 +67,19 @@ class ParkedCall:
 
     __slots__ = (
         "_admit", "_backlog", "_keys", "_news", "_notify", "_open", "abilities", "bound", "following", "id", "owner",
-        "revision", "round", "session", "source", "task", "timer",
+        "revision", "round", "session", "size", "source", "task", "timer",
     )  # fmt: skip
 
-    def __init__(self, call: Call, abilities: bytes, source: Revision, admit: "Callable[[ParkedCall], bool]") -> None:
+    def __init__(
+        self, call: Call, abilities: bytes, source: Revision, size: int, admit: "Callable[[ParkedCall], bool]"
+    ) -> None:
         """Nothing runs before `task` is set.
 
         Args:
             call: of the client.
             abilities: what the client can be asked.
             source: what the upstream speaks.
+            size: bytes of the request to the upstream.
             admit: whether there is room to park it.
         """
         self.id: str = ""
@@ -84,6 +89,7 @@ class ParkedCall:
         self.session: str = ""
         """Clients of the per-request era have none."""
         self.source: Revision = source
+        self.size: int = size
         self.owner: str = call.owner
         self.bound: bytes = b""
         """The hash of principal, method, name, and arguments."""
@@ -211,6 +217,8 @@ class ParkedCalls:
         self._services = services
         self._parked: dict[str, ParkedCall] = {}
         self._by_owner: Counter[str] = Counter()
+        self._bytes = 0
+        self._bytes_by_owner: Counter[str] = Counter()
         self._running: set[ParkedCall] = set()
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
@@ -245,6 +253,7 @@ class ParkedCalls:
         call: Call,
         relay: Relay,
         source: Revision,
+        size: int,
         exchange: Callable[[ParkedCall], Coroutine[Any, Any, bytes]],
         ask_client: AskClient,
     ) -> bytes:
@@ -254,6 +263,7 @@ class ParkedCalls:
             call: of the client.
             relay: to the client.
             source: what the upstream speaks.
+            size: bytes of the request to the upstream.
             exchange: runs the call, with the `Recipient` that the upstream's messages go to.
             ask_client: returns what ends the client's request with questions, and keeps a ticket for `resume`.
 
@@ -261,7 +271,7 @@ class ParkedCalls:
             InputRequired: the upstream asks.
             ClientError: there's no result.
         """
-        parked = ParkedCall(call, relay.abilities, source, self._admit)
+        parked = ParkedCall(call, relay.abilities, source, size, self._admit)
         self._running.add(parked)
         parked.start(exchange(parked))
         return await self._follow(parked, call, relay, ask_client)
@@ -319,11 +329,15 @@ class ParkedCalls:
         if (
             len(self._parked) >= settings.max_questions
             or self._by_owner[parked.owner] >= settings.max_questions_per_principal
+            or self._bytes + parked.size > MAX_BYTES
+            or self._bytes_by_owner[parked.owner] + parked.size > MAX_BYTES // 2
         ):
             return False
         parked.id = secrets.token_hex(16)
         self._parked[parked.id] = parked
         self._by_owner[parked.owner] += 1
+        self._bytes += parked.size
+        self._bytes_by_owner[parked.owner] += parked.size
         return True
 
     def _drop(self, parked: ParkedCall) -> None:
@@ -334,8 +348,10 @@ class ParkedCalls:
         self._running.discard(parked)
         if self._parked.pop(parked.id, None) is not None:
             self._by_owner[parked.owner] -= 1
+            self._bytes -= parked.size
+            self._bytes_by_owner[parked.owner] -= parked.size
             if not self._by_owner[parked.owner]:
-                del self._by_owner[parked.owner]
+                del self._by_owner[parked.owner], self._bytes_by_owner[parked.owner]
 
     # On another worker
 
