@@ -35,13 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Import no file whose tests are all left out, and nothing of a folder of such files."""
-    left_out = frozenset(re.findall(r"\bnot (\w+)", config.getoption("markexpr")))
-    if not left_out:
-        return None
+    expression = config.getoption("markexpr")
+    left_out = frozenset(re.findall(r"\bnot (\w+)", expression))
     if collection_path.is_dir():
         files = list(collection_path.rglob("test_*.py"))
     else:
         files = [collection_path] if collection_path.name.startswith("test_") else []
+    if expression == "check":
+        return (bool(files) and not any("pytest.mark.check" in path.read_text("utf-8") for path in files)) or None
     return (bool(files) and all(_marks(path) & left_out for path in files)) or None
 
 

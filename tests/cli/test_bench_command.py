@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cases import for_each
 from cli.test_faults import run
 from client.rude import Asked, discovering, rude
 from millstream._cli.commands.bench import Tally, shown
@@ -44,9 +45,7 @@ def test_one_value_and_none_make_no_trouble() -> None:
     assert tally.percentile(99) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0001234, "0.123 ms"), (0.0123, "12.3 ms"), (0.2346, "235 ms"), (2, "2 s")]
-)
+@for_each(("seconds", "text"), [(0.0001234, "0.123 ms"), (0.0123, "12.3 ms"), (0.2346, "235 ms"), (2, "2 s")])
 def test_durations_have_three_digits(seconds: float, text: str) -> None:
     """As people read them."""
     assert shown(seconds) == text

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from command_line import commands, options, parameters
 from millstream._cli.commands.doctor import trusted
 from millstream._cli.help import COMMANDS, overview
@@ -97,9 +98,7 @@ def test_every_command_prints_json_if_asked_and_has_an_example() -> None:
         assert all(each.parameter.help for each in parameters(command)), name
 
 
-@pytest.mark.parametrize(
-    "name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens", "bench"]
-)
+@for_each("name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens", "bench"])
 def test_every_command_that_uses_a_server_reaches_it_by_the_same_options(name: str) -> None:
     """They come from one place, and stand behind the command's own, before --json."""
     assert options(dict(commands())[name])[-6:] == ["--header", "--login", "--env", "--revision", "--timeout", "--json"]
@@ -211,7 +210,7 @@ def test_what_fails_is_one_line_and_a_status(arguments: list[str], status: int, 
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("columns", [80, 120])
+@for_each("columns", [80, 120])
 def test_a_terminal_gets_a_table_that_fits(columns: int) -> None:
     """No line is longer than the terminal, and the columns have names."""
     seen = at_terminal("list", SHOP, columns=columns)
@@ -236,7 +235,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+@for_each("revision", ["2025-11-25", "2026-07-28"])
 def test_watch_ends_at_once_for_a_resource_that_is_not_there(server: Shared, revision: str) -> None:
     """Fixed defect: with the newest revision it waited forever for a change that can't come."""
     url = f"http://127.0.0.1:{server.port()}/mcp"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import for_each
 from millstream import _jsonc as jsonc
 from millstream._cli.installing.documents import (
     put_toml,
@@ -65,7 +66,7 @@ class TestJson:
         assert after == '{\n  "mcpServers": {\n    "a": {}, // mine\n    "b": {}\n  }\n}\n'
         assert jsonc.take(after, ("mcpServers", "b")) == text
 
-    @pytest.mark.parametrize(
+    @for_each(
         ("before", "after"),
         [
             ("", '{\n  "m": {\n    "x": 1\n  }\n}\n'),
@@ -84,7 +85,7 @@ class TestJson:
         """Indentation, line ends, one line or many, a mark of the byte order."""
         assert jsonc.put(before, ("m", "x"), 1) == after
 
-    @pytest.mark.parametrize(
+    @for_each(
         "text",
         ["{", '{"a": 1', '{"a" 1}', '{"a": 1 "b": 2}', '{"a": nope}', "[1 2]", '{"a": 1}}', '{"a": "x\ny"}', "/* {}",
          '{"a": tru}', "{'a': 1}", '{"a": 01x}', "[" * 5000],
@@ -231,7 +232,7 @@ class TestYaml:
                 put_yaml(text, ("extensions", "x"), {"a": 1})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("take", "text"), [(jsonc.take, DESKTOP), (remove_toml, CODEX), (remove_yaml, GOOSE), (remove_yaml, "a: 1\n")]
 )
 def test_taking_out_what_is_not_there_changes_nothing(take: Callable[[str, Any], str], text: str) -> None:

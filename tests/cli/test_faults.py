@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from client.certificates import self_signed
 from client.rude import Asked, Behave, discovering, rude
 from command_line import CliRunner
@@ -116,7 +117,7 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("behave", "code", "words", "more"), CALLS)
+@for_each(("behave", "code", "words", "more"), CALLS)
 async def test_a_server_that_misbehaves(behave: Behave, code: int, words: str, more: tuple[str, ...]) -> None:
     """The status says what kind of trouble it is, the sentence says what to do."""
     async with rude(behave) as server:
@@ -186,7 +187,7 @@ async def test_a_program_that_is_no_server(source: str, code: int, words: str, t
             os.kill(int(mark.read_text("utf-8")), 0)
 
 
-@pytest.mark.parametrize("command", ["info", "ping", "tokens", "watch", "bench"])
+@for_each("command", ["info", "ping", "tokens", "watch", "bench"])
 async def test_every_command_that_connects_says_it_alike(command: str) -> None:
     """One way to fail."""
     await fails(3, "There is no server at", command, f"http://127.0.0.1:{free_port()}/mcp")

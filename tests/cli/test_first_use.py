@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from client.certificates import self_signed
 from command_line import CliRunner
 from millstream._app.serving.errors import CommandError
@@ -92,7 +93,7 @@ WRONG: list[tuple[list[str], int, str]] = [
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "status", "words"), WRONG, ids=lambda given: " ".join(given)[:40] if isinstance(given, list) else None
 )
 def test_what_is_wrong_is_said_with_what_to_do(arguments: list[str], status: int, words: str, here: Path) -> None:
@@ -108,7 +109,7 @@ def test_what_is_wrong_is_said_with_what_to_do(arguments: list[str], status: int
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("name", ["first", "second"])
+@for_each("name", ["first", "second"])
 def test_a_client_command_takes_one_of_several_servers_in_a_file(name: str, here: Path) -> None:
     """As ``millstream run FILE:OBJECT`` does; ``#`` does the same as in a configuration file."""
     (here / "two.py").write_text(TWO)
@@ -171,7 +172,7 @@ def test_doctor_says_what_to_do_once() -> None:
     assert out.count("Check host and port") == 1
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
+@for_each("name", sorted(MODULES))
 def test_every_command_explains_itself_in_three_ways(name: str) -> None:
     """``--help``, ``-h`` and ``help COMMAND``."""
     assert run(name, "-h") == run(name, "--help")
@@ -194,7 +195,7 @@ PRINTING = [["--help"], ["version"], ["list", "--help"], ["list", SHOP], ["compl
 
 @pytest.mark.server
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+@for_each("arguments", PRINTING, ids=" ".join)
 def test_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
     """Also where Python finds it out only at the end."""
     with Path("/dev/full").open("wb") as full:
@@ -204,7 +205,7 @@ def test_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+@for_each("arguments", PRINTING, ids=" ".join)
 def test_a_pipe_that_nobody_reads_ends_a_command_quietly(arguments: list[str]) -> None:
     """``millstream … | head``."""
     reader, writer = os.pipe()
@@ -216,7 +217,7 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(arguments: list[str]) -
 
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="closes the streams with a shell")
-@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+@for_each("arguments", PRINTING, ids=" ".join)
 def test_closed_streams_are_no_trouble(arguments: list[str]) -> None:
     """``millstream … >&- <&-``: Python has no objects for them then."""
     done = subprocess.run(
@@ -236,7 +237,7 @@ def test_letters_that_the_output_does_not_have_are_question_marks_and_escaped_in
     assert json.loads(done.stdout.decode("ascii"))["name"] == "Bücher"
 
 
-@pytest.mark.parametrize("command", ["keys", "users"])
+@for_each("command", ["keys", "users"])
 def test_lists_have_tabs_in_a_pipe(command: str, here: Path) -> None:
     """As all tables do: programs cut them."""
     for name in ("ada", "Bob"):

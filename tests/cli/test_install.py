@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from cases import for_each
 from command_line import CliRunner, Result
 from millstream._app.serving.errors import CommandError
 from millstream._cli.commands import install as command
@@ -147,7 +148,7 @@ def test_every_application_gets_its_entry_at_its_place(
         assert [each.name for each in path.parent.iterdir() if "before" in each.name] == []
 
 
-@pytest.mark.parametrize("key", APPLICATIONS)
+@for_each("key", APPLICATIONS)
 def test_a_missing_folder_is_made_and_undo_removes_the_file(key: str, home: Path) -> None:
     """Nobody but the person may read a new file: it may hold keys."""
     assert install(str(SHOP), "--client", key, "--yes").exit_code == 0
@@ -325,7 +326,7 @@ def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
     assert isinstance(install(str(SHOP), "--client", "claude", "--project", "--yes").exception, CommandError)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "words"),
     [
         (["nothing.py", "--client", "claude"], "There is no file nothing.py"),
@@ -385,7 +386,7 @@ def test_what_is_printed_is_a_configuration_that_our_client_takes(home: Path) ->
     assert place.argv == (PROGRAM, *ARGS)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("target", "name"),
     [("a/shop.py", "shop"), ("a/shop.py:mcp", "shop"), ("https://mcp.linear.app/mcp", "linear"),
      ("https://example.com/mcp", "example"), ("http://127.0.0.1:8000/mcp", "server"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs cannot be imported twice
 import pytest
 
+from cases import for_each
 from millstream._app.serving.errors import CommandError, report
 from millstream._cli.load import load, split_target
 from patience import WAIT
@@ -22,7 +23,7 @@ def failure(target: str) -> CommandError:
     return caught.value
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("target", "source", "name"),
     [
         ("shop.py", "shop.py", ""),
@@ -55,7 +56,7 @@ def test_one_server_under_two_names_is_one_server(folder: Path) -> None:
     assert load("shop.py").name == "shop"
 
 
-@pytest.mark.parametrize("name", ["mcp", "server", "app"])
+@for_each("name", ["mcp", "server", "app"])
 def test_of_several_servers_the_customary_name_wins(folder: Path, name: str) -> None:
     """The names that other servers' tools look for."""
     (folder / "shop.py").write_text(f'{TWO}{name} = Server("customary")\n')
@@ -71,7 +72,7 @@ def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> No
     assert error.fix.endswith("millstream run shop.py:first")
 
 
-@pytest.mark.parametrize("target", ["shop.py", "shop"])
+@for_each("target", ["shop.py", "shop"])
 def test_a_file_that_serves_itself_when_it_is_imported_is_refused(folder: Path, target: str) -> None:
     """A fixed defect: it served on its own port, and a second time on the one that was asked for when that ended."""
     (folder / "shop.py").write_text(f"{ONE}\nshop.run('http', port=1)\n")
@@ -108,7 +109,7 @@ def test_a_missing_module_says_where_was_looked(folder: Path) -> None:
         assert str(folder) in error.why
 
 
-@pytest.mark.parametrize("target", ["shop.py", "shop"])
+@for_each("target", ["shop.py", "shop"])
 def test_a_missing_dependency_names_the_module_and_the_environment(folder: Path, target: str) -> None:
     """The program that imports is not always the one where the package was installed."""
     (folder / "shop.py").write_text("import nosuchpackage\n")
@@ -172,7 +173,7 @@ def test_what_an_error_was_caused_by_is_shown_before_it(folder: Path) -> None:
     assert detail.index("prices.csv") < detail.index("Which led to") < detail.index("ValueError: no prices")
 
 
-@pytest.mark.parametrize("target", ["shop.py", "shop.py:app"])
+@for_each("target", ["shop.py", "shop.py:app"])
 def test_an_application_of_a_framework_is_told_to_mount_a_server(folder: Path, target: str) -> None:
     """A fixed defect: whoever tried to serve a FastAPI application was told that it is no Server, and nothing more."""
     (folder / "shop.py").write_text("from fastapi import FastAPI\n\napp = FastAPI()\n")
@@ -259,7 +260,7 @@ def test_code_that_a_dataclass_made_is_no_line_of_the_person(folder: Path) -> No
     assert error.fix == "Correct line 3 of shop.py."
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("code", "what"),
     [
         ("auth.keys(file='none.json')", "The key file none.json can't be read"),

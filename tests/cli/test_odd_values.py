@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
 from client.rude import DONE, OFFER, Asked, rude
@@ -64,7 +65,7 @@ async def behave(asked: Asked) -> None:
         await asked.result(DONE)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "status", "words"),
     [
         (["call", "list", "a=1"], 0, "done"),
@@ -111,9 +112,7 @@ async def test_a_form_of_the_wrong_shape_is_filled_in_as_far_as_it_goes(
     assert question.defaults == {}
 
 
-@pytest.mark.parametrize(
-    "field", [{"oneOf": 5}, {"enum": 5}, {"oneOf": [5]}, {"type": "array", "items": 5}, {"type": ""}]
-)
+@for_each("field", [{"oneOf": 5}, {"enum": 5}, {"oneOf": [5]}, {"type": "array", "items": 5}, {"type": ""}])
 def test_a_field_of_the_wrong_shape_can_be_answered_in_a_chat(field: dict[str, Any]) -> None:
     """The server has the last word about it."""
     assert problem_of("x", field | {"type": "string"}, []) == ""

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Server, Settings
 from millstream._app.serving.errors import CommandError
 from millstream._app.serving.listening import listen
@@ -49,7 +50,7 @@ def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.Comple
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
+@for_each("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
 def test_an_empty_option_never_leaves_a_server_unprotected(option: str) -> None:
     """A fixed defect: `--auth-keys "$KEYS"` without that variable served everybody."""
     done = run("run", "examples/greet.py", option, "", "--port", "0")
@@ -201,7 +202,7 @@ def test_a_terminal_sees_the_panel() -> None:
     assert printed == b""
 
 
-@pytest.mark.parametrize(
+@for_each(
     "command",
     [
         [*COMMAND, "run", "examples/greet.py", "--transport", "stdio"],
@@ -240,7 +241,7 @@ def test_a_port_in_use_names_the_next_one() -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("command", [("dev",), ("run", "--workers", "2")], ids=" ".join)
+@for_each("command", [("dev",), ("run", "--workers", "2")], ids=" ".join)
 def test_a_file_that_is_not_there_is_told_before_a_port_that_is_taken(command: tuple[str, ...]) -> None:
     """The port isn't what's wrong."""
     with socket.socket() as taken:
@@ -251,7 +252,7 @@ def test_a_file_that_is_not_there_is_told_before_a_port_that_is_taken(command: t
     assert done.stderr.startswith("Error: There is no file nosuch.py.")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "status", "said"),
     [
         (("run", "nosuch.py"), 1, "There is no file nosuch.py."),
@@ -286,7 +287,7 @@ def test_help_teaches_by_examples() -> None:
     assert run("--version").stdout.startswith("millstream ")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "plain"),
     [
         (["run", "shop.py", "--transport", "stdio"], ("shop.py", "")),

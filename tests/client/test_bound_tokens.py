@@ -15,6 +15,7 @@ import pytest
 from joserfc import jws
 from joserfc.jwk import ECKey
 
+from cases import for_each
 from issuer_world import Issuer, issuing
 from millstream._http.client.pool import Pool
 from millstream._http.client.url import parse
@@ -50,7 +51,7 @@ def test_a_proof_is_what_rfc_9449_wants() -> None:
     assert not {"ath", "nonce"} & bare.keys()
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("challenge", "offers", "nonce"),
     [
         ("DPoP", True, False),
@@ -124,7 +125,7 @@ async def test_a_token_is_bound_where_both_servers_want_it_and_sent_with_a_proof
         assert len({each[1]["jti"] for each in proofs}) == 2
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("challenge", "algorithms", "kind"),
     [("Bearer", ["ES256"], "Bearer"), ("DPoP", ["RS256"], "Bearer"), ("DPoP", ["ES256"], "Bearer")],
 )
@@ -189,7 +190,7 @@ async def test_two_requests_at_once_that_are_asked_for_the_same_nonce_both_go_on
         await pool.close()
 
 
-@pytest.mark.parametrize("path", ["/token", METADATA, "/register"])
+@for_each("path", ["/token", METADATA, "/register"])
 async def test_an_answer_that_is_nested_without_end_is_refused_as_any_that_cannot_be_read(path: str) -> None:
     """A fixed defect: any authorization server that a server names could break a program that asked it."""
     body = b'{"more":' + b"[" * 20_000
@@ -235,7 +236,7 @@ async def test_an_identity_provider_gives_a_grant_and_its_token_goes_nowhere_els
         assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
 
 
-@pytest.mark.parametrize(
+@for_each(
     "answer",
     [
         {"error": "access_denied", "error_description": "not for you"},

@@ -8,6 +8,7 @@ import msgspec
 import pydantic
 import pytest
 
+from cases import for_each
 from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
@@ -40,8 +41,8 @@ class NumberedOrder(pydantic.BaseModel):
     isbn: pydantic.StrictInt
 
 
-@pytest.mark.parametrize("revision", BY_DATE)
-@pytest.mark.parametrize("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any], ModelOrder | None])
+@for_each("revision", BY_DATE)
+@for_each("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any], ModelOrder | None])
 async def test_a_value_comes_as_the_type_that_you_want(revision: str, wanted: Any) -> None:
     """From structured content, and before there was any, from the text."""
     async with Client(mcp, revision=revision) as client:
@@ -66,7 +67,7 @@ async def test_a_list_of_models_comes_as_models() -> None:
             await client.call("orders", into=list[NumberedOrder])
 
 
-@pytest.mark.parametrize("revision", BY_DATE)
+@for_each("revision", BY_DATE)
 async def test_a_value_of_another_type_is_an_error_that_says_so(revision: str) -> None:
     """And a tool that failed is one of its own kind."""
     async with Client(mcp, revision=revision) as client:
@@ -91,15 +92,15 @@ async def test_arguments_may_have_the_names_of_options() -> None:
         assert await client.call("wait", given, timeout=WAIT, into=str) == "3 x True"
 
 
-@pytest.mark.parametrize("revision", [HANDSHAKE, "2026-07-28"])
-@pytest.mark.parametrize("answer", ["decline", "cancel", False, None])
+@for_each("revision", [HANDSHAKE, "2026-07-28"])
+@for_each("answer", ["decline", "cancel", False, None])
 async def test_the_person_may_say_no(revision: str, answer: Any) -> None:
     """Both eras have the same actions."""
     async with Client(mcp, revision=revision, elicit=lambda question: answer) as client:
         assert (await client.call("deliver", raise_on_error=False)).is_error
 
 
-@pytest.mark.parametrize("revision", [HANDSHAKE, "2026-07-28"])
+@for_each("revision", [HANDSHAKE, "2026-07-28"])
 async def test_a_handler_that_fails_does_not_end_the_connection(revision: str) -> None:
     """The call fails, and the next works."""
 
@@ -115,7 +116,7 @@ async def test_a_handler_that_fails_does_not_end_the_connection(revision: str) -
         assert await client.call("count", a=1, b=1, into=int) == 2
 
 
-@pytest.mark.parametrize("revision", [HANDSHAKE, "2026-07-28"])
+@for_each("revision", [HANDSHAKE, "2026-07-28"])
 async def test_a_question_stops_the_clock_of_its_call(revision: str) -> None:
     """A person may take longer than a server."""
     shown = asyncio.Event()
@@ -130,7 +131,7 @@ async def test_a_question_stops_the_clock_of_its_call(revision: str) -> None:
         assert shown.is_set()
 
 
-@pytest.mark.parametrize("revision", BY_DATE)
+@for_each("revision", BY_DATE)
 async def test_log_messages_reach_their_handler(revision: str) -> None:
     """By session in the handshake era, and by request after it."""
     heard: list[LogMessage] = []

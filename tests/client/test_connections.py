@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from client.certificates import self_signed
 from client.rude import DONE, GREETING, OFFER, Asked, assert_readable, discovering, fails, greeting, read_request, rude
 from millstream import Client
@@ -48,7 +49,7 @@ async def test_a_host_that_does_not_exist() -> None:
     assert_readable(caught.value, "http://nowhere.invalid")
 
 
-@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])
+@for_each("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])
 async def test_a_web_page_instead_of_json(status: str) -> None:
     """A wrong URL: somebody's home page."""
 
@@ -58,7 +59,7 @@ async def test_a_web_page_instead_of_json(status: str) -> None:
     await fails(behave, NotMcp, "not an MCP endpoint", "a web page")
 
 
-@pytest.mark.parametrize(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "refuses")])
+@for_each(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "refuses")])
 async def test_refused_credentials_say_what_to_do(status: str, words: str) -> None:
     """401 and 403 stop the probe: no other way of connecting is tried."""
 
@@ -139,7 +140,7 @@ async def test_a_read_is_repeated_when_a_connection_was_closed_while_it_was_idle
         assert dead == ["tools/list"]
 
 
-@pytest.mark.parametrize("supported", [["2099-01-01"], []])
+@for_each("supported", [["2099-01-01"], []])
 async def test_a_server_of_an_unknown_version(supported: list[str]) -> None:
     """The error names both sides' revisions."""
 
@@ -310,8 +311,8 @@ WAYS: dict[str, tuple[Callable[[str], Any], str]] = {
 """Ways to connect to a URL, and a revision to speak."""
 
 
-@pytest.mark.parametrize("how", ["cut", "silence"])
-@pytest.mark.parametrize("way", WAYS)
+@for_each("how", ["cut", "silence"])
+@for_each("way", WAYS)
 async def test_a_server_that_does_not_answer_while_one_connects_is_not_called_another_kind_of_server(
     way: str, how: str
 ) -> None:

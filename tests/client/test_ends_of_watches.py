@@ -17,6 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from cases import for_each
 from client.rude import GREETING, Asked, discovering, rude
 from client.watched import AGAIN, for_ever, gets, greetings, session, true, until_other_than_again, waits
 from millstream import Client
@@ -143,8 +144,8 @@ PLACES = {"streamable": (streamable_http, "2025-11-25"), "http+sse": (http_sse, 
 ENDS: list[tuple[list[int], type[ClientError]]] = [([503, 502, 429, 403], AccessDenied), ([404], NotMcp)]
 
 
-@pytest.mark.parametrize(("statuses", "expected"), ENDS)
-@pytest.mark.parametrize("place", PLACES)
+@for_each(("statuses", "expected"), ENDS)
+@for_each("place", PLACES)
 async def test_a_server_that_refuses_for_good_ends_the_watch(
     place: str, statuses: list[int], expected: type[ClientError], soon: None
 ) -> None:

@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from cases import for_each
 from client.rude import DONE, Asked, assert_readable, discovering, fails, greeting, rude
 from millstream import Client
 from millstream.client._errors import (
@@ -75,7 +76,7 @@ async def test_a_hanging_call_of_the_handshake_era_is_cancelled_at_the_server() 
         assert params["requestId"] == params["call"]
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@for_each("streamed", [False, True])
 async def test_a_server_that_dies_in_the_middle_of_a_call(*, streamed: bool) -> None:
     """Nobody knows whether the tool ran: it isn't called again by itself."""
     calls = 0
@@ -91,7 +92,7 @@ async def test_a_server_that_dies_in_the_middle_of_a_call(*, streamed: bool) -> 
     assert calls == 1
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@for_each("streamed", [False, True])
 async def test_the_answer_to_another_request(*, streamed: bool) -> None:
     """A wrong id is never taken for the right one."""
 
@@ -106,7 +107,7 @@ async def test_the_answer_to_another_request(*, streamed: bool) -> None:
     await fails(discovering(behave), BadAnswer, "999")
 
 
-@pytest.mark.parametrize(
+@for_each(
     "body",
     [
         b"",
@@ -132,7 +133,7 @@ async def test_json_that_is_no_answer(body: bytes) -> None:
         assert_readable(caught.value)
 
 
-@pytest.mark.parametrize("result", [{}, {"content": 1}, {"content": [{"type": "hologram"}]}, {"content": [{}]}])
+@for_each("result", [{}, {"content": 1}, {"content": [{"type": "hologram"}]}, {"content": [{}]}])
 async def test_a_result_of_the_wrong_shape(result: dict[str, object]) -> None:
     """The text says which member."""
 
@@ -152,7 +153,7 @@ async def test_a_gigabyte_that_is_announced() -> None:
     await fails(discovering(behave), TooLarge, "67,108,864 bytes", "Options.max_bytes")
 
 
-@pytest.mark.parametrize("kind", ["body", "event", "line", "head"])
+@for_each("kind", ["body", "event", "line", "head"])
 async def test_a_gigabyte_that_is_not_announced(kind: str) -> None:
     """The client stops at its limit, wherever the bytes stand."""
     sent = 0

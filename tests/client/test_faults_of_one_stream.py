@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from cases import for_each
 from client.rude import GREETING, Asked, assert_readable, rude
 from millstream import Client
 from millstream.client import (
@@ -136,8 +137,8 @@ FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("fault", "expected", "words", "timeout"), FAULTS)
+@for_each("way", WAYS)
+@for_each(("fault", "expected", "words", "timeout"), FAULTS)
 async def test_a_call_ends_with_one_sentence_whatever_the_stream_brings(
     way: str, fault: Fault, expected: type[ClientError], words: str, timeout: float
 ) -> None:

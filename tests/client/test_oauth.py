@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from cases import for_each
 from client.rude import DONE, Asked, discovering, rude
 from client.test_proxies import proxying, secure
 from millstream import Client
@@ -57,7 +58,7 @@ def test_a_hostile_challenge_is_read_in_linear_time(monkeypatch: pytest.MonkeyPa
         assert ("bearer" in read.schemes, read.parameters["x"]) == (True, "y")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("answer", "words"),
     [
         ({"code": "c", "state": "s"}, "did not"),
@@ -81,9 +82,7 @@ def test_a_parameter_that_is_there_twice_is_refused() -> None:
         answer_of("/callback?code=a&code=b")
 
 
-@pytest.mark.parametrize(
-    "url", ["http://as.example/token", "http://192.168.0.1/token", "http://127.0.0.1.evil.example/"]
-)
+@for_each("url", ["http://as.example/token", "http://192.168.0.1/token", "http://127.0.0.1.evil.example/"])
 def test_credentials_go_nowhere_without_tls_but_to_this_machine(url: str) -> None:
     """RFC 6749 §3.2: TLS is required."""
     with pytest.raises(AccessDenied, match="https"):

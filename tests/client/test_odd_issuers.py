@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
+from cases import for_each
 from client.rude import DONE, Asked, assert_readable, discovering, rude
 from millstream import Client
 from millstream.client import OAuth, Options
@@ -95,7 +96,7 @@ class World:
         return Client(url, timeout=more.pop("timeout", WAIT), options=Options(auth=auth, **more))
 
 
-@pytest.mark.parametrize(
+@for_each(
     "world",
     [
         {"resource": {"scopes_supported": None}},
@@ -116,7 +117,7 @@ async def test_what_issuers_say_carelessly_is_understood(world: dict[str, Any]) 
     assert (odd.visits, set(odd.shown)) == (1, {"Bearer good"})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("world", "expected", "words"),
     [
         ({"resource": {"resource": "http://[bad"}}, AccessDenied, "another server"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from client.rude import DONE, OFFER, Asked, assert_readable, discovering, fails, greeting, rude
 from millstream import Client
 from millstream.client import BadAnswer, NoAnswer, Options, TooLarge
@@ -42,14 +43,14 @@ def endless(start: bytes) -> Behave:
     return behave
 
 
-@pytest.mark.parametrize("start", [b"2\r\n{}\r\n0\r\n", b"2;x="], ids=["trailers", "an extension of a chunk"])
+@for_each("start", [b"2\r\n{}\r\n0\r\n", b"2;x="], ids=["trailers", "an extension of a chunk"])
 async def test_what_is_no_part_of_a_body_has_a_limit_too(start: bytes) -> None:
     """Without it, trailers fill the memory until the timeout."""
     letters = start if start.endswith(b"\n") else start + b"x" * 1_000_000
     await fails(discovering(endless(letters)), TooLarge, "beside its body")
 
 
-@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+@for_each("kind", ["application/json", "text/event-stream"])
 async def test_a_compressed_answer_is_called_what_it_is(kind: str) -> None:
     """The client says that it takes none: RFC 9110 §12.5.3, where nobody asks."""
 
@@ -59,7 +60,7 @@ async def test_a_compressed_answer_is_called_what_it_is(kind: str) -> None:
     await fails(discovering(behave), BadAnswer, "compresses its answers")
 
 
-@pytest.mark.parametrize("cut", [None, -4], ids=["whole", "almost whole"])
+@for_each("cut", [None, -4], ids=["whole", "almost whole"])
 async def test_a_second_answer_to_a_request_never_reaches_another_call(cut: int | None) -> None:
     """The connection was given to two calls at once."""
 
@@ -92,7 +93,7 @@ async def test_a_page_that_people_are_sent_to_changes_nothing_for_messages() -> 
         assert "/docs" in [asked.path for asked in server.asked]
 
 
-@pytest.mark.parametrize("place", ["http://[bad", "file:///etc/passwd", "javascript:alert(1)"])
+@for_each("place", ["http://[bad", "file:///etc/passwd", "javascript:alert(1)"])
 async def test_a_redirect_to_what_is_no_url(place: str) -> None:
     """It ends like any other redirect that can't be followed."""
 
@@ -102,7 +103,7 @@ async def test_a_redirect_to_what_is_no_url(place: str) -> None:
     await fails(discovering(behave), TargetError, "not a URL")
 
 
-@pytest.mark.parametrize("number", [b"1e999", b"9" * 6000, b'"\xff"', b'{"deep":' * 900 + b"1" + b"}" * 900])
+@for_each("number", [b"1e999", b"9" * 6000, b'"\xff"', b'{"deep":' * 900 + b"1" + b"}" * 900])
 async def test_structured_content_that_python_cannot_hold(number: bytes) -> None:
     """It's read when the program asks for it, and fails as an answer of the wrong shape does, or not at all."""
 
@@ -122,7 +123,7 @@ async def test_structured_content_that_python_cannot_hold(number: bytes) -> None
             await client.request("tools/call", {"name": "x"})
 
 
-@pytest.mark.parametrize(
+@for_each(
     "body",
     [
         b'{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"\xff"}]}}',
@@ -142,7 +143,7 @@ async def test_an_answer_that_is_wrong_in_one_place(body: bytes) -> None:
     await fails(discovering(behave), BadAnswer)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "note",
     [
         {"method": "notifications/subscriptions/acknowledged", "params": {"_meta": {"@": [1]}}},
@@ -189,7 +190,7 @@ async def test_an_event_id_with_any_letters_is_sent_back_as_utf_8() -> None:
         assert (await client.call("x")).text == "done"
 
 
-@pytest.mark.parametrize("about", [5, [], {"name": 5}])
+@for_each("about", [5, [], {"name": 5}])
 async def test_a_server_that_introduces_itself_oddly_is_used_all_the_same(about: object) -> None:
     """Its name and version are for display only."""
 
@@ -295,7 +296,7 @@ async def test_a_stream_that_closes_at_once_each_time_is_not_asked_for_without_a
     assert all(later - before >= 0.09 for before, later in pairwise(streams))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("status", "type", "more", "body", "expected"),
     [
         ("418 x", f"text/{'x' * 5000}", "", b"", NotMcp),

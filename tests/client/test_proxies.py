@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import for_each
 from client.certificates import self_signed
 from client.rude import DONE, Asked, Behave, assert_readable, discovering, read_request, rude
 from millstream import Client
@@ -24,7 +25,7 @@ from processes import free_port
 HERE = "http://proxy.example:3128"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("url", "variables", "found"),
     [
         ("https://a.example/", {"HTTPS_PROXY": HERE}, HERE),
@@ -51,7 +52,7 @@ def test_the_environment_says_which_url_takes_a_proxy(url: str, variables: dict[
     assert (None if proxy is None else str(proxy)) == found
 
 
-@pytest.mark.parametrize("value", ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x"])
+@for_each("value", ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x"])
 def test_a_proxy_of_another_kind_is_refused(value: str) -> None:
     """Going without it would send what was meant to stay inside."""
     with pytest.raises(TargetError, match="HTTPS_PROXY is not a proxy that can be used"):

@@ -2,18 +2,19 @@
 
 import pytest
 
+from cases import for_each
 from client.walk import FILE, shop, walk
 from millstream._protocol.revisions import BY_DATE
 
 
-@pytest.mark.parametrize("revision", [None, *BY_DATE])
+@for_each("revision", [None, *BY_DATE])
 async def test_a_server_object_offers_everything_on_every_revision(revision: str | None) -> None:
     """In memory; without a revision it's the newest."""
     await walk(shop.mcp, revision, "memory")
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("revision", [None, *BY_DATE])
+@for_each("revision", [None, *BY_DATE])
 async def test_a_script_offers_everything_on_every_revision(revision: str | None) -> None:
     """A process of its own."""
     await walk(FILE, revision, "stdio")

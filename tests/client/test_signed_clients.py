@@ -11,6 +11,7 @@ import pytest
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from auth.issuing.test_sign_in_end_to_end import serving
+from cases import for_each
 from issuer_world import issuing
 from issuing_world import URL, Desk, claims_of
 from millstream import Client, auth
@@ -50,7 +51,7 @@ def head_of(form: dict[str, str]) -> dict[str, Any]:
     return dict(json.loads(urlsafe_b64decode(form["client_assertion"].split(".")[0] + "==")))
 
 
-@pytest.mark.parametrize("kind", KEYS)
+@for_each("kind", KEYS)
 async def test_an_issuer_knows_a_client_by_the_signature_of_any_usual_key(kind: str) -> None:
     """The algorithm is the key's own, and each assertion counts once."""
     desk = Desk(ServerStore(), clients=[auth.client("nightly", jwks=public(KEYS[kind]), scopes=["orders:read"])])
@@ -83,7 +84,7 @@ async def test_a_key_has_the_name_that_the_issuer_gave_it() -> None:
         assert (await desk.post("/token", form)).status == status, name
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("key", "words"),
     [
         ("nonsense", "PEM"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream import Server
 from millstream._http.client.url import parse
 from millstream.client._endpoint import check_headers
@@ -20,7 +21,7 @@ def place(target: Any) -> Place:
     return find(target, env={}, cwd=None)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("text", "host", "port", "target"),
     [
         ("http://example.com", "example.com", 80, "/"),
@@ -38,7 +39,7 @@ def test_a_url_is_read(text: str, host: str, port: int, target: str) -> None:
     assert parse(str(found.url)) == found.url
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("target", "words"),
     [
         ("", "empty"),
@@ -118,9 +119,7 @@ def test_a_server_object_is_one() -> None:
     assert place(server) is server
 
 
-@pytest.mark.parametrize(
-    "headers", [{"X": "a\r\nY: b"}, {"X\n": "a"}, {"Host": "a"}, {"content-length": "1"}, {"X": "€"}, {"": "a"}]
-)
+@for_each("headers", [{"X": "a\r\nY: b"}, {"X\n": "a"}, {"Host": "a"}, {"content-length": "1"}, {"X": "€"}, {"": "a"}])
 def test_headers_that_would_break_a_request_are_refused(headers: dict[str, str]) -> None:
     """RFC 9110 §5.5"""
     with pytest.raises(TargetError):

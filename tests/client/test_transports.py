@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cases import for_each
 from client.walk import FILE, walk
 from millstream._protocol.revisions import BY_DATE
 from processes import Shared, millstream, shared
@@ -24,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         yield running
 
 
-@pytest.mark.parametrize(("scheme", "path", "transport", "revision"), WAYS)
+@for_each(("scheme", "path", "transport", "revision"), WAYS)
 async def test_everything_is_offered_over_every_transport(
     server: Shared, scheme: str, path: str, transport: str, revision: str | None
 ) -> None:

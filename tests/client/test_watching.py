@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from client.rude import DONE, Asked, discovering, greeting, rude
 from millstream import Client
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure
@@ -65,7 +66,7 @@ async def test_what_belongs_to_another_subscription_is_not_told() -> None:
             assert await anext(changes) == Change("resource", "a://1")
 
 
-@pytest.mark.parametrize("how", ["error", "end", "close"])
+@for_each("how", ["error", "end", "close"])
 async def test_a_server_that_gives_no_subscription_is_not_asked_again_and_again(how: str) -> None:
     """Opening it fails at once."""
     asked_for = 0

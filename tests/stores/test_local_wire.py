@@ -48,7 +48,7 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("what", list(NONSENSE))
+@for_each("what", list(NONSENSE))
 async def test_who_talks_nonsense_is_cut_off_and_nobody_else_feels_it(backing: LocalBacking, what: str) -> None:
     """Workers run the user's code: whatever that does to its socket, the parent stays."""
     worker = await backing.worker()

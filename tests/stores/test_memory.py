@@ -358,7 +358,7 @@ async def test_deadlines_of_items_that_are_gone_do_not_pile_up(clock: Clock) -> 
 
 
 @pytest.mark.many
-@pytest.mark.parametrize("end", ["delete", "expire"])
+@for_each("end", ["delete", "expire"])
 async def test_memory_is_back_where_it_was_when_all_is_gone(clock: Clock, end: str) -> None:
     """Our choice: 10,000 sessions that open and close leave nothing behind."""
     store = MemoryStore(clock=clock)
