@@ -45,9 +45,11 @@ async def run(*arguments: str) -> tuple[int, str, str]:
 
 
 async def fails(status: int, words: str, *arguments: str) -> None:
-    """The command ends with this status, and one line with these words."""
+    """The command ends with this status, and one line with these words, after what a program wrote to its stderr."""
     code, out, error = await run(*arguments)
     assert (code, out) == (status, ""), error
+    if sys.executable in arguments[1]:
+        error = error[max(error.rfind("\nError: ") + 1, 0) :]
     assert error.startswith("Error: ")
     assert error.count("\n") == 1
     assert re.search(words, error), error

@@ -326,7 +326,7 @@ def test_options_that_are_not_given_change_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         "millstream._cli.commands.run.serve_with_panel", lambda server, host, port, **_: served.append(server)
     )
-    monkeypatch.setattr("millstream._telemetry.logs.configure", lambda level, beside: None)
+    monkeypatch.setattr("millstream._telemetry.logs.configure", lambda *_, **__: None)
     for options in ((), ("--no-sessions", "--json", "--path", "tools/", "--log-level", "error", "--serve", "metrics")):
         monkeypatch.setattr(sys, "argv", ["millstream", "run", str(ROOT / "examples" / "greet.py"), *options])
         main()
