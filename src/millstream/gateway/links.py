@@ -65,7 +65,7 @@ class Link:
 class Links:
     """The connections to one upstream."""
 
-    __slots__ = ("_closing", "_max", "_open", "connect")
+    __slots__ = ("_closing", "_leaving", "_max", "_open", "connect")
 
     def __init__(self, connect: Callable[[LinkKey], Link], *, max_links: int) -> None:
         """Nothing connects before `open`.
@@ -79,6 +79,8 @@ class Links:
         self.connect: Callable[[LinkKey], Link] = connect
         self._max = max_links
         self._open: dict[LinkKey, Link] = {}
+        self._leaving: set[Link] = set()
+        """Connections of people who have connected another account, or none, while calls run on them."""
         self._closing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -143,21 +145,30 @@ class Links:
         task.add_done_callback(self._closing.discard)
 
     def end_of(self, owner: str) -> None:
-        """Close the connections that carry the credentials of one person."""
-        for link in list(self._open.values()):
-            if link.key.credentials.partition("\n")[0] == owner:
+        """Close the connections that carry the credentials of one person, once the calls on them are over."""
+        for key, link in list(self._open.items()):
+            if key.credentials.partition("\n")[0] != owner:
+                continue
+            if link.calls and key.principal:  # without a principal, it's the connection for lists
+                del self._open[key]
+                self._leaving.add(link)
+            else:
                 self.end(link)
 
     def end_idle(self, seconds: float, *, now: float) -> None:
-        """Close connections without calls that weren't used for so long."""
+        """Close connections without calls that weren't used for so long, and those that wait for their last call."""
+        for link in [each for each in self._leaving if not each.calls]:
+            self._leaving.discard(link)
+            self.end(link)
         for link in list(self._open.values()):
             if not link.calls and link.opening is None and link.key != SHARED and now - link.last_used > seconds:
                 self.end(link)
 
     async def close(self) -> None:
         """Close all of them."""
-        for link in list(self._open.values()):
+        for link in [*self._open.values(), *self._leaving]:
             self.end(link)
+        self._leaving.clear()
         while self._closing:
             await asyncio.wait(self._closing)
 
