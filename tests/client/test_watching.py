@@ -107,3 +107,29 @@ async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
             assert (await client.call("x")).text == "done"
             assert await anext(changes) == Change("again")
     assert seen == ["resources/subscribe", "tools/call", "resources/subscribe", "tools/call", "resources/unsubscribe"]
+
+
+async def test_attempts_that_fail_are_no_changes() -> None:
+    """A fixed defect: each attempt to reconnect to a dead server was `again`, before it could be true."""
+    opened = 0
+
+    async def behave(asked: Asked) -> None:
+        nonlocal opened
+        opened += 1
+        if opened in (2, 3):
+            raise ConnectionError
+        await asked.stream()
+        await asked.event(note(asked, "subscriptions/acknowledged", notifications={"toolsListChanged": True}))
+        if opened == 1:
+            raise ConnectionError
+        await asked.event(note(asked, "tools/list_changed"))
+        await asyncio.get_running_loop().create_future()
+
+    async with (
+        rude(discovering(behave)) as server,
+        Client(server.url) as client,
+        client.watch(tools=True) as changes,
+        asyncio.timeout(WAIT),
+    ):
+        assert [await anext(changes), await anext(changes)] == [Change("again"), Change("tools")]
+    assert opened == 4

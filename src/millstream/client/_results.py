@@ -27,6 +27,13 @@ _decode_wrapped = msgspec.json.Decoder(_Wrapped, strict=True).decode
 class Result(CallToolResult, frozen=True, kw_only=True):
     """The result of a tool. ``result = await client.call("search", words="tea")``"""
 
+    def __repr__(self) -> str:
+        """Show what matters: the value, and whether the tool failed."""
+        try:
+            return f"Result({self.data!r}{', is_error=True' if self.is_error else ''})"
+        except BadAnswer:
+            return f"Result({self.text!r})"
+
     @property
     def text(self) -> str:
         """The text blocks, joined."""
