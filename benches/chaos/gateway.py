@@ -10,6 +10,8 @@ STEADY = ("steady0", "steady1", "steady2")
 MISBEHAVING = ("hanging", "flooding", "lying", "changing")
 TIMEOUT = 2.0
 """Seconds that an upstream has for an answer."""
+START = 120.0
+"""Seconds that the gateway waits for the first lists of each."""
 
 mcp = Server("gateway", store=os.environ.get("CHAOS_STORE", "memory://"))
 
@@ -26,8 +28,10 @@ def command(mode: str) -> list[str]:
 
 
 for name in STEADY:
-    mcp.upstream(name, command("steady"))
-mcp.upstream("killed", command("killed"), timeout=TIMEOUT)
-mcp.upstream("sessions", command("sessions"), scale="per_session", max_processes=4, timeout=TIMEOUT)
+    mcp.upstream(name, command("steady"), start_timeout=START)
+mcp.upstream("killed", command("killed"), timeout=TIMEOUT, start_timeout=START)
+mcp.upstream(
+    "sessions", command("sessions"), scale="per_session", max_processes=4, timeout=TIMEOUT, start_timeout=START
+)
 for name in MISBEHAVING:
-    mcp.upstream(name, command(name), timeout=TIMEOUT, max_bytes=1_000_000)
+    mcp.upstream(name, command(name), timeout=TIMEOUT, start_timeout=START, max_bytes=1_000_000)

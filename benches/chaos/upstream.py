@@ -56,7 +56,7 @@ def main(mode: str) -> None:
 def _tools(mode: str) -> list[Any]:
     if mode == "lying":
         deep: dict[str, Any] = {}
-        for _ in range(900):
+        for _ in range(300):
             deep = {"properties": {"a": deep}}
         lies: list[Any] = [
             {"name": "number", "inputSchema": 3},

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benches.chaos.gateway import MISBEHAVING, STEADY, TIMEOUT
-from benches.chaos.run import Cluster
+from benches.chaos.run import PATIENCE, Cluster
 from benches.endurance import slope
 from benches.processes import family, resident
 from millstream import Client
@@ -26,7 +26,7 @@ KILLED = (b"killed", b"sessions")
 PROCESSES = 40
 """More than all upstreams may have, with the worker, its watchdog, and the interpreter's own."""
 REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
-SLACK = 15.0
+SLACK = 60.0
 """Seconds beyond the timeout of an upstream after which a call counts as hanging."""
 
 
@@ -85,7 +85,7 @@ async def _call(
 ) -> None:
     """Call one tool after the other. Those of upstreams that behave never fail."""
     good = names == GOOD
-    async with Client(f"http://127.0.0.1:{port}/mcp", revision=revision, timeout=60) as client:
+    async with Client(f"http://127.0.0.1:{port}/mcp", revision=revision, timeout=PATIENCE) as client:
         for number in itertools.count():
             if until():
                 return

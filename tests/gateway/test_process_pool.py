@@ -198,7 +198,7 @@ async def test_a_killed_process_is_replaced_at_once_and_a_crash_loop_is_slowed(s
 async def test_a_process_that_hangs_is_replaced(shell: Command) -> None:
     """Requests that were given up and a long silence mark it."""
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("files", shell)
+        upstream = pool.add("files", shell, timeout=WAIT)
         async with Client(upstream.target()) as client:
             first = int((await client.call("pid")).text)
             os.kill(first, signal.SIGSTOP)
@@ -207,7 +207,7 @@ async def test_a_process_that_hangs_is_replaced(shell: Command) -> None:
                     await client.call("pid", timeout=0.05)
             pool.sweep(monotonic())
             assert pool.running[0].fault is None
-            pool.sweep(monotonic() + 31)
+            pool.sweep(monotonic() + WAIT + 1)
             await until(lambda: not pool.running)
             assert int((await client.call("pid")).text) != first
         assert "no longer answered" in upstream.describe().last_error

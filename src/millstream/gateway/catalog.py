@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from time import time
@@ -40,6 +41,8 @@ METHODS: Mapping[str, tuple[str, str, str]] = {
 MAX_ITEMS = 10_000
 """Items of one list."""
 MAX_PAGES = 1000
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters of names that could rewrite what a terminal or a page shows."""
 MAX_ITEM_BYTES = 256 * 1024
 """What one item may take."""
 STORED_SECONDS = 30 * 24 * 3600.0
@@ -248,6 +251,8 @@ def _read_item(kind: str, raw: bytes) -> Description:
         if not is_object(schema) or found["inputSchema"].setdefault("type", "object") != "object":
             raise ValueError("Its inputSchema isn't one of an object")
     msgspec.convert(found, _SHAPES[kind])
+    if _STEERING.search(found[METHODS[kind][2]]):
+        raise ValueError("Its name has control characters")
     return found
 
 

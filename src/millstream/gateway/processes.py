@@ -48,8 +48,6 @@ _FORGIVEN = 5.0
 """Seconds of life that make up for one crash."""
 _GIVEN_UP = 3
 """Requests without an answer that mark a silent process as hung."""
-_SILENCE = 30.0
-"""Seconds without output before such a process is replaced."""
 _MAX_LINE = 2000
 """Bytes of a line of standard error that are logged."""
 _LINES = 50
@@ -119,12 +117,14 @@ class UpstreamProcesses:
         idle_seconds: float,
         memory_limit: int | None,
         spares: int,
+        timeout: float,
         max_bytes: int,
     ) -> None:
         # Configuration
         self.pool: ProcessPool = pool
         self.name: str = name
         self.command: Command = command
+        self.timeout: float = timeout
         self.max_bytes: int = max_bytes
         self._limit = limit
         self._idle_seconds = idle_seconds
@@ -344,6 +344,7 @@ class ProcessPool:
         idle_seconds: float = 300.0,
         memory_limit: int | None = None,
         spares: int = 0,
+        timeout: float = 60.0,
         max_bytes: int = 64 * 1024 * 1024,
     ) -> UpstreamProcesses:
         """Return the processes of one upstream; none runs yet.
@@ -357,6 +358,7 @@ class ProcessPool:
                 it fails, and most programs end then. What a program only reserves doesn't count, so programs for Node
                 and Go run under it as well.
             spares: how many processes to keep started for the next connections.
+            timeout: seconds without output after which one that has left several requests unanswered is replaced.
             max_bytes: the most that one message may take.
         """
         processes = UpstreamProcesses(
@@ -367,6 +369,7 @@ class ProcessPool:
             idle_seconds=idle_seconds,
             memory_limit=memory_limit,
             spares=spares,
+            timeout=timeout,
             max_bytes=max_bytes,
         )
         self._upstreams.append(processes)
@@ -431,7 +434,10 @@ class ProcessTransport(StdioTransport):
         self.booting: bool = False
         self.born: float = 0.0
         self.last_used: float = monotonic()
+        self._asked_at: float = 0.0
+        """When the first request since its last output was sent; 0 without one."""
         self._given_up = 0
+        """How many of these weren't answered."""
         self._error_line = b""
         self._output = _Flow(_OUTPUT_LINES)
         self._messages = _Flow(_MESSAGES)
@@ -491,9 +497,12 @@ class ProcessTransport(StdioTransport):
 
     async def exchange(self, request: Request) -> Envelope:
         """Send a request and wait for its answer."""
-        self.last_used = monotonic()
+        self.last_used = now = monotonic()
+        self._asked_at = self._asked_at or now
         try:
-            return await super().exchange(request)
+            if not self.writable.is_set():
+                await self._take_turn()
+            return await self._duplex.exchange(request)
         except asyncio.CancelledError:  # it took too long, or its caller went away
             self._given_up += 1
             raise
@@ -516,7 +525,8 @@ class ProcessTransport(StdioTransport):
         """End it if it hangs."""
         if self.booting and now - self.born > _BOOT:
             self.finish_boot()
-        if self._given_up >= _GIVEN_UP and now - self.last_used > _SILENCE and not self.closing:
+        silence = now - self._asked_at if self._asked_at else 0.0
+        if self._given_up >= _GIVEN_UP and silence > self._processes.timeout and not self.closing:
             self._duplex.end(ConnectionLost(f"The process of {self._processes.name} no longer answered."))
             self._kill(signal.SIGKILL)
 
@@ -531,6 +541,7 @@ class ProcessTransport(StdioTransport):
     def heard(self, data: bytes) -> None:
         """Take some of its standard output."""
         self.finish_boot()
+        self._asked_at = 0.0
         self._given_up = 0
         before = self.relay.count
         super().heard(data)

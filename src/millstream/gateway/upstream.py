@@ -374,6 +374,7 @@ class Upstream:
             idle_seconds=config.idle_seconds,
             memory_limit=config.memory_limit,
             spares=config.spare_processes,
+            timeout=config.timeout,
             max_bytes=config.max_bytes,
         )
 
