@@ -112,7 +112,8 @@ from mcp.server.auth.settings import AuthSettings
 class Verifier:
     async def verify_token(self, token):
         if token in ("ada", "eve", "weak"):
-            return AccessToken(token=token, client_id=token, scopes=[] if token == "weak" else ["read"])
+            scopes = [] if token == "weak" else ["read"]
+            return AccessToken(token=token, client_id="shop", subject="ada", scopes=scopes)
 
 url = "http://localhost:8000/mcp"
 auth = AuthSettings(issuer_url="https://issuer.example", resource_server_url=url, required_scopes=["read"])

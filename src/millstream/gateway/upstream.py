@@ -326,6 +326,9 @@ class Upstream:
             abilities: what the client can be asked, see `questions.abilities_of`.
         """
         principal = call.principal.id if call.principal is not None else ""
+        program = self._protected
+        if program is not None and call.principal is not None:
+            principal = program.caller_of(call.principal)
         revision = BY_DATE.get(self.catalog.revision)
         per_request = revision is not None and not revision.handshake
         # Many servers that speak both eras can ask questions in one of them only: each client gets its own era.
@@ -338,9 +341,7 @@ class Upstream:
             return LinkKey(principal, session, abilities, handshake=handshake)
         own = "" if self.credentials is None else self.credentials.link_key(call)
         if per_request and not handshake:  # each request says all there is to know
-            if isinstance(self._target, Program) and self._target.protected:
-                return LinkKey(principal)
-            return LinkKey(principal, credentials=own) if own else SHARED
+            return LinkKey(principal, credentials=own) if own or program is not None else SHARED
         return LinkKey(principal, session, abilities, own, handshake)
 
     @property
@@ -354,6 +355,12 @@ class Upstream:
         if not self._is_plain or self.breaker.is_open:
             return None
         return self.links.ready(SHARED)
+
+    @property
+    def _protected(self) -> Program | None:
+        """A program that checks the tokens of its callers: each of them has connections of their own."""
+        target = self._target
+        return target if isinstance(target, Program) and target.protected else None
 
     @property
     def _serves_many(self) -> bool:

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from math import inf
 from threading import Thread
 from typing import Any, cast
@@ -37,7 +38,7 @@ class ProgramAuth(AuthMethod):
 
         Args:
             side: of a program that is protected.
-            remember: called with the id of a principal and what the library knows of it.
+            remember: called with a caller and what the library knows of them.
         """
         self._remember = remember
         self._backend: Any = side.backend
@@ -83,7 +84,7 @@ class ProgramAuth(AuthMethod):
         issuer = str(_claim(token, "iss") or "")
         scopes = frozenset(map(str, granted.scopes))
         principal = Principal(subject, issuer, client, scopes, {TOKEN: token}, until)
-        self._remember(principal.id, user)
+        self._remember(caller_of(principal), user)
         return Identity(principal, seconds)
 
     def holds(self, id: str) -> bool:
@@ -93,6 +94,12 @@ class ProgramAuth(AuthMethod):
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """Return the paths by which the program says how to sign in."""
         return {each.path: dict.fromkeys(sorted(each.methods or _METHODS), self._hosted.serve) for each in self._paths}
+
+
+def caller_of(principal: Principal) -> str:
+    """Return what tells callers apart: each token has sessions of its own, because one may grant more than another."""
+    credential: object = getattr(principal.claims.get(TOKEN), "token", None)
+    return sha256(credential.encode()).hexdigest() if isinstance(credential, str) else principal.id
 
 
 def _claim(token: Any, name: str) -> Any:

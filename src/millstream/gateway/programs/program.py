@@ -15,6 +15,7 @@ from millstream.gateway.programs.single_exchange import SingleExchange
 from millstream.gateway.programs.transport import ProgramTransport
 
 if TYPE_CHECKING:
+    from millstream._protocol.principal import Principal
     from millstream.client._background import Background
     from millstream.client._transports.transport import Listener, Transport
     from millstream.gateway.programs.auth import ProgramAuth
@@ -93,24 +94,35 @@ class Program:
         assert self.side is not None  # noqa: S101  otherwise it isn't protected
         return ProgramAuth(self.side, self.remember)
 
-    def remember(self, principal: str, user: Any) -> None:
-        """Keep what the library knows of a caller, for the sessions of that caller."""
-        self._users[principal] = user
-        self._users.move_to_end(principal)
+    def caller_of(self, principal: "Principal") -> str:
+        """Return what tells the callers of a protected program apart."""
+        from millstream.gateway.programs.auth import caller_of  # noqa: PLC0415  few programs check tokens
+
+        return caller_of(principal)
+
+    def remember(self, caller: str, user: Any) -> None:
+        """Keep what the library knows of a caller, for the sessions of that caller.
+
+        Args:
+            caller: see `caller_of`.
+            user: of the library.
+        """
+        self._users[caller] = user
+        self._users.move_to_end(caller)
         if len(self._users) > MAX_USERS:
             self._users.popitem(last=False)
 
-    def user_of(self, principal: str) -> Any:
+    def user_of(self, caller: str) -> Any:
         """Return what `remember` kept last; None for a caller who isn't known."""
-        return self._users.get(principal)
+        return self._users.get(caller)
 
     def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
         """Return a transport to a session of nobody in particular."""
         return self.of("").new_transport(listener, background)
 
-    def of(self, principal: str) -> "ProgramOfCaller":
+    def of(self, caller: str) -> "ProgramOfCaller":
         """Return the program as a target for the sessions of one caller."""
-        return ProgramOfCaller(self, principal)
+        return ProgramOfCaller(self, caller)
 
     @asynccontextmanager
     async def running_lifespan(self) -> AsyncGenerator[None]:
@@ -188,12 +200,12 @@ class Program:
 class ProgramOfCaller:
     """A program as a target for the sessions of one caller."""
 
-    __slots__ = ("_principal", "_program")
+    __slots__ = ("_caller", "_program")
 
-    def __init__(self, program: Program, principal: str) -> None:
+    def __init__(self, program: Program, caller: str) -> None:
         self._program = program
-        self._principal = principal
+        self._caller = caller
 
     def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
         """Return a transport to a session of its own."""
-        return ProgramTransport(self._program, self._principal, listener, background)
+        return ProgramTransport(self._program, self._caller, listener, background)

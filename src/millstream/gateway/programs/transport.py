@@ -50,7 +50,7 @@ class Sessions(Protocol):
     def single(self) -> SingleExchange | None:
         """What answers requests of the per-request era; None if sessions do."""
 
-    def user_of(self, principal: str) -> Any:
+    def user_of(self, caller: str) -> Any:
         """Return what the library knows of a caller."""
 
 
@@ -59,11 +59,11 @@ class ProgramTransport:
 
     __slots__ = (
         "_background",
+        "_caller",
         "_context",
         "_duplex",
         "_entered",
         "_input",
-        "_principal",
         "_program",
         "_revision",
         "_session",
@@ -72,9 +72,9 @@ class ProgramTransport:
 
     name = "memory"
 
-    def __init__(self, program: Sessions, principal: str, listener: Listener, background: Background) -> None:
+    def __init__(self, program: Sessions, caller: str, listener: Listener, background: Background) -> None:
         self._program = program
-        self._principal = principal
+        self._caller = caller
         self._context = Context()
         self._background = background
         self._duplex = Duplex(self, listener, background, self._write)
@@ -103,12 +103,12 @@ class ProgramTransport:
             raise ConnectFailed(f"The program {self._program.name} doesn't start: {type(exc).__name__}.") from exc
         self._entered = True
 
-    def _caller(self) -> Context:
+    def _context_of_caller(self) -> Context:
         """Return a context in which functions of the program see the caller's token."""
         context = self._context.copy()
-        if self._principal:
+        if self._caller:
             user_variable: Any = import_module("mcp.server.auth.middleware.auth_context").auth_context_var
-            context.run(user_variable.set, self._program.user_of(self._principal))
+            context.run(user_variable.set, self._program.user_of(self._caller))
         return context
 
     async def _serve(self) -> None:
@@ -142,7 +142,7 @@ class ProgramTransport:
         if self._duplex.fault is not None:
             raise self._duplex.fault
         answer = single.answer(request.method, request.body, request.id, self._duplex.deliver)
-        task = asyncio.get_running_loop().create_task(answer, context=self._caller())
+        task = asyncio.get_running_loop().create_task(answer, context=self._context_of_caller())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -162,8 +162,8 @@ class ProgramTransport:
         if self._duplex.fault is not None:
             raise self._duplex.fault
         if self._session is None:
-            self._session = self._caller().run(self._background.start, self._serve())
-        if not await self._input.put(self._program.messages.make(message), self._caller()):
+            self._session = self._context_of_caller().run(self._background.start, self._serve())
+        if not await self._input.put(self._program.messages.make(message), self._context_of_caller()):
             raise ConnectionLost("The program ended the session.")
 
     async def close(self) -> None:
