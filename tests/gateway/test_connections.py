@@ -13,7 +13,8 @@ import pytest
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from client.rude import Asked, rude
 from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, unacceptable, world
-from millstream import Server
+from issuer_world import issuing
+from millstream import Server, auth
 from millstream._http.client.errors import ConnectFailed
 from millstream._http.client.url import parse
 from millstream._protocol.errors import LocalError
@@ -238,7 +239,7 @@ async def test_an_answer_counts_once_in_the_browser_and_for_the_person_who_began
         await alice.sign_in(BOB)
         assert (await alice.finish(back)).status_code == 403
         alice.http.cookies.set("millstream", cookie, domain="127.0.0.1", path="/")
-        # Someone else follows the link on which Alice's answer waits.
+        # Bob follows the link on which Alice's answer waits.
         back = await alice.come_back(accounts.agree(await alice.leave(), "ada"))
         assert (await bob.finish(back)).status_code == 403
         # Made up, or without an issuer, or from another one (RFC 9207 §2.4).
@@ -249,6 +250,22 @@ async def test_an_answer_counts_once_in_the_browser_and_for_the_person_who_began
             assert (await alice.finish(await alice.come_back(answer))).status_code == 403
         assert accounts.forms == []
         assert "Not connected" in await alice.page()
+
+
+async def test_an_authorization_server_that_reads_metadata_finds_it_without_credentials() -> None:
+    async with issuing() as issuer, world() as other:
+        methods = [auth.oidc(issuer.url, audience="https://gateway.example/mcp"), auth.keys(ALICE)]
+        other.accounts.about = {"client_id_metadata_document_supported": True}
+        async with gateway(other.url, methods=methods) as gate, Browser(gate.base) as alice:
+            reply = await alice.http.get("/connections/client.json")
+            about = reply.json()
+            assert (reply.status_code, about["client_id"]) == (200, "https://gateway.example/connections/client.json")
+            assert about["redirect_uris"] == ["https://gateway.example/connections/callback"]
+            assert about["token_endpoint_auth_method"] == "none"
+            # Only the configured address is registered, so the browser has to be there.
+            await alice.sign_in(ALICE)
+            refused = await alice.send("connect")
+            assert (refused.status_code, "Open https://gateway.example/connections" in refused.text) == (400, True)
 
 
 async def test_forms_of_other_sites_change_nothing() -> None:

@@ -188,7 +188,7 @@ class ConnectionsPage:
 
     async def describe(self, request: Request) -> Response:
         """`GET /connections/client.json`: this server as a client, for authorization servers that read it (CIMD)."""
-        base = self._base(request, None)
+        base = self._base(request, next(iter(self._connections.values())))
         about = {
             "client_id": base + METADATA,
             "client_name": self._server,
@@ -233,9 +233,9 @@ class ConnectionsPage:
         return _Row(name, connection.url.authority, tokens is not None, ended, scopes)
 
     @staticmethod
-    def _base(request: Request, connection: PersonalCredentials | None) -> str:
+    def _base(request: Request, connection: PersonalCredentials) -> str:
         """Return what the addresses of this server begin with, as its sign-in says or as the browser knows it."""
-        if connection is not None and connection.base:
+        if connection.base:
             return connection.base
         host = request.headers.get(b"host", b"").decode("latin-1")
         return f"{request.scheme}://{host}{request.root_path}"

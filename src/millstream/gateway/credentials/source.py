@@ -79,7 +79,7 @@ class UpstreamCredentials:
         """Return the part of a connection's key that says whose credentials it carries, before each call.
 
         Raises:
-            ToolError: the upstream needs to know who calls, and nobody has signed in.
+            ToolError: the upstream needs to know who calls, and the caller hasn't signed in.
         """
         headers = self._forwarded(call)
         owner, told = self._identify(call)
