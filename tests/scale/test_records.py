@@ -242,7 +242,7 @@ async def test_an_update_waits_for_the_newest_record_though_an_older_one_comes_l
     """A fixed defect: a worker that stood still while its client subscribed elsewhere took the record of before when it
     went on, and let go of the update that it had heard already.
     """
-    stream, sign = _StandaloneStream("main"), Change("updated", "shop://sign")
+    stream, sign = _StandaloneStream("main", lambda *_: None), Change("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
     stream.recorded(None)  # another worker has changed the record, which is read now

@@ -155,10 +155,11 @@ AWAITED_IN_EXCEPT = {
     "_server/questions/open.py": "writes a message to the client, which no code of the user sees",
 }
 """Where no code of a user can be reached."""
-WITHOUT_USER_CODE = {"_cli", "_stores", "agent", "client"}
+WITHOUT_USER_CODE = {"_cli", "_stores", "agent", "client", "gateway"}
 """Packages that run nothing of a server's."""
 
 
+@pytest.mark.check
 def test_nothing_is_awaited_inside_an_except_block() -> None:
     """User code that runs there has our error as its context: handlers, middleware around `send`, lifespans, stores."""
     root = Path(millstream.__file__ or "").parent

@@ -48,7 +48,7 @@ async def test_the_address_alone_leads_to_a_page(serve: str, target: str, *, lan
     """Our choice; RFC 9110 §15.4.4."""
     asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", f"/{target}")]
     given = await replies(Server("shop", serve=serve), *asked, lane=lane)
-    assert given == [(303, target), (303, target), (405, None), (200, None)]
+    assert given == [(303, target), (303, target), (404, None), (200, None)]
 
 
 @LANES
