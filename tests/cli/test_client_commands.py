@@ -101,7 +101,8 @@ def test_every_command_prints_json_if_asked_and_has_an_example() -> None:
 @for_each("name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens", "bench"])
 def test_every_command_that_uses_a_server_reaches_it_by_the_same_options(name: str) -> None:
     """They come from one place, and stand behind the command's own, before --json."""
-    assert options(dict(commands())[name])[-6:] == ["--header", "--login", "--env", "--revision", "--timeout", "--json"]
+    shared = ["--header", "--auth", "--login", "--env", "--revision", "--timeout", "--json"]
+    assert options(dict(commands())[name])[-len(shared) :] == shared
 
 
 @pytest.mark.server
