@@ -272,9 +272,11 @@ async def check(server: Server) -> tuple[list[str], int]:
 
 async def wait_for_tools(url: str) -> None:
     """Wait until a gateway has the lists of its upstream."""
-    async with asyncio.timeout(WAIT), Client(url, timeout=WAIT) as client:
-        while not await client.tools(fresh=True):
-            continue
+    async with asyncio.timeout(WAIT):
+        while True:
+            async with Client(url, timeout=WAIT) as client:  # one that came too early never asks for tools
+                if await client.tools():
+                    return
 
 
 async def originals_of(target: Mapping[str, Any], server: Server, workplace: Workplace) -> dict[str, Findings]:

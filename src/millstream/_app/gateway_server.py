@@ -9,6 +9,9 @@ from millstream._config import Settings, VariableError
 from millstream.gateway.config import ConfigError, load_file
 from millstream.gateway.part import check
 
+START_TIMEOUT = 30.0
+"""Seconds that the start waits for what a command or program lists: there's nothing else to offer."""
+
 
 def server_of_upstream(target: str) -> Server:
     """Return a server that offers what one other server has, under its own names.
@@ -24,7 +27,10 @@ def server_of_upstream(target: str) -> Server:
     """
     name = _name_of(target)
     made = Server(name)
-    made.upstream(name, target, prefix="", env={} if "://" in target else _variables())
+    if "://" in target:
+        made.upstream(name, target, prefix="")
+    else:
+        made.upstream(name, target, prefix="", env=_variables(), start_timeout=START_TIMEOUT)
     check(made.definition.upstreams)
     return made
 

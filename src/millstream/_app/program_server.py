@@ -4,6 +4,7 @@ import logging
 import os
 from typing import Any
 
+from millstream._app.gateway_server import START_TIMEOUT
 from millstream._app.server import Server
 from millstream._config import Settings
 from millstream.gateway.programs.http import SIGN_IN
@@ -41,7 +42,7 @@ def server_of(value: Any) -> Server:
                 server.definition.add_path(
                     application_at(each.path, side.application, methods=each.methods, below=each.below)
                 )
-    server.upstream(program.name, program, prefix="")
+    server.upstream(program.name, program, prefix="", start_timeout=START_TIMEOUT)
     return server
 
 
