@@ -30,7 +30,7 @@ logger = logging.getLogger("millstream")
 
 _TAKEN = frozenset(
     (
-        "/sse", "/messages/", "/messages", "/health", "/livez", "/readyz", "/events", "/publish", "/ws",
+        "/sse", "/messages/", "/messages", "/message", "/health", "/livez", "/readyz", "/events", "/publish", "/ws",
         "/openapi.json", "/docs", "/dashboard", "/chat", "/inspect", "/metrics", "/sign-in", "/sign-out", "/mcp",
     )
 )  # fmt: skip
