@@ -230,10 +230,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(url: str, *, methods: Any = None, store: str = "", **options: Any) -> AsyncIterator[Gateway]:
+async def gateway(
+    url: str, *, methods: Any = None, store: str = "", pages: str = "", **options: Any
+) -> AsyncIterator[Gateway]:
     """A gateway with one upstream, ``up``, for the length of the block."""
     known = auth.keys(named={"alice": ALICE, "bob": BOB})
-    mcp = Server("gateway", auth=known if methods is None else methods or None, **({"store": store} if store else {}))
+    mcp = Server("gateway", serve=pages, store=store, auth=known if methods is None else methods)
     mcp.upstream("up", url, **{"start_timeout": WAIT, "auth": per_user_oauth(), **options})
     async with AsyncExitStack() as stack:
         stack.push_async_callback(mcp.stop)

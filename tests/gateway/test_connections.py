@@ -268,6 +268,17 @@ async def test_an_authorization_server_that_reads_metadata_finds_it_without_cred
             assert (refused.status_code, "Open https://gateway.example/connections" in refused.text) == (400, True)
 
 
+async def test_people_sign_in_to_the_page_of_the_gateway_and_find_their_connections_beside_it() -> None:
+    async with (
+        world() as other,
+        gateway(other.url, pages="web", methods=auth.keys(ALICE)) as gate,
+        Browser(gate.base) as alice,
+    ):
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        reply = await alice.http.get("/gateway", headers={"accept": "text/html"})
+        assert (reply.status_code, 'href="connections"' in reply.text) == (200, True)
+
+
 async def test_forms_of_other_sites_change_nothing() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")

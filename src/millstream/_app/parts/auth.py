@@ -81,11 +81,14 @@ class AuthPart(OwnPart):
         from millstream.auth._sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
         services = host.services
-        parts = self.definition.parts
-        pages = (
-            {"/docs", "/dashboard", "/chat", "/inspect"} if "web" in parts else {"/docs"} if "rest" in parts else set()
-        )
-        if self.definition.connects:
+        definition, pages = self.definition, set[str]()
+        if "rest" in definition.parts:
+            pages.add("/docs")
+        if "web" in definition.parts:
+            pages |= {"/dashboard", "/chat", "/inspect"}
+            if definition.upstreams:
+                pages.add("/gateway")
+        if definition.connects:
             pages.add("/connections")
         pages |= {  # of the program's own: people sign in to them as to ours
             before + each.path
