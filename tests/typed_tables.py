@@ -100,6 +100,12 @@ PAGES = {
     "docs/how-to/serve-an-openapi-document.md": Page(
         untyped={"import httpx2": "tests/gateway/test_openapi.py imports such documents. This one has no server."},
     ),
+    "docs/how-to/run-a-program-for-another-library.md": Page(
+        untyped=dict.fromkeys(
+            ("other_library.py", "millstream run bookshop.py", "from millstream import Server"),
+            "The library isn't in the wheel's environment. tests/gateway/test_programs.py does what the page says.",
+        ),
+    ),
     "docs/how-to/broadcast-to-a-page.md": Page(
         also={
             "": (

@@ -187,6 +187,20 @@ async def test_program_stands_beside_own_tools() -> None:
         assert (await client.call("theirs_old", x=1)).text == "{'x': 1}"
 
 
+async def test_program_of_the_guide_runs_alone_and_as_one_upstream(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/run-a-program-for-another-library.md").read_text("utf-8")
+    example = (ROOT / "examples/other_library.py").read_text("utf-8")
+    assert example in page
+    (tmp_path / "bookshop.py").write_text(example)
+    blocks = [each.partition("```")[0] for each in page.split("```text\n")[1:]]
+    assert "millstream run bookshop.py --workers 4\n" in blocks
+    (tmp_path / "tools.py").write_text(next(each for each in blocks if "mcp.upstream" in each))
+    for file, tool in (("bookshop.py", "price"), ("tools.py", "books_price")):
+        command = [sys.executable, "-m", "millstream", "run", str(tmp_path / file), "--transport", "stdio"]
+        async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+            assert (await client.call(tool, isbn="978-0141439587")).text == "9.99"
+
+
 async def test_published_server_is_the_same_behind_its_command(tmp_path: Path) -> None:
     """`make adopt` does this with many more."""
     command = f"{ROOT / '.venv-mcp1/bin/mcp-server-time'} --local-timezone UTC"
