@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from millstream._parts import Host
 from millstream._server.calls.changes import Change
 from millstream._server.features.resources import Resource
+from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway.catalog import METHODS, Description
 from millstream.gateway.cycles import CAPABILITY, announced_ids, identity
 from millstream.gateway.items import make_item
@@ -60,6 +61,8 @@ class GatewayPart:
         """Upstream -> its results that were too large."""
         self._shadowed: dict[tuple[str, str], str] = {}
         """(kind, name) of upstreams' items that have the names of this server's own -> what to do about it."""
+        self._odd_names: set[str] = set()
+        """Names that not every client can call, of which the log says so."""
         self._ids: list[str] = []
         """The id of this gateway, and those of the gateways behind it."""
         self._followed: dict[object, frozenset[str]] = {}
@@ -246,6 +249,7 @@ class GatewayPart:
                 continue
             wanted[kind, name] = own_name, description
         changed = set(announced)
+        self._warn_of_names(upstream, [name for kind, name in wanted if kind == "tools"])
         for kind in METHODS:
             if self._exchange(upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind}):
                 changed.add(_CHANGE_OF[kind])
@@ -256,6 +260,16 @@ class GatewayPart:
         self._host.dispatcher.instruct(self._instructions())
         for change in changed:
             self._announce(change)
+
+    def _warn_of_names(self, upstream: Upstream, tools: Sequence[str]) -> None:
+        """Say once for each tool that its name won't work with every client."""
+        odd = [name for name in tools if not works_everywhere(name) and name not in self._odd_names]
+        if odd:
+            self._odd_names.update(odd)
+            logger.warning(
+                "%s: the name %.150r and %d others won't work with every client, the prefix included: %s",
+                upstream.config.name, odd[0], len(odd) - 1, NAMES_THAT_WORK,
+            )  # fmt: skip
 
     def _merge_hints(self) -> None:
         """Lists are fresh for as long as those of every upstream, and private where one of them is."""

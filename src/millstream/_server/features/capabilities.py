@@ -42,7 +42,7 @@ class ServerDescription:
             self._made.clear()
 
     def forget(self) -> None:
-        """Say everything anew: the value of a capability has changed."""
+        """Say everything again: the value of a capability has changed."""
         self._made.clear()
 
     def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
