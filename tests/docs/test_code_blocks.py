@@ -16,7 +16,7 @@ from scripts.docs import ROOT, blocks, broken_links, documents, region
 pytestmark = pytest.mark.check
 
 PAGES = list(documents())
-COPIED = {"python", "nginx", "json", "js", "toml", "yaml", "ini"}
+COPIED = {"python", "apache", "nginx", "json", "js", "toml", "yaml", "ini"}
 FREE = {"", "text"}
 TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/how-to/.*")
 """The pages whose commands test_typed_pages.py types."""

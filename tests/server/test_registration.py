@@ -402,8 +402,8 @@ def test_a_schema_by_hand_may_describe_what_the_function_needs_anywhere(mcp: Ser
 
 
 async def test_a_developer_sees_what_a_model_cannot_know_about_a_tool(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a type or a docstring a model guesses. A server in production doesn't repeat it."""
-    for developing, level in ((True, logging.WARNING), (False, logging.DEBUG)):
+    """Without a type or a docstring a model guesses. A server in production says it once."""
+    for developing, level in ((True, logging.WARNING), (False, logging.INFO)):
         mcp = Server("shop", settings=Settings(show_errors=developing))
 
         @mcp.tool

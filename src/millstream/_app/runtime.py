@@ -259,7 +259,7 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
         each: one warning for each, as in development; else one for all.
     """
     unclear = [(tool.name, tool.unclear) for tool in tools if tool.unclear]
-    for name, text in unclear:
+    for name, text in unclear if each else unclear[1:]:
         logger.log(logging.WARNING if each else logging.DEBUG, "%s: %s", name, text)
     if unclear and not each:
         (name, text), more = unclear[0], len(unclear) - 1

@@ -14,10 +14,6 @@ class McpPart(OwnPart):
         host.on_http(lambda: _serve(host))
 
 
-MESSAGES = "/messages/"
-"""Where HTTP+SSE clients send to, unless the program says otherwise."""
-
-
 def _serve(host: Host) -> None:
     from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
     from millstream._transports.streamable.exchange import Endpoint  # noqa: PLC0415
@@ -42,7 +38,7 @@ def _serve(host: Host) -> None:
         posts: messages,
         posts.rstrip("/") or "/": messages,
     }
-    if posts == MESSAGES:
+    if posts == "/messages/":
         routes.setdefault("/message", messages)  # the name that other servers and documents give it
     for each, route in routes.items():
         host.routes.add(each, route)
