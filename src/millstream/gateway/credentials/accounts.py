@@ -92,8 +92,9 @@ class PersonalCredentials(UpstreamCredentials):
         parts = (upstream, str(url), options.issuer, options.client_id)
         self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
         self._tokens = SharedTokens(
-            host.services, f"connection:{self._id}:", ttl=_KEPT, lossy=False, changed=self._hear, discard=self._discard
-        )
+            host.services, f"connection:{self._id}:", ttl=_KEPT, lossy=False, changed=self._hear,
+            missed=self._look_again, discard=self._discard,
+        )  # fmt: skip
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
                 "Accounts that people connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_KEY.",
@@ -114,6 +115,13 @@ class PersonalCredentials(UpstreamCredentials):
             event.set()
         self._arrival.set()
         self.changed(owner)
+
+    def _look_again(self) -> None:
+        """Have everything that waits for a person look into the store."""
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
+        self._arrival.set()
 
     # Lists
 
@@ -298,9 +306,9 @@ class PersonalCredentials(UpstreamCredentials):
             raise
         tokens = store.load().tokens[str(self.url)]
         own = Registration() if self.options.client_id else asked.who
+        await self._note_lister(owner)  # before the news that there's a connection
         await self._tokens.put(owner, _make_grant(tokens, own, now=now))
         await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
-        await self._note_lister(owner)
 
     async def disconnect(self, owner: str) -> bool:
         """Remove the connection of a person; whether the authorization server has revoked it, too (RFC 7009)."""

@@ -65,8 +65,8 @@ Renew = Callable[[Grant | None], Awaitable[Grant | None]]
 class SharedTokens:
     """The grants of one upstream."""
 
-    __slots__ = ("_cached", "_changed", "_discard", "_lossy", "_prefix", "_renewals", "_renewed", "_services", "_stop",
-                 "_topic", "_ttl")  # fmt: skip
+    __slots__ = ("_cached", "_changed", "_discard", "_lossy", "_missed", "_news", "_prefix", "_renewals", "_renewed",
+                 "_services", "_stop", "_topic", "_ttl")  # fmt: skip
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class SharedTokens:
         ttl: float,
         lossy: bool,
         changed: Callable[[str], None] = lambda name: None,
+        missed: Callable[[], None] = lambda: None,
         discard: Callable[[str, Grant], Awaitable[object]] | None = None,
     ) -> None:
         """Share them by the store of a server.
@@ -86,6 +87,7 @@ class SharedTokens:
             ttl: seconds for which a grant without an end is kept.
             lossy: a grant can be had again without a person.
             changed: called with the name of a grant that a worker has put or removed.
+            missed: called after such news may have been lost.
             discard: what becomes of a grant that was renewed and is of no use, because it was removed in between.
         """
         self._services = services
@@ -94,13 +96,16 @@ class SharedTokens:
         self._ttl = ttl
         self._lossy = lossy
         self._changed = changed
+        self._missed = missed
         self._discard = discard
         # Process
         self._cached: OrderedDict[str, Grant] = OrderedDict()
+        self._news = 0
+        """How often something may have changed in the store."""
         self._renewals: dict[str, asyncio.Task[Grant | None]] = {}
         self._renewed: OrderedDict[str, float] = OrderedDict()
         """Name -> when this worker last renewed it because it was refused."""
-        self._stop = services.store.bus.subscribe(self._topic, self._hear, interrupted=self._cached.clear)
+        self._stop = services.store.bus.subscribe(self._topic, self._hear, interrupted=self._forget_all)
 
     async def close(self) -> None:
         """Stop. Renewals that run are finished first: a refresh token may be on its way."""
@@ -108,8 +113,14 @@ class SharedTokens:
         while self._renewals:
             await asyncio.wait(list(self._renewals.values()))
 
+    def _forget_all(self) -> None:
+        self._news += 1
+        self._cached.clear()
+        self._missed()
+
     def _hear(self, data: bytes) -> None:
         name = data.decode("utf-8", "replace")
+        self._news += 1
         self._cached.pop(name, None)
         self._changed(name)
 
@@ -126,14 +137,15 @@ class SharedTokens:
         return found
 
     async def _read(self, name: str) -> tuple[bytes | None, Grant | None]:
-        place = self._place(name)
+        place, news = self._place(name), self._news
         raw = await self._services.store.kv.get(place)
         plain = None if raw is None else self._services.ring.open(_KIND, raw.decode("latin-1"), place.encode())
         try:
             found = None if plain is None else msgspec.msgpack.decode(plain, type=Grant)
         except msgspec.MsgspecError:
             found = None
-        self._remember(name, found)
+        if news == self._news:  # else it may have been removed since
+            self._remember(name, found)
         return raw, found
 
     def _remember(self, name: str, grant: Grant | None) -> None:
@@ -168,6 +180,7 @@ class SharedTokens:
         return grant
 
     async def _tell(self, name: str) -> None:
+        self._news += 1
         self._cached.pop(name, None)
         await self._services.store.bus.publish(self._topic, name.encode())
 
