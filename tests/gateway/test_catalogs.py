@@ -136,3 +136,19 @@ async def test_descriptions_that_no_client_could_use_are_left_out() -> None:
         assert bare == {"name": "shop_bare", "inputSchema": {"type": "object"}}
         result = await client.call("shop_good", raise_on_error=False)
         assert result.is_error
+
+
+async def test_a_gateway_runs_in_one_event_loop_at_a_time() -> None:
+    mcp = Server("front")
+    mcp.upstream("shop", [sys.executable, "-c", ODD], start_timeout=WAIT)
+
+    def second() -> None:
+        async def start() -> None:
+            async with mcp.running():
+                pass
+
+        asyncio.run(start())
+
+    async with mcp.running():
+        with pytest.raises(ValueError, match="it runs in one at a time"):
+            await asyncio.to_thread(second)

@@ -75,6 +75,8 @@ class GatewayPart:
             ValueError: an upstream can't work, or two have the same name or prefix.
         """
         self._host = host
+        if host.registry.unlisted is not None:
+            raise ValueError("This server runs in another event loop already: with upstreams, it runs in one at a time")
         check(self.definition.upstreams)
         host.lives_on = True
         pool = ProcessPool(limit=host.settings.max_processes)
