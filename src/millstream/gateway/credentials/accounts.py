@@ -37,7 +37,7 @@ PAGE: Final = "/connections"
 CALLBACK: Final = "/connections/callback"
 METADATA: Final = "/connections/client.json"
 _KEPT: Final = 180 * 86_400.0
-"""Seconds after its last use for which a connection is kept."""
+"""Seconds after its last refresh for which a connection is kept."""
 _CLIENT_KEPT: Final = 86_400.0
 """Seconds for which a registration is used again."""
 _DEMAND_KEPT: Final = 900.0

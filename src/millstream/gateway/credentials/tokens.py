@@ -260,8 +260,10 @@ class SharedTokens:
         ttl = 1.0 if fresh is None else self._life(fresh)
         if raw is None and sealed is None:
             return None
+        news = self._news
         if await kv.compare_and_set(place, raw, sealed, ttl, lossy=self._lossy):
-            self._remember(name, fresh)
+            if news == self._news:
+                self._remember(name, fresh)
             if fresh is None:
                 await self._tell(name)
             return fresh
