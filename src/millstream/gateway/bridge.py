@@ -236,7 +236,7 @@ def _passed(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
     try:
         kept[PATH] = extend_path(kept.get(PATH), upstream.gateway)
     except Cycle:
-        upstream.note_cycle()
+        # Only the call is refused: its client writes the path, and could take the upstream from everyone else.
         raise _unable(
             call, f"The call went in a circle: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
