@@ -27,7 +27,7 @@ from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
 from millstream.gateway.bridge import forward, unanswered
 from millstream.gateway.catalog import Description
-from millstream.gateway.results import WrongShape, message_uris, resource_uris, split_result, tool_uris
+from millstream.gateway.results import WrongShape, has_uris, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway.upstream import Upstream
 
 _BRACE = ord("{")
@@ -145,7 +145,7 @@ class UpstreamTool(Tool):
         upstream, revision = self.upstream, call.revision
         try:
             members, call.meta = split_result(value, "content")
-            if upstream.names.prefix and b'"uri"' in members:
+            if upstream.names.prefix and has_uris(members):
                 members = tool_uris(members, upstream.names)
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
@@ -220,7 +220,7 @@ class UpstreamPrompt(Prompt):
         upstream, revision = self.upstream, call.revision
         try:
             members, call.meta = split_result(value, "messages")
-            if upstream.names.prefix and b'"uri"' in members:
+            if upstream.names.prefix and has_uris(members):
                 members = message_uris(members, upstream.names)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
                 about = _decode_object(b"{%b}" % members).get("description")

@@ -52,6 +52,10 @@ class Names:
         scheme, separator, rest = uri.partition(_SEPARATOR)
         return f"{scheme}{self._in_uri}{rest}" if separator else f"{self._scheme}{uri}"
 
+    def has(self, name: str) -> bool:
+        """Return whether a name is one of this upstream, by its prefix."""
+        return name.startswith(self._name)
+
     def original_uri(self, uri: str) -> str | None:
         """Return the upstream's own URI, or None for one that isn't of this upstream."""
         if not self.prefix:
@@ -59,4 +63,6 @@ class Names:
         scheme, separator, rest = uri.partition(self._in_uri)
         if separator and _SEPARATOR not in scheme:
             return f"{scheme}{_SEPARATOR}{rest}"
-        return uri[len(self._scheme) :] if uri.startswith(self._scheme) else None
+        # A URI with an authority has the prefix there, so no two upstreams claim the same one.
+        mine = _SEPARATOR not in uri and uri.startswith(self._scheme)
+        return uri[len(self._scheme) :] if mine else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._parts import Host
 from millstream._server.calls.changes import Change
-from millstream._server.features.resources import Resource
+from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway.catalog import METHODS, Description
 from millstream.gateway.cycles import CAPABILITY, announced_ids, identity
@@ -18,7 +18,7 @@ from millstream.gateway.kept_results import KeptResults
 from millstream.gateway.page import GatewayReports
 from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.pins import AcceptedFile, Pins
-from millstream.gateway.policy import ItemRules, UpstreamPolicy
+from millstream.gateway.policy import ItemRules, RestrictedPattern, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool
 from millstream.gateway.upstream import Upstream, UpstreamConfig
 
@@ -246,6 +246,12 @@ class GatewayPart:
             key = METHODS[kind][2]
             named = upstream.names.name if key == "name" else upstream.names.uri
             name = named(description[key])
+            if (other := self._claimant(upstream, kind, name)) is not None:
+                logger.error(
+                    "%s: %r is left out: names like this are of the upstream %s",
+                    upstream.config.name, name, other.config.name,
+                )  # fmt: skip
+                continue
             if (kind, name) in wanted:
                 logger.error("%s: %r is left out: another item has the name %r", upstream.config.name, own_name, name)
                 continue
@@ -332,9 +338,24 @@ class GatewayPart:
         """Return an item with the rules of its upstream inside the middleware of the server."""
         make = getattr(upstream, "make_item", None) or make_item
         item = make(kind, upstream, name, own_name, description)
+        if isinstance(item, Template) and not upstream.names.prefix:
+            item.template = RestrictedPattern(item.template, lambda uri: self._claimant(upstream, kind, uri) is None)
         if rules is not None:
             rules.apply(item, self._kept[upstream.config.name].keep)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
+
+    def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
+        """Return another upstream to which a name or URI belongs by its longer prefix.
+
+        Otherwise an upstream could take calls that are meant for another one.
+        """
+        names = upstream.names
+        for other in self.upstreams.values():
+            if len(other.names.prefix) > len(names.prefix) and (
+                other.names.has(name) if METHODS[kind][2] == "name" else other.names.original_uri(name) is not None
+            ):
+                return other
+        return None
 
     def _collide(self, upstream: Upstream, kind: str, name: str) -> None:
         """An item has the name of another one: what was there first stays."""
@@ -358,6 +379,8 @@ class GatewayPart:
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
             if own_uri is None or "resources" not in upstream.catalog.capabilities:
+                continue
+            if self._claimant(upstream, "resources", uri) is not None or upstream.is_quarantined(own_uri):
                 continue
             rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
             if upstream.policy is None or rules is not None:
@@ -397,6 +420,8 @@ class GatewayPart:
         if not isinstance(resources, dict) or not resources.get("subscribe") or self._is_local(uri):
             return ""
         if upstream.policy is not None and upstream.policy.rules_of(uri) is None:
+            return ""
+        if self._claimant(upstream, "resources", uri) is not None:
             return ""
         if upstream.credentials is not None and upstream.credentials.personal:
             return ""  # it would be watched with the account of another person

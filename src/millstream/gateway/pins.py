@@ -6,7 +6,7 @@ the definition that was seen first, with its digest. A file that changes counts 
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ Accepted = dict[str, dict[str, Description]]
 """Kind -> own name -> definition."""
 
 
+INSTRUCTIONS = "server", "instructions"
+"""Kind and name of what an upstream says of itself. Models follow it as they follow descriptions."""
+
+
 class PinsUnavailable(ClientError):
     """What was accepted can't be read now."""
 
@@ -45,6 +49,13 @@ class Quarantined(Struct, frozen=True):
     """What the upstream says now."""
     accepted: Description | None
     """What the operator accepted; None if nothing was, or only its digest is known."""
+
+
+def pinned_items(catalog: Catalog) -> Iterator[tuple[str, str, Description]]:
+    """Yield kind, own name, and definition of all that can be pinned."""
+    if catalog.instructions:
+        yield *INSTRUCTIONS, {"instructions": catalog.instructions}
+    yield from catalog.items()
 
 
 class AcceptedFile:
@@ -123,9 +134,9 @@ class Pins:
         """
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}
-            seen = await self._seen([(kind, name) for kind, name, _ in catalog.items()])
+            seen = await self._seen([(kind, name) for kind, name, _ in pinned_items(catalog)])
             found: list[Quarantined] = []
-            for kind, name, definition in catalog.items():
+            for kind, name, definition in pinned_items(catalog):
                 mine, digest = accepted.get(kind, {}).get(name), digest_of(definition)
                 if mine is not None:
                     fits = digest_of(mine) == digest
@@ -144,7 +155,8 @@ class Pins:
             kind: {name: each for name, each in getattr(catalog, kind).items() if (kind, name) not in left}
             for kind in METHODS
         }
-        return msgspec.structs.replace(catalog, **lists), found
+        instructions = "" if INSTRUCTIONS in left else catalog.instructions
+        return msgspec.structs.replace(catalog, instructions=instructions, **lists), found
 
     async def _seen(self, items: list[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
         found: dict[tuple[str, str], bytes] = {}

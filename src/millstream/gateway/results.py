@@ -64,6 +64,11 @@ _known_meta = lru_cache(256)(_kept_meta)
 """Most results of an upstream have the same, with nothing in it beside the server's name."""
 
 
+def has_uris(members: bytes) -> bool:
+    """Return whether there may be URIs in members of a result. Their names may be written with escapes."""
+    return b'"uri"' in members or b"\\u" in members
+
+
 def tool_uris(members: bytes, names: Names) -> bytes:
     """Return the members of a tool's result with the prefix in the URIs of resource links and embedded resources."""
     found = _decode_members(b"{%b}" % members)
@@ -92,10 +97,10 @@ def resource_uris(members: bytes, names: Names) -> bytes:
 
 
 def _block(block: Members, names: Names) -> Members:
-    kind = bytes(block["type"]) if "type" in block else b""
-    if kind == b'"resource_link"':
+    kind = _decode_text(block["type"]) if "type" in block else ""
+    if kind == "resource_link":
         return _with_prefix(block, names)
-    if kind == b'"resource"' and "resource" in block:
+    if kind == "resource" and "resource" in block:
         return {**block, "resource": Raw(encode(_with_prefix(_decode_members(block["resource"]), names)))}
     return block
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import msgspec
@@ -54,6 +55,8 @@ State = Literal["connecting", "ready", "degraded", "disabled"]
 _LISTS = frozenset({"tools", "resources", "prompts"})
 _SHORTEST_REFRESH = 5.0
 """Seconds between two lists that the upstream didn't announce, however soon it says they're stale."""
+_PAUSE = 4.0
+"""Times as long as a list took, until the next one that the upstream announces."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
@@ -482,7 +485,7 @@ class Upstream:
             self._announced |= announced
             raise
         if self.gateway in announced_ids(found.capabilities):
-            self.note_cycle()
+            self._note_cycle()
             return
         self._in_cycle = False
         found.taken = self._stored.time()
@@ -509,6 +512,10 @@ class Upstream:
         self._changed(self, announced)
         self.listed.set()
 
+    def is_quarantined(self, uri: str) -> bool:
+        """Return whether the definition of a resource isn't the accepted one."""
+        return any(each.kind == "resources" and each.name == uri for each in self.quarantined)
+
     def refresh(self) -> None:
         """Read the lists again now."""
         self._news.set()
@@ -530,7 +537,10 @@ class Upstream:
                     if await self._adopt(seconds):
                         continue
                 self._news.clear()
+                began = monotonic()
                 await self._list(conversation)
+                # An upstream that changes all the time doesn't get all the time.
+                await asyncio.sleep(min(_PAUSE * (monotonic() - began), _SHORTEST_REFRESH))
         finally:
             watching.cancel()
             await asyncio.wait([watching])
@@ -566,7 +576,7 @@ class Upstream:
         self.listed.set()  # waiting for it longer would only keep the others waiting
         self.breaker.trip()
 
-    def note_cycle(self) -> None:
+    def _note_cycle(self) -> None:
         """Take note that the upstream leads back to this gateway, so nothing of it is offered any more."""
         if not self._in_cycle:
             self._in_cycle = True

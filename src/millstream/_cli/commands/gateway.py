@@ -22,7 +22,7 @@ from millstream.client._errors import ClientError
 from millstream.client._options import Options
 from millstream.gateway import catalog
 from millstream.gateway.config import ConfigError, GatewayConfig, load_file
-from millstream.gateway.pins import AcceptedFile, digest_of
+from millstream.gateway.pins import AcceptedFile, digest_of, pinned_items
 from millstream.gateway.upstream import UpstreamConfig
 
 gateway = App(name="gateway", help="Serve other MCP servers and APIs at one address.")
@@ -96,7 +96,7 @@ def accept(
         bool, Parameter(name="--json", help="Print what has changed as JSON; accept it with --yes.")
     ] = False,
 ) -> None:
-    """Accept what an upstream with `trust = "pin"` says now of its tools, resources, and prompts.
+    """Accept what an upstream with `trust = "pin"` says now of itself and its tools, resources, and prompts.
 
     Shows each definition that isn't the accepted one, and writes those that you accept into the file of pins beside
     FILE (gateway.lock). Running gateways read it again.
@@ -114,11 +114,11 @@ def accept(
         found = asyncio.run(_lists(config))
         changed = {
             (kind, name): definition
-            for kind, name, definition in found.items()
+            for kind, name, definition in pinned_items(found)
             if (not tool or name == tool) and not _same(kept.of(upstream).get(kind, {}).get(name), definition)
         }
-        if tool and all(name != tool for _, name, _ in found.items()):
-            names = tuple(name for _, name, _ in found.items())
+        if tool and all(name != tool for _, name, _ in pinned_items(found)):
+            names = tuple(name for _, name, _ in pinned_items(found))
             raise CommandError(f"{upstream} has no {tool}.", fix=f"{instead(tool, names)}.".capitalize())
         rows: list[dict[str, object]] = []
         for (kind, name), definition in changed.items():
@@ -129,7 +129,7 @@ def accept(
             if yes or (not json and _confirmed()):
                 kept.accept(upstream, kind, {name: definition})
                 if not json:
-                    print(f"Accepted {name}.")
+                    print(f"Accepted {_printable(name)}.")
     except (ConfigError, LocalError, ClientError, OSError) as exc:
         raise CommandError(str(exc)) from exc
     if json:
@@ -164,7 +164,7 @@ def _same(accepted: catalog.Description | None, definition: catalog.Description)
 
 
 def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:
-    print(f"{kind} {name}:")
+    print(f"{kind} {_printable(name)}:")
     lines = difflib.unified_diff(_lines(before), _lines(after), "accepted", "offered", lineterm="")
     print("\n".join(lines if before is not None else _lines(after)))
 
