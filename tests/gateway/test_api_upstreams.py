@@ -37,7 +37,7 @@ def operation(name: str, *parameters: Any, tag: str = "items", body: str = "") -
 
 def document(**changes: Any) -> dict[str, Any]:
     item = query("id", "path")
-    headers = query("Authorization", "header"), query("X-Own", "header")
+    headers = [query(name, "header") for name in ("Authorization", "X-Own", "X-Tenant", "X-Bad: 1\r\nX-Tenant")]
     paths: dict[str, Any] = {
         "/items/{id}": {
             "get": operation("get_item", item, query("full", type="boolean"), *headers),
@@ -99,7 +99,8 @@ async def test_operations_are_tools_with_the_headers_that_the_operator_names() -
                 result: dict[str, Any] = reply.message["result"]
                 return result
 
-            seen = await call("shop_item", id="a b/c", full=True, Authorization="mine", **{"X-Own": "x"})
+            others = {"X-Tenant": "south", "X-Bad: 1\r\nX-Tenant": "south"}
+            seen = await call("shop_item", id="a b/c", full=True, Authorization="mine", **{"X-Own": "x", **others})
             assert seen["structuredContent"] == {"authorization": "Bearer sesame", "x-own": "x"}
             assert (await call("shop_change_item", id="1", name="n"))["structuredContent"][
                 "content-type"

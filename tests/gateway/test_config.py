@@ -121,6 +121,10 @@ def test_every_mistake_in_toml_names_file_line_and_remedy(tmp_path: Path) -> Non
         assert expected in str(caught.value), text
     with pytest.raises(ConfigError, match="can't be read: No such file"):
         load_file(tmp_path / "none.toml")
+    for line in ('headers = "Bearer ${TOKEN}"', 'auth = "${TOKEN}"', 'timeout = "${TOKEN}"'):
+        with pytest.raises(ConfigError, match=r"\{TOKEN\}") as caught:
+            load_file(write(tmp_path, f'[upstreams.a]\nurl = "http://a/mcp"\n{line}'), {"TOKEN": "sesame"})
+        assert "sesame" not in str(caught.value)
 
 
 CLAUDE = """{"mcpServers": {

@@ -18,7 +18,7 @@ from millstream.gateway.pins import AcceptedFile
 from patience import WAIT
 
 
-def shop() -> Server:
+def shop() -> Server:  # noqa: C901  it has one of everything
     mcp = Server("shop")
 
     @mcp.tool
@@ -60,6 +60,11 @@ def shop() -> Server:
     def anything(folder: str, name: str) -> str:
         """Any file."""
         return f"{folder} {name}, card 4111 1111 1111 1111"
+
+    @mcp.tool
+    def debit() -> dict[str, Any]:
+        """Return a card as a number."""
+        return {"card": 4111111111111111, "price": 12}
 
     @mcp.resource("secret://plan")
     def plan() -> str:
@@ -134,6 +139,8 @@ async def test_hidden_arguments_are_always_sent_and_defaults_fill_gaps() -> None
         assert (await client.call("shop_order", isbn="1")).data == {"isbn": "1", "account": "acme", "copies": 3}
         ours = await client.call("shop_order", isbn="1", account="evil", copies=2)
         assert ours.data == {"isbn": "1", "account": "acme", "copies": 2}
+        ours = await client.call("shop_order", isbn="1", account="evil", Account="evil", ACCOUNT="evil")
+        assert ours.data == {"isbn": "1", "account": "acme", "copies": 3}
 
 
 async def test_redaction_covers_arguments_results_errors_and_resources() -> None:
@@ -148,6 +155,8 @@ async def test_redaction_covers_arguments_results_errors_and_resources() -> None
         ordered = await client.call("shop_order", isbn="4111111111111111", account="x")
         assert ordered.data["isbn"] == "[redacted]"
         assert "4111" not in ordered.text
+        sold = await client.call("shop_debit")
+        assert sold.data == {"card": "[redacted]", "price": 12}
         failed = await client.call("shop_fail", text="no 4111 1111 1111 1111", raise_on_error=False)
         assert failed.is_error
         assert failed.text == "no [redacted]"
@@ -202,7 +211,7 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
     bob = said(sub="bob", scope="", groups="staff", level="3")
     async with guarded(front(policy, auth=method)) as world:
         assert await names(world, ada) == {"shop_order", "shop_echo", "shop_large"}
-        assert await names(world, bob) == {"shop_echo", "shop_delete_all", "shop_fail"}
+        assert await names(world, bob) == {"shop_echo", "shop_delete_all", "shop_fail", "shop_debit"}
         assert (await world.call(bob, "shop_order", {"isbn": "1", "account": "a"})).status == 403
         assert "Unknown tool" in (await world.call(bob, "shop_large", {"n": 1})).body.decode()
         assert (await world.call(bob, "shop_delete_all")).status == 200

@@ -78,6 +78,13 @@ class Source:
         name = f"{'.'.join(where)}: " if where else ""
         return ConfigError(f"{self.path}, line {self._line(where)}: {name}{what}")
 
+    def written(self, where: KeyPath) -> str:
+        """Return a value for an error as the file has it: without the variables, which may be secrets."""
+        value = self.values
+        for name in where:
+            value = value.get(name) if is_object(value) else None
+        return f"{value!r:.60}"
+
     def expand(self, value: Any, where: KeyPath) -> Any:
         """Return a value whose texts have variables of the environment in place of ``${NAME}``.
 
@@ -427,7 +434,7 @@ def _servers(source: Source) -> GatewayConfig:
 
 def _object(source: Source, given: Any, where: KeyPath) -> dict[str, Any]:
     if not is_object(given):
-        raise source.error(where, f"it must be a table of options, not {given!r:.60}")
+        raise source.error(where, f"it must be a table of options, not {source.written(where)}")
     return given
 
 
@@ -467,7 +474,7 @@ def _converted(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as exc:
         expected = next((f"it must be {meta.description}" for meta in getattr(kind, "__metadata__", ())), str(exc))
-        raise source.error(where, f"{expected}, not {value!r:.60}") from None
+        raise source.error(where, f"{expected}, not {source.written(where)}") from None
 
 
 def _structs(kind: Any) -> list[Any]:

@@ -233,7 +233,7 @@ class Document:
                 return node
             if given and not isinstance(node.get("$ref"), str):
                 hidden |= self._hidden(node)
-                node = _without(node, hidden)
+                node = without(node, hidden)
             reference = node.get("$ref")
             if isinstance(reference, str) and reference.startswith(_COMPONENT):
                 name = reference.removeprefix(_COMPONENT)
@@ -265,7 +265,7 @@ def _members(node: dict[str, Any], hidden: frozenset[str], moved: Callable[..., 
     return made
 
 
-def _without(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
+def without(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
     """Return the schema of an object without some of its properties."""
     made = dict(node)
     if is_object(node.get("properties")):

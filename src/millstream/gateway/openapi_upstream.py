@@ -19,6 +19,7 @@ from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 import msgspec
+from msgspec import structs
 
 from millstream._http.client.fetch import tls
 from millstream._http.client.pool import Pool
@@ -36,7 +37,8 @@ from millstream._server.functions.reading import ArgumentError
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.gateway.catalog import Catalog, Description
+from millstream.gateway.catalog import MAX_ITEM_BYTES, Catalog, Description
+from millstream.gateway.credentials.options import StaticHeaders
 from millstream.gateway.openapi import (
     Api,
     Document,
@@ -46,6 +48,7 @@ from millstream.gateway.openapi import (
     is_application,
     leads_out,
     result_of,
+    without,
 )
 from millstream.gateway.processes import ProcessPool
 from millstream.gateway.upstream import Upstream, UpstreamConfig
@@ -60,6 +63,7 @@ _LONGEST_WAIT = 60.0
 _MAX_DOUBLED = 8
 _OK = 200
 _PATH = re.compile(r"/(?!/)[^\s?#\\]*")
+_HEADER = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class ApiError(Exception):
@@ -238,6 +242,9 @@ class ApiUpstream(Upstream):
         self.operations: dict[str, Operation] = {}
         """Own name -> operation."""
         self._forward = {name.lower().encode(): name.lower() for name in config.forward_headers}
+        given_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
+        self._own_headers = {name.lower() for name in (*config.forward_headers, *config.headers, *given_headers)}
+        """Headers that no argument sets: the operator says what they are."""
         self._base: Url | None = None
         self._application: Api | None = None
         self._pools: dict[str, Pool] = {}
@@ -395,6 +402,7 @@ class ApiUpstream(Upstream):
         """Return the operations that are offered, and what lists say of them."""
         chosen = re.compile("|".join(map(translate, self.about.operations))) if self.about.operations else None
         tags, found, tools = set(self.about.tags), dict[str, Operation](), dict[str, Description]()
+        size = 0
         try:
             for operation in document.operations():
                 own = operation.name({})
@@ -409,14 +417,43 @@ class ApiUpstream(Upstream):
                 if len(found) >= MAX_OPERATIONS:
                     raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations: choose some by tags.")
                 name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in found)
-                found[name] = operation
+                usable = self._usable(operation)
+                if usable is None:
+                    logger.warning("%s: %s is left out: its schema is too large", self.config.name, route)
+                    continue
+                found[name] = usable
                 tools[name] = {
                     "name": name,
-                    "description": operation.summary_text,
-                    "inputSchema": operation.input_schema,
+                    "description": usable.summary_text,
+                    "inputSchema": usable.input_schema,
                 }
-                if operation.output_schema is not None:
-                    tools[name]["outputSchema"] = operation.output_schema
+                if usable.output_schema is not None:
+                    tools[name]["outputSchema"] = usable.output_schema
+                size += len(encode(tools[name]))
+                if size > self.config.max_catalog_bytes:
+                    raise ApiError(
+                        f"The tools take more than {self.config.max_catalog_bytes:,} bytes: choose some by tags."
+                    )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
             raise ApiError(f"The document is malformed: {type(exc).__name__} ({exc}).") from exc
         return found, tools
+
+    def _usable(self, operation: Operation) -> Operation | None:
+        """Return an operation without headers that no argument may set; None if its schema is too large.
+
+        Each schema has copies of the definitions that it refers to, so a small document can make very large ones.
+        """
+        hidden = frozenset(
+            name
+            for name, each in operation.arguments.items()
+            if each.place == "header" and (each.name.lower() in self._own_headers or not _HEADER.fullmatch(each.name))
+        )
+        if hidden:
+            operation = structs.replace(
+                operation,
+                arguments={name: each for name, each in operation.arguments.items() if name not in hidden},
+                input_schema=without(operation.input_schema, hidden),
+            )
+        if len(encode(operation.output_schema)) > MAX_ITEM_BYTES // 2:
+            operation = structs.replace(operation, output_schema=None)
+        return operation if len(encode(operation.input_schema)) <= MAX_ITEM_BYTES // 2 else None

@@ -270,22 +270,29 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         """Whether arguments have to be read at all."""
         return bool(self.defaults or self.hidden or self.arguments is not None)
 
-    def fill(self, arguments: Any) -> Any:
+    def fill(self, arguments: Any, known: Collection[str] = ()) -> Any:
         """Return the arguments as the upstream gets them: JSON from JSON, a dict from a dict.
+
+        Args:
+            arguments: of the caller.
+            known: names of the arguments that callers may give.
 
         Raises:
             ToolError: they aren't an object.
         """
         if is_object(arguments):
-            return self._filled(arguments)
+            return self._filled(arguments, known)
         try:
             given = _decode_object(arguments or b"{}")
         except (msgspec.DecodeError, RecursionError) as exc:
             raise ToolError("The arguments must be a JSON object.") from exc
-        return Raw(encode(self._filled(given)))
+        return Raw(encode(self._filled(given, known)))
 
-    def _filled(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _filled(self, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
         values = {**self.defaults, **given}
+        if self.hidden:  # many programs read names of members in any case
+            hidden = {name.casefold() for name in self.hidden}
+            values = {name: value for name, value in values.items() if name.casefold() not in hidden or name in known}
         if self.arguments is not None:
             values = cast("dict[str, Any]", self.arguments.value(values))
         return {**values, **self.hidden}  # last, so that a caller can't say otherwise
@@ -308,15 +315,16 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.timeout = self.timeout or item.timeout
             item.plain = item.plain and not (item.timeout or item.visible)
         if isinstance(item, Template) and self.rules_of is not None:
-            item.template = RestrictedPattern(item.template, self.rules_of)
-            item.run = _by_uri(item.run, self.rules_of)
+            rules_of = self.rules_of
+            item.template = RestrictedPattern(item.template, lambda uri: rules_of(uri) is not None)
+            item.run = _by_uri(item.run, rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
-            item.run = self._around(item.run, keep)
+            item.run = self._around(item.run, keep, item.parameters)
         item.run = checked(item.run, self.scopes)
 
-    def _around(self, run: Run, keep: Keep | None) -> Run:
+    def _around(self, run: Run, keep: Keep | None, known: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
-            given = self.fill(arguments) if self.changes_arguments else arguments
+            given = self.fill(arguments, known) if self.changes_arguments else arguments
             if self.results is None:
                 return await self._within_budget(await run(given, call), call, keep)
             try:
@@ -368,13 +376,13 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
 
 
 class RestrictedPattern:
-    """The URIs of a template without those that a policy doesn't offer."""
+    """The URIs of a template without those that aren't offered."""
 
-    __slots__ = ("_pattern", "_rules_of")
+    __slots__ = ("_offers", "_pattern")
 
-    def __init__(self, pattern: Pattern, rules_of: Callable[[str], ItemRules | None]) -> None:
+    def __init__(self, pattern: Pattern, offers: Callable[[str], bool]) -> None:
         self._pattern = pattern
-        self._rules_of = rules_of
+        self._offers = offers
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -384,7 +392,7 @@ class RestrictedPattern:
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the values of the variables in a URI; None for one that isn't offered."""
         found = self._pattern.match(uri)
-        return None if found is None or self._rules_of(uri) is None else found
+        return found if found is not None and self._offers(uri) else None
 
 
 def _by_uri(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Run:

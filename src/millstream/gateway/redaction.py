@@ -73,9 +73,13 @@ class Redactor:
         return text
 
     def value(self, value: Any) -> Any:
-        """Return a JSON value whose texts are without the matches. Names of members stay."""
+        """Return a JSON value whose texts and numbers are without the matches. Names of members stay."""
         if isinstance(value, str):
             return self.text(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            written = encode(value).decode()
+            text = self.text(written)
+            return value if text == written else text
         if is_array(value):
             return [self.value(each) for each in value]
         if is_object(value):
