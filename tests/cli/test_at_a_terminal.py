@@ -170,7 +170,7 @@ def test_bench_fills_a_bar_and_draws_a_chart_that_fits(screen: Screen, server: S
     screen.until(lambda text: "░" in text or "ended" in text)  # the bar is there for as long as it runs
     lines = screen.until("ended with 0")
     assert re.fullmatch(r"shop \(2026-07-28, streamable-http\): 10 connections for \d+\.\d s, .*", lines[0])
-    assert lines[1].split() == ["WHAT", "VALUE"]
+    assert ["WHAT", "VALUE"] in [line.split() for line in lines[1:3]]  # the first line may be two
     bars = [line for line in lines if "█" in line]
     assert 2 <= len(bars) <= 10
     assert all(line.lstrip().startswith("≤ ") for line in bars)
