@@ -107,6 +107,7 @@ PAGES = {
         ),
     ),
     "docs/how-to/broadcast-to-a-page.md": Page(
+        untyped={"board.py": "It needs a key and a browser; tests/auth/test_sign_in.py signs in to such a page."},
         also={
             "": (
                 Typed(tool("announce", '{"text":"x"}'), "…0 heard it.…"),

@@ -1,6 +1,6 @@
-"""When requests end that get no answer: one timer for all requests of a client.
+"""Time limits of requests: one timer serves all requests of a client.
 
-A request that is over costs a timer of its own nothing to cancel, which is what nearly all of them would come to.
+Nearly all requests end long before their limit, so a timer for each would be made and canceled for nothing.
 """
 
 import asyncio
@@ -36,8 +36,7 @@ class Deadlines:
         now = loop.time()
         pending = PendingRequest(self, now + seconds, seconds, now + max(longest, seconds), progress)
         self._waiting.add(pending)
-        if pending.when < self._wakes:
-            self.wake_at(pending.when)
+        self.wake_at(pending.when)
         return pending
 
     def discard(self, pending: "PendingRequest") -> None:
@@ -45,7 +44,9 @@ class Deadlines:
         self._waiting.discard(pending)
 
     def wake_at(self, when: float) -> None:
-        """Look not later than this at what has expired."""
+        """Look for expired requests no later than this."""
+        if when >= self._wakes:
+            return
         if self._handle is not None:
             self._handle.cancel()
         assert self._loop is not None  # noqa: S101  a request has begun
@@ -99,8 +100,7 @@ class PendingRequest:
         """Something has come: the clock starts again."""
         if self._latest != math.inf and not self._holds and not self._expired:
             self.when = min(now + self._seconds, self._latest)
-            if self.when < self._owner._wakes:
-                self._owner.wake_at(self.when)
+            self._owner.wake_at(self.when)
 
     def hold(self) -> None:
         """The server waits for us: the clock stands still."""

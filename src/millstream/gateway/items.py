@@ -79,9 +79,10 @@ class UpstreamTool(Tool):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        schema = description.get("inputSchema")
+        schema: Any = description.get("inputSchema")
         if not isinstance(schema, dict):
             schema = {"type": "object"}
+        schema = cast("dict[str, Any]", schema)
         headers = find_annotations(schema)
         source = Source(name, self._run, raw_object, schema=_with_properties(schema), headers=headers)
         Item.__init__(self, name, source, None, {})
@@ -104,7 +105,7 @@ class UpstreamTool(Tool):
         self.plain = not headers and "stream" not in self.parameters
         self._output = None
         output = description.get("outputSchema")
-        self.wraps = isinstance(output, dict) and output.get("type") != "object"
+        self.wraps: bool = isinstance(output, dict) and cast("dict[str, Any]", output).get("type") != "object"
         self._simple = str
         self.unclear = ""
         self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
@@ -184,11 +185,10 @@ class UpstreamPrompt(Prompt):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        arguments = description.get("arguments")
-        known = (
-            [each.get("name") for each in arguments if isinstance(each, dict)] if isinstance(arguments, list) else []
-        )
-        properties = {each: dict[str, Any]() for each in known if isinstance(each, str)}
+        given = description.get("arguments")
+        arguments = cast("list[object]", given) if isinstance(given, list) else []
+        names = [cast("Description", each).get("name") for each in arguments if isinstance(each, dict)]
+        properties = {each: dict[str, Any]() for each in names if isinstance(each, str)}
         Item.__init__(self, name, Source(name, self._run, _same, schema={"properties": properties}), None, {})
         self.upstream: Upstream = upstream
         self.own_name: str = own_name

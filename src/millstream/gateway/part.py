@@ -5,7 +5,7 @@ import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from millstream._parts import Host
 from millstream._server.calls.changes import Change
@@ -401,7 +401,7 @@ class GatewayPart:
         before = self._followed.pop(owner, frozenset())
         if uris:
             self._followed[owner] = frozenset(uris)
-        everything: frozenset[str] = frozenset().union(*self._followed.values())
+        everything = frozenset[str]().union(*self._followed.values())
         for upstream in self.upstreams.values():
             mine = {own for uri in everything if (own := self._own_uri(upstream, uri))}
             if mine or any(self._own_uri(upstream, uri) for uri in before):
@@ -416,8 +416,9 @@ class GatewayPart:
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
         """The upstream's own URI of a resource, if it can be watched there."""
-        resources = upstream.catalog.capabilities.get("resources")
-        if not isinstance(resources, dict) or not resources.get("subscribe") or self._is_local(uri):
+        offered = upstream.catalog.capabilities.get("resources")
+        resources = cast("dict[str, Any]", offered) if isinstance(offered, dict) else {}
+        if not resources.get("subscribe") or self._is_local(uri):
             return ""
         if upstream.policy is not None and upstream.policy.rules_of(uri) is None:
             return ""

@@ -40,7 +40,7 @@ from millstream.gateway.relay import Relays
 from millstream.gateway.watches import ResourceWatches
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from millstream._server.calls.call import Call
     from millstream.client._transports.embedded import Embedded, Running
@@ -146,7 +146,7 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
             )
         if self.revision is not None and self.revision not in BY_DATE:
             raise ValueError(f"upstream {self.name!r}: there is no revision {self.revision}: use {', '.join(BY_DATE)}")
-        policy: object = self.policy
+        policy = cast("object", self.policy)
         if policy is not None and not isinstance(policy, UpstreamPolicy):
             raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}")
         if self.openapi is not None:
@@ -201,7 +201,7 @@ class _SharedProgram:
         self._running = running
 
     @asynccontextmanager
-    async def running(self) -> "AsyncIterator[Running]":
+    async def running(self) -> "AsyncGenerator[Running]":
         """Give what runs; leaving the block doesn't stop it."""
         yield self._running
 
