@@ -176,6 +176,40 @@ async def test_a_refused_token_is_refreshed_once_and_an_ended_grant_asks_for_ano
 
 
 @pytest.mark.server
+async def test_an_account_that_cannot_list_an_upstream_takes_it_from_no_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis = shared_servers(RedisServer)
+    redis.flush()
+    async with world() as other, gateway(other.url, store=redis.url) as one, Browser(one.base) as alice:
+        accounts, issue = other.accounts, other.accounts.issue
+        monkeypatch.setattr(
+            accounts, "issue", lambda person, scope: "refused" if person == "mallory" else issue(person, scope)
+        )
+        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+        await one.listed("up_who")
+        async with Browser(one.base) as bob:
+            await (await bob.sign_in(BOB)).connect(accounts, "mallory")
+        async with gateway(other.url, store=redis.url) as two:  # it begins with the newest account
+            async with asyncio.timeout(WAIT):
+                while "can't list it" not in caplog.text:  # noqa: ASYNC110  the log has no event
+                    await asyncio.sleep(0.01)
+            assert await two.call(ALICE, "up_who") == "ada"
+            assert (await two.mcp.start()).host.degraded() == []
+
+
+async def test_resources_of_one_person_are_not_listed_for_others() -> None:
+    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
+        other.mcp.resource("note://ada/1", name="note")(lambda: "private")
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
+        await gate.listed("up_who")
+        async with gate.client(BOB) as client:
+            assert not await client.resources()
+        async with gate.client(ALICE) as client:
+            assert (await client.read("note://up/ada/1"))[0].text == "private"
+
+
+@pytest.mark.server
 async def test_a_connection_is_one_for_all_workers_and_its_token_is_refreshed_by_one_of_them() -> None:
     redis = shared_servers(RedisServer)
     redis.flush()

@@ -5,6 +5,7 @@ import sys
 from millstream import Server
 from millstream.client import Client
 from millstream.gateway import OpenApi, UpstreamPolicy
+from millstream.gateway.breaker import FAILURES
 from patience import WAIT
 
 ESCAPES = r"""
@@ -19,6 +20,21 @@ for line in sys.stdin:
         result = LINK
     if "id" in message:
         print('{"jsonrpc": "2.0", "id": %s, "result": %s}' % (json.dumps(message["id"]), result), flush=True)
+"""
+
+CRASHES = r"""
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "odd"}}
+    if message["method"] == "tools/list":
+        result = {"tools": [{"name": "run", "inputSchema": {"type": "object"}}]}
+    elif message["method"] == "tools/call":
+        if message["params"]["arguments"]["crash"]:
+            sys.exit(1)
+        result = {"content": [{"type": "text", "text": "ran"}]}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
 """
 
 
@@ -113,3 +129,17 @@ async def test_schemas_of_an_api_that_grow_with_its_operations_are_bounded() -> 
         (tool,) = await client.tools()
         assert tool.name == "shop_small"
         assert tool.output_schema is None
+
+
+async def test_a_caller_who_crashes_their_own_process_takes_none_from_others() -> None:
+    mcp = Server("front")
+    command = [sys.executable, "-c", CRASHES]
+    mcp.upstream("odd", command, scale="per_session", start_timeout=WAIT, timeout=WAIT)
+    async with (
+        mcp.running(),
+        Client(mcp, timeout=WAIT, revision="2025-11-25") as one,
+        Client(mcp, timeout=WAIT, revision="2025-11-25") as other,
+    ):
+        for _ in range(2 * FAILURES):
+            assert (await one.call("odd_run", crash=True, raise_on_error=False)).is_error
+        assert (await other.call("odd_run", crash=False)).text == "ran"

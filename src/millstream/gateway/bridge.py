@@ -305,7 +305,10 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         raise unanswered(call, upstream, exc) from None
     except ClientError as exc:
         if isinstance(exc, _NO_SIGN_OF_LIFE):
-            breaker.fail()
+            if upstream.has_process_for_each:
+                breaker.failed += 1
+            else:
+                breaker.fail()
         raise unanswered(call, upstream, exc) from None
     finally:
         if link is not None:

@@ -18,7 +18,7 @@ from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.suggesting import Suggesting
 from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
-from millstream.client._errors import ClientError, Failure, TargetError
+from millstream.client._errors import AccessDenied, ClientError, Failure, TargetError
 from millstream.client._options import Options
 from millstream.client._targets import find
 from millstream.client._transports.stdio import Command
@@ -27,7 +27,7 @@ from millstream.gateway.breaker import Breaker
 from millstream.gateway.catalog import Catalog, StoredCatalog
 from millstream.gateway.credentials.options import Credentials, PerUserOAuth
 from millstream.gateway.cycles import announced_ids
-from millstream.gateway.links import SHARED, Link, LinkKey, Links
+from millstream.gateway.links import SHARED, Link, LinkKey, Links, NoCredentials
 from millstream.gateway.names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.pins import Pins, Quarantined
@@ -366,6 +366,11 @@ class Upstream:
         return target if isinstance(target, Program) and target.protected else None
 
     @property
+    def has_process_for_each(self) -> bool:
+        """Callers have processes of their own, so the failure of one says nothing about another's."""
+        return self.processes is not None and self.config.scale != "shared"
+
+    @property
     def _serves_many(self) -> bool:
         """One process of a command serves several callers."""
         return self.processes is not None and self.config.scale != "per_session"
@@ -445,13 +450,27 @@ class Upstream:
             except (ClientError, OSError) as exc:
                 if self._has_left:
                     continue
-                self._degrade(str(exc) or type(exc).__name__)
+                if isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
+                    # It's about one person's account: calls of others go on, and another one reads the lists next.
+                    logger.warning("%s: a person's account can't list it: %s", self.config.name, exc)
+                    self._pass_over(self.lister.credentials)
+                else:
+                    self._degrade(str(exc) or type(exc).__name__)
                 failures += 1
             wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT)
             self._reached.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  it's no secret
                     await self._reached.wait()
+
+    @property
+    def _is_personal(self) -> bool:
+        """Nothing can be asked of it without a person."""
+        return self.credentials is not None and self.credentials.personal
+
+    def _pass_over(self, lister: str) -> None:
+        if self.credentials is not None:
+            self.credentials.pass_over(lister)
 
     async def _find_lister(self) -> LinkKey:
         """Return whose connection reads the lists: one that all share, or that of a person who has connected."""
@@ -488,6 +507,8 @@ class Upstream:
             self._note_cycle()
             return
         self._in_cycle = False
+        if self._is_personal and found.hints.get("resources", (0, True))[1]:
+            found.resources = {}  # they may be the lister's own, and others would see them
         found.taken = self._stored.time()
         renew = found.taken - self.catalog.taken > catalog.STORED_SECONDS / 4
         await self._offer(found, announced)

@@ -103,6 +103,8 @@ class PersonalCredentials(UpstreamCredentials):
             )
         self._waiting: dict[str, set[asyncio.Event]] = {}
         """Owner -> calls that wait until that person has connected."""
+        self._passed_over: dict[str, float] = {}
+        """Owner -> when lists couldn't be read with their connection."""
         self._arrival = asyncio.Event()
         """Set after a person has connected or disconnected."""
 
@@ -129,10 +131,17 @@ class PersonalCredentials(UpstreamCredentials):
         """Return the link key of a person who is connected; wait until there's one."""
         while True:
             self._arrival.clear()
-            for owner in await self._listers():
+            listers = await self._listers()
+            for owner in sorted(listers, key=lambda each: self._passed_over.get(each, 0)):
                 if await self._tokens.load(owner) is not None:
                     return owner
             await self._arrival.wait()
+
+    def pass_over(self, link_key: str) -> None:
+        """See `UpstreamCredentials.pass_over`."""
+        self._passed_over[link_key] = time.monotonic()
+        if len(self._passed_over) > _MAX_LISTERS:
+            del self._passed_over[min(self._passed_over, key=self._passed_over.__getitem__)]
 
     def auth(self, link_key: str) -> LinkAuth:
         """See `UpstreamCredentials.auth`."""

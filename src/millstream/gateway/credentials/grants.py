@@ -27,6 +27,8 @@ _EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
 _UNKNOWN_LIFE: Final = 300.0
 """Seconds for which an exchanged token is used whose issuer doesn't say how long it lives."""
+_LISTS_AGAIN: Final = 30.0
+"""Seconds until lists are read again with a token that couldn't read them, if no other caller comes."""
 _KEPT: Final = 3600.0
 """Seconds for which a token is kept whose end isn't known."""
 
@@ -140,6 +142,8 @@ class ExchangedCredentials(_TokenCredentials):
         super().__init__(upstream, forward, url, options, services)
         self._newest = ""
         """The link key of the caller who called last."""
+        self._passed_over = ""
+        """The link key with which lists couldn't be read."""
         self._arrival = asyncio.Event()
 
     def _identify(self, call: "Call") -> tuple[str, Caller]:
@@ -175,11 +179,23 @@ class ExchangedCredentials(_TokenCredentials):
     async def lister(self) -> str:
         """Return the link key of the newest caller; wait for one whose token is valid."""
         while True:
-            caller = self.caller(self._newest)
-            if caller is not None and caller.until > time.time():
-                return self._newest
+            key = self._newest
+            caller = self.caller(key)
             self._arrival.clear()
-            await self._arrival.wait()
+            if caller is not None and caller.until > time.time():
+                if key != self._passed_over:
+                    return key
+                try:
+                    async with asyncio.timeout(_LISTS_AGAIN):
+                        await self._arrival.wait()
+                except TimeoutError:
+                    self._passed_over = ""  # there may be no other
+            else:
+                await self._arrival.wait()
+
+    def pass_over(self, link_key: str) -> None:
+        """See `UpstreamCredentials.pass_over`."""
+        self._passed_over = link_key
 
     async def headers_of(self, caller: Caller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that was given for the caller's newest one."""

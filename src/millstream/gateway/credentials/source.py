@@ -106,6 +106,9 @@ class UpstreamCredentials:
         """Return the link key of the connection that reads lists; wait until there are credentials for it."""
         return ""
 
+    def pass_over(self, link_key: str) -> None:
+        """Prefer others than this one for the next lists: they couldn't be read with it."""
+
     async def prepare(self, call: "Call") -> None:
         """Make sure that a call has credentials, and ask the person for them where it hasn't.
 
