@@ -63,9 +63,11 @@ class Breaker:
         if self._failures or self._until:
             self.reset()
 
-    def fail(self) -> None:
-        """Take note of a call without an answer."""
+    def fail(self, *, counts: bool = True) -> None:
+        """Take note of a call without an answer. Without `counts`, it says nothing about other calls."""
         self.failed += 1
+        if not counts:
+            return
         self._failures += 1
         if self._until or self._failures >= FAILURES:
             self.trip()

@@ -305,10 +305,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         raise unanswered(call, upstream, exc) from None
     except ClientError as exc:
         if isinstance(exc, _NO_SIGN_OF_LIFE):
-            if upstream.has_process_for_each:
-                breaker.failed += 1
-            else:
-                breaker.fail()
+            breaker.fail(counts=not upstream.has_process_for_each)
         raise unanswered(call, upstream, exc) from None
     finally:
         if link is not None:
