@@ -7,8 +7,9 @@ from typing import Any
 from millstream._app.gateway_server import START_TIMEOUT
 from millstream._app.server import Server
 from millstream._config import Settings
+from millstream.gateway.programs.classes import library_of
 from millstream.gateway.programs.http import SIGN_IN
-from millstream.gateway.programs.libraries import library_of, program_of
+from millstream.gateway.programs.libraries import program_of
 
 
 def server_of(value: Any) -> Server:
@@ -18,7 +19,7 @@ def server_of(value: Any) -> Server:
     origins that the program names for CORS.
 
     Args:
-        value: the object; see `millstream.gateway.programs.libraries.library_of`.
+        value: the object; see `millstream.gateway.programs.classes.library_of`.
 
     Raises:
         ProgramError: it can't be run so; the text says why and what to do.

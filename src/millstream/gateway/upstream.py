@@ -33,7 +33,8 @@ from millstream.gateway.parked import ParkedCalls
 from millstream.gateway.pins import Pins, Quarantined
 from millstream.gateway.policy import ItemRules, Policy, UpstreamPolicy
 from millstream.gateway.processes import ProcessPool, UpstreamProcesses
-from millstream.gateway.programs.libraries import library_of, upstream_of
+from millstream.gateway.programs.classes import library_of
+from millstream.gateway.programs.libraries import upstream_of
 from millstream.gateway.programs.program import Program
 from millstream.gateway.questions import ANYTHING, can_ask
 from millstream.gateway.relay import Relays

@@ -1,39 +1,15 @@
-"""The server objects of other libraries, and how each is run in this process, through its public interface.
+"""How a server object of each library is run in this process, through its public interface."""
 
-Nothing here imports a library: a server object of one exists only where the program has imported it.
-"""
-
-import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib import import_module, metadata
 from typing import Any, cast
 
+from millstream.gateway.programs.classes import ProgramError, library_of
 from millstream.gateway.programs.http import HttpSide
 from millstream.gateway.programs.program import Program, Server
 from millstream.gateway.programs.single_exchange import SingleExchange
-
-_CLASSES: Mapping[tuple[str, str], str] = {
-    ("fastmcp.server", "FastMCP"): "fastmcp",
-    ("mcp.server.mcpserver", "MCPServer"): "mcp",
-    ("mcp.server.fastmcp", "FastMCP"): "mcp",
-    ("mcp.server.lowlevel", "Server"): "mcp",
-}
-"""Module and name of a class -> distribution."""
-
-
-class ProgramError(ValueError):
-    """A program can't run here; the text says why and what to do."""
-
-
-def library_of(value: object) -> str:
-    """Return the name of the library that a server object belongs to; empty for any other object."""
-    for (module, name), library in _CLASSES.items():
-        found = getattr(sys.modules.get(module), name, None)
-        if isinstance(found, type) and isinstance(value, found):
-            return library
-    return ""
 
 
 def program_of(value: Any) -> Program:

@@ -1,0 +1,28 @@
+"""The classes of other libraries whose objects are servers.
+
+Nothing here imports a library: an object of one exists only where the program has imported it.
+"""
+
+import sys
+from collections.abc import Mapping
+
+_CLASSES: Mapping[tuple[str, str], str] = {
+    ("fastmcp.server", "FastMCP"): "fastmcp",
+    ("mcp.server.mcpserver", "MCPServer"): "mcp",
+    ("mcp.server.fastmcp", "FastMCP"): "mcp",
+    ("mcp.server.lowlevel", "Server"): "mcp",
+}
+"""Module and name of a class -> distribution."""
+
+
+class ProgramError(ValueError):
+    """A program can't run here; the text says why and what to do."""
+
+
+def library_of(value: object) -> str:
+    """Return the name of the library that a server object belongs to; empty for any other object."""
+    for (module, name), library in _CLASSES.items():
+        found = getattr(sys.modules.get(module), name, None)
+        if isinstance(found, type) and isinstance(value, found):
+            return library
+    return ""
