@@ -29,6 +29,17 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 
+HANGS = 900
+"""Seconds after which a test that waits for what never comes fails, instead of the whole run."""
+
+
+def _end_hanging_test(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"The test has hung for {HANGS} seconds")
+
+
+signal.signal(signal.SIGALRM, _end_hanging_test)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite the server lines of tests/transcripts")
 
@@ -126,7 +137,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """
     if not hasattr(item.config, "workerinput") or item.config.getoption("durations") is not None:
         return None
+    signal.alarm(HANGS)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    signal.alarm(0)
     passed = all(report.passed for report in reports)
     for report in reports:
         if report.when == "call" or not passed:

@@ -32,7 +32,7 @@ from millstream import Client
 async def main():
     async with Client(sys.argv[1]) as client:
         print(await client.call("order", copies=5))
-        print((await client.call("order", copies=0)).content[0].text)
+        print((await client.call("order", copies=0, raise_on_error=False)).content[0].text)
 
 
 asyncio.run(main())
@@ -54,14 +54,16 @@ def test_a_terminal_shows_a_line_for_each_message_and_the_lines_of_an_error(
         cwd=tmp_path, env=environment, stderr=terminal, stdin=subprocess.DEVNULL,
     ) as server:  # fmt: skip
         os.close(terminal)
-        said = _read_until(end, f":{port}/mcp")
-        told = subprocess.run(
-            [sys.executable, "call.py", f"http://127.0.0.1:{port}/mcp"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=True,
-        ).stdout  # fmt: skip
-        said += _read_until(end, "tool_error")
-        server.terminate()
-        _read_until(end, "")
+        try:
+            said = _read_until(end, f":{port}/mcp")
+            told = subprocess.run(
+                [sys.executable, "call.py", f"http://127.0.0.1:{port}/mcp"],
+                cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=True,
+            ).stdout  # fmt: skip
+            said += _read_until(end, "tool_error")
+        finally:
+            server.terminate()
+            _read_until(end, "")
     assert "ZeroDivisionError" in told
     assert "return 10 / copies" in told
     plain = re.sub(r"\x1b\[[\d;]*m", "", said)

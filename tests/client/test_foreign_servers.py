@@ -17,7 +17,7 @@ import pytest
 
 from conformance.official import KEEP_ALIVE
 from millstream import Client
-from millstream.client import Failure, Options
+from millstream.client import Failure, Options, ToolFailed
 from millstream.client._questions import Question
 from patience import WAIT
 from processes import NODE, ROOT, Shared, shared
@@ -205,8 +205,9 @@ async def test_a_published_server_fetches_pages(site: str, tmp_path: Path) -> No
         assert ":\n<body>\n\n<error>Content truncated." in raw
         refused = await client.call("fetch", url=f"{site}/closed", raise_on_error=False)
         assert (refused.is_error, "robots.txt" in refused.text) == (True, True)
-        assert "status code 404" in (await client.call("fetch", url=f"{site}/nothing")).text
-        assert "999999" in (await client.call("fetch", url=f"{site}/open", max_length=10**6)).text
+        assert "status code 404" in (await client.call("fetch", url=f"{site}/nothing", raise_on_error=False)).text
+        with pytest.raises(ToolFailed, match="999999"):
+            await client.call("fetch", url=f"{site}/open", max_length=10**6)
         assert [(prompt.name, prompt.arguments[0].required) for prompt in await client.prompts()] == [("fetch", True)]
         assert "For people." in str((await client.prompt("fetch", url=f"{site}/closed")).messages)
         with pytest.raises(Failure, match="Unknown prompt"):

@@ -134,7 +134,7 @@ async function walk(line, hub, health) {
     summary: text(await line.call(client, "summarize", { text: "A long story." })),
     about: (await client.readResource({ uri: "hub://about" })).contents[0].text,
     clock: (await client.readResource({ uri: "time://Europe/Berlin" })).contents[0].uri,
-    prompt: prompt.text,
+    prompt: prompt.messages[0].content.text,
     completion: completed.completion.values,
     wrong_arguments: await failure(line.call(client, "add_numbers", { a: "two", b: 3 })),
     unknown_tool: await failure(line.call(client, "no_such_tool")),
