@@ -98,13 +98,31 @@ PAGES = {
         untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
     ),
     "docs/how-to/serve-an-openapi-document.md": Page(
-        untyped={"import httpx2": "tests/gateway/test_openapi.py imports such documents. This one has no server."},
+        untyped={
+            "import httpx2": "tests/gateway/test_openapi.py imports such documents. This one has no server.",
+            "from millstream.gateway import OpenApi": "tests/gateway/test_api_upstreams.py has such upstreams.",
+        },
     ),
     "docs/how-to/run-a-program-for-another-library.md": Page(
         untyped=dict.fromkeys(
             ("other_library.py", "millstream run bookshop.py", "from millstream import Server"),
             "The library isn't in the wheel's environment. tests/gateway/test_programs.py does what the page says.",
         ),
+    ),
+    "docs/how-to/decide-who-sees-which-tool.md": Page(
+        untyped={"millstream gateway accept": "It asks about a change. tests/gateway/test_command.py makes one."},
+    ),
+    "docs/how-to/give-upstreams-credentials.md": Page(
+        untyped={"accounts.py": "Its servers aren't there. tests/gateway/test_credentials.py imports it."},
+    ),
+    "docs/how-to/put-servers-behind-one-address.md": Page(
+        untyped={
+            "shop.py": "tests/gateway/test_run_command.py calls its tools.",
+            "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
+            "millstream gateway servers.json": "tests/gateway/test_run_command.py serves the file and calls a tool.",
+            "millstream list http": "tests/cli/test_client_commands.py runs these commands.",
+            'millstream run "uvx': "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
+        },
     ),
     "docs/how-to/broadcast-to-a-page.md": Page(
         untyped={"board.py": "It needs a key and a browser; tests/auth/test_sign_in.py signs in to such a page."},

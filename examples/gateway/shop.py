@@ -1,4 +1,4 @@
-"""A server behind the gateway of `docs/how-to/decide-who-sees-which-tool.md`."""
+"""A bookshop to put behind a gateway."""
 
 from millstream import Server
 
