@@ -103,6 +103,13 @@ async def test_a_process_that_misbehaves(script: Path, tool: str, expected: type
     assert not alive(second)
 
 
+async def test_a_program_that_ends_without_serving_gets_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "greet.py").write_text("print('no mcp.run() here')\n", "utf-8")
+    with pytest.raises(ConnectionLost, match=r"exit code 0.*millstream run FILE --transport stdio"):
+        async with Client([sys.executable, str(tmp_path / "greet.py")], timeout=WAIT) as client:
+            await client.tools()
+
+
 async def test_calls_side_by_side_end_with_the_process_that_ran_them(script: Path) -> None:
     """None waits for ever."""
     async with asyncio.timeout(WAIT), Client(script) as client:

@@ -163,6 +163,13 @@ class GatewayPart:
             pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
             if pins.file is not None:
                 host.every_second(_Following(upstream, pins.file))
+            if pins.forgets:
+                logger.warning(
+                    "%s: a restart forgets which definitions are pinned, because the store is memory:// and there's no "
+                    "lock file. Run `millstream gateway accept`, or give a lasting store such as "
+                    "sqlite:///gateway.db.",
+                    config.name,
+                )
 
     def _serve(self) -> None:
         connecting = {name: each for name, each in self.upstreams.items() if each.config.connects}

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Map, StoreFull
+from millstream._stores.memory.store import MemoryMap
 from millstream.client._errors import ClientError
 from millstream.gateway.catalog import METHODS, Catalog, Description
 from millstream.gateway.policy import UpstreamPolicy
@@ -125,6 +126,12 @@ class Pins:
         self._accepts = policy.first_seen == "accept"
         self._kv = kv
         self.file: AcceptedFile | None = AcceptedFile(policy.pins) if policy.pins else None
+
+    @property
+    def forgets(self) -> bool:
+        """Whether what was seen first is accepted, and nothing of it outlives this process."""
+        lasts = not isinstance(self._kv, MemoryMap) or (self.file is not None and self.file.stamp is not None)
+        return self._accepts and not lasts
 
     async def sort(self, catalog: Catalog) -> tuple[Catalog, list[Quarantined]]:
         """Return the lists without what isn't accepted, and that.

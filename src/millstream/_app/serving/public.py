@@ -21,7 +21,8 @@ def check_public(definition: Definition, host: str) -> None:
         raise CommandError(
             f"{host} is an address that others reach, and nobody would have to sign in.",
             why="Everybody who reaches it could call every tool.",
-            fix="Add --auth-key KEY, or auth= in the program. If you want it open, say --public-without-auth.",
+            fix="Set MILLSTREAM_AUTH_KEY, add --auth-keys FILE, or write auth= in the program. If you want it open, "
+            "add --public-without-auth.",
         )
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:
         raise CommandError(

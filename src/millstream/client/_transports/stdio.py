@@ -30,6 +30,9 @@ _SHORT_GRACE = 1.0
 """The same where the work was cancelled: somebody pressed Ctrl-C, and waits."""
 _MAX_LAST = 400
 _LAST_WORDS = 1.0
+_NEVER_SERVED = (
+    " It ended without serving: start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
+)
 _KEPT = 4096
 """Bytes of standard error that are kept."""
 _MAX_NOISE = 1000
@@ -118,6 +121,7 @@ class StdioTransport:
         self._said = b""
         self._unshown = b""
         self._noise = 0
+        self._spoke = False
         self.exited = asyncio.Event()
         self.heard_out = asyncio.Event()
         """Nothing more comes of what it said."""
@@ -204,6 +208,7 @@ class StdioTransport:
             if line is None:
                 self._over(too_large(self._max))
             elif line[:1] == b"{" or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO] started"
+                self._spoke = True
                 self._duplex.receive(line)
             else:
                 self._noise += 1  # a program that prints greetings is a nuisance, and common
@@ -243,7 +248,8 @@ class StdioTransport:
             else f"The server has ended with exit code {code}"
         )
         last = _last_sentence(self.said)
-        fault = ConnectionLost(f"{ended}. It last said: {last[:_MAX_LAST]}" if last else f"{ended}.")
+        text = f"{ended}. It last said: {last[:_MAX_LAST]}" if last else f"{ended}."
+        fault = ConnectionLost(text if code != 0 or self._spoke else f"{text}{_NEVER_SERVED}")
         self._duplex.end(fault)
         self.writable.set()
         return fault

@@ -86,9 +86,10 @@ def _make(name: str, forward: Sequence[str], url: Url, auth: Credentials | None,
 
 def _check_guarded(name: str, kind: str, host: Host) -> None:
     if host.guard is None:
+        in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
         raise LocalError(
             f"The upstream {name!r} has {kind}, and this server has no auth=…: it can't tell callers apart. Let them "
-            "sign in, for example with Server(auth=auth.oidc(…))."
+            f"sign in, for example with Server(auth=auth.oidc(…)){in_file}."
         )
 
 
