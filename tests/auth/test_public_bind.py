@@ -1,5 +1,6 @@
 """An address that others reach is served with auth, or because somebody said so in so many words."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,8 @@ def test_neither_the_command_nor_run_serves_a_public_address_without_auth(progra
     file = tmp_path / "shop.py"
     file.write_text("from millstream import Server\nmcp = Server('shop')\n", "utf-8")
     command = [sys.executable, *(part.replace("FILE", str(file)) for part in program)]
-    done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False)
+    environment = {**os.environ, "MILLSTREAM_PORT": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=WAIT, check=False)
     assert done.returncode == 1
     assert b"--public-without-auth" in done.stderr
 
