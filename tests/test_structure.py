@@ -347,7 +347,7 @@ def test_every_dependency_has_a_floor_and_the_security_floors_stand() -> None:
 
 
 def test_every_dependency_of_the_core_is_imported() -> None:
-    """Whoever installs the package gets what it uses. uvloop is loaded by name."""
+    """The package installs what it uses. uvloop is loaded by name."""
     used = {name.split(".")[0] for path in sources("src") for name in imported(path)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert {re.split(r"[>=<; ]", item)[0] for item in project["dependencies"]} - used <= {

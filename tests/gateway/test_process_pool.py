@@ -240,7 +240,7 @@ async def test_a_process_that_does_not_read_takes_no_memory_of_ours(tmp_path: Pa
 async def test_standard_error_is_logged_with_the_name_of_the_upstream(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Line by line, without control characters, cut, and up to a rate: a flood is read slowly and left out."""
+    """Log each line without control characters, shortened. Above a rate limit, read slowly and drop lines."""
     path = tmp_path / "loud.sh"
     loud = "printf 'one\\033[2J\\n%s\\npart' $(seq -s, 2000) >&2\n" + textwrap.dedent(SHELL)
     path.write_text(loud.replace('*\'"name":"hang"\'*) continue ;;', "*flood*) yes flood >&2 & continue ;;"))

@@ -598,7 +598,7 @@ async def test_nothing_is_added_behind_the_last_entry_of_a_sealed_stream(store: 
 
 
 async def test_a_stream_may_begin_with_its_last_entry(store: Store) -> None:
-    """A call whose worker died before it wrote anything is closed by whoever asks for it."""
+    """The next reader closes a call whose worker died before it wrote anything."""
     end = await add(store, b"end", "call:1", seal=True)
     with pytest.raises(Sealed):
         await add(store, b"late", "call:1")
@@ -724,7 +724,7 @@ async def test_the_first_arrival_and_the_last_departure_are_told_and_nothing_els
 
 
 async def test_a_member_that_left_arrives_again_with_a_new_value(store: Store) -> None:
-    """The contract of `Members.join`: nobody vouched any more."""
+    """The contract of `Members.join`: every lease had expired."""
     for value in (b"one", b"two"):
         assert (await store.members.join("chat", "ann", value, told(b"+")))[1] is not None
         assert await store.members.present("chat") == [("ann", value)]
@@ -990,7 +990,7 @@ async def test_what_is_sent_to_a_worker_reaches_that_worker_only(backing: Backin
 
 
 async def test_nothing_can_be_sent_to_a_worker_whose_lease_is_over(backing: Backing) -> None:
-    """The contract of `Bus.send`: False, and nobody gets it."""
+    """The contract of `Bus.send`: False, and no worker receives it."""
     one, two = await backing.worker(), await backing.worker()
     dead = two.workers.me
     two.bus.subscribe("inbox", Heard())
@@ -1212,7 +1212,7 @@ async def test_all_workers_together_get_what_there_is(backing: Backing) -> None:
 
 
 async def test_the_seats_of_a_worker_that_dies_are_free_when_its_lease_is_over(backing: Backing) -> None:
-    """The contract of `Rates`: nobody else can give them back."""
+    """The contract of `Rates`: only their holder can release them."""
     first, second = await backing.worker(), await backing.worker()
     assert await allowed(first, *seats(1, "x"))
     assert not await allowed(second, *seats(1, "x"))

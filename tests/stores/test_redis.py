@@ -292,7 +292,7 @@ async def test_a_forbidden_command_shows_at_the_start_under_its_name(server: Red
 
 
 async def test_a_database_or_a_kind_of_server_that_is_not_there_is_named(server: RedisServer) -> None:
-    """The message goes to whoever deploys."""
+    """The message is for the operator."""
     for url, said in (
         (f"{server.url}/99", "refuses the connection"),
         (f"redis+cluster://127.0.0.1:{server.port}", "cluster support"),

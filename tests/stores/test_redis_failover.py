@@ -93,7 +93,7 @@ async def test_wait_refuses_what_too_few_replicas_have_confirmed(servers: Sentin
 async def test_an_unknown_service_or_a_dead_sentinel_is_named(
     monkeypatch: pytest.MonkeyPatch, servers: Sentinels
 ) -> None:
-    """The message goes to whoever deploys."""
+    """The message is for the operator."""
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.5)
     for url, said in (
         (servers.url.replace("/main", "/other"), "other"),

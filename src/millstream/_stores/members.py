@@ -173,7 +173,7 @@ class MapMembers:
                 await self._change(key, lambda record: "renew")
 
     async def _sweep(self, key: str) -> list[tuple[str, str, bytes]]:
-        """Remove the dead workers of a record, and return the members that nobody holds any more."""
+        """Remove the dead workers of a record, and return the members without a holder."""
         group, found = key.removeprefix(_PREFIX).rpartition(":")[0], list[tuple[str, str, bytes]]()
 
         def remove(record: Record) -> str:

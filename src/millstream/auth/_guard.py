@@ -176,7 +176,7 @@ class AuthGuard:
         return self._checks.hold(neighborhood(address))
 
     async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
-        """Return whom a credential belongs to, by the first method that knows, and what that method wants besides.
+        """Return the owner of a credential by the first method that knows it, and the extra checks of that method.
 
         Raises:
             Unavailable: none knows, and one could not be asked.

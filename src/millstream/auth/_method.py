@@ -87,7 +87,7 @@ class AuthMethod:
     """`identify` shows the credential to others, such as an endpoint elsewhere: it's asked after all other methods."""
 
     async def identify(self, credential: str) -> Identity | None:
-        """Return whom a credential belongs to; None for one that is not valid here, for whatever reason.
+        """Return the owner of a credential, or None if it isn't valid here.
 
         Raises:
             Unavailable: that can't be found out now.

@@ -98,7 +98,7 @@ class Client(FamiliarNames):
         )
         """What the client stands on: for those who build on it, and free to change."""
         self._progress: OnProgress | None = None
-        """Hears of calls that name no handler of their own."""
+        """Receives the messages of calls without a handler of their own."""
 
     # The connection
 

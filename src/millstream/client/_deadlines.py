@@ -30,7 +30,7 @@ class Deadlines:
         Args:
             seconds: until it ends without an answer; `math.inf` for never.
             longest: seconds until it ends even if it reports progress.
-            progress: hears of its progress.
+            progress: called with each progress report.
         """
         loop = self._loop = self._loop or asyncio.get_running_loop()
         now = loop.time()
@@ -73,7 +73,7 @@ class Deadlines:
 
 
 class PendingRequest:
-    """A request that waits for its answer: its clock, and who wants to hear of its progress."""
+    """A request that waits for its response: its time limit and its progress callback."""
 
     __slots__ = (
         "_cancelling", "_expired", "_holds", "_latest", "_owner", "_seconds", "_task", "progress", "when",

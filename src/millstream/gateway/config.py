@@ -88,7 +88,7 @@ class Source:
     def expand(self, value: Any, where: KeyPath) -> Any:
         """Return a value whose texts have variables of the environment in place of ``${NAME}``.
 
-        ``${NAME:-text}`` has a default, and ``$${`` stands for ``${``.
+        ``${NAME:-text}`` has a default, and ``$${`` is a literal ``${``.
 
         Raises:
             ConfigError: a variable isn't set.

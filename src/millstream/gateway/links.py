@@ -111,7 +111,7 @@ class Links:
             await asyncio.wait([opening])
             if not opening.cancelled():
                 opening.result()
-            if self._open.get(key) is link:  # it may have been closed for another caller meanwhile
+            if self._open.get(key) is link:  # another caller may have closed it
                 return link
         raise ConnectionLost("The connection was closed while it was opened.")
 

@@ -423,7 +423,7 @@ class ParkedCalls:
             remote.outcome.set_result((news.kind, b"".join(remote.pieces)))
 
     def _interrupt(self) -> None:
-        """Messages may have been lost: nobody knows whether the result is among them."""
+        """Messages may have been lost, and the result may be among them."""
         for number, remote in self._remote.items():
             if not remote.outcome.done():
                 remote.woken.set()

@@ -66,7 +66,7 @@ class GatewayPart:
         self._ids: list[str] = []
         """The id of this gateway, and those of the gateways behind it."""
         self._followed: dict[object, frozenset[str]] = {}
-        """Stream or connection -> the URIs that it wants to hear of."""
+        """Stream or connection -> the URIs that it follows."""
 
     async def open(self, host: Host) -> None:
         """Connect in the background, and wait for first lists for a while.
@@ -402,7 +402,7 @@ class GatewayPart:
         self._host.services.changes.emit(Change("updated", uri))
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
-        """See `ChangeSource`: watch what the streams and connections of this worker want to hear of."""
+        """See `ChangeSource`: watch the resources that streams and connections of this worker follow."""
         if not uris and owner not in self._followed:
             return
         before = self._followed.pop(owner, frozenset())

@@ -1,4 +1,4 @@
-"""What callers get of an upstream: which items, under which names, for whom, with which arguments, results, and limits.
+"""Policies of upstreams: items and their names, visibility, arguments, results, and limits.
 
 `UpstreamPolicy` is what the operator writes. `Policy` compiles it when items are registered: an item that no rule
 changes gets no frame at all. Patterns are globs as in `fnmatch`, and case counts: ``*`` is any text, ``?`` any letter.

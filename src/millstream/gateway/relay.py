@@ -304,7 +304,7 @@ class Relays:
         return found[0]
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
-        """Return the answer of the client whose call asks.
+        """Return the answer of the client that made the call.
 
         Raises:
             ProtocolError: it's not known which client that is, or it doesn't answer.

@@ -43,14 +43,14 @@ class StopSignals:
         self._task = asyncio.current_task()
         self._stopping = False
         self.forced = False
-        """Somebody did not want to wait: the task was cancelled."""
+        """True after a second Ctrl-C: the task was canceled without draining."""
 
     @contextlib.contextmanager
     def heard(self) -> Generator[None, None, None]:
         """Hear signals inside the block; only the main thread can.
 
         Raises:
-            SystemExit: somebody did not want to wait.
+            SystemExit: a second signal ended it without draining.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -76,7 +76,7 @@ class Changes:
         """Where changes have to be asked for; None where all of them happen here."""
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
-        """Say which resources a stream or connection wants to hear of from now on; none at its end."""
+        """Set the resources that a stream or connection follows from now on; none at its end."""
         if self.source is not None:
             self.source.follow(owner, uris)
 

@@ -168,7 +168,7 @@ class RedisBackend:
             self._restoring = asyncio.create_task(self._restore())
 
     async def _restore(self) -> None:
-        """Read along in the new epoch, and then tell everybody."""
+        """Follow the new epoch, then notify all subscribers."""
         while self._again:
             self._again = False
             try:

@@ -172,7 +172,7 @@ class Writer:
 
 
 def _as_told(exc: Exception) -> LocalError:
-    """What went wrong with the file, as the contract of stores has it: whoever asks may know nothing of files."""
+    """Convert an error of the file to the one that the contract of stores names."""
     if isinstance(exc, StoreFull | StoreUnavailable):
         return exc
     return StoreUnavailable(str(exc) if isinstance(exc, LocalError) else f"The SQLite store failed: {exc!r}")

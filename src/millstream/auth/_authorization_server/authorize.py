@@ -79,7 +79,7 @@ class Targets:
         return found or (self.own,)
 
     def wanted(self, text: str) -> tuple[str, ...]:
-        """The scopes that a request names and that there are, with those that everybody gets.
+        """Return the known scopes of a request, with the default scopes.
 
         Raises:
             OAuthError: it names some, and none of them exists; or something that isn't a scope.
@@ -382,7 +382,7 @@ class AuthorizationEndpoint:
     async def handle_callback(
         self, request: Request, pending: PendingLogin, authorization: AuthorizationRequest, callback: Callback
     ) -> Response:
-        """The browser of somebody who has agreed is back from an upstream."""
+        """Handle a browser that returns from an upstream after consent."""
         client = await self._still_there(request, authorization)
         if client is None:
             return pages.wrong("Start again", "The program isn't known any more. Start again from there.", up="../../")

@@ -22,7 +22,7 @@ from millstream.auth._rules import inclusions, rules_of, several
 ACCESS_SECONDS = 900
 """Seconds for which an access token lives."""
 REFRESH_SECONDS = 30 * 86_400
-"""Seconds for which a refresh token lives that nobody uses; each use starts them again."""
+"""Seconds after which an unused refresh token expires; each use starts them again."""
 
 
 class IssuerConfig(Struct, frozen=True):
@@ -35,7 +35,7 @@ class IssuerConfig(Struct, frozen=True):
     resources: tuple[str, ...]
     """Other servers that tokens can be for."""
     scopes: tuple[str, ...]
-    """What everybody gets, and needs to get in."""
+    """Scopes that every grant has, and that access requires."""
     described: Mapping[str, str]
     """Scope -> what it allows, in words for the person."""
     implied: Mapping[str, Collection[str]]

@@ -29,7 +29,7 @@ class Introspection:
         self._clock = clock
 
     async def grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """The grant of an access token of ours; True for one without; False when somebody has ended it."""
+        """Return the grant of one of our access tokens; True for a token without a grant; False if it was revoked."""
         id = claims.get("grant_id")
         if id is not None:
             grant = await self._grants.get(str(id))

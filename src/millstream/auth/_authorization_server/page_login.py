@@ -64,7 +64,7 @@ class PageLogin:
     async def handle_callback(
         self, request: Request, pending: PendingLogin, callback: Callback, landing: Landing
     ) -> Response:
-        """Somebody is back from an upstream, to open a page. Where no client asks, nobody has to agree to one."""
+        """Sign in a person who returns from an upstream to open a page. Without a client, no consent is needed."""
         try:
             user = await self._accounts.upstreams[pending.login].finish(callback)
         except SignInFailed as exc:
@@ -81,7 +81,7 @@ class PageLogin:
             return None
         scopes = await self._scopes(user)
         claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
-        # Somebody may have been removed meanwhile, and what is found out here is believed for a while.
+        # The account may have been removed since, and this result is cached.
         if self._accounts.again(grant) != user:
             return None
         said = {**claims, "iss": self._config.url, "sub": user.subject}

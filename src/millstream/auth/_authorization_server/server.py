@@ -130,13 +130,13 @@ class RunningIssuer(PageMethod):
         )
         # Process
         self._ended: set[str] = set()
-        """Ids of principals of whom something has ended since the last look."""
+        """Ids of principals whose grants or tokens were revoked since the last check."""
         self._just_ended: set[str] = set()
         self._met: OrderedDict[str, Grant | None] = OrderedDict()
         """Id of a principal -> the grant by which they came last; None for clients that act for themselves."""
         self._changes = 0
         self._words = 0
-        """How often somebody has told that something ended."""
+        """Count of revocations that were announced."""
         self._stop = vault.hear(ENDED, self._heard, self._missed)
 
     async def prefetch(self) -> None:
@@ -159,7 +159,7 @@ class RunningIssuer(PageMethod):
     # As a method of the guard
 
     async def identify(self, credential: str) -> Identity | None:
-        """Whom one of our tokens is about."""
+        """Return the principal of one of our tokens."""
         try:
             claims = await self._introspection.claims(credential)
             found = judge(claims, self._rules, self._clock()) if claims is not None else None
@@ -174,7 +174,7 @@ class RunningIssuer(PageMethod):
         return found
 
     async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """See `Introspection.grant_of`. Ask again if something ended meanwhile: the answer may be stale."""
+        """See `Introspection.grant_of`. Ask again after a revocation in between: the answer may be stale."""
         for _ in range(_TRIES):
             words = self._words
             grant = await self._introspection.grant_of(claims)
@@ -201,7 +201,7 @@ class RunningIssuer(PageMethod):
         return grant is None or self._accounts.again(grant) is not None
 
     def epoch(self) -> int:
-        """Changes when something has ended anywhere, or somebody was removed."""
+        """Changes when a grant is revoked on any worker, or an account is removed."""
         if self._ended:
             self._changes += 1
         self._just_ended, self._ended = self._ended, set()

@@ -35,7 +35,7 @@ class Signature(Struct, frozen=True):
     description: str
     engine: Engine
     context: str | None
-    """The parameter that gets the context."""
+    """Name of the parameter that receives the context."""
     returns: Any
     """The return annotation; `inspect.Signature.empty` for none."""
 

@@ -117,7 +117,7 @@ class Program:
         return self._users.get(caller)
 
     def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
-        """Return a transport to a session of nobody in particular."""
+        """Return a transport to an anonymous session."""
         return self.of("").new_transport(listener, background)
 
     def of(self, caller: str) -> "ProgramOfCaller":
@@ -191,7 +191,7 @@ class Program:
             if running.ready.done():
                 raise
             running.ready.set_exception(exc)
-            running.ready.exception()  # whoever waits has it
+            running.ready.exception()  # raised to the waiter already
         finally:
             if self._running.get(loop) is running:
                 del self._running[loop]

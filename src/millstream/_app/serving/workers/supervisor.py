@@ -78,7 +78,7 @@ class Supervisor:
 
         Raises:
             CommandError: a worker cannot start.
-            SystemExit: somebody did not want to wait.
+            SystemExit: a second signal ended it without draining.
         """
         async with AsyncExitStack() as stack:
             orders = stack.enter_context(Orders().heard())

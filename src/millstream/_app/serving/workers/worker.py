@@ -118,7 +118,7 @@ class Orders:
         """Hear it inside the block. Ctrl-C and the end of a terminal are for the parent, who decides.
 
         Raises:
-            SystemExit: somebody did not want to wait.
+            SystemExit: a second signal ended it without draining.
         """
         end, main = self._place.line.end, threading.current_thread() is threading.main_thread()
         end.setblocking(False)
