@@ -9,13 +9,14 @@ from bad_input.shop import make_shop
 from fleet import Worker, real_fleet
 from millstream import Context, Server
 from millstream._stores.redis.scripts import script
+from millstream._stores.workers import ROSTER
 from redis_monitor import Monitor
 from redis_parts import RedisBacking, shared_servers
 
 pytestmark = pytest.mark.server
 SESSIONS = 1_000
 BY_THEMSELVES = {"XREAD", *(script(name).digest for name in ("poke", "read", "renew"))}
-"""What workers ask now and then, whether anybody wants something of them or not."""
+"""What idle workers run now and then, beside the renewals of the roster."""
 APPEND = script("append").digest
 
 
@@ -35,7 +36,7 @@ def make_talking() -> Server:
 async def asked(workers: list[Worker], monitor: Monitor) -> list[str]:
     """What was asked since the last time, but for what workers ask by themselves: names of commands, or of scripts."""
     await workers[0].store.kv.get("session:the-last")
-    lines = [line.split('"') for line in monitor.until("session:the-last")[:-1]]
+    lines = [line.split('"') for line in monitor.until("session:the-last")[:-1] if ROSTER not in line]
     names = [parts[3] if parts[1] == "EVALSHA" else parts[1] for parts in lines]
     return [name for name in names if name not in BY_THEMSELVES]
 
