@@ -76,6 +76,12 @@ PAGES = {
             ),
         },
     ),
+    "docs/how-to/join-a-message-bus.md": Page(
+        untyped={
+            "bus.py": "It needs a broker. tests/docs/test_examples_of_documents.py gives it one.",
+            "bus_brokers.py": "It needs three brokers. tests/hub/test_bus.py has such bridges.",
+        },
+    ),
     "docs/how-to/accept-tokens.md": Page(
         also={
             "": (

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream.auth._method import Given
     from millstream.gateway.upstream import UpstreamConfig
+    from millstream.hub._bus import Bridge
     from millstream.hub._subscriber import Authorize
 
 KINDS = ("tools", "resources", "templates", "prompts")
@@ -133,6 +134,8 @@ class Definition:
         """The middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
         """The servers behind this one."""
+        self.bridges: list[Bridge] = []
+        """Between the hub and message buses."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
         """The servers that this one is mounted on, with the prefix of its names there."""

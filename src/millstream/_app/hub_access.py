@@ -12,6 +12,7 @@ from millstream._protocol.errors import LocalError
 if TYPE_CHECKING:
     from millstream._protocol.principal import Principal
     from millstream.hub import Event, Hub, HubStats, Member, Published
+    from millstream.hub._bus import Bridge
 
 
 class HubAccess:
@@ -53,6 +54,59 @@ class HubAccess:
     async def history(self, channel: str, count: int = 50) -> "list[Event]":
         """The newest events of a channel, see `Hub.history`."""
         return await (await self._open()).history(channel, count)
+
+    def from_bus(self, broker: Any, subject: str, *, to: str, group: str = "millstream", **options: Any) -> None:
+        """Publish what comes from a message bus, before the server starts; needs the extra ``bus``.
+
+        A message is acknowledged once the hub has the event. Its id on the bus is the event's: what comes again within
+        two minutes isn't published again. A message that can't be an event is rejected, and logged.
+
+        Args:
+            broker: of FastStream: a `RabbitBroker`, `KafkaBroker`, `NatsBroker`, or `RedisBroker`. The server starts
+                and stops it.
+            subject: what to read. ``*`` stands for one segment, ``>`` for the rest; Redis has no wildcards.
+            to: the channel. ``{key}`` is what the wildcards stand for, on a topic of Kafka without wildcards the key
+                of the message, and ``{subject}`` the whole subject.
+            group: workers of one group share the messages.
+            options: of ``broker.subscriber``, such as ``stream`` (which NATS needs) or ``exchange``.
+
+        Raises:
+            TypeError: that's no broker.
+            ValueError: a name can't be one, or a bridge in the other direction would make a circle.
+        """
+        from millstream.hub._bus import Inbound  # noqa: PLC0415  few programs have a bus
+
+        name = self._runtimes.definition.name
+        self._bridge(Inbound(broker, subject, to, name=name, group=group, options=options))
+
+    def to_bus(self, broker: Any, channels: str, *, to: str, group: str = "millstream", **options: Any) -> None:
+        """Send what is published to a message bus, before the server starts; needs the extra ``bus``.
+
+        One worker at a time sends, in the order of the hub. Its position is in the store, so nothing is left out after
+        a restart with a store that lasts. A message may come twice, with the same id.
+
+        Args:
+            broker: as `from_bus`.
+            channels: a channel, or a pattern of channels.
+            to: the subject, topic, routing key, or stream. ``{key}`` is what the wildcards stand for, ``{channel}`` the
+                whole channel.
+            group: servers that share a store and send the same events to different buses name different groups.
+            options: of ``broker.publish``.
+
+        Raises:
+            TypeError, ValueError: as `from_bus`.
+        """
+        from millstream.hub._bus import Outbound  # noqa: PLC0415
+
+        name = self._runtimes.definition.name
+        self._bridge(Outbound(broker, channels, to, name=name, group=group, options=options))
+
+    def _bridge(self, bridge: "Bridge") -> None:
+        from millstream.hub._bus import check_circle  # noqa: PLC0415
+
+        bridges = self._runtimes.definition.bridges
+        check_circle(bridges, bridge)
+        bridges.append(bridge)
 
     def stats(self) -> "HubStats":
         """The state of this worker's part of the hub.

@@ -9,6 +9,7 @@ from millstream._config import Settings
 if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream.gateway.upstream import UpstreamConfig
+    from millstream.hub._bus import Bridge
 
 
 class Described(Protocol):
@@ -19,6 +20,7 @@ class Described(Protocol):
     parts: frozenset[str]
     extra_parts: "Sequence[Part]"
     upstreams: "list[UpstreamConfig]"
+    bridges: "list[Bridge]"
 
     @property
     def protected(self) -> bool: ...
@@ -50,6 +52,10 @@ def _has_upstreams(definition: Described) -> bool:
     return bool(definition.upstreams)
 
 
+def _has_bridges(definition: Described) -> bool:
+    return bool(definition.bridges)
+
+
 class Entry(NamedTuple):
     """A part that Millstream brings along."""
 
@@ -69,6 +75,7 @@ TABLE: dict[str, Entry] = {
     "limits": Entry(f"{_PARTS}.limits:LimitsPart"),
     "hub": Entry(f"{_PARTS}.hub:HubPart", None),
     "lifespan": Entry(f"{_PARTS}.lifespan:LifespanPart"),
+    "bus": Entry(f"{_PARTS}.bus:BusPart", _has_bridges),
     "gateway": Entry("millstream.gateway.part:GatewayPart", _has_upstreams),
     "observation": Entry(f"{_PARTS}.observation:ObservationPart"),
     "mcp": Entry(f"{_PARTS}.mcp:McpPart"),

@@ -1,0 +1,90 @@
+"""The bridges between the hub and message buses: they start after the hub, and stop before it."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import Any
+
+from millstream._app.parts import OwnPart
+from millstream._parts import Host
+from millstream._stores.base import Store
+from millstream.hub._bus import Inbound, Outbound, backoff
+
+_CLOSE: float = 5.0
+"""Seconds for a broker to say goodbye."""
+logger = logging.getLogger("millstream.hub.bus")
+
+
+class BusPart(OwnPart):
+    """Runs what ``mcp.hub.from_bus`` and ``mcp.hub.to_bus`` declare."""
+
+    name: str = "bus"
+    needs: Collection[str] = ("hub",)
+
+    async def open(self, host: Host) -> None:
+        """Connect in the background: a bus that's down doesn't stop the server."""
+        assert host.hub is not None  # noqa: S101  the part needs it
+        waiting: dict[int, str] = {}
+        host.check_ready(lambda: f"not connected to the message bus ({', '.join(waiting.values())})" if waiting else "")
+        brokers: dict[int, Any] = {id(each.broker): each.broker for each in self.definition.bridges}
+        runs: list[asyncio.Task[None]] = []
+        for broker in brokers.values():
+            mine = [each for each in self.definition.bridges if each.broker is broker]
+            for each in mine:
+                if isinstance(each, Inbound):
+                    each.open(host.hub)
+            waiting[id(broker)] = type(broker).__name__
+            outbound = [each for each in mine if isinstance(each, Outbound)]
+            runs.append(asyncio.create_task(_run(broker, outbound, host.store, waiting)))
+
+        async def stop(seconds: float) -> None:
+            for each in runs:
+                each.cancel()
+            await asyncio.gather(*runs, return_exceptions=True)
+
+        host.on_drain(stop)
+        host.stack.push_async_callback(stop, 0)
+
+    async def close(self) -> None:
+        """Publish nothing on a hub that closes."""
+        for each in self.definition.bridges:
+            if isinstance(each, Inbound):
+                each.open(None)
+
+
+async def _run(broker: Any, outbound: list[Outbound], store: Store, waiting: dict[int, str]) -> None:
+    """Start a broker, again and again until it's there, and send until the task is cancelled."""
+    label = waiting[id(broker)]
+    try:
+        await _start(broker, label)
+        del waiting[id(broker)]
+        if outbound:
+            async with asyncio.TaskGroup() as group:
+                for each in outbound:
+                    group.create_task(each.run(store))
+        else:
+            await asyncio.get_running_loop().create_future()
+    except Exception:
+        waiting[id(broker)] = label
+        logger.exception("The bridges of %s have stopped. Restart the server.", label)
+    finally:
+        try:
+            await asyncio.wait_for(broker.stop(), _CLOSE)
+        except Exception:
+            logger.warning("%s didn't stop; its messages come again.", label, exc_info=True)
+
+
+async def _start(broker: Any, label: str) -> None:
+    attempt = 0
+    while True:
+        try:
+            await broker.start()
+        except Exception as error:
+            log = logger.warning if not attempt else logger.debug
+            log("%s can't connect, which is tried again: %s", label, str(error)[:300] or type(error).__name__)
+            await asyncio.sleep(backoff(attempt))
+            attempt += 1
+        else:
+            if attempt:
+                logger.warning("%s is connected.", label)
+            return

@@ -1,0 +1,438 @@
+"""Bridges between the hub and a message bus, by the public interface of FastStream.
+
+Both directions deliver at least once. A message of the bus is acknowledged once the hub has the event. An event of the
+hub counts as sent once the broker has the message; one worker at a time sends, and its position is in the store.
+"""
+
+import asyncio
+import hashlib
+import os
+import random
+import re
+import string
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from logging import getLogger
+from typing import Any, Final
+
+import msgspec
+
+from millstream._protocol.errors import LocalError, ToolError
+from millstream._stores.base import Gap, Position, Store, read_offset
+from millstream._stores.health import LogOnce
+from millstream.hub._admission import check_target
+from millstream.hub._channels import check_pattern, is_pattern, matches, split_pattern
+from millstream.hub._event import MAX_ID, Event, unpack
+from millstream.hub._hub import Hub
+from millstream.hub._journal import JOURNAL
+from millstream.hub._limits import InvalidName
+
+PREFETCH: Final = 32
+"""Messages of one bridge that a worker holds unacknowledged."""
+ATTEMPTS: Final = 8
+"""Attempts to publish a message on the hub before the broker gets it back."""
+CLAIM_AFTER: Final = 60_000
+"""Milliseconds after which a worker takes over what another one left unacknowledged in a Redis stream."""
+_PAGE: Final = 100
+_CURSOR_TTL: Final = 30 * 86400.0
+_LINES: Final = 20
+"""Refused messages that a worker logs for each bridge in `_PERIOD` seconds."""
+_PERIOD: Final = 60.0
+_BROKERS: Final = {"kafka": "KafkaBroker", "nats": "NatsBroker", "rabbit": "RabbitBroker", "redis": "RedisBroker"}
+"""Package of FastStream -> its broker. That package is imported if a program has made such a broker."""
+_ORIGIN: Final = "millstream-hub"
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+_logger = getLogger("millstream.hub.bus")
+
+
+class Inbound:
+    """What comes from a bus: ``mcp.hub.from_bus(broker, "orders.*", to="orders.{key}")``."""
+
+    def __init__(
+        self, broker: Any, subject: str, to: str, *, name: str, group: str, options: Mapping[str, Any]
+    ) -> None:
+        """Declare the subscriber on the broker. Arguments and errors as `HubAccess.from_bus`."""
+        self.broker: Any = broker
+        self.subject: str = subject
+        self.to: str = to
+        self._name = name
+        self._kind = kind_of(broker)
+        check_pattern(subject)
+        keyed = is_pattern(subject) or self._kind == "kafka"
+        check_template(to, ("key", "subject") if keyed else ("subject",))
+        self._hub: Hub | None = None
+        self._turn = asyncio.Lock()
+        self._refused = LineLimit()
+        for subscriber in _subscribers(self._kind, broker, subject, group, dict(options)):
+            subscriber(self._receive)
+
+    def open(self, hub: Hub | None) -> None:
+        """Publish on this hub; None refuses until the next one is open."""
+        self._hub = hub
+        self._turn = asyncio.Lock()
+
+    async def _receive(self, message: Any) -> None:
+        async with self._turn:  # one after the other: their order is that of the bus
+            if message.headers.get(_ORIGIN) == self._name:
+                await message.ack()
+                return
+            try:
+                channel, text = self._read(message)
+                published = await self._publish(channel, text, message_id(self._kind, message))
+            except (ToolError, ValueError) as error:
+                self._refused.log("A message of %r was rejected: %s", self.subject, error)
+                # Redis has no dead letters, and would deliver it for ever.
+                await (message.ack() if self._kind == "redis" else message.reject())
+            else:
+                await (message.ack() if published else message.nack())
+
+    def _read(self, message: Any) -> tuple[str, str]:
+        """Return the channel and the data.
+
+        Raises:
+            InvalidName, ValueError: the message can't be an event.
+        """
+        subject, record_key = address_of(self._kind, message)
+        key = key_of(self.subject, subject)
+        if record_key is not None and not is_pattern(self.subject):
+            key = record_key.decode()
+            if "{key}" in self.to and "." in key:
+                raise InvalidName(f"The key {key[:80]!r} has a dot, which would make two segments of it.")
+        channel = self.to.format(key=key, subject=subject)
+        check_target(channel)
+        return channel, bytes(message.body).decode()
+
+    async def _publish(self, channel: str, text: str, id: str | None) -> bool:
+        """Publish unless the store doesn't answer for long. The lock holds back what follows."""
+        for attempt in range(ATTEMPTS):
+            hub = self._hub
+            if hub is None:
+                return False
+            try:
+                await hub.publish(channel, text, id=id)
+            except LocalError as error:
+                _logger.debug("The hub didn't take an event of %r: %s", self.subject, error)
+                await asyncio.sleep(backoff(attempt))
+            else:
+                return True
+        return False
+
+
+class Outbound:
+    """What goes to a bus: ``mcp.hub.to_bus(broker, "orders.*", to="orders.{key}")``."""
+
+    def __init__(
+        self, broker: Any, channels: str, to: str, *, name: str, group: str, options: Mapping[str, Any]
+    ) -> None:
+        """Check the arguments, which are those of `HubAccess.to_bus`, as are the errors."""
+        self.broker: Any = broker
+        self.channels: str = channels
+        self.to: str = to
+        self._kind = kind_of(broker)
+        check_pattern(channels)
+        if channels.startswith("$"):
+            raise InvalidName(f"Channels that begin with $ belong to the hub: {channels!r}.")
+        check_template(to, ("key", "channel") if is_pattern(channels) else ("channel",))
+        self._name = name
+        self._options = _with_stream(self._kind, dict(options))
+        self._refused = LineLimit()
+        digest = hashlib.sha256(f"{group} {self._kind} {channels} {to}".encode()).hexdigest()[:16]
+        self._lease_key = f"bridge:lease.{digest}"
+        self._cursor_key = f"bridge:cursor.{digest}"
+
+    async def run(self, store: Store) -> None:
+        """Send while this worker has the lease, until it's cancelled."""
+        attempt = 0
+        trouble = LogOnce(
+            _logger, f"Events of {self.channels!r} can't be sent to the bus, which is tried again",
+            f"Events of {self.channels!r} are sent to the bus again.",
+        )  # fmt: skip
+        try:
+            while True:
+                with trouble:
+                    await self._forward(store)
+                attempt = attempt + 1 if trouble.lasts else 0
+                await asyncio.sleep(backoff(attempt) if trouble.lasts else store.workers.lease / 3)
+        finally:
+            if store.shared:
+                me = store.workers.me.encode()
+                with suppress(LocalError):
+                    await store.kv.compare_and_set(self._lease_key, me, None, 1.0)
+
+    async def _leads(self, store: Store) -> bool:
+        """Take or renew the lease."""
+        if not store.shared:
+            return True
+        me, lease = store.workers.me.encode(), store.workers.lease
+        return await store.kv.compare_and_set(self._lease_key, me, me, lease) or (
+            await store.kv.compare_and_set(self._lease_key, None, me, lease)
+        )
+
+    async def _forward(self, store: Store) -> None:
+        """Send what the journal has, and what comes, as long as this worker has the lease."""
+        if not await self._leads(store):
+            return
+        woken = asyncio.Event()
+        stop = store.log.listen(JOURNAL, lambda _: woken.set(), interrupted=woken.set)
+        try:
+            await store.log.listening(JOURNAL)
+            position = await self._start(store)
+            while await self._leads(store):
+                woken.clear()
+                try:
+                    page = await store.log.read(JOURNAL, position, _PAGE)
+                except Gap as loss:
+                    position = loss.resume_from(position)
+                    _logger.warning("Events of %r may be missing on the bus: the journal lost them.", self.channels)
+                    continue
+                for entry in page:
+                    await self._send(unpack(entry.data, entry.position.epoch, entry.position.offset))
+                if page:
+                    position = page[-1].position
+                    await self._save(store, position)
+                else:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(woken.wait(), store.workers.lease / 3)
+        finally:
+            stop()
+
+    async def _start(self, store: Store) -> Position | None:
+        """Return the saved position; the first time, the end of the journal."""
+        saved = await store.kv.get(self._cursor_key)
+        if saved is not None:
+            epoch, _, digits = saved.decode().rpartition(".")
+            return Position(epoch, read_offset(digits) or 1)
+        newest = await store.log.newest(JOURNAL, 1)
+        if not newest:
+            return None
+        await self._save(store, newest[-1].position)
+        return newest[-1].position
+
+    async def _save(self, store: Store, position: Position) -> None:
+        await store.kv.put(self._cursor_key, f"{position.epoch}.{position.offset}".encode(), _CURSOR_TTL)
+
+    async def _send(self, event: Event) -> None:
+        if not matches(self.channels, event.channel) or event.data is None:
+            return
+        subject = self.to.format(key=key_of(self.channels, event.channel), channel=event.channel)
+        if self._kind == "kafka" and not _TOPIC.fullmatch(subject):
+            self._refused.log("An event of %r wasn't sent: %s", event.channel, "Kafka has no topic of that name")
+            return
+        headers = {_ORIGIN: self._name, "millstream-channel": event.channel, "millstream-event-id": event.id}
+        if event.event is not None:
+            headers["millstream-event"] = event.event
+        body, options = parse_body(event.data), dict(self._options)
+        if self._kind == "nats":
+            # The headers in which JetStream looks for repetitions, and FastStream for the id.
+            headers |= {"Nats-Msg-Id": event.id, "message_id": event.id}
+            options["subject"] = subject
+        elif self._kind == "rabbit":
+            options |= {"routing_key": subject, "message_id": event.id}
+        else:
+            options["topic" if self._kind == "kafka" else "stream"] = subject
+        try:
+            await self.broker.publish(body, headers=headers, **options)
+        except Exception as error:  # each client has errors of its own, and all mean: again later
+            raise LocalError(f"{type(self.broker).__name__} didn't take an event: {error!r:.300}") from error
+
+
+Bridge = Inbound | Outbound
+
+
+class LineLimit:
+    """Logs few lines, and how many were left out."""
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock
+        self._began = -_PERIOD
+        self._lines = 0
+
+    def log(self, what: str, subject: str, reason: object) -> None:
+        """Log a line, unless there were many just now."""
+        now = self._clock() if self._clock is not None else asyncio.get_running_loop().time()
+        if now - self._began >= _PERIOD:
+            if self._lines > _LINES:
+                _logger.warning("%d further lines about %r were left out.", self._lines - _LINES, subject)
+            self._began, self._lines = now, 0
+        self._lines += 1
+        if self._lines <= _LINES:
+            _logger.warning(what, subject, str(reason)[:300])
+
+
+# Names
+
+
+def kind_of(broker: object) -> str:
+    """Return the package of FastStream that a broker comes from.
+
+    Raises:
+        TypeError: it's no broker that bridges know.
+    """
+    for kind, name in _BROKERS.items():
+        module = sys.modules.get(f"faststream.{kind}")
+        if module is not None and isinstance(broker, getattr(module, name)):
+            return kind
+    wanted = ", ".join(f"faststream.{kind}.{name}" for kind, name in _BROKERS.items())
+    raise TypeError(f"A message bus is given by a broker ({wanted}), not by an object of {type(broker)}.")
+
+
+def check_template(to: str, fields: tuple[str, ...]) -> None:
+    """Check the name that messages or events get on the other side.
+
+    Raises:
+        ValueError: it has other fields, or no such name can be.
+    """
+    try:
+        parsed = list(string.Formatter().parse(to))
+    except ValueError as error:
+        raise ValueError(f"{to!r} isn't a name with fields such as {{key}}: {error}.") from error
+    for _, field, form, conversion in parsed:
+        if field is not None and (field not in fields or form or conversion):
+            have = " and ".join(f"{{{each}}}" for each in fields)
+            hint = ". A key needs a wildcard in the name on the left" if field == "key" else ""
+            raise ValueError(f"{to!r} can have the fields {have}, not {{{field}}}{hint}.")
+    check_target(to.format(**dict.fromkeys(fields, "key")))
+
+
+def key_of(pattern: str, name: str) -> str:
+    """Return the segments of a name from the pattern's first wildcard on; empty where the pattern has none.
+
+    Raises:
+        InvalidName: the pattern doesn't reach the name.
+    """
+    if not matches(pattern, name):
+        raise InvalidName(f"The pattern {pattern!r} doesn't reach {name[:200]!r}.")
+    segments, rest = split_pattern(pattern)
+    given = name.split(".")
+    keys = [each for wanted, each in zip(segments, given, strict=False) if wanted == "*"]
+    return ".".join(keys + given[len(segments) :] if rest else keys)
+
+
+def check_circle(bridges: "list[Bridge]", new: "Bridge") -> None:
+    """Refuse two bridges that send events back where they came from.
+
+    Raises:
+        ValueError: the new one and another do.
+    """
+    for each in bridges:
+        inbound, outbound = (each, new) if isinstance(each, Inbound) else (new, each)
+        if not isinstance(inbound, Inbound) or not isinstance(outbound, Outbound):
+            continue
+        channel = inbound.to.format(key="key", subject=inbound.subject.replace("*", "key").replace(">", "key"))
+        subject = outbound.to.format(key="key", channel=channel)
+        if (
+            inbound.broker is outbound.broker
+            and matches(outbound.channels, channel)
+            and matches(inbound.subject, subject)
+        ):
+            raise ValueError(
+                f"from_bus brings {inbound.subject!r} to channels that to_bus sends to {outbound.to!r}: each message "
+                "would come twice. Use other names on one side."
+            )
+
+
+def backoff(attempt: int) -> float:
+    """Return the delay before the next attempt, with jitter."""
+    return random.uniform(0.5, 1.0) * min(0.1 * (1 << min(attempt, 10)), 5.0)  # noqa: S311  no secret
+
+
+def parse_body(data: bytes) -> Any:
+    """Return what FastStream encodes: an object or a list for JSON, else the text."""
+    if data[:1] in (b"{", b"["):
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(data)
+    return data.decode()
+
+
+# What differs between brokers
+
+
+def address_of(kind: str, message: Any) -> tuple[str, bytes | None]:
+    """Return the subject of a message, and its key where the broker has keys."""
+    raw = message.raw_message
+    if kind == "kafka":
+        return raw.topic, raw.key or b""
+    if kind == "redis":
+        return raw["channel"], None
+    return raw.routing_key if kind == "rabbit" else raw.subject, None
+
+
+def message_id(kind: str, message: Any) -> str | None:
+    """Return an id that is the same each time the broker delivers the message; None if it has none."""
+    raw = message.raw_message
+    found: str | None
+    if kind == "kafka":
+        found = f"{raw.topic}/{raw.partition}/{message.message_id}"
+    elif kind == "redis":
+        found = f"{raw['channel']}/{raw['message_ids'][0].decode()}"
+    elif kind == "rabbit":
+        found = raw.message_id  # FastStream makes one up where the publisher gave none
+    else:
+        found = message.headers.get("Nats-Msg-Id") or f"{raw.metadata.stream}/{raw.metadata.sequence.stream}"
+    if found and (len(found) > MAX_ID or not found.isprintable()):
+        return hashlib.sha256(found.encode()).hexdigest()
+    return found or None
+
+
+async def _undecoded(message: Any) -> Any:
+    """Hand the message itself to the function that receives it, with its body as bytes."""
+    return message
+
+
+def _subscribers(kind: str, broker: Any, subject: str, group: str, options: dict[str, Any]) -> list[Any]:
+    """Declare what consumes a subject: shared by the workers of a group, acknowledged by hand, bounded ahead."""
+    from faststream import AckPolicy  # noqa: PLC0415  the extra
+
+    name = (
+        f"{group}-{re.sub('[^A-Za-z0-9]+', '-', subject).strip('-')}-{hashlib.sha256(subject.encode()).hexdigest()[:8]}"
+    )
+    common: dict[str, Any] = {"ack_policy": AckPolicy.MANUAL, "decoder": _undecoded, "no_reply": True}
+    if kind == "nats":
+        from faststream.nats import PullSub  # noqa: PLC0415
+
+        pulled = {"durable": name, "pull_sub": PullSub(batch_size=PREFETCH)}
+        return [broker.subscriber(subject, **common, **pulled | _with_stream(kind, options))]
+    if kind == "rabbit":
+        from faststream.rabbit import Channel, RabbitQueue  # noqa: PLC0415
+
+        queue = RabbitQueue(name, durable=True, routing_key=subject.replace(">", "#"))
+        bound = {"queue": queue, "channel": Channel(prefetch_count=PREFETCH)}
+        return [broker.subscriber(**common, **bound | _with_stream(kind, options))]
+    if kind == "kafka":
+        read = {"group_id": group, "auto_offset_reset": "earliest"} | options
+        if is_pattern(subject):
+            return [broker.subscriber(pattern=_regex(subject), **common, **read)]
+        return [broker.subscriber(subject, **common, **read)]
+    from faststream.redis import StreamSub  # noqa: PLC0415
+
+    if is_pattern(subject):
+        raise ValueError(f"Streams of Redis have no wildcards, as {subject!r} has: name one stream, and bridge each.")
+    consumer = f"{os.uname().nodename if hasattr(os, 'uname') else 'worker'}-{os.getpid()}"
+    streams = (
+        StreamSub(subject, group=group, consumer=consumer, max_records=PREFETCH),
+        StreamSub(subject, group=group, consumer=consumer, max_records=PREFETCH, min_idle_time=CLAIM_AFTER),
+    )
+    return [broker.subscriber(stream=each, **common, **options) for each in streams]
+
+
+def _with_stream(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with what keeps messages: a stream of NATS, an exchange of RabbitMQ.
+
+    Raises:
+        ValueError: no stream is named.
+    """
+    if kind == "nats" and "stream" not in options:
+        raise ValueError('NATS keeps messages in a stream only. Name one: stream="ORDERS".')
+    if kind == "rabbit" and "exchange" not in options:
+        from faststream.rabbit import ExchangeType, RabbitExchange  # noqa: PLC0415
+
+        return options | {"exchange": RabbitExchange("amq.topic", type=ExchangeType.TOPIC, declare=False)}
+    return options
+
+
+def _regex(subject: str) -> str:
+    """Return the regular expression of the topics that a pattern reaches."""
+    parts = {"*": "[^.]+", ">": ".+"}
+    return "^" + r"\.".join(parts.get(each) or re.escape(each) for each in subject.split(".")) + "$"
