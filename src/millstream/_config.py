@@ -114,6 +114,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """URLs of other MCP servers that `/inspect` may reach, for programs of this machine."""
     audit_log: str = ""
     """A file that says who called what, and with what result."""
+    consul: str = ""
+    """The URL of a Consul agent that lists the server while it accepts new work: ``http://127.0.0.1:8500``."""
     public_without_auth: Switch = False
     """Serve on an address that others reach although nobody has to sign in."""
     page_size: Size = 1000

@@ -5,7 +5,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from millstream._app.here_only import Bind
 from millstream._app.runtime import Runtime
@@ -21,6 +21,9 @@ from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
 from millstream._http.server.forwarded import TrustedProxies
 from millstream._http.server.guard import ServerState
 from millstream._http.server.listener import Listener
+
+if TYPE_CHECKING:
+    from millstream._app.serving.consul import ConsulRegistration
 
 AFTER_DRAIN = 1
 """Seconds that connections have to end after the server has drained them: `drain_timeout` counts once."""
@@ -56,7 +59,8 @@ class HttpServer:
     """A server of one process: starts the application, listens, and drains when it is stopped."""
 
     __slots__ = (
-        "_application", "_callbacks", "_certificate", "_over", "_runtimes", "_state", "_stopped", "_stops", "_times",
+        "_application", "_callbacks", "_certificate", "_over", "_registration", "_runtimes", "_state", "_stopped",
+        "_stops", "_times",
     )  # fmt: skip
 
     def __init__(
@@ -68,10 +72,12 @@ class HttpServer:
         stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
         seats: Collection[object] = (),
         certificate: Certificate | None = None,
+        registration: "ConsulRegistration | None" = None,
     ) -> None:
         # Configuration
         self._application = application
         self._certificate = certificate
+        self._registration = registration
         self._runtimes = application.runtimes
         self._callbacks = callbacks
         self._stops = stops
@@ -121,7 +127,11 @@ class HttpServer:
 
         if self._callbacks is not None:
             self._callbacks.started(accept)
+        if self._registration is not None:
+            self._registration.open()
         await self._over.wait()
+        if self._registration is not None:
+            await self._registration.close()
         await self._shut_down(listener)
 
     def _stop(self, times: DrainTimes) -> None:
@@ -180,6 +190,7 @@ def serve(
     callbacks: ServeCallbacks | None = None,
     stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
     seats: Collection[object] = (),
+    registration: "ConsulRegistration | None" = None,
 ) -> None:
     """Serve over HTTP until stopped.
 
@@ -190,6 +201,7 @@ def serve(
         callbacks: run when the server listens, and when it accepts no new connections any more.
         stops: what stops it.
         seats: the workers of this address, as they are now and for `/health`.
+        registration: where it's listed while it accepts new work.
 
     Raises:
         CommandError: it can't be served as it is set up.
@@ -199,7 +211,7 @@ def serve(
     async def main() -> None:
         server = HttpServer(
             application, loopback=is_loopback(host), callbacks=callbacks, stops=stops, seats=seats,
-            certificate=certificate,
+            certificate=certificate, registration=registration,
         )  # fmt: skip
         await server.serve(listeners)
 
@@ -207,11 +219,20 @@ def serve(
 
 
 async def serve_here(
-    application: Application, host: str, *, listeners: list[socket.socket], callbacks: ServeCallbacks
+    application: Application,
+    host: str,
+    *,
+    listeners: list[socket.socket],
+    callbacks: ServeCallbacks,
+    registration: "ConsulRegistration | None" = None,
 ) -> None:
     """Serve over HTTP in the loop that runs, until stopped, or until the task is cancelled: then drain, too."""
     server = HttpServer(
-        application, loopback=is_loopback(host), callbacks=callbacks, certificate=_certificate(application)
+        application,
+        loopback=is_loopback(host),
+        callbacks=callbacks,
+        certificate=_certificate(application),
+        registration=registration,
     )
     serving = asyncio.create_task(server.serve(listeners))
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from millstream._app.runtimes import Application
 from millstream._app.serving.errors import CommandError, check_key, report, set_up_logs
-from millstream._app.serving.facts import Facts, facts
+from millstream._app.serving.facts import Facts, facts, registration
 from millstream._app.serving.http_server import Accept, serve, serve_here
 from millstream._app.serving.listening import chosen_address, listen, passed_sockets
 from millstream._app.serving.panel import show
@@ -73,8 +73,9 @@ def serve_with_panel(
         CommandError: the address cannot be used, or the key for session ids.
     """
     host, port, listeners = _listening(application, host, port, descriptor)
-    panel = _Panel(facts(application.runtimes.definition, host=host, port=port), told)
-    serve(application, host, listeners=listeners, callbacks=panel)
+    known = facts(application.runtimes.definition, host=host, port=port)
+    listed = registration(application.runtimes.definition.settings.consul, known, host, port)
+    serve(application, host, listeners=listeners, callbacks=_Panel(known, told), registration=listed)
 
 
 async def serve_here_with_panel(application: Application, host: str, port: int) -> None:
@@ -86,8 +87,9 @@ async def serve_here_with_panel(application: Application, host: str, port: int) 
     if not logging.getLogger().handlers:
         set_up_logs(application.runtimes.definition.settings)
     host, port, listeners = _listening(application, host, port, None)
-    panel = _Panel(facts(application.runtimes.definition, host=host, port=port), show)
-    await serve_here(application, host, listeners=listeners, callbacks=panel)
+    known = facts(application.runtimes.definition, host=host, port=port)
+    listed = registration(application.runtimes.definition.settings.consul, known, host, port)
+    await serve_here(application, host, listeners=listeners, callbacks=_Panel(known, show), registration=listed)
 
 
 def _listening(

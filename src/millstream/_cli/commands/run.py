@@ -151,6 +151,10 @@ def run(  # noqa: PLR0913  the options of the command
             validator=Number(gte=0),
         ),
     ] = None,
+    consul: Annotated[
+        str | None,
+        Parameter(group=LISTEN, metavar="URL", help="A Consul agent that lists the server: http://127.0.0.1:8500."),
+    ] = None,
     auth_key: Annotated[
         str | None,
         Parameter(
@@ -230,6 +234,7 @@ def run(  # noqa: PLR0913  the options of the command
                 "json_only": json or None,
                 "path": "/" + path.strip("/") if path else None,
                 **secured,
+                "consul": consul,
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
                 "inspect": tuple(inspect) if inspect else None,

@@ -156,7 +156,7 @@ async def request(
         url, max_connections=1, max_body=max_body, max_head=max_head, connect_timeout=connect_seconds or seconds,
         tls=(context or tls()) if url.secure else None, dial=dial,
     )  # fmt: skip
-    length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
+    length = f"Content-Length: {len(body)}\r\n" if method in ("POST", "PUT") else ""
     head = f"{method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(headers)}{length}Connection: close\r\n"
     try:
         async with asyncio.timeout(seconds):

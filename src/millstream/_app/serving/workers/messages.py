@@ -74,6 +74,8 @@ class Ready(Message, frozen=True):
     facts: Facts
     patience: float
     """Seconds that it may take to end once it's told to."""
+    consul: str = ""
+    """The URL of the Consul agent to register with."""
     watchdog: float = 0.0
     """Seconds without a word from its event loop after which it's killed; 0 for never."""
 
