@@ -1,9 +1,9 @@
 """Check the deploy files with the tools of those who read them: `make deploy-check`.
 
 Helm renders the chart with several values, kubeconform compares what comes out with the schemas of Kubernetes, the
-loader of Docker Compose reads the compose file, hadolint the Dockerfiles, and actionlint the workflows of GitHub. The
-Go tools go into `.venv-deploy/bin`, in the versions below. What needs none of them is in tests/deploy: nginx with its
-configuration, systemd with its units.
+loader of Docker Compose reads the compose file, hadolint the Dockerfiles, actionlint the workflows of GitHub, and the
+types of Traefik its routes. The Go tools go into `.venv-deploy/bin`, in the versions below. What needs none of them is
+in tests/deploy: nginx with its configuration, systemd with its units.
 """
 
 import json
@@ -26,6 +26,8 @@ TOOLS = {
     "cmd": "github.com/compose-spec/compose-go/v2/cmd@v2.16.2",
 }
 """Name of the program -> Go package and version."""
+TRAEFIK = ROOT / "scripts" / "traefik"
+"""The Go program that reads files with Traefik's types; its `go.mod` has the version."""
 KUBERNETES = "k8s.io/kubernetes@v1.34.2"
 """The Go module that has the API as it's published; its packages aren't built."""
 RELEASES = ("shop", "a-release-whose-name-is-as-long-as-helm-permits-names")
@@ -72,6 +74,8 @@ def install() -> None:
             print(f"Installing {path} {version} ...", flush=True)
             run("go", "install", package, where=BIN, environment={"GOBIN": str(BIN), "GOTOOLCHAIN": "local"})
             mark.touch()
+    print("Building the reader of Traefik's files ...", flush=True)
+    run("go", "build", "-o", BIN / "traefikcheck", ".", where=TRAEFIK, environment={"GOTOOLCHAIN": "local"})
 
 
 def schemas(folder: Path) -> str:
@@ -123,6 +127,12 @@ def dockerfiles() -> str:
     return f"{len(DOCKERFILES)} files without a warning"
 
 
+def traefik() -> str:
+    """Read the routes of the example; an unknown key is an error."""
+    run(BIN / "traefikcheck", ROOT / "examples" / "traefik" / "millstream.yaml")
+    return "read by the types of Traefik"
+
+
 def workflows() -> str:
     """Lint the workflows of GitHub."""
     files = sorted(ROOT.glob(".github/workflows/*.yml"))
@@ -137,6 +147,7 @@ def main() -> None:
         print(f"Helm chart: {chart(Path(name))}", flush=True)
     print(f"Compose file: {compose()}")
     print(f"Dockerfiles: {dockerfiles()}")
+    print(f"Traefik: {traefik()}")
     print(f"Workflows: {workflows()}")
 
 

@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from secrets import token_hex
@@ -32,20 +33,27 @@ def ready(port: int) -> tuple[int, bytes]:
         connection.close()
 
 
-def started(stack: ExitStack, folder: Path, workers: int, **environment: str) -> tuple[int, Path]:
-    """A program under so many workers of uvicorn: the port and the log."""
+def started(
+    stack: ExitStack, folder: Path, workers: int, *, gunicorn: bool = False, **environment: str
+) -> tuple[int, Path]:
+    """A program under so many workers of a server: the port and the log."""
     (folder / "sibling_shop.py").write_text(PROGRAM, "utf-8")
     port, log = free_port(), folder / f"log{workers}"
     command = uvicorn("sibling_shop:mcp", port, "--workers", str(workers), "--app-dir", str(folder))
+    if gunicorn:
+        where = ("-b", f"127.0.0.1:{port}", "--chdir", str(folder))
+        worker = ("-w", str(workers), "-k", "uvicorn.workers.UvicornWorker")
+        command = [sys.executable, "-m", "gunicorn", *worker, *where, "sibling_shop:mcp"]
     stack.enter_context(serving(command, port, log, PYTHONPATH=str(ROOT / "src"), **environment))
     return port, log
 
 
 @pytest.mark.server
-def test_workers_of_another_server_without_a_shared_store_are_never_silent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gunicorn", [False, True], ids=["uvicorn", "gunicorn"])
+def test_workers_of_another_server_without_a_shared_store_are_never_silent(tmp_path: Path, gunicorn: bool) -> None:
     """A fixed defect: a quarter of the broadcasts arrived, and nothing said why."""
     with ExitStack() as stack:
-        port, log = started(stack, tmp_path, 2)
+        port, log = started(stack, tmp_path, 2, gunicorn=gunicorn)
         deadline = monotonic() + WAIT
         answers: set[tuple[int, bytes]] = set()
         while not any(body.startswith(b"degraded: several processes") for _, body in answers):
