@@ -46,7 +46,7 @@ def refusal(*args: Any, **more: Any) -> tuple[int, int]:
     return raised.value.status, raised.value.code
 
 
-def test_a_whole_request_is_admitted_with_and_without_headers() -> None:
+def test_valid_requests_are_admitted_with_and_without_headers() -> None:
     """MCP 2026-07-28, basic/versioning: stdio passes no headers."""
     admitted = admit(request(), HEADERS)
     assert (admitted.revision, admitted.name, admitted.client.capabilities) == (NEWEST, "add", {"sampling": {}})
@@ -70,7 +70,7 @@ def test_a_whole_request_is_admitted_with_and_without_headers() -> None:
         ({**META, "io.modelcontextprotocol/protocolVersion": "2025-11-25"}, -32022),
     ],
 )
-def test_the_envelope_is_checked_first(meta: Any, code: int) -> None:
+def test_envelope_is_checked_first(meta: Any, code: int) -> None:
     """MCP 2026-07-28, basic/versioning."""
     assert refusal(request(meta)) == (400, code)
 
@@ -96,7 +96,7 @@ def test_methods_and_capabilities_come_last() -> None:
     assert admit(request(), requires=lambda method, name: {"sampling": {}}).name == "add"
 
 
-def test_the_eras_are_told_apart_by_the_body_first() -> None:
+def test_body_decides_the_era_first() -> None:
     """MCP 2026-07-28, basic/versioning."""
     assert is_per_request(request())
     assert not is_per_request(request({}))
@@ -109,7 +109,7 @@ def test_the_eras_are_told_apart_by_the_body_first() -> None:
         is_per_request(Envelope(1, "initialize", b"{}"), {b"mcp-protocol-version": NEWEST.date.encode()})
 
 
-def test_a_handshake_header_names_a_known_version_or_none() -> None:
+def test_handshake_version_header_must_be_known() -> None:
     """MCP 2025-11-25, basic/transports."""
     l3, l4 = ALL[2], ALL[3]
     assert check_handshake_header({}, None) is None
@@ -121,7 +121,7 @@ def test_a_handshake_header_names_a_known_version_or_none() -> None:
             check_handshake_header({b"mcp-protocol-version": bad}, l4)
 
 
-def test_a_request_without_an_id_is_refused_and_what_it_names_is_told() -> None:
+def test_requests_without_an_id_are_refused() -> None:
     """A caller would wait for an answer that nobody owes."""
     check_notification(Envelope(None, "notifications/cancelled", b""))
     with pytest.raises(ProtocolError):
@@ -140,7 +140,7 @@ def test_capabilities_are_covered_name_by_name() -> None:
     assert declares({"sampling": {"tools": {}}}, {"sampling": {"tools": {}}})
 
 
-def test_settings_of_capabilities_that_are_not_objects_have_to_be_the_same() -> None:
+def test_capability_settings_that_are_not_objects_must_be_equal() -> None:
     """A fixed defect: no client at all could have ``{"roots": {"listChanged": true}}``."""
     assert declares({"roots": {"listChanged": True}}, {"roots": {"listChanged": True}})
     assert not declares({"roots": {"listChanged": False}}, {"roots": {"listChanged": True}})

@@ -79,7 +79,7 @@ WIRE: list[tuple[Any, dict[str, Any]]] = [
 
 
 @for_each(("value", "wire"), WIRE)
-def test_values_are_written_as_the_newest_schema_names_them_and_read_back(value: Any, wire: dict[str, Any]) -> None:
+def test_content_round_trips_in_the_newest_schema(value: Any, wire: dict[str, Any]) -> None:
     """MCP 2025-11-25, server/tools and 2025-11-25, client/sampling: camelCase, base64, `_meta`, nothing that was
     left alone.
     """
@@ -88,18 +88,18 @@ def test_values_are_written_as_the_newest_schema_names_them_and_read_back(value:
     assert msgspec.json.decode(data, type=type(value)) == value
 
 
-def test_the_type_field_comes_first_so_that_readers_can_dispatch_on_it() -> None:
+def test_type_field_comes_first() -> None:
     """Our choice: streaming readers see the kind before the payload."""
     assert msgspec.json.encode(Text("x")) == b'{"type":"text","text":"x"}'
 
 
 @for_each("value", [value for value, _ in WIRE if isinstance(value, BLOCKS)])
-def test_the_union_decodes_every_block_by_its_type(value: Any) -> None:
+def test_content_blocks_decode_by_type(value: Any) -> None:
     """Content from elsewhere is read back for projection."""
     assert msgspec.json.decode(msgspec.json.encode(value), type=Content) == value
 
 
-def test_sampling_results_decode_to_tool_uses_and_unknown_members_are_tolerated() -> None:
+def test_sampling_results_ignore_unknown_members() -> None:
     """MCP 2025-11-25, basic: unknown fields must be tolerated."""
     data = b'{"type":"tool_use","id":"1","name":"n","input":{"a":[1]},"later":true}'
     assert msgspec.json.decode(data, type=SamplingContent) == ToolUse("1", "n", {"a": [1]})
@@ -109,19 +109,19 @@ def test_sampling_results_decode_to_tool_uses_and_unknown_members_are_tolerated(
     "arguments",
     [{"uri": "a:b"}, {"uri": "a:b", "text": "x", "blob": b"y"}, {"text": "x"}, {}],
 )
-def test_an_embedded_resource_without_exactly_one_content_is_refused(arguments: dict[str, Any]) -> None:
+def test_embedded_resources_need_exactly_one_content(arguments: dict[str, Any]) -> None:
     """The schema knows text or blob, and a resource has a uri."""
     with pytest.raises(TypeError, match="text or blob"):
         EmbeddedResource(**arguments)
 
 
-def test_an_embedded_resource_from_a_peer_without_its_resource_is_a_validation_error() -> None:
+def test_embedded_resources_without_a_resource_are_invalid() -> None:
     """Input from the network never raises anything else."""
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(b'{"type":"resource"}', type=EmbeddedResource)
 
 
-def test_members_beside_the_resource_do_not_survive_reading() -> None:
+def test_unknown_members_of_embedded_resources_are_dropped() -> None:
     """Only `resource` exists on the wire; what a peer adds beside it must not be written again."""
     data = (
         b'{"type":"resource","resource":{"uri":"a:b","text":"x"},"uri":"c:d","text":"y","blob":"YQ==","mimeType":"z"}'

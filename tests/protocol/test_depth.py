@@ -20,14 +20,14 @@ def depth_of(value: Any) -> int:
     return 0
 
 
-def test_a_body_with_few_brackets_is_passed_without_a_scan() -> None:
+def test_bodies_with_few_brackets_skip_the_depth_scan() -> None:
     """Our choice: the scan runs only when the count of brackets exceeds the limit."""
     assert not overgrown(b"[" * 64)
     assert not overgrown(b"")
 
 
 @for_each("opening", [b"[", b'{"a":', b'[{"a":'])
-def test_64_levels_pass_and_65_do_not(opening: bytes) -> None:
+def test_depth_64_passes_and_65_is_refused(opening: bytes) -> None:
     """Our choice: depth > 64 is refused."""
     levels = opening.count(b"[") + opening.count(b"{")
     closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opening]
@@ -64,7 +64,7 @@ def test_brackets_after_a_string_that_ends_in_an_escaped_backslash_count() -> No
     assert overgrown(text.encode())
 
 
-def test_unclosed_strings_and_closing_brackets_without_opening_ones_are_not_deep() -> None:
+def test_unbalanced_input_is_not_deep() -> None:
     """Our choice: what is not JSON is left to the decoder."""
     assert not overgrown(b'"' + b"[" * 100)
     assert not overgrown(b'"' + b"[" * 100 + b"\\")
@@ -72,7 +72,7 @@ def test_unclosed_strings_and_closing_brackets_without_opening_ones_are_not_deep
 
 
 @given(json_values, st.integers(0, 6))
-def test_the_answer_is_that_of_a_recursive_count(value: Any, limit: int) -> None:
+def test_depth_check_agrees_with_a_recursive_count(value: Any, limit: int) -> None:
     """Property: text of any value, escaped or not, measured without parsing."""
     for ascii_only in (True, False):
         body = json.dumps(value, ensure_ascii=ascii_only).encode()
@@ -80,7 +80,7 @@ def test_the_answer_is_that_of_a_recursive_count(value: Any, limit: int) -> None
 
 
 @given(st.text('[]{}"\\a'), st.integers(0, 3))
-def test_text_that_happens_to_be_json_is_measured_exactly(text: str, limit: int) -> None:
+def test_json_depth_is_measured_exactly(text: str, limit: int) -> None:
     """Property: texts of structural characters only are the hardest."""
     try:
         value = json.loads(text)
@@ -91,13 +91,13 @@ def test_text_that_happens_to_be_json_is_measured_exactly(text: str, limit: int)
 
 
 @given(st.binary())
-def test_any_bytes_and_any_part_of_them_give_an_answer(body: bytes) -> None:
+def test_depth_check_accepts_any_bytes(body: bytes) -> None:
     """Our choice: any bytes raise nothing, whole, byte by byte, or with trailing bytes."""
     for piece in (body, *bytewise(body), body + b"\xff]"):
         assert isinstance(overgrown(piece, 0), str)
 
 
-def test_the_scan_runs_no_python_loop() -> None:
+def test_depth_scan_runs_no_python_loop() -> None:
     """Our choice: one pass over 4 MiB must not stall the event loop, so lines executed do not grow with the body."""
 
     def lines(body: bytes) -> int:
@@ -120,7 +120,7 @@ def test_the_scan_runs_no_python_loop() -> None:
         assert lines(text * 10_000) == lines(text * 40_000)
 
 
-def test_members_are_counted_and_colons_inside_strings_are_not() -> None:
+def test_colons_inside_strings_are_not_counted_as_members() -> None:
     """A text with many times of day in it is one member."""
     members = b",".join(b'"%d":{}' % number for number in range(MAX_MEMBERS))
     assert not too_many_members(b"{%b}" % members)
@@ -130,7 +130,7 @@ def test_members_are_counted_and_colons_inside_strings_are_not() -> None:
 
 
 @given(json_values)
-def test_no_member_is_missed(value: Any) -> None:
+def test_every_member_is_counted(value: Any) -> None:
     """The plain recursive count is the rule."""
 
     def count(value: Any) -> int:

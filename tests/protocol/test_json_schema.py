@@ -123,7 +123,7 @@ def test_only_recursive_types_keep_references_and_the_root_shows_its_own_type() 
     assert not validator.is_valid({"value": 1, "children": [{"value": "2"}]})
 
 
-def test_types_that_are_recursive_through_each_other_keep_references_and_others_in_them_are_inlined() -> None:
+def test_mutually_recursive_types_keep_references() -> None:
     """Neither of two types refers to itself directly, and both are recursive."""
     schema = schema_of(list[Odd | None])
     assert set(schema["$defs"]) == {"Odd", "Even"}
@@ -151,7 +151,7 @@ def hook(annotation: type) -> Schema:
     raise TypeError(f"{annotation} is unknown")
 
 
-def test_the_hook_describes_foreign_types_with_definitions_of_their_own() -> None:
+def test_schema_hook_describes_foreign_types() -> None:
     """Models of other libraries bring `$defs`; names that collide stay apart."""
     pair = msgspec.defstruct("Pair", [("one", Foreign), ("two", list[Other])])
     schema = schema_of(pair, hook=hook)
@@ -183,7 +183,7 @@ class Broken:
     part: "Nowhere"  # type: ignore[name-defined]  # noqa: F821 - the subject
 
 
-def test_annotations_that_cannot_be_resolved_are_a_type_error() -> None:
+def test_unresolvable_annotations_raise_type_error() -> None:
     """Found when a tool is registered."""
     with pytest.raises(TypeError, match=r"Broken.* cannot be resolved.*Nowhere"):
         schema_of(Broken)
@@ -197,7 +197,7 @@ def test_a_foreign_type_can_be_the_root() -> None:
     assert not Draft202012Validator(schema).is_valid({"next": {"next": {"leaf": ""}}})
 
 
-def test_types_that_nobody_knows_are_a_type_error() -> None:
+def test_unknown_types_raise_type_error() -> None:
     """Found when a tool is registered, not when it is called."""
     with pytest.raises(TypeError):
         schema_of(complex, hook=hook)
@@ -244,7 +244,7 @@ def test_wrapped_outputs_keep_definitions_at_the_root() -> None:
         {"$id": "https://x/y", "type": "array", "items": {"$ref": "#/$defs/n"}, "$defs": {"n": {"type": "integer"}}},
     ],
 )
-def test_references_inside_a_wrapped_schema_still_say_what_they_said(schema: Schema) -> None:
+def test_references_inside_wrapped_schemas_still_resolve(schema: Schema) -> None:
     """A fixed defect: one client library failed to list the tools of the whole server."""
     wrapped = Draft202012Validator(wrap_output(schema))
     assert wrapped.is_valid({"result": [1, 2]})
@@ -287,13 +287,13 @@ BAD: list[tuple[Schema, str]] = [
 
 
 @for_each(("schema", "text"), BAD)
-def test_hand_written_schemas_that_cannot_be_served_are_refused_with_the_place(schema: Schema, text: str) -> None:
+def test_unsupported_hand_written_schemas_are_refused_with_their_path(schema: Schema, text: str) -> None:
     """MCP 2025-11-25, basic: unsupported dialects are a clear error, network references are never dereferenced."""
     with pytest.raises(ValueError, match=text):
         check_schema(schema)
 
 
-def test_hand_written_schemas_are_bounded_in_depth_and_number() -> None:
+def test_hand_written_schemas_are_bounded_in_depth_and_size() -> None:
     """MCP 2025-11-25, basic: bound depth and sub-schema count."""
 
     def nested(depth: int) -> Schema:
@@ -314,7 +314,7 @@ def test_hand_written_schemas_are_bounded_in_depth_and_number() -> None:
         check_schema(wide(MAX_SCHEMAS + 1))
 
 
-def test_a_nullable_schema_without_null_is_that_of_the_type() -> None:
+def test_removing_null_from_a_schema_gives_the_inner_type() -> None:
     """Forms and headers leave a value out instead of sending null."""
     text = {"type": "string"}
     nullable = {"anyOf": [text, {"type": "null"}], "title": "T", "default": None}

@@ -26,7 +26,7 @@ def code_of(body: bytes) -> int:
     return raised.value.code
 
 
-def test_a_request_keeps_the_type_of_its_id_and_its_params_raw() -> None:
+def test_requests_keep_the_id_type_and_raw_params() -> None:
     """JSON-RPC 2.0, section 5: identifiers are echoed with their type."""
     assert read(b'{"jsonrpc":"2.0","id":0,"method":"a","params":{"x": 1}}') == Envelope(0, "a", b'{"x": 1}')
     assert read(b'{"jsonrpc":"2.0","id":"0","method":"a"}') == Envelope("0", "a", b"")
@@ -38,7 +38,7 @@ def test_the_last_of_duplicate_keys_wins_and_unknown_keys_are_ignored() -> None:
     assert read(b'{"jsonrpc":"2.0","id":1,"id":2,"Method":"x","method":"a","method":"b"}') == Envelope(2, "b", b"")
 
 
-def test_notifications_and_answers_are_told_apart() -> None:
+def test_notifications_and_responses_are_distinguished() -> None:
     """JSON-RPC 2.0 §4.1, §5."""
     notification = read(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
     assert not notification.is_request
@@ -69,18 +69,18 @@ def test_notifications_and_answers_are_told_apart() -> None:
         b"7",
     ],
 )
-def test_what_is_json_but_no_message_is_an_invalid_request(body: bytes) -> None:
+def test_json_that_is_not_a_message_is_an_invalid_request(body: bytes) -> None:
     """Our choice: what bad input gets."""
     assert code_of(body) == INVALID_REQUEST
 
 
 @for_each("body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf{}", b"{} {}", b'"unclosed', b"nul", b"[" * 9999])
-def test_what_is_not_json_is_a_parse_error(body: bytes) -> None:
+def test_invalid_json_is_a_parse_error(body: bytes) -> None:
     """Our choice: not JSON, and NaN is not JSON."""
     assert code_of(body) == PARSE_ERROR
 
 
-def test_text_is_checked_where_no_decoder_looks() -> None:
+def test_utf8_is_checked_in_undecoded_parts() -> None:
     """Members that are skipped are not decoded."""
     check_text(b'{"a":"\xc3\xa9"}', 64)
     for body in (b'{"a":"\xff"}', b"[" * 65 + b"]" * 65):
@@ -111,7 +111,7 @@ def test_messages_are_compact_json() -> None:
     assert request_message(1, "m", {}) == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{}}'
 
 
-def test_an_id_is_bounded() -> None:
+def test_ids_are_bounded() -> None:
     """A fixed defect: it stays as long as its call, which may be a stream, and 4 MB of it held 16 MiB."""
     fits = '"' + "x" * (MAX_ID - 2) + '"'
     assert read(b'{"jsonrpc":"2.0","id":%b,"method":"ping"}' % fits.encode()).id == "x" * (MAX_ID - 2)

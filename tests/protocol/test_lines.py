@@ -3,7 +3,7 @@
 from millstream._protocol.lines import LineSplitter
 
 
-def test_a_last_line_without_an_end_counts_when_the_input_ends() -> None:
+def test_last_line_without_newline_counts_at_end_of_input() -> None:
     """Our choice: a script may print its last message without a newline."""
     splitter = LineSplitter(100)
     assert splitter.feed(b'{"a":1}\r\n{"b"') == [b'{"a":1}']
@@ -12,7 +12,7 @@ def test_a_last_line_without_an_end_counts_when_the_input_ends() -> None:
     assert splitter.end() == []
 
 
-def test_a_line_that_is_too_long_is_reported_once_and_keeps_no_bytes() -> None:
+def test_overlong_lines_are_reported_once_and_not_kept() -> None:
     """Our choice: the memory of a connection is bounded, and the lines behind a bad one are read."""
     splitter = LineSplitter(4)
     assert splitter.feed(b"12345") == [None]

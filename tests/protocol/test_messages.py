@@ -91,7 +91,7 @@ def properties(definition: str) -> set[str]:
 
 
 @for_each("struct", STRUCTS, ids=lambda struct: struct.__name__)
-def test_a_struct_has_the_members_that_the_newest_schema_lists(struct: type[Struct]) -> None:
+def test_structs_have_the_members_of_the_newest_schema(struct: type[Struct]) -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/schema; what is left out has a reason."""
     name = struct.__name__
     expected: set[str] = set()
@@ -107,7 +107,7 @@ def test_a_struct_has_the_members_that_the_newest_schema_lists(struct: type[Stru
     assert set(struct.__struct_encode_fields__) | tag == (expected - left_out) | beside
 
 
-def test_every_method_of_every_revision_has_parameters_and_a_result() -> None:
+def test_every_method_has_params_and_result_types() -> None:
     """`Revision.requests`, `asks` and `notifications` are what there is."""
     assert set(REQUESTS) == {method for revision in ALL for method in revision.requests}
     assert set(QUESTIONS) == {method for revision in ALL for method in revision.asks}
@@ -147,7 +147,7 @@ WRITTEN: dict[tuple[str, str], Struct] = {
 
 
 @for_each(("definition", "method"), WRITTEN)
-def test_what_is_written_fits_the_schema_and_is_read_as_it_was_written(definition: str, method: str) -> None:
+def test_messages_match_the_schema_and_round_trip(definition: str, method: str) -> None:
     """One class for both sides: 2025-11-25 is the newest revision that has all of these messages."""
     params = WRITTEN[definition, method]
     written = encode(params)
@@ -157,7 +157,7 @@ def test_what_is_written_fits_the_schema_and_is_read_as_it_was_written(definitio
     assert encode(read) == written
 
 
-def test_what_was_left_alone_is_not_written() -> None:
+def test_unset_members_are_not_written() -> None:
     """Peers of every age get the members that were set, and no null."""
     assert encode(messages.CallToolRequestParams(name="add")) == b'{"name":"add"}'
     assert encode(messages.SubscriptionFilter()) == b"{}"
@@ -166,7 +166,7 @@ def test_what_was_left_alone_is_not_written() -> None:
     )
 
 
-def test_a_result_of_an_older_revision_is_complete_and_stale_at_once() -> None:
+def test_results_of_older_revisions_have_default_cache_hints() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching: no hint means 0."""
     result = msgspec.json.decode(b'{"tools":[]}', type=messages.ListToolsResult)
     assert (result.result_type, result.ttl_ms, result.cache_scope, result.next_cursor) == (
@@ -177,7 +177,7 @@ def test_a_result_of_an_older_revision_is_complete_and_stale_at_once() -> None:
     )
 
 
-def test_the_text_of_a_sample_is_that_of_its_text_blocks() -> None:
+def test_sample_text_joins_its_text_blocks() -> None:
     """Our choice."""
     blocks = [Text("a"), Image(b"", "image/png"), Text("b")]
     assert questions.SampleResult("assistant", blocks, "m").text == "a\nb"
@@ -185,6 +185,6 @@ def test_the_text_of_a_sample_is_that_of_its_text_blocks() -> None:
 
 
 @for_each("reason", [b'"enough"', b"7", b"null", b"{}"])
-def test_a_cancellation_counts_whatever_its_reason_is(reason: bytes) -> None:
+def test_cancellations_count_with_any_reason(reason: bytes) -> None:
     """The reason is for a log; a request that is to end must not go on because of it."""
     assert cancelled_id(b'{"requestId":7,"reason":%b}' % reason) == 7

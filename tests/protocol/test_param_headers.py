@@ -39,7 +39,7 @@ def refused(raw: bytes) -> str:
 # annotations
 
 
-def test_annotations_are_found_in_schema_order_also_in_nested_properties() -> None:
+def test_header_annotations_are_found_in_schema_order() -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: reachable from the root through ``properties`` keys."""
     schema = tool(
         region=REGION,
@@ -55,12 +55,12 @@ def test_annotations_are_found_in_schema_order_also_in_nested_properties() -> No
 
 
 @for_each("schema", [{}, {"type": "object"}, tool(), tool(a=True), {"properties": None}])
-def test_a_schema_without_annotations_has_none(schema: dict[str, Any]) -> None:
+def test_schemas_without_annotations_have_no_headers(schema: dict[str, Any]) -> None:
     """Also boolean schemas and broken ones, which are not this module's to judge."""
     assert find_annotations(schema) == ()
 
 
-def test_data_and_property_names_that_look_like_annotations_are_none() -> None:
+def test_data_that_looks_like_an_annotation_is_ignored() -> None:
     """JSON Schema: ``default``, ``enum`` and ``examples`` hold data; a property may have any name."""
     trap = {"x-mcp-header": "No"}
     schema = tool(**{"x-mcp-header": {"type": "number", "default": trap, "enum": [trap], "examples": [trap]}})
@@ -68,7 +68,7 @@ def test_data_and_property_names_that_look_like_annotations_are_none() -> None:
 
 
 @for_each("token", ["", "a b", "a:b", "a\r\nb", "ä", "a\n", None, 7, ["a"]])
-def test_a_name_that_is_no_token_is_refused(token: Any) -> None:
+def test_header_names_must_be_tokens(token: Any) -> None:
     """RFC 9110 §5.6.2; a line end in a name would split the client's request."""
     with pytest.raises(ValueError, match=r"inputSchema\.properties\.a: .*token"):
         find_annotations(tool(a={"type": "string", "x-mcp-header": token}))
@@ -83,7 +83,7 @@ def test_only_strings_integers_and_booleans_may_be_annotated(kind: Any) -> None:
         find_annotations(tool(a={"x-mcp-header": "A"}))
 
 
-def test_names_are_unique_in_any_case() -> None:
+def test_header_names_are_unique_ignoring_case() -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: header names have no case."""
     with pytest.raises(ValueError, match=r"properties\.b: x-mcp-header 'REGION' is already used by 'a'"):
         find_annotations(tool(a=REGION, b={"type": "string", "x-mcp-header": "REGION"}))
@@ -105,7 +105,7 @@ def test_names_are_unique_in_any_case() -> None:
         tool(a={"anyOf": [REGION, {"type": "null"}]}),
     ],
 )
-def test_an_annotation_off_the_chain_of_properties_is_refused(schema: dict[str, Any]) -> None:
+def test_annotations_outside_of_properties_are_refused(schema: dict[str, Any]) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: no items, composition, conditionals or definitions."""
     with pytest.raises(ValueError, match="properties reached through 'properties' alone"):
         find_annotations(schema)
@@ -115,20 +115,20 @@ def test_an_annotation_off_the_chain_of_properties_is_refused(schema: dict[str, 
 
 
 @for_each("value", ["", "us-east 1", "a\tb", "~", "=?base64?", "?=", "=?base64?=", "=?BASE64?QQ==?="])
-def test_plain_values_travel_as_they_are(value: str) -> None:
+def test_plain_values_are_sent_unchanged(value: str) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: a prefix or suffix alone is literal, and the markers have case."""
     assert encode_value(value) == value
     assert decode_value(value.encode()) == value
 
 
 @for_each("value", [" a", "a ", "\ta", "ä", "a\nb", "\x7f", "\0", "=?base64?QQ==?=", "=?base64??="])
-def test_other_values_travel_in_the_sentinel(value: str) -> None:
+def test_other_values_are_sent_in_the_sentinel(value: str) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: not visible ASCII, edge white space, or the look of a sentinel."""
     assert encode_value(value) == f"=?base64?{b64encode(value.encode()).decode()}?="
     assert decode_value(encode_value(value).encode()) == value
 
 
-def test_white_space_around_a_header_value_is_not_part_of_it() -> None:
+def test_whitespace_around_header_values_is_stripped() -> None:
     """RFC 9110 §5.5; MCP 2026-07-28, basic/transports/streamable-http."""
     assert decode_value(b" \t a b\t ") == "a b"
     assert decode_value(b" =?base64?IA==?= ") == " "
@@ -148,7 +148,7 @@ def test_characters_outside_visible_ascii_are_refused(raw: bytes) -> None:
     assert "visible ASCII" in refused(raw)
 
 
-def test_a_name_is_decoded_alike_and_errors_call_it_mcp_name() -> None:
+def test_mcp_name_is_decoded_like_parameter_headers() -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: the sentinel of ``Mcp-Name`` is decoded before comparing."""
     assert decode_name(b"=?base64?w6Q=?=") == "ä"
     with pytest.raises(ProtocolError, match="Mcp-Name"):
@@ -156,7 +156,7 @@ def test_a_name_is_decoded_alike_and_errors_call_it_mcp_name() -> None:
 
 
 @given(texts | visible_texts)
-def test_every_text_survives_the_way_through_a_header(value: str) -> None:
+def test_strings_round_trip_through_headers(value: str) -> None:
     """Property: and what travels is a valid field value without edge white space (RFC 9110 §5.5)."""
     text = encode_value(value)
     assert text.isascii()
@@ -166,7 +166,7 @@ def test_every_text_survives_the_way_through_a_header(value: str) -> None:
 
 
 @given(st.binary() | st.binary().map(lambda raw: b"=?base64?" + raw + b"?="))
-def test_any_bytes_and_any_part_of_them_decode_or_are_a_mismatch(raw: bytes) -> None:
+def test_arbitrary_header_bytes_decode_or_mismatch(raw: bytes) -> None:
     """Our choice: any bytes raise nothing but ProtocolError, whole, byte by byte, or with trailing bytes."""
     for piece in (raw, *bytewise(raw), raw + b"?="):
         try:
@@ -237,13 +237,13 @@ def test_integers_compare_by_value(raw: bytes, value: float) -> None:
      (b"-9007199254740992", -(2**53)), (b"9007199254740990.6", 2**53 - 1), (b"1" * 5000, 1),
      (b"1", [1]), (b"1", {"a": 1}), (b"inf", float("inf"))],
 )  # fmt: skip
-def test_other_spellings_and_numbers_beyond_2_to_the_53_never_match(raw: bytes, value: Any) -> None:
+def test_unusual_spellings_and_large_integers_never_match(raw: bytes, value: Any) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: integers within ±(2^53-1)."""
     assert "mcp-param-i does not match" in mismatch({b"mcp-param-i": raw}, {"o": {"i": value}})
 
 
 @for_each("raw", [b"True", b"1", b"", b"false"])
-def test_booleans_have_one_spelling(raw: bytes) -> None:
+def test_booleans_have_exactly_one_spelling(raw: bytes) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: ``true`` and ``false``."""
     assert "mcp-param-b does not match" in mismatch({b"mcp-param-b": raw}, {"b": True})
 
@@ -254,6 +254,6 @@ def test_strings_compare_exactly_and_a_bad_sentinel_is_refused() -> None:
     assert "mcp-param-s is not the Base64" in mismatch({b"mcp-param-s": b"=?base64?Q?="}, {"s": "eu"})
 
 
-def test_an_argument_of_the_wrong_type_sent_alike_in_both_places_is_left_to_the_validator() -> None:
+def test_arguments_of_the_wrong_type_are_left_to_the_validator() -> None:
     """Our choice: the validator's message helps a model, a header mismatch does not."""
     check(PARAMS, {b"mcp-param-i": b"many"}, {"o": {"i": "many"}})

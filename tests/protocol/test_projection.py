@@ -15,7 +15,7 @@ TOOL = {
 }  # fmt: skip
 
 
-def test_a_tool_loses_what_its_revision_has_not() -> None:
+def test_tools_drop_members_that_the_revision_lacks() -> None:
     """MCP 2025-06-18, server/tools and 2025-11-25, changelog."""
     assert projection.tool(TOOL, M) == TOOL
     assert projection.tool(TOOL, L4)["outputSchema"]["properties"] == {"result": {"type": "integer"}}
@@ -25,7 +25,7 @@ def test_a_tool_loses_what_its_revision_has_not() -> None:
     assert projection.tool({"name": "u", "outputSchema": {"type": "object"}}, L4)["outputSchema"] == {"type": "object"}
 
 
-def test_a_named_thing_keeps_what_every_revision_has() -> None:
+def test_names_and_titles_are_kept_on_every_revision() -> None:
     """MCP 2025-06-18, changelog; lastModified came with 2025-06-18."""
     item = {
         "uri": "a:b",
@@ -38,7 +38,7 @@ def test_a_named_thing_keeps_what_every_revision_has() -> None:
     assert projection.tool_result(b'"content":[]', L1) == b'"content":[]'
 
 
-def test_the_server_tells_about_itself_what_the_revision_has() -> None:
+def test_server_info_matches_the_revision() -> None:
     """MCP 2025-11-25, changelog."""
     info = {"name": "n", "version": "1", "title": "T", "description": "d", "websiteUrl": "u", "icons": []}
     assert projection.implementation(info, L1) == {"name": "n", "version": "1"}

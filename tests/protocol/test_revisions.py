@@ -33,12 +33,12 @@ L1, L2, L3, L4, M = ALL
         ("routing_headers", (False, False, False, False, True)),
     ],
 )
-def test_each_revision_has_what_the_switch_table_says(field: str, values: tuple[object, ...]) -> None:
+def test_revisions_match_the_table_of_differences(field: str, values: tuple[object, ...]) -> None:
     """The specification's changelogs."""
     assert tuple(getattr(revision, field) for revision in ALL) == values
 
 
-def test_methods_are_the_version_gate() -> None:
+def test_methods_are_limited_to_their_revisions() -> None:
     """MCP 2026-07-28, schema."""
     assert {"ping", "initialize", "logging/setLevel", "resources/subscribe"} <= L4.requests.keys()
     assert M.requests.keys().isdisjoint({"ping", "initialize", "logging/setLevel", "resources/subscribe"})
@@ -49,7 +49,7 @@ def test_methods_are_the_version_gate() -> None:
     assert ALL[2].content - ALL[1].content == {"resource_link"}
 
 
-def test_initialize_is_never_answered_with_a_revision_that_has_none() -> None:
+def test_initialize_never_selects_a_per_request_revision() -> None:
     """MCP 2025-11-25, basic/lifecycle."""
     assert negotiate("2025-06-18") is L3
     for unknown in (NEWEST.date, "1999-01-01", ""):
@@ -61,6 +61,6 @@ def test_initialize_is_never_answered_with_a_revision_that_has_none() -> None:
     ("version", "is_one"),
     [("2026-07-28", True), ("2027-01-01", True), ("2025-11-25", False), ("é", False), ("v9", False), ("", False)],
 )
-def test_a_version_string_names_the_per_request_era_by_its_date(version: str, *, is_one: bool) -> None:
+def test_version_dates_decide_the_era(version: str, *, is_one: bool) -> None:
     """MCP 2026-07-28, basic/versioning: string order is a sound test, for what is a date."""
     assert revisions.names_per_request_era(version) is is_one

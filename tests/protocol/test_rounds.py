@@ -22,7 +22,7 @@ def sealed(replay: Rounds) -> str:
     return replay.seal(RING, bound=BOUND, expires_at=10, nonce=NONCE, max_rounds=8)
 
 
-def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
+def test_sealed_state_round_trips() -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     replay = Rounds(None, {})
     replay.settle("q1", "mark", b"1")
@@ -31,7 +31,7 @@ def test_a_state_comes_back_with_what_was_settled_and_asked() -> None:
     assert (state.rounds, state.entries["q1"].value, state.asked) == (1, b"1", {"q2": "other"})
 
 
-def test_a_state_is_bound_to_its_call_and_time() -> None:
+def test_state_is_bound_to_its_call_and_time() -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: principal, method, name, arguments and expiry."""
     token = sealed(Rounds(None, {}))
     assert code_of(token, now=11) == INVALID_PARAMS
@@ -43,13 +43,13 @@ def test_a_state_is_bound_to_its_call_and_time() -> None:
     assert binding(b"p", "m", "n", b"") == binding(b"p", "m", "n", b"{}")
 
 
-def test_a_sealed_text_that_is_no_state_is_refused() -> None:
+def test_malformed_sealed_state_is_refused() -> None:
     """Another version of the format."""
     assert code_of(RING.seal(b"request-state", b"\xc1", NONCE, BOUND)) == INVALID_PARAMS
     assert code_of(RING.seal(b"request-state", msgspec.msgpack.encode([1]), NONCE, BOUND)) == INVALID_PARAMS
 
 
-def test_answers_of_this_round_count_with_or_without_a_state() -> None:
+def test_answers_count_with_or_without_a_state() -> None:
     """Our choice."""
     replay = Rounds(None, {"a": msgspec.Raw(b"1")})
     assert replay.response("a", "a", "m") == b"1"
@@ -58,7 +58,7 @@ def test_answers_of_this_round_count_with_or_without_a_state() -> None:
     assert asked.response("a", "a", "new") is None, "the question has changed since"
 
 
-def test_a_changed_question_drops_its_answer_and_the_later_ones() -> None:
+def test_changed_questions_drop_their_answer_and_later_ones() -> None:
     """Our choice."""
     replay = Rounds(None, {})
     for slot in ("q1", "q2", "q3"):
@@ -80,13 +80,13 @@ def test_questions_without_a_key_are_numbered_and_marked() -> None:
     assert mark != digest("elicitation/create", {"message": "y"})
 
 
-def test_there_is_an_end_to_the_rounds() -> None:
+def test_rounds_are_limited() -> None:
     """Our choice: at most 8 rounds."""
     with pytest.raises(ProtocolError):
         sealed(Rounds(State(10, 8, {}, {}), {}))
 
 
-def test_the_questions_of_a_round_stop_the_function() -> None:
+def test_open_questions_stop_the_function() -> None:
     """Not an `Exception`: user code that catches those lets it pass."""
     stop = InputRequired({"q1": {"method": "roots/list", "params": {}}})
     assert stop.requests["q1"]["method"] == "roots/list"

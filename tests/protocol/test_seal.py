@@ -28,9 +28,7 @@ TEXTS = st.one_of(
 
 
 @given(st.binary(max_size=500), st.binary(max_size=20), st.binary(max_size=20), st.binary(min_size=12, max_size=12))
-def test_what_was_sealed_opens_and_the_token_can_stand_in_a_header(
-    plain: bytes, kind: bytes, bound: bytes, nonce: bytes
-) -> None:
+def test_sealed_tokens_open_and_fit_in_a_header(plain: bytes, kind: bytes, bound: bytes, nonce: bytes) -> None:
     """Specification: a session id is visible ASCII; ours is base64url."""
     token = RING.seal(kind, plain, nonce, bound)
     assert set(token) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -45,13 +43,13 @@ def test_what_was_sealed_opens_and_the_token_can_stand_in_a_header(
 @example(TOKEN[:6])
 @example(TOKEN[:20])
 @example(TOKEN[:40])
-def test_any_other_text_is_none_and_nothing_is_raised(text: str) -> None:
+def test_invalid_tokens_return_none(text: str) -> None:
     """Our choice: tokens come from the network, and every wrong one looks the same to the caller."""
     assert RING.open(b"state", text, b"owner") is None
 
 
 @given(st.integers(0, len(TOKEN) - 1), st.characters())
-def test_a_token_with_one_changed_character_does_not_open(index: int, char: str) -> None:
+def test_tokens_with_a_changed_character_do_not_open(index: int, char: str) -> None:
     """AES-GCM authenticates number, nonce and content."""
     text = TOKEN[:index] + char + TOKEN[index + 1 :]
     assert RING.open(b"state", text, b"owner") == (b"plain text" if text == TOKEN else None)
@@ -62,13 +60,13 @@ def test_a_token_with_one_changed_character_does_not_open(index: int, char: str)
 @example(4, "\r\n\r\n")
 @example(4, "!!!!")
 @example(4, "====")
-def test_a_token_with_something_put_in_does_not_open(index: int, more: str) -> None:
+def test_tokens_with_inserted_characters_do_not_open(index: int, more: str) -> None:
     """Our choice: one token has one spelling, so padding, line ends and blanks inside are refused."""
     assert RING.open(b"state", TOKEN[:index] + more + TOKEN[index:], b"owner") is None
 
 
 @for_each("more", ["=", "==", "\n", "\r\n", " ", "\0", "A", "AA", "AAA", "AAAA"])
-def test_nothing_may_follow_a_token(more: str) -> None:
+def test_trailing_characters_invalidate_a_token(more: str) -> None:
     """Our choice: as above; the lenient decoder of the standard library would pass over some of these."""
     for length in range(4):
         token = RING.seal(b"state", bytes(length), NONCE)
@@ -94,7 +92,7 @@ def test_the_other_base64_alphabet_does_not_open() -> None:
     assert RING.open(b"state", with_line.replace("_", "/")) is None
 
 
-def test_a_token_opens_only_for_its_kind_and_owner() -> None:
+def test_tokens_open_only_for_their_kind_and_owner() -> None:
     """Specification, multi-round requests: state is bound to whom it was given; a session id is no request state."""
     assert RING.open(b"state", TOKEN, b"owner") == b"plain text"
     assert RING.open(b"state", TOKEN, b"other") is None
@@ -105,13 +103,13 @@ def test_a_token_opens_only_for_its_kind_and_owner() -> None:
 @given(st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4))
 @example(b"a", b"bc", b"ab", b"c")
 @example(b"", b"1:a", b"a", b"")
-def test_kind_and_owner_never_run_into_each_other(kind: bytes, bound: bytes, kind2: bytes, bound2: bytes) -> None:
+def test_kind_and_owner_are_separated(kind: bytes, bound: bytes, kind2: bytes, bound2: bytes) -> None:
     """Our choice: what is authenticated names the border between the two."""
     opened = RING.open(kind2, RING.seal(kind, b"x", NONCE, bound), bound2)
     assert opened == (b"x" if (kind, bound) == (kind2, bound2) else None)
 
 
-def test_rotation_seals_with_the_first_secret_and_opens_with_all_in_any_order() -> None:
+def test_rotation_seals_with_the_first_secret_and_opens_with_all() -> None:
     """Our choice: rotation keeps old keys for reading."""
     before, during, after = KeyRing([OLD]), KeyRing([NEW, OLD]), KeyRing([NEW])
     old, new = before.seal(b"k", b"old", NONCE), during.seal(b"k", b"new", NONCE)
@@ -122,7 +120,7 @@ def test_rotation_seals_with_the_first_secret_and_opens_with_all_in_any_order() 
     assert after.open(b"k", old) is None
 
 
-def test_a_token_under_the_number_of_another_key_of_the_ring_does_not_open() -> None:
+def test_tokens_with_another_key_number_do_not_open() -> None:
     """The number only finds the key; it proves nothing."""
     ring = KeyRing([NEW, OLD])
     token, other = ring.seal(b"k", b"plain", NONCE), KeyRing([OLD]).seal(b"k", b"plain", NONCE)
@@ -141,7 +139,7 @@ def test_tokens_stay_readable_across_versions() -> None:
     assert TOKEN == "zda8HwABAgMEBQYHCAkKC3NL-kA21ZcpgMbJRGmMpkA6TH0GowzgQJoh"
 
 
-def test_too_long_is_refused_on_both_sides() -> None:
+def test_overlong_values_are_refused_on_both_sides() -> None:
     """Our choice: a bound before decoding, and nothing is sealed that would not open."""
     largest = MAX_TOKEN * 3 // 4 - 32
     token = RING.seal(b"k", bytes(largest), NONCE)
@@ -165,7 +163,7 @@ def test_a_ring_without_a_secret_is_refused() -> None:
         KeyRing([])
 
 
-def test_opening_with_a_fresh_ring_works_before_anything_was_sealed() -> None:
+def test_fresh_ring_opens_tokens_before_sealing_any() -> None:
     """The worker that opens a token is seldom the one that sealed it."""
     assert KeyRing([NEW]).open(b"state", TOKEN, b"owner") == b"plain text"
     assert KeyRing([OLD]).open(b"state", TOKEN, b"owner") is None

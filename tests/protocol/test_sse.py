@@ -25,12 +25,12 @@ def decode(stream: bytes) -> list[Event]:
 # encoding
 
 
-def test_an_event_without_options_is_its_data() -> None:
+def test_events_without_options_are_only_data() -> None:
     """WHATWG HTML §9.2.5."""
     assert sse.encode_event(b"x") == b"data: x\n\n"
 
 
-def test_all_fields_stand_before_the_data() -> None:
+def test_fields_precede_the_data() -> None:
     """Our choice of order: a reader that stops early knows where to resume."""
     encoded = sse.encode_event(b"x", event="tick", id="7", retry_ms=0)
     assert encoded == b"id: 7\nevent: tick\nretry: 0\ndata: x\n\n"
@@ -42,7 +42,7 @@ def test_each_line_of_data_gets_its_own_field(end: bytes) -> None:
     assert sse.encode_event(b"a" + end + b"b" + end) == b"data: a\ndata: b\ndata: \n\n"
 
 
-def test_a_message_is_one_event_of_that_name() -> None:
+def test_messages_become_message_events() -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: every server message is an ``event: message``."""
     assert sse.encode_message(b"{}") == b"event: message\ndata: {}\n\n"
     assert sse.encode_message(b"{}", "a.7") == b"id: a.7\nevent: message\ndata: {}\n\n"
@@ -66,7 +66,7 @@ def test_the_endpoint_event_carries_the_url() -> None:
 
 
 @for_each("character", ["\r", "\n", "\0"])
-def test_a_line_end_or_nul_in_a_one_line_field_is_refused(character: str) -> None:
+def test_line_ends_and_nul_in_single_line_fields_are_refused(character: str) -> None:
     """WHATWG HTML §9.2.6: it would start another field, or make clients ignore the id."""
     for encode in (sse.prime, sse.endpoint, lambda id: sse.encode_message(b"{}", id)):
         with pytest.raises(ValueError, match="CR, LF or NUL"):
@@ -102,7 +102,7 @@ def test_every_line_end_is_understood(end: str) -> None:
     ]
 
 
-def test_an_event_ended_by_cr_does_not_wait_for_the_lf() -> None:
+def test_event_ended_by_cr_is_dispatched_before_the_lf() -> None:
     """A stream of CRs must not hold back its newest event."""
     decoder = Decoder()
     assert decoder.feed(b"data: x\r\n\r") == [Event("x")]
@@ -142,7 +142,7 @@ def test_the_event_name_does_not_persist() -> None:
     assert decode(b"event: tick\n\ndata: a\n\n") == [Event("a")]
 
 
-def test_an_id_counts_from_the_blank_line_on() -> None:
+def test_ids_take_effect_at_the_blank_line() -> None:
     """WHATWG HTML §9.2.6: a cut event must be sent again, so its id must not be taken."""
     decoder = Decoder()
     decoder.feed(b"id: 1\n\nid: 2\ndata: cut")
@@ -180,7 +180,7 @@ def test_leading_zeros_of_a_retry_do_not_count() -> None:
     "stream",
     [b"data: 12345", b"data: 12345\n", b"data:1234\ndata:12345\ndata\n", b": comment..\n", b"data\n" * 11],
 )
-def test_a_line_or_event_over_the_cap_is_an_error_for_good(stream: bytes) -> None:
+def test_oversized_lines_and_events_end_the_decoder(stream: bytes) -> None:
     """Advisory 26: a client's memory is bounded."""
     for chunks in ([stream], bytewise(stream)):
         decoder = Decoder(max_event_bytes=10)
@@ -191,7 +191,7 @@ def test_a_line_or_event_over_the_cap_is_an_error_for_good(stream: bytes) -> Non
             decoder.feed(b"\n\n")
 
 
-def test_events_before_the_error_are_given_out_first() -> None:
+def test_events_before_an_error_are_returned_first() -> None:
     """Our choice: what arrived whole is not lost, however the stream was cut."""
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"data: a\n\ndata: 123456") == [Event("a")]
@@ -199,13 +199,13 @@ def test_events_before_the_error_are_given_out_first() -> None:
         decoder.feed(b"")
 
 
-def test_an_event_at_the_cap_passes_and_each_event_counts_anew() -> None:
+def test_size_cap_applies_to_each_event() -> None:
     """Our choice: the cap is on what is held, not on the stream."""
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"data: 1234\ndata:123\n\n" * 3) == [Event("1234\n123")] * 3
 
 
-def test_comments_may_go_on_for_ever() -> None:
+def test_comments_are_not_limited() -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: servers send ``:`` lines as keep-alive, not all with a blank
     line.
     """
@@ -217,7 +217,7 @@ def test_comments_may_go_on_for_ever() -> None:
 
 
 @given(texts, one_line_texts, one_line_texts, st.integers(0, 10**15 - 1), st.data())
-def test_an_encoded_event_decodes_to_itself(text: str, name: str, id: str, retry_ms: int, data: st.DataObject) -> None:
+def test_events_round_trip(text: str, name: str, id: str, retry_ms: int, data: st.DataObject) -> None:
     """Property: any text, with line ends as the standard normalises them."""
     stream = sse.encode_event(text.encode(), event=name, id=id, retry_ms=retry_ms)
     expected = Event(text.replace("\r\n", "\n").replace("\r", "\n"), name or "message", id, retry_ms)
@@ -235,9 +235,7 @@ def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> No
 
 
 @given(st.binary() | st.text("\r\n\0:daitvenry 0\ufeff").map(str.encode), st.integers(0, 40), st.data())
-def test_any_bytes_however_cut_give_the_same_events_and_no_error_but_the_cap(
-    stream: bytes, cap: int, data: st.DataObject
-) -> None:
+def test_chunk_boundaries_do_not_change_the_events(stream: bytes, cap: int, data: st.DataObject) -> None:
     """Our choice: any bytes raise nothing but ProtocolError, and after the same events."""
 
     def run(chunks: list[bytes]) -> tuple[list[Event], bool]:

@@ -85,18 +85,18 @@ def match(template: str, uri: str) -> dict[str, str] | None:
 
 
 @for_each(("template", "uri"), RFC_EXAMPLES)
-def test_expansion_is_that_of_the_rfc(template: str, uri: str) -> None:
+def test_expansion_follows_the_rfc(template: str, uri: str) -> None:
     """RFC 6570 §1.2 and §3.2."""
     assert UriTemplate(template).expand(RFC_VALUES) == uri
 
 
 @for_each(("value", "text"), [("a%20b", "a%20b"), ("%", "%25"), ("%2", "%252"), ("%zz%2F", "%25zz%2F")])
-def test_reserved_expansion_keeps_what_is_percent_encoded_already(value: str, text: str) -> None:
+def test_reserved_expansion_keeps_percent_encoded_triplets(value: str, text: str) -> None:
     """RFC 6570 §3.2.3: only triplets pass."""
     assert UriTemplate("{+x}").expand({"x": value}) == text
 
 
-def test_variables_are_named_once_in_order() -> None:
+def test_variables_are_listed_once_in_order() -> None:
     """RFC 6570 §2.3: names may have dots and percent-encoded characters."""
     template = UriTemplate("a{x}/{+b.c,x}{?%41_9}")
     assert template.variables == ("x", "b.c", "%41_9")
@@ -111,7 +111,7 @@ def test_variables_are_named_once_in_order() -> None:
      ("{a,/b}", 3), ("{.a.}", 3), ("{a..b}", 3), ("{+.a}", 2), ("{%4}", 1), ("{ä}", 1),
      ("{a{b}", 2), ("{a-b}", 2)],
 )  # fmt: skip
-def test_a_bad_template_is_refused_with_its_position(template: str, position: int) -> None:
+def test_invalid_templates_are_refused_with_the_position(template: str, position: int) -> None:
     """RFC 6570 §2; of level 4 there is only `{path*}`."""
     with pytest.raises(ValueError, match=f"at position {position}: "):
         UriTemplate(template)
@@ -168,7 +168,7 @@ def test_a_bad_template_is_refused_with_its_position(template: str, position: in
         ("{x}", "%252F", {"x": "%2F"}),
     ],
 )
-def test_values_are_found(template: str, uri: str, values: dict[str, str]) -> None:
+def test_matching_returns_the_values(template: str, uri: str, values: dict[str, str]) -> None:
     """The rules of the module's docstring, one by one."""
     assert match(template, uri) == values
     assert list(match(template, uri) or ()) == [name for name in UriTemplate(template).variables if name in values]
@@ -205,13 +205,13 @@ def test_values_are_found(template: str, uri: str, values: dict[str, str]) -> No
         ("{x}", "\ud800"),
     ],
 )
-def test_what_the_template_could_not_have_made_is_no_match(template: str, uri: str) -> None:
+def test_uris_that_the_template_cannot_produce_do_not_match(template: str, uri: str) -> None:
     """The rules of the module's docstring."""
     assert match(template, uri) is None
 
 
 @for_each("value", ["%", "%4", "%zz", "a%2", "%ff", "%C3", "%ED%A0%80", "a%00b"])
-def test_bad_percent_encoding_bad_utf8_and_nul_are_no_match(value: str) -> None:
+def test_invalid_percent_encoding_utf8_and_nul_do_not_match(value: str) -> None:
     """RFC 3986 §2.1; a NUL ends file names in C."""
     for template in ("{x}", "{+x}", "{?x}"):
         assert match(template, value if "?" not in template else f"?x={value}") is None
@@ -219,7 +219,7 @@ def test_bad_percent_encoding_bad_utf8_and_nul_are_no_match(value: str) -> None:
 
 @for_each("value", [".", "..", "%2e", "%2E%2e", ".%2e", "a%2Fb", "%2fetc", "..%2f", "..%5C", "a\\b"])
 @for_each("template", ["{x}", "{/x}", "{.x}", "{;x}", "{?x}", "{&x}"])
-def test_a_variable_smuggles_no_slash_and_no_dot_segment(template: str, value: str) -> None:
+def test_variables_never_contain_slashes_or_dot_segments(template: str, value: str) -> None:
     """MCP 2025-11-25, server/resources: decode before the traversal check."""
     lead = template[1].replace("x", "")
     uri = f"{lead}x={value}" if lead in tuple(";?&") else lead + value
@@ -228,7 +228,7 @@ def test_a_variable_smuggles_no_slash_and_no_dot_segment(template: str, value: s
 
 @for_each("value", ["..", "../a", "a/..", "a/../b", "a/%2e%2e/b", "a%2F..%2Fb", "a\\..\\b", "./a"])
 @for_each("template", ["{+x}", "{#x}"])
-def test_a_reserved_variable_has_slashes_but_no_dot_segment(template: str, value: str) -> None:
+def test_reserved_variables_never_contain_dot_segments(template: str, value: str) -> None:
     """MCP 2025-11-25, server/resources: variables must not smuggle ``..``."""
     lead = template[1].replace("+", "")
     assert match(template, lead + "a/b//c") == {"x": "a/b//c"}
@@ -236,7 +236,7 @@ def test_a_reserved_variable_has_slashes_but_no_dot_segment(template: str, value
     assert match("{x*}", value) is None
 
 
-def test_the_rest_of_a_path_expands_with_its_slashes() -> None:
+def test_path_variables_expand_with_slashes() -> None:
     """As `{path*}` is used in the field; RFC 6570 has no value with slashes there."""
     assert UriTemplate("f://{path*}").expand({"path": "a b/c?d"}) == "f://a%20b/c%3Fd"
 
@@ -276,7 +276,7 @@ uris = st.lists(tokens).map("".join)
 
 
 @given(templates, uris | texts)
-def test_any_uri_gives_an_answer_of_safe_values_under_any_template(template: str, uri: str) -> None:
+def test_matching_any_uri_yields_only_safe_values(template: str, uri: str) -> None:
     """Our choice: nothing is raised, also byte by byte and with trailing text, and no value breaks the promise."""
     compiled = UriTemplate(template)
     for text in (*(uri[:end] for end in range(len(uri))), uri, uri + "/.."):
@@ -304,7 +304,7 @@ PATTERNS = {
     st.lists(st.sampled_from([*PATTERNS, "a", "-", "a/", "%41"]), max_size=5),
     st.lists(st.sampled_from(["a", "b", "-", "/", "?", "#", ";", "&", ".", "%41", "é"]), max_size=10).map("".join),
 )
-def test_the_search_finds_a_split_exactly_where_backtracking_would(parts: list[str], uri: str) -> None:
+def test_matcher_agrees_with_backtracking(parts: list[str], uri: str) -> None:
     """Property: it misses nothing and makes nothing up; dots apart, which may be unsafe as values."""
     template = "".join(f"{{{part}v{n}}}" if part in PATTERNS else part for n, part in enumerate(parts))
     pattern = "".join(PATTERNS.get(part, part) for part in parts)

@@ -16,7 +16,7 @@ def announcement(server: Server) -> ServerDescription:
 
 
 @for_each("revision", HANDSHAKE.values(), ids=HANDSHAKE)
-def test_the_answer_to_initialize_is_made_once_for_each_revision(revision: Revision) -> None:
+def test_initialize_response_is_built_once_per_revision(revision: Revision) -> None:
     """Seed 001: cache frequently requested server info."""
     said = announcement(Server("shop", version="2"))
     first = said.initialize(revision)
@@ -27,7 +27,7 @@ def test_the_answer_to_initialize_is_made_once_for_each_revision(revision: Revis
     )  # fmt: skip
 
 
-def test_an_answer_without_streams_promises_no_changes() -> None:
+def test_response_without_streams_announces_no_list_changes() -> None:
     """Nobody could be told of them."""
     server = Server("shop")
     server.tool(nothing)
@@ -37,7 +37,7 @@ def test_an_answer_without_streams_promises_no_changes() -> None:
     assert without["capabilities"]["tools"] == {}
 
 
-def test_a_first_tool_or_prompt_while_the_server_runs_is_announced_to_whoever_asks_next() -> None:
+def test_first_tool_added_at_run_time_adds_the_capability() -> None:
     """What is kept must not be old."""
     server = Server("shop")
     said = announcement(server)
@@ -52,7 +52,7 @@ def test_a_first_tool_or_prompt_while_the_server_runs_is_announced_to_whoever_as
     assert b'"prompts"' in said.discover(NEWEST)
 
 
-async def test_only_discovery_carries_icons_and_long_texts_of_the_server_and_other_results_its_name() -> None:
+async def test_icons_and_descriptions_appear_only_in_discovery() -> None:
     """A fixed defect: each result of 2026-07-28 repeated them, some kilobytes with an icon as a data URI."""
     icon = {"src": "data:image/png;base64," + "A" * 2_000}
     server = Server("shop", version="2", info=Info(title="Shop", description="long", icons=[icon]))

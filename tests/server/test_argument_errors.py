@@ -46,14 +46,14 @@ def test_long_lists_of_names_are_cut() -> None:
         ({"properties": {"a": {"anyOf": [{"type": "null"}, {}]}}}, '{"a": null | any (optional)}'),
     ],
 )
-def test_what_was_expected_is_said_in_a_word_for_each_argument(schema: Schema, expected: str) -> None:
+def test_error_names_the_expected_type_of_each_argument(schema: Schema, expected: str) -> None:
     """Generated and hand-written schemas read alike."""
     assert explained({"type": "object", **schema}, "x") == (
         f'the arguments must be an object, got the string "x". Expected: {expected}'
     )
 
 
-def test_arguments_nested_without_end_are_explained_too() -> None:
+def test_deeply_nested_arguments_get_an_explanation() -> None:
     """Depth is bounded before, but this must not depend on it."""
 
     def tool(a: int) -> None: ...
@@ -63,7 +63,7 @@ def test_arguments_nested_without_end_are_explained_too() -> None:
 
 
 @given(texts, texts, json_values)
-def test_any_value_of_a_peer_gives_an_explanation(name: str, text: str, value: Any) -> None:
+def test_any_invalid_value_gets_an_explanation(name: str, text: str, value: Any) -> None:
     """Names and values of a peer are repeated; none breaks the sentence."""
 
     def tool(a: int, b: list[str] | None = None) -> None: ...
@@ -82,7 +82,7 @@ def test_any_value_of_a_peer_gives_an_explanation(name: str, text: str, value: A
         ('{"a":5,"b":[1]}', "'a' must be a date and time as text or null, got the integer 5; 'b[0]' must be a date as"),
     ],
 )
-def test_a_text_that_is_no_date_is_shown_with_what_would_be_one(raw: str, text: str) -> None:
+def test_invalid_dates_are_shown_with_a_valid_example(raw: str, text: str) -> None:
     """A fixed defect: it said "Invalid RFC3339 encoded datetime" and not of what."""
 
     def tool(a: dt.datetime | None = None, b: list[dt.date] = [], c: dict[str, uuid.UUID] = {}) -> None: ...  # noqa: B006
@@ -92,7 +92,7 @@ def test_a_text_that_is_no_date_is_shown_with_what_would_be_one(raw: str, text: 
     assert str(refused.value).startswith(f"Invalid arguments for tool 'tool': {text}")
 
 
-def test_a_value_is_shown_for_prompts_too() -> None:
+def test_errors_of_prompts_show_the_invalid_value() -> None:
     """Their arguments are texts, and one that can be read as a number is one."""
 
     def prompt(at: dt.date, copies: int, big: bool) -> None: ...

@@ -10,14 +10,14 @@ from millstream._transports.open_streams import OpenStreams
 
 
 @for_each("offset", [1, 10**18, MAX_OFFSET])
-def test_every_offset_that_a_store_may_give_comes_back_in_an_event_id(offset: int) -> None:
+def test_offsets_round_trip_through_event_ids(offset: int) -> None:
     """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
     place = Position("epoch", offset)
     assert parse_event_id(event_id("abc", place)) == ("abc", place)
 
 
 @for_each("offset", [str(MAX_OFFSET + 1), "9" * 40, "", "-1", "1x", "²"])
-def test_what_can_be_no_offset_is_no_event_id(offset: str) -> None:
+def test_malformed_event_ids_are_rejected(offset: str) -> None:
     """Ids come from peers."""
     assert parse_event_id(f"epoch.abc.{offset}") is None
 
@@ -29,7 +29,7 @@ class Silent:
         """Nobody takes it over."""
 
 
-async def test_a_call_that_is_silent_for_longer_than_its_log_is_kept_can_still_be_resumed() -> None:
+async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:
     """Fixed defect: only a message renewed the time of the log, so the result of a long quiet call was a 400."""
     clock, settings = Clock(), Settings()
     store = MemoryStore(clock=clock)

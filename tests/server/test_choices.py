@@ -88,7 +88,7 @@ def read(annotation: Any, raw: str) -> Any:
         (deque[int], "[1,2]", deque([1, 2])),
     ],
 )
-def test_a_value_becomes_what_the_annotation_says(annotation: Any, raw: str, value: Any) -> None:
+def test_values_are_converted_to_the_annotated_type(annotation: Any, raw: str, value: Any) -> None:
     """Whichever engine reads it."""
     found = read(annotation, raw)
     assert (type(found), found) == (type(value), value)
@@ -112,14 +112,14 @@ def test_a_value_becomes_what_the_annotation_says(annotation: Any, raw: str, val
         (HttpUrl, '"example"', 'Input should be a valid URL, relative URL without a base, got "example". Expected'),
     ],
 )
-def test_a_refused_value_is_shown_with_what_would_be_right(annotation: Any, raw: str, text: str) -> None:
+def test_errors_show_the_invalid_value_and_the_valid_choices(annotation: Any, raw: str, text: str) -> None:
     """The text is for a model that tries again; long values are cut."""
     with pytest.raises(ArgumentError) as refused:
         read(annotation, raw)
     assert text in str(refused.value)
 
 
-def test_a_password_is_not_repeated() -> None:
+def test_errors_do_not_repeat_passwords() -> None:
     """The text may stand in a log."""
     marked = Annotated[str, Field(min_length=10, extra={"format": "password"})]
     checked = Annotated[str, AfterValidator(inside)]
@@ -157,7 +157,7 @@ MARKER = object()
         (str, MARKER), (set[str], {"a"}), (bytes, b"a"), (dict[int, str], {1: "a"}), (Literal["a"], "a"),
     ],
 )  # fmt: skip
-def test_a_default_that_fits_is_listed_or_at_least_accepted(annotation: Any, default: Any) -> None:
+def test_valid_defaults_are_accepted(annotation: Any, default: Any) -> None:
     """A marker of the function's own, which JSON does not have, makes an argument optional and no more."""
     made = tool_with_default(annotation, default)
     assert "required" not in made.input_schema
@@ -171,7 +171,7 @@ def test_a_default_that_fits_is_listed_or_at_least_accepted(annotation: Any, def
         (Annotated[int, Field(ge=1)], 0), (Annotated[int, Field(default="one")], ...),
     ],
 )  # fmt: skip
-def test_a_default_that_clients_could_not_send_is_refused(annotation: Any, default: Any) -> None:
+def test_defaults_that_clients_cannot_send_are_refused(annotation: Any, default: Any) -> None:
     """A fixed defect: clients were told a default that broke the schema beside it."""
     with pytest.raises(TypeError, match=r"parameter 'x': its default .* doesn't fit its type: "):
         tool_with_default(annotation, default) if default is not ... else tool_with(annotation)
@@ -195,7 +195,7 @@ def grown() -> Tree: ...
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the syntax of PEP 695 is that of Python 3.12")
-def test_the_type_statement_means_what_it_stands_for() -> None:
+def test_type_statement_is_an_alias_of_its_value() -> None:
     """PEP 695; an alias that refers to itself has no schema that could be written down in one piece."""
     names = {"Annotated": Annotated, "Field": Field, "Film": Film, "Folder": Folder, "__name__": __name__}
     exec(STATEMENTS, names)  # noqa: S102  older versions cannot read it
@@ -211,7 +211,7 @@ def test_the_type_statement_means_what_it_stands_for() -> None:
         plan(cast("Any", names["grown"]))
 
 
-async def test_results_of_these_types_are_written_as_they_are_read() -> None:
+async def test_choices_are_written_in_the_form_they_are_read() -> None:
     """What a client gets from one tool, it can give to another."""
     mcp = Server("s", settings=Settings())
 
@@ -246,6 +246,6 @@ async def test_results_of_these_types_are_written_as_they_are_read() -> None:
     assert tools["links"].describe()["outputSchema"]["items"]["format"] == "uri"
 
 
-def test_a_mixed_enum_is_written_as_its_value() -> None:
+def test_mixed_enums_are_written_as_their_values() -> None:
     """As it is read."""
     assert encode_result([Level.LOW, Level.HIGH, Level.NONE]).endswith(b'"structuredContent":[1,"high",null]')

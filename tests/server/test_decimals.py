@@ -65,7 +65,7 @@ PLACES: list[tuple[Any, str, str]] = [
 
 
 @for_each(("annotation", "raw", "place"), PLACES)
-def test_only_texts_that_the_schema_has_are_read(annotation: Any, raw: str, place: str) -> None:
+def test_decimals_accept_only_strings_that_match_the_schema(annotation: Any, raw: str, place: str) -> None:
     """Python's `Decimal` reads more: lenient or not, it is refused."""
     for lenient in (False, True):
         made = plan(tool_with(annotation), lenient=lenient)
@@ -78,13 +78,13 @@ def test_only_texts_that_the_schema_has_are_read(annotation: Any, raw: str, plac
             assert str(Decimal(text)) in str(found)
 
 
-def test_numbers_and_other_alternatives_are_read() -> None:
+def test_decimals_accept_numbers_and_other_union_members() -> None:
     """Only where nothing but a decimal number is meant is a text refused."""
     for annotation, raw in ((Decimal | Literal["NaN"], '"NaN"'), (Decimal, "1.5"), (Decimal | None, "null")):
         read_arguments(plan(tool_with(annotation)), b'{"x":%b}' % raw.encode())
 
 
-def test_texts_of_prompts_and_forms_have_the_same_decimal_numbers() -> None:
+def test_prompts_and_forms_accept_the_same_decimals_as_tools() -> None:
     """The wire doesn't know the pattern of a form's field, so the answer is checked."""
     made = plan(tool_with(Decimal), kind="prompt")
     assert read_texts(made, {"x": "1.50"}).x == Decimal("1.50")
@@ -97,7 +97,7 @@ def test_texts_of_prompts_and_forms_have_the_same_decimal_numbers() -> None:
         parse_answer({"price": "NaN"}, Item)
 
 
-def test_a_result_with_a_decimal_that_is_no_number_fails() -> None:
+def test_results_with_nan_decimals_fail() -> None:
     """A fixed defect: it was sent against the output schema, and strict clients refused it."""
     for annotation, make in ((list[Decimal], lambda number: [Decimal(1), number]), (Item, Item)):
         output: Any = plan(tool_with(annotation)).output
@@ -111,7 +111,7 @@ def test_a_result_with_a_decimal_that_is_no_number_fails() -> None:
 
 @for_each("revision", [LATEST_HANDSHAKE, PER_REQUEST])
 @for_each("way", ["asgi", "lane"])
-async def test_the_fast_path_of_a_tool_refuses_them_too(way: str, revision: str) -> None:
+async def test_fast_path_refuses_invalid_decimals(way: str, revision: str) -> None:
     """Both eras; and what fits still takes the fast path."""
     mcp = Server("shop")
 

@@ -52,7 +52,7 @@ def test_refused_arguments_tell_a_model_what_to_fix(raw: str, text: str) -> None
         read_arguments(made, raw.encode())
 
 
-def test_whole_floats_are_accepted_as_integers_in_a_second_try() -> None:
+def test_whole_floats_are_accepted_as_integers() -> None:
     """JSON Schema counts 1.0 as an integer, and clients in some languages send it."""
     made = plan(add)
     raw = b'{"a":1.0,"at":[{"x":2.5}]}'

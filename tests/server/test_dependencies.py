@@ -39,7 +39,7 @@ def shop() -> Shop:
     return Shop()
 
 
-async def test_a_dependency_is_hidden_resolved_once_a_call_and_closed_after_it(shop: Shop) -> None:
+async def test_dependencies_are_hidden_and_resolved_once_per_call(shop: Shop) -> None:
     """docs/how-to/dependencies.md."""
     mcp = Server("shop")
 
@@ -63,7 +63,7 @@ async def test_a_dependency_is_hidden_resolved_once_a_call_and_closed_after_it(s
         assert refused.is_error
 
 
-async def test_an_error_is_raised_at_the_yield_and_stays_an_error_if_it_is_swallowed(shop: Shop) -> None:
+async def test_errors_are_raised_at_the_yield_and_cannot_be_swallowed(shop: Shop) -> None:
     """Our choice: a call that failed doesn't succeed with nothing."""
     mcp = Server("shop")
 
@@ -81,7 +81,7 @@ async def test_an_error_is_raised_at_the_yield_and_stays_an_error_if_it_is_swall
     assert shop.notes == ["opened", "rolled back: ToolError", "closed"]
 
 
-async def test_an_error_while_closing_is_the_end_of_the_call_and_the_rest_is_closed(shop: Shop) -> None:
+async def test_error_on_close_fails_the_call_and_closes_the_other_dependencies(shop: Shop) -> None:
     """Our choice: a commit that failed is no success."""
     mcp = Server("shop")
 
@@ -99,7 +99,7 @@ async def test_an_error_while_closing_is_the_end_of_the_call_and_the_rest_is_clo
     assert shop.notes[-1] == "closed"
 
 
-async def test_a_cancelled_call_closes_what_it_opened(shop: Shop) -> None:
+async def test_cancelled_calls_close_their_dependencies(shop: Shop) -> None:
     """Our choice: a client that goes away leaks nothing."""
     mcp, waits = Server("shop"), asyncio.Event()
 
@@ -113,7 +113,7 @@ async def test_a_cancelled_call_closes_what_it_opened(shop: Shop) -> None:
     assert shop.notes == ["opened", "rolled back: CancelledError", "closed"]
 
 
-async def test_a_thread_that_still_opens_when_the_call_is_cancelled_is_closed_behind_it() -> None:
+async def test_dependency_opening_in_a_thread_is_closed_after_cancellation() -> None:
     """Our choice: what nobody waits for any more is still closed."""
     mcp, began, go, closed = Server("shop"), threading.Event(), threading.Event(), threading.Event()
 
@@ -152,7 +152,7 @@ class Session:
         self.open = False
 
 
-async def test_functions_classes_and_context_managers_of_every_kind_work_in_every_kind_of_tool() -> None:
+async def test_functions_classes_and_context_managers_work_as_dependencies() -> None:
     """docs/how-to/dependencies.md."""
     mcp, sessions = Server("shop"), list[Session]()
 
@@ -205,7 +205,7 @@ async def test_functions_classes_and_context_managers_of_every_kind_work_in_ever
     assert [each.open for each in sessions] == [False] * 3
 
 
-async def test_resources_templates_prompts_completers_and_schemas_by_hand_have_dependencies_too(shop: Shop) -> None:
+async def test_dependencies_work_outside_of_tools(shop: Shop) -> None:
     """docs/how-to/dependencies.md."""
     mcp = Server("shop")
     Opened = Annotated[str, Depends(shop.opened)]  # noqa: N806  a type
@@ -256,7 +256,7 @@ class Copies:
 
 
 @pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25"])
-async def test_a_call_that_asks_in_rounds_opens_its_dependencies_in_each_round(shop: Shop, revision: str) -> None:
+async def test_each_round_of_a_call_opens_its_dependencies(shop: Shop, revision: str) -> None:
     """docs/how-to/dependencies.md: the function runs again from its start, and so does what it depends on."""
     mcp = Server("shop")
 
@@ -271,7 +271,7 @@ async def test_a_call_that_asks_in_rounds_opens_its_dependencies_in_each_round(s
     assert shop.notes == [*rounds, "opened", "committed", "closed"]
 
 
-async def test_tests_put_functions_in_the_place_of_others_and_mounted_servers_follow(shop: Shop) -> None:
+async def test_dependency_overrides_apply_to_mounted_servers(shop: Shop) -> None:
     """docs/how-to/dependencies.md."""
     inner, outer = Server("inner"), Server("outer")
 
@@ -320,7 +320,7 @@ def circle(value: "Annotated[int, Depends(circle)]") -> int:
         ("shop", "pass the function itself"),
     ],
 )
-def test_what_cannot_be_filled_in_is_refused_when_it_is_registered(function: Any, said: str) -> None:
+def test_unresolvable_dependencies_are_refused_at_registration(function: Any, said: str) -> None:
     """Our choice: a mistake is told at the start, with what to write instead."""
     mcp = Server("shop")
     with pytest.raises(TypeError, match=said):

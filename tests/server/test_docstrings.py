@@ -77,7 +77,7 @@ CASES: list[tuple[str | None, str, dict[str, str]]] = [
 
 
 @for_each(("text", "description", "parameters"), CASES)
-def test_google_numpy_and_sphinx_sections_describe_parameters_and_end_the_text(
+def test_google_numpy_and_sphinx_sections_describe_parameters(
     text: str | None, description: str, parameters: dict[str, str]
 ) -> None:
     """Lines stay lines: an item of a list doesn't run into the next."""

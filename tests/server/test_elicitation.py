@@ -42,16 +42,14 @@ class Copies:
         (Annotated[int, pydantic.Field(ge=1, le=9)], {"value": 5000}, {"type": "integer", "minimum": 1, "maximum": 9}),
     ],
 )
-def test_pydantics_words_count_in_forms_and_answers_as_in_arguments(
-    answer: Any, content: dict[str, Any], bounds: Schema
-) -> None:
+def test_pydantic_constraints_apply_to_forms_and_answers(answer: Any, content: dict[str, Any], bounds: Schema) -> None:
     """A fixed defect: only models were checked; elsewhere validators and bounds were passed over in silence."""
     assert list(requested_schema(answer)["properties"].values()) == [bounds]
     with pytest.raises(ProtocolError, match="The answer does not fit what was asked"):
         parse_answer(content, answer)
 
 
-def test_an_answer_that_pydantic_reads_is_of_the_type_that_was_asked_for() -> None:
+def test_answers_become_pydantic_models() -> None:
     """Also where one value is asked for."""
     assert parse_answer({"path": "a"}, Where) == Where("a")
     assert parse_answer({"value": "a"}, Annotated[str, pydantic.AfterValidator(str.upper)]) == "A"
@@ -129,7 +127,7 @@ class Model(pydantic.BaseModel):
     colour: Colour = Colour.BLUE
 
 
-def test_a_dataclass_becomes_a_flat_form_with_choices_in_the_order_written() -> None:
+def test_dataclasses_become_flat_forms_in_field_order() -> None:
     """MCP 2025-11-25, client/elicitation: primitives, enums, formats, defaults; nothing that the schema of a form
     does not list.
     """
@@ -156,13 +154,13 @@ def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
     }
 
 
-def test_none_as_default_makes_a_field_optional_without_offering_null() -> None:
+def test_default_none_makes_a_field_optional_but_not_nullable() -> None:
     """`x: str = None` is common, and a form knows no null."""
     made = msgspec.defstruct("Form", [("part", str, None)])
     assert requested_schema(made) == {"type": "object", "properties": {"part": {"type": "string"}}, "required": []}
 
 
-def test_a_schema_is_asked_as_it_is() -> None:
+def test_schemas_written_by_hand_are_sent_unchanged() -> None:
     """Conformance §3.2 asks for forms that no type says."""
     assert requested_schema(TITLED_FORM) is TITLED_FORM
 
@@ -178,13 +176,13 @@ def form(annotation: Any) -> type:
         bytes, Literal[1, 2], None, dt.timedelta, tuple[str, str], Annotated[str, Field(extra={"format": "ipv4"})],
     ],
 )  # fmt: skip
-def test_fields_that_no_form_can_show_are_refused_before_anyone_is_asked(annotation: Any) -> None:
+def test_unsupported_form_fields_are_refused_before_the_question_is_sent(annotation: Any) -> None:
     """MCP 2025-11-25, client/elicitation: flat objects of primitives."""
     with pytest.raises(TypeError, match="'part' cannot be asked for"):
         requested_schema(form(annotation))
 
 
-def test_what_is_no_object_is_no_form() -> None:
+def test_forms_must_be_objects() -> None:
     """The root is an object."""
     with pytest.raises(TypeError, match="'value' cannot be asked for"):
         requested_schema(bytes)
@@ -204,7 +202,7 @@ def test_what_is_no_object_is_no_form() -> None:
         (dt.date, {"type": "string", "format": "date"}, "2020-02-29", dt.date(2020, 2, 29)),
     ],
 )
-def test_one_value_is_asked_for_by_a_form_with_one_field(answer: Any, field: Schema, given: Any, value: Any) -> None:
+def test_scalar_questions_become_a_form_with_one_field(answer: Any, field: Schema, given: Any, value: Any) -> None:
     """Our choice: `await ctx.elicit("Name?", str)`."""
     assert requested_schema(answer) == {"type": "object", "properties": {"value": field}, "required": ["value"]}
     assert parse_answer({"value": given}, answer) == value
@@ -212,7 +210,7 @@ def test_one_value_is_asked_for_by_a_form_with_one_field(answer: Any, field: Sch
         parse_answer({"value": []}, answer)
 
 
-def test_alternatives_in_a_form_written_by_hand_stay_as_they_are() -> None:
+def test_alternatives_in_forms_written_by_hand_stay_unchanged() -> None:
     """Some programs write optional fields as `anyOf` with null; only choices with constants become an enum."""
     node: Schema = {"anyOf": [{"type": "string"}, {"type": "null"}], "title": "Note"}
     schema = {"type": "object", "properties": {"note": node}}
@@ -220,14 +218,14 @@ def test_alternatives_in_a_form_written_by_hand_stay_as_they_are() -> None:
     assert parse_answer({"note": "x"}, schema) == {"note": "x"}
 
 
-def test_titled_choices_of_a_list_are_given_as_its_items() -> None:
+def test_titled_choices_of_a_list_appear_in_its_items() -> None:
     """MCP 2025-11-25, client/elicitation: `items.anyOf` of constants with titles."""
     made = form(list[Annotated[Literal["s", "l"], Field(extra=TITLED)]])
     assert requested_schema(made)["properties"]["part"] == {"type": "array", "items": {"anyOf": TITLED["oneOf"]}}
     assert parse_answer({"part": ["l"]}, made) == made(part=["l"])
 
 
-def test_bounds_of_an_integer_may_be_open_on_either_side() -> None:
+def test_integer_bounds_may_be_open_on_either_side() -> None:
     """A form has inclusive bounds only."""
     assert requested_schema(form(Annotated[int, Field(gt=1)]))["properties"]["part"] == {
         "type": "integer",
@@ -239,7 +237,7 @@ def test_bounds_of_an_integer_may_be_open_on_either_side() -> None:
     }
 
 
-def test_forms_for_the_newest_revisions_are_not_touched() -> None:
+def test_forms_for_the_newest_revisions_are_unchanged() -> None:
     """MCP 2025-11-25, changelog: rich enums and all defaults exist from 2025-11-25 on."""
     assert project(ORDER, rich_enums=True, defaults_all=True) is ORDER
 
@@ -260,7 +258,7 @@ def test_older_forms_have_named_enums_single_choice_and_boolean_defaults() -> No
     assert "default" not in project(TITLED_FORM, rich_enums=True, defaults_all=False)["properties"]["age"]
 
 
-def test_answers_become_values_of_the_type_that_was_asked() -> None:
+def test_answers_become_values_of_the_requested_type() -> None:
     """Our choice: `where = await ctx.elicit("…", Address)`."""
     assert parse_answer(ANSWER, Order) == Order("Ada", "a@b.c", dt.date(2020, 2, 29))
     full = {**ANSWER, "copies": 2.0, "colour": "blue", "extras": ["card"], "note": "n", "size": "l", "unknown": 1}
@@ -270,7 +268,7 @@ def test_answers_become_values_of_the_type_that_was_asked() -> None:
     assert parse_answer({"title": "t"}, Film) == {"title": "t"}
 
 
-def test_one_choice_from_an_older_client_is_a_list_of_one() -> None:
+def test_single_choice_of_an_older_client_becomes_a_list() -> None:
     """Older forms show several choices as one."""
     assert parse_answer({**ANSWER, "extras": "card"}, Order).extras == ["card"]
     assert parse_answer({"one": "s", "many": "l"}, TITLED_FORM) == {"one": "s", "many": ["l"]}
@@ -289,14 +287,14 @@ def test_one_choice_from_an_older_client_is_a_list_of_one() -> None:
         ({"name": 1}, Model),
     ],
 )
-def test_answers_that_do_not_fit_the_type_are_the_peers_error(content: dict[str, Any], answer: Any) -> None:
+def test_answers_of_the_wrong_type_are_client_errors(content: dict[str, Any], answer: Any) -> None:
     """A client must send what it was asked for."""
     with pytest.raises(ProtocolError, match="does not fit") as caught:
         parse_answer(content, answer)
     assert caught.value.code == INVALID_PARAMS
 
 
-def test_answers_to_a_schema_come_back_as_they_are() -> None:
+def test_answers_to_hand_written_schemas_are_returned_unchanged() -> None:
     """A hand-written form gives a dict."""
     content = {"one": "s", "many": ["l"], "age": 3.0, "ratio": 1, "ok": False, "code": "xy", "unknown": [1]}
     assert parse_answer(content, TITLED_FORM) == content
@@ -324,14 +322,14 @@ def test_answers_to_a_schema_come_back_as_they_are() -> None:
         ({"age": "3"}, "'one' is missing; 'age' is not of type integer"),
     ],
 )
-def test_answers_that_do_not_fit_a_schema_name_every_field(content: dict[str, Any], text: str) -> None:
+def test_invalid_answers_name_every_field(content: dict[str, Any], text: str) -> None:
     """The flat subset of JSON Schema is checked in full."""
     with pytest.raises(ProtocolError, match=text) as caught:
         parse_answer(content, TITLED_FORM)
     assert caught.value.code == INVALID_PARAMS
 
 
-def test_a_form_is_built_once_for_each_type() -> None:
+def test_forms_are_built_once_per_type() -> None:
     """A question rebuilds no schema."""
     assert requested_schema(Order) is requested_schema(Order)
     assert requested_schema(Annotated[str, Field(max_length=3)]) is requested_schema(

@@ -33,9 +33,7 @@ def count(words: set[Any]) -> int:
 
 @for_each("way", ["asgi", "lane"])
 @for_each("era", ["handshake", "per request"])
-async def test_a_validator_that_raises_any_error_ends_its_call_with_an_answer_of_the_protocol(
-    way: str, era: str
-) -> None:
+async def test_validators_that_raise_any_error_produce_a_protocol_response(way: str, era: str) -> None:
     """A fixed defect: over HTTP, the client got status 500 and a line of text."""
     mcp = Server("shop", settings=Settings(key="k" * 40, sessions=False))
     mcp.tool(greet)
@@ -50,7 +48,7 @@ async def test_a_validator_that_raises_any_error_ends_its_call_with_an_answer_of
 
 
 @for_each("raw", [b'{"words":[[1]]}', b'{"words":[1,{"a":1}]}'])
-def test_what_cannot_be_in_a_set_is_refused_in_words(raw: bytes) -> None:
+def test_unhashable_set_members_are_explained(raw: bytes) -> None:
     """A fixed defect: it was an internal error."""
     made = plan(count)
     with pytest.raises(

@@ -73,7 +73,7 @@ async def test_a_tool_that_fails_raises_with_its_result() -> None:
         assert (await client.call("order", copies=10, raise_on_error=False)).text == "Too many."
 
 
-async def test_names_that_do_not_exist_are_answered_with_those_that_do() -> None:
+async def test_unknown_names_suggest_existing_ones() -> None:
     """Our choice: an error says what to do."""
     mcp = shop()
     async with Client(mcp) as client:
@@ -96,7 +96,7 @@ async def test_names_that_do_not_exist_are_answered_with_those_that_do() -> None
         from millstream import FastMCP  # type: ignore[attr-defined]  # noqa: F401, PLC0415
 
 
-async def test_paths_that_are_not_served_say_what_serves_them() -> None:
+async def test_unserved_paths_say_what_would_serve_them() -> None:
     """Our choice: people guess the address of MCP, and of the pages."""
     async with shop().running() as runtime:
         routes = runtime.serve_http()
@@ -115,7 +115,7 @@ async def test_paths_that_are_not_served_say_what_serves_them() -> None:
 
 
 @pytest.mark.server
-def test_a_program_may_be_called_as_the_package_is(tmp_path: Path) -> None:
+def test_program_may_have_the_name_of_the_package(tmp_path: Path) -> None:
     """Our choice: people call their first file millstream.py. And `call` of a URI names `read`."""
     (tmp_path / "millstream.py").write_text(
         "from millstream import Server\nmcp = Server('x')\n@mcp.tool\ndef f() -> int:\n    '''F.'''\n    return 1\n"
@@ -129,7 +129,7 @@ def test_a_program_may_be_called_as_the_package_is(tmp_path: Path) -> None:
         assert said in done.stdout + done.stderr
 
 
-async def test_a_missing_capability_is_named_with_the_option_that_declares_it() -> None:
+async def test_missing_capability_error_names_the_client_option() -> None:
     """Our choice: "Missing required client capability" alone tells nothing."""
     mcp = Server("shop")
 

@@ -66,13 +66,13 @@ def told(error: CommandError, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_there_are_a_hundred() -> None:
+def test_there_are_a_hundred_mistakes() -> None:
     """And each is one of its own."""
     assert len({each["what"] for each in TABLE}) == len(TABLE) >= 100
 
 
 @staged("load")
-def test_a_mistake_stops_the_command_that_loads_the_file(
+def test_mistakes_stop_the_command_that_loads_the_file(
     folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything listens."""
@@ -83,7 +83,7 @@ def test_a_mistake_stops_the_command_that_loads_the_file(
 
 
 @staged("warn")
-def test_a_mistake_that_can_be_served_is_a_warning_about_its_line(folder: Path, mistake: dict[str, Any]) -> None:
+def test_harmless_mistakes_warn_with_their_line(folder: Path, mistake: dict[str, Any]) -> None:
     """The line is that of the decorator, where a function begins."""
     line = written(folder, mistake)
     with warnings.catch_warnings(record=True) as caught:
@@ -94,7 +94,7 @@ def test_a_mistake_that_can_be_served_is_a_warning_about_its_line(folder: Path, 
 
 
 @staged("start")
-async def test_a_mistake_stops_the_start(
+async def test_mistakes_stop_the_server_from_starting(
     folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the reason, and the frames of the file if it has some."""
@@ -106,7 +106,7 @@ async def test_a_mistake_stops_the_start(
 
 
 @staged("call", "answer")
-async def test_a_mistake_in_a_call_is_told(
+async def test_mistakes_in_a_call_are_reported(
     folder: Path, mistake: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log has what only its author should see; the client reads what it can use."""
@@ -137,7 +137,7 @@ COMMAND = [
 
 @pytest.mark.server
 @staged("command")
-def test_a_mistake_ends_the_command(folder: Path, mistake: dict[str, Any]) -> None:
+def test_mistakes_end_the_command(folder: Path, mistake: dict[str, Any]) -> None:
     """With a status that scripts see, and no traceback."""
     line = written(folder, mistake)
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -153,7 +153,7 @@ def test_a_mistake_ends_the_command(folder: Path, mistake: dict[str, Any]) -> No
 
 @pytest.mark.server
 @staged("stdio")
-async def test_what_a_tool_prints_does_not_break_stdio(folder: Path, mistake: dict[str, Any]) -> None:
+async def test_output_of_tools_does_not_break_stdio(folder: Path, mistake: dict[str, Any]) -> None:
     """MCP 2025-11-25, transports, stdio: nothing but messages may stand on standard output."""
     written(folder, mistake)
     errors = folder / "errors.txt"

@@ -66,7 +66,7 @@ async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, 
      ".env", "%2Eenv", ".git/config", "seen.txt", "loop", "guide", "guide/", "/etc/passwd", "%2Fetc%2Fpasswd", "a%00b",
      "..%5Csecret.txt", "nothing.md", "x" * 5000],
 )  # fmt: skip
-async def test_nothing_else_is_read(place: Path, path: str) -> None:
+async def test_files_outside_the_folder_are_not_read(place: Path, path: str) -> None:
     """MCP 2025-11-25, server/resources, security: paths of clients are hostile."""
     mcp = Server("docs")
     mcp.files("docs://", place)
@@ -75,9 +75,7 @@ async def test_nothing_else_is_read(place: Path, path: str) -> None:
             await client.read(f"docs://{path}")
 
 
-async def test_a_file_that_is_too_large_is_refused_and_so_is_what_is_no_folder(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_oversized_files_and_missing_folders_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: 10 MiB."""
     monkeypatch.setattr(offered, "MAX_BYTES", 3)
     mcp = Server("docs")
@@ -90,7 +88,7 @@ async def test_a_file_that_is_too_large_is_refused_and_so_is_what_is_no_folder(
             Server("x").files(uri, path)
 
 
-def test_a_long_walk_is_remembered_for_a_time_that_follows_from_its_length(tmp_path: Path) -> None:
+def test_slow_listings_are_cached_longer(tmp_path: Path) -> None:
     """A fixed defect: every request for the list walked through all files."""
     now = [100.0]
     for number in range(3_000):
@@ -103,7 +101,7 @@ def test_a_long_walk_is_remembered_for_a_time_that_follows_from_its_length(tmp_p
     assert len(folder.files()) == 3_001
 
 
-def test_a_small_folder_is_listed_as_it_is(tmp_path: Path) -> None:
+def test_small_folders_are_not_cached(tmp_path: Path) -> None:
     """A walk of no length isn't remembered."""
     folder = Folder(str(tmp_path), clock=lambda: 100.0)
     assert folder.files() == []
@@ -111,7 +109,7 @@ def test_a_small_folder_is_listed_as_it_is(tmp_path: Path) -> None:
     assert [path for path, _ in folder.files()] == ["new"]
 
 
-def test_completion_looks_only_into_folders_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_reads_only_matching_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: each letter that a person typed walked through all files."""
     for name in ("a/one", "a/b/two", "a/c/three", "d/four"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

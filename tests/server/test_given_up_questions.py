@@ -15,7 +15,7 @@ from millstream._protocol.jsonrpc import read
 from millstream._server.questions.open import OpenQuestions
 
 
-async def test_a_call_that_is_cancelled_twice_still_takes_its_question_back() -> None:
+async def test_call_cancelled_twice_withdraws_its_question() -> None:
     """A fixed defect: the second cancellation stopped the message about the first, and the dialog stayed open."""
     workers: Any = SimpleNamespace(me="0123456789ab")
     questions = OpenQuestions(max_open=9, max_per_owner=9, timeout=60, workers=workers)
@@ -82,7 +82,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_an_answer_that_was_taken_before_the_deadline_was_seen_is_the_answer() -> None:
+async def test_answer_that_arrives_with_the_deadline_counts() -> None:
     """A fixed defect: after a standstill of the loop the client's answer was accepted, and the call said there was
     none. Here answer and deadline come in one turn.
     """
@@ -95,7 +95,7 @@ async def test_an_answer_that_was_taken_before_the_deadline_was_seen_is_the_answ
 
 @for_each("telling", [True, False], ids=["while it is told", "before it is told"])
 @for_each("way", ["cancelled", "late"])
-async def test_a_question_is_taken_back_once_though_its_call_ends_meanwhile(telling: bool, way: str) -> None:
+async def test_question_is_withdrawn_once_when_its_call_ends(telling: bool, way: str) -> None:
     """A fixed defect: both the question that was given up and the end of its call told the client."""
     one = Asked(timeout=0 if way == "late" else 60)
     await asyncio.sleep(0)
@@ -113,7 +113,7 @@ async def test_a_question_is_taken_back_once_though_its_call_ends_meanwhile(tell
         await one.task
 
 
-async def test_a_question_that_is_cancelled_before_it_has_arrived_is_taken_back_once_when_the_server_stops() -> None:
+async def test_unsent_question_is_withdrawn_once_when_the_server_stops() -> None:
     """A fixed defect: nobody waited for it any more, but it looked open."""
     one = Asked()
     one.goes.clear()
@@ -126,7 +126,7 @@ async def test_a_question_that_is_cancelled_before_it_has_arrived_is_taken_back_
 
 
 @for_each("way", ["end", "withdraw", "fail"])
-async def test_a_question_that_fails_and_is_cancelled_before_it_has_arrived_leaves_nothing_in_the_log(way: str) -> None:
+async def test_failed_unsent_question_leaves_no_log_line(way: str) -> None:
     """A fixed defect: the log had a future whose exception was never retrieved."""
     logged: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))

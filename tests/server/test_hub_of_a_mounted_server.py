@@ -34,7 +34,7 @@ async def said(server: Server, channel: str) -> list[bytes]:
     return [event.data or b"" for event in await server.hub.history(channel)]
 
 
-async def test_a_route_of_the_host_publishes_before_the_first_request_to_the_server() -> None:
+async def test_host_application_can_publish_before_the_first_request() -> None:
     """A fixed defect: "This server has no running hub", although it was asked for."""
     server, app = shop(), FastAPI()
 
@@ -49,7 +49,7 @@ async def test_a_route_of_the_host_publishes_before_the_first_request_to_the_ser
     await server.stop()
 
 
-async def test_one_line_ties_a_server_to_the_lifespan_of_its_host() -> None:
+async def test_mounted_server_joins_the_lifespan_of_its_host() -> None:
     """docs/how-to/mount-in-fastapi.md; until now nobody called the lifespan of a mounted server before a request."""
     steps: list[str] = []
 
@@ -81,7 +81,7 @@ async def test_one_line_ties_a_server_to_the_lifespan_of_its_host() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hub", "lifespan", "plain"])
-async def test_idleness_ends_neither_a_lifespan_nor_a_hub(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_servers_keep_their_lifespan_and_hub(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: after a minute without a request both were closed. A server with neither closes, as it should."""
     monkeypatch.setattr(runtimes_of_a_loop, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
@@ -102,7 +102,7 @@ async def test_idleness_ends_neither_a_lifespan_nor_a_hub(kind: str, monkeypatch
     assert ended.is_set() is (kind == "lifespan")
 
 
-async def test_a_server_without_a_hub_says_how_to_get_one() -> None:
+async def test_server_without_hub_says_how_to_enable_it() -> None:
     """A fixed defect: the text said to pass what had been passed."""
     with pytest.raises(LocalError, match=r"""'shop' serves no hub. Write Server\('shop', serve="hub"\)"""):
         _ = Server("shop", serve="rest").hub
@@ -114,7 +114,7 @@ async def test_a_server_without_a_hub_says_how_to_get_one() -> None:
     await server.stop()
 
 
-async def test_a_thread_of_the_host_sees_the_figures_of_the_hub() -> None:
+async def test_hub_figures_are_readable_from_host_threads() -> None:
     """Routes that are plain functions run in threads."""
     server, seen = shop(), []
     await server.hub.publish("news", "x")
@@ -125,7 +125,7 @@ async def test_a_thread_of_the_host_sees_the_figures_of_the_hub() -> None:
     await server.stop()
 
 
-async def test_errors_are_shown_where_nobody_has_set_up_logging(
+async def test_errors_are_shown_without_logging_configuration(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A fixed defect: the dashboard's handler silenced Python's handler of last resort, and with it every traceback."""
@@ -150,7 +150,7 @@ async def test_errors_are_shown_where_nobody_has_set_up_logging(
     assert len(root.handlers) == 1
 
 
-async def test_errors_are_shown_once_however_many_servers_there_are(
+async def test_errors_are_shown_once_for_several_servers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Fixed: each server of a program showed those of all, so that two of them printed every traceback twice."""

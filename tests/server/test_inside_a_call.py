@@ -51,7 +51,7 @@ def make_server() -> Server:
 @pytest.mark.parametrize("way", ["asgi", pytest.param("lane", marks=pytest.mark.server)])
 @for_each("tool", ["meta", "slow_meta"])
 @for_each("filler", ["", "x" * 20_000], ids=["small", "large"])
-async def test_a_function_sees_the_meta_of_its_request_whichever_way_it_came(way: str, tool: str, filler: str) -> None:
+async def test_request_meta_reaches_the_function_on_every_transport(way: str, tool: str, filler: str) -> None:
     """MCP 2025-11-25, basic, `_meta`: however the call was read, and also if its arguments are let go of."""
     arguments = {"filler": filler}
     async with wired(make_server(), way) as wire:
@@ -69,7 +69,7 @@ async def test_a_function_sees_the_meta_of_its_request_whichever_way_it_came(way
     assert nothing["result"]["structuredContent"] == {}
 
 
-async def test_a_prompt_sees_the_meta_of_its_request() -> None:
+async def test_request_meta_reaches_prompts() -> None:
     """The same for what is no tool."""
     async with wired(make_server(), "asgi") as wire:
         session = await wire.initialize()
@@ -79,7 +79,7 @@ async def test_a_prompt_sees_the_meta_of_its_request() -> None:
 
 
 @for_each("revision", ["2025-11-25", "2026-07-28"])
-async def test_a_function_reads_the_servers_own_resources_as_a_part_of_its_call(revision: str) -> None:
+async def test_functions_read_resources_within_their_call(revision: str) -> None:
     """Our choice: the same caller, the same request, the same scopes."""
     async with connect(make_server(), revision=revision) as client:
         text = (await client.call("reads", uri="book://1")).text
@@ -90,7 +90,7 @@ async def test_a_function_reads_the_servers_own_resources_as_a_part_of_its_call(
             await client.call("reads", uri="book://")
 
 
-async def test_a_resource_that_takes_scopes_takes_them_inside_a_call_too() -> None:
+async def test_resource_scopes_apply_within_a_call() -> None:
     """A tool for everybody opens nothing that its caller could not read."""
     async with wired(make_server(), "asgi") as wire:
         message = enveloped("tools/call", {"name": "reads", "arguments": {"uri": "secret://plan"}})

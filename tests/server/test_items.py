@@ -102,7 +102,7 @@ async def test_an_added_method_of_the_handshake_era_is_called_in_a_session(mcp: 
         assert (await ask(wire, "tasks/peek"))["error"]["code"] == -32601
 
 
-async def test_an_extension_that_is_added_while_the_server_runs_is_announced_to_whoever_asks_next(
+async def test_extensions_added_at_run_time_are_announced(
     mcp: Server,
 ) -> None:
     """What is kept must not be old."""
@@ -112,7 +112,7 @@ async def test_an_extension_that_is_added_while_the_server_runs_is_announced_to_
         assert "extensions" in (await ask(wire, "server/discover"))["result"]["capabilities"]
 
 
-def test_a_method_that_is_there_already_cannot_be_added(mcp: Server) -> None:
+def test_existing_methods_cannot_be_added_again(mcp: Server) -> None:
     """Neither one of a revision nor one of another extension."""
     mcp.registry.extend(tasks(NEWEST.date))
     for method in ("tasks/peek", "tools/call"):
@@ -123,7 +123,7 @@ def test_a_method_that_is_there_already_cannot_be_added(mcp: Server) -> None:
 EITHER = {"anyOf": [{"type": "object"}, {"type": "integer"}]}
 
 
-async def test_a_spelled_out_result_is_wrapped_like_the_schema_that_promises_it() -> None:
+async def test_explicit_results_are_wrapped_like_their_schema() -> None:
     """A fixed defect: 2025-11-25 was told of a `result` and got an object without it, which a client refused."""
     server = Server("shop", settings=Settings())
 
@@ -141,7 +141,7 @@ async def test_a_spelled_out_result_is_wrapped_like_the_schema_that_promises_it(
         assert newest["result"]["structuredContent"] == {"a": 1}
 
 
-async def test_contents_of_a_read_resource_have_its_meta() -> None:
+async def test_resource_contents_carry_the_meta_of_the_resource() -> None:
     """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
     server = Server("shop", settings=Settings())
     server.resource("ui://one", meta={"ui": {"csp": {}}})(page)

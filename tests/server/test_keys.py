@@ -27,7 +27,7 @@ print(found.source, found.values[0].decode())
 """
 
 
-def test_the_setting_wins_and_touches_no_file(tmp_path: Path) -> None:
+def test_key_setting_takes_precedence_and_writes_no_file(tmp_path: Path) -> None:
     """Our choice: MILLSTREAM_KEY is first."""
     assert load_secrets(ONE, state_dir=tmp_path / "state") == Secrets((ONE.encode(),), "setting")
     assert not (tmp_path / "state").exists()
@@ -39,7 +39,7 @@ def test_several_secrets_are_separated_by_commas_and_keep_their_order() -> None:
 
 
 @for_each("setting", ["short", "1" * 31, f"{ONE},", f"{ONE},short", ",", f"{ONE},,{TWO}"])
-def test_a_short_secret_is_refused_with_the_way_to_make_one(setting: str) -> None:
+def test_short_secrets_are_refused_with_a_command_to_generate_one(setting: str) -> None:
     """Our choice: 32 characters; a typing mistake must not become a weak key, nor be shown."""
     with pytest.raises(ValueError, match="token_urlsafe") as error:
         load_secrets(setting)
@@ -47,7 +47,7 @@ def test_a_short_secret_is_refused_with_the_way_to_make_one(setting: str) -> Non
     assert ONE not in str(error.value)
 
 
-def test_the_key_file_is_made_once_readable_by_its_owner_only(tmp_path: Path) -> None:
+def test_key_file_is_created_once_with_owner_only_permissions(tmp_path: Path) -> None:
     """Our choice: mode 0600, shared by all workers of the machine, the same after a restart."""
     state = tmp_path / "a" / "state"
     first = load_secrets("", state_dir=state)
@@ -61,7 +61,7 @@ def test_the_key_file_is_made_once_readable_by_its_owner_only(tmp_path: Path) ->
         assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
 
-def test_two_directories_have_two_keys(tmp_path: Path) -> None:
+def test_each_directory_has_its_own_key(tmp_path: Path) -> None:
     """There is no default secret anywhere."""
     one, two = (load_secrets("", state_dir=tmp_path / name) for name in ["one", "two"])
     assert one.values != two.values
@@ -84,7 +84,7 @@ def test_a_key_file_may_hold_several_secrets(tmp_path: Path) -> None:
 if POSIX:
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620])
-    def test_a_key_file_open_to_others_is_refused_with_what_to_do(tmp_path: Path, mode: int) -> None:
+    def test_key_files_readable_by_others_are_refused(tmp_path: Path, mode: int) -> None:
         """Attack: another user of the machine reads or writes the key and makes session ids."""
         load_secrets("", state_dir=tmp_path)
         path = tmp_path / KEY_FILE
@@ -114,7 +114,7 @@ def test_a_damaged_key_file_is_refused_and_not_replaced(tmp_path: Path, content:
     assert path.read_bytes() == content
 
 
-def test_without_a_home_the_key_is_of_this_process_and_a_warning_says_what_that_means(
+def test_without_a_home_directory_the_key_lasts_for_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Our choice: the last resort works, but does not do so in silence."""
@@ -128,7 +128,7 @@ def test_without_a_home_the_key_is_of_this_process_and_a_warning_says_what_that_
     assert "MILLSTREAM_KEY" in one.warning
 
 
-def test_a_directory_that_cannot_be_made_is_a_warning_with_the_reason(tmp_path: Path) -> None:
+def test_unwritable_state_directory_is_a_warning(tmp_path: Path) -> None:
     """A read-only container has no place for a file, and a server that is tried out must still start."""
     (tmp_path / "file").write_text("")
     found = load_secrets("", state_dir=tmp_path / "file" / "state")
@@ -137,13 +137,13 @@ def test_a_directory_that_cannot_be_made_is_a_warning_with_the_reason(tmp_path: 
     assert str(tmp_path / "file" / "state" / KEY_FILE) in found.warning
 
 
-def test_a_key_file_that_is_a_directory_is_a_warning_with_the_reason(tmp_path: Path) -> None:
+def test_key_file_that_is_a_directory_is_a_warning(tmp_path: Path) -> None:
     """As above."""
     (tmp_path / KEY_FILE).mkdir(mode=0o700)
     assert load_secrets("", state_dir=tmp_path).source == "process"
 
 
-def test_processes_that_start_at_once_get_the_same_key(tmp_path: Path) -> None:
+def test_processes_started_together_share_the_key(tmp_path: Path) -> None:
     """Our choice: made once. A supervisor starts all workers in the same moment on a new machine."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for number in range(3):

@@ -92,7 +92,7 @@ REFUSED = {
 
 
 @for_each("case", REFUSED)
-def test_refusing_large_arguments_takes_no_more_python_calls_than_refusing_small_ones(case: str) -> None:
+def test_refusing_large_arguments_costs_no_more_than_small_ones(case: str) -> None:
     """A defect: 3.9 MB of unknown arguments were walked in Python for two seconds, with the event loop waiting."""
     function, arguments, item = REFUSED[case]
     made = plan(function)
@@ -103,14 +103,14 @@ def test_refusing_large_arguments_takes_no_more_python_calls_than_refusing_small
 
 
 @for_each("case", ["unknown", "unknown after a whole float"])
-def test_what_is_unknown_in_large_arguments_is_never_built(case: str) -> None:
+def test_unknown_members_of_large_arguments_are_never_built(case: str) -> None:
     """A defect: the refused body was decoded two times more."""
     function, arguments, item = REFUSED[case]
     large = arguments % many(item, 500_000)
     assert peak(lambda: refusal(plan(function), large)) < MIB
 
 
-def test_names_that_do_not_exist_are_told_of_small_arguments_one_by_one_and_of_large_ones_the_first() -> None:
+def test_errors_list_every_unknown_name_of_small_arguments_and_one_of_large() -> None:
     """The cheaper answer still says what to fix."""
     made = plan(add)
     names = b",".join(b'"k%d":1' % index for index in range(100_000))
@@ -119,7 +119,7 @@ def test_names_that_do_not_exist_are_told_of_small_arguments_one_by_one_and_of_l
 
 
 @for_each("options", [{}, {"input_schema": RECURSIVE}])
-def test_arguments_that_are_slow_to_check_have_a_bound_of_values(options: dict[str, Any]) -> None:
+def test_slow_checks_bound_the_number_of_values(options: dict[str, Any]) -> None:
     """A defect: pydantic named a million problems in 21 seconds, and a recursive schema took 0.65 s."""
     made = plan(free, **options) if options else plan(measure)
     shape = b'{"v":%b}' if options else b'{"of":{"sizes":%b}}'
@@ -136,7 +136,7 @@ def average(values: list[float]) -> float:
 
 
 @for_each("item", [b'""', b'"a"'])
-def test_arguments_that_are_slow_to_build_have_a_bound_of_values(item: bytes) -> None:
+def test_slow_types_bound_the_number_of_values(item: bytes) -> None:
     """A defect: 4 MB of different texts of a set took a quarter of a second."""
     assert f"at most {MAX_BUILT:,} values" in refusal(plan(distinct), b'{"words":%b}' % many(item, MAX_BUILT + 2))
 
@@ -151,14 +151,14 @@ def one(text: Annotated[str, Field(pattern="a")], values: list[int]) -> int:
     return len(values)
 
 
-def test_many_texts_of_a_pattern_have_a_bound_of_values_and_one_has_none() -> None:
+def test_lists_of_patterned_strings_are_bounded() -> None:
     """A defect: 4 MB of them held the event loop for a third of a second."""
     assert f"at most {MAX_BUILT:,} values" in refusal(plan(tagged), b'{"by":{"k":%b}}' % many(b'"a"', MAX_BUILT + 2))
     assert read_arguments(plan(tagged), b'{"by":{"k":%b}}' % many(b'"a"', 1_000)).by
     assert read_arguments(plan(one), b'{"text":"a","values":%b}' % many(b"1", MAX_BUILT + 2)).values
 
 
-def test_lists_of_floats_have_no_bound_nor_have_commas_in_a_text() -> None:
+def test_float_lists_and_commas_in_strings_are_not_bounded() -> None:
     """A million measurements, or a table as text, are arguments as before."""
     assert len(read_arguments(plan(average), b'{"values":%b}' % many(b"1.5", MAX_BUILT + 2)).values) == MAX_BUILT + 2
     table = b'{"%b":%b,"note":"%b"}'
@@ -167,7 +167,7 @@ def test_lists_of_floats_have_no_bound_nor_have_commas_in_a_text() -> None:
     assert read_arguments(plan(measure), models).of.sizes == [1]
 
 
-def test_of_a_thousand_problems_that_pydantic_has_none_is_built() -> None:
+def test_pydantic_problems_of_large_arguments_are_not_built() -> None:
     """A defect: each became an object of its own, and a line of the answer."""
     made = plan(measure)
     text = refusal(made, b'{"of":{"sizes":%b}}' % many(b'"x"', 50_000))
@@ -178,7 +178,7 @@ def test_of_a_thousand_problems_that_pydantic_has_none_is_built() -> None:
 
 
 @for_each("item", [b"[]", b"{}", b'{"a":"["}'])
-def test_a_message_of_more_than_a_hundred_thousand_arrays_and_objects_is_refused_before_it_is_built(
+def test_messages_with_100_000_containers_are_refused_before_parsing(
     item: bytes,
 ) -> None:
     """A defect: a million empty arrays, as capabilities, arguments or an event, held the event loop for a second."""
@@ -189,13 +189,13 @@ def test_a_message_of_more_than_a_hundred_thousand_arrays_and_objects_is_refused
     assert refused.value.message == "Parse error: more than 100,000 arrays and objects"
 
 
-def test_brackets_in_a_text_are_not_counted_as_arrays() -> None:
+def test_brackets_in_strings_are_not_counted() -> None:
     """RFC 8259 §7: a program of many brackets may be an argument."""
     assert not overgrown(b'{"text":"%b"}' % (b"[{" * MAX_CONTAINERS))
 
 
 @for_each("item", [b"1.5e300", b"-5E-324", b"1.5e+0300", b"1.2345678901234567890123456789e-30"])
-def test_a_message_of_more_than_five_thousand_numbers_that_are_slow_to_read_is_refused_before_it_is_read(
+def test_messages_with_5_000_slow_numbers_are_refused_before_parsing(
     item: bytes,
 ) -> None:
     """A defect: 4 MB of such numbers held the event loop for four seconds, in whatever a decoder makes numbers of."""
@@ -218,12 +218,12 @@ def test_a_message_of_more_than_five_thousand_numbers_that_are_slow_to_read_is_r
         b"7" * 400,
     ],
 )
-def test_numbers_that_are_read_fast_are_not_counted_nor_is_what_looks_like_one_in_a_text(item: bytes) -> None:
+def test_fast_numbers_and_digits_in_strings_are_not_counted(item: bytes) -> None:
     """Results of measurements, at full length or as tiny as they are, go on to be arguments."""
     assert not overgrown(many(item, MAX_LONG_NUMBERS * 2))
 
 
-def test_a_batch_that_is_too_large_is_refused_at_its_first_item_too_many() -> None:
+def test_oversized_batches_are_refused_at_the_first_excess_item() -> None:
     """A defect: 1.9 million items were copied one by one before they were counted."""
     body = many(b"1", 1_000_000)
 
@@ -236,7 +236,7 @@ def test_a_batch_that_is_too_large_is_refused_at_its_first_item_too_many() -> No
 
 
 @for_each("tool", ["ask", "add"])
-async def test_answers_to_more_questions_than_anybody_asks_are_refused_before_they_are_read(tool: str) -> None:
+async def test_excess_answers_are_refused_before_parsing(tool: str) -> None:
     """A fixed defect: 60,000 entries of `inputResponses` took the loop 0.17 s, whether the tool asks or not."""
     mcp = make_shop()
     async with wired(mcp, "asgi") as wire:
@@ -264,9 +264,7 @@ MANY = {f"k{number}": "" for number in range(MAX_MEMBERS + 1)}
         ),
     ],
 )
-async def test_more_texts_than_a_prompt_or_template_has_arguments_are_refused_before_they_are_read(
-    method: str, params: dict[str, Any]
-) -> None:
+async def test_excess_prompt_arguments_are_refused_before_parsing(method: str, params: dict[str, Any]) -> None:
     """A defect: 4 MB of empty texts held the event loop for 0.15 s."""
     async with wired(make_shop(), "asgi") as wire:
         reply = await wire.post(request(method, params))
@@ -275,14 +273,14 @@ async def test_more_texts_than_a_prompt_or_template_has_arguments_are_refused_be
         assert "result" in (await wire.post(request(method, {**params, **few}))).message
 
 
-def test_the_parameters_of_the_script_dialect_are_not_taken_apart() -> None:
+def test_websocket_dialect_parameters_are_not_parsed() -> None:
     """A defect: each of 400,000 members became an object, and all were written again, in 0.2 s."""
     members = b",".join(b'"k%d":1' % number for number in range(200_000))
     body = b'{"params":{%b}}' % members
     assert peak(lambda: _read_envelope(body, "tools/list")) < 2 * len(body)
 
 
-def test_an_answer_of_more_fields_than_any_form_has_is_refused_before_it_is_read() -> None:
+def test_answers_with_too_many_fields_are_refused_before_parsing() -> None:
     """A defect: each was looked at in Python, although the form asked for one."""
     form = Elicit("Who?", {"type": "object", "properties": {"name": {"type": "string"}}})
     members = b",".join(b'"k%d":1' % number for number in range(MAX_MEMBERS + 1))
@@ -314,9 +312,7 @@ WITH_TOKEN = {"name": "add", "arguments": {"a": 1, "b": 2}}
         ("tools/call", {"name": "add", "arguments": {"a": LONG, "b": 1}}),
     ],
 )
-async def test_a_refusal_repeats_no_more_than_the_beginning_of_what_it_refuses(
-    method: str, params: dict[str, Any]
-) -> None:
+async def test_refusals_quote_only_the_beginning_of_the_input(method: str, params: dict[str, Any]) -> None:
     """A defect: a method or URI of 4 MB came back whole, and replies that nobody read held 720 MB."""
     async with wired(make_shop(), "asgi") as wire:
         reply = await wire.post(request(method, params))
@@ -324,7 +320,7 @@ async def test_a_refusal_repeats_no_more_than_the_beginning_of_what_it_refuses(
         assert len(reply.body) < 10_000
 
 
-def test_a_version_that_is_refused_is_repeated_in_part() -> None:
+def test_refused_versions_are_quoted_in_part() -> None:
     """Where no header limits it, as on stdio, it may be as long as a message."""
     params = (
         b'{"_meta":{"io.modelcontextprotocol/protocolVersion":"%b","io.modelcontextprotocol/clientCapabilities":{}}}'
@@ -337,7 +333,7 @@ def test_a_version_that_is_refused_is_repeated_in_part() -> None:
 
 
 @for_each("length", [MAX_ID + 1, MIB])
-async def test_a_progress_token_is_no_longer_than_an_id(length: int) -> None:
+async def test_progress_tokens_have_the_length_limit_of_ids(length: int) -> None:
     """A defect: each progress notification repeats it, so that 1 MB of it became 1 GB."""
     params = {**WITH_TOKEN, "_meta": {"progressToken": "t" * length}}
     later = enveloped("tools/call", WITH_TOKEN)

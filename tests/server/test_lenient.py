@@ -39,7 +39,7 @@ SEEN = repr((3, 1.5, True, [1, 2], Order("a", 2), Model(size=4), '["as it is"]',
 
 
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
-async def test_a_lenient_tool_reads_arguments_as_hosts_send_them(revision: str) -> None:
+async def test_lenient_tools_accept_arguments_as_hosts_send_them(revision: str) -> None:
     """Our choice, for those hosts: by the tool's option, or by a setting for all tools."""
     by_option, by_setting = Server("one"), Server("all", settings=Settings(lenient_arguments=True))
     register(by_option, lenient=True)
@@ -53,7 +53,7 @@ async def test_a_lenient_tool_reads_arguments_as_hosts_send_them(revision: str) 
 
 
 @for_each("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
-async def test_what_does_not_fit_in_that_way_either_is_refused_as_usual(wrong: dict[str, Any]) -> None:
+async def test_lenient_tools_still_refuse_invalid_arguments(wrong: dict[str, Any]) -> None:
     """The model learns what the schema says."""
     mcp = Server("one")
     register(mcp, lenient=True)
@@ -63,7 +63,7 @@ async def test_what_does_not_fit_in_that_way_either_is_refused_as_usual(wrong: d
     assert "Invalid arguments for tool 'order'" in result.text
 
 
-async def test_a_tool_is_strict_unless_it_says_otherwise() -> None:
+async def test_tools_are_strict_by_default() -> None:
     """Our choice: a misspelled argument is told, and so is text in place of a number. A tool overrides the setting."""
     strict, told = Server("one"), Server("two", settings=Settings(lenient_arguments=True))
     register(strict)

@@ -74,7 +74,7 @@ def shop(*middleware: object, name: str = "shop") -> Server:
 
 
 @for_each("revision", [each.date for each in ALL])
-async def test_every_kind_of_request_passes_its_hook_on_every_revision(revision: str) -> None:
+async def test_each_kind_of_request_runs_its_hook_on_every_revision(revision: str) -> None:
     """docs/how-to/middleware.md."""
     notes: list[str] = []
     async with connect(shop(Notes(notes)), revision=revision) as client:
@@ -95,7 +95,7 @@ async def test_every_kind_of_request_passes_its_hook_on_every_revision(revision:
     ]  # fmt: skip
 
 
-async def test_a_hook_changes_arguments_which_are_checked_again_and_results() -> None:
+async def test_hooks_can_change_arguments_and_results() -> None:
     """docs/how-to/middleware.md."""
 
     class Changing:
@@ -129,7 +129,7 @@ async def test_a_hook_changes_arguments_which_are_checked_again_and_results() ->
         assert (await client.request("tools/list"))["tools"][0]["description"] == "changed"
 
 
-async def test_a_hook_refuses_answers_by_itself_and_hears_of_failures() -> None:
+async def test_hooks_can_refuse_respond_and_observe_failures() -> None:
     """docs/how-to/middleware.md."""
     heard: list[str] = []
 
@@ -156,7 +156,7 @@ async def test_a_hook_refuses_answers_by_itself_and_hears_of_failures() -> None:
     assert "isbn" in heard[2]
 
 
-async def test_a_message_hook_changes_the_parameters_before_they_are_read() -> None:
+async def test_message_hooks_change_params_before_parsing() -> None:
     """docs/how-to/middleware.md: the place to mend arguments that don't fit."""
 
     class Mending:
@@ -169,7 +169,7 @@ async def test_a_message_hook_changes_the_parameters_before_they_are_read() -> N
         assert (await client.call("order", ISBN="7", Copies=2)).text == "2 of 7"
 
 
-async def test_middleware_and_function_share_the_state_of_the_call() -> None:
+async def test_middleware_and_function_share_call_state() -> None:
     """docs/how-to/middleware.md."""
 
     class Clock:
@@ -187,7 +187,7 @@ async def test_middleware_and_function_share_the_state_of_the_call() -> None:
         assert (await client.call("age")).data is True
 
 
-async def test_the_middleware_of_a_mounted_server_is_inside_of_that_of_the_one_it_is_mounted_on() -> None:
+async def test_middleware_of_a_mounted_server_runs_inside_the_outer_middleware() -> None:
     """docs/how-to/middleware.md."""
     notes: list[str] = []
     outer, middle, inner = (Server("outer", middleware=[Notes(notes, "outer: ")]), Server("middle"),
@@ -213,7 +213,7 @@ async def test_the_middleware_of_a_mounted_server_is_inside_of_that_of_the_one_i
     ]  # fmt: skip
 
 
-async def test_a_mounted_server_hides_what_it_hides_from_its_own_lists() -> None:
+async def test_mounted_server_hides_items_from_the_outer_lists() -> None:
     """A server that keeps something to itself keeps it when it's mounted."""
 
     class Hiding:
@@ -237,7 +237,7 @@ async def test_a_mounted_server_hides_what_it_hides_from_its_own_lists() -> None
 
 
 @for_each("only_calls", [True, False])
-async def test_the_short_cuts_of_http_pass_the_hooks_too(only_calls: bool) -> None:
+async def test_http_fast_path_runs_the_hooks(only_calls: bool) -> None:
     """A prepared call skips the handlers; it may not skip a refusal."""
     notes: list[str] = []
     hooks = Notes(notes)
@@ -275,13 +275,13 @@ class Blocking:
         (Middleware(), "Middleware has no hook"),
     ],
 )
-def test_what_is_no_middleware_is_refused_when_the_server_is_made(middleware: object, said: str) -> None:
+def test_invalid_middleware_is_refused_at_construction(middleware: object, said: str) -> None:
     """Our choice: a hook that never runs is a hole."""
     with pytest.raises(TypeError, match=said):
         Server("shop", middleware=[middleware])
 
 
-async def test_a_tool_without_hooks_of_its_own_kind_runs_as_it_does_without_middleware() -> None:
+async def test_unrelated_hooks_do_not_slow_tools() -> None:
     """Our choice: what isn't there costs nothing."""
 
     class ReadOnly(Middleware):
@@ -296,7 +296,7 @@ async def test_a_tool_without_hooks_of_its_own_kind_runs_as_it_does_without_midd
     assert NEWEST.date
 
 
-async def test_a_hidden_item_that_fits_too_takes_no_request_past_the_middleware_of_another() -> None:
+async def test_hidden_items_do_not_bypass_the_middleware_of_others() -> None:
     """Our choice: a request passes the hooks of the server whose item answers it."""
     notes: list[str] = []
     shelf = Server("shelf", middleware=[Notes(notes)])
@@ -318,7 +318,7 @@ async def test_a_hidden_item_that_fits_too_takes_no_request_past_the_middleware_
     assert notes[0] == "message resources/read"
 
 
-async def test_completion_passes_the_middleware_of_the_server_whose_arguments_are_completed() -> None:
+async def test_completion_runs_the_middleware_of_the_owning_server() -> None:
     """Our choice: what a mounted server's middleware refuses stays refused, whatever the method."""
     notes: list[str] = []
     shelf = Server("shelf", middleware=[Notes(notes)])

@@ -20,7 +20,7 @@ def buy() -> str:
     return "bought"
 
 
-def test_a_server_cannot_be_mounted_on_itself_or_on_a_part_of_it() -> None:
+def test_servers_cannot_be_mounted_on_themselves_or_their_children() -> None:
     """A fixed defect: RecursionError."""
     outer, middle, inner = server("outer"), server("middle"), server("inner")
     outer.mount(middle, prefix="m")
@@ -72,7 +72,7 @@ class Places:
             self.seen.append(f"-{mcp.name}")
 
 
-async def test_the_lifespan_of_a_mounted_server_runs_inside_the_outer_one_and_its_functions_see_it() -> None:
+async def test_mounted_lifespan_runs_inside_the_outer_lifespan() -> None:
     """A fixed gap: such a server was refused. What has no lifespan sees that of the server that it is mounted on."""
     places = Places()
     outer, middle, inner = places.place("outer"), places.place("middle"), places.place("inner")
@@ -96,7 +96,7 @@ async def test_the_lifespan_of_a_mounted_server_runs_inside_the_outer_one_and_it
         assert places.seen[8:] == ["+inner"]
 
 
-async def test_a_lifespan_that_fails_in_a_mounted_server_stops_the_start_and_closes_what_is_open() -> None:
+async def test_failing_lifespan_of_a_mounted_server_stops_the_start() -> None:
     """The same as for a server's own."""
     places = Places()
     outer = places.place("outer")
@@ -107,7 +107,7 @@ async def test_a_lifespan_that_fails_in_a_mounted_server_stops_the_start_and_clo
     assert places.seen == ["+outer", "+first", "-first", "-outer"]
 
 
-async def test_a_server_with_a_lifespan_is_mounted_before_the_start_or_in_a_lifespan() -> None:
+async def test_servers_with_a_lifespan_are_mounted_before_the_start() -> None:
     """Nobody would open it later; without a lifespan a server can be mounted at any time."""
     places = Places()
 
@@ -131,7 +131,7 @@ async def test_a_server_with_a_lifespan_is_mounted_before_the_start_or_in_a_life
     assert places.seen == ["+inner", "-inner"]
 
 
-def test_a_mount_whose_names_are_taken_leaves_nothing_behind() -> None:
+def test_failed_mount_leaves_nothing_behind() -> None:
     """Our choice: all of a server or none of it."""
     outer, inner = server("outer"), server("inner")
     outer.tool(name="stock_buy")(buy)
@@ -144,7 +144,7 @@ def test_a_mount_whose_names_are_taken_leaves_nothing_behind() -> None:
     assert list(outer.registry.tools) == ["stock_buy"]
 
 
-def test_a_name_that_is_taken_where_a_server_is_mounted_is_refused_in_both() -> None:
+def test_names_taken_on_the_outer_server_are_refused_on_both() -> None:
     """What is registered later has the same rule as what was there when it was mounted."""
     outer, inner = server("outer"), server("inner")
     outer.mount(inner, prefix="stock")
@@ -154,7 +154,7 @@ def test_a_name_that_is_taken_where_a_server_is_mounted_is_refused_in_both() -> 
     assert not inner.registry.tools
 
 
-async def test_a_completer_that_was_registered_before_its_prompt_is_mounted_with_it() -> None:
+async def test_completers_registered_before_their_prompt_are_mounted() -> None:
     """A fixed defect: its name was prefixed as if it were the URI of a template."""
     outer, inner = server("outer"), server("inner")
     outer.mount(inner, prefix="stock")
@@ -180,7 +180,7 @@ def long_server(length: int, count: int = 1) -> Server:
 
 
 @for_each("prefix", ["my shop", "a,b", "ü", "a/b", "a" * 129])
-def test_a_prefix_that_makes_odd_tool_names_is_warned_of_once(prefix: str) -> None:
+def test_prefixes_that_make_invalid_tool_names_warn_once(prefix: str) -> None:
     """As a tool's own name is (2025-11-25, server/tools, Tool Names), where it is mounted; not for each tool."""
     part, outer = long_server(5, 3), server("outer")
     what = "use 1 to 128 ASCII letters, digits, underscores, hyphens and dots"
@@ -191,7 +191,7 @@ def test_a_prefix_that_makes_odd_tool_names_is_warned_of_once(prefix: str) -> No
     assert f"{prefix}_buy" in outer.registry.tools
 
 
-def test_tool_names_that_a_prefix_makes_too_long_are_warned_of_once() -> None:
+def test_tool_names_made_too_long_by_a_prefix_warn_once() -> None:
     """128 characters are the most, the prefix included."""
     name, part = "shop_" + "0".rjust(128, "a"), long_server(128, 3)
     with pytest.warns(UserWarning, match=f"the tool name '{name}', and 2 more, will not work with") as caught:
@@ -199,7 +199,7 @@ def test_tool_names_that_a_prefix_makes_too_long_are_warned_of_once() -> None:
     assert [each.filename for each in caught] == [__file__]
 
 
-def test_a_tool_that_comes_later_is_warned_of_where_its_server_is_mounted() -> None:
+def test_tools_added_after_mounting_can_warn_too() -> None:
     """The name is too long two servers further up; the line is that of the function."""
     part, middle, outer = server("part"), server("middle"), server("outer")
     middle.mount(part, prefix="b" * 10)
@@ -210,7 +210,7 @@ def test_a_tool_that_comes_later_is_warned_of_where_its_server_is_mounted() -> N
     assert [each.filename for each in caught] == [__file__]
 
 
-def test_names_that_work_are_mounted_without_a_word_and_odd_ones_are_not_warned_of_twice() -> None:
+def test_valid_names_do_not_warn_and_invalid_ones_warn_once() -> None:
     """Warnings are errors here."""
     part, outer = long_server(123), server("outer")
     outer.mount(part, prefix="shop")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]  # what a user imports for type checkers only
 
 
-def test_a_signature_becomes_a_closed_object_schema_with_wire_names_and_defaults() -> None:
+def test_signatures_become_closed_object_schemas() -> None:
     """Our choice: the decorated function is the description."""
 
     def order(isbn: str, copies: Annotated[int, Field(ge=1, description="How many.")] = 1) -> dict[str, int]:
@@ -38,7 +38,7 @@ def test_a_signature_becomes_a_closed_object_schema_with_wire_names_and_defaults
     assert made.output_schema == {"type": "object", "additionalProperties": {"type": "integer"}}
 
 
-def test_a_function_without_arguments_accepts_only_the_empty_object() -> None:
+def test_functions_without_parameters_accept_only_an_empty_object() -> None:
     """MCP 2025-11-25, server/tools: the schema of a tool without arguments."""
 
     def now(ctx: Context) -> str:
@@ -50,7 +50,7 @@ def test_a_function_without_arguments_accepts_only_the_empty_object() -> None:
         made.decode(b'{"a":1}')
 
 
-def test_descriptions_come_from_field_text_in_annotated_or_docstring_in_this_order() -> None:
+def test_descriptions_prefer_field_then_annotated_then_docstring() -> None:
     """Our choice: what stands nearest to the parameter wins."""
 
     def tool(
@@ -74,7 +74,7 @@ def test_descriptions_come_from_field_text_in_annotated_or_docstring_in_this_ord
     assert texts == {"a": "field", "b": "text", "c": "docstring", "d": "pydantic"}
 
 
-def test_defaults_of_every_kind_are_listed_and_never_shared_between_calls() -> None:
+def test_defaults_are_listed_and_not_shared_between_calls() -> None:
     """A list as default is a trap of the language; here each call gets its own."""
 
     def tool(
@@ -102,7 +102,7 @@ def test_defaults_of_every_kind_are_listed_and_never_shared_between_calls() -> N
     assert made.call(made.decode(b"{}"), None) == expected
 
 
-def test_none_as_default_makes_a_parameter_nullable() -> None:
+def test_default_none_makes_a_parameter_nullable() -> None:
     """`x: int = None` is common, and a client may send the default it was told."""
 
     def tool(x: int = None) -> Any:  # type: ignore[assignment]  # noqa: RUF013 - the subject
@@ -112,7 +112,7 @@ def test_none_as_default_makes_a_parameter_nullable() -> None:
     assert run(tool, {"x": None}) is None
 
 
-def test_fields_given_as_default_values_constrain_and_default() -> None:
+def test_fields_as_default_values_set_constraints_and_default() -> None:
     """The habit of pydantic's users: `x: int = Field(default=3, ge=1)`; without a default it is required."""
 
     def tool(
@@ -130,7 +130,7 @@ def test_fields_given_as_default_values_constrain_and_default() -> None:
     assert run(tool, {"a": 1}) == (1, 3, [1], 4, 6)
 
 
-def test_constraints_of_pydantic_are_found_inside_collections_and_unions() -> None:
+def test_pydantic_constraints_apply_inside_collections_and_unions() -> None:
     """Our choice: pydantic.Field works where Field does."""
 
     def tool(
@@ -147,7 +147,7 @@ def test_constraints_of_pydantic_are_found_inside_collections_and_unions() -> No
     assert run(tool, {"a": [1], "c": [2]}) == ([1], None, (2,))
 
 
-def test_constraints_of_a_union_go_to_the_members_that_they_fit() -> None:
+def test_union_constraints_apply_to_matching_members() -> None:
     """`Annotated[int | None, Field(ge=1)] = None` is how optional numbers are written."""
 
     def tool(
@@ -165,7 +165,7 @@ def test_constraints_of_a_union_go_to_the_members_that_they_fit() -> None:
     }
 
 
-def test_parameter_headers_are_found_and_bad_ones_refused_at_registration() -> None:
+def test_invalid_parameter_headers_are_refused_at_registration() -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: validate at registration."""
 
     def good(region: Annotated[str, Field(header="Region")]) -> None: ...
@@ -220,9 +220,7 @@ def fitting_none(x: Annotated[str | None, Field(ge=1)]) -> None: ...
         (fitting_none, ["'x'", "ge=1", "fits none"]),
     ],
 )
-def test_parameters_that_cannot_be_served_are_refused_at_registration(
-    function: Callable[..., Any], texts: list[str]
-) -> None:
+def test_unsupported_parameters_are_refused_at_registration(function: Callable[..., Any], texts: list[str]) -> None:
     """Think at registration: the message names the parameter and what works."""
     with pytest.raises(TypeError) as caught:
         plan(function)

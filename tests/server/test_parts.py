@@ -110,7 +110,7 @@ async def test_a_part_adds_a_capability_a_route_a_metric_and_a_readiness_check()
         assert b'"sold":1' in health.body
 
 
-async def test_a_server_with_a_part_starts_again() -> None:
+async def test_servers_with_parts_can_restart() -> None:
     """Its methods go with it, so they're free for the next start."""
     server = Server("shop", serve="metrics", parts=[Toy()])
     for number in (1, 2):
@@ -118,7 +118,7 @@ async def test_a_server_with_a_part_starts_again() -> None:
             assert (await client.request("till/sell", {}))["sold"] == number
 
 
-async def test_a_part_opens_after_those_it_needs_and_closes_before_them() -> None:
+async def test_parts_open_after_their_needs_and_close_before_them() -> None:
     """Whatever the order in which they are given."""
     events: list[str] = []
     server = Server("shop", parts=[Empty("b", events, ["a"]), Empty("a", events), Empty("c", events, ["lifespan"])])
@@ -127,7 +127,7 @@ async def test_a_part_opens_after_those_it_needs_and_closes_before_them() -> Non
     assert events[3:] == ["close c", "close b", "close a"]
 
 
-async def test_parts_that_cannot_be_ordered_are_refused_when_the_server_starts() -> None:
+async def test_unorderable_parts_are_refused_at_start() -> None:
     """The error says what to do."""
     wrong: list[tuple[list[Empty], str]] = [
         ([Empty("till", [], ["hub"])], "The part 'till' needs 'hub', which isn't served: add it to serve="),
@@ -141,7 +141,7 @@ async def test_parts_that_cannot_be_ordered_are_refused_when_the_server_starts()
                 pass
 
 
-async def test_what_a_part_opened_is_closed_when_a_later_one_fails() -> None:
+async def test_opened_parts_are_closed_when_a_later_part_fails() -> None:
     """A start that fails leaves nothing behind."""
 
     class Broken(Empty):
@@ -155,7 +155,7 @@ async def test_what_a_part_opened_is_closed_when_a_later_one_fails() -> None:
     assert events == ["open a", "close a"]
 
 
-async def test_two_parts_cannot_serve_one_path() -> None:
+async def test_two_parts_cannot_serve_the_same_path() -> None:
     """Neither may silently win."""
 
     class Shadow(Empty):
@@ -167,7 +167,7 @@ async def test_two_parts_cannot_serve_one_path() -> None:
             runtime.serve_http()
 
 
-def test_what_is_no_part_is_refused_at_once() -> None:
+def test_invalid_parts_are_refused_at_once() -> None:
     """The line that is wrong is the one that is shown."""
     wrong: list[Any] = ["hub", ["hub"], [Toy]]
     for parts in wrong:
@@ -175,7 +175,7 @@ def test_what_is_no_part_is_refused_at_once() -> None:
             Server("shop", parts=parts)
 
 
-def test_a_server_with_parts_is_not_mounted_without_them() -> None:
+def test_servers_with_parts_cannot_be_mounted() -> None:
     """They would silently not run."""
     with pytest.raises(ValueError, match="has parts of its own"):
         Server("outer").mount(Server("inner", parts=[Toy()]))

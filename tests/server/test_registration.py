@@ -35,7 +35,7 @@ REGISTER: dict[str, Callable[[Server, dict[str, Any]], Any]] = {
     ("kind", "option"),
     [("tool", "timout"), ("tool", "read_only"), ("resource", "mimetype"), ("prompt", "titel"), ("prompt", "timeout")],
 )
-def test_a_misspelled_option_of_a_decorator_is_a_type_error(mcp: Server, kind: str, option: str) -> None:
+def test_misspelled_decorator_options_raise_type_error(mcp: Server, kind: str, option: str) -> None:
     """A fixed defect: ``@mcp.tool(timout=3)`` registered a tool without a timeout."""
     with pytest.raises(TypeError, match=f"nothing: there is no option '{option}'"):
         REGISTER[kind](mcp, {option: 3})
@@ -44,7 +44,7 @@ def test_a_misspelled_option_of_a_decorator_is_a_type_error(mcp: Server, kind: s
 
 
 @for_each("kind", REGISTER)
-def test_a_second_registration_of_a_name_is_refused_until_the_first_is_removed(mcp: Server, kind: str) -> None:
+def test_names_can_be_registered_again_only_after_removal(mcp: Server, kind: str) -> None:
     """A fixed defect: the second one replaced the first without a word."""
     REGISTER[kind](mcp, {})
     with pytest.raises(ValueError, match=f"There is a {kind} '.*' already"):
@@ -55,14 +55,14 @@ def test_a_second_registration_of_a_name_is_refused_until_the_first_is_removed(m
 
 @for_each("kind", REGISTER)
 @for_each("name", ["", " "])
-def test_an_empty_name_is_refused(mcp: Server, kind: str, name: str) -> None:
+def test_empty_names_are_refused(mcp: Server, kind: str, name: str) -> None:
     """A name is how clients ask for it; the function's own name is for when none is given."""
     with pytest.raises(ValueError, match=f"nothing: the name given for this {kind} is empty"):
         REGISTER[kind](mcp, {"name": name})
 
 
 @for_each("uri", ["nocolon", "", "/books/1", "1book://x", ":x", "books/{isbn}"])
-def test_a_uri_without_a_scheme_is_refused(mcp: Server, uri: str) -> None:
+def test_uris_without_a_scheme_are_refused(mcp: Server, uri: str) -> None:
     """RFC 3986 §3: a URI begins with its scheme; the schemas have `format: uri`."""
 
     def read(isbn: str) -> str:
@@ -72,7 +72,7 @@ def test_a_uri_without_a_scheme_is_refused(mcp: Server, uri: str) -> None:
         mcp.resource(uri)(read if "{" in uri else nothing)
 
 
-def test_a_template_may_begin_with_a_variable(mcp: Server) -> None:
+def test_templates_may_begin_with_a_variable(mcp: Server) -> None:
     """RFC 6570: what it expands to is a URI, the template itself is none."""
 
     def read(address: str) -> str:
@@ -82,7 +82,7 @@ def test_a_template_may_begin_with_a_variable(mcp: Server) -> None:
 
 
 @pytest.mark.parametrize("reference", ["revue", "book://{isbn}"])
-async def test_a_completer_of_nothing_stops_the_start(mcp: Server, reference: str) -> None:
+async def test_completers_without_a_target_stop_the_start(mcp: Server, reference: str) -> None:
     """A fixed defect: a misspelled reference was never asked. Not when it is registered: its prompt may come later."""
 
     @mcp.complete(reference, argument="isbn")
@@ -113,9 +113,7 @@ def serve_completed(mcp: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", COMPLETED)
-async def test_a_completer_of_an_argument_that_is_not_there_is_refused_and_told_which_are(
-    mcp: Server, kind: str
-) -> None:
+async def test_completers_of_unknown_arguments_are_refused_with_the_known_ones(mcp: Server, kind: str) -> None:
     """A fixed defect: it was never asked. At once where the arguments are known, else when the server starts."""
     known = {"prompt": "'isbn', 'tone'", "template": "'isbn'"}[kind]
     text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): there is no such argument; there is {known}")
@@ -131,7 +129,7 @@ async def test_a_completer_of_an_argument_that_is_not_there_is_refused_and_told_
         await late.start()
 
 
-async def test_a_removed_prompt_takes_its_completers_along(mcp: Server) -> None:
+async def test_removing_a_prompt_removes_its_completers(mcp: Server) -> None:
     """A server that closes when idle starts again with what it has then."""
 
     @mcp.prompt
@@ -149,7 +147,7 @@ async def test_a_removed_prompt_takes_its_completers_along(mcp: Server) -> None:
 
 
 @for_each("option", ["input_schema", "output_schema"])
-def test_a_schema_written_by_hand_that_is_none_is_refused_and_the_tool_named(mcp: Server, option: str) -> None:
+def test_invalid_hand_written_schemas_are_refused_with_the_tool_name(mcp: Server, option: str) -> None:
     """At once: nobody should meet it in a call."""
     schema = {"type": "object", "properties": {"age": {"type": "int"}}}
     with pytest.raises(ValueError, match=f"nothing: {option}: #/properties/age/type: "):
@@ -213,7 +211,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 
 @for_each(("kind", "options", "text"), WRONG)
-def test_a_wrong_value_of_an_option_is_refused_with_what_is_right(
+def test_invalid_option_values_are_refused_with_the_valid_ones(
     mcp: Server, kind: str, options: dict[str, Any], text: str
 ) -> None:
     """A fixed defect: ``timeout="soon"`` was accepted and turned every call into an error of the server."""
@@ -222,14 +220,14 @@ def test_a_wrong_value_of_an_option_is_refused_with_what_is_right(
     assert not mcp.registry.tools
 
 
-def test_annotations_may_be_a_dict_of_names_on_the_wire(mcp: Server) -> None:
+def test_annotations_may_be_a_dict_with_wire_names(mcp: Server) -> None:
     """What was right stays right."""
     mcp.tool(annotations={"readOnlyHint": True, "title": "T"}, timeout=0)(nothing)
     assert mcp.registry.tools["nothing"].describe()["annotations"] == {"readOnlyHint": True, "title": "T"}
 
 
 @for_each("name", ["a,b", "has space", "ü", "my tool!", "a" * 129, "a/b"])
-def test_a_tool_name_that_some_clients_cannot_call_is_registered_with_a_warning(mcp: Server, name: str) -> None:
+def test_tool_names_that_some_clients_reject_warn(mcp: Server, name: str) -> None:
     """2025-11-25, server/tools, Tool Names: 1 to 128 ASCII letters, digits, underscores, hyphens and dots."""
     with pytest.warns(UserWarning, match="use 1 to 128 ASCII letters, digits, underscores, hyphens and dots") as caught:
         mcp.tool(name=name)(nothing)
@@ -238,7 +236,7 @@ def test_a_tool_name_that_some_clients_cannot_call_is_registered_with_a_warning(
 
 
 @for_each("name", ["a", "A.b-c_9", "a" * 128])
-def test_a_tool_name_that_every_client_can_call_is_registered_without_a_word(mcp: Server, name: str) -> None:
+def test_portable_tool_names_do_not_warn(mcp: Server, name: str) -> None:
     """The same section; warnings are errors here."""
     mcp.tool(name=name)(nothing)
 
@@ -255,7 +253,7 @@ class Shop:
         return book
 
 
-def test_a_method_without_its_object_is_refused(mcp: Server) -> None:
+def test_unbound_methods_are_refused(mcp: Server) -> None:
     """A fixed defect: ``self`` became a required argument in silence."""
     with pytest.raises(TypeError, match=r"buy: 'self' would be an argument that clients send.*mcp.tool\(shop.buy\)"):
         mcp.tool(Shop.buy)
@@ -264,7 +262,7 @@ def test_a_method_without_its_object_is_refused(mcp: Server) -> None:
 
 
 @for_each("kind", REGISTER)
-def test_a_context_without_an_annotation_is_refused(mcp: Server, kind: str) -> None:
+def test_context_parameters_need_an_annotation(mcp: Server, kind: str) -> None:
     """A fixed defect: ``ctx`` became a required argument in silence."""
 
     def whisper(ctx):  # type: ignore[no-untyped-def]  # the subject
@@ -274,7 +272,7 @@ def test_a_context_without_an_annotation_is_refused(mcp: Server, kind: str) -> N
         mcp.resource("shop://{ctx}")(whisper) if kind == "resource" else getattr(mcp, kind)(whisper)
 
 
-def test_an_argument_may_be_called_ctx_where_it_says_what_it_is(mcp: Server) -> None:
+def test_parameter_named_ctx_may_have_another_type(mcp: Server) -> None:
     """What was right stays right."""
 
     def whisper(ctx: str) -> str:
@@ -283,7 +281,7 @@ def test_an_argument_may_be_called_ctx_where_it_says_what_it_is(mcp: Server) -> 
     mcp.tool(whisper)
 
 
-def test_a_refusal_points_to_the_decorator_and_not_to_the_way_there(mcp: Server) -> None:
+def test_registration_errors_point_to_the_decorator(mcp: Server) -> None:
     """Whoever runs the file with plain Python reads a traceback: it says the line, and then what is wrong with it."""
     with pytest.raises(TypeError) as refused:
         mcp.tool(timeout="soon")(nothing)  # type: ignore[call-overload]  # the subject
@@ -292,7 +290,7 @@ def test_a_refusal_points_to_the_decorator_and_not_to_the_way_there(mcp: Server)
 
 
 @pytest.mark.many
-def test_a_tool_beside_many_takes_no_more_work_to_register_than_the_first() -> None:
+def test_registration_cost_does_not_grow_with_the_number_of_tools() -> None:
     """A fixed defect: each tool went through all before it, so that 10,000 took twice as long as they should."""
     mcp = Server("crowd")
     counts: list[int] = []
@@ -314,7 +312,7 @@ def test_a_tool_beside_many_takes_no_more_work_to_register_than_the_first() -> N
 
 
 @pytest.mark.parametrize("moment", ["2025-01-12T15:00:58Z", "2025-01-12T15:00:58.25+02:00", "2025-01-12", None])
-def test_a_time_of_the_last_change_is_listed_as_it_is_written(mcp: Server, moment: str | None) -> None:
+def test_last_modified_is_listed_unchanged(mcp: Server, moment: str | None) -> None:
     """ISO 8601 has moments and days (MCP 2026-07-28, Annotations)."""
     mcp.resource("shop://stock", annotations=Annotations(priority=1, last_modified=moment))(nothing)
     listed = mcp.registry.resources["shop://stock"].describe()["annotations"]
@@ -330,7 +328,7 @@ def test_a_time_of_the_last_change_is_listed_as_it_is_written(mcp: Server, momen
         ({"tools": {}}, "'tools' can call it"),
     ],
 )
-def test_a_required_capability_that_mcp_does_not_have_is_warned_of(mcp: Server, requires: Any, text: str) -> None:
+def test_unknown_required_capabilities_warn(mcp: Server, requires: Any, text: str) -> None:
     """A client may declare its own (MCP 2026-07-28, ClientCapabilities: not a closed set), so it's no error."""
     with pytest.warns(UserWarning, match=text) as caught:
         mcp.tool(requires=requires)(nothing)
@@ -347,13 +345,13 @@ def test_a_required_capability_that_mcp_does_not_have_is_warned_of(mcp: Server, 
         None,
     ],
 )
-def test_a_capability_that_a_client_can_have_is_required_without_a_word(mcp: Server, requires: Any) -> None:
+def test_known_required_capabilities_do_not_warn(mcp: Server, requires: Any) -> None:
     """Warnings are errors here."""
     mcp.tool(requires=requires)(nothing)
 
 
 @for_each("keyword", ["additionalProperties", "unevaluatedProperties"])
-def test_a_schema_by_hand_that_refuses_what_the_function_needs_is_refused(mcp: Server, keyword: str) -> None:
+def test_hand_written_schemas_must_allow_required_parameters(mcp: Server, keyword: str) -> None:
     """A fixed defect: every call that the schema allows failed for lack of it."""
 
     def buy(book: str, copies: int = 1) -> str:
@@ -387,7 +385,7 @@ def test_a_schema_by_hand_that_refuses_what_the_function_needs_is_refused(mcp: S
         {"anyOf": [{"properties": {"book": {}}}]},
     ],
 )
-def test_a_schema_by_hand_may_describe_what_the_function_needs_anywhere(mcp: Server, schema: dict[str, Any]) -> None:
+def test_hand_written_schemas_may_describe_parameters_in_subschemas(mcp: Server, schema: dict[str, Any]) -> None:
     """Only what certainly cannot come is refused: a schema that doesn't say that it's closed allows any property."""
 
     def buy(book: str, copies: int = 1) -> str:
@@ -401,7 +399,7 @@ def test_a_schema_by_hand_may_describe_what_the_function_needs_anywhere(mcp: Ser
     mcp.tool(order, input_schema={"type": "object"})
 
 
-async def test_a_developer_sees_what_a_model_cannot_know_about_a_tool(caplog: pytest.LogCaptureFixture) -> None:
+async def test_tools_without_types_or_docstring_warn(caplog: pytest.LogCaptureFixture) -> None:
     """Without a type or a docstring a model guesses. A server in production says it once."""
     for developing, level in ((True, logging.WARNING), (False, logging.INFO)):
         mcp = Server("shop", settings=Settings(show_errors=developing))

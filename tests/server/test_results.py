@@ -95,7 +95,7 @@ NATURAL: list[tuple[Any, Any]] = [
 
 
 @for_each(("value", "content"), NATURAL)
-def test_text_and_content_become_content_blocks_alone(value: Any, content: Any) -> None:
+def test_text_and_content_have_no_structured_result(value: Any, content: Any) -> None:
     """Our choice: all content kinds from natural return values."""
     assert members(encode_result(value)) == {"content": content}
 
@@ -117,7 +117,7 @@ STRUCTURED: list[tuple[Any, Any]] = [
 
 
 @for_each(("value", "expected"), STRUCTURED)
-def test_other_values_are_structured_with_the_same_json_as_text(value: Any, expected: Any) -> None:
+def test_other_values_are_structured_and_repeated_as_text(value: Any, expected: Any) -> None:
     """MCP 2025-11-25, server/tools: structured content, repeated as serialized JSON text for older readers."""
     result = members(encode_result(value))
     assert result["structuredContent"] == expected
@@ -126,19 +126,19 @@ def test_other_values_are_structured_with_the_same_json_as_text(value: Any, expe
 
 
 @given(json_values)
-def test_every_json_value_in_a_dict_is_structured_and_survives(value: Any) -> None:
+def test_dict_results_round_trip(value: Any) -> None:
     """Splicing is not string building: quotes, controls and any text come back the same."""
     result = members(encode_result({"value": value}))
     assert result["structuredContent"] == {"value": value} == json.loads(result["content"][0]["text"])
 
 
-def test_values_that_are_no_json_are_a_type_error() -> None:
+def test_values_that_json_cannot_express_raise_type_error() -> None:
     """The dispatcher logs it; the peer sees an identifier."""
     with pytest.raises(TypeError, match="object"):
         encode_result({"a": object()})
 
 
-def test_values_as_their_promise_says_pass() -> None:
+def test_values_that_match_the_output_schema_pass() -> None:
     """MCP 2025-11-25, server/tools: with an output schema the structured content must conform."""
     for annotation, value in [
         (dict[str, int], {"a": 1}),
@@ -167,22 +167,20 @@ def test_values_as_their_promise_says_pass() -> None:
         (dict[str, int], Text("t"), "int"),
     ],
 )
-def test_values_that_break_their_promise_are_our_error_and_name_the_field(
-    annotation: Any, value: Any, place: str
-) -> None:
+def test_values_that_violate_the_output_schema_name_the_field(annotation: Any, value: Any, place: str) -> None:
     """Our choice: an internal error naming the field in the log only."""
     with pytest.raises(LocalError, match=place):
         encode_result(value, output_of(annotation))
 
 
-def test_instances_that_check_or_count_themselves_are_not_read_back() -> None:
+def test_model_instances_are_not_validated_again() -> None:
     """`__post_init__` is the user's code: a result must not run it again."""
     value = Counted(1)
     encode_result(value, output_of(Counted))
     assert Counted.made == 1
 
 
-def test_a_result_must_fit_an_output_schema_written_by_hand_and_the_error_names_the_field() -> None:
+def test_results_must_match_hand_written_output_schemas() -> None:
     """A fixed defect: only the type of the root was compared."""
     output = output_from_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
     assert members(encode_result({"a": 1}, output))["structuredContent"] == {"a": 1}
@@ -204,13 +202,13 @@ def test_a_result_must_fit_an_output_schema_written_by_hand_and_the_error_names_
 @for_each(
     ("schema", "text"), [({"type": "text"}, '#/type: "text" is not valid'), ({"$ref": "https://x"}, "never fetched")]
 )
-def test_hand_written_output_schemas_that_cannot_be_served_are_refused(schema: dict[str, Any], text: str) -> None:
+def test_unsupported_hand_written_output_schemas_are_refused(schema: dict[str, Any], text: str) -> None:
     """MCP 2025-11-25, basic, as for input schemas; but the root of a result may be anything."""
     with pytest.raises(ValueError, match=text):
         output_from_schema(schema)
 
 
-def test_a_tool_result_says_everything_itself() -> None:
+def test_tool_result_sets_every_member() -> None:
     """`ToolResult` is the explicit form; its meta is merged by the handler."""
     assert members(encode_result(ToolResult("done", {"n": 1}, meta={"k": 1}))) == {
         "content": [text("done")],
@@ -222,7 +220,7 @@ def test_a_tool_result_says_everything_itself() -> None:
     assert members(encode_result(ToolResult())) == {"content": []}
 
 
-def test_a_tool_result_keeps_the_promise_unless_it_is_an_error() -> None:
+def test_tool_results_must_match_the_output_schema_unless_they_are_errors() -> None:
     """MCP 2025-11-25, server/tools: conforming is not required when `isError`."""
     output = output_of(dict[str, int])
     assert members(encode_result(ToolResult(structured={"a": 1}), output))["structuredContent"] == {"a": 1}
@@ -233,7 +231,7 @@ def test_a_tool_result_keeps_the_promise_unless_it_is_an_error() -> None:
         encode_result(ToolResult(structured={"a": ""}), output)
 
 
-def test_yielded_values_have_a_text_for_progress() -> None:
+def test_yielded_values_become_progress_messages() -> None:
     """Our choice: each yield goes out as progress with its text."""
     assert [as_text(value) for value in ("a", Text("b"), {"c": 1}, Model(count=1))] == [
         "a", "b", '{"c":1}', '{"count":1}'
@@ -272,12 +270,12 @@ def test_prompts_become_messages() -> None:
         ([1, 2], None, {"mimeType": "application/json", "text": "[1,2]"}),
     ],
 )
-def test_resources_become_one_content_with_the_uri_that_was_read(value: Any, mime_type: Any, expected: Any) -> None:
+def test_resource_results_become_one_content_with_the_requested_uri(value: Any, mime_type: Any, expected: Any) -> None:
     """MCP 2025-11-25, server/resources: text or blob, with uri and mimeType."""
     assert members(encode_contents(value, "a:b", mime_type)) == {"contents": [{"uri": "a:b", **expected}]}
 
 
-def test_resources_spell_out_several_contents_with_embedded_resources() -> None:
+def test_resources_return_several_contents_as_embedded_resources() -> None:
     """MCP 2025-11-25, server/resources: `resources/read` may return several contents."""
     several = [EmbeddedResource("a:1", text="x"), EmbeddedResource("a:2", blob=b"abc")]
     assert members(encode_contents(several, "a:b")) == {
@@ -287,27 +285,27 @@ def test_resources_spell_out_several_contents_with_embedded_resources() -> None:
 
 
 @for_each("value", ["x", b"x", {"a": 1}])
-def test_contents_have_the_meta_of_their_resource(value: Any) -> None:
+def test_contents_carry_the_meta_of_their_resource(value: Any) -> None:
     """A fixed defect: hosts of MCP Apps read `contents[]._meta.ui`, which stood in the list only."""
     ui = {"ui": {"csp": {}}}
     assert members(encode_contents(value, "a:b", None, ui))["contents"][0]["_meta"] == ui
 
 
-def test_an_embedded_resource_adds_its_own_meta_to_that_of_the_resource() -> None:
+def test_embedded_resources_merge_their_meta_with_the_resource() -> None:
     """A fixed defect: `EmbeddedResource(meta=…)` was lost when a resource returned it."""
     own = EmbeddedResource("a:1", text="x", meta={"b": 2})
     content = members(encode_contents(own, "a:b", None, {"a": 1, "b": 1}))["contents"][0]
     assert content == {"uri": "a:1", "text": "x", "_meta": {"a": 1, "b": 2}}
 
 
-def test_a_resource_without_a_value_is_our_error() -> None:
+def test_resources_that_return_none_fail() -> None:
     """MCP 2025-11-25, server/resources: never empty contents for a missing resource."""
     with pytest.raises(LocalError, match="a:b returned nothing"):
         encode_contents(None, "a:b")
 
 
 @for_each("annotation", [list, list[Any], list[object], tuple, tuple[Any, ...], list[Any] | None])
-def test_a_list_of_anything_promises_nothing_because_it_may_hold_content(annotation: Any) -> None:
+def test_untyped_lists_have_no_output_schema(annotation: Any) -> None:
     """A fixed defect: an `Image` in the result of ``-> list`` was base64 inside a text block."""
     output = output_of(annotation)
     assert output is None
@@ -316,7 +314,7 @@ def test_a_list_of_anything_promises_nothing_because_it_may_hold_content(annotat
     assert members(encode_result([1, 2], output))["structuredContent"] == [1, 2]
 
 
-def test_lists_whose_items_cannot_be_content_keep_their_promise() -> None:
+def test_typed_lists_have_an_output_schema() -> None:
     """Only a list that says nothing about its items loses its schema."""
     assert output_of(list[int]) is not None
     assert output_of(list[dict[str, Any]]) is not None
@@ -328,13 +326,13 @@ def test_lists_whose_items_cannot_be_content_keep_their_promise() -> None:
     "value",
     [Model.model_construct(count="many"), Model.model_construct(), Model(count=1).model_copy(update={"count": "many"})],
 )
-def test_a_model_that_was_made_without_validation_does_not_break_the_promise(value: Model) -> None:
+def test_unvalidated_models_must_match_the_output_schema(value: Model) -> None:
     """A fixed defect: `model_construct` and changed fields went out as they were."""
     with pytest.raises(LocalError, match="count"):
         encode_result(value, output_of(Model))
 
 
-def test_validators_of_a_model_do_not_see_their_own_result() -> None:
+def test_model_validators_do_not_run_on_results() -> None:
     """Our choice: a validator may turn text into a list, and need not accept the list."""
 
     class Tagged(pydantic.BaseModel):
@@ -353,14 +351,14 @@ async def fetch() -> str:
     return "x"
 
 
-def test_a_coroutine_that_nobody_awaited_says_so_and_what_to_do() -> None:
+def test_unawaited_coroutine_results_are_explained() -> None:
     """A fixed defect: it said that a value of type coroutine cannot be written as JSON."""
     for value in (fetch(), {"page": fetch()}):
         with pytest.raises(TypeError, match="returned 'fetch' without waiting for it: write `await` before the call"):
             encode_result(value)
 
 
-def test_what_can_be_read_only_once_says_how_it_becomes_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterator_results_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: `map` should be a builtin instead, which it is. With pydantic it becomes a list."""
     monkeypatch.setitem(sys.modules, "pydantic_core", None)
     with pytest.raises(TypeError, match="cannot be written as JSON: make a list of what it gives"):
@@ -368,7 +366,7 @@ def test_what_can_be_read_only_once_says_how_it_becomes_a_list(monkeypatch: pyte
 
 
 @for_each("value", [float("nan"), float("inf")])
-def test_a_promised_number_that_json_has_not_is_called_by_its_name(value: float) -> None:
+def test_nan_results_are_named_in_the_error(value: float) -> None:
     """A fixed defect: NaN was reported as `null`."""
     for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):
         with pytest.raises(LocalError, match="got NaN or an infinity, and JSON has no number for these"):

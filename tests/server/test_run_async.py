@@ -37,7 +37,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_program_that_serves_in_its_own_loop_has_the_guard_and_goes_on_when_it_stops(tmp_path: Path) -> None:
+async def test_run_async_applies_the_guard_and_returns_on_stop(tmp_path: Path) -> None:
     """As `run` does it: a panel, exactly one Host, and SIGTERM closes the lifespan before the program goes on."""
     program, port, log = tmp_path / "loop.py", free_port(), tmp_path / "log"
     program.write_text(PROGRAM, "utf-8")
@@ -54,7 +54,7 @@ async def test_a_program_that_serves_in_its_own_loop_has_the_guard_and_goes_on_w
     assert "plain ASGI" not in said
 
 
-async def test_a_server_whose_task_is_cancelled_ends_in_order() -> None:
+async def test_cancelled_server_task_shuts_down_cleanly() -> None:
     """In a task group with other work: the port is free afterwards, and nothing of the server goes on."""
     port, mcp = free_port(), Server("loop")
 
@@ -78,7 +78,7 @@ async def test_a_server_whose_task_is_cancelled_ends_in_order() -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_server_in_a_loop_refuses_an_unknown_transport_and_a_misspelled_option() -> None:
+async def test_run_async_refuses_unknown_transports_and_options() -> None:
     """As `run` does."""
     with pytest.raises(ValueError, match="'http' or 'stdio'"):
         await Server("x").run_async("tcp")  # type: ignore[arg-type]

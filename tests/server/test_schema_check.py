@@ -77,12 +77,12 @@ REASONS: list[tuple[dict[str, Any], str]] = [
 
 
 @for_each(("change", "text"), REASONS)
-def test_a_refusal_says_where_what_was_expected_and_what_came(change: dict[str, Any], text: str) -> None:
+def test_schema_errors_name_path_expectation_and_value(change: dict[str, Any], text: str) -> None:
     """A fixed defect: a schema written by hand was listed, and its arguments were not checked against it."""
     assert reasons(SHOP, GOOD | change) == text
 
 
-def test_several_reasons_come_together_but_only_a_few() -> None:
+def test_schema_errors_list_a_few_reasons() -> None:
     """A model mends several mistakes at once; a thousand would drown it."""
     text = reasons(SHOP, {"kind": 1, "tags": 2, "to": 3, "free": 4})
     assert text.startswith("missing 'age'; 'kind' must be one of \"book\", \"map\", got 1; 'tags' must be an array")
@@ -104,13 +104,13 @@ def test_several_reasons_come_together_but_only_a_few() -> None:
         ({"type": "object", "$id": "http://127.0.0.1/", "properties": {"a": {"$ref": "x"}}}, "never fetched"),
     ],
 )
-def test_a_schema_that_cannot_be_served_is_refused(schema: Schema, text: str) -> None:
+def test_unsupported_schemas_are_refused(schema: Schema, text: str) -> None:
     """Found at registration; and no reference leaves the document."""
     with pytest.raises(ValueError, match=text):
         SchemaCheck(schema, whole="the arguments")
 
 
-def test_a_reference_to_an_anchor_and_a_recursive_one_are_followed() -> None:
+def test_anchor_and_recursive_references_are_followed() -> None:
     """2020-12 core §8.2: all of them stay in the document."""
     anchored: Schema = {
         "type": "object",
@@ -128,7 +128,7 @@ def test_a_reference_to_an_anchor_and_a_recursive_one_are_followed() -> None:
     assert reasons(inner, {"a": "x"})
 
 
-def test_keywords_of_older_dialects_are_no_trouble() -> None:
+def test_keywords_of_older_dialects_are_ignored() -> None:
     """2020-12 does not know them; a reference inside one cannot be asked by itself."""
     old: Schema = {
         "type": "object",
@@ -139,7 +139,7 @@ def test_keywords_of_older_dialects_are_no_trouble() -> None:
     assert reasons(old, {"a": "x", "b": 1}) == "'a' must be an integer, got the string \"x\""
 
 
-def test_a_value_that_has_too_many_ways_through_the_schema_is_judged_and_explained_all_the_same() -> None:
+def test_ambiguous_schemas_still_validate_and_explain() -> None:
     """A list of all errors would have 2⁶⁰: the library's own never ends here."""
     value: Any = {"v": "x"}
     for _ in range(60):
@@ -147,20 +147,20 @@ def test_a_value_that_has_too_many_ways_through_the_schema_is_judged_and_explain
     assert reasons(BRANCHING, {"n": value})
 
 
-def test_a_pattern_that_looks_back_gives_up_instead_of_trying_every_way() -> None:
+def test_backtracking_patterns_give_up() -> None:
     """Backtracking is exponential in the length of the text; here it has a bound."""
     schema: Schema = {"type": "object", "properties": {"a": {"pattern": r"^(\w+\s?)*(?!x)$"}}}
     assert reasons(schema, {"a": "a" * 5000 + "!"}).startswith("'a' must be a string matching regex")
     assert SchemaCheck(schema, whole="").fits({"a": "one two"})
 
 
-def test_a_large_value_is_not_looked_into() -> None:
+def test_large_values_are_not_inspected_for_errors() -> None:
     """Each reason would cost a walk through it."""
     value = {f"x{number}": number for number in range(100_000)}
     assert reasons({"type": "object", "required": ["k"]}, value) == "the arguments must fit the schema"
 
 
-def test_what_is_repeated_of_a_value_is_short() -> None:
+def test_errors_quote_values_briefly() -> None:
     """The names and texts are a peer's."""
     schema: Schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "additionalProperties": {"type": "null"}}
     assert len(reasons(schema, {"a": "x" * 10_000, "y" * 10_000: 1})) < 400
@@ -174,7 +174,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_does_not_fit_has_a_reason(value: Any) -> None:
+def test_every_invalid_value_has_a_reason(value: Any) -> None:
     """The two halves agree: `reasons` is only ever asked about what the library refuses."""
     check = SchemaCheck(SHOP, whole="the arguments")
     assert check.fits(value) == jsonschema_rs.is_valid(SHOP, value)
@@ -182,7 +182,7 @@ def test_whatever_does_not_fit_has_a_reason(value: Any) -> None:
         assert check.reasons(value, 100)
 
 
-def test_without_the_extra_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A schema that nobody checks would be a promise that is not kept."""
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
     with pytest.raises(ImportError, match=r"pip install 'millstream\[schema\]'"):

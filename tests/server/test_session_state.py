@@ -58,7 +58,7 @@ async def value(client: Client, key: str) -> Any:
     return (await client.call("give", key=key)).data["value"]
 
 
-async def test_a_value_is_there_in_the_next_call_of_the_session_and_in_no_other_session() -> None:
+async def test_session_state_is_visible_only_in_its_session() -> None:
     """Our choice: each session has values of its own."""
     server = make_server()
     async with Client(server, revision=OLD) as one, Client(server, revision=OLD) as other:
@@ -70,27 +70,27 @@ async def test_a_value_is_there_in_the_next_call_of_the_session_and_in_no_other_
         assert await value(one, "cart") == "nothing"
 
 
-async def test_changes_at_the_same_time_all_count() -> None:
+async def test_concurrent_state_changes_are_all_kept() -> None:
     """Our choice: `update` runs again where another call was faster."""
     async with Client(make_server(), revision=OLD) as client:
         counts = await asyncio.gather(*(client.call("add", into=int) for _ in range(30)))
         assert sorted(counts) == list(range(1, 31))
 
 
-async def test_a_function_in_a_thread_keeps_values_too() -> None:
+async def test_session_state_works_from_threads() -> None:
     """The methods of `SyncContext.session_state` block."""
     async with Client(make_server(), revision=OLD) as client:
         assert (await client.call("in_thread")).data == {"result": [[1], "gone", 7]}
 
 
-async def test_where_there_is_no_session_there_is_no_state() -> None:
+async def test_calls_without_a_session_have_no_state() -> None:
     """MCP 2026-07-28 has no sessions; type checkers see that it may be None."""
     async with Client(make_server(), revision=NEW) as client:
         assert await value(client, "cart") == "no session"
         assert (await client.call("in_thread")).data == []
 
 
-async def test_a_session_keeps_no_more_than_its_share() -> None:
+async def test_session_state_is_bounded() -> None:
     """Nobody's state fills the store; the values that are there stay."""
     async with Client(make_server(), revision=OLD) as client:
         await client.call("keep", key="small", value="x")
@@ -100,7 +100,7 @@ async def test_a_session_keeps_no_more_than_its_share() -> None:
         assert await value(client, "large") == "nothing"
 
 
-async def test_an_ended_session_takes_its_state_with_it() -> None:
+async def test_ended_sessions_lose_their_state() -> None:
     """DELETE writes a tombstone in the place of everything that the session has accumulated."""
     server = make_server()
     async with wired(server, "asgi") as wire:

@@ -88,9 +88,7 @@ JSON = st.recursive(
 
 
 @given(TOKENS, st.binary(min_size=12, max_size=12))
-def test_a_session_id_has_at_most_400_visible_ascii_characters_whatever_the_client_calls_itself(
-    token: SessionToken, nonce: bytes
-) -> None:
+def test_session_ids_have_at_most_400_visible_ascii_characters(token: SessionToken, nonce: bytes) -> None:
     """Our choice; visible ASCII is the specification's rule for session ids."""
     text = encode(token, RING, nonce)
     assert len(text) <= MAX_SESSION_ID
@@ -105,7 +103,7 @@ def test_a_session_id_has_at_most_400_visible_ascii_characters_whatever_the_clie
         assert given_.encode("utf-8", "replace").decode().startswith(kept)
 
 
-def test_the_longest_id_leaves_room_below_the_limit() -> None:
+def test_longest_session_id_is_below_the_limit() -> None:
     """Every field at its largest at once."""
     largest = SessionToken(
         f"{'s' * 12}.{'f' * 32}", "2025-11-25", 2**64 - 1, "x" * 40, "y" * 40, b"h" * 16, 2**64 - 1, 2**64 - 1, "e" * 16
@@ -113,7 +111,7 @@ def test_the_longest_id_leaves_room_below_the_limit() -> None:
     assert len(encode(largest, RING, NONCE)) <= 300
 
 
-def test_what_was_encoded_is_decoded_by_any_worker_with_the_key() -> None:
+def test_session_ids_decode_on_any_worker_with_the_key() -> None:
     """Our choice: a handshake session is its id."""
     assert decode(encode(TOKEN, RING, NONCE), KeyRing([b"new" * 11, b"s" * 32]), NOW) == TOKEN
 
@@ -129,7 +127,7 @@ def test_what_was_encoded_is_decoded_by_any_worker_with_the_key() -> None:
         ("a\ud800b", "a?b"),
     ],
 )
-def test_a_long_client_name_is_cut_between_characters(text: str, kept: str) -> None:
+def test_long_client_names_are_cut_between_characters(text: str, kept: str) -> None:
     """Our choice: 32 bytes each of name and version, never half a character."""
     token = msgspec.structs.replace(TOKEN, client_name=text, client_version=text)
     opened = decode(encode(token, RING, NONCE), RING, NOW)
@@ -137,7 +135,7 @@ def test_a_long_client_name_is_cut_between_characters(text: str, kept: str) -> N
     assert opened.client_name == opened.client_version == kept
 
 
-def test_a_session_is_over_in_the_second_of_its_expiry() -> None:
+def test_sessions_end_in_the_second_of_their_expiry() -> None:
     """Our choice: then it is an unknown session (404), and the client begins another."""
     text = encode(TOKEN, RING, NONCE)
     assert decode(text, RING, TOKEN.expires_at - 0.5) == TOKEN
@@ -145,12 +143,12 @@ def test_a_session_is_over_in_the_second_of_its_expiry() -> None:
 
 
 @given(st.text(max_size=500))
-def test_any_other_text_is_no_session(text: str) -> None:
+def test_invalid_session_ids_are_rejected(text: str) -> None:
     """The id comes from a header, so any text may come."""
     assert decode(text, RING, NOW) is None
 
 
-def test_an_id_of_another_key_and_a_token_of_another_kind_are_no_session() -> None:
+def test_ids_of_other_keys_and_kinds_are_rejected() -> None:
     """Our choice: state of a multi-round request cannot be played as a session id."""
     plain = msgspec.msgpack.encode(TOKEN)
     assert decode(RING.seal(KIND, plain, NONCE), RING, NOW) == TOKEN
@@ -159,12 +157,12 @@ def test_an_id_of_another_key_and_a_token_of_another_kind_are_no_session() -> No
 
 
 @for_each("content", [b"", b"\xc1", b"\x90", b"\x99" + b"\xc0" * 9, b"\xa1x"])
-def test_sealed_content_of_another_form_is_no_session(content: bytes) -> None:
+def test_malformed_sealed_content_is_rejected(content: bytes) -> None:
     """A rolling deploy: the other version has other fields."""
     assert decode(RING.seal(KIND, content, NONCE), RING, NOW) is None
 
 
-def test_a_text_longer_than_any_session_id_is_not_even_opened() -> None:
+def test_overlong_session_ids_are_rejected_before_decryption() -> None:
     """A bound before decoding."""
     longer = RING.seal(KIND, msgspec.msgpack.encode(msgspec.structs.replace(TOKEN, client_name="x" * 400)), NONCE)
     assert len(longer) > MAX_SESSION_ID
@@ -172,13 +170,13 @@ def test_a_text_longer_than_any_session_id_is_not_even_opened() -> None:
 
 
 @for_each("change", [{"epoch": "e" * 300}, {"id": "0" * 300}, {"issued_at": 2**64}, {"capabilities": 2**70}])
-def test_a_field_of_ours_that_does_not_fit_is_our_fault(change: dict[str, Any]) -> None:
+def test_oversized_session_fields_raise(change: dict[str, Any]) -> None:
     """Our choice: only what the client sends is cut."""
     with pytest.raises(LocalError):
         encode(msgspec.structs.replace(TOKEN, **change), RING, NONCE)
 
 
-def test_principals_are_told_apart_by_16_bytes_and_anonymous_is_nobody() -> None:
+def test_session_ids_identify_principals_by_16_bytes() -> None:
     """Attack: the session of one principal used by another."""
     alice, bob = hash_principal(Principal("alice")), hash_principal(Principal("bob"))
     assert len(alice) == len(bob) == 16
@@ -189,7 +187,7 @@ def test_principals_are_told_apart_by_16_bytes_and_anonymous_is_nobody() -> None
 
 
 @given(CAPABILITIES)
-def test_bits_give_back_the_capabilities_or_say_that_they_do_not(capabilities: dict[str, Any]) -> None:
+def test_capability_bits_round_trip_or_are_marked_inexact(capabilities: dict[str, Any]) -> None:
     """Our choice: what the bits do not hold is stored in a record."""
     bits, exact = capability_bits(capabilities)
     assert exact == (capabilities_of(bits) == capabilities)
@@ -198,7 +196,7 @@ def test_bits_give_back_the_capabilities_or_say_that_they_do_not(capabilities: d
 
 
 @given(CAPABILITIES)
-def test_a_known_capability_is_in_the_bits_even_when_they_are_not_exact(capabilities: dict[str, Any]) -> None:
+def test_inexact_bits_contain_known_capabilities(capabilities: dict[str, Any]) -> None:
     """A worker that cannot load the record must not refuse what the client can do."""
     kept = capabilities_of(capability_bits(capabilities)[0])
     for name, parts in {"sampling": ["tools", "context"], "elicitation": ["form", "url"]}.items():
@@ -208,13 +206,13 @@ def test_a_known_capability_is_in_the_bits_even_when_they_are_not_exact(capabili
 
 
 @given(st.dictionaries(NAMES, JSON))
-def test_capabilities_of_any_form_raise_nothing(capabilities: dict[str, Any]) -> None:
+def test_malformed_capabilities_do_not_raise(capabilities: dict[str, Any]) -> None:
     """Capability objects are open sets, and they come from the network."""
     bits, exact = capability_bits(capabilities)
     assert exact == (capabilities_of(bits) == capabilities)
 
 
-def test_what_common_clients_send_needs_no_record() -> None:
+def test_capabilities_of_common_clients_fit_in_the_id() -> None:
     """Our choice: a handshake of these writes nothing to the store."""
     apps = {"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}}
     usual: list[dict[str, Any]] = [{}, {"roots": {"listChanged": True}}, {"sampling": {}, "elicitation": {}}, apps]
@@ -222,7 +220,7 @@ def test_what_common_clients_send_needs_no_record() -> None:
         assert capability_bits(capabilities)[1]
 
 
-def test_a_capability_that_is_no_object_is_not_one() -> None:
+def test_capabilities_must_be_objects() -> None:
     """The schema: each is an object; anything else is kept in the record and grants nothing."""
     assert capability_bits({"sampling": True, "elicitation": None, "roots": []}) == (0, False)
 

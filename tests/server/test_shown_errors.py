@@ -36,7 +36,7 @@ def shop(*, show_errors: bool) -> Server:
     return mcp
 
 
-async def test_while_developing_a_caller_sees_the_error_and_the_lines_that_led_to_it() -> None:
+async def test_callers_see_the_traceback_in_development() -> None:
     """Our choice: whoever writes the tool calls it, too, and wants to know what is wrong with it."""
     async with connect(shop(show_errors=True)) as client:
         text = (await client.call("order", copies=0, raise_on_error=False)).text
@@ -50,7 +50,7 @@ async def test_while_developing_a_caller_sees_the_error_and_the_lines_that_led_t
         assert "return 10 / copies" in each
 
 
-async def test_otherwise_a_caller_sees_an_incident_and_nothing_of_the_code() -> None:
+async def test_callers_see_only_an_incident_in_production() -> None:
     """Our choice: what callers may know of your code is nothing."""
     async with connect(shop(show_errors=False)) as client:
         text = (await client.call("order", copies=0, raise_on_error=False)).text
@@ -59,9 +59,7 @@ async def test_otherwise_a_caller_sees_an_incident_and_nothing_of_the_code() -> 
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-async def test_the_log_shows_the_lines_of_the_program_and_at_debug_all(
-    level: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_log_shows_user_frames_and_all_frames_at_debug(level: str, caplog: pytest.LogCaptureFixture) -> None:
     """Our choice: the frames of libraries and of the server say nothing to whoever wrote the tool."""
     caplog.set_level(level.upper(), "millstream")
     async with connect(shop(show_errors=False)) as client:

@@ -54,20 +54,20 @@ def test_structured_return_annotations_become_output_schemas(annotation: Any, ex
         list[Image | str], Image | None, ToolResult,
     ],
 )  # fmt: skip
-def test_text_and_content_as_return_annotations_promise_nothing(annotation: Any) -> None:
+def test_text_and_content_annotations_have_no_output_schema(annotation: Any) -> None:
     """Text is content, not structure."""
     assert returning(annotation).output_schema is None
 
 
 @for_each("annotation", [range, "Missing", [int], 5, Iterator[int], dict[str, range]])
-def test_a_return_annotation_that_cannot_be_described_is_a_warning(annotation: Any) -> None:
+def test_undescribable_return_annotations_warn(annotation: Any) -> None:
     """A fixed defect: the tool had no output schema, and nobody was told."""
     with pytest.warns(UserWarning, match="tool: the tool has no output schema, because its return type") as caught:
         assert returning(annotation).output_schema is None
     assert caught[0].filename == __file__
 
 
-def test_generators_promise_what_they_yield() -> None:
+def test_generators_have_the_schema_of_their_items() -> None:
     """Our choice: the last yield is the result."""
 
     async def counting() -> AsyncIterator[int]:
@@ -90,7 +90,7 @@ def test_generators_promise_what_they_yield() -> None:
     assert not plan(listing).is_generator
 
 
-def test_a_text_block_stays_content_whatever_annotates_it() -> None:
+def test_text_blocks_stay_content_with_any_annotation() -> None:
     """A union with a block is content, whatever else it holds."""
     assert returning(Text | dict[str, int]).output_schema is None
 
@@ -98,7 +98,7 @@ def test_a_text_block_stays_content_whatever_annotates_it() -> None:
 # How the function is called.
 
 
-def test_the_context_is_given_at_its_place_wherever_it_stands() -> None:
+def test_context_may_be_any_parameter() -> None:
     """Found by annotation, never by name."""
 
     def only(ctx: Context) -> Any:
@@ -140,7 +140,7 @@ def test_two_contexts_are_refused() -> None:
         plan(tool, contexts=CONTEXTS)
 
 
-def test_a_context_imported_for_type_checkers_only_is_found_by_its_name() -> None:
+def test_context_imported_under_type_checking_is_found() -> None:
     """`if TYPE_CHECKING:` is common in typed code; the other annotations still resolve."""
 
     def tool(a: int, ctx: "nowhere.Context | None") -> Any:  # type: ignore[name-defined]  # noqa: F821
@@ -149,7 +149,7 @@ def test_a_context_imported_for_type_checkers_only_is_found_by_its_name() -> Non
     assert run(tool, {"a": 1}) == (1, CONTEXT)
 
 
-def test_values_of_models_reach_the_function_as_objects() -> None:
+def test_model_values_reach_the_function_as_objects() -> None:
     """Our choice: dataclasses, TypedDict, Structs and pydantic models, nested too."""
 
     def tool(a: Address, p: Point, m: Movie, q: list[Model], n: Node, c: Colour) -> Any:
@@ -170,7 +170,7 @@ def test_values_of_models_reach_the_function_as_objects() -> None:
     assert set(plan(tool).input_schema["$defs"]) == {"Node"}
 
 
-def test_callables_of_every_kind_have_plans() -> None:
+def test_every_kind_of_callable_can_be_registered() -> None:
     """Methods, partials, wrapped functions and objects are functions to their users."""
 
     class Counter:
@@ -211,7 +211,7 @@ BY_HAND: Schema = {
 }
 
 
-def test_a_hand_written_schema_is_listed_unchanged_and_its_arguments_are_named_parameters() -> None:
+def test_hand_written_schemas_are_listed_unchanged() -> None:
     """Conformance §3.6; annotations validate, what the function does not name is left out."""
 
     def tool(name: str = "x") -> str:
@@ -224,7 +224,7 @@ def test_a_hand_written_schema_is_listed_unchanged_and_its_arguments_are_named_p
         made.decode(b'{"name":1}')
 
 
-def test_a_hand_written_schema_that_is_closed_refuses_unknown_arguments_when_the_function_names_all() -> None:
+def test_closed_hand_written_schemas_refuse_unknown_arguments() -> None:
     """`additionalProperties: false` is kept where it can be."""
 
     def both(name: str = "", age: int = 0) -> None: ...
@@ -237,7 +237,7 @@ def test_a_hand_written_schema_that_is_closed_refuses_unknown_arguments_when_the
     plan(one, input_schema=closed).decode(b'{"age":1}')
 
 
-def test_one_parameter_called_arguments_takes_them_whole() -> None:
+def test_parameter_named_arguments_receives_all_arguments() -> None:
     """For schemas that no signature can say."""
 
     def tool(arguments: dict[str, Any]) -> Any:
@@ -252,7 +252,7 @@ def test_one_parameter_called_arguments_takes_them_whole() -> None:
     assert run(tool, {"arguments": {"a": 1}}, input_schema=schema) == {"a": 1}
 
 
-def test_hand_written_schemas_are_checked_and_replace_the_annotation() -> None:
+def test_hand_written_schemas_replace_the_annotation() -> None:
     """MCP 2025-11-25, basic: a schema that cannot be served is refused."""
 
     def tool() -> int:
@@ -285,7 +285,7 @@ def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
     assert bind(plan(resource, kind="resource"), {"path": ["a", "b"]}).path == ["a", "b"]
 
 
-def test_arguments_that_cannot_be_text_are_refused_for_prompts_and_resources() -> None:
+def test_prompts_and_resources_refuse_types_without_text_form() -> None:
     """Found at registration."""
 
     def tool(where: Address) -> None: ...

@@ -88,7 +88,7 @@ HIDDEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @REVISIONS
 @for_each("why", ["not visible", "disabled"])
-async def test_what_is_hidden_answers_exactly_as_what_is_not_there(revision: str, why: str) -> None:
+async def test_hidden_items_look_like_missing_ones(revision: str, why: str) -> None:
     """docs/reference/server.md: nobody learns that it exists."""
     mcp = shop()
     if why == "disabled":
@@ -125,7 +125,7 @@ async def over_http(mcp: Server, key: str, method: str, **params: Any) -> Any:
     return message.get("result") or message["error"]
 
 
-async def test_each_caller_sees_their_own_by_every_way_and_lists_are_kept_for_each() -> None:
+async def test_conditional_lists_are_cached_per_caller() -> None:
     """docs/reference/server.md."""
     mcp = shop(auth=auth.keys(named={"alice": ALICE, "bob": BOB}))
     async with mcp.running():
@@ -149,7 +149,7 @@ async def test_each_caller_sees_their_own_by_every_way_and_lists_are_kept_for_ea
 
 
 @REVISIONS
-async def test_items_are_switched_while_the_server_runs_and_clients_hear_of_it(revision: str) -> None:
+async def test_switching_items_notifies_clients(revision: str) -> None:
     """docs/reference/server.md."""
     mcp = shop()
 
@@ -181,7 +181,7 @@ async def test_items_are_switched_while_the_server_runs_and_clients_hear_of_it(r
         mcp.disable("tool", "first")
 
 
-async def test_what_is_disabled_keeps_its_name_its_completers_and_its_mounts() -> None:
+async def test_disabled_items_keep_their_name_completers_and_mounts() -> None:
     """docs/reference/server.md."""
     inner, outer = shop(), Server("outer")
     inner.disable("prompt", "advise")
@@ -200,7 +200,7 @@ async def test_what_is_disabled_keeps_its_name_its_completers_and_its_mounts() -
         assert outer.registry.completers == {}
 
 
-async def test_a_condition_that_fails_hides() -> None:
+async def test_failing_conditions_hide_their_item() -> None:
     """Our choice: whoever cannot be asked says no."""
     mcp = Server("shop")
 
@@ -218,7 +218,7 @@ async def test_a_condition_that_fails_hides() -> None:
             assert "Unknown" not in said
 
 
-def test_options_that_cannot_work_are_refused() -> None:
+def test_invalid_switch_options_are_refused() -> None:
     """Our choice: a condition that is never asked hides nothing."""
 
     async def later(principal: Principal | None) -> bool:
@@ -235,7 +235,7 @@ def test_options_that_cannot_work_are_refused() -> None:
         mcp.disable("tools", "a")  # type: ignore[arg-type]
 
 
-def test_where_nothing_is_conditional_lists_are_prepared_for_all() -> None:
+def test_unconditional_lists_are_prepared_once() -> None:
     """Our choice: what isn't used costs nothing."""
     mcp = Server("plain")
     mcp.tool(name="a")(lambda: "")

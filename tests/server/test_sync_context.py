@@ -12,13 +12,13 @@ from millstream.testing import connect
 from patience import WAIT
 
 
-def test_every_method_and_value_of_the_context_is_there_for_def_functions() -> None:
+def test_def_functions_can_use_the_whole_context() -> None:
     """docs/reference/context.md, "the same methods". A fixed defect: `lifespan` was missing."""
     public = {name for name, _ in inspect.getmembers(Context) if not name.startswith("_")}
     assert public <= {name for name, _ in inspect.getmembers(SyncContext)}
 
 
-async def test_side_effects_run_in_the_threads_of_their_calls_so_that_a_full_pool_cannot_dead_lock() -> None:
+async def test_side_effects_run_in_the_thread_of_their_call() -> None:
     """A fixed defect: they waited for a thread of asyncio's own pool, which anybody can fill."""
     mcp = Server("once", settings=Settings(max_threads=2))
     together = Barrier(2, timeout=WAIT)
@@ -46,7 +46,7 @@ async def test_side_effects_run_in_the_threads_of_their_calls_so_that_a_full_poo
 
 
 @for_each("revision", ["2025-11-25", "2026-07-28"])
-async def test_what_a_side_effect_raises_is_raised_where_it_was_asked_for(revision: str) -> None:
+async def test_side_effect_errors_are_raised_at_the_call_site(revision: str) -> None:
     """Our choice; and `StopIteration`, which no future carries, ends the call too."""
     mcp = Server("once", settings=Settings())
 
@@ -65,7 +65,7 @@ async def test_what_a_side_effect_raises_is_raised_where_it_was_asked_for(revisi
         assert (await client.call("pay", stops=True)).text == "the function raised StopIteration"
 
 
-async def test_a_caller_that_gives_up_during_a_side_effect_is_told_when_it_ends() -> None:
+async def test_cancellation_during_a_side_effect_is_raised_when_it_ends() -> None:
     """The thread cannot be stopped; what it does next raises `Cancelled`, and its slot is free."""
     mcp = Server("once", settings=Settings(max_threads=1))
     begun, go_on = Event(), Event()

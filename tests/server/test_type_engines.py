@@ -96,7 +96,7 @@ OTHERS: tuple[Any, ...] = (
 )
 
 
-def test_msgspec_reads_what_it_can_express_and_pydantic_all_else() -> None:
+def test_msgspec_is_used_when_it_can_express_every_type() -> None:
     """One engine for each function: a result counts, too."""
     for annotation in PLAIN:
         assert type(tool_with(annotation).engine) is MsgspecEngine, annotation
@@ -105,7 +105,7 @@ def test_msgspec_reads_what_it_can_express_and_pydantic_all_else() -> None:
     assert type(tool_with(int, Item).engine) is PydanticEngine
 
 
-def test_both_engines_read_plain_types_alike() -> None:
+def test_both_engines_read_plain_types_the_same_way() -> None:
     """No coercion, except that a number without a fraction is an integer."""
 
     def one(n: int, at: dt.date, raw: bytes = b"", path: Path = Path(), items: list[int] = []) -> Any: ...  # noqa: B006
@@ -134,7 +134,7 @@ def test_both_engines_read_plain_types_alike() -> None:
             assert text in str(refused.value)
 
 
-def test_a_model_is_written_as_pydantic_writes_it() -> None:
+def test_models_are_serialized_by_pydantic() -> None:
     """Aliases of serialization, computed fields and excluded ones; and the promise says the same."""
     first = {"no": 1, "price": 1.0, "label": "#1"}
     assert sent(Item, Item(number=1)) == first
@@ -145,7 +145,7 @@ def test_a_model_is_written_as_pydantic_writes_it() -> None:
     assert sent(dict[str, Item | None], {"a": None, "b": Item(number=1)}) == {"a": None, "b": first}
 
 
-def test_builtins_instead_of_a_model_are_written_as_the_model() -> None:
+def test_builtins_returned_for_a_model_are_serialized_as_the_model() -> None:
     """Rows of a database, say: pydantic reads a Decimal as a number."""
     assert sent(Item, {"number": 1, "price": Decimal("1.5")}) == {"no": 1, "price": 1.5, "label": "#1"}
     for wrong, place in (({"number": 0}, "number"), ({}, "number"), ("text", "")):
@@ -155,13 +155,13 @@ def test_builtins_instead_of_a_model_are_written_as_the_model() -> None:
         sent(list[Item], [{"number": 0}])
 
 
-def test_a_model_has_no_number_that_json_lacks() -> None:
+def test_models_cannot_contain_nan_or_infinity() -> None:
     """NaN would be sent as null."""
     with pytest.raises(LocalError, match="JSON has no number for these"):
         sent(Item, Item(number=1, price=float("nan")))
 
 
-def test_only_titles_that_were_written_are_in_a_schema() -> None:
+def test_schemas_contain_only_explicit_titles() -> None:
     """pydantic derives others from names, which models read for nothing."""
     node = tool_with(Order).input_schema["properties"]["x"]
     assert "title" not in node
@@ -171,7 +171,7 @@ def test_only_titles_that_were_written_are_in_a_schema() -> None:
     assert "title" not in item["properties"]["price"]
 
 
-def test_a_factory_makes_the_default_of_each_call() -> None:
+def test_default_factories_run_for_each_call() -> None:
     """That of ``pydantic.Field``."""
 
     def tool(tags: Annotated[list[str], pydantic.Field(default_factory=list)], n: int = pydantic.Field(3)) -> Any: ...
@@ -183,7 +183,7 @@ def test_a_factory_makes_the_default_of_each_call() -> None:
     assert "required" not in made.input_schema
 
 
-def test_names_that_a_model_refuses_are_parameters_like_others() -> None:
+def test_parameters_may_have_names_reserved_by_pydantic() -> None:
     """The generated model has fields of its own names."""
 
     def tool(schema: Item, copy: int, json: str, model_config: int = 1, _hidden: int = 2) -> Any: ...
@@ -192,7 +192,7 @@ def test_names_that_a_model_refuses_are_parameters_like_others() -> None:
     assert (found.copy, found.json, found.model_config, found._hidden) == (2, "x", 1, 2)
 
 
-def test_a_decoder_of_one_type_says_where_a_value_is_wrong() -> None:
+def test_type_decoder_errors_name_the_path() -> None:
     """For results that a client reads."""
     decode: Callable[[bytes], Any] = decoder_of(list[Item])
     assert decode(b'[{"number":1}]') == [Item(number=1)]

@@ -178,7 +178,7 @@ def tool_with(annotation: Any) -> Callable[..., Any]:
 
 
 @for_each(("annotation", "value"), REFUSED)
-def test_whatever_pydantic_refuses_is_refused(annotation: Any, value: Any) -> None:
+def test_values_refused_by_pydantic_are_refused(annotation: Any, value: Any) -> None:
     """A fixed defect: validators were silently ignored, so that a ported server lost its guards."""
     with pytest.raises(ArgumentError, match="'x"):
         read_arguments(plan(tool_with(annotation)), msgspec.json.encode({"x": value}))
@@ -196,12 +196,12 @@ def test_whatever_pydantic_refuses_is_refused(annotation: Any, value: Any) -> No
         (Path, "a/b", Path("a/b")),
     ],
 )
-def test_what_pydantic_makes_of_a_value_reaches_the_function(annotation: Any, value: Any, found: Any) -> None:
+def test_functions_receive_values_converted_by_pydantic(annotation: Any, value: Any, found: Any) -> None:
     """The value is the validator's, not the one that came."""
     assert run(tool_with(annotation), {"x": value}) == found
 
 
-def test_constraints_of_validated_parameters_are_in_the_schema() -> None:
+def test_constraints_of_validated_parameters_appear_in_the_schema() -> None:
     """A fixed defect: they vanished from schema and check alike."""
 
     def tool(
@@ -223,7 +223,7 @@ def test_constraints_of_validated_parameters_are_in_the_schema() -> None:
     assert properties["d"] == {"type": "string", "description": "from the docstring", "default": "d"}
 
 
-def test_an_alias_is_the_name_on_the_wire() -> None:
+def test_aliases_are_wire_names() -> None:
     """A fixed defect: `Field(alias=…)` vanished."""
 
     def tool(
@@ -239,7 +239,7 @@ def test_an_alias_is_the_name_on_the_wire() -> None:
         read_arguments(made, b'{"user_id":1}')
 
 
-def test_an_alias_that_is_no_name_is_refused() -> None:
+def test_invalid_aliases_are_refused() -> None:
     """What cannot be honoured is refused at registration."""
 
     def tool(a: Annotated[int, pydantic.Field(validation_alias=pydantic.AliasChoices("a", "b"))]) -> None: ...
@@ -248,7 +248,7 @@ def test_an_alias_that_is_no_name_is_refused() -> None:
         plan(tool)
 
 
-def test_a_bound_in_any_collection_is_in_the_schema() -> None:
+def test_bounds_in_collections_appear_in_the_schema() -> None:
     """A fixed defect: abstract ones lost it."""
     schema = plan(tool_with(Sequence[Annotated[int, pydantic.Field(ge=3, description="d")]])).input_schema
     assert schema["properties"]["x"]["items"] == {"type": "integer", "minimum": 3, "description": "d"}
@@ -258,7 +258,7 @@ class Held(msgspec.Struct):
     path: Annotated[str, AfterValidator(inside)]
 
 
-def test_a_validator_in_a_struct_is_refused_because_nobody_would_run_it() -> None:
+def test_validators_in_structs_are_refused() -> None:
     """msgspec knows no validators, and pydantic no Structs."""
     with pytest.raises(TypeError, match=r"parameter 'x': pydantic can't read the Struct Held.*: make Held a dataclass"):
         plan(tool_with(Held))
@@ -308,20 +308,20 @@ class Owner:
         (Owner, {"pet": {"name": "a", "tricks": ["sit"]}}, Owner(Dog("a", ["sit"]))),
     ],
 )
-def test_a_union_becomes_the_alternative_that_fits(annotation: Any, value: Any, found: Any) -> None:
+def test_unions_decode_to_the_matching_member(annotation: Any, value: Any, found: Any) -> None:
     """A fixed defect: unions of two dataclasses or two models were refused."""
     made = run(tool_with(annotation), {"x": value})
     assert (type(made), made) == (type(found), found)
 
 
-def test_a_value_that_fits_no_alternative_says_why() -> None:
+def test_values_that_match_no_union_member_are_explained() -> None:
     """The text is for a model that tries again."""
     with pytest.raises(ArgumentError) as refused:
         read_arguments(plan(tool_with(Cat | Dog)), b'{"x":{"lives":1}}')
     assert "missing 'name' in 'x'" in str(refused.value)
 
 
-def test_a_union_lists_its_alternatives_and_promises_them() -> None:
+def test_unions_list_their_members_in_both_schemas() -> None:
     """As parameter and as result."""
 
     def tool(pet: Cat | Dog) -> Cat | Dog:
@@ -358,7 +358,7 @@ except TypeError as error:
 """
 
 
-def test_a_refused_type_is_named_without_its_module() -> None:
+def test_errors_name_types_without_their_module() -> None:
     """A fixed defect: the message showed the name under which the program had been loaded."""
     with pytest.raises(TypeError) as refused:
         plan(tool_with(list[Opaque]))
@@ -366,7 +366,7 @@ def test_a_refused_type_is_named_without_its_module() -> None:
     assert "test_validators" not in str(refused.value)
 
 
-def test_without_pydantic_a_type_that_only_pydantic_reads_is_refused_with_the_way_out() -> None:
+def test_missing_pydantic_is_explained_for_types_that_need_it() -> None:
     """pydantic is loaded for a type that msgspec can't read: a program without one pays nothing."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -379,7 +379,7 @@ class Bounded(pydantic.BaseModel):
     copies: Annotated[int, Field(ge=1)]
 
 
-def test_our_field_in_a_model_is_refused_because_pydantic_passes_over_it() -> None:
+def test_millstream_field_in_a_pydantic_model_is_refused() -> None:
     """A bound that isn't checked is worse than none."""
     with pytest.raises(TypeError, match=r"write pydantic.Field\(ge=1\) there"):
         plan(tool_with(Bounded))
@@ -399,7 +399,7 @@ class Options(TypedDict, total=False):
     limit: Annotated[int, Field(le=5)]
 
 
-def test_our_field_and_structs_work_beside_pydantic_models() -> None:
+def test_millstream_field_and_structs_work_beside_pydantic_models() -> None:
     """One engine reads them all: pydantic, with msgspec below it for Structs."""
 
     def tool(

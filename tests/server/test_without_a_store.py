@@ -33,7 +33,7 @@ def shop() -> Server:
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 @pytest.mark.parametrize(("failure", "says"), FAILURES)
-async def test_a_tool_whose_event_the_store_did_not_take_says_that_it_may_be_called_again(
+async def test_tool_error_says_to_retry_when_the_store_rejected_an_event(
     revision: str, failure: LocalError, says: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fixed defect: the model read "Internal error", and gave up. The address stays in the log."""
