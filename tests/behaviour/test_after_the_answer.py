@@ -65,7 +65,7 @@ def chatty() -> tuple[Server, list[asyncio.Task[None]]]:
     return mcp, left
 
 
-async def test_nothing_about_a_call_follows_its_answer() -> None:
+async def test_no_messages_about_a_call_follow_its_response() -> None:
     """A fixed defect: a task that a tool left running sent progress and logs behind the result."""
     mcp, left = chatty()
     async with wired(mcp, "asgi") as wire:
@@ -78,7 +78,7 @@ async def test_nothing_about_a_call_follows_its_answer() -> None:
         assert (await talk.hear())["id"] == 2
 
 
-async def test_a_question_that_is_given_up_is_cancelled_at_the_client() -> None:
+async def test_abandoned_questions_are_cancelled_at_the_client() -> None:
     """A fixed defect: the person went on looking at a form that nobody waited for."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
@@ -92,7 +92,7 @@ async def test_a_question_that_is_given_up_is_cancelled_at_the_client() -> None:
         assert cancelled["params"]["requestId"] == asked["id"]
 
 
-async def test_a_question_that_takes_too_long_is_cancelled_at_the_client() -> None:
+async def test_timed_out_questions_are_cancelled_at_the_client() -> None:
     """The same, when the time is over."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
@@ -153,9 +153,7 @@ def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
 
 
 @for_each(("tool", "questions"), [("leaves", 2), ("fails", 1), ("drops", 1)])
-async def test_questions_that_are_open_when_their_call_ends_are_taken_back_before_its_answer(
-    tool: str, questions: int
-) -> None:
+async def test_open_questions_are_withdrawn_before_the_response(tool: str, questions: int) -> None:
     """Fixed: the client went on showing forms whose answers nobody could read."""
     mcp, left, go = forgetful()
     async with wired(mcp, "asgi") as wire:
@@ -176,7 +174,7 @@ async def test_questions_that_are_open_when_their_call_ends_are_taken_back_befor
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_open_questions_are_taken_back_on_the_stream_of_their_call(way: str) -> None:
+async def test_questions_are_withdrawn_on_the_stream_of_their_call(way: str) -> None:
     """Fixed: as above. The answer of a call stays the last message of its stream."""
     mcp, left, go = forgetful()
     async with wired(mcp, way) as wire:
@@ -189,7 +187,7 @@ async def test_open_questions_are_taken_back_on_the_stream_of_their_call(way: st
         await asyncio.gather(*left, return_exceptions=True)
 
 
-async def test_questions_of_a_call_that_its_client_cancels_are_taken_back_wherever_they_wait() -> None:
+async def test_cancelling_a_call_withdraws_its_questions() -> None:
     """Fixed: only those that the function itself was waiting for were."""
     mcp, left, _ = forgetful()
     async with wired(mcp, "asgi") as wire:
@@ -201,7 +199,7 @@ async def test_questions_of_a_call_that_its_client_cancels_are_taken_back_wherev
         assert [str(each) for each in await asyncio.gather(*left, return_exceptions=True)] == [OVER, OVER]
 
 
-async def test_questions_of_a_connection_that_is_lost_end_wherever_they_wait() -> None:
+async def test_losing_a_connection_ends_its_questions() -> None:
     """Fixed: in a task that a function left behind, one took room for ten minutes."""
     mcp, left, _ = forgetful()
     async with wired(mcp, "asgi") as wire:
@@ -213,7 +211,7 @@ async def test_questions_of_a_connection_that_is_lost_end_wherever_they_wait() -
         assert len(wire.runtime.services.questions) == 0
 
 
-async def test_a_task_that_asks_when_its_call_is_over_is_told_so() -> None:
+async def test_questions_after_the_call_raise_an_error() -> None:
     """Fixed: the question was never sent, and took room until its time was over."""
     mcp, left, go = forgetful()
     async with wired(mcp, "asgi") as wire:
@@ -225,7 +223,7 @@ async def test_a_task_that_asks_when_its_call_is_over_is_told_so() -> None:
         assert len(wire.runtime.services.questions) == 0
 
 
-async def test_a_malformed_answer_is_no_invalid_params_of_the_call() -> None:
+async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
     """A fixed defect: `tools/call` got -32602, as if its own arguments had been wrong."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
@@ -236,7 +234,7 @@ async def test_a_malformed_answer_is_no_invalid_params_of_the_call() -> None:
         assert (await talk.hear())["result"]["isError"] is True
 
 
-async def test_a_subscription_that_the_server_ends_is_cancelled_behind_its_result() -> None:
+async def test_subscription_ended_by_the_server_is_cancelled_after_its_result() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28: a server that tears it down says so on a connection."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
@@ -260,7 +258,7 @@ def grown_old(wire: Wire) -> None:
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_a_subscription_whose_stream_is_too_old_ends_with_its_result(way: str) -> None:
+async def test_subscription_on_an_expired_stream_ends_with_its_result(way: str) -> None:
     """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the stream just closed."""
     mcp, _ = chatty()
     async with wired(mcp, way) as wire:
@@ -276,7 +274,7 @@ async def test_a_subscription_whose_stream_is_too_old_ends_with_its_result(way: 
         assert len(wire.runtime.streams) == 0
 
 
-async def test_a_stream_that_is_too_old_ends_whatever_its_subscription_does() -> None:
+async def test_expired_streams_end_despite_their_subscription() -> None:
     """What the server was asked for, such as a hook that hangs, doesn't keep it open longer than to the next look."""
     hangs = asyncio.Event()
 
@@ -302,7 +300,7 @@ async def test_a_stream_that_is_too_old_ends_whatever_its_subscription_does() ->
         await listening
 
 
-async def test_subscriptions_of_an_http_sse_stream_that_is_too_old_end_with_their_results() -> None:
+async def test_subscriptions_on_an_expired_http_sse_stream_end_with_results() -> None:
     """The same, where one stream carries several."""
     mcp, _ = chatty()
     async with wired(mcp, "asgi") as wire:
@@ -317,7 +315,7 @@ async def test_subscriptions_of_an_http_sse_stream_that_is_too_old_end_with_thei
         assert cancelled == {7, 8}
 
 
-async def test_event_ids_of_two_streams_of_a_session_differ() -> None:
+async def test_event_ids_differ_between_streams_of_a_session() -> None:
     """A fixed defect: both began at the same id. https://modelcontextprotocol.io/specification/2025-11-25: they must
     be unique across the streams of a session.
     """

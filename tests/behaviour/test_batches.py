@@ -25,7 +25,7 @@ async def answered(client: Client, batch: list[Any]) -> Any:
 
 
 @every("batches")
-async def test_requests_of_a_batch_are_answered_together(connect: Connect, combination: Combination) -> None:
+async def test_batch_responses_are_sent_together(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog: an array with an answer for each request, none for notifications."""
     client = await connect(combination)
     note = {"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}
@@ -38,7 +38,9 @@ async def test_requests_of_a_batch_are_answered_together(connect: Connect, combi
 
 
 @every("batches")
-async def test_a_bad_item_is_answered_among_the_others(connect: Connect, combination: Combination) -> None:
+async def test_invalid_batch_items_get_errors_beside_other_responses(
+    connect: Connect, combination: Combination
+) -> None:
     """JSON-RPC 2.0, section 6: each item stands for itself."""
     client = await connect(combination)
     answers = await answered(client, [1, call("b", "text"), {"jsonrpc": "1.0", "id": 3, "method": "ping"}])
@@ -61,7 +63,7 @@ async def streamed(client: Client, batch: list[Json]) -> dict[Any, Json]:
 
 
 @every("batches", "notifications")
-async def test_a_call_in_a_batch_reports_while_the_others_run(connect: Connect, combination: Combination) -> None:
+async def test_calls_in_a_batch_report_progress(connect: Connect, combination: Combination) -> None:
     """A fixed gap: notifications were dropped. MCP 2025-11-25, basic/transports: requests may be answered on a
     stream, batch or not.
     """
@@ -82,7 +84,7 @@ async def test_a_call_in_a_batch_reports_while_the_others_run(connect: Connect, 
 
 
 @every("batches", "questions", "notifications")
-async def test_calls_in_a_batch_ask_and_are_answered_beside_it(connect: Connect, combination: Combination) -> None:
+async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination: Combination) -> None:
     """A fixed gap: questions were refused. In a session their answers come with other requests."""
 
     def answer(method: str, params: Json) -> Json:
@@ -100,7 +102,7 @@ async def test_calls_in_a_batch_ask_and_are_answered_beside_it(connect: Connect,
 
 
 @every("batches", "resumption")
-async def test_the_stream_of_a_batch_is_resumed_like_any_other(connect: Connect, combination: Combination) -> None:
+async def test_batch_streams_can_be_resumed(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: what followed an event on that stream, each message once."""
     client = await connect(combination)
     talking = call("a", "steps")
@@ -116,9 +118,7 @@ async def test_the_stream_of_a_batch_is_resumed_like_any_other(connect: Connect,
 
 
 @every("batches")
-async def test_a_call_in_a_batch_reports_in_vain_where_nobody_reads_streams(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_progress_of_a_batch_is_dropped_without_a_stream(connect: Connect, combination: Combination) -> None:
     """Our choice: a client that takes JSON only gets the array."""
     if not combination.http:
         return
@@ -133,7 +133,7 @@ async def test_a_call_in_a_batch_reports_in_vain_where_nobody_reads_streams(
 
 
 @every("batches")
-async def test_notifications_alone_are_not_answered(connect: Connect, combination: Combination) -> None:
+async def test_batches_of_notifications_get_no_response(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: 202, without a body."""
     client = await connect(combination)
     await client.link.send([{"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}] * 2)
@@ -142,7 +142,7 @@ async def test_notifications_alone_are_not_answered(connect: Connect, combinatio
 
 
 @every("batches")
-async def test_a_batch_that_is_none_is_refused_whole(connect: Connect, combination: Combination) -> None:
+async def test_invalid_batches_are_refused_as_a_whole(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic and 2026-07-28, basic/versioning: empty, with an initialize, with a message of the
     newest revision, or too long.
     """

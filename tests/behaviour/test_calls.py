@@ -19,7 +19,7 @@ STRUCTURED = {
 }
 
 
-def test_every_exclusion_has_a_reason_and_fits_a_combination() -> None:
+def test_exclusions_have_a_reason_and_match_a_combination() -> None:
     """Our choice: exclusions are data with a reason."""
     for need, revision, transport, reason in EXCLUSIONS:
         assert reason, need
@@ -27,7 +27,7 @@ def test_every_exclusion_has_a_reason_and_fits_a_combination() -> None:
 
 
 @every()
-async def test_the_server_says_who_it_is(connect: Connect, combination: Combination) -> None:
+async def test_server_info_has_name_and_version(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/lifecycle and 2026-07-28, basic: by initialize, or by server/discover."""
     client = await connect(combination)
     if combination.handshake:
@@ -47,7 +47,7 @@ async def test_the_server_says_who_it_is(connect: Connect, combination: Combinat
 
 
 @every("handshake")
-async def test_ping_is_answered_with_nothing(connect: Connect, combination: Combination) -> None:
+async def test_ping_returns_an_empty_result(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/ping: promptly, with an empty result."""
     client = await connect(combination)
     assert (await client.request("ping")).result == {}
@@ -55,7 +55,7 @@ async def test_ping_is_answered_with_nothing(connect: Connect, combination: Comb
 
 @every("requests of its own")
 @for_each("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
-async def test_a_method_that_was_removed_is_not_found(connect: Connect, combination: Combination, method: str) -> None:
+async def test_removed_methods_are_not_found(connect: Connect, combination: Combination, method: str) -> None:
     """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http: 404 over HTTP."""
     client = await connect(combination)
     reply = await client.request(method)
@@ -64,7 +64,7 @@ async def test_a_method_that_was_removed_is_not_found(connect: Connect, combinat
 
 
 @every("handshake")
-async def test_a_method_of_no_or_another_revision_is_not_found(connect: Connect, combination: Combination) -> None:
+async def test_methods_of_other_revisions_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http: in the stream, or with status 200."""
     client = await connect(combination)
     for method in ("server/discover", "subscriptions/listen", "no/such"):
@@ -74,7 +74,7 @@ async def test_a_method_of_no_or_another_revision_is_not_found(connect: Connect,
 
 
 @every()
-async def test_text_is_one_text_block_and_nothing_structured(connect: Connect, combination: Combination) -> None:
+async def test_text_results_are_one_text_block(connect: Connect, combination: Combination) -> None:
     """Our choice: natural return values."""
     result = (await (await connect(combination)).call("text")).result
     assert result["content"] == [{"type": "text", "text": "plain"}]
@@ -84,7 +84,7 @@ async def test_text_is_one_text_block_and_nothing_structured(connect: Connect, c
 
 @every()
 @for_each("tool", STRUCTURED)
-async def test_a_value_is_structured_where_the_revision_has_that(
+async def test_values_are_structured_if_the_revision_supports_it(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
     """MCP 2025-06-18, server/tools: none, objects only with others wrapped, any JSON; the same JSON as text on each."""
@@ -118,7 +118,7 @@ async def test_a_tool_without_a_python_function_is_listed_and_called(
 
 
 @every()
-async def test_nothing_is_empty_content(connect: Connect, combination: Combination) -> None:
+async def test_none_results_have_empty_content(connect: Connect, combination: Combination) -> None:
     """Our choice: `None` is a result without content, not a null."""
     result = (await (await connect(combination)).call("nothing")).result
     assert result["content"] == []
@@ -126,7 +126,7 @@ async def test_nothing_is_empty_content(connect: Connect, combination: Combinati
 
 
 @every()
-async def test_bytes_are_a_picture_or_an_embedded_resource(connect: Connect, combination: Combination) -> None:
+async def test_bytes_become_an_image_or_embedded_resource(connect: Connect, combination: Combination) -> None:
     """Our choice: bytes are content by themselves."""
     client = await connect(combination)
     picture = {"type": "image", "data": base64.b64encode(PNG).decode(), "mimeType": "image/png"}
@@ -145,7 +145,7 @@ def sound(revision: str) -> tuple[str, str]:
 
 
 @every()
-async def test_content_that_a_revision_lacks_becomes_what_it_has(connect: Connect, combination: Combination) -> None:
+async def test_content_is_converted_for_older_revisions(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog: audio since 2025-03-26, resource links since 2025-06-18."""
     client = await connect(combination)
     kind, data = sound(combination.revision)
@@ -164,7 +164,7 @@ async def test_content_that_a_revision_lacks_becomes_what_it_has(connect: Connec
 
 
 @every()
-async def test_a_result_may_be_spelled_out(connect: Connect, combination: Combination) -> None:
+async def test_tools_may_return_explicit_results(connect: Connect, combination: Combination) -> None:
     """Our choice: `ToolResult` sets content, structured content and `_meta` apart from each other."""
     reply = await (await connect(combination)).call("spelled_out")
     assert reply.text == "done"
@@ -173,7 +173,7 @@ async def test_a_result_may_be_spelled_out(connect: Connect, combination: Combin
 
 
 @every()
-async def test_the_function_knows_who_asks_and_how(connect: Connect, combination: Combination) -> None:
+async def test_context_describes_client_and_transport(connect: Connect, combination: Combination) -> None:
     """Our choice: revision, client and session are on the context."""
     client = await connect(combination)
     text = (await client.call("who")).text
@@ -183,7 +183,7 @@ async def test_the_function_knows_who_asks_and_how(connect: Connect, combination
 
 
 @every()
-async def test_results_carry_what_their_era_puts_on_every_result(connect: Connect, combination: Combination) -> None:
+async def test_results_carry_the_members_of_their_era(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, changelog."""
     client = await connect(combination)
     for method in ("tools/list", "prompts/list", "resources/list", "resources/templates/list"):
@@ -198,7 +198,7 @@ async def test_results_carry_what_their_era_puts_on_every_result(connect: Connec
 
 
 @every("requests of its own", "streamable http")
-async def test_a_parameter_header_must_equal_its_argument(connect: Connect, combination: Combination) -> None:
+async def test_parameter_headers_must_match_their_arguments(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: absent or different is 400 -32020."""
     client = await connect(combination)
     params = {"name": "routed", "arguments": {"region": "eu"}}
@@ -210,7 +210,7 @@ async def test_a_parameter_header_must_equal_its_argument(connect: Connect, comb
 
 
 @every("handshake")
-async def test_a_parameter_header_is_not_asked_of_older_clients(connect: Connect, combination: Combination) -> None:
+async def test_parameter_headers_are_not_required_of_older_clients(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: the handshake era ignores them."""
     client = await connect(combination)
     assert (await client.call("routed", region="eu")).text == "eu"

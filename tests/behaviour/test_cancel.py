@@ -22,7 +22,7 @@ async def begun(client: Client, tool: str, key: str) -> int:
 
 
 @every("explicit cancel")
-async def test_a_cancelled_call_stops_and_is_not_answered(connect: Connect, combination: Combination) -> None:
+async def test_cancelled_calls_stop_without_a_response(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation: stop the work, send no response; unknown ids are ignored."""
     client = await connect(combination)
     key = f"cancel {combination}"
@@ -35,7 +35,7 @@ async def test_a_cancelled_call_stops_and_is_not_answered(connect: Connect, comb
 
 
 @every("explicit cancel", over=("memory",))
-async def test_a_cancel_right_behind_its_request_counts(connect: Connect, combination: Combination) -> None:
+async def test_cancellation_directly_after_the_request_counts(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation: both may arrive in one read, as here; the gate is open, so that
     a call not stopped is answered.
     """
@@ -51,7 +51,7 @@ async def test_a_cancel_right_behind_its_request_counts(connect: Connect, combin
 
 
 @every("explicit cancel")
-async def test_a_thread_learns_that_its_caller_gave_up(connect: Connect, combination: Combination) -> None:
+async def test_threads_see_the_cancellation(connect: Connect, combination: Combination) -> None:
     """Our choice: a thread runs on, with `ctx.cancelled` set."""
     client = await connect(combination)
     key = f"thread {combination}"
@@ -63,7 +63,7 @@ async def test_a_thread_learns_that_its_caller_gave_up(connect: Connect, combina
 
 
 @every("handshake", "explicit cancel", "questions", "elicitation")
-async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
+async def test_calls_waiting_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation: the question dies with its call, and a late answer is ignored."""
     client = await connect(combination, answer=lambda method, params: None)
     sent = await client.start("tools/call", {"name": "insists", "arguments": {}})
@@ -75,7 +75,7 @@ async def test_a_call_that_waits_for_an_answer_can_be_cancelled(connect: Connect
 
 
 @every("requests of its own", "streamable http")
-async def test_going_away_cancels_a_call_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
+async def test_disconnect_cancels_calls_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/cancellation: closing the connection is the cancel, whether the reply is a
     stream already or not.
     """
@@ -94,7 +94,7 @@ async def test_going_away_cancels_a_call_of_the_newest_revision(connect: Connect
 
 
 @every("handshake session", "streamable http", "resumption")
-async def test_going_away_does_not_cancel_a_call_of_a_session(connect: Connect, combination: Combination) -> None:
+async def test_disconnect_does_not_cancel_session_calls(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/cancellation: the call belongs to the server; its result waits in the log."""
     client = await connect(combination)
     key = f"stays {combination}"
@@ -111,7 +111,7 @@ async def test_going_away_does_not_cancel_a_call_of_a_session(connect: Connect, 
 
 
 @every("requests of its own", "streamable http")
-async def test_a_posted_cancel_touches_nobody_elses_request(connect: Connect, combination: Combination) -> None:
+async def test_cancellation_does_not_affect_other_callers(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/versioning: a notification of the newest revision cancels nothing over HTTP."""
     client = await connect(combination)
     key = f"touch {combination}"
@@ -122,7 +122,7 @@ async def test_a_posted_cancel_touches_nobody_elses_request(connect: Connect, co
 
 
 @every(over=("sse",), until="2025-11-25")
-async def test_the_end_of_the_stream_is_the_end_of_an_sse_session(connect: Connect, combination: Combination) -> None:
+async def test_http_sse_sessions_end_with_their_stream(connect: Connect, combination: Combination) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: closing the connection ends the session and its calls."""
     client = await connect(combination)
     watcher = await connect(combination, server=client.server)

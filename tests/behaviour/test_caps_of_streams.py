@@ -42,14 +42,14 @@ async def add(wire: Wire) -> int:
     return (await wire.post(message, routing("tools/call", "add"))).status
 
 
-async def test_open_subscriptions_take_no_room_from_calls() -> None:
+async def test_open_subscriptions_do_not_count_as_calls() -> None:
     """Fixed defect: as many subscriptions as calls may run, and every call was 503."""
     async with wired(make_shop(max_calls=2), "asgi") as wire, listening(wire, 3):
         assert await add(wire) == 200
         assert (await wire.post(request("tools/list"))).status == 200
 
 
-async def test_one_subscription_too_many_is_503_with_retry_after_like_any_stream() -> None:
+async def test_excess_subscriptions_get_503_with_retry_after() -> None:
     """Our choice: what is refused for want of room says when to come back."""
     async with wired(make_shop(max_streams=4), "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
@@ -70,7 +70,7 @@ STREAMS = {
 
 
 @for_each("kind", STREAMS)
-async def test_one_address_has_half_of_the_streams_at_most(kind: str) -> None:
+async def test_one_address_gets_at_most_half_of_the_streams(kind: str) -> None:
     """A fixed defect: anonymous callers were one caller, and one of them could hold every stream that there is."""
     method, path, headers, message = STREAMS[kind]
     body = b"" if message is None else json.dumps(message).encode()
@@ -99,7 +99,7 @@ async def test_one_address_has_half_of_the_streams_at_most(kind: str) -> None:
         streams.close()
 
 
-async def test_one_address_has_half_of_the_subscriptions_on_connections_at_most() -> None:
+async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
     """Any number of subscriptions share one WebSocket, so they are counted by themselves."""
     async with make_shop(max_streams=4).running() as runtime:
         sent: list[bytes] = []
@@ -123,7 +123,7 @@ async def test_one_address_has_half_of_the_subscriptions_on_connections_at_most(
         await far.close()
 
 
-def test_who_signs_in_and_who_has_no_address_may_have_as_many_streams_as_a_principal() -> None:
+def test_principals_and_callers_without_address_have_the_principal_cap() -> None:
     """`max_streams_per_principal` means what it did."""
     somebody = Request("GET", "/", (), {}, peer=ELSEWHERE, principal=Principal("ann"))
     nobody = Request("GET", "/", (), {}, peer=ELSEWHERE)
@@ -147,7 +147,7 @@ class Slow(Middleware):
         return await next(request)
 
 
-async def test_subscriptions_that_wait_for_a_hook_keep_to_the_cap_of_all_streams() -> None:
+async def test_subscriptions_waiting_for_a_hook_count_as_streams() -> None:
     """Fixed defect: they were counted before they waited, so other streams could take their room twice."""
     slow = Slow()
     mcp = Server("shop", settings=Settings(max_streams=4), middleware=[slow])
@@ -188,7 +188,7 @@ def reporting(release: asyncio.Event) -> Server:
     return mcp
 
 
-async def test_streams_of_calls_take_no_room_from_other_streams() -> None:
+async def test_call_streams_do_not_count_as_other_streams() -> None:
     """Fixed defect: they had no part in the cap of streams, yet used it up."""
     release = asyncio.Event()
     async with wired(reporting(release), "asgi") as wire:

@@ -16,7 +16,7 @@ KINDS = ("tools", "prompts", "resources")
 
 @every("session")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_list_that_changes_is_announced(connect: Connect, combination: Combination, kind: str) -> None:
+async def test_list_changes_are_announced(connect: Connect, combination: Combination, kind: str) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: on the stand-alone stream, or inside subscriptions/listen with
     its tag.
     """
@@ -30,7 +30,7 @@ async def test_a_list_that_changes_is_announced(connect: Connect, combination: C
 
 
 @every("session")
-async def test_an_update_reaches_those_who_watch_the_resource(connect: Connect, combination: Combination) -> None:
+async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: resources/subscribe, or the filter of subscriptions/listen."""
     client = await connect(combination)
     watched, also = order(), order()
@@ -47,7 +47,7 @@ async def test_an_update_reaches_those_who_watch_the_resource(connect: Connect, 
 
 
 @every("session")
-async def test_an_update_of_a_resource_without_parameters_is_heard(connect: Connect, combination: Combination) -> None:
+async def test_updates_of_static_resources_are_delivered(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: how its URI came about makes no difference."""
     client = await connect(combination)
     await client.watch("note://one")
@@ -56,7 +56,7 @@ async def test_an_update_of_a_resource_without_parameters_is_heard(connect: Conn
 
 
 @every("handshake session")
-async def test_a_resource_that_is_unsubscribed_is_not_heard_of(connect: Connect, combination: Combination) -> None:
+async def test_updates_stop_after_unsubscribe(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/resources."""
     client = await connect(combination)
     left, kept = order(), order()
@@ -72,23 +72,21 @@ async def test_a_resource_that_is_unsubscribed_is_not_heard_of(connect: Connect,
 
 
 @every("handshake session")
-async def test_a_subscription_to_nothing_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_to_unknown_resources_are_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/resources: as reading it would be."""
     client = await connect(combination)
     assert (await client.request("resources/subscribe", {"uri": "note://none"})).error["code"] == -32002
 
 
 @every(over=("sessionless",), until="2025-11-25")
-async def test_a_subscription_needs_a_session(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_need_a_session(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: impossible where nothing is remembered."""
     client = await connect(combination)
     assert "error" in (await client.request("resources/subscribe", {"uri": "note://one"})).message
 
 
 @every("requests of its own")
-async def test_a_subscription_is_acknowledged_first_and_hears_only_what_it_asked_for(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: the acknowledgement carries the honoured subset and the id of
     the request, with its type.
     """
@@ -109,7 +107,7 @@ async def test_a_subscription_is_acknowledged_first_and_hears_only_what_it_asked
 
 
 @every("requests of its own")
-async def test_two_subscriptions_hear_each_its_own(connect: Connect, combination: Combination) -> None:
+async def test_two_subscriptions_receive_their_own_updates(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: several at once are allowed; each message carries the id of its
     own.
     """
@@ -126,7 +124,7 @@ async def test_two_subscriptions_hear_each_its_own(connect: Connect, combination
 
 
 @every("requests of its own")
-async def test_a_subscription_to_nothing_that_there_is_ends_at_once(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_without_a_known_target_end_at_once(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions, practice: acknowledge with nothing and complete."""
     client = await connect(combination)
     reply = await client.request("subscriptions/listen", {"notifications": {"taskIds": ["x"]}})
@@ -136,16 +134,14 @@ async def test_a_subscription_to_nothing_that_there_is_ends_at_once(connect: Con
 
 
 @every("requests of its own")
-async def test_a_subscription_needs_its_filter(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_need_a_filter(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: `notifications` is required."""
     client = await connect(combination)
     assert (await client.request("subscriptions/listen")).error["code"] == -32602
 
 
 @every("requests of its own", "our process")
-async def test_a_server_that_stops_ends_a_subscription_with_its_result(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_stopping_server_ends_subscriptions_with_a_result(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: the response with the id of the subscription, then the end."""
     client = await connect(combination)
     sent = await client.watch()
@@ -156,9 +152,7 @@ async def test_a_server_that_stops_ends_a_subscription_with_its_result(
 
 
 @every("requests of its own", "our process")
-async def test_a_runtime_that_is_closed_ends_a_subscription_with_its_result(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_closing_the_runtime_ends_subscriptions_with_a_result(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: what an ASGI server's shutdown does, which knows no drain."""
     client = await connect(combination)
     sent = await client.watch()
@@ -167,7 +161,9 @@ async def test_a_runtime_that_is_closed_ends_a_subscription_with_its_result(
 
 
 @every("requests of its own", "streamable http")
-async def test_a_subscription_that_could_not_be_read_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_are_refused_if_no_stream_can_carry_them(
+    connect: Connect, combination: Combination
+) -> None:
     """Our choice: 406 where a reply could not be read; a subscription is a stream in every case."""
     client = await connect(combination)
     params = client.params({"notifications": {"toolsListChanged": True}})
@@ -178,7 +174,7 @@ async def test_a_subscription_that_could_not_be_read_is_refused(connect: Connect
 
 
 @every("requests of its own", "explicit cancel")
-async def test_a_subscription_is_cancelled_by_a_notification(connect: Connect, combination: Combination) -> None:
+async def test_notification_cancels_a_subscription(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: over stdio; nothing is heard afterwards."""
     client = await connect(combination)
     sent = await client.watch()
@@ -191,7 +187,7 @@ async def test_a_subscription_is_cancelled_by_a_notification(connect: Connect, c
 
 
 @every("requests of its own", "streamable http")
-async def test_a_subscription_is_a_stream_even_where_calls_are_not(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_stream_even_if_calls_reply_with_json(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: over HTTP the answer is always an event stream, without event
     ids.
     """

@@ -49,7 +49,7 @@ ELSEWHERE = {"initialize": "the client of these tests has sent it", "subscriptio
 
 
 @every("session")
-async def test_every_method_answers_what_a_client_can_decode(connect: Connect, combination: Combination) -> None:
+async def test_results_of_every_method_decode(connect: Connect, combination: Combination) -> None:
     """Both sides of the protocol stand in one place; here they meet."""
     client = await connect(combination)
     methods = set(BY_DATE[combination.revision].requests) - set(ELSEWHERE)
@@ -61,7 +61,7 @@ async def test_every_method_answers_what_a_client_can_decode(connect: Connect, c
 
 
 @every("handshake")
-async def test_what_a_server_says_of_itself_can_be_decoded(connect: Connect, combination: Combination) -> None:
+async def test_discovery_results_decode(connect: Connect, combination: Combination) -> None:
     """`initialize`: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#initialization."""
     client = await connect(combination)
     told = msgspec.json.decode(json.dumps(client.initialized), type=ours.InitializeResult)

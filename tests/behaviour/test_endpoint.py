@@ -46,7 +46,7 @@ GETS: list[tuple[dict[str, str], int]] = [
 
 
 @for_each(("headers", "status"), GETS, ids=str)
-async def test_a_get_is_told_what_it_lacks(http: Http, headers: dict[str, str], status: int) -> None:
+async def test_get_errors_name_the_missing_header(http: Http, headers: dict[str, str], status: int) -> None:
     """Our choice: 405 for 2026-07-28, 400 without a session."""
     reply = await http.fetch("GET", "/mcp", headers)
     assert reply.status == status
@@ -54,7 +54,7 @@ async def test_a_get_is_told_what_it_lacks(http: Http, headers: dict[str, str], 
         assert "POST" in reply.headers["allow"]
 
 
-async def test_a_get_that_names_nothing_is_the_stream_of_the_first_revision(http: Http) -> None:
+async def test_bare_get_opens_a_stream_of_the_first_revision(http: Http) -> None:
     """Our choice: so that clients of 2024-11-05 work with the one address too."""
     said: list[Any] = []
     link = await SseLink(http, lambda message, request, status: said.append(message)).open("/mcp")
@@ -63,7 +63,7 @@ async def test_a_get_that_names_nothing_is_the_stream_of_the_first_revision(http
 
 
 @for_each("method", ["GET", "DELETE"])
-async def test_without_sessions_there_is_only_post(sessionless: Http, method: str) -> None:
+async def test_sessionless_endpoint_allows_only_post(sessionless: Http, method: str) -> None:
     """Our choice: 405, with the methods that are allowed."""
     reply = await sessionless.fetch(method, "/mcp", EVENTS)
     assert reply.status == 405
@@ -74,7 +74,7 @@ DELETES: list[tuple[dict[str, str], int]] = [(NEW, 405), ({}, 400), ({"mcp-sessi
 
 
 @for_each(("headers", "status"), DELETES, ids=str)
-async def test_a_delete_needs_a_session(http: Http, headers: dict[str, str], status: int) -> None:
+async def test_delete_needs_a_session(http: Http, headers: dict[str, str], status: int) -> None:
     """MCP 2025-11-25, basic/transports and 2026-07-28, basic/transports/streamable-http."""
     assert (await http.fetch("DELETE", "/mcp", headers)).status == status
 
@@ -88,18 +88,18 @@ async def test_other_methods_are_not_allowed(http: Http, method: str) -> None:
 
 
 @for_each("method", ["GET", "DELETE", "PUT"])
-async def test_the_path_for_messages_takes_posts_only(http: Http, method: str) -> None:
+async def test_message_path_allows_only_post(http: Http, method: str) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse."""
     assert (await http.fetch(method, "/messages/?session_id=x", EVENTS)).status == 405
 
 
-async def test_a_message_to_no_stream_is_refused(http: Http) -> None:
+async def test_messages_for_unknown_streams_are_refused(http: Http) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse, practice: 400 without an id, 404 for one that is unknown."""
     assert (await http.fetch("POST", "/messages/", JSON, b"{}")).status == 400
     assert (await http.fetch("POST", "/messages/?session_id=x", JSON, b"{}")).status == 404
 
 
-async def test_a_trailing_slash_is_served_without_a_redirect(http: Http) -> None:
+async def test_trailing_slash_is_served_without_a_redirect(http: Http) -> None:
     """Our choice: `/mcp/` is `/mcp`."""
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
     assert (await http.fetch("POST", "/mcp/", JSON, body)).status == 200
@@ -133,7 +133,7 @@ BAD_BODIES: list[tuple[str, bytes, int]] = [
 
 @for_each(("body", "code"), [each[1:] for each in BAD_BODIES], ids=[each[0] for each in BAD_BODIES])
 @for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
-async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, str], body: bytes, code: int) -> None:
+async def test_invalid_bodies_get_400_with_a_code(http: Http, headers: dict[str, str], body: bytes, code: int) -> None:
     """Our choice: never a 500, a hang or a silent 202."""
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers}, body)
     message = json.loads(await reply.body())
@@ -143,9 +143,7 @@ async def test_a_bad_body_is_400_with_its_code(http: Http, headers: dict[str, st
 
 @for_each("method", ["tools/call", "initialize", "server/discover"])
 @for_each("headers", [{}, NEW], ids=["handshake", "per-request"])
-async def test_a_request_without_an_id_is_not_taken_in_silence(
-    http: Http, headers: dict[str, str], method: str
-) -> None:
+async def test_requests_without_an_id_are_not_ignored(http: Http, headers: dict[str, str], method: str) -> None:
     """Our choice: on `/mcp` a request needs an id, and never a silent 202."""
     body = {"jsonrpc": "2.0", "method": method, "params": {"name": "text", "_meta": ENVELOPE if headers else {}}}
     reply = await http.fetch("POST", "/mcp", {**JSON, **headers, "mcp-method": method}, json.dumps(body).encode())
@@ -153,7 +151,7 @@ async def test_a_request_without_an_id_is_not_taken_in_silence(
     assert json.loads(await reply.body())["error"]["code"] == -32600
 
 
-async def test_a_notification_that_nobody_knows_is_taken_and_ignored(http: Http) -> None:
+async def test_unknown_notifications_are_accepted_and_ignored(http: Http) -> None:
     """JSON-RPC 2.0, section 4.1: there is nobody to tell."""
     body = b'{"jsonrpc":"2.0","method":"notifications/no_such"}'
     assert (await http.fetch("POST", "/mcp", JSON, body)).status == 202
@@ -172,12 +170,12 @@ async def test_a_notification_that_nobody_knows_is_taken_and_ignored(http: Http)
     ],
     ids=str,
 )
-async def test_media_types_are_looked_at_first(http: Http, headers: dict[str, str], status: int) -> None:
+async def test_media_types_are_checked_first(http: Http, headers: dict[str, str], status: int) -> None:
     """Our choice; leniency: `Accept` may be absent or broad."""
     assert (await http.fetch("POST", "/mcp", headers, ping())).status == status
 
 
-async def test_a_reply_is_an_event_where_nothing_else_is_read(http: Http) -> None:
+async def test_reply_is_an_event_if_only_events_are_accepted(http: Http) -> None:
     """Our choice: a client that accepts event streams only is answered by one."""
     reply = await http.fetch("POST", "/mcp", {**JSON, "accept": "text/event-stream"}, ping())
     (event,) = [event async for event in reply.events()]
@@ -210,7 +208,7 @@ LADDER: list[tuple[str, dict[str, Any], dict[str, str], int, int]] = [
 
 
 @for_each(("envelope", "headers", "status", "code"), [each[1:] for each in LADDER], ids=[each[0] for each in LADDER])
-async def test_the_first_rung_that_breaks_names_the_error(
+async def test_first_failing_check_decides_the_error(
     http: Http, envelope: dict[str, Any], headers: dict[str, str], status: int, code: int
 ) -> None:
     """MCP 2026-07-28, basic/versioning: every refusal carries the id of its request."""
@@ -224,7 +222,7 @@ async def test_the_first_rung_that_breaks_names_the_error(
 
 
 @pytest.mark.parametrize("transport", [marked(each, each) for each in ("memory", "stdio", "sse")])
-async def test_a_bad_line_is_answered_and_the_connection_lives_on(connect: Connect, transport: str) -> None:
+async def test_invalid_line_gets_an_error_and_the_connection_stays_open(connect: Connect, transport: str) -> None:
     """Our choice: over stdio too, a parse error is answered and the process lives on."""
     client = await connect(Combination("2024-11-05", transport))
     for bad in ("ping", {"jsonrpc": "1.0", "id": 1, "method": "ping"}, {"jsonrpc": "2.0", "id": 1.5, "method": "ping"}):

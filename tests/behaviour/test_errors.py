@@ -17,7 +17,7 @@ BAD_ARGUMENTS = [({}, "a"), ({"a": "many"}, "a"), ({"a": 1, "b": -1}, "b"), ({"a
 
 @every()
 @for_each(("arguments", "named"), BAD_ARGUMENTS, ids=json.dumps)
-async def test_bad_arguments_are_told_to_whom_they_concern(
+async def test_invalid_arguments_are_reported_to_the_model(
     connect: Connect, combination: Combination, arguments: dict[str, object], named: str
 ) -> None:
     """MCP 2025-11-25, changelog: a protocol error before 2025-11-25, a text for the model from then on."""
@@ -31,7 +31,7 @@ async def test_bad_arguments_are_told_to_whom_they_concern(
 
 
 @every()
-async def test_arguments_that_are_no_object_are_refused(connect: Connect, combination: Combination) -> None:
+async def test_arguments_must_be_an_object(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, changelog."""
     client = await connect(combination)
     reply = await client.request("tools/call", {"name": "add", "arguments": [1, 2]})
@@ -50,9 +50,7 @@ async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, c
 
 
 @every()
-async def test_an_unknown_resource_is_told_by_the_code_of_the_revision(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_unknown_resource_has_the_error_code_of_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/resources."""
     reply = await (await connect(combination)).request("resources/read", {"uri": "note://none"})
     assert reply.error["code"] == (-32002 if combination.handshake else -32602)
@@ -76,7 +74,7 @@ async def test_a_tool_error_is_text_for_the_model(connect: Connect, combination:
 
 @every()
 @pytest.mark.parametrize("tool", ["breaks", "lies"])
-async def test_what_broke_stands_in_the_log_and_only_its_identifier_goes_out(
+async def test_failures_are_logged_and_callers_get_only_an_incident(
     connect: Connect, combination: Combination, tool: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Our choice: the peer sees the identifier; a result that its schema forbids is an internal error."""
@@ -98,7 +96,7 @@ async def test_what_broke_stands_in_the_log_and_only_its_identifier_goes_out(
 
 
 @every()
-async def test_a_prompt_or_resource_that_breaks_tells_only_an_identifier(
+async def test_failing_prompts_and_resources_return_only_an_incident(
     connect: Connect, combination: Combination
 ) -> None:
     """Our choice: an internal error, for there is no `isError`."""
@@ -111,17 +109,13 @@ async def test_a_prompt_or_resource_that_breaks_tells_only_an_identifier(
 
 
 @every()
-async def test_a_tool_that_takes_too_long_ends_in_an_error_for_the_model(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_tool_timeout_is_an_error_for_the_model(connect: Connect, combination: Combination) -> None:
     """Our choice: tool timeouts."""
     assert "sleeps" in (await (await connect(combination)).call("sleeps")).failure
 
 
 @every()
-async def test_a_thread_that_takes_too_long_is_left_and_its_slot_stays_taken(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_timed_out_threads_keep_their_slot(connect: Connect, combination: Combination) -> None:
     """Our choice: a timeout answers at once; the slot frees only when the thread ends; a full pool refuses."""
     client = await connect(combination)
     key = f"late {combination}"
@@ -136,9 +130,7 @@ async def test_a_thread_that_takes_too_long_is_left_and_its_slot_stays_taken(
 
 
 @every("requests of its own")
-async def test_a_tool_that_needs_a_capability_is_refused_with_what_is_missing(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_tool_error_names_the_missing_client_capability(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/versioning: -32021 before anything runs, status 400."""
     able = await connect(combination)
     assert (await able.call("needs_sampling")).text == "sampled"
@@ -150,9 +142,7 @@ async def test_a_tool_that_needs_a_capability_is_refused_with_what_is_missing(
 
 
 @every("handshake", "session")
-async def test_a_tool_that_needs_a_capability_is_refused_in_the_handshake_era_too(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_missing_capability_is_refused_in_the_handshake_era(connect: Connect, combination: Combination) -> None:
     """Our choice: `requires` means the same on every revision that knows what the client can do."""
     able = await connect(combination)
     assert (await able.call("needs_sampling")).text == "sampled"

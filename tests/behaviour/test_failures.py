@@ -153,7 +153,7 @@ def opaque(result: Json) -> bool:
         ("fails_twice", {}),
     ],
 )
-async def test_whatever_a_tool_raises_its_call_is_answered_and_the_next_one_too(
+async def test_any_exception_of_a_tool_gets_a_response(
     wire: Wire, name: str, arguments: Json, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Our choice: a tool that raises is an opaque error, never a hang; fixed: StopIteration, SystemExit,
@@ -178,9 +178,7 @@ async def test_whatever_a_tool_raises_its_call_is_answered_and_the_next_one_too(
         ),
     ],
 )
-async def test_a_resource_prompt_or_completion_that_finds_nothing_by_next_is_answered(
-    wire: Wire, method: str, params: Json
-) -> None:
+async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: Json) -> None:
     """Fixed: a future does not carry StopIteration, so the caller waited for ever."""
     name = str(params.get("uri") or params.get("name") or "")
     async with asyncio.timeout(WAIT):
@@ -188,7 +186,7 @@ async def test_a_resource_prompt_or_completion_that_finds_nothing_by_next_is_ans
     assert reply.message["error"]["code"] == -32603
 
 
-async def test_a_batch_is_answered_whole_when_one_of_its_tools_waits_for_a_cancelled_task() -> None:
+async def test_batch_completes_when_a_tool_awaits_a_cancelled_task() -> None:
     """Fixed: the whole batch was dropped."""
     async with wired(make_server(), "lane") as wire:
         headers = await wire.initialize("2025-03-26")
@@ -200,7 +198,7 @@ async def test_a_batch_is_answered_whole_when_one_of_its_tools_waits_for_a_cance
     assert answers[2] == {}
 
 
-async def test_over_a_connection_such_a_tool_is_answered_too() -> None:
+async def test_connection_transports_answer_cancelled_tools() -> None:
     """Fixed: stdio never answered it; the memory pipe is the same connection."""
     async with make_server().running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)
@@ -213,16 +211,14 @@ async def test_over_a_connection_such_a_tool_is_answered_too() -> None:
 
 
 @for_each(("kind", "text"), [("tool", "fix the city"), ("declined", "no, thanks")])
-async def test_the_only_failure_of_a_task_group_is_told_as_if_there_were_no_group(
-    wire: Wire, kind: str, text: str
-) -> None:
+async def test_single_failure_of_a_task_group_is_unwrapped(wire: Wire, kind: str, text: str) -> None:
     """Our choice: `ToolError` is text for the model; where in the function it was raised does not matter."""
     result = await call(wire, "refused_in_a_group", arguments={"kind": kind})
     assert result["isError"] is True
     assert result["content"][0]["text"] == text
 
 
-async def test_questions_of_a_task_group_travel_in_one_round(wire: Wire) -> None:
+async def test_questions_of_a_task_group_share_one_round(wire: Wire) -> None:
     """Our choice: write once, ask on every revision; fixed: the group reached the transport, which never answered."""
     asked = await call(wire, "asks_in_a_group", {"elicitation": {}})
     assert asked["resultType"] == "input_required"
@@ -235,14 +231,14 @@ async def test_questions_of_a_task_group_travel_in_one_round(wire: Wire) -> None
     assert done["structuredContent"] == len("First?") + len("Second?")
 
 
-async def test_a_failure_beside_a_question_wins_over_it(wire: Wire) -> None:
+async def test_failure_takes_precedence_over_a_question(wire: Wire) -> None:
     """Our choice: a call that has failed already asks nobody."""
     result = await call(wire, "asks_and_fails", {"elicitation": {}})
     assert result["content"][0]["text"] == "fix the city"
 
 
 @for_each("way", ["cancelled", "timeout"])
-async def test_a_thread_that_waits_for_an_answer_frees_when_its_call_is_over(way: str) -> None:
+async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None:
     """Our choice: cancel sets `ctx.cancelled` at once; fixed: thread and question stayed until the question timed
     out.
     """
@@ -282,7 +278,7 @@ async def test_a_thread_that_waits_for_an_answer_frees_when_its_call_is_over(way
         await pipe.close()
 
 
-async def test_a_slot_frees_with_its_function_and_not_with_its_caller() -> None:
+async def test_slots_are_released_when_the_function_ends() -> None:
     """Our choice: a function in a thread cannot be stopped, so its slot is taken until it ends."""
     threads, begun, gate = Threads(1), threading.Event(), threading.Event()
 
@@ -302,7 +298,7 @@ async def test_a_slot_frees_with_its_function_and_not_with_its_caller() -> None:
     threads.close()
 
 
-def test_a_function_that_outlives_its_server_ends_without_a_traceback(
+def test_function_that_outlives_its_server_logs_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Fixed: its callback met a closed loop; that it still runs is said when the server stops."""

@@ -10,7 +10,7 @@ from millstream._transports.memory import MemoryPipe
 from wire import LATEST_HANDSHAKE, WAIT, request
 
 
-async def test_what_arrives_together_with_initialize_is_served_in_its_session() -> None:
+async def test_requests_sent_with_initialize_use_its_session() -> None:
     """Fixed defect: the session began only after the messages behind it had been taken."""
     mcp = make_shop()
 

@@ -64,7 +64,7 @@ async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_a_call_that_outlasts_the_stop_is_answered_with_an_error_that_says_so(way: str) -> None:
+async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
     """Fixed: the connection was cut, and the client couldn't tell that from a failure of the network."""
     async with wired(endless(), way) as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("waits"))))
@@ -73,7 +73,7 @@ async def test_a_call_that_outlasts_the_stop_is_answered_with_an_error_that_says
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_a_call_of_2026_that_outlasts_the_stop_is_503(way: str) -> None:
+async def test_per_request_call_that_outlasts_shutdown_gets_503(way: str) -> None:
     """Fixed: as above. The era has a code of its own for a server that can't do it now."""
     async with wired(endless(), way) as wire:
         message = enveloped("tools/call", {"name": "waits"})
@@ -81,7 +81,7 @@ async def test_a_call_of_2026_that_outlasts_the_stop_is_503(way: str) -> None:
         assert reply.error == (503, -31503, 1)
 
 
-async def test_a_stream_ends_with_the_error_when_the_server_stops_before_its_call_is_done() -> None:
+async def test_stream_ends_with_an_error_on_shutdown() -> None:
     """Fixed: it ended after `retry`, without an answer, and there was none to come back for."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize()
@@ -90,7 +90,7 @@ async def test_a_stream_ends_with_the_error_when_the_server_stops_before_its_cal
         assert reply.message["error"]["message"] == STOPPED
 
 
-async def test_a_question_is_taken_back_before_the_answer_of_a_call_that_is_stopped() -> None:
+async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
     """Fixed: the stream ended, and the client went on showing its form."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -100,14 +100,14 @@ async def test_a_question_is_taken_back_before_the_answer_of_a_call_that_is_stop
         assert answer["error"]["message"] == STOPPED
 
 
-async def test_what_a_stopped_call_returns_in_spite_of_it_is_its_answer() -> None:
+async def test_result_returned_during_shutdown_is_sent() -> None:
     """Our choice: the client waits for it, as it hasn't cancelled the call."""
     async with wired(endless(), "asgi") as wire:
         reply = await drained(wire, asyncio.create_task(wire.post(call("survives"))))
         assert reply.message["result"]["content"][0]["text"] == "half of it"
 
 
-async def test_a_call_that_asks_when_it_is_stopped_hears_that_the_server_stops() -> None:
+async def test_question_during_shutdown_raises_an_error() -> None:
     """Fixed: its question went out, and neither that nor the call got an answer."""
     async with wired(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
@@ -116,7 +116,7 @@ async def test_a_call_that_asks_when_it_is_stopped_hears_that_the_server_stops()
         assert "The server is stopping" in reply.message["result"]["content"][0]["text"]
 
 
-async def test_a_call_that_asks_when_its_client_has_cancelled_it_asks_nobody() -> None:
+async def test_cancelled_calls_send_no_questions() -> None:
     """Fixed: a form appeared for a call that its client had given up."""
     async with wired(endless(), "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -128,7 +128,7 @@ async def test_a_call_that_asks_when_its_client_has_cancelled_it_asks_nobody() -
         assert (await talk.hear())["id"] == 2
 
 
-async def test_a_call_that_its_client_cancelled_is_not_answered_when_the_server_stops() -> None:
+async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
     """MCP 2025-11-25, cancellation: a cancelled request gets no response, whatever happens later."""
     mcp, stubborn = endless(), asyncio.Event()
 
@@ -155,7 +155,7 @@ async def test_a_call_that_its_client_cancelled_is_not_answered_when_the_server_
         assert (await talk.hear())["id"] == 2
 
 
-async def test_calls_of_http_sse_are_answered_on_its_stream_before_it_ends() -> None:
+async def test_http_sse_calls_are_answered_before_the_stream_ends() -> None:
     """Fixed: the stream ended, and nothing said what became of the calls."""
     async with wired(endless(), "asgi") as wire:
         path, stream = await opened_sse(wire)

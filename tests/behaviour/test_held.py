@@ -65,7 +65,7 @@ async def initialized(runtime: Runtime, peer: str) -> Client:
     return client
 
 
-async def test_connections_of_one_address_hold_half_of_the_room_at_most() -> None:
+async def test_one_address_gets_at_most_half_of_the_watch_quota() -> None:
     """A fixed defect: ten thousand of them could hold a gigabyte of what they watch, for as long as they were open."""
     async with room_for_little() as runtime:
         one, two = [await initialized(runtime, "203.0.113.1") for _ in range(2)]
@@ -79,7 +79,7 @@ async def test_connections_of_one_address_hold_half_of_the_room_at_most() -> Non
         assert runtime.services.held.bytes.held == 0
 
 
-async def test_everybody_together_fills_no_more_than_the_room() -> None:
+async def test_watch_quota_limits_all_callers_together() -> None:
     """And hears that it's others who fill it."""
     async with room_for_little() as runtime:
         clients = [await initialized(runtime, f"203.0.113.{number}") for number in range(5)]
@@ -91,7 +91,7 @@ async def test_everybody_together_fills_no_more_than_the_room() -> None:
         assert runtime.services.held.bytes.held == 0
 
 
-async def test_open_subscriptions_count_until_they_end() -> None:
+async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
     """Their URIs stay for as long as the stream."""
     listen = {"notifications": {"resourceSubscriptions": [f"shop://books/{'x' * 6_000}"]}}
     async with room_for_little() as runtime:
@@ -104,7 +104,7 @@ async def test_open_subscriptions_count_until_they_end() -> None:
         assert runtime.services.held.bytes.held == 0
 
 
-async def test_what_is_added_to_the_session_of_a_closed_connection_is_not_counted() -> None:
+async def test_watches_of_a_closed_connection_are_not_counted() -> None:
     """A thread may go on when its client has left, and nobody would give the bytes back."""
     async with room_for_little() as runtime:
         client = await initialized(runtime, "203.0.113.1")
@@ -115,7 +115,7 @@ async def test_what_is_added_to_the_session_of_a_closed_connection_is_not_counte
         assert runtime.services.held.bytes.held == 0
 
 
-async def test_a_caller_without_an_address_has_all_of_the_room() -> None:
+async def test_caller_without_an_address_gets_the_whole_watch_quota() -> None:
     """On stdio there is nobody else."""
     async with room_for_little() as runtime:
         client = await initialized(runtime, "")

@@ -81,7 +81,7 @@ SENDERS: dict[str, tuple[Send, int]] = {
 
 @for_each("way", ["asgi", "lane"])
 @for_each(("send", "busy"), SENDERS.values(), ids=SENDERS)
-async def test_large_calls_that_wait_are_refused_as_soon_as_they_hold_too_much(way: str, send: Send, busy: int) -> None:
+async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: Send, busy: int) -> None:
     """A fixed defect: calls were counted and their bodies were not, and each may hold 14 MiB."""
     mcp, release = holding(serve=("rest",))
     async with wired(mcp, way) as wire:
@@ -105,7 +105,7 @@ async def test_large_calls_that_wait_are_refused_as_soon_as_they_hold_too_much(w
         assert bodies.held == 0
 
 
-async def test_a_websocket_counts_what_its_calls_were_asked_with() -> None:
+async def test_websocket_calls_count_toward_the_body_budget() -> None:
     """The same budget; and a fixed defect: what ran on a WebSocket was never counted for its address."""
     async with world(max_body=SIZE, max_call_bytes=1) as app, app.client() as socket:
         await hear(socket)
@@ -120,7 +120,7 @@ async def test_a_websocket_counts_what_its_calls_were_asked_with() -> None:
     assert bodies.held == 0
 
 
-async def test_a_connection_with_the_server_to_itself_has_all_of_the_budget() -> None:
+async def test_single_connection_can_use_the_whole_budget() -> None:
     """stdio and in memory: there is nobody to share with."""
     mcp, release = holding()
     async with mcp.running() as runtime:
@@ -135,7 +135,7 @@ async def test_a_connection_with_the_server_to_itself_has_all_of_the_budget() ->
         await pipe.close()
 
 
-async def test_a_call_that_never_began_is_forgotten_when_its_connection_closes() -> None:
+async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
     """A fixed defect: a task that is cancelled before its first step has no `finally`, and its call stayed."""
     mcp, _ = holding()
     async with mcp.running() as runtime:
@@ -154,7 +154,7 @@ async def test_a_call_that_never_began_is_forgotten_when_its_connection_closes()
         assert sent == []
 
 
-async def test_an_id_in_flight_is_refused_and_counts_for_nothing() -> None:
+async def test_duplicate_ids_are_refused_and_not_counted() -> None:
     """The call that has the id keeps its bytes; the other one never had any."""
     mcp, release = holding()
     async with wired(mcp, "asgi") as wire:
@@ -170,7 +170,7 @@ async def test_an_id_in_flight_is_refused_and_counts_for_nothing() -> None:
         assert wire.runtime.services.bodies.held == 0
 
 
-async def test_a_subscription_counts_for_nothing_once_it_is_open() -> None:
+async def test_open_subscriptions_release_their_body_budget() -> None:
     """It holds nothing of its body, so it must not keep others out."""
     mcp, _ = holding()
     async with wired(mcp, "lane") as wire:
@@ -184,7 +184,7 @@ async def test_a_subscription_counts_for_nothing_once_it_is_open() -> None:
         assert wire.runtime.services.bodies.held == 0
 
 
-def test_half_of_a_budget_is_for_one_owner_and_nobody_is_kept_who_has_nothing() -> None:
+def test_one_owner_gets_half_of_the_budget() -> None:
     """Our choice: as for the count of calls."""
     budget = ByteBudget(100)
     assert budget.take("a", 50)

@@ -19,7 +19,7 @@ async def listed(client: Client, method: str) -> dict[str, Json]:
 
 
 @every()
-async def test_pages_join_to_the_whole_list_in_order(connect: Connect, combination: Combination) -> None:
+async def test_pages_form_the_whole_list_in_order(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/pagination: cursors are opaque; every item is listed once, in the order of
     registration.
     """
@@ -36,7 +36,7 @@ async def test_pages_join_to_the_whole_list_in_order(connect: Connect, combinati
 
 
 @every()
-async def test_a_cursor_that_nobody_gave_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_unknown_cursors_are_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/pagination: -32602, also for the empty one, which is a value and not its
     absence.
     """
@@ -48,7 +48,7 @@ async def test_a_cursor_that_nobody_gave_is_refused(connect: Connect, combinatio
 
 
 @every()
-async def test_a_tool_is_described_with_what_the_revision_has(connect: Connect, combination: Combination) -> None:
+async def test_tool_descriptions_match_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, server/tools and 2025-11-25, changelog."""
     tools = await listed(await connect(combination), "tools/list")
     revision = combination.revision
@@ -69,7 +69,7 @@ async def test_a_tool_is_described_with_what_the_revision_has(connect: Connect, 
 
 
 @every()
-async def test_resources_and_prompts_are_described_likewise(connect: Connect, combination: Combination) -> None:
+async def test_resource_and_prompt_descriptions_match_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog and 2025-11-25, changelog."""
     client = await connect(combination)
     titles, icons = combination.revision >= "2025-06-18", combination.revision >= "2025-11-25"
@@ -87,7 +87,7 @@ async def test_resources_and_prompts_are_described_likewise(connect: Connect, co
 
 
 @every()
-async def test_a_listing_is_the_same_for_every_client(connect: Connect, combination: Combination) -> None:
+async def test_lists_are_the_same_for_every_client(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/tools: it may depend on the credential, not on what was asked before."""
     client = await connect(combination)
     before = await listed(client, "tools/list")

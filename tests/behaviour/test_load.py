@@ -57,7 +57,7 @@ def holding(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
     return mcp, release, journal
 
 
-async def test_a_sessionless_call_ends_with_its_connection() -> None:
+async def test_sessionless_calls_end_with_their_connection() -> None:
     """A fixed defect: nobody could read its result any more, and it filled the server for as long as it ran."""
     mcp, _, journal = holding()
     async with wired(mcp, "lane") as wire:
@@ -74,7 +74,7 @@ async def test_a_sessionless_call_ends_with_its_connection() -> None:
             assert len(journal) == before + 1
 
 
-async def test_a_call_of_a_session_outlives_its_connection() -> None:
+async def test_session_calls_outlive_their_connection() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports: a disconnect is no cancellation."""
     mcp, release, journal = holding()
     async with wired(mcp, "lane") as wire:
@@ -100,7 +100,7 @@ async def hold(wire: Wire, count: int, headers: dict[str, str]) -> list[asyncio.
     return tasks
 
 
-async def test_one_caller_takes_half_of_the_room_at_most() -> None:
+async def test_one_caller_gets_at_most_half_of_the_calls() -> None:
     """A fixed defect: one anonymous peer could take all of it. A caller is a principal, or an address."""
     mcp, release, _ = holding(max_calls=8)
     async with wired(mcp, "asgi") as wire:
@@ -119,7 +119,7 @@ async def test_one_caller_takes_half_of_the_room_at_most() -> None:
         await asyncio.gather(*tasks)
 
 
-async def test_the_newest_revision_gets_a_code_outside_the_reserved_range() -> None:
+async def test_overload_code_is_outside_the_reserved_range() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/basic: new code does not use -32000."""
     mcp, release, _ = holding(max_calls=1)
     async with wired(mcp, "asgi") as wire:
@@ -131,7 +131,7 @@ async def test_the_newest_revision_gets_a_code_outside_the_reserved_range() -> N
         await asyncio.gather(*tasks)
 
 
-async def test_calls_that_wait_for_their_session_keep_to_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: all that came while the store looked for sessions were let in."""
     waiting, go, find = asyncio.Semaphore(0), asyncio.Event(), HttpSessions.find
 
@@ -155,7 +155,7 @@ async def test_calls_that_wait_for_their_session_keep_to_the_cap(monkeypatch: py
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_what_frees_a_full_server_is_never_refused(way: str) -> None:
+async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
     """A fixed defect: with every slot waiting for a person, the answer and the cancellation got 503."""
     mcp, _, _ = holding(max_calls=2)
     async with wired(mcp, way) as wire:
@@ -179,7 +179,7 @@ async def test_what_frees_a_full_server_is_never_refused(way: str) -> None:
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_a_full_server_answers_pings(way: str) -> None:
+async def test_full_server_answers_pings(way: str) -> None:
     """A fixed defect: they got 503, and clients take a ping without an answer for a server that's gone."""
     mcp, release, _ = holding(max_calls=2, max_calls_per_caller=2)
     async with wired(mcp, way) as wire:
@@ -203,7 +203,7 @@ async def test_a_full_server_answers_pings(way: str) -> None:
         release.set()
 
 
-async def test_a_full_server_answers_pings_on_a_connection() -> None:
+async def test_full_server_answers_pings_on_a_connection() -> None:
     """As the last one, on what stdio, HTTP+SSE and WebSockets have in common."""
     mcp, release, _ = holding(max_calls=1)
     async with mcp.running() as runtime:
@@ -228,7 +228,7 @@ async def test_a_full_server_answers_pings_on_a_connection() -> None:
         await connection.close()
 
 
-async def test_pings_that_wait_have_a_bound_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook may hold them for long, and a connection brings any number."""
     monkeypatch.setattr("millstream._server.load.SPARE", 2)
     mcp, _, _ = holding(max_calls=1)
@@ -246,7 +246,7 @@ async def test_pings_that_wait_have_a_bound_as_well(monkeypatch: pytest.MonkeyPa
         runtime.dispatcher.calls.clear()
 
 
-async def test_one_caller_has_half_of_the_open_questions_at_most() -> None:
+async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
     """A fixed defect: a thousand questions that one peer had abandoned, and nobody could be asked for ten minutes."""
     mcp, _, _ = holding(max_questions=4, max_questions_per_principal=2)
     async with wired(mcp, "asgi") as wire:
@@ -272,7 +272,7 @@ async def test_one_caller_has_half_of_the_open_questions_at_most() -> None:
         await asyncio.wait([again])
 
 
-async def test_ended_sessions_of_one_address_leave_room_for_those_of_another() -> None:
+async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
     """A fixed defect: all anonymous clients shared one count, and one of them could use it up for a day."""
     async with wired(make_shop(max_deletes=1), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]
@@ -283,7 +283,7 @@ async def test_ended_sessions_of_one_address_leave_room_for_those_of_another() -
         assert (await delete(elsewhere)).status == 204
 
 
-async def test_a_caller_whose_calls_are_over_has_room_again_at_once() -> None:
+async def test_finished_calls_release_their_slot_at_once() -> None:
     """A fixed defect: calls of the last quarter of a second still counted, and quick ones were refused."""
     mcp, release, _ = holding(max_calls=20)
     async with wired(mcp, "asgi") as wire:
@@ -300,7 +300,7 @@ async def test_a_caller_whose_calls_are_over_has_room_again_at_once() -> None:
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_a_cancelled_call_that_ends_all_the_same_is_not_answered(way: str) -> None:
+async def test_cancelled_call_that_returns_gets_no_response(way: str) -> None:
     """A fixed defect: a tool that swallowed the cancellation had its result sent to a caller who had given up."""
     mcp, started = make_shop(), asyncio.Event()
 

@@ -26,7 +26,7 @@ async def test_progress_carries_the_token_of_its_request_and_increases(
 
 
 @every()
-async def test_nobody_hears_of_progress_who_did_not_ask(connect: Connect, combination: Combination) -> None:
+async def test_progress_is_sent_only_on_request(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/progress: only with a token."""
     reply = await (await connect(combination)).call("steps")
     assert reply.text == "stepped"
@@ -34,9 +34,7 @@ async def test_nobody_hears_of_progress_who_did_not_ask(connect: Connect, combin
 
 
 @every()
-async def test_a_call_that_cannot_carry_notifications_still_has_its_result(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_calls_without_a_stream_still_return_their_result(connect: Connect, combination: Combination) -> None:
     """Our choice: JSON-only mode."""
     client = await connect(combination)
     assert (await client.call("steps", meta={"progressToken": 1})).text == "stepped"
@@ -44,7 +42,7 @@ async def test_a_call_that_cannot_carry_notifications_still_has_its_result(
 
 
 @every("notifications", "handshake session")
-async def test_a_session_hears_logs_from_its_level_up(connect: Connect, combination: Combination) -> None:
+async def test_sessions_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/utilities/logging: `logging/setLevel` holds for the session."""
     client = await connect(combination)
     assert (await client.request("logging/setLevel", {"level": "debug"})).result == {}
@@ -62,7 +60,7 @@ async def test_a_session_hears_logs_from_its_level_up(connect: Connect, combinat
 
 
 @every("notifications", "requests of its own")
-async def test_a_request_hears_logs_from_its_own_level_up(connect: Connect, combination: Combination) -> None:
+async def test_requests_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/utilities/logging: without a level there are no logs at all."""
     client = await connect(combination)
     level = "io.modelcontextprotocol/logLevel"
@@ -74,7 +72,7 @@ async def test_a_request_hears_logs_from_its_own_level_up(connect: Connect, comb
 
 @every("notifications")
 @for_each("tool", ["counts", "counts_in_thread"])
-async def test_a_streaming_tool_sends_each_value_at_once_and_ends_with_the_last(
+async def test_streaming_tools_send_each_value_and_return_the_last(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
     """Our choice: each `yield` is progress with its text; the last one is the result too."""
@@ -88,7 +86,7 @@ async def test_a_streaming_tool_sends_each_value_at_once_and_ends_with_the_last(
 
 @every()
 @for_each("tool", ["counts", "counts_in_thread"])
-async def test_a_streaming_tool_without_a_token_gives_its_last_value(
+async def test_streaming_tools_without_a_token_return_the_last_value(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
     """Our choice: a caller without a token sees the result only; nothing yielded is empty content."""
@@ -99,7 +97,7 @@ async def test_a_streaming_tool_without_a_token_gives_its_last_value(
 
 
 @every("notifications")
-async def test_two_calls_at_once_keep_their_notifications_apart(connect: Connect, combination: Combination) -> None:
+async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: one message, one stream; each carries the token of its own request."""
     client = await connect(combination)
     key = f"apart {combination}"
@@ -118,9 +116,7 @@ async def test_two_calls_at_once_keep_their_notifications_apart(connect: Connect
 
 
 @every("streamable http")
-async def test_a_reply_is_json_until_there_is_something_to_say_before_it(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_reply_is_json_unless_notifications_precede_it(connect: Connect, combination: Combination) -> None:
     """Our choice: the reply turns into a stream at the first notification."""
     client = await connect(combination)
     plain = await client.streamable.post({"jsonrpc": "2.0", "id": 900, "method": "tools/call", "params": client.params(
@@ -141,6 +137,6 @@ async def test_a_reply_is_json_until_there_is_something_to_say_before_it(
 
 
 @every()
-async def test_a_def_tool_runs_in_a_thread_of_its_own(connect: Connect, combination: Combination) -> None:
+async def test_def_tools_run_in_a_thread(connect: Connect, combination: Combination) -> None:
     """Our choice: a blocking tool must never stall other clients."""
     assert (await (await connect(combination)).call("thread_name")).text == "false"

@@ -44,7 +44,7 @@ async def send(wire: Wire, **params: Any) -> Any:
 
 
 @for_each("copies", [2, 5])
-async def test_copies_of_a_round_charge_once(copies: int) -> None:
+async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
     """A fixed defect: each copy ran the effect, and all but one threw its value away."""
     mcp, charged, release = charging()
     async with wired(mcp, "asgi") as wire:
@@ -57,7 +57,7 @@ async def test_copies_of_a_round_charge_once(copies: int) -> None:
         assert (charged, set(results)) == (["card"], {'[{"type": "text", "text": "1"}]'})
 
 
-async def test_two_clients_with_the_same_arguments_are_charged_each() -> None:
+async def test_effects_run_once_per_client() -> None:
     """A fixed defect: the second got the receipt of the first."""
     mcp, charged, release = charging()
     release.set()
@@ -69,7 +69,7 @@ async def test_two_clients_with_the_same_arguments_are_charged_each() -> None:
     assert len(charged) == 2
 
 
-async def test_an_effect_that_failed_may_be_tried_again() -> None:
+async def test_failed_effects_can_be_retried() -> None:
     """What raised has not happened."""
     mcp, charged, release = charging()
     release.set()
@@ -81,7 +81,7 @@ async def test_an_effect_that_failed_may_be_tried_again() -> None:
     assert len(charged) == 2
 
 
-async def test_a_copy_may_see_any_number_of_others_fail_before_it_runs() -> None:
+async def test_effects_can_fail_repeatedly_before_they_succeed() -> None:
     """A fixed defect: each of them took a level of recursion, and the thousandth was the end."""
     async with make_shop().running() as runtime:
         kv, failed = runtime.services.store.kv, 0

@@ -91,7 +91,7 @@ def opaque(result: Json) -> bool:
     return result.get("isError") is True and "incident" in result["content"][0]["text"]
 
 
-async def test_over_a_connection_such_a_tool_is_answered_too_alone_and_in_a_batch() -> None:
+async def test_tool_that_cancels_its_task_is_answered_on_connections() -> None:
     """stdio, HTTP+SSE and in memory."""
     async with make_server().running() as runtime, asyncio.timeout(WAIT):
         for name in TOOLS:
@@ -109,7 +109,7 @@ async def test_over_a_connection_such_a_tool_is_answered_too_alone_and_in_a_batc
 
 
 @for_each("name", TOOLS)
-async def test_a_tool_that_ends_its_own_task_takes_neither_its_connection_nor_another_with_it(name: str) -> None:
+async def test_tool_that_cancels_its_task_affects_no_other_call(name: str) -> None:
     """A fixed defect: the connection was cut instead of answered. Here it's asked twice, with a call beside it."""
     mcp, release = make_server(), asyncio.Event()
 
@@ -137,7 +137,7 @@ async def test_a_tool_that_ends_its_own_task_takes_neither_its_connection_nor_an
 
 
 @for_each("name", ["cancels_itself", "is_cancelled_by_its_helper"])
-async def test_under_a_foreign_server_such_a_call_is_answered_before_its_task_ends(name: str) -> None:
+async def test_tool_that_cancels_its_task_is_answered_under_other_asgi_servers(name: str) -> None:
     """Our choice: the task is not ours, and whoever cancelled it may be its owner, who waits for the cancellation."""
     mcp = make_server()
     async with wired(mcp, "asgi") as wire:
@@ -164,7 +164,7 @@ async def test_under_a_foreign_server_such_a_call_is_answered_before_its_task_en
         assert not wire.runtime.dispatcher.calls
 
 
-async def test_over_a_websocket_such_a_tool_is_answered_too() -> None:
+async def test_tool_that_cancels_its_task_is_answered_on_websockets() -> None:
     """The socket goes on."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -176,7 +176,7 @@ async def test_over_a_websocket_such_a_tool_is_answered_too() -> None:
             assert opaque((await ask(socket, message))["result"])
 
 
-async def test_a_call_whose_client_goes_away_is_cancelled_and_no_failure() -> None:
+async def test_disconnect_is_a_cancellation_and_not_a_failure() -> None:
     """The sibling: a cancellation by who owns the task stays one."""
     mcp, seen = make_server(), list[str]()
 
@@ -203,7 +203,7 @@ async def test_a_call_whose_client_goes_away_is_cancelled_and_no_failure() -> No
         assert (seen, pipe._waiting) == (["", ""], deque())
 
 
-async def test_a_cancelled_call_that_fails_is_not_answered_either() -> None:
+async def test_cancelled_call_that_fails_gets_no_response() -> None:
     """A fixed defect: only results of cancelled calls were held back, and errors were sent."""
     mcp, started = make_server(), asyncio.Event()
 

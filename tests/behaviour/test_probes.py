@@ -45,7 +45,7 @@ def fail(runtime: Runtime) -> None:
     runtime.store_health._looked = -1.0
 
 
-async def test_health_tells_an_operator_what_there_is_and_how_much_there_may_be() -> None:
+async def test_health_shows_figures_and_their_limits() -> None:
     """What an operator looks for. Names are stable: alerts are made of them."""
     settings = Settings(max_calls=5, max_streams=6, max_questions=7, max_connections=8)
     server = Server("shop", version="2", serve="all", settings=settings)
@@ -73,7 +73,7 @@ async def test_health_tells_an_operator_what_there_is_and_how_much_there_may_be(
         }
 
 
-async def test_open_streams_are_told_by_transport() -> None:
+async def test_health_counts_open_streams_by_transport() -> None:
     """Which transport holds them is the first question when there are many."""
     server = Server("shop", serve="hub")
     inbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -90,7 +90,7 @@ async def test_open_streams_are_told_by_transport() -> None:
         assert (await facts(server))["streams_by_transport"] == {"events": 0}
 
 
-async def test_connections_are_told_where_our_own_server_holds_them() -> None:
+async def test_health_counts_connections_of_the_own_server() -> None:
     """Under a foreign one nobody knows; the figure is absent then, not wrong."""
     foreign, server = Server("shop"), Server("shop")
     async with foreign.running():
@@ -102,7 +102,7 @@ async def test_connections_are_told_where_our_own_server_holds_them() -> None:
         assert (await facts(server))["connections"] == 1
 
 
-async def test_a_store_that_does_not_answer_degrades_health_and_nothing_else() -> None:
+async def test_unreachable_store_degrades_health_only() -> None:
     """Fixed defect: readiness ended, so one pause of a store took every worker out of the balancer, although plain
     calls need none. The reason is in the log alone.
     """
@@ -120,7 +120,7 @@ async def test_a_store_that_does_not_answer_degrades_health_and_nothing_else() -
         assert b'hub_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
 
 
-async def test_a_server_that_drains_says_so() -> None:
+async def test_draining_server_reports_it() -> None:
     """Load balancers stop sending; the process may end soon."""
     server = Server("shop")
     async with server.running() as runtime:
@@ -131,7 +131,7 @@ async def test_a_server_that_drains_says_so() -> None:
         assert json.loads(health.body)["status"] == "draining"
 
 
-async def test_the_lag_of_the_loop_is_measured_by_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sweep_measures_the_lag_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a tick came too late is what every call waits for besides its own work."""
     monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
     async with Server("shop").running() as runtime:
@@ -142,7 +142,7 @@ async def test_the_lag_of_the_loop_is_measured_by_the_sweep(monkeypatch: pytest.
                 await asyncio.sleep(0.002)
 
 
-async def test_every_fact_is_listed() -> None:
+async def test_every_fact_of_the_server_is_listed() -> None:
     """Who makes an alert of one must find what it means."""
     table = ROUTES.read_text("utf-8").partition("## What `/health` tells")[2].partition("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))

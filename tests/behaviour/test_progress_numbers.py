@@ -7,7 +7,7 @@ from millstream import Context
 from wire import enveloped, routing, wired
 
 
-async def test_progress_that_is_no_finite_number_is_not_sent() -> None:
+async def test_progress_must_be_finite() -> None:
     """Fixed defect: NaN and infinity went out as null, which the schema of every revision forbids."""
     mcp = make_shop()
 

@@ -30,7 +30,7 @@ def always(answer: Json) -> Any:
 
 @every("questions", "elicitation")
 @for_each("kind", FORMS)
-async def test_a_form_gives_a_value_of_the_type_that_was_asked(
+async def test_forms_return_a_value_of_the_requested_type(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
     """Our choice: dataclass, Struct, pydantic model or schema, on every revision that has elicitation."""
@@ -46,14 +46,14 @@ async def test_a_form_gives_a_value_of_the_type_that_was_asked(
 
 
 @every("questions", "elicitation")
-async def test_a_def_tool_asks_from_its_thread(connect: Connect, combination: Combination) -> None:
+async def test_def_tools_can_ask_questions(connect: Connect, combination: Combination) -> None:
     """Our choice: `SyncContext` has the same methods, blocking."""
     client = await connect(combination, answer=always(POINT))
     assert (await client.call("asks_in_thread")).text == "Point(x=5, y=6)"
 
 
 @every("questions", "elicitation")
-async def test_a_prompt_may_ask_too(connect: Connect, combination: Combination) -> None:
+async def test_prompts_can_ask_questions(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: `prompts/get` may be answered by a question."""
     client = await connect(combination, answer=always(POINT))
     result = (await client.request("prompts/get", {"name": "asking"})).result
@@ -61,7 +61,7 @@ async def test_a_prompt_may_ask_too(connect: Connect, combination: Combination) 
 
 
 @every("questions", "elicitation")
-async def test_declining_and_dismissing_are_told_apart(connect: Connect, combination: Combination) -> None:
+async def test_declining_and_dismissing_are_distinguished(connect: Connect, combination: Combination) -> None:
     """Our choice: `Declined` and `Cancelled` on every revision; uncaught they end the call with an error."""
     declining = await connect(combination, answer=always({"action": "decline"}))
     assert (await declining.call("asks", kind="point")).text == "declined"
@@ -77,7 +77,7 @@ async def test_declining_and_dismissing_are_told_apart(connect: Connect, combina
     [{"action": "accept", "content": {"x": "many"}}, {"action": "accept"}, {"action": "shrug"}, {}, {"action": 1}],
     ids=repr,
 )
-async def test_an_answer_of_the_wrong_shape_does_not_reach_the_function(
+async def test_malformed_answers_do_not_reach_the_function(
     connect: Connect, combination: Combination, answer: Json
 ) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: -32602 for what is structurally invalid; older revisions may say it in
@@ -92,7 +92,7 @@ async def test_an_answer_of_the_wrong_shape_does_not_reach_the_function(
 
 
 @every("questions", "elicitation", "handshake")
-async def test_a_client_that_answers_by_an_error_fails_the_call(connect: Connect, combination: Combination) -> None:
+async def test_client_errors_fail_the_call(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation: an error response is an answer."""
 
     def refuse(method: str, params: Json) -> Json:
@@ -104,7 +104,7 @@ async def test_a_client_that_answers_by_an_error_fails_the_call(connect: Connect
 
 @every("questions")
 @for_each("tool", CAPABILITY)
-async def test_a_client_without_the_capability_is_not_asked(
+async def test_clients_without_the_capability_are_not_asked(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: -32021 with what is missing and status 400; before that an error for the
@@ -123,7 +123,7 @@ async def test_a_client_without_the_capability_is_not_asked(
 
 
 @every("questions", "elicitation")
-async def test_an_empty_elicitation_capability_means_forms_only(connect: Connect, combination: Combination) -> None:
+async def test_empty_elicitation_capability_means_forms_only(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation: `{}` is form, never URL."""
     client = await connect(combination, capabilities={"elicitation": {}}, answer=always(POINT))
     assert (await client.call("insists")).text == "Point(x=5, y=6)"
@@ -135,14 +135,14 @@ async def test_an_empty_elicitation_capability_means_forms_only(connect: Connect
 
 
 @every("questions", "handshake", until="2025-03-26")
-async def test_a_revision_without_elicitation_says_so(connect: Connect, combination: Combination) -> None:
+async def test_missing_elicitation_in_a_revision_is_explained(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, changelog."""
     client = await connect(combination)
     assert combination.revision in (await client.call("insists")).failure
 
 
 @every("questions", "url elicitation")
-async def test_a_url_is_agreed_to_or_not(connect: Connect, combination: Combination) -> None:
+async def test_url_elicitation_returns_consent(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation: accepting is consent to open it; `elicitationId` only where the revision
     has it.
     """
@@ -157,7 +157,7 @@ async def test_a_url_is_agreed_to_or_not(connect: Connect, combination: Combinat
 
 
 @every("session", since="2025-11-25", until="2025-11-25", over=("json",))
-async def test_a_url_travels_in_an_error_where_no_question_can(connect: Connect, combination: Combination) -> None:
+async def test_url_is_sent_in_an_error_without_a_stream(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation: -32042 of 2025-11-25, where the line cannot carry a request."""
     error = (await (await connect(combination)).call("asks_url")).error
     assert error["code"] == -32042
@@ -166,7 +166,7 @@ async def test_a_url_travels_in_an_error_where_no_question_can(connect: Connect,
 
 @every(over=("sessionless", "json"), until="2025-11-25")
 @for_each("tool", ["insists", "samples", "lists_roots", "asks_all"])
-async def test_a_line_that_cannot_ask_says_so_in_the_result(
+async def test_sessionless_calls_that_ask_get_an_explanation(
     connect: Connect, combination: Combination, tool: str
 ) -> None:
     """Our choice: impossible without a session, and it must fail cleanly."""
@@ -175,7 +175,7 @@ async def test_a_line_that_cannot_ask_says_so_in_the_result(
 
 
 @every("questions")
-async def test_a_sample_is_what_the_model_of_the_client_said(connect: Connect, combination: Combination) -> None:
+async def test_sampling_returns_the_response_of_the_clients_model(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/sampling."""
     client = await connect(combination, answer=always(SAMPLE))
     assert (await client.call("samples")).text == "m: word"
@@ -186,7 +186,9 @@ async def test_a_sample_is_what_the_model_of_the_client_said(connect: Connect, c
 
 
 @every("questions")
-async def test_a_sample_has_tools_where_the_revision_does(connect: Connect, combination: Combination) -> None:
+async def test_sampling_with_tools_works_if_the_revision_supports_it(
+    connect: Connect, combination: Combination
+) -> None:
     """MCP 2025-11-25, changelog: since 2025-11-25, and only for clients that declare them."""
     use = {"type": "tool_use", "id": "1", "name": "weather", "input": {}}
     client = await connect(combination, answer=always({**SAMPLE, "content": [use], "stopReason": "toolUse"}))
@@ -202,9 +204,7 @@ async def test_a_sample_has_tools_where_the_revision_does(connect: Connect, comb
 
 
 @every("questions", since="2025-11-25")
-async def test_a_client_that_samples_without_tools_is_not_asked_with_them(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_sampling_with_tools_requires_the_capability(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: capabilities are mode-precise."""
     client = await connect(combination, capabilities={"sampling": {}}, answer=always(SAMPLE))
     assert (await client.call("samples")).text == "m: word"
@@ -216,7 +216,7 @@ async def test_a_client_that_samples_without_tools_is_not_asked_with_them(
 
 
 @every("questions")
-async def test_roots_are_the_folders_of_the_client(connect: Connect, combination: Combination) -> None:
+async def test_roots_return_the_folders_of_the_client(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/roots."""
     client = await connect(combination, answer=always(ROOTS))
     assert "file:///home" in (await client.call("lists_roots")).text
@@ -224,7 +224,7 @@ async def test_roots_are_the_folders_of_the_client(connect: Connect, combination
 
 
 @every("questions", "elicitation")
-async def test_several_questions_are_one_round(connect: Connect, combination: Combination) -> None:
+async def test_several_questions_share_one_round(connect: Connect, combination: Combination) -> None:
     """Our choice: `ctx.ask`; the keywords are the keys."""
     answers = {"elicitation/create": POINT, "sampling/createMessage": SAMPLE, "roots/list": ROOTS}
     client = await connect(combination, answer=lambda method, params: answers[method])

@@ -28,7 +28,7 @@ async def completed(client: Client, ref: Json, name: str, value: str, **known: s
 
 
 @every()
-async def test_a_resource_is_text_or_bytes(connect: Connect, combination: Combination) -> None:
+async def test_resources_return_text_or_bytes(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/resources: `text` or `blob`, with its URI and media type."""
     client = await connect(combination)
     assert await read(client, "note://one") == {"uri": "note://one", "mimeType": "text/plain", "text": "hello"}
@@ -39,7 +39,7 @@ async def test_a_resource_is_text_or_bytes(connect: Connect, combination: Combin
 
 
 @every()
-async def test_variables_of_a_template_have_types(connect: Connect, combination: Combination) -> None:
+async def test_template_variables_are_converted(connect: Connect, combination: Combination) -> None:
     """Our choice: templates with typed parameters; what does not fit is -32602."""
     client = await connect(combination)
     assert (await read(client, "book://111/6"))["text"] == "111 page 7"
@@ -51,14 +51,14 @@ async def test_variables_of_a_template_have_types(connect: Connect, combination:
 
 
 @every()
-async def test_a_uri_beyond_ascii_is_read_too(connect: Connect, combination: Combination) -> None:
+async def test_non_ascii_uris_can_be_read(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: such a name travels in the Base64 sentinel of `Mcp-Name`."""
     client = await connect(combination)
     assert (await client.request("resources/read", {"uri": "note://é"})).error["data"] == {"uri": "note://é"}
 
 
 @every()
-async def test_a_prompt_is_filled_in(connect: Connect, combination: Combination) -> None:
+async def test_prompts_receive_their_arguments(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/prompts."""
     client = await connect(combination)
     result = (await client.request("prompts/get", {"name": "greet", "arguments": {"name": "Ada"}})).result
@@ -68,7 +68,7 @@ async def test_a_prompt_is_filled_in(connect: Connect, combination: Combination)
 
 @every()
 @for_each("arguments", [{}, {"name": "Ada", "tone": "loud"}], ids=repr)
-async def test_bad_arguments_of_a_prompt_are_a_protocol_error(
+async def test_invalid_prompt_arguments_are_a_protocol_error(
     connect: Connect, combination: Combination, arguments: Json
 ) -> None:
     """MCP 2025-11-25, server/prompts: -32602, on every revision: a prompt has no `isError`."""
@@ -79,7 +79,7 @@ async def test_bad_arguments_of_a_prompt_are_a_protocol_error(
 
 
 @every()
-async def test_messages_of_a_prompt_hold_what_the_revision_has(connect: Connect, combination: Combination) -> None:
+async def test_prompt_messages_match_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog: for prompts as for tools."""
     result = (await (await connect(combination)).request("prompts/get", {"name": "show"})).result
     first, sound, link = result["messages"]
@@ -91,9 +91,7 @@ async def test_messages_of_a_prompt_hold_what_the_revision_has(connect: Connect,
 
 
 @every()
-async def test_arguments_are_completed_by_a_function_or_by_their_type(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_completion_uses_a_function_or_the_type(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/completion and 2025-06-18, changelog: served on every revision; the context
     only since 2025-06-18.
     """
@@ -109,7 +107,7 @@ async def test_arguments_are_completed_by_a_function_or_by_their_type(
 
 
 @every()
-async def test_a_completion_of_nothing_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_completion_of_unknown_references_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/completion: -32602."""
     client = await connect(combination)
     for ref, name in (
@@ -123,7 +121,7 @@ async def test_a_completion_of_nothing_is_refused(connect: Connect, combination:
 
 
 @every()
-async def test_a_mounted_server_answers_under_its_prefix(connect: Connect, combination: Combination) -> None:
+async def test_mounted_servers_respond_under_their_prefix(connect: Connect, combination: Combination) -> None:
     """Our choice: `mcp.mount(other, prefix="stock")`."""
     client = await connect(combination)
     assert (await client.call("stock_count", item="nails")).text == "7 nails"
@@ -137,9 +135,7 @@ async def test_a_mounted_server_answers_under_its_prefix(connect: Connect, combi
 
 
 @every("session")
-async def test_an_update_of_a_mounted_server_is_heard_under_its_prefix(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_updates_of_mounted_servers_have_the_prefix(connect: Connect, combination: Combination) -> None:
     """Our choice: the URI is the one that clients of the outer server know."""
     client = await connect(combination)
     await client.watch("shelf://stock/a")
@@ -147,7 +143,7 @@ async def test_an_update_of_a_mounted_server_is_heard_under_its_prefix(
     assert (await client.heard("notifications/resources/updated"))["uri"] == "shelf://stock/a"
 
 
-async def test_what_is_registered_after_mounting_is_offered_too(connect: Connect) -> None:
+async def test_items_registered_after_mounting_are_offered(connect: Connect) -> None:
     """Our choice: mounted now and later; completions as all else."""
     outer, inner = Server("outer", settings=Settings()), Server("inner", settings=Settings())
     outer.mount(inner, prefix="in")

@@ -46,7 +46,7 @@ async def subscribe(mcp: Server, headers: dict[str, str], name: str, how: str = 
 YOURS = "Too much is kept for your sessions: end those that you don't need, or try again later"
 
 
-async def test_one_address_takes_half_of_the_room_for_records_of_sessions_at_most() -> None:
+async def test_one_address_gets_at_most_half_of_the_session_records() -> None:
     """A fixed defect: its subscriptions filled all of it, and no other session, new or old, could subscribe or set a
     log level for a day.
     """
@@ -93,7 +93,7 @@ async def test_one_address_takes_half_of_the_room_for_records_of_sessions_at_mos
         assert await level(mcp, fresh, "info", "127.0.0.1") == ""
 
 
-async def test_ids_of_sessions_tell_the_store_no_address() -> None:
+async def test_session_ids_contain_no_address() -> None:
     """Our choice, as for limits. One customer of IPv6 has one share, and no address has none."""
     mcp = make_shop()
     async with wired(mcp, "asgi") as wire:
@@ -107,7 +107,7 @@ async def test_ids_of_sessions_tell_the_store_no_address() -> None:
         assert shares[0] == shares[1] != shares[2]
 
 
-async def test_one_caller_has_half_of_the_room_for_capabilities_that_ids_cannot_hold(
+async def test_one_caller_gets_at_most_half_of_the_capability_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where one caller had it all, nobody else could declare what the specification doesn't know."""

@@ -42,7 +42,7 @@ def meaning(events: list[Event]) -> list[Json]:
 
 
 @every("resumption")
-async def test_a_stream_cut_at_any_event_goes_on_behind_it(connect: Connect, combination: Combination) -> None:
+async def test_resume_continues_after_any_event(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: replay what followed on that stream, each once, in order."""
     client = await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
@@ -60,9 +60,7 @@ async def test_a_stream_cut_at_any_event_goes_on_behind_it(connect: Connect, com
 
 
 @every("resumption")
-async def test_a_stream_cut_while_the_call_runs_goes_on_with_what_comes(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_resume_of_a_running_call_receives_later_events(connect: Connect, combination: Combination) -> None:
     """Our choice: the call goes on, and its result waits in the log or goes out as it comes."""
     client = await connect(combination)
     for late in (False, True):
@@ -83,9 +81,7 @@ async def test_a_stream_cut_while_the_call_runs_goes_on_with_what_comes(
 
 
 @every("resumption")
-async def test_a_stream_that_is_taken_up_leaves_the_older_connection(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_resuming_a_stream_ends_the_older_connection(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports, one message, one stream: what comes after a resume goes to the new
     connection only.
     """
@@ -102,7 +98,7 @@ async def test_a_stream_that_is_taken_up_leaves_the_older_connection(
 
 
 @every("resumption")
-async def test_behind_the_last_event_there_is_nothing(connect: Connect, combination: Combination) -> None:
+async def test_resume_after_the_last_event_is_empty(connect: Connect, combination: Combination) -> None:
     """Our choice: a stream that is over ends at once."""
     client = await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
@@ -112,7 +108,7 @@ async def test_behind_the_last_event_there_is_nothing(connect: Connect, combinat
 
 
 @every("resumption")
-async def test_an_event_of_nobody_or_another_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_unknown_and_foreign_event_ids_are_refused(connect: Connect, combination: Combination) -> None:
     """Our choice: unknown, foreign or of an older epoch is 400, while the session lives."""
     client, stranger = await connect(combination), await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
@@ -127,9 +123,7 @@ async def test_an_event_of_nobody_or_another_is_refused(connect: Connect, combin
 
 
 @every("resumption")
-async def test_a_client_may_come_back_for_the_rest_when_the_tool_says_so(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports, polling: `retry`, then the end of the connection; only where the revision
     has it.
     """
@@ -155,7 +149,7 @@ async def test_a_client_may_come_back_for_the_rest_when_the_tool_says_so(
 
 
 @every("requests of its own", "streamable http", "notifications")
-async def test_no_stream_of_the_newest_revision_can_be_left(connect: Connect, combination: Combination) -> None:
+async def test_streams_of_the_newest_revision_cannot_be_resumed(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: `close_stream` does nothing there."""
     client = await connect(combination)
     key = f"stays open {combination}"
@@ -166,9 +160,7 @@ async def test_no_stream_of_the_newest_revision_can_be_left(connect: Connect, co
 
 
 @every("resumption", since="2025-11-25")
-async def test_a_question_that_was_lost_is_asked_again_on_the_new_stream(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_lost_questions_are_sent_again_on_the_new_stream(connect: Connect, combination: Combination) -> None:
     """Our choice: only messages of a call are logged, questions among them."""
     client = await connect(combination)
     exchange = await client.streamable.post(request("insists"))
@@ -185,7 +177,7 @@ async def test_a_question_that_was_lost_is_asked_again_on_the_new_stream(
 
 
 @every("resumption")
-async def test_the_newest_of_two_standing_streams_wins(connect: Connect, combination: Combination) -> None:
+async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Combination) -> None:
     """Our choice: one stand-alone stream a session; the older is closed."""
     client = await connect(combination)
     watched = order()
@@ -202,9 +194,7 @@ async def test_the_newest_of_two_standing_streams_wins(connect: Connect, combina
 
 
 @every("resumption")
-async def test_a_standing_stream_that_comes_back_is_told_everything_again(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_resumed_stand_alone_stream_receives_missed_messages(connect: Connect, combination: Combination) -> None:
     """Our choice: hints are not logged; each list and each subscribed resource may have changed."""
     client = await connect(combination)
     await client.request("resources/subscribe", {"uri": "orders://3"})

@@ -13,7 +13,7 @@ from processes import answers, free_port
 from wire import opened_sse, wired
 
 
-async def test_addresses_begin_with_the_path_that_a_proxy_removed() -> None:
+async def test_urls_begin_with_the_root_path() -> None:
     """A fixed defect: clients of HTTP+SSE sent to a path that the proxy doesn't have."""
     server = Server("shop", serve="rest", settings=Settings(root_path="/ai"))
     async with wired(server, "asgi") as wire:
@@ -23,7 +23,7 @@ async def test_addresses_begin_with_the_path_that_a_proxy_removed() -> None:
         assert json.loads((await ask(server, "GET", "/openapi.json")).body)["servers"] == [{"url": "/ai"}]
 
 
-async def test_our_own_server_says_the_same() -> None:
+async def test_own_server_applies_the_root_path() -> None:
     """On a socket, where no ASGI server tells the path."""
     server, port = Server("shop", settings=Settings(root_path="/ai")), free_port()
     serving = asyncio.create_task(server.run_async(port=port))

@@ -51,9 +51,7 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
 
 @every("questions", "elicitation")
 @for_each("tool", ["asks_twice", "asks_twice_in_thread"])
-async def test_an_effect_between_two_questions_happens_once(
-    connect: Connect, combination: Combination, tool: str
-) -> None:
+async def test_effects_between_questions_run_once(connect: Connect, combination: Combination, tool: str) -> None:
     """Our choice: `ctx.once` keeps its value across the rounds of a call; another call has its own."""
     client = await connect(combination, answer=by_message)
     key = f"once {combination} {tool}"
@@ -64,7 +62,7 @@ async def test_an_effect_between_two_questions_happens_once(
 
 
 @every("requests of its own")
-async def test_questions_of_a_round_are_named_by_their_keys(connect: Connect, combination: Combination) -> None:
+async def test_questions_of_a_round_have_their_keys(connect: Connect, combination: Combination) -> None:
     """Our choice: a question's key is its `key=`; unknown answers are ignored (MCP 2026-07-28, basic/patterns/mrtr)."""
     client = await connect(combination)
     questions, state = await first_round(client, "asks_twice", key=f"keys {combination}")
@@ -75,7 +73,7 @@ async def test_questions_of_a_round_are_named_by_their_keys(connect: Connect, co
 
 
 @every("requests of its own")
-async def test_an_answer_that_is_missing_is_asked_for_again(connect: Connect, combination: Combination) -> None:
+async def test_missing_answers_are_requested_again(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: ask again rather than fail."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
@@ -84,7 +82,7 @@ async def test_an_answer_that_is_missing_is_asked_for_again(connect: Connect, co
 
 
 @every("requests of its own")
-async def test_answers_of_this_round_count_without_a_state(connect: Connect, combination: Combination) -> None:
+async def test_answers_count_without_a_state(connect: Connect, combination: Combination) -> None:
     """Our choice: with or without `requestState`; those of earlier rounds come only from the state."""
     client = await connect(combination)
     questions, _ = await first_round(client, "insists")
@@ -93,7 +91,7 @@ async def test_answers_of_this_round_count_without_a_state(connect: Connect, com
 
 
 @every("requests of its own")
-async def test_a_state_that_was_changed_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_changed_state_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: reject on failure; -32602."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
@@ -108,7 +106,7 @@ async def test_a_state_that_was_changed_is_refused(connect: Connect, combination
 
 
 @every("requests of its own")
-async def test_a_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
     """Our choice: bound to method, name and arguments."""
     client = await connect(combination)
     _, state = await first_round(client, "asks_twice", key="one")
@@ -124,7 +122,7 @@ async def test_a_state_of_another_call_is_refused(connect: Connect, combination:
 
 
 @every("requests of its own", "our process")
-async def test_a_state_that_expired_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_expired_state_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: a short expiry inside the state."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
@@ -137,9 +135,7 @@ async def test_a_state_that_expired_is_refused(connect: Connect, combination: Co
 
 
 @every("requests of its own")
-async def test_a_question_that_changed_is_asked_again_with_the_later_ones(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_changed_questions_are_asked_again_with_later_ones(connect: Connect, combination: Combination) -> None:
     """Our choice: its answer and the later ones are dropped."""
     client = await connect(combination, answer=by_message)
     reply = await client.call("changes_its_mind", key=f"mind {combination}")
@@ -148,7 +144,7 @@ async def test_a_question_that_changed_is_asked_again_with_the_later_ones(
 
 
 @every("requests of its own")
-async def test_a_call_that_never_stops_asking_is_given_up(connect: Connect, combination: Combination) -> None:
+async def test_call_with_too_many_rounds_fails(connect: Connect, combination: Combination) -> None:
     """Our choice: `max_rounds`, with room for any sensible conversation."""
     client = await connect(combination, answer=lambda method, params: POINT)
     reply = await client.call("never_content", key=f"never {combination}")
@@ -157,7 +153,7 @@ async def test_a_call_that_never_stops_asking_is_given_up(connect: Connect, comb
 
 
 @every("requests of its own", "our process")
-async def test_the_state_hides_what_it_holds(connect: Connect, combination: Combination) -> None:
+async def test_state_is_encrypted(connect: Connect, combination: Combination) -> None:
     """Our choice: sealed, not only signed."""
     client = await connect(combination)
     key = f"hidden {combination}"
@@ -171,7 +167,7 @@ async def test_the_state_hides_what_it_holds(connect: Connect, combination: Comb
 
 
 @every("requests of its own")
-async def test_only_three_methods_may_be_answered_by_questions(connect: Connect, combination: Combination) -> None:
+async def test_only_three_methods_can_return_input_required(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: extra members of other requests are ignored."""
     client = await connect(combination)
     reply = await client.request("tools/list", {"inputResponses": {}, "requestState": "x"})
@@ -179,7 +175,7 @@ async def test_only_three_methods_may_be_answered_by_questions(connect: Connect,
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_a_call_whose_state_is_too_large_to_travel_fails_with_an_incident(way: str) -> None:
+async def test_oversized_state_fails_the_call(way: str) -> None:
     """A fixed defect: the error escaped from the dispatcher, and over a connection nobody was answered."""
     mcp = Server("large", settings=Settings(key="k" * 40))
 
@@ -225,7 +221,7 @@ FORGED = "A" * 80
 
 @for_each("way", ["asgi", "lane", "pipe"])
 @for_each("method", ["tools/call", "prompts/get", "resources/read"])
-async def test_a_forged_state_is_refused_before_a_function_runs_that_never_asks(way: str, method: str) -> None:
+async def test_forged_state_is_refused_before_the_function_runs(way: str, method: str) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: a state that fails verification must be rejected. A fixed defect."""
     mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[str]()
 
@@ -251,7 +247,7 @@ async def test_a_forged_state_is_refused_before_a_function_runs_that_never_asks(
     assert (error["code"], "requestState" in error["message"], ran) == (-32602, True, [])
 
 
-async def test_a_call_without_a_state_takes_the_short_cut_and_opens_none() -> None:
+async def test_calls_without_a_state_take_the_fast_path() -> None:
     """What a retry costs is paid by retries alone: such a call isn't prepared, and is verified."""
     mcp = Server("shop", settings=Settings(key="k" * 40))
 
@@ -289,7 +285,7 @@ async def ask_with(function: Callable[..., Any], arguments: Json) -> Any:
         return second.message["result"]["content"][0]["text"]
 
 
-async def test_a_function_may_change_its_own_arguments_between_its_questions() -> None:
+async def test_functions_can_change_their_arguments_between_questions() -> None:
     """It does so in every round; the state is bound to what the client sent."""
 
     async def asks(items: list[int], ctx: Context) -> str:
@@ -301,7 +297,7 @@ async def test_a_function_may_change_its_own_arguments_between_its_questions() -
     assert await ask_with(asks, {"items": [2, 1]}) == "[1] yes"
 
 
-async def test_arguments_that_differ_in_each_run_do_not_keep_a_call_from_its_end() -> None:
+async def test_varying_default_arguments_do_not_block_a_call() -> None:
     """A fixed defect: the state was bound to what became of the arguments, and such a call never ended."""
 
     async def asks(order: Order, tags: set[str], ctx: Context) -> str:
@@ -311,7 +307,7 @@ async def test_arguments_that_differ_in_each_run_do_not_keep_a_call_from_its_end
 
 
 @for_each("way", ["asgi", "lane", "pipe"])
-async def test_approved_arguments_cannot_be_exchanged_for_others(way: str) -> None:
+async def test_state_binds_the_approved_arguments(way: str) -> None:
     """A fixed defect: a field that its model doesn't write was no part of what the state was bound to."""
     mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[int]()
 
@@ -346,7 +342,7 @@ async def test_approved_arguments_cannot_be_exchanged_for_others(way: str) -> No
         await pipe.close()
 
 
-async def test_large_arguments_are_bound_as_they_came() -> None:
+async def test_state_binds_large_arguments() -> None:
     """They aren't kept while a function runs, and neither is their hash made twice."""
 
     async def asks(text: str, ctx: Context) -> str:
@@ -356,7 +352,7 @@ async def test_large_arguments_are_bound_as_they_came() -> None:
         assert await ask_with(asks, {"text": "x" * size}) == f"{size} yes"
 
 
-async def test_a_tool_that_takes_a_model_or_a_path_can_ask() -> None:
+async def test_tools_with_model_and_path_arguments_can_ask() -> None:
     """A fixed defect: the state could not be bound to what msgspec alone doesn't write, and the reply was a 500."""
 
     async def asks(book: Book, path: Path, ctx: Context) -> str:
@@ -365,7 +361,7 @@ async def test_a_tool_that_takes_a_model_or_a_path_can_ask() -> None:
     assert await ask_with(asks, {"book": {"title": "Emma"}, "path": "a/b"}) == "Emma a/b yes"
 
 
-async def test_a_tool_whose_argument_json_cannot_hold_can_ask() -> None:
+async def test_tools_with_unserializable_arguments_can_ask() -> None:
     """A fixed defect: the error escaped from the dispatcher."""
 
     async def asks(path: Annotated[str, pydantic.AfterValidator(Unwritten)], ctx: Context) -> str:

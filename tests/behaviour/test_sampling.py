@@ -26,7 +26,7 @@ UNBALANCED = {
 
 @every("questions")
 @for_each("kind", UNBALANCED)
-async def test_a_conversation_whose_tool_results_do_not_balance_is_refused_where_it_was_written(
+async def test_unbalanced_tool_results_are_refused_in_the_function(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
     """A fixed defect: servers MUST answer each tool use by one tool result, in a message with nothing else."""
@@ -38,9 +38,7 @@ async def test_a_conversation_whose_tool_results_do_not_balance_is_refused_where
 
 
 @every("questions")
-async def test_a_conversation_with_tools_goes_out_where_the_revision_has_them(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_conversations_with_tools_need_a_supporting_revision(connect: Connect, combination: Combination) -> None:
     """A fixed defect: before 2025-11-25 no message holds tool uses, whether or not the question offers tools."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")
@@ -59,9 +57,7 @@ async def test_a_conversation_with_tools_goes_out_where_the_revision_has_them(
 
 
 @every("questions", since="2025-11-25")
-async def test_a_client_without_tools_in_sampling_gets_no_conversation_with_tools(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_conversations_with_tools_need_the_client_capability(connect: Connect, combination: Combination) -> None:
     """A fixed defect: tool results need `sampling.tools` as tools do."""
     client = await connect(combination, capabilities={"sampling": {}}, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")
@@ -73,7 +69,7 @@ async def test_a_client_without_tools_in_sampling_gets_no_conversation_with_tool
 
 
 @every("questions")
-async def test_a_message_of_several_blocks_is_several_messages_where_the_revision_knows_no_lists(
+async def test_messages_with_several_blocks_are_split_for_older_revisions(
     connect: Connect, combination: Combination
 ) -> None:
     """A fixed defect: before 2025-11-25 `content` is one block, and a list broke the schema."""
@@ -91,7 +87,7 @@ async def test_a_message_of_several_blocks_is_several_messages_where_the_revisio
 
 
 @every("questions")
-async def test_a_model_hears_audio_where_the_revision_has_it(connect: Connect, combination: Combination) -> None:
+async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combination: Combination) -> None:
     """A fixed defect: 2024-11-05 has text and images only, and nothing else can stand for a sound."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="audio")
@@ -103,7 +99,7 @@ async def test_a_model_hears_audio_where_the_revision_has_it(connect: Connect, c
 
 
 @every()
-async def test_a_message_of_a_prompt_has_one_block(connect: Connect, combination: Combination) -> None:
+async def test_prompt_messages_have_one_block(connect: Connect, combination: Combination) -> None:
     """A fixed defect: lists of blocks and tool uses are for sampling; in a prompt they broke the schema."""
     client = await connect(combination)
     told = (await client.request("prompts/get", {"name": "in_blocks"})).result["messages"]
@@ -113,6 +109,6 @@ async def test_a_message_of_a_prompt_has_one_block(connect: Connect, combination
     assert (await client.request("prompts/get", {"name": "uses_a_tool"})).error["code"] == -32603
 
 
-def test_every_conversation_is_tried() -> None:
+def test_every_conversation_of_the_table_is_tested() -> None:
     """Those that no test names would prove nothing."""
     assert set(CONVERSATIONS) == {*UNBALANCED, "balanced", "blocks", "audio"}

@@ -32,7 +32,7 @@ async def code(reply: Exchange) -> tuple[int, int]:
 
 
 @every("handshake session", over=(*STREAMS, "json"), since="2025-03-26")
-async def test_a_session_id_is_visible_ascii_and_of_its_own(connect: Connect, combination: Combination) -> None:
+async def test_session_ids_are_visible_ascii_and_unique(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports and our choice: at most 400 characters from 0x21 to 0x7E."""
     first, second = await connect(combination), await connect(combination)
     ids = {first.streamable.session, second.streamable.session}
@@ -43,7 +43,7 @@ async def test_a_session_id_is_visible_ascii_and_of_its_own(connect: Connect, co
 
 
 @every("handshake session", over=STREAMS)
-async def test_a_deleted_session_is_not_found(connect: Connect, combination: Combination) -> None:
+async def test_deleted_sessions_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: DELETE ends it, and every later request is 404, so that the client
     initializes again.
     """
@@ -64,7 +64,7 @@ async def test_a_deleted_session_is_not_found(connect: Connect, combination: Com
 
 
 @every("handshake session", over=STREAMS)
-async def test_an_id_that_was_never_made_is_not_found(connect: Connect, combination: Combination) -> None:
+async def test_unknown_session_ids_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: unknown, forged and cut ids look the same: 404."""
     client = await connect(combination)
     good = client.streamable.session
@@ -75,7 +75,7 @@ async def test_an_id_that_was_never_made_is_not_found(connect: Connect, combinat
 
 
 @every("handshake session", over=STREAMS)
-async def test_a_request_without_its_session_is_told_so(connect: Connect, combination: Combination) -> None:
+async def test_requests_without_a_session_id_are_refused(connect: Connect, combination: Combination) -> None:
     """Our choice, leniency: with a version header and no session id 400; with neither it is served by itself."""
     client = await connect(combination)
     reply = await raw(client, "POST", PING, mcp_protocol_version=combination.revision)
@@ -84,7 +84,7 @@ async def test_a_request_without_its_session_is_told_so(connect: Connect, combin
 
 
 @every("handshake session", over=STREAMS)
-async def test_a_version_that_is_not_the_sessions_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_version_header_must_match_the_session(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: an unsupported `MCP-Protocol-Version` is 400."""
     client = await connect(combination)
     session = client.streamable.session
@@ -95,7 +95,7 @@ async def test_a_version_that_is_not_the_sessions_is_refused(connect: Connect, c
 
 
 @every("handshake", "session")
-async def test_a_second_initialize_is_refused_and_the_first_stands(connect: Connect, combination: Combination) -> None:
+async def test_second_initialize_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports, practice: -32600."""
     client = await connect(combination)
     error = (await client.request("initialize", OPENING)).error
@@ -104,7 +104,7 @@ async def test_a_second_initialize_is_refused_and_the_first_stands(connect: Conn
 
 
 @every("handshake", "session")
-async def test_an_id_in_flight_cannot_be_used_again(connect: Connect, combination: Combination) -> None:
+async def test_ids_in_flight_cannot_be_reused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic: the second is refused, the first goes on."""
     client = await connect(combination)
     key = f"reuse {combination}"
@@ -124,7 +124,7 @@ async def test_an_id_in_flight_cannot_be_used_again(connect: Connect, combinatio
 
 
 @every("handshake session", over=("lane",))
-async def test_a_session_outlives_a_restart_with_the_same_key(connect: Connect, combination: Combination) -> None:
+async def test_sessions_survive_a_restart_with_the_same_key(connect: Connect, combination: Combination) -> None:
     """Our choice: a session is its id; streams of the older store are gone, which a 404 tells."""
     client = await connect(combination, server=world.build())
     headers = {**JSON, **client.streamable.headers()}
@@ -154,7 +154,7 @@ async def opened(client: Client, params: Any, **headers: str) -> tuple[Exchange,
 
 
 @every("streamable http", since="2025-11-25", over=STREAMS)
-async def test_initialize_is_lenient_by_rule(connect: Connect, combination: Combination) -> None:
+async def test_initialize_tolerates_listed_deviations(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/lifecycle, and leniency, which is our choice: what a simple script sends is served."""
     client = await connect(combination)
     reply, message = await opened(client, None)
@@ -174,7 +174,7 @@ async def test_initialize_is_lenient_by_rule(connect: Connect, combination: Comb
 
 
 @every(over=("sessionless",), until="2025-11-25")
-async def test_without_sessions_nothing_is_promised_that_needs_one(connect: Connect, combination: Combination) -> None:
+async def test_sessionless_servers_announce_no_session_features(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: subscriptions and unsolicited messages are impossible there, so the
     handshake must not offer them.
     """
@@ -183,7 +183,7 @@ async def test_without_sessions_nothing_is_promised_that_needs_one(connect: Conn
     assert not any(capabilities[kind].get("listChanged") for kind in ("tools", "prompts", "resources"))
 
 
-async def test_a_key_that_is_too_short_stops_the_start() -> None:
+async def test_short_keys_stop_the_start() -> None:
     """Our choice: a wrong setting is told to whoever starts the server, not to its first client as a 500."""
     server = world.build(key="short")
     with pytest.raises(ValueError, match="32 characters"):
@@ -192,7 +192,7 @@ async def test_a_key_that_is_too_short_stops_the_start() -> None:
 
 
 @every("requests of its own", "streamable http")
-async def test_the_newest_revision_knows_no_sessions(connect: Connect, combination: Combination) -> None:
+async def test_newest_revision_has_no_sessions(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: a session id is ignored, never minted, never echoed."""
     client = await connect(combination)
     for session in ("", "nonsense"):

@@ -41,7 +41,7 @@ def call(tool: str) -> bytes:
 
 
 @pytest.mark.server
-async def test_a_peer_that_never_reads_does_not_keep_others_from_their_heartbeats(tmp_path: Path) -> None:
+async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) -> None:
     """A fixed defect: the sweep waited for the slow peer, and silent calls of others never became streams."""
     port = free_port()
     settings = {"MILLSTREAM_SILENCE": "1", "MILLSTREAM_HEARTBEAT": "1", "MILLSTREAM_DRAIN_TIMEOUT": "0.1"}
@@ -61,7 +61,7 @@ async def test_a_peer_that_never_reads_does_not_keep_others_from_their_heartbeat
                 await each.wait_closed()
 
 
-async def test_only_a_call_that_was_silent_for_a_whole_heartbeat_reports_progress_on_its_own() -> None:
+async def test_automatic_progress_needs_a_silent_heartbeat() -> None:
     """A fixed defect: a heartbeat between two reports of a lively tool put a step of its own between them."""
     mcp, told, go_on = Server("lively"), asyncio.Event(), asyncio.Event()
 
@@ -86,7 +86,7 @@ async def test_only_a_call_that_was_silent_for_a_whole_heartbeat_reports_progres
         await pipe.close()
 
 
-async def test_a_call_that_stays_silent_reports_small_steps_that_only_grow() -> None:
+async def test_automatic_progress_only_increases() -> None:
     """Our choice: values increase and stay below what the tool reports next."""
     mcp, told, go_on = Server("silent"), asyncio.Event(), asyncio.Event()
 
@@ -117,9 +117,7 @@ async def test_a_call_that_stays_silent_reports_small_steps_that_only_grow() -> 
         await pipe.close()
 
 
-async def test_the_sweep_goes_on_whatever_fails_in_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A fixed defect: an exception from a call's line ended the sweep, and with it every heartbeat and time limit."""
     monkeypatch.setattr(sweeps, "TICK", 0)
     mcp, ticks, beats, go_on = Server("broken", settings=Settings(heartbeat=0, silence=0)), [0], [0], asyncio.Event()
@@ -164,7 +162,7 @@ async def no_touch() -> None:
     return None
 
 
-async def test_a_function_that_blocks_everybody_is_a_warning_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+async def test_blocking_functions_warn_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """A fixed defect: ``time.sleep`` in an ``async def`` tool kept every client waiting, and nobody was told why."""
     mcp = Server("shop", settings=Settings())
     async with mcp.running() as runtime:

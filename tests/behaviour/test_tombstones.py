@@ -32,7 +32,7 @@ async def delete(wire: Wire, headers: dict[str, str]) -> int:
     return (await wire.ask("DELETE", "/mcp", headers)).status
 
 
-async def test_a_tombstone_outlives_other_records_up_to_the_end_of_its_session() -> None:
+async def test_tombstones_last_until_the_session_would_end() -> None:
     """Fixed defect: with a record_ttl shorter than session_ttl a deleted session came back to life."""
     clock = Clock()
     async with wired(make_shop(session_ttl=1_000.0, record_ttl=10.0), "asgi") as wire:
@@ -55,7 +55,7 @@ async def retire(server: Server, wire: Wire) -> None:
     await asyncio.gather(*server.runtimes._closing)
 
 
-async def test_what_sessions_accumulated_outlives_an_idle_close_of_a_mounted_server() -> None:
+async def test_session_records_survive_an_idle_close() -> None:
     """Fixed defect: the next request found a new store, in which a deleted session was alive."""
     server = make_shop()
     async with wired(server, "asgi") as wire:

@@ -79,12 +79,12 @@ async def _where(request: Request) -> Response:
         ("/echo", "/echoes", "/echo|/echoes"),
     ],
 )
-async def test_the_path_is_below_the_mount_by_either_convention(root: str, path: str, expected: str) -> None:
+async def test_mount_path_follows_either_asgi_convention(root: str, path: str, expected: str) -> None:
     """Starlette left root_path off the path until 0.33, and leaves it there since."""
     assert await Peer(root_path=root, path=path).ask(_where) == (200, expected.encode())
 
 
-async def test_a_scope_with_the_least_is_enough() -> None:
+async def test_minimal_scope_is_accepted() -> None:
     """ASGI: client, scheme, root_path and query_string may be missing."""
 
     async def describe(request: Request) -> Response:
@@ -93,7 +93,7 @@ async def test_a_scope_with_the_least_is_enough() -> None:
     assert await Peer().ask(describe) == (200, b"|http||b''")
 
 
-async def test_a_body_in_many_messages_is_joined() -> None:
+async def test_body_messages_are_joined() -> None:
     """ASGI: `more_body`, and messages without a body."""
     messages = [
         {"type": "http.request", "body": b"ab", "more_body": True},
@@ -104,14 +104,14 @@ async def test_a_body_in_many_messages_is_joined() -> None:
 
 
 @for_each("more", [False, True])
-async def test_a_body_above_the_cap_is_413_without_a_content_length(more: bool) -> None:
+async def test_oversized_body_without_content_length_gets_413(more: bool) -> None:
     """HTTP/2 and chunked bodies need none."""
     messages = [{"type": "http.request", "body": b"x" * 11, "more_body": more}]
     status, _ = await Peer(messages).ask(_echo, max_body=10)
     assert status == 413
 
 
-async def test_a_peer_that_leaves_before_its_body_is_whole_starts_nothing() -> None:
+async def test_disconnect_during_the_body_starts_no_handler() -> None:
     """Half a request is no request."""
     for messages in ([DISCONNECT], [{"type": "http.request", "body": b"a", "more_body": True}, DISCONNECT]):
         peer = Peer(messages)
@@ -124,7 +124,7 @@ async def _fail(request: Request) -> Response:
     raise AssertionError
 
 
-async def test_a_cancelled_server_task_cancels_the_handler() -> None:
+async def test_cancelling_the_server_task_cancels_the_handler() -> None:
     """Only a cancellation that the adapter itself asked for is swallowed."""
     began, ended = asyncio.Event(), asyncio.Event()
 
@@ -144,7 +144,7 @@ async def test_a_cancelled_server_task_cancels_the_handler() -> None:
     assert ended.is_set()
 
 
-async def test_a_cancellation_that_a_disconnect_asked_for_is_swallowed() -> None:
+async def test_cancellation_after_a_disconnect_is_swallowed() -> None:
     """The server's task ends as if the handler had returned."""
     began = asyncio.Event()
 
@@ -163,7 +163,7 @@ async def test_a_cancellation_that_a_disconnect_asked_for_is_swallowed() -> None
     assert peer.sent == []
 
 
-async def test_a_handler_may_finish_after_a_disconnect_cancelled_it() -> None:
+async def test_handlers_can_finish_after_a_disconnect() -> None:
     """It may have something to put away."""
     began, finished = asyncio.Event(), asyncio.Event()
 
@@ -188,7 +188,7 @@ async def test_a_handler_may_finish_after_a_disconnect_cancelled_it() -> None:
     assert peer.sent == []
 
 
-async def test_a_waiting_handler_can_be_stopped_from_elsewhere() -> None:
+async def test_waiting_handlers_can_be_stopped() -> None:
     """`Request.cancel`: a handler that catches it still gives its reply."""
     requests: asyncio.Queue[Request] = asyncio.Queue()
 
@@ -210,7 +210,7 @@ async def test_a_waiting_handler_can_be_stopped_from_elsewhere() -> None:
     assert await asyncio.wait_for(task, WAIT) == (200, b"stopped")
 
 
-async def test_a_server_that_raises_for_a_gone_peer_ends_the_stream() -> None:
+async def test_send_errors_for_a_lost_peer_end_the_stream() -> None:
     """ASGI 2.4: `send` raises OSError after a disconnect."""
     peer = Peer()
     closed = asyncio.Event()
@@ -229,7 +229,7 @@ async def test_a_server_that_raises_for_a_gone_peer_ends_the_stream() -> None:
     assert closed.is_set()
 
 
-async def test_a_callback_that_fails_does_not_keep_the_others_from_hearing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_callback_does_not_block_the_others(caplog: pytest.LogCaptureFixture) -> None:
     """Callbacks at the end of a stream belong to different owners."""
     heard: list[int] = []
 
@@ -246,7 +246,7 @@ async def test_a_callback_that_fails_does_not_keep_the_others_from_hearing(caplo
     assert "mine" in caplog.text
 
 
-async def test_a_stream_says_how_much_is_not_sent_yet() -> None:
+async def test_streams_report_unsent_bytes() -> None:
     """Broadcast looks at `buffered`."""
     sizes: list[int] = []
 
@@ -263,7 +263,7 @@ async def test_a_stream_says_how_much_is_not_sent_yet() -> None:
     assert sizes == [0, 5, 0]
 
 
-def test_split_heads_are_remembered_and_the_memory_is_bounded() -> None:
+def test_parsed_heads_are_cached_within_bounds() -> None:
     """Heads with session ids in them differ for ever."""
     assert header_list(b"a: b\r\nc: d: e\r\n") == [(b"a", b"b"), (b"c", b"d: e")]
     for number in range(1000):

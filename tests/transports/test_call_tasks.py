@@ -29,7 +29,7 @@ async def ask(running: Running, path: str) -> tuple[int, bytes]:
     return status, body
 
 
-async def test_a_handler_that_cancels_its_task_later_never_touches_the_call_of_another_client() -> None:
+async def test_late_task_cancellation_never_affects_another_call() -> None:
     """Fixed: a task served one call after another, so `call_later(…, current_task().cancel)` hit whoever came next."""
     kept: list[asyncio.Task[Any]] = []
     began, go = asyncio.Event(), asyncio.Event()
@@ -58,7 +58,7 @@ async def test_a_handler_that_cancels_its_task_later_never_touches_the_call_of_a
 
 
 @for_each("turns", [0, 1])
-async def test_what_is_keyed_by_the_current_task_is_not_shared_between_calls(turns: int) -> None:
+async def test_task_local_state_is_not_shared_between_calls(turns: int) -> None:
     """Libraries do this, such as sessions of a database that are scoped to a task."""
     scoped: dict[asyncio.Task[Any] | None, bytes] = {}
 
@@ -91,7 +91,7 @@ class Equal:
 
 
 @for_each("raises", [False, True])
-async def test_a_context_variable_that_a_call_sets_is_gone_with_the_call(raises: bool) -> None:
+async def test_context_variables_do_not_leak_between_calls(raises: bool) -> None:
     """Fixed: changes were found by ``==``: an equal value leaked, and a comparison that raises broke the connection."""
     current: ContextVar[Equal] = ContextVar("current")
     nobody = Equal(b"nobody", raises=raises)
@@ -118,7 +118,7 @@ async def test_a_context_variable_that_a_call_sets_is_gone_with_the_call(raises:
     "odd", [b"", b"X-Odd:1\r\n", b"Content-Type:application/json\r\n", b"Expect: 100-continue\r\n"]
 )
 @pytest.mark.parametrize("eager", [False, True])
-async def test_user_code_sees_no_error_of_ours(way: str, odd: bytes, eager: bool) -> None:
+async def test_user_code_sees_no_internal_exception_context(way: str, odd: bytes, eager: bool) -> None:
     """Fixed: the parser ran inside ``except KeyError``, so `sys.exc_info` and every traceback began with it."""
     if eager and sys.version_info < (3, 12):
         pytest.skip("This Python has no eager tasks.")
@@ -160,7 +160,7 @@ WITHOUT_USER_CODE = {"_cli", "_stores", "agent", "client", "gateway"}
 
 
 @pytest.mark.check
-def test_nothing_is_awaited_inside_an_except_block() -> None:
+def test_no_await_inside_an_except_block() -> None:
     """User code that runs there has our error as its context: handlers, middleware around `send`, lifespans, stores."""
     root = Path(millstream.__file__ or "").parent
     found = {

@@ -58,7 +58,7 @@ REFUSED: dict[str, Any] = {
 
 @pytest.mark.usefixtures("no_collector")
 @for_each("message", REFUSED.values(), ids=REFUSED)
-async def test_nothing_of_a_refused_call_is_kept(message: dict[str, Any]) -> None:
+async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> None:
     """Fixed: the error that a call ended with referred to the call by its traceback, which nothing ever collected."""
     server = Server("refusing")
 
@@ -76,7 +76,7 @@ async def test_nothing_of_a_refused_call_is_kept(message: dict[str, Any]) -> Non
         assert alive(Call) <= before
 
 
-async def test_an_open_subscription_holds_nothing_of_what_it_was_asked_with() -> None:
+async def test_open_subscriptions_do_not_keep_their_request() -> None:
     """Fixed: the frames of an open stream held the body and its parameters, its call the names and the token."""
     server = Server("streams")
     server.tool(len)
@@ -132,7 +132,7 @@ def nobody(book: int) -> str:
         ("prompts/get", {"name": "unknown"}),
     ],
 )
-async def test_no_refusal_of_either_era_keeps_its_call(method: str, params: dict[str, Any]) -> None:
+async def test_refusals_do_not_keep_their_call(method: str, params: dict[str, Any]) -> None:
     """Fixed: the call kept its error, whose traceback kept the call, and no collector saw the two."""
     server = Server("refusals")
     server.tool(thread=False)(nobody)

@@ -12,7 +12,7 @@ LARGE = b'{"text":"' + b"again and again " * 1000 + b'"}'
 
 
 @for_each("accepted", [b"gzip", b"br, gzip", b"GZIP;q=0.5, identity", b"gzip;q=1.0"])
-def test_a_large_reply_is_compressed_for_a_client_that_takes_gzip(accepted: bytes) -> None:
+def test_large_replies_are_compressed_for_gzip_clients(accepted: bytes) -> None:
     """RFC 9110 12.5.3; the reply says that it varies."""
     reply = compressed(Response(LARGE), {b"accept-encoding": accepted})
     assert gzip.decompress(reply.body) == LARGE
@@ -21,18 +21,18 @@ def test_a_large_reply_is_compressed_for_a_client_that_takes_gzip(accepted: byte
 
 
 @for_each("accepted", [b"", b"br", b"gzip;q=0", b"gzip;q=0.000", b"x-gzipped"])
-def test_a_client_that_does_not_take_gzip_gets_the_reply_as_it_is(accepted: bytes) -> None:
+def test_other_clients_get_uncompressed_replies(accepted: bytes) -> None:
     """RFC 9110 12.5.3: a quality of zero forbids."""
     assert compressed(Response(LARGE), {b"accept-encoding": accepted}).body == LARGE
 
 
 @for_each("head", [STREAM_HEAD.replace(b"text/event-stream", b"image/png"), b"etag: x\r\n" + JSON_HEAD])
-def test_what_is_no_text_is_left_alone(head: bytes) -> None:
+def test_binary_replies_are_not_compressed(head: bytes) -> None:
     """Pictures are compressed already."""
     assert compressed(Response(LARGE, 200, head), {b"accept-encoding": b"gzip"}).body == LARGE
 
 
-def test_events_compressed_one_by_one_are_one_stream_when_put_together() -> None:
+def test_compressed_events_form_one_gzip_stream() -> None:
     """RFC 1952 2.2: members follow each other; every subscriber gets the same bytes."""
     events = [encode_sse_gzip(Event("broadcast", data, None, id=f"e.{n}")) for n, data in enumerate((b"a", b"b c"))]
     assert gzip.decompress(b"".join(events)) == b"id: e.0\ndata: a\n\nid: e.1\ndata: b c\n\n"

@@ -81,7 +81,7 @@ async def calls_of(protocol: Any, transport: KeptTransport, data: bytes = EIGHT_
 
 
 @for_each(("data", "most"), [(EIGHT_HEADERS, 5), (UNUSUAL, 25)], ids=["fast", "parsed"])
-async def test_a_plain_call_takes_few_python_calls(data: bytes, most: int) -> None:
+async def test_plain_call_stays_within_its_python_call_budget(data: bytes, most: int) -> None:
     """Our choice: callbacks of the parser and the handler are counted here."""
     protocol, transport = connect()
     calls = await calls_of(protocol, transport, data)
@@ -90,7 +90,7 @@ async def test_a_plain_call_takes_few_python_calls(data: bytes, most: int) -> No
     protocol.connection_lost(None)
 
 
-async def test_a_plain_call_takes_at_most_six_of_our_python_calls_through_asgi() -> None:
+async def test_plain_call_through_asgi_takes_at_most_six_python_calls() -> None:
     """Our choice: the adapter's share; the handler included."""
     config = uvicorn.Config(APP, log_config=None, access_log=False, proxy_headers=False)
     config.load()
@@ -101,7 +101,7 @@ async def test_a_plain_call_takes_at_most_six_of_our_python_calls_through_asgi()
     protocol.connection_lost(None)
 
 
-async def test_one_timer_sweeps_all_connections_and_stops_with_the_last() -> None:
+async def test_one_timer_sweeps_all_connections() -> None:
     """An idle server wakes for nothing."""
     listener = Listener(APP.table)
     one, other = listener.make_protocol(), listener.make_protocol()
@@ -117,7 +117,7 @@ async def test_one_timer_sweeps_all_connections_and_stops_with_the_last() -> Non
     assert one.guard._timer is None
 
 
-async def test_the_date_of_replies_goes_on_with_each_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_date_header_is_updated_by_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 9110 §6.6.1: the time at which the message was made."""
     protocol, transport = connect()
     for text in ("one", "two"):

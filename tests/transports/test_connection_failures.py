@@ -17,9 +17,7 @@ class Force(BaseException):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @for_each("raised", [Force, asyncio.CancelledError])
 @for_each("turns", [0, 1])
-async def test_a_call_that_ends_by_force_closes_its_connection_and_holds_nothing(
-    raised: type[BaseException], turns: int
-) -> None:
+async def test_forced_end_of_a_call_closes_its_connection(raised: type[BaseException], turns: int) -> None:
     """Fixed: the connection stayed open and busy for ever, and SIGTERM waited for it."""
 
     async def fails(_request: Request) -> Response:

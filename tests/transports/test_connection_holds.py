@@ -123,7 +123,7 @@ def held_bodies(connections: list[Any]) -> int:
 @for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
 @for_each("path", [b"/echo", b"/exact"])
 @for_each("lane", [True, False])
-async def test_a_body_that_was_cut_short_is_freed_with_its_connection(head: bytes, path: bytes, lane: bool) -> None:
+async def test_truncated_body_is_freed_with_its_connection(head: bytes, path: bytes, lane: bool) -> None:
     """Fixed: protocol and call referred to each other, so the body stayed until the oldest generation was collected."""
     watch = Watch()
     app = ToyApp({("POST", "/echo"): watch.reply}, Settings())
@@ -145,7 +145,7 @@ async def test_a_body_that_was_cut_short_is_freed_with_its_connection(head: byte
 @for_each("head", [USUAL, ODD], ids=["usual", "parsed"])
 @for_each("name", ["reply", "wait", "fail", "stream", "listen"])
 @for_each("lane", [True, False])
-async def test_the_body_of_a_call_is_freed_when_its_connection_ends(head: bytes, name: str, lane: bool) -> None:
+async def test_body_is_freed_when_the_connection_ends(head: bytes, name: str, lane: bool) -> None:
     """Fixed: answered calls kept their bodies after their connections had closed, 700 KiB each."""
     watch = Watch()
     app = ToyApp({("POST", "/echo"): watch.reply, ("POST", f"/{name}"): getattr(watch, name)}, Settings())
@@ -171,7 +171,7 @@ async def test_the_body_of_a_call_is_freed_when_its_connection_ends(head: bytes,
 
 @pytest.mark.usefixtures("no_collector")
 @for_each("name", ["reply", "wait", "fail", "stream", "listen"])
-async def test_the_body_of_a_call_under_any_asgi_server_is_freed_when_it_is_over(name: str) -> None:
+async def test_body_is_freed_after_the_call_under_any_asgi_server(name: str) -> None:
     """The adapter alone: no cycle goes through the request, however its call ends."""
     watch = Watch()
     routes = {("POST", f"/{name}"): getattr(watch, name)}
@@ -207,7 +207,7 @@ def alive(*kinds: type) -> int:
 @pytest.mark.usefixtures("no_collector")
 @for_each("way", ["lane", "asgi"])
 @for_each("method", ["subscriptions/listen", "tools/call"])
-async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method: str) -> None:
+async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -> None:
     """Fixed: call and line referred to each other, a cancelled call's traceback to itself; both kept the request."""
     server = Server("streams")
 
@@ -240,7 +240,7 @@ async def test_nothing_of_a_stream_that_its_client_left_is_kept(way: str, method
         await _until(lambda: alive(Call, ReplyChannel, Exchange, AsgiExchange) <= before)
 
 
-async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:
+async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
     """Our choice, the same number: without the guard the adapter counts."""
     watch = Watch()
     limits = HttpLimits.of(Settings(max_unfinished=500, max_body=250))
@@ -282,7 +282,7 @@ async def test_unfinished_bodies_under_any_asgi_server_have_a_cap_too() -> None:
 
 @for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
 @for_each("path", [b"/echo", b"/exact"])
-async def test_all_unfinished_bodies_together_have_a_cap(start: Start, head: bytes, path: bytes) -> None:
+async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, path: bytes) -> None:
     """Our choice: 256 MiB; who brings more is told to try again, and the room comes back."""
     server = await start(max_unfinished=500, max_body=250)
     await _known_host(server)

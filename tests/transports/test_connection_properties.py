@@ -137,7 +137,7 @@ FRAGMENTS = st.sampled_from(
 
 @given(st.lists(st.one_of(MESSAGES, FRAGMENTS, st.binary(max_size=20)), max_size=8), st.data())
 @settings(max_examples=examples(20))
-def test_any_bytes_get_http_answers_or_none_and_leave_nothing_behind(parts: list[bytes], data: st.DataObject) -> None:
+def test_arbitrary_bytes_get_http_replies_and_leak_nothing(parts: list[bytes], data: st.DataObject) -> None:
     """Never an exception, a 500, bytes behind the end, or a task that stays."""
     stream = b"".join(parts)
     answer = asyncio.run(talk([piece for piece in data.draw(cuts(stream)) if piece]))

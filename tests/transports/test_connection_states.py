@@ -118,7 +118,7 @@ class Watched(Connection):
         return events
 
 
-def test_every_state_is_reached_from_the_first_and_leads_to_the_last() -> None:
+def test_every_state_is_reachable_and_can_end() -> None:
     """Our choice: no state is a name only, and no connection can be stuck in one."""
     for moves, first, last, names in (
         (READING_MOVES, NEW, DONE, READING),
@@ -132,13 +132,13 @@ def test_every_state_is_reached_from_the_first_and_leads_to_the_last() -> None:
             assert reached == set(range(len(names)))
 
 
-def test_nothing_reads_on_behind_the_end() -> None:
+def test_no_state_reads_after_the_end() -> None:
     """RFC 9112 §9.6: what comes behind the last reply is not processed."""
     assert {after for before, after in pairs(READING_MOVES) if before == DONE} == {DONE}
     assert {after for before, after in pairs(REPLYING_MOVES) if before == CLOSED} == {CLOSED}
 
 
-def test_every_change_of_state_looks_it_up_in_a_table() -> None:
+def test_state_changes_go_through_the_tables() -> None:
     """Otherwise the tables would be comments. Only the first states of a connection are given."""
     tables = {name for name, value in vars(states).items() if isinstance(value, dict)}
     given_directly = []
@@ -154,7 +154,7 @@ def test_every_change_of_state_looks_it_up_in_a_table() -> None:
     assert given_directly == ["self.reading = NEW", "self.replying = SILENT"]
 
 
-def test_connections_make_every_move_of_the_tables_and_no_other() -> None:
+def test_connections_make_exactly_the_moves_of_the_tables() -> None:
     """One conversation for each; the tables have no entry that nothing takes."""
     seen: set[tuple[int, int]] = set()
     replied: set[tuple[int, int]] = set()
@@ -213,7 +213,7 @@ def test_connections_make_every_move_of_the_tables_and_no_other() -> None:
     assert {tuple(states.REPLYING[state] for state in pair) for pair in replied ^ pairs(REPLYING_MOVES)} == set()
 
 
-def test_requests_are_given_one_at_a_time_in_their_order() -> None:
+def test_requests_are_returned_one_at_a_time_in_order() -> None:
     """RFC 9112 §9.3.2: replies keep the order of requests."""
     connection = Watched()
     (first,) = connection.feed(request(body=b"1", extra=b"X-Odd:1\r\n") + request(body=b"2") + request(body=b"3"))
@@ -227,7 +227,7 @@ def test_requests_are_given_one_at_a_time_in_their_order() -> None:
     assert bodies == [b"1", b"2", b"3"]
 
 
-def test_a_client_gets_permission_to_send_a_body_once_nothing_is_in_front_of_it() -> None:
+def test_continue_is_sent_when_no_reply_is_pending() -> None:
     """RFC 9110 §10.1.1."""
     asks = POST + HEAD + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
     assert Watched().feed(asks) == [CONTINUE]
@@ -239,7 +239,7 @@ def test_a_client_gets_permission_to_send_a_body_once_nothing_is_in_front_of_it(
     assert [type(each) for each in connection.feed(b"{}")] == [Exchange]
 
 
-def test_a_handshake_is_given_with_the_frames_that_came_with_it() -> None:
+def test_upgrade_event_includes_early_frames() -> None:
     """The WebSocket reads on from there."""
     (event,) = Watched().feed(UPGRADE + b"\x81\x80")
     assert isinstance(event, Upgrade)
@@ -269,7 +269,7 @@ PIECES = [
     st.lists(st.booleans(), min_size=40, max_size=40),
 )
 @settings(max_examples=examples(13), deadline=None)
-def test_no_conversation_leaves_the_tables(pieces: list[bytes], completes: list[bool]) -> None:
+def test_random_conversations_stay_in_the_tables(pieces: list[bytes], completes: list[bool]) -> None:
     """A move that is not there would be a KeyError in a callback of the parser, which is answered with 500."""
     shared = Shared()
     connection = Watched(shared)
@@ -293,7 +293,7 @@ def test_no_conversation_leaves_the_tables(pieces: list[bytes], completes: list[
 
 @pytest.mark.parametrize("path", ["/echo", "/exact"])
 @pytest.mark.parametrize("chunk", [b"zz\r\n", b"1\r\n" + b"a" * 9])
-async def test_a_bad_chunk_behind_expect_is_a_plain_refusal_and_no_traceback(
+async def test_invalid_chunk_after_expect_is_refused_without_a_traceback(
     path: str, chunk: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fixed: ``100 Continue`` was written behind the refusal, with 1.5 KB of traceback in the log."""

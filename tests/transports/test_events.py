@@ -133,7 +133,7 @@ def lane(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-async def test_every_subscriber_hears_every_publication_once_in_order_as_a_plain_message(lane: bool) -> None:
+async def test_subscribers_receive_each_event_once_in_order(lane: bool) -> None:
     """Our choice: `EventSource.onmessage` sees what is published."""
     async with world(lane) as here:
         streams = [await here.stream() for _ in range(50)]
@@ -149,7 +149,7 @@ async def test_every_subscriber_hears_every_publication_once_in_order_as_a_plain
 
 
 @for_each("how", ["header", "query"])
-async def test_a_reconnect_with_the_last_event_id_misses_nothing(lane: bool, how: str) -> None:
+async def test_reconnect_with_last_event_id_misses_nothing(lane: bool, how: str) -> None:
     """HTML standard §9.2.3; the query serves a page that is loaded anew."""
     async with world(lane) as here:
         stream = await here.stream()
@@ -166,7 +166,7 @@ async def test_a_reconnect_with_the_last_event_id_misses_nothing(lane: bool, how
         assert await again.until(3) == ["2", "3\nlines", "4"]
 
 
-async def test_an_id_from_before_a_restart_is_answered_with_a_gap(lane: bool) -> None:
+async def test_event_id_from_before_a_restart_gets_a_gap(lane: bool) -> None:
     """Our choice: a gap is told."""
     async with world(lane) as here:
         await here.publish({"data": "1"})
@@ -175,7 +175,7 @@ async def test_an_id_from_before_a_restart_is_answered_with_a_gap(lane: bool) ->
         assert [event.event for event in stream.events] == ["gap", "message"]
 
 
-async def test_channels_are_repeated_or_separated_by_commas_and_may_have_wildcards(lane: bool) -> None:
+async def test_channels_may_be_repeated_comma_separated_or_wildcards(lane: bool) -> None:
     """Interface of `GET /events`."""
     async with world(lane) as here:
         some = await here.stream("/events?channel=a,b&channel=c.*")
@@ -188,7 +188,7 @@ async def test_channels_are_repeated_or_separated_by_commas_and_may_have_wildcar
         assert (await here.ask("POST", "/publish", b'{"channel":"a","data":1}', JSON))[2]["subscribers"] == 2
 
 
-async def test_history_and_presence_are_asked_for_in_the_query(lane: bool) -> None:
+async def test_query_selects_history_and_presence(lane: bool) -> None:
     """Our choice: presence with names, and history after reload."""
     async with world(lane) as here:
         for text in "abc":
@@ -203,7 +203,7 @@ async def test_history_and_presence_are_asked_for_in_the_query(lane: bool) -> No
         assert await here.hub.presence("broadcast") == []
 
 
-async def test_a_client_hears_its_own_messages_and_what_came_while_it_was_away(lane: bool) -> None:
+async def test_clients_receive_their_own_and_missed_messages(lane: bool) -> None:
     """Our choice: `GET /mcp/sse/{client_id}`, and the mailbox behind it."""
     async with world(lane) as here:
         await here.hub.send("me", {"progress": 1}, event="progress")
@@ -219,7 +219,7 @@ async def test_a_client_hears_its_own_messages_and_what_came_while_it_was_away(l
         assert (await again.until(2))[1:] == ["later"]
 
 
-async def test_streams_are_kept_alive_counted_and_ended_with_the_server(lane: bool) -> None:
+async def test_event_streams_have_heartbeats_and_end_with_the_server(lane: bool) -> None:
     """Our choice: every open stream gets a comment; shutdown ends streams properly."""
     async with world(lane) as here:
         streams = [await here.stream(), await here.stream("/mcp/sse/me")]
@@ -235,7 +235,7 @@ async def test_streams_are_kept_alive_counted_and_ended_with_the_server(lane: bo
         assert (here.hub.stats().subscribers, len(here.streams)) == (0, 0)
 
 
-async def test_a_stream_that_is_too_old_ends_with_the_time_to_come_back(lane: bool) -> None:
+async def test_expired_event_streams_end_with_a_retry_time(lane: bool) -> None:
     """A fixed defect: only those that the server ended for other reasons said when."""
     async with world(lane, age=0) as here:
         stream = await here.stream()
@@ -244,7 +244,7 @@ async def test_a_stream_that_is_too_old_ends_with_the_time_to_come_back(lane: bo
         assert await stream.peer.chunk() == b""
 
 
-async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: bool) -> None:
+async def test_stalled_readers_are_cut_without_affecting_others(lane: bool) -> None:
     """Our choice: a slow one is cut with a named reason; nothing is lost for anybody else."""
     async with world(lane, max_buffered=64 * 1024) as here:
         good = await here.stream()
@@ -301,7 +301,7 @@ async def test_a_reader_that_stalls_is_cut_and_the_others_hear_everything(lane: 
         ("POST /publish", b'{"data":' + b"[1.5," * 1000, JSON, 413, "not 5008 bytes of JSON"),
     ],
 )
-async def test_bad_input_is_a_clear_error_and_nothing_is_lost_for_anybody_else(
+async def test_invalid_input_is_refused_without_affecting_others(
     lane: bool, asked: str, body: bytes, extra: bytes, status: int, text: str
 ) -> None:
     """Our choice; the errors are problem details (RFC 9457)."""
@@ -319,7 +319,7 @@ async def test_bad_input_is_a_clear_error_and_nothing_is_lost_for_anybody_else(
         assert await other.until(1) == ["still here"]
 
 
-async def test_a_misspelled_channel_is_refused_so_that_nobody_hears_what_was_not_for_them(lane: bool) -> None:
+async def test_misspelled_channel_parameters_are_refused(lane: bool) -> None:
     """A fixed defect: without its channel the event went to everybody on `broadcast`."""
     async with world(lane) as here:
         everybody = await here.stream()
@@ -329,7 +329,7 @@ async def test_a_misspelled_channel_is_refused_so_that_nobody_hears_what_was_not
         assert await everybody.until(1) == ["for all"]
 
 
-async def test_too_many_connections_are_told_when_to_come_back(lane: bool) -> None:
+async def test_excess_connections_get_a_retry_time(lane: bool) -> None:
     """Our choice: 503 with `Retry-After`."""
     async with world(lane, max_connections=2) as here:
         first = await here.stream()
@@ -343,7 +343,7 @@ async def test_too_many_connections_are_told_when_to_come_back(lane: bool) -> No
         await here.stream()
 
 
-async def test_hub_streams_count_among_all_streams(lane: bool) -> None:
+async def test_hub_streams_count_toward_the_stream_cap(lane: bool) -> None:
     """One cap for the streams of a server, whoever opens them."""
     async with world(lane, max_streams=1) as here:
         await here.stream()
@@ -352,7 +352,7 @@ async def test_hub_streams_count_among_all_streams(lane: bool) -> None:
         assert here.hub.stats().subscribers == 1
 
 
-async def test_the_principal_is_asked_about(lane: bool) -> None:
+async def test_channel_permission_receives_the_principal(lane: bool) -> None:
     """Our choice: per-channel authorization; a mailbox is its owner's."""
 
     def authorize(principal: Principal | None, action: str, channel: str) -> bool:
@@ -380,12 +380,12 @@ async def test_the_principal_is_asked_about(lane: bool) -> None:
         ("", None),
     ],
 )
-def test_a_path_names_one_client_or_none(path: str, client_id: str | None) -> None:
+def test_client_path_has_at_most_one_segment(path: str, client_id: str | None) -> None:
     """What the route table asks."""
     assert HubRoutes.match(path) == client_id
 
 
-async def test_a_client_id_with_blanks_is_a_clear_error() -> None:
+async def test_client_ids_with_spaces_are_refused() -> None:
     """Our choice: a client id with control characters. Such a path is never in the lane."""
     async with world(False) as here:
         assert (await here.ask("GET", "/mcp/sse/a%20b"))[0] == 400
@@ -393,7 +393,7 @@ async def test_a_client_id_with_blanks_is_a_clear_error() -> None:
 
 
 @for_each("query", ["channel=%ff", "client_id=a%ff", "client_id=a&name=%c3"])
-async def test_a_name_that_is_no_utf_8_is_refused(lane: bool, query: str) -> None:
+async def test_names_must_be_utf_8(lane: bool, query: str) -> None:
     """A fixed defect: everybody who sent one shared the channel or mailbox of U+FFFD."""
     async with world(lane) as here:
         status, headers, body = await here.ask("GET", f"/events?{query}")

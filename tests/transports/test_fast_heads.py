@@ -154,13 +154,13 @@ def requests(draw: st.DrawFn) -> bytes:
 @settings(max_examples=examples(20))
 @example([message([*USUAL, b"content-length: 3"], b"abc")] * 3)
 @example([message([*USUAL, b"content-length: 3"], b""), b"ab", b"c" + message([*USUAL, sized(b"d")], b"d")])
-def test_any_requests_are_read_as_the_parser_reads_them(pieces: list[bytes]) -> None:
+def test_fast_head_reader_agrees_with_the_parser_on_requests(pieces: list[bytes]) -> None:
     """Docs: decisions, usual heads. What is not provably the same goes to the parser."""
     compare(pieces)
 
 
 @for_each("name", NAMES, ids=[name.decode() or "empty" for name in NAMES])
-def test_any_line_in_a_usual_head_is_read_as_the_parser_reads_it(name: bytes) -> None:
+def test_fast_head_reader_agrees_with_the_parser_on_lines(name: bytes) -> None:
     """Each name in each spelling with each value, in place of the usual line of that name."""
     for line in (name + colon + value for colon in COLONS for value in VALUES):
         lines = [usual for usual in [*USUAL, b"content-length: 3"] if not usual.lower().startswith(name.lower() + b":")]
@@ -168,7 +168,7 @@ def test_any_line_in_a_usual_head_is_read_as_the_parser_reads_it(name: bytes) ->
 
 
 @for_each("spelling", sorted(fast_head._NAMES), ids=bytes.decode)
-def test_every_name_in_the_list_is_read_as_the_parser_reads_it(spelling: bytes) -> None:
+def test_fast_head_reader_agrees_with_the_parser_on_known_names(spelling: bytes) -> None:
     """What proxies and browsers add is passed on as a header and decides nothing, in each spelling."""
     for value in (b"a", b"", b" a", b"a\x7fb", b"\xc3\xa9", b"keep-alive", b"127.0.0.1", b"https", b"3", b"x" * 550):
         line = spelling + b": " + value
@@ -177,7 +177,7 @@ def test_every_name_in_the_list_is_read_as_the_parser_reads_it(spelling: bytes) 
         compare([message([*rest, line, *size], b"abc"), message([*USUAL, b"content-length: 1"], b"x")])
 
 
-async def test_a_connection_that_missed_goes_to_the_parser_at_once_from_then_on() -> None:
+async def test_connection_stays_with_the_parser_after_a_miss() -> None:
     """A client that sends such a line sends it again: each attempt would cost it about a microsecond."""
     connection = SHORT.connect()
     connection.connection_made(KeptTransport())
@@ -191,7 +191,7 @@ async def test_a_connection_that_missed_goes_to_the_parser_at_once_from_then_on(
 
 
 @for_each("cut", [list, bytewise], ids=["whole", "bytewise"])
-def test_a_usual_request_is_answered_however_it_arrives(cut: Callable[[Any], Any]) -> None:
+def test_usual_requests_are_answered_with_any_segmentation(cut: Callable[[Any], Any]) -> None:
     """Our choice: whole and byte by byte."""
     data = message([*USUAL, b"content-length: 2"], b"{}")
     written, _, heard = compare(list(cut(data) if cut is bytewise else [data]))
@@ -199,7 +199,7 @@ def test_a_usual_request_is_answered_however_it_arrives(cut: Callable[[Any], Any
     assert len(heard) == 2
 
 
-def test_a_usual_head_whose_body_comes_later_is_answered_then() -> None:
+def test_body_may_follow_a_usual_head_later() -> None:
     """Many clients write head and body separately."""
     head = message([*USUAL, b"content-length: 4"], b"")
     written, _, heard = compare([head, b"ab", b"cd", head + b"efgh"])
@@ -207,7 +207,7 @@ def test_a_usual_head_whose_body_comes_later_is_answered_then() -> None:
     assert len(heard) == 3
 
 
-def test_a_head_that_has_not_ended_is_not_taken_for_a_whole_one() -> None:
+def test_incomplete_heads_are_not_read() -> None:
     """What looks like the end of a number may be its middle."""
     written, _, heard = compare([message([*USUAL, b"content-length: 0"], b"").removesuffix(b"\r\n\r\n"), b"1\r\n\r\nx"])
     assert written.endswith(b"\r\n\r\nx")
@@ -224,7 +224,7 @@ def test_a_head_that_has_not_ended_is_not_taken_for_a_whole_one() -> None:
         b"host: 127.0.0.1:8000",
     ],
 )
-def test_a_line_that_would_make_two_readings_possible_is_left_to_the_parser(line: bytes) -> None:
+def test_ambiguous_lines_are_left_to_the_parser(line: bytes) -> None:
     """Request smuggling (RFC 9112 §11.2): there is one reading of a message, the strict parser's."""
     for place in range(len(USUAL) + 2):
         lines = [*USUAL, b"content-length: 5"]
@@ -233,7 +233,7 @@ def test_a_line_that_would_make_two_readings_possible_is_left_to_the_parser(line
         assert not written.endswith(b"\r\n\r\nhello")
 
 
-def test_a_usual_head_has_the_limits_of_every_head() -> None:
+def test_usual_heads_have_the_same_limits() -> None:
     """Count and size of the headers, size of the body, one good Host."""
     names = [
         b"accept-encoding",
@@ -253,7 +253,7 @@ def test_a_usual_head_has_the_limits_of_every_head() -> None:
     assert b" 421 " in compare([message([b"host: evil.example", *USUAL[1:], b"content-length: 1"], b"x")])[0]
 
 
-def test_lines_are_kept_up_to_a_number_and_secrets_are_not() -> None:
+def test_line_cache_is_bounded_and_holds_no_secrets() -> None:
     """Bounded: a flood of different lines takes no more memory, and harms nobody."""
     lines = HeaderLineCache()
     for number in range(5000):
@@ -294,7 +294,7 @@ class CountingParser:
 
 
 @for_each(("side", "fed"), [(SHORT, 0), (EXACT, 2)], ids=["short", "exact"])
-async def test_the_usual_request_does_not_meet_the_parser(side: Side, fed: int) -> None:
+async def test_usual_requests_bypass_the_parser(side: Side, fed: int) -> None:
     """Otherwise everything above would compare the parser with itself."""
     connection = side.connect()
     connection.connection_made(KeptTransport())

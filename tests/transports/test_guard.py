@@ -31,19 +31,19 @@ async def start() -> AsyncIterator[Start]:
 
 
 @for_each("data", [b"P", b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Slow:"])
-async def test_headers_that_do_not_come_are_408(start: Start, data: bytes) -> None:
+async def test_missing_headers_get_408(start: Start, data: bytes) -> None:
     """Slowloris: a request line or header section has its time."""
     peer = await (await start(header_timeout=0.1)).connect(data)
     await refused(peer, 408)
 
 
-async def test_a_silent_connection_is_closed(start: Start) -> None:
+async def test_silent_connections_are_closed(start: Start) -> None:
     """A connection that never asks costs a socket; empty lines do not count as asking."""
     peer = await (await start(header_timeout=0.1)).connect(b"\r\n\r\n")
     assert await peer.rest() == b""
 
 
-async def test_an_idle_connection_is_closed_after_its_keep_alive_time(start: Start) -> None:
+async def test_idle_connections_are_closed_after_the_keep_alive_time(start: Start) -> None:
     """The sweep stands in for uvicorn's timer."""
     peer = await (await start(keep_alive=0.1)).connect()
     await peer.send(request(body=b"x") + request(path="/exact", body=b"y"))
@@ -52,14 +52,14 @@ async def test_an_idle_connection_is_closed_after_its_keep_alive_time(start: Sta
 
 
 @PATHS
-async def test_a_body_that_does_not_come_is_408(start: Start, path: str) -> None:
+async def test_missing_body_gets_408(start: Start, path: str) -> None:
     """A slow body is as cheap an attack as slow headers."""
     peer = await (await start(body_timeout=0.1)).connect()
     await peer.send(b"POST %b HTTP/1.1\r\n%bContent-Length: 10\r\n\r\nabc" % (path.encode(), HEAD))
     await refused(peer, 408)
 
 
-async def test_a_running_call_has_no_time_limit_of_the_guard(start: Start) -> None:
+async def test_running_calls_have_no_guard_timeout(start: Start) -> None:
     """The peer owes nothing while we work: other connections are closed meanwhile, this one is not."""
     handler, began, go = held()
     server = await start({("POST", "/held"): handler}, header_timeout=0.1, body_timeout=0.1, keep_alive=0.1)
@@ -71,7 +71,7 @@ async def test_a_running_call_has_no_time_limit_of_the_guard(start: Start) -> No
     assert (await peer.reply())[2] == b"held"
 
 
-async def test_a_peer_that_does_not_read_is_cut(start: Start) -> None:
+async def test_peers_that_do_not_read_are_cut(start: Start) -> None:
     """A stalled write holds memory; the stream's handler hears of it."""
     closed = asyncio.Event()
 
@@ -87,7 +87,7 @@ async def test_a_peer_that_does_not_read_is_cut(start: Start) -> None:
 
 
 @pytest.mark.many
-async def test_replies_that_are_not_read_stop_the_reading_of_requests(start: Start) -> None:
+async def test_unread_replies_pause_reading(start: Start) -> None:
     """Else a peer that only writes would fill our write buffer."""
     calls = 0
 
@@ -112,21 +112,21 @@ async def test_replies_that_are_not_read_stop_the_reading_of_requests(start: Sta
 
 @PATHS
 @for_each("hosts", [b"", HEAD + HEAD, HEAD + b"Host: localhost\r\n", b"Host: a b\r\n", b"Host:\r\n"])
-async def test_a_request_needs_exactly_one_valid_host(start: Start, path: str, hosts: bytes) -> None:
+async def test_requests_need_exactly_one_valid_host(start: Start, path: str, hosts: bytes) -> None:
     """RFC 9112 §3.2; uvicorn with httptools answers 200 to none and to two."""
     peer = await (await start()).connect()
     await peer.send(b"POST " + path.encode() + b" HTTP/1.1\r\n" + hosts + b"Content-Length: 0\r\n\r\n")
     assert (await peer.reply())[0] == 400
 
 
-async def test_a_probe_needs_no_host(start: Start) -> None:
+async def test_probes_need_no_host(start: Start) -> None:
     """Load balancers probe with HTTP/1.0 and no Host."""
     peer = await (await start()).connect()
     await peer.send(b"GET /livez HTTP/1.0\r\n\r\n")
     assert (await peer.reply())[0] == 200
 
 
-async def test_connections_above_the_cap_are_503_and_told_when_to_come_back(start: Start) -> None:
+async def test_connections_above_the_cap_get_503_with_retry_after(start: Start) -> None:
     """Our choice: refused politely, and room is made when one leaves."""
     server = await start(max_connections=2)
     first, second = await server.connect(), await server.connect()
@@ -146,7 +146,7 @@ async def test_connections_above_the_cap_are_503_and_told_when_to_come_back(star
     assert (await fourth.reply())[0] == 200
 
 
-async def test_connections_of_one_address_have_a_cap_of_their_own(start: Start) -> None:
+async def test_connections_are_capped_per_address(start: Start) -> None:
     """Off by default: behind a proxy all clients share an address."""
     server = await start(max_connections_per_address=1)
     first = await server.connect()
@@ -165,9 +165,7 @@ async def test_connections_of_one_address_have_a_cap_of_their_own(start: Start) 
 
 @for_each("cap", [{"max_connections": 1}, {"max_connections_per_address": 1}])
 @for_each("head_only", [False, True])
-async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
-    start: Start, cap: dict[str, int], head_only: bool
-) -> None:
+async def test_only_probes_are_answered_above_the_cap(start: Start, cap: dict[str, int], head_only: bool) -> None:
     """A fixed defect: a full and healthy server was taken for dead, and killed, by who probed it."""
     server = await start({("HEAD", "/livez"): echo}, **cap)
     full = await server.connect()
@@ -192,7 +190,7 @@ async def test_a_probe_is_answered_above_the_cap_and_nothing_else(
     assert (await full.reply())[2] == b"still served"
 
 
-async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_probe_connections_are_few_and_short(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes one without asking anything keeps probes out for a moment only."""
     monkeypatch.setattr("millstream._http.server.guard._SPARES", 1)
     monkeypatch.setattr("millstream._http.server.guard._LINGER", WAIT)
@@ -211,9 +209,7 @@ async def test_places_for_probes_are_few_and_left_soon(start: Start, monkeypatch
     assert (await probe.reply())[0] == 200
 
 
-async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_excess_connections_are_dropped_without_a_reply(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refusals are polite only as far as they cost little."""
     monkeypatch.setattr("millstream._http.server.guard._LINGERING", 0)
     monkeypatch.setattr("millstream._http.server.guard._SPARES", 0)
@@ -224,7 +220,7 @@ async def test_a_crowd_above_the_cap_is_dropped_without_an_answer(
     assert await (await server.connect()).rest() == b""
 
 
-async def test_a_refused_peer_that_does_not_leave_is_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_peers_that_stay_are_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may read its refusal, but not for ever."""
     monkeypatch.setattr("millstream._http.server.guard._LINGER", 0.0)
     server = await start(header_timeout=0.1)
@@ -233,7 +229,7 @@ async def test_a_refused_peer_that_does_not_leave_is_dropped(start: Start, monke
     await server.left(0)
 
 
-async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None:
+async def test_websockets_count_as_connections(start: Start) -> None:
     """Its connection stays in the server's set, and so under the caps; the guard no longer judges it."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -265,9 +261,7 @@ async def test_a_websocket_is_handed_over_and_still_counts(start: Start) -> None
         await refused(peer, 400)
 
 
-async def test_replies_that_clients_do_not_read_have_a_bound_together(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unread_replies_are_bounded_together(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """Fixed: 200 clients that read nothing of 5 MB each held 2 GiB. One reply may be larger than the bound."""
     answered = 0
 

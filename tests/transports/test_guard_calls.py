@@ -26,7 +26,7 @@ async def start() -> AsyncIterator[Start]:
         yield start
 
 
-async def test_a_stream_for_http_1_0_is_not_chunked(start: Start) -> None:
+async def test_http_1_0_streams_are_not_chunked(start: Start) -> None:
     """RFC 9112 §7.1: its end is the end of the connection. (uvicorn alone chunks it.)"""
 
     async def stream(request: Request) -> None:
@@ -42,7 +42,7 @@ async def test_a_stream_for_http_1_0_is_not_chunked(start: Start) -> None:
     assert await peer.rest() == b"onetwo"
 
 
-async def test_a_call_that_the_server_cancels_ends_its_connection(start: Start) -> None:
+async def test_calls_cancelled_by_the_server_end_their_connection(start: Start) -> None:
     """uvicorn cancels what is left when the grace time is over; the peer must not wait for ever."""
     handler, began, _ = held()
     server = await start({("POST", "/held"): handler})
@@ -56,7 +56,7 @@ async def test_a_call_that_the_server_cancels_ends_its_connection(start: Start) 
     assert server.state.tasks == set()
 
 
-async def test_a_waiting_call_can_be_stopped_from_elsewhere(start: Start) -> None:
+async def test_waiting_calls_can_be_stopped(start: Start) -> None:
     """`Request.cancel`: a handler that catches it still gives its reply."""
     requests: asyncio.Queue[Request] = asyncio.Queue()
 
@@ -77,7 +77,7 @@ async def test_a_waiting_call_can_be_stopped_from_elsewhere(start: Start) -> Non
     assert (await peer.reply())[2] == b"stopped"
 
 
-async def test_requests_leave_no_task(start: Start) -> None:
+async def test_requests_leave_no_tasks_behind(start: Start) -> None:
     """The end of the server waits for those that are left."""
     server = await start()
     peer = await server.connect()
@@ -89,7 +89,7 @@ async def test_requests_leave_no_task(start: Start) -> None:
     assert server.state.tasks == set()
 
 
-async def test_a_lost_connection_reaches_the_call_in_front(start: Start) -> None:
+async def test_lost_connection_is_reported_to_the_running_call(start: Start) -> None:
     """Requests behind it never run."""
     began, ended = asyncio.Event(), asyncio.Event()
     ran: list[bytes] = []
@@ -120,7 +120,7 @@ async def test_a_lost_connection_reaches_the_call_in_front(start: Start) -> None
     assert ran == []
 
 
-async def test_an_error_in_a_parser_callback_is_a_500_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_parser_callback_errors_get_500_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The parser turns it into a parse error, which would read as the peer's fault."""
 
     def fail(method: str, path: str) -> Handler | None:
@@ -138,7 +138,7 @@ async def test_an_error_in_a_parser_callback_is_a_500_and_in_the_log(caplog: pyt
 # Shutdown, proxies, and path prefixes.
 
 
-async def test_shutdown_finishes_calls_ends_streams_and_closes_the_rest() -> None:
+async def test_shutdown_finishes_calls_and_ends_streams() -> None:
     """A real server: calls in flight are answered, queued ones too, open streams end with their final chunk."""
     handler, began, go = held()
     opened = asyncio.Event()
@@ -181,7 +181,7 @@ async def test_shutdown_finishes_calls_ends_streams_and_closes_the_rest() -> Non
 
 
 @for_each(("trusted", "expected"), [("127.0.0.1", b"203.0.113.9 https"), ("198.51.100.1", b"127.0.0.1 http")])
-async def test_a_trusted_proxy_says_who_the_peer_is(start: Start, trusted: str, expected: bytes) -> None:
+async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, expected: bytes) -> None:
     """From trusted addresses only, read by the fast head reader and by the parser."""
 
     async def who(request: Request) -> Response:
@@ -195,7 +195,7 @@ async def test_a_trusted_proxy_says_who_the_peer_is(start: Start, trusted: str, 
         assert (await peer.reply())[2] == expected
 
 
-async def test_the_root_path_is_told_to_the_handler(start: Start) -> None:
+async def test_handlers_see_the_root_path(start: Start) -> None:
     """Every URL that the server hands out includes it."""
 
     async def where(request: Request) -> Response:

@@ -27,7 +27,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 @PATHS
-async def test_more_than_a_hundred_headers_are_431(start: Start, path: str) -> None:
+async def test_more_than_a_hundred_headers_get_431(start: Start, path: str) -> None:
     """Our choice: 100 headers."""
     server = await start()
     peer = await server.connect()
@@ -40,7 +40,7 @@ async def test_more_than_a_hundred_headers_are_431(start: Start, path: str) -> N
 
 @PATHS
 @for_each("pieces", [1, 7])
-async def test_a_header_section_above_64_kib_is_431(start: Start, path: str, pieces: int) -> None:
+async def test_header_section_above_64_kib_gets_431(start: Start, path: str, pieces: int) -> None:
     """Our choice, however it is cut."""
     peer = await (await start()).connect()
     data = request(path=path, extra=b"X-Large: " + b"y" * 70_000 + b"\r\n")
@@ -51,7 +51,7 @@ async def test_a_header_section_above_64_kib_is_431(start: Start, path: str, pie
     await refused(peer, 431)
 
 
-async def test_a_header_that_never_ends_is_431_long_before_it_fills_the_memory(start: Start) -> None:
+async def test_endless_header_gets_431(start: Start) -> None:
     """The parser gives a header only when it is whole, so bytes are counted as they come: 12 MiB in one header."""
     server = await start()
     peer = await server.connect()
@@ -71,7 +71,7 @@ async def _pour(peer: Peer, piece: bytes, times: int) -> None:
 
 
 @for_each("body", [b"3\r\nabc\r\n0\r\nX: ", b"3;x="])
-async def test_trailers_and_chunk_extensions_without_end_are_431(start: Start, body: bytes) -> None:
+async def test_endless_trailers_and_chunk_extensions_get_431(start: Start, body: bytes) -> None:
     """They are counted as bytes that bring the body no further."""
     peer = await (await start()).connect()
     peer.writer.write(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + body)
@@ -96,7 +96,7 @@ async def test_trailers_are_not_headers(start: Start, path: str) -> None:
     assert seen == [{b"host": b"127.0.0.1", b"transfer-encoding": b"chunked"}]
 
 
-async def test_a_target_above_8_kib_is_414(start: Start) -> None:
+async def test_target_above_8_kib_gets_414(start: Start) -> None:
     """Our choice, whole or in pieces."""
     server = await start()
     for pieces in (1, 3):
@@ -110,21 +110,21 @@ async def test_a_target_above_8_kib_is_414(start: Start) -> None:
 
 
 @for_each("target", [b"http://127.0.0.1", b"evil.com:443", b"/%ff/\xff"])
-async def test_a_target_that_is_no_path_is_400(start: Start, target: bytes) -> None:
+async def test_targets_must_be_paths(start: Start, target: bytes) -> None:
     """The answer is neither silence nor a 500."""
     peer = await (await start()).connect()
     await peer.send(b"OPTIONS " + target + b" HTTP/1.1\r\n" + HEAD + b"\r\n")
     await refused(peer, 400)
 
 
-async def test_a_connect_request_is_400(start: Start) -> None:
+async def test_connect_requests_get_400(start: Start) -> None:
     """We are no proxy."""
     peer = await (await start()).connect()
     await peer.send(b"CONNECT evil.com:443 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     await refused(peer, 400)
 
 
-async def test_an_upgrade_with_a_body_is_400(start: Start) -> None:
+async def test_upgrade_with_a_body_gets_400(start: Start) -> None:
     """Request smuggling through upgrades."""
     peer = await (await start()).connect()
     extra = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -136,7 +136,7 @@ H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A
 
 
 @PATHS
-async def test_an_upgrade_to_http_2_is_ignored_and_the_connection_goes_on(start: Start, path: str) -> None:
+async def test_http_2_upgrade_is_ignored(start: Start, path: str) -> None:
     """Fixed: Java's HttpClient and `curl --http2` ask for it with every first request, and got 400 for one with a body
     (RFC 9110 §7.8).
     """
@@ -148,9 +148,7 @@ async def test_an_upgrade_to_http_2_is_ignored_and_the_connection_goes_on(start:
     assert all(b"connection" not in headers for _, headers, _ in replies)
 
 
-async def test_a_websocket_that_is_not_served_is_an_ordinary_request_and_the_last(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unserved_websocket_is_treated_as_a_final_request(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """Frames may follow it, so the connection ends. The log stays empty, or any peer could fill it."""
     peer = await (await start()).connect()
     extra = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
@@ -161,7 +159,7 @@ async def test_a_websocket_that_is_not_served_is_an_ordinary_request_and_the_las
     assert not caplog.records
 
 
-async def test_an_upgrade_behind_a_running_call_is_refused_after_its_reply(start: Start) -> None:
+async def test_upgrade_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
     """The socket cannot change hands while a reply is owed on it."""
     handler, began, go = held()
 
@@ -181,7 +179,7 @@ async def test_an_upgrade_behind_a_running_call_is_refused_after_its_reply(start
 # Order: what comes behind a running call.
 
 
-async def test_garbage_behind_a_running_call_is_answered_after_it(start: Start) -> None:
+async def test_garbage_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
     """Replies keep the order of requests; what waited in between is answered too."""
     handler, began, go = held()
     peer = await (await start({("POST", "/held"): handler})).connect()
@@ -193,7 +191,7 @@ async def test_garbage_behind_a_running_call_is_answered_after_it(start: Start) 
     await refused(peer, 400)
 
 
-async def test_a_bad_body_behind_a_running_call_is_answered_after_it(start: Start) -> None:
+async def test_invalid_body_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
     """Its request is dropped, not started."""
     handler, began, go = held()
     ran: list[bytes] = []
@@ -213,7 +211,7 @@ async def test_a_bad_body_behind_a_running_call_is_answered_after_it(start: Star
     assert ran == []
 
 
-async def test_garbage_in_the_body_of_a_request_is_400(start: Start) -> None:
+async def test_garbage_in_a_chunked_body_gets_400(start: Start) -> None:
     """Also where the reply is known from the head."""
     server = await start()
     for path in (b"/exact", b"/absent"):
@@ -223,7 +221,7 @@ async def test_garbage_in_the_body_of_a_request_is_400(start: Start) -> None:
         await refused(peer, 400)
 
 
-async def test_two_thousand_requests_in_one_chunk_are_not_all_kept(start: Start) -> None:
+async def test_pipelined_requests_in_one_segment_are_bounded(start: Start) -> None:
     """Those up to the cap are answered in order, then the connection ends."""
     handler, began, go = held()
     peer = await (await start({("POST", "/held"): handler})).connect()
@@ -236,7 +234,7 @@ async def test_two_thousand_requests_in_one_chunk_are_not_all_kept(start: Start)
     assert await peer.rest() == b""
 
 
-async def test_after_a_refusal_nothing_of_its_chunk_is_served(start: Start) -> None:
+async def test_bytes_after_a_refusal_are_not_served(start: Start) -> None:
     """Parser callbacks go on for the chunk; they are not believed."""
     ran: list[bytes] = []
 

@@ -36,7 +36,7 @@ def origin(value: bytes, at: bytes = b"127.0.0.1:8000", policy: HostPolicy = LOC
      b"localhost", b"localhost:65535", b"LOCALHOST:1", b"localhost.", b"app.localhost:3000", b"127.0.0.1 ",
      b"[::ffff:1.2.3.4]"],
 )  # fmt: skip
-def test_addresses_and_loopback_names_are_always_good_hosts(value: bytes) -> None:
+def test_addresses_and_loopback_names_are_allowed_hosts(value: bytes) -> None:
     """Rebinding needs a name that an attacker controls."""
     assert host(value) == host(value, PUBLIC) == 200
 
@@ -47,7 +47,7 @@ def test_addresses_and_loopback_names_are_always_good_hosts(value: bytes) -> Non
      b"0x7f.0.0.1", b"1.2.3.4.5", b"mcp.example.com.evil.com", b"com", b"apps.example.com", b"evilapps.example.com",
      b"odd.example.com", b"odd.example.com:443"],
 )  # fmt: skip
-def test_other_names_are_421_and_the_text_names_the_setting(value: bytes) -> None:
+def test_other_hosts_get_421_naming_the_setting(value: bytes) -> None:
     """RFC 9110 §7.4 and our rule for hosts."""
     assert host(value) == host(value, PUBLIC) == 421
     refusal = LOCAL.check("GET", {b"host": value}, [(b"host", value)])
@@ -60,7 +60,7 @@ def test_other_names_are_421_and_the_text_names_the_setting(value: bytes) -> Non
     "value", [b"mcp.example.com", b"MCP.Example.com:443", b"mcp.example.com.", b"a.apps.example.com",
               b"a.b.apps.example.com:8080", b"odd.example.com:8443"],
 )  # fmt: skip
-def test_listed_names_are_good_hosts(value: bytes) -> None:
+def test_listed_hosts_are_allowed(value: bytes) -> None:
     """`allowed_hosts`: a name at any port, a name at one port, subdomains by wildcard."""
     assert host(value, PUBLIC) == 200
 
@@ -71,33 +71,33 @@ def test_listed_names_are_good_hosts(value: bytes) -> None:
      b"localhost:80:80", b"[::1", b"::1", b"[::1]x", b"[1.2.3.4]", b"[:::]", b"local\xc3\xa9", b"a,b", b"http://a",
      b"localhost\x00", b"localhost:8\xb2", b".", b"a/?x=", b"*", b"x" * 300],
 )  # fmt: skip
-def test_a_malformed_host_is_400(value: bytes) -> None:
+def test_malformed_hosts_get_400(value: bytes) -> None:
     """RFC 9112 §3.2; a path or userinfo in it would poison URLs that are built from it."""
     assert host(value) == 400
 
 
-def test_no_host_and_two_hosts_are_400() -> None:
+def test_missing_and_duplicate_hosts_get_400() -> None:
     """RFC 9112 §3.2."""
     assert status(LOCAL) == 400
     assert status(LOCAL, (b"host", b"localhost"), (b"host", b"localhost")) == 400
     assert status(LOCAL, (b"host", b"evil.com"), (b"host", b"localhost")) == 400
 
 
-def test_two_origins_are_400_and_other_headers_may_repeat() -> None:
+def test_duplicate_origins_get_400() -> None:
     """One of two origins would be checked and the other used."""
     good = (b"host", b"localhost")
     assert status(LOCAL, good, (b"origin", b"http://evil.com"), (b"origin", b"http://localhost")) == 400
     assert status(LOCAL, good, (b"accept", b"a"), (b"accept", b"b")) == 200
 
 
-def test_any_host_may_be_allowed() -> None:
+def test_wildcard_allows_any_host() -> None:
     """`*`, for servers whose proxy has checked already; a malformed one stays 400."""
     anyone = HostPolicy(["*"])
     assert host(b"evil.com", anyone) == 200
     assert host(b"a b", anyone) == 400
 
 
-def test_good_hosts_are_remembered_and_the_memory_is_bounded() -> None:
+def test_allowed_hosts_are_cached_within_bounds() -> None:
     """The hot path looks in the set; a wildcard must not let a client grow it."""
     anyone = HostPolicy(["*"])
     for number in range(3000):
@@ -111,7 +111,7 @@ def test_good_hosts_are_remembered_and_the_memory_is_bounded() -> None:
     "value", [b"http://localhost:3000", b"https://localhost", b"http://127.0.0.1:9", b"http://[::1]:5173",
               b"http://app.localhost", b"HTTP://LOCALHOST:3000"],
 )  # fmt: skip
-def test_loopback_origins_of_any_port_are_good_on_a_loopback_bind_only(value: bytes) -> None:
+def test_loopback_origins_are_allowed_on_a_loopback_bind(value: bytes) -> None:
     """A page of the user's own machine; a server for others must list it."""
     assert origin(value) == 200
     assert origin(value, b"203.0.113.9", PUBLIC) == 403
@@ -124,7 +124,7 @@ def test_loopback_origins_of_any_port_are_good_on_a_loopback_bind_only(value: by
      b"http://", b"http://a b", b"https://app.example.com:444", b"http://app.example.com",
      b"https://pages.example.com", b"https://evilpages.example.com", b"http://dev.example.com"],
 )  # fmt: skip
-def test_other_origins_are_403_and_the_text_names_the_setting(value: bytes) -> None:
+def test_other_origins_get_403_naming_the_setting(value: bytes) -> None:
     """Also the opaque one, on every method."""
     for policy in (LOCAL, PUBLIC):
         for method in ("GET", "POST", "DELETE"):
@@ -139,13 +139,13 @@ def test_other_origins_are_403_and_the_text_names_the_setting(value: bytes) -> N
     "value", [b"https://app.example.com", b"https://APP.example.com:443", b"https://a.pages.example.com",
               b"http://dev.example.com:3000"],
 )  # fmt: skip
-def test_listed_origins_are_good(value: bytes) -> None:
+def test_listed_origins_are_allowed(value: bytes) -> None:
     """`allowed_origins`: scheme, host and port all count; the default port may be left out."""
     assert origin(value, policy=PUBLIC) == 200
 
 
 @for_each(("peer", "expected"), [("127.0.0.1", None), ("::1", None), ("10.0.0.5", 403), ("testclient", 403), ("", 403)])
-def test_where_the_bind_is_unknown_the_peer_decides_about_loopback_origins(peer: str, expected: int | None) -> None:
+def test_peer_address_decides_on_loopback_origins_without_a_known_bind(peer: str, expected: int | None) -> None:
     """Our choice: who comes from a loopback address is on this machine, and so is its page."""
     unknown = HostPolicy(loopback_bind=None)
     fields = {b"host": b"127.0.0.1", b"origin": b"http://localhost:3000"}
@@ -153,7 +153,7 @@ def test_where_the_bind_is_unknown_the_peer_decides_about_loopback_origins(peer:
     assert (None if refusal is None else refusal.status) == expected
 
 
-def test_any_origin_may_be_allowed_but_the_opaque_one() -> None:
+def test_wildcard_origin_excludes_the_opaque_origin() -> None:
     """`*`; `null` is what a sandboxed frame of any page sends."""
     anyone = HostPolicy(allowed_origins=["*"], loopback_bind=False)
     assert origin(b"https://evil.com", policy=anyone) == 200
@@ -161,7 +161,7 @@ def test_any_origin_may_be_allowed_but_the_opaque_one() -> None:
     assert origin(b"null", policy=HostPolicy(allowed_origins=["null"], loopback_bind=False)) == 200
 
 
-def test_the_servers_own_origin_is_good_where_its_host_is() -> None:
+def test_own_origin_is_allowed_with_an_allowed_host() -> None:
     """A page that the server itself serves; a rebound name fails at the Host already."""
     assert origin(b"https://mcp.example.com", b"mcp.example.com", PUBLIC) == 200
     assert origin(b"http://mcp.example.com:8000", b"mcp.example.com:8000", PUBLIC) == 200
@@ -170,13 +170,13 @@ def test_the_servers_own_origin_is_good_where_its_host_is() -> None:
     assert origin(b"http://evil.com", b"evil.com") == 421
 
 
-def test_an_origin_setting_that_is_none_is_an_error() -> None:
+def test_invalid_origin_settings_raise() -> None:
     """A bare name would never match, and nobody would see why."""
     with pytest.raises(ValueError, match="allowed_origins"):
         HostPolicy(allowed_origins=["app.example.com"])
 
 
-def test_empty_entries_mean_nothing() -> None:
+def test_empty_entries_are_ignored() -> None:
     """``MILLSTREAM_ALLOWED_HOSTS=`` splits to one empty string."""
     nobody = HostPolicy([""], [""], loopback_bind=False)
     assert host(b"evil.com", nobody) == 421
@@ -184,7 +184,7 @@ def test_empty_entries_mean_nothing() -> None:
 
 
 @for_each(("method", "expected"), [("POST", 403), ("DELETE", 403), ("GET", 200), ("OPTIONS", 200)])
-def test_a_cross_site_request_without_an_origin_must_not_change_state(method: str, expected: int) -> None:
+def test_cross_site_requests_without_origin_cannot_change_state(method: str, expected: int) -> None:
     """Fetch metadata; with an allowed Origin it may."""
     fields = [(b"host", b"localhost"), (b"sec-fetch-site", b"cross-site")]
     assert status(LOCAL, *fields, method=method) == expected
@@ -192,7 +192,7 @@ def test_a_cross_site_request_without_an_origin_must_not_change_state(method: st
     assert status(LOCAL, (b"host", b"localhost"), (b"sec-fetch-site", b"same-origin"), method=method) == 200
 
 
-def test_cors_headers_name_the_origin_and_what_may_be_read() -> None:
+def test_cors_headers_name_origin_and_exposed_headers() -> None:
     """Our choice."""
     head = LOCAL.cors_head(b"http://localhost:3000 ")
     assert head.startswith(b"access-control-allow-origin: http://localhost:3000\r\n")
@@ -205,7 +205,7 @@ def _options(*fields: tuple[bytes, bytes], method: str = "OPTIONS") -> Request:
     return Request(method, "/mcp", raw, dict(raw))
 
 
-def test_a_preflight_reflects_the_headers_it_asks_for() -> None:
+def test_preflight_reflects_requested_headers() -> None:
     """Names of ``Mcp-Param-*`` are the tool author's choice, so a fixed list cannot do."""
     asks = (b"access-control-request-method", b"POST")
     reply = LOCAL.preflight(
@@ -218,7 +218,7 @@ def test_a_preflight_reflects_the_headers_it_asks_for() -> None:
 
 
 @for_each("wanted", [b"", b"x\r\nset-cookie: a=b", b"a;b", b"x" * 3000])
-def test_a_preflight_without_a_usable_list_gets_the_protocols_own_headers(wanted: bytes) -> None:
+def test_preflight_without_a_list_gets_the_protocol_headers(wanted: bytes) -> None:
     """And nothing of it is copied into our headers."""
     reply = LOCAL.preflight(
         _options(
@@ -232,7 +232,7 @@ def test_a_preflight_without_a_usable_list_gets_the_protocols_own_headers(wanted
     assert b"set-cookie" not in reply.head
 
 
-def test_other_options_requests_are_no_preflight() -> None:
+def test_plain_options_requests_are_not_preflights() -> None:
     """The Fetch standard: a preflight has an Origin and names a method."""
     asks, comes = (b"access-control-request-method", b"POST"), (b"origin", b"http://localhost")
     assert LOCAL.preflight(_options(comes)) is None
@@ -240,7 +240,7 @@ def test_other_options_requests_are_no_preflight() -> None:
     assert LOCAL.preflight(_options(comes, asks, method="POST")) is None
 
 
-def test_an_authority_says_what_it_is() -> None:
+def test_authorities_are_parsed() -> None:
     """Name in lower case, port as written, address if it is one."""
     parsed = parse_authority(b"LocalHost:80")
     assert parsed is not None
@@ -250,7 +250,7 @@ def test_an_authority_says_what_it_is() -> None:
     assert (remote.name, str(remote.address), remote.loopback) == ("2001:db8::1", "2001:db8::1", False)
 
 
-def test_made_up_addresses_do_not_keep_a_true_host_out_of_the_table_for_ever() -> None:
+def test_host_cache_cannot_be_filled_with_fake_addresses() -> None:
     """Fixed: 1,024 of them filled it, and every later request was checked at length. It stays bounded."""
     policy = HostPolicy(["mcp.example.com"])
     for number in range(5000):
@@ -260,7 +260,7 @@ def test_made_up_addresses_do_not_keep_a_true_host_out_of_the_table_for_ever() -
     assert b"mcp.example.com" in policy.good
 
 
-def test_without_cors_a_wildcard_admits_no_page_that_browsers_do_not_ask_for() -> None:
+def test_wildcard_without_cors_allows_no_cross_site_page() -> None:
     """Forms and WebSockets of a foreign page are refused; a JSON body needs a preflight, which gets no answer."""
     policy = HostPolicy(("*",), ("*", "https://shop.example"), loopback_bind=False, cors=False)
 

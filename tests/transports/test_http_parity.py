@@ -17,7 +17,7 @@ async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
         yield start
 
 
-async def test_replies_come_on_one_connection_one_after_the_other(start: Start) -> None:
+async def test_keep_alive_replies_come_in_order(start: Start) -> None:
     """RFC 9112 §9.3: a connection persists."""
     peer = await (await start()).connect()
     for path in ("/echo", "/slow", "/echo"):
@@ -38,7 +38,7 @@ async def test_pipelined_requests_are_answered_in_order(start: Start) -> None:
     assert [reply[2] for reply in replies if reply[0] == 200] == [b"/slow", b"/echo", b"onetwo", b"/echo", b"/slow"]
 
 
-async def test_a_request_may_come_byte_by_byte(start: Start) -> None:
+async def test_requests_may_arrive_byte_by_byte(start: Start) -> None:
     """TCP has no messages."""
     peer = await (await start()).connect()
     for byte in request(body=b"hello") + request(path="/slow", body=b"again"):
@@ -48,21 +48,21 @@ async def test_a_request_may_come_byte_by_byte(start: Start) -> None:
     assert (await peer.reply())[2] == b"again"
 
 
-async def test_a_handler_sees_method_path_query_and_peer(start: Start) -> None:
+async def test_handlers_see_method_path_query_and_peer(start: Start) -> None:
     """Our own interface: the same `Request` by both ways."""
     peer = await (await start()).connect()
     await peer.send(b"GET /describe?a=1&b=%20 HTTP/1.1\r\n" + HEAD + b"\r\n")
     assert (await peer.reply())[2] == b"GET /describe a=1&b=%20 127.0.0.1 http"
 
 
-async def test_an_escaped_path_reaches_the_same_handler(start: Start) -> None:
+async def test_escaped_paths_reach_the_same_handler(start: Start) -> None:
     """RFC 3986 §6.2.2.2: %65 is e."""
     peer = await (await start()).connect()
     await peer.send(request(path="/%65cho", body=b"hello"))
     assert (await peer.reply())[2] == b"hello"
 
 
-async def test_a_large_body_comes_back_whole(start: Start) -> None:
+async def test_large_bodies_round_trip(start: Start) -> None:
     """Bodies up to the cap are accepted, and large replies are not cut."""
     body = bytes(range(256)) * 8192
     peer = await (await start()).connect()
@@ -70,7 +70,7 @@ async def test_a_large_body_comes_back_whole(start: Start) -> None:
     assert (await peer.reply())[2] == body
 
 
-async def test_a_chunked_body_is_joined(start: Start) -> None:
+async def test_chunked_bodies_are_joined(start: Start) -> None:
     """RFC 9112 §7.1, with chunk extensions."""
     peer = await (await start()).connect()
     head = b"POST /echo HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -79,7 +79,7 @@ async def test_a_chunked_body_is_joined(start: Start) -> None:
     assert (await peer.reply())[2] == b"abcdef"
 
 
-async def test_a_declared_body_above_the_cap_is_413_before_it_is_sent(start: Start) -> None:
+async def test_declared_oversized_body_gets_413_before_it_is_sent(start: Start) -> None:
     """Our choice: 4 MiB by default, refused by its Content-Length."""
     peer = await (await start(max_body=10)).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: 1073741824\r\n\r\n")
@@ -88,7 +88,7 @@ async def test_a_declared_body_above_the_cap_is_413_before_it_is_sent(start: Sta
     assert await peer.rest() == b""
 
 
-async def test_an_endless_chunked_body_is_413_at_the_cap(start: Start) -> None:
+async def test_endless_chunked_body_gets_413_at_the_cap(start: Start) -> None:
     """Our choice: counted while it comes."""
     peer = await (await start(max_body=10)).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -98,7 +98,7 @@ async def test_an_endless_chunked_body_is_413_at_the_cap(start: Start) -> None:
     assert await peer.rest() == b""
 
 
-async def test_a_body_that_does_not_come_is_408(start: Start) -> None:
+async def test_missing_body_gets_408(start: Start) -> None:
     """Our choice: a body has its time, with the lane and without."""
     peer = await (await start(body_timeout=0.1)).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\n" + HEAD + b"Content-Length: 10\r\n\r\nabc")
@@ -107,7 +107,7 @@ async def test_a_body_that_does_not_come_is_408(start: Start) -> None:
     assert await peer.rest() == b""
 
 
-async def test_a_path_that_no_handler_takes_is_404(start: Start) -> None:
+async def test_unknown_paths_get_404(start: Start) -> None:
     """And the connection lives on."""
     peer = await (await start()).connect()
     await peer.send(request(path="/absent", body=b"x") + request(body=b"hello"))
@@ -115,7 +115,7 @@ async def test_a_path_that_no_handler_takes_is_404(start: Start) -> None:
     assert (await peer.reply())[2] == b"hello"
 
 
-async def test_head_has_the_headers_of_the_reply_and_no_body(start: Start) -> None:
+async def test_head_replies_have_headers_and_no_body(start: Start) -> None:
     """RFC 9110 §9.3.2."""
     peer = await (await start()).connect()
     await peer.send(request("HEAD", body=b"hello"))
@@ -136,7 +136,7 @@ async def test_a_204_has_no_content_length(start: Start) -> None:
     assert (await peer.reply())[2] == b"next"
 
 
-async def test_connection_close_is_honoured(start: Start) -> None:
+async def test_connection_close_is_honored(start: Start) -> None:
     """RFC 9112 §9.6."""
     peer = await (await start()).connect()
     await peer.send(request(body=b"hello", extra=b"Connection: close\r\n"))
@@ -145,7 +145,7 @@ async def test_connection_close_is_honoured(start: Start) -> None:
     assert await peer.rest() == b""
 
 
-async def test_an_http_1_0_request_is_answered_and_closed(start: Start) -> None:
+async def test_http_1_0_requests_close_the_connection(start: Start) -> None:
     """RFC 9112 §9.3: no persistence without asking."""
     peer = await (await start()).connect()
     await peer.send(b"POST /echo HTTP/1.0\r\n" + HEAD + b"Content-Length: 5\r\n\r\nhello")
@@ -165,7 +165,7 @@ async def test_expect_100_continue_is_answered_before_the_body(start: Start) -> 
     assert (await peer.reply())[2] == b"hello"
 
 
-async def test_expect_100_continue_behind_a_running_call_waits_for_its_reply(start: Start) -> None:
+async def test_expect_continue_waits_for_the_running_call(start: Start) -> None:
     """An interim reply must not come in the middle of another one."""
     peer = await (await start()).connect()
     await peer.send(request(path="/slow", body=b"first"))
@@ -178,7 +178,7 @@ async def test_expect_100_continue_behind_a_running_call_waits_for_its_reply(sta
     assert (await peer.reply())[2] == b"hello"
 
 
-async def test_a_host_that_is_not_served_is_421_and_names_the_setting(start: Start) -> None:
+async def test_unserved_host_gets_421_naming_the_setting(start: Start) -> None:
     """DNS rebinding: names have to be listed."""
     peer = await (await start()).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\nHost: evil.com\r\nContent-Length: 1\r\n\r\nx" + request(body=b"next"))
@@ -188,14 +188,14 @@ async def test_a_host_that_is_not_served_is_421_and_names_the_setting(start: Sta
     assert (await peer.reply())[2] == b"next"
 
 
-async def test_probes_may_use_any_host(start: Start) -> None:
+async def test_probes_accept_any_host(start: Start) -> None:
     """Health checks call by whatever name they have."""
     peer = await (await start()).connect()
     await peer.send(b"GET /livez HTTP/1.1\r\nHost: pod-7.internal\r\n\r\n")
     assert (await peer.reply())[0] == 204
 
 
-async def test_a_foreign_origin_is_403_and_an_allowed_one_gets_cors_headers(start: Start) -> None:
+async def test_other_origins_get_403_and_allowed_ones_cors_headers(start: Start) -> None:
     """Origin is checked for every request; replies and streams to an allowed one can be read by its page."""
     peer = await (await start(allowed_origins=("https://app.example.com",))).connect()
     await peer.send(request(body=b"x", extra=b"Origin: https://evil.com\r\n"))
@@ -209,7 +209,7 @@ async def test_a_foreign_origin_is_403_and_an_allowed_one_gets_cors_headers(star
         assert b"mcp-session-id" in headers[b"access-control-expose-headers"]
 
 
-async def test_a_preflight_is_answered_with_the_headers_it_asks_for(start: Start) -> None:
+async def test_preflight_reply_reflects_requested_headers(start: Start) -> None:
     """Fetch standard, CORS preflight; parameter headers have names of the user's choice."""
     peer = await (await start({("OPTIONS", "/echo"): echo})).connect()
     extra = (
@@ -223,7 +223,7 @@ async def test_a_preflight_is_answered_with_the_headers_it_asks_for(start: Start
     assert b"POST" in headers[b"access-control-allow-methods"]
 
 
-async def test_a_reply_head_of_the_handler_stands_in_the_reply(start: Start) -> None:
+async def test_handler_headers_are_sent(start: Start) -> None:
     """Handlers give finished header lines."""
 
     async def custom(request: Request) -> Response:

@@ -18,7 +18,7 @@ async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
         yield start
 
 
-async def test_a_stream_is_chunked_and_ends_properly(start: Start) -> None:
+async def test_streams_are_chunked_and_end_properly(start: Start) -> None:
     """RFC 9112 §7.1; empty writes must not end it."""
     peer = await (await start()).connect()
     await peer.send(request(path="/stream") + request(body=b"next"))
@@ -28,7 +28,7 @@ async def test_a_stream_is_chunked_and_ends_properly(start: Start) -> None:
 
 
 @pytest.mark.parametrize("path", ["/fail", "/nothing"])
-async def test_a_handler_that_fails_shows_only_an_identifier(
+async def test_failing_handlers_reveal_only_an_incident(
     start: Start, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Our choice: what it raised stands in the log under that identifier."""
@@ -42,7 +42,7 @@ async def test_a_handler_that_fails_shows_only_an_identifier(
     assert identifier in caplog.text
 
 
-async def test_a_handler_that_fails_in_its_stream_cuts_it(start: Start) -> None:
+async def test_handler_failure_cuts_its_stream(start: Start) -> None:
     """A broken stream must not look like a whole one: there is no final chunk."""
     peer = await (await start()).connect()
     await peer.send(request(path="/fail-late"))
@@ -68,7 +68,7 @@ async def test_a_second_stream_for_one_request_is_an_error(start: Start) -> None
     assert raised.is_set()
 
 
-async def test_a_peer_that_leaves_ends_its_stream(start: Start) -> None:
+async def test_disconnect_ends_the_stream(start: Start) -> None:
     """`Sink.on_close` is called once, at once when it is too late, and writes do nothing from then on."""
     closed: asyncio.Queue[str] = asyncio.Queue()
 
@@ -92,7 +92,7 @@ async def test_a_peer_that_leaves_ends_its_stream(start: Start) -> None:
 
 
 @for_each("streams", [False, True])
-async def test_a_peer_that_leaves_cancels_a_handler_that_wants_it(start: Start, streams: bool) -> None:
+async def test_disconnect_cancels_handlers_that_ask_for_it(start: Start, streams: bool) -> None:
     """2026-07-28: a disconnect is a cancel."""
     began, ended = asyncio.Event(), asyncio.Event()
 
@@ -119,7 +119,7 @@ async def test_a_peer_that_leaves_cancels_a_handler_that_wants_it(start: Start, 
     assert server.state.tasks == set()
 
 
-async def test_a_peer_that_leaves_does_not_cancel_a_handler_of_its_own_right(start: Start) -> None:
+async def test_disconnect_does_not_cancel_independent_handlers(start: Start) -> None:
     """A handshake-era call belongs to the server, not to the connection."""
     began, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -141,7 +141,7 @@ async def test_a_peer_that_leaves_does_not_cancel_a_handler_of_its_own_right(sta
     await asyncio.wait_for(ended.wait(), WAIT)
 
 
-async def test_a_stream_opened_after_the_peer_left_is_closed(start: Start) -> None:
+async def test_streams_opened_after_a_disconnect_are_closed(start: Start) -> None:
     """Nobody would ever tell the handler otherwise."""
     began, go = asyncio.Event(), asyncio.Event()
     states: asyncio.Queue[bool] = asyncio.Queue()
@@ -165,7 +165,7 @@ async def test_a_stream_opened_after_the_peer_left_is_closed(start: Start) -> No
     assert await asyncio.wait_for(states.get(), WAIT)
 
 
-async def test_a_writer_that_drains_is_held_back_by_a_slow_reader(start: Start) -> None:
+async def test_slow_readers_hold_back_draining_writers(start: Start) -> None:
     """`drain` waits for the peer; nothing is lost."""
     piece = b"x" * 65536
 
@@ -180,7 +180,7 @@ async def test_a_writer_that_drains_is_held_back_by_a_slow_reader(start: Start) 
     assert (await peer.reply())[2] == piece * 64
 
 
-async def test_a_reader_too_far_behind_is_cut(start: Start) -> None:
+async def test_readers_too_far_behind_are_cut(start: Start) -> None:
     """Every queue is bounded; who does not read is cut, and the stream does not end properly."""
     cut = asyncio.Event()
 

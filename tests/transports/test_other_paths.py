@@ -32,7 +32,7 @@ async def answers(kind: str, path: str, *, extensions: Any = None, **headers: st
 
 
 @for_each("path", ["/health", "/livez", "/readyz", "/mcp", "/events"])
-async def test_a_preflight_is_answered_on_every_route_also_those_of_the_probes(path: str) -> None:
+async def test_preflight_works_on_every_route(path: str) -> None:
     """Our choice; a fixed defect: the probes said 405, and that they take OPTIONS."""
     start, _ = await answers("http", path, **ASKS)
     head = dict(start["headers"])
@@ -40,7 +40,7 @@ async def test_a_preflight_is_answered_on_every_route_also_those_of_the_probes(p
     assert b"access-control-allow-methods" in head
 
 
-async def test_other_options_requests_of_a_probe_are_still_405() -> None:
+async def test_plain_options_requests_to_probes_get_405() -> None:
     """No preflight without an Origin that is allowed."""
     for headers in ({}, {**ASKS, "origin": "https://evil.example"}):
         start, _ = await answers("http", "/health", **headers)
@@ -60,7 +60,7 @@ async def test_other_options_requests_of_a_probe_are_still_405() -> None:
     ],
     ids=["allowed", "not allowed", "two", "none"],
 )
-async def test_a_probe_has_the_same_cors_headers_whatever_serves_it(
+async def test_probes_have_the_same_cors_headers_under_every_server(
     path: str, method: str, head: bytes, allowed: bool
 ) -> None:
     """A fixed defect: through the lane any page could read `/health`, through plain ASGI none could."""
@@ -81,7 +81,7 @@ async def test_a_probe_has_the_same_cors_headers_whatever_serves_it(
     assert status == (405 if method == "OPTIONS" and not allowed else 204 if method == "OPTIONS" else 200)
 
 
-async def test_a_handshake_at_a_path_without_a_websocket_is_404_where_the_server_can_say_so() -> None:
+async def test_websocket_handshake_at_other_paths_gets_404() -> None:
     """ASGI: the extension `websocket.http.response`; without it closing before the accept is a 403."""
     start, body = await answers("websocket", "/nowhere", extensions={"websocket.http.response": {}})
     assert (start["type"], start["status"]) == ("websocket.http.response.start", 404)
@@ -100,7 +100,7 @@ HANDSHAKES = {
 @for_each("handshake", HANDSHAKES)
 @for_each(("parts", "where"), [(("hub",), b"It's at /ws."), ((), b"use --serve hub.")])
 @for_each("lane", [True, False], ids=["lane", "asgi"])
-async def test_a_client_that_wants_a_websocket_at_mcp_hears_where_there_is_one_instead_of_a_stream_without_end(
+async def test_websocket_handshake_at_mcp_names_the_right_path(
     lane: bool, parts: tuple[str, ...], where: bytes, handshake: str
 ) -> None:
     """A fixed defect: it was answered 200 and an event stream, which RFC 9110 §7.8 allows and no such client reads."""
@@ -118,7 +118,7 @@ async def test_a_client_that_wants_a_websocket_at_mcp_hears_where_there_is_one_i
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
-async def test_an_upgrade_to_anything_else_is_ignored(lane: bool) -> None:
+async def test_unknown_upgrades_are_ignored(lane: bool) -> None:
     """RFC 9110 §7.8; curl asks for HTTP/2 in this way. A POST is no handshake, whatever it asks (RFC 6455 §4.1)."""
     server = Server("paths")
     async with server.running() as runtime:

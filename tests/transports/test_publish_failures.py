@@ -16,7 +16,7 @@ from millstream._stores.base import StoreFull, StoreUnavailable
     ("failure", "said"),
     [(StoreUnavailable("10.1.2.3 is away"), "didn't answer in time"), (StoreFull("10.1.2.3 is full"), "is full")],
 )
-async def test_a_publisher_whose_event_the_store_did_not_take_is_told_so_and_may_try_again(
+async def test_publish_error_says_to_retry_when_the_store_rejected_the_event(
     failure: LocalError, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed defect: it got 500 and an incident, as if the server were broken."""

@@ -20,7 +20,7 @@ def send_and_reset(port: int, data: bytes) -> None:
 
 
 @for_each("way", WAYS)
-async def test_a_connection_that_is_reset_at_once_has_no_requests_outside_of_all_limits(way: str) -> None:
+async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
     """A fixed defect: nobody could say whose they were, so they ran without the limits of callers and addresses."""
     owners: list[str] = []
 
@@ -40,7 +40,7 @@ async def test_a_connection_that_is_reset_at_once_has_no_requests_outside_of_all
 
 
 @for_each("way", WAYS)
-async def test_a_handshake_that_is_reset_at_once_is_nobodys(way: str) -> None:
+async def test_reset_handshakes_are_dropped(way: str) -> None:
     """As other requests: a socket can do what they can."""
     peers: list[str] = []
 

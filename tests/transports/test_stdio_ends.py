@@ -55,7 +55,7 @@ def opening() -> Any:
     return request("initialize", params, 0)
 
 
-async def test_a_call_that_asks_after_the_end_of_the_input_fails_at_once() -> None:
+async def test_questions_after_end_of_input_fail_at_once() -> None:
     """Fixed: it waited for an answer until the grace time was over, and nobody was told."""
     mcp, gone = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
 
@@ -94,7 +94,7 @@ async def asking_client() -> AsyncIterator[tuple[Runtime, Client]]:
         yield runtime, client
 
 
-async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -> None:
+async def test_open_questions_fail_at_end_of_input() -> None:
     """Fixed: the process stayed for the whole grace time."""
     async with asking_client() as (_, client):
         client.leave()
@@ -102,7 +102,7 @@ async def test_a_question_that_is_open_at_the_end_of_the_input_fails_at_once() -
     assert "gone away" in said[1]["result"]["content"][0]["text"]
 
 
-async def test_a_question_that_is_open_when_the_server_stops_is_taken_back_before_its_call_ends() -> None:
+async def test_open_questions_are_withdrawn_on_shutdown() -> None:
     """Fixed: the client was told nothing, and the tool that the client had gone away, which it had not."""
     async with asking_client() as (runtime, client):
         await until(lambda: len(runtime.services.questions))
@@ -114,7 +114,7 @@ async def test_a_question_that_is_open_when_the_server_stops_is_taken_back_befor
 
 
 @for_each(("way", "said"), [("stop", "The server is stopping"), ("leave", "gone away"), ("late", "did not answer")])
-async def test_two_questions_at_once_that_fail_for_one_reason_say_that_reason(way: str, said: str) -> None:
+async def test_concurrent_questions_failing_for_one_reason_report_it(way: str, said: str) -> None:
     """Fixed: one was told to the model as what it is, and two as an internal error."""
     timeout = 0.01 if way == "late" else 60
     mcp, over = Server("asks", settings=Settings(drain_timeout=30, ask_timeout=timeout)), asyncio.Event()
@@ -146,7 +146,7 @@ async def test_two_questions_at_once_that_fail_for_one_reason_say_that_reason(wa
 
 
 @for_each("way", ["stop", "leave"])
-async def test_a_call_that_outlasts_the_grace_time_is_answered_with_an_error_that_says_so(way: str) -> None:
+async def test_calls_that_outlast_the_grace_time_get_an_error(way: str) -> None:
     """Fixed: the output ended without an answer, whether the server was stopped or its input ended."""
     mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()
 
@@ -167,7 +167,7 @@ async def test_a_call_that_outlasts_the_grace_time_is_answered_with_an_error_tha
     assert answer["error"]["message"] == "The server stopped before this call was done: try again"
 
 
-async def test_an_output_that_nobody_reads_does_not_keep_a_stopping_server() -> None:
+async def test_unread_output_does_not_block_shutdown() -> None:
     """What its calls would be told can't be written, and isn't waited for."""
     mcp, running = Server("waits", settings=Settings(drain_timeout=0.01)), asyncio.Event()
 
@@ -193,7 +193,7 @@ async def test_an_output_that_nobody_reads_does_not_keep_a_stopping_server() -> 
         client.leave()
 
 
-async def test_a_client_that_reads_nothing_is_not_read_either() -> None:
+async def test_clients_that_do_not_read_are_not_read() -> None:
     """Fixed: its messages were taken and answered without end, into memory."""
     mcp = Server("echo", settings=Settings(stream_buffer=64 * 1024))
     ping = json.dumps(request("ping", {}, 1)).encode() + b"\n"

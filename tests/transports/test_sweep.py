@@ -115,7 +115,7 @@ def guard(loop: Loop) -> ConnectionGuard:
         (Connection(FAST_BODY), 28, "408"),
     ],
 )
-def test_a_peer_has_its_time_and_no_more(
+def test_peers_are_cut_after_their_timeout(
     guard: ConnectionGuard, loop: Loop, connection: Connection, seconds: int, fate: str
 ) -> None:
     """What it is waited for decides how long and what then. Who sends slowly is gone when the time is over, not later:
@@ -128,7 +128,7 @@ def test_a_peer_has_its_time_and_no_more(
     assert connection.fate == fate
 
 
-def test_a_running_call_and_a_paused_reading_have_no_limit(guard: ConnectionGuard, loop: Loop) -> None:
+def test_running_calls_and_paused_reading_have_no_timeout(guard: ConnectionGuard, loop: Loop) -> None:
     """The peer cannot go on, or owes nothing."""
     running, asking, refused, paused = (
         Connection(busy=True),
@@ -148,7 +148,7 @@ def test_a_running_call_and_a_paused_reading_have_no_limit(guard: ConnectionGuar
     assert paused.fate == "408"
 
 
-def test_a_peer_that_takes_nothing_is_cut_and_one_that_takes_little_is_not(guard: ConnectionGuard, loop: Loop) -> None:
+def test_only_peers_that_read_nothing_are_cut(guard: ConnectionGuard, loop: Loop) -> None:
     """Only a write buffer that never becomes smaller is a stalled one; heartbeats make it larger."""
     stalled, slow = Connection(busy=True), Connection(busy=True)
     for connection in (stalled, slow):
@@ -164,7 +164,7 @@ def test_a_peer_that_takes_nothing_is_cut_and_one_that_takes_little_is_not(guard
     assert (stalled.fate, slow.fate) == ("aborted", "")
 
 
-def test_a_connection_with_unsent_bytes_is_not_idle(guard: ConnectionGuard, loop: Loop) -> None:
+def test_connections_with_unsent_bytes_are_not_idle(guard: ConnectionGuard, loop: Loop) -> None:
     """A large reply may take longer than the keep-alive time."""
     connection = Connection()
     guard.admit(connection)
@@ -174,7 +174,7 @@ def test_a_connection_with_unsent_bytes_is_not_idle(guard: ConnectionGuard, loop
     assert connection.fate == ""
 
 
-def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: ConnectionGuard, loop: Loop) -> None:
+def test_refused_peers_may_linger_after_pending_replies(guard: ConnectionGuard, loop: Loop) -> None:
     """Its refusal waits for them; then it has a moment to read."""
     connection = Connection(DONE, busy=True)
     guard.admit(connection)
@@ -188,9 +188,7 @@ def test_a_refused_peer_may_linger_after_the_replies_that_are_owed(guard: Connec
 
 
 @for_each("phase", [NEW, IDLE])
-def test_whoever_is_closed_and_still_there_at_the_next_sweep_is_dropped(
-    guard: ConnectionGuard, loop: Loop, phase: int
-) -> None:
+def test_closed_peers_are_dropped_at_the_next_sweep(guard: ConnectionGuard, loop: Loop, phase: int) -> None:
     """A fixed defect: over TLS, a peer that never answered the close stayed, and was closed again by each sweep."""
     peer = Connection(phase)
     guard.admit(peer)
@@ -201,7 +199,7 @@ def test_whoever_is_closed_and_still_there_at_the_next_sweep_is_dropped(
     assert peer.fate == "aborted"
 
 
-def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard: ConnectionGuard, loop: Loop) -> None:
+def test_sweep_timer_stops_without_connections(guard: ConnectionGuard, loop: Loop) -> None:
     """An idle server wakes for nothing, and its clock is right when somebody comes."""
     connection = Connection()
     guard.admit(connection)
@@ -216,7 +214,7 @@ def test_the_timer_stops_with_the_last_connection_and_starts_with_the_next(guard
     assert late.fate == ""
 
 
-def test_a_sweep_goes_on_after_an_error_in_it(guard: ConnectionGuard, loop: Loop) -> None:
+def test_sweep_continues_after_an_error(guard: ConnectionGuard, loop: Loop) -> None:
     """One bad connection must not leave all others without limits."""
 
     class Broken(Connection):
@@ -241,9 +239,7 @@ def test_a_sweep_goes_on_after_an_error_in_it(guard: ConnectionGuard, loop: Loop
     assert loop.timer is not None
 
 
-def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between(
-    guard: ConnectionGuard, loop: Loop
-) -> None:
+def test_mass_refusals_are_spread_over_several_iterations(guard: ConnectionGuard, loop: Loop) -> None:
     """Fixed: a sweep over thousands of connections held up every call until it was through. To refuse a peer takes much
     longer than to look at it: 256 refusals held up each call for some 10 ms.
     """
@@ -264,7 +260,7 @@ def test_a_crowd_is_sent_away_in_several_turns_so_that_others_are_served_between
 
 @pytest.mark.many
 @for_each("many", [5_000, 100_000])
-def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: ConnectionGuard, loop: Loop, many: int) -> None:
+def test_mass_refusals_take_at_most_500_iterations(guard: ConnectionGuard, loop: Loop, many: int) -> None:
     """They take less than a second, so that the time that a peer has is kept."""
     crowd = [Connection(HEAD) for _ in range(many)]
     for connection in crowd:
@@ -280,9 +276,7 @@ def test_a_crowd_of_any_size_is_sent_away_in_five_hundred_turns(guard: Connectio
 
 
 @pytest.mark.parametrize("replying", [SILENT, CLOSED])
-def test_whoever_is_closed_without_a_refusal_takes_a_turn_as_well(
-    guard: ConnectionGuard, loop: Loop, replying: int
-) -> None:
+def test_closes_without_a_refusal_count_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
     """Idle for too long, or lingering after a refusal."""
     crowd = [Connection(IDLE if replying == SILENT else DONE) for _ in range(20)]
     for connection in crowd:
@@ -293,7 +287,7 @@ def test_whoever_is_closed_without_a_refusal_takes_a_turn_as_well(
     assert sum(bool(each.fate) for each in crowd) == 4
 
 
-def test_those_that_take_nothing_are_cut_off_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
+def test_stalled_peers_are_cut_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
     """They have bytes to take, so they're a case of their own."""
     crowd = [Connection(busy=True) for _ in range(20)]
     for connection in crowd:
@@ -304,7 +298,7 @@ def test_those_that_take_nothing_are_cut_off_a_few_at_a_time(guard: ConnectionGu
     assert [each.fate for each in crowd].count("aborted") == 4
 
 
-def test_a_sweep_looks_at_some_hundred_connections_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
+def test_sweep_checks_connections_in_batches(guard: ConnectionGuard, loop: Loop) -> None:
     """Also where all of them are well."""
     for _ in range(1_000):
         guard.admit(Connection())
@@ -316,7 +310,7 @@ def test_a_sweep_looks_at_some_hundred_connections_at_a_time(guard: ConnectionGu
     assert turns == 4
 
 
-def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
+def test_addresses_are_counted_only_with_a_cap(loop: Loop) -> None:
     """Else a table of all addresses ever seen would grow."""
     state = ServerState()
     capped = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
@@ -341,7 +335,7 @@ def test_addresses_are_counted_only_where_they_have_a_cap(loop: Loop) -> None:
     assert not unnamed.over_cap
 
 
-def test_all_addresses_of_an_ipv6_network_have_one_cap(loop: Loop) -> None:
+def test_ipv6_networks_share_one_cap(loop: Loop) -> None:
     """A fixed defect: a customer has 2**64 addresses, and the cap was for each of them."""
     state = ServerState()
     guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=2)), cast("Any", loop))
@@ -357,7 +351,7 @@ def test_all_addresses_of_an_ipv6_network_have_one_cap(loop: Loop) -> None:
     assert not near[0].over_cap
 
 
-def test_what_another_protocol_goes_on_with_counts_at_once(loop: Loop) -> None:
+def test_upgraded_connections_count_at_once(loop: Loop) -> None:
     """A fixed defect: a WebSocket counted from the next sweep on, so that an address could open any number at once."""
     state = ServerState()
     guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
@@ -375,7 +369,7 @@ def test_what_another_protocol_goes_on_with_counts_at_once(loop: Loop) -> None:
     assert not third.over_cap
 
 
-def test_a_few_above_a_cap_may_probe_for_a_moment_and_the_rest_is_refused(loop: Loop) -> None:
+def test_few_probes_are_allowed_above_the_cap(loop: Loop) -> None:
     """Above the cap nobody may wait long: the next probe wants the place."""
     guard = ConnectionGuard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
     assert guard.admit(Connection())

@@ -41,7 +41,7 @@ async def connect(port: int, address: str) -> Peer:
 
 
 @for_each("path", [b"/echo", b"/exact"])
-async def test_one_address_has_half_of_the_room_for_unfinished_bodies(start: Start, path: bytes) -> None:
+async def test_one_address_gets_half_of_the_unfinished_body_budget(start: Start, path: bytes) -> None:
     """A fixed defect: one peer could take all of it, and everybody else with a body in two pieces got 503."""
     server = await start(max_unfinished=400, max_body=200)
     half = b"POST %b HTTP/1.1\r\n" % path + HEAD + b"X-Odd:1\r\nContent-Length: 200\r\n\r\n"
@@ -77,7 +77,7 @@ class Fed:
 
 @for_each("path", [b"/echo", b"/exact"])
 @for_each("size", [1, 6])
-async def test_a_body_in_tiny_chunks_is_refused_before_it_costs_much(path: bytes, size: int) -> None:
+async def test_bodies_in_tiny_chunks_are_refused_early(path: bytes, size: int) -> None:
     """A fixed defect: 600,000 chunks of one byte are 3.6 MB, and took the loop half a second."""
     fed = Fed()
     chunk = b"%x\r\n" % size + b"y" * size + b"\r\n"
@@ -91,7 +91,7 @@ async def test_a_body_in_tiny_chunks_is_refused_before_it_costs_much(path: bytes
 
 
 @for_each("path", [b"/echo", b"/exact"])
-async def test_a_body_in_chunks_of_a_decent_size_is_read(path: bytes) -> None:
+async def test_bodies_in_reasonable_chunks_are_read(path: bytes) -> None:
     """A client that writes line by line, or one word at a time while that is little, is no attacker."""
     for chunk, count in ((b"40\r\n" + b"y" * 64 + b"\r\n", 40_000), (b"1\r\ny\r\n", 10_000)):
         fed = Fed()
@@ -105,7 +105,7 @@ async def test_a_body_in_chunks_of_a_decent_size_is_read(path: bytes) -> None:
             await asyncio.sleep(0)
 
 
-async def test_slow_clients_may_send_their_body_byte_by_byte_with_a_length() -> None:
+async def test_bodies_with_a_length_may_arrive_byte_by_byte() -> None:
     """Nothing of that is framing: each byte is a packet of its own, and the loop has its turn between them."""
     fed = Fed()
     await asyncio.sleep(0)
@@ -119,7 +119,7 @@ async def test_slow_clients_may_send_their_body_byte_by_byte_with_a_length() -> 
     fed.protocol.connection_lost(None)
 
 
-async def test_under_any_asgi_server_a_body_has_as_many_messages_as_its_size_is_worth() -> None:
+async def test_body_messages_are_bounded_under_any_asgi_server() -> None:
     """Our choice, where the adapter is all there is: each message costs a turn of its coroutine."""
     received = 0
 

@@ -6,7 +6,7 @@ from millstream._http.websocket.waiting import CompactEvent, CompactQueue
 from patience import WAIT
 
 
-async def test_a_gate_holds_until_it_is_set_and_whoever_it_let_through_is_not_held_again() -> None:
+async def test_gate_holds_until_it_is_set() -> None:
     """As `asyncio.Event`."""
     gate = CompactEvent()
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
@@ -23,7 +23,7 @@ async def test_a_gate_holds_until_it_is_set_and_whoever_it_let_through_is_not_he
     assert not gate.is_set()
 
 
-async def test_those_who_wait_for_something_else_are_woken_to_look() -> None:
+async def test_other_waiters_are_woken_to_check() -> None:
     """`stir` opens nothing."""
     gate = CompactEvent()
     waiting = asyncio.create_task(gate.stirred())
@@ -33,7 +33,7 @@ async def test_those_who_wait_for_something_else_are_woken_to_look() -> None:
     assert not gate.is_set()
 
 
-async def test_an_inbox_gives_everything_in_order_and_is_then_empty() -> None:
+async def test_inbox_returns_items_in_order() -> None:
     """As `asyncio.Queue`."""
     inbox: CompactQueue[int] = CompactQueue()
     reading = asyncio.create_task(inbox.get())

@@ -27,7 +27,7 @@ def call(tool: str, id: int = 1, **arguments: Any) -> dict[str, Any]:
 
 
 @for_each("way", WAYS)
-async def test_a_handshake_client_lists_and_calls_over_the_subprotocol(way: str) -> None:
+async def test_handshake_client_works_over_the_subprotocol(way: str) -> None:
     """Specification, basic/transports, custom transports: the format and the lifecycle are those of every transport."""
     async with world(way) as app, app.client(MCP) as socket:
         assert socket.subprotocol == "mcp"
@@ -40,7 +40,7 @@ async def test_a_handshake_client_lists_and_calls_over_the_subprotocol(way: str)
 
 
 @for_each("way", WAYS)
-async def test_a_handshake_tool_asks_the_person_on_the_same_socket(way: str) -> None:
+async def test_handshake_tools_ask_on_the_same_socket(way: str) -> None:
     """Specification, elicitation: the question is a request of the server, its answer a response of the client."""
     async with world(way) as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
@@ -51,7 +51,7 @@ async def test_a_handshake_tool_asks_the_person_on_the_same_socket(way: str) -> 
 
 
 @for_each("way", WAYS)
-async def test_a_per_request_tool_asks_by_its_result(way: str) -> None:
+async def test_per_request_tools_ask_in_their_result(way: str) -> None:
     """2026-07-28, multi round-trip requests: the server asks by its result, and the client calls again."""
     async with world(way) as app, app.client(MCP) as socket:
         first = (await ask(socket, enveloped("tools/call", {"name": "name", "arguments": {}}, 1, **FORM)))["result"]
@@ -77,7 +77,7 @@ async def test_both_eras_share_one_socket() -> None:
         assert "resultType" not in (await ask(socket, call("add", 2, a=1, b=1)))["result"]
 
 
-async def test_progress_comes_before_the_answer() -> None:
+async def test_progress_precedes_the_response() -> None:
     """Specification, basic/utilities/progress."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
@@ -87,7 +87,7 @@ async def test_progress_comes_before_the_answer() -> None:
         assert said[-1]["result"]["content"][0]["text"] == "done"
 
 
-async def test_a_cancelled_call_is_not_answered() -> None:
+async def test_cancelled_calls_get_no_response() -> None:
     """Specification, basic/utilities/cancellation."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
@@ -98,7 +98,7 @@ async def test_a_cancelled_call_is_not_answered() -> None:
         await app.until(lambda: not app.runtime.dispatcher.calls)
 
 
-async def test_a_listen_stream_runs_on_the_socket() -> None:
+async def test_subscriptions_run_on_the_socket() -> None:
     """2026-07-28, subscriptions: acknowledged first, then changes, each with the id of the subscription."""
     async with world() as app, app.client(MCP) as socket:
         wanted = {"notifications": {"toolsListChanged": True}}
@@ -111,7 +111,7 @@ async def test_a_listen_stream_runs_on_the_socket() -> None:
 
 
 @for_each(("revision", "answered"), [("2025-03-26", True), ("2025-06-18", False)])
-async def test_batches_belong_to_one_revision(revision: str, answered: bool) -> None:
+async def test_only_one_revision_accepts_batches(revision: str, answered: bool) -> None:
     """Specification 2025-03-26, basic: only this revision has batches."""
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", {**INITIALIZE, "protocolVersion": revision}, 0))
@@ -119,7 +119,7 @@ async def test_batches_belong_to_one_revision(revision: str, answered: bool) -> 
         assert sorted(each["id"] for each in answer) == [1, 2] if answered else answer["error"]["code"] == -32600
 
 
-async def test_text_that_is_no_json_is_a_parse_error_and_the_socket_stays() -> None:
+async def test_invalid_json_is_a_parse_error_and_keeps_the_socket() -> None:
     """JSON-RPC 2.0 §5.1."""
     async with world() as app, app.client(MCP) as socket:
         assert (await ask(socket, "{"))["error"]["code"] == -32700
@@ -129,7 +129,7 @@ async def test_text_that_is_no_json_is_a_parse_error_and_the_socket_stays() -> N
 # Who may connect
 
 
-async def test_credentials_are_judged_before_the_socket_is_accepted() -> None:
+async def test_credentials_are_checked_before_accepting_the_socket() -> None:
     """Our choice: authentication before accept, and the query holds no credential."""
 
     async def authenticate(request: Request) -> Principal | Response:
@@ -149,7 +149,7 @@ async def test_credentials_are_judged_before_the_socket_is_accepted() -> None:
 
 
 @for_each("way", WAYS)
-async def test_one_socket_too_many_is_503_with_a_time_to_come_back(way: str) -> None:
+async def test_excess_sockets_get_503_with_retry_after(way: str) -> None:
     """Our choice. One address may have half of all streams."""
     async with world(way, max_streams=4) as app:
         async with app.client(), app.client(MCP):
@@ -164,7 +164,7 @@ async def test_one_socket_too_many_is_503_with_a_time_to_come_back(way: str) -> 
 
 
 @pytest.mark.many
-async def test_a_hundred_sockets_are_served_at_once() -> None:
+async def test_hundred_sockets_are_served_concurrently() -> None:
     """Each gets its own answers, and all hear one event."""
     async with world() as app, asyncio.timeout(WAIT * 4), asyncio.TaskGroup() as group:
         here, told = asyncio.Semaphore(0), asyncio.Event()

@@ -11,7 +11,7 @@ from wire import enveloped
 
 
 @for_each("way", WAYS)
-async def test_the_snippet_of_the_first_seed_is_answered(way: str) -> None:
+async def test_seed_snippet_gets_its_response(way: str) -> None:
     """Seed 001, example 6."""
     async with world(way) as app, app.client() as socket:
         hello = await hear(socket)
@@ -24,7 +24,7 @@ async def test_the_snippet_of_the_first_seed_is_answered(way: str) -> None:
 
 
 @for_each("id", [1, -1, 1.5, "a", "\x00", 10**30])
-async def test_the_id_of_a_message_comes_back_with_its_answer(id: Any) -> None:
+async def test_replies_carry_the_id_of_the_message(id: Any) -> None:
     """Our dialect: text and numbers, as they stood."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -64,7 +64,7 @@ BAD = [
 
 
 @for_each(("text", "code"), BAD, ids=range(len(BAD)))
-async def test_a_wrong_message_is_a_clear_error_and_the_socket_stays(text: str, code: int) -> None:
+async def test_invalid_message_is_an_error_and_keeps_the_socket(text: str, code: int) -> None:
     """Our choice: an error in the dialect that asked, and nothing lost."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -76,7 +76,7 @@ async def test_a_wrong_message_is_a_clear_error_and_the_socket_stays(text: str, 
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
 
 
-async def test_a_misspelled_channel_is_named_so_that_nobody_hears_what_was_not_for_them() -> None:
+async def test_misspelled_channel_members_are_refused() -> None:
     """A fixed defect: without its channel the event went to everybody on `broadcast`."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -86,7 +86,7 @@ async def test_a_misspelled_channel_is_named_so_that_nobody_hears_what_was_not_f
         assert (await ask(socket, right))["type"] == "published"
 
 
-async def test_wrong_arguments_are_told_in_the_result() -> None:
+async def test_invalid_arguments_are_reported_in_the_result() -> None:
     """Specification, server/tools, errors: 2025-11-25, whose shapes the dialect has, tells the model what to fix."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -95,7 +95,7 @@ async def test_wrong_arguments_are_told_in_the_result() -> None:
             assert (answer["type"], answer["id"], answer["result"]["isError"]) == ("mcp_result", 1, True)
 
 
-async def test_a_failing_tool_shows_its_incident_and_nothing_else() -> None:
+async def test_failing_tools_return_only_an_incident() -> None:
     """Our choice."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -105,7 +105,7 @@ async def test_a_failing_tool_shows_its_incident_and_nothing_else() -> None:
         assert "secret" not in json.dumps(answer)
 
 
-async def test_a_tool_that_must_ask_says_that_the_dialect_cannot() -> None:
+async def test_tools_that_ask_are_refused_in_the_dialect() -> None:
     """The dialect has no way back for an answer."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -114,7 +114,7 @@ async def test_a_tool_that_must_ask_says_that_the_dialect_cannot() -> None:
         assert answer.get("error") or answer["result"]["isError"]
 
 
-async def test_json_rpc_is_understood_beside_the_dialect() -> None:
+async def test_json_rpc_works_beside_the_dialect() -> None:
     """Our choice: both on one connection."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -124,7 +124,7 @@ async def test_json_rpc_is_understood_beside_the_dialect() -> None:
 
 
 @for_each("way", WAYS)
-async def test_what_one_socket_publishes_another_hears(way: str) -> None:
+async def test_published_events_reach_other_sockets(way: str) -> None:
     """Our choice."""
     async with world(way) as app, app.client() as one, app.client() as other:
         await hear(one), await hear(other)
@@ -139,7 +139,7 @@ async def test_what_one_socket_publishes_another_hears(way: str) -> None:
         }  # fmt: skip
 
 
-async def test_after_unsubscribing_nothing_comes_and_the_socket_stays() -> None:
+async def test_unsubscribing_stops_events_and_keeps_the_socket() -> None:
     """Our dialect."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -151,7 +151,7 @@ async def test_after_unsubscribing_nothing_comes_and_the_socket_stays() -> None:
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
 
 
-async def test_a_socket_comes_back_with_the_last_id_and_misses_nothing() -> None:
+async def test_reconnect_with_last_id_misses_nothing() -> None:
     """Our choice: resume by the id of the last event, in order, none twice."""
     async with world() as app:
         async with app.client() as socket:
@@ -168,7 +168,7 @@ async def test_a_socket_comes_back_with_the_last_id_and_misses_nothing() -> None
 
 
 @for_each("way", WAYS)
-async def test_a_socket_with_subscriptions_that_overlap_hears_each_event_once(way: str) -> None:
+async def test_overlapping_subscriptions_deliver_each_event_once(way: str) -> None:
     """Fixed defect: `broadcast` and `>` gave the same id twice."""
     async with world(way) as app, app.client() as socket:
         await hear(socket)
@@ -184,7 +184,7 @@ async def test_a_socket_with_subscriptions_that_overlap_hears_each_event_once(wa
         assert (await hear(socket))["data"] == "4"
 
 
-async def test_a_gap_is_told_before_what_is_left() -> None:
+async def test_gap_precedes_the_remaining_events() -> None:
     """Our choice."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -194,7 +194,7 @@ async def test_a_gap_is_told_before_what_is_left() -> None:
         assert (await hear(socket))["data"] == "left"
 
 
-async def test_a_named_subscriber_is_present_until_its_socket_closes() -> None:
+async def test_named_subscribers_are_present_until_their_socket_closes() -> None:
     """Our choice: presence."""
     async with world() as app:
         async with app.client() as socket:
@@ -207,7 +207,7 @@ async def test_a_named_subscriber_is_present_until_its_socket_closes() -> None:
         assert await app.hub.presence("broadcast") == []
 
 
-async def test_caps_of_the_hub_are_errors_of_the_dialect() -> None:
+async def test_hub_limits_are_dialect_errors() -> None:
     """Our choice: too many subscriptions of one socket, and of all."""
     limits = HubLimits(max_channels_per_subscriber=2, max_connections=3)
     async with world(limits=limits) as app, app.client() as one, app.client() as other:
@@ -224,7 +224,7 @@ TOO_BIG_A_NUMBER = "1e400"
 
 
 @for_each("data", ["é" * 120_000, ["é" * 60_000] * 2, {"a b": ['"\\'] * 30_000}])
-async def test_an_event_may_take_more_bytes_on_its_way_than_as_an_event(data: Any) -> None:
+async def test_event_size_is_measured_without_the_envelope(data: Any) -> None:
     """Many clients write whatever isn't ASCII as escapes of six bytes, and some with white space for people."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -233,7 +233,7 @@ async def test_an_event_may_take_more_bytes_on_its_way_than_as_an_event(data: An
         assert (await ask(socket, message))["type"] == "published"
 
 
-async def test_members_that_nobody_reads_are_not_decoded() -> None:
+async def test_unused_members_are_not_decoded() -> None:
     """A fixed defect: a megabyte of numbers as the channel or the tool was decoded, whatever the type."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -244,7 +244,7 @@ async def test_members_that_nobody_reads_are_not_decoded() -> None:
             assert answer["type"] == "pong"
 
 
-async def test_a_forbidden_channel_is_refused_in_the_dialect() -> None:
+async def test_forbidden_channels_are_dialect_errors() -> None:
     """Our choice: publishing to a forbidden channel."""
 
     def authorize(principal: Principal | None, action: str, channel: str) -> bool:
@@ -257,7 +257,7 @@ async def test_a_forbidden_channel_is_refused_in_the_dialect() -> None:
             assert (await ask(socket, message))["error"]["code"] == -32003
 
 
-async def test_an_event_that_is_far_too_large_is_refused_before_it_is_read() -> None:
+async def test_oversized_events_are_refused_before_parsing() -> None:
     """A defect: it was built whole, however long that took. A number that no float holds shows what is read."""
     async with world(limits=HubLimits(max_event=1000)) as app, app.client() as socket:
         await hear(socket)
@@ -277,7 +277,7 @@ async def test_an_event_that_is_far_too_large_is_refused_before_it_is_read() -> 
         {"type": "subscribe", "name": "\ufffd" * 20_000},
     ],
 )
-async def test_an_error_repeats_no_more_than_the_beginning_of_what_it_refuses(message: dict[str, Any]) -> None:
+async def test_errors_quote_only_the_beginning_of_the_input(message: dict[str, Any]) -> None:
     """A defect: names of any length came back whole."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -286,7 +286,7 @@ async def test_an_error_repeats_no_more_than_the_beginning_of_what_it_refuses(me
         assert len(json.dumps(answer)) < 1000
 
 
-async def test_without_a_hub_the_dialect_says_what_to_serve() -> None:
+async def test_missing_hub_is_explained_in_the_dialect() -> None:
     """A server of tools alone has a WebSocket too."""
     async with world() as app:
         app.route._hub = None
@@ -298,7 +298,7 @@ async def test_without_a_hub_the_dialect_says_what_to_serve() -> None:
             assert (await ask(socket, {"type": "unsubscribe"}))["error"]["code"] == -32602
 
 
-async def test_where_publishing_is_off_it_is_forbidden() -> None:
+async def test_publishing_is_forbidden_when_it_is_off() -> None:
     """Our choice: without authentication only a loopback bind takes it."""
     async with world() as app:
         app.route.may_publish = lambda principal, address, headers: False
@@ -308,7 +308,7 @@ async def test_where_publishing_is_off_it_is_forbidden() -> None:
             assert app.hub.stats().published == 0
 
 
-async def test_too_many_calls_are_refused_in_the_dialect() -> None:
+async def test_excess_calls_are_dialect_errors() -> None:
     """`max_calls`, as on every transport."""
     async with world(max_calls=1) as app, app.client() as socket:
         await hear(socket)
@@ -318,7 +318,7 @@ async def test_too_many_calls_are_refused_in_the_dialect() -> None:
         assert (answer["id"], answer["error"]["code"]) == (5, -32000)
 
 
-async def test_a_call_that_takes_longer_than_any_may_is_ended() -> None:
+async def test_calls_over_the_time_limit_are_ended() -> None:
     """`call_cap`: the sweep expires it, and the caller hears so."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -330,14 +330,14 @@ async def test_a_call_that_takes_longer_than_any_may_is_ended() -> None:
         assert (answer["id"], answer["result"]["isError"]) == (5, True)
 
 
-async def test_a_plain_get_of_the_path_is_told_what_it_is() -> None:
+async def test_plain_get_explains_the_websocket_path() -> None:
     """RFC 9110 §15.5.22."""
     async with world() as app:
         response = await app.route.plain(None)  # type: ignore[arg-type]
         assert (response.status, b"upgrade: websocket" in response.head) == (426, True)
 
 
-async def test_a_subscription_can_begin_with_the_newest_events() -> None:
+async def test_subscriptions_can_start_with_recent_events() -> None:
     """Our dialect, as `?history=` of the event stream: without a last event id, which says more."""
     async with world() as app, app.client() as socket:
         await hear(socket)

@@ -56,13 +56,13 @@ def protocol_of(app: World) -> WebSocketProtocol:
 
 
 @for_each("size", [0, 1, 125, 126, 65535, 65536, 200_000])
-def test_a_message_is_framed_as_the_library_does_it(size: int) -> None:
+def test_frames_match_those_of_the_websockets_library(size: int) -> None:
     """RFC 6455 §5.2."""
     message = b"x" * size
     assert text_frame(message) == Frame(Opcode.TEXT, message).serialize(mask=False)
 
 
-async def test_one_event_is_framed_once_for_every_socket() -> None:
+async def test_broadcast_events_are_framed_once() -> None:
     """Our choice: encoded once, and the same bytes for all."""
     wires = [Taken() for _ in range(3)]
     outboxes = [DirectSocket(wire, unsent, limit=1000, grace=WAIT) for wire in wires]
@@ -73,7 +73,7 @@ async def test_one_event_is_framed_once_for_every_socket() -> None:
     assert all(a is b for other in rest for a, b in zip(first, other, strict=True))
 
 
-async def test_a_broadcast_wakes_no_task_and_a_socket_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_broadcast_wakes_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed defect: each socket had a writer, a reader and a queue, and every event went through all of them."""
     sent: list[str] = []
     send = WebSocketProtocol.send
@@ -101,7 +101,7 @@ async def test_compression_is_never_negotiated() -> None:
         assert not socket.protocol.extensions
 
 
-async def test_nothing_is_written_behind_a_close_frame() -> None:
+async def test_nothing_is_written_after_a_close_frame() -> None:
     """RFC 6455 §5.5.1: no data frame after it, whoever closes and however soon the next event is there."""
     async with world() as app:
         socket = await app.raw()
@@ -115,7 +115,7 @@ async def test_nothing_is_written_behind_a_close_frame() -> None:
 
 
 @for_each("way", WAYS)
-async def test_large_answers_that_wait_do_not_make_their_reader_slow(way: str) -> None:
+async def test_pending_large_replies_do_not_mark_the_reader_slow(way: str) -> None:
     """Who asks for much over a thin line is not slow, and still gets its events."""
     async with world(way, limits=HubLimits(max_buffered=100_000)) as app:
         socket = await app.raw(small_buffer=True)
@@ -133,7 +133,7 @@ async def test_large_answers_that_wait_do_not_make_their_reader_slow(way: str) -
         assert app.hub.stats().cut == {}
 
 
-async def test_notifications_beyond_the_limit_cut_the_socket_by_name() -> None:
+async def test_excess_notifications_close_the_socket_with_a_reason() -> None:
     """JSON-RPC has no hub behind it to look: the outbox does."""
     wire = Taken()
     outbox = DirectSocket(wire, unsent, limit=1000, grace=WAIT)
@@ -155,7 +155,7 @@ async def held(app: World) -> tuple[Any, WebSocketProtocol]:
     return socket, protocol
 
 
-async def test_who_reads_a_large_answer_slowly_is_not_taken_for_dead() -> None:
+async def test_slow_readers_of_large_replies_are_not_considered_dead() -> None:
     """Our choice: the ping is behind the answer, and its deadline begins anew while the answer is being read."""
     async with world(table_options={"heartbeat": 1000.0}) as app:
         socket, protocol = await held(app)
@@ -170,7 +170,7 @@ async def test_who_reads_a_large_answer_slowly_is_not_taken_for_dead() -> None:
         assert protocol.transport.is_closing()
 
 
-async def test_a_ping_behind_a_large_answer_is_answered() -> None:
+async def test_ping_after_a_large_reply_is_answered() -> None:
     """Fixed defect: more than a MiB unread made any ping an attack; only pongs that pile up are one."""
     async with world() as app:
         socket, _ = await held(app)

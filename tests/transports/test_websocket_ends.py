@@ -83,7 +83,7 @@ async def publish_until_cut(app: World, listener: Any) -> None:
 
 
 @for_each("way", WAYS)
-async def test_a_slow_reader_is_cut_by_name_and_the_others_go_on(way: str) -> None:
+async def test_slow_readers_are_closed_with_a_reason(way: str) -> None:
     """Our choice: it hears 1013 ``slow`` once it reads again, and can resume."""
     async with world(way, limits=HubLimits(max_buffered=400_000)) as app, app.client(max_size=None) as listener:
         await tell(listener, {"type": "subscribe"})
@@ -96,7 +96,7 @@ async def test_a_slow_reader_is_cut_by_name_and_the_others_go_on(way: str) -> No
         assert (await hear(listener))["data"] == "more"
 
 
-async def test_a_reader_that_never_reads_again_is_dropped() -> None:
+async def test_stalled_readers_are_dropped() -> None:
     """Our protocol class: what was written does not wait for ever for a peer that takes nothing."""
     limits = HubLimits(max_buffered=400_000)
     async with world(limits=limits, write_timeout=0.05) as app, app.client(max_size=None) as listener:
@@ -108,7 +108,7 @@ async def test_a_reader_that_never_reads_again_is_dropped() -> None:
 
 @pytest.mark.many
 @for_each("way", WAYS)
-async def test_who_asks_much_before_reading_is_answered_in_full(way: str) -> None:
+async def test_pipelined_requests_are_all_answered(way: str) -> None:
     """While the answers are not taken, no more is read: that bounds the memory, and cuts nobody who comes to read."""
     async with world(way) as app:
         socket = await app.raw(small_buffer=True)
@@ -122,7 +122,7 @@ async def test_who_asks_much_before_reading_is_answered_in_full(way: str) -> Non
         assert {len(answer["result"]["content"][0]["text"]) for answer in answers} == {300_000}
 
 
-async def test_what_waits_for_the_loop_alone_is_never_slow() -> None:
+async def test_bytes_waiting_for_the_loop_do_not_count_as_slow() -> None:
     """Many large answers in one turn of the loop are no reason to cut a peer that reads."""
     send = HeldSend()
     send.reads.set()
@@ -134,7 +134,7 @@ async def test_what_waits_for_the_loop_alone_is_never_slow() -> None:
     assert send.sent == ["x" * 1000] * 50 + [(1000, "")]
 
 
-async def test_what_waits_behind_a_held_message_is_bounded() -> None:
+async def test_queue_behind_a_held_message_is_bounded() -> None:
     """Over the limit the peer is cut: what waits is dropped, the held message goes first, then the reason."""
     async with held_outbox(limit=1000) as (outbox, send, writer):
         ended: list[str] = []
@@ -149,7 +149,7 @@ async def test_what_waits_behind_a_held_message_is_bounded() -> None:
         assert send.sent == ["held", (TRY_AGAIN_LATER, SLOW)]
 
 
-async def test_answers_and_questions_are_not_counted_against_their_reader() -> None:
+async def test_replies_and_questions_do_not_count_as_backlog() -> None:
     """Who asks for much over a thin line is not slow; notifications, which nobody asked for, count."""
     async with held_outbox(limit=1000) as (outbox, _, _):
         for message in (b'{"jsonrpc":"2.0","id":1,"result":{}}', b'{"jsonrpc":"2.0","id":1,"method":"ping"}', b"[]"):
@@ -159,7 +159,7 @@ async def test_answers_and_questions_are_not_counted_against_their_reader() -> N
         assert [carry(outbox, change) for _ in range(4)] == [True, True, True, False]
 
 
-async def test_drain_waits_until_the_peer_takes_more() -> None:
+async def test_drain_waits_for_the_peer() -> None:
     """Senders that can wait do."""
     async with held_outbox(limit=2**20) as (outbox, send, _):
         outbox.write(b"x" * 100_000)
@@ -172,7 +172,7 @@ async def test_drain_waits_until_the_peer_takes_more() -> None:
 
 
 @for_each("fails", [True, False])
-async def test_a_peer_that_goes_while_it_is_written_to_ends_the_outbox(fails: bool) -> None:
+async def test_disconnect_during_a_write_ends_the_outbox(fails: bool) -> None:
     """ASGI 2.4: `send` raises OSError; a peer that takes nothing runs into the grace time."""
     async with held_outbox(grace=0.01) as (outbox, send, writer):
         if fails:
@@ -186,7 +186,7 @@ async def test_a_peer_that_goes_while_it_is_written_to_ends_the_outbox(fails: bo
         assert send.sent == []
 
 
-async def test_the_hub_ends_an_outbox_that_is_behind_as_slow_and_another_as_going_away() -> None:
+async def test_hub_closes_slow_outboxes_as_slow_and_others_as_going_away() -> None:
     """`close` is the hub's."""
     async with held_outbox() as (outbox, send, writer):
         outbox.write(b'{"a":1}')
@@ -207,7 +207,7 @@ async def test_the_hub_ends_an_outbox_that_is_behind_as_slow_and_another_as_goin
 
 
 @for_each("way", WAYS)
-async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
+async def test_stopping_server_replies_before_closing(way: str) -> None:
     """Our choice: what was asked is answered, then 1001."""
     async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
         await hear(busy)
@@ -228,7 +228,7 @@ async def test_a_stopping_server_answers_before_it_closes(way: str) -> None:
 
 
 @for_each("way", WAYS)
-async def test_calls_that_outlast_the_stop_are_answered_before_the_socket_closes(way: str) -> None:
+async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str) -> None:
     """Fixed: the socket was closed, and nothing said what became of the calls."""
     stopped = "The server stopped before this call was done: try again"
     async with world(way) as app, app.client() as plain, app.client("mcp") as mcp:  # type: ignore[arg-type]
@@ -248,7 +248,7 @@ async def test_calls_that_outlast_the_stop_are_answered_before_the_socket_closes
 
 
 @for_each("way", WAYS)
-async def test_subscriptions_of_a_socket_that_is_too_old_end_with_their_results(way: str) -> None:
+async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> None:
     """MCP 2026-07-28, subscriptions: a server that ends one answers it. Fixed: at its age the socket just closed."""
     async with world(way) as app, app.client("mcp") as socket:  # type: ignore[arg-type]
         for n in (7, 8):
@@ -265,7 +265,7 @@ async def test_subscriptions_of_a_socket_that_is_too_old_end_with_their_results(
 
 
 @for_each("way", WAYS)
-async def test_a_socket_that_is_too_old_is_told_so(way: str) -> None:
+async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
     """A fixed defect: it heard that the server stops, which went on."""
     async with world(way, stream_age=1e-6) as app, app.client() as socket:
         await hear(socket)
@@ -275,7 +275,7 @@ async def test_a_socket_that_is_too_old_is_told_so(way: str) -> None:
         assert reason == "Open for as long as it may be (stream_age): connect again, and resume with the last id"
 
 
-async def test_a_socket_whose_task_the_server_cancels_hears_that_the_server_stops() -> None:
+async def test_cancelled_socket_task_closes_as_going_away() -> None:
     """A fixed defect: a server that didn't wait any longer told its peers of an internal error."""
     async with world() as app:
         socket = await app.raw()
@@ -285,7 +285,7 @@ async def test_a_socket_whose_task_the_server_cancels_hears_that_the_server_stop
         assert await socket.closing() == (GOING_AWAY, "The server stops")
 
 
-async def test_a_handshake_at_a_stopping_server_hears_that_it_stops() -> None:
+async def test_handshake_at_a_stopping_server_is_refused() -> None:
     """A fixed defect: it heard that there were too many connections."""
     async with world() as app:
         await app.route.close(WAIT)
@@ -294,7 +294,7 @@ async def test_a_handshake_at_a_stopping_server_hears_that_it_stops() -> None:
         assert (status, body) == (503, b"The server stops. Connect again in a few seconds.\n")
 
 
-async def test_the_beat_of_the_streams_is_no_message_of_a_socket() -> None:
+async def test_heartbeats_are_not_sent_as_messages() -> None:
     """Pings of the protocol keep a socket alive; the comment of event streams has no form there."""
     async with world() as app, app.client() as socket:
         await hear(socket)
@@ -303,7 +303,7 @@ async def test_the_beat_of_the_streams_is_no_message_of_a_socket() -> None:
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
 
 
-async def test_a_failure_of_ours_closes_with_1011_and_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_failure_closes_with_1011(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that fails is our fault; the log has it."""
 
     async def broken(*args: Any, **options: Any) -> Any:
@@ -335,7 +335,7 @@ async def in_process(app: World, *given: Any, extensions: Any = None, **headers:
     return sent
 
 
-async def test_a_server_without_the_response_extension_refuses_by_closing() -> None:
+async def test_refusal_without_the_response_extension_closes_the_socket() -> None:
     """ASGI: `websocket.close` before the accept is a 403."""
     async with world() as app:
         assert await in_process(app, origin="https://evil.example") == [{"type": "websocket.close", "code": 1008}]
@@ -344,7 +344,7 @@ async def test_a_server_without_the_response_extension_refuses_by_closing() -> N
         assert b"evil.example" in body["body"]
 
 
-async def test_a_message_over_the_limit_is_1009_under_any_server() -> None:
+async def test_oversized_message_closes_with_1009_under_any_server() -> None:
     """The server's own limit is a setting of the server, which may be higher."""
     async with world() as app:
         large = {"type": "websocket.receive", "text": " " * (2**20 + 1)}
@@ -353,7 +353,7 @@ async def test_a_message_over_the_limit_is_1009_under_any_server() -> None:
         assert (close["type"], close["code"]) == ("websocket.close", 1009)
 
 
-async def test_a_peer_that_is_gone_before_the_accept_leaves_nothing() -> None:
+async def test_disconnect_before_accept_leaves_nothing_behind() -> None:
     """ASGI 2.4: `send` raises OSError."""
 
     async def receive() -> Any:

@@ -47,7 +47,7 @@ GOOD = {
 
 @for_each("way", WAYS)
 @for_each("frames", GOOD.values(), ids=GOOD.keys())
-async def test_a_right_message_is_answered(frames: list[bytes], way: str) -> None:
+async def test_valid_messages_are_answered(frames: list[bytes], way: str) -> None:
     """RFC 6455 §5.4 and §5.2; Autobahn 1, 5, 9."""
     async with world(way) as app:
         socket = await app.raw()
@@ -56,7 +56,7 @@ async def test_a_right_message_is_answered(frames: list[bytes], way: str) -> Non
 
 
 @for_each("way", WAYS)
-async def test_a_message_may_come_byte_by_byte(way: str) -> None:
+async def test_messages_may_arrive_byte_by_byte(way: str) -> None:
     """Autobahn 5 and 6: the cuts of the network mean nothing."""
     async with world(way) as app:
         socket = await app.raw()
@@ -68,7 +68,7 @@ async def test_a_message_may_come_byte_by_byte(way: str) -> None:
 
 
 @for_each("payload", [b"", b"p", b"\x00\xff", b"x" * 125], ids=len)
-async def test_a_ping_is_answered_with_its_own_payload(payload: bytes) -> None:
+async def test_pong_carries_the_payload_of_the_ping(payload: bytes) -> None:
     """RFC 6455 §5.5.3; Autobahn 2."""
     async with world() as app:
         socket = await app.raw()
@@ -76,7 +76,7 @@ async def test_a_ping_is_answered_with_its_own_payload(payload: bytes) -> None:
         assert await socket.frame() == (PONG, payload)
 
 
-async def test_a_message_as_large_as_may_be_comes_in_fragments_of_a_usual_size() -> None:
+async def test_largest_message_fits_in_4_kib_fragments() -> None:
     """A fixed defect: with a larger `max_message`, clients that write 4 KiB at a time were refused from 1 MiB on."""
     async with world(max_message=2**22) as app:
         socket = await app.raw()
@@ -87,7 +87,7 @@ async def test_a_message_as_large_as_may_be_comes_in_fragments_of_a_usual_size()
         assert await socket.closing() == (1008, "too many fragments")
 
 
-async def test_a_ping_between_fragments_is_answered_first() -> None:
+async def test_ping_between_fragments_is_answered_first() -> None:
     """RFC 6455 §5.4: control frames may stand between fragments; Autobahn 5.6."""
     async with world() as app:
         socket = await app.raw()
@@ -126,7 +126,7 @@ async def test_frames_in_the_packet_of_the_handshake_are_answered() -> None:
 
 
 @for_each("together", [True, False], ids=["in its packet", "behind it"])
-async def test_nothing_stands_in_front_of_the_answer_to_a_handshake(together: bool) -> None:
+async def test_handshake_reply_comes_first(together: bool) -> None:
     """RFC 6455 §4.2.2: a ping that comes while the server finds out who it is gets its pong behind the 101."""
     asked, known = asyncio.Event(), asyncio.Event()
 
@@ -150,7 +150,7 @@ async def test_nothing_stands_in_front_of_the_answer_to_a_handshake(together: bo
         assert json.loads(said[-1][1]) == PONG_MESSAGE
 
 
-async def test_a_wrong_frame_in_the_packet_of_the_handshake_ends_the_connection_with_its_code() -> None:
+async def test_invalid_frame_in_the_handshake_packet_closes_with_its_code() -> None:
     """RFC 6455 §5.1; the answer to the handshake comes first."""
     async with world() as app:
         socket = RawSocket(await app.running.connect())
@@ -193,7 +193,7 @@ WRONG = {
 
 @for_each("way", WAYS)
 @for_each(("frames", "expected"), WRONG.values(), ids=WRONG.keys())
-async def test_a_wrong_frame_ends_the_connection_with_its_code(frames: bytes, expected: int, way: str) -> None:
+async def test_invalid_frame_closes_with_its_code(frames: bytes, expected: int, way: str) -> None:
     """RFC 6455 §5, §7.4.1, §8.1; Autobahn 3, 4, 6, 7. Nobody else's connection feels it."""
     async with world(way) as app:
         other, socket = await app.raw(), await app.raw()
@@ -205,7 +205,7 @@ async def test_a_wrong_frame_ends_the_connection_with_its_code(frames: bytes, ex
 
 
 @for_each("number", [1000, 1001, 1003, 1007, 1011, 3000, 3999, 4000, 4999])
-async def test_a_close_is_echoed(number: int) -> None:
+async def test_close_frames_are_echoed(number: int) -> None:
     """RFC 6455 §5.5.1; Autobahn 7.7: the peer's code comes back, and the socket is gone for the server."""
     async with world() as app:
         socket = await app.raw()
@@ -215,7 +215,7 @@ async def test_a_close_is_echoed(number: int) -> None:
         await app.until(lambda: len(app.runtime.streams) == 0)
 
 
-async def test_a_close_without_a_code_is_echoed_without_one() -> None:
+async def test_close_frames_without_a_code_are_echoed_without_one() -> None:
     """RFC 6455 §7.1.5; Autobahn 7.3.1."""
     async with world() as app:
         socket = await app.raw()
@@ -224,7 +224,7 @@ async def test_a_close_without_a_code_is_echoed_without_one() -> None:
 
 
 @for_each("way", WAYS)
-async def test_a_connection_that_breaks_leaves_nothing_behind(way: str) -> None:
+async def test_broken_connection_leaves_nothing_behind(way: str) -> None:
     """The peer need not say goodbye: its call stops and its subscription ends."""
     async with world(way) as app:
         socket = await app.raw()
@@ -254,7 +254,7 @@ VERSION_12 = UPGRADE.replace(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Versi
 
 
 @for_each("way", WAYS)
-async def test_another_version_is_refused_with_the_one_that_is_spoken(way: str) -> None:
+async def test_unsupported_version_is_refused_with_the_supported_one(way: str) -> None:
     """RFC 6455 §4.2.2: 426 and ``Sec-WebSocket-Version: 13``, or 400."""
     async with world(way) as app:
         peer = await app.handshake(head=VERSION_12)
@@ -263,7 +263,7 @@ async def test_another_version_is_refused_with_the_one_that_is_spoken(way: str) 
 
 
 @for_each("key", [b"", b"short", b"!" * 24, b"AAAAAAAAAAAAAAAAAAAAAA=="[:-3]])
-async def test_a_key_that_is_none_is_400(key: bytes) -> None:
+async def test_invalid_websocket_key_gets_400(key: bytes) -> None:
     """RFC 6455 §4.2.1: 16 bytes in base64."""
     async with world() as app:
         peer = await app.running.connect()
@@ -272,7 +272,7 @@ async def test_a_key_that_is_none_is_400(key: bytes) -> None:
         assert status == 400
 
 
-async def test_a_subprotocol_nobody_knows_is_not_chosen() -> None:
+async def test_unknown_subprotocols_are_not_selected() -> None:
     """RFC 6455 §4.2.2: the server names one only if it speaks it; the dialect is then spoken."""
     async with world() as app:
         for offered, chosen in ((b"chat", None), (b"chat, mcp", b"mcp"), (b"MCP", None)):

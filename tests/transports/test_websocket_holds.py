@@ -25,7 +25,7 @@ def uncollected() -> Iterator[None]:
     gc.enable()
 
 
-async def test_a_message_is_freed_when_it_is_answered() -> None:
+async def test_messages_are_freed_after_the_reply() -> None:
     """A fixed defect: the parser kept it until the next one came, for as long as the socket was open."""
     async with world() as app:
         sockets = [await app.raw() for _ in range(SOCKETS)]
@@ -37,7 +37,7 @@ async def test_a_message_is_freed_when_it_is_answered() -> None:
 
 
 @for_each("sent", [frame(TEXT, LARGE, fin=False), frame(TEXT, LARGE)[:-5]], ids=["fragment", "part"])
-async def test_a_message_that_was_cut_short_is_freed_with_its_connection(sent: bytes) -> None:
+async def test_truncated_message_is_freed_with_its_connection(sent: bytes) -> None:
     """A fixed defect: it stayed until the collector ran."""
     async with world() as app:
         before = tracemalloc.get_traced_memory()[0]

@@ -37,7 +37,7 @@ async def authenticate(request: Request) -> Response | None:
 
 
 @pytest.mark.parametrize(("frames", "code"), WRONG.values(), ids=WRONG.keys())
-async def test_a_wrong_frame_is_no_error_of_the_server(
+async def test_invalid_frames_are_not_logged_as_errors(
     frames: bytes, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fixed defect: each frame that was no UTF-8 wrote an error with its traceback."""
@@ -51,7 +51,7 @@ async def test_a_wrong_frame_is_no_error_of_the_server(
 
 
 @pytest.mark.parametrize(("extra", "head", "status"), REFUSED.values(), ids=REFUSED.keys())
-async def test_a_refused_handshake_is_no_error_of_the_server(
+async def test_refused_handshakes_are_not_logged_as_errors(
     extra: bytes, head: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fixed defect: each wrote "ASGI callable returned without completing handshake"."""
@@ -63,7 +63,7 @@ async def test_a_refused_handshake_is_no_error_of_the_server(
         assert errors(caplog) == []
 
 
-async def test_a_peer_that_leaves_within_its_handshake_is_no_error_of_the_server(
+async def test_disconnect_during_the_handshake_is_not_logged_as_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Anybody can connect and leave."""

@@ -62,7 +62,7 @@ def traced() -> Iterator[None]:
     ],
     ids=["ping", "subscribe", "a call that runs", "refused", "json-rpc"],
 )
-async def test_a_message_that_was_handled_is_not_held_until_the_next_one(message: str) -> None:
+async def test_handled_messages_are_not_kept_until_the_next(message: str) -> None:
     """Fixed defect: each open socket held its last message, in characters and in bytes."""
     async with world() as app:
         scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")], "subprotocols": []}
@@ -76,7 +76,7 @@ async def test_a_message_that_was_handled_is_not_held_until_the_next_one(message
             await task
 
 
-async def test_the_resources_that_a_connection_subscribes_to_are_bounded_in_bytes() -> None:
+async def test_subscribed_resources_are_bounded_in_bytes() -> None:
     """Fixed defect: a socket could hold a thousand URIs of any length, where a session over HTTP holds 128 KiB."""
     server = Server("notes", version="1", settings=Settings(key="the one key of the tests of sockets' memory"))
 
@@ -95,7 +95,7 @@ async def test_the_resources_that_a_connection_subscribes_to_are_bounded_in_byte
         await client.request("resources/subscribe", {"uri": "note://short"})
 
 
-async def test_an_open_subscription_takes_no_slot_of_a_call_of_the_dialect() -> None:
+async def test_open_subscriptions_do_not_count_as_dialect_calls() -> None:
     """Fixed defect: the dialect counted what listens, the other transports what works."""
     async with world(max_calls=1) as app, app.client("mcp") as listener, app.client() as socket:  # type: ignore[arg-type]
         params = {"notifications": {"toolsListChanged": True}}

@@ -48,7 +48,7 @@ async def socket_from(app: World, address: str) -> RawSocket:
 
 
 @for_each("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
-async def test_unfinished_messages_have_the_room_that_unfinished_bodies_have(sent: bytes) -> None:
+async def test_unfinished_messages_share_the_budget_of_bodies(sent: bytes) -> None:
     """A fixed defect: they counted nowhere, and 320 connections of one address held 343 MiB for ever."""
     async with world(**BOUNDS) as app:
         greedy = [await socket_from(app, "127.0.0.2") for _ in range(3)]
@@ -70,7 +70,7 @@ async def test_unfinished_messages_have_the_room_that_unfinished_bodies_have(sen
         await app.until(lambda: held(app) == 0)
 
 
-async def test_a_message_and_a_body_share_the_room_of_their_address() -> None:
+async def test_messages_and_bodies_share_the_budget_of_their_address() -> None:
     """Both are bytes of a peer that may never send the rest."""
     async with world(**BOUNDS) as app:
         socket = await app.raw()
@@ -80,7 +80,7 @@ async def test_a_message_and_a_body_share_the_room_of_their_address() -> None:
         await app.until(lambda: held(app) == 180_000)
 
 
-async def test_the_largest_message_finds_room_twice_however_little_there_is() -> None:
+async def test_budget_fits_the_largest_message_twice() -> None:
     """As for bodies: a limit of a message that no message could reach would be none."""
     async with world(max_message=400_000, max_body=1000, max_unfinished=1000) as app:
         socket = await app.raw()
@@ -102,7 +102,7 @@ ENDS: dict[str, Callable[[RawSocket], Any]] = {
 
 
 @for_each("end", ENDS.values(), ids=ENDS.keys())
-async def test_the_bytes_are_given_back_however_the_connection_ends(end: Callable[[RawSocket], Any]) -> None:
+async def test_budget_is_released_when_the_connection_ends(end: Callable[[RawSocket], Any]) -> None:
     """Else one peer after the other would take room from all for ever."""
     async with world(**BOUNDS) as app:
         socket = await app.raw()
@@ -113,7 +113,7 @@ async def test_the_bytes_are_given_back_however_the_connection_ends(end: Callabl
         await app.until(lambda: held(app) == 0)
 
 
-async def test_what_comes_after_our_close_frame_counts_until_the_peer_answers_it() -> None:
+async def test_bytes_after_our_close_frame_count_until_the_peer_closes() -> None:
     """A peer that is refused gets ten seconds to say goodbye, and could fill them with the beginning of a message."""
     async with world(**BOUNDS) as app:
         socket = await app.raw()
@@ -129,7 +129,7 @@ async def test_what_comes_after_our_close_frame_counts_until_the_peer_answers_it
 
 
 @for_each("sent", [*UNFINISHED.values(), frame(TEXT, fin=False), b"\x81"])
-async def test_a_message_that_does_not_end_in_time_ends_its_connection(sent: bytes) -> None:
+async def test_unfinished_messages_time_out(sent: bytes) -> None:
     """A fixed defect: the beginning of a message, or a byte of it, was kept for as long as its sender liked."""
     async with world(body_timeout=0.05) as app:
         socket = await app.raw()
@@ -224,7 +224,7 @@ async def fed(**settings: Any) -> AsyncIterator[Fed]:
     assert one.protocol._deadline is None
 
 
-async def test_neither_more_bytes_nor_pings_give_a_message_more_time() -> None:
+async def test_bytes_and_pings_do_not_extend_the_message_timeout() -> None:
     """A message of which a byte comes now and then is the attack itself."""
     async with fed() as one:
         protocol = one.protocol
@@ -240,7 +240,7 @@ async def test_neither_more_bytes_nor_pings_give_a_message_more_time() -> None:
 
 
 @for_each("whole", [frame(TEXT, ASK), frame(PING, b"x"), frame(TEXT, ASK) + frame(TEXT, fin=False)])
-async def test_each_message_and_each_control_frame_has_time_of_its_own(whole: bytes) -> None:
+async def test_each_message_and_control_frame_has_its_own_timeout(whole: bytes) -> None:
     """Packets needn't end where frames do: a client whose never do sends nothing slowly."""
     async with fed() as one:
         protocol = one.protocol
@@ -253,7 +253,7 @@ async def test_each_message_and_each_control_frame_has_time_of_its_own(whole: by
         assert protocol._counted == 1
 
 
-async def test_a_peer_from_which_nothing_is_read_is_not_late() -> None:
+async def test_paused_reading_stops_the_message_timeout() -> None:
     """The rest of its message waits for us: for an application that is busy."""
     async with fed() as one:
         protocol, app = one.protocol, one.app
@@ -273,7 +273,7 @@ async def test_a_peer_from_which_nothing_is_read_is_not_late() -> None:
 
 
 @pytest.mark.parametrize("serve", ["rest", "hub"])
-async def test_the_warning_about_plain_asgi_names_what_sockets_lack_there(
+async def test_warning_about_other_asgi_servers_names_missing_limits(
     serve: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another protocol class than ours buffers what it likes, and the application can't see it."""
@@ -284,7 +284,7 @@ async def test_the_warning_about_plain_asgi_names_what_sockets_lack_there(
     assert ("unfinished WebSocket messages" in warning) == (serve == "hub")
 
 
-async def test_small_whole_messages_have_neither_a_timer_nor_a_count() -> None:
+async def test_complete_small_messages_need_no_timer() -> None:
     """They pay nothing for those that aren't."""
     async with fed() as one:
         for _ in range(100):
@@ -302,7 +302,7 @@ FLOODS = {"pings": frame(PING), "pongs": frame(PONG), "messages": frame(TEXT, b"
 
 
 @for_each("flood", FLOODS.values(), ids=FLOODS.keys())
-async def test_a_read_full_of_tiny_frames_is_handled_in_many_turns(flood: bytes) -> None:
+async def test_reads_full_of_tiny_frames_yield_to_the_loop(flood: bytes) -> None:
     """A fixed defect: a megabyte of empty pings held the loop for 0.6 s, and nobody else had a turn."""
     async with fed() as one:
         count, most = READ // len(flood), MAX_FRAMES + PIECE // len(flood) + 1
@@ -337,7 +337,7 @@ async def test_frames_wait_as_bytes_while_the_application_is_busy() -> None:
         await one.until(lambda: len(one.app.taken) == READ // len(tiny))
 
 
-async def test_what_stands_behind_a_flood_is_still_read_after_our_close_frame() -> None:
+async def test_frames_after_a_flood_are_read_after_our_close_frame() -> None:
     """The peer's own close is in there, and ends the connection at once instead of after ten seconds."""
     async with world() as app:
         socket = await app.raw()
@@ -347,7 +347,7 @@ async def test_what_stands_behind_a_flood_is_still_read_after_our_close_frame() 
         await app.until(lambda: not app.running.state.connections)
 
 
-async def test_somebody_else_is_answered_during_a_flood() -> None:
+async def test_others_are_answered_during_a_flood() -> None:
     """The other socket's message is read before the flood is over."""
     async with world() as app:
         other, socket = await app.raw(), await app.raw()

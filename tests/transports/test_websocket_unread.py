@@ -84,7 +84,7 @@ ENDS: list[End] = [
 
 
 @for_each("end", [ends_by_its_peer, fails, runs_out, is_answered_too_late, is_left_by_its_application])
-async def test_a_stopping_server_drops_a_connection_that_has_ended_and_is_not_read(end: End) -> None:
+async def test_stopping_server_drops_ended_unread_connections(end: End) -> None:
     """A fixed defect: its close frame found the connection closing, and the traceback kept the lifespan from its end;
     or the server waited for a peer that takes nothing.
     """
@@ -96,7 +96,7 @@ async def test_a_stopping_server_drops_a_connection_that_has_ended_and_is_not_re
 
 
 @for_each("end", ENDS)
-async def test_a_connection_that_ends_is_dropped_when_its_peer_reads_nothing_for_the_write_timeout(end: End) -> None:
+async def test_ended_unread_connection_is_dropped_after_the_write_timeout(end: End) -> None:
     """A fixed defect: a few bytes that nobody read kept it for ever."""
     async with fed(write_timeout=5) as one:
         transport, protocol = unread(one), one.protocol
@@ -114,7 +114,7 @@ async def test_a_connection_that_ends_is_dropped_when_its_peer_reads_nothing_for
 
 
 @for_each("end", ENDS)
-async def test_nothing_waits_for_the_peer_of_a_lost_connection(end: End) -> None:
+async def test_lost_connections_wait_for_no_peer(end: End) -> None:
     """The timer would keep the connection in memory."""
     async with fed() as one:
         unread(one)
@@ -126,7 +126,7 @@ async def test_nothing_waits_for_the_peer_of_a_lost_connection(end: End) -> None
 
 
 @for_each("end", [ends_by_its_peer, fails, runs_out, is_left_by_its_application, stops])
-async def test_a_connection_whose_peer_has_read_all_ends_without_a_timer(end: End) -> None:
+async def test_fully_read_connection_ends_without_a_timer(end: End) -> None:
     """Most do, and pay nothing."""
     async with fed() as one:
         await end(one)
@@ -135,7 +135,7 @@ async def test_a_connection_whose_peer_has_read_all_ends_without_a_timer(end: En
 
 
 @for_each("kind", [TEXT, BINARY])
-async def test_after_our_close_frame_no_fragment_is_kept(kind: int) -> None:
+async def test_fragments_after_our_close_frame_are_dropped(kind: int) -> None:
     """A fixed defect: nobody would ever take it, and the first one stayed as long as the connection."""
     async with fed() as one:
         await is_closed_by_us(one)
