@@ -71,8 +71,15 @@ class _Files(dict[str, Any]):
         return found
 
 
+class _Gates(dict[str, threading.Event]):
+    """Gates by their keys. Two threads that ask for one at the same time get the same gate."""
+
+    def __missing__(self, key: str) -> threading.Event:
+        return self.setdefault(key, threading.Event())
+
+
 JOURNAL: dict[str, Any] = defaultdict(list) if FOLDER is None else _Files(_Lines, ".journal")
-GATES: dict[str, Any] = defaultdict(threading.Event) if FOLDER is None else _Files(_Gate, ".gate")
+GATES: dict[str, Any] = _Gates() if FOLDER is None else _Files(_Gate, ".gate")
 _TURNS: dict[str, Any] = defaultdict(list) if FOLDER is None else _Files(_Lines, ".turns")
 
 
