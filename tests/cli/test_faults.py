@@ -103,10 +103,10 @@ async def unknown(asked: Asked) -> None:
 
 
 CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
-    (page, 3, "answers with 200 and a web page, not JSON", ()),
+    (page, 3, "responds with 200 and a web page, not JSON", ()),
     (lambda asked: status(asked, "404 Not Found"), 3, "Check the path", ()),
     (lambda asked: status(asked, "500 Oops"), 3, "failed with status 500", ()),
-    (lambda asked: status(asked, "401 Unauthorized"), 4, r"wants credentials \(401\)\. .*--login.*--header", ()),
+    (lambda asked: status(asked, "401 Unauthorized"), 4, r"requires credentials \(401\)\. .*--login.*--header", ()),
     (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\)\. Send other credentials with --header", ()),
     (problem, 4, r"\(403\): The key is old\. Send other credentials with --header", ()),
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
@@ -167,8 +167,13 @@ async def test_tls_that_is_not_trusted_or_not_there(unasked: int) -> None:
 
 
 PROGRAMS = [
-    ("import sys; sys.exit('no such database')", 3, "It last said: no such database", WAIT),
-    ("import sys; sys.exit('Error: no\\n  Why: old\\n  Do: go')", 3, "It last said: Error: no. Why: old. Do: go", WAIT),
+    ("import sys; sys.exit('no such database')", 3, "Its last output: no such database", WAIT),
+    (
+        "import sys; sys.exit('Error: no\\n  Why: old\\n  Do: go')",
+        3,
+        "Its last output: Error: no. Why: old. Do: go",
+        WAIT,
+    ),
     ("print('Welcome!')\nimport time; time.sleep(600)", 5, "did not answer", 0.2),
     ("while True: print('x' * 10)", 1, "writes text to its standard output", WAIT),
 ]

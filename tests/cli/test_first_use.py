@@ -55,12 +55,16 @@ def start(*arguments: str, **more: object) -> subprocess.CompletedProcess[bytes]
 
 WRONG: list[tuple[list[str], int, str]] = [
     (["list", "sop.py"], 3, "There is no file sop.py. Did you mean shop.py?"),
-    (["list", "far/away.py"], 3, "There is no file far/away.py. Check the path; it is relative to where you are."),
+    (
+        ["list", "far/away.py"],
+        3,
+        "There is no file far/away.py. Check the path; it is relative to the working directory.",
+    ),
     (["list", "shop"], 3, "There is no program 'shop'. Did you mean shop.py?"),
-    (["list", "."], 3, ". is a folder. Give a .py, .js or .json file in it, a command or a URL."),
-    (["list", "notes.txt"], 3, "notes.txt is not a program. Give a .py, .js or .json file, a command or a URL."),
+    (["list", "."], 3, ". is a folder. Use a .py, .js, or .json file in it, a command, or a URL."),
+    (["list", "notes.txt"], 3, "notes.txt is not a program. Use a .py, .js, or .json file, a command, or a URL."),
     (["list", "x" * 5000], 3, "There is no program"),
-    (["list", "plain.py:mcp"], 3, "plain.py has no servers to choose from: it doesn't import millstream."),
+    (["list", "plain.py:mcp"], 3, "plain.py doesn't import millstream, so it has no servers to choose from."),
     (["list", "http://127.0.0.1:x/mcp"], 3, "its port is not a number from 0 to 65535."),
     (["list", "http://127.0.0.1:99999/mcp"], 3, "its port is not a number from 0 to 65535."),
     (["list", "http://127.0.0.1:{port}/mcp"], 3, "nobody listens at that port. Check host and port, and that the"),

@@ -252,7 +252,7 @@ async def test_what_is_no_grant_goes_to_no_authorization_server(answer: Any) -> 
         home.answers["/token"] = answer
         identity = IdentityProvider(home.url, id_token="t", client_id="desk-at-home")
         credentials = OAuth(store=MemoryStore(), client_id="desk").managed_by(identity)
-        with pytest.raises(AccessDenied, match="gives no grant for"):
+        with pytest.raises(AccessDenied, match="issued no grant for"):
             await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
         assert issuer.asked["/token"] == 0
 

@@ -59,7 +59,7 @@ async def test_a_web_page_instead_of_json(status: str) -> None:
     await fails(behave, NotMcp, "not an MCP endpoint", "a web page")
 
 
-@for_each(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "refuses")])
+@for_each(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "rejected")])
 async def test_refused_credentials_say_what_to_do(status: str, words: str) -> None:
     """401 and 403 stop the probe: no other way of connecting is tried."""
 
@@ -234,7 +234,7 @@ async def test_a_stream_that_breaks_without_an_event_id_loses_its_call() -> None
         await asked.stream()
         await asked.end()
 
-    await fails(greeting(behave), ConnectionLost, "before its answer")
+    await fails(greeting(behave), ConnectionLost, "before its response")
 
 
 async def test_many_calls_share_few_connections() -> None:

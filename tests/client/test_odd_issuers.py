@@ -125,17 +125,17 @@ async def test_what_issuers_say_carelessly_is_understood(world: dict[str, Any]) 
         ({"resource": {"authorization_servers": ["javascript:1"]}}, TargetError, "not a URL"),
         ({"resource": {"authorization_servers": ["http://issuer.example"]}}, AccessDenied, "https"),
         ({"issuer": {"issuer": "https://evil.example"}}, AccessDenied, "another issuer"),
-        ({"issuer": {"authorization_endpoint": None}}, AccessDenied, "no page where people log in"),
+        ({"issuer": {"authorization_endpoint": None}}, AccessDenied, "no authorization endpoint"),
         ({"issuer": {"authorization_endpoint": "http://evil.example/a"}}, AccessDenied, "https"),
         ({"issuer": {"token_endpoint": "http://evil.example/t"}}, AccessDenied, "https"),
         ({"issuer": {"code_challenge_methods_supported": ["plain"]}}, AccessDenied, "PKCE"),
         ({"registration": {"client_id": 5}}, AccessDenied, "register"),
-        ({"token": b"<html>"}, AccessDenied, "nothing that can be read"),
-        ({"token": {**GOOD, "token_type": "mac"}}, AccessDenied, "of the kind mac"),
-        ({"token": {**GOOD, "access_token": "good\r\nX-Evil: 1"}}, AccessDenied, "can't be sent"),
-        ({"token": {**GOOD, "access_token": "→"}}, AccessDenied, "can't be sent"),
+        ({"token": b"<html>"}, AccessDenied, "unreadable response"),
+        ({"token": {**GOOD, "token_type": "mac"}}, AccessDenied, "of type mac"),
+        ({"token": {**GOOD, "access_token": "good\r\nX-Evil: 1"}}, AccessDenied, "can't send"),
+        ({"token": {**GOOD, "access_token": "→"}}, AccessDenied, "can't send"),
         ({"token": {"error": "no", "error_description": "one\ntwo" * 9999}}, AccessDenied, "one two"),
-        ({"token": 0}, ConnectFailed, "gave no answer"),
+        ({"token": 0}, ConnectFailed, "sent no usable response"),
         ({"back": {"state": "another"}}, AccessDenied, "another login"),
         ({"back": {"iss": "https://evil.example/\n"}}, AccessDenied, "https://evil.example/, but"),
         ({"back": {"code": None, "error": "access_denied"}}, AccessDenied, "access_denied"),
@@ -229,7 +229,7 @@ def test_tokens_that_cannot_be_written_last_as_long_as_the_program(
     with caplog.at_level(logging.WARNING):
         store.save(Kept({}, {"x": Tokens("t")}))
     assert store.load().tokens == {"x": Tokens("t")}
-    assert "can't be kept" in caplog.text
+    assert "can't be stored" in caplog.text
     (tmp_path / "file").unlink()
     store.save(Kept({}, {"x": Tokens("u")}))
     assert FileStore(store.path).load().tokens == {"x": Tokens("u")}

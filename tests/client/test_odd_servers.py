@@ -57,7 +57,7 @@ async def test_a_compressed_answer_is_called_what_it_is(kind: str) -> None:
     async def behave(asked: Asked) -> None:
         await asked.reply(b"\x1f\x8b\x08\x00", type=kind, more="Content-Encoding: gzip\r\n")
 
-    await fails(discovering(behave), BadAnswer, "compresses its answers")
+    await fails(discovering(behave), BadAnswer, "compresses its responses")
 
 
 @for_each("cut", [None, -4], ids=["whole", "almost whole"])

@@ -83,10 +83,10 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     ("tool", "expected", "words"),
     [
-        ("die", ConnectionLost, "exit code 3. It last said: out of paper"),
+        ("die", ConnectionLost, "code 3. Its last output: out of paper"),
         ("flood", TooLarge, "1,000,000 bytes"),
         ("wrong", BadAnswer, "999"),
-        ("garbage", BadAnswer, "isn't a message of MCP"),
+        ("garbage", BadAnswer, "isn't an MCP message"),
         ("hang", NoAnswer, "within"),
     ],
 )
@@ -105,7 +105,7 @@ async def test_a_process_that_misbehaves(script: Path, tool: str, expected: type
 
 async def test_a_program_that_ends_without_serving_gets_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text("print('no mcp.run() here')\n", "utf-8")
-    with pytest.raises(ConnectionLost, match=r"exit code 0.*millstream run FILE --transport stdio"):
+    with pytest.raises(ConnectionLost, match=r"code 0.*millstream run FILE --transport stdio"):
         async with Client([sys.executable, str(tmp_path / "greet.py")], timeout=WAIT) as client:
             await client.tools()
 
@@ -130,7 +130,7 @@ async def test_calls_side_by_side_end_with_the_process_that_ran_them(script: Pat
 )
 async def test_a_process_that_ends_at_once(tmp_path: Path, program: str) -> None:
     """It gets a second life without the probe, and that is all."""
-    with pytest.raises(ConnectionLost, match="The server has ended"):
+    with pytest.raises(ConnectionLost, match="The server exited"):
         async with asyncio.timeout(WAIT), Client(write(tmp_path, program)):
             pass
 

@@ -63,7 +63,7 @@ def test_a_url_is_read(text: str, host: str, port: int, target: str) -> None:
         ({"mcpServers": {"a": {"comand": "x"}}}, "It has: comand."),
         ({"mcpServers": {"a": []}}, "must be an object"),
         ([], "program and its arguments"),
-        (7, "A int is not a server"),
+        (7, "int is not a server"),
     ],
 )
 def test_what_names_no_server_says_why(target: Any, words: str) -> None:

@@ -198,7 +198,7 @@ async def test_a_killed_process_is_replaced_at_once_and_a_crash_loop_is_slowed(s
                 except (ConnectionLost, ConnectFailed) as exc:
                     fault = exc
             assert "The process of printer ended" in str(fault)
-            assert "exit code 3. It last said: out of paper" in str(fault)
+            assert "code 3. Its last output: out of paper" in str(fault)
             assert await call(upstream, "b")
         report = upstream.describe()
         assert report.crashed >= 2

@@ -146,7 +146,11 @@ def test_every_state_of_a_sign_in_fits_every_size_and_axe_finds_nothing(
     page.route(
         "**/inspect/sign-in/*",
         lambda route: route.fulfill(
-            status=502, json={"detail": f"{shop} registers no clients. Register one with the redirect URI {inspector}."}
+            status=502,
+            json={
+                "detail": f"{shop} does not support client registration. "
+                f"Register one with the redirect URI {inspector}."
+            },
         ),
     )
     card.get_by_role("button", name="Sign in", exact=True).click()

@@ -180,7 +180,7 @@ async def test_a_token_endpoint_that_redirects_gets_no_code_to_another_origin() 
     async with guarded() as other, guarded() as evil, inspecting(other) as browser:
         other.redirect = f"{evil.origin}/token"
         reply = await browser.sign_in(other)
-        assert (reply.status_code, "gives no token" in reply.text) == (403, True)
+        assert (reply.status_code, "issued no token" in reply.text) == (403, True)
         assert (evil.forms, await browser.known()) == ([], None)
 
 
@@ -348,7 +348,7 @@ async def test_a_server_whose_issuer_registers_nobody_says_what_to_do() -> None:
         other.about = {"registration_endpoint": None}
         said = (await browser.begin()).json()["detail"]
         assert said == (
-            f"{other.origin} registers no clients. Register a client there with the redirect URI "
+            f"{other.origin} does not support client registration. Register a client there with the redirect URI "
             f"{browser.base}/inspect/callback, and enter its id below."
         )
         assert (await browser.http.post("/inspect/sign-in/7", json={})).status_code == 404

@@ -1,6 +1,6 @@
-"""The other side of the protocol: one client for servers of every revision and transport. See `Client`.
+"""The MCP client: one class for servers of every revision and transport. See `Client`.
 
-``from millstream.client import Options, OAuth`` loads what is named, and nothing else.
+``from millstream.client import Options, OAuth`` imports only the modules that those names need.
 """
 
 from importlib import import_module
@@ -64,7 +64,7 @@ _HOMES = {
     "Unsupported": "_errors",
     "WorkloadIdentity": "_oauth.identity",
 }
-"""Public name -> module. Loaded at first use: a program with a client needn't have the OAuth flow."""
+"""Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""
 
 __all__ = [
     "AccessDenied",

@@ -1,4 +1,4 @@
-"""Tasks that belong to a client and end with it."""
+"""Background tasks that end with their client."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Background:
-    """The owner of a client's tasks. None outlives `close`."""
+    """Owns the tasks of one client, and cancels the remaining ones in `close`."""
 
     __slots__ = ("_closed", "_tasks")
 
@@ -15,7 +15,7 @@ class Background:
         self._closed = False
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-        """Run it until it ends or the client does. It handles its own errors."""
+        """Start a task that runs until it ends or the client closes. It must handle its own errors."""
         if self._closed:
             work.close()
             return None
@@ -28,12 +28,12 @@ class Background:
         return len(self._tasks)
 
     async def settle(self, seconds: float) -> None:
-        """Give what is under way so long to end by itself."""
+        """Wait up to `seconds` for running tasks to finish."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
     async def close(self) -> None:
-        """Cancel what runs, and wait until it has ended."""
+        """Cancel all tasks and wait for them to end."""
         self._closed = True
         tasks = list(self._tasks)
         for task in tasks:

@@ -1,4 +1,4 @@
-"""The client for scripts and notebooks: the same methods, without `await`."""
+"""A blocking client for scripts and notebooks: the same methods as `Client`, without `await`."""
 
 import asyncio
 import inspect
@@ -15,7 +15,7 @@ from millstream.client._targets import Target
 
 
 class _Given(TypedDict, total=False):
-    """What `Client` takes beside its target."""
+    """Keyword arguments that `Client` takes besides its target."""
 
     revision: str | None
     headers: Mapping[str, str] | None
@@ -29,10 +29,10 @@ class _Given(TypedDict, total=False):
 
 
 class BlockingClient:
-    """``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
+    """A blocking `Client`: ``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
 
-    Every method of `Client` is here and waits for its result; lists are lists. Handlers run in a thread of their own.
-    `watch` and other things that last are for `Client`.
+    It has every method of `Client`, and each blocks until its result is there; listings are returned as lists. Handlers
+    run in another thread. Use `Client` for `watch` and anything else that stays open.
     """
 
     def __init__(self, target: Target, **more: Unpack[_Given]) -> None:

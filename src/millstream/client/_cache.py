@@ -1,7 +1,7 @@
-"""Results that a server lets its clients keep for a while, until their time is up or something changes.
+"""A cache of results that carry a time to live, emptied when the server reports a change.
 
-https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. They belong to one client, so to one
-set of credentials: public and private ones are kept alike.
+https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. A cache belongs to one client, and so
+to one set of credentials; it treats public and private results the same.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import Any
 from millstream.client._incoming import Change
 
 _ROOM = 512
-"""Results that are kept."""
+"""Maximum number of cached results."""
 _LONGEST_MS = 24 * 3600 * 1000
 _LISTS = {
     "tools/list": "tools",
@@ -22,7 +22,7 @@ _LISTS = {
 
 
 class Cache:
-    """The newest results, the least used of which go first."""
+    """A least-recently-used cache of results."""
 
     __slots__ = ("_entries",)
 
@@ -30,7 +30,7 @@ class Cache:
         self._entries: OrderedDict[tuple[str, bytes], tuple[float, Any]] = OrderedDict()
 
     def get(self, method: str, params: bytes) -> Any:
-        """The result, or None when there's none that is fresh."""
+        """Return the cached result, or None if it's missing or stale."""
         found = self._entries.get((method, params))
         if found is None:
             return None
@@ -42,7 +42,7 @@ class Cache:
         return result
 
     def put(self, method: str, params: bytes, result: Any, ttl_ms: int) -> None:
-        """Keep a result for as long as the server says."""
+        """Cache a result for `ttl_ms` milliseconds."""
         if ttl_ms <= 0:
             return
         self._entries[method, params] = (time.monotonic() + min(ttl_ms, _LONGEST_MS) / 1000, result)
@@ -51,9 +51,9 @@ class Cache:
             self._entries.popitem(last=False)
 
     def hear(self, change: Change, subscription: Any) -> None:
-        """Forget what has changed."""
+        """Drop the results that a change affects."""
         for method, params in list(self._entries):
             if change.kind == "again" or _LISTS.get(method) == change.kind:
                 del self._entries[method, params]
             elif change.kind == "resource" and method == "resources/read":
-                del self._entries[method, params]  # an update may name a part of what was read
+                del self._entries[method, params]  # An update can name part of the resource that was read.

@@ -1,4 +1,4 @@
-"""Print the standard error of servers that the client starts, so that their tracebacks and prints aren't lost."""
+"""Output for the standard error of servers that the client starts, so that tracebacks and prints aren't lost."""
 
 import os
 import re
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that could rewrite what a terminal shows."""
+"""Control characters that could alter what a terminal shows."""
 
 
 def line_printer(chosen: Callable[[str], object] | bool | None) -> Callable[[str], object] | None:
-    """Return the function that gets each line; None drops them.
+    """Return the function that receives each line, or None to drop the output.
 
     Args:
-        chosen: `Options.stderr`.
+        chosen: the value of `Options.stderr`.
     """
     if chosen is None:
         chosen = _is_watched()
@@ -24,7 +24,7 @@ def line_printer(chosen: Callable[[str], object] | bool | None) -> Callable[[str
 
 
 def print_line(line: str) -> None:
-    """Print one line to our standard error. A progress line that a terminal shows is replaced."""
+    """Print one line to our standard error, replacing a progress line on the terminal."""
     out = sys.stderr
     if out is None:  # pyright: ignore[reportUnnecessaryComparison]  it may be closed (2>&-)
         return
@@ -34,7 +34,7 @@ def print_line(line: str) -> None:
 
 
 def _is_watched() -> bool:
-    """Whether a person reads our standard error: at a terminal, or in what pytest shows of a failed test."""
+    """Return whether a person reads our standard error: on a terminal, or in the output of a failed pytest test."""
     if "PYTEST_CURRENT_TEST" in os.environ:
         return True
     with suppress(AttributeError, ValueError):  # it may be closed

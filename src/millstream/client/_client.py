@@ -1,4 +1,4 @@
-"""`Client`: one object for a server of any revision, however it is reached."""
+"""`Client`: one object for a server of any revision, over any transport."""
 
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar, overload
@@ -52,24 +52,24 @@ _decode_completion = msgspec.json.Decoder(CompleteResult).decode
 
 @suggesting
 class Client(FamiliarNames):
-    """``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
+    """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
-    Calls may run side by side. The connection is made when the block is entered, and again when it is lost.
+    Calls can run concurrently. Entering the block connects; a lost connection is made again by the next request.
 
     Args:
-        target: a URL, a command, a script, a `Server`, or a configuration with `mcpServers` (`targets.find`).
-        revision: the date of the only revision to speak; without it, the newest that both sides know.
-        headers: sent with each HTTP request, such as ``{"Authorization": "Bearer …"}``.
-        timeout: seconds until an answer; progress starts them again. `math.inf` waits for ever.
-        elicit: answers for the person. Without it the server can't ask.
-        sample: answers for a model.
-        roots: the folders and files that the server may know of.
-        on_log: hears log messages. It doesn't keep a connection that breaks; the next request makes a new one.
-        on_change: hears what changes where the handshake era tells it, and keeps the connection as `watch` does.
-        options: limits and details.
+        target: a URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
+        revision: the only protocol revision to use, as a date. By default, the newest that both sides support.
+        headers: headers for every HTTP request, such as ``{"Authorization": "Bearer …"}``.
+        timeout: seconds to wait for a response. Progress restarts the clock; `math.inf` waits forever.
+        elicit: handler for questions to the user. Without it, the server can't ask.
+        sample: handler for requests to a language model.
+        roots: folders and files that the server may learn about.
+        on_log: handler for log messages. It doesn't reopen a lost connection; the next request does.
+        on_change: handler for changes that a handshake-era server reports. Keeps the connection open, like `watch`.
+        options: limits and less common settings.
 
     Raises:
-        TargetError: the target means no server.
+        TargetError: the target doesn't name a server.
     """
 
     def __init__(
@@ -96,17 +96,17 @@ class Client(FamiliarNames):
             on_log=on_log,
             on_change=on_change,
         )
-        """What the client stands on: for those who build on it, and free to change."""
+        """Internal state, for code that builds on the client. It can change in any release."""
         self._progress: OnProgress | None = None
-        """Receives the messages of calls without a handler of their own."""
+        """Handler for the progress of calls that don't have their own."""
 
     # The connection
 
     async def __aenter__(self) -> Self:
-        """Connect, and agree on a revision.
+        """Connect and negotiate a revision.
 
         Raises:
-            ClientError: it isn't possible; the text says why and what to do.
+            ClientError: the connection failed; the message says why and what to do.
         """
         await self.conversation.start()
         return self
@@ -121,22 +121,22 @@ class Client(FamiliarNames):
 
     @property
     def revision(self) -> str:
-        """The date of the revision that both sides speak."""
+        """Date of the negotiated revision."""
         return self.conversation.agreed.revision.date
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
-        """What the server offers."""
+        """Capabilities of the server."""
         return self.conversation.agreed.capabilities
 
     @property
     def instructions(self) -> str:
-        """What the server wants a model to know."""
+        """Instructions of the server for a language model."""
         return self.conversation.agreed.instructions
 
     @property
     def transport(self) -> str:
-        """``streamable-http``, ``http+sse``, ``websocket``, ``stdio`` or ``memory``."""
+        """Name of the transport: ``streamable-http``, ``http+sse``, ``websocket``, ``stdio`` or ``memory``."""
         return self.conversation.transport.name
 
     # Tools
@@ -184,18 +184,19 @@ class Client(FamiliarNames):
         """Call a tool: ``(await client.call("add", a=1, b=2)).data``.
 
         Args:
-            tool: its name.
-            arguments: as a mapping, for names that are options here; keywords are arguments, too.
-            into: the type of the value; the result is then the value itself.
-            progress: hears how far the call is: ``progress(value, total, message)``.
-            timeout: seconds for this call.
-            raise_on_error: whether a tool that reports an error raises; else see `Result.is_error`. With `into`, it
-                always raises.
+            tool: name of the tool.
+            arguments: arguments as a mapping, for names that clash with the options below; keywords are arguments, too.
+            into: type of the value. With it, the call returns the value instead of a `Result`.
+            progress: handler for progress reports: ``progress(value, total, message)``.
+            timeout: seconds to wait for this call.
+            raise_on_error: whether to raise when the tool reports an error; if False, check `Result.is_error`. With
+                `into`,
+                an error always raises.
 
         Raises:
             ToolFailed: the tool reported an error.
-            Failure: the server answered with an error, for example because it has no such tool.
-            ClientError: there's no answer.
+            Failure: the server responded with an error, for example because the tool doesn't exist.
+            ClientError: there was no response.
         """
         given = {**arguments, **more} if arguments else more
         try:
@@ -208,7 +209,7 @@ class Client(FamiliarNames):
         return result if into is None else result.into(into)
 
     async def _suggest(self, tool: str, failure: Failure) -> Failure:
-        """Add the nearest name to the error of a tool that the server doesn't have."""
+        """Add the closest tool name to the error for an unknown tool."""
         if failure.code not in (INVALID_PARAMS, METHOD_NOT_FOUND):
             return failure
         try:
@@ -221,30 +222,30 @@ class Client(FamiliarNames):
         return Failure(failure.code, message, failure.data)
 
     def tools(self, *, fresh: bool = False) -> Listing[ToolDescription]:
-        """The tools: ``await`` all of them, or go through them with ``async for``."""
+        """List the tools: ``await`` the full list, or iterate page by page with ``async for``."""
 
         return self.conversation.list("tools/list", decode_tools, self.conversation.callable, fresh=fresh)
 
     # Resources and prompts
 
     def resources(self, *, fresh: bool = False) -> Listing[ResourceDescription]:
-        """The resources."""
+        """List the resources."""
         return self.conversation.list("resources/list", _decode_resources, lambda result: result.resources, fresh=fresh)
 
     def templates(self, *, fresh: bool = False) -> Listing[TemplateDescription]:
-        """The templates of resources."""
+        """List the resource templates."""
         method = "resources/templates/list"
         return self.conversation.list(method, _decode_templates, lambda result: result.resource_templates, fresh=fresh)
 
     def prompts(self, *, fresh: bool = False) -> Listing[PromptDescription]:
-        """The prompts."""
+        """List the prompts."""
         return self.conversation.list("prompts/list", _decode_prompts, lambda result: result.prompts, fresh=fresh)
 
     async def read(self, uri: str, *, fresh: bool = False, timeout: float = 0) -> list[ResourceContents]:
-        """The contents of a resource.
+        """Return the contents of a resource.
 
         Raises:
-            Failure: there's no such resource, or it can't be read.
+            Failure: the resource doesn't exist or can't be read.
         """
         ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
         result: ReadResourceResult = await self.conversation.cached(ask, _decode_read, fresh=fresh)
@@ -253,10 +254,10 @@ class Client(FamiliarNames):
     async def prompt(
         self, name: str, arguments: Mapping[str, str] | None = None, /, *, timeout: float = 0, **more: str
     ) -> GetPromptResult:
-        """The messages of a prompt.
+        """Return the messages of a prompt.
 
         Raises:
-            Failure: there's no such prompt, or an argument is missing.
+            Failure: the prompt doesn't exist, or an argument is missing.
         """
         params = encode({"name": name, "arguments": {**(arguments or {}), **more}})
         ask = Ask(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
@@ -265,14 +266,14 @@ class Client(FamiliarNames):
     async def complete(
         self, argument: str, value: str, *, prompt: str = "", template: str = "", known: Mapping[str, str] | None = None
     ) -> Completion:
-        """Suggestions for an argument of a prompt or template.
+        """Return suggestions for an argument of a prompt or template.
 
         Args:
-            argument: its name.
-            value: what has been typed.
-            prompt: the name of the prompt, or
-            template: the URI of the template.
-            known: arguments that have a value already.
+            argument: name of the argument.
+            value: text typed so far.
+            prompt: name of the prompt, or
+            template: URI of the template.
+            known: arguments that already have a value.
         """
         reference = Reference("ref/prompt", name=prompt) if prompt else Reference("ref/resource", uri=template)
         context = CompletionContext(dict(known)) if known else None
@@ -280,7 +281,7 @@ class Client(FamiliarNames):
         raw = await self.conversation.requests.ask(Ask(method="completion/complete", params=params, repeatable=True))
         return read("completion/complete", _decode_completion, raw).completion
 
-    # Everything else
+    # Other requests
 
     async def request(
         self,
@@ -290,39 +291,41 @@ class Client(FamiliarNames):
         progress: OnProgress | None = None,
         timeout: float = 0,
     ) -> dict[str, Any]:
-        """The result of any request as it is on the wire; questions are answered on the way.
+        """Send any request and return its result as JSON data, answering the server's questions on the way.
 
         Raises:
-            Failure: the server answered with an error.
-            ClientError: there's no answer.
+            Failure: the server responded with an error.
+            ClientError: there was no response.
         """
         ask = raw_ask(method, dict(params or {}), progress, timeout)
         return read(method, _decode_json, await self.conversation.requests.ask(ask))
 
     async def ping(self, *, timeout: float = 0) -> None:
-        """Find out whether the server answers: by a ping, or where there's none, by asking what it offers."""
+        """Check that the server responds, with a ping, or with `server/discover` in revisions without one."""
         method = "ping" if self.conversation.agreed.revision.handshake else "server/discover"
         await self.conversation.requests.ask(Ask(method=method, timeout=timeout, repeatable=True))
 
     async def set_log_level(self, level: str) -> None:
-        """Ask for log messages of this severity and above, where that holds for a session.
+        """Set the minimum severity of log messages for the session.
 
         Raises:
-            Unsupported: the revision asks for it with each request: `Options.log_level`.
+            Unsupported: the revision sets the level per request. Use `Options.log_level`.
         """
         await self.conversation.set_log_level(level)
 
     async def roots_changed(self) -> None:
-        """Tell the server that the roots are different now; revisions without that notification ask each time."""
+        """Notify the server that the roots have changed. Does nothing in revisions that ask for roots with each
+        request.
+        """
         await self.conversation.notify("notifications/roots/list_changed")
 
     def watch(self, *uris: str, tools: bool = False, prompts: bool = False, resources: bool = False) -> Changes:
-        """Hear what changes: ``async with client.watch("orders://7") as changes: async for change in changes: …``.
+        """Subscribe to changes: ``async with client.watch("orders://7") as changes: async for change in changes: …``.
 
         Args:
-            uris: resources whose content is of interest.
-            tools: whether the list of tools is.
-            prompts: whether the list of prompts is.
-            resources: whether the list of resources is. Without any of these, all three lists are.
+            uris: resources to watch for updates.
+            tools: whether to watch the list of tools.
+            prompts: whether to watch the list of prompts.
+            resources: whether to watch the list of resources. Without any arguments, all three lists are watched.
         """
         return self.conversation.watch(wanted(uris, tools=tools, prompts=prompts, resources=resources))

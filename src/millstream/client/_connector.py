@@ -1,8 +1,8 @@
-"""How a client finds out what a server speaks: the per-request era first, then the handshake, then HTTP+SSE.
+"""Connecting and negotiating: tries the per-request era first, then the handshake, then HTTP+SSE.
 
 https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle. Only a `DiscoverResult`, or an error that
-names revisions of the per-request era, proves that era; anything else is answered with a handshake. What was found is
-kept for each target, so that the next client asks the right question first.
+names revisions of the per-request era, proves that era; after any other response, the client tries a handshake. The
+result is cached per target, so the next client starts with the right request.
 """
 
 import asyncio
@@ -41,9 +41,9 @@ from millstream.client._transports.streamable import StreamableTransport
 from millstream.client._transports.transport import Request, Transport
 
 _KEPT = 256
-"""Targets whose verdict is kept."""
+"""Maximum number of targets with a cached era."""
 _era_cache: dict[str, str] = {}
-"""Target -> ``handshake`` or ``http+sse``; what is not there is probed."""
+"""Target -> ``handshake`` or ``http+sse``. Targets that aren't listed are probed."""
 
 _decode_initialize = msgspec.json.Decoder(InitializeResult).decode
 _decode_discover = msgspec.json.Decoder(DiscoverResult).decode
@@ -51,7 +51,7 @@ _decode_error = msgspec.json.Decoder(PeerError).decode
 
 
 def failure(error: bytes) -> Failure:
-    """A JSON-RPC error as an exception."""
+    """Convert a JSON-RPC error to an exception."""
     try:
         told = _decode_error(error)
         data = msgspec.json.decode(told.data) if told.data else None
@@ -66,7 +66,7 @@ _HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
 
 
 def _handler_for(data: Any) -> str:
-    """Say which option of `Client` declares the capabilities that a server needs."""
+    """Return which options of `Client` declare the capabilities that a server requires."""
     try:
         needed = msgspec.convert(data, _Required).required_capabilities
     except msgspec.ValidationError:
@@ -76,18 +76,18 @@ def _handler_for(data: Any) -> str:
 
 
 class _Required(Struct, rename="camel"):
-    """The data of an error that names capabilities."""
+    """Data of an error that lists required capabilities."""
 
     required_capabilities: dict[str, Any]
 
 
 def forget_eras() -> None:
-    """Probe every target again."""
+    """Forget cached eras, so every target is probed again."""
     _era_cache.clear()
 
 
 class Connector:
-    """Opens links to one place, as often as needed."""
+    """Opens connections to one target, as often as needed."""
 
     __slots__ = ("_background", "_headers", "_ids", "_listener", "_options", "_pinned", "_place", "_self",
                  "_timeout")  # fmt: skip
@@ -116,10 +116,10 @@ class Connector:
         self._timeout = timeout
 
     async def open(self) -> Connection:
-        """Connect and agree.
+        """Connect and negotiate.
 
         Raises:
-            ClientError: it's not possible; the text says why.
+            ClientError: the connection failed; the message says why.
         """
         place = self._place
         if not isinstance(place, Remote):
@@ -198,7 +198,7 @@ class Connector:
             auth=options.auth,
         )
 
-    # Verdicts
+    # Era cache
 
     @property
     def _key(self) -> str:
@@ -219,10 +219,10 @@ class Connector:
                 del _era_cache[next(iter(_era_cache))]
             _era_cache[key] = verdict
 
-    # Negotiated
+    # Negotiation
 
     async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
-        """Open a transport and agree on it. A server that ends at the first word it doesn't know gets a second life."""
+        """Open a transport and negotiate. A server that exits on an unknown method is started a second time."""
         handshake = self._verdict != ""
         for attempt in (0, 1):
             transport = make()
@@ -251,7 +251,7 @@ class Connector:
             if pinned.handshake:
                 return await self._initialize(transport, pinned)
             return await self._probe(transport, pinned, alone=True) or await self._refused(pinned)
-        # HTTP+SSE is a transport of the handshake era alone.
+        # HTTP+SSE exists only in the handshake era.
         if not handshake and transport.name != "http+sse":
             agreement = await self._probe(transport, NEWEST)
             if agreement is not None:
@@ -261,16 +261,18 @@ class Connector:
         except Failure as exc:
             if exc.code != UNSUPPORTED_VERSION:
                 raise
-            agreement = await self._probe(transport, NEWEST)  # it was slow to start, or has changed since last time
+            agreement = await self._probe(transport, NEWEST)  # it was slow to start, or has changed since
             if agreement is None:
-                raise UnknownVersion(f"The server speaks no revision that this client knows: {exc.message}.") from exc
+                raise UnknownVersion(
+                    f"The server doesn't support any protocol revision that this client supports: {exc.message}."
+                ) from exc
             return agreement
 
     async def _refused(self, revision: Revision) -> Negotiated:
         raise UnknownVersion(f"The server does not speak revision {revision.date}.")
 
     async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiated | None:
-        """Ask what the server offers. None: it doesn't know the question, or doesn't answer and isn't asked `alone`."""
+        """Ask what the server offers. Return None if it doesn't know the method, or doesn't respond unless `alone`."""
         seconds = self._options.connect_timeout + self._options.probe_timeout
         for _ in (0, 1):
             try:
@@ -290,7 +292,7 @@ class Connector:
             except (ConnectionLost, NoAnswer) as exc:
                 if alone or (isinstance(exc, ConnectionLost) and transport.lost):
                     raise
-                return None  # a status such as 500, from a server that did not expect the method
+                return None  # for example a status 500 from a server that didn't expect the method
             agreed = newest(offer.supported_versions)
             if agreed is None:
                 return None
@@ -307,10 +309,10 @@ class Connector:
         try:
             result = _decode_initialize(raw)
         except (ValueError, RecursionError) as exc:
-            raise BadAnswer(f"The server's answer to initialize is not one: {exc}.") from exc
+            raise BadAnswer(f"The server's response to initialize is invalid: {exc}.") from exc
         agreed = HANDSHAKE.get(result.protocol_version)
         if result.protocol_version in PER_REQUEST:
-            # A server of the new era whose answer to the probe was lost, or late.
+            # A server of the per-request era whose response to the probe was lost or late.
             dates = {"supported": [result.protocol_version]}
             raise Failure(UNSUPPORTED_VERSION, "The server has no handshake", dates)
         if agreed is None:
@@ -320,7 +322,7 @@ class Connector:
             async with asyncio.timeout(self._timeout):
                 await transport.send(notification_message("notifications/initialized"), "notifications/initialized")
         except TimeoutError as exc:
-            raise NoAnswer(f"The server did not end the handshake within {self._timeout:g} seconds.") from exc
+            raise NoAnswer(f"The server did not complete the handshake within {self._timeout:g} seconds.") from exc
         return Negotiated(
             revision=agreed,
             capabilities=result.capabilities,
@@ -349,7 +351,7 @@ class Connector:
 
 
 def _about(offer: DiscoverResult) -> Implementation:
-    """How the server introduces itself; nothing depends on it."""
+    """Return how the server identifies itself, or an empty description if it's unreadable; nothing depends on it."""
     try:
         return msgspec.convert(offer.meta.get(SERVER_KEY) or {}, Implementation, strict=False)
     except msgspec.ValidationError:
@@ -357,13 +359,13 @@ def _about(offer: DiscoverResult) -> Implementation:
 
 
 class _Supported(Struct):
-    """The data of an error that refuses a version."""
+    """Data of an error that rejects a version."""
 
     supported: list[str]
 
 
 def versions(refusal: Failure) -> list[str]:
-    """The revisions that an error names."""
+    """Return the revisions that an error lists."""
     try:
         return msgspec.convert(refusal.data, _Supported).supported
     except msgspec.ValidationError:
@@ -371,11 +373,11 @@ def versions(refusal: Failure) -> list[str]:
 
 
 def newest(dates: list[str]) -> Revision | None:
-    """The newest revision of the per-request era that both sides know."""
+    """Return the newest revision of the per-request era that both sides support."""
     common = [date for date in dates if date in PER_REQUEST]
     return BY_DATE[max(common)] if common else None
 
 
 def _unknown(dates: list[str]) -> str:
-    theirs = f"speaks {', '.join(dates)}" if dates else "does not say what it speaks"
-    return f"The server {theirs}; this client knows the revisions {', '.join(BY_DATE)}."
+    theirs = f"speaks {', '.join(dates)}" if dates else "doesn't say which revisions it supports"
+    return f"The server {theirs}; this client supports the revisions {', '.join(BY_DATE)}."

@@ -1,7 +1,4 @@
-"""One client's side of a conversation: its handlers, its requests, what it keeps, and its end.
-
-`Client` gives it methods that people call.
-"""
+"""The state behind `Client`: handlers, requests, cache, and shutdown."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -41,11 +38,11 @@ L = TypeVar("L", bound=PaginatedResult)
 
 decode_tools = msgspec.json.Decoder(ListToolsResult).decode
 _NAMED = frozenset({"tools/call", "prompts/get", "resources/read"})
-"""Methods whose name or URI goes into a header."""
+"""Methods whose name or URI is repeated in a header."""
 
 
 class Conversation:
-    """Made by `Client`."""
+    """The state of one `Client`, which creates it."""
 
     __slots__ = ("_background", "_cache", "_options", "_watches", "incoming", "log_level", "questions", "requests",
                  "tool_headers")  # fmt: skip
@@ -63,12 +60,12 @@ class Conversation:
         on_change: OnChange | None,
     ) -> None:
         if revision is not None and revision not in BY_DATE:
-            raise TargetError(f"There is no revision {revision}. This client knows {', '.join(BY_DATE)}.")
+            raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
         # Configuration
         self._options = options
         self.questions: QuestionHandler = questions
         self.log_level: str = options.log_level
-        # Process
+        # State
         self._background = Background()
         self.incoming: Incoming = Incoming(
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
@@ -94,7 +91,7 @@ class Conversation:
             self.incoming.watchers.add(self._cache.hear)
 
     async def start(self) -> None:
-        """Connect and agree."""
+        """Connect and negotiate."""
         try:
             await self._restore(await self.requests.connect())
         except BaseException:
@@ -102,18 +99,18 @@ class Conversation:
             raise
 
     async def close(self) -> None:
-        """End the session, the connections, the process and every task."""
+        """Close the session, the connections, the process, and every task."""
         try:
             await self._background.settle(0)
             await self._watches.close()
-        finally:  # a cancelled `close` leaves no process behind either
+        finally:  # a canceled `close` leaves no process behind either
             try:
                 await self.requests.close()
             finally:
                 await self._background.close()
 
     async def _restore(self, link: Connection) -> None:
-        """Tell a new connection of the handshake era what the last one knew."""
+        """Restore log level and subscriptions on a new handshake-era connection."""
         await self._watches.restore(link)
         agreement = link.agreement
         if agreement.revision.handshake and self.log_level and "logging" in agreement.capabilities:
@@ -121,10 +118,10 @@ class Conversation:
 
     @property
     def link(self) -> Connection:
-        """The connection, or while it's made again, the last one.
+        """Return the connection, or the last one while a new one is being made.
 
         Raises:
-            ClientError: there's none yet.
+            ClientError: the client hasn't connected yet.
         """
         link = self.requests.link or self.requests.last
         if link is None:
@@ -133,12 +130,12 @@ class Conversation:
 
     @property
     def agreed(self) -> Negotiated:
-        """What both sides know of each other."""
+        """What the two sides have negotiated."""
         return self.link.agreement
 
     @property
     def transport(self) -> Transport:
-        """How messages travel."""
+        """Transport of the current connection."""
         return self.link.transport
 
     async def call(
@@ -149,7 +146,7 @@ class Conversation:
         timeout: float,
         meta: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """The raw result of a tool."""
+        """Return the raw result of a tool call."""
         params = {"name": tool, "arguments": arguments}
         ask = Ask(
             method="tools/call",
@@ -164,41 +161,41 @@ class Conversation:
         except Failure as exc:
             if exc.code != HEADER_MISMATCH:
                 raise
-        # The server reads headers of which this client doesn't know yet, or knows something old.
+        # The tool's header annotations are unknown or out of date.
         await self.list("tools/list", decode_tools, self.callable, fresh=True)
         ask.headers = self.tool_headers.of(tool, arguments)
         return await self.requests.ask(ask)
 
     def callable(self, result: ListToolsResult) -> "list[ToolDescription]":
-        """The tools of a page that may be called: what they say about headers counts where there are headers."""
+        """Return the tools of a page that can be called; header annotations matter only on transports with headers."""
         over_http = self.transport.name == "streamable-http"
         return self.tool_headers.learn(result.tools) if over_http else result.tools
 
     async def set_log_level(self, level: str) -> None:
-        """Ask for log messages, where that holds for a session."""
+        """Set the log level of the session."""
         if level not in LOG_LEVELS:
             raise ValueError(f"There is no log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
         revision = self.agreed.revision
         if not revision.handshake:
-            raise Unsupported(f"Revision {revision.date} has no level for a session. Set Options(log_level=…).")
+            raise Unsupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")
         await self.requests.ask(Ask(method="logging/setLevel", params=encode({"level": level})))
         self.log_level = level
 
     async def notify(self, method: str) -> None:
-        """Send a notification without parameters, where the revision has it."""
+        """Send a notification without parameters, if the revision has it."""
         if method in self.agreed.revision.notifications:
             await self.requests.tell(self.transport, notification_message(method), method)
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
-        """A subscription, not yet open."""
+        """Return a subscription that isn't open yet."""
         return self._watches.of(wanted)
 
-    # Lists, and what may be kept
+    # Lists and cached results
 
     def list(
         self, method: str, decode: Callable[[bytes], L], items: Callable[[L], "list[T]"], *, fresh: bool
     ) -> Listing[T]:
-        """A list in pages."""
+        """Return a paginated list."""
 
         async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
             size = 0
@@ -210,14 +207,14 @@ class Conversation:
 
             params = encode(PaginatedRequestParams(cursor))
             if self.agreed.revision.requests.get(method, "") not in self.agreed.capabilities:
-                return PaginatedResult(), [], 0  # the server has none of these, and would answer "method not found"
+                return PaginatedResult(), [], 0  # the server has none, and would respond "method not found"
             result = await self.cached(Ask(method=method, params=params, repeatable=True), measured, fresh=fresh)
             return result, items(result), size
 
         return Listing(page, self._options.max_pages, self._options.max_bytes)
 
     async def cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:
-        """A result that may be kept, from the cache or from the server."""
+        """Return a result from the cache, or from the server if it's missing or `fresh`."""
         cache = self._cache
         found = cache.get(ask.method, ask.params) if cache is not None and not fresh else None
         if found is not None:
@@ -229,7 +226,7 @@ class Conversation:
 
 
 def raw_ask(method: str, params: dict[str, Any], progress: OnProgress | None, timeout: float) -> Ask:
-    """Any request, as the program wrote it."""
+    """Return a request with exactly these parameters."""
     name: Any = params.get("name") or params.get("uri") or ""
     named = name if method in _NAMED and isinstance(name, str) else ""
     return Ask(method=method, params=encode(params), name=named, timeout=timeout, progress=progress)

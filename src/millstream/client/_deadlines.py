@@ -1,6 +1,6 @@
-"""Time limits of requests: one timer serves all requests of a client.
+"""Timeouts of requests, all served by one timer.
 
-Nearly all requests end long before their limit, so a timer for each would be made and canceled for nothing.
+Nearly all requests finish long before their timeout, so most individual timers would be set up just to be canceled.
 """
 
 import asyncio
@@ -8,28 +8,28 @@ import math
 from collections.abc import Awaitable, Callable
 
 Report = Callable[[float, float | None, str | None], Awaitable[None] | None]
-"""``report(progress, total, message)``."""
+"""Progress callback: ``report(progress, total, message)``."""
 
 
 class Deadlines:
-    """The requests of one client that wait, and the timer that ends them."""
+    """Pending requests of one client, and the timer that times them out."""
 
     __slots__ = ("_handle", "_loop", "_waiting", "_wakes")
 
     def __init__(self) -> None:
-        """No request waits yet."""
+        """Start without pending requests."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._wakes = math.inf
-        """When the timer fires: not later than the first deadline."""
+        """When the timer fires, at the latest at the first deadline."""
         self._waiting: set[PendingRequest] = set()
 
     def begin(self, seconds: float, longest: float, progress: Report | None) -> "PendingRequest":
-        """Start the clock of a request in the current task. Its end is `PendingRequest.end`.
+        """Start the clock of a request in the current task. Call `PendingRequest.end` when the request finishes.
 
         Args:
-            seconds: until it ends without an answer; `math.inf` for never.
-            longest: seconds until it ends even if it reports progress.
+            seconds: timeout without a response; `math.inf` for none.
+            longest: maximum seconds in total, even with progress.
             progress: called with each progress report.
         """
         loop = self._loop = self._loop or asyncio.get_running_loop()
@@ -40,11 +40,11 @@ class Deadlines:
         return pending
 
     def discard(self, pending: "PendingRequest") -> None:
-        """Forget a request."""
+        """Remove a request."""
         self._waiting.discard(pending)
 
     def wake_at(self, when: float) -> None:
-        """Look for expired requests no later than this."""
+        """Check for expired requests at `when`, or earlier."""
         if when >= self._wakes:
             return
         if self._handle is not None:
@@ -73,14 +73,14 @@ class Deadlines:
 
 
 class PendingRequest:
-    """A request that waits for its response: its time limit and its progress callback."""
+    """A request waiting for its response: its timeout and progress callback."""
 
     __slots__ = (
         "_cancelling", "_expired", "_holds", "_latest", "_owner", "_seconds", "_task", "progress", "when",
     )  # fmt: skip
 
     def __init__(self, owner: Deadlines, when: float, seconds: float, latest: float, progress: Report | None) -> None:
-        """Made by `Deadlines.begin`."""
+        """Created by `Deadlines.begin`."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  requests are sent in tasks
         self._owner = owner
@@ -89,38 +89,38 @@ class PendingRequest:
         self._expired = False
         self._seconds = seconds
         self._holds = 0
-        """Questions of its server that have no answer yet."""
+        """Questions of the server that the client hasn't answered yet."""
         self._latest = latest
-        """When it ends, whatever happens; in the loop's time."""
+        """Final deadline, in the loop's time, regardless of progress."""
         self.when: float = when
-        """When it ends unless something comes."""
+        """Deadline unless there's progress."""
         self.progress: Report | None = progress
 
     def extend(self, now: float) -> None:
-        """Something has come: the clock starts again."""
+        """Restart the clock after progress."""
         if self._latest != math.inf and not self._holds and not self._expired:
             self.when = min(now + self._seconds, self._latest)
             self._owner.wake_at(self.when)
 
     def hold(self) -> None:
-        """The server waits for us: the clock stands still."""
+        """Pause the clock while the server waits for an answer from us."""
         self._holds += 1
         if self._latest != math.inf and not self._expired:
             self.when = self._latest
 
     def release(self, now: float) -> None:
-        """The server has one more answer: after the last one, the clock starts again."""
+        """Record that one question was answered; the clock restarts after the last one."""
         self._holds -= 1
         self.extend(now)
 
     def expire(self) -> None:
-        """End it: its task gets a `CancelledError`, and `end` says why."""
+        """Cancel the request's task; `end` then reports the timeout."""
         self._owner.discard(self)
         self._expired = True
         self._task.cancel()
 
     def end(self) -> bool:
-        """Stop the clock. Return whether a `CancelledError` that just came means that the time was up."""
+        """Stop the clock. Return whether the `CancelledError` that was just raised means a timeout."""
         self._owner.discard(self)
         if not self._expired:
             return False

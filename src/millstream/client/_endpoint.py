@@ -1,4 +1,4 @@
-"""One URL of a server, and what each request there carries: fixed headers, credentials, redirects within the origin."""
+"""One URL of a server, with its fixed headers, its credentials, and redirects within the origin."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,18 +23,18 @@ _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", 
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Refuse headers that would break a request or that are the client's own.
+    """Reject headers that are malformed or that the client sets itself.
 
     Raises:
-        TargetError: names the header.
+        TargetError: a header isn't allowed; the message names it.
     """
     for name, value in headers.items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise TargetError(f"{name!r} is not the name of a header.")
+            raise TargetError(f"{name!r} is not a valid header name.")
         if name.lower() in _OURS:
-            raise TargetError(f"The header {name} is the client's own.")
+            raise TargetError(f"The client sets the header {name} itself. Remove it.")
         if any(ord(letter) < 0x20 and letter != "\t" for letter in value) or not _fits(value):
-            raise TargetError(f"The header {name} has characters that no header may have.")
+            raise TargetError(f"The header {name} contains characters that aren't allowed in headers.")
 
 
 def _fits(value: str) -> bool:
@@ -46,23 +46,24 @@ def _fits(value: str) -> bool:
 
 
 class Auth(Protocol):
-    """Where credentials come from, if they aren't just headers."""
+    """A source of credentials that change over time. Use plain headers for fixed ones."""
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """What to send with the next request to a server, with a method of HTTP, for a path and query of it."""
+        """Return the credentials for the next request: URL, HTTP method, and the path and query as `target`."""
         ...
 
     def heard(self, url: Url, nonce: str, challenge: str) -> bool:
-        """A reply has named a nonce for proofs (`DPoP-Nonce`). True if the request was refused for nothing else: it
+        """Learn the nonce for proofs from a reply (`DPoP-Nonce`). Return True if only the nonce was wrong, so the
+        request
         can be sent again.
         """
         ...
 
     async def challenged(self, url: Url, status: int, challenge: str) -> bool:
-        """The server has refused a request: get better credentials. False when there are none.
+        """Get better credentials after a request was refused. Return False if there aren't any.
 
         Args:
-            url: what was asked for.
+            url: URL of the request.
             status: 401 or 403.
             challenge: the `WWW-Authenticate` header.
         """
@@ -86,26 +87,27 @@ class Endpoint:
         self.url = url
         self._auth = auth
         self._waiting = waiting
-        """Is entered while somebody logs in."""
+        """Context manager that is entered during a login."""
         agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _agent()}
         self._fixed = lines({**agent, **headers})
         self._pool = pool
         self._starts: dict[tuple[str, str], str] = {}
-        """Method and target -> what requests there begin with."""
+        """Method and target -> cached start of the request head."""
 
     async def send(self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "") -> Reply:
-        """The reply to a request, after redirects within the origin and one round with better credentials.
+        """Send a request and return the reply, after redirects within the origin and at most one retry with new
+        credentials.
 
         Args:
-            method: of HTTP.
-            extra: header lines of this request.
-            body: what to send.
-            repeatable: the request may reach the server twice.
+            method: HTTP method.
+            extra: additional header lines.
+            body: request body.
+            repeatable: whether the request may reach the server twice.
             target: another path and query of the same origin.
 
         Raises:
-            AccessDenied: 401 or 403.
-            ClientError: there's no reply.
+            AccessDenied: the server responded with 401 or 403.
+            ClientError: there was no response.
         """
         asked = again = False
         redirects = 0
@@ -137,7 +139,7 @@ class Endpoint:
             self._leave(reply)
 
     async def _better(self, status: int, challenge: str) -> bool:
-        """Whether there are better credentials now."""
+        """Return whether better credentials are available now."""
         if self._auth is None:
             return False
         with self._waiting():
@@ -163,31 +165,31 @@ class Endpoint:
 
 
 def _redirected(url: Url, method: str, reply: Reply, count: int) -> Url:
-    """Where a reply sends this request.
+    """Return the target of a redirect.
 
     Raises:
-        NotMcp: to another origin, round in circles, or not as a POST.
-        TargetError: to something that isn't a URL.
+        NotMcp: the redirect goes to another origin, loops, or drops the POST.
+        TargetError: the redirect target isn't a URL.
     """
     target = url.join(reply.header(b"location"))
     if target.origin != url.origin:
-        raise NotMcp(f"{url} redirects to {target}.", remedy="If you trust that server, give its URL.")
+        raise NotMcp(f"{url} redirects to {target}.", remedy="If you trust that server, use its URL.")
     if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
-        raise NotMcp(f"{url} redirects to {target}, where it does not take messages.", remedy="Check the path.")
+        raise NotMcp(f"{url} redirects to {target} in a way that drops the message.", remedy="Check the path.")
     return target
 
 
 def denied(url: Url, reply: Reply, challenge: str, *, has_auth: bool) -> AccessDenied:
-    """The error for 401 and 403, with the way out."""
+    """Return the error for a 401 or 403, with what to do about it."""
     if reply.status == 401:
         if not has_auth:
             remedy = "Send credentials, for example headers={'Authorization': 'Bearer …'}."
-            return AccessDenied(f"{url} wants credentials (401).", reply.status, challenge, remedy=remedy)
-        text = f"{url} wants credentials (401). The credentials were not accepted."
+            return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
+        text = f"{url} requires credentials (401), and rejected the ones it received."
     elif "insufficient_scope" in challenge:
-        text = f"{url} wants more rights than these credentials have (403): {_brief(challenge)}."
+        text = f"{url} requires more permissions than these credentials have (403): {_brief(challenge)}."
     else:
-        text = f"{url} refuses these credentials, or this host or origin (403){_detail(reply)}."
+        text = f"{url} rejected these credentials, or this host or origin (403){_detail(reply)}."
     return AccessDenied(text, reply.status, challenge)
 
 
@@ -196,7 +198,7 @@ class _Problem(Struct):
 
 
 def _detail(reply: Reply) -> str:
-    """Why, in the words of a server that says so (RFC 9457)."""
+    """Return the reason that the server gives in problem details (RFC 9457)."""
     if reply.media_type != "application/problem+json":
         return ""
     try:
@@ -207,7 +209,7 @@ def _detail(reply: Reply) -> str:
 
 
 def _brief(text: str) -> str:
-    """What a server says, as part of a sentence."""
+    """Shorten a server's text for use in a sentence."""
     return " ".join(text.split())[:_MAX_DETAIL]
 
 

@@ -1,6 +1,6 @@
-"""What can go wrong between a client and a server. Each error is one sentence that a person can act on.
+"""Errors between a client and a server. Each message is one sentence that a person can act on.
 
-`Failure` is an answer: the server refused. All others mean that there was no answer, or none that counts.
+`Failure` means that the server responded with an error. All others mean that there was no usable response.
 """
 
 from typing import Any
@@ -22,11 +22,13 @@ __all__ = [
 
 
 class NotMcp(ClientError):
-    """Something answers at this URL, but it isn't an MCP server. ``except NotMcp: url += "/mcp"``"""
+    """The URL responds, but isn't an MCP server. ``except NotMcp: url += "/mcp"``"""
 
 
 class AccessDenied(ClientError):
-    """401 or 403: the server wants other credentials, or more rights. ``except AccessDenied: ask_for_another_key()``"""
+    """The server wants other credentials (401) or more permissions (403). ``except AccessDenied:
+    ask_for_another_key()``
+    """
 
     def __init__(self, message: str, status: int, challenge: str = "", *, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
@@ -36,15 +38,15 @@ class AccessDenied(ClientError):
 
 
 class SessionLost(ConnectionLost):
-    """The server has forgotten the session; a new handshake is needed. ``except SessionLost: await connect_again()``"""
+    """The session has expired on the server. Do a new handshake. ``except SessionLost: await connect_again()``"""
 
 
 class NoAnswer(ClientError, TimeoutError):
-    """The server took longer than the timeout allows. ``except NoAnswer: result = None``"""
+    """The server didn't respond within the timeout. ``except NoAnswer: result = None``"""
 
 
 class UnknownVersion(ClientError):
-    """The client and the server have no revision of the protocol in common.
+    """The client and the server don't have a protocol revision in common.
 
     Example:
         ``except UnknownVersion: revision = None``
@@ -52,7 +54,7 @@ class UnknownVersion(ClientError):
 
 
 class Unsupported(ClientError):
-    """The revision or transport of this connection doesn't have what you asked for.
+    """The revision or transport of this connection doesn't support the operation.
 
     Example:
         ``except Unsupported: changes = None``
@@ -65,11 +67,11 @@ class ToolFailed(ClientError):
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
-        """The whole `Result`, for what it holds beside text."""
+        """The full `Result`, including structured content."""
 
 
 class Failure(ClientError):
-    """The server answered with a JSON-RPC error: ``except Failure as error: print(error.code)``."""
+    """The server responded with a JSON-RPC error: ``except Failure as error: print(error.code)``."""
 
     def __init__(self, code: int, message: str, data: Any = None, *, remedy: str = "") -> None:
         super().__init__(f"{message} ({code}).", remedy=remedy) if remedy else super().__init__(f"{message} ({code})")
@@ -79,4 +81,4 @@ class Failure(ClientError):
 
 
 class Flood(ClientError):
-    """The server says more than your handlers can take. ``except Flood: await connect_again()``"""
+    """The server sends messages faster than your handlers process them. ``except Flood: await connect_again()``"""

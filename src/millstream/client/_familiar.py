@@ -1,4 +1,4 @@
-"""Methods of `Client` under the names that other MCP packages use for the same thing."""
+"""Aliases of `Client` methods, under the names that other MCP libraries use."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -16,7 +16,7 @@ from millstream.client._results import Result
 
 
 class FamiliarNames:
-    """A base of `Client`. New programs use the short names: `call`, `tools`, `read`, `prompt`."""
+    """Base class of `Client`. New programs should use the short names: `call`, `tools`, `read`, `prompt`."""
 
     async def call_tool(
         self,
@@ -26,7 +26,7 @@ class FamiliarNames:
         timeout: float = 0,
         raise_on_error: bool = True,
     ) -> Result:
-        """Call a tool, as `call` does: ``await client.call_tool("add", {"a": 1})``."""
+        """Call a tool; alias of `call`: ``await client.call_tool("add", {"a": 1})``."""
         found: Result = await cast("Any", self).call(
             name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error
         )
@@ -43,7 +43,7 @@ class FamiliarNames:
         return found
 
     async def list_resource_templates(self) -> list[TemplateDescription]:
-        """Return all templates of resources; see `templates`."""
+        """Return all resource templates; see `templates`."""
         found: list[TemplateDescription] = await cast("Any", self).templates()
         return found
 
@@ -53,22 +53,22 @@ class FamiliarNames:
         return found
 
     async def read_resource(self, uri: str) -> list[ResourceContents]:
-        """Read a resource, as `read` does."""
+        """Read a resource; alias of `read`."""
         found: list[ResourceContents] = await cast("Any", self).read(str(uri))
         return found
 
     async def get_prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> GetPromptResult:
-        """Return the messages of a prompt, as `prompt` does."""
+        """Return the messages of a prompt; alias of `prompt`."""
         found: GetPromptResult = await cast("Any", self).prompt(name, arguments)
         return found
 
     def __enter__(self) -> NoReturn:
-        """Refuse ``with``.
+        """Reject a plain ``with``.
 
         Raises:
-            TypeError: always; the text names what works.
+            TypeError: always; the message says what to use instead.
         """
         raise TypeError("Client is asynchronous: write `async with Client(…)`, or use BlockingClient for plain `with`.")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
-        """Do nothing: `__enter__` never returns."""
+        """Do nothing, because `__enter__` never returns."""

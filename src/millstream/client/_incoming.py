@@ -1,7 +1,7 @@
-"""What a server says unasked: progress, log messages, changes, and questions of the handshake era.
+"""Messages that the server initiates: progress, log messages, changes, and questions of the handshake era.
 
-Handlers are called in the order in which things were said. A plain function is called at once; what a coroutine has to
-do waits in a queue that has a limit, and a server that sends more is cut off.
+Handlers run in the order of the messages. Plain functions run at once; coroutines wait in a bounded queue, and the
+client disconnects a server that overflows it.
 """
 
 import asyncio
@@ -33,36 +33,36 @@ from millstream.client._transports.transport import Transport
 
 _logger = logging.getLogger(__name__)
 _MAX_QUESTIONS = 100
-"""Questions of the server that may be open at once."""
+"""Maximum number of unanswered questions from the server."""
 
 Kind = Literal["tools", "prompts", "resources", "resource", "again"]
 
 
 class Change(Struct, frozen=True):
-    """Something of the server's is different now."""
+    """A change at the server."""
 
     kind: Kind
-    """A list, one `resource`, or `again`: the stream broke, and nobody knows what has changed since."""
+    """Kind of the list, `resource`, or `again`: the stream broke, and changes may have been missed."""
     uri: str = ""
-    """Of the resource."""
+    """URI of the resource."""
 
 
 class Notification(Struct, frozen=True):
-    """Any notification, as it came."""
+    """Any notification, as received."""
 
     method: str
     params: Raw
     request_id: int = 0
-    """The request on whose stream it came; 0 where the transport doesn't say."""
+    """Request on whose stream it arrived; 0 if the transport doesn't say."""
 
 
 LogMessage = LoggingMessageNotificationParams
 OnLog = Callable[[LogMessage], Awaitable[None] | None]
 OnChange = Callable[[Change], Awaitable[None] | None]
 OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
-"""``progress(value, total, message)``."""
+"""Progress callback: ``progress(value, total, message)``."""
 Hear = Callable[[Change, Any], None]
-"""A change, and the id of the subscription that it belongs to."""
+"""Callback for a change and the id of its subscription."""
 
 _CHANGES: dict[str, Kind] = {
     "notifications/tools/list_changed": "tools",
@@ -77,7 +77,7 @@ _decode_plain = msgspec.json.Decoder(NotificationParams).decode
 
 
 class Incoming:
-    """Takes the server's requests and notifications, of whichever connection."""
+    """Receives the server's requests and notifications, from all connections of a client."""
 
     __slots__ = (
         "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
@@ -99,27 +99,27 @@ class Incoming:
         self._on_log = on_log
         self._on_change = on_change
         self._room = max_waiting
-        # Process
+        # State
         self.deadlines: Deadlines = Deadlines()
         self.running: dict[int, PendingRequest] = {}
-        """By id of the request, which is its progress token as well."""
+        """By request id, which is also the progress token."""
         self.watchers: set[Hear] = set()
         self.acknowledged: dict[int, asyncio.Event] = {}
-        """Subscriptions that wait for the server to agree, by id."""
+        """Subscriptions that the server hasn't acknowledged yet, by id."""
         self.wanted: asyncio.Event = asyncio.Event()
         self.keep: Callable[[Transport, ClientError | None], None] | None = None
-        """Hears of interruptions."""
+        """Callbacks for interruptions."""
         self.observer: Callable[[Notification], object] | None = None
-        """Hears every notification, before its handler."""
+        """Callbacks for every notification, before its handler."""
         self._queue: deque[Awaitable[None]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._answering: dict[Any, asyncio.Task[None] | None] = {}
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
-        """Take one message. `request_id` is the request on whose stream it came; 0 where the transport doesn't say.
+        """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
 
         Raises:
-            Flood: there are more than fit.
+            Flood: too many messages are waiting.
         """
         if message.id is not None:
             self._asked(message, transport, request_id)
@@ -135,12 +135,12 @@ class Incoming:
             _logger.debug("The server sent a %s that cannot be read.", message.method)
 
     def interrupted(self, transport: Transport, fault: ClientError | None) -> None:
-        """Nothing comes outside of calls any more, because of the fault; without a fault, something was missed."""
+        """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
         if self.keep is not None:
             self.keep(transport, fault)
 
     async def caught_up(self) -> None:
-        """Wait until the handlers have heard all that was said so far."""
+        """Wait until the handlers have processed all messages received so far."""
         worker = self._worker
         if worker is not None and worker is not asyncio.current_task() and not worker.done():
             await asyncio.wait([worker])
@@ -170,7 +170,7 @@ class Incoming:
         self.spread(change, meta.get(SUBSCRIPTION_KEY))
 
     def spread(self, change: Change, subscription: Any = None) -> None:
-        """Tell everybody who watches."""
+        """Pass a change to all watchers."""
         for hear in list(self.watchers):
             hear(change, subscription)
         if self._on_change is not None:
@@ -191,14 +191,17 @@ class Incoming:
         try:
             waits = handler(*what)
         except Exception:
-            _logger.exception("A handler of the client failed.")
+            _logger.exception("A handler of the client raised an error.")
             return
         if not inspect.isawaitable(waits):
             return
         if len(self._queue) >= self._room:
             if inspect.iscoroutine(waits):
                 waits.close()
-            raise Flood(f"The server sent {self._room:,} messages that wait for your handlers (Options.max_waiting).")
+            raise Flood(
+                f"{self._room:,} messages from the server are waiting for your handlers, the limit of "
+                "Options.max_waiting."
+            )
         self._queue.append(waits)
         if self._worker is None or self._worker.done():
             self._worker = self._background.start(self._work())
@@ -209,7 +212,7 @@ class Incoming:
                 try:
                     await self._queue.popleft()
                 except Exception:
-                    _logger.exception("A handler of the client failed.")
+                    _logger.exception("A handler of the client raised an error.")
         finally:
             while self._queue:  # the client was closed
                 waits = self._queue.popleft()
@@ -222,7 +225,7 @@ class Incoming:
         if len(self._answering) >= _MAX_QUESTIONS:
             raise Flood(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answering:
-            return  # a stream that was taken up again repeats itself
+            return  # a resumed stream repeats messages
         self._answering[message.id] = None
         task = self._background.start(self._answer(message, transport, request_id))
         if message.id in self._answering:
@@ -233,12 +236,12 @@ class Incoming:
         try:
             await transport.send(await self._answer_to(message, message.id, request_id), "")
         except ClientError as exc:
-            _logger.info("The answer to %s did not reach the server: %s", message.method, exc)
+            _logger.info("The answer to %s could not be sent to the server: %s", message.method, exc)
         finally:
             self._answering.pop(message.id, None)
 
     async def _answer_to(self, message: Envelope, question_id: RequestId, request_id: int) -> bytes:
-        """What we say to a question."""
+        """Return the encoded answer to a question."""
         try:
             with self.standing_still(request_id):
                 result = await self._questions.answer(message.method, message.params, request_id)
@@ -246,15 +249,15 @@ class Incoming:
         except ProtocolError as exc:
             return error_message(question_id, exc.code, exc.message, exc.data)
         except (TypeError, ValueError, RecursionError):
-            _logger.exception("A handler of the client gave something that isn't JSON.")
+            _logger.exception("A handler of the client returned a value that JSON can't represent.")
             return error_message(question_id, INTERNAL_ERROR, "The client could not answer")
 
     @contextmanager
     def standing_still(self, request_id: int = 0) -> Generator[None]:
-        """The clocks of our requests stand still: a person is asked something, so it isn't the server that is slow.
+        """Pause the timeouts of our requests while the server waits for a person.
 
         Args:
-            request_id: the request that asks; where it isn't known, all clocks stand still.
+            request_id: the request that asks; if it's unknown, all timeouts pause.
         """
         asker = self.running.get(request_id)
         held = dict(self.running) if asker is None else {request_id: asker}

@@ -1,4 +1,4 @@
-"""Lists that come in pages: read all of them, or as far as you go."""
+"""Paginated lists, read as a whole or page by page."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
@@ -9,11 +9,11 @@ from millstream.client._errors import BadAnswer
 T = TypeVar("T")
 
 Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
-"""Gets the page of a cursor: the result, its items, and its size in bytes."""
+"""Fetches the page at a cursor: the result, its items, and its size in bytes."""
 
 
 class Listing(Generic[T]):
-    """``await listing`` is a list of everything; ``async for item in listing`` asks for a page when it gets there."""
+    """A paginated list: ``await listing`` for all items, or ``async for item in listing`` to fetch pages as needed."""
 
     __slots__ = ("_max_bytes", "_max_pages", "_page")
 
@@ -23,7 +23,7 @@ class Listing(Generic[T]):
         self._max_bytes = max_bytes
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        """Each item in order.
+        """Yield each item in order.
 
         Raises:
             BadAnswer: the list doesn't end, or is larger than a message may be.

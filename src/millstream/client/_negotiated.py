@@ -1,4 +1,4 @@
-"""What both sides know of each other once they talk, and how messages are written from then on."""
+"""The negotiated state of a connection, and how requests are encoded from then on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from millstream.client._transports.transport import Transport
 
 
 class Negotiated(Struct, frozen=True, kw_only=True):
-    """The result of the handshake, or of discovery."""
+    """The result of a handshake or of `server/discover`."""
 
     revision: Revision
     capabilities: Mapping[str, Any]
@@ -25,16 +25,16 @@ class Negotiated(Struct, frozen=True, kw_only=True):
 
 
 class Connection(Struct):
-    """One connection on which both sides know what they speak."""
+    """A connection after negotiation."""
 
     transport: Transport
     agreement: Negotiated
     meta: bytes
-    """The members of `_meta` that each request has, as JSON without braces."""
+    """The `_meta` members of every request, as JSON without braces."""
 
 
 class LocalPeer:
-    """The client as it introduces itself."""
+    """The client as it identifies itself."""
 
     __slots__ = ("_options", "_questions", "about")
 
@@ -44,11 +44,11 @@ class LocalPeer:
         self.about: Implementation = Implementation(options.name, options.version or __version__)
 
     def capabilities(self, revision: Revision) -> dict[str, Any]:
-        """What it declares in the words of a revision."""
+        """Return the capabilities to declare in a revision."""
         return self._questions.capabilities(revision, self._options.declare)
 
     def meta(self, revision: Revision) -> bytes:
-        """The members of `_meta` that each request has: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
+        """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
         if revision.handshake:
             return b""
         members: dict[str, Any] = {
@@ -62,17 +62,17 @@ class LocalPeer:
 
 
 def with_meta(params: bytes, meta: bytes) -> bytes:
-    """Parameters, an encoded object, with `_meta` in them."""
+    """Add `_meta` to encoded parameters."""
     if not meta:
         return params
     if b'"_meta"' in params:
         found: dict[str, Any] = msgspec.json.decode(params)
-        if isinstance(found.get("_meta"), dict):  # the caller has some, and ours wins
+        if isinstance(found.get("_meta"), dict):  # the caller's members, overridden by ours
             ours: dict[str, Any] = msgspec.json.decode(b"{%b}" % meta)
             return encode({**found, "_meta": found["_meta"] | ours})
     return params[:-1] + (b'"_meta":{' if params == b"{}" else b',"_meta":{') + meta + b"}}"
 
 
 def request_body(request_id: int, method: str, params: bytes) -> bytes:
-    """A whole request around encoded parameters."""
+    """Encode a request around encoded parameters."""
     return b'{"jsonrpc":"2.0","id":%d,"method":"%b","params":%b}' % (request_id, method.encode(), params)

@@ -1,4 +1,4 @@
-"""What you can say to a client beyond its target and its handlers. The defaults suit a person's own machine."""
+"""Less common settings of a client. The defaults suit a person's own machine."""
 
 import ssl
 from collections.abc import Callable, Mapping
@@ -10,42 +10,43 @@ from millstream.client._endpoint import Auth
 
 
 class Options(Struct, frozen=True, kw_only=True, metaclass=Suggesting):
-    """Limits, names and details of connections. ``Client(url, options=Options(connect_timeout=3))``"""
+    """Limits, names, and connection details. ``Client(url, options=Options(connect_timeout=3))``"""
 
     name: str = "millstream"
-    """How the client introduces itself."""
+    """Name that the client sends to servers."""
     version: str = ""
-    """Its version; empty means Millstream's own."""
+    """Version of the client; empty means Millstream's version."""
     connect_timeout: float = 10.0
-    """Seconds until a connection must stand, or a process must run."""
+    """Seconds to wait for a connection, or for a process to start."""
     probe_timeout: float = 10.0
-    """Seconds that a server has for `server/discover`, before the client tries the older handshake as well."""
+    """Seconds to wait for `server/discover` before also trying the handshake."""
     longest: float = 3600.0
-    """Seconds after which a call ends, however much progress it reports."""
+    """Maximum seconds for a call, even with progress."""
     max_bytes: int = 64 * 1024 * 1024
-    """The most that one message of the server may take, or all pages of a list together."""
+    """Maximum bytes of one message from the server, or of all pages of a list together."""
     max_waiting: int = 10_000
-    """Messages that may wait for your handlers; a server that sends more is cut off."""
+    """Maximum messages waiting for your handlers. A server that sends more is disconnected."""
     max_connections: int = 100
-    """HTTP connections open at once; further calls wait for a free one."""
+    """Maximum open HTTP connections; further calls wait for a free one."""
     max_rounds: int = 32
-    """How often a server may ask before it answers one call."""
+    """Maximum rounds of questions before the result of one call."""
     max_pages: int = 1000
-    """Pages of one list."""
+    """Maximum pages of one list."""
     log_level: str = ""
-    """The least severe log messages to ask for; empty leaves it to the server."""
+    """Minimum severity of log messages to request; empty leaves it to the server."""
     cache: bool = True
-    """Keep lists and resources for as long as the server says they're fresh."""
+    """Whether to cache lists and resources for as long as the server says they're fresh."""
     env: Mapping[str, str] = {}
-    """Variables for a server that the client starts, beside the few that every program needs."""
+    """Environment variables for a server that the client starts, in addition to the few that every program needs."""
     cwd: str | None = None
-    """Where a server that the client starts runs."""
+    """Working directory of a server that the client starts."""
     stderr: Callable[[str], object] | bool | None = None
-    """What becomes of the standard error of a server that the client starts: ``True`` prints it to ours, ``False``
-    drops it, a function gets each line. ``None`` prints it at a terminal and in tests of pytest."""
+    """Where the standard error of a server process goes: ``True`` prints it to ours, ``False`` drops it, and a function
+    receives each line. ``None`` prints it on a terminal and in pytest.
+    """
     tls: ssl.SSLContext | None = None
-    """Certificates to trust or to show; without it, those of the system."""
+    """Certificates to trust or present; by default, those of the system."""
     declare: Mapping[str, object] = {}
-    """Capabilities to declare beside those that follow from the handlers."""
+    """Capabilities to declare in addition to those of the handlers."""
     auth: Auth | None = None
-    """Where credentials come from, if they change; fixed ones are headers."""
+    """Source of credentials that change; use headers for fixed ones."""

@@ -1,7 +1,7 @@
-"""What a server may ask its client: a person, a model, and which folders are open.
+"""Questions of a server to its client: for the user, for a language model, and about roots.
 
-The same handlers answer requests of the handshake era and the rounds of the per-request era. They may be plain
-functions or coroutines; a plain one runs in the event loop and must not block.
+The same handlers serve requests of the handshake era and rounds of the per-request era. They can be plain functions or
+coroutines; plain functions run in the event loop and must not block.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from millstream._protocol.revisions import Revision
 
 
 class Question(ElicitRequestParams, kw_only=True):
-    """What a server wants to know from the person: a form to fill in, or a URL to open.
+    """A question for the user: a form to fill in, or a URL to open.
 
     Example:
         ``def ask(question: Question) -> dict: return question.defaults``
@@ -28,17 +28,17 @@ class Question(ElicitRequestParams, kw_only=True):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The values that the fields of the form have before the person touches them."""
+        """Default values of the form's fields."""
         fields = members((self.requested_schema or {}).get("properties"))
         return {name: members(field)["default"] for name, field in fields.items() if "default" in members(field)}
 
 
 Answered = Mapping[str, Any] | str | bool | None
-"""Values of a form; True for a URL that the person opens; ``"decline"`` or False; ``"cancel"`` or None."""
+"""Form values; True after the user opened the URL; ``"decline"`` or False; ``"cancel"`` or None."""
 Elicit = Callable[[Question], Answered | Awaitable[Answered]]
 Sample = Callable[[CreateMessageRequestParams], str | SampleResult | Awaitable[str | SampleResult]]
 Roots = Sequence[str | Path] | Callable[[], Awaitable[Sequence[str | Path | Root]]]
-"""Folders and files, as paths or `file://` URIs, or what finds them when the server asks."""
+"""Folders and files, as paths or `file://` URIs, or a function that returns them when the server asks."""
 
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
 _decode_form = msgspec.json.Decoder(Question).decode
@@ -46,35 +46,35 @@ _decode_sample = msgspec.json.Decoder(CreateMessageRequestParams).decode
 
 
 class Asked(Struct, frozen=True):
-    """One question as it came, for those who watch."""
+    """One question as received, for observers."""
 
     method: str
     params: Raw
 
 
 class QuestionHandler(Protocol):
-    """Answers the questions of one server: those of a `Client`, or what forwards them."""
+    """Answers the questions of one server: the handlers of a `Client`, or a forwarder."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
-        """Return the capabilities to declare in a revision; `more` are those of `Options.declare`."""
+        """Return the capabilities to declare in a revision; `more` comes from `Options.declare`."""
         ...
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
-        """Return the result of a question, a value that JSON can hold.
+        """Return the result of a question as a JSON-compatible value.
 
         Args:
-            method: of the question.
-            params: an encoded object.
-            request_id: the request on whose stream the question came; 0 where the transport doesn't say.
+            method: method of the question.
+            params: encoded parameters.
+            request_id: the request on whose stream the question arrived; 0 if the transport doesn't say.
 
         Raises:
-            ProtocolError: the error to answer with.
+            ProtocolError: the error to respond with.
         """
         ...
 
 
 class Questions:
-    """The handlers of one client."""
+    """The question handlers of one client."""
 
     __slots__ = ("_elicit", "_roots", "_sample", "noted")
 
@@ -83,10 +83,10 @@ class Questions:
         self._sample = sample
         self._roots = roots
         self.noted: Callable[[Asked], object] | None = None
-        """Hears each question before it is answered."""
+        """Observer that receives each question before it's answered."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
-        """What the client declares: that which it has a handler for, in the words of the revision."""
+        """Return the capabilities to declare in a revision, one for each handler."""
         declared: dict[str, Any] = {}
         if self._elicit is not None and "elicitation/create" in revision.asks:
             url = "url" in revision.elicitation_modes
@@ -98,10 +98,10 @@ class Questions:
         return declared | dict(more)
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
-        """The result of a question.
+        """Answer a question.
 
         Raises:
-            ProtocolError: there's no handler, the question can't be read, or the handler failed.
+            ProtocolError: there's no handler, the question is malformed, or the handler failed.
         """
         if self.noted is not None:
             self.noted(Asked(method, Raw(params or b"{}")))
@@ -118,7 +118,7 @@ class Questions:
 
     async def _fill_in(self, params: bytes) -> Any:
         if self._elicit is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This client asks nobody")
+            raise ProtocolError(METHOD_NOT_FOUND, "This client has no user to ask")
         given = await _ask(self._elicit, _decode_form(params))
         if isinstance(given, Mapping):
             return {"action": "accept", "content": dict(cast("Mapping[str, Any]", given))}
@@ -128,7 +128,7 @@ class Questions:
 
     async def _complete(self, params: bytes) -> Any:
         if self._sample is None:
-            raise ProtocolError(METHOD_NOT_FOUND, "This client has no model")
+            raise ProtocolError(METHOD_NOT_FOUND, "This client has no language model")
         given = await _ask(self._sample, _decode_sample(params))
         if isinstance(given, str):
             return SampleResult("assistant", Text(given), "unknown", "endTurn")
@@ -160,7 +160,7 @@ async def _ask(handler: Callable[[Any], Any], question: Any) -> Any:
 
 
 def root_of(place: str | Path | Root) -> Root:
-    """A folder as a server sees it."""
+    """Return a folder as a root."""
     if isinstance(place, Root):
         return place
     if isinstance(place, str) and "://" in place:

@@ -1,6 +1,6 @@
-"""Requests of a client, from their parameters to their result: numbers, clocks, questions on the way, new connections.
+"""Requests of a client, from parameters to result: ids, timeouts, questions in between, and reconnection.
 
-One `Requests` serves all calls of a client, side by side. It knows no methods.
+One `Requests` handles all concurrent calls of a client. It's independent of the methods.
 """
 
 import asyncio
@@ -26,39 +26,39 @@ _ASKS_BACK = b'"input_required"'
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _RESTARTS = 3
-"""Connections in a row that may be lost while they are made."""
+"""Maximum connections in a row that may be lost while they're set up."""
 
 _decode_required = msgspec.json.Decoder(InputRequiredResult).decode
 
 Restored = Callable[[Connection], Awaitable[None]]
-"""Puts back on a new connection what the old one knew."""
+"""Restores the state of the old connection on a new one."""
 
 
 class Ask(Struct, kw_only=True):
-    """One request, as a caller wants it."""
+    """One request as the caller specifies it."""
 
     method: str
     params: bytes = b"{}"
-    """An encoded object."""
+    """Encoded parameters."""
     name: str = ""
-    """Of the tool, prompt or resource, for a header."""
+    """Name of the tool, prompt, or resource, for a header."""
     headers: Mapping[str, str] = {}
-    """`Mcp-Param-…`."""
+    """`Mcp-Param-…` headers."""
     timeout: float = 0
-    """Seconds; 0 for the client's own."""
+    """Timeout in seconds; 0 for the client's default."""
     progress: OnProgress | None = None
     repeatable: bool = False
-    """It only reads."""
+    """Whether the request only reads."""
     id: int = 0
-    """Taken from `Requests.ids`, where the caller must know it beforehand."""
+    """Request id from `Requests.ids`, if the caller must know it beforehand."""
     meta: bytes = b""
-    """Members of `_meta`, as JSON without braces, instead of those that each request of the connection has."""
+    """`_meta` members as JSON without braces, instead of the connection's default ones."""
     rounds: bool = True
-    """Answer the questions of the result; False returns an `input_required` result as it is."""
+    """Whether to answer the questions of the result; False returns an `input_required` result unchanged."""
 
 
 class Requests:
-    """Asks one server."""
+    """Sends the requests for one server."""
 
     __slots__ = ("_incoming", "_lock", "_opening", "_options", "_questions", "_timeout", "ids", "last", "link",
                  "restored")  # fmt: skip
@@ -84,25 +84,25 @@ class Requests:
         self.ids: Iterator[int] = ids
         self.link: Connection | None = None
         self.last: Connection | None = None
-        """The newest, also after its end."""
+        """The newest connection, even after it was lost."""
         self._lock = asyncio.Lock()
 
     async def connect(self) -> Connection:
-        """The connection, made again when the last one is gone."""
+        """Return the connection, reconnecting if the last one was lost."""
         link = self.link
         if link is not None and not link.transport.lost:
             return link
         return await self._renew(link)
 
     async def _renew(self, old: Connection | None) -> Connection:
-        """A connection other than `old`. Of many who want one, the first makes it."""
+        """Return a connection other than `old`. Of concurrent callers, the first one makes it."""
         async with self._lock:
             if self.link is not None and self.link is not old:
                 return self.link
             again = self.last is not None
             if self.link is not None:
                 ended, self.link = self.link, None
-                self._incoming.interrupted(ended.transport, SessionLost("It's made again, if that's possible."))
+                self._incoming.interrupted(ended.transport, SessionLost("The next request reconnects, if possible."))
                 await ended.transport.close()
             link = self.link = self.last = await self._open(_RESTARTS if again else 0)
         if again and self.restored is not None:
@@ -119,18 +119,18 @@ class Requests:
         return await self._opening.open()
 
     async def close(self) -> None:
-        """Say goodbye."""
+        """Close the session and the connection."""
         link, self.link, self.last = self.link, None, None
         self._incoming.deadlines.close()
         if link is not None:
             await link.transport.close()
 
     async def ask(self, ask: Ask) -> bytes:
-        """The raw result, after as many rounds of questions as it takes.
+        """Send a request and return the raw result, after any rounds of questions.
 
         Raises:
-            Failure: the server answered with an error.
-            ClientError: there's no answer.
+            Failure: the server responded with an error.
+            ClientError: there was no response.
         """
         rounds = 0
         since = 0.0
@@ -143,18 +143,18 @@ class Requests:
             if required is None:
                 return result
             if not required.input_requests and required.request_state is None:
-                raise BadAnswer(f"The server wants something for {ask.method}, but doesn't say what.")
+                raise BadAnswer(f"The server requires input for {ask.method}, but doesn't say what.")
             rounds += 1
             if rounds > self._options.max_rounds:
-                raise BadAnswer(f"The server asked {rounds} times without an answer (Options.max_rounds).")
+                raise BadAnswer(f"The server asked {rounds} times without a result (Options.max_rounds).")
             now = asyncio.get_running_loop().time()
             since = 0.0 if required.input_requests else since or now
-            if since and now - since > (ask.timeout or self._timeout):  # it wants to be asked again and again
-                raise NoAnswer(f"The server put off its answer to {ask.method} {rounds} times.")
+            if since and now - since > (ask.timeout or self._timeout):  # it keeps asking for another round
+                raise NoAnswer(f"The server postponed its response to {ask.method} {rounds} times.")
             extra = await self._answers(required, rounds, ask.id)
 
     async def _answers(self, required: InputRequiredResult, rounds: int, request_id: int) -> bytes:
-        """The members that the next round adds to the parameters."""
+        """Return the members that the next round adds to the parameters."""
         members: dict[str, Any] = {}
         if required.input_requests:
             answers: dict[str, Any] = {}
@@ -173,14 +173,14 @@ class Requests:
         return encode(members)[1:-1]
 
     async def _once(self, ask: Ask, extra: bytes) -> bytes:
-        """One round, on a new connection where that is safe."""
+        """Send one round, on a new connection if a retry is safe."""
         link = self.link
         if link is None or link.transport.lost:
             link = await self.connect()
         try:
             return await self.send(link, ask, extra)
         except SessionLost:
-            # The server has not looked at the request: https://modelcontextprotocol.io/specification/2025-11-25/basic
+            # The server hasn't processed the request: https://modelcontextprotocol.io/specification/2025-11-25/basic
             return await self.send(await self._renew(link), ask, extra)
         except ConnectionLost:
             if not ask.repeatable or (link.agreement.revision.handshake and not link.transport.lost):
@@ -192,17 +192,17 @@ class Requests:
         """Send a notification.
 
         Raises:
-            NoAnswer: the server doesn't take it in time.
-            ClientError: it can't be sent.
+            NoAnswer: the server didn't accept it in time.
+            ClientError: it couldn't be sent.
         """
         try:
             async with asyncio.timeout(self._timeout):
                 await transport.send(message, method)
         except TimeoutError as exc:
-            raise NoAnswer(f"The server did not take {method} within {self._timeout:g} seconds.") from exc
+            raise NoAnswer(f"The server did not accept {method} within {self._timeout:g} seconds.") from exc
 
     async def send(self, link: Connection, ask: Ask, extra: bytes = b"") -> bytes:
-        """One request on one connection."""
+        """Send one request on one connection."""
         request_id = ask.id or next(self.ids)
         params = ask.params
         if extra:

@@ -1,4 +1,4 @@
-"""What a tool gave back, as it came and as the type you want."""
+"""Results of tools, as received and as the type you want."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Wrapped(Struct):
-    """Revisions whose structured content is always an object carry another value in one."""
+    """A value in an object, for revisions whose structured content is always an object."""
 
     result: Raw
 
@@ -28,7 +28,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
     """The result of a tool. ``result = await client.call("search", words="tea")``"""
 
     def __repr__(self) -> str:
-        """Show what matters: the value, and whether the tool failed."""
+        """Show the value, and whether the tool failed."""
         try:
             return f"Result({self.data!r}{', is_error=True' if self.is_error else ''})"
         except BadAnswer:
@@ -36,37 +36,37 @@ class Result(CallToolResult, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """The text blocks, joined."""
+        """Text of all text blocks, one per line."""
         return "\n".join(block.text for block in self.content if isinstance(block, Text))
 
     @property
     def data(self) -> Any:
-        """The structured content as plain values; without any, the text.
+        """Structured content as plain values, or the text if there's none.
 
         Raises:
-            BadAnswer: it has numbers or letters that can't be read.
+            BadAnswer: it contains numbers or characters that can't be decoded.
         """
         raw = self.structured_content
         return self.text if raw is UNSET else read("tools/call", msgspec.json.decode, raw)
 
     def check(self) -> None:
-        """Make sure that the tool reported no error.
-
-        Raises:
-            ToolFailed: it did.
-        """
-        if self.is_error:
-            raise ToolFailed(self.text or "The tool failed and gave no reason.", self)
-
-    def into(self, wanted: type[T]) -> T:
-        """The value as the type you want: from the structured content, else from text that is JSON.
-
-        Args:
-            wanted: what msgspec reads (builtins, dataclasses, Structs, TypedDicts, unions), or a Pydantic model.
+        """Raise if the tool reported an error.
 
         Raises:
             ToolFailed: the tool reported an error.
-            BadAnswer: the value is of another type.
+        """
+        if self.is_error:
+            raise ToolFailed(self.text or "The tool failed without giving a reason.", self)
+
+    def into(self, wanted: type[T]) -> T:
+        """Convert the value to a type, from the structured content or else from text that is JSON.
+
+        Args:
+            wanted: any type msgspec supports (builtins, dataclasses, Structs, TypedDicts, unions), or a Pydantic model.
+
+        Raises:
+            ToolFailed: the tool reported an error.
+            BadAnswer: the value has another type.
         """
         self.check()
         raw = self.structured_content
@@ -90,19 +90,19 @@ _read_result = msgspec.json.Decoder(Result).decode
 
 
 def read_result(raw: bytes) -> Result:
-    """Read the result of `tools/call`.
+    """Decode the result of `tools/call`.
 
     Raises:
-        BadAnswer: it isn't one.
+        BadAnswer: the result is malformed.
     """
     return read("tools/call", _read_result, raw)
 
 
 def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
-    """Read the result of a method.
+    """Decode the result of a method.
 
     Raises:
-        BadAnswer: it has another shape.
+        BadAnswer: the result is malformed.
     """
     try:
         return decode(raw)
@@ -120,6 +120,6 @@ def _read(raw: bytes, wanted: Any) -> Any:
 
 @lru_cache(256)
 def _decoder(wanted: Any) -> Callable[[bytes], Any]:
-    engine = import_module("millstream._server.functions.engine")  # loaded where results are typed
+    engine = import_module("millstream._server.functions.engine")  # imported only for typed results
     decode: Callable[[bytes], Any] = engine.decoder_of(wanted)
     return decode

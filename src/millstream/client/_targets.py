@@ -1,4 +1,4 @@
-"""Which server a person means: a URL, a command, a script, a server object or an entry of a configuration file."""
+"""Targets of a client: a URL, a command, a script, a server object, or an entry of a configuration file."""
 
 import json
 import os
@@ -31,26 +31,27 @@ class Remote(Struct, frozen=True):
     url: Url
     headers: Mapping[str, str] = {}
     kind: str = ""
-    """``sse`` or ``http`` where a configuration says so."""
+    """``sse`` or ``http`` if a configuration specifies it."""
 
 
 Place = Remote | Command | Embedded | TransportFactory
 """Where a server is, and how to reach it."""
 Target = str | Path | Sequence[str] | Mapping[str, Any] | Embedded | TransportFactory
-"""What a person may write."""
+"""Everything that `find` accepts."""
 
 
 def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
-    """The place that a target means.
+    """Resolve a target.
 
     Args:
-        target: a URL; a command as one string or as a list; a `.py` or `.js` file; a `.json` file with `mcpServers`,
-            and ``#name`` behind it if it has several; such a configuration as a dict; or a server object.
-        env: variables for a command.
-        cwd: where a command runs.
+        target: a URL; a command as a string or list; a `.py` or `.js` file; a `.json` file with `mcpServers`, followed
+            by
+            ``#name`` if it has several; such a configuration as a dict; or a server object.
+        env: environment variables for a command.
+        cwd: working directory of a command.
 
     Raises:
-        TargetError: it means none, or several.
+        TargetError: the target doesn't name exactly one server.
     """
     if isinstance(target, Path):
         return _file(target, "", env, cwd)
@@ -62,7 +63,7 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
         return _command(target, env, cwd)
     if isinstance(target, TransportFactory) or hasattr(target, "running"):
         return target
-    raise TargetError(f"A {type(target).__name__} is not a server. Give a URL, a command, a script or a Server.")
+    raise TargetError(f"{type(target).__name__} is not a server. Use a URL, a command, a script, or a Server.")
 
 
 def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
@@ -86,7 +87,7 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """``"servers.json#web"`` and ``"shop.py:admin"`` as a file and a name in it."""
+    """Split ``"servers.json#web"`` or ``"shop.py:admin"`` into a file and a name in it."""
     found = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)
     if found is None:
         return text, ""
@@ -94,11 +95,11 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _check_no_file(text: str) -> None:
-    """Say what's wrong with a word that no program is called, if there's a file or folder of that name."""
+    """Raise a helpful error if a word isn't a program but a file or folder of that name exists."""
     if os.path.isdir(text):  # noqa: PTH112  unlike that of a Path, it takes names of any length
-        raise TargetError(f"{text} is a folder. Give a .py, .js or .json file in it, a command or a URL.")
+        raise TargetError(f"{text} is a folder. Use a .py, .js, or .json file in it, a command, or a URL.")
     if os.path.isfile(text):  # noqa: PTH113
-        raise TargetError(f"{text} is not a program. Give a .py, .js or .json file, a command or a URL.")
+        raise TargetError(f"{text} is not a program. Use a .py, .js, or .json file, a command, or a URL.")
     if os.path.isfile(f"{text}.py"):  # noqa: PTH113
         raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
 
@@ -106,13 +107,13 @@ def _check_no_file(text: str) -> None:
 def _missing(path: Path) -> TargetError:
     names = [each.name for each in path.parent.glob(f"*{path.suffix}")]
     near = nearest(path.name, names)
-    hint = f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to where you are."
+    hint = f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
     return TargetError(f"There is no file {path}. {hint}")
 
 
 def _command(words: Sequence[str], env: Mapping[str, str], cwd: str | None) -> Command:
     if not words:
-        raise TargetError("A command is a program and its arguments.")
+        raise TargetError("A command needs a program and its arguments.")
     return Command(tuple(words), env, cwd)
 
 
@@ -133,7 +134,7 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
                 (sys.executable, "-P", "-c", _RUN, "run", chosen, "--transport", "stdio"), env, cwd, ours=True
             )
         if name:
-            raise TargetError(f"{path} has no servers to choose from: it doesn't import millstream.")
+            raise TargetError(f"{path} doesn't import millstream, so it has no servers to choose from.")
         return Command((sys.executable, str(path)), env, cwd)
     if path.suffix in _SCRIPTS:
         return Command((_SCRIPTS[path.suffix], str(path)), env, cwd)
@@ -141,10 +142,10 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
 
 
 def servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:
-    """The entries of `mcpServers`, by name.
+    """Return the entries of `mcpServers`, by name.
 
     Raises:
-        TargetError: there are none.
+        TargetError: there aren't any.
     """
     found = cast("dict[str, Any]", configuration).get("mcpServers") if isinstance(configuration, Mapping) else None
     if not isinstance(found, Mapping) or not found:
@@ -165,7 +166,7 @@ def _configured(given: Any, name: str, source: str, env: Mapping[str, str], cwd:
 
 
 def _entry(entry: Any, name: str, source: str, env: Mapping[str, str], cwd: str | None) -> Place:
-    """One server of a configuration, as desktop applications write it."""
+    """Resolve one server of a configuration, in the format of desktop applications."""
     if not isinstance(entry, Mapping):
         raise TargetError(f'The server {name!r} of {source} must be an object: {{"url": …}} or {{"command": …}}.')
     fields = cast("Mapping[str, Any]", entry)
@@ -188,5 +189,5 @@ def _texts(given: Any, name: str) -> dict[str, str]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise TargetError(f"The server {name!r} has headers or variables that are not an object.")
+        raise TargetError(f"The headers or variables of the server {name!r} must be an object.")
     return {str(key): str(value) for key, value in cast("Mapping[object, object]", given).items()}

@@ -1,7 +1,7 @@
-"""Arguments that travel in headers too: what tools say about theirs, and the headers of one call.
+"""Arguments that are repeated in headers: the annotations of tools, and the headers of a call.
 
-https://modelcontextprotocol.io/specification/2026-07-28/server/tools. A tool whose annotations break the rules is left
-out of lists, as the specification wants.
+https://modelcontextprotocol.io/specification/2026-07-28/server/tools. Tools with invalid annotations are left out of
+lists, as the specification requires.
 """
 
 import logging
@@ -17,7 +17,7 @@ _NONE: Mapping[str, str] = {}
 
 
 class ToolHeaders:
-    """What is known of the tools that were listed."""
+    """Header annotations of the tools that have been listed."""
 
     __slots__ = ("_known",)
 
@@ -25,13 +25,13 @@ class ToolHeaders:
         self._known: dict[str, tuple[ParamHeader, ...]] = {}
 
     def learn(self, tools: list[ToolDescription]) -> list[ToolDescription]:
-        """The tools that can be called, of which the annotations are kept."""
+        """Store the annotations of tools, and return the tools whose annotations are valid."""
         usable: list[ToolDescription] = []
         for tool in tools:
             try:
                 found = find_annotations(tool.input_schema)
             except (ValueError, RecursionError) as exc:
-                _logger.warning("The tool %s is left out: %s", tool.name, exc)
+                _logger.warning("The tool %s is left out of the list: %s", tool.name, exc)
                 continue
             if found:
                 self._known[tool.name] = found
@@ -41,13 +41,13 @@ class ToolHeaders:
         return usable
 
     def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:
-        """The headers of a call."""
+        """Return the headers of a call."""
         known = self._known.get(tool)
         return headers_of(known, arguments) if known else _NONE
 
 
 def headers_of(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Mapping[str, str]:
-    """The headers for the arguments of a call."""
+    """Return the headers for the arguments of a call."""
     headers: dict[str, str] = {}
     for param in known:
         text = _text(value_at(arguments, param.path))

@@ -1,8 +1,8 @@
-"""Hear what changes at a server: a subscription of the per-request era, or what the handshake era tells by itself.
+"""Subscriptions to changes at a server, in both eras.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. A subscription that breaks is
-opened again, and so is a connection of the handshake era that somebody watches, after a wait that grows; then a change
-of the kind `again` says that others may have been missed. A server that refuses for good ends the watch with an error.
+https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. A broken subscription is opened
+again with a growing delay, and so is a watched connection of the handshake era. A change of the kind `again` then says
+that changes may have been missed. If the server refuses for good, the watch ends with an error.
 """
 
 import asyncio
@@ -27,21 +27,22 @@ from millstream.client._transports.transport import Transport
 
 _logger = logging.getLogger(__name__)
 _ROOM = 10_000
-"""Changes that may wait to be read; of more, the oldest are forgotten."""
+"""Maximum unread changes; beyond that, the oldest are dropped."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
 _MAX_DOUBLED = 16
 _PASSING = frozenset({RATE_LIMITED, OVERLOADED, SERVER_ERROR, INTERNAL_ERROR})
-"""Codes of errors that a server may have for a while."""
+"""Error codes of temporary failures."""
 _AGREES = 60.0
-"""Seconds that the server has to confirm a subscription."""
+"""Seconds for the server to confirm a subscription."""
 
 
 class Changes:
-    """``async with client.watch(…) as changes: async for change in changes: …``.
+    """A subscription to changes: ``async with client.watch(…) as changes: async for change in changes: …``.
 
-    While it's open, a connection or session that breaks is made again, and then a change of the kind `again` comes. A
-    server that refuses for good raises a `ClientError` in the loop.
+    While it's open, a broken connection or session is made again, followed by a change of the kind `again`. If the
+    server
+    refuses for good, the loop raises a `ClientError`.
     """
 
     __slots__ = (
@@ -60,10 +61,10 @@ class Changes:
         self._fault: ClientError | None = None
 
     async def __aenter__(self) -> Self:
-        """Subscribe. Nothing that changes afterwards is missed.
+        """Subscribe. No later change is missed.
 
         Raises:
-            ClientError: the server doesn't agree.
+            ClientError: the server refused.
         """
         link = await self._requests.connect()
         self._incoming.watchers.add(self._hear)
@@ -124,7 +125,7 @@ class Changes:
         self._waiting.append(change)
         self._news.set()
 
-    # The handshake era
+    # Handshake era
 
     async def restore(self, link: Connection) -> None:
         """Subscribe on a new connection."""
@@ -140,7 +141,7 @@ class Changes:
                 self.fail(exc)
 
     def fail(self, fault: ClientError) -> None:
-        """No more comes: the reader gets the error behind what there is."""
+        """End the subscription with an error, after the changes that are still unread."""
         self._watches.discard(self)
         self._fault = fault
         self._news.set()
@@ -149,7 +150,7 @@ class Changes:
         for uri in self._filter.resource_subscriptions:
             yield Ask(method=method, params=encode(ResourceRequestParams(uri)), repeatable=True)
 
-    # The per-request era
+    # Per-request era
 
     async def _confirmed(self, task: asyncio.Task[None], agreed: asyncio.Event) -> None:
         first = asyncio.create_task(agreed.wait())
@@ -184,7 +185,7 @@ class Changes:
             self.fail(exc)
 
     async def _listen(self, agreed: asyncio.Event) -> None:
-        """One subscription, until it ends."""
+        """Run one subscription until it ends."""
         subscription = next(self._requests.ids)
         self._incoming.acknowledged[subscription] = agreed
         self._subscription = subscription
@@ -198,21 +199,21 @@ class Changes:
 
 
 class _Reopened(asyncio.Event):
-    """Set when a subscription that was lost is confirmed again; only then may a reader catch up on what it missed."""
+    """An event that is set when a lost subscription is confirmed again, so a reader can fetch what it missed."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
         super().__init__()
         self._tell = tell
 
     def set(self) -> None:
-        """Tell the reader once."""
+        """Set the event, and notify the reader once."""
         if not self.is_set():
             self._tell()
         super().set()
 
 
 class Watches:
-    """Who watches in the handshake era, where changes come unasked: for them, a lost connection is made again."""
+    """Watchers of the handshake era, where changes arrive unrequested. For them, a lost connection is made again."""
 
     __slots__ = ("_always", "_background", "_failures", "_incoming", "_lock", "_made", "_open", "_requests",
                  "_restored", "_task")  # fmt: skip
@@ -222,35 +223,35 @@ class Watches:
         self._incoming = incoming
         self._background = background
         self._always = always
-        """A callback watches, too."""
+        """Whether a callback watches as well."""
         self._open: set[Changes] = set()
         self._restored: Connection | None = None
-        """The connection that knows of all subscriptions."""
+        """The connection with all subscriptions."""
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
         self._made = -math.inf
-        """When the connection was last made again."""
+        """When the connection was last made again, in the loop's time."""
         incoming.keep = self._interrupted
 
     def of(self, wanted: SubscriptionFilter) -> Changes:
-        """Somebody new who will watch."""
+        """Return a new watcher."""
         return Changes(self._requests, self._incoming, wanted, self)
 
     def add(self, changes: Changes) -> None:
-        """Somebody watches."""
+        """Add a watcher."""
         self._open.add(changes)
         self._incoming.wanted.set()
         self._keep()
 
     def discard(self, changes: Changes) -> None:
-        """They don't any more."""
+        """Remove a watcher."""
         self._open.discard(changes)
         if not self._open and not self._always:
             self._incoming.wanted.clear()
 
     async def restore(self, link: Connection) -> None:
-        """Subscribe on a new connection; what changed since the last one broke is unknown."""
+        """Subscribe on a new connection, and report that changes may have been missed."""
         if self._always:
             self._incoming.wanted.set()
         try:
@@ -260,13 +261,13 @@ class Watches:
                 for changes in list(self._open):
                     await changes.restore(link)
                 before, self._restored = self._restored, link
-            if before is not None and before.agreement.revision.handshake:  # in the other era, each watch says so
+            if before is not None and before.agreement.revision.handshake:  # else, each watch reports this itself
                 self._incoming.spread(Change("again"))
         finally:
-            self._keep()  # it may be lost again, or only half restored
+            self._keep()  # it may be lost again, or only partly restored
 
     async def close(self) -> None:
-        """Make no connection any more."""
+        """Stop reconnecting."""
         self._incoming.wanted.clear()
         if self._task is not None:
             self._task.cancel()
@@ -275,7 +276,7 @@ class Watches:
     def _interrupted(self, transport: Transport, fault: ClientError | None) -> None:
         last = self._requests.last
         if last is None or last.transport is not transport:
-            return  # it never came to be
+            return  # it never opened
         if fault is None:
             self._incoming.spread(Change("again"))
         elif isinstance(fault, ConnectionLost):
@@ -287,7 +288,7 @@ class Watches:
         for changes in list(self._open):
             changes.fail(fault)
         if self._always:
-            _logger.warning("Changes at the server aren't heard any more. %s", fault)
+            _logger.warning("Changes at the server can no longer be received. %s", fault)
         self._incoming.wanted.clear()
 
     @property
@@ -302,10 +303,10 @@ class Watches:
             self._task = self._background.start(self._connect())
 
     async def _connect(self) -> None:
-        """Make the connection again, for as long as somebody watches."""
+        """Reconnect while there are watchers."""
         now = asyncio.get_running_loop().time
         if now() - self._made > _LONGEST_WAIT:
-            self._failures = 0  # it held for a while
+            self._failures = 0  # it lasted for a while
         while self._broken and self._incoming.wanted.is_set():
             await asyncio.sleep(_pause(self._failures))
             self._failures += 1
@@ -314,22 +315,22 @@ class Watches:
                 self._made = now()
             except ClientError as exc:
                 if not _passes(exc):
-                    self._fail(exc)  # so nobody wants it any more
+                    self._fail(exc)  # there are no watchers left
 
 
 def _passes(fault: ClientError) -> bool:
-    """Whether another attempt, later, may go well."""
+    """Return whether a later attempt may succeed."""
     if isinstance(fault, Failure):
         return fault.code in _PASSING
     return isinstance(fault, (ConnectFailed, ConnectionLost, NoAnswer))
 
 
 def _pause(failures: int) -> float:
-    """Seconds until the next attempt, with a little chance so that clients don't come back all at once."""
+    """Return the seconds until the next attempt, with jitter."""
     return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
 
 
 def wanted(uris: Sequence[str], *, tools: bool, prompts: bool, resources: bool) -> SubscriptionFilter:
-    """What to subscribe to: everything that is named; without a name, all lists."""
+    """Return the subscription filter for the arguments; without any, all lists."""
     everything = not (uris or tools or prompts or resources)
     return SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris))

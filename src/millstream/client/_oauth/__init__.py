@@ -1,1 +1,1 @@
-"""OAuth for a client: finds out who gives tokens for a server, asks the person once, keeps the tokens fresh."""
+"""OAuth for clients: discovers the authorization server, has the user log in once, and renews tokens."""

@@ -1,4 +1,4 @@
-"""What a person was sent to an authorization server for, and what counts of the answer that they bring back."""
+"""Authorization requests, and the checks of the redirects that answer them."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from millstream.client._oauth.store import Registration
 
 
 class AuthorizationRequest(Struct, frozen=True):
-    """One authorization request (RFC 6749 §4.1.1, RFC 7636), kept until the person is back."""
+    """One authorization request (RFC 6749 §4.1.1, RFC 7636), kept until the user returns."""
 
     issuer: Issuer
     who: Registration
@@ -28,7 +28,7 @@ class AuthorizationRequest(Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """Where to send the person."""
+        """The URL to open in the user's browser."""
         endpoint = self.issuer.authorization_endpoint
         digest = hashlib.sha256(self.verifier.encode()).digest()
         query = {
@@ -45,10 +45,10 @@ class AuthorizationRequest(Struct, frozen=True):
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
 
     def form(self, answer: Mapping[str, str]) -> dict[str, str]:
-        """What buys a token, with the answer that the person brought.
+        """Return the token request for the parameters that the user was redirected with.
 
         Raises:
-            AccessDenied: the answer isn't one to this request.
+            AccessDenied: the parameters don't answer this request.
         """
         return {
             "grant_type": "authorization_code",
@@ -60,19 +60,19 @@ class AuthorizationRequest(Struct, frozen=True):
 
 
 def code_of(answer: Mapping[str, str], state: str, issuer: Issuer) -> str:
-    """The code that the person brought back, if everything else about it is right (RFC 9207 for `iss`).
+    """Return the authorization code after checking `state` and `iss` (RFC 9207).
 
     Raises:
-        AccessDenied: it isn't.
+        AccessDenied: a check failed, or the login did.
     """
     named = answer.get("iss")
     if named is not None and named != issuer.issuer:
-        raise AccessDenied(f"The answer is from {brief(named)}, but {issuer.issuer} was asked.", 401)
+        raise AccessDenied(f"The login response is from {brief(named)}, but the request went to {issuer.issuer}.", 401)
     if named is None and issuer.authorization_response_iss_parameter_supported:
-        raise AccessDenied(f"{issuer.issuer} promises to name itself in its answers, and did not.", 401)
+        raise AccessDenied(f"{issuer.issuer} promises to identify itself in its responses, but did not.", 401)
     if not secrets.compare_digest(answer.get("state", "").encode(), state.encode()):
-        raise AccessDenied("The answer belongs to another login.", 401)
+        raise AccessDenied("The login response belongs to another login.", 401)
     if "code" not in answer:
         reason = answer.get("error_description") or answer.get("error") or "no reason given"
-        raise AccessDenied(f"The login did not succeed: {brief(reason)}.", 401)
+        raise AccessDenied(f"The login failed: {brief(reason)}.", 401)
     return answer["code"]

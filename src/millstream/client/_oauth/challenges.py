@@ -1,7 +1,7 @@
-"""`WWW-Authenticate`, read in linear time (RFC 9110 §11.6.1).
+"""A linear-time parser for `WWW-Authenticate` (RFC 9110 §11.6.1).
 
-A hostile server writes this header, and the client reads it on its event loop. So every pattern here is possessive, and
-each character is looked at once or twice, whatever the header says.
+A hostile server can write this header, and the client parses it on its event loop. Every pattern is possessive, so each
+character is examined at most twice.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 MAX_LENGTH: Final = 16 * 1024
-"""A longer header counts as empty."""
+"""Maximum length; a longer header counts as empty."""
 _GAP = re.compile(r"[\s,]*+")
 _NAME = re.compile(r'[^\s,="]++')
 _EQUALS = re.compile(r"\s*+=\s*+")
@@ -23,13 +23,13 @@ class Challenges(Struct, frozen=True):
     """The challenges of one header."""
 
     schemes: frozenset[str]
-    """In lower case."""
+    """Scheme names, in lower case."""
     parameters: Mapping[str, str]
-    """Of all schemes together, names in lower case; the last of a name counts."""
+    """Parameters of all schemes, with names in lower case; the last of a name wins."""
 
 
 def read_challenges(header: str) -> Challenges:
-    """Return the schemes and parameters of a `WWW-Authenticate` header; a malformed part is skipped."""
+    """Parse a `WWW-Authenticate` header, skipping malformed parts."""
     schemes, parameters = set[str](), dict[str, str]()
     position, end = 0, len(header)
     while len(header) <= MAX_LENGTH and position < end:
@@ -37,13 +37,13 @@ def read_challenges(header: str) -> Challenges:
         first = position == 0 or (gap is not None and "," in gap[0])
         position = gap.end() if gap is not None else position
         name = _NAME.match(header, position)
-        if name is None:  # a quotation mark or an equals sign in a place of no meaning
+        if name is None:  # a stray quotation mark or equals sign
             stray = _QUOTED.match(header, position)
             position = position + 1 if stray is None else stray.end()
             continue
         equals = _EQUALS.match(header, name.end())
         if equals is None:
-            if first:  # otherwise it's the credentials of the scheme before (token68)
+            if first:  # otherwise it's the token68 of the previous scheme
                 schemes.add(name[0].lower())
             position = name.end()
             continue

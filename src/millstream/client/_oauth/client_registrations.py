@@ -1,4 +1,4 @@
-"""Who a client is at an authorization server: by what it was given, by a page about itself, or since it registered."""
+"""The client's identity at each authorization server: configured, from a metadata document, or registered."""
 
 import msgspec
 
@@ -11,52 +11,52 @@ from millstream.client._oauth.store import SIGNED, Registration, Store
 
 
 class ClientRegistrations:
-    """The identities of one client, one for each issuer."""
+    """The identities of one client, one per issuer."""
 
     def __init__(self, store: Store, given: Registration, metadata_url: str, name: str) -> None:
         # Configuration
         self.given: Registration = given
-        """Who we are by configuration; without an id where nothing was configured."""
+        """The configured identity; its id is empty if none is configured."""
         self._store = store
         self._metadata_url = metadata_url
         self._name = name
         # State
         self.only: str = ""
-        """The only issuer that our credentials go to, once there is one."""
+        """The only issuer that may receive our credentials, once it's known."""
 
     def sign(self, key: str, key_id: str) -> None:
-        """Show who we are by signatures of a key.
+        """Authenticate with signatures by a private key.
 
         Raises:
-            ValueError: it isn't a private key, or nobody could know who signs, or there's a secret as well.
+            ValueError: it isn't a private key, there's no client id, or a client secret is set as well.
         """
         if self.given.client_secret or not (self.given.client_id or self._metadata_url):
-            raise ValueError("Signing takes a client_id or a client_metadata_url, and no client_secret.")
+            raise ValueError("Signing requires a client_id or a client_metadata_url, and no client_secret.")
         from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
 
         changes = {"token_endpoint_auth_method": SIGNED, "private_key": check_key(key), "key_id": key_id}
         self.given = msgspec.structs.replace(self.given, **changes)
 
     def bind(self, url: Url, issuer: str) -> None:
-        """Credentials belong to an issuer: a server mustn't have them sent to another one.
+        """Bind our credentials to an issuer, so that a server can't have them sent to another one.
 
         Raises:
-            AccessDenied: this is another one.
+            AccessDenied: they're bound to another issuer.
         """
         if self.only and issuer != self.only:
-            raise AccessDenied(f"{url} wants tokens of {issuer}, but these credentials are for {self.only}.", 401)
+            raise AccessDenied(f"{url} requires tokens of {issuer}, but these credentials are for {self.only}.", 401)
         if self.given.client_id:
             self.only = issuer
 
     def known_at(self, issuer: Issuer) -> Registration:
-        """Who we are at an issuer that has given us tokens."""
+        """Return our identity at an issuer that has issued tokens to us."""
         return self._unregistered(issuer) or self._store.load().registrations.get(issuer.issuer, self.given)
 
     async def register_at(self, issuer: Issuer, redirect: str, outbound: Outbound, *, lasting: bool) -> Registration:
-        """Who we are at an issuer, which registers us if need be; an earlier registration counts if `redirect` lasts.
+        """Return our identity at an issuer, registering if necessary. An earlier registration is reused if `lasting`.
 
         Raises:
-            AccessDenied: it doesn't register us.
+            AccessDenied: the issuer doesn't register us.
         """
         ours = self._unregistered(issuer)
         if ours is not None:
@@ -71,7 +71,7 @@ class ClientRegistrations:
         return found
 
     def _unregistered(self, issuer: Issuer) -> Registration | None:
-        """Who we are without being registered by ourselves."""
+        """Return the identity that needs no dynamic registration, or None."""
         if self.given.client_id:
             return self.given
         if self._metadata_url and issuer.client_id_metadata_document_supported:

@@ -1,7 +1,7 @@
-"""Who gives tokens for a server: its own metadata (RFC 9728), and those of the authorization server (RFC 8414, OIDC).
+"""Discovery of metadata about servers (RFC 9728) and authorization servers (RFC 8414, OIDC).
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 have no metadata of
-their own: there, the authorization server is at the root of the same origin.
+https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish
+metadata of their own; their authorization server is at the root of the same origin.
 """
 
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ from millstream.client._oauth.issuer_http import Outbound, get_json, parse_secur
 
 
 class Resource(Struct):
-    """What a server says about who protects it."""
+    """Protected resource metadata of a server."""
 
     resource: str = ""
     authorization_servers: list[str] = []
@@ -24,7 +24,7 @@ class Resource(Struct):
 
 
 class Issuer(Struct):
-    """What an authorization server says about itself."""
+    """Metadata of an authorization server."""
 
     issuer: str = ""
     authorization_endpoint: str = ""
@@ -41,10 +41,10 @@ class Issuer(Struct):
 
 
 async def find_resource(url: Url, named: str, outbound: Outbound) -> Resource | None:
-    """The metadata of a server: where its challenge says, else at the well-known places.
+    """Return the metadata of a server, from the URL in its challenge or from the well-known URLs.
 
     Raises:
-        AccessDenied: they're about another server.
+        AccessDenied: the metadata describes another server.
     """
     path = url.target.partition("?")[0].rstrip("/")
     known = "/.well-known/oauth-protected-resource"
@@ -61,7 +61,7 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> Resource | 
 
 
 def _covers(resource: str, url: Url) -> bool:
-    """Whether metadata about a resource are about this server: the same origin, and the path or one above it."""
+    """Return whether metadata covers this server: the same origin, and the same path or a parent of it."""
     try:
         theirs = urlsplit(resource)
     except ValueError:
@@ -73,10 +73,10 @@ def _covers(resource: str, url: Url) -> bool:
 
 
 async def find_issuer(issuer: str, outbound: Outbound) -> Issuer | None:
-    """The metadata of an authorization server.
+    """Return the metadata of an authorization server.
 
     Raises:
-        AccessDenied: they name another issuer.
+        AccessDenied: the metadata names another issuer.
     """
     parse_secure(issuer)
     parts = urlsplit(issuer)
@@ -88,18 +88,20 @@ async def find_issuer(issuer: str, outbound: Outbound) -> Issuer | None:
         found = await get_json(place, Issuer, outbound)
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
-                raise AccessDenied(f"The metadata of {issuer} name another issuer, {found.issuer}.", 401)
+                raise AccessDenied(f"The metadata of {issuer} names another issuer, {found.issuer}.", 401)
             return _asked_only_where_it_may(found, parse_secure(place))
     return None
 
 
 async def find_at_origin(url: Url, outbound: Outbound) -> Issuer:
-    """The authorization server of a server of 2025-03-26: at its origin, or at the places that revision assumes."""
+    """Return the authorization server of a 2025-03-26 server, from its origin or from that revision's default
+    endpoints.
+    """
     origin = url.origin
     found = await get_json(f"{origin}/.well-known/oauth-authorization-server", Issuer, outbound)
     if found is not None and found.token_endpoint:
         if found.issuer.rstrip("/") != origin:
-            raise AccessDenied(f"The metadata of {origin} name another issuer, {found.issuer}.", 401)
+            raise AccessDenied(f"The metadata of {origin} names another issuer, {found.issuer}.", 401)
         return _asked_only_where_it_may(found, url)
     return Issuer(
         issuer=origin,

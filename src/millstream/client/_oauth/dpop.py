@@ -1,7 +1,7 @@
-"""Tokens that only the holder of a key can use (DPoP, RFC 9449): the key, and a proof of it for every request.
+"""Sender-constrained tokens (DPoP, RFC 9449): the key, and a proof for every request.
 
-A server that wants this says so in its challenge or its metadata. The authorization server then binds the tokens to our
-key, and a thief of the token alone can do nothing with it. Servers may ask for a nonce in the proofs.
+A server announces DPoP in its challenge or its metadata. The authorization server binds the tokens to our key, so a
+stolen token is useless without the key. Servers may require a nonce in the proofs.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ _MAX_NONCE = 1024
 
 
 class Proofs:
-    """The proofs of one client: its keys, and the nonces that servers want now."""
+    """The keys of one client, and the nonces that servers currently require."""
 
     def __init__(self) -> None:
         self._keys: dict[str, ProofKey] = {}
-        """By what is kept of them."""
+        """Keys by their stored form."""
         self._nonces: dict[str, str] = {}
-        """By origin."""
+        """Nonces by origin."""
 
     def new(self) -> str:
-        """A new key, as it is kept."""
+        """Create a key, and return its stored form."""
         from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  needed only for proofs
 
         key = ProofKey()
@@ -38,7 +38,7 @@ class Proofs:
         return key.kept
 
     def headers(self, kept: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
-        """The header of a request with a proof by a key; none without a key, or with one that can't be read."""
+        """Return the headers for a request with a proof; empty without a key, or if the key is unreadable."""
         if not kept:
             return {}
         from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  see above
@@ -53,8 +53,9 @@ class Proofs:
         return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
 
     def learn(self, url: Url | str, nonce: str) -> bool:
-        """A server has said which nonce it wants from now on. Whether that can be one; a request that ran at the same
-        time may have brought it before.
+        """Store the nonce that a server requires from now on. Return whether it's a valid nonce; a concurrent request
+        may
+        have stored it already.
         """
         parts = urlsplit(str(url))
         if not 0 < len(nonce) <= _MAX_NONCE or not nonce.isprintable():
@@ -64,22 +65,22 @@ class Proofs:
 
 
 class BoundKey(NamedTuple):
-    """The key that a token is bound to, and what makes its proofs."""
+    """The key that a token is bound to, and the source of its proofs."""
 
     proofs: Proofs
     key: str
-    """As it is kept; empty for a token that anybody could use."""
+    """Stored form of the key; empty for a bearer token."""
 
     def proof(self, method: str, url: str, token: str = "") -> Mapping[str, str]:
-        """The header of one request."""
+        """Return the proof header for one request."""
         return self.proofs.headers(self.key, method, url, token)
 
 
 def key_for(
     issuer: Issuer, resource: Resource | None, challenge: str, before: Tokens | None, proofs: Proofs, *, wanted: bool
 ) -> BoundKey:
-    """The key to bind a token to, where the issuer gives such tokens, and the server says that it takes them or we want
-    them anyway: the one before, or a new one.
+    """Return the key to bind a token to, if the issuer supports it and either the server accepts bound tokens or we
+    require them. Reuses the previous key if there is one.
     """
     taken = wanted or (
         resource is not None
@@ -92,11 +93,11 @@ def key_for(
 
 
 def challenged_for_proofs(challenge: str) -> bool:
-    """Whether a challenge offers the scheme; of several, in whatever order."""
+    """Return whether a challenge offers DPoP, alone or among other schemes."""
     return SCHEME.lower() in read_challenges(challenge).schemes
 
 
 def wants_nonce(challenge: str) -> bool:
-    """Whether a request was only refused because its proof had no nonce, or an old one (RFC 9449 §9)."""
+    """Return whether a request was refused only because its proof had no nonce or an old one (RFC 9449 §9)."""
     found = read_challenges(challenge)
     return SCHEME.lower() in found.schemes and found.parameters.get("error") == "use_dpop_nonce"

@@ -1,4 +1,4 @@
-"""What an authorization server is asked: to register us, for tokens, and to revoke them (RFCs 7591, 6749 and 7009)."""
+"""Requests to authorization servers: registration, tokens, and revocation (RFC 7591, 6749, and 7009)."""
 
 import base64
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from millstream.client._oauth.issuer_http import Outbound, fetch, post_form, rea
 from millstream.client._oauth.store import SIGNED, Registration, Tokens
 
 _MAX_SAID = 200
-_REMEDY = "Give OAuth a client_id that it knows."
+_REMEDY = "Pass OAuth a client_id that the issuer knows."
 
 
 class TokenResponse(Struct):
-    """The answer of a token endpoint."""
+    """The response of a token endpoint."""
 
     access_token: str = ""
     refresh_token: str = ""
@@ -30,18 +30,18 @@ class TokenResponse(Struct):
 
     @property
     def usable(self) -> bool:
-        """Whether we know how to use a token of this kind (RFC 6749 §7.1), and it fits into a header."""
+        """Whether the client supports this type of token (RFC 6749 §7.1), and the token fits in a header."""
         token = self.access_token
         return self.token_type.lower() in ("", "bearer", "dpop") and token.isascii() and token.isprintable()
 
 
 def brief(text: str) -> str:
-    """What an issuer says, as part of a sentence."""
+    """Shorten an issuer's text for use in a sentence."""
     return " ".join(text.split())[:_MAX_SAID].rstrip(".")
 
 
 def method_of(issuer: Issuer, who: Registration) -> str:
-    """How we prove who we are at the token endpoint."""
+    """Return the client authentication method for the token endpoint."""
     if who.token_endpoint_auth_method:
         return who.token_endpoint_auth_method
     offered = issuer.token_endpoint_auth_methods_supported
@@ -52,13 +52,13 @@ def method_of(issuer: Issuer, who: Registration) -> str:
 
 
 async def register(issuer: Issuer, name: str, redirect: str, outbound: Outbound) -> Registration:
-    """Become a client of an issuer.
+    """Register as a client of an issuer.
 
     Raises:
-        AccessDenied: it doesn't want to.
+        AccessDenied: the issuer refused.
     """
     if not issuer.registration_endpoint:
-        raise AccessDenied(f"{issuer.issuer} registers no clients.", 401, remedy=_REMEDY)
+        raise AccessDenied(f"{issuer.issuer} does not support client registration.", 401, remedy=_REMEDY)
     about = {
         "client_name": name,
         "redirect_uris": [redirect],
@@ -77,20 +77,22 @@ async def register(issuer: Issuer, name: str, redirect: str, outbound: Outbound)
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
         raise _unregistered(issuer.issuer, reply.status)
-    # Nothing else: who registers us doesn't say by which key we sign.
+    # The response of the registration doesn't say which key we sign with.
     return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method)
 
 
 def _unregistered(issuer: str, status: int) -> AccessDenied:
     if status == 404:
-        return AccessDenied(f"There's no authorization server at {issuer}. The server may want a key instead.", 401)
-    return AccessDenied(f"{issuer} does not register this client (status {status}).", 401, remedy=_REMEDY)
+        return AccessDenied(
+            f"There's no authorization server at {issuer}. The server may require an API key instead.", 401
+        )
+    return AccessDenied(f"{issuer} refused to register this client (status {status}).", 401, remedy=_REMEDY)
 
 
 async def ask_token(
     issuer: Issuer, who: Registration, form: Mapping[str, str], outbound: Outbound, bound_key: BoundKey
 ) -> TokenResponse:
-    """Ask the token endpoint; with a proof of a key, if there is one to bind the token to."""
+    """Send a request to the token endpoint, with a proof of `bound_key` if there is one."""
     where, given = issuer.token_endpoint, TokenResponse()
     for _ in range(2):
         shown, headers = authenticate(issuer, who, form)
@@ -98,7 +100,7 @@ async def ask_token(
         try:
             given = read_object(reply.body, TokenResponse)
         except (ValueError, RecursionError):
-            return TokenResponse(error=f"status {reply.status}, and nothing that can be read")
+            return TokenResponse(error=f"status {reply.status}, with an unreadable response")
         new = bound_key.proofs.learn(where, reply.header(b"dpop-nonce"))
         if given.error != "use_dpop_nonce" or not new:
             break
@@ -106,7 +108,7 @@ async def ask_token(
 
 
 async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, outbound: Outbound) -> bool:
-    """Have tokens revoked; whether all of them are."""
+    """Revoke tokens, and return whether all of them are revoked."""
     if not issuer.revocation_endpoint:
         return False
     kept = {"refresh_token": tokens.refresh_token, "access_token": tokens.access_token}
@@ -119,10 +121,10 @@ async def revoke(issuer: Issuer, who: Registration, tokens: Tokens, outbound: Ou
 
 
 def authenticate(issuer: Issuer, who: Registration, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """A form and headers that say who we are, for one request.
+    """Return the form fields and headers that authenticate the client for one request.
 
     Raises:
-        AccessDenied: the issuer takes no signature that our key can make.
+        AccessDenied: the issuer doesn't accept signatures by our key.
     """
     method = method_of(issuer, who)
     if method == "client_secret_basic":

@@ -1,4 +1,4 @@
-"""`OAuth`: credentials that take care of themselves. Give it to a client as ``Options(auth=OAuth())``."""
+"""`OAuth`: a login that obtains and renews its own tokens. Pass it to a client as ``Options(auth=OAuth())``."""
 
 import asyncio
 import secrets
@@ -33,25 +33,27 @@ from millstream.client._oauth.keeping import default_store
 from millstream.client._oauth.store import Registration, Store, Tokens
 
 _ENDED = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
-"""Errors after which a refresh token is of no use."""
+"""Errors after which a refresh token can't be used again."""
 _EARLY = 30.0
-"""Seconds before its end at which a token is renewed."""
+"""Seconds before expiry at which a token is renewed."""
 
 
 @suggesting
 class OAuth:
-    """Gets tokens when a server asks for them, and keeps them fresh: ``Options(auth=OAuth(scope="orders:read"))``.
+    """Obtains tokens when a server asks for them, and renews them: ``Options(auth=OAuth(scope="orders:read"))``.
 
     Args:
-        store: where tokens and registrations are kept; without it, a file that only you can read.
-        client_id: who you are at the issuer, if it has registered you.
-        client_secret: the secret that goes with it.
-        client_metadata_url: a page about your client, for issuers that read it instead of registering it.
-        name: how your client is called when it registers.
-        scope: the rights to ask for; without it, those that the server names.
-        as_itself: the client acts for itself, not for a person (client credentials).
-        visit: opens a URL for the person and gives the one they came back to; without it, a browser and a port here.
-        redirect_uri: where `visit` comes back to.
+        store: where tokens and registrations are stored. By default, the system's key ring, or a file only you can
+            read.
+        client_id: your client id at the issuer, if you have registered.
+        client_secret: the secret for `client_id`.
+        client_metadata_url: URL of your client's metadata document, for issuers that read it instead of registering
+            you.
+        name: name of the client for registration.
+        scope: scopes to request. By default, those that the server names.
+        as_itself: whether the client acts for itself, not for a user (client credentials).
+        visit: opens a URL for the user and returns the URL of the redirect. By default, a browser and a local port.
+        redirect_uri: redirect URI that `visit` handles.
         tls: certificates to trust.
     """
 
@@ -82,9 +84,9 @@ class OAuth:
         self._proving = False
 
     def bound_to(self, issuer: str) -> "OAuth":
-        """Let nobody but this issuer have these credentials, whatever a server says about who gives its tokens.
+        """Send the credentials to this issuer only, even if a server names another one.
 
-        Without it, a `client_id` and its secret go to the first issuer that the server names, and to no other one
+        Without it, a `client_id` and its secret go to the first issuer that the server names, and never to another one
         after that.
 
         Example:
@@ -94,14 +96,14 @@ class OAuth:
         return self
 
     def signing_with(self, key: str | Path, *, key_id: str = "") -> "OAuth":
-        """Show who you are by signatures instead of a secret (`private_key_jwt`): the key never leaves this machine.
+        """Authenticate with signatures instead of a secret (`private_key_jwt`). The key never leaves this machine.
 
         Args:
             key: your private key in PEM, or its file: P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.
-            key_id: the name of the key at the issuer, if it knows several of yours (`kid`).
+            key_id: id of the key at the issuer (`kid`), if it knows several of yours.
 
         Raises:
-            ValueError: it isn't such a key, or there's no `client_id`, or a secret as well.
+            ValueError: the key is unsuitable, there's no `client_id`, or a secret is set as well.
             OSError: the file can't be read.
 
         Example:
@@ -111,28 +113,30 @@ class OAuth:
         return self
 
     def managed_by(self, identity: Grants) -> "OAuth":
-        """Get tokens by grants: of your organization's `IdentityProvider`, or as a `WorkloadIdentity`."""
+        """Obtain tokens with grants of your organization's `IdentityProvider`, or as a `WorkloadIdentity`."""
         self._identity = identity
         return self
 
     def proving(self) -> "OAuth":
-        """Have tokens bound to a key of ours (DPoP) wherever the issuer can. Each request takes a signature then."""
+        """Request sender-constrained tokens (DPoP) wherever the issuer supports them. Each request then costs a
+        signature.
+        """
         self._proving = True
         return self
 
     def through(self, dial: Dial[Any]) -> "OAuth":
-        """Connect to authorization servers by `dial`, such as one that refuses private addresses."""
+        """Connect to authorization servers with `dial`, for example one that refuses private addresses."""
         self._outbound = structs.replace(self._outbound, dial=dial)
         return self
 
-    # What the HTTP engine asks
+    # Used by the HTTP transports
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """The token for this server, renewed if it's about to end, and the proof that it's ours, if it's bound."""
+        """Return the credentials for a request, after renewing a token that's about to expire."""
         tokens = self._tokens(url)
         if tokens is not None and tokens.expires_at and tokens.expires_at - _EARLY < time.time():
             async with self._lock:
-                if self._tokens(url) == tokens:  # a store may give a copy
+                if self._tokens(url) == tokens:  # a store may return a copy
                     await self.renew(url)
             tokens = self._tokens(url)
         if tokens is None:
@@ -141,14 +145,14 @@ class OAuth:
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
 
     def heard(self, url: Url, nonce: str, challenge: str) -> bool:
-        """A server has named the nonce that it wants in proofs."""
+        """Learn the nonce that a server requires in proofs."""
         return self._proofs.learn(url, nonce) and wants_nonce(challenge)
 
     async def challenged(self, url: Url, status: int, challenge: str) -> bool:
-        """Get a token, or one with more rights.
+        """Get a token, or one with more scopes.
 
         Raises:
-            AccessDenied: the server and the issuer don't fit together, or the person declined.
+            AccessDenied: the server and the issuer don't fit together, or the user declined.
         """
         asked = read_challenges(challenge).parameters
         if status == 403 and asked.get("error") != "insufficient_scope":
@@ -156,17 +160,17 @@ class OAuth:
         before = self._tokens(url)
         async with self._lock:
             if self._tokens(url) != before:
-                return True  # another call has got one meanwhile
+                return True  # another call got one in the meantime
             await self._get(url, status, challenge, before)
         return True
 
-    # What a program asks that can't wait for the person, such as a page
+    # Used by programs that can't block on the user, such as web pages
 
     async def ask(self, url: Url, status: int, challenge: str) -> AuthorizationRequest:
-        """What to send the person for, after a server has refused a request; `bring` takes what they bring back.
+        """Return the authorization request for a user, after a server refused a request. Pass the redirect to `bring`.
 
         Raises:
-            AccessDenied: the server and the issuer don't fit together, or the issuer doesn't know us.
+            AccessDenied: the server and the issuer don't fit together, or the issuer doesn't know this client.
         """
         asked = read_challenges(challenge).parameters
         resource, issuer = await self._place(url, asked)
@@ -176,51 +180,51 @@ class OAuth:
         return await self._authorization_request(issuer, _target(url, resource), wanted, self._redirect_uri)
 
     async def bring(self, url: Url, request: AuthorizationRequest, answer: Mapping[str, str]) -> None:
-        """Get the tokens for what somebody brought back.
+        """Exchange the parameters of a redirect for tokens.
 
         Raises:
-            AccessDenied: that isn't an answer to what was asked, or the person declined, or the issuer did.
+            AccessDenied: the parameters don't answer the request, or the user or the issuer declined.
         """
         await self._buy(
             url, request.issuer, request.who, request.form(answer), request.scope, BoundKey(self._proofs, "")
         )
 
     async def renew(self, url: Url) -> bool:
-        """Get fresh tokens for those that are kept, without the person; whether that went well."""
+        """Renew the stored tokens without the user, and return whether that worked."""
         tokens = self._tokens(url)
         if tokens is None or not tokens.refresh_token:
             return False
         try:
             issuer = await find_issuer(tokens.issuer, self._outbound)
         except ClientError:
-            return False  # the token may be good for a while
+            return False  # the token may be valid for a while
         return issuer is not None and await self._renew(url, issuer, tokens, tokens.resource or str(url))
 
     async def refresh(self, url: Url) -> bool:
-        """Get fresh tokens as `renew` does, and tell an end from an outage.
+        """Renew the tokens as `renew` does, but distinguish an ended grant from an outage.
 
         Returns:
-            False if the grant has ended: the person has to allow it again.
+            False if the grant has ended, and the user has to log in again.
 
         Raises:
-            ClientError: the issuer can't be asked now, or gives no token now.
+            ClientError: the issuer can't be reached, or refuses to issue a token at the moment.
         """
         tokens = self._tokens(url)
         if tokens is None or not tokens.refresh_token:
             return False
         issuer = await find_issuer(tokens.issuer, self._outbound)
         if issuer is None:
-            raise AccessDenied(f"{tokens.issuer} has no metadata now.", 401)
+            raise AccessDenied(f"The metadata of {tokens.issuer} isn't available at the moment. Try again later.", 401)
         given = await self._ask_for_fresh(issuer, tokens, tokens.resource or str(url))
         if given.error in _ENDED:
             return False
         if given.error or not given.access_token or not given.usable:
-            raise AccessDenied(f"{issuer.issuer} gives no token: {brief(given.error or 'none can be used')}.", 401)
+            raise AccessDenied(f"{issuer.issuer} issued no token: {brief(given.error or 'none can be used')}.", 401)
         _keep(self._store, url, given, tokens)
         return True
 
     async def sign_out(self, url: Url) -> bool:
-        """Forget the tokens for this server; whether the issuer has revoked them, too (RFC 7009)."""
+        """Delete the tokens for this server. Return whether the issuer has revoked them as well (RFC 7009)."""
         kept = self._store.load()
         tokens = kept.tokens.pop(str(url), None)
         if tokens is None:
@@ -260,11 +264,11 @@ class OAuth:
         given = await ask_token(issuer, who, form, self._outbound, bound_key)
         if given.error or not given.access_token:
             _forget(self._store, issuer.issuer)
-            why = brief(given.error_description or given.error or "the answer has none")
-            raise AccessDenied(f"{issuer.issuer} gives no token: {why}.", 401)
+            why = brief(given.error_description or given.error or "no reason given")
+            raise AccessDenied(f"{issuer.issuer} issued no token: {why}.", 401)
         if not given.usable:
             kind = brief(given.token_type) or "Bearer"
-            raise AccessDenied(f"{issuer.issuer} gives a token of the kind {kind} that can't be sent.", 401)
+            raise AccessDenied(f"{issuer.issuer} issued a token of type {kind}, which this client can't send.", 401)
         _keep(
             self._store,
             url,
@@ -273,7 +277,7 @@ class OAuth:
         )
 
     async def _place(self, url: Url, asked: Mapping[str, str]) -> tuple[Resource | None, Issuer]:
-        """The server's metadata, and its issuer, to whom our credentials may go."""
+        """Return the server's metadata, and the issuer that may receive our credentials."""
         parse_secure(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._outbound)
         issuer = await _issuer_of(url, resource, self._who.only, self._outbound)
@@ -296,7 +300,7 @@ class OAuth:
         return await ask_token(issuer, self._who.known_at(issuer), form, self._outbound, bound_key)
 
     async def _authorize(self, url: Url, issuer: Issuer, target: str, scope: str, bound_key: BoundKey) -> None:
-        """Send the person to the authorization server, and get the tokens for what they bring back."""
+        """Send the user to the authorization server, and exchange the redirect for tokens."""
         loopback = Loopback() if self._visit is None else None
         redirect = self._redirect_uri if loopback is None else await loopback.open()
         try:
@@ -313,23 +317,25 @@ class OAuth:
         self, issuer: Issuer, target: str, scope: str, redirect: str
     ) -> AuthorizationRequest:
         if "S256" not in issuer.code_challenge_methods_supported:
-            raise AccessDenied(f"{issuer.issuer} does not support PKCE with S256: its codes could be stolen.", 401)
+            raise AccessDenied(
+                f"{issuer.issuer} does not support PKCE with S256, so its authorization codes could be stolen.", 401
+            )
         if not issuer.authorization_endpoint:
-            raise AccessDenied(f"{issuer.issuer} names no page where people log in.", 401)
+            raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't log in.", 401)
         parse_secure(issuer.authorization_endpoint)
-        # A browser here comes back to another port each time, and so to another redirect URI.
+        # A local port changes with each login, and the redirect URI with it.
         who = await self._who.register_at(issuer, redirect, self._outbound, lasting=redirect == self._redirect_uri)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
         return AuthorizationRequest(issuer, who, target, scope, redirect, state, verifier)
 
-    # What is kept
+    # Stored tokens
 
     def _tokens(self, url: Url) -> Tokens | None:
         return self._store.load().tokens.get(str(url))
 
 
 def _target(url: Url, resource: Resource | None) -> str:
-    """What a token is for: the name that the server gives itself, else its URL."""
+    """Return the resource that a token is for: the name that the server uses for itself, or its URL."""
     return resource.resource if resource is not None and resource.resource else str(url)
 
 
@@ -339,7 +345,7 @@ async def _issuer_of(url: Url, resource: Resource | None, only: str, outbound: O
     named = only if resource is None else refuse_local(resource.authorization_servers[0], url)
     found = await find_issuer(named, outbound)
     if found is None:
-        raise AccessDenied(f"{named} gives the tokens for {url}, but has no metadata.", 401)
+        raise AccessDenied(f"{named} issues the tokens for {url}, but has no metadata.", 401)
     return found
 
 
@@ -352,7 +358,7 @@ def _wanted(
     *,
     alone: bool,
 ) -> str:
-    """The scopes to ask for: ours, else what the challenge says or the server lists; with those that we have."""
+    """Return the scopes to request: the configured ones, or the challenge's or server's, plus those we have."""
     named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
     held = before.scope.split() if before is not None else []
     offline = "offline_access" in issuer.scopes_supported and not alone
@@ -361,7 +367,7 @@ def _wanted(
 
 
 def _keep(store: Store, url: Url, given: TokenResponse, known: Tokens) -> None:
-    """Keep what was given. `known` says the rest: what it was asked for, and what it replaces."""
+    """Store tokens. `known` supplies what the response leaves out: the request, and the tokens that it replaces."""
     until = time.time() + given.expires_in if given.expires_in else 0
     refresh, scope = given.refresh_token or known.refresh_token, given.scope or known.scope
     bound = known.proof_key if given.token_type.lower() == "dpop" else ""

@@ -1,12 +1,11 @@
-"""Tokens by a grant that somebody else gives (RFC 7523): nobody is sent to a page.
+"""Tokens for assertions of a third party (RFC 7523), without a login page.
 
-Enterprise-managed authorization: whoever runs an organization's accounts decides which servers its people may use. The
-identity provider, where the person has signed in already, gives a grant for one
-authorization server (ID-JAG) in exchange for the ID token that it gave before (RFC 8693), and that server gives a token
-for the grant. https://github.com/modelcontextprotocol/ext-auth,
-specification/draft/enterprise-managed-authorization.mdx.
+Enterprise-managed authorization: an organization decides which servers its members may use. Its identity provider,
+where the user has already signed in, exchanges the user's ID token for an assertion for one authorization server
+(ID-JAG, RFC 8693), and that server exchanges the assertion for a token.
+https://github.com/modelcontextprotocol/ext-auth, specification/draft/enterprise-managed-authorization.mdx.
 
-Workload identity federation: the platform that runs a program says who it is, and the authorization server trusts that
+Workload identity federation: the platform that runs a program identifies it, and the authorization server trusts the
 platform. https://github.com/modelcontextprotocol/modelcontextprotocol/issues/1933.
 """
 
@@ -31,23 +30,23 @@ _GRANT = "urn:ietf:params:oauth:token-type:id-jag"
 _ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105  it's the name of a kind
 
 Said = str | Callable[[], str | Awaitable[str]]
-"""A token that says who somebody is, or what gives one that's still valid."""
+"""A token that identifies its subject, or a function that returns one that's still valid."""
 
 
 class Grants(Protocol):
-    """Whoever gives grants."""
+    """A source of grants."""
 
     async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
-        """The form that buys a token of an authorization server, for a resource.
+        """Return the token request for an authorization server and a resource.
 
         Raises:
-            AccessDenied: there's none for this one.
+            AccessDenied: there's no grant for this server.
         """
         ...
 
 
 class _Exchanged(Struct):
-    """The answer of the identity provider."""
+    """The response of the identity provider."""
 
     access_token: str = ""
     issued_token_type: str = ""
@@ -57,14 +56,14 @@ class _Exchanged(Struct):
 
 @suggesting
 class IdentityProvider:
-    """Where your organization's people sign in, for ``OAuth(…).managed_by(IdentityProvider(…))``.
+    """Your organization's identity provider, for ``OAuth(…).managed_by(IdentityProvider(…))``.
 
     Args:
-        issuer: the exact name of the identity provider.
-        id_token: the ID token that it gave when the person signed in, or a function that gives one; the function may
-            be asynchronous. It goes to this provider only.
-        client_id: who you are there.
-        client_secret: the secret that goes with it; a public client has none.
+        issuer: exact issuer identifier of the identity provider.
+        id_token: the ID token that it issued when the user signed in, or a function that returns one; the function may
+            be asynchronous. It's sent to this provider only.
+        client_id: your client id there.
+        client_secret: the secret for `client_id`; public clients don't have one.
     """
 
     def __init__(self, issuer: str, *, id_token: Said, client_id: str, client_secret: str = "") -> None:
@@ -93,20 +92,21 @@ class IdentityProvider:
         except (msgspec.MsgspecError, RecursionError):
             given = _Exchanged(error=f"status {reply.status}")
         if given.error or not given.access_token or given.issued_token_type != _GRANT:
-            reason = given.error_description or given.error or "it gave something else"
-            raise AccessDenied(f"{self._issuer} gives no grant for {issuer.issuer}: {reason}.", 401)
+            reason = given.error_description or given.error or "the token has an unexpected type"
+            raise AccessDenied(f"{self._issuer} issued no grant for {issuer.issuer}: {reason}.", 401)
         return _bearer(given.access_token, "", scope)
 
 
 @suggesting
 class WorkloadIdentity:
-    """What a platform says of the program that it runs, for ``OAuth(…).managed_by(WorkloadIdentity(…))``.
+    """The identity that a platform gives a program, for ``OAuth(…).managed_by(WorkloadIdentity(…))``.
 
     Args:
-        issuer: the exact name of the authorization server that the token is for. The token goes to no other one,
-            whatever a server names.
-        token: the JWT that the platform gave, the file in which the platform keeps a valid one, or a function that
-            gives one; the function may be asynchronous.
+        issuer: exact identifier of the authorization server that the token is for. The token is sent to no other
+            server,
+            even if an MCP server names one.
+        token: the platform's JWT, the file in which the platform stores a valid one, or a function that returns one;
+            the function may be asynchronous.
 
     Example:
         >>> WorkloadIdentity("https://login.example.com", token=Path("/var/run/secrets/tokens/mcp"))
@@ -117,9 +117,9 @@ class WorkloadIdentity:
         self._token = token
 
     async def grant(self, issuer: Issuer, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
-        """The platform's token is the grant (`Grants`)."""
+        """Return the platform's token as a grant (`Grants`)."""
         if issuer.issuer != self._issuer:
-            why = f"The server wants tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
+            why = f"The server requires tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
             raise AccessDenied(why, 401)
         if not isinstance(self._token, Path):
             return _bearer(await _text(self._token), resource, scope)

@@ -1,4 +1,4 @@
-"""Requests to authorization servers, and the URLs that they may go to."""
+"""Requests to authorization servers, and checks of their URLs."""
 
 import ssl
 from collections.abc import Mapping
@@ -19,12 +19,13 @@ T = TypeVar("T")
 
 
 class Outbound(Struct, frozen=True):
-    """How requests to authorization servers travel."""
+    """Connection settings for requests to authorization servers."""
 
     tls: ssl.SSLContext | None = None
     """Certificates to trust; those of the system by default."""
     dial: Dial[Any] | None = None
-    """Connects, such as `guarded`, where others choose the addresses. Without it, proxies of the environment count."""
+    """Connects to hosts; pass `guarded` if untrusted parties choose the addresses. By default, honors proxy variables.
+    """
 
 
 DIRECT: Final = Outbound()
@@ -32,7 +33,7 @@ DIRECT: Final = Outbound()
 _MAX_BODY = 256 * 1024
 _TIMEOUT = 10.0
 _PATIENCE = 30.0
-"""Seconds for the whole of an answer."""
+"""Seconds for a complete response."""
 _GUARDED: Final = "If that server may be in a private network, allow it for this upstream: private_addresses = true."
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -45,11 +46,11 @@ async def fetch(
     body: bytes = b"",
     outbound: Outbound = DIRECT,
 ) -> Reply:
-    """Return the reply to one request. No redirect is followed: each answer is for one URL.
+    """Send one request and return the reply. Redirects aren't followed, because each response is for one URL.
 
     Raises:
-        AccessDenied: the URL isn't one that credentials may go to.
-        ClientError: there's no reply.
+        AccessDenied: credentials may not be sent to the URL.
+        ClientError: there was no response.
     """
     where = parse_secure(url)
     try:
@@ -60,43 +61,47 @@ async def fetch(
     except TimeoutError as exc:
         raise ConnectFailed(f"{where.origin} did not answer within {_PATIENCE:g} seconds.") from exc
     except AddressRefused as exc:
-        raise ConnectFailed(f"{where.origin} isn't asked: it's not on the public Internet.", remedy=_GUARDED) from exc
+        raise ConnectFailed(
+            f"Requests to {where.origin} are refused: it's not on the public Internet.", remedy=_GUARDED
+        ) from exc
     except UnicodeError as exc:  # a name that can't be looked up
         raise ConnectFailed(f"{where.origin} can't be reached.") from exc
-    except (BadAnswer, ConnectionLost) as exc:  # of this server, and not of the one that the client talks to
-        raise ConnectFailed(f"{where.origin} gave no answer: {exc}") from exc
+    except (BadAnswer, ConnectionLost) as exc:  # sent by this server, not by the MCP server
+        raise ConnectFailed(f"{where.origin} sent no usable response: {exc}") from exc
 
 
 def parse_secure(url: str) -> Url:
-    """A URL that tokens and secrets may go to: https, or this machine.
+    """Parse a URL that tokens and secrets may be sent to: https, or a loopback address.
 
     Raises:
-        AccessDenied: another one.
+        AccessDenied: the URL is neither.
     """
     where = parse(url)
     if not where.secure and where.host not in _LOOPBACK:
-        raise AccessDenied(f"{url} is not protected by https, and credentials must not go there.", 401)
+        raise AccessDenied(f"{url} is not protected by https, so credentials can't be sent there.", 401)
     return where
 
 
 def refuse_local(place: str, named_by: Url) -> str:
-    """A URL that another server has named, if it may: only a server of this machine sends us to this machine. Others
-    would reach what trusts whoever is here.
+    """Return a URL that another server names, unless it's on this machine and the server isn't. Otherwise a remote
+    server could reach services that trust local requests.
 
     Raises:
-        AccessDenied: it may not.
+        AccessDenied: the URL is local, and the server isn't.
     """
     try:
         here = _is_here(parse(place).host)
     except TargetError:
         return place  # nothing can be sent there
     if here and not _is_here(named_by.host):
-        raise AccessDenied(f"{named_by} names {place}, which is on this machine, and is elsewhere itself.", 401)
+        raise AccessDenied(
+            f"{named_by} names {place}, which is on this machine, but is not on this machine itself.", 401
+        )
     return place
 
 
 def _is_here(host: str) -> bool:
-    """Return whether a host is this machine by any of its names: 0.0.0.0 leads there, and so does 127.0.0.2."""
+    """Return whether a host is any name of this machine, including 0.0.0.0 and 127.0.0.2."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -106,7 +111,7 @@ def _is_here(host: str) -> bool:
 
 
 async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T | None:
-    """A document, or None where there's none."""
+    """Fetch a JSON document. Return None if it doesn't exist."""
     try:
         reply = await fetch("GET", url, outbound=outbound)
         return read_object(reply.body, wanted) if reply.status == 200 else None
@@ -115,11 +120,11 @@ async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T 
 
 
 def read_object(body: bytes, wanted: type[T]) -> T:
-    """A JSON object, read as generously as servers write one: null is a member that isn't there, "60" is a number.
+    """Decode a JSON object leniently: null counts as a missing member, "60" as a number.
 
     Raises:
-        ValueError: it isn't one.
-        RecursionError: it's too deep.
+        ValueError: the body isn't such an object.
+        RecursionError: the object is nested too deeply.
     """
     found = msgspec.json.decode(body, type=dict[str, Any])
     return msgspec.convert({name: each for name, each in found.items() if each is not None}, wanted, strict=False)
@@ -128,6 +133,6 @@ def read_object(body: bytes, wanted: type[T]) -> T:
 async def post_form(
     url: str, form: Mapping[str, str], headers: Mapping[str, str], outbound: Outbound = DIRECT
 ) -> Reply:
-    """Send a form, as token endpoints want it."""
+    """Send a form, as token endpoints require."""
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
     return await fetch("POST", url, headers={**kind, **headers}, body=urlencode(form).encode(), outbound=outbound)

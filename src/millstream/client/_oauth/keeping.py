@@ -1,13 +1,13 @@
-"""Where tokens are kept unless a program says so: the key ring of the system if there is one, else a file."""
+"""The default token store: the system's key ring if there is one, or else a file."""
 
 from millstream.client._oauth.store import FileStore, MemoryStore, Store
 
 
 def default_store() -> Store:
-    """The key ring, where the extra `keyring` is installed and the system has one; else the file, if there's a home."""
+    """Return the key ring, if the extra `keyring` is installed and the system has one, or else the file."""
     try:
         file = FileStore()
-    except RuntimeError:  # a user without a home, as in some containers
+    except RuntimeError:  # a user without a home directory, as in some containers
         return MemoryStore()
     try:
         from millstream.client._oauth.keyring_store import KeyringStore, works  # noqa: PLC0415  an optional dependency

@@ -1,6 +1,6 @@
-"""Tokens in the key ring of the system: macOS Keychain, Windows Credential Locker, Secret Service, KWallet.
+"""A token store in the system's key ring: macOS Keychain, Windows Credential Locker, Secret Service, KWallet.
 
-`keyring` is optional and known here alone. A text is kept in pieces, because Windows takes no more than 1,280 letters
+`keyring` is optional, and used only here. The text is split into pieces, because Windows allows 1,280 characters
 for one (CRED_MAX_CREDENTIAL_BLOB_SIZE).
 """
 
@@ -17,18 +17,18 @@ _MAX_PIECES = 200
 
 
 class KeyringStore:
-    """The key ring; where it doesn't work, the file."""
+    """A token store in the key ring that falls back to a file."""
 
     def __init__(self, file: FileStore) -> None:
-        """Prepare it.
+        """Create the store.
 
         Args:
-            file: what is used where there's no key ring, and read where the key ring has nothing yet.
+            file: used if there's no key ring, and read if the key ring is still empty.
         """
         self._file = file
 
     def load(self) -> Kept:
-        """What was saved last."""
+        """Return what was saved last."""
         try:
             text = _read()
         except (KeyringError, OSError, RuntimeError):
@@ -41,17 +41,17 @@ class KeyringStore:
             return Kept({}, {})
 
     def save(self, kept: Kept) -> None:
-        """Keep this."""
+        """Save tokens and registrations."""
         try:
             _write(msgspec.json.encode(kept).decode())
         except (KeyringError, OSError, RuntimeError):
             self._file.save(kept)
         else:
-            self._file.path.unlink(missing_ok=True)  # one place for secrets is enough
+            self._file.path.unlink(missing_ok=True)  # don't leave a second copy of the secrets
 
 
 def works() -> bool:
-    """Whether the system has a key ring."""
+    """Return whether the system has a working key ring."""
     try:
         return not isinstance(keyring.get_keyring(), NoKeyring)
     except (KeyringError, OSError, RuntimeError):
@@ -68,7 +68,7 @@ def _read() -> str:
 def _write(text: str) -> None:
     pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
     if len(pieces) > _MAX_PIECES:
-        raise OSError("too much for a key ring")
+        raise OSError("too large for a key ring")
     for number, piece in enumerate(pieces):
         keyring.set_password(_SERVICE, f"tokens {number}", piece)
     number = len(pieces)

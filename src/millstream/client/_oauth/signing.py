@@ -1,5 +1,5 @@
-"""Signatures of a client: assertions of who it is (`private_key_jwt`, RFC 7523 §2.2), and proofs of the key that its
-tokens are bound to (DPoP, RFC 9449). No secret leaves this machine.
+"""Signatures of a client: authentication (`private_key_jwt`, RFC 7523 §2.2), and proofs of possession (DPoP, RFC
+9449). No secret leaves this machine.
 """
 
 import secrets
@@ -23,7 +23,7 @@ from millstream.client._oauth.store import ES256, Registration
 
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SECONDS = 60
-"""For which an assertion is valid."""
+"""Seconds for which an assertion is valid."""
 _MIN_RSA_BITS = 2048
 _ALGORITHMS = {
     "P-256": ("ES256",),
@@ -32,22 +32,22 @@ _ALGORITHMS = {
     "Ed25519": ("EdDSA", "Ed25519"),
     "RSA": ("RS256", "PS256"),
 }
-"""By kind of key; first the one that most issuers know."""
+"""Algorithms by key type, the most widely supported first."""
 _Key = ECKey | RSAKey | OKPKey
 
 
 def assertion(issuer: Issuer, who: Registration) -> dict[str, str]:
-    """Return the form fields that show who the client is. Each assertion counts once, so every request needs its own.
+    """Return the form fields that authenticate the client. An assertion is valid once, so each request needs its own.
 
     Raises:
-        AccessDenied: the issuer takes no signature that the key can make.
+        AccessDenied: the issuer doesn't support any signature that the key can make.
     """
     key, algorithms = _load(who.private_key)
     taken = issuer.token_endpoint_auth_signing_alg_values_supported
     algorithm = next((each for each in algorithms if not taken or each in taken), "")
     if not algorithm:
         theirs, ours = ", ".join(taken), " or ".join(algorithms)
-        raise AccessDenied(f"{issuer.issuer} takes signatures by {theirs}, and this key makes {ours}.", 401)
+        raise AccessDenied(f"{issuer.issuer} accepts signatures by {theirs}, but this key makes {ours}.", 401)
     now = int(time.time())
     claims = {
         "iss": who.client_id,
@@ -62,10 +62,10 @@ def assertion(issuer: Issuer, who: Registration) -> dict[str, str]:
 
 
 def check_key(pem: str) -> str:
-    """Return a private key in PEM, if it can sign.
+    """Return a private key in PEM after checking that it can sign.
 
     Raises:
-        ValueError: it can't.
+        ValueError: the key can't sign.
     """
     _load(pem)
     return pem
@@ -75,7 +75,7 @@ class ProofKey:
     """A P-256 key that tokens are bound to."""
 
     def __init__(self, kept: str = "") -> None:
-        """Make a new key, or load one from `kept`.
+        """Generate a key, or load one from `kept`.
 
         Raises:
             ValueError: `kept` isn't such a key.
@@ -83,9 +83,9 @@ class ProofKey:
         try:
             self._key = ECKey.import_key(kept) if kept else ECKey.generate_key("P-256")
         except (JoseError, TypeError) as exc:
-            raise ValueError("It isn't a private key.") from exc
+            raise ValueError("This isn't a private key.") from exc
         if not self._key.is_private or self._key.curve_name != "P-256":
-            raise ValueError("It isn't a private key of P-256.")
+            raise ValueError("This isn't a P-256 private key.")
         jwk = {name: value for name, value in self._key.as_dict(private=False).items() if name != "kid"}
         self._header = {"typ": "dpop+jwt", "alg": ES256, "jwk": jwk}
 
@@ -98,10 +98,10 @@ class ProofKey:
         """Return a proof for one request (RFC 9449 §4.2).
 
         Args:
-            method: of HTTP.
-            url: where the request goes; its query doesn't count.
-            token: that is sent with it.
-            nonce: that the server has asked for.
+            method: HTTP method.
+            url: URL of the request; its query is ignored.
+            token: access token that is sent along.
+            nonce: nonce that the server requires.
         """
         parts = urlsplit(url)
         hashed = urlsafe_b64encode(sha256(token.encode()).digest()).rstrip(b"=").decode()
@@ -123,17 +123,17 @@ def _load(pem: str) -> tuple[_Key, tuple[str, ...]]:
         with suppress(JoseError, ValueError, TypeError):
             key = key or kind.import_key(pem)
     if key is None or not key.is_private:
-        raise ValueError("The private key is a text in PEM without a password: -----BEGIN PRIVATE KEY-----")
+        raise ValueError("The private key must be in PEM, without a password: -----BEGIN PRIVATE KEY-----")
     if isinstance(key, RSAKey):
         algorithms = _ALGORITHMS["RSA"] if key.public_key.key_size >= _MIN_RSA_BITS else ()
     else:
         algorithms = _ALGORITHMS.get(key.curve_name, ())
     if not algorithms:
-        raise ValueError("The private key is one of P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.")
+        raise ValueError("The private key must be P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.")
     return key, algorithms
 
 
 def _sign(header: Mapping[str, Any], claims: Mapping[str, Any], key: _Key) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SecurityWarning)  # EdDSA has a new name, which few issuers know
+        warnings.simplefilter("ignore", SecurityWarning)  # EdDSA has a newer name, which few issuers support
         return jws.serialize_compact(dict(header), msgspec.json.encode(claims), key, algorithms=[header["alg"]])

@@ -1,4 +1,4 @@
-"""Where tokens and registrations are kept: in memory, or in a file that only you can read."""
+"""Stores for tokens and registrations: in memory, or in a file that only you can read."""
 
 import logging
 import os
@@ -10,85 +10,85 @@ import msgspec
 from msgspec import Struct
 
 SIGNED: Final = "private_key_jwt"
-"""The method of a client that shows who it is by signatures (`signing`)."""
+"""Client authentication method for signatures (`signing`)."""
 ES256: Final = "ES256"
-"""The algorithm of keys that tokens are bound to (`signing.ProofKey`)."""
+"""Algorithm of DPoP keys (`signing.ProofKey`)."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Registration(Struct, omit_defaults=True):
-    """Who we are at one issuer."""
+    """The client's identity at one issuer."""
 
     client_id: str = ""
     client_secret: str = ""
     token_endpoint_auth_method: str = ""
     private_key: str = ""
-    """By which we show who we are, as PEM. It's part of the configuration, and never kept."""
+    """Private key in PEM that authenticates the client. It's part of the configuration, and never stored."""
     key_id: str = ""
 
 
 class Tokens(Struct, omit_defaults=True):
-    """What one issuer gave us for one server."""
+    """Tokens of one issuer for one server."""
 
     access_token: str
     issuer: str = ""
     refresh_token: str = ""
     scope: str = ""
     expires_at: float = 0
-    """Unix time; 0 where the issuer doesn't say."""
+    """Expiry in Unix time; 0 if the issuer doesn't say."""
     proof_key: str = ""
-    """The private key that the token is bound to (DPoP), as PEM; empty for a token that anybody could use."""
+    """Private key in PEM that the token is bound to (DPoP); empty for a bearer token."""
     resource: str = ""
-    """The name under which the issuer knows the server (RFC 8707); empty where it's the URL."""
+    """Identifier of the server at the issuer (RFC 8707), if it isn't the URL."""
 
 
 class Kept(Struct, omit_defaults=True):
-    """Everything that is kept. ``msgspec.json.encode(kept)``"""
+    """Everything in a store, for example for ``msgspec.json.encode(kept)``."""
 
     registrations: dict[str, Registration] = {}
-    """By issuer."""
+    """Registrations by issuer."""
     tokens: dict[str, Tokens] = {}
-    """By the URL of the server."""
+    """Tokens by URL of the server."""
 
 
 class Store(Protocol):
-    """Reads and writes it whole."""
+    """A token store, always loaded and saved as a whole."""
 
     def load(self) -> Kept:
-        """What was saved last."""
+        """Return what was saved last."""
         ...
 
     def save(self, kept: Kept) -> None:
-        """Keep this."""
+        """Save tokens and registrations."""
 
 
 class MemoryStore:
-    """For as long as the program runs. ``OAuth(store=MemoryStore())``"""
+    """A store that lasts as long as the program. ``OAuth(store=MemoryStore())``"""
 
     def __init__(self) -> None:
         self._kept = Kept({}, {})
 
     def load(self) -> Kept:
-        """What was saved last."""
+        """Return what was saved last."""
         return self._kept
 
     def save(self, kept: Kept) -> None:
-        """Keep this."""
+        """Save tokens and registrations."""
         self._kept = kept
 
 
 class FileStore:
-    """A JSON file with mode 0600, replaced as a whole. ``OAuth(store=FileStore(Path("tokens.json")))``"""
+    """A JSON file with mode 0600, replaced atomically. ``OAuth(store=FileStore(Path("tokens.json")))``"""
 
     def __init__(self, path: Path | None = None) -> None:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         self.path: Path = path or state / "millstream" / "tokens.json"
         self._unsaved: Kept | None = None
-        """What the file couldn't take."""
+        """Content that couldn't be written to the file."""
 
     def load(self) -> Kept:
-        """What was saved last; a file that can't be read counts as none."""
+        """Return what was saved last; an unreadable file counts as empty."""
         if self._unsaved is not None:
             return self._unsaved
         try:
@@ -97,7 +97,7 @@ class FileStore:
             return Kept({}, {})
 
     def save(self, kept: Kept) -> None:
-        """Keep this."""
+        """Save tokens and registrations."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, draft = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)  # 0600
@@ -110,7 +110,9 @@ class FileStore:
                 raise
         except OSError as exc:
             _logger.warning(
-                "The tokens can't be kept in %s (%s), so they end with this program.", self.path, exc.strerror
+                "The tokens can't be stored in %s (%s), so they are lost when this program ends.",
+                self.path,
+                exc.strerror,
             )
             self._unsaved = kept
         else:

@@ -1,1 +1,1 @@
-"""How messages reach a server: Streamable HTTP, HTTP+SSE, stdio, WebSocket and in memory."""
+"""Transports: Streamable HTTP, HTTP+SSE, stdio, WebSocket, and in memory."""

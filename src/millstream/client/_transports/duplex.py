@@ -1,6 +1,6 @@
-"""One connection that carries whole messages both ways: answers find their requests by id.
+"""Request matching for connections that carry whole messages in both directions.
 
-stdio, WebSocket, HTTP+SSE and memory share it. It knows nothing of how bytes are framed or carried.
+Shared by stdio, WebSocket, HTTP+SSE, and memory. It's independent of framing and I/O.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from millstream.client._transports.transport import Listener, Request, Transport
 _MAX_BATCH = 1000
 
 Write = Callable[[bytes], Coroutine[Any, Any, None]]
-"""Sends one message; waits while the other side reads slowly."""
+"""Sends one message, waiting while the peer reads slowly."""
 
 
 class Duplex:
-    """The requests that wait for an answer on one connection."""
+    """The pending requests of one connection."""
 
     __slots__ = ("_background", "_last_id", "_listener", "_transport", "_waiting", "_write", "fault")
 
@@ -33,10 +33,10 @@ class Duplex:
         self._waiting: dict[int, asyncio.Future[Envelope]] = {}
         self._last_id = 0
         self.fault: ClientError | None = None
-        """Why the connection is over."""
+        """Why the connection has ended."""
 
     async def exchange(self, request: Request) -> Envelope:
-        """Write a request and wait for its answer; if the caller gives up, tell the server."""
+        """Send a request and wait for the response. Notify the server if the caller is canceled."""
         if self.fault is not None:
             raise self.fault
         waiter: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()
@@ -46,22 +46,24 @@ class Duplex:
             await self._write(request.body)
             return await waiter
         except asyncio.CancelledError:
-            # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation: not of `initialize`
+            # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation: `initialize` can't
+            # be canceled
             if request.method != "initialize" and self.fault is None:
                 self._background.start(self._say_cancelled(request.id))
             raise
         finally:
             del self._waiting[request.id]
             if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # it may have failed while the write did
+                waiter.exception()  # it may have failed during the write
 
     async def _say_cancelled(self, request_id: int) -> None:
-        with contextlib.suppress(ClientError):  # the connection is over, and the request with it
+        with contextlib.suppress(ClientError):  # the connection has ended, and the request with it
             await self._write(notification_message("notifications/cancelled", {"requestId": request_id}))
 
     def receive(self, data: bytes) -> None:
-        """Take one message of the server, or a batch of them. One that can't be read ends the connection: nobody knows
-        whose answer it was.
+        """Receive one message or a batch from the server. An unreadable message ends the connection, because it could
+        be
+        the response to any request.
         """
         try:
             if data[:1] == b"[":
@@ -70,12 +72,12 @@ class Duplex:
             else:
                 self._take(read(data))
         except ProtocolError as exc:
-            self.end(BadAnswer(f"The server sent something that isn't a message of MCP. {exc.message}."))
+            self.end(BadAnswer(f"The server sent something that isn't an MCP message. {exc.message}."))
         except ClientError as exc:
             self.end(exc)
 
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
-        """Take one message that was read already. `request_id` is the request that it belongs to, if that's known."""
+        """Receive one decoded message. `request_id` is the request it belongs to, if known."""
         try:
             self._take(message, request_id)
         except ClientError as exc:
@@ -87,22 +89,22 @@ class Duplex:
             return
         request_id = message.id
         if request_id is None and len(self._waiting) == 1:
-            request_id = next(iter(self._waiting))  # the server couldn't read a message, and it was this one
+            request_id = next(iter(self._waiting))  # the server couldn't parse a message; it was this one
         waiter = self._waiting.get(request_id) if isinstance(request_id, int) else None
         if waiter is not None:
             if not waiter.done():
                 waiter.set_result(message)
         elif request_id is not None and (not isinstance(request_id, int) or request_id > self._last_id):
-            # A smaller number belongs to a request that was given up: its answer is merely late.
-            raise BadAnswer(f"The server answered a request with the id {request_id!r:.64}, which nobody sent.")
+            # A smaller id belongs to an abandoned request, whose response is merely late.
+            raise BadAnswer(f"The server responded to the id {request_id!r:.64}, but no such request was sent.")
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for an answer."""
+        """Number of pending requests."""
         return len(self._waiting)
 
     def end(self, fault: ClientError | None = None) -> None:
-        """The connection is over: nobody waits any longer."""
+        """End the connection and fail all pending requests."""
         first = self.fault is None
         if self.fault is None:
             self.fault = fault or ConnectionLost("The server closed the connection.")

@@ -1,4 +1,4 @@
-"""What a client reaches without an address: a server object of this process, or anything that makes a transport."""
+"""Targets without an address: server objects of this process, and objects that create transports."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class Running(Protocol):
-    """What a server is while it runs."""
+    """A running server."""
 
     @property
     def dispatcher(self) -> "Dispatcher":
-        """What answers."""
+        """The dispatcher of the server."""
         ...
 
 
@@ -23,19 +23,19 @@ class Embedded(Protocol):
     """A server object, such as `millstream.Server`."""
 
     def running(self) -> AbstractAsyncContextManager[Running]:
-        """Run it for the length of the block."""
+        """Run the server for the duration of the block."""
         ...
 
 
 @runtime_checkable
 class TransportFactory(Protocol):
-    """A target that makes the client's transport itself, such as a program of another library."""
+    """A target that creates the client's transport itself, such as a program of another library."""
 
     def new_transport(self, listener: Listener, background: Background) -> Transport:
         """Return a transport that isn't open yet.
 
         Args:
-            listener: receives what the server sends outside of replies.
+            listener: receives what the server sends outside of responses.
             background: owns the tasks of the transport.
         """
         ...

@@ -1,4 +1,4 @@
-"""Messages from event streams, over as many connections as it takes."""
+"""Messages from event streams, across reconnections."""
 
 import random
 from collections import deque
@@ -12,11 +12,11 @@ from millstream.client._errors import BadAnswer
 
 _MAX_DOUBLED = 16
 _SHORTEST_WAIT = 0.1
-"""Seconds, for servers that want us back at once and then close again."""
+"""Minimum seconds between connections, for servers that ask for an immediate reconnect and then close again."""
 
 
 class EventReader:
-    """Reads one connection after the other, and keeps what the next one needs: the last id, and how long to wait."""
+    """Reads one connection after the other, and keeps the state for the next: the last event id and the delay."""
 
     __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "attempts", "given", "last_event_id")
 
@@ -25,15 +25,15 @@ class EventReader:
         self._retry_ms: int | None = None
         self.last_event_id = ""
         self.attempts = 0
-        """Connections that were tried since the last message."""
+        """Connection attempts since the last message."""
         self._stream: Body | None = None
         self._decoder = Decoder(max_bytes)
         self._events: deque[Event] = deque()
         self.given: Envelope | None = None
-        """The answer, if it came on another stream."""
+        """The response, if it arrived on another stream."""
 
     def give(self, answer: Envelope) -> None:
-        """End the reading: this is what it is for."""
+        """Provide the response from another stream, which ends the reading."""
         self.given = answer
         self.close()
 
@@ -45,16 +45,16 @@ class EventReader:
         self._events.clear()
 
     def close(self) -> None:
-        """Leave the connection."""
+        """Close the current connection."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     async def event(self) -> Event | None:
-        """The next event; None when the connection has ended.
+        """Return the next event, or None when the connection has ended.
 
         Raises:
-            TooLarge: it's larger than allowed.
+            TooLarge: the event is larger than allowed.
             ConnectionLost: the connection broke.
         """
         while not self._events:
@@ -74,7 +74,7 @@ class EventReader:
         return event
 
     async def message(self) -> Envelope | None:
-        """The next message; None when the connection has ended. Events with other names, and empty ones, don't count.
+        """Return the next message, or None when the connection has ended. Skips empty events and events of other types.
 
         Raises:
             BadAnswer: an event isn't a message.
@@ -85,13 +85,11 @@ class EventReader:
                 try:
                     return read(event.data.encode())
                 except ProtocolError as exc:
-                    raise BadAnswer(f"The server sent something that isn't a message of MCP. {exc.message}.") from exc
+                    raise BadAnswer(f"The server sent something that isn't an MCP message. {exc.message}.") from exc
         return self.given
 
     def wait(self, first: float, longest: float) -> float:
-        """Seconds until the next connection: what the server said, or longer each time, with a little chance in it so
-        that clients don't come back all at once.
-        """
+        """Return the seconds until the next connection: the server's `retry`, or exponential backoff, with jitter."""
         if self._retry_ms is not None and self.attempts == 0:
             return max(self._retry_ms / 1000, _SHORTEST_WAIT)
         usual: float = max(first * 2.0 ** min(self.attempts, _MAX_DOUBLED), (self._retry_ms or 0) / 1000)

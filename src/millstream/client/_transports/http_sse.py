@@ -1,4 +1,4 @@
-"""HTTP+SSE, the transport of 2024-11-05: everything the server says comes on one stream, everything we say is a POST.
+"""HTTP+SSE, the transport of 2024-11-05: one event stream from the server, and a POST for each message to it.
 
 https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-with-sse
 """
@@ -17,7 +17,7 @@ from millstream.client._transports.transport import Listener, Request
 
 
 class HttpSseTransport:
-    """One stream, and the address that it names."""
+    """One event stream, and the address for POSTs that it announces."""
 
     __slots__ = ("_background", "_duplex", "_endpoint", "_max", "_messages", "_revision", "_timeout")
 
@@ -49,8 +49,8 @@ class HttpSseTransport:
         """Open the stream and wait for the address.
 
         Raises:
-            NotMcp: there's no stream, or it names none.
-            ConnectFailed: there's no answer in time.
+            NotMcp: there's no stream, or it doesn't announce an address.
+            ConnectFailed: the server didn't respond in time.
         """
         url = self._endpoint.url
         reply = None
@@ -61,7 +61,7 @@ class HttpSseTransport:
                 if reply.passing:
                     raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
                 if reply.stream is None or reply.status != 200:
-                    raise NotMcp(f"{url} has no event stream: it answers with status {reply.status}.")
+                    raise NotMcp(f"{url} has no event stream: it responds with status {reply.status}.")
                 if reply.moved is not None:
                     self._endpoint.url = reply.moved
                 self._background.start(self._read(reply, named))
@@ -69,7 +69,7 @@ class HttpSseTransport:
         except TimeoutError as exc:
             if reply is None:
                 raise ConnectFailed(f"{url.origin} did not answer within {self._timeout:g} seconds.") from exc
-            raise NotMcp(f"{url} opens an event stream, but says nothing on it that an MCP server says.") from exc
+            raise NotMcp(f"{url} opens an event stream, but does not send what an MCP server sends.") from exc
 
     async def _read(self, reply: Reply, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._max)
@@ -98,8 +98,8 @@ class HttpSseTransport:
         url = self._endpoint.url
         try:
             target = url.join(reference)
-            if target.origin != url.origin:  # credentials go nowhere else
-                raise NotMcp(f"{url} wants messages to go to another server, {target.origin}.")
+            if target.origin != url.origin:  # credentials are only sent to this origin
+                raise NotMcp(f"{url} asks for messages to be sent to another server, {target.origin}.")
         except ClientError as exc:
             if not named.done():
                 named.set_exception(exc)
@@ -110,15 +110,15 @@ class HttpSseTransport:
             named.set_result(None)
 
     def agreed(self, revision: Revision) -> None:
-        """The version goes into a header, where the revision has it."""
+        """Send the version header from now on, if the revision has one."""
         self._revision = revision
 
     async def exchange(self, request: Request) -> Envelope:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for the response."""
         return await self._duplex.exchange(request)
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or an answer."""
+        """Send a notification or a response."""
         await self._write(message)
 
     async def _write(self, message: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A server in this process and loop: the whole protocol, and no network."""
+"""A server in this process and event loop: the full protocol, without a network."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -13,7 +13,7 @@ from millstream.client._transports.transport import Listener, Request
 
 
 class MemoryTransport:
-    """Runs the server for as long as the client is open."""
+    """Runs the server while the client is open."""
 
     __slots__ = ("_background", "_duplex", "_pipe", "_running", "_server")
 
@@ -28,7 +28,7 @@ class MemoryTransport:
 
     @property
     def lost(self) -> bool:
-        """Whether the server has cut us off."""
+        """Whether the server has closed the connection."""
         return self._duplex.fault is not None
 
     async def open(self) -> None:
@@ -44,14 +44,14 @@ class MemoryTransport:
             self._duplex.receive(await pipe.receive())
 
     def agreed(self, revision: Revision) -> None:
-        """Nothing changes."""
+        """Do nothing: this transport doesn't depend on the revision."""
 
     async def exchange(self, request: Request) -> Envelope:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for the response."""
         return await self._duplex.exchange(request)
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or an answer."""
+        """Send a notification or a response."""
         await self._write(message)
 
     async def _write(self, message: bytes) -> None:
@@ -61,10 +61,10 @@ class MemoryTransport:
         self._pipe.send(message)
 
     async def close(self) -> None:
-        """Leave, and stop the server."""
+        """Disconnect and stop the server."""
         self._duplex.end()
         if self._pipe is not None:
-            await asyncio.sleep(0)  # what was just written has been taken
+            await asyncio.sleep(0)  # let the server take the last message
             await self._pipe.close()
         if self._running is not None:
             await self._running.__aexit__(None, None, None)

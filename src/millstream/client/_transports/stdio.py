@@ -1,7 +1,7 @@
-"""A server as a process of its own: one message a line on its standard input and output.
+"""A server process with one message per line on its standard input and output.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/transports#stdio. Its standard error is free text: lines
-go where `Options.stderr` says, and the end is kept for the error that says why the process is gone.
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports#stdio. Lines of its standard error go to
+`Options.stderr`; the last ones are kept to explain why the process has exited.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, Request
 
 _GRACE = 2.0
-"""Seconds that a server has to end after its input closes, and again after SIGTERM."""
+"""Seconds for the server to exit after its input closes, and again after SIGTERM."""
 _SHORT_GRACE = 1.0
-"""The same where the work was cancelled: somebody pressed Ctrl-C, and waits."""
+"""The same after Ctrl-C, when a person is waiting."""
 _MAX_LAST = 400
 _LAST_WORDS = 1.0
 _NEVER_SERVED = (
     " It ended without serving: start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
 )
 _KEPT = 4096
-"""Bytes of standard error that are kept."""
+"""Maximum bytes of standard error to keep."""
 _MAX_NOISE = 1000
-"""Lines on standard output that aren't JSON, before the client gives up on the server."""
+"""Maximum lines on standard output that aren't JSON before the client gives up."""
 
 INHERITED = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TERM", "TMPDIR",
@@ -45,7 +45,7 @@ INHERITED = (
     "APPDATA", "COMSPEC", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATHEXT", "PROGRAMDATA", "PROGRAMFILES",
     "SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE",
 )  # fmt: skip
-"""Variables that a server gets from us. The others may hold secrets that are none of its business."""
+"""Environment variables that a server inherits. All others may hold secrets."""
 
 
 class Command(Struct, frozen=True):
@@ -55,11 +55,11 @@ class Command(Struct, frozen=True):
     env: Mapping[str, str] = {}
     cwd: str | None = None
     ours: bool = False
-    """It's a program of Millstream's users, and reads Millstream's variables."""
+    """Whether the command runs a Millstream program, which also reads Millstream's variables."""
 
 
 class _Pipes(asyncio.SubprocessProtocol):
-    """What comes out of the process."""
+    """Passes the output of the process on."""
 
     def __init__(self, owner: "StdioTransport") -> None:
         self._owner = owner
@@ -97,7 +97,7 @@ class _Pipes(asyncio.SubprocessProtocol):
 
 
 class StdioTransport:
-    """One process, started by `open` and gone after `close`."""
+    """One process, started by `open` and ended by `close`."""
 
     name = "stdio"
 
@@ -124,26 +124,26 @@ class StdioTransport:
         self._spoke = False
         self.exited = asyncio.Event()
         self.heard_out = asyncio.Event()
-        """Nothing more comes of what it said."""
+        """Set once the output of the process has ended."""
         self.writable = asyncio.Event()
         self.writable.set()
 
     @property
     def lost(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has exited."""
         return self._duplex.fault is not None
 
     @property
     def said(self) -> str:
-        """The end of what the process wrote to standard error."""
+        """The last text that the process wrote to standard error."""
         return self._said.decode("utf-8", "replace").strip()
 
     async def open(self) -> None:
         """Start the process.
 
         Raises:
-            TargetError: there's no such program.
-            ConnectFailed: the system doesn't start it.
+            TargetError: the program doesn't exist.
+            ConnectFailed: the system couldn't start it.
         """
         command = self._command
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(command.env)
@@ -158,28 +158,28 @@ class StdioTransport:
                 *command.argv[1:],
                 env=environment,
                 cwd=command.cwd,
-                start_new_session=sys.platform != "win32",  # so that what it starts ends with it
+                start_new_session=sys.platform != "win32",  # so that its child processes end with it
             )
         except OSError as exc:
             raise ConnectFailed(f"{command.argv[0]} could not be started: {exc.strerror or exc}.") from exc
 
     def agreed(self, revision: Revision) -> None:
-        """Nothing changes."""
+        """Do nothing: this transport doesn't depend on the revision."""
 
     async def exchange(self, request: Request) -> Envelope:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for the response."""
         if not self.writable.is_set():
             await self._take_turn()
         return await self._duplex.exchange(request)
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or an answer."""
+        """Send a notification or a response."""
         if not self.writable.is_set():
             await self._take_turn()
         await self._write(message)
 
     async def _take_turn(self) -> None:
-        """Wait while the process doesn't read. A message that its caller gives up by then never fills the buffer."""
+        """Wait while the process isn't reading, so that messages of canceled callers don't fill the buffer."""
         while not self.writable.is_set():
             await self.writable.wait()
 
@@ -191,19 +191,19 @@ class StdioTransport:
         if stdin.is_closing():
             await self.exited.wait()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS):  # which may still be on their way; a child may hold the pipe
+                async with asyncio.timeout(_LAST_WORDS):  # the last output may still arrive; a child may hold the pipe
                     await self.heard_out.wait()
             raise self.silent()
         stdin.write(message + b"\n")
 
-    # What the process does
+    # Events of the process
 
     def process_started(self, process: asyncio.SubprocessTransport) -> None:
-        """Take the process. Nothing else is heard of it before."""
+        """Store the process, before any of its output arrives."""
         self._process = process
 
     def heard(self, data: bytes) -> None:
-        """Some of its standard output."""
+        """Process a chunk of standard output."""
         for line in self._lines.feed(data):
             if line is None:
                 self._over(too_large(self._max))
@@ -211,14 +211,19 @@ class StdioTransport:
                 self._spoke = True
                 self._duplex.receive(line)
             else:
-                self._noise += 1  # a program that prints greetings is a nuisance, and common
+                self._noise += 1  # programs that print greetings are common
                 if self._noise > _MAX_NOISE:
-                    self._over(BadAnswer("The server writes text to its standard output, where only messages may go."))
+                    self._over(
+                        BadAnswer(
+                            "The server writes text to its standard output, where only messages are "
+                            "allowed. Make it log to standard error."
+                        )
+                    )
         if self._duplex.fault is not None:
             self._kill(signal.SIGTERM)
 
     def noted(self, data: bytes) -> None:
-        """Some of its standard error."""
+        """Process a chunk of standard error."""
         self._said = (self._said + data)[-_KEPT:]
         if self._show is not None:
             *lines, rest = (self._unshown + data).split(b"\n")
@@ -230,32 +235,30 @@ class StdioTransport:
                 self._show(line.decode("utf-8", "replace").rstrip("\r"))
 
     def show_rest(self) -> None:
-        """Show a last line that has no end."""
+        """Show a last line that doesn't end with a newline."""
         if self._show is not None and self._unshown:
             self._show(self._unshown.decode("utf-8", "replace"))
         self._unshown = b""
 
     def hushed(self) -> None:
-        """Its standard output is closed. Most likely it ends now, and its exit code and last words are worth a wait."""
+        """Handle the end of standard output. The process is probably exiting, so wait for its exit code and last
+        output.
+        """
         asyncio.get_running_loop().call_later(_LAST_WORDS, self.silent)
 
     def silent(self) -> ClientError:
-        """It says nothing more; the error tells whoever waits."""
+        """Return the error for callers once there's no more output."""
         code = self._process.get_returncode() if self._process is not None else None
-        ended = (
-            "The server has closed its standard output"
-            if code is None
-            else f"The server has ended with exit code {code}"
-        )
+        ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
         last = _last_sentence(self.said)
-        text = f"{ended}. It last said: {last[:_MAX_LAST]}" if last else f"{ended}."
+        text = f"{ended}. Its last output: {last[:_MAX_LAST]}" if last else f"{ended}."
         fault = ConnectionLost(text if code != 0 or self._spoke else f"{text}{_NEVER_SERVED}")
         self._duplex.end(fault)
         self.writable.set()
         return fault
 
     def process_ended(self) -> None:
-        """End what the process started, too: its process group ends with it."""
+        """Kill the rest of the process group."""
         self._kill(signal.SIGKILL)
         self.exited.set()
         self.hushed()  # a process that left the group may hold the pipes open
@@ -263,10 +266,10 @@ class StdioTransport:
     def _over(self, fault: ClientError) -> None:
         self._duplex.end(fault)
 
-    # The end: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown
+    # Shutdown: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown
 
     async def close(self) -> None:
-        """Close its input, and end it if that doesn't."""
+        """Close standard input, and terminate the process if it doesn't exit."""
         self._duplex.end(ConnectionLost("The client was closed."))
         self.writable.set()
         process = self._process
@@ -282,7 +285,7 @@ class StdioTransport:
                 self._kill(signal.SIGTERM)
                 await self._ends(grace)
         finally:
-            # Whatever it started, too; and a cancelled `close` leaves nothing behind either.
+            # Includes its child processes; a canceled `close` leaves nothing behind either.
             self._kill(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
             process.close()
         await self.exited.wait()
@@ -297,7 +300,7 @@ class StdioTransport:
 
     def _kill(self, number: signal.Signals) -> None:
         process = self._process
-        if process is None or self.exited.is_set():  # the number may belong to another group by now
+        if process is None or self.exited.is_set():  # the id may belong to another group by now
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
@@ -307,11 +310,11 @@ class StdioTransport:
 
 
 _ADVICE = ("Why:", "Do:")
-"""What begins a sentence of its own; the one before it may lack its period, as Python's messages do."""
+"""The beginning of a sentence; the one before may lack its period, as in Python's messages."""
 
 
 def _last_sentence(said: str) -> str:
-    """The last line that isn't indented, and those below it: "Error: …" with what to do, or the end of a traceback."""
+    """Return the last unindented line and those below it: an error message, or the end of a traceback."""
     lines = [line for line in said.splitlines() if line.strip()]
     begin = next((at for at in reversed(range(len(lines))) if not lines[at][0].isspace()), 0)
     told = ""

@@ -1,8 +1,8 @@
-"""Streamable HTTP: each request is a POST whose reply is JSON or an event stream.
+"""Streamable HTTP: each request is a POST, and its reply is JSON or an event stream.
 
-https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and the same of 2026-07-28. A stream of the
-handshake era that breaks is taken up again with `Last-Event-ID`; in the per-request era a broken stream loses its
-request, and closing one cancels it.
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and 2026-07-28. A broken stream of the
+handshake era is resumed with `Last-Event-ID`; in the per-request era, a broken stream loses its request, and closing
+one cancels it.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ _TAKES_EVENTS = "Accept: text/event-stream\r\n"
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _ATTEMPTS = 5
-"""Times that a stream is taken up again without anything new."""
+"""Maximum attempts to resume a stream without receiving anything new."""
 _STANDS = 1.0
-"""Seconds that the first call waits for the standing stream: some servers send its head with its first event."""
+"""Seconds that the first call waits for the stand-alone stream: some servers delay its head until the first event."""
 _MAX_KIND = 64
 _MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
@@ -44,7 +44,7 @@ _GOODBYE = 2.0
 
 
 class StreamableTransport:
-    """One endpoint; with a session in the handshake era, if the server gives one."""
+    """One endpoint, and in the handshake era its session, if the server creates one."""
 
     __slots__ = ("_background", "_endpoint", "_following", "_heads", "_listener", "_max", "_revision", "_session",
                  "_standing", "lost")  # fmt: skip
@@ -63,26 +63,26 @@ class StreamableTransport:
         self._heads: dict[tuple[str, Revision | None, str], str] = {}
         """Method, revision, and session -> header lines."""
         self._following: dict[int, EventReader] = {}
-        """Streams that calls read, by the id of the request."""
+        """Open streams of calls, by request id."""
         self._standing: asyncio.Task[None] | None = None
         self.lost: bool = False
-        """Whether the standing stream has found the session gone; HTTP never is."""
+        """Whether the stand-alone stream found that the session has expired; HTTP itself can't be lost."""
 
     async def open(self) -> None:
-        """Nothing to do: the first request connects."""
+        """Do nothing: the first request connects."""
 
     def agreed(self, revision: Revision) -> None:
-        """The version goes into a header from now on."""
+        """Send the version header from now on."""
         self._revision = revision
 
     async def exchange(self, request: Request) -> Envelope:
-        """POST a request and wait for its answer."""
+        """POST a request and wait for the response."""
         try:
             reply = await self._endpoint.send(
                 "POST", self._headers(request), request.body, repeatable=request.repeatable
             )
             if reply.moved is not None:
-                self._endpoint.url = reply.moved  # the next ones go there at once
+                self._endpoint.url = reply.moved  # later requests go there directly
             if request.method == "initialize":
                 self._session = _session_id(reply)
             if reply.stream is None:
@@ -94,7 +94,7 @@ class StreamableTransport:
             raise
 
     async def send(self, message: bytes, method: str) -> None:
-        """POST a notification or an answer."""
+        """POST a notification or a response."""
         extra = f"{_TAKES}{self._about(self._revision)}"
         if method:
             extra += f"Mcp-Method: {method}\r\n"
@@ -106,7 +106,7 @@ class StreamableTransport:
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
             stands = asyncio.Event()
             self._standing = self._background.start(self._stand(stands))
-            # What a server asks outside of a call's own stream is lost, unless this one is open before the first call.
+            # Messages outside of a call's stream are lost unless this stream is open before the first call.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STANDS):
                     await stands.wait()
@@ -130,15 +130,15 @@ class StreamableTransport:
         return f"{version}Mcp-Session-Id: {self._session}\r\n" if self._session else version
 
     def _answer(self, request: Request, reply: Reply) -> Envelope:
-        """The answer in a reply that isn't a stream."""
+        """Return the response from a reply that isn't a stream."""
         if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
             return message
         if reply.status == 404 and self._session:
-            raise SessionLost("The server has forgotten the session.")
+            raise SessionLost("The session has expired on the server.")
         if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):
             raise self._trouble(reply)
         if reply.status in (202, 204):
-            raise BadAnswer(f"The server took {request.method} as a notification and gave no answer.")
+            raise BadAnswer(f"The server treated {request.method} as a notification and sent no response.")
         if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
             raise self._trouble(reply)
         try:
@@ -147,8 +147,8 @@ class StreamableTransport:
             if reply.status >= 300:
                 raise self._trouble(reply) from exc
             _check_coding(reply)
-            raise BadAnswer(f"The server's answer is not a message of MCP. {exc.message}.") from exc
-        # An error about what the server couldn't read has no id, or one of the server's own.
+            raise BadAnswer(f"The server's response is not an MCP message. {exc.message}.") from exc
+        # Errors about unreadable requests have no id, or one of the server's own.
         if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
             raise wrong_id(request, message)
         return message
@@ -156,20 +156,20 @@ class StreamableTransport:
     def _trouble(self, reply: Reply) -> ClientError:
         url = self._endpoint.url
         if reply.status == 404 and self._session:
-            return SessionLost("The server has forgotten the session.")
+            return SessionLost("The session has expired on the server.")
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         if reply.status in (404, 405):
-            what = f"{url} is not an MCP endpoint: it answers with {reply.status} and {kind}."
-            return NotMcp(what, remedy="Check the path: most are at /mcp.")
+            what = f"{url} is not an MCP endpoint: it responds with {reply.status} and {kind}."
+            return NotMcp(what, remedy="Check the path: most servers use /mcp.")
         if reply.passing:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         rather = "" if kind == "application/json" else f" and {kind}, not JSON"
-        return NotMcp(f"{url} is not an MCP endpoint: it answers with {reply.status}{rather}.")
+        return NotMcp(f"{url} is not an MCP endpoint: it responds with {reply.status}{rather}.")
 
     # Streams
 
     async def _follow(self, request: Request, stream: Body) -> Envelope:
-        """Read a stream until the answer comes, and take it up again when it breaks."""
+        """Read a stream until the response arrives, resuming the stream if it breaks."""
         reader = self._following[request.id] = EventReader(self._max)
         try:
             while reader.given is None:
@@ -186,12 +186,12 @@ class StreamableTransport:
             reader.close()
 
     async def _answer_on(self, reader: EventReader, request: Request) -> Envelope:
-        """The answer, where it comes on this connection; what comes before it is for the listener."""
+        """Return the response on this connection, passing earlier messages to the listener."""
         while (message := await reader.message()) is not None:
             if _is_answer(request, message):
                 return message
             self._listener.receive(message, self, request.id)
-        raise ConnectionLost(f"The server ended the stream of {request.method} before its answer.")
+        raise ConnectionLost(f"The server ended the stream of {request.method} before its response.")
 
     async def _resume(self, reader: EventReader, why: ConnectionLost) -> Body:
         revision = self._revision
@@ -207,17 +207,17 @@ class StreamableTransport:
             if reply.stream is not None and reply.status == 200:
                 return reply.stream
             if reply.status < 500:
-                break  # the server does not resume
+                break  # the server doesn't support resuming
         raise why
 
     async def _get(self, last_event_id: str = "") -> Reply:
         extra = _TAKES_EVENTS + self._about(self._revision)
         if last_event_id:
-            extra += f"Last-Event-ID: {last_event_id.encode().decode('latin-1')}\r\n"  # as UTF-8, says WHATWG HTML
+            extra += f"Last-Event-ID: {last_event_id.encode().decode('latin-1')}\r\n"  # UTF-8, per WHATWG HTML
         return await self._endpoint.send("GET", extra, repeatable=True)
 
     async def _stand(self, stands: asyncio.Event) -> None:
-        """The stream for what belongs to no call. Servers without one answer 405."""
+        """Keep the stand-alone stream open. Servers without one respond with 405."""
         reader = EventReader(self._max)
         wanted = self._listener.wanted
         now = asyncio.get_running_loop().time
@@ -225,7 +225,7 @@ class StreamableTransport:
         try:
             while await self._stood(reader, stands):
                 if wanted.is_set() and now() - since > _LONGEST_WAIT:
-                    reader.attempts = 0  # something on the way cuts what is silent for a while
+                    reader.attempts = 0  # proxies close idle connections
                 if reader.attempts >= _ATTEMPTS - 1 and not wanted.is_set():
                     await wanted.wait()
                     reader.attempts = 0
@@ -238,7 +238,7 @@ class StreamableTransport:
             reader.close()
 
     async def _stood(self, reader: EventReader, stands: asyncio.Event) -> bool:
-        """Read one connection to its end; False where the server has no such stream, or not this session."""
+        """Read one connection to its end. Return False if the server has no such stream, or the session has expired."""
         try:
             await self._stand_once(reader, stands)
         except ClientError as exc:
@@ -248,7 +248,7 @@ class StreamableTransport:
             if not stands.is_set():
                 return False
             self.lost = gone
-            reader.attempts = _ATTEMPTS  # waiting would mend nothing, but who wants to hear later may be luckier
+            reader.attempts = _ATTEMPTS  # retrying won't help now, but a later subscriber may succeed
             self._listener.interrupted(self, exc)
             return not gone
         return True
@@ -258,9 +258,9 @@ class StreamableTransport:
         if reply.passing and (stands.is_set() or self._listener.wanted.is_set()):
             raise self._trouble(reply)
         if reply.status == 409 and stands.is_set():
-            raise ConnectionLost("The server hasn't noticed yet that the last stream broke.")
+            raise ConnectionLost("The server hasn't noticed yet that the previous stream broke.")
         if reply.stream is None or reply.status != 200:
-            raise SessionLost("The server has forgotten the session.")
+            raise SessionLost("The session has expired on the server.")
         if reader.attempts and not reader.last_event_id:
             self._listener.interrupted(self, None)
         stands.set()
@@ -272,22 +272,22 @@ class StreamableTransport:
                 self._listener.receive(message, self)
 
     def _give(self, message: Envelope) -> None:
-        """An answer on this stream belongs to a call whose own stream broke; servers are known to send it here."""
+        """Pass on a message. A response here belongs to a call whose own stream broke; some servers send it here."""
         reader = self._following.get(message.id) if isinstance(message.id, int) else None
         if reader is not None:
             reader.give(message)
 
-    # Ends
+    # Shutdown
 
     def _give_up(self, request: Request) -> None:
-        """The caller is gone. The per-request era hears it by the connection, which is closed already."""
+        """Cancel the request of a canceled caller. In the per-request era, closing the connection already has."""
         revision = self._revision
         if request.method != "initialize" and revision is not None and revision.handshake:
             self._background.start(self._say_cancelled(request.id))
 
     async def _say_cancelled(self, request_id: int) -> None:
         method = "notifications/cancelled"
-        with contextlib.suppress(ClientError):  # it matters no more
+        with contextlib.suppress(ClientError):  # it no longer matters
             await self.send(notification_message(method, {"requestId": request_id}), method)
 
     async def close(self) -> None:
@@ -299,13 +299,17 @@ class StreamableTransport:
                 async with asyncio.timeout(_GOODBYE):
                     await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
         except (ClientError, TimeoutError):
-            pass  # a server that ends no sessions lets them expire
+            pass  # a server without DELETE lets its sessions expire
         finally:
             await self._endpoint.close()
 
 
 def _is_answer(request: Request, message: Envelope) -> bool:
-    """Raises: BadAnswer: it answers another request."""
+    """Return whether a message is the response to this request.
+
+    Raises:
+        BadAnswer: it's the response to another request.
+    """
     if not message.is_answer:
         return False
     if message.id != request.id and (message.id is not None or not message.error):
@@ -314,20 +318,26 @@ def _is_answer(request: Request, message: Envelope) -> bool:
 
 
 def wrong_id(request: Request, message: Envelope) -> BadAnswer:
-    """The error for the answer to another request."""
-    return BadAnswer(f"The server answered {request.method} with the id {message.id!r:.64} instead of {request.id}.")
+    """Return the error for a response to another request."""
+    return BadAnswer(
+        f"The server responded to {request.method} with the id {message.id!r:.64} instead of {request.id}."
+    )
 
 
 def _check_coding(reply: Reply) -> None:
-    """Raises: BadAnswer: the body is compressed."""
+    """Check that the body isn't compressed.
+
+    Raises:
+        BadAnswer: the body is compressed.
+    """
     coding = reply.header(b"content-encoding").lower()
     if coding not in ("", "identity"):
         if reply.stream is not None:
             reply.stream.close()
-        raise BadAnswer("The server compresses its answers, though the client doesn't ask for that.")
+        raise BadAnswer("The server compresses its responses, although the client doesn't ask for that.")
 
 
 def _session_id(reply: Reply) -> str:
-    """The session of this reply; one with characters that no header may have counts as none."""
+    """Return the session id of a reply; one with invalid characters counts as missing."""
     value = reply.header(b"mcp-session-id")
     return value if value.isascii() and value.isprintable() and " " not in value else ""

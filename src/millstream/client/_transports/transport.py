@@ -1,4 +1,4 @@
-"""What every transport of a client can do, and what it's given to do."""
+"""The interface of transports, and the requests that they send."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,72 +12,72 @@ from millstream.client._errors import ClientError
 
 
 class Request(Struct, gc=False):
-    """One request on its way."""
+    """One request to send."""
 
     id: int
     method: str
     body: bytes
-    """The whole message."""
+    """The encoded message."""
     name: str = ""
-    """What `Mcp-Name` says, where a transport has headers."""
+    """Value of `Mcp-Name`, for transports with headers."""
     params: Mapping[str, str] = {}
     """`Mcp-Param-…` headers."""
     revision: Revision | None = None
-    """The revision that the message is written for, where it isn't yet the one agreed on."""
+    """Revision that the message is written for, if it isn't the negotiated one yet."""
     repeatable: bool = False
-    """It only reads, so it may be sent again when a connection breaks."""
+    """Whether the request only reads, so it can be sent again after a broken connection."""
 
 
 class Listener(Protocol):
-    """Who hears what the server says unasked."""
+    """Receives what the server sends outside of responses."""
 
     wanted: asyncio.Event
-    """Set while somebody waits for what comes outside of calls."""
+    """Set while there are subscribers for messages outside of calls."""
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
-        """Take a request or notification of the server, and the request on whose stream it came, if there's one."""
+        """Receive a request or notification, and the id of the request on whose stream it arrived, if there's one."""
 
     def interrupted(self, transport: "Transport", fault: ClientError | None) -> None:
-        """Nothing comes outside of calls any more, because of the fault; without a fault, something was missed."""
+        """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
 
 
 class Transport(Protocol):
-    """One way to one server. Exchanges run side by side."""
+    """A connection to one server. Exchanges can run concurrently."""
 
     @property
     def name(self) -> str:
-        """As in `Client.transport`."""
+        """Name, as in `Client.transport`."""
         ...
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is gone for good, so that a new one is needed."""
+        """Whether the connection is lost for good, so a new one is needed."""
         ...
 
     async def open(self) -> None:
-        """Connect, where this transport has a connection.
+        """Connect, if this transport has a connection.
 
         Raises:
-            ClientError: it can't.
+            ClientError: the connection failed.
         """
 
     def agreed(self, revision: Revision) -> None:
-        """Both sides know the revision; what follows is sent in its words."""
+        """Use the negotiated revision from now on."""
 
     async def exchange(self, request: Request) -> Envelope:
-        """Send a request and wait for its answer. A caller that is cancelled has the request cancelled.
+        """Send a request and wait for the response. Canceling the caller cancels the request.
 
         Raises:
-            ClientError: there's no answer.
+            ClientError: there was no response.
         """
         ...
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification, or the answer (without a method) to a request of the server.
+        """Send a notification, or a response (without `method`) to a request of the server.
 
         Raises:
-            ClientError: it can't be sent.
+            ClientError: it couldn't be sent.
         """
 
     async def close(self) -> None:
-        """Say goodbye and end everything, process and connections included."""
+        """End the session, and close connections and processes."""

@@ -35,19 +35,19 @@ _GOODBYE = 2.0
 
 
 class _Connect(connect):
-    """Goes nowhere else with the headers of this server."""
+    """Doesn't follow redirects, because the headers are for this server only."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         try:
             target = super().process_redirect(exc)
             stays = not isinstance(target, str) or parse(target).origin == parse(self.uri).origin
-        except (ValueError, TargetError):  # it's no URL
+        except (ValueError, TargetError):  # not a URL
             return exc
         return target if stays else exc
 
 
 class WebSocketTransport:
-    """One socket."""
+    """One WebSocket."""
 
     __slots__ = ("_auth", "_background", "_duplex", "_headers", "_max", "_socket", "_timeout", "_tls", "_url")
 
@@ -81,10 +81,10 @@ class WebSocketTransport:
         return self._duplex.fault is not None
 
     async def open(self) -> None:
-        """Connect, with other credentials if the first ones are refused.
+        """Connect, retrying once with other credentials if the first ones are refused.
 
         Raises:
-            ClientError: there's no WebSocket of MCP.
+            ClientError: there's no MCP WebSocket at this URL.
         """
         auth = self._auth
         if auth is None:
@@ -117,19 +117,21 @@ class WebSocketTransport:
         except ssl.SSLCertVerificationError as exc:
             raise untrusted(url, exc) from exc
         except ssl.SSLError as exc:
-            raise TlsFailed(f"{url.origin} does not speak TLS ({exc.reason}). Is it ws:// rather than wss://?") from exc
+            raise TlsFailed(
+                f"{url.origin} does not speak TLS ({exc.reason}). Use ws:// instead of wss:// if that's intended."
+            ) from exc
         except (InvalidHandshake, WebSocketException) as exc:
             if isinstance(exc.__cause__, EOFError):
-                raise ConnectionLost(f"{url.origin} closed the connection before it answered.") from exc
+                raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
             raise NotMcp(f"{url} is not a WebSocket: {exc}.", remedy=_elsewhere(url)) from exc
-        except TimeoutError as exc:  # of a server too that answers with an event stream, as at /mcp
+        except TimeoutError as exc:  # also if the server responds with an event stream, as at /mcp
             what = f"{url.origin} did not accept a WebSocket within {self._timeout:g} seconds."
             raise ConnectFailed(f"{what} {_elsewhere(url)}".rstrip()) from exc
         except OSError as exc:
             raise unreachable(url, exc) from exc
         if socket.subprotocol != "mcp":
             await socket.close()
-            raise NotMcp(f"{url} is a WebSocket, but not of MCP: it does not accept the subprotocol mcp.")
+            raise NotMcp(f"{url} is a WebSocket, but not for MCP: it does not accept the subprotocol mcp.")
         self._socket = socket
         self._background.start(self._read(socket))
 
@@ -148,14 +150,14 @@ class WebSocketTransport:
         await socket.close()
 
     def agreed(self, revision: Revision) -> None:
-        """Nothing changes."""
+        """Do nothing: this transport doesn't depend on the revision."""
 
     async def exchange(self, request: Request) -> Envelope:
-        """Send a request and wait for its answer."""
+        """Send a request and wait for the response."""
         return await self._duplex.exchange(request)
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or an answer."""
+        """Send a notification or a response."""
         await self._write(message)
 
     async def _write(self, message: bytes) -> None:
@@ -165,7 +167,7 @@ class WebSocketTransport:
         try:
             await self._socket.send(message, text=True)
         except ConnectionClosed:
-            await asyncio.sleep(0)  # the reader knows better why
+            await asyncio.sleep(0)  # the reader knows the reason
             self._duplex.end(ConnectionLost("The server closed the WebSocket."))
             await self._write(message)
 
@@ -177,12 +179,12 @@ class WebSocketTransport:
             try:
                 async with asyncio.timeout(_GOODBYE):
                     await socket.close()
-            except TimeoutError:  # a server that says much and reads nothing
+            except TimeoutError:  # a server that sends a lot and reads nothing
                 socket.transport.abort()
 
 
 def _refused(url: Url, reply: Response) -> ClientError:
-    """The error for an answer that opens no WebSocket."""
+    """Return the error for a response that doesn't open a WebSocket."""
     status = reply.status_code
     if status in (401, 403):
         return AccessDenied(
@@ -190,11 +192,11 @@ def _refused(url: Url, reply: Response) -> ClientError:
         )
     if status >= 500 or status == 429:
         return ConnectionLost(f"The server at {url.origin} failed with status {status}.")
-    return NotMcp(f"{url} is not a WebSocket: it answers with status {status}.", remedy=_elsewhere(url))
+    return NotMcp(f"{url} is not a WebSocket: it responds with status {status}.", remedy=_elsewhere(url))
 
 
 def _elsewhere(url: Url) -> str:
-    """What to do about a path that has no WebSocket."""
+    """Return a hint for a path without a WebSocket."""
     return (
         ""
         if url.target == "/ws"
