@@ -42,7 +42,7 @@ async def returned(wanted: tuple[str, str], **more: Any) -> tuple[Returned, Scri
     return result, api
 
 
-async def test_text_arrives_in_pieces_and_then_whole() -> None:
+async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
     """And the model is told what the servers want it to know."""
     with ScriptedModel(says("Good morning.")) as api:
         async with Agent(model(api), [make()], system="Be brief.") as agent:
@@ -58,7 +58,7 @@ async def test_text_arrives_in_pieces_and_then_whole() -> None:
     assert user == {"role": "user", "content": "Hello"}
 
 
-async def test_the_model_calls_a_tool_and_hears_its_result() -> None:
+async def test_model_calls_a_tool_and_receives_its_result() -> None:
     """Two rounds; the next question has all of it before it."""
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), repeats("It costs "), says("Bye")) as api:
         async with Agent(model(api), [make()]) as agent:
@@ -75,7 +75,7 @@ async def test_the_model_calls_a_tool_and_hears_its_result() -> None:
     assert spec["function"]["parameters"]["required"] == ["isbn"]
 
 
-async def test_calls_of_a_round_run_side_by_side() -> None:
+async def test_calls_of_a_round_run_concurrently() -> None:
     """Both wait for the person at once if they're asked one after the other, and both results are sent."""
     asked: list[str] = []
 
@@ -96,13 +96,13 @@ async def test_calls_of_a_round_run_side_by_side() -> None:
     assert results[1].startswith("The person didn't allow")
 
 
-async def test_without_anybody_to_ask_only_harmless_tools_run() -> None:
+async def test_only_read_only_tools_run_without_approval() -> None:
     """A tool without hints may destroy something (MCP 2025-11-25, ToolAnnotations)."""
     assert (await returned(("unmarked", "{}")))[0].outcome == "refused"
     assert (await returned(("count", "{}")))[0].outcome == "done"
 
 
-async def test_the_person_sees_what_a_call_would_do() -> None:
+async def test_approval_shows_the_call() -> None:
     """Server, tool and arguments."""
     seen: list[Approval] = []
 
@@ -122,7 +122,7 @@ async def test_the_person_sees_what_a_call_would_do() -> None:
     [('{"isbn": ', "aren't JSON"), ("[1]", "must be a JSON object"), ('"9780"', "must be a JSON object"),
      ("[" * 100_000, "aren't JSON"), ('{"isbn": "\\ud800"}', "nobody can send")],
 )  # fmt: skip
-async def test_arguments_that_cannot_be_read_are_told_to_the_model(arguments: str, words: str) -> None:
+async def test_malformed_arguments_are_reported_to_the_model(arguments: str, words: str) -> None:
     """It can correct itself, and the conversation keeps nothing that an API would stumble over."""
     result, api = await returned(("price", arguments))
     assert result.outcome == "invalid"
@@ -131,7 +131,7 @@ async def test_arguments_that_cannot_be_read_are_told_to_the_model(arguments: st
     assert api.asked[1].body["messages"][-2]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
-async def test_a_tool_that_does_not_exist_is_told_to_the_model() -> None:
+async def test_unknown_tools_are_reported_to_the_model() -> None:
     """With those that do; a name that no API takes is replaced in the conversation."""
     result, api = await returned(("shop/prices now", "{}"))
     assert result.outcome == "invalid"
@@ -139,7 +139,7 @@ async def test_a_tool_that_does_not_exist_is_told_to_the_model() -> None:
     assert api.asked[1].body["messages"][-2]["tool_calls"][0]["function"]["name"] == "shop_prices_now"
 
 
-async def test_wrong_arguments_and_errors_of_a_tool_are_told_to_the_model() -> None:
+async def test_tool_errors_are_reported_to_the_model() -> None:
     """In the words of the server."""
     result, _ = await returned(("price", '{"isbn": 7}'))
     assert result.outcome == "error"
@@ -161,14 +161,14 @@ async def test_content_of_every_kind_reaches_the_model() -> None:
     assert parts[2]["input_audio"] == {"data": "UklGRg==", "format": "wav"}
 
 
-async def test_a_long_result_is_cut_and_says_so() -> None:
+async def test_long_results_are_truncated_with_a_notice() -> None:
     """A tool must not fill the model's memory."""
     result, _ = await returned(("show", "{}"), limits=Limits(max_result=10))
     assert result.text.startswith("words\n[res\n[")
     assert result.text.endswith("more characters were left out]")
 
 
-async def test_progress_is_heard_while_a_tool_runs() -> None:
+async def test_progress_arrives_while_a_tool_runs() -> None:
     """Between the call and its result."""
     with ScriptedModel(calls(("count", "")), says("So.")) as api:
         async with Agent(model(api), [make()]) as agent:
@@ -178,7 +178,7 @@ async def test_progress_is_heard_while_a_tool_runs() -> None:
     assert events.index(of(Calling, events)[0]) < events.index(step) < events.index(of(Returned, events)[0])
 
 
-async def test_forms_are_filled_in_by_the_person() -> None:
+async def test_user_fills_in_forms() -> None:
     """Who knows which server asks."""
     asked: list[tuple[str, str]] = []
 
@@ -191,7 +191,7 @@ async def test_forms_are_filled_in_by_the_person() -> None:
     assert asked == [("shop", "Where to?")]
 
 
-async def test_a_server_may_use_the_model_if_the_person_allows_it() -> None:
+async def test_sampling_requires_approval() -> None:
     """The same model answers, and hears nothing of the conversation."""
     requests: list[Approval] = []
 
@@ -209,7 +209,7 @@ async def test_a_server_may_use_the_model_if_the_person_allows_it() -> None:
     assert (sampled["messages"], sampled["max_tokens"]) == ([{"role": "user", "content": "Review it."}], 10)
 
 
-async def test_a_server_that_may_not_use_the_model_is_told_so() -> None:
+async def test_refused_sampling_is_reported_to_the_server() -> None:
     """By the error that the specification has for it."""
     result, _ = await returned(("review", "{}"), approve=lambda request: False)
     assert result.outcome == "error"
@@ -222,7 +222,7 @@ async def test_servers_see_the_roots() -> None:
     assert result.text == "file:///books"
 
 
-async def test_tools_of_several_servers_are_kept_apart() -> None:
+async def test_tools_of_several_servers_are_separated() -> None:
     """Each name says where it belongs, and every name is one that an API takes."""
     wanted = calls(("north__price", '{"isbn": "12"}'), ("south__price", '{"isbn": "1"}'))
     with ScriptedModel(wanted, says("So.")) as api:
@@ -233,14 +233,14 @@ async def test_tools_of_several_servers_are_kept_apart() -> None:
     assert len(names) == len(set(names)) == 22
 
 
-async def test_servers_with_one_name_get_numbers() -> None:
+async def test_servers_with_equal_names_are_numbered() -> None:
     """Nobody can tell them apart otherwise."""
     with ScriptedModel() as api:
         async with Agent(model(api), [make(), make(), ServerAt(make(), "mine")]) as agent:
             assert [server.name for server in agent.servers] == ["shop", "shop-2", "mine"]
 
 
-async def test_a_tool_with_an_unusual_name_can_be_called() -> None:
+async def test_tools_with_unusual_names_can_be_called() -> None:
     """By a name that APIs take."""
     with ScriptedModel() as api:
         async with Agent(model(api), [make()]) as agent:
@@ -249,7 +249,7 @@ async def test_a_tool_with_an_unusual_name_can_be_called() -> None:
     assert (result.outcome, result.text) == ("done", "weird indeed")
 
 
-async def test_rounds_end_at_the_limit_and_the_conversation_goes_on() -> None:
+async def test_round_limit_ends_the_answer_but_not_the_conversation() -> None:
     """A model that always wants another call is stopped."""
     script = [calls(("count", "")) for _ in range(3)]
     with ScriptedModel(*script, says("Enough.")) as api:
@@ -258,14 +258,14 @@ async def test_rounds_end_at_the_limit_and_the_conversation_goes_on() -> None:
             assert (await heard(agent.say("Stop")))[-1] == Finished("done", 1, 10)
 
 
-async def test_tokens_end_at_the_limit() -> None:
+async def test_token_limit_ends_the_answer() -> None:
     """Those of all rounds count."""
     with ScriptedModel(calls(("count", ""), tokens=60), calls(("count", ""), tokens=60)) as api:
         async with Agent(model(api), [make()], limits=Limits(max_tokens=100)) as agent:
             assert (await heard(agent.say("Count")))[-1] == Finished("tokens", 2, 120)
 
 
-async def test_a_reply_that_was_cut_or_filtered_says_so() -> None:
+async def test_truncated_and_filtered_replies_are_marked() -> None:
     """The model's own limits."""
     with ScriptedModel(says("Long", stop="length"), says("Bad", stop="content_filter")) as api:
         async with Agent(model(api)) as agent:
@@ -273,7 +273,7 @@ async def test_a_reply_that_was_cut_or_filtered_says_so() -> None:
             assert (await heard(agent.say("Tell")))[-1] == Finished("filtered", 1, 10)
 
 
-async def test_a_resource_in_a_sentence_goes_along() -> None:
+async def test_resources_named_in_a_question_are_attached() -> None:
     """What isn't a server of ours is just text, and the end of a sentence isn't part of a URI."""
     with ScriptedModel(says("Nice."), says("Fine.")) as api:
         async with Agent(model(api), [make()]) as agent:
@@ -284,7 +284,7 @@ async def test_a_resource_in_a_sentence_goes_along() -> None:
     assert events[0].context == ("@shop:book://7",)  # type: ignore[union-attr]
 
 
-async def test_a_resource_that_cannot_be_read_stops_the_question() -> None:
+async def test_unreadable_resources_stop_the_question() -> None:
     """Nothing is sent to the model, and the conversation is as before."""
     with ScriptedModel(says("Yes.")) as api:
         async with Agent(model(api), [make()]) as agent:
@@ -296,7 +296,7 @@ async def test_a_resource_that_cannot_be_read_stops_the_question() -> None:
     assert [part["text"] for part in api.asked[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
 
 
-async def test_a_prompt_is_said_instead_of_a_sentence() -> None:
+async def test_prompts_can_be_used_as_questions() -> None:
     """With its arguments."""
     with ScriptedModel(says("Great book!"), says("Again!")) as api:
         async with Agent(model(api), [make()]) as agent:
@@ -313,7 +313,7 @@ async def test_a_prompt_is_said_instead_of_a_sentence() -> None:
     assert parts == ["Praise Emma, dry.", "Content of book://9:\nBook 9"]
 
 
-async def test_leaving_the_answer_stops_the_call_and_keeps_the_conversation_valid() -> None:
+async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
     """The next question finds a result for each call."""
     with ScriptedModel(calls(("forever", "{}"), ("price", '{"isbn": ""}')), says("As you like.")) as api:
         async with Agent(model(api), [make()]) as agent:
@@ -326,7 +326,7 @@ async def test_leaving_the_answer_stops_the_call_and_keeps_the_conversation_vali
     assert results == ["The person stopped this call. It may have done its work or part of it.", "0"]
 
 
-async def test_text_that_was_said_before_a_stop_stays() -> None:
+async def test_text_before_a_stop_is_kept() -> None:
     """The model sees where it was interrupted; a cancelled reader stops the answer as well."""
     with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
         async with Agent(model(api)) as agent:
@@ -349,7 +349,7 @@ async def test_text_that_was_said_before_a_stop_stays() -> None:
     assert said == ["A story", "Once upon", "Another", "Twice upon", "Go on"]
 
 
-async def test_one_answer_at_a_time() -> None:
+async def test_only_one_answer_runs_at_a_time() -> None:
     """Two would mix up the conversation."""
     with ScriptedModel(says("One.")) as api:
         async with Agent(model(api)) as agent:
@@ -360,7 +360,7 @@ async def test_one_answer_at_a_time() -> None:
             await heard(first)
 
 
-async def test_the_transcript_is_json_lines(tmp_path: Any) -> None:
+async def test_transcript_is_json_lines(tmp_path: Any) -> None:
     """One object for each thing that happened, in a file that only its owner reads; others are safe."""
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), says("Four.")) as api:
         async with Agent(model(api), [make()]) as agent:
@@ -381,7 +381,7 @@ async def test_the_transcript_is_json_lines(tmp_path: Any) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_server_that_cannot_be_reached_ends_the_others() -> None:
+async def test_unreachable_server_closes_the_others() -> None:
     """One sentence, and nothing is left open."""
     with ScriptedModel() as api:
         agent = Agent(model(api), [make(), f"http://127.0.0.1:{free_port()}/mcp"])
@@ -390,13 +390,13 @@ async def test_a_server_that_cannot_be_reached_ends_the_others() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-def test_servers_come_in_a_list() -> None:
+def test_servers_can_be_given_as_a_list() -> None:
     """A single text would be taken apart into letters."""
     with ScriptedModel() as api, pytest.raises(AgentError, match=r"servers=\['shop.py'\]"):
         Agent(model(api), "shop.py")
 
 
-def test_a_server_cannot_choose_the_name_that_a_person_approves() -> None:
+def test_approval_shows_the_server_address_and_not_its_name() -> None:
     """It comes from the address, the program, or the file; a server in this process keeps its own."""
     names = {
         "https://github.evil.example/mcp": "github.evil.example",

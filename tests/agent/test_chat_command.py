@@ -59,7 +59,7 @@ def start(*arguments: str, folder: Path, api: ScriptedModel, dotenv: str = "") -
     )  # fmt: skip
 
 
-def test_the_answer_alone_is_on_standard_output(tmp_path: Path) -> None:
+def test_standard_output_has_only_the_answer(tmp_path: Path) -> None:
     """Calls are lines with tabs on standard error; the model was asked as the options say."""
     script = (calls(("price", '{"isbn": "9780"}')), repeats("It costs "))
     done = chat(SHOP, "-m", "How much?", "--system", "Be brief.", "--model", "other", folder=tmp_path, script=script)
@@ -69,13 +69,13 @@ def test_the_answer_alone_is_on_standard_output(tmp_path: Path) -> None:
     assert done.asked[0].body["messages"][0]["content"].startswith("Be brief.")
 
 
-def test_the_question_comes_through_a_pipe(tmp_path: Path) -> None:
+def test_question_can_come_through_a_pipe(tmp_path: Path) -> None:
     """All of it, as one question."""
     done = chat(SHOP, folder=tmp_path, script=(says("Yes."),), given="Two\nlines\n")
     assert (done.out, done.asked[0].last["content"]) == ("Yes.\n", "Two\nlines")
 
 
-def test_every_event_is_a_line_of_json_if_asked(tmp_path: Path) -> None:
+def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
     """With a resource beside the question."""
     script = (calls(("burn", '{"isbn": "1"}')), says("Gone."))
     done = chat(SHOP, "-m", "Burn @shop:book://1", "--json", "--yes", folder=tmp_path, script=script)
@@ -87,7 +87,7 @@ def test_every_event_is_a_line_of_json_if_asked(tmp_path: Path) -> None:
     assert next(each["text"] for each in events if each["type"] == "returned") == "1 is gone"
 
 
-def test_without_a_person_a_tool_that_may_destroy_is_refused(tmp_path: Path) -> None:
+def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> None:
     """And how to allow it is said."""
     done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
     assert "burn wasn't allowed: nobody is here to ask. With --yes everything is." in done.err
@@ -102,7 +102,7 @@ def test_rounds_are_limited(tmp_path: Path) -> None:
     assert "Stopped after 2 rounds of tool calls (--max-rounds)." in done.err
 
 
-def test_several_servers_and_a_configuration(tmp_path: Path) -> None:
+def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> None:
     """Every server of a file, under its name."""
     entry = {"command": COMMAND[0], "args": [*COMMAND[1:], "run", SHOP, "--transport", "stdio"]}
     entry["env"] = {"PYTHONPATH": str(ROOT / "tests")}  # type: ignore[assignment]
@@ -121,7 +121,7 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 @pytest.mark.parametrize("path", ["", "/mcp"])
-def test_the_time_is_asked_with_a_key_from_the_file(clock: Shared, tmp_path: Path, path: str) -> None:
+def test_key_is_read_from_the_file(clock: Shared, tmp_path: Path, path: str) -> None:
     """Seed 000: the configuration alone says where the server is; an address without a path means its `/sse`."""
     dotenv = f"MCP_SERVER_URL=http://localhost:{clock.port()}{path}\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     script = TIME, repeats("It is ")
@@ -146,7 +146,7 @@ def test_the_time_is_asked_with_a_key_from_the_file(clock: Shared, tmp_path: Pat
     assert KEY not in done.err
 
 
-def test_a_key_is_sent_to_no_other_server(clock: Shared, tmp_path: Path) -> None:
+def test_keys_are_sent_only_to_their_server(clock: Shared, tmp_path: Path) -> None:
     """Another port is another server: it refuses, and the exit status says that it's about access."""
     dotenv = f"MCP_SERVER_URL=http://localhost:1\nMCP_SERVER_AUTH_KEY={SECRET}\n"
     url = f"http://localhost:{clock.port()}/mcp"
@@ -173,7 +173,7 @@ def test_a_key_is_sent_to_no_other_server(clock: Shared, tmp_path: Path) -> None
         ([SHOP, "--header", "x"], {}, 2, "Name: value"),
     ],
 )
-def test_what_fails_is_one_sentence_and_a_status(
+def test_failures_are_one_sentence_and_a_status(
     arguments: list[str], more: dict[str, str], status: int, words: str, tmp_path: Path
 ) -> None:
     """It says what to do."""
@@ -186,14 +186,14 @@ def test_what_fails_is_one_sentence_and_a_status(
     assert done.out == ""
 
 
-def test_an_error_is_json_too(tmp_path: Path) -> None:
+def test_errors_can_be_printed_as_json(tmp_path: Path) -> None:
     """For programs that read nothing else."""
     done = chat(SHOP, "-m", "Hello", "--json", folder=tmp_path, script=(BUSY_FOR_GOOD,))
     assert json.loads(done.out.splitlines()[-1])["type"] == "failed"
     assert done.status == 1
 
 
-def test_without_a_question_in_a_pipe_nothing_is_asked(tmp_path: Path) -> None:
+def test_empty_pipe_asks_nothing(tmp_path: Path) -> None:
     """It would wait for ever otherwise. A fixed defect: it said "Invalid value", although no option had one."""
     said = "There's no question, and no terminal to type one at. Ask with -m TEXT, or send text into the pipe."
     done = chat(SHOP, folder=tmp_path)
@@ -202,7 +202,7 @@ def test_without_a_question_in_a_pipe_nothing_is_asked(tmp_path: Path) -> None:
     assert (done.status, json.loads(done.out)) == (2, {"type": "failed", "error": said})
 
 
-def test_a_reader_that_goes_away_ends_the_command(tmp_path: Path) -> None:
+def test_closed_output_ends_the_command(tmp_path: Path) -> None:
     """As with `| head`: no traceback."""
     with ScriptedModel(says("word " * 50_000, pieces=50)) as api:
         process = start(SHOP, "-m", "Hello", folder=tmp_path, api=api)

@@ -60,7 +60,7 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_an_answer_is_readable(chat: Chat, columns: int) -> None:
+def test_answers_are_readable(chat: Chat, columns: int) -> None:
     """Markdown as text, nothing wider than the terminal, no address behind another text, nothing that steers it."""
     wanted = calls(("price", '{"isbn": "9780"}'), ("fail", "{}"), text="Let me see.")
     shown = chat(wanted, says(PAGE, pieces=40), columns=columns)
@@ -83,7 +83,7 @@ def test_an_answer_is_readable(chat: Chat, columns: int) -> None:
     assert "…" not in text  # what stood there while the model was asked
 
 
-def test_the_person_allows_a_tool_once_or_for_good(chat: Chat) -> None:
+def test_tools_can_be_approved_once_or_always(chat: Chat) -> None:
     """No is what Enter means."""
     burn = calls(("burn", '{"isbn": "1"}'))
     shown = chat(burn, says("Kept."), burn, says("Burnt."), burn, says("Burnt again."))
@@ -101,7 +101,7 @@ def test_the_person_allows_a_tool_once_or_for_good(chat: Chat) -> None:
     assert "✗ The person didn't allow this call." in text
 
 
-def test_a_form_is_filled_in_and_mistakes_are_asked_for_again(chat: Chat) -> None:
+def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
     """With the defaults of the server."""
     shown = chat(calls(("deliver", "{}")), says("On its way."), calls(("deliver", "{}")), says("A pity."))
     shown.until("\n>")
@@ -121,7 +121,7 @@ def test_a_form_is_filled_in_and_mistakes_are_asked_for_again(chat: Chat) -> Non
     shown.until("On its way.", "! ", "A pity.")
 
 
-def test_ctrl_c_stops_an_answer_and_twice_leaves(chat: Chat) -> None:
+def test_ctrl_c_stops_an_answer_and_twice_exits(chat: Chat) -> None:
     """What was said stays, the conversation goes on, and Ctrl-C at the prompt has to be meant."""
     shown = chat(hangs("Wait for it"), calls(("forever", "{}")), calls(("burn", '{"isbn": "1"}')), says("Still here."))
     shown.until("\n>")
@@ -145,7 +145,7 @@ def test_ctrl_c_stops_an_answer_and_twice_leaves(chat: Chat) -> None:
     shown.until("ended with 0")
 
 
-def test_slash_commands(chat: Chat, tmp_path: Path) -> None:
+def test_slash_commands_work(chat: Chat, tmp_path: Path) -> None:
     """Tools, prompts, resources, the transcript, and what isn't one."""
     shown = chat(says("Praised."), says("Read."), breaks_off("Half"), says("Whole."))
     shown.until("\n>")
@@ -177,7 +177,7 @@ def test_slash_commands(chat: Chat, tmp_path: Path) -> None:
     assert kinds.count("finished") == 3
 
 
-def test_an_answer_steers_no_terminal_that_standard_error_does_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """``millstream chat … 2>log`` at a terminal: lines are plain then, and the model's control characters stay out."""
     leader, follower = os.openpty()
     with open(leader, "rb", buffering=0) as seen, open(follower, "w") as terminal:  # noqa: PTH123  descriptors
@@ -187,7 +187,7 @@ def test_an_answer_steers_no_terminal_that_standard_error_does_not_share(monkeyp
         assert seen.read(100) == "two \ufffd]52;c;cm0=\ufffdred".encode()
 
 
-def test_a_tool_whose_name_has_lines_adds_none_to_what_the_person_is_asked() -> None:
+def test_tool_names_cannot_add_lines_to_approvals() -> None:
     """Whoever names a tool could else write the question."""
     shown: list[str] = []
 

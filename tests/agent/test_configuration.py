@@ -25,14 +25,14 @@ def configured(environment: dict[str, str] | None = None, file: dict[str, str] |
     return Configuration(FILE if file is None else file, environment or {})
 
 
-def test_a_file_has_names_and_values() -> None:
+def test_configuration_files_have_names_and_values() -> None:
     """By the rules of `millstream._env_file`."""
     assert FILE["DEFAULT_MODEL"] == "qwen3-next:80b"
     assert FILE["MCP_SERVER_URL"] == "http://localhost:9000"
     assert FILE["MCP_SERVER_AUTH_KEY"] == "my secret # key"
 
 
-def test_the_model_of_the_seed() -> None:
+def test_seed_configuration_selects_its_model() -> None:
     """API_URL, API_KEY and DEFAULT_MODEL; options win."""
     model = configured().model()
     assert (model.name, model.url) == ("qwen3-next:80b", "https://api.example.com/v1")
@@ -40,25 +40,25 @@ def test_the_model_of_the_seed() -> None:
     assert (model.name, model.url) == ("mine", "http://127.0.0.1:11434/v1")
 
 
-def test_the_model_of_openais_own_variables() -> None:
+def test_openai_variables_select_the_model() -> None:
     """Whose URL is OpenAI's."""
     assert configured({"OPENAI_API_KEY": "sk"}, {"DEFAULT_MODEL": "gpt"}).model().url == "https://api.openai.com/v1"
 
 
-def test_a_file_does_not_replace_the_model_of_the_environment() -> None:
+def test_environment_takes_precedence_over_the_file() -> None:
     """A folder from somebody else would read the conversation otherwise."""
     chosen = configured({"OPENAI_API_KEY": "sk-mine"}).model()
     assert chosen.url == "https://api.openai.com/v1"
 
 
-def test_the_name_of_a_model_can_choose_a_provider() -> None:
+def test_model_names_can_select_a_provider() -> None:
     """Unless an OpenAI-compatible API is configured, whose models may have colons in their names."""
     chosen = configured({"ANTHROPIC_API_KEY": "sk"}, {}).model("anthropic:claude-sonnet-4-5")
     assert (chosen.name, chosen.url) == ("claude-sonnet-4-5", "anthropic")
     assert configured().model("mistral:7b").url == "https://api.example.com/v1"
 
 
-def test_the_model_at_azure() -> None:
+def test_azure_variables_select_the_model() -> None:
     """With a version."""
     azure = {"AZURE_OPENAI_ENDPOINT": "https://me.openai.azure.com", "AZURE_OPENAI_API_KEY": "k", "DEFAULT_MODEL": "d"}
     with pytest.raises(ConfigurationError, match="OPENAI_API_VERSION"):
@@ -74,13 +74,13 @@ def test_the_model_at_azure() -> None:
         ({"OPENAI_API_KEY": "sk"}, "Which model"),
     ],
 )
-def test_what_is_missing_is_named(environment: dict[str, str], words: str) -> None:
+def test_missing_configuration_is_named(environment: dict[str, str], words: str) -> None:
     """One sentence that says what to set."""
     with pytest.raises(ConfigurationError, match=words):
         configured(environment, {}).model()
 
 
-def test_the_server_of_the_seed() -> None:
+def test_seed_configuration_selects_its_server() -> None:
     """Its client adds `/sse` to the address."""
     server = configured().server()
     assert server is not None
@@ -94,7 +94,7 @@ def test_the_server_of_the_seed() -> None:
         configured({"MCP_SERVER_URL": "localhost", "MCP_SERVER_AUTH_KEY": "k"}).server()
 
 
-def test_the_key_of_a_server_goes_to_that_server_only() -> None:
+def test_server_keys_are_sent_only_to_that_server() -> None:
     """Another host or port is somebody else."""
     own = configured()
     assert own.headers_for("http://127.0.0.1:9000/mcp") == {"Authorization": "Bearer my secret # key"}
@@ -102,7 +102,7 @@ def test_the_key_of_a_server_goes_to_that_server_only() -> None:
         assert own.headers_for(url) == {}
 
 
-def test_a_file_cannot_send_a_key_of_the_environment_elsewhere() -> None:
+def test_files_cannot_redirect_keys_of_the_environment() -> None:
     """A folder from somebody else may hold one: the address comes from the file, and the key doesn't."""
     stolen = {"OPENAI_API_KEY": "sk-mine"}
     with pytest.raises(ConfigurationError, match="same place"):
@@ -113,7 +113,7 @@ def test_a_file_cannot_send_a_key_of_the_environment_elsewhere() -> None:
     assert configured(both, {"DEFAULT_MODEL": "m"}).model().url == "https://api.example.com/v1"
 
 
-def test_a_file_that_is_missing_counts_only_if_it_was_asked_for(tmp_path: Path) -> None:
+def test_missing_file_is_an_error_only_if_requested(tmp_path: Path) -> None:
     """`.env` may be there or not."""
     assert Configuration.load(tmp_path / ".env", {}).get("API_KEY") == ""
     with pytest.raises(ConfigurationError, match="can't be read: No such file"):

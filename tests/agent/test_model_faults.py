@@ -66,7 +66,7 @@ async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
             return caught.value
 
 
-async def test_a_rate_limit_is_waited_out_and_told() -> None:
+async def test_rate_limits_are_waited_out_and_reported() -> None:
     """As long as the API says, in seconds or milliseconds."""
     events, api = await answered(BUSY, refuses(429, "Slow down.", retry_after_ms="1"), says("Here I am."))
     first, second = of(Waiting, events)
@@ -77,7 +77,7 @@ async def test_a_rate_limit_is_waited_out_and_told() -> None:
     assert api.asked[0].body == api.asked[2].body
 
 
-async def test_a_busy_api_is_asked_again_without_being_told_when() -> None:
+async def test_busy_apis_are_retried_without_retry_after() -> None:
     """With pauses that grow."""
     events, _ = await answered(refuses(503, "Overloaded"), refuses(500, "Oops"), says("Better."))
     assert [each.attempt for each in of(Waiting, events)] == [1, 2]
@@ -89,20 +89,20 @@ async def test_login_throttle_end() -> None:
     assert isinstance(error, ModelLimited)
 
 
-async def test_a_pause_that_is_too_long_ends_the_answer() -> None:
+async def test_overlong_retry_pauses_end_the_answer() -> None:
     """Nobody waits for an hour."""
     error = await failed(refuses(429, "Come back later.", retry_after="3600"))
     assert isinstance(error, ModelLimited)
     assert "Come back later" in str(error)
 
 
-async def test_an_empty_account_is_not_asked_again() -> None:
+async def test_exhausted_quota_is_not_retried() -> None:
     """It's a 429, too."""
     error = await failed(refuses(429, "You exceeded your quota.", code="insufficient_quota"))
     assert "no credit left" in str(error)
 
 
-async def test_a_connection_lost_in_the_middle_is_told_and_the_answer_begins_anew() -> None:
+async def test_lost_connection_restarts_the_answer() -> None:
     """Pieces from before don't count."""
     events, _ = await answered(breaks_off("Once upon"), says("Once more."))
     [waiting] = of(Waiting, events)
@@ -110,20 +110,20 @@ async def test_a_connection_lost_in_the_middle_is_told_and_the_answer_begins_ane
     assert of(Answered, events) == [Answered("Once more.")]
 
 
-async def test_a_stream_without_an_end_is_asked_for_again() -> None:
+async def test_truncated_streams_are_retried() -> None:
     """It was closed properly, but too early: a proxy's timeout looks like that."""
     events, _ = await answered(Answer(pieces=[delta({"content": "Hal"})]), says("Whole."))
     assert of(Waiting, events)[0].reason == "The model's answer ended in the middle."
 
 
-async def test_an_error_in_the_stream_is_told() -> None:
+async def test_stream_errors_are_reported() -> None:
     """Some APIs say 200 first."""
     error = await failed(Answer(pieces=[b'data: {"error": {"message": "The model crashed"}}\n\n']))
     assert isinstance(error, ModelBroken)
     assert str(error) == "The model failed: The model crashed"
 
 
-async def test_a_wrong_key_is_one_sentence_without_the_key() -> None:
+async def test_wrong_key_error_does_not_show_the_key() -> None:
     """401: the API repeats what it was sent, and we don't."""
     error = await failed(says("?"), key="sk-wrong")
     assert isinstance(error, ModelDenied)
@@ -131,7 +131,7 @@ async def test_a_wrong_key_is_one_sentence_without_the_key() -> None:
     assert "sk-wrong" not in str(error)
 
 
-async def test_a_missing_key_is_never_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_key_is_not_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be sent to whatever URL is configured."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
     with ScriptedModel(says("?")) as api:
@@ -153,14 +153,14 @@ async def test_a_missing_key_is_never_that_of_the_environment(monkeypatch: pytes
     ],
     ids=["html", "json", "not json", "a bomb", "another object", "nothing"],
 )
-async def test_what_is_no_chat_api_is_told_apart(answer: Answer) -> None:
+async def test_non_chat_apis_are_detected(answer: Answer) -> None:
     """A wrong URL answers, too."""
     error = await failed(answer)
     assert isinstance(error, ModelBroken)
     assert "/v1" in str(error)
 
 
-async def test_a_wrong_path_and_a_wrong_model_are_404() -> None:
+async def test_wrong_path_and_wrong_model_are_distinguished() -> None:
     """The sentence names both, since the status doesn't."""
     error = await failed(refuses(404, "The model `test-model` does not exist."))
     assert isinstance(error, ModelRefused)
@@ -169,27 +169,27 @@ async def test_a_wrong_path_and_a_wrong_model_are_404() -> None:
     assert len(str(error)) < 500
 
 
-async def test_a_refused_request_says_why() -> None:
+async def test_refused_requests_show_the_reason() -> None:
     """Such as a conversation that has become too long."""
     error = await failed(refuses(400, "Maximum context length is 8192 tokens."))
     assert isinstance(error, ModelRefused)
     assert "Maximum context length is 8192 tokens" in str(error)
 
 
-async def test_nobody_at_the_url_is_told_at_once() -> None:
+async def test_unreachable_url_is_reported_at_once() -> None:
     """One attempt: a wrong URL doesn't become right."""
     async with Agent(LanguageModel("m", key=KEY, url=f"http://127.0.0.1:{free_port()}/v1")) as agent:
         with pytest.raises(ModelUnreachable, match="There is no answer from http://127"):
             await heard(agent.say("Hello"))
 
 
-async def test_an_error_later_on_takes_the_whole_answer_back() -> None:
+async def test_late_errors_discard_the_answer() -> None:
     """Otherwise a picture that the model can't see would end every later answer as well."""
     error = await failed(calls(("show", "{}")), refuses(400, "This model cannot see images."))
     assert isinstance(error, ModelRefused)
 
 
-async def test_calls_in_other_shapes_are_understood() -> None:
+async def test_tool_calls_in_other_shapes_are_accepted() -> None:
     """Without index, in one piece, with one id for all, with the wrong reason to stop, or without a count."""
     function = {"name": "price", "arguments": '{"isbn": "123"}'}
     pieces = [
@@ -205,20 +205,20 @@ async def test_calls_in_other_shapes_are_understood() -> None:
     assert len(set(ids)) == 3
 
 
-async def test_without_a_count_tokens_are_estimated() -> None:
+async def test_tokens_are_estimated_without_usage() -> None:
     """Four characters each; a limit would mean nothing otherwise."""
     pieces = [delta({"content": "x" * 4000}), delta({}, "stop")]
     events, _ = await answered(Answer(pieces=pieces))
     assert events[-1].tokens > 1000
 
 
-async def test_a_refusal_is_text() -> None:
+async def test_model_refusals_become_text() -> None:
     """OpenAI sends it in a member of its own."""
     events, _ = await answered(Answer(pieces=[delta({"refusal": "I can't."}), delta({}, "stop")]))
     assert of(Answered, events) == [Answered("I can't.")]
 
 
-async def test_azure_is_asked_at_its_own_address() -> None:
+async def test_azure_requests_use_the_azure_url() -> None:
     """Deployment and version in the URL, the key in a header of its own (Azure OpenAI REST reference)."""
     with ScriptedModel(says("Hello from Azure.")) as api:
         azure = LanguageModel("my-deployment", key=KEY, url=api.url.removesuffix("/v1"), azure_version="2024-10-21")
@@ -229,7 +229,7 @@ async def test_azure_is_asked_at_its_own_address() -> None:
     assert asked.headers["api-key"] == KEY
 
 
-def test_what_cannot_be_an_api_is_told_when_it_is_made() -> None:
+def test_invalid_api_urls_are_refused_at_construction() -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError, match="isn't a URL of an API"):
         LanguageModel("m", url="api.example.com/v1")
@@ -239,14 +239,14 @@ def test_what_cannot_be_an_api_is_told_when_it_is_made() -> None:
         LanguageModel("m", azure_version="2024-10-21")
 
 
-def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_agent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra is optional, and everything else of the house works without it."""
     monkeypatch.setitem(sys.modules, "pydantic_ai", None)
     with pytest.raises(AgentError, match=r"pip install 'millstream\[agent\]'"):
         LanguageModel("m")
 
 
-async def test_a_pause_may_end_at_a_date() -> None:
+async def test_retry_after_may_be_a_date() -> None:
     """RFC 9110 §10.2.3: seconds or a date; one that has passed is now."""
     events, _ = await answered(refuses(429, "Slow down.", retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), says("Here."))
     assert [each.seconds for each in of(Waiting, events)] == [0]
@@ -254,7 +254,7 @@ async def test_a_pause_may_end_at_a_date() -> None:
     assert isinstance(error, ModelLimited)
 
 
-async def test_halves_of_letters_end_no_conversation() -> None:
+async def test_split_characters_do_not_end_the_conversation() -> None:
     """JSON can hold them, and UTF-8 can't: neither the model nor the screen could be told of them again."""
     half = "\ud83d"
     events, api = await answered(calls((f"price{half}", "{}")), says(f"So{half}."))

@@ -50,7 +50,7 @@ def test_every_event_and_error_is_listed() -> None:
     assert faults <= set(ROWS)
 
 
-def test_arguments_of_models_and_servers_are_named() -> None:
+def test_model_and_server_arguments_are_listed() -> None:
     """Once each."""
     for made in (LanguageModel, ServerAt):
         line = next(line for line in PAGE.splitlines() if line.startswith(f"`{made.__name__}("))

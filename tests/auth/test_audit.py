@@ -29,7 +29,7 @@ def written(path: Path, *methods: str) -> AuditLog:
     return log
 
 
-async def test_every_call_and_every_refused_credential_has_a_line_with_who_and_what_came_of_it(tmp_path: Path) -> None:
+async def test_calls_and_refused_credentials_are_audited(tmp_path: Path) -> None:
     """On every transport; arguments, results and credentials are not in it."""
     path = tmp_path / "audit.jsonl"
     async with guarded(make_server(audit_log=str(path))) as world:
@@ -58,7 +58,7 @@ async def test_every_call_and_every_refused_credential_has_a_line_with_who_and_w
     assert verify(path) == (5, lines[-1]["hash"])
 
 
-def test_a_log_is_continued_after_a_restart(tmp_path: Path) -> None:
+def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:
     """One chain."""
     path = tmp_path / "a"
     assert written(path).hash == START
@@ -68,7 +68,7 @@ def test_a_log_is_continued_after_a_restart(tmp_path: Path) -> None:
     assert first.hash in path.read_text("utf-8").splitlines()[2]
 
 
-def test_a_second_process_writes_beside_the_first(tmp_path: Path) -> None:
+def test_two_processes_share_the_audit_log(tmp_path: Path) -> None:
     """Workers of one server each have a file."""
     path = tmp_path / "a"
     one, two = AuditLog(path), AuditLog(path)
@@ -98,7 +98,7 @@ def change(lines: list[bytes], what: str) -> list[bytes]:
 @pytest.mark.parametrize("what", ["a word", "a line is gone", "the first line is gone", "a line is there twice",
                                   "two lines changed places", "a line of another log", "an empty line", "no end",
                                   "no JSON"])  # fmt: skip
-def test_whatever_somebody_changes_in_the_file_is_found(tmp_path: Path, what: str) -> None:
+def test_tampering_with_the_audit_log_is_detected(tmp_path: Path, what: str) -> None:
     """The chain."""
     path = tmp_path / "a"
     written(path, "one", "two", "three", "four")
@@ -107,7 +107,7 @@ def test_whatever_somebody_changes_in_the_file_is_found(tmp_path: Path, what: st
         verify(path)
 
 
-def test_a_changed_word_with_its_own_hash_made_anew_is_found_in_the_next_line(tmp_path: Path) -> None:
+def test_recomputed_hashes_are_detected_in_the_next_line(tmp_path: Path) -> None:
     """It would take all lines that follow to be written anew, and then the last hash differs."""
     path, other = tmp_path / "a", tmp_path / "b"
     written(path, "one", "two", "three")
@@ -120,9 +120,7 @@ def test_a_changed_word_with_its_own_hash_made_anew_is_found_in_the_next_line(tm
 
 
 @given(st.text(max_size=60), st.text(max_size=600))
-def test_no_text_of_a_peer_breaks_a_line_or_looks_like_a_hash(
-    tmp_path_factory: pytest.TempPathFactory, one: str, two: str
-) -> None:
+def test_client_text_cannot_break_audit_lines(tmp_path_factory: pytest.TempPathFactory, one: str, two: str) -> None:
     """Log injection: names of tools and subjects are others' to choose."""
     path = tmp_path_factory.mktemp("audit") / "a"
     log = AuditLog(path)
@@ -133,7 +131,7 @@ def test_no_text_of_a_peer_breaks_a_line_or_looks_like_a_hash(
     assert written(path, "more").seq == 5
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     """A fixed defect: the next line joined it, and the chain looked as if somebody had changed the file."""
     path = tmp_path / "a"
     log = AuditLog(path)
@@ -154,7 +152,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     assert path.stat().st_size < 2000
 
 
-def test_a_file_whose_end_is_no_audit_log_is_not_continued(tmp_path: Path) -> None:
+def test_foreign_files_are_not_continued_as_audit_log(tmp_path: Path) -> None:
     """What was written after it would hide that something happened."""
     path = tmp_path / "a"
     for text in (b"x\n", b'{"hash":"x"}\n', b"half a line"):
@@ -166,7 +164,7 @@ def test_a_file_whose_end_is_no_audit_log_is_not_continued(tmp_path: Path) -> No
 
 
 @pytest.mark.server
-def test_the_command_says_whether_a_log_is_whole(tmp_path: Path) -> None:
+def test_audit_command_verifies_a_log(tmp_path: Path) -> None:
     """Exit status 1 when it is not, or when its end is another one than was noted."""
     path = tmp_path / "a"
     last = written(path, "one", "two").hash
@@ -186,7 +184,7 @@ def test_the_command_says_whether_a_log_is_whole(tmp_path: Path) -> None:
     assert (status, "Line 1" in said, "Traceback" in said) == (1, True, False)
 
 
-async def test_the_newest_records_are_shown_to_those_who_may_watch(tmp_path: Path) -> None:
+async def test_newest_records_require_the_watch_scope(tmp_path: Path) -> None:
     """Who, what, when and with what result, of all workers of the machine, with a filter; no hashes to forge with."""
     path = tmp_path / "audit.jsonl"
     written(tmp_path / "audit.jsonl.1", "ping")
@@ -213,14 +211,14 @@ async def test_the_newest_records_are_shown_to_those_who_may_watch(tmp_path: Pat
         assert (await world.ask(None, "GET", "/dashboard/audit")).status == 401
 
 
-async def test_where_no_audit_log_is_kept_the_dashboard_is_told_so() -> None:
+async def test_dashboard_reports_a_missing_audit_log() -> None:
     """The page leaves the section out."""
     async with guarded() as world:
         reply = await world.ask(ROOT, "GET", "/dashboard/audit")
         assert json.loads(reply.body) == {"kept": False, "records": []}
 
 
-def test_only_the_end_of_a_long_log_is_read_and_what_is_no_record_is_left_out(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_audit_log_is_read(tmp_path: Path) -> None:
     """A log grows for years, and somebody may have written into it."""
     path = tmp_path / "a"
     written(path, *(f"m{number}" for number in range(4000)))

@@ -41,7 +41,7 @@ async def ping(wire: Wire, credential: str) -> None:
 
 
 @pytest.mark.many
-async def test_whoever_has_thousands_of_credentials_makes_room_by_their_own() -> None:
+async def test_callers_with_many_credentials_evict_their_own() -> None:
     """A fixed defect: everybody else's were looked into again with each request, and behind an address that guesses,
     refused.
     """
@@ -60,7 +60,7 @@ async def test_whoever_has_thousands_of_credentials_makes_room_by_their_own() ->
 
 
 @for_each("spread", [False, True], ids=["one", "all different"])
-def test_as_long_as_there_is_room_anybody_has_it_and_then_the_oldest_go(spread: bool) -> None:
+def test_credential_cache_evicts_the_oldest(spread: bool) -> None:
     """Our choice: a share is for when it's full, so one busy program may have all of it."""
     verdicts = Verdicts()
     values = [b"%d" % number for number in range(5000)]
@@ -71,7 +71,7 @@ def test_as_long_as_there_is_room_anybody_has_it_and_then_the_oldest_go(spread: 
     assert list(verdicts) == values[-4096:]
 
 
-def test_what_is_forgotten_counts_for_nobody() -> None:
+def test_evicted_credentials_are_not_counted() -> None:
     """A principal that is kept again, forgotten or cleared has no more than what is there."""
     verdicts = Verdicts()
     for number in range(300):

@@ -26,7 +26,7 @@ async def warned(method: Any, caplog: pytest.LogCaptureFixture) -> str:
     return "".join(found)
 
 
-async def test_a_dead_issuer_is_told_of_at_the_start_with_its_url_and_what_to_do(
+async def test_unreachable_issuer_is_reported_at_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A fixed defect: the server started without a word, and its tokens were refused later."""
@@ -40,7 +40,7 @@ async def test_a_dead_issuer_is_told_of_at_the_start_with_its_url_and_what_to_do
 @pytest.mark.parametrize(
     ("path", "said"), [("/tenant", "answered 404"), ("", "has no jwks_uri"), ("/other", "that is the issuer")]
 )
-async def test_a_wrong_issuer_is_told_of_too(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
     """One that isn't there, that gives no keys, or that calls itself something else."""
     async with issuing() as issuer:
         issuer.answers[CONFIGURATION] = {"issuer": issuer.url}
@@ -50,7 +50,7 @@ async def test_a_wrong_issuer_is_told_of_too(path: str, said: str, caplog: pytes
     assert issuer.url in text
 
 
-async def test_keys_that_are_not_where_they_should_be_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+async def test_missing_keys_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
     """``auth.jwt(jwks=URL)``."""
     async with issuing() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/nothing")
@@ -58,7 +58,7 @@ async def test_keys_that_are_not_where_they_should_be_are_told_of(caplog: pytest
     assert f"{issuer.url}/nothing: 127.0.0.1 answered 404." in text
 
 
-async def test_a_set_with_more_keys_than_are_read_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
     """A fixed defect: it was cut without a word, and the tokens of some of its keys were refused."""
     async with issuing() as issuer:
         issuer.answers["/keys"] = many_keys(257)
@@ -66,7 +66,7 @@ async def test_a_set_with_more_keys_than_are_read_is_told_of(caplog: pytest.LogC
     assert f"{issuer.url}/keys: The set has 257 keys, and at most 256 are read." in text
 
 
-async def test_an_upstream_that_does_not_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
     """Google, or whatever stands in for it."""
     async with issuing() as issuer:
         issuer.answers.clear()
@@ -75,7 +75,7 @@ async def test_an_upstream_that_does_not_answer_is_told_of(caplog: pytest.LogCap
     assert f"{issuer.url}{CONFIGURATION}: 127.0.0.1 answered 404" in text
 
 
-async def test_an_issuer_that_starts_after_the_server_is_asked_by_the_first_token(
+async def test_late_issuer_is_contacted_by_the_first_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Both are started at once, and the issuer is slower: what failed at the start delays nobody."""
@@ -91,7 +91,7 @@ async def test_an_issuer_that_starts_after_the_server_is_asked_by_the_first_toke
     assert "answered 404" in caplog.text
 
 
-async def test_a_good_issuer_is_asked_once_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.LogCaptureFixture) -> None:
     """And the first token waits for nothing."""
     async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
         look_ahead(world.runtime)
@@ -101,7 +101,7 @@ async def test_a_good_issuer_is_asked_once_and_nothing_is_said(caplog: pytest.Lo
     assert "Nobody can sign in" not in caplog.text
 
 
-async def test_a_server_stops_while_it_waits_for_an_issuer() -> None:
+async def test_server_stops_while_waiting_for_an_issuer() -> None:
     """One that takes connections and says nothing."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
@@ -122,7 +122,7 @@ async def test_a_server_stops_while_it_waits_for_an_issuer() -> None:
         (lambda url: [auth.oidc(url, audience=AUDIENCE), auth.keys("k" * 20)], "$MCP_SERVER_AUTH_KEY"),
     ],
 )
-def test_the_command_that_is_shown_takes_what_the_server_takes(methods: Any, variable: str) -> None:
+def test_suggested_command_accepts_the_same_issuer(methods: Any, variable: str) -> None:
     """A fixed defect: it named the variable of a key where only tokens count."""
     server = Server("shop", auth=methods("http://127.0.0.1:9"))
     shown = facts(server.runtimes.definition, host="127.0.0.1", port=8000).curl

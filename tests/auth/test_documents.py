@@ -32,7 +32,7 @@ def protect(server: Server, *methods: Any) -> Server:
     return server
 
 
-async def test_the_page_about_keys_shows_what_a_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/how-to/protect-with-keys.md"""
     page = (ROOT / "docs" / "how-to" / "protect-with-keys.md").read_text("utf-8")
     monkeypatch.setattr(archive.mcp.definition, "auth", ())
@@ -45,7 +45,7 @@ async def test_the_page_about_keys_shows_what_a_server_answers(monkeypatch: pyte
         assert "b (alice)" in (await world.call("bob-key", "read", {"name": "a"})).body.decode()
 
 
-async def test_the_page_about_tokens_shows_the_challenge_of_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/how-to/accept-tokens.md: the issuer is one of the test's own."""
     page = (ROOT / "docs" / "how-to" / "accept-tokens.md").read_text("utf-8")
     monkeypatch.setattr(tokens.mcp.definition, "auth", tokens.mcp.definition.auth)
@@ -62,7 +62,7 @@ async def test_the_page_about_tokens_shows_the_challenge_of_its_example(monkeypa
             assert (await world.call(reader, "write", {"text": "hello"})).status == 403
 
 
-async def test_the_page_about_tokens_shows_two_more_ways_that_work() -> None:
+async def test_tokens_page_examples_work() -> None:
     """docs/how-to/accept-tokens.md: by the keys, and by asking; each with a good token and one for another server."""
     async with issuing() as issuer:
         said = claims(iss=issuer.url, scope="notes:write", aud=AUDIENCE)
@@ -77,7 +77,7 @@ async def test_the_page_about_tokens_shows_two_more_ways_that_work() -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
-async def test_the_job_of_the_page_about_an_authorization_server_signs_by_keys_that_its_commands_make(
+async def test_authorization_server_page_commands_work(
     tmp_path: Path,
 ) -> None:
     """docs/how-to/run-an-authorization-server.md: the commands, the server's part, and the job's."""
@@ -98,7 +98,7 @@ def json_answer(value: Any) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
-async def test_the_example_of_limits_is_limited() -> None:
+async def test_limits_page_example_works() -> None:
     """docs/how-to/limit-callers.md"""
     async with guarded(limits.mcp) as world:
         statuses = [(await world.call(None, "crawl", {"url": "x"})).status for _ in range(3)]
@@ -107,7 +107,7 @@ async def test_the_example_of_limits_is_limited() -> None:
         assert statuses == [200] * 5 + [429]
 
 
-def test_the_words_of_the_pages_are_those_of_the_program() -> None:
+def test_pages_quote_real_messages() -> None:
     """What they call functions, scopes and settings."""
     pages = "".join((ROOT / "docs" / "how-to" / f"{name}.md").read_text("utf-8") for name in (
         "protect-with-keys", "accept-tokens", "limit-callers", "keep-an-audit-log", "serve-https",

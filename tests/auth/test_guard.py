@@ -32,7 +32,7 @@ def paths(world: Guarded) -> list[tuple[str, str]]:
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
-async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_like(lane: bool) -> None:
+async def test_every_path_except_probes_and_assets_requires_a_credential(lane: bool) -> None:
     """Our choice: a path is open by name or not at all, so that no new one is forgotten."""
     async with guarded(lane=lane) as world:
         for method, path in paths(world):
@@ -47,7 +47,7 @@ async def test_every_path_wants_a_credential_but_probes_and_what_the_pages_look_
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 @for_each("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
-async def test_mcp_wants_a_credential_also_below_what_is_open(below: str, lane: bool) -> None:
+async def test_mcp_requires_a_credential_below_public_paths(below: str, lane: bool) -> None:
     """A fixed defect: at ``--path /sign-in/mcp`` everybody could call every tool."""
     served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
     async with guarded(lane=lane, **served) as world:
@@ -63,7 +63,7 @@ async def test_mcp_wants_a_credential_also_below_what_is_open(below: str, lane: 
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
-async def test_a_wrong_key_is_403_and_nobody_is_anonymous_because_of_it(lane: bool) -> None:
+async def test_wrong_keys_get_403_and_are_never_anonymous(lane: bool) -> None:
     """The first wish of our users: a key that does not match is 403. A missing one is 401 (RFC 6750 §3)."""
     async with guarded(lane=lane) as world:
         for method, path in paths(world):
@@ -74,7 +74,7 @@ async def test_a_wrong_key_is_403_and_nobody_is_anonymous_because_of_it(lane: bo
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
-async def test_the_function_sees_who_asks_on_every_transport(lane: bool) -> None:
+async def test_functions_see_the_principal_on_every_transport(lane: bool) -> None:
     """`ctx.principal`."""
     async with guarded(lane=lane) as world:
         for key, name in ((ALICE, "alice"), (BOB, "bob"), (ROOT, "key")):
@@ -103,7 +103,7 @@ MALFORMED = {
 
 
 @for_each(("value", "status"), MALFORMED.values(), ids=MALFORMED)
-async def test_what_is_no_credential_gets_nobody_in(value: str, status: int) -> None:
+async def test_malformed_credentials_are_refused(value: str, status: int) -> None:
     """RFC 6750 §3.1: a malformed request is 400, another scheme is asked to use this one."""
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/mcp", b"{}", content_type="application/json", authorization=value)
@@ -111,13 +111,13 @@ async def test_what_is_no_credential_gets_nobody_in(value: str, status: int) -> 
 
 
 @for_each("name", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_is_read_in_any_case(name: str) -> None:
+async def test_authorization_scheme_is_case_insensitive(name: str) -> None:
     """RFC 9110 §11.1."""
     async with guarded() as world:
         assert (await world.ask(None, "GET", "/docs", authorization=f"{name} {ALICE}")).status == 200
 
 
-async def test_other_spellings_of_a_header_are_not_remembered_one_by_one() -> None:
+async def test_header_spelling_variants_are_not_cached_separately() -> None:
     """A fixed defect: whoever had a key could push everybody else's out of the memory, by sending theirs with ever more
     blanks. Those of everybody else were looked into again then, and behind an address that guesses, refused.
     """
@@ -132,7 +132,7 @@ async def test_other_spellings_of_a_header_are_not_remembered_one_by_one() -> No
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 @for_each("order", [(ALICE, "wrong"), ("wrong", ALICE), (ALICE, BOB), (ALICE, ALICE)])
-async def test_two_authorization_headers_are_400_even_when_one_is_known(lane: bool, order: tuple[str, str]) -> None:
+async def test_duplicate_authorization_headers_get_400(lane: bool, order: tuple[str, str]) -> None:
     """A proxy in front may have looked at the other one."""
     async with guarded(lane=lane) as world:
         assert (await world.post(ALICE, PING)).status == 200
@@ -143,7 +143,7 @@ async def test_two_authorization_headers_are_400_even_when_one_is_known(lane: bo
         assert (await peer.reply())[0] == 400
 
 
-async def test_a_key_in_the_query_or_in_another_header_is_no_credential() -> None:
+async def test_keys_in_query_or_other_headers_are_ignored() -> None:
     """Tokens never stand in a URL: logs and histories keep those."""
     async with guarded() as world:
         for path in (f"/docs?access_token={ALICE}", f"/docs?key={ALICE}", f"/events?token={ALICE}"):
@@ -152,7 +152,7 @@ async def test_a_key_in_the_query_or_in_another_header_is_no_credential() -> Non
             assert (await world.ask(None, "GET", "/docs", **{name: f"Bearer {ALICE}"})).status == 401
 
 
-async def test_a_websocket_is_refused_before_it_is_accepted() -> None:
+async def test_unauthenticated_websockets_are_refused_before_accept() -> None:
     """RFC 6455 §4.2.2: the handshake is answered with the challenge."""
     async with guarded() as world:
         for key, status in ((None, 401), ("wrong", 403)):
@@ -163,7 +163,7 @@ async def test_a_websocket_is_refused_before_it_is_accepted() -> None:
 
 
 @pytest.mark.minutes
-def test_wrong_credentials_are_counted_by_the_minute() -> None:
+def test_wrong_credentials_are_counted_per_minute() -> None:
     """Our choice. Other tests count by the day."""
     assert {_guard._FAILURES, client_proof._FAILURES} == {Rate(30, 60)}
     assert [(each.count, each.seconds) for each in (login_throttle._FAILURES, login_throttle._NAMED)] == [
@@ -172,7 +172,7 @@ def test_wrong_credentials_are_counted_by_the_minute() -> None:
     ]
 
 
-async def test_an_address_that_sends_many_wrong_keys_is_slowed_and_known_callers_are_not() -> None:
+async def test_wrong_keys_throttle_the_address_but_not_known_callers() -> None:
     """Our choice: 30, then 429 with the time to wait, before anything is looked up."""
     async with guarded() as world:
         assert (await world.post(ALICE, PING)).status == 200
@@ -204,7 +204,7 @@ class Asks(AuthMethod):
 
 
 @for_each("form", [False, True], ids=["header", "form"])
-async def test_many_guesses_at_once_are_no_more_guesses_than_one_by_one(form: bool) -> None:
+async def test_concurrent_guesses_are_throttled(form: bool) -> None:
     """A fixed defect: all that came before the first one was known to be wrong were looked into."""
     method = Asks()
     async with guarded(make_server([method])) as world:
@@ -224,7 +224,7 @@ async def test_many_guesses_at_once_are_no_more_guesses_than_one_by_one(form: bo
         assert found[429] == 80 - len(method.asked)
 
 
-async def test_many_good_credentials_at_once_wait_for_their_turn_and_get_in() -> None:
+async def test_concurrent_valid_credentials_are_all_accepted() -> None:
     """Behind one address may be a whole company, whose tokens the server doesn't know after a restart."""
     method = Asks()
     async with guarded(make_server([method])) as world:
@@ -236,7 +236,7 @@ async def test_many_good_credentials_at_once_wait_for_their_turn_and_get_in() ->
         assert len(world.runtime.guard._checks) == 0
 
 
-async def test_behind_an_issuer_that_does_not_answer_nobody_waits_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: guesses that the issuer said nothing about held up everybody else of the address, and stood in
     the queue when whoever had sent them was gone.
     """
@@ -259,14 +259,14 @@ async def test_behind_an_issuer_that_does_not_answer_nobody_waits_without_end(mo
         assert len(world.runtime.guard._checks) == 0
 
 
-async def test_a_huge_credential_is_refused_without_being_looked_at() -> None:
+async def test_oversized_credentials_are_refused_unread() -> None:
     """16 KiB are enough for any token."""
     async with guarded() as world:
         assert (await world.post("k" * 20_000, PING)).status == 403
         assert not any(len(value) > 100 for value in world.runtime.guard.verdicts)  # type: ignore[union-attr]
 
 
-async def test_a_list_of_methods_is_asked_in_order() -> None:
+async def test_auth_methods_are_tried_in_order() -> None:
     """`auth=[…]` combines."""
     both = [auth.keys(named={"one": "first-key"}), auth.keys(named={"two": "second-key"})]
     async with guarded(make_server(both)) as world:
@@ -276,20 +276,20 @@ async def test_a_list_of_methods_is_asked_in_order() -> None:
 
 
 @for_each("wrong", [[], (), "key", object(), [auth.keys("k"), None]])
-def test_what_protects_nothing_is_refused_when_the_server_is_made(wrong: Any) -> None:
+def test_ineffective_auth_is_refused_at_construction(wrong: Any) -> None:
     """An empty list would look like protection."""
     with pytest.raises(TypeError, match="auth"):
         Server("s", auth=wrong, settings=Settings())
 
 
 @for_each("key", ["", "  ", "two words", "k\xe9y", "a\nb"])
-def test_a_key_that_cannot_be_sent_is_refused_when_the_server_is_made(key: str) -> None:
+def test_unsendable_keys_are_refused_at_construction(key: str) -> None:
     """It would lock everybody out, or, when it is empty, let everybody in."""
     with pytest.raises(ValueError, match="key"):
         auth.keys(key)
 
 
-async def test_without_auth_there_is_no_frame_and_no_import_for_it() -> None:
+async def test_servers_without_auth_add_no_frame_and_no_import() -> None:
     """Our choice: pay only when asked."""
     server = Server("open", settings=Settings())
     async with server.running() as runtime:

@@ -29,7 +29,7 @@ def signed(issuer: Issuer, **changes: Any) -> str:
     return token(claims(iss=issuer.url, **changes))
 
 
-async def test_a_server_finds_the_keys_of_an_issuer_by_its_name() -> None:
+async def test_issuer_keys_are_discovered() -> None:
     """One fetch of each, when the first token comes."""
     async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
         assert issuer.asked.total() == 0
@@ -39,7 +39,7 @@ async def test_a_server_finds_the_keys_of_an_issuer_by_its_name() -> None:
         assert issuer.asked == {CONFIGURATION: 1, "/keys": 1}
 
 
-async def test_a_thousand_tokens_with_unknown_keys_cost_one_fetch() -> None:
+async def test_unknown_key_ids_cause_one_fetch() -> None:
     """Anybody can make up key ids; issuers must not be flooded through us."""
     async with issuing() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
@@ -49,7 +49,7 @@ async def test_a_thousand_tokens_with_unknown_keys_cost_one_fetch() -> None:
         assert issuer.asked["/keys"] == 1
 
 
-async def test_those_who_come_at_once_share_a_fetch_and_one_who_gives_up_takes_nothing_from_the_others() -> None:
+async def test_concurrent_callers_share_a_fetch() -> None:
     """Single flight."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
@@ -83,7 +83,7 @@ async def kept_keys(issuer: Issuer) -> tuple[FetchedKeys, Clock]:
     return FetchedKeys(where, ask_issuer, clock=clock), clock
 
 
-async def test_a_new_key_of_the_issuer_is_found_once_the_pause_is_over() -> None:
+async def test_new_issuer_keys_are_found_after_the_pause() -> None:
     """Issuers rotate keys: an unknown id fetches the set again, every half minute at most."""
     async with issuing() as issuer:
         issuer.answers["/keys"] = key_set("RS256")
@@ -97,7 +97,7 @@ async def test_a_new_key_of_the_issuer_is_found_once_the_pause_is_over() -> None
         assert (issuer.asked["/keys"], keys.epoch) == (2, 2)
 
 
-async def test_a_key_that_the_issuer_has_taken_away_ends_what_was_believed() -> None:
+async def test_removed_issuer_keys_invalidate_cached_tokens() -> None:
     """The set is fetched again when it is old; with it changes the epoch, by which guards forget."""
     async with issuing() as issuer:
         keys, clock = await kept_keys(issuer)
@@ -108,7 +108,7 @@ async def test_a_key_that_the_issuer_has_taken_away_ends_what_was_believed() -> 
         assert keys.epoch == 2
 
 
-async def test_while_the_issuer_is_away_known_keys_count_for_a_day() -> None:
+async def test_known_keys_work_for_a_day_during_an_outage() -> None:
     """And then nobody can say any more who is who: 503, not 401, because a new token would not help."""
     async with issuing() as issuer:
         keys, clock = await kept_keys(issuer)
@@ -121,7 +121,7 @@ async def test_while_the_issuer_is_away_known_keys_count_for_a_day() -> None:
             await keys.find("es", "ES256")
 
 
-async def test_a_server_whose_issuer_is_away_answers_503_and_lets_keys_in() -> None:
+async def test_issuer_outage_gets_503_and_keys_still_work() -> None:
     """The methods of a list do not wait for each other."""
     async with issuing() as issuer:
         issuer.answers.clear()
@@ -134,7 +134,7 @@ async def test_a_server_whose_issuer_is_away_answers_503_and_lets_keys_in() -> N
 
 @for_each("changes", [{"issuer": "https://evil.example"}, {"issuer": None}, {"jwks_uri": "file:///x"},
                                      {"jwks_uri": "http://192.0.2.1/keys"}, {"jwks_uri": 5}])  # fmt: skip
-async def test_metadata_of_another_issuer_or_with_odd_addresses_are_not_believed(changes: dict[str, Any]) -> None:
+async def test_metadata_with_wrong_issuer_or_urls_is_refused(changes: dict[str, Any]) -> None:
     """RFC 8414 §3.3, mix-up."""
     async with issuing() as issuer:
         issuer.answers[CONFIGURATION] |= changes
@@ -143,7 +143,7 @@ async def test_metadata_of_another_issuer_or_with_odd_addresses_are_not_believed
         assert issuer.asked["/keys"] == 0
 
 
-def test_metadata_is_looked_for_where_the_specifications_put_it() -> None:
+def test_metadata_is_fetched_from_the_specified_urls() -> None:
     """RFC 8414 §3 puts the well-known part in front of the path, OpenID Connect behind it."""
     assert places("https://a.example/tenant/") == [
         "https://a.example/tenant/.well-known/openid-configuration",
@@ -153,7 +153,7 @@ def test_metadata_is_looked_for_where_the_specifications_put_it() -> None:
     assert len(places("https://a.example")) == 2
 
 
-async def test_metadata_is_fetched_once_and_not_again_at_once_when_it_fails() -> None:
+async def test_metadata_fetches_are_cached_and_failures_paused() -> None:
     """Ten seconds of pause."""
     async with issuing() as issuer:
         clock = Clock()
@@ -192,7 +192,7 @@ def answers(issuer: Issuer, tokens: dict[str, Any]) -> None:
     issuer.answers["/introspect"] = answer
 
 
-async def test_an_opaque_token_is_asked_about_once_and_then_believed_for_a_while() -> None:
+async def test_introspection_results_are_cached() -> None:
     """RFC 7662 §2; the server signs in there by Basic, encoded as RFC 6749 §2.3.1 has it."""
     async with issuing() as issuer:
         answers(issuer, {"opaque+/=": {**claims(iss=None), "active": True}})
@@ -207,7 +207,7 @@ async def test_an_opaque_token_is_asked_about_once_and_then_believed_for_a_while
             assert (await world.post("unknown", PING)).status == 401
 
 
-async def test_a_key_or_token_that_is_known_here_is_shown_to_no_endpoint() -> None:
+async def test_known_credentials_are_not_introspected() -> None:
     """A fixed defect: whoever ran the endpoint got every key that was good here, since it was asked first."""
     async with issuing() as issuer:
         answers(issuer, {"opaque": {**claims(iss=None), "active": True}})
@@ -228,7 +228,7 @@ async def test_a_key_or_token_that_is_known_here_is_shown_to_no_endpoint() -> No
     {"cnf": {"jkt": "x"}}, {"cnf": {"x5t#S256": "x"}}, {"cnf": 7},
     {"token_type": 7}, {"sub": None}, {"sub": ""},
 ])  # fmt: skip
-async def test_what_the_endpoint_does_not_vouch_for_is_refused(changes: dict[str, Any]) -> None:
+async def test_inactive_tokens_are_refused(changes: dict[str, Any]) -> None:
     """Active, for this server, until a time, of this issuer."""
     async with issuing() as issuer:
         said: dict[str, Any] = {**claims(iss=None), "active": True, **changes}
@@ -236,7 +236,7 @@ async def test_what_the_endpoint_does_not_vouch_for_is_refused(changes: dict[str
         assert await introspected(issuer).identify("t") is None
 
 
-async def test_a_token_without_a_person_is_its_clients_own_only_where_the_operator_says_so() -> None:
+async def test_tokens_without_subject_need_an_option() -> None:
     """`sub` is optional (RFC 7662 §2.2): an issuer that never says it would make one caller of a client's users."""
     async with issuing() as issuer:
         said = {"active": True, **claims(iss=None, sub=None, client_id="desk")}
@@ -247,7 +247,7 @@ async def test_a_token_without_a_person_is_its_clients_own_only_where_the_operat
         assert [each and each.principal.subject for each in found] == ["desk", None, "ada"]
 
 
-async def test_an_endpoint_that_fails_is_503_and_not_a_wrong_token() -> None:
+async def test_introspection_failure_gets_503() -> None:
     """A new token would not help."""
     async with issuing() as issuer:
         for bad in (
@@ -261,7 +261,7 @@ async def test_an_endpoint_that_fails_is_503_and_not_a_wrong_token() -> None:
                 await introspected(issuer).identify("t")
 
 
-async def test_many_unknown_tokens_at_once_do_not_all_reach_the_endpoint() -> None:
+async def test_concurrent_introspections_are_limited() -> None:
     """64 questions at a time; those who send the same token share one."""
     async with issuing() as issuer:
         issuer.gate = asyncio.Event()
@@ -279,7 +279,7 @@ async def test_many_unknown_tokens_at_once_do_not_all_reach_the_endpoint() -> No
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
-async def test_the_metadata_of_the_resource_are_where_clients_look_and_for_everybody(lane: bool) -> None:
+async def test_resource_metadata_is_public_at_every_url(lane: bool) -> None:
     """RFC 9728 §3; both places satisfy every client."""
     async with issuing() as issuer:
         method = auth.oidc(issuer.url, audience="https://mcp.example.com/shop/mcp", scopes=["mcp:use"])
@@ -312,7 +312,7 @@ async def test_the_metadata_of_the_resource_are_where_clients_look_and_for_every
                 assert (await peer.reply())[0] == 421
 
 
-async def test_the_metadata_of_the_authorization_server_are_at_the_origin_for_old_clients() -> None:
+async def test_authorization_server_metadata_is_at_the_origin_for_old_clients() -> None:
     """MCP 2025-03-26, basic/authorization: its clients look nowhere else."""
     async with issuing() as issuer:
         issuer.answers[CONFIGURATION]["token_endpoint"] = f"{issuer.url}/token"
@@ -324,7 +324,7 @@ async def test_the_metadata_of_the_authorization_server_are_at_the_origin_for_ol
             assert (await world.ask(None, "GET", "/.well-known/oauth-authorization-server")).status == 503
 
 
-async def test_a_server_with_keys_alone_has_no_metadata() -> None:
+async def test_servers_with_only_keys_have_no_metadata() -> None:
     """There is no authorization server to send anybody to."""
     async with guarded() as world:
         for path in ("/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server"):

@@ -55,7 +55,7 @@ def shop(tmp_path: Path) -> str:
     return str(tmp_path / "shop.py")
 
 
-def test_the_key_of_the_command_line_and_of_the_environment_protect_a_server(
+def test_keys_from_command_line_and_environment_protect_a_server(
     shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the first of our users wrote it: ``--auth-key``, ``MCP_SERVER_AUTH_KEY``, 403 for one that does not match."""
@@ -72,7 +72,7 @@ def test_the_key_of_the_command_line_and_of_the_environment_protect_a_server(
         assert "my_super_secret_key" not in log
 
 
-def test_keys_are_added_listed_rotated_and_revoked_beside_a_server_that_runs(shop: str, tmp_path: Path) -> None:
+def test_key_commands_work_beside_a_running_server(shop: str, tmp_path: Path) -> None:
     """The server looks at the file once a second."""
     first, said = keys(tmp_path, "add", "first", "--scope", "orders:write", "--days", "30")
     assert "shown only now" in said
@@ -112,21 +112,21 @@ def until(port: int, key: str, wanted: int) -> None:
         (("list", "--file", "none/at/all.json"), "can't be read"),
     ],
 )
-def test_what_cannot_be_done_is_said_with_what_to_do(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
+def test_invalid_key_commands_are_explained(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
     """Without a traceback."""
     _, said = keys(tmp_path, *arguments, fails=True)
     assert text in said
     assert "Traceback" not in said
 
 
-def test_a_name_is_given_once(tmp_path: Path) -> None:
+def test_key_names_are_unique(tmp_path: Path) -> None:
     """Two keys of one name would be one caller."""
     keys(tmp_path, "add", "ci")
     _, said = keys(tmp_path, "add", "ci", fails=True)
     assert "already" in said
 
 
-def test_the_keys_are_json_if_asked(tmp_path: Path) -> None:
+def test_keys_can_be_listed_as_json(tmp_path: Path) -> None:
     """For programs; the key itself comes only from the command that makes it."""
     added = json.loads(keys(tmp_path, "add", "ada", "--scope", "a", "--json")[0])
     rotated = json.loads(keys(tmp_path, "rotate", "ada", "--grace", "2", "--json")[0])

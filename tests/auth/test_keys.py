@@ -26,7 +26,7 @@ def kept(tmp_path: Path) -> KeyFile:
     return file
 
 
-def test_a_key_is_kept_as_a_hash_in_a_file_of_its_owner(kept: KeyFile) -> None:
+def test_keys_are_stored_as_hashes_in_an_owner_only_file(kept: KeyFile) -> None:
     """Whoever reads the file learns nothing that signs in."""
     key = kept.add("ci", ("orders:write",), 1.0, 2.0)
     text = kept.path.read_text("utf-8")
@@ -38,26 +38,26 @@ def test_a_key_is_kept_as_a_hash_in_a_file_of_its_owner(kept: KeyFile) -> None:
     assert stat.S_IMODE(kept.path.stat().st_mode) == 0o600
 
 
-def test_no_two_keys_are_alike(kept: KeyFile) -> None:
+def test_generated_keys_are_unique(kept: KeyFile) -> None:
     """They are random."""
     assert len({kept.add(f"k{number}", (), 0.0, None) for number in range(50)}) == 50
 
 
 @for_each("name", ["", " ", "a b", "a\n", "../x", "é", "x" * 65, "-x"])
-def test_a_name_that_could_confuse_a_log_is_refused(kept: KeyFile, name: str) -> None:
+def test_key_names_that_could_confuse_a_log_are_refused(kept: KeyFile, name: str) -> None:
     """It becomes the principal's subject."""
     with pytest.raises(ValueError, match="name"):
         kept.add(name, (), 0.0, None)
 
 
 @for_each("scope", ["", "a b", 'a"b', "a\\b", "é", "a\r\nx: y"])
-def test_a_scope_that_would_break_a_challenge_is_refused(kept: KeyFile, scope: str) -> None:
+def test_scopes_that_would_break_a_challenge_are_refused(kept: KeyFile, scope: str) -> None:
     """RFC 6749 §3.3; scopes stand quoted in ``WWW-Authenticate``."""
     with pytest.raises(ValueError, match="scope"):
         kept.add("x", (scope,), 0.0, None)
 
 
-def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     """Each reads the file under the lock before it writes."""
     path = tmp_path / "keys.json"
     first, second = KeyFile(path), KeyFile(path)
@@ -69,7 +69,7 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 @for_each("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_may_write_to_is_refused(kept: KeyFile, mode: int) -> None:
+def test_key_files_writable_by_others_are_refused(kept: KeyFile, mode: int) -> None:
     """They could add a key."""
     kept.path.chmod(mode)
     with pytest.raises(LocalError, match="chmod 600"):
@@ -77,7 +77,7 @@ def test_a_file_that_others_may_write_to_is_refused(kept: KeyFile, mode: int) ->
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"keys":[{"name":1}]}', '{"keys":[],"more":1}'])
-def test_what_is_no_key_file_is_refused_and_never_taken_for_an_empty_one(tmp_path: Path, text: str) -> None:
+def test_invalid_key_files_are_refused(tmp_path: Path, text: str) -> None:
     """A server that starts with half a file would lock people out, or let them in."""
     path = tmp_path / "keys.json"
     path.write_text(text, "utf-8")
@@ -88,7 +88,7 @@ def test_what_is_no_key_file_is_refused_and_never_taken_for_an_empty_one(tmp_pat
         auth.keys(file=tmp_path / "none.json")
 
 
-async def test_an_expired_key_is_a_wrong_one(tmp_path: Path) -> None:
+async def test_expired_keys_are_refused(tmp_path: Path) -> None:
     """And so is one that has just expired: what was found before is asked again."""
     file, now = KeyFile(tmp_path / "keys.json"), [100.0]
     key = file.add("brief", (), 0.0, 200.0)
@@ -121,7 +121,7 @@ async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: Ke
         assert (await world.post(new, PING, mcp_session_id=session)).status == 403
 
 
-async def test_a_rotated_key_works_for_its_grace_and_no_longer(tmp_path: Path) -> None:
+async def test_rotated_keys_work_only_during_their_grace(tmp_path: Path) -> None:
     """Callers need time to get the new one; one that expires anyway does not live longer for it."""
     file, now = KeyFile(tmp_path / "keys.json"), [0.0]
     old = file.add("ci", ("a",), 0.0, None)
@@ -137,7 +137,7 @@ async def test_a_rotated_key_works_for_its_grace_and_no_longer(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("path", ["/events", "/mcp/sse/me", "/sse", "/mcp"])
-async def test_the_streams_of_a_revoked_key_end(kept: KeyFile, path: str) -> None:
+async def test_streams_of_revoked_keys_end(kept: KeyFile, path: str) -> None:
     """Within a second: the server looks at the file once a second."""
     key, other = kept.add("ci", (), 0.0, None), kept.add("other", (), 0.0, None)
     async with guarded(make_server(auth.keys(file=kept.path))) as world:
@@ -154,7 +154,7 @@ async def test_the_streams_of_a_revoked_key_end(kept: KeyFile, path: str) -> Non
         assert len(world.runtime.streams) == 1
 
 
-async def test_the_socket_of_a_revoked_key_ends(kept: KeyFile) -> None:
+async def test_sockets_of_revoked_keys_end(kept: KeyFile) -> None:
     """A socket was judged when it was opened, and its calls are not judged again."""
     key = kept.add("ci", (), 0.0, None)
     async with guarded(make_server(auth.keys(file=kept.path))) as world, world.socket(key) as socket:
@@ -163,7 +163,7 @@ async def test_the_socket_of_a_revoked_key_ends(kept: KeyFile) -> None:
         await socket.wait_closed()
 
 
-async def test_a_file_that_is_gone_takes_its_keys_along(kept: KeyFile, caplog: pytest.LogCaptureFixture) -> None:
+async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pytest.LogCaptureFixture) -> None:
     """Somebody may have deleted it because a key leaked. It is said once, and the keys are back with the file."""
     key = kept.add("ci", (), 0.0, None)
     saved = kept.path.read_bytes()
@@ -182,7 +182,7 @@ async def test_a_file_that_is_gone_takes_its_keys_along(kept: KeyFile, caplog: p
         assert (await world.post(key, PING)).status == 200
 
 
-async def test_two_loops_of_one_server_both_hear_of_a_revocation(kept: KeyFile) -> None:
+async def test_revocation_reaches_both_loops_of_a_server(kept: KeyFile) -> None:
     """A server answers in several event loops, and its methods are shared between them."""
     key = kept.add("ci", (), 0.0, None)
     method = auth.keys(file=kept.path)
@@ -197,7 +197,7 @@ async def test_two_loops_of_one_server_both_hear_of_a_revocation(kept: KeyFile) 
         await asyncio.sleep(0)
 
 
-def test_the_file_says_what_it_needs_and_no_more(kept: KeyFile) -> None:
+def test_key_file_contains_only_required_members(kept: KeyFile) -> None:
     """It is read by people, too."""
     (first,) = json.loads(kept.path.read_text("utf-8"))["keys"]
     assert first.keys() == {"name", "hash", "created"}

@@ -33,7 +33,7 @@ class Clock:
         return self.now
 
 
-def test_a_burst_is_allowed_and_then_so_many_in_so_much_time() -> None:
+def test_bursts_are_followed_by_the_steady_rate() -> None:
     """GCRA: the whole allowance at once, then one for each share of the time."""
     clock = Clock()
     limiter = Limiter("x", Rate.of("10/minute"), clock=clock)
@@ -51,7 +51,7 @@ def test_a_burst_is_allowed_and_then_so_many_in_so_much_time() -> None:
 
 
 @for_each("seconds", [1, 60, 86400])
-def test_a_burst_is_the_whole_count_also_where_its_shares_are_fractions(seconds: int) -> None:
+def test_bursts_with_fractional_shares_allow_the_whole_count(seconds: int) -> None:
     """A fixed defect: sums of fractions came out a little too large, and the last call of a burst was refused."""
     for count in range(1, 400):
         limiter = Limiter("x", Rate(count, seconds), clock=Clock())
@@ -59,7 +59,7 @@ def test_a_burst_is_the_whole_count_also_where_its_shares_are_fractions(seconds:
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 4)), max_size=60), st.integers(1, 20), st.integers(1, 60))
-def test_no_stretch_of_time_has_more_than_a_burst_and_what_refills_in_it(
+def test_any_interval_allows_at_most_burst_plus_refill(
     steps: list[tuple[float, int]], count: int, seconds: int
 ) -> None:
     """The promise of the algorithm, for any order of requests and costs; and the wait it names is enough."""
@@ -83,7 +83,7 @@ def test_no_stretch_of_time_has_more_than_a_burst_and_what_refills_in_it(
             assert total <= most + count + (end - start) * count / seconds + 1e-6
 
 
-def test_what_was_taken_in_advance_is_used_before_it_is_stale_and_then_taken_again() -> None:
+def test_prefetched_tokens_are_used_and_renewed() -> None:
     """The store has refilled it by then: using it later would let more through than the rate allows."""
     clock = Clock()
     limiter = SharedLimiter("x", Rate(600, 60), clock=clock)
@@ -99,7 +99,7 @@ def test_what_was_taken_in_advance_is_used_before_it_is_stale_and_then_taken_aga
         clock.now += 0.7
 
 
-def test_keys_that_need_no_entry_make_room_and_the_table_is_bounded() -> None:
+def test_rate_table_is_bounded() -> None:
     """Anybody can come from many addresses."""
     clock = Clock()
     limiter = Limiter("x", Rate.of("2/second"), clock=clock, max_keys=100)
@@ -112,7 +112,7 @@ def test_keys_that_need_no_entry_make_room_and_the_table_is_bounded() -> None:
 
 
 @for_each("text", ["", "10", "10/fortnight", "0/minute", "-1/minute", "1.5/minute", "10 per minute", "/s"])
-def test_what_is_no_rate_is_refused(text: str) -> None:
+def test_invalid_rates_are_refused(text: str) -> None:
     """With what one looks like."""
     with pytest.raises(ValueError, match="100/minute"):
         Rate.of(text)
@@ -122,7 +122,7 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
     ("192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
     ("::ffff:192.0.2.7", "192.0.2.7"), ("", ""), ("unix", "unix"),
 ])  # fmt: skip
-def test_an_ipv6_address_counts_as_its_network(address: str, counted: str) -> None:
+def test_ipv6_addresses_count_as_their_network(address: str, counted: str) -> None:
     """Whoever has one of them has 2**64."""
     assert neighborhood(address) == counted
     assert Request("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
@@ -158,7 +158,7 @@ def check(reply: Any, policy: str, count: int) -> None:
     assert reply.headers[b"ratelimit"].startswith(f'"{policy}";r=0;t='.encode())
 
 
-async def test_a_tool_has_a_limit_for_each_caller() -> None:
+async def test_tool_limits_apply_per_caller() -> None:
     """429 in both eras, with the id of the request."""
     async with guarded(limited()) as world:
         for key in (ALICE, BOB):
@@ -172,7 +172,7 @@ async def test_a_tool_has_a_limit_for_each_caller() -> None:
             assert (await world.call(key, "who")).status == 200
 
 
-async def test_a_limit_holds_on_rest_and_on_sockets_too() -> None:
+async def test_limits_apply_to_rest_and_sockets() -> None:
     """The same gate for every transport."""
     async with guarded(limited()) as world:
         for _ in range(2):
@@ -190,7 +190,7 @@ async def test_a_limit_holds_on_rest_and_on_sockets_too() -> None:
             assert (error["code"], error["data"]["retryAfterMs"] > 0) == (-31429, True)
 
 
-async def test_a_tool_that_costs_more_counts_as_so_many_calls_and_refused_calls_cost_nothing() -> None:
+async def test_tool_cost_counts_and_refused_calls_are_free() -> None:
     """If one limit refuses, none is charged."""
     async with guarded(limited(limit_calls="5/minute")) as world:
         assert (await world.call(ALICE, "dear")).status == 200
@@ -208,7 +208,7 @@ async def ask_pings(world: Guarded, key: str, number: int) -> list[int]:
     return [(await world.post(key, request("ping"))).status for _ in range(number)]
 
 
-async def test_all_requests_of_a_caller_or_of_an_address_can_be_limited() -> None:
+async def test_requests_can_be_limited_per_caller_and_address() -> None:
     """Several people behind one address share what the address may do."""
     async with guarded(limited(limit_requests="3/minute")) as world:
         assert await ask_pings(world, ALICE, 4) == [200, 200, 200, 429]
@@ -219,7 +219,7 @@ async def test_all_requests_of_a_caller_or_of_an_address_can_be_limited() -> Non
 
 
 @for_each("way", ["lane", "asgi"])
-async def test_without_sign_in_the_address_is_the_caller(way: str) -> None:
+async def test_anonymous_callers_are_limited_by_address(way: str) -> None:
     """And a header that anybody can send changes nothing about it."""
     async with wired(Server("s", settings=Settings(limit_requests="2/minute")), way) as wire:
         statuses = []
@@ -230,7 +230,7 @@ async def test_without_sign_in_the_address_is_the_caller(way: str) -> None:
         assert statuses == [200, 200, 429, 429]
 
 
-async def test_a_socket_counts_for_its_address_too() -> None:
+async def test_socket_messages_count_for_their_address() -> None:
     """A fixed defect: JSON-RPC on a WebSocket had no address, so no limit of an address held there."""
     async with guarded(limited(limit_address="2/minute")) as world, world.socket(BOB) as socket:
         await socket.recv()
@@ -259,7 +259,7 @@ async def test_streams_and_publications_count_as_requests() -> None:
         assert (await world.post(ROOT, request("ping"))).status == 429
 
 
-async def test_the_parent_program_is_held_to_the_limits_of_tools_only() -> None:
+async def test_stdio_parents_have_only_tool_limits() -> None:
     """It has the server to itself; what stands behind a tool may still have a limit."""
     server = limited(limit_requests="1/minute", limit_calls="1/minute")
     async with connect(server) as client:
@@ -271,7 +271,7 @@ async def test_the_parent_program_is_held_to_the_limits_of_tools_only() -> None:
         assert failed.value.code == -31429
 
 
-async def test_without_limits_there_is_no_gate_and_a_tool_that_comes_later_brings_one() -> None:
+async def test_gate_exists_only_with_limits() -> None:
     """Pay only when asked."""
     server = Server("s", settings=Settings())
     async with guarded(server) as world:
@@ -293,7 +293,7 @@ async def test_without_limits_there_is_no_gate_and_a_tool_that_comes_later_bring
         {"concurrency": "2"},
     ],
 )
-def test_what_is_no_limit_is_refused_at_registration(options: Any) -> None:
+def test_invalid_limits_are_refused_at_registration(options: Any) -> None:
     """The message says what one looks like."""
     server = Server("s", settings=Settings())
     with pytest.raises(TypeError, match=r"limit|cost|concurrency"):
@@ -307,7 +307,7 @@ def test_what_is_no_limit_is_refused_at_registration(options: Any) -> None:
         Settings(limit_concurrency=-1)
 
 
-async def test_a_caller_and_a_tool_have_so_many_calls_at_a_time_on_every_transport() -> None:
+async def test_concurrency_limits_apply_on_every_transport() -> None:
     """What ends makes room, however it ends; another caller has room of their own, unless the tool itself is full."""
     server = make_server(limit_concurrency=2)
     go = asyncio.Event()
@@ -342,7 +342,7 @@ async def test_a_caller_and_a_tool_have_so_many_calls_at_a_time_on_every_transpo
         assert [reply.status for reply in replies] == [200, 200]
 
 
-async def test_a_quota_is_used_up_until_its_day_ends_and_outlasts_a_restart(tmp_path: Path) -> None:
+async def test_quotas_last_a_day_and_survive_a_restart(tmp_path: Path) -> None:
     """With a store that outlasts it; the headers say how long."""
     for round in range(2):
         server = make_server(limit_quota="2/day")
@@ -356,7 +356,7 @@ async def test_a_quota_is_used_up_until_its_day_ends_and_outlasts_a_restart(tmp_
             assert (await world.modern(ALICE, "tools/list")).status == 200
 
 
-def test_days_and_months_begin_and_end_in_utc() -> None:
+def test_quota_periods_use_utc() -> None:
     """A leap year, and the end of one."""
     at = datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC).timestamp()
     day, month = period(at, monthly=False), period(at, monthly=True)

@@ -77,7 +77,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @for_each("name", MISTAKES)
-def test_a_mistake_is_refused_with_what_to_write(name: str) -> None:
+def test_auth_mistakes_are_refused_with_a_fix(name: str) -> None:
     """A fixed defect: Python said that an argument was unexpected, and one string was taken for its letters."""
     make, said = MISTAKES[name]
     with pytest.raises(TypeError, match=re.escape(said)):
@@ -85,7 +85,7 @@ def test_a_mistake_is_refused_with_what_to_write(name: str) -> None:
 
 
 @for_each("kind", ["tool", "prompt", "resource"])
-def test_one_string_as_the_scopes_of_what_is_offered_is_refused(kind: str) -> None:
+def test_scopes_given_as_one_string_are_refused(kind: str) -> None:
     """``@mcp.tool(scopes="orders:write")``."""
     server: Any = Server("shop")
     given = {"resource": ("shop://a",)}.get(kind, ())

@@ -35,7 +35,7 @@ async def ask(app: Any, method: str, path: str, credential: str | None = None) -
     return await over_asgi(app, method, path, fields, json.dumps(PING).encode() if method == "POST" else b"")
 
 
-async def test_a_token_for_one_mounted_server_is_none_for_its_neighbor() -> None:
+async def test_tokens_are_bound_to_their_mounted_server() -> None:
     """Each has an audience of its own (RFC 8707)."""
     app = application()
     for own, other in (("books", "news"), ("news", "books")):
@@ -46,7 +46,7 @@ async def test_a_token_for_one_mounted_server_is_none_for_its_neighbor() -> None
 
 @for_each("name", ["books", "news"])
 @for_each("credential", [None, "wrong"])
-async def test_a_mounted_server_names_metadata_that_are_there(name: str, credential: str | None) -> None:
+async def test_mounted_servers_reference_existing_metadata(name: str, credential: str | None) -> None:
     """A fixed defect: the address was at the root of the application, which knows nothing of it."""
     app = application()
     refused = await ask(app, "POST", f"/{name}/mcp", credential)

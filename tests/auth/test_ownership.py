@@ -25,7 +25,7 @@ def same(stolen: Reply, unknown: Reply) -> None:
 
 
 @for_each("method", ["POST", "GET", "DELETE"])
-async def test_a_session_is_its_owners_on_every_method(method: str) -> None:
+async def test_sessions_are_bound_to_their_owner_on_every_method(method: str) -> None:
     """MCP 2025-11-25, basic/security_best_practices: sessions are bound to users."""
     async with guarded() as world:
         session = await world.initialize(ALICE)
@@ -39,7 +39,7 @@ async def test_a_session_is_its_owners_on_every_method(method: str) -> None:
             same(stolen, unknown)
 
 
-async def test_a_tool_call_by_the_short_cut_does_not_trust_a_remembered_session() -> None:
+async def test_fast_path_checks_the_session_owner() -> None:
     """The table of verified ids is one for all callers."""
     call = request("tools/call", {"name": "who", "arguments": {}})
     async with guarded() as world:
@@ -49,7 +49,7 @@ async def test_a_tool_call_by_the_short_cut_does_not_trust_a_remembered_session(
             assert reply.status == status
 
 
-async def test_a_broken_stream_is_resumed_by_its_owner_only() -> None:
+async def test_streams_are_resumed_only_by_their_owner() -> None:
     """`Last-Event-ID` names a stream of a session, and the session is bound."""
     async with guarded() as world:
         session = await world.initialize(ALICE)
@@ -68,7 +68,7 @@ async def test_a_broken_stream_is_resumed_by_its_owner_only() -> None:
         same(stolen, Reply(*await peer.reply()))
 
 
-async def test_a_message_to_somebody_elses_sse_session_is_404() -> None:
+async def test_messages_to_foreign_sse_sessions_get_404() -> None:
     """HTTP+SSE: the id in the query is no credential."""
     async with guarded() as world:
         stream = await world.send(ALICE, "GET", "/sse", **STREAM)
@@ -96,7 +96,7 @@ async def streamed(world: Guarded, key: str, client_id: str) -> None:
     assert reply.status == 200
 
 
-async def test_a_client_id_is_another_mailbox_for_every_caller() -> None:
+async def test_mailboxes_are_separate_for_each_caller() -> None:
     """A stranger who knows the id listens to a mailbox of their own, as with an id that nobody has."""
     async with guarded() as world:
         await streamed(world, ALICE, "desk")  # waits in the mailbox
@@ -116,7 +116,7 @@ async def test_a_client_id_is_another_mailbox_for_every_caller() -> None:
         assert b"for alice" in await first_of(owner, b"for ")
 
 
-async def test_nobody_reaches_a_mailbox_by_its_inner_name() -> None:
+async def test_mailboxes_are_not_reachable_by_internal_name() -> None:
     """What a client id becomes inside cannot be said from outside."""
     inner = f"{Principal('alice', client='alice').bound.hex()}/desk"
     async with guarded() as world:
@@ -127,7 +127,7 @@ async def test_nobody_reaches_a_mailbox_by_its_inner_name() -> None:
             assert reply.status in (400, 403, 404), path
 
 
-async def test_nobody_appears_in_a_channel_as_somebody_elses_client() -> None:
+async def test_presence_cannot_be_forged() -> None:
     """Presence tells them apart, and each leaves by themselves."""
     async with guarded() as world:
         path = "/events?channel=room&client_id=desk&name=Me"
@@ -146,7 +146,7 @@ async def test_nobody_appears_in_a_channel_as_somebody_elses_client() -> None:
         assert left[0].owner == Principal("bob", client="bob").bound.hex()
 
 
-async def test_a_question_is_answered_by_its_own_session_only() -> None:
+async def test_questions_are_answered_only_by_their_session() -> None:
     """The id of a question is a small number; the session of the answer has to be that of the question."""
     async with guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
@@ -163,7 +163,7 @@ async def test_a_question_is_answered_by_its_own_session_only() -> None:
         assert b"asked" in await first_of(peer, b'"result"')
 
 
-async def test_the_state_of_a_round_is_its_callers_only() -> None:
+async def test_request_state_is_bound_to_its_caller() -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: `requestState` is bound to the principal."""
     async with guarded() as world:
         asked = (await world.call(ALICE, "asks")).message["result"]
@@ -180,7 +180,7 @@ async def test_the_state_of_a_round_is_its_callers_only() -> None:
         assert (await world.call(ALICE, "asks", **more)).message["result"]["content"][0]["text"] == "asked"
 
 
-async def test_a_call_is_cancelled_by_its_own_session_only() -> None:
+async def test_calls_are_cancelled_only_by_their_session() -> None:
     """Request ids are small numbers, too."""
     async with guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
@@ -197,7 +197,7 @@ async def test_a_call_is_cancelled_by_its_own_session_only() -> None:
         await until(lambda: not world.runtime.dispatcher.calls)
 
 
-def test_two_programs_of_one_person_share_capacity_and_no_session() -> None:
+def test_clients_of_one_user_share_quotas_but_not_sessions() -> None:
     """`id` is issuer and subject; what is owned goes by the client, too."""
     desk, phone = (
         Principal("ada", "https://issuer.example", "desk"),

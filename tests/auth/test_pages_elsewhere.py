@@ -101,7 +101,7 @@ async def world() -> Any:
         yield World(running, upstream, url)
 
 
-async def test_a_person_goes_elsewhere_and_comes_back_to_the_page_that_they_wanted(world: World) -> None:
+async def test_external_login_returns_to_the_requested_page(world: World) -> None:
     """A page of ours leads on: the browser wouldn't send a cookie with SameSite=Strict behind a foreign redirect."""
     shown = await world.ask("GET", "/dashboard")
     assert b'<button name="way" value="elsewhere">Continue with Elsewhere</button>' in shown.body
@@ -120,13 +120,13 @@ async def test_a_person_goes_elsewhere_and_comes_back_to_the_page_that_they_want
     assert (await world.ask("GET", "/docs", sec_fetch_site="cross-site")).status == 401
 
 
-async def test_they_may_there_what_their_entry_says(world: World) -> None:
+async def test_page_permissions_follow_the_allowlist_entry(world: World) -> None:
     """As with a client; the dashboard takes a scope that Eve doesn't have."""
     await world.back(await world.away(), "eve")
     assert [await world.opened(page) for page in ("/docs", "/chat", "/dashboard")] == [200, 200, 403]
 
 
-async def test_who_is_not_allowed_sees_the_form_with_the_reason_and_gets_no_cookie(world: World) -> None:
+async def test_users_not_on_the_allowlist_see_the_reason_and_get_no_cookie(world: World) -> None:
     """The text is escaped."""
     landed = await world.back(await world.away("/chat"), "mallory")
     assert landed.status == 403
@@ -135,7 +135,7 @@ async def test_who_is_not_allowed_sees_the_form_with_the_reason_and_gets_no_cook
     assert "millstream" not in world.jar
 
 
-async def test_the_answer_for_one_browser_signs_nobody_in_at_another(world: World) -> None:
+async def test_callbacks_are_bound_to_the_browser(world: World) -> None:
     """Login CSRF: otherwise somebody could have you work in their account."""
     away = await world.away()
     mine, world.jar = world.jar, {}
@@ -146,14 +146,14 @@ async def test_the_answer_for_one_browser_signs_nobody_in_at_another(world: Worl
     assert (await world.back(away)).status == 400  # a state counts once
 
 
-async def test_a_button_counts_only_on_our_own_page(world: World) -> None:
+async def test_login_buttons_work_only_on_our_page(world: World) -> None:
     """Nobody else starts the trip; and a form over plain http from elsewhere isn't taken at all."""
     for foreign in ({"origin": "https://evil.example"}, {"origin": "null"}):
         reply = await world.ask("POST", "/sign-in", {"way": "elsewhere", "next": "/docs"}, **foreign)
         assert (reply.status, b"url=" in reply.body) == (403, False)
 
 
-async def test_a_state_counts_once_for_its_own_way_and_is_not_made_up(world: World) -> None:
+async def test_page_login_state_is_single_use(world: World) -> None:
     """Also not with a parameter twice."""
     away = await world.away()
     assert (await world.ask("GET", "/sign-in/callback/elsewhere?state=made-up&code=grace")).status == 400
@@ -166,13 +166,13 @@ async def test_a_state_counts_once_for_its_own_way_and_is_not_made_up(world: Wor
 
 
 @for_each("wanted", ["https://evil.example", "//evil.example", "/mcp", "", "javascript:alert(1)"])
-async def test_a_trip_leads_nowhere_but_to_a_page(world: World, wanted: str) -> None:
+async def test_page_login_redirects_only_to_pages(world: World, wanted: str) -> None:
     """No open redirect."""
     landed = await world.back(await world.away(wanted))
     assert led_to(landed) == "/inspect"
 
 
-async def test_a_removed_person_is_signed_out_and_a_cookie_ends_with_its_time(world: World) -> None:
+async def test_removed_users_and_expired_cookies_are_signed_out(world: World) -> None:
     """`Selective.still` is asked again; nothing of the upstream is."""
     await world.back(await world.away())
     assert await world.opened() == 200
@@ -189,7 +189,7 @@ async def test_a_removed_person_is_signed_out_and_a_cookie_ends_with_its_time(wo
     assert await world.opened() == 401
 
 
-async def test_an_upstream_that_does_not_answer_or_is_gone_is_said_on_the_form(world: World) -> None:
+async def test_upstream_outage_is_shown_on_the_form(world: World) -> None:
     """And another way can be used."""
     world.upstream.works = False
     reply = await world.away()
@@ -198,7 +198,7 @@ async def test_an_upstream_that_does_not_answer_or_is_gone_is_said_on_the_form(w
     assert (reply.status, b"isn&#39;t offered any more" in reply.body) == (400, True)
 
 
-async def test_at_another_name_of_the_machine_the_form_says_where_to_go(world: World) -> None:
+async def test_form_on_another_host_name_links_to_the_right_one(world: World) -> None:
     """The cookie that binds the trip would be of that name, and the way back leads to the issuer's own."""
     other = f"localhost:{urlsplit(world.url).port}"
     reply = await world.ask(
@@ -207,7 +207,7 @@ async def test_at_another_name_of_the_machine_the_form_says_where_to_go(world: W
     assert (reply.status, f"Open {world.url}/docs to sign in".encode() in reply.body) == (400, True)
 
 
-async def test_an_issuer_and_pages_of_a_foreign_one_can_be_combined_but_not_two_of_a_kind() -> None:
+async def test_issuer_and_external_page_login_can_be_combined() -> None:
     """Their callbacks would be the same."""
     foreign: dict[str, Any] = {"audience": "http://127.0.0.1:8000/mcp", "client_id": "a"}
     first, second = (auth.oidc(f"https://{each}.example.com", **foreign) for each in ("one", "two"))

@@ -56,7 +56,7 @@ async def asked(methods: Any) -> tuple[bool, bool, bool, bool]:
         return b'name="password"' in page, b'name="way"' in page, b'name="key"' in page, b"can't sign in" in page
 
 
-async def test_the_form_asks_for_what_people_of_this_server_have() -> None:
+async def test_login_form_matches_the_auth_methods() -> None:
     """A name and password, an account elsewhere, a key or token; and it says where people can't be sent."""
     google = auth.upstream("google", allow=["*"], client_id="a", client_secret="b")
     foreign: dict[str, Any] = {"audience": f"{ISSUER}/mcp"}
@@ -69,7 +69,7 @@ async def test_the_form_asks_for_what_people_of_this_server_have() -> None:
     assert await asked(auth.oidc("https://id.example.com", **foreign, client_id="a")) == (False, True, False, False)
 
 
-async def test_a_person_opens_the_pages_with_name_and_password_and_may_there_what_their_scopes_allow() -> None:
+async def test_password_login_opens_pages_within_scopes() -> None:
     """Everything is everything; without millstream:watch nobody sees the dashboard."""
     people = Known()
     people.people["eve"] = ("watch the mill", User("eve", "Eve", ("millstream:watch",)))
@@ -86,7 +86,7 @@ async def test_a_person_opens_the_pages_with_name_and_password_and_may_there_wha
         assert await status(world, "/docs", await jar(world, {"key": ROOT})) == 200
 
 
-async def test_the_cookie_of_a_person_is_flagged_sealed_and_no_credential() -> None:
+async def test_login_cookie_is_sealed_and_not_a_credential() -> None:
     """As that of a key: neither a bearer token nor what the form takes, and for this origin only."""
     async with guarded(make_server(issuing(Known()))) as world:
         reply = await send(world, ADA)
@@ -104,7 +104,7 @@ async def test_the_cookie_of_a_person_is_flagged_sealed_and_no_credential() -> N
 
 
 @pytest.mark.usefixtures("quick_hashes")
-async def test_removing_a_person_or_changing_the_password_ends_the_cookie_and_its_streams(tmp_path: Path) -> None:
+async def test_removal_and_password_change_end_cookie_and_streams(tmp_path: Path) -> None:
     """Within a second; who has the new password comes back."""
     file = UserFile(tmp_path / "users.json")
     file.add("ada", ADA["password"], ("*",), 1.0)
@@ -122,7 +122,7 @@ async def test_removing_a_person_or_changing_the_password_ends_the_cookie_and_it
         assert (await send(world, form)).status == 403
 
 
-async def test_coming_back_at_once_with_a_new_password_keeps_no_stream_of_the_old_one() -> None:
+async def test_new_login_keeps_no_stream_of_the_old_password() -> None:
     """The server looks once a second for whom it still holds; by then they are somebody else, and known again."""
     store = MemoryStore()
     await store.open()
@@ -143,7 +143,7 @@ async def test_coming_back_at_once_with_a_new_password_keeps_no_stream_of_the_ol
     assert running.holds(id)
 
 
-async def test_wrong_passwords_at_the_pages_and_at_the_consent_page_are_one_count() -> None:
+async def test_wrong_passwords_share_one_counter() -> None:
     """Ten a minute of one address; then not even the right one is looked at."""
     async with guarded(make_server([issuing(Known()), auth.keys(ROOT)])) as world:
         statuses = [(await send(world, {"name": "ada", "password": f"wrong{number}"})).status for number in range(11)]
@@ -156,7 +156,7 @@ async def test_wrong_passwords_at_the_pages_and_at_the_consent_page_are_one_coun
         assert (await send(world, {"key": ROOT})).status == 303
 
 
-async def test_a_provider_decides_what_people_may_at_the_pages_too() -> None:
+async def test_provider_limits_apply_to_pages() -> None:
     """Whoever is denied one scope does not have all of them; claims are those of tokens."""
 
     class Ours(Provider):

@@ -61,7 +61,7 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Meeting]:
     return start
 
 
-async def test_providers_of_identities_are_asked_at_once(meet: Callable[..., Meeting]) -> None:
+async def test_identity_providers_are_prefetched_concurrently(meet: Callable[..., Meeting]) -> None:
     """A fixed defect: each was asked when the one before it had answered, or not answered for five seconds."""
     meeting = meet(None, None, None)
     async with asyncio.timeout(WAIT):
@@ -70,7 +70,7 @@ async def test_providers_of_identities_are_asked_at_once(meet: Callable[..., Mee
 
 
 @for_each("whose", ["identities", "tokens"])
-async def test_one_that_fails_stops_none_of_the_others_and_is_told_of(whose: str, meet: Callable[..., Meeting]) -> None:
+async def test_failing_prefetch_is_reported_and_does_not_stop_others(whose: str, meet: Callable[..., Meeting]) -> None:
     """A fixed defect: what failed otherwise than by not being answered left the others without an owner."""
     meeting = meet(None, ValueError("odd"), None)
     async with asyncio.timeout(WAIT):

@@ -21,7 +21,7 @@ LONG = "a-key-that-is-long-enough"
 
 
 @for_each("host", PUBLIC)
-def test_a_public_address_without_auth_is_refused_and_the_message_says_both_ways_out(host: str) -> None:
+def test_public_bind_without_auth_is_refused_with_both_fixes(host: str) -> None:
     """Known servers of this kind were found open by the thousand."""
     with pytest.raises(CommandError) as refused:
         check_public(Server("s", settings=Settings()).definition, host)
@@ -30,7 +30,7 @@ def test_a_public_address_without_auth_is_refused_and_the_message_says_both_ways
 
 
 @for_each("host", PUBLIC + HERE)
-def test_auth_or_the_plain_words_open_every_address(host: str) -> None:
+def test_auth_or_explicit_consent_allows_a_public_bind(host: str) -> None:
     """Each of the ways to say it."""
     for server in (
         Server("s", auth=auth.keys(LONG), settings=Settings()),
@@ -41,14 +41,14 @@ def test_auth_or_the_plain_words_open_every_address(host: str) -> None:
 
 
 @for_each("host", HERE)
-def test_a_loopback_address_needs_nothing(host: str) -> None:
+def test_loopback_bind_needs_no_auth(host: str) -> None:
     """Only programs of this machine reach it."""
     check_public(Server("s", settings=Settings()).definition, host)
     check_public(Server("s", settings=Settings(auth_key="short")).definition, host)
 
 
 @for_each("host", PUBLIC)
-def test_a_key_that_can_be_guessed_is_not_enough_for_a_public_address(host: str) -> None:
+def test_guessable_keys_are_refused_on_a_public_bind(host: str) -> None:
     """16 characters, as of `my_secret_key` there are fewer."""
     with pytest.raises(CommandError, match="too short"):
         check_public(Server("s", settings=Settings(auth_key="my_secret_key")).definition, host)
@@ -56,13 +56,13 @@ def test_a_key_that_can_be_guessed_is_not_enough_for_a_public_address(host: str)
 
 @for_each("name", ["MCP_SERVER_AUTH_KEY", "MILLSTREAM_AUTH_KEY", "MILLSTREAM_AUTH_KEYS"])
 @for_each("value", ["", " "])
-def test_a_variable_that_was_not_filled_in_stops_the_start(name: str, value: str) -> None:
+def test_placeholder_variables_stop_the_start(name: str, value: str) -> None:
     """``MCP_SERVER_AUTH_KEY=${KEY}`` with no KEY would otherwise serve everybody."""
     with pytest.raises(VariableError, match=f"{name} is empty"):
         Settings.load({name: value})
 
 
-def test_the_variable_of_the_key_has_two_names_and_the_one_with_the_prefix_wins() -> None:
+def test_prefixed_key_variable_takes_precedence() -> None:
     """`MCP_SERVER_AUTH_KEY` is what clients are configured by, too."""
     assert Settings.load({"MCP_SERVER_AUTH_KEY": "a"}).auth_key == "a"
     assert Settings.load({"MCP_SERVER_AUTH_KEY": "a", "MILLSTREAM_AUTH_KEY": "b"}).auth_key == "b"
@@ -73,7 +73,7 @@ def test_the_variable_of_the_key_has_two_names_and_the_one_with_the_prefix_wins(
     ["-c", "from millstream._cli import main; main()", "run", "FILE", "--host", "0.0.0.0"],  # noqa: S104
     ["-c", "import runpy; runpy.run_path('FILE')['mcp'].run('http', host='0.0.0.0')"],
 ])  # fmt: skip
-def test_neither_the_command_nor_run_serves_a_public_address_without_auth(program: list[str], tmp_path: Path) -> None:
+def test_command_and_run_refuse_public_bind_without_auth(program: list[str], tmp_path: Path) -> None:
     """Both ways to start a server."""
     file = tmp_path / "shop.py"
     file.write_text("from millstream import Server\nmcp = Server('shop')\n", "utf-8")
@@ -85,7 +85,7 @@ def test_neither_the_command_nor_run_serves_a_public_address_without_auth(progra
 
 
 @for_each("depth", [1, 2])
-async def test_a_server_that_wants_sign_in_is_not_served_open_by_what_it_is_mounted_on(depth: int) -> None:
+async def test_mounting_does_not_remove_authentication(depth: int) -> None:
     """A fixed defect: its tools were there for everybody, and nothing said so."""
     inner = Server("inner", auth=auth.keys(LONG), settings=Settings())
     outer = inner

@@ -31,7 +31,7 @@ async def listed(world: Guarded, key: str, method: str, *, modern: bool) -> tupl
 
 @for_each("modern", [True, False], ids=["per-request", "handshake"])
 @for_each("method", LISTS)
-async def test_a_list_has_what_the_callers_scopes_cover_whoever_asked_before(method: str, modern: bool) -> None:
+async def test_lists_follow_the_scopes_of_the_caller(method: str, modern: bool) -> None:
     """Prepared lists are kept for many callers: none of them sees another one's."""
     hidden = LISTS[method][2]
     async with guarded() as world:
@@ -44,7 +44,7 @@ async def test_a_list_has_what_the_callers_scopes_cover_whoever_asked_before(met
                 assert result["cacheScope"] == "private"
 
 
-async def test_a_page_that_a_caller_must_not_see_cannot_be_had_by_a_cursor_or_a_change() -> None:
+async def test_cursors_and_changes_do_not_leak_hidden_items() -> None:
     """A cursor names the last item of a page, and a change clears what was prepared."""
     server = make_server(page_size=1)
     async with guarded(server) as world:
@@ -83,7 +83,7 @@ USES = {
 
 
 @for_each("method", USES)
-async def test_what_a_caller_may_not_use_is_403_with_the_scopes_to_ask_for_in_every_revision(method: str) -> None:
+async def test_missing_scopes_get_403_with_the_required_scopes(method: str) -> None:
     """MCP 2025-11-25, basic/authorization: Scope Challenge Handling; 403 is for all revisions that know HTTP's."""
     params, scope, name = USES[method]
     challenge = f'Bearer error="insufficient_scope", scope="{scope}"'.encode()
@@ -101,7 +101,7 @@ async def test_what_a_caller_may_not_use_is_403_with_the_scopes_to_ask_for_in_ev
             assert (await world.modern(key, method, params, name)).status == 200
 
 
-async def test_arguments_are_not_looked_at_before_the_scopes() -> None:
+async def test_scopes_are_checked_before_arguments() -> None:
     """What is wrong with them would say what the tool takes."""
     async with guarded() as world:
         for arguments in ({}, {"isbn": 1}, {"nonsense": True}):
@@ -116,7 +116,7 @@ async def test_arguments_are_not_looked_at_before_the_scopes() -> None:
         assert (await world.post(BOB, request("resources/read", uri))).message["error"]["code"] == -32002
 
 
-async def test_rest_and_its_description_follow_the_scopes() -> None:
+async def test_rest_and_openapi_follow_the_scopes() -> None:
     """`/openapi.json` is made for those who see the same tools."""
     async with guarded() as world:
         for _ in range(2):
@@ -134,7 +134,7 @@ async def test_rest_and_its_description_follow_the_scopes() -> None:
         assert b"order" not in names
 
 
-async def test_a_socket_follows_the_scopes_of_who_opened_it() -> None:
+async def test_sockets_follow_the_scopes_of_their_caller() -> None:
     """The dialect, and JSON-RPC on the same socket."""
     async with guarded() as world:
         for key, works in ((ALICE, True), (BOB, False)):
@@ -147,7 +147,7 @@ async def test_a_socket_follows_the_scopes_of_who_opened_it() -> None:
                     assert said["error"]["code"] == -31403
 
 
-async def test_a_subscription_to_what_a_caller_may_not_read_is_not_granted() -> None:
+async def test_subscriptions_require_read_scopes() -> None:
     """In a session it is refused; on a stream of 2026-07-28 it is left out of what is acknowledged."""
     async with guarded() as world:
         session = await world.initialize(BOB)
@@ -164,7 +164,7 @@ async def test_a_subscription_to_what_a_caller_may_not_read_is_not_granted() -> 
             assert said["params"]["notifications"]["resourceSubscriptions"] == granted
 
 
-async def test_without_a_way_to_sign_in_nobody_has_scopes_over_http_and_the_parent_program_has_all() -> None:
+async def test_stdio_parents_have_all_scopes_and_anonymous_http_none() -> None:
     """Our choice: a scope that nobody checks would be a promise that nobody keeps."""
     server = Server("open", settings=Settings())
 
@@ -182,14 +182,14 @@ async def test_without_a_way_to_sign_in_nobody_has_scopes_over_http_and_the_pare
 
 
 @for_each("scopes", ["orders", [1], [""], ["a b"], ['a"'], {"a": 1}, 5])
-def test_what_cannot_be_scopes_is_refused_at_registration(scopes: Any) -> None:
+def test_invalid_scopes_are_refused_at_registration(scopes: Any) -> None:
     """They stand in a header."""
     server = Server("s", settings=Settings())
     with pytest.raises(TypeError, match="scopes"):
         server.tool(scopes=scopes)(lambda: "x")
 
 
-async def test_the_pages_of_the_operator_and_publishing_take_scopes_of_their_own() -> None:
+async def test_operator_pages_and_publishing_have_their_own_scopes() -> None:
     """The dashboard shows the log; who may call tools need not see it."""
     async with guarded() as world:
         for path in ("/dashboard", "/metrics"):

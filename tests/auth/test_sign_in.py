@@ -30,7 +30,7 @@ async def cookie(world: Guarded, key: str = ROOT) -> str:
     return reply.headers[b"set-cookie"].split(b";")[0].decode()
 
 
-async def test_a_page_that_nobody_has_signed_in_for_shows_the_form() -> None:
+async def test_pages_show_the_form_before_login() -> None:
     """401 with the form for people, problem details for programs."""
     async with guarded() as world:
         for page in ("/dashboard", "/chat", "/inspect", "/docs"):
@@ -49,7 +49,7 @@ async def test_a_page_that_nobody_has_signed_in_for_shows_the_form() -> None:
         )
 
 
-async def test_the_form_leads_to_the_page_with_a_cookie_that_scripts_and_other_sites_cannot_use() -> None:
+async def test_login_sets_a_strict_http_only_cookie() -> None:
     """HttpOnly and SameSite=Strict; `Secure` wherever browsers keep such a cookie."""
     async with guarded() as world:
         reply = await sign_in(world)
@@ -70,7 +70,7 @@ async def test_the_form_leads_to_the_page_with_a_cookie_that_scripts_and_other_s
 @for_each("wanted", ["https://evil.example", "//evil.example", "/\\evil.example", "", "/mcp",
                                     "dashboard",
                                     "/dashboard\r\nx: y", "/dashboard/../x", "javascript:alert(1)"])  # fmt: skip
-async def test_the_form_leads_nowhere_but_to_a_page(wanted: str) -> None:
+async def test_login_redirects_only_to_pages(wanted: str) -> None:
     """No open redirect."""
     async with guarded() as world:
         reply = await sign_in(world, wanted=wanted)
@@ -79,7 +79,7 @@ async def test_the_form_leads_nowhere_but_to_a_page(wanted: str) -> None:
 
 
 @for_each("wanted", ['"><script>alert(1)</script>', "'onload=alert(1)", "&lt;"])
-async def test_nothing_that_was_sent_stands_in_the_form(wanted: str) -> None:
+async def test_form_does_not_repeat_submitted_values(wanted: str) -> None:
     """Only the name of a page does."""
     async with guarded() as world:
         reply = await sign_in(world, key="wrong", wanted=wanted)
@@ -98,7 +98,7 @@ FOREIGN: list[dict[str, str]] = [
 
 
 @for_each("headers", FOREIGN)
-async def test_a_form_of_another_origin_is_refused(headers: dict[str, str]) -> None:
+async def test_cross_origin_login_forms_are_refused(headers: dict[str, str]) -> None:
     """Nobody signs you in as somebody else (login CSRF), nor out."""
     async with guarded() as world:
         body = urlencode({"key": ROOT}).encode()
@@ -123,9 +123,7 @@ async def test_a_form_of_another_origin_is_refused(headers: dict[str, str]) -> N
         ("POST", "/inspect/via/1"),
     ],
 )
-async def test_the_cookie_counts_only_for_requests_of_this_origins_own_pages(
-    method: str, path: str, headers: dict[str, str]
-) -> None:
+async def test_cookie_works_only_for_same_origin_requests(method: str, path: str, headers: dict[str, str]) -> None:
     """A browser sends it unasked; that is what cross-site request forgery lives on."""
     async with guarded() as world:
         reply = await world.ask(None, method, path, PING, cookie=await cookie(world), **JSON, **headers)
@@ -133,7 +131,7 @@ async def test_the_cookie_counts_only_for_requests_of_this_origins_own_pages(
         assert b"result" not in reply.body
 
 
-async def test_the_charts_calls_and_readers_of_the_dashboard_come_with_the_cookie() -> None:
+async def test_dashboard_requests_work_with_the_cookie() -> None:
     """A defect once: the page opened, and what it fetched said 401, so that its charts stayed empty."""
     async with guarded(make_server(auth.keys(ROOT))) as world:
         known = await cookie(world)
@@ -142,7 +140,7 @@ async def test_the_charts_calls_and_readers_of_the_dashboard_come_with_the_cooki
             assert reply.status == 200, path
 
 
-async def test_the_calls_that_pages_make_work_with_the_cookie() -> None:
+async def test_page_calls_work_with_the_cookie() -> None:
     """`/inspect` speaks MCP, `/chat` publishes and listens, `/docs` runs tools."""
     async with guarded() as world:
         jar = await cookie(world)
@@ -162,7 +160,7 @@ async def test_the_calls_that_pages_make_work_with_the_cookie() -> None:
 
 
 @for_each("path", ["/sse", "/metrics", "/messages/?session_id=x", "/mcp/tools/list"])
-async def test_the_cookie_is_for_nothing_else(path: str) -> None:
+async def test_cookie_is_refused_elsewhere(path: str) -> None:
     """Programs send their key."""
     async with guarded() as world:
         method = "POST" if "mess" in path or "tools" in path else "GET"
@@ -171,7 +169,7 @@ async def test_the_cookie_is_for_nothing_else(path: str) -> None:
 
 
 @for_each("place", [0, 5, -1])
-async def test_a_cookie_that_was_changed_or_made_up_or_sent_twice_is_none(place: int) -> None:
+async def test_changed_forged_and_duplicate_cookies_are_ignored(place: int) -> None:
     """It is sealed. Two of a name may be one of a neighbour domain's making."""
     async with guarded() as world:
         jar = await cookie(world)
@@ -183,7 +181,7 @@ async def test_a_cookie_that_was_changed_or_made_up_or_sent_twice_is_none(place:
         assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 200
 
 
-async def test_the_sealed_value_is_no_credential_by_itself() -> None:
+async def test_cookie_value_is_not_a_bearer_token() -> None:
     """Not as a bearer token, and not under the name by which it is kept."""
     async with guarded() as world:
         value = (await cookie(world)).partition("=")[2]
@@ -192,13 +190,13 @@ async def test_the_sealed_value_is_no_credential_by_itself() -> None:
             assert (await world.ask(None, "GET", "/docs", authorization=given)).status in (400, 401, 403)
 
 
-async def test_a_wrong_authorization_is_not_healed_by_a_cookie() -> None:
+async def test_cookie_does_not_override_a_wrong_authorization() -> None:
     """A presented credential that is not valid never makes a caller."""
     async with guarded() as world:
         assert (await world.ask("wrong", "GET", "/docs", cookie=await cookie(world), **OWN)).status == 403
 
 
-async def test_the_cookie_ends_with_its_key_and_with_its_time(tmp_path: Any) -> None:
+async def test_cookie_ends_with_its_key_and_expiry(tmp_path: Any) -> None:
     """What it stands for is looked at, not what it says."""
     file = KeyFile(tmp_path / "keys.json")
     key = file.add("ada", ("*",), 0.0, None)
@@ -211,7 +209,7 @@ async def test_the_cookie_ends_with_its_key_and_with_its_time(tmp_path: Any) -> 
         assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 401
 
 
-async def test_wrong_keys_in_the_form_are_counted_with_all_others() -> None:
+async def test_wrong_keys_in_the_form_count_as_guesses() -> None:
     """The form is no way around the limit."""
     async with guarded() as world:
         statuses = [(await sign_in(world, key=f"wrong{number}")).status for number in range(31)]
@@ -219,7 +217,7 @@ async def test_wrong_keys_in_the_form_are_counted_with_all_others() -> None:
         assert (await sign_in(world)).status == 429
 
 
-async def test_signing_out_takes_the_cookie_away() -> None:
+async def test_signing_out_deletes_the_cookie() -> None:
     """And leads back to the form."""
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/sign-out", b"", **OWN)
@@ -227,7 +225,7 @@ async def test_signing_out_takes_the_cookie_away() -> None:
         assert b"Max-Age=0" in reply.headers[b"set-cookie"]
 
 
-async def test_over_plain_http_from_elsewhere_nobody_signs_in() -> None:
+async def test_remote_login_requires_https() -> None:
     """The key would travel in the clear, and browsers keep no `Secure` cookie of such a page."""
     async with guarded(make_server(allowed_hosts=("mcp.example.com",))) as world:
         fields = {"host": "mcp.example.com", "origin": "http://mcp.example.com", "sec-fetch-site": "same-origin",
@@ -238,7 +236,7 @@ async def test_over_plain_http_from_elsewhere_nobody_signs_in() -> None:
         assert (status, b"https" in body, b"set-cookie" in headers) == (403, True, False)
 
 
-async def test_the_pages_see_the_scopes_of_who_signed_in() -> None:
+async def test_pages_see_the_scopes_of_the_user() -> None:
     """Bob may call tools, and not watch the server."""
     async with guarded() as world:
         bob, alice = await cookie(world, BOB), await cookie(world, ALICE)
@@ -249,20 +247,20 @@ async def test_the_pages_see_the_scopes_of_who_signed_in() -> None:
             assert (b"/tools/order" in reply.body) == sees
 
 
-async def test_a_form_with_too_many_fields_is_refused() -> None:
+async def test_login_forms_with_too_many_fields_are_refused() -> None:
     """A fixed defect: it was answered with 500."""
     async with guarded() as world:
         assert (await world.ask(None, "POST", "/sign-in", b"a=1&" * 5, **FORM, **OWN)).status == 400
 
 
-async def test_a_large_form_is_refused_before_it_is_read() -> None:
+async def test_large_login_forms_are_refused_unread() -> None:
     """A fixed defect: reading 4 MB of escapes took a second, and nobody else was served meanwhile."""
     async with guarded() as world:
         reply = await world.ask(None, "POST", "/sign-in", b"key=" + b"%4" * 40_000, **FORM, **OWN)
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)
 
 
-async def test_a_page_of_the_program_is_signed_in_to_and_listens_with_its_cookie() -> None:
+async def test_program_pages_use_login_and_event_source() -> None:
     """docs/how-to/broadcast-to-a-page.md: `EventSource` can't send a key."""
     server = make_server()
 

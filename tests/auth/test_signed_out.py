@@ -23,7 +23,7 @@ def ended(known: SignedOut) -> list[tuple[str, float]]:
 
 
 @pytest.mark.parametrize("kind", backings(["memory", "sqlite", "local", "redis"]))
-async def test_who_signs_out_at_one_worker_is_signed_out_at_all(kind: str) -> None:
+async def test_sign_out_applies_to_all_workers(kind: str) -> None:
     """What another worker believed of the cookie is forgotten, and it's told once whose streams end."""
     backing: Backing = BACKINGS[kind]()
     first, *others = [await backing.worker() for _ in range(2 if kind in ("local", "redis") else 1)]
@@ -44,7 +44,7 @@ async def test_who_signs_out_at_one_worker_is_signed_out_at_all(kind: str) -> No
     await backing.close()
 
 
-async def test_while_the_store_does_not_answer_a_worker_goes_by_what_it_has_heard(
+async def test_sign_outs_apply_locally_during_a_store_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nobody is kept out of the dashboard by an outage; and it's said that others don't know."""
@@ -64,7 +64,7 @@ async def test_while_the_store_does_not_answer_a_worker_goes_by_what_it_has_hear
     await backing.close()
 
 
-async def test_what_cookies_opened_begins_anew_at_a_worker_that_may_have_missed_the_word(
+async def test_missed_sign_outs_restart_cookie_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A fixed defect: after an interruption, the streams of a copy went on for twelve hours. Others come back."""
@@ -93,7 +93,7 @@ async def test_what_cookies_opened_begins_anew_at_a_worker_that_may_have_missed_
         by_key.close()
 
 
-async def test_what_a_worker_has_heard_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store has the rest."""
     monkeypatch.setattr("millstream.auth._signed_out._MAX_HEARD", 10)
     backing = BACKINGS["memory"]()
@@ -106,7 +106,7 @@ async def test_what_a_worker_has_heard_is_bounded(monkeypatch: pytest.MonkeyPatc
     await backing.close()
 
 
-async def test_signing_out_is_remembered_so_many_times_a_minute_for_a_person() -> None:
+async def test_sign_outs_are_rate_limited_per_user() -> None:
     """Somebody with a key could fill the store with cookies; the browser loses its cookie in any case."""
     async with guarded() as world:
         assert world.runtime.guard is not None
@@ -118,7 +118,7 @@ async def test_signing_out_is_remembered_so_many_times_a_minute_for_a_person() -
         assert counts == [True] * 60 + [False]
 
 
-async def test_nobody_at_an_address_keeps_others_there_from_signing_out() -> None:
+async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
     """A fixed defect: after sixty requests with cookies that were made up, or somebody's own, a copy of any cookie of
     that address went on to count.
     """
@@ -131,7 +131,7 @@ async def test_nobody_at_an_address_keeps_others_there_from_signing_out() -> Non
         assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 401
 
 
-async def test_a_request_that_is_being_looked_into_while_its_person_signs_out_is_refused(
+async def test_request_in_progress_is_refused_after_sign_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A fixed defect: what was found out before they signed out was believed for a minute after."""
@@ -156,7 +156,7 @@ async def test_a_request_that_is_being_looked_into_while_its_person_signs_out_is
         assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 401
 
 
-async def test_what_is_no_cookie_of_ours_is_not_remembered() -> None:
+async def test_foreign_cookies_are_not_remembered() -> None:
     """Anybody can send one; and one from another site is not looked at."""
     async with guarded() as world:
         jar = await cookie(world)

@@ -61,7 +61,7 @@ def pass_time(world: Guarded, seconds: float) -> None:
 
 
 @for_each("kind", KEPT)
-async def test_a_stream_ends_with_its_token_and_says_when_to_come_back(kind: str) -> None:
+async def test_streams_end_with_their_token_and_a_retry_time(kind: str) -> None:
     """Not before, nor does the one beside it whose token lasts. Clocks may differ by as much as for calls."""
     async with world_of_tokens() as world:
         short, long = await open_stream(world, lasting(600), kind), await open_stream(world, lasting(6000), kind)
@@ -77,7 +77,7 @@ async def test_a_stream_ends_with_its_token_and_says_when_to_come_back(kind: str
         long.close()
 
 
-async def test_a_store_whose_clock_is_ahead_ends_no_stream() -> None:
+async def test_store_clock_skew_ends_no_stream() -> None:
     """Fixed defect: this machine's clock took the token again, and so the stream ended again and again."""
     async with world_of_tokens() as world:
         stream = await open_stream(world, lasting(600), "/mcp")
@@ -88,7 +88,7 @@ async def test_a_store_whose_clock_is_ahead_ends_no_stream() -> None:
 
 
 @for_each("speaks", ["", "mcp"])
-async def test_a_socket_ends_with_its_token(speaks: str) -> None:
+async def test_sockets_end_with_their_token(speaks: str) -> None:
     """1008, and a reason that says what to do."""
     async with world_of_tokens() as world:
         async with world.socket(lasting(600), speaks) as socket:
@@ -97,7 +97,7 @@ async def test_a_socket_ends_with_its_token(speaks: str) -> None:
         assert (socket.close_code, "sign in again" in (socket.close_reason or "")) == (1008, True)
 
 
-async def test_a_call_that_runs_may_finish_when_its_token_ends() -> None:
+async def test_running_calls_finish_after_their_token_expires() -> None:
     """Its caller had the right to begin it; a stream of a session is read on with the next token."""
     async with world_of_tokens() as world:
         session = await world.initialize(lasting(600))
@@ -126,7 +126,7 @@ async def test_a_call_that_runs_may_finish_when_its_token_ends() -> None:
         assert b'"text":"asked"' in await rest_of(again)
 
 
-async def test_the_streams_of_a_cookie_end_with_it() -> None:
+async def test_streams_end_with_their_cookie() -> None:
     """Those of the pages: a cookie lives for twelve hours, and no longer than its key or token."""
     async with world_of_tokens() as world:
         for seconds, passes in ((600, 700), (10**6, 12 * 3600 + 1)):
@@ -142,7 +142,7 @@ async def test_the_streams_of_a_cookie_end_with_it() -> None:
             assert b"retry: " in await rest_of(peer)
 
 
-async def test_what_a_cookie_opened_ends_when_its_person_signs_out_and_nothing_else() -> None:
+async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
     """A fixed defect: a copy of the cookie went on to count for twelve hours, streams included."""
     async with guarded() as world:
         copied, other = await cookie(world), await cookie(world)
@@ -160,7 +160,7 @@ async def test_what_a_cookie_opened_ends_when_its_person_signs_out_and_nothing_e
         by_key.close()
 
 
-async def test_a_key_that_was_rotated_takes_its_streams_along_when_its_grace_is_over(tmp_path: Path) -> None:
+async def test_streams_of_rotated_keys_end_after_the_grace(tmp_path: Path) -> None:
     """The name goes on to be valid: by the new key."""
     file = KeyFile(tmp_path / "keys.json")
     old = file.add("ci", (), 0.0, None)
@@ -172,7 +172,7 @@ async def test_a_key_that_was_rotated_takes_its_streams_along_when_its_grace_is_
         assert len(world.runtime.streams) == 1
 
 
-async def test_streams_that_come_and_go_leave_nothing_behind() -> None:
+async def test_closed_streams_leave_nothing_behind() -> None:
     """With one token that lasts for a year."""
     async with world_of_tokens() as world:
         key = lasting(3e7)

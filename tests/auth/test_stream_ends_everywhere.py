@@ -164,7 +164,7 @@ async def listening(world: World) -> AsyncIterator[tuple[list[Guarded], Listenin
         assert len(others.open_now()) == len(others.ends)
 
 
-async def test_everything_that_a_token_has_opened_ends_when_it_is_revoked_anywhere(world: World) -> None:
+async def test_token_revocation_ends_its_streams_on_all_workers(world: World) -> None:
     """RFC 7009 §2.1: at once, on all servers. One worker is told, and the others hear of it."""
     async with listening(world) as (servers, opened):
         client, given = await asyncio.to_thread(world.tokens)
@@ -174,7 +174,7 @@ async def test_everything_that_a_token_has_opened_ends_when_it_is_revoked_anywhe
         assert await opened.left() == []
 
 
-async def test_everything_that_a_key_has_opened_ends_when_it_is_revoked(world: World) -> None:
+async def test_key_revocation_ends_its_streams_on_all_workers(world: World) -> None:
     """Each worker reads the file."""
     async with listening(world) as (servers, opened):
         await opened.open(servers, world.key["short"])
@@ -184,7 +184,7 @@ async def test_everything_that_a_key_has_opened_ends_when_it_is_revoked(world: W
         assert await opened.left() == []
 
 
-async def test_everything_that_a_key_has_opened_ends_when_another_takes_its_place(world: World) -> None:
+async def test_key_replacement_ends_its_streams_on_all_workers(world: World) -> None:
     """A fixed defect: the name stayed valid, so whoever had stolen the old key went on listening."""
     async with listening(world) as (servers, opened):
         await opened.open(servers, world.key["changing"])
@@ -193,7 +193,7 @@ async def test_everything_that_a_key_has_opened_ends_when_another_takes_its_plac
 
 
 @for_each("name", ["removed", "another-password"])
-async def test_what_a_person_has_opened_in_the_pages_ends_when_they_may_not_any_more(world: World, name: str) -> None:
+async def test_lost_permission_ends_page_streams(world: World, name: str) -> None:
     """All workers read the file; a new password ends what the old one has opened."""
     async with listening(world) as (servers, opened):
         form = urlencode({"name": name, "password": "correct horse", "next": "/dashboard"}).encode()

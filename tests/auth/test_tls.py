@@ -90,7 +90,7 @@ def shown(port: int) -> tuple[str, str, bytes]:
 
 
 @pytest.mark.server
-def test_a_server_speaks_https_and_takes_a_renewed_certificate_without_a_restart(tmp_path: Path) -> None:
+def test_renewed_certificates_are_loaded_without_a_restart(tmp_path: Path) -> None:
     """New connections get the new one."""
     cert, key = make(tmp_path, "old")
     port = free_port()
@@ -109,7 +109,7 @@ def test_a_server_speaks_https_and_takes_a_renewed_certificate_without_a_restart
 
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
-def test_a_worker_that_accepts_for_another_one_speaks_https_there_too(tmp_path: Path) -> None:
+def test_takeover_sockets_speak_https(tmp_path: Path) -> None:
     """A fixed defect: it took requests in plain text, and whoever spoke TLS got an error."""
     cert, key = make(tmp_path, "x")
     options = ("--tls-cert", cert, "--tls-key", key)
@@ -124,9 +124,7 @@ def test_a_worker_that_accepts_for_another_one_speaks_https_there_too(tmp_path: 
 
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
-def test_whoever_begins_no_handshake_has_the_time_for_headers_and_no_more(
-    tmp_path: Path, workers: tuple[str, ...]
-) -> None:
+def test_missing_tls_handshake_times_out(tmp_path: Path, workers: tuple[str, ...]) -> None:
     """A fixed defect: it was asyncio's minute, for any number of connections, since no cap counts them so early."""
     with shop(tmp_path, *workers, MILLSTREAM_HEADER_TIMEOUT="1") as (port, _):
         begun = time.monotonic()
@@ -137,7 +135,7 @@ def test_whoever_begins_no_handshake_has_the_time_for_headers_and_no_more(
 
 @pytest.mark.server
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["alone", "with workers"])
-def test_a_server_that_ends_waits_for_no_peer_to_end_tls(tmp_path: Path, workers: tuple[str, ...]) -> None:
+def test_shutdown_does_not_wait_for_tls_close(tmp_path: Path, workers: tuple[str, ...]) -> None:
     """A fixed defect: with one idle browser, each stop took a second more, and looked like an error in the log."""
     with shop(tmp_path, *workers) as (port, process), secured(port) as idle:
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -149,7 +147,7 @@ def test_a_server_that_ends_waits_for_no_peer_to_end_tls(tmp_path: Path, workers
     assert "Cancel" not in log
 
 
-def test_half_a_renewal_changes_nothing_until_the_other_half_is_there(tmp_path: Path) -> None:
+def test_partial_certificate_renewal_is_not_loaded(tmp_path: Path) -> None:
     """The two files are written one after the other."""
     cert, key = make(tmp_path, "old")
     certificate = Certificate(cert, key)
@@ -173,7 +171,7 @@ def test_old_versions_of_tls_are_not_spoken(tmp_path: Path) -> None:
     assert Certificate(*make(tmp_path, "x")).context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
-def test_a_certificate_that_cannot_be_used_stops_the_start_and_says_why(tmp_path: Path) -> None:
+def test_invalid_certificates_stop_the_start(tmp_path: Path) -> None:
     """No such file, no pair, a passphrase that nobody could type."""
     cert, key = make(tmp_path, "x")
     other = tmp_path / "other"
@@ -188,7 +186,7 @@ def test_a_certificate_that_cannot_be_used_stops_the_start_and_says_why(tmp_path
     assert "passphrase" in refused.value.why
 
 
-async def test_a_peer_that_does_not_end_tls_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_peers_that_do_not_close_tls_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A fixed defect: TLS ends with a word of each side. Whoever held back theirs stayed for half a minute more, and
     each sweep failed at them.
     """
@@ -202,7 +200,7 @@ async def test_a_peer_that_does_not_end_tls_is_dropped(tmp_path: Path, caplog: p
         peer.close()
 
 
-async def test_a_server_that_ends_leaves_those_alone_that_it_has_closed(tmp_path: Path) -> None:
+async def test_shutdown_ignores_closed_tls_connections(tmp_path: Path) -> None:
     """A fixed defect: asyncio's TLS can't be closed twice, and the sweep failed at whoever still was there then."""
     app = guard_table({("POST", "/echo"): echo}, Settings())
     async with serve(app, lane=True, tls=Certificate(*make(tmp_path, "x")).context) as server:

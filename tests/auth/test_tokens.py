@@ -25,7 +25,7 @@ def method(**options: Any) -> Any:
 
 @for_each("alg", KEYS)
 @for_each("kid", [True, False])
-async def test_a_good_token_says_who_it_is(alg: str, kid: bool) -> None:
+async def test_valid_tokens_identify_the_principal(alg: str, kid: bool) -> None:
     """RFC 9068: the claims of an access token."""
     found = await method().identify(token(alg=alg, **({} if kid else {"kid": None})))
     assert found is not None
@@ -71,18 +71,18 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
 
 
 @for_each("changes", WRONG_CLAIMS.values(), ids=WRONG_CLAIMS)
-async def test_a_token_with_wrong_claims_is_refused(changes: dict[str, Any]) -> None:
+async def test_tokens_with_wrong_claims_are_refused(changes: dict[str, Any]) -> None:
     """RFC 7519 §4.1, RFC 8707: for this server, of this issuer, for now."""
     assert await method().identify(token(claims(**changes))) is None
 
 
 @for_each(("claim", "differs"), [("exp", -LEEWAY + 30), ("nbf", LEEWAY - 30)])
-async def test_clocks_may_differ_by_a_minute(claim: str, differs: int) -> None:
+async def test_clock_skew_of_a_minute_is_tolerated(claim: str, differs: int) -> None:
     """Our choice: 60 seconds."""
     assert await method().identify(token(claims(**{claim: int(time.time()) + differs}))) is not None
 
 
-async def test_a_token_may_be_for_several_servers() -> None:
+async def test_tokens_may_have_several_audiences() -> None:
     """RFC 7519 §4.1.3: one of them is this one."""
     assert await method().identify(token(claims(aud=["x", AUDIENCE]))) is not None
 
@@ -129,7 +129,7 @@ FORGED: dict[str, str] = {
 
 
 @for_each("forged", FORGED.values(), ids=FORGED)
-async def test_a_forged_token_is_401_with_a_challenge_and_no_reason(forged: str) -> None:
+async def test_forged_tokens_get_401_without_a_reason(forged: str) -> None:
     """CVE-2026-32597, CVE-2025-59420, CVE-2024-37568, CVE-2025-62706 and their kind; RFC 6750 §3.1."""
     assert await method().identify(forged) is None
     async with guarded(make_server(method())) as world:
@@ -142,7 +142,7 @@ async def test_a_forged_token_is_401_with_a_challenge_and_no_reason(forged: str)
         assert json.loads(reply.body)["detail"] == "The token isn't valid here, or not any more."
 
 
-async def test_a_changed_token_is_refused_wherever_it_was_changed() -> None:
+async def test_tampered_tokens_are_refused() -> None:
     """One character of each part."""
     good, judge = token(), method()
     assert await judge.identify(good) is not None
@@ -152,21 +152,21 @@ async def test_a_changed_token_is_refused_wherever_it_was_changed() -> None:
 
 
 @for_each("size", [5_000, 20_000, 60_000])
-async def test_a_huge_token_is_refused(size: int) -> None:
+async def test_oversized_tokens_are_refused(size: int) -> None:
     """Before it is decoded, where it is beyond all use."""
     async with guarded(make_server(method())) as world:
         huge = token(claims(padding="x" * size))
         assert (await world.post(huge, PING)).status == (200 if size < 8000 else 401 if size < 40_000 else 431)
 
 
-async def test_an_algorithm_that_is_not_listed_does_not_count() -> None:
+async def test_unlisted_algorithms_are_refused() -> None:
     """The list is the server's, not the token's."""
     judge = method(algorithms=["ES256"])
     assert await judge.identify(token(alg="ES256")) is not None
     assert await judge.identify(token(alg="RS256")) is None
 
 
-async def test_a_key_is_used_for_its_own_algorithm_only() -> None:
+async def test_keys_are_used_only_for_their_algorithm() -> None:
     """RFC 7517 §4.4; a key for encryption verifies nothing."""
     keys = key_set("RS256")
     keys["keys"][0]["alg"] = "PS256"
@@ -176,7 +176,7 @@ async def test_a_key_is_used_for_its_own_algorithm_only() -> None:
     assert await method(jwks=keys).identify(token(alg="PS256", key=KEYS["RS256"])) is None
 
 
-async def test_a_set_of_keys_may_hold_what_nobody_understands() -> None:
+async def test_unknown_keys_in_a_set_are_ignored() -> None:
     """One odd key must not lock everybody out, and a secret among them is no key."""
     keys = key_set("ES256")
     secret = OctKey.import_key("s" * 40, {"kid": "es"})
@@ -186,7 +186,7 @@ async def test_a_set_of_keys_may_hold_what_nobody_understands() -> None:
     assert await judge.identify(token(alg="HS256", key=secret)) is None
 
 
-async def test_every_key_of_a_large_set_counts() -> None:
+async def test_every_key_of_a_large_set_is_used() -> None:
     """A fixed defect: a set was cut after 64 keys, without a word."""
     assert await method(jwks=many_keys(256)).identify(token()) is not None
     async with issuing() as issuer:
@@ -195,14 +195,14 @@ async def test_every_key_of_a_large_set_counts() -> None:
         assert await judge.identify(token(claims(iss=issuer.url))) is not None
 
 
-def test_a_set_that_would_be_read_in_part_is_refused_when_the_server_is_made() -> None:
+def test_oversized_key_sets_are_refused_at_construction() -> None:
     """A fixed defect, too: nobody knew why some tokens didn't count."""
     for make in (lambda keys: method(jwks=keys), lambda keys: auth.client("batch", jwks=keys)):
         with pytest.raises(ValueError, match="The set has 257 keys, and at most 256 are read"):
             make(many_keys(257))
 
 
-async def test_a_shared_secret_verifies_hs256_and_nothing_else() -> None:
+async def test_shared_secrets_verify_only_hs256() -> None:
     """For a single program that mints and reads; it has to be long."""
     secret = "s" * 40
     judge = method(jwks="", secret=secret)
@@ -217,7 +217,7 @@ async def test_a_shared_secret_verifies_hs256_and_nothing_else() -> None:
     {"issuer": "http://issuer.example"}, {"issuer": "issuer"}, {"algorithms": ["none"]}, {"algorithms": ["HS256"]},
     {"jwks": "http://issuer.example/keys"}, {"jwks": "file:///etc/passwd"}, {"scopes": ['a"b']}, {"jwks": {}},
 ])  # fmt: skip
-def test_what_cannot_protect_is_refused_when_the_server_is_made(wrong: dict[str, Any]) -> None:
+def test_insecure_token_options_are_refused_at_construction(wrong: dict[str, Any]) -> None:
     """A typing error must not be found by an attacker."""
     with pytest.raises(ValueError, match=r"."):
         method(**wrong)
@@ -231,16 +231,14 @@ SCOPES: list[tuple[dict[str, Any], set[str]]] = [
 
 
 @for_each(("changes", "scopes"), SCOPES)
-async def test_scopes_are_read_as_issuers_write_them_and_none_of_them_is_everything(
-    changes: dict[str, Any], scopes: set[str]
-) -> None:
+async def test_scopes_are_read_in_every_usual_form(changes: dict[str, Any], scopes: set[str]) -> None:
     """RFC 8693 §4.2; a scope that is called `*` elsewhere is a name like any other."""
     found = await method(implied={"admin": ["write"], "write": ["read"]}).identify(token(claims(**changes)))
     assert found is not None
     assert found.principal.scopes == scopes
 
 
-async def test_a_token_without_the_scopes_that_everybody_needs_is_403_and_says_which() -> None:
+async def test_tokens_without_required_scopes_get_403() -> None:
     """RFC 6750 §3.1, MCP 2025-11-25: step-up."""
     async with guarded(make_server(method(scopes=["mcp:use"]))) as world:
         missing = await world.post(None, PING)
@@ -256,7 +254,7 @@ async def test_a_token_without_the_scopes_that_everybody_needs_is_403_and_says_w
         assert b'scope="mcp:use orders:write"' in reply.headers[b"www-authenticate"]
 
 
-async def test_two_issuers_may_name_their_people_alike() -> None:
+async def test_equal_subjects_of_two_issuers_are_distinct() -> None:
     """`Principal.id` and what a caller owns go by the issuer, too."""
     second = auth.jwt(issuer="https://second.example", audience=AUDIENCE, jwks=key_set())
     async with guarded(make_server([method(), second, auth.keys(named={"ada": "key-of-ada"})])) as world:
@@ -267,7 +265,7 @@ async def test_two_issuers_may_name_their_people_alike() -> None:
             assert statuses == [200 if place == number else 404 for place in range(3)]
 
 
-async def test_a_known_token_is_believed_for_a_minute_at_most_and_never_beyond_its_end() -> None:
+async def test_token_cache_lasts_at_most_a_minute() -> None:
     """The cache forgets by its own clock."""
     async with guarded(make_server(method())) as world:
         brief = token(claims(exp=time.time() - LEEWAY + 30))
@@ -282,7 +280,7 @@ async def test_a_known_token_is_believed_for_a_minute_at_most_and_never_beyond_i
         assert guard.verdicts[value].until > time.monotonic()
 
 
-async def test_a_subject_cannot_write_into_logs_or_headers(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_subjects_cannot_inject_into_logs_or_headers(capfd: pytest.CaptureFixture[str]) -> None:
     """It is the issuer's to choose, and some let people choose it."""
     async with guarded(make_server(method(), access_log=True)) as world:
         evil = token(claims(sub='ada\r\nset-cookie: x=1\n{"level":"error"}', client_id="\x1b[2J"))

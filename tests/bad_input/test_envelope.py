@@ -96,7 +96,7 @@ async def still_works(wire: Wire, era: str, headers: dict[str, str]) -> None:
 
 @for_each("era", ERAS)
 @for_each("name", NOT_JSON)
-async def test_what_is_not_json_is_a_parse_error_and_the_session_lives(wire: Wire, era: str, name: str) -> None:
+async def test_invalid_json_is_a_parse_error_and_keeps_the_session(wire: Wire, era: str, name: str) -> None:
     """400 -32700 without an id: nothing of an unreadable message can be named."""
     headers = await headers_of(wire, era)
     reply = await wire.post(NOT_JSON[name], headers)
@@ -106,7 +106,7 @@ async def test_what_is_not_json_is_a_parse_error_and_the_session_lives(wire: Wir
 
 @for_each("era", ERAS)
 @for_each("name", NOT_A_MESSAGE)
-async def test_what_is_no_message_is_an_invalid_request_and_the_session_lives(wire: Wire, era: str, name: str) -> None:
+async def test_invalid_messages_are_refused_and_keep_the_session(wire: Wire, era: str, name: str) -> None:
     """400 -32600 without an id (JSON-RPC 2.0 §5: none where the request is invalid), never a silent 202."""
     headers = await headers_of(wire, era)
     reply = await wire.post(NOT_A_MESSAGE[name], headers)
@@ -126,13 +126,13 @@ SHALLOW = {
 
 
 @for_each("name", SHALLOW)
-async def test_only_real_nesting_deeper_than_sixty_four_is_refused(wire: Wire, name: str) -> None:
+async def test_nesting_deeper_than_64_is_refused(wire: Wire, name: str) -> None:
     """The scan counts nesting, not brackets."""
     reply = await wire.post(SHALLOW[name], await wire.initialize())
     assert (reply.status, reply.message["id"], reply.message["result"]) == (200, 1, {})
 
 
-async def test_of_duplicate_envelope_keys_the_last_wins(wire: Wire) -> None:
+async def test_last_duplicate_envelope_key_wins(wire: Wire) -> None:
     """Our choice, and what every reader of the body sees."""
     body = b'{"jsonrpc":"1.0","jsonrpc":"2.0","id":1,"id":"two","method":"tools/list","method":"ping"}'
     reply = await wire.post(body, await wire.initialize())
@@ -144,7 +144,7 @@ IDS = ["", "0", "é☃", "a\x00b", "x" * 10_000, 0, -1, 2**53 + 1, 2**63, 2**64,
 
 @for_each("request_id", IDS, ids=lambda value: repr(value)[:24])
 @for_each("era", ERAS)
-async def test_an_id_comes_back_with_its_type_and_value(wire: Wire, era: str, request_id: Any) -> None:
+async def test_ids_are_returned_unchanged(wire: Wire, era: str, request_id: Any) -> None:
     """JSON-RPC 2.0, section 5; id 0 and an empty string are ids."""
     if era == "per-request":
         reply = await wire.post(enveloped("tools/list", id=request_id), routing("tools/list"))

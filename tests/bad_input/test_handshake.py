@@ -23,9 +23,7 @@ async def alive(wire: Wire, headers: dict[str, str]) -> None:
 
 @for_each("session", [FORGED, "", "no such session", "x" * 4000, "é", "a,b", "%00"])
 @for_each("method", ["POST", "GET", "DELETE"])
-async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(
-    wire: Wire, method: str, session: str
-) -> None:
+async def test_unknown_session_ids_get_404(wire: Wire, method: str, session: str) -> None:
     """MCP 2025-11-25, basic/transports, the table of session errors."""
     headers = {**POST, "accept": "text/event-stream, application/json", "mcp-session-id": session}
     body = b'{"jsonrpc":"2.0","id":1,"method":"ping"}' if method == "POST" else b""
@@ -33,7 +31,7 @@ async def test_an_unknown_session_id_is_404_so_the_client_can_start_again(
     assert reply.error == (404, -32001, 1 if method == "POST" else "none")
 
 
-async def test_a_deleted_session_is_404_and_another_one_lives(wire: Wire) -> None:
+async def test_deleted_sessions_get_404_and_others_stay(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports: terminated is as unknown."""
     gone, other = await wire.initialize(), await wire.initialize()
     assert (await wire.ask("DELETE", "/mcp", gone)).status == 204
@@ -42,14 +40,14 @@ async def test_a_deleted_session_is_404_and_another_one_lives(wire: Wire) -> Non
     await alive(wire, other)
 
 
-async def test_a_version_without_a_session_is_400(wire: Wire) -> None:
+async def test_version_without_a_session_gets_400(wire: Wire) -> None:
     """Our choice, the one rule of leniency: a version header says that the client knows sessions."""
     reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": LATEST_HANDSHAKE})
     assert reply.error == (400, -32600, request("tools/list")["id"])
 
 
 @for_each("version", ["1999-01-01", "2.0", "", "2025-11-25, 2025-06-18", "é"])
-async def test_a_version_header_that_is_no_version_is_400_and_the_session_lives(wire: Wire, version: str) -> None:
+async def test_invalid_version_header_gets_400_and_keeps_the_session(wire: Wire, version: str) -> None:
     """MCP 2025-11-25, basic/transports: MUST since 2025-06-18."""
     headers = await wire.initialize()
     reply = await wire.post(request("ping"), {**headers, "mcp-protocol-version": version})
@@ -57,7 +55,7 @@ async def test_a_version_header_that_is_no_version_is_400_and_the_session_lives(
     await alive(wire, headers)
 
 
-async def test_a_second_initialize_in_a_session_is_400_and_the_session_lives(wire: Wire) -> None:
+async def test_second_initialize_gets_400_and_keeps_the_session(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports: practice of the reference SDKs."""
     headers = await wire.initialize()
     params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
@@ -76,26 +74,26 @@ async def test_initialize_without_a_usable_version_is_invalid_params(wire: Wire,
     assert b"mcp-session-id" not in reply.headers
 
 
-async def test_capabilities_with_a_number_beyond_64_bits_open_a_session(wire: Wire) -> None:
+async def test_capabilities_may_contain_large_numbers(wire: Wire) -> None:
     """JSON has such numbers. Fixed defect: they were 500, since the session's record could not hold them."""
     headers = await wire.initialize(capabilities={"experimental": {"x": {"n": 10**30}}})
     await alive(wire, headers)
 
 
-async def test_initialize_under_a_header_of_the_per_request_era_is_a_mismatch(wire: Wire) -> None:
+async def test_initialize_with_a_per_request_header_is_a_mismatch(wire: Wire) -> None:
     """MCP 2026-07-28, basic/versioning."""
     params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     reply = await wire.post(request("initialize", params, 7), {**POST, "mcp-protocol-version": "2026-07-28"})
     assert reply.error == (400, -32020, 7)
 
 
-async def test_an_answer_without_a_session_is_400(wire: Wire) -> None:
+async def test_response_without_a_session_gets_400(wire: Wire) -> None:
     """MCP 2026-07-28, basic/versioning: there is nothing that it could answer."""
     reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
     assert reply.error[:2] == (400, -32600)
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_is_taken_and_ignored(wire: Wire) -> None:
+async def test_late_responses_are_accepted_and_ignored(wire: Wire) -> None:
     """A fixed defect: it got 400, and official clients gave up the whole connection. A client cannot know that the
     server stopped waiting: https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
     """
@@ -106,13 +104,13 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_taken_and_ignored(wir
     await alive(wire, headers)
 
 
-async def test_an_answer_without_a_session_is_refused(wire: Wire) -> None:
+async def test_responses_without_a_session_are_refused(wire: Wire) -> None:
     """Nobody can have asked."""
     reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
     assert reply.error == (400, -32600, "none")
 
 
-async def test_a_refused_version_says_the_words_that_clients_look_for(wire: Wire) -> None:
+async def test_version_errors_contain_the_text_that_clients_match(wire: Wire) -> None:
     """A fixed defect: official SDKs search the text for "Unsupported protocol version"."""
     reply = await wire.post(request("tools/list"), {**POST, "mcp-protocol-version": "1999-01-01"})
     assert reply.error[0] == 400
@@ -144,7 +142,7 @@ PARAMS: dict[str, tuple[str, Any, int]] = {
 
 
 @for_each("name", PARAMS)
-async def test_bad_parameters_get_their_code_with_200_and_the_id(wire: Wire, name: str) -> None:
+async def test_invalid_params_get_200_with_code_and_id(wire: Wire, name: str) -> None:
     """JSON-RPC 2.0, section 5.1 and 2026-07-28, basic/transports/streamable-http: in the handshake era the error is
     the answer of a request that was understood.
     """
@@ -157,7 +155,7 @@ async def test_bad_parameters_get_their_code_with_200_and_the_id(wire: Wire, nam
 
 @for_each("arguments", [{"a": "one", "b": 2}, {"b": 2}, {"a": 1.5, "b": 2}, [1, 2], "a"])
 @for_each("revision", ["2024-11-05", "2025-03-26", "2025-06-18", LATEST_HANDSHAKE])
-async def test_wrong_arguments_are_a_protocol_error_before_the_last_handshake_revision(
+async def test_invalid_arguments_are_protocol_errors_on_older_revisions(
     wire: Wire, revision: str, arguments: Any
 ) -> None:
     """MCP 2025-11-25, changelog; the text says what to mend."""
@@ -174,7 +172,7 @@ async def test_wrong_arguments_are_a_protocol_error_before_the_last_handshake_re
 
 
 @for_each("params", [None, {}, {"requestId": None}, {"requestId": 1.5}, {"requestId": "nobody"}])
-async def test_a_cancel_of_nothing_is_taken_and_ignored(wire: Wire, params: Any) -> None:
+async def test_cancellation_of_unknown_ids_is_ignored(wire: Wire, params: Any) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation: cancellation of unknown requests is not an error."""
     headers = await wire.initialize()
     message = {"jsonrpc": "2.0", "method": "notifications/cancelled", **({} if params is None else {"params": params})}
@@ -187,14 +185,14 @@ async def test_a_cancel_of_nothing_is_taken_and_ignored(wire: Wire, params: Any)
 
 
 @for_each("revision", ["2024-11-05", "2025-06-18", LATEST_HANDSHAKE])
-async def test_a_batch_where_the_revision_has_none_is_400(wire: Wire, revision: str) -> None:
+async def test_unsupported_batches_get_400(wire: Wire, revision: str) -> None:
     """MCP 2025-03-26, basic: only 2025-03-26 has batches."""
     headers = await wire.initialize(revision)
     assert (await wire.post([request("ping")], headers)).error == (400, -32600, "none")
     await alive(wire, headers)
 
 
-async def test_a_bad_message_in_a_batch_gets_its_own_error(wire: Wire) -> None:
+async def test_invalid_batch_messages_get_their_own_error(wire: Wire) -> None:
     """JSON-RPC 2.0 §6: the others are answered; a notification and an answer are not."""
     headers = await wire.initialize("2025-03-26")
     batch = [
@@ -211,7 +209,7 @@ async def test_a_bad_message_in_a_batch_gets_its_own_error(wire: Wire) -> None:
 @for_each(
     "batch", [[request("initialize", {"protocolVersion": "2025-03-26"})], [request("ping", id=n) for n in range(51)]]
 )
-async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wire, batch: list[Any]) -> None:
+async def test_batches_with_initialize_or_too_many_messages_get_400(wire: Wire, batch: list[Any]) -> None:
     """MCP 2025-11-25, basic and the cap of the settings."""
     headers = await wire.initialize("2025-03-26")
     assert (await wire.post(batch, headers)).error == (400, -32600, "none")
@@ -225,7 +223,7 @@ async def test_a_batch_with_initialize_or_with_too_many_messages_is_400(wire: Wi
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "", None],
 )
-async def test_a_body_that_is_not_declared_as_json_is_415(wire: Wire, content_type: str | None) -> None:
+async def test_bodies_not_declared_as_json_get_415(wire: Wire, content_type: str | None) -> None:
     """MCP 2026-07-28, basic/versioning: before the body is looked at, so that no form of a web page gets through."""
     headers = await wire.initialize()
     given = {name: value for name, value in headers.items() if name != "content-type"}
@@ -235,14 +233,14 @@ async def test_a_body_that_is_not_declared_as_json_is_415(wire: Wire, content_ty
 
 
 @for_each("encoding", ["gzip", "br", "deflate, gzip"])
-async def test_a_compressed_body_is_415(wire: Wire, encoding: str) -> None:
+async def test_compressed_bodies_get_415(wire: Wire, encoding: str) -> None:
     """Our choice: a bomb is never opened."""
     reply = await wire.post(request("ping"), {**POST, "content-encoding": encoding})
     assert reply.error == (415, -32600, "none")
 
 
 @for_each("accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""])
-async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, accept: str) -> None:
+async def test_unusable_accept_headers_get_406(wire: Wire, accept: str) -> None:
     """Only where a reply could not be read."""
     headers = await wire.initialize()
     assert (await wire.post(request("ping"), {**headers, "accept": accept})).error == (406, -32600, "none")
@@ -261,7 +259,7 @@ async def test_an_accept_under_which_no_reply_could_be_read_is_406(wire: Wire, a
         None,
     ],
 )
-async def test_any_accept_under_which_a_reply_can_be_read_is_served(wire: Wire, accept: str | None) -> None:
+async def test_usable_accept_headers_are_served(wire: Wire, accept: str | None) -> None:
     """Our choice: strict checks break older clients."""
     headers = {name: value for name, value in (await wire.initialize()).items() if name != "accept"}
     reply = await wire.post(request("ping"), headers if accept is None else {**headers, "accept": accept})
@@ -269,14 +267,14 @@ async def test_any_accept_under_which_a_reply_can_be_read_is_served(wire: Wire, 
 
 
 @for_each("accept", ["application/json", "text/html"])
-async def test_a_get_that_cannot_read_a_stream_is_406(wire: Wire, accept: str) -> None:
+async def test_get_without_event_stream_accept_gets_406(wire: Wire, accept: str) -> None:
     """MCP 2025-11-25, basic/transports: `Accept: text/event-stream` is required on GET."""
     reply = await wire.ask("GET", "/mcp", {**(await wire.initialize()), "accept": accept})
     assert reply.error == (406, -32600, "none")
 
 
 @for_each("path", ["/mcp", "/sse"])
-async def test_a_browser_that_is_sent_to_the_endpoint_reads_at_once_what_that_is(wire: Wire, path: str) -> None:
+async def test_browsers_get_an_explanation_of_the_endpoint(wire: Wire, path: str) -> None:
     """A fixed defect: browsers take anything, so they got a stream, and loaded an empty page without end."""
     accept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
     reply = await wire.ask("GET", path, {"host": "localhost", "accept": accept})
@@ -285,7 +283,7 @@ async def test_a_browser_that_is_sent_to_the_endpoint_reads_at_once_what_that_is
 
 
 @for_each("last", ["nonsense", "a.b.c", "1.main.x", "x.main.1", "e.0000.99", "", ".", "é.é.é", "9" * 5000])
-async def test_an_unknown_event_id_is_400_while_the_session_lives(wire: Wire, last: str) -> None:
+async def test_unknown_event_ids_get_400(wire: Wire, last: str) -> None:
     """Our choice: unknown, foreign or of an older epoch."""
     headers = await wire.initialize()
     reply = await wire.ask("GET", "/mcp", {**headers, "accept": "text/event-stream", "last-event-id": last})
@@ -294,7 +292,7 @@ async def test_an_unknown_event_id_is_400_while_the_session_lives(wire: Wire, la
 
 
 @for_each("method", ["PUT", "PATCH", "HEAD", "TRACE"])
-async def test_other_http_methods_are_405(wire: Wire, method: str) -> None:
+async def test_other_http_methods_get_405(wire: Wire, method: str) -> None:
     """RFC 9110 §15.5.6: with the methods that are allowed."""
     reply = await wire.ask(method, "/mcp", HOST)
     assert reply.status == 405
@@ -302,7 +300,7 @@ async def test_other_http_methods_are_405(wire: Wire, method: str) -> None:
 
 
 @for_each("way", ["lane", "asgi"])
-async def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_served(way: str) -> None:
+async def test_bodies_over_the_limit_get_413(way: str) -> None:
     """The size is checked before anything is read into memory."""
     async with wired(make_shop(max_body=500), way) as wire:
         headers = await wire.initialize()
@@ -312,7 +310,7 @@ async def test_a_body_over_the_limit_is_413_and_one_at_the_limit_is_served(way: 
         await alive(wire, headers)
 
 
-async def test_a_key_that_is_too_short_stops_the_start_and_not_the_first_client() -> None:
+async def test_short_keys_stop_the_start() -> None:
     """A setting is the operator's mistake: told at start-up, instead of a 500 for everybody's `initialize`."""
     with pytest.raises((ValueError, LocalError), match="secret"):
         async with make_shop(key="short").running():

@@ -53,7 +53,7 @@ META_CASES: dict[str, Any] = {
 
 @for_each("name", META_CASES)
 @for_each("method", ["tools/list", "tools/call"])
-async def test_an_envelope_that_is_not_whole_is_invalid_params(wire: Wire, method: str, name: str) -> None:
+async def test_incomplete_envelopes_are_invalid_params(wire: Wire, method: str, name: str) -> None:
     """Step a: 400 -32602 with the request's id, also where the headers are good."""
     params = {"name": "add", "arguments": {"a": 2, "b": 3}} if method == "tools/call" else {}
     headers = routing(method, "add" if method == "tools/call" else "")
@@ -62,7 +62,7 @@ async def test_an_envelope_that_is_not_whole_is_invalid_params(wire: Wire, metho
 
 
 @for_each("params", [None, {}, {"name": "add"}])
-async def test_a_header_without_an_envelope_is_invalid_params_that_names_the_keys(wire: Wire, params: Any) -> None:
+async def test_missing_envelope_error_names_the_keys(wire: Wire, params: Any) -> None:
     """MCP 2026-07-28, basic/versioning: modern but malformed."""
     reply = await wire.post(request("tools/call", params, 7), ADD_HEADERS)
     assert reply.error == (400, -32602, 7)
@@ -94,13 +94,13 @@ HEADER_CASES = {
 
 
 @for_each("name", HEADER_CASES)
-async def test_a_routing_header_that_is_missing_or_differs_is_a_mismatch(wire: Wire, name: str) -> None:
+async def test_missing_and_different_routing_headers_are_mismatches(wire: Wire, name: str) -> None:
     """Step b and MCP 2026-07-28, basic/transports/streamable-http: 400 -32020 with the request's id."""
     assert (await wire.post(ADD, HEADER_CASES[name])).error == (400, -32020, 7)
 
 
 @for_each("name", ["mcp-protocol-version", "mcp-method", "mcp-name"])
-async def test_a_routing_header_that_is_sent_twice_is_a_mismatch_even_with_equal_values(wire: Wire, name: str) -> None:
+async def test_duplicate_routing_headers_are_mismatches(wire: Wire, name: str) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http, practice: two readers could take two values."""
     fields = [(key.encode(), value.encode()) for key, value in ADD_HEADERS.items()]
     repeated = (name.encode(), ADD_HEADERS[name].encode())
@@ -109,13 +109,13 @@ async def test_a_routing_header_that_is_sent_twice_is_a_mismatch_even_with_equal
 
 
 @for_each("name", ["=?base64?YWRk?=", "  add\t"])
-async def test_a_name_may_be_encoded_or_have_space_around_it(wire: Wire, name: str) -> None:
+async def test_mcp_name_may_be_encoded_or_padded(wire: Wire, name: str) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http: optional white space is stripped, the sentinel is decoded."""
     assert (await wire.post(ADD, {**ADD_HEADERS, "mcp-name": name})).status == 200
 
 
 @for_each("region", [None, "", "EU", "=?base64?RVU=?=", "é"])
-async def test_a_parameter_header_that_differs_from_its_argument_is_a_mismatch(wire: Wire, region: str | None) -> None:
+async def test_different_parameter_headers_are_mismatches(wire: Wire, region: str | None) -> None:
     """Step f and MCP 2026-07-28, server/tools#x-mcp-header."""
     body = enveloped("tools/call", {"name": "routed", "arguments": {"region": "US"}}, 7)
     headers = routing("tools/call", "routed")
@@ -129,7 +129,7 @@ async def test_a_parameter_header_that_differs_from_its_argument_is_a_mismatch(w
 
 
 @for_each("version", ["2099-01-01", "2025-11-25", "draft", ""])
-async def test_a_version_that_is_not_served_is_named_with_those_that_are(wire: Wire, version: str) -> None:
+async def test_unsupported_version_error_lists_supported_ones(wire: Wire, version: str) -> None:
     """Step c: 400 -32022 with data; a handshake version inside an envelope is one of them."""
     body = request("tools/list", {"_meta": envelope(version)}, 7)
     reply = await wire.post(body, {**routing("tools/list"), "mcp-protocol-version": version})
@@ -138,12 +138,12 @@ async def test_a_version_that_is_not_served_is_named_with_those_that_are(wire: W
 
 
 @for_each("method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"])
-async def test_a_method_that_the_revision_has_not_is_404_with_a_message(wire: Wire, method: str) -> None:
+async def test_methods_of_other_revisions_get_404(wire: Wire, method: str) -> None:
     """Step d: 404 -32601, told apart from a missing endpoint by its body."""
     assert (await wire.post(enveloped(method, id=7), routing(method))).error == (404, -32601, 7)
 
 
-async def test_a_missing_client_capability_is_named(wire: Wire) -> None:
+async def test_missing_client_capabilities_are_named(wire: Wire) -> None:
     """Step e: 400 -32021 with `data.requiredCapabilities`."""
     headers = routing("tools/call", "sampler")
     for capabilities in ({}, {"sampling": None}, {"sampling": True}, {"Sampling": {}}):
@@ -166,7 +166,7 @@ PARAMS: dict[str, tuple[str, str, Any]] = {
 
 
 @for_each("name", PARAMS)
-async def test_bad_parameters_are_invalid_params_with_the_id(wire: Wire, name: str) -> None:
+async def test_invalid_params_errors_carry_the_id(wire: Wire, name: str) -> None:
     """Step g; Our choice: with 200, so that no client takes it for another era."""
     method, target, params = PARAMS[name]
     reply = await wire.post(enveloped(method, params, 7), routing(method, target))
@@ -174,14 +174,14 @@ async def test_bad_parameters_are_invalid_params_with_the_id(wire: Wire, name: s
 
 
 @for_each("target", [1, None, {}, []])
-async def test_a_name_that_is_no_text_is_invalid_params(wire: Wire, target: Any) -> None:
+async def test_names_must_be_strings(wire: Wire, target: Any) -> None:
     """Before the headers can be compared with it."""
     reply = await wire.post(enveloped("tools/call", {"name": target}, 7), ADD_HEADERS)
     assert reply.error == (400, -32602, 7)
 
 
 @for_each("arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}])
-async def test_wrong_arguments_are_a_result_that_tells_the_model_what_to_mend(wire: Wire, arguments: Any) -> None:
+async def test_invalid_arguments_tell_the_model_what_to_fix(wire: Wire, arguments: Any) -> None:
     """MCP 2025-11-25, changelog."""
     reply = await wire.post(enveloped("tools/call", {"name": "add", "arguments": arguments}, 7), ADD_HEADERS)
     assert (reply.status, reply.message["result"]["isError"]) == (200, True)
@@ -190,7 +190,7 @@ async def test_wrong_arguments_are_a_result_that_tells_the_model_what_to_mend(wi
 # The order of the steps
 
 
-async def test_the_first_failing_step_decides(wire: Wire) -> None:
+async def test_first_failing_check_decides(wire: Wire) -> None:
     """MCP 2026-07-28, basic/versioning: a before b, b before c, c before d, d before e."""
     steps: list[tuple[Any, dict[str, str], int]] = [
         (request("no/such", {"_meta": {}}, 7), without(routing("tools/list"), "mcp-method"), -32602),
@@ -207,7 +207,7 @@ async def test_the_first_failing_step_decides(wire: Wire) -> None:
 # What the era has not
 
 
-async def test_answers_and_batches_are_refused_and_notifications_ignored(wire: Wire) -> None:
+async def test_responses_and_batches_are_refused(wire: Wire) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http and 2026-07-28, basic/versioning."""
     headers = routing("tools/list")
     assert (await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}}, headers)).error[:2] == (400, -32600)
@@ -228,14 +228,14 @@ async def test_only_post_is_allowed(wire: Wire, method: str) -> None:
     assert (reply.status, reply.headers[b"allow"]) == (405, b"POST")
 
 
-async def test_a_session_id_is_ignored_and_never_given(wire: Wire) -> None:
+async def test_session_ids_are_ignored_and_never_issued(wire: Wire) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http."""
     reply = await wire.post(ADD, {**ADD_HEADERS, "mcp-session-id": "nobody's", "last-event-id": "nothing"})
     assert reply.status == 200
     assert b"mcp-session-id" not in reply.headers
 
 
-async def test_the_header_check_sees_the_value_that_the_call_uses(wire: Wire) -> None:
+async def test_header_check_uses_the_value_of_the_call(wire: Wire) -> None:
     """Of duplicate keys the last wins, for the check as for the call."""
     text = json.dumps(enveloped("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7))
     twice = text.replace('"name": "add"', '"name": "sampler", "name": "add"').encode()
@@ -262,7 +262,7 @@ async def second_round(wire: Wire, state: str, key: str, **params: Any) -> Reply
 
 
 @for_each("change", ["flip", "cut", "grow", "other arguments"])
-async def test_a_state_that_was_changed_or_belongs_to_another_call_is_invalid_params(wire: Wire, change: str) -> None:
+async def test_changed_and_foreign_state_is_invalid_params(wire: Wire, change: str) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: attacker-controlled; the good state still works afterwards."""
     state, key = await first_round(wire)
     middle = len(state) // 2
@@ -277,7 +277,7 @@ async def test_a_state_that_was_changed_or_belongs_to_another_call_is_invalid_pa
     assert (await second_round(wire, state, key)).message["result"]["content"][0]["text"] == "It is Ada."
 
 
-async def test_an_expired_state_is_invalid_params(wire: Wire) -> None:
+async def test_expired_state_is_invalid_params(wire: Wire) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: bound to a time, by the server's clock."""
     state, key = await first_round(wire)
     services = wire.runtime.services
@@ -290,7 +290,7 @@ async def test_an_expired_state_is_invalid_params(wire: Wire) -> None:
 @for_each(
     "answer", [None, 1, {}, {"action": "maybe"}, {"action": "accept"}, {"action": "accept", "content": {"name": 1}}]
 )
-async def test_an_answer_that_is_no_answer_is_told_and_nothing_is_lost(wire: Wire, answer: Any) -> None:
+async def test_invalid_answers_are_reported_and_keep_the_state(wire: Wire, answer: Any) -> None:
     """An answer is input as every other: an error that names it, or the question again, never a crash."""
     state, key = await first_round(wire)
     reply = await second_round(wire, state, key, inputResponses={key: answer})
@@ -300,7 +300,7 @@ async def test_an_answer_that_is_no_answer_is_told_and_nothing_is_lost(wire: Wir
     assert "error" in message or message["result"].get("isError") or message["result"]["resultType"] == "input_required"
 
 
-async def test_numbers_that_no_double_holds_do_not_break_the_binding_of_a_state(wire: Wire) -> None:
+async def test_large_numbers_do_not_break_state_binding(wire: Wire) -> None:
     """The state is bound to the arguments; unknown ones are part of them."""
     for number in (b"1e999", b"-1e999", b"1" * 400, b"1e-999"):
         text = json.dumps(

@@ -13,7 +13,7 @@ ADD: dict[str, Any] = {"name": "add", "arguments": {"a": 1, "b": 2}}
 @for_each("way", ["lane", "asgi"])
 @for_each("method", ["tools/call", "tools/list"])
 @for_each("era", ["per request", "handshake"])
-async def test_a_client_that_reads_only_streams_is_406_where_none_are_made(way: str, method: str, era: str) -> None:
+async def test_stream_only_clients_get_406_without_streaming(way: str, method: str, era: str) -> None:
     """MCP 2026-07-28, basic/versioning. Fixed defect: it was 500."""
     async with wired(make_shop(json_only=True), way) as wire:
         params = ADD if method == "tools/call" else {}
@@ -26,7 +26,7 @@ async def test_a_client_that_reads_only_streams_is_406_where_none_are_made(way: 
         assert (await wire.post(message, headers)).status == 200
 
 
-async def test_a_subscription_is_a_stream_also_where_other_replies_are_not() -> None:
+async def test_subscriptions_stream_without_streaming_replies() -> None:
     """Our choice: `json_only` is about replies, and a subscription has none until it ends."""
     async with wired(make_shop(json_only=True), "asgi") as wire:
         headers = {**routing("subscriptions/listen"), "accept": STREAM_ONLY}
@@ -35,7 +35,7 @@ async def test_a_subscription_is_a_stream_also_where_other_replies_are_not() -> 
         assert reply.messages[0]["method"] == "notifications/subscriptions/acknowledged"
 
 
-async def test_a_batch_is_answered_as_an_event_where_the_client_reads_nothing_else(wire: Wire) -> None:
+async def test_batch_reply_is_an_event_for_stream_only_clients(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports. Fixed defect: it was JSON."""
     headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
     reply = await wire.post([request("ping", id="a"), request("tools/call", ADD, 2)], headers)
@@ -44,7 +44,7 @@ async def test_a_batch_is_answered_as_an_event_where_the_client_reads_nothing_el
     assert reply.body.count(b'"jsonrpc"') == 2
 
 
-async def test_a_batch_of_a_client_that_reads_only_streams_is_406_where_none_are_made() -> None:
+async def test_batches_of_stream_only_clients_get_406_without_streaming() -> None:
     """The same for the array: nothing of it runs."""
     async with wired(make_shop(json_only=True), "asgi") as wire:
         headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
@@ -52,7 +52,7 @@ async def test_a_batch_of_a_client_that_reads_only_streams_is_406_where_none_are
 
 
 @for_each("extra", [{"result": {}}, {"error": {"code": 1, "message": "m"}}, {"result": None}])
-async def test_a_message_that_asks_and_answers_at_once_is_no_message(wire: Wire, extra: dict[str, Any]) -> None:
+async def test_messages_with_method_and_result_are_invalid(wire: Wire, extra: dict[str, Any]) -> None:
     """JSON-RPC 2.0 §4, §5: a request has no result. Fixed defect: it was served, in both eras."""
     modern = await wire.post({**enveloped("tools/call", ADD), **extra}, routing("tools/call", "add"))
     assert modern.error[:2] == (400, -32600)

@@ -66,14 +66,14 @@ async def alive(stream: Stream) -> None:
 
 
 @for_each("name", NOT_JSON)
-async def test_what_is_not_json_is_refused_on_the_post(stream: Stream, name: str) -> None:
+async def test_invalid_json_is_refused_on_the_post(stream: Stream, name: str) -> None:
     """400 -32700: nothing goes to the stream."""
     assert (await stream.wire.post(NOT_JSON[name], path=stream.path)).error == (400, -32700, "none")
     await alive(stream)
 
 
 @for_each("name", NOT_A_MESSAGE)
-async def test_what_is_no_message_is_answered_with_an_invalid_request(stream: Stream, name: str) -> None:
+async def test_invalid_messages_get_invalid_request(stream: Stream, name: str) -> None:
     """-32600 on the stream, where the answers of this transport are, or as the reply of the POST."""
     reply = await stream.wire.post(NOT_A_MESSAGE[name], path=stream.path)
     if reply.status == 202:
@@ -92,7 +92,7 @@ async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
 
 @for_each("session", ["", "?session_id=", "?session_id=x&session_id=y", "?session_id=" + "0" * 32, "?sessionId=1"])
 @for_each("way", ["lane", "asgi"])
-async def test_a_post_that_names_no_open_stream_is_400_or_404(way: str, session: str) -> None:
+async def test_posts_without_an_open_stream_get_400_or_404(way: str, session: str) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: 400 for a missing id, 404 for an unknown one."""
     async with wired(make_shop(), way) as wire:
         reply = await wire.post(request("ping"), path=f"/messages/{session}")
@@ -100,7 +100,7 @@ async def test_a_post_that_names_no_open_stream_is_400_or_404(way: str, session:
         assert reply.error == ((404, -32001, "none") if named else (400, -32600, "none"))
 
 
-async def test_wrong_media_types_and_sizes_are_refused_and_the_session_lives(stream: Stream) -> None:
+async def test_wrong_media_types_and_sizes_keep_the_session(stream: Stream) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: 413 for what is too large; 415 and 406 as on the other
     transport.
     """
@@ -113,7 +113,7 @@ async def test_wrong_media_types_and_sizes_are_refused_and_the_session_lives(str
     await alive(stream)
 
 
-async def test_a_closed_stream_ends_its_session(stream: Stream) -> None:
+async def test_closing_the_stream_ends_the_session(stream: Stream) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: closing the connection ends the session."""
     wire = stream.wire
     assert wire.running is not None
@@ -124,7 +124,7 @@ async def test_a_closed_stream_ends_its_session(stream: Stream) -> None:
     assert (await wire.post(request("ping"), path=stream.path)).error == (404, -32001, "none")
 
 
-async def test_an_enveloped_request_that_is_wrong_is_answered_on_the_stream(stream: Stream) -> None:
+async def test_invalid_per_request_messages_are_answered_on_the_stream(stream: Stream) -> None:
     """The era is chosen for each message, and each gets its own errors."""
     _, message = await stream.ask(request("tools/list", {"_meta": envelope("2099-01-01")}, 7))
     assert (message["error"]["code"], message["id"]) == (-32022, 7)
@@ -133,7 +133,7 @@ async def test_an_enveloped_request_that_is_wrong_is_answered_on_the_stream(stre
     await alive(stream)
 
 
-async def test_a_request_that_describes_itself_is_served_on_the_old_stream_too(stream: Stream) -> None:
+async def test_per_request_messages_are_served_on_http_sse(stream: Stream) -> None:
     """Our choice, in docs/reference/features.md: the era is told by the message, not by what carries it."""
     answer = (await stream.ask(request("tools/list", {"_meta": envelope()}, 5)))[1]
     assert answer["result"]["resultType"] == "complete"

@@ -81,7 +81,7 @@ LINES = {name: body for name, body in NOT_JSON.items() if b"\n" not in body and 
 
 
 @for_each("name", LINES)
-async def test_a_line_that_is_not_json_is_a_parse_error_and_the_process_lives(pipes: Pipes, name: str) -> None:
+async def test_invalid_json_line_is_a_parse_error_and_keeps_the_process(pipes: Pipes, name: str) -> None:
     """-32700 without an id, invalid UTF-8 included."""
     await pipes.write(LINES[name] + b"\n" + PING)
     message = await pipes.answer()
@@ -90,7 +90,7 @@ async def test_a_line_that_is_not_json_is_a_parse_error_and_the_process_lives(pi
 
 
 @for_each("name", NOT_A_MESSAGE)
-async def test_a_line_that_is_no_message_is_an_invalid_request(pipes: Pipes, name: str) -> None:
+async def test_invalid_message_lines_get_invalid_request(pipes: Pipes, name: str) -> None:
     """-32600 without an id, as over HTTP."""
     await pipes.write(json.dumps(NOT_A_MESSAGE[name]).encode() + b"\n" + PING)
     messages = [await pipes.answer(), await pipes.answer()]
@@ -107,14 +107,14 @@ async def test_only_real_nesting_is_refused(pipes: Pipes, name: str) -> None:
 
 
 @for_each("request_id", IDS, ids=lambda value: repr(value)[:24])
-async def test_an_id_comes_back_with_its_type_and_value(pipes: Pipes, request_id: Any) -> None:
+async def test_ids_are_returned_unchanged(pipes: Pipes, request_id: Any) -> None:
     """JSON-RPC 2.0, section 5."""
     await pipes.write(json.dumps(request("ping", id=request_id)).encode() + b"\n")
     answer = await pipes.answer()
     assert (answer["id"], type(answer["id"])) == (request_id, type(request_id))
 
 
-async def test_a_line_may_come_in_pieces_cut_anywhere_even_inside_a_character(pipes: Pipes) -> None:
+async def test_lines_may_arrive_in_arbitrary_pieces(pipes: Pipes) -> None:
     """Partial lines and split UTF-8 are buffered."""
     line = json.dumps(request("ping", id="é☃😀"), ensure_ascii=False).encode()
     for cut in range(1, len(line)):
@@ -124,7 +124,7 @@ async def test_a_line_may_come_in_pieces_cut_anywhere_even_inside_a_character(pi
         assert (await pipes.answer())["id"] == "é☃😀"
 
 
-async def test_line_ends_may_be_crlf_and_blank_lines_are_passed_over(pipes: Pipes) -> None:
+async def test_crlf_and_blank_lines_are_accepted(pipes: Pipes) -> None:
     """Windows clients write CRLF; a blank line is no message and gets no answer."""
     await pipes.write(b"\n\r\n  \t\r\n" + PING.replace(b"\n", b"\r\n") + b"\r\n" + b"  " + PING)
     await pipes.pong()
@@ -132,7 +132,7 @@ async def test_line_ends_may_be_crlf_and_blank_lines_are_passed_over(pipes: Pipe
 
 
 @for_each("size", [LIMIT + 1, 5 * LIMIT])
-async def test_a_line_over_the_limit_is_a_parse_error_once_and_the_next_line_is_read(pipes: Pipes, size: int) -> None:
+async def test_overlong_line_is_one_parse_error(pipes: Pipes, size: int) -> None:
     """What is too long is skipped to its end, in bounded memory."""
     await pipes.write(b"x" * size)
     message = await pipes.answer()
@@ -141,13 +141,13 @@ async def test_a_line_over_the_limit_is_a_parse_error_once_and_the_next_line_is_
     await pipes.pong()
 
 
-async def test_a_line_at_the_limit_is_read(pipes: Pipes) -> None:
+async def test_lines_at_the_limit_are_read(pipes: Pipes) -> None:
     """The limit counts the line without its end."""
     await pipes.write(PING[:-1].ljust(LIMIT) + b"\n")
     await pipes.pong()
 
 
-async def test_bad_messages_of_each_era_get_its_errors_in_one_process(pipes: Pipes) -> None:
+async def test_invalid_messages_get_the_errors_of_their_era(pipes: Pipes) -> None:
     """MCP 2026-07-28, basic/versioning: the era is chosen for each message."""
     lines = {
         -32022: request("tools/list", {"_meta": envelope("2099-01-01")}, "c"),
@@ -164,7 +164,7 @@ async def test_bad_messages_of_each_era_get_its_errors_in_one_process(pipes: Pip
 
 
 @pytest.mark.server
-def test_a_process_answers_every_bad_line_and_ends_with_its_input() -> None:
+def test_every_invalid_line_gets_a_response() -> None:
     """Nothing but messages on stdout, no traceback on stderr, and exit code 0 at the end of input."""
     lines = [*LINES.values(), *(json.dumps(value).encode() for value in NOT_A_MESSAGE.values())]
     given = b"\n".join([*lines, PING])

@@ -34,7 +34,7 @@ async def test_a_tool_error_is_text_for_the_model(wire: Wire, era: str) -> None:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_any_other_failure_shows_an_incident_and_the_log_has_it(
+async def test_other_failures_return_an_incident_and_are_logged(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Our choice: the peer sees an identifier, the operator finds the traceback under it."""
@@ -51,7 +51,7 @@ async def test_any_other_failure_shows_an_incident_and_the_log_has_it(
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_result_that_its_schema_forbids_is_an_internal_error_and_the_log_names_the_field(
+async def test_results_that_violate_their_schema_are_internal_errors(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Our fault, not the model's: a protocol error, opaque outside."""
@@ -65,7 +65,7 @@ async def test_a_result_that_its_schema_forbids_is_an_internal_error_and_the_log
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_result_that_a_schema_written_by_hand_forbids_is_an_internal_error_too(
+async def test_results_that_violate_hand_written_schemas_are_internal_errors(
     wire: Wire, era: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fixed defect: of such a schema only the type of the root was compared."""
@@ -85,7 +85,7 @@ async def test_a_result_that_a_schema_written_by_hand_forbids_is_an_internal_err
         ([], "the arguments must be an object, got the array []"),
     ],
 )
-async def test_arguments_that_a_schema_written_by_hand_forbids_end_as_those_of_a_generated_one(
+async def test_hand_written_and_generated_schemas_refuse_the_same_way(
     wire: Wire, era: str, arguments: Any, text: str
 ) -> None:
     """A fixed defect: they were not checked. MCP 2025-11-25, server/tools: an error of the protocol first, later

@@ -129,7 +129,7 @@ def test_run_shows_a_panel_and_ends_with_ctrl_c(screen: Screen) -> None:
     screen.until("ended with 0")
 
 
-def test_dev_waits_for_a_mistake_to_go_and_shows_the_next_one(screen: Screen, tmp_path: Path) -> None:
+def test_dev_waits_for_a_fix_and_shows_the_next_error(screen: Screen, tmp_path: Path) -> None:
     """With the line of the mistake, and that the old program serves on."""
     program = tmp_path / "shop.py"
     program.write_text("from millstream import Server\n\nmcp = Server('shop'\n", "utf-8")
@@ -164,7 +164,7 @@ def test_watch_shows_what_happens(screen: Screen, server: Shared) -> None:
     screen.until("ended with 130")
 
 
-def test_bench_fills_a_bar_and_draws_a_chart_that_fits(screen: Screen, server: Shared) -> None:
+def test_bench_draws_progress_and_a_chart(screen: Screen, server: Shared) -> None:
     """Bars as wide as the terminal, and no wider."""
     screen.start("bench", f"http://127.0.0.1:{server.port()}/mcp", "--tool", "count", "a=1", "b=2", "--seconds", "1")
     screen.until(lambda text: "░" in text or "ended" in text)  # the bar is there for as long as it runs
@@ -198,7 +198,7 @@ def test_install_shows_the_change_and_asks(narrow: Screen, tmp_path: Path) -> No
     assert path.exists()
 
 
-def test_an_error_of_a_server_is_one_sentence(narrow: Screen) -> None:
+def test_server_errors_are_one_sentence(narrow: Screen) -> None:
     """And no frame of ours."""
     narrow.start("list", f"http://127.0.0.1:{free_port()}/mcp")
     lines = narrow.until("ended with 3")
@@ -215,7 +215,7 @@ def test_ctrl_c_at_a_question_ends_the_command_at_once(narrow: Screen, tmp_path:
     narrow.until("ended with 130")
 
 
-def test_ctrl_d_at_a_question_of_a_server_cancels_it(narrow: Screen, tmp_path: Path) -> None:
+def test_ctrl_d_cancels_a_question_of_a_server(narrow: Screen, tmp_path: Path) -> None:
     """The server hears that the person went away, and the command says no word of ours."""
     (tmp_path / "ask.py").write_text(ASKING)
     narrow.start("call", "ask.py", "greet")
@@ -226,7 +226,7 @@ def test_ctrl_d_at_a_question_of_a_server_cancels_it(narrow: Screen, tmp_path: P
 
 
 @pytest.mark.parametrize("words", [("users", "add", "ada"), ("install", str(SHOP), "--client", "cursor")])
-def test_ctrl_c_at_a_question_of_a_command_is_ctrl_c(narrow: Screen, words: tuple[str, ...]) -> None:
+def test_ctrl_c_at_a_prompt_exits(narrow: Screen, words: tuple[str, ...]) -> None:
     """130, as anywhere else; 1 means that the person said no."""
     narrow.start(*words)
     narrow.until(lambda text: "Password:" in text or "[y/N]:" in text)

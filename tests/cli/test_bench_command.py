@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         yield running
 
 
-def test_percentiles_are_right_to_one_percent() -> None:
+def test_percentiles_are_within_one_percent() -> None:
     """Compared with all values, sorted."""
     tally, source = Tally(), random.Random(7)
     values = sorted(source.lognormvariate(-6, 1) for _ in range(20_000))
@@ -37,7 +37,7 @@ def test_percentiles_are_right_to_one_percent() -> None:
     assert spread[-1][0] == values[-1]
 
 
-def test_one_value_and_none_make_no_trouble() -> None:
+def test_percentiles_accept_one_value_and_none() -> None:
     """A server that never answered has no percentiles."""
     tally = Tally()
     assert (tally.spread(10), tally.percentile(99)) == ([], 0.0)
@@ -52,7 +52,7 @@ def test_durations_have_three_digits(seconds: float, text: str) -> None:
 
 
 @pytest.mark.server
-async def test_calls_are_counted_and_all_reach_the_server(server: Shared) -> None:
+async def test_bench_counts_every_call(server: Shared) -> None:
     """In JSON for programs."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     words = ["--tool", "count", "a=1", "b=2", "--connections", "3", "--seconds", "0.2", "--json"]
@@ -66,7 +66,7 @@ async def test_calls_are_counted_and_all_reach_the_server(server: Shared) -> Non
 
 
 @pytest.mark.server
-async def test_errors_are_counted_by_what_they_say(server: Shared) -> None:
+async def test_bench_groups_errors_by_message(server: Shared) -> None:
     """And the status says that there were some."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     code, out, error = await run("bench", url, "--tool", "fail", "--seconds", "0.1", "--connections", "1")
@@ -78,7 +78,7 @@ async def test_errors_are_counted_by_what_they_say(server: Shared) -> None:
     assert "--tool" in error
 
 
-async def test_a_server_that_dies_is_not_asked_in_a_tight_loop() -> None:
+async def test_dead_server_is_not_called_in_a_tight_loop() -> None:
     """A connection that breaks waits before its next call."""
     asked: list[str] = []
 

@@ -73,7 +73,7 @@ def at_terminal(*arguments: str, columns: int = 80) -> str:
     return seen.decode()
 
 
-def test_the_overview_names_every_command_and_no_other() -> None:
+def test_overview_lists_every_command() -> None:
     """It's written by hand, so that it's there at once."""
     named = {name for group in COMMANDS.values() for name in group} - {"help"}
     assert named == set(MODULES)
@@ -87,7 +87,7 @@ SILENT = {"dev", "record", "completion", "replay"}
 """They serve, or print a script."""
 
 
-def test_every_command_prints_json_if_asked_and_has_an_example() -> None:
+def test_every_command_has_json_output_and_an_example() -> None:
     """One option, the same everywhere; and help that shows how it's used."""
     for name, command in commands():
         if name.startswith("users"):  # keeps a file and prints sentences
@@ -99,7 +99,7 @@ def test_every_command_prints_json_if_asked_and_has_an_example() -> None:
 
 
 @for_each("name", ["call", "list", "read", "prompt", "watch", "chat", "info", "ping", "doctor", "tokens", "bench"])
-def test_every_command_that_uses_a_server_reaches_it_by_the_same_options(name: str) -> None:
+def test_server_commands_share_connection_options(name: str) -> None:
     """They come from one place, and stand behind the command's own, before --json."""
     shared = ["--header", "--auth", "--login", "--env", "--revision", "--timeout", "--json"]
     assert options(dict(commands())[name])[-len(shared) :] == shared
@@ -122,7 +122,7 @@ def test_help_loads_no_command_line_library() -> None:
 
 
 @pytest.mark.server
-def test_a_client_command_loads_no_server() -> None:
+def test_client_commands_import_no_server() -> None:
     """Nor the framework of one."""
     program = "import sys; sys.argv[1:] = ['list', 'http://127.0.0.1:1/mcp']\nfrom millstream._cli import main\n"
     check = "try: main()\nexcept SystemExit: print(*[n for n in sys.modules if n in ('millstream._app', 'uvicorn')])"
@@ -143,23 +143,23 @@ class TestInAPipe:
         assert ["template", "book://{isbn}", "One book."] in lines
         assert ["prompt", "pitch", "Praise a book."] in lines
 
-    def test_list_is_json_if_asked(self) -> None:
+    def test_list_prints_json_on_request(self) -> None:
         """As on the wire."""
         found = as_json("list", SHOP)
         assert set(found) == {"tools", "resources", "resourceTemplates", "prompts"}
         assert found["tools"][0]["inputSchema"]["type"] == "object"
 
-    def test_call_reads_values_as_the_schema_wants_them(self) -> None:
+    def test_call_converts_values_by_schema(self) -> None:
         """A number that is a text stays one."""
         assert json.loads(printed("call", SHOP, "order", "isbn=9780", "copies=2")) == {"isbn": "9780", "copies": 2}
         result = as_json("call", SHOP, "count", "a=1", "b=2")
         assert (result["isError"], result["content"][0]["text"]) == (False, "3")
 
-    def test_call_takes_json_from_the_input(self) -> None:
+    def test_call_reads_json_from_standard_input(self) -> None:
         """For other programs."""
         assert printed("call", SHOP, "count", "--input", "-", given='{"a": 1, "b": 2}') == "3\n"
 
-    def test_progress_goes_to_standard_error(self) -> None:
+    def test_progress_is_written_to_standard_error(self) -> None:
         """A line a step."""
         done = run("call", SHOP, "slowly", "steps=2")
         assert (done.stdout, done.stderr) == ("done\n", "progress 1/2\nprogress 2/2\n")
@@ -175,7 +175,7 @@ class TestInAPipe:
         printed("read", SHOP, "book://7", "--output", str(target))
         assert target.read_bytes() == b"Book 7"
 
-    def test_info_ping_and_tokens_have_figures(self) -> None:
+    def test_info_ping_and_tokens_print_figures(self) -> None:
         """Each has JSON as well."""
         about = as_json("info", SHOP)
         assert (about["name"], about["transport"]) == ("shop", "stdio")
@@ -202,7 +202,7 @@ class TestInAPipe:
         (["lsit"], 2, 'Unknown command "lsit". Did you mean "list"?'),
     ],
 )
-def test_what_fails_is_one_line_and_a_status(arguments: list[str], status: int, words: str) -> None:
+def test_failures_are_one_line_and_a_status(arguments: list[str], status: int, words: str) -> None:
     """Programs go by the status, people by the line."""
     done = run(*(word.replace("{port}", str(free_port())) for word in arguments))
     assert done.returncode == status, done.stderr
@@ -212,7 +212,7 @@ def test_what_fails_is_one_line_and_a_status(arguments: list[str], status: int, 
 
 @pytest.mark.server
 @for_each("columns", [80, 120])
-def test_a_terminal_gets_a_table_that_fits(columns: int) -> None:
+def test_tables_fit_the_terminal(columns: int) -> None:
     """No line is longer than the terminal, and the columns have names."""
     seen = at_terminal("list", SHOP, columns=columns)
     lines = seen.replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
@@ -222,7 +222,7 @@ def test_a_terminal_gets_a_table_that_fits(columns: int) -> None:
 
 
 @pytest.mark.server
-def test_a_terminal_gets_a_bar_that_goes_away() -> None:
+def test_progress_bar_disappears_at_the_end() -> None:
     """The result stands on a line of its own."""
     seen = at_terminal("call", SHOP, "slowly", "steps=2")
     assert "█" in seen
@@ -237,7 +237,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 @pytest.mark.server
 @for_each("revision", ["2025-11-25", "2026-07-28"])
-def test_watch_ends_at_once_for_a_resource_that_is_not_there(server: Shared, revision: str) -> None:
+def test_watch_fails_for_unknown_resources(server: Shared, revision: str) -> None:
     """Fixed defect: with the newest revision it waited forever for a change that can't come."""
     url = f"http://127.0.0.1:{server.port()}/mcp"
     done = subprocess.run(
@@ -268,7 +268,7 @@ def test_watch_prints_changes_as_they_happen(server: Shared) -> None:
 
 
 @pytest.mark.server
-def test_a_name_that_the_server_has_not_is_told_with_the_nearest() -> None:
+def test_unknown_names_suggest_the_nearest() -> None:
     """The server's own sentence doesn't say what there is."""
     done = run("call", SHOP, "ordr")
     assert (done.returncode, done.stderr) == (1, "Error: The server has no tool 'ordr'. Did you mean order?\n")
@@ -278,7 +278,7 @@ def test_a_name_that_the_server_has_not_is_told_with_the_nearest() -> None:
 
 
 @pytest.mark.server
-def test_a_tool_that_asks_a_person_says_so_where_nobody_can_be_asked() -> None:
+def test_questions_without_a_terminal_are_explained() -> None:
     """`Missing required client capability` tells a person nothing."""
     done = run("call", SHOP, "deliver")
     assert (done.returncode, done.stderr) == (
@@ -287,7 +287,7 @@ def test_a_tool_that_asks_a_person_says_so_where_nobody_can_be_asked() -> None:
     )
 
 
-def test_a_file_shows_its_prints_logs_and_tracebacks(tmp_path: Path) -> None:
+def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
     """Our choice: `call` and `list` pass on the standard error of a program, and never mix it into their output."""
     path = tmp_path / "failing.py"
     path.write_text(
@@ -315,7 +315,7 @@ def test_a_file_shows_its_prints_logs_and_tracebacks(tmp_path: Path) -> None:
     assert done.stderr.startswith("imported\n")
 
 
-async def test_doctor_waits_no_longer_for_a_certificate_than_it_is_told() -> None:
+async def test_doctor_certificate_check_has_a_timeout() -> None:
     """A fixed defect: `--timeout` didn't count for it, so whoever spoke no TLS was waited for a minute."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
@@ -324,7 +324,7 @@ async def test_doctor_waits_no_longer_for_a_certificate_than_it_is_told() -> Non
 
 
 @pytest.mark.server
-def test_doctor_goes_step_by_step(server: Shared) -> None:
+def test_doctor_reports_each_step(server: Shared) -> None:
     """What is well, and at which step it ends."""
     url = f"http://127.0.0.1:{server.port()}"
     well = as_json("doctor", f"{url}/mcp")

@@ -10,7 +10,7 @@ from millstream._cli.program import program
 from patience import WAIT
 
 
-def test_every_shell_gets_a_script_with_the_commands_and_options() -> None:
+def test_completion_scripts_contain_commands_and_options() -> None:
     """The whole program, though a command loads only itself."""
     for shell in ("bash", "zsh", "fish"):
         done = CliRunner().invoke(program("completion"), ["completion", shell])
@@ -35,7 +35,7 @@ def test_bash_completes_commands_and_choices(tmp_path: Path) -> None:
         assert {word.strip() for word in done.stdout.split()} == wanted
 
 
-def test_the_script_can_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_script_can_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the shell that the person has."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SHELL", "/bin/bash")

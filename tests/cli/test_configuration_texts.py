@@ -53,13 +53,13 @@ def added(before: str, after: str) -> list[str]:
 class TestJson:
     """https://code.visualstudio.com/docs/languages/json#_json-with-comments"""
 
-    def test_comments_tabs_and_trailing_commas_stay(self) -> None:
+    def test_comments_tabs_and_trailing_commas_are_kept(self) -> None:
         """An entry is written as its neighbors are."""
         after = jsonc.put(VSCODE, ("servers", "shop"), {"command": "run"})
         assert added(VSCODE, after) == ['\t\t"shop": {', '\t\t\t"command": "run"', "\t\t},"]
         assert jsonc.take(after, ("servers", "shop")) == VSCODE
 
-    def test_the_last_entry_gets_a_comma_and_keeps_the_comment_behind_it(self) -> None:
+    def test_new_entry_adds_a_comma_and_keeps_comments(self) -> None:
         """A comment says something about the entry that it stands behind."""
         text = '{\n  "mcpServers": {\n    "a": {} // mine\n  }\n}\n'
         after = jsonc.put(text, ("mcpServers", "b"), {})
@@ -81,7 +81,7 @@ class TestJson:
             ('{\n  // nothing\n}\n', '{\n  // nothing\n  "m": {\n    "x": 1\n  }\n}\n'),
         ],
     )  # fmt: skip
-    def test_a_document_keeps_its_style(self, before: str, after: str) -> None:
+    def test_documents_keep_their_style(self, before: str, after: str) -> None:
         """Indentation, line ends, one line or many, a mark of the byte order."""
         assert jsonc.put(before, ("m", "x"), 1) == after
 
@@ -95,13 +95,13 @@ class TestJson:
         with pytest.raises(Broken, match="line 1"):
             jsonc.put(text, ("m", "x"), 1)
 
-    def test_a_parent_that_is_no_object_is_refused(self) -> None:
+    def test_parents_that_are_not_objects_are_refused(self) -> None:
         """Somebody means something by it."""
         with pytest.raises(Broken, match="m isn't an object"):
             jsonc.put('{"m": []}', ("m", "x"), 1)
 
     @given(st.data())
-    def test_any_document_means_the_same_otherwise(self, data: st.DataObject) -> None:
+    def test_edits_do_not_change_other_content(self, data: st.DataObject) -> None:
         """Whatever it holds and however it's indented; and it can be taken out again."""
         names = st.text(max_size=3)
         values = st.recursive(
@@ -139,7 +139,7 @@ theme = "dark"
 class TestToml:
     """https://toml.io/en/v1.0.0"""
 
-    def test_a_table_is_added_and_removed_again(self) -> None:
+    def test_tables_are_added_and_removed(self) -> None:
         """Comments, order, and style of the rest stay."""
         after = put_toml(CODEX, ("mcp_servers", "shop"), {**ENTRY, "env": {"A B": "é"}})
         assert tomllib.loads(after)["mcp_servers"]["shop"] == {**ENTRY, "env": {"A B": "é"}}
@@ -147,19 +147,19 @@ class TestToml:
         added(CODEX, after)
         assert tomllib.loads(remove_toml(after, ("mcp_servers", "shop"))) == tomllib.loads(CODEX)
 
-    def test_a_table_is_replaced_where_it_stands(self) -> None:
+    def test_tables_are_replaced_in_place(self) -> None:
         """With the tables below it."""
         after = put_toml(CODEX, ("mcp_servers", "other"), {"url": "https://example.com/mcp"})
         assert "npx" not in after
         assert "# what I see" in after
         assert tomllib.loads(after)["mcp_servers"] == {"other": {"url": "https://example.com/mcp"}}
 
-    def test_names_that_need_quotes_get_them(self) -> None:
+    def test_names_are_quoted_if_needed(self) -> None:
         """A dot would be a level."""
         after = put_toml("", ("mcp_servers", "a.b"), {"url": "x\x7f"})
         assert tomllib.loads(after) == {"mcp_servers": {"a.b": {"url": "x\x7f"}}}
 
-    def test_documents_written_in_other_forms_mean_the_same_afterwards(self) -> None:
+    def test_unusual_documents_keep_their_meaning(self) -> None:
         """Inline tables, dotted keys, and headers inside strings."""
         for text in (
             "mcp_servers = { other = { command = 'x' } }\n",
@@ -200,21 +200,21 @@ GOOSE_MODEL: gpt-5
 class TestYaml:
     """https://yaml.org/spec/1.2.2/"""
 
-    def test_an_entry_is_added_behind_the_others_and_removed_again(self) -> None:
+    def test_entries_are_appended_and_removed(self) -> None:
         """Comments and style of the rest stay."""
         after = put_yaml(GOOSE, ("extensions", "shop"), ENTRY)
         assert len(added(GOOSE, after)) == 5
         assert yaml_entry(after, ("extensions", "shop")) == ENTRY
         assert remove_yaml(after, ("extensions", "shop")) == GOOSE
 
-    def test_an_entry_is_replaced_where_it_stands(self) -> None:
+    def test_entries_are_replaced_in_place(self) -> None:
         """The other entry stays, with its comments."""
         after = put_yaml(GOOSE, ("extensions", "developer"), {"a": 1})
         assert yaml_entry(after, ("extensions", "developer")) == {"a": 1}
         assert yaml_entry(after, ("extensions", "other")) == {"cmd": "npx", "args": ["-y", "other"]}
         assert "# paid by work" in after
 
-    def test_a_document_keeps_its_style(self) -> None:
+    def test_documents_keep_their_style(self) -> None:
         """Indentation and line ends."""
         for before, after in (
             ("", "extensions:\n  x:\n    a: 1\n"),
@@ -225,7 +225,7 @@ class TestYaml:
         ):
             assert put_yaml(before, ("extensions", "x"), {"a": 1}) == after
 
-    def test_what_cannot_be_changed_safely_is_refused(self) -> None:
+    def test_unsafe_edits_are_refused(self) -> None:
         """Broken, or something else than a mapping."""
         for text in ("extensions: [1]\n", "extensions:\n  - x\n", "extensions:\n\tx: 1\n", "{a: 1\n", "- 1\n"):
             with pytest.raises(Broken):
@@ -235,6 +235,6 @@ class TestYaml:
 @for_each(
     ("take", "text"), [(jsonc.take, DESKTOP), (remove_toml, CODEX), (remove_yaml, GOOSE), (remove_yaml, "a: 1\n")]
 )
-def test_taking_out_what_is_not_there_changes_nothing(take: Callable[[str, Any], str], text: str) -> None:
+def test_removing_a_missing_entry_changes_nothing(take: Callable[[str, Any], str], text: str) -> None:
     """Nor is it an error."""
     assert take(text, ("mcpServers", "nothing")) == text

@@ -81,7 +81,7 @@ async def agent() -> AsyncIterator[Agent]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_server_is_listed_while_it_accepts_new_work(workers: str, tmp_path: Path) -> None:
+async def test_server_is_registered_while_it_accepts_work(workers: str, tmp_path: Path) -> None:
     port = free_port()
     async with agent() as listed:
         command = millstream("examples/bookshop.py", port, "--workers", workers, "--consul", listed.url)
@@ -106,7 +106,7 @@ def registration(url: str, *, host: str = "127.0.0.1", name: str = "shop") -> Co
     return ConsulRegistration(url, name=name, host=host, port=8000, meta={}, serves=lambda: True)
 
 
-async def test_the_check_passes_again_and_again_and_an_agent_that_forgot_is_asked_anew(
+async def test_check_is_renewed_and_lost_registrations_are_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(consul, "TTL", 0.03)
@@ -121,7 +121,7 @@ async def test_the_check_passes_again_and_again_and_an_agent_that_forgot_is_aske
         assert "unknown" in listed.asked
 
 
-async def test_an_agent_that_is_away_is_logged_once_and_tried_again(
+async def test_unreachable_agent_is_logged_once_and_retried(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(consul, "TTL", 0.03)
@@ -143,7 +143,7 @@ async def test_an_agent_that_is_away_is_logged_once_and_tried_again(
     ]
 
 
-async def test_a_server_on_every_address_has_the_one_of_its_agent() -> None:
+async def test_wildcard_bind_registers_the_agent_address() -> None:
     async with agent() as listed:
         kept = registration(listed.url, host="0.0.0.0", name="My Analytics Server")  # noqa: S104
         kept.open()
@@ -154,6 +154,6 @@ async def test_a_server_on_every_address_has_the_one_of_its_agent() -> None:
         await kept.close()
 
 
-def test_a_url_that_is_none_says_what_one_looks_like() -> None:
+def test_invalid_consul_urls_show_an_example() -> None:
     with pytest.raises(CommandError, match="isn't the URL of a Consul agent"):
         registration("localhost:8500")

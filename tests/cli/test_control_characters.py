@@ -60,7 +60,7 @@ def asks_bad() -> None:
     ],
     ids=["JSON", "events", "rows", "an error", "a question"],
 )
-def test_control_characters_of_a_server_stay_out_of_a_terminal(
+def test_control_characters_do_not_reach_the_terminal(
     show: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They could rewrite what stands there, or fill the clipboard."""

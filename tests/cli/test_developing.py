@@ -40,9 +40,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(("color", "options"), [(True, ()), (False, ("--reload",))])
-def test_a_terminal_shows_a_line_for_each_message_and_the_lines_of_an_error(
-    tmp_path: Path, color: bool, options: tuple[str, ...]
-) -> None:
+def test_dev_prints_messages_and_error_lines(tmp_path: Path, color: bool, options: tuple[str, ...]) -> None:
     """docs/how-to/develop.md."""
     (tmp_path / "shop.py").write_text(FILE, "utf-8")
     (tmp_path / "call.py").write_text(CALL, "utf-8")

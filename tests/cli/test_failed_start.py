@@ -66,9 +66,7 @@ PROGRAM = "\nif __name__ == '__main__':\n    mcp.run({!r}, port=0)\n"
     ],
     ids=["a lifespan that raises", "a completer of nothing"],
 )
-def test_a_server_that_cannot_start_says_why_once(
-    tmp_path: Path, transport: str, way: str, source: str, said: str
-) -> None:
+def test_failed_start_is_explained_once(tmp_path: Path, transport: str, way: str, source: str, said: str) -> None:
     """A fixed defect: a page of our traceback and two lines of uvicorn stood around the one line that mattered."""
     file = tmp_path / "shop.py"
     file.write_text(source + PROGRAM.format(transport), "utf-8")
@@ -82,7 +80,7 @@ def test_a_server_that_cannot_start_says_why_once(
 
 @pytest.mark.check
 @for_each("path", sources("src"))
-def test_no_text_sends_anybody_to_a_file_that_the_package_does_not_have(path: Path) -> None:
+def test_messages_reference_only_packaged_files(path: Path) -> None:
     """A fixed defect: errors named files of the repository, which an installed package has not."""
     tree = ast.parse(path.read_text("utf-8"))
     docstrings = {

@@ -60,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("typed", FAILURES)
-def test_a_failure_is_one_object_with_the_sentence_and_the_status(
+def test_failures_as_json_have_message_and_status(
     typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exit status is the same as without --json, and standard error says nothing more."""
@@ -81,7 +81,7 @@ def test_a_failure_is_one_object_with_the_sentence_and_the_status(
 
 
 @pytest.mark.parametrize(("typed", "remedy"), [("list", "millstream list --help"), ("lost", "millstream --help")])
-def test_wrong_use_names_the_help_that_there_is(
+def test_usage_errors_name_the_help(
     typed: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A command that doesn't exist has no help."""

@@ -120,13 +120,13 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
 
 
 @for_each(("behave", "code", "words", "more"), CALLS)
-async def test_a_server_that_misbehaves(behave: Behave, code: int, words: str, more: tuple[str, ...]) -> None:
+async def test_misbehaving_servers_are_explained(behave: Behave, code: int, words: str, more: tuple[str, ...]) -> None:
     """The status says what kind of trouble it is, the sentence says what to do."""
     async with rude(behave) as server:
         await fails(code, words, "call", server.url, "x", *more)
 
 
-async def test_no_server() -> None:
+async def test_missing_servers_are_explained() -> None:
     """Nobody listens, there's no such host, it's no URL."""
     await fails(3, "There is no server at", "list", f"http://127.0.0.1:{free_port()}/mcp")
     await fails(3, r"There is no server at http://nothing\.invalid", "list", "http://nothing.invalid/mcp")
@@ -151,7 +151,7 @@ async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
-async def test_tls_that_is_not_trusted_or_not_there(unasked: int) -> None:
+async def test_tls_failures_are_explained(unasked: int) -> None:
     """The certificate is the trouble, or there's no TLS at all, or there is although nobody asked for it."""
     await fails(
         3,
@@ -181,7 +181,9 @@ PROGRAMS = [
 
 @pytest.mark.server
 @pytest.mark.parametrize(("source", "code", "words", "timeout"), PROGRAMS)
-async def test_a_program_that_is_no_server(source: str, code: int, words: str, timeout: float, tmp_path: Path) -> None:
+async def test_programs_that_are_not_servers_are_explained(
+    source: str, code: int, words: str, timeout: float, tmp_path: Path
+) -> None:
     """It ends, says nothing, or talks too much; and it's gone afterwards."""
     script = tmp_path / "program.py"
     mark = tmp_path / "pid"
@@ -195,6 +197,6 @@ async def test_a_program_that_is_no_server(source: str, code: int, words: str, t
 
 
 @for_each("command", ["info", "ping", "tokens", "watch", "bench"])
-async def test_every_command_that_connects_says_it_alike(command: str) -> None:
+async def test_connection_errors_are_the_same_in_every_command(command: str) -> None:
     """One way to fail."""
     await fails(3, "There is no server at", command, f"http://127.0.0.1:{free_port()}/mcp")

@@ -50,7 +50,7 @@ def at_terminal(*words: str, cwd: Path) -> str:
 
 
 @pytest.mark.server
-def test_a_terminal_gets_colors_signatures_and_indented_json(tmp_path: Path) -> None:
+def test_terminals_get_colors_signatures_and_indented_json(tmp_path: Path) -> None:
     """Our choice: a pipe gets plain text, one line a row, and JSON as it came."""
     (tmp_path / "shop.py").write_text(SHOP.format(auth=None))
     assert "order(isbn, copies: integer=1)" in at_terminal("list", "shop.py", cwd=tmp_path)
@@ -72,7 +72,7 @@ def test_a_terminal_gets_colors_signatures_and_indented_json(tmp_path: Path) -> 
 
 
 @pytest.mark.server
-def test_a_key_is_sent_as_an_option_or_a_variable_says(tmp_path: Path) -> None:
+def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
     """MCP_SERVER_AUTH_KEY goes to servers of this machine, and to the one of MCP_SERVER_URL."""
     (tmp_path / "shop.py").write_text(
         SHOP.format(auth='__import__("millstream.auth").auth.keys("secret-key-of-the-shop")')
@@ -110,7 +110,7 @@ def test_bench_opens_listeners_and_counts_deliveries(tmp_path: Path) -> None:
     assert found["memoryBytes"]["with"] > 0
 
 
-def test_an_answer_that_does_not_fit_is_refused_in_words() -> None:
+def test_invalid_answers_are_explained_and_asked_again() -> None:
     """Then the question is asked again, instead of the call ending."""
     for value, field, words in (
         ("x", {"type": "integer"}, "a whole number"),
@@ -126,7 +126,7 @@ def test_an_answer_that_does_not_fit_is_refused_in_words() -> None:
     assert wrong_answer(3, {"type": "integer", "minimum": 1, "maximum": 5}) == ""
 
 
-def test_a_name_with_blanks_is_installed(tmp_path: Path) -> None:
+def test_names_with_spaces_can_be_installed(tmp_path: Path) -> None:
     """Applications that take no blanks exist, so every one of them gets the same name."""
     path = tmp_path / "shop.py"
     path.write_text(SHOP.format(auth=None))
@@ -136,7 +136,7 @@ def test_a_name_with_blanks_is_installed(tmp_path: Path) -> None:
     assert "My-Analytics-Server" in done.stderr
 
 
-def test_the_official_inspector_says_which_node_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_official_inspector_names_the_required_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends without a word on Node.js 20."""
     for name, text in (("npx", "exit 0"), ("node", "echo v20.11.1")):
         script = tmp_path / name

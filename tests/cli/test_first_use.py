@@ -100,7 +100,7 @@ WRONG: list[tuple[list[str], int, str]] = [
 @for_each(
     ("arguments", "status", "words"), WRONG, ids=lambda given: " ".join(given)[:40] if isinstance(given, list) else None
 )
-def test_what_is_wrong_is_said_with_what_to_do(arguments: list[str], status: int, words: str, here: Path) -> None:
+def test_errors_say_what_to_do(arguments: list[str], status: int, words: str, here: Path) -> None:
     """One sentence and the status, without a traceback and without the numbers of the system."""
     (here / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
     (here / "plain.py").write_text("x = 1\n")
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said_with_what_to_do(arguments: list[str], status: int
 
 @pytest.mark.server
 @for_each("name", ["first", "second"])
-def test_a_client_command_takes_one_of_several_servers_in_a_file(name: str, here: Path) -> None:
+def test_client_commands_select_one_of_several_servers(name: str, here: Path) -> None:
     """As ``millstream run FILE:OBJECT`` does; ``#`` does the same as in a configuration file."""
     (here / "two.py").write_text(TWO)
     for mark in ":#":
@@ -125,7 +125,7 @@ def test_a_client_command_takes_one_of_several_servers_in_a_file(name: str, here
 
 
 @pytest.mark.server
-def test_a_server_with_tls_is_reached_over_wss(tmp_path: Path) -> None:
+def test_tls_servers_are_reached_over_wss(tmp_path: Path) -> None:
     """Of a certificate that the system doesn't know, the sentence says how to name it."""
     certificate, key = self_signed(tmp_path)
     port = free_port()
@@ -140,14 +140,14 @@ def test_a_server_with_tls_is_reached_over_wss(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_a_key_for_tls_without_a_certificate_serves_nothing() -> None:
+def test_tls_key_without_certificate_stops_the_start() -> None:
     """It served plain http, and said nothing."""
     done = start("run", SHOP, "--tls-key", "key.pem", "--port", "0", stdout=subprocess.PIPE)
     assert done.returncode == 1
     assert b"There is a key for TLS, but no certificate." in done.stderr
 
 
-def test_a_resource_of_a_template_that_is_not_there_has_the_words_of_the_server(here: Path) -> None:
+def test_missing_template_resources_show_the_server_error(here: Path) -> None:
     """A server may have more to say than that it doesn't know the URI."""
     (here / "shop.py").write_text(
         "from millstream import Server, ToolError\n"
@@ -162,7 +162,7 @@ def test_a_resource_of_a_template_that_is_not_there_has_the_words_of_the_server(
 
 
 @pytest.mark.server
-def test_doctor_fails_where_a_server_offers_nothing(here: Path) -> None:
+def test_doctor_fails_for_empty_servers(here: Path) -> None:
     """The exit status is that of the first step that failed; this step said FAIL, and the status was 0."""
     (here / "empty.py").write_text('from millstream import Server\nmcp = Server("empty")\n')
     code, out, _ = run("doctor", "empty.py", "--json")
@@ -177,14 +177,14 @@ def test_doctor_says_what_to_do_once() -> None:
 
 
 @for_each("name", sorted(MODULES))
-def test_every_command_explains_itself_in_three_ways(name: str) -> None:
+def test_every_command_has_help(name: str) -> None:
     """``--help``, ``-h`` and ``help COMMAND``."""
     assert run(name, "-h") == run(name, "--help")
     assert run(name, "-h")[0] == 0
 
 
 @pytest.mark.server
-def test_help_takes_the_name_of_a_command() -> None:
+def test_help_accepts_a_command_name() -> None:
     """And ``--help`` before a command is the help of all."""
     shown = start("help", "keys", "add", stdout=subprocess.PIPE).stdout
     assert b"Usage: millstream keys add" in shown
@@ -200,7 +200,7 @@ PRINTING = [["--help"], ["version"], ["list", "--help"], ["list", SHOP], ["compl
 @pytest.mark.server
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 @for_each("arguments", PRINTING, ids=" ".join)
-def test_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
+def test_full_disk_is_one_sentence(arguments: list[str]) -> None:
     """Also where Python finds it out only at the end."""
     with Path("/dev/full").open("wb") as full:
         done = start(*arguments, stdout=full)
@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
 
 @pytest.mark.server
 @for_each("arguments", PRINTING, ids=" ".join)
-def test_a_pipe_that_nobody_reads_ends_a_command_quietly(arguments: list[str]) -> None:
+def test_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
     """``millstream … | head``."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -222,7 +222,7 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(arguments: list[str]) -
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="closes the streams with a shell")
 @for_each("arguments", PRINTING, ids=" ".join)
-def test_closed_streams_are_no_trouble(arguments: list[str]) -> None:
+def test_closed_streams_are_tolerated(arguments: list[str]) -> None:
     """``millstream … >&- <&-``: Python has no objects for them then."""
     done = subprocess.run(
         ["sh", "-c", '"$@" >&- <&-', "sh", *START, *arguments], stderr=subprocess.PIPE, timeout=WAIT, check=False
@@ -231,7 +231,7 @@ def test_closed_streams_are_no_trouble(arguments: list[str]) -> None:
 
 
 @pytest.mark.server
-def test_letters_that_the_output_does_not_have_are_question_marks_and_escaped_in_json(tmp_path: Path) -> None:
+def test_unencodable_characters_are_replaced_or_escaped(tmp_path: Path) -> None:
     """Pipes of old systems take few letters; the help has some that aren't among them."""
     (tmp_path / "shop.py").write_text('from millstream import Server\nmcp = Server("Bücher")\n', "utf-8")
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -242,7 +242,7 @@ def test_letters_that_the_output_does_not_have_are_question_marks_and_escaped_in
 
 
 @for_each("command", ["keys", "users"])
-def test_lists_have_tabs_in_a_pipe(command: str, here: Path) -> None:
+def test_piped_lists_are_tab_separated(command: str, here: Path) -> None:
     """As all tables do: programs cut them."""
     for name in ("ada", "Bob"):
         assert run(command, "add", name, "--scope", "orders", typed="correct horse battery\n")[0] == 0
@@ -250,7 +250,7 @@ def test_lists_have_tabs_in_a_pipe(command: str, here: Path) -> None:
     assert [line.split("\t")[:2] for line in lines] == [["ada", "orders"], ["Bob", "orders"]]
 
 
-async def test_an_error_of_the_library_says_what_to_do_as_well() -> None:
+async def test_library_errors_say_what_to_do() -> None:
     """Programs show it to people."""
     with pytest.raises(ConnectFailed, match=r"nobody listens at that port\. Check host and port") as raised:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):

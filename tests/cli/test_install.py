@@ -126,7 +126,7 @@ def command_value(text: str) -> Any:
 
 @pytest.mark.parametrize("key", APPLICATIONS)
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["linux", "macos", "windows"])
-def test_every_application_gets_its_entry_at_its_place(
+def test_install_writes_the_entry_of_every_application(
     key: str, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On each system, in a file with other things in it, which stay; then `--undo` brings the file back."""
@@ -149,7 +149,7 @@ def test_every_application_gets_its_entry_at_its_place(
 
 
 @for_each("key", APPLICATIONS)
-def test_a_missing_folder_is_made_and_undo_removes_the_file(key: str, home: Path) -> None:
+def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
     """Nobody but the person may read a new file: it may hold keys."""
     assert install(str(SHOP), "--client", key, "--yes").exit_code == 0
     path = home / PLACES[key][0]
@@ -161,7 +161,7 @@ def test_a_missing_folder_is_made_and_undo_removes_the_file(key: str, home: Path
 
 @pytest.mark.parametrize("key", APPLICATIONS)
 @pytest.mark.parametrize("broken", [b"{]", b"\xff\xfe{}", b"a: [\n\tb"], ids=["text", "bytes", "tab"])
-def test_a_broken_file_is_refused_and_left_as_it_is(key: str, broken: bytes, home: Path) -> None:
+def test_broken_files_are_refused_and_unchanged(key: str, broken: bytes, home: Path) -> None:
     """The message says where it's broken, and how to go on."""
     path = home / PLACES[key][0]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,9 +174,7 @@ def test_a_broken_file_is_refused_and_left_as_it_is(key: str, broken: bytes, hom
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_change_is_shown_and_nothing_is_written_unless_somebody_agrees(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_install_shows_the_change_and_needs_consent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--dry-run` only shows; a pipe can't be asked; a person can say no."""
     path = home / PLACES["claude"][0]
     path.parent.mkdir(parents=True)
@@ -193,7 +191,7 @@ def test_the_change_is_shown_and_nothing_is_written_unless_somebody_agrees(
     assert '"shop"' in path.read_text("utf-8")
 
 
-def test_json_tells_programs_what_happened(home: Path) -> None:
+def test_install_reports_as_json(home: Path) -> None:
     """And the same again is no change."""
     first = json.loads(install(str(SHOP), "--client", "cursor", "--yes", "--json").stdout)
     assert (first["result"], first["file"]) == ("installed", str(home / ".cursor/mcp.json"))
@@ -205,7 +203,7 @@ def test_json_tells_programs_what_happened(home: Path) -> None:
     assert written_otherwise["result"] == "unchanged"
 
 
-def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
+def test_user_additions_to_an_entry_are_kept(home: Path) -> None:
     """Switches of the application, and variables that aren't given anew."""
     path = home / ".gemini" / "settings.json"
     assert install(str(SHOP), "--client", "gemini", "--yes", "-v", "KEY=1").exit_code == 0
@@ -216,7 +214,7 @@ def test_what_a_person_added_to_an_entry_stays(home: Path) -> None:
     assert (entry["trust"], entry["env"], entry["args"][1]) == (True, {"KEY": "1"}, f"{SHOP}:mcp")
 
 
-def test_goose_gets_a_name_in_lower_case(home: Path) -> None:
+def test_goose_entries_have_lowercase_names(home: Path) -> None:
     """By that, it finds the extension that a person switches off."""
     assert install(str(SHOP), "--client", "goose", "--name", "Shop", "--yes").exit_code == 0
     assert written("goose", (home / PLACES["goose"][0]).read_text("utf-8")) == ENTRIES["goose"][0]
@@ -237,7 +235,7 @@ URL_IN_CODEX = (
     [(COMMAND_IN_CODEX, URL, {"url": URL}), (URL_IN_CODEX, str(SHOP), LOCAL)],
     ids=["a URL", "a command"],
 )
-def test_an_entry_for_another_server_starts_empty(before: str, target: str, entry: dict[str, Any], home: Path) -> None:
+def test_entries_for_other_servers_start_empty(before: str, target: str, entry: dict[str, Any], home: Path) -> None:
     """Codex doesn't start at all where a URL has a `cwd`, or a command has a bearer token."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
@@ -246,7 +244,7 @@ def test_an_entry_for_another_server_starts_empty(before: str, target: str, entr
     assert written("codex", path.read_text("utf-8")) == entry
 
 
-def test_what_a_person_added_stays_with_the_same_server(home: Path) -> None:
+def test_user_additions_are_kept_for_the_same_server(home: Path) -> None:
     """A file keeps its settings, and a URL those of its origin."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
@@ -256,7 +254,7 @@ def test_what_a_person_added_stays_with_the_same_server(home: Path) -> None:
     assert written("codex", path.read_text("utf-8")) == {**LOCAL, **kept}
 
 
-def test_another_host_inherits_no_credentials(home: Path) -> None:
+def test_other_hosts_inherit_no_credentials(home: Path) -> None:
     """`github.evil.example` gets the name `github`, and nothing that was meant for the real one."""
     path = home / PLACES["codex"][0]
     path.parent.mkdir()
@@ -266,7 +264,7 @@ def test_another_host_inherits_no_credentials(home: Path) -> None:
     assert servers == {"github": {"url": "https://github.evil.example/mcp"}}
 
 
-def test_undo_keeps_what_was_changed_since(home: Path) -> None:
+def test_undo_keeps_later_changes(home: Path) -> None:
     """Only the one entry becomes what it was."""
     path = home / ".codex" / "config.toml"
     path.parent.mkdir()
@@ -280,7 +278,7 @@ def test_undo_keeps_what_was_changed_since(home: Path) -> None:
     assert isinstance(install(str(SHOP), "--client", "codex", "--undo", "--yes").exception, CommandError)
 
 
-def test_modes_and_links_stay(home: Path) -> None:
+def test_file_modes_and_links_are_kept(home: Path) -> None:
     """Files of settings are often links into a repository."""
     real = home / "dotfiles.json"
     real.write_text("{}", "utf-8")
@@ -294,7 +292,7 @@ def test_modes_and_links_stay(home: Path) -> None:
     assert "shop" in real.read_text("utf-8")
 
 
-def test_a_file_that_changes_while_a_person_decides_is_not_written(home: Path) -> None:
+def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
     """Applications write their files, too."""
     from millstream._cli.installing.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
 
@@ -319,7 +317,7 @@ def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> N
     assert "Line 2" in done.exception.what
 
 
-def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
+def test_project_files_are_supported(home: Path, folder: Path) -> None:
     """Where the application knows any."""
     assert install(str(SHOP), "--client", "vscode", "--project", "--yes").exit_code == 0
     assert "shop" in command_value((folder / ".vscode" / "mcp.json").read_text("utf-8"))["servers"]
@@ -340,7 +338,7 @@ def test_the_project_has_files_of_its_own(home: Path, folder: Path) -> None:
         ([str(SHOP), "--client", "cursor", "--with-editable", "nowhere"], "There is no folder nowhere"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_sentence(arguments: list[str], words: str, home: Path) -> None:
+def test_invalid_installs_are_one_sentence(arguments: list[str], words: str, home: Path) -> None:
     """And nothing is written."""
     done = install(*arguments, "--yes")
     assert isinstance(done.exception, CommandError)
@@ -348,7 +346,7 @@ def test_what_cannot_be_is_said_in_one_sentence(arguments: list[str], words: str
     assert [each for each in home.rglob("*") if each.is_file()] == []
 
 
-def test_the_only_application_that_is_here_is_meant(home: Path) -> None:
+def test_single_installed_application_is_the_default(home: Path) -> None:
     """With two, it has to be named."""
     (home / ".cursor").mkdir()
     assert "Cursor has shop now" in install(str(SHOP), "--yes").output
@@ -358,7 +356,7 @@ def test_the_only_application_that_is_here_is_meant(home: Path) -> None:
     assert "cursor, gemini" in done.exception.what
 
 
-def test_without_uv_a_sentence_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_uv_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages on top of an environment are uv's work."""
     monkeypatch.setattr(sys, "executable", str(home / "python"))
     monkeypatch.setenv("PATH", str(home))
@@ -367,7 +365,7 @@ def test_without_uv_a_sentence_says_what_to_install(home: Path, monkeypatch: pyt
     assert "pip install uv" in done.exception.fix
 
 
-def test_packages_are_run_by_uv_in_this_environment(home: Path) -> None:
+def test_packages_run_with_uv_in_this_environment(home: Path) -> None:
     """With absolute paths, since an application knows neither folder nor PATH."""
     done = install(str(SHOP), "--client", "json", "--with", "pandas", "--with-editable", str(home))
     entry = json.loads(done.stdout)["mcpServers"]["shop"]
@@ -378,7 +376,7 @@ def test_packages_are_run_by_uv_in_this_environment(home: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_printed_is_a_configuration_that_our_client_takes(home: Path) -> None:
+def test_printed_configuration_works_with_our_client(home: Path) -> None:
     """The entry reaches the server."""
     configuration = json.loads(install(str(SHOP), "--client", "json").stdout)
     place = find(configuration, env={}, cwd=None)
@@ -392,12 +390,12 @@ def test_what_is_printed_is_a_configuration_that_our_client_takes(home: Path) ->
      ("https://example.com/mcp", "example"), ("http://127.0.0.1:8000/mcp", "server"),
      ("my shop v1.2.py", "my-shop-v1-2"), ("Läden.py", "L-den"), ("店.py", "server")],
 )  # fmt: skip
-def test_a_server_is_called_after_its_file_or_host(target: str, name: str) -> None:
+def test_default_names_come_from_file_or_host(target: str, name: str) -> None:
     """Unless somebody says so. Codex and Claude Code take letters, digits, - and _, and nothing else."""
     assert launch.name_of(target) == name
 
 
-def test_servers_that_are_not_ours_are_started_as_they_are(tmp_path: Path) -> None:
+def test_foreign_servers_are_started_unchanged(tmp_path: Path) -> None:
     """A script of another SDK runs by itself."""
     for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
         (tmp_path / name).write_text(text, "utf-8")

@@ -30,7 +30,7 @@ def install(key: str, *more: str) -> Result:
 
 
 @pytest.mark.parametrize("key", APPLICATIONS)
-def test_undo_makes_a_file_empty_again_that_was_empty(key: str, home: Path) -> None:
+def test_undo_restores_empty_files(key: str, home: Path) -> None:
     """A fixed defect: it was taken away. Only what wasn't there before goes."""
     path = APPLICATIONS[key].place(System(kind="linux", home=home))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def test_undo_makes_a_file_empty_again_that_was_empty(key: str, home: Path) -> N
 
 
 @pytest.mark.parametrize("linked", [False, True], ids=["itself", "by a link"])
-def test_a_configuration_that_is_not_a_regular_file_is_refused_and_left_as_it_is(linked: bool, tmp_path: Path) -> None:
+def test_irregular_configuration_files_are_refused(linked: bool, tmp_path: Path) -> None:
     """A fixed defect: a FIFO hung the command, and a device was read without end."""
     path = tmp_path / ".cursor" / "mcp.json"
     path.parent.mkdir()

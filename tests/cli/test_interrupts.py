@@ -212,7 +212,7 @@ def test_ctrl_c_ends_every_command_that_waits_for_a_server(start: Start) -> None
 
 @pytest.mark.server
 @pytest.mark.parametrize("how", ["SIGTERM", "hangup"])
-def test_a_server_that_refuses_to_end_ends_with_the_command(start: Start, how: str) -> None:
+def test_unresponsive_server_ends_with_the_command(start: Start, how: str) -> None:
     """A fixed defect: SIGTERM and the end of the terminal killed the command alone, and its server stayed for ever."""
     running = start("call", server("stubborn"), "x")
     running.until(lambda: running.stage().endswith(" "))
@@ -223,7 +223,7 @@ def test_a_server_that_refuses_to_end_ends_with_the_command(start: Start, how: s
 
 @pytest.mark.server
 @pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
-def test_a_full_pipe_does_not_keep_a_command(start: Start, words: tuple[str, ...]) -> None:
+def test_full_pipe_does_not_block_a_command(start: Start, words: tuple[str, ...]) -> None:
     """A fixed defect: Ctrl-C did nothing before somebody read the pipe, or pressed it again."""
     running = start("list", server("plain"), *words, read_by="nobody")
     running.until(lambda: full(running.into))
@@ -232,7 +232,7 @@ def test_a_full_pipe_does_not_keep_a_command(start: Start, words: tuple[str, ...
 
 
 @pytest.mark.server
-def test_ctrl_c_does_not_wait_for_the_name_of_a_host(start: Start) -> None:
+def test_ctrl_c_does_not_wait_for_dns(start: Start) -> None:
     """A fixed defect: what runs in a thread, such as a name server that doesn't answer or a browser, was waited for."""
     running = start("list", "http://slow.example/mcp", start=[sys.executable, "-c", SLOW_NAME])  # type: ignore[arg-type]
     running.until(lambda: running.stage().endswith("asked"))
@@ -242,7 +242,7 @@ def test_ctrl_c_does_not_wait_for_the_name_of_a_host(start: Start) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize(("how", "status"), ENDS.items(), ids=ENDS)
-def test_a_terminal_shows_again_what_is_typed_after_a_password(start: Start, how: str, status: int) -> None:
+def test_terminal_echo_is_restored_after_a_password(start: Start, how: str, status: int) -> None:
     """A fixed defect: after SIGTERM, the terminal went on hiding it. `ended` compares the settings."""
     running = start("users", "add", "ada")
     running.until(lambda: "Password:" in running.said)
@@ -251,7 +251,7 @@ def test_a_terminal_shows_again_what_is_typed_after_a_password(start: Start, how
 
 
 @pytest.mark.server
-def test_a_call_ends_when_nobody_reads_its_progress(start: Start) -> None:
+def test_call_ends_when_its_output_is_closed(start: Start) -> None:
     """A fixed defect: `millstream call … 2>&1 | head -1` ran on, with a traceback for each step."""
     running = start("call", server("progress"), "x", read_by="us")
     assert os.read(running.pipe, 9) == b"progress "
@@ -274,7 +274,7 @@ def chat(start: Start, api: ScriptedModel, *words: str, **more: str) -> AtTermin
 @pytest.mark.server
 @pytest.mark.parametrize("how", ["SIGTERM", "hangup"])
 @pytest.mark.parametrize("answering", [False, True], ids=["at the prompt", "while the model answers"])
-def test_a_conversation_ends_with_its_terminal(start: Start, model: ScriptedModel, how: str, answering: bool) -> None:
+def test_chat_ends_with_its_terminal(start: Start, model: ScriptedModel, how: str, answering: bool) -> None:
     """Ctrl-C stops an answer; this ends all. A fixed defect: the command was killed, and what it had hidden stayed."""
     running = chat(start, model)
     running.until(lambda: "/help lists" in running.said)
@@ -288,7 +288,7 @@ def test_a_conversation_ends_with_its_terminal(start: Start, model: ScriptedMode
 
 @pytest.mark.server
 @pytest.mark.parametrize("words", [("--json",), ()], ids=["json", "plain"])
-def test_a_full_pipe_does_not_keep_an_answer(start: Start, words: tuple[str, ...]) -> None:
+def test_full_pipe_does_not_block_an_answer(start: Start, words: tuple[str, ...]) -> None:
     """A fixed defect: each further piece of the answer took another Ctrl-C."""
     with ScriptedModel(says("word " * 50_000, pieces=500)) as api:
         running = chat(start, api, "-m", "go", *words, read_by="nobody")
@@ -297,7 +297,7 @@ def test_a_full_pipe_does_not_keep_an_answer(start: Start, words: tuple[str, ...
         assert running.ended() == 130
 
 
-def test_a_signal_that_is_ignored_stays_ignored_and_all_are_as_before_afterwards() -> None:
+def test_ignored_signals_stay_ignored_and_handlers_are_restored() -> None:
     """`nohup` means it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

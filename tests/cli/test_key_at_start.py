@@ -27,7 +27,7 @@ def bad_key(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
-def test_a_key_file_that_must_not_be_used_stops_the_start_with_what_to_do(
+def test_unusable_key_files_stop_the_start(
     folder: Path,
     bad_key: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -47,7 +47,7 @@ def test_a_key_file_that_must_not_be_used_stops_the_start_with_what_to_do(
     assert "Traceback" not in shown
 
 
-async def test_under_a_foreign_server_such_a_key_keeps_the_server_from_being_ready(
+async def test_unusable_key_files_block_readiness_under_other_servers(
     bad_key: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There nobody can refuse the start; each request tries again."""
@@ -61,7 +61,7 @@ async def test_under_a_foreign_server_such_a_key_keeps_the_server_from_being_rea
 
 
 @pytest.mark.parametrize("home", ["a file", "none"])
-async def test_a_key_that_cannot_be_kept_is_a_warning_at_the_start(
+async def test_unsaved_keys_warn_at_start(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fixed defect: with an unwritable home, or a full disk, sessions ended with the process and nobody knew why."""

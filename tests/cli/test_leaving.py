@@ -20,7 +20,7 @@ from workers_world import PROGRAM, Client, call, refused, started, until_async, 
 
 
 @pytest.mark.server
-async def test_idle_connections_close_and_the_last_reply_says_that_it_is_the_last(tmp_path: Path) -> None:
+async def test_drain_closes_idle_connections_with_connection_close(tmp_path: Path) -> None:
     """A fixed defect: replies said nothing, and the next request on the connection was lost."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
@@ -64,7 +64,7 @@ async def file(request):
 
 
 @pytest.mark.server
-async def test_pages_and_downloads_of_the_program_end_before_the_server_does(tmp_path: Path) -> None:
+async def test_program_responses_finish_before_shutdown(tmp_path: Path) -> None:
     """A fixed defect: only calls had `drain_timeout`. Whatever else was being answered was cut after a second."""
     (tmp_path / "shop.py").write_text(PROGRAM + PAGES)
     port = free_port()
@@ -86,7 +86,7 @@ async def test_pages_and_downloads_of_the_program_end_before_the_server_does(tmp
 
 
 @pytest.mark.server
-async def test_for_the_delay_a_server_is_not_ready_and_serves_as_before(tmp_path: Path) -> None:
+async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -> None:
     """A fixed defect: it stopped listening first, while load balancers still sent it new connections."""
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
@@ -153,7 +153,7 @@ def drainer(peer: Peer, clock: Callable[[], float]) -> ConnectionDrainer:
         loop.close()
 
 
-def test_an_idle_connection_has_time_for_one_more_request(peer: Peer) -> None:
+def test_idle_connections_may_send_one_more_request(peer: Peer) -> None:
     """A request that crosses the end on its way is lost; one that comes before it is answered."""
     now = [0.0]
     draining = drainer(peer, lambda: now[0])
@@ -168,7 +168,7 @@ def test_an_idle_connection_has_time_for_one_more_request(peer: Peer) -> None:
     assert peer.announced == 1
 
 
-def test_a_connection_whose_request_has_reached_the_machine_is_not_closed(peer: Peer) -> None:
+def test_connections_with_a_received_request_are_not_closed(peer: Peer) -> None:
     """The program has not read it yet."""
     draining = drainer(peer, lambda: 0.0)
     peer.theirs.send(b"POST /mcp HTTP/1.1\r\n")
@@ -179,7 +179,7 @@ def test_a_connection_whose_request_has_reached_the_machine_is_not_closed(peer: 
     assert peer.closed
 
 
-def test_a_busy_connection_is_left_alone(peer: Peer) -> None:
+def test_busy_connections_are_not_closed(peer: Peer) -> None:
     """Its reply says that it's the last, and the connection ends with that."""
     draining = drainer(peer, lambda: 0.0)
     peer.idle = False
@@ -191,7 +191,7 @@ def test_a_busy_connection_is_left_alone(peer: Peer) -> None:
     assert draining.close_idle(1.0)
 
 
-def test_without_a_delay_nobody_waits_for_idle_connections() -> None:
+def test_drain_without_delay_closes_idle_connections_at_once() -> None:
     """Our choice: on a laptop Ctrl-C ends a server at once, browser tabs or not."""
     assert DrainTimes.stopping(0.0) == DrainTimes(delay=0.0, linger=0.0)
     assert DrainTimes.stopping(10.0) == DrainTimes(delay=10.0, linger=LINGER)

@@ -13,7 +13,7 @@ from millstream._app.serving.errors import CommandError
 @pytest.mark.parametrize(
     ("number", "what"), [(errno.EADDRINUSE, "Port 8000 on 127.0.0.1 is in use."), (errno.EACCES, "Port 8000 is not")]
 )
-def test_the_reason_is_read_from_the_error_number(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reason_comes_from_errno(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed: the text of the error decided, and the C library translates it."""
 
     class Refused(socket.socket):

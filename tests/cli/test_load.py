@@ -36,12 +36,12 @@ def failure(target: str) -> CommandError:
         ("shop.py:", "shop.py:", ""),
     ],
 )
-def test_a_colon_before_a_name_separates_it_from_the_file(target: str, source: str, name: str) -> None:
+def test_colon_separates_file_and_name(target: str, source: str, name: str) -> None:
     """Our choice: ``FILE[:OBJECT]``, also with a Windows drive."""
     assert split_target(target) == (source, name)
 
 
-def test_the_only_server_of_a_file_is_found_whatever_its_name(folder: Path) -> None:
+def test_single_server_of_a_file_is_found_by_type(folder: Path) -> None:
     """Our choice: nobody should have to learn a magic name."""
     (folder / "shop.py").write_text(ONE)
     assert load("shop.py").name == "shop"
@@ -50,14 +50,14 @@ def test_the_only_server_of_a_file_is_found_whatever_its_name(folder: Path) -> N
     assert load("shop:shop").name == "shop"
 
 
-def test_one_server_under_two_names_is_one_server(folder: Path) -> None:
+def test_server_with_two_names_counts_once(folder: Path) -> None:
     """``app = mcp`` is a habit of people who come from uvicorn."""
     (folder / "shop.py").write_text(f"{ONE}asgi = shop\n")
     assert load("shop.py").name == "shop"
 
 
 @for_each("name", ["mcp", "server", "app"])
-def test_of_several_servers_the_customary_name_wins(folder: Path, name: str) -> None:
+def test_customary_name_wins_among_several_servers(folder: Path, name: str) -> None:
     """The names that other servers' tools look for."""
     (folder / "shop.py").write_text(f'{TWO}{name} = Server("customary")\n')
     assert load("shop.py").name == "customary"
@@ -73,7 +73,7 @@ def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> No
 
 
 @for_each("target", ["shop.py", "shop"])
-def test_a_file_that_serves_itself_when_it_is_imported_is_refused(folder: Path, target: str) -> None:
+def test_files_that_serve_at_import_are_refused(folder: Path, target: str) -> None:
     """A fixed defect: it served on its own port, and a second time on the one that was asked for when that ended."""
     (folder / "shop.py").write_text(f"{ONE}\nshop.run('http', port=1)\n")
     error = failure(target)
@@ -81,7 +81,7 @@ def test_a_file_that_serves_itself_when_it_is_imported_is_refused(folder: Path, 
     assert "__main__" in error.fix
 
 
-def test_a_missing_file_suggests_the_nearest_one(folder: Path) -> None:
+def test_missing_files_suggest_the_nearest(folder: Path) -> None:
     """A typing error is the usual reason."""
     (folder / "shop.py").write_text(ONE)
     error = failure("shpo.py")
@@ -90,18 +90,18 @@ def test_a_missing_file_suggests_the_nearest_one(folder: Path) -> None:
     assert "Did you mean shop.py?" in error.fix
 
 
-def test_a_missing_folder_is_a_missing_file(folder: Path) -> None:
+def test_missing_folders_are_reported_as_missing_files(folder: Path) -> None:
     """Listing what lies beside it must not fail."""
     assert "no file" in failure("nowhere/shop.py").what
 
 
-def test_a_file_that_is_not_python_is_said_to_be_so(folder: Path) -> None:
+def test_files_that_are_not_python_are_explained(folder: Path) -> None:
     """Our choice: better than what the import system says."""
     (folder / "shop.txt").write_text("hello")
     assert "not a Python file" in failure("shop.txt").what
 
 
-def test_a_missing_module_says_where_was_looked(folder: Path) -> None:
+def test_missing_modules_list_the_search_path(folder: Path) -> None:
     """The environment is the second usual reason."""
     for name in ("nosuchmodule", "nosuch.module"):
         error = failure(name)
@@ -110,7 +110,7 @@ def test_a_missing_module_says_where_was_looked(folder: Path) -> None:
 
 
 @for_each("target", ["shop.py", "shop"])
-def test_a_missing_dependency_names_the_module_and_the_environment(folder: Path, target: str) -> None:
+def test_missing_dependencies_name_module_and_environment(folder: Path, target: str) -> None:
     """The program that imports is not always the one where the package was installed."""
     (folder / "shop.py").write_text("import nosuchpackage\n")
     error = failure(target)
@@ -119,7 +119,7 @@ def test_a_missing_dependency_names_the_module_and_the_environment(folder: Path,
     assert "shop.py" in error.detail
 
 
-def test_an_error_in_the_file_shows_only_the_persons_own_frames(folder: Path) -> None:
+def test_errors_show_only_user_frames(folder: Path) -> None:
     """The import system's frames hide the line that matters."""
     (folder / "shop.py").write_text("import json\n\ndef read():\n    json.loads('{')\n\nread()\n")
     error = failure("shop.py")
@@ -130,7 +130,7 @@ def test_an_error_in_the_file_shows_only_the_persons_own_frames(folder: Path) ->
     assert "decoder.py" not in error.detail
 
 
-def test_an_error_in_a_signature_shows_no_frames_of_ours(folder: Path) -> None:
+def test_signature_errors_show_no_internal_frames(folder: Path) -> None:
     """A fixed defect: what we caught on the way to the message was shown above it, with the frames of our package."""
     (folder / "shop.py").write_text(
         "import threading\nfrom millstream import Server\nmcp = Server('shop')\n\n"
@@ -143,7 +143,7 @@ def test_an_error_in_a_signature_shows_no_frames_of_ours(folder: Path) -> None:
     assert error.fix == "Correct line 5 of shop.py."
 
 
-def test_a_folder_is_said_to_be_one(folder: Path) -> None:
+def test_folders_are_explained(folder: Path) -> None:
     """A fixed defect: "There is no file" about a path that is there."""
     (folder / "src").mkdir()
     error = failure("./src")
@@ -152,7 +152,7 @@ def test_a_folder_is_said_to_be_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "..", "beside"])
-def test_an_error_is_shown_wherever_the_file_lies(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_errors_are_shown_for_files_in_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """A fixed defect: in or beside a folder of packages nothing was shown above "Correct the line above"."""
     packages = f"{folder}"[:-1] if place == "beside" else f"{(folder / place).resolve()}"
     paths = sysconfig.get_paths()
@@ -164,7 +164,7 @@ def test_an_error_is_shown_wherever_the_file_lies(folder: Path, monkeypatch: pyt
     assert error.fix == ("Correct line 1 of shop.py." if place == "beside" else "Correct what the lines above show.")
 
 
-def test_what_an_error_was_caused_by_is_shown_before_it(folder: Path) -> None:
+def test_error_causes_are_shown_first(folder: Path) -> None:
     """The first error is often the one to correct."""
     (folder / "shop.py").write_text(
         "try:\n    open('prices.csv')\nexcept OSError as exc:\n    raise ValueError('no prices') from exc\n"
@@ -174,7 +174,7 @@ def test_what_an_error_was_caused_by_is_shown_before_it(folder: Path) -> None:
 
 
 @for_each("target", ["shop.py", "shop.py:app"])
-def test_an_application_of_a_framework_is_told_to_mount_a_server(folder: Path, target: str) -> None:
+def test_framework_applications_are_told_to_mount_the_server(folder: Path, target: str) -> None:
     """A fixed defect: whoever tried to serve a FastAPI application was told that it is no Server, and nothing more."""
     (folder / "shop.py").write_text("from fastapi import FastAPI\n\napp = FastAPI()\n")
     error = failure(target)
@@ -186,7 +186,7 @@ def test_an_application_of_a_framework_is_told_to_mount_a_server(folder: Path, t
     assert 'app.mount("/", mcp)' in fix
 
 
-def test_a_syntax_error_shows_its_line(folder: Path) -> None:
+def test_syntax_errors_show_their_line(folder: Path) -> None:
     """The file and the line are all a person needs."""
     (folder / "shop.py").write_text("mcp = Server(\n")
     error = failure("shop.py")
@@ -194,13 +194,13 @@ def test_a_syntax_error_shows_its_line(folder: Path) -> None:
     assert "line 1" in error.detail
 
 
-def test_a_file_that_exits_is_told_about_its_main_guard(folder: Path) -> None:
+def test_files_that_exit_are_pointed_to_the_main_guard(folder: Path) -> None:
     """A program without ``if __name__`` is the usual reason."""
     (folder / "shop.py").write_text("import sys\nsys.exit(3)\n")
     assert "__main__" in failure("shop.py").fix
 
 
-def test_a_file_without_a_server_is_told_how_to_make_one(folder: Path) -> None:
+def test_files_without_a_server_show_how_to_make_one(folder: Path) -> None:
     """Our choice: errors say what happened, why, and what to do."""
     (folder / "shop.py").write_text("x = 1\n")
     error = failure("shop.py")
@@ -208,7 +208,7 @@ def test_a_file_without_a_server_is_told_how_to_make_one(folder: Path) -> None:
     assert "mcp = Server(" in error.fix
 
 
-def test_an_object_of_another_kind_is_named(folder: Path) -> None:
+def test_objects_of_other_types_are_named(folder: Path) -> None:
     """``shop.py:make`` on a factory is an easy mistake."""
     (folder / "shop.py").write_text(f"{ONE}number = 1\n")
     error = failure("shop.py:number")
@@ -219,7 +219,7 @@ def test_an_object_of_another_kind_is_named(folder: Path) -> None:
     assert "Server(" in failure("empty.py:mcp").fix
 
 
-def test_a_file_named_like_a_library_hides_nothing(folder: Path) -> None:
+def test_files_named_like_a_library_hide_nothing(folder: Path) -> None:
     """Loading ``logging.py`` must not replace the module that Python uses."""
     (folder / "json.py").write_text(ONE)
     import json  # noqa: PLC0415 - what the library is after the load is the subject
@@ -228,7 +228,7 @@ def test_a_file_named_like_a_library_hides_nothing(folder: Path) -> None:
     assert json.loads("1") == 1
 
 
-def test_a_file_can_import_its_neighbour_and_use_dataclasses(folder: Path) -> None:
+def test_files_can_import_siblings_and_use_dataclasses(folder: Path) -> None:
     """As with ``python FILE``: the file's directory comes first."""
     (folder / "neighbour.py").write_text("name = 'from next door'\n")
     (folder / "shop.py").write_text(
@@ -238,13 +238,13 @@ def test_a_file_can_import_its_neighbour_and_use_dataclasses(folder: Path) -> No
     assert load("shop.py").name == "from next door"
 
 
-def test_the_main_part_of_a_file_does_not_run(folder: Path) -> None:
+def test_main_guard_of_a_file_does_not_run(folder: Path) -> None:
     """``mcp.run()`` at the end of a file must not serve while it is being loaded."""
     (folder / "shop.py").write_text(f"{ONE}if __name__ == '__main__':\n    raise SystemExit(1)\n")
     assert load("shop.py").name == "shop"
 
 
-def test_a_report_has_what_why_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_have_what_why_and_fix(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing goes to standard output: on stdio it carries the protocol."""
     report(CommandError("It broke.", why="Because.", fix="Mend it.", detail="  line 1\n"))
     captured = capsys.readouterr()
@@ -252,7 +252,7 @@ def test_a_report_has_what_why_and_what_to_do(capsys: pytest.CaptureFixture[str]
     assert captured.err == "Error: It broke.\n  line 1\n\n  Why:  Because.\n  Do:   Mend it.\n"
 
 
-def test_code_that_a_dataclass_made_is_no_line_of_the_person(folder: Path) -> None:
+def test_generated_dataclass_code_is_not_a_user_frame(folder: Path) -> None:
     """A fixed defect: "Correct line 14 of <string>"."""
     (folder / "shop.py").write_text("from millstream import Server\nclass M: ...\nmcp = Server('x', middleware=[M])\n")
     error = failure("shop.py")
@@ -267,7 +267,7 @@ def test_code_that_a_dataclass_made_is_no_line_of_the_person(folder: Path) -> No
         ("auth.users(file='none.json')", "The user file none.json can't be read"),
     ],
 )
-def test_a_mistake_in_the_setup_is_told_in_its_own_words(folder: Path, code: str, what: str) -> None:
+def test_setup_errors_keep_their_message(folder: Path, code: str, what: str) -> None:
     """Neither the name of our error nor a traceback says more."""
     (folder / "shop.py").write_text(f"from millstream import Server, auth\nmcp = Server('x', auth={code})\n")
     error = failure("shop.py")
@@ -287,7 +287,7 @@ EXTRAS = {
 
 @pytest.mark.server
 @pytest.mark.parametrize("code", EXTRAS)
-def test_what_needs_an_extra_says_which_one_to_install_and_shows_no_frames(code: str, tmp_path: Path) -> None:
+def test_missing_extras_are_named_without_frames(code: str, tmp_path: Path) -> None:
     """Installing the package by its own name would do for one of them, and not for its version."""
     package, extra = EXTRAS[code]
     source = f"import sys; sys.modules[{package!r}] = None\nfrom millstream import Server, auth\n{code}\n"

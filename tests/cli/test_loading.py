@@ -23,7 +23,7 @@ RUN = "from millstream._cli import main; main()"
 
 @pytest.mark.server
 @pytest.mark.parametrize("transport", [("--transport", "stdio"), ("--transport", "stdio", "--dev")])
-def test_nobody_looks_for_garbage_in_what_a_server_loads(tmp_path: Path, transport: Sequence[str]) -> None:
+def test_garbage_collector_is_off_while_loading(tmp_path: Path, transport: Sequence[str]) -> None:
     """A fixed defect: looking through 65,000 objects again and again took a fifth of the start. The program, which may
     leave garbage, is imported as ever. The second command isn't plain, so the command-line library reads it.
     """
@@ -36,7 +36,7 @@ def test_nobody_looks_for_garbage_in_what_a_server_loads(tmp_path: Path, transpo
     assert done.stderr.splitlines()[0] == "True True 0"
 
 
-def test_the_collector_is_on_again_whatever_happens() -> None:
+def test_garbage_collector_is_restored_after_loading() -> None:
     """Also where something can't be loaded; who has switched it off had a reason."""
     with suppress(ImportError), gc_paused():
         assert not gc.isenabled()
@@ -52,7 +52,7 @@ def test_the_collector_is_on_again_whatever_happens() -> None:
 
 
 @pytest.mark.server
-def test_a_client_that_signs_nothing_loads_no_cryptography() -> None:
+def test_client_imports_cryptography_only_when_signing() -> None:
     """Nor does a server with an inspector: most never send a person anywhere to sign in."""
     check = (
         "import sys, millstream.client._oauth.flow\nprint(*[each for each in sys.modules if 'cryptography' in each])"

@@ -85,7 +85,7 @@ async def behave(asked: Asked) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-async def test_odd_values_end_no_command_with_a_traceback(arguments: list[str], status: int, words: str) -> None:
+async def test_unusual_values_cause_no_traceback(arguments: list[str], status: int, words: str) -> None:
     """Those of a server and those of the command line: a result, or one short line and a status."""
     async with rude(behave) as server:
         code, out, error = await run(arguments[0], server.url, *arguments[1:])
@@ -94,16 +94,14 @@ async def test_odd_values_end_no_command_with_a_traceback(arguments: list[str], 
     assert error.count("\n") <= 1
 
 
-def test_lists_that_are_too_deep_stay_text() -> None:
+def test_deeply_nested_lists_stay_strings() -> None:
     """JSON of a command line may be as deep as it likes."""
     deep = "[" * 100_000
     assert value_of(deep, {"type": "array"}) == [deep]
 
 
 @pytest.mark.parametrize("properties", [[1], "x", 5, {"a": 5}])
-async def test_a_form_of_the_wrong_shape_is_filled_in_as_far_as_it_goes(
-    properties: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It's asked in a thread; an error there left the command waiting for ever."""
     monkeypatch.setattr(connecting, "_typed", lambda prompt: "typed")
     question = Question(message="Well?", requested_schema={"type": "object", "properties": properties})
@@ -113,13 +111,13 @@ async def test_a_form_of_the_wrong_shape_is_filled_in_as_far_as_it_goes(
 
 
 @for_each("field", [{"oneOf": 5}, {"enum": 5}, {"oneOf": [5]}, {"type": "array", "items": 5}, {"type": ""}])
-def test_a_field_of_the_wrong_shape_can_be_answered_in_a_chat(field: dict[str, Any]) -> None:
+def test_malformed_fields_can_be_answered_in_chat(field: dict[str, Any]) -> None:
     """The server has the last word about it."""
     assert problem_of("x", field | {"type": "string"}, []) == ""
     assert choices_of(field) in ([], ["None"])
 
 
-def test_progress_of_any_size_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_any_magnitude_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """A share may be more than a number can hold."""
     with at_a_terminal(monkeypatch) as read:
         progress = Progress()
@@ -129,7 +127,7 @@ def test_progress_of_any_size_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "1e+308" in read()
 
 
-def test_one_name_of_a_million_letters_does_not_make_every_line_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlong_names_do_not_widen_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A list of a hundred thousand tools would print for hours."""
     written: list[str] = []
     screen = SimpleNamespace(isatty=lambda: True, write=written.append)
@@ -139,7 +137,7 @@ def test_one_name_of_a_million_letters_does_not_make_every_line_as_long(monkeypa
     assert len(written[-1]) < 1000
 
 
-async def test_a_watch_that_nobody_reads_any_more_ends() -> None:
+async def test_watch_ends_when_its_output_is_closed() -> None:
     """Each line is there when it's told of, in a pipe too; when the reader goes away, the command does."""
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "watch"]
     async with asyncio.timeout(WAIT), rude(behave) as server:

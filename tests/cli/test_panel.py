@@ -46,7 +46,7 @@ def drawn(server: Server, host: str = "127.0.0.1", width: int = 100) -> str:
     return output.getvalue()
 
 
-def test_the_panel_is_compact_and_says_where_what_and_how() -> None:
+def test_panel_shows_url_contents_and_next_step() -> None:
     """Our choice: a friendly panel; ours has at most 14 lines on a common terminal."""
     text = drawn(shop())
     assert len(text.splitlines()) <= 14
@@ -56,7 +56,7 @@ def test_the_panel_is_compact_and_says_where_what_and_how() -> None:
     assert "warning" not in text
 
 
-def test_the_command_can_be_copied_from_a_narrow_terminal() -> None:
+def test_command_can_be_copied_from_a_narrow_terminal() -> None:
     """It stands outside the frame on one line of text, which the terminal may wrap."""
     last = drawn(shop(), width=60).splitlines()[-1]
     words = shlex.split(last)
@@ -69,13 +69,13 @@ def test_the_command_can_be_copied_from_a_narrow_terminal() -> None:
     ("warned", "hosts"),
     [(True, (EVERY_ADDRESS, "::", "192.0.2.1", "mcp.local")), (False, ("127.0.0.1", "::1", "localhost"))],
 )
-def test_an_address_that_others_reach_is_warned_about(warned: bool, hosts: tuple[str, ...]) -> None:
+def test_public_addresses_warn(warned: bool, hosts: tuple[str, ...]) -> None:
     """Our choice, safe by default: without authentication only this machine should reach the server."""
     for host in hosts:
         assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
 
 
-def test_only_pages_that_answer_are_named() -> None:
+def test_panel_lists_only_served_pages() -> None:
     """A fixed defect: on `--host 0.0.0.0` four pages were advertised that answered 403."""
     server = Server("shop", serve="all").definition
     here = facts.facts(server, host="127.0.0.1", port=8000).pages
@@ -85,12 +85,12 @@ def test_only_pages_that_answer_are_named() -> None:
 
 @pytest.mark.parametrize(("host", "url"), [(EVERY_ADDRESS, "http://127.0.0.1:8000/mcp"), ("::", "http://[::1]:8000/mcp"),
                                            ("::1", "http://[::1]:8000/mcp")])  # fmt: skip
-def test_the_shown_address_can_be_opened(host: str, url: str) -> None:
+def test_shown_address_can_be_opened(host: str, url: str) -> None:
     """A wildcard address is for listening, not for connecting."""
     assert facts.facts(shop().definition, host=host, port=8000).url == url
 
 
-def test_several_workers_are_named_by_their_processes() -> None:
+def test_panel_lists_worker_processes() -> None:
     """Whoever wants to look at one needs its number."""
     told = facts.facts(shop().definition, host="127.0.0.1", port=8000)
     output = io.StringIO()
@@ -100,7 +100,7 @@ def test_several_workers_are_named_by_their_processes() -> None:
     assert "processes" not in drawn(shop())
 
 
-def test_without_a_terminal_the_same_facts_are_one_log_record(caplog: pytest.LogCaptureFixture) -> None:
+def test_facts_are_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     """Our choice: JSON logs otherwise."""
     caplog.set_level(logging.INFO, "millstream")
     panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
@@ -110,20 +110,20 @@ def test_without_a_terminal_the_same_facts_are_one_log_record(caplog: pytest.Log
     assert fields["curl"].startswith("curl ")
 
 
-def test_the_warning_is_a_log_record_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_is_a_separate_log_record(caplog: pytest.LogCaptureFixture) -> None:
     """A warning level is what log stores alert on."""
     panel.show(facts.facts(shop().definition, host=EVERY_ADDRESS, port=8000), stream=io.StringIO())
     assert [record.levelname for record in caplog.records if "authentication" in record.message] == ["WARNING"]
 
 
-def test_a_terminal_gets_the_panel() -> None:
+def test_terminals_get_the_panel() -> None:
     """The stream decides, not the environment."""
     terminal = Terminal()
     panel.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=terminal)
     assert "╭" in terminal.getvalue()
 
 
-def test_a_server_without_tools_shows_how_to_list_them() -> None:
+def test_servers_without_tools_show_the_list_command() -> None:
     """Our choice: there is always something to try."""
     told = facts.facts(Server("empty").definition, host="127.0.0.1", port=8000)
     assert "tools/list" in told.curl
@@ -148,7 +148,7 @@ def test_the_example_arguments_fit_the_schema(schema: dict[str, Any]) -> None:
     Draft202012Validator(schema).validate(facts.example(schema))
 
 
-def test_protections_name_only_what_holds() -> None:
+def test_panel_names_only_active_protections() -> None:
     """A panel that promises a check that is switched off would be worse than none."""
     server = Server("open")
     assert facts.protections(server.settings)[0] == "Host and Origin checked"
@@ -160,7 +160,7 @@ def test_protections_name_only_what_holds() -> None:
         assert facts.protections(type(server.settings)(**changed))[0] == left
 
 
-def test_the_command_to_try_calls_a_tool_that_everybody_sees() -> None:
+def test_suggested_command_calls_a_visible_tool() -> None:
     """A fixed defect: it named a hidden tool, which the server then didn't know."""
     server = Server("shop")
     server.tool(name="hidden", visible=lambda _: False)(lambda: "h")

@@ -30,7 +30,7 @@ COMMAND = [sys.executable, "-m", "millstream"]
 
 
 @pytest.mark.server
-async def test_a_new_project_runs(folder: Path) -> None:
+async def test_new_projects_run(folder: Path) -> None:
     """By itself; that its test passes is seen in tests/docs/test_typed_pages.py, where only the wheel is installed."""
     done = CliRunner().invoke(program("init"), ["init", "My Shop", "--json"])
     names = ["server.py", "test_server.py", "pyproject.toml", "README.md", ".gitignore"]
@@ -42,14 +42,14 @@ async def test_a_new_project_runs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("transport", "run"), [("http", "mcp.run()"), ("stdio", 'mcp.run(transport="stdio")')])
-def test_a_new_project_says_how_it_is_served(transport: str, run: str, folder: Path) -> None:
+def test_new_projects_explain_how_to_serve_them(transport: str, run: str, folder: Path) -> None:
     """In its program and in its README."""
     assert CliRunner().invoke(program("init"), ["init", f"--{transport}"]).exit_code == 0
     assert run in (folder / "server.py").read_text("utf-8")
     assert ("--transport stdio" in (folder / "README.md").read_text("utf-8")) is (transport == "stdio")
 
 
-def test_a_new_project_overwrites_nothing(folder: Path) -> None:
+def test_new_projects_overwrite_nothing(folder: Path) -> None:
     """One file that's there is enough, and nothing is written then."""
     (folder / "README.md").write_text("mine", "utf-8")
     done = CliRunner().invoke(program("init"), ["init"])
@@ -58,7 +58,7 @@ def test_a_new_project_overwrites_nothing(folder: Path) -> None:
     assert [each.name for each in folder.iterdir()] == ["README.md"]
 
 
-def test_a_name_with_quotes_makes_a_file_that_runs(folder: Path) -> None:
+def test_names_with_quotes_make_valid_files(folder: Path) -> None:
     """Whatever people call their servers."""
     name = "a \"b\" \\ 'c' é"
     assert CliRunner().invoke(program("init"), ["init", "x", "--name", name]).exit_code == 0
@@ -130,7 +130,7 @@ async def until(port: int, tool: str, text: str) -> None:
 
 
 @pytest.mark.server
-async def test_dev_brings_packages_opens_the_inspector_and_follows_the_file(tmp_path: Path) -> None:
+async def test_dev_installs_packages_and_reloads(tmp_path: Path) -> None:
     """A package on top of the environment, variables of a file, a browser once; a mistake is shown, and what worked
     serves on until it's corrected.
     """
@@ -156,7 +156,7 @@ async def test_dev_brings_packages_opens_the_inspector_and_follows_the_file(tmp_
 
 
 @pytest.mark.server
-async def test_run_brings_packages_and_keeps_variables_that_are_set(tmp_path: Path) -> None:
+async def test_run_installs_packages_and_keeps_variables(tmp_path: Path) -> None:
     """The environment of the program wins over the file."""
     (tmp_path / "tunes.py").write_text(SERVER.format(name="sing"), "utf-8")
     (tmp_path / "vars").write_text("TUNE=file\n", "utf-8")
@@ -165,14 +165,14 @@ async def test_run_brings_packages_and_keeps_variables_that_are_set(tmp_path: Pa
         assert await called(port, "sing") == "laset"
 
 
-def test_the_program_that_uv_starts_has_no_packages_to_bring() -> None:
+def test_program_started_by_uv_installs_no_packages() -> None:
     """Else it would start uv again."""
     words = ["run", "a.py", "--with", "x", "--with=y", "--port", "1", "--with-editable", "z", "--with-editable=w"]
     assert without_packages(words) == ["run", "a.py", "--port", "1"]
 
 
 @pytest.mark.parametrize("name", ["dev", "run"])
-def test_without_uv_a_sentence_says_what_to_install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_uv_is_explained(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has started by then."""
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.setenv("PATH", str(folder))
@@ -181,7 +181,7 @@ def test_without_uv_a_sentence_says_what_to_install(name: str, folder: Path, mon
     assert "pip install uv" in done.exception.fix
 
 
-def test_the_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing has started by then."""
     monkeypatch.setenv("PATH", str(folder))
     done = CliRunner().invoke(program("dev"), ["dev", "a.py", "--official"])
@@ -189,9 +189,7 @@ def test_the_official_inspector_needs_node(folder: Path, monkeypatch: pytest.Mon
     assert "Node.js" in done.exception.what
 
 
-def test_dev_hears_of_an_edit_that_came_while_the_program_was_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dev_notices_edits_made_during_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: it looked at the files only after it had said that it waits, and waited for one more edit."""
     (folder / "a.py").write_text("nothing\n", "utf-8")
     read: list[str] = []
@@ -210,7 +208,7 @@ def test_dev_hears_of_an_edit_that_came_while_the_program_was_read(
 
 
 @pytest.mark.server
-async def test_the_official_inspector_is_started_with_the_servers_address(tmp_path: Path) -> None:
+async def test_official_inspector_gets_the_server_url(tmp_path: Path) -> None:
     """By npx, which this test has in its place; it ends with the server."""
     (tmp_path / "empty.py").write_text("from millstream import Server\nmcp = Server('empty')\n", "utf-8")
     npx = tmp_path / "npx"

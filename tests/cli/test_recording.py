@@ -63,7 +63,7 @@ async def visit(recorder: list[str], revision: str) -> list[Any]:
     ("kind", "revision"),
     [(kind, revision) for kind in ("program", "url") for revision in REVISIONS],
 )
-async def test_a_recorded_session_can_be_replayed(kind: str, revision: str, tmp_path: Path, server: Shared) -> None:
+async def test_recorded_sessions_can_be_replayed(kind: str, revision: str, tmp_path: Path, server: Shared) -> None:
     """Through the recorder all is as without it. Then the recording answers a client in the server's place, with
     progress and questions; and the server still gives the same answers.
     """
@@ -79,7 +79,7 @@ async def test_a_recorded_session_can_be_replayed(kind: str, revision: str, tmp_
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_recording_is_for_its_owner_only_where_the_file_was_there_before(tmp_path: Path) -> None:
+def test_recordings_are_readable_only_by_their_owner(tmp_path: Path) -> None:
     """Messages hold whatever the server knows."""
     file = tmp_path / "shop.jsonl"
     file.touch(0o644)
@@ -101,7 +101,7 @@ def call(number: int, copies: int, **params: Any) -> dict[str, Any]:
     return {"id": number, "method": "tools/call", "params": {"name": "order", "arguments": arguments, **params}}
 
 
-def test_the_same_request_is_answered_in_turn_and_others_with_an_error(tmp_path: Path) -> None:
+def test_repeated_requests_are_replayed_in_order(tmp_path: Path) -> None:
     """Ids and progress tokens become those of the request at hand."""
     note = {"method": "notifications/progress", "params": {"progressToken": 9, "progress": 1}}
     file = recording(
@@ -124,7 +124,7 @@ def test_the_same_request_is_answered_in_turn_and_others_with_an_error(tmp_path:
     assert replayer.replies({"id": 1, "method": "x"})[0]["error"]["code"] == -32601
 
 
-def test_a_recording_stops_at_its_limit_and_says_so(tmp_path: Path) -> None:
+def test_recordings_stop_at_their_limit_with_a_notice(tmp_path: Path) -> None:
     """A server that talks without end doesn't fill the disk; whole lines only."""
     told: list[str] = []
     writer = Writer(tmp_path / "f", "test", max_bytes=500, told=told.append)
@@ -136,7 +136,7 @@ def test_a_recording_stops_at_its_limit_and_says_so(tmp_path: Path) -> None:
     assert told == ["The recording is full: the rest isn't written down."]
 
 
-def test_a_recording_holds_whatever_a_server_says(tmp_path: Path) -> None:
+def test_recordings_accept_any_server_output(tmp_path: Path) -> None:
     """A fixed defect: nobody could read one with a text that some call several lines, and what is nested without end
     ended the recorder.
     """
@@ -155,7 +155,7 @@ def test_a_recording_holds_whatever_a_server_says(tmp_path: Path) -> None:
     [(None, "No such file"), (b"\xff", "isn't text"), (b"{}\n", "Line 1 of"), (b"", "has no messages"),
      (b'{"at":0,"session":{}}\nx\n', "Line 2 of")],
 )  # fmt: skip
-def test_what_is_no_recording_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
+def test_invalid_recordings_are_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
     """In one sentence."""
     file = tmp_path / "f"
     if content is not None:
@@ -170,9 +170,7 @@ def test_what_is_no_recording_is_refused(content: bytes | None, words: str, tmp_
     ("words", "said"),
     [(["no-such-program"], "There is no program"), ([sys.executable, "-c", "raise SystemExit('broken')"], "broken")],
 )
-async def test_a_server_that_does_not_start_is_reported_through_the_recorder(
-    words: list[str], said: str, tmp_path: Path
-) -> None:
+async def test_recorder_reports_servers_that_do_not_start(words: list[str], said: str, tmp_path: Path) -> None:
     """What it said reaches the client's side."""
     with pytest.raises(ConnectionLost, match=said):
         async with Client(command("record", str(tmp_path / "f"), "--", *words)):
@@ -180,7 +178,7 @@ async def test_a_server_that_does_not_start_is_reported_through_the_recorder(
 
 
 @pytest.mark.server
-async def test_a_url_that_is_no_server_is_an_answer_of_the_recorder(tmp_path: Path, server: Shared) -> None:
+async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server: Shared) -> None:
     """The client gets an error for each request, and doesn't wait."""
     url = f"http://127.0.0.1:{server.port()}/nothing"
     with pytest.raises(Failure, match="is not an MCP endpoint"):
@@ -189,7 +187,7 @@ async def test_a_url_that_is_no_server_is_an_answer_of_the_recorder(tmp_path: Pa
 
 
 @pytest.mark.server
-async def test_the_bridge_to_a_url_fills_in_headers_and_ends_the_session(tmp_path: Path) -> None:
+async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) -> None:
     """What Streamable HTTP wants there, a client on standard input and output doesn't know."""
     async with rude(discovering(behave)) as server:
         async with Client(command("record", str(tmp_path / "f"), server.url)) as client:
@@ -207,7 +205,7 @@ async def test_the_bridge_to_a_url_fills_in_headers_and_ends_the_session(tmp_pat
         assert (server.asked[-1].verb, server.asked[-1].headers["mcp-session-id"]) == ("DELETE", "s1")
 
 
-async def test_a_url_that_is_not_streamable_http_is_refused(tmp_path: Path) -> None:
+async def test_recorder_refuses_other_http_transports(tmp_path: Path) -> None:
     """The recorder forwards Streamable HTTP; a WebSocket fails at once, with what to give instead."""
     status, _, error = await run("record", str(tmp_path / "r"), "ws://127.0.0.1:9/ws")
     assert status != 0
@@ -215,7 +213,7 @@ async def test_a_url_that_is_not_streamable_http_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.server
-async def test_standard_error_of_a_recorded_command_cannot_steer_the_terminal(tmp_path: Path) -> None:
+async def test_recorded_stderr_cannot_control_the_terminal(tmp_path: Path) -> None:
     """Escape sequences that a server writes reach the terminal as replacement characters."""
     words = [sys.executable, "-c", r"import sys; sys.stderr.write('\x1b[2Jbroken\n'); sys.exit(1)"]
     recorder = await asyncio.create_subprocess_exec(

@@ -51,7 +51,7 @@ def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.Comple
 
 
 @for_each("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
-def test_an_empty_option_never_leaves_a_server_unprotected(option: str) -> None:
+def test_empty_options_never_leave_a_server_unprotected(option: str) -> None:
     """A fixed defect: `--auth-keys "$KEYS"` without that variable served everybody."""
     done = run("run", "examples/greet.py", option, "", "--port", "0")
     assert done.returncode == 1
@@ -93,7 +93,7 @@ def texts(reply: Any) -> list[str]:
     return [block["text"] for block in reply["result"]["content"]]
 
 
-def test_a_file_is_served_over_http_and_told_in_one_json_line(tmp_path: Path) -> None:
+def test_file_is_served_and_logged_as_json(tmp_path: Path) -> None:
     """Our choice: one command, and any client works; JSON logs where nobody watches."""
     port, log = free_port(), tmp_path / "log"
     with serving(millstream("examples/greet.py", port), port, log):
@@ -116,7 +116,7 @@ def _wakes(process: int) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count is read from /proc")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_server_that_nobody_asks_lets_the_machine_sleep(tmp_path: Path, workers: int) -> None:
+def test_idle_servers_do_not_wake_the_machine(tmp_path: Path, workers: int) -> None:
     """A fixed defect: each worker looked ten times a second whether it was over. Once a second is for the date."""
     port, counts = free_port(), list[int]()
     command = millstream("examples/greet.py", port, "--workers", str(workers))
@@ -129,7 +129,7 @@ def test_a_server_that_nobody_asks_lets_the_machine_sleep(tmp_path: Path, worker
     assert min(counts) <= 3 * workers, counts
 
 
-def test_the_command_that_is_shown_works_as_it_is() -> None:
+def test_shown_command_works() -> None:
     """Our choice: the panel prints one command that calls a tool."""
     with started(millstream("examples/hub.py", 0), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
@@ -139,7 +139,7 @@ def test_the_command_that_is_shown_works_as_it_is() -> None:
     assert texts(json.loads(done.stdout)) == ["2"]
 
 
-def test_options_win_over_the_servers_own_settings(tmp_path: Path) -> None:
+def test_options_take_precedence_over_server_settings(tmp_path: Path) -> None:
     """``--no-sessions`` and ``--path`` reach the transport."""
     port = free_port()
     with serving(millstream("examples/greet.py", port, "--no-sessions", "--path", "/tools"), port, tmp_path / "log"):
@@ -148,7 +148,7 @@ def test_options_win_over_the_servers_own_settings(tmp_path: Path) -> None:
     assert "mcp-session-id" not in {name.lower() for name in headers}
 
 
-def test_one_of_several_servers_can_be_named(tmp_path: Path) -> None:
+def test_server_can_be_selected_by_name(tmp_path: Path) -> None:
     """``FILE:OBJECT``; the file is also an application for uvicorn."""
     port = free_port()
     with serving(millstream("examples/echo_math.py:math_server", port), port, tmp_path / "log"):
@@ -156,7 +156,7 @@ def test_one_of_several_servers_can_be_named(tmp_path: Path) -> None:
     assert texts(reply) == ["42"]
 
 
-def test_a_process_that_is_told_to_stop_ends_in_order(tmp_path: Path) -> None:
+def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
     """SIGTERM is how supervisors stop servers."""
     port = free_port()
     with serving(millstream("examples/greet.py", port), port, tmp_path / "log") as process:
@@ -165,7 +165,7 @@ def test_a_process_that_is_told_to_stop_ends_in_order(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_server_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
+def test_failed_start_exits_with_1(tmp_path: Path) -> None:
     """A fixed defect: uvicorn's own status, 3, came through; the reference says 1."""
     program = tmp_path / "shop.py"
     program.write_text(
@@ -177,7 +177,7 @@ def test_a_server_that_cannot_start_exits_with_1(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-def test_a_server_that_is_idle_stops_without_counting_its_calls() -> None:
+def test_idle_server_stops_without_a_call_count() -> None:
     """A fixed defect: "0 calls have up to 30 s to finish"."""
     with started([*COMMAND, "run", "examples/greet.py", "--port", "0"], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
@@ -187,7 +187,7 @@ def test_a_server_that_is_idle_stops_without_counting_its_calls() -> None:
     assert b'"Stopping. Press Ctrl-C again to stop at once."' in said
 
 
-def test_a_terminal_sees_the_panel() -> None:
+def test_terminals_see_the_panel() -> None:
     """Our choice: a friendly start-up panel on a terminal; standard output stays empty."""
     port = free_port()
     ours, theirs = pty.openpty()
@@ -212,7 +212,7 @@ def test_a_terminal_sees_the_panel() -> None:
     ],
     ids=["plain", "equals", "with http options", "python"],
 )
-def test_over_stdio_nothing_but_the_protocol_is_on_stdout(command: list[str]) -> None:
+def test_stdio_stdout_contains_only_the_protocol(command: list[str]) -> None:
     """Our choice: stdio, in the way clients start it; the process ends when its input does."""
     given = "".join(f"{json.dumps(message)}\n" for message in (INITIALIZE, CALL))
     done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
@@ -222,13 +222,13 @@ def test_over_stdio_nothing_but_the_protocol_is_on_stdout(command: list[str]) ->
     assert done.returncode == 0
 
 
-def test_the_bookshop_answers_over_stdio() -> None:
+def test_bookshop_works_over_stdio() -> None:
     """The command of the tutorial."""
     done = run("run", "examples/bookshop.py", "--transport", "stdio", given=f"{json.dumps(INITIALIZE)}\n")
     assert json.loads(done.stdout)["result"]["serverInfo"]["name"] == "bookshop"
 
 
-def test_a_port_in_use_names_the_next_one() -> None:
+def test_port_in_use_suggests_the_next_one() -> None:
     """The usual reason is the same server in another window."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -242,7 +242,7 @@ def test_a_port_in_use_names_the_next_one() -> None:
 
 
 @for_each("command", [("dev",), ("run", "--workers", "2")], ids=" ".join)
-def test_a_file_that_is_not_there_is_told_before_a_port_that_is_taken(command: tuple[str, ...]) -> None:
+def test_missing_file_is_reported_before_a_used_port(command: tuple[str, ...]) -> None:
     """The port isn't what's wrong."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -267,9 +267,7 @@ def test_a_file_that_is_not_there_is_told_before_a_port_that_is_taken(command: t
         (("jump",), 2, "jump"),
     ],
 )
-def test_what_cannot_be_done_is_said_on_stderr_without_a_traceback(
-    arguments: tuple[str, ...], status: int, said: str
-) -> None:
+def test_errors_are_printed_without_a_traceback(arguments: tuple[str, ...], status: int, said: str) -> None:
     """Our choice: errors say what happened, why, and what to do."""
     done = run(*arguments)
     assert done.returncode == status
@@ -278,7 +276,7 @@ def test_what_cannot_be_done_is_said_on_stderr_without_a_traceback(
     assert done.stdout == ""
 
 
-def test_help_teaches_by_examples() -> None:
+def test_help_shows_examples() -> None:
     """The first thing that people try."""
     done = run("run", "--help")
     assert done.returncode == 0
@@ -302,7 +300,9 @@ def test_help_teaches_by_examples() -> None:
         ([], None),
     ],
 )
-def test_only_the_plain_stdio_command_takes_the_short_way(arguments: list[str], plain: tuple[str, str] | None) -> None:
+def test_plain_stdio_command_skips_the_command_line_library(
+    arguments: list[str], plain: tuple[str, str] | None
+) -> None:
     """Our choice: stdio answers within 250 ms; everything else is the command-line library's."""
     assert plain_stdio(arguments) == plain
 
@@ -320,7 +320,7 @@ def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatc
     assert ended.value.code == 130
 
 
-def test_options_that_are_not_given_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's own settings stand unless an option says otherwise."""
     served: list[Server] = []
     monkeypatch.setattr(
@@ -348,7 +348,7 @@ def test_port_zero_takes_a_free_port() -> None:
         assert listener.getsockname()[1] > 0
 
 
-def test_a_privileged_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_privileged_ports_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operating system's word for it says little."""
 
     def refused(*_: object) -> None:
@@ -359,7 +359,7 @@ def test_a_privileged_port_is_explained(monkeypatch: pytest.MonkeyPatch) -> None
         listen("127.0.0.1", 80)
 
 
-def test_a_program_that_runs_its_server_gets_the_same_message(
+def test_programs_that_call_run_get_the_same_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``mcp.run(port=70000)``: no traceback through our code."""

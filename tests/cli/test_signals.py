@@ -194,7 +194,7 @@ def stdio(file: Path, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_lets_calls_finish_and_lifespans_close_and_the_status_is_0(file: Path, number: int) -> None:
+def test_signals_finish_calls_and_exit_with_0(file: Path, number: int) -> None:
     """A fixed defect: SIGHUP killed at once, and after SIGTERM neither `atexit` nor what follows `run` ran."""
     goes_on = file.with_name("goes on")
     with http(file) as server:
@@ -209,7 +209,7 @@ def test_a_signal_lets_calls_finish_and_lifespans_close_and_the_status_is_0(file
         assert server.log.index("closed in order") < server.log.index("left by the door")
 
 
-def test_the_second_ctrl_c_ends_the_server_at_once_and_says_so(file: Path) -> None:
+def test_second_ctrl_c_ends_the_server_at_once(file: Path) -> None:
     """A fixed defect: it did nothing, and the server ended when its grace time was over."""
     with http(file) as server:
         server.ask("waits", seconds=600)
@@ -222,7 +222,7 @@ def test_the_second_ctrl_c_ends_the_server_at_once_and_says_so(file: Path) -> No
         assert "Traceback" not in server.log
 
 
-def test_the_second_ctrl_c_ends_a_server_whose_loop_is_blocked(file: Path) -> None:
+def test_second_ctrl_c_ends_a_blocked_server(file: Path) -> None:
     """Nothing that needs the loop can end it then."""
     with http(file) as server:
         server.ask("blocks")
@@ -237,7 +237,7 @@ HELD = "what still runs: refuses (slow.py:"
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/refuses"])
-def test_a_function_that_ignores_its_cancellation_is_named_and_left_behind(
+def test_functions_that_ignore_cancellation_are_named_at_exit(
     file: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed: the lifespan closed, and the process stayed until somebody killed it."""
@@ -251,7 +251,7 @@ def test_a_function_that_ignores_its_cancellation_is_named_and_left_behind(
 
 
 @pytest.mark.parametrize("tool", ["threads", "generates"])
-def test_a_thread_or_generator_that_never_ends_is_left_behind(
+def test_endless_threads_and_generators_do_not_block_exit(
     file: Path, tool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed: `asyncio.to_thread` and what a generator does at its end kept the process alive."""
@@ -264,9 +264,7 @@ def test_a_thread_or_generator_that_never_ends_is_left_behind(
         assert server.log.index("closed in order") < server.log.index(told)
 
 
-def test_a_call_over_stdio_that_ignores_its_cancellation_is_named_and_left_behind(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stdio_calls_that_ignore_cancellation_are_named_at_exit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same over stdio, where the end of the input stops the server."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with stdio(file) as process:
@@ -280,7 +278,7 @@ def test_a_call_over_stdio_that_ignores_its_cancellation_is_named_and_left_behin
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_to_a_stdio_server_lets_calls_finish_and_lifespans_close(file: Path, number: int) -> None:
+def test_signals_finish_stdio_calls(file: Path, number: int) -> None:
     """A fixed defect: the process was killed at once, the running call unanswered."""
     log, goes_on = file.with_name("log"), file.with_name("goes on")
     with stdio(file) as process:
@@ -297,7 +295,7 @@ def test_a_signal_to_a_stdio_server_lets_calls_finish_and_lifespans_close(file: 
     assert log.read_text().index("closed in order") < log.read_text().index("left by the door")
 
 
-def test_the_second_ctrl_c_ends_a_stdio_server_at_once(file: Path) -> None:
+def test_second_ctrl_c_ends_a_stdio_server(file: Path) -> None:
     """As over HTTP."""
     log = file.with_name("log")
     with stdio(file) as process:
@@ -313,7 +311,7 @@ def test_the_second_ctrl_c_ends_a_stdio_server_at_once(file: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_a_server_that_stops_says_which_calls_and_streams_it_waits_for(file: Path) -> None:
+def test_stopping_server_names_pending_calls_and_streams(file: Path) -> None:
     """docs/how-to/develop.md."""
     with http(file) as server, socket.create_connection(("127.0.0.1", server.port), WAIT) as stream:
         stream.sendall(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
@@ -327,7 +325,7 @@ def test_a_server_that_stops_says_which_calls_and_streams_it_waits_for(file: Pat
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["empty", "closed"])
-def test_a_stdio_server_without_an_input_ends(file: Path, closed: bool) -> None:
+def test_stdio_server_without_input_exits(file: Path, closed: bool) -> None:
     """A fixed defect: started with `</dev/null` or `<&-` it stayed for ever."""
     command = f'exec "$@" {"<&-" if closed else "</dev/null"}'
     done = subprocess.run(
@@ -339,7 +337,7 @@ def test_a_stdio_server_without_an_input_ends(file: Path, closed: bool) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_a_stdio_server_without_an_error_output_answers(file: Path) -> None:
+def test_stdio_server_works_without_stderr(file: Path) -> None:
     """A fixed defect: with ``2>&-`` it ended at once, and said nothing about it."""
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, str(file), "--transport", "stdio"],
@@ -349,7 +347,7 @@ def test_a_stdio_server_without_an_error_output_answers(file: Path) -> None:
     assert b'"id":1' in done.stdout
 
 
-def test_a_stdio_server_reads_a_file_to_its_end_and_answers_a_last_line_without_an_end(file: Path) -> None:
+def test_stdio_server_answers_an_unterminated_last_line(file: Path) -> None:
     """A fixed defect: what came after the last line end was dropped."""
     given = file.with_name("given")
     given.write_bytes(call("waits", 1, seconds=0) + call("waits", 2, seconds=0).rstrip())
@@ -362,7 +360,7 @@ def test_a_stdio_server_reads_a_file_to_its_end_and_answers_a_last_line_without_
         assert {json.loads(line)["id"] for line in done.stdout.splitlines()} == {1, 2}
 
 
-def test_a_tool_that_raises_keyboard_interrupt_fails_alone(file: Path) -> None:
+def test_keyboard_interrupt_in_a_tool_fails_only_its_call(file: Path) -> None:
     """A fixed defect: in a thread, or after a suspension, it ended the server, with status 0."""
     tools = ("interrupts", "interrupts_in_a_thread", "interrupts_later")
     with http(file) as server:
@@ -377,7 +375,7 @@ def test_a_tool_that_raises_keyboard_interrupt_fails_alone(file: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="nohup is of POSIX")
-def test_a_server_under_nohup_outlives_its_terminal(file: Path) -> None:
+def test_server_under_nohup_outlives_its_terminal(file: Path) -> None:
     """SIGHUP stays ignored where whoever started the server ignored it."""
     port, log = free_port(), file.with_name("log")
     with serving(["nohup", *millstream(str(file), port)], port, log) as process:

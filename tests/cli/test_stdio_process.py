@@ -84,7 +84,7 @@ def replies(output: bytes) -> dict[int, Any]:
     return {reply["id"]: reply["result"] for reply in map(json.loads, output.splitlines())}
 
 
-def test_nothing_that_a_file_prints_at_import_or_in_its_lifespan_reaches_stdout(noisy: Path) -> None:
+def test_prints_at_import_and_in_lifespan_do_not_reach_stdout(noisy: Path) -> None:
     """Our choice: nothing else ever on stdout; fixed: prints at import came before the protocol."""
     done = run(noisy, call("speaks", 1))
     assert replies(done.stdout)[1]["content"][0]["text"] == "said"
@@ -93,7 +93,7 @@ def test_nothing_that_a_file_prints_at_import_or_in_its_lifespan_reaches_stdout(
     assert done.returncode == 0
 
 
-def test_a_program_that_prints_keeps_its_stdout_clean_from_the_start_of_serving(tmp_path: Path) -> None:
+def test_prints_of_a_program_do_not_reach_stdout(tmp_path: Path) -> None:
     """What Python still has in its buffer goes to stderr before the protocol starts, and again when it ends."""
     file = tmp_path / "noisy.py"
     file.write_text(NOISY.replace('os.write(1, b"noise past Python\\n")', ""))
@@ -108,7 +108,7 @@ def test_a_program_that_prints_keeps_its_stdout_clean_from_the_start_of_serving(
     assert b"noise of a tool" in done.stderr
 
 
-def test_a_tool_that_calls_exit_does_not_end_the_server(noisy: Path) -> None:
+def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
     """Fixed: the process ended with status 1 and answered nobody."""
     done = run(noisy, call("leaves", 1) + call("speaks", 2))
     found = replies(done.stdout)
@@ -117,7 +117,7 @@ def test_a_tool_that_calls_exit_does_not_end_the_server(noisy: Path) -> None:
     assert done.returncode == 0
 
 
-def test_the_end_of_the_input_does_not_wait_for_a_thread_that_never_ends(noisy: Path) -> None:
+def test_end_of_input_does_not_wait_for_endless_threads(noisy: Path) -> None:
     """Fixed: the interpreter joined its worker threads; the grace time is all that a call gets."""
     done = run(noisy, call("blocks", 1), MILLSTREAM_DRAIN_TIMEOUT="0.2")
     assert json.loads(done.stdout)["error"]["message"] == "The server stopped before this call was done: try again"
@@ -126,7 +126,7 @@ def test_the_end_of_the_input_does_not_wait_for_a_thread_that_never_ends(noisy: 
     assert done.returncode == 0
 
 
-def test_a_web_server_that_is_told_to_stop_does_not_wait_for_such_a_thread_either(
+def test_shutdown_does_not_wait_for_endless_threads(
     noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM: the grace time once, then the end."""

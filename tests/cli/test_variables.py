@@ -22,7 +22,7 @@ SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
         ("MILLSTREAM_LOG_LEVEL", "foo", "MILLSTREAM_LOG_LEVEL cannot be 'foo'."),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_named_without_a_traceback(
+def test_unusable_variables_are_named_without_a_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, variable: str, text: str, what: str
 ) -> None:
     """A fixed defect: "shop.py cannot be imported. Correct the line above", or a traceback of libraries."""
@@ -46,7 +46,7 @@ def test_a_variable_that_cannot_be_used_is_named_without_a_traceback(
         ("KEY=short", "MILLSTREAM_KEY has a secret of fewer than 32 characters."),
     ],
 )
-def test_the_command_ends_with_1_and_a_message(
+def test_unusable_variables_end_the_command_with_1(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -68,9 +68,7 @@ def loop() -> Iterator[Loop]:
 
 @FEW
 @given(pairs=PAIRS, noise=st.binary(max_size=40))
-def test_any_query_of_an_authorization_request_ends_on_a_page_or_at_the_client(
-    loop: Loop, pairs: Any, noise: bytes
-) -> None:
+def test_any_authorization_query_ends_on_a_page_or_a_redirect(loop: Loop, pairs: Any, noise: bytes) -> None:
     """Never elsewhere."""
     for query in (encoded(pairs), f"{authorization(loop.id)}&{encoded(pairs)}", noise.decode("latin-1")):
         reply = loop.ask("GET", "/authorize", query=query)
@@ -80,7 +78,7 @@ def test_any_query_of_an_authorization_request_ends_on_a_page_or_at_the_client(
 
 @FEW
 @given(pairs=PAIRS, noise=st.binary(max_size=60), header=st.binary(max_size=40))
-def test_any_form_gets_an_answer(loop: Loop, pairs: Any, noise: bytes, header: bytes) -> None:
+def test_any_form_gets_a_reply(loop: Loop, pairs: Any, noise: bytes, header: bytes) -> None:
     """An error of OAuth, or a page; 500 is never one."""
     more = {"authorization": f"Basic {b64encode(header).decode()}"} if header else {}
     for path in ("/token", "/revoke", "/introspect", "/authorize", "/register"):
@@ -96,7 +94,7 @@ def test_any_form_gets_an_answer(loop: Loop, pairs: Any, noise: bytes, header: b
         "{}{}{}".format, st.sampled_from(STARTS), st.text("[]@:.;,' \"a1%?#*é\\", max_size=12), st.sampled_from(ENDS)
     )
 )
-def test_any_redirect_uri_is_refused_or_fits_into_a_policy_and_a_page(uri: str) -> None:
+def test_any_redirect_uri_is_refused_or_safe_in_policy_and_page(uri: str) -> None:
     """What is taken cannot end a directive of the policy, and its host is the one that is shown."""
     try:
         check_redirect(uri)

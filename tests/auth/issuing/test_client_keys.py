@@ -56,7 +56,7 @@ def batch(desk: Desk) -> Desk:
 
 
 @for_each("audience", [URL, f"{URL}/token", [URL]])
-async def test_a_client_proves_itself_by_a_signature_each_of_which_counts_once(batch: Desk, audience: Any) -> None:
+async def test_client_assertions_are_accepted_once(batch: Desk, audience: Any) -> None:
     """RFC 7523 §3; replays are refused."""
     proof = assertion(aud=audience)
     assert (await prove(batch, proof)).status == 200
@@ -71,9 +71,7 @@ async def test_a_client_proves_itself_by_a_signature_each_of_which_counts_once(b
     {"jti": 5},
     {"key": ECKey.generate_key("P-256")},
 ])  # fmt: skip
-async def test_a_proof_of_somebody_else_for_somebody_else_or_of_another_time_is_refused(
-    batch: Desk, changes: dict[str, Any]
-) -> None:
+async def test_assertions_with_wrong_issuer_audience_or_time_are_refused(batch: Desk, changes: dict[str, Any]) -> None:
     """RFC 7523 §3."""
     reply = await prove(batch, assertion(**changes))
     assert (reply.status, reply.error) == (401, "invalid_client")
@@ -82,13 +80,13 @@ async def test_a_proof_of_somebody_else_for_somebody_else_or_of_another_time_is_
 @for_each("typ", [
     "JWT", "jwt", "client-authentication+jwt", "dpop+jwt", "at+jwt", "oauth-id-jag+jwt", "logout+jwt", "application/x",
 ])  # fmt: skip
-async def test_what_a_client_has_signed_for_something_else_does_not_show_who_it_is(batch: Desk, typ: str) -> None:
+async def test_signatures_made_for_other_purposes_are_refused(batch: Desk, typ: str) -> None:
     """RFC 8725 §3.11: by the type in its header, where it says one."""
     good = typ.lower() in ("jwt", "client-authentication+jwt")
     assert (await prove(batch, assertion(typ=typ))).status == (200 if good else 401)
 
 
-async def test_a_client_with_keys_cannot_do_without_them_nor_name_another(batch: Desk) -> None:
+async def test_clients_with_keys_must_use_them(batch: Desk) -> None:
     """Nor use the type of another proof."""
     assert (await batch.post("/token", {"grant_type": "client_credentials", "client_id": "batch"})).status == 401
     assert (await prove(batch, assertion(), client_id="other")).status == 401
@@ -100,7 +98,7 @@ async def test_a_client_with_keys_cannot_do_without_them_nor_name_another(batch:
 @for_each(("key", "alg"), [
     (KEY, "ES256"), (RSAKey.generate_key(2048), "RS256"), (OKPKey.generate_key("Ed25519"), "Ed25519"),
 ])  # fmt: skip
-async def test_a_clients_key_may_be_the_public_pem_that_tools_make(desk: Desk, key: Any, alg: str) -> None:
+async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: str) -> None:
     """Not everybody has a set of keys at hand; whichever `kid` the proof names, there must be one of that name."""
     pem = key.as_pem(private=False).decode()
     desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=pem, scopes=["orders:read"])])
@@ -113,13 +111,13 @@ async def test_a_clients_key_may_be_the_public_pem_that_tools_make(desk: Desk, k
     ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "begins with"),
     (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "none that verifies"),
 ])  # fmt: skip
-def test_a_pem_that_verifies_nothing_is_refused_where_the_program_names_it(pem: str, words: str) -> None:
+def test_unusable_pem_keys_are_refused_in_the_configuration(pem: str, words: str) -> None:
     """And a private key doesn't belong on the server."""
     with pytest.raises(ValueError, match=words):
         auth.client("batch", jwks=pem)
 
 
-async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:
+async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
     """And are fetched when they are needed: in the author's own network, where the program's author has named them."""
     async with issuing() as site:
         site.answers["/jwks"] = JWKS
@@ -135,9 +133,7 @@ async def test_a_clients_keys_may_be_at_a_url(desk: Desk) -> None:
         assert site.asked["/jwks"] == 1
 
 
-async def test_strangers_with_keys_of_their_own_do_not_have_those_of_a_known_client_fetched_again(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: many of them displaced its keys, which go on to count for a day while their place is away."""
     monkeypatch.setattr("millstream.auth._authorization_server.client_proof._MAX_KEYS", 3)
     async with issuing() as site:
@@ -153,9 +149,7 @@ async def test_strangers_with_keys_of_their_own_do_not_have_those_of_a_known_cli
         assert site.asked == {"/jwks": 1}
 
 
-async def test_whoever_names_many_sets_of_keys_has_few_of_them_fetched(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: more sets than are kept were fetched ten times a second for one address, from any host that it
     named. It may do no more than with the documents of clients.
     """
@@ -168,7 +162,7 @@ async def test_whoever_names_many_sets_of_keys_has_few_of_them_fetched(
     assert ["looked up" in reply.text for reply in replies] == [False, False, True, True]
 
 
-async def test_keys_that_are_nested_without_end_are_none(desk: Desk) -> None:
+async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
     """A fixed defect: whoever named such a set had the token endpoint answer 500."""
     async with issuing() as site:
         body = b'{"keys":' + b"[" * 20_000
@@ -178,7 +172,7 @@ async def test_keys_that_are_nested_without_end_are_none(desk: Desk) -> None:
         assert (reply.status, reply.error) == (503, "temporarily_unavailable")
 
 
-async def test_of_the_keys_that_a_client_registers_only_what_verifies_is_kept(desk: Desk) -> None:
+async def test_only_verification_keys_of_a_registration_are_kept(desk: Desk) -> None:
     """A fixed defect: private parts were kept and shown, and what was nested deep enough could be stored, not read."""
     odd = {**KEY.as_dict(private=True), "x5c": [[[]]], "key_ops": ["verify"], "oth": {"a": {}}, "alg": ["ES256"]}
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
@@ -197,7 +191,7 @@ async def test_of_the_keys_that_a_client_registers_only_what_verifies_is_kept(de
         assert (reply.status, reply.error) == (400, "invalid_client_metadata")
 
 
-def test_a_key_with_which_a_signature_takes_long_is_none() -> None:
+def test_keys_with_slow_verification_are_ignored() -> None:
     """A fixed defect: anybody could register keys with exponents as long as the key, at 11 ms for each look. All that
     is in use has 17 bits.
     """
@@ -209,7 +203,7 @@ def test_a_key_with_which_a_signature_takes_long_is_none() -> None:
 
 
 @pytest.mark.parametrize("kid", [None, "a"])
-async def test_a_token_is_tried_with_few_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch, kid: str | None) -> None:
+async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch, kid: str | None) -> None:
     """A fixed defect: with a set of 64 keys of one id or none, each look took 64 times as long."""
     tried: list[object] = []
 
@@ -225,7 +219,7 @@ async def test_a_token_is_tried_with_few_keys(desk: Desk, monkeypatch: pytest.Mo
     assert (reply.status, len(tried)) == (401, 8)
 
 
-async def test_proofs_of_clients_that_registered_themselves_leave_room_for_those_of_others(
+async def test_assertion_quotas_separate_registered_and_configured_clients(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fixed defect: each proof is remembered for ten minutes, and anybody could fill the store with their own."""
@@ -241,7 +235,7 @@ async def test_proofs_of_clients_that_registered_themselves_leave_room_for_those
 
 
 @pytest.mark.server
-async def test_many_wrong_secrets_at_once_are_no_more_guesses_than_one_by_one() -> None:
+async def test_concurrent_wrong_secrets_are_throttled() -> None:
     """A fixed defect: where the store is Redis, all that came before the first answer were looked into."""
     backing = BACKINGS["redis"]()
     desk = Desk(await backing.worker())

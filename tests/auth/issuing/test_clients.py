@@ -31,7 +31,7 @@ async def register(desk: Desk, said: Any, peer: str = "192.0.2.1", kind: str = J
 # Registration
 
 
-async def test_a_client_registers_and_gets_back_what_was_understood(every_store: Store) -> None:
+async def test_registration_returns_the_accepted_metadata(every_store: Store) -> None:
     """RFC 7591 §3.2.1; unknown members are ignored, and the default is a secret for Basic."""
     desk = Desk(every_store)
     about = {"client_name": "Reader\u202e\n ", "redirect_uris": [BACK, "http://127.0.0.1/cb"], "software_id": "x",
@@ -71,7 +71,7 @@ async def test_a_client_registers_and_gets_back_what_was_understood(every_store:
     (b'{"a":' * 5000, "invalid_client_metadata"), (b'{"redirect_uris": ["\xc0"]}', "invalid_client_metadata"),
     ({"redirect_uris": ["http://[::1"]}, "invalid_redirect_uri"),
 ])  # fmt: skip
-async def test_what_no_client_can_be_is_not_registered(desk: Desk, said: Any, error: str) -> None:
+async def test_invalid_registrations_are_refused(desk: Desk, said: Any, error: str) -> None:
     """RFC 7591 §3.2.2, and `application_type` as OpenID Connect has it."""
     reply = await register(desk, said)
     assert (reply.error, reply.status in (400, 413)) == (error, True)
@@ -84,7 +84,7 @@ async def test_registration_takes_json_only(desk: Desk, kind: str) -> None:
     assert (await register(desk, {"redirect_uris": [BACK]}, kind=kind)).status == 415
 
 
-async def test_whoever_registers_without_end_is_slowed_and_displaces_nobody_who_was_used(desk: Desk) -> None:
+async def test_excess_registrations_are_throttled_and_keep_used_clients(desk: Desk) -> None:
     """A hundred an hour for an address; what was agreed to is kept elsewhere, for as long as it is used."""
     used = (await desk.register())["client_id"]
     await desk.sign_in(used)
@@ -97,7 +97,7 @@ async def test_whoever_registers_without_end_is_slowed_and_displaces_nobody_who_
     assert not kinds["oauth-client"].lossy
 
 
-async def test_a_flood_of_registrations_keeps_nobody_out_of_a_store_that_is_full_of_them() -> None:
+async def test_registration_flood_does_not_block_other_addresses() -> None:
     """Those that nobody has used make room for each other; a client in use and new sign-ins have room of their own."""
     store = MemoryStore(max_value_bytes=64 * 1024)
     await store.open()
@@ -112,7 +112,7 @@ async def test_a_flood_of_registrations_keeps_nobody_out_of_a_store_that_is_full
     assert (await desk.tokens((await desk.register())["client_id"]))["access_token"]
 
 
-async def test_a_provider_says_what_a_person_may_hand_on(desk: Desk) -> None:
+async def test_providers_limit_the_scopes_a_user_can_grant(desk: Desk) -> None:
     """`Provider.grantable`, at the consent and at each refresh; what everybody gets stays."""
     allowed = ["orders:read", "orders:write"]
 
@@ -128,14 +128,14 @@ async def test_a_provider_says_what_a_person_may_hand_on(desk: Desk) -> None:
     assert (await desk.refresh(id, given["refresh_token"])).message["scope"] == "shop:use orders:read"
 
 
-async def test_where_registration_is_off_there_is_no_such_path_and_no_word_of_it(desk: Desk) -> None:
+async def test_disabled_registration_has_no_path_and_no_metadata(desk: Desk) -> None:
     """`registration=False`."""
     closed = Desk(desk.services.store, registration=False)
     assert "/register" not in closed.paths
     assert "registration_endpoint" not in (await closed.ask("GET", "/.well-known/oauth-authorization-server")).message
 
 
-async def test_a_provider_can_refuse_and_has_clients_of_its_own(desk: Desk) -> None:
+async def test_providers_can_refuse_and_have_their_own_clients(desk: Desk) -> None:
     """`Provider.registering` and `Provider.find_client`; `Provider.claims` go into tokens, the protocol's own stay."""
 
     class Ours(Provider):
@@ -185,7 +185,7 @@ def document(
     )
 
 
-async def test_a_client_that_describes_itself_signs_in_and_its_document_is_asked_for_once(desk: Desk) -> None:
+async def test_client_metadata_documents_are_fetched_once(desk: Desk) -> None:
     """MCP 2025-11-25, basic/authorization: client ID metadata documents. The page shows whose it is."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
     async with issuing() as site:
@@ -205,9 +205,7 @@ async def test_a_client_that_describes_itself_signs_in_and_its_document_is_asked
     {"redirect_uris": None}, {"client_secret": "x"}, {"token_endpoint_auth_method": "client_secret_basic"},
     {"token_endpoint_auth_method": "private_key_jwt"}, {"client_name": "x" * 6000}, {"grant_types": ["implicit"]},
 ])  # fmt: skip
-async def test_a_document_that_describes_another_client_or_none_is_not_believed(
-    desk: Desk, changes: dict[str, Any]
-) -> None:
+async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, changes: dict[str, Any]) -> None:
     """draft-ietf-oauth-client-id-metadata-document §4: exact id, no shared secret, few bytes. Errors are not kept."""
     desk = Desk(desk.services.store, url=HERE)
     async with issuing() as site:
@@ -224,7 +222,7 @@ async def test_a_document_that_describes_another_client_or_none_is_not_believed(
     (b"{}", b"content-type: application/json\r\n", "404 Not Found"),
     (b"{}", b"content-type: application/json\r\n", "201 Created"),
 ])  # fmt: skip
-async def test_what_is_no_document_is_none(desk: Desk, body: bytes, head: bytes, status: str) -> None:
+async def test_invalid_metadata_documents_are_refused(desk: Desk, body: bytes, head: bytes, status: str) -> None:
     """Only 200 and JSON; redirects are not followed."""
     desk = Desk(desk.services.store, url=HERE)
     async with issuing() as site:
@@ -237,7 +235,7 @@ async def test_what_is_no_document_is_none(desk: Desk, body: bytes, head: bytes,
     (b"", 1), (b"cache-control: no-store\r\n", 3), (b"cache-control: max-age=0\r\n", 3),
     (b"cache-control: max-age=9\r\n", 1),
 ])  # fmt: skip
-async def test_a_document_is_kept_as_long_as_it_says(desk: Desk, control: bytes, asked: int) -> None:
+async def test_metadata_documents_are_cached_by_their_headers(desk: Desk, control: bytes, asked: int) -> None:
     """RFC 9111."""
     clock = Clock()
     desk = Desk(desk.services.store, url=HERE, clock=clock)
@@ -263,13 +261,13 @@ async def test_a_document_is_kept_as_long_as_it_says(desk: Desk, control: bytes,
     "http://127.0.0.1:1/x", "https://localhost/x", "https://169.254.169.254/latest", "https://10.0.0.1/x", "://",
     "x://y",
 ])  # fmt: skip
-async def test_a_url_that_can_be_no_client_or_is_not_public_is_not_asked(desk: Desk, id: str) -> None:
+async def test_invalid_and_private_client_urls_are_not_fetched(desk: Desk, id: str) -> None:
     """draft-ietf-oauth-client-id-metadata-document §3 and §8.6: this issuer is on the Internet."""
     reply = await desk.ask("GET", "/authorize", query=authorization(id))
     assert (reply.status, "location" in reply.headers) == (400, False)
 
 
-def test_only_a_server_under_development_asks_its_own_machine() -> None:
+def test_only_development_servers_fetch_loopback_client_urls() -> None:
     """And nothing else of its networks, even then."""
     assert not judge_of(here=False)("127.0.0.1")
     assert judge_of(here=True)("127.0.0.1")
@@ -278,7 +276,7 @@ def test_only_a_server_under_development_asks_its_own_machine() -> None:
     assert not judge_of(here=True)("169.254.169.254")
 
 
-async def test_whoever_is_not_on_this_machine_has_nothing_of_it_asked(desk: Desk) -> None:
+async def test_remote_callers_cannot_trigger_loopback_fetches(desk: Desk) -> None:
     """A server under development that listens on every address is no port scanner: neither the page nor `/token`."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
     async with issuing() as site:
@@ -292,7 +290,7 @@ async def test_whoever_is_not_on_this_machine_has_nothing_of_it_asked(desk: Desk
         assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 200
 
 
-async def test_many_who_come_with_one_client_share_one_question_and_an_address_asks_for_few(
+async def test_document_fetches_are_shared_and_limited_per_address(
     desk: Desk,
 ) -> None:
     """Single flight; sixty look-ups a minute for an address."""
@@ -318,13 +316,13 @@ async def test_many_who_come_with_one_client_share_one_question_and_an_address_a
     {"secret": "x" * 32, "jwks": {"keys": [{}]}},
     {"jwks": {"keys": []}}, {"jwks": "http://10.0.0.1/"}, {"redirect_uris": [BACK], "scopes": ["a b"]},
 ])  # fmt: skip
-def test_a_client_that_cannot_be_is_refused_where_the_program_names_it(options: dict[str, Any]) -> None:
+def test_invalid_configured_clients_are_refused(options: dict[str, Any]) -> None:
     """At the start, and not when somebody comes."""
     with pytest.raises(ValueError, match=r"."):
         auth.client("x", **options)
 
 
-def test_names_are_shown_without_what_hides_or_turns_text() -> None:
+def test_names_are_shown_without_control_and_bidi_characters() -> None:
     """Bidirectional overrides, zero-width characters, line ends; and no more than 80 characters."""
     said = {"client_name": "a\u202eb\u200b\r\n\tc" + "x" * 200, "redirect_uris": [BACK]}
     name = client_of("x", said, "registered", methods=("none",), default="none").name
@@ -332,14 +330,12 @@ def test_names_are_shown_without_what_hides_or_turns_text() -> None:
 
 
 @for_each("kind", [{}, [], 7, True, "robot", None])
-async def test_an_unknown_application_type_is_ignored_whatever_it_is(desk: Desk, kind: Any) -> None:
+async def test_unknown_application_types_are_ignored(desk: Desk, kind: Any) -> None:
     """RFC 7591 §2. A fixed defect: an object or a list was answered with 500."""
     assert "application_type" not in await desk.register(application_type=kind)
 
 
-async def test_clients_whose_turn_does_not_come_are_told_to_try_again(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_clients_that_wait_too_long_get_a_retry_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed defect: they waited without end behind others of their address."""
     monkeypatch.setattr("millstream.auth._keyed_semaphore.PATIENCE", 0)
     checks = desk.running._token._proof._checks

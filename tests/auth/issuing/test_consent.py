@@ -16,7 +16,7 @@ from redis_parts import until
 NATIVE = "http://127.0.0.1:7777/back"
 
 
-async def test_the_page_names_the_client_the_host_the_scopes_in_words_and_may_not_be_framed(
+async def test_consent_page_names_client_host_and_scopes_and_cannot_be_framed(
     desk: Desk,
 ) -> None:
     """MCP, security best practices: what a person has to see before they agree."""
@@ -37,7 +37,7 @@ async def test_the_page_names_the_client_the_host_the_scopes_in_words_and_may_no
     assert [each.startswith("__Host-millstream-browser=") for each in page.set_cookies] == [True]
 
 
-async def test_a_person_who_says_no_sends_the_client_away(desk: Desk) -> None:
+async def test_denied_consent_redirects_with_an_error(desk: Desk) -> None:
     """OAuth 2.1 §4.1.2.1: without a password, since nobody needs one to refuse."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
@@ -46,9 +46,7 @@ async def test_a_person_who_says_no_sends_the_client_away(desk: Desk) -> None:
 
 
 @for_each(("name", "password"), [("ada", "wrong"), ("nobody", "x"), ("", ""), ("ada", "correct horse ")])
-async def test_a_wrong_password_says_so_on_the_same_page_and_the_next_try_counts(
-    desk: Desk, name: str, password: str
-) -> None:
+async def test_wrong_password_shows_an_error_and_allows_a_retry(desk: Desk, name: str, password: str) -> None:
     """The same words whether the name or the password was wrong; what was typed as the name stays."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
@@ -78,7 +76,7 @@ async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
     assert (await desk.ask("POST", "/authorize", body=right, peer="203.0.113.1", **headers)).status == 429
 
 
-async def test_guesses_from_elsewhere_do_not_lock_a_person_out(desk: Desk) -> None:
+async def test_guesses_from_other_networks_do_not_lock_a_user_out(desk: Desk) -> None:
     """One wrong password every five seconds kept a person out everywhere. One network can't lock a name, and many of
     them can't lock a browser in which the person has logged in before.
     """
@@ -105,7 +103,7 @@ async def test_guesses_from_elsewhere_do_not_lock_a_person_out(desk: Desk) -> No
     assert statuses == [403] * 10 + [429], "a device may guess no faster"
 
 
-async def test_many_guesses_at_once_are_no_more_than_one_after_the_other(desk: Desk) -> None:
+async def test_concurrent_guesses_are_throttled(desk: Desk) -> None:
     """Forty forms, sent before the first is answered: ten passwords are looked at."""
     looked = 0
     gate = asyncio.Event()
@@ -138,7 +136,7 @@ async def consented(desk: Desk, **about: Any) -> tuple[str, Browser]:
     return id, browser
 
 
-async def test_what_was_agreed_to_is_not_asked_again_but_more_is(desk: Desk) -> None:
+async def test_consent_is_remembered_and_new_scopes_are_asked(desk: Desk) -> None:
     """Remembered for person, client and scopes, where only the owner of the redirect URI gets the answer."""
     id, browser = await consented(desk)
     assert "code" in (await browser.open(id, scope="orders:read")).answer
@@ -150,7 +148,7 @@ async def test_what_was_agreed_to_is_not_asked_again_but_more_is(desk: Desk) -> 
     assert (await browser.open(id, scope="orders:write")).status == 303
 
 
-async def test_what_was_agreed_to_for_one_server_counts_for_no_other(desk: Desk) -> None:
+async def test_consent_applies_to_one_server(desk: Desk) -> None:
     """And the page says for which one."""
     id, browser = await consented(desk)
     for resource in (OTHER, [RESOURCE, OTHER]):
@@ -160,7 +158,7 @@ async def test_what_was_agreed_to_for_one_server_counts_for_no_other(desk: Desk)
     assert (await browser.open(id, scope="orders:read", resource=OTHER)).status == 303
 
 
-async def test_a_client_that_nobody_has_agreed_to_always_gets_the_page(desk: Desk) -> None:
+async def test_unknown_clients_always_get_the_consent_page(desk: Desk) -> None:
     """Even in a browser that knows the person, and though another client of the same name was agreed to."""
     _, browser = await consented(desk)
     other = (await desk.register())["client_id"]
@@ -169,7 +167,7 @@ async def test_a_client_that_nobody_has_agreed_to_always_gets_the_page(desk: Des
 
 
 @for_each("uri", [NATIVE, "com.example.app:/back"])
-async def test_a_client_whose_answers_any_program_could_catch_is_asked_for_each_time(desk: Desk, uri: str) -> None:
+async def test_clients_with_insecure_redirects_need_consent_each_time(desk: Desk, uri: str) -> None:
     """RFC 8252 §8.6: its identity cannot be assured."""
     id, browser = await consented(desk, redirect_uris=[uri])
     assert (await browser.open(id, redirect_uri=uri, scope="orders:read")).status == 200
@@ -202,9 +200,7 @@ async def test_the_page_says_which_app_the_browser_will_open(desk: Desk, uri: st
     ("consent", 200, False), ("login", 200, True), ("select_account", 200, True), ("none", 303, False),
     (None, 303, False),
 ])  # fmt: skip
-async def test_a_client_may_ask_that_the_person_is_asked(
-    desk: Desk, prompt: str | None, status: int, form: bool
-) -> None:
+async def test_clients_can_request_the_consent_page(desk: Desk, prompt: str | None, status: int, form: bool) -> None:
     """OpenID Connect Core §3.1.2.1: prompt."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:read", prompt=prompt)
@@ -213,7 +209,7 @@ async def test_a_client_may_ask_that_the_person_is_asked(
 
 
 @for_each("prompt", ["login", "select_account", "login consent"])
-async def test_whoever_has_to_sign_in_again_cannot_just_agree(desk: Desk, prompt: str) -> None:
+async def test_reauthentication_requires_a_password(desk: Desk, prompt: str) -> None:
     """A fixed defect: the page asked for the password, but a form without one counted as the person who was there."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:read", prompt=prompt)
@@ -223,7 +219,7 @@ async def test_whoever_has_to_sign_in_again_cannot_just_agree(desk: Desk, prompt
     assert (await browser.answer(asked)).status == 303
 
 
-async def test_another_account_can_be_used(desk: Desk) -> None:
+async def test_users_can_switch_accounts(desk: Desk) -> None:
     """The browser forgets who it was."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
@@ -233,14 +229,14 @@ async def test_another_account_can_be_used(desk: Desk) -> None:
     assert (await desk.token(id, reply.answer["code"])).message["scope"] == ""
 
 
-async def test_a_person_who_was_removed_is_not_signed_in_any_more(desk: Desk) -> None:
+async def test_removed_users_are_signed_out(desk: Desk) -> None:
     """Whatever their browser remembers."""
     id, browser = await consented(desk)
     desk.people.remove("ada")
     assert 'name="password"' in (await browser.open(id, scope="orders:read")).text
 
 
-async def test_what_was_agreed_to_before_a_new_password_is_asked_again(desk: Desk) -> None:
+async def test_new_password_resets_consent(desk: Desk) -> None:
     """Whoever knew the old one may have agreed; and a namesake has agreed to nothing."""
     id, browser = await consented(desk)
     desk.people.people["ada"] = ("new horse", User("ada", "Ada", (EVERYTHING,), since=2.0))
@@ -255,7 +251,7 @@ async def test_what_was_agreed_to_before_a_new_password_is_asked_again(desk: Des
     assert (again.status, 'name="password"' in again.text) == (200, False)
 
 
-async def test_a_provider_can_ask_each_time(desk: Desk) -> None:
+async def test_providers_can_require_consent_each_time(desk: Desk) -> None:
     """`Provider.remembers`."""
 
     class Careful(Provider):
@@ -269,7 +265,7 @@ async def test_a_provider_can_ask_each_time(desk: Desk) -> None:
 # Whose answer counts
 
 
-async def test_an_answer_counts_only_from_the_browser_that_was_asked(desk: Desk) -> None:
+async def test_consent_is_bound_to_the_browser(desk: Desk) -> None:
     """Consent forgery: an attacker's own ticket in the victim's browser, or the victim's in the attacker's."""
     id = (await desk.register())["client_id"]
     victim, attacker = Browser(desk), Browser(desk)
@@ -282,7 +278,7 @@ async def test_an_answer_counts_only_from_the_browser_that_was_asked(desk: Desk)
 
 
 @for_each("origin", ["https://evil.example", "null", "http://mcp.example.com:8080", ""])
-async def test_an_answer_from_a_page_of_another_origin_is_refused(desk: Desk, origin: str) -> None:
+async def test_cross_origin_consent_is_refused(desk: Desk, origin: str) -> None:
     """CSRF: by the browser's word, before anything is read."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
@@ -290,7 +286,7 @@ async def test_an_answer_from_a_page_of_another_origin_is_refused(desk: Desk, or
     assert reply.status == 403
 
 
-async def test_a_ticket_is_worth_nothing_when_it_is_old_changed_or_of_another_kind(desk: Desk) -> None:
+async def test_expired_changed_and_foreign_tickets_are_refused(desk: Desk) -> None:
     """Ten minutes; sealed; bound to what it is for."""
     clock = Clock()
     desk = Desk(desk.services.store, clock=clock)
@@ -304,7 +300,7 @@ async def test_a_ticket_is_worth_nothing_when_it_is_old_changed_or_of_another_ki
     assert (await browser.send({"ticket": page.ticket, "answer": "allow"})).status == 403
 
 
-async def test_a_sealed_person_of_another_kind_signs_nobody_in(desk: Desk) -> None:
+async def test_sealed_values_of_other_kinds_do_not_sign_in(desk: Desk) -> None:
     """A question is no person, and neither is a refresh token."""
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
@@ -313,7 +309,7 @@ async def test_a_sealed_person_of_another_kind_signs_nobody_in(desk: Desk) -> No
         assert 'name="password"' in (await browser.open(id, scope="orders:write")).text
 
 
-async def test_two_cookies_of_one_name_count_as_none(desk: Desk) -> None:
+async def test_duplicate_cookies_are_ignored(desk: Desk) -> None:
     """A neighbor domain may have planted one of them."""
     id, browser = await consented(desk)
     twice = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
@@ -323,7 +319,7 @@ async def test_two_cookies_of_one_name_count_as_none(desk: Desk) -> None:
     assert 'name="password"' in reply.text
 
 
-async def test_whoever_only_opens_pages_leaves_nothing_in_the_store(desk: Desk) -> None:
+async def test_opening_pages_stores_nothing(desk: Desk) -> None:
     """A flood of `/authorize` cannot fill it."""
     id = (await desk.register())["client_id"]
     before = sorted(await desk.services.store.kv.keys("oauth-"))
@@ -335,7 +331,7 @@ async def test_whoever_only_opens_pages_leaves_nothing_in_the_store(desk: Desk) 
     assert sorted(await desk.services.store.kv.keys("oauth-")) == before
 
 
-async def test_a_redirect_to_a_client_is_303_and_leaks_no_address(desk: Desk) -> None:
+async def test_redirects_to_clients_use_303_without_referrer(desk: Desk) -> None:
     """RFC 9700 §4.12: a 307 would send the password along."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
@@ -344,7 +340,7 @@ async def test_a_redirect_to_a_client_is_303_and_leaks_no_address(desk: Desk) ->
     assert (reply.headers["referrer-policy"], reply.headers["cache-control"]) == ("no-referrer", "no-store")
 
 
-async def test_over_plain_http_of_this_machine_cookies_have_other_names(desk: Desk) -> None:
+async def test_cookie_names_differ_over_plain_loopback_http(desk: Desk) -> None:
     """`__Host-` needs https, which nobody has while developing."""
     desk = Desk(desk.services.store, url="http://127.0.0.1:8000")
     page = await Browser(desk).open((await desk.register())["client_id"], resource=None)

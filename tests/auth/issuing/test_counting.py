@@ -36,7 +36,7 @@ async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | 
     return await desk.running._authorize._throttle.check(peer, name, word)
 
 
-async def test_ten_wrong_passwords_of_an_address_are_ten_wherever_they_come(stores: list[Store]) -> None:
+async def test_wrong_passwords_of_an_address_count_across_workers(stores: list[Store]) -> None:
     """A fixed defect: each worker counted for itself, so that four gave forty tries."""
     desks = await desks_on(stores)
     said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
@@ -45,7 +45,7 @@ async def test_ten_wrong_passwords_of_an_address_are_ten_wherever_they_come(stor
     assert isinstance(await guess(desks[1], "192.0.2.2", "ada", "correct horse"), User)
 
 
-async def test_tries_at_several_workers_at_once_are_no_more_than_one_by_one(stores: list[Store]) -> None:
+async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Store]) -> None:
     """Each takes a seat in the store until it's known whether it failed."""
     desks = await desks_on(stores)
     tries = [guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(60)]
@@ -54,7 +54,7 @@ async def test_tries_at_several_workers_at_once_are_no_more_than_one_by_one(stor
     assert said[WRONG] + said[SLOW] == 60
 
 
-async def test_a_crowd_of_right_passwords_waits_its_turn_and_is_not_refused(stores: list[Store]) -> None:
+async def test_many_valid_passwords_wait_without_refusal(stores: list[Store]) -> None:
     """A fixed defect: more than ten at once, of one address, were told that there were too many attempts."""
     desks = await desks_on(stores)
     for desk in desks:
@@ -64,14 +64,14 @@ async def test_a_crowd_of_right_passwords_waits_its_turn_and_is_not_refused(stor
     assert not any(len(desk.running._authorize._throttle._attempts) for desk in desks)
 
 
-async def test_right_passwords_cost_nothing_however_many_come(stores: list[Store]) -> None:
+async def test_valid_passwords_do_not_count_as_attempts(stores: list[Store]) -> None:
     """An office has one address."""
     desks = await desks_on(stores)
     for number in range(30):
         assert isinstance(await guess(desks[number % 2], "192.0.2.1", "ada", "correct horse"), User)
 
 
-async def test_what_a_person_agrees_to_and_who_registers_counts_for_all_workers() -> None:
+async def test_consent_and_registrations_apply_to_all_workers() -> None:
     """The figures are those of one worker."""
     backing = BACKINGS["memory"]()
     store = await backing.worker()
@@ -93,7 +93,7 @@ async def test_what_a_person_agrees_to_and_who_registers_counts_for_all_workers(
     await backing.close()
 
 
-async def test_while_the_store_does_not_answer_each_worker_counts_alone() -> None:
+async def test_workers_count_alone_during_a_store_outage() -> None:
     """Nobody is kept out by an outage, and nobody gets endless tries."""
     backing = BACKINGS["memory"]()
     store = await backing.worker()

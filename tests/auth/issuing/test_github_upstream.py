@@ -49,7 +49,7 @@ async def sign_in(upstream: Upstream, **query: str) -> tuple[dict[str, str], Use
     )
 
 
-async def test_somebody_is_known_by_their_number_and_asked_for_nothing_more_than_a_login(github: Issuer) -> None:
+async def test_github_users_are_identified_by_number(github: Issuer) -> None:
     """Logins can change hands; a number never does."""
     asked, user = await sign_in(way(github, "octocat"))
     assert (user.subject, user.name) == ("583231", "The Octocat")
@@ -66,7 +66,7 @@ async def test_somebody_is_known_by_their_number_and_asked_for_nothing_more_than
     [("org:example", "read:org", ORGANIZATIONS), ("octo@example.com", "user:email", EMAILS),
      ("@example.com", "user:email", EMAILS)],
 )  # fmt: skip
-async def test_members_and_verified_addresses_are_looked_up_where_somebody_named_such(
+async def test_memberships_and_emails_are_fetched_only_if_configured(
     github: Issuer, allow: str, scope: str, path: str
 ) -> None:
     """Each with the one scope that it takes."""
@@ -75,7 +75,7 @@ async def test_members_and_verified_addresses_are_looked_up_where_somebody_named
 
 
 @for_each("allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"])
-async def test_those_who_are_merely_invited_unverified_or_called_alike_stay_out(github: Issuer, allow: str) -> None:
+async def test_pending_unverified_and_similar_names_are_refused(github: Issuer, allow: str) -> None:
     """An organization's name isn't a login, and the address of a public profile isn't verified."""
     with pytest.raises(SignInFailed, match="Octocat may not sign in here"):
         await sign_in(way(github, allow))
@@ -93,23 +93,21 @@ async def test_those_who_are_merely_invited_unverified_or_called_alike_stay_out(
         (ORGANIZATIONS, {"message": "no"}, "may not sign in"),
     ],
 )
-async def test_answers_that_are_errors_or_something_else_sign_nobody_in(
-    github: Issuer, path: str, answer: Any, said: str
-) -> None:
+async def test_invalid_upstream_responses_do_not_sign_in(github: Issuer, path: str, answer: Any, said: str) -> None:
     """GitHub's token endpoint answers errors with status 200."""
     github.answers[path] = answer
     with pytest.raises(SignInFailed, match=said):
         await sign_in(way(github, "org:example"))
 
 
-async def test_somebody_who_does_not_agree_is_told(github: Issuer) -> None:
+async def test_denied_github_login_shows_an_error(github: Issuer) -> None:
     """Nothing is asked of GitHub then."""
     with pytest.raises(SignInFailed, match="let GitHub say who you are"):
         await sign_in(way(github, "*"), error="access_denied")
     assert not github.asked
 
 
-async def test_somebody_of_github_gets_tokens_of_ours(github: Issuer, desk: Desk) -> None:
+async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> None:
     """The whole way, with scopes for one login."""
     made = auth.upstream("github", allow={"octocat": ["orders:read"]}, client_id="a", client_secret="b", at=github.url)
     desk = Desk(desk.services.store, people=made)
@@ -128,7 +126,7 @@ async def test_somebody_of_github_gets_tokens_of_ours(github: Issuer, desk: Desk
     [("", "https://api.github.com"), ("https://octocorp.ghe.com", "https://api.octocorp.ghe.com"),
      ("https://git.example.com", "https://git.example.com/api/v3")],
 )  # fmt: skip
-def test_each_kind_of_github_has_its_api_in_its_place(at: str, api: str) -> None:
+def test_github_enterprise_has_its_own_api_url(at: str, api: str) -> None:
     """GitHub's documentation of its REST API, and of that of Enterprise Cloud and Enterprise Server."""
     made = auth.upstream("github", allow=["*"], client_id="a", client_secret="b", at=at)
     assert isinstance(made, GitHubUpstream)

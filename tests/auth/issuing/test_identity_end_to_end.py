@@ -49,7 +49,7 @@ class Login:
         return token(said, typ="oauth-id-jag+jwt")
 
 
-async def test_our_client_gets_in_by_the_providers_grant_and_nobody_visits_a_page() -> None:
+async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
     """ID token, grant, token, tool: with a secret, and with a key; and not with another ID token."""
     async with issuing() as provider:
         login, key = Login(provider), ECKey.generate_key("P-256")
@@ -75,7 +75,7 @@ async def test_our_client_gets_in_by_the_providers_grant_and_nobody_visits_a_pag
                 assert login.forms[-1]["resource"] == f"{url}/mcp"
 
 
-async def test_a_program_that_was_given_a_grant_brings_it_itself() -> None:
+async def test_programs_can_present_a_grant_themselves() -> None:
     """`WorkloadIdentity`: a function gives a fresh one for each token."""
     async with issuing() as provider:
         login = Login(provider)
@@ -87,7 +87,7 @@ async def test_a_program_that_was_given_a_grant_brings_it_itself() -> None:
                 assert (await client.call("order")).text == "ordered"
 
 
-async def test_the_page_about_identity_providers_shows_a_server_and_a_client_that_work(
+async def test_identity_provider_page_examples_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """docs/how-to/let-an-identity-provider-decide.md"""

@@ -63,7 +63,7 @@ async def world(store: Store | None = None, *, scopes: Any = ("orders:read",), *
         yield World(provider, Desk(store or ServerStore(), people=ways, **given))
 
 
-async def test_a_grant_becomes_a_token_for_its_person_with_the_scopes_that_may_be(every_store: Store) -> None:
+async def test_identity_grants_become_tokens_with_allowed_scopes(every_store: Store) -> None:
     """The provider's scopes, as far as the program lets it give them; no refresh token; the guard knows the person."""
     async with world(every_store) as there:
         reply = await there.bring(there.grant(name="Ada"))
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @for_each("kind", REFUSED)
-async def test_a_grant_that_is_not_right_in_every_point_is_refused_with_a_sentence(kind: str) -> None:
+async def test_invalid_identity_grants_are_refused_with_a_reason(kind: str) -> None:
     """RFC 7521 §5.2 and the draft's own rules. The same grant, made right, counts."""
     changes, words = REFUSED[kind]
     async with world() as there:
@@ -131,13 +131,13 @@ async def test_a_grant_that_is_not_right_in_every_point_is_refused_with_a_senten
 
 
 @for_each("assertion", ["", "x", "a.b.c", "." * 40, "\0", "é.é.é"])
-async def test_what_is_no_grant_is_refused(assertion: str) -> None:
+async def test_malformed_grants_are_refused(assertion: str) -> None:
     """An empty one counts as missing (RFC 6749 §3.1)."""
     async with world() as there:
         assert (await there.bring(assertion)).error == ("invalid_grant" if assertion else "invalid_request")
 
 
-async def test_forged_grants_do_not_count() -> None:
+async def test_forged_grants_are_refused() -> None:
     """Class 23: no algorithm, a public key as a secret, and a key that the grant brings along."""
     async with world() as there:
         head = {"typ": "oauth-id-jag+jwt", "kid": "rs"}
@@ -154,7 +154,7 @@ async def test_forged_grants_do_not_count() -> None:
             assert (await there.bring(each)).error == "invalid_grant"
 
 
-async def test_every_usual_signature_counts() -> None:
+async def test_usual_signature_algorithms_are_accepted() -> None:
     """As for access tokens."""
     async with world() as there:
         for name in KEYS:
@@ -162,7 +162,7 @@ async def test_every_usual_signature_counts() -> None:
 
 
 @pytest.mark.parametrize("kind", ONE_AND_FOUR)
-async def test_a_grant_counts_once_at_all_workers(kind: str) -> None:
+async def test_grants_are_accepted_once_across_workers(kind: str) -> None:
     """RFC 7523 §5.2; what was refused for another reason may be brought again."""
     async with issuing() as provider:
         ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:read"])]
@@ -183,7 +183,7 @@ async def test_a_grant_counts_once_at_all_workers(kind: str) -> None:
     ([EVERYTHING], "no:such orders:read", "", "orders:read"), ([EVERYTHING], "", "", ""), ([EVERYTHING], "*", "", ""),
     ([], "orders:read", "", ""), ([EVERYTHING], None, "", ""), ([EVERYTHING], "orders:read", "orders:write", None),
 ])  # fmt: skip
-async def test_scopes_are_what_the_provider_gives_the_program_allows_and_the_client_asks(
+async def test_granted_scopes_are_the_intersection(
     allowed: list[str], granted: str | None, asked: str, given: str | None
 ) -> None:
     """The extension, §7.2.1: the intersection, and never more."""
@@ -193,7 +193,7 @@ async def test_scopes_are_what_the_provider_gives_the_program_allows_and_the_cli
         assert reply.status == 200 or reply.error == "invalid_scope"
 
 
-async def test_everybody_gets_what_the_server_needs_to_let_them_in() -> None:
+async def test_required_scopes_are_always_granted() -> None:
     """`scopes=` of the issuer, whatever the grant says."""
     async with world(scopes=[]) as there:
         desk = Desk(ServerStore(), people=there.desk.people, clients=[CLIENT], scopes=["shop:use"])
@@ -207,7 +207,7 @@ async def test_everybody_gets_what_the_server_needs_to_let_them_in() -> None:
     (None, ELSEWHERE, None), (RESOURCE, ELSEWHERE, None), ("https://evil.example/mcp", None, None),
     (RESOURCE + "2", None, None), ("", None, None),
 ])  # fmt: skip
-async def test_a_token_is_for_the_resource_that_the_grant_names(granted: Any, asked: str | None, given: Any) -> None:
+async def test_tokens_have_the_audience_of_the_grant(granted: Any, asked: str | None, given: Any) -> None:
     """The extension, §5.1; a grant that names none is for this server and no other."""
     async with world() as there:
         reply = await there.bring(there.grant(resource=granted), **({"resource": asked} if asked else {}))
@@ -217,7 +217,7 @@ async def test_a_token_is_for_the_resource_that_the_grant_names(granted: Any, as
             assert claims_of(reply.message["access_token"])["aud"] == given
 
 
-async def test_only_a_client_that_shows_who_it_is_brings_grants() -> None:
+async def test_identity_grants_require_client_authentication() -> None:
     """The draft, Client Authentication: whoever steals a grant can do nothing with it."""
     async with world(clients=[auth.client("desk", redirect_uris=[BACK])]) as there:
         form = {"grant_type": ASSERTED, "assertion": there.grant(), "client_id": "desk"}
@@ -237,7 +237,7 @@ async def test_only_a_client_that_shows_who_it_is_brings_grants() -> None:
         assert (await there.bring(there.grant(), headers={"authorization": "Basic eDp4"})).status == 401
 
 
-async def test_what_a_grant_gave_ends_by_revocation_and_when_the_program_allows_something_else() -> None:
+async def test_revocation_and_policy_changes_end_identity_tokens() -> None:
     """RFC 7009; and as for everybody who may not come in any more."""
     store = ServerStore()
     async with world(store) as there:
@@ -252,7 +252,7 @@ async def test_what_a_grant_gave_ends_by_revocation_and_when_the_program_allows_
         assert await Desk(store, clients=[CLIENT]).who(second) is None
 
 
-async def test_nobody_of_a_provider_is_somebody_else() -> None:
+async def test_subjects_of_different_providers_are_distinct() -> None:
     """Names are the provider's own: neither people with a password, nor those of an upstream, have such subjects."""
     async with world() as there:
         for name in ("ada", "bob", "openid:ada"):
@@ -263,7 +263,7 @@ async def test_nobody_of_a_provider_is_somebody_else() -> None:
                                              client_secret="y"))  # fmt: skip
 
 
-async def test_it_is_only_known_where_the_program_names_a_provider(desk: Desk) -> None:
+async def test_identity_grants_are_off_without_a_provider(desk: Desk) -> None:
     """RFC 8414 metadata, and the endpoint."""
     form = {"grant_type": ASSERTED, "assertion": "x", "client_id": "x"}
     said = (await desk.ask("GET", ROOT)).message
@@ -283,22 +283,20 @@ async def test_it_is_only_known_where_the_program_names_a_provider(desk: Desk) -
     ("https://a.example#ada", {}, "query or fragment"), ("https://a.example?a", {}, "query or fragment"),
     (URL, {}, "own identity provider"), (URL + "/", {}, "own identity provider"),
 ])  # fmt: skip
-def test_a_provider_that_cannot_be_is_refused_where_the_program_names_it(
-    issuer: str, options: dict[str, Any], words: str
-) -> None:
+def test_invalid_providers_are_refused_in_the_configuration(issuer: str, options: dict[str, Any], words: str) -> None:
     """Tokens of our own mustn't become new ones (the draft, Cross-Domain Use)."""
     with pytest.raises((ValueError, TypeError), match=words):
         auth.issuer(URL, users=auth.identity_provider(issuer, **options))
 
 
-def test_a_provider_is_named_once() -> None:
+def test_duplicate_providers_are_refused() -> None:
     """Which scopes counted would be anybody's guess."""
     twice = [auth.identity_provider("https://login.example.com", scopes=each) for each in (["a"], ["b"])]
     with pytest.raises(ValueError, match="there twice"):
         auth.issuer(URL, users=twice)
 
 
-async def test_while_the_provider_does_not_answer_the_client_hears_that() -> None:
+async def test_provider_outage_is_reported_to_the_client() -> None:
     """And its grant isn't used up. Keys that are known go on to count."""
     async with world() as there:
         there.provider.answers["/keys"] = b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n"
@@ -313,7 +311,7 @@ async def test_while_the_provider_does_not_answer_the_client_hears_that() -> Non
         assert there.provider.asked["/keys"] <= 2
 
 
-async def test_where_people_come_by_a_provider_only_nobody_is_asked_for_a_password() -> None:
+async def test_provider_only_servers_show_no_password_form() -> None:
     """The client hears it; a browser that was led there would find a form without a field."""
     async with issuing() as provider:
         only = auth.identity_provider(provider.url)

@@ -46,7 +46,7 @@ class Crowd:
         return [asyncio.create_task(self.one(**how)) for _ in range(count)]
 
 
-async def test_right_ones_in_a_crowd_wait_and_no_more_try_at_a_time_than_may_fail() -> None:
+async def test_valid_attempts_wait_within_the_failure_limit() -> None:
     """An office has one address: twenty sign in when the day begins."""
     crowd = Crowd(three())
     tasks = crowd.send(20)
@@ -57,7 +57,7 @@ async def test_right_ones_in_a_crowd_wait_and_no_more_try_at_a_time_than_may_fai
     assert not len(crowd.attempts)
 
 
-async def test_wrong_ones_in_a_crowd_get_as_many_tries_as_one_by_one() -> None:
+async def test_concurrent_failures_get_the_same_number_of_attempts() -> None:
     """Those who wait learn at once that nothing is left."""
     crowd = Crowd(three())
     tasks = crowd.send(20, right=False)
@@ -67,7 +67,7 @@ async def test_wrong_ones_in_a_crowd_get_as_many_tries_as_one_by_one() -> None:
     assert not await crowd.one()
 
 
-async def test_a_failure_among_right_ones_leaves_one_try_less_and_refuses_none() -> None:
+async def test_failure_reduces_concurrency_without_refusing() -> None:
     """Two are left: two at a time."""
     crowd = Crowd(three())
     crowd.gate.set()
@@ -80,7 +80,7 @@ async def test_a_failure_among_right_ones_leaves_one_try_less_and_refuses_none()
     assert crowd.most == 2
 
 
-async def test_nobody_waits_for_those_of_another_address() -> None:
+async def test_addresses_do_not_wait_for_each_other() -> None:
     """Each has its own."""
     crowd = Crowd(three())
     tasks = crowd.send(4)
@@ -91,7 +91,7 @@ async def test_nobody_waits_for_those_of_another_address() -> None:
     assert await asyncio.gather(*tasks, *other) == [True] * 5
 
 
-async def test_whoever_waits_too_long_or_goes_away_leaves_nothing_behind() -> None:
+async def test_abandoned_waits_leave_nothing_behind() -> None:
     """What checks passwords may hang."""
     crowd = Crowd(three(patience=0.0))
     tasks = crowd.send(3)
@@ -107,7 +107,7 @@ async def test_whoever_waits_too_long_or_goes_away_leaves_nothing_behind() -> No
     assert not len(crowd.attempts)
 
 
-async def test_a_flood_of_those_who_wait_is_bounded() -> None:
+async def test_waiting_attempts_are_bounded() -> None:
     """People don't come by hundreds from one address."""
     crowd = Crowd(three())
     tasks = crowd.send(400)

@@ -80,7 +80,7 @@ def text(result: Any) -> str:
     return str(result.content[0].text)
 
 
-async def test_it_registers_steps_up_refreshes_and_finds_itself_revoked() -> None:
+async def test_official_client_registers_steps_up_and_refreshes() -> None:
     """The whole life of a grant. A tool that takes a scope is refused until the person agrees to that."""
     async with serving(scopes=["shop:use"]) as url:
         program = Program(url)
@@ -122,7 +122,7 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     fetch.tls.cache_clear()
 
 
-async def test_it_signs_in_by_a_document_about_itself(trusted: ssl.SSLContext) -> None:
+async def test_official_client_signs_in_with_a_metadata_document(trusted: ssl.SSLContext) -> None:
     """MCP 2025-11-25, basic/authorization: nothing is registered, and the client id is a URL."""
     asked = 0
 

@@ -83,7 +83,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
         yield World(issuer)
 
 
-async def test_the_browser_brings_a_code_that_only_we_can_use(world: World) -> None:
+async def test_authorization_codes_are_bound_to_this_server(world: World) -> None:
     """OpenID Connect Core §3.1.2; RFC 7636; RFC 6749 §2.3.1. Names are compared in lower case."""
     away = await world.begin()
     asked = dict(parse_qsl(urlsplit(away.url).query))
@@ -99,7 +99,7 @@ async def test_the_browser_brings_a_code_that_only_we_can_use(world: World) -> N
     assert world.issuer.asked["/me"] == 0
 
 
-async def test_an_issuer_is_told_that_somebody_has_to_sign_in_again(world: World) -> None:
+async def test_reauthentication_is_requested_from_the_issuer(world: World) -> None:
     """OpenID Connect Core §3.1.2.1. At Google, which has no such wish, people choose each time."""
     assert isinstance(world.way, Renewing)
     away = await world.way.begin_anew(CALLBACK, "st", "login")
@@ -111,7 +111,7 @@ async def test_an_issuer_is_told_that_somebody_has_to_sign_in_again(world: World
     assert parse_qs(urlsplit(away.url).query)["prompt"] == ["select_account"]
 
 
-async def test_an_issuer_that_wants_the_secret_in_the_form_gets_it_there(world: World) -> None:
+async def test_client_secret_post_is_supported(world: World) -> None:
     """OpenID Connect Discovery §3."""
     world.about["token_endpoint_auth_methods_supported"] = ["client_secret_post"]
     await world.sign_in()
@@ -136,7 +136,7 @@ LIES: dict[str, dict[str, Any]] = {
 
 
 @for_each("lie", LIES)
-async def test_an_id_token_that_says_something_else_is_not_believed(world: World, lie: str) -> None:
+async def test_id_tokens_with_wrong_claims_are_refused(world: World, lie: str) -> None:
     """OpenID Connect Core §3.1.3.7."""
     world.said = LIES[lie]
     with pytest.raises(SignInFailed, match="can't be believed"):
@@ -178,14 +178,14 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 @for_each("forgery", FORGERIES)
-async def test_an_id_token_that_the_issuer_has_not_signed_is_not_believed(world: World, forgery: str) -> None:
+async def test_id_tokens_with_wrong_signatures_are_refused(world: World, forgery: str) -> None:
     """RFC 8725. Only public keys of the issuer's own set count."""
     world.make = FORGERIES[forgery]
     with pytest.raises(SignInFailed, match="can't be believed"):
         await world.sign_in()
 
 
-async def test_what_is_signed_as_a_plain_token_is_believed(world: World) -> None:
+async def test_id_tokens_of_type_jwt_are_accepted(world: World) -> None:
     """The forgeries fail for what they are: the same token, made well, signs somebody in."""
     for alg in ("ES256", "RS256", "PS256", "Ed25519"):
         world.make = partial(signed, alg=alg)
@@ -193,7 +193,7 @@ async def test_what_is_signed_as_a_plain_token_is_believed(world: World) -> None
 
 
 @pytest.mark.parametrize(("promised", "query"), [(False, {"iss": "https://elsewhere.example"}), (True, {})])
-async def test_a_response_of_another_issuer_is_refused_before_the_code_is_shown(
+async def test_responses_of_other_issuers_are_refused_before_the_code_is_used(
     world: World, promised: bool, query: dict[str, str]
 ) -> None:
     """RFC 9207 §2.4, against mix-up: one that promises to say who it is, and doesn't, is another."""
@@ -218,14 +218,14 @@ ADDRESSES: dict[str, dict[str, Any]] = {
 
 
 @for_each("address", ADDRESSES)
-async def test_an_address_that_is_not_verified_or_merely_alike_lets_nobody_in(world: World, address: str) -> None:
+async def test_unverified_and_similar_emails_are_refused(world: World, address: str) -> None:
     """Our choice: whole names, and ASCII only."""
     world.said = ADDRESSES[address]
     with pytest.raises(SignInFailed, match="may not sign in here"):
         await world.sign_in()
 
 
-async def test_userinfo_about_somebody_else_is_not_believed(world: World) -> None:
+async def test_userinfo_of_another_subject_is_refused(world: World) -> None:
     """OpenID Connect Core §5.3.4: another subject's address would be somebody else's right."""
     world.said = {"email": None, "email_verified": None}
     mail = {"email": "ada@example.com", "email_verified": True}
@@ -243,7 +243,7 @@ async def test_userinfo_about_somebody_else_is_not_believed(world: World) -> Non
     assert (await world.sign_in()).name == "ada@example.com"
 
 
-async def test_an_error_is_told_in_our_words(world: World) -> None:
+async def test_upstream_errors_are_reworded(world: World) -> None:
     """What the URL says is somebody else's text."""
     for error, said in (("server_error", "server_error"), ("<b>", "no code"), ("", "no code")):
         with pytest.raises(SignInFailed, match=f"didn't sign you in \\({said}\\)"):
@@ -255,7 +255,7 @@ async def test_an_error_is_told_in_our_words(world: World) -> None:
     "broken",
     [b"HTTP/1.1 400 No\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{", ["no"]],
 )
-async def test_an_issuer_that_gives_no_token_signs_nobody_in_and_the_log_says_why(
+async def test_missing_id_token_is_refused_and_logged(
     world: World, broken: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A wrong client secret is the operator's affair; the secret isn't in the log."""
@@ -266,7 +266,7 @@ async def test_an_issuer_that_gives_no_token_signs_nobody_in_and_the_log_says_wh
     assert SECRET not in caplog.text
 
 
-async def test_an_issuer_that_is_away_or_names_no_safe_place_is_not_used(world: World) -> None:
+async def test_unreachable_and_unsafe_issuers_are_not_used(world: World) -> None:
     """No secret goes over plain http to another machine, and no browser to a script."""
     world.about["authorization_endpoint"] = "javascript:alert(1)"
     with pytest.raises(SignInFailed, match="can't be used now"):
@@ -305,7 +305,7 @@ NOBODY = {"client_id": "a", "client_secret": "b"}
         ("github", {"allow": ["*"], "at": "http://git.example", **NOBODY}, ValueError, "Only https"),
     ],
 )
-def test_what_is_missing_or_cannot_be_is_said_where_the_program_names_it(
+def test_invalid_openid_configuration_is_refused(
     who: str, options: Any, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No default secret, and nobody is let in by default."""
@@ -315,7 +315,7 @@ def test_what_is_missing_or_cannot_be_is_said_where_the_program_names_it(
         auth.upstream(who, **options)
 
 
-async def test_one_line_makes_an_issuer_with_the_secret_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_openid_login_reads_the_secret_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auth.google` and `auth.github`; further arguments are those of `auth.issuer`."""
     for name in ("GOOGLE_CLIENT_ID", "GOOGLE_CLIENT_SECRET", "GITHUB_CLIENT_ID", "GITHUB_CLIENT_SECRET"):
         monkeypatch.setenv(name, f"the {name}")
@@ -329,7 +329,7 @@ async def test_one_line_makes_an_issuer_with_the_secret_from_the_environment(mon
     assert json.dumps(asked).count("SECRET") == 0
 
 
-async def test_somebody_of_one_issuer_is_nobody_at_another_of_the_same_name(world: World) -> None:
+async def test_users_of_two_issuers_are_distinct(world: World) -> None:
     """Whoever allowed something before the operator moved to another issuer might have been another person."""
     user = await world.sign_in()
     options: Any = {"allow": ["@example.com", "bob@example.net"], "client_id": CLIENT, "client_secret": SECRET}

@@ -20,7 +20,7 @@ from scripts.docs import ROOT
 PAGE = (ROOT / "docs" / "how-to" / "run-an-authorization-server.md").read_text("utf-8")
 
 
-async def test_the_example_of_the_page_lets_a_client_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands and the program, in their order, and then any MCP client."""
     path = tmp_path / "users.json"
     assert "$ millstream users add ada --scope orders:write\n" in PAGE
@@ -37,7 +37,7 @@ async def test_the_example_of_the_page_lets_a_client_in(tmp_path: Path, monkeypa
             assert said(await client.call("order", isbn="42")) == "42 is on its way."
 
 
-def test_the_figures_of_the_page_are_those_of_the_code() -> None:
+def test_figures_on_the_page_match_the_code() -> None:
     """Whoever changes one finds the other."""
     assert (grants.CODE_SECONDS, "| code | 60 seconds, counts once |" in PAGE) == (60, True)
     assert (config.ACCESS_SECONDS, "| access token | 15 minutes;" in PAGE) == (15 * 60, True)
@@ -49,7 +49,7 @@ def test_the_figures_of_the_page_are_those_of_the_code() -> None:
     assert (clients.UNUSED, clients.USED, "kept for a day, or for 90 days" in PAGE) == (86_400, 90 * 86_400, True)
 
 
-def test_every_decision_of_a_provider_is_on_the_page() -> None:
+def test_page_lists_every_provider_decision() -> None:
     """And nothing else is."""
     ours = {name for name, value in vars(Provider).items() if callable(value) and not name.startswith("_")}
     shown = {

@@ -34,7 +34,7 @@ REFUSED = [
 
 
 @for_each("uri", REFUSED)
-def test_a_redirect_uri_that_no_client_can_have_is_refused(uri: str) -> None:
+def test_invalid_redirect_uris_are_refused(uri: str) -> None:
     """RFC 9700 §2.1, RFC 8252 §7: https, http of a loopback address, or a scheme that is somebody's."""
     with pytest.raises(ValueError, match="redirect URI"):
         check_redirect(uri)
@@ -48,7 +48,7 @@ def test_a_redirect_uri_that_no_client_can_have_is_refused(uri: str) -> None:
         "vscode-insiders://publisher.extension/callback", "systemprompt://oauth/callback",
     ],
 )  # fmt: skip
-def test_a_redirect_uri_that_a_client_can_have_is_taken(uri: str) -> None:
+def test_valid_redirect_uris_are_accepted(uri: str) -> None:
     """RFC 8252 §7.1 and §7.3; and what editors register, whose schemes are plain words."""
     check_redirect(uri)
 
@@ -67,9 +67,7 @@ def test_a_redirect_uri_that_a_client_can_have_is_taken(uri: str) -> None:
     ("http://127.0.0.1/cb?a=1", "http://127.0.0.1:5/cb?a=2", False),
     ("https://app.example.com:1/cb", "https://app.example.com:2/cb", False),
 ])  # fmt: skip
-def test_a_redirect_uri_is_compared_as_text_but_for_the_port_of_a_loopback_address(
-    registered: str, asked: str, same: bool
-) -> None:
+def test_redirect_uris_match_exactly_except_loopback_ports(registered: str, asked: str, same: bool) -> None:
     """OAuth 2.1 §2.3.1 and RFC 8252 §7.3."""
     assert named_by((registered,), asked) is same
 
@@ -80,9 +78,7 @@ def test_a_redirect_uri_is_compared_as_text_but_for_the_port_of_a_loopback_addre
     {"client_id": ["{id}", "{id}"]}, {"redirect_uri": [BACK, BACK]},
     {"redirect_uri": [BACK, "https://evil.example/"]},
 ])  # fmt: skip
-async def test_without_a_client_and_a_redirect_uri_of_its_own_nobody_is_redirected(
-    desk: Desk, changes: dict[str, Any]
-) -> None:
+async def test_unknown_clients_and_redirect_uris_are_never_redirected(desk: Desk, changes: dict[str, Any]) -> None:
     """OAuth 2.1 §4.1.2.1: the person is told, and the browser stays here. There is no open redirect."""
     id = (await desk.register())["client_id"]
     changes = {name: [each.replace("{id}", id) for each in value] if name == "client_id" and value and value != "nobody"
@@ -105,7 +101,7 @@ def knows(desk: Desk) -> Desk:
     return Desk(desk.services.store, clients=[auth.client("ours", redirect_uris=[BACK])])
 
 
-async def test_an_error_does_not_send_the_browser_to_an_address_that_anybody_could_register(
+async def test_errors_do_not_redirect_to_self_registered_uris(
     desk: Desk,
 ) -> None:
     """RFC 9700 §4.11.2: no open redirector. The person sees where it would go, until they have agreed to the client."""
@@ -140,7 +136,7 @@ async def test_an_error_does_not_send_the_browser_to_an_address_that_anybody_cou
     ({"request": "x"}, "request_not_supported"), ({"request_uri": "urn:x"}, "request_not_supported"),
     ({"code_challenge": [challenge(), challenge()]}, "invalid_request"),
 ])  # fmt: skip
-async def test_a_request_that_cannot_be_goes_back_to_the_client_with_an_error_state_and_issuer(
+async def test_invalid_requests_redirect_with_error_state_and_issuer(
     desk: Desk, changes: dict[str, Any], error: str
 ) -> None:
     """OAuth 2.1 §4.1.2.1, RFC 7636 §4.4.1, RFC 8707 §2, RFC 9207 §2. Old clients that send no PKCE are refused, too."""
@@ -153,7 +149,7 @@ async def test_a_request_that_cannot_be_goes_back_to_the_client_with_an_error_st
 
 
 @for_each("state", [b"a b+c%&=?#/\\", "schön 🌊".encode(), b"\xff\xfe\x00\x01", b"x" * 4096, b"<script>"])
-async def test_state_comes_back_byte_for_byte(desk: Desk, state: bytes) -> None:
+async def test_state_is_returned_byte_for_byte(desk: Desk, state: bytes) -> None:
     """OAuth 2.1 §4.1.2: the exact value, whatever it is."""
     desk = knows(desk)
     query = authorization("ours", state=None) + "&state=" + quote(state, safe="")
@@ -165,7 +161,7 @@ async def test_state_comes_back_byte_for_byte(desk: Desk, state: bytes) -> None:
         assert raw == ["state=" + quote(state, safe="")]
 
 
-async def test_a_request_without_state_gets_none_and_one_with_too_much_is_refused(desk: Desk) -> None:
+async def test_missing_state_is_not_added_and_long_state_is_refused(desk: Desk) -> None:
     """An answer of 4 KiB fits into every header."""
     desk, id = knows(desk), "ours"
     assert "state" not in await desk.sign_in(id, state=None)
@@ -173,7 +169,7 @@ async def test_a_request_without_state_gets_none_and_one_with_too_much_is_refuse
     assert reply.answer["error"] == "invalid_request"
 
 
-async def test_a_state_that_is_there_twice_is_not_chosen_from(desk: Desk) -> None:
+async def test_duplicate_state_is_refused(desk: Desk) -> None:
     """OAuth 2.1 §3.1."""
     desk, id = knows(desk), "ours"
     reply = await desk.ask("GET", "/authorize", query=authorization(id, state=["a", "b"]))
@@ -184,14 +180,14 @@ async def test_a_state_that_is_there_twice_is_not_chosen_from(desk: Desk) -> Non
     }
 
 
-async def test_the_query_of_a_redirect_uri_stays_and_the_answer_is_added(desk: Desk) -> None:
+async def test_redirect_uri_query_is_kept(desk: Desk) -> None:
     """OAuth 2.1 §2.3: the component must be retained."""
     id = (await desk.register(redirect_uris=[f"{BACK}?tenant=1"]))["client_id"]
     answer = await desk.sign_in(id, redirect_uri=f"{BACK}?tenant=1")
     assert {"tenant", "code", "state", "iss"} == set(answer)
 
 
-async def test_a_client_with_one_redirect_uri_may_leave_it_out(desk: Desk) -> None:
+async def test_single_redirect_uri_may_be_omitted(desk: Desk) -> None:
     """OAuth 2.1 §2.3.3; one with two may not."""
     id = (await desk.register())["client_id"]
     code = (await desk.sign_in(id, redirect_uri=None))["code"]
@@ -201,13 +197,13 @@ async def test_a_client_with_one_redirect_uri_may_leave_it_out(desk: Desk) -> No
 
 
 @for_each("resource", [RESOURCE + "/", RESOURCE.replace("https://mcp", "HTTPS://MCP"), None])
-async def test_a_resource_is_compared_as_its_canonical_url(desk: Desk, resource: str | None) -> None:
+async def test_resources_are_compared_as_canonical_urls(desk: Desk, resource: str | None) -> None:
     """MCP 2025-06-18, basic/authorization. Clients of 2025-03-26 name none, and mean this server."""
     id = (await desk.register())["client_id"]
     assert claims_of((await desk.tokens(id, resource=resource))["access_token"])["aud"] == RESOURCE
 
 
-async def test_several_resources_can_be_asked_for_and_the_token_request_narrows_them(desk: Desk) -> None:
+async def test_token_request_can_narrow_several_resources(desk: Desk) -> None:
     """RFC 8707 §2.2."""
     id = (await desk.register())["client_id"]
     both = [RESOURCE, OTHER]
@@ -222,14 +218,14 @@ async def test_several_resources_can_be_asked_for_and_the_token_request_narrows_
     assert (await desk.refresh(id, narrow, resource=RESOURCE)).error == "invalid_target"
 
 
-async def test_unknown_scopes_are_left_out_where_others_are_known(desk: Desk) -> None:
+async def test_unknown_scopes_are_dropped_beside_known_ones(desk: Desk) -> None:
     """OAuth 2.1 §3.2.2.1: ignored in part, and the reply says what was granted."""
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id, scope="openid orders:read offline_access")
     assert given["scope"] == "orders:read"
 
 
-async def test_a_query_with_a_hundred_parameters_is_no_request(desk: Desk) -> None:
+async def test_queries_with_a_hundred_parameters_are_refused(desk: Desk) -> None:
     """Our choice: 40."""
     query = urlencode([(f"p{number}", "x") for number in range(100)])
     assert (await desk.ask("GET", "/authorize", query=query)).status == 400

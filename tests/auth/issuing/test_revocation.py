@@ -28,7 +28,7 @@ def office(store: Store, **options: Any) -> Desk:
 
 
 @for_each("kind", ["access_token", "refresh_token"])
-async def test_a_client_gives_its_tokens_back_and_the_whole_grant_ends(every_store: Store, kind: str) -> None:
+async def test_token_revocation_ends_the_grant(every_store: Store, kind: str) -> None:
     """RFC 7009 §2.1: whichever of the two it names."""
     desk = Desk(every_store)
     id = (await desk.register())["client_id"]
@@ -39,7 +39,7 @@ async def test_a_client_gives_its_tokens_back_and_the_whole_grant_ends(every_sto
     assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
 
 
-async def test_tokens_of_others_unknown_ones_and_none_at_all_are_not_ended(desk: Desk) -> None:
+async def test_clients_can_revoke_only_their_own_tokens(desk: Desk) -> None:
     """RFC 7009 §2.2: unknown is 200, since it counts no more; a client ends its own only."""
     id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
     given = await desk.tokens(id)
@@ -50,7 +50,7 @@ async def test_tokens_of_others_unknown_ones_and_none_at_all_are_not_ended(desk:
     assert (await desk.post("/revoke", {"client_id": "nobody", "token": "x"})).status == 401
 
 
-async def test_a_token_of_a_client_that_acts_for_itself_is_revoked_alone(every_store: Store) -> None:
+async def test_client_credentials_tokens_are_revoked_alone(every_store: Store) -> None:
     """It belongs to no grant."""
     desk = office(every_store)
     form = {"grant_type": "client_credentials", **OFFICE}
@@ -60,7 +60,7 @@ async def test_a_token_of_a_client_that_acts_for_itself_is_revoked_alone(every_s
     assert await desk.who(two) is not None
 
 
-async def test_a_client_that_the_program_knows_no_more_has_no_token_that_counts(desk: Desk) -> None:
+async def test_tokens_of_removed_clients_are_invalid(desk: Desk) -> None:
     """After a restart with another list."""
     known = office(desk.services.store)
     token = (await known.post("/token", {"grant_type": "client_credentials", **OFFICE})).message["access_token"]
@@ -68,7 +68,7 @@ async def test_a_client_that_the_program_knows_no_more_has_no_token_that_counts(
     assert await Desk(desk.services.store).who(token) is None
 
 
-async def test_introspection_tells_those_who_may_ask_what_a_token_says_now(every_store: Store) -> None:
+async def test_introspection_returns_current_claims(every_store: Store) -> None:
     """RFC 7662 §2.2."""
     clock = Clock()
     desk = office(every_store, clock=clock)
@@ -97,7 +97,7 @@ async def test_introspection_tells_those_who_may_ask_what_a_token_says_now(every
     assert await said(given["access_token"]) == INACTIVE
 
 
-async def test_introspection_is_for_clients_that_show_who_they_are_and_of_their_own_tokens(
+async def test_introspection_requires_authentication_and_ownership(
     desk: Desk,
 ) -> None:
     """RFC 7662 §2.1: otherwise anybody could try out tokens. Whoever registers learns nothing of others' tokens."""
@@ -129,7 +129,7 @@ async def asks(guard: AuthGuard, token: str) -> Principal | Response:
     return await guard(Request("POST", "/mcp", raw, dict(raw), peer="192.0.2.1"))
 
 
-async def test_what_one_worker_ends_the_others_refuse_at_their_next_tick(shared: Backing) -> None:
+async def test_revocation_reaches_other_workers_at_their_next_sweep(shared: Backing) -> None:
     """The guard of each keeps verdicts; one word on the bus makes it forget. Ticks come once a second."""
     one, two = Desk(await shared.worker()), Desk(await shared.worker())
     guards = [guard_of(one), guard_of(two)]
@@ -151,7 +151,7 @@ async def test_what_one_worker_ends_the_others_refuse_at_their_next_tick(shared:
     assert not guards[1].holds(principal.id)
 
 
-async def test_any_worker_takes_what_another_has_begun(shared: Backing) -> None:
+async def test_any_worker_continues_a_grant(shared: Backing) -> None:
     """Registered here, signed in there, exchanged elsewhere, with the keys that whoever was first has made."""
     desks = [Desk(await shared.worker()) for _ in range(3)]
     id = (await desks[0].register())["client_id"]
@@ -165,7 +165,7 @@ async def test_any_worker_takes_what_another_has_begun(shared: Backing) -> None:
     assert sets[0] == sets[1] == sets[2]
 
 
-async def test_when_words_of_other_workers_may_be_lost_everything_is_looked_at_again(desk: Desk) -> None:
+async def test_gap_in_revocations_rechecks_everything(desk: Desk) -> None:
     """The bus may be interrupted; the store is the truth."""
     guard = guard_of(desk)
     desk.running._missed()
@@ -173,7 +173,7 @@ async def test_when_words_of_other_workers_may_be_lost_everything_is_looked_at_a
     assert not guard.refresh()
 
 
-async def test_the_streams_of_a_person_end_when_something_of_theirs_has_ended_and_those_of_others_do_not(
+async def test_revocation_ends_only_the_streams_of_its_user(
     desk: Desk,
 ) -> None:
     """Whoever still may comes back with the id of the last event."""
@@ -192,7 +192,7 @@ async def test_the_streams_of_a_person_end_when_something_of_theirs_has_ended_an
     assert not desk.running.holds(ada.principal.id)
 
 
-async def test_a_warm_token_costs_one_look_into_a_dictionary(desk: Desk) -> None:
+async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
     """Our choice: neither the store nor a signature is looked at again, and the handler runs in the same step."""
     guard = guard_of(desk)
     id = (await desk.register())["client_id"]
@@ -217,7 +217,7 @@ async def test_a_warm_token_costs_one_look_into_a_dictionary(desk: Desk) -> None
     assert [each.subject for each in seen] == ["ada", "ada"]
 
 
-async def test_what_ends_while_the_store_is_being_asked_is_not_believed(desk: Desk) -> None:
+async def test_tokens_revoked_during_a_lookup_are_refused(desk: Desk) -> None:
     """The answer may be older than the word that it ended; a guard would keep it for a minute."""
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
@@ -240,7 +240,7 @@ async def test_what_ends_while_the_store_is_being_asked_is_not_believed(desk: De
 # What is kept
 
 
-async def test_no_secret_stands_in_the_store(every_store: Store) -> None:
+async def test_store_contains_no_secrets(every_store: Store) -> None:
     """Codes, tokens and secrets of clients are kept as hashes, private keys sealed."""
     desk = Desk(every_store)
     about = await desk.register(token_endpoint_auth_method="client_secret_post")
@@ -263,7 +263,7 @@ async def test_no_secret_stands_in_the_store(every_store: Store) -> None:
     assert [each for each in shown if each.encode() in kept] == []
 
 
-async def test_a_store_that_does_not_answer_is_503_and_no_wrong_token(desk: Desk) -> None:
+async def test_store_outage_gets_503_not_401(desk: Desk) -> None:
     """A new token would not help; neither would a new registration."""
     from shared_store import SharedStore  # noqa: PLC0415
 
@@ -287,7 +287,7 @@ async def test_a_store_that_does_not_answer_is_503_and_no_wrong_token(desk: Desk
     await store.close()
 
 
-async def test_a_server_that_stops_hears_no_more(desk: Desk) -> None:
+async def test_stopped_servers_unsubscribe_from_revocations(desk: Desk) -> None:
     """Its store may live on."""
     people = Known()
     from issuing_world import Desk as Another  # noqa: PLC0415

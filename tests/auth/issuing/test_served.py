@@ -37,7 +37,7 @@ def shop(url: str = f"https://{HOST}", *more: Any, **options: Any) -> Server:
 
 
 @WAYS
-async def test_the_metadata_are_what_clients_look_for_at_every_place_and_for_every_origin(lane: bool) -> None:
+async def test_metadata_is_served_at_every_path_and_origin(lane: bool) -> None:
     """RFC 8414 §2 and §3, OpenID Connect Discovery; the issuer is exactly what the program named."""
     async with guarded(shop(), lane=lane) as world:
         for path in (ROOT, CONFIGURATION):
@@ -64,7 +64,7 @@ async def test_the_metadata_are_what_clients_look_for_at_every_place_and_for_eve
         assert resource["resource"] == f"https://{HOST}/mcp"
 
 
-async def test_an_issuer_with_a_path_is_found_in_all_three_forms() -> None:
+async def test_issuers_with_a_path_are_found_at_all_well_known_urls() -> None:
     """RFC 8414 §3.1 puts the well-known part in front of the path, OpenID Connect behind it."""
     async with guarded(shop(f"https://{HOST}/books")) as world:
         for path in (f"{ROOT}/books", f"{CONFIGURATION}/books", f"/books{CONFIGURATION}", ROOT):
@@ -79,7 +79,7 @@ async def test_an_issuer_with_a_path_is_found_in_all_three_forms() -> None:
 
 
 @WAYS
-async def test_pages_of_any_origin_get_tokens_and_none_reads_or_sends_the_page_that_asks(lane: bool) -> None:
+async def test_token_endpoint_allows_any_origin_and_consent_page_none(lane: bool) -> None:
     """Browser clients need CORS at `/token` and `/register`; cookies count at `/authorize` only, which has none."""
     async with guarded(shop(), lane=lane) as world:
         for path in ("/token", "/register", "/revoke", "/.well-known/jwks.json"):
@@ -109,7 +109,7 @@ async def test_pages_of_any_origin_get_tokens_and_none_reads_or_sends_the_page_t
 
 
 @WAYS
-async def test_a_host_that_is_not_served_gets_nothing_from_any_of_these_paths(lane: bool) -> None:
+async def test_unserved_hosts_are_refused_on_oauth_paths(lane: bool) -> None:
     """DNS rebinding."""
     async with guarded(shop(), lane=lane) as world:
         for method, path in [("GET", ROOT), ("GET", CONFIGURATION), ("POST", "/token"), ("POST", "/register"),
@@ -118,7 +118,7 @@ async def test_a_host_that_is_not_served_gets_nothing_from_any_of_these_paths(la
                 assert (await world.ask(None, method, path, host="evil.example", **origin)).status == 421
 
 
-async def test_other_methods_are_not_allowed_and_other_servers_have_no_such_paths() -> None:
+async def test_oauth_paths_refuse_other_methods() -> None:
     """405 with what is allowed; 404 or 401 where no tokens are given out."""
     async with guarded(shop()) as world:
         assert (await world.ask(None, "GET", "/token", host=HOST)).status == 405
@@ -151,7 +151,7 @@ async def signed_in(world: Guarded, **asked: Any) -> str:
 
 
 @WAYS
-async def test_its_tokens_stand_beside_keys_and_each_counts_for_what_it_is(lane: bool) -> None:
+async def test_tokens_and_keys_work_side_by_side(lane: bool) -> None:
     """`auth=[auth.issuer(…), auth.keys(…)]`."""
     key = "key-of-a-job-0123456789"
     async with guarded(shop(f"https://{HOST}", auth.keys(key)), lane=lane) as world:
@@ -166,7 +166,7 @@ async def test_its_tokens_stand_beside_keys_and_each_counts_for_what_it_is(lane:
         assert (await world.call(forged, "order")).status == 401
 
 
-async def test_another_server_takes_its_tokens_by_what_it_says_about_itself() -> None:
+async def test_other_servers_accept_tokens_through_metadata() -> None:
     """`resources=[…]` here, `auth.oidc(…)` there; a token for this server is none for that one."""
     port, other = free_port(), "https://other.example.com/mcp"
     url = f"http://127.0.0.1:{port}"
@@ -178,7 +178,7 @@ async def test_another_server_takes_its_tokens_by_what_it_says_about_itself() ->
         assert await method.identify(await signed_in(world, resource=None)) is None
 
 
-async def test_wrong_passwords_and_clients_stand_in_the_audit_log(tmp_path: Path) -> None:
+async def test_wrong_passwords_and_clients_are_audited(tmp_path: Path) -> None:
     """A fixed defect: those of the server's own pages did, and those of the authorization server's paths didn't."""
     path = tmp_path / "audit.jsonl"
     server = Server(
@@ -209,7 +209,7 @@ async def test_wrong_passwords_and_clients_stand_in_the_audit_log(tmp_path: Path
     assert "wrong" not in path.read_text("utf-8")
 
 
-def test_a_server_without_it_loads_nothing_of_it() -> None:
+def test_servers_without_issuer_do_not_import_it() -> None:
     """Neither for keys nor for tokens of others, and naming the module `auth` loads no method at all."""
     program = (
         "import sys; from millstream import Server, auth; Server('x', auth=auth.keys('k' * 20));"
@@ -224,7 +224,7 @@ def test_a_server_without_it_loads_nothing_of_it() -> None:
     ("https://mcp.example.com#f", "fragment"),
     ("mcp.example.com", "https"), ("https://u:p@mcp.example.com", "user name"),
 ])  # fmt: skip
-def test_a_url_that_can_be_no_issuer_is_refused(url: str, said: str) -> None:
+def test_invalid_issuer_urls_are_refused(url: str, said: str) -> None:
     """RFC 8414 §2; plain http only of this machine."""
     with pytest.raises(ValueError, match=said) as refused:
         auth.issuer(url, users=Known())

@@ -89,7 +89,7 @@ def said(result: Any) -> str:
     return str(result.content[0].text)
 
 
-async def test_our_client_registers_signs_in_steps_up_refreshes_and_finds_itself_revoked() -> None:
+async def test_client_registers_signs_in_steps_up_and_refreshes() -> None:
     """MCP 2026-07-28, basic/authorization: discovery, registration, PKCE, step-up. The whole life of a grant."""
     person, kept = Person(), MemoryStore()
     async with serving(scopes=["shop:use"]) as url:

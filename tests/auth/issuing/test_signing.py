@@ -22,7 +22,7 @@ def kids(found: Any) -> list[str]:
     return [each["kid"] for each in found["keys"]]
 
 
-async def test_the_first_key_signs_for_a_worker_whose_clock_is_behind_that_of_its_maker(every_store: Store) -> None:
+async def test_first_key_signs_despite_a_slow_clock(every_store: Store) -> None:
     """A fixed defect: until its clock had caught up, each token it was asked for was a 500."""
     ahead, behind = Clock(), Clock()
     behind.now -= 5
@@ -31,7 +31,7 @@ async def test_the_first_key_signs_for_a_worker_whose_clock_is_behind_that_of_it
     assert read_header(await other.running.signing.sign({"iss": "x"})).kid == kid
 
 
-async def test_a_key_is_published_a_day_before_it_signs_and_after_until_its_tokens_are_over(every_store: Store) -> None:
+async def test_keys_are_published_before_and_after_use(every_store: Store) -> None:
     """Overlap: whoever keeps the public keys for hours never meets a token of an unknown one."""
     clock = Clock()
     desk = Desk(every_store, clock=clock)
@@ -54,7 +54,7 @@ async def test_a_key_is_published_a_day_before_it_signs_and_after_until_its_toke
     assert signing.epoch == before + 1
 
 
-async def test_a_token_is_taken_across_a_change_of_keys_and_a_restart(every_store: Store) -> None:
+async def test_tokens_survive_key_rotation_and_restart(every_store: Store) -> None:
     """State in the store survives the process."""
     clock = Clock()
     desk = Desk(every_store, clock=clock)
@@ -71,7 +71,7 @@ async def test_a_token_is_taken_across_a_change_of_keys_and_a_restart(every_stor
     assert read_header(again["access_token"]).kid != read_header(given["access_token"]).kid
 
 
-def test_a_server_that_slept_for_a_year_signs_with_its_old_key_until_the_new_one_was_published() -> None:
+def test_idle_server_signs_with_the_old_key_until_the_new_one_is_published() -> None:
     """Nobody was there to publish one."""
     old = SigningKey("a", {}, 0.0)
     kept, new = advance((old,), 365 * DAY)
@@ -79,7 +79,7 @@ def test_a_server_that_slept_for_a_year_signs_with_its_old_key_until_the_new_one
     assert advance((kept, new), 365 * DAY) == (kept, new)
 
 
-async def test_what_was_sealed_with_another_secret_is_replaced_and_said(
+async def test_keys_sealed_with_another_secret_are_replaced_and_logged(
     every_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever changes MILLSTREAM_KEY without keeping the old one ends every token, and is told."""
@@ -99,7 +99,7 @@ async def test_what_was_sealed_with_another_secret_is_replaced_and_said(
     assert SECRETS.values == (b"s" * 32,)
 
 
-async def test_the_public_set_has_nothing_private(desk: Desk) -> None:
+async def test_key_set_contains_no_private_members(desk: Desk) -> None:
     """RFC 7517 §9.3."""
     reply = await desk.ask("GET", "/.well-known/jwks.json")
     assert {name for key in reply.message["keys"] for name in key} == {"kty", "crv", "x", "y", "kid", "alg", "use"}

@@ -27,7 +27,7 @@ from millstream._stores.base import Store
 REPLY = {"access_token", "token_type", "expires_in", "scope", "refresh_token"}
 
 
-async def test_a_code_becomes_a_token_that_says_what_rfc_9068_wants_and_the_guard_takes_it(every_store: Store) -> None:
+async def test_codes_become_rfc_9068_tokens(every_store: Store) -> None:
     """RFC 9068 §2.2; the reply is as in OAuth 2.1 §3.2.3 and nobody may keep it."""
     desk = Desk(every_store)
     id = (await desk.register())["client_id"]
@@ -58,7 +58,7 @@ async def test_a_code_becomes_a_token_that_says_what_rfc_9068_wants_and_the_guar
     ({"grant_type": "client_credentials"}, "unauthorized_client"),
     ({"code_verifier": [VERIFIER, VERIFIER]}, "invalid_request"),
 ])  # fmt: skip
-async def test_a_code_is_bound_to_client_redirect_challenge_and_resource(
+async def test_codes_are_bound_to_client_redirect_challenge_and_resource(
     desk: Desk, changes: dict[str, Any], error: str
 ) -> None:
     """OAuth 2.1 §4.1.3, RFC 7636 §4.6; the right request works afterwards, so nobody can spoil a code by guessing."""
@@ -71,7 +71,7 @@ async def test_a_code_is_bound_to_client_redirect_challenge_and_resource(
     assert (await desk.token(id, code)).status == 200
 
 
-async def test_a_code_of_one_client_is_worth_nothing_to_another(desk: Desk) -> None:
+async def test_codes_cannot_be_used_by_another_client(desk: Desk) -> None:
     """Nor does trying end what the right one gets."""
     right, wrong = (await desk.register())["client_id"], (await desk.register())["client_id"]
     code = (await desk.sign_in(right))["code"]
@@ -79,7 +79,7 @@ async def test_a_code_of_one_client_is_worth_nothing_to_another(desk: Desk) -> N
     assert (await desk.token(right, code)).status == 200
 
 
-async def test_a_code_that_is_used_again_ends_everything_that_it_gave(every_store: Store) -> None:
+async def test_reused_codes_end_their_grant(every_store: Store) -> None:
     """OAuth 2.1 §4.1.3: one of the two was a thief."""
     desk = Desk(every_store)
     id = (await desk.register())["client_id"]
@@ -91,7 +91,7 @@ async def test_a_code_that_is_used_again_ends_everything_that_it_gave(every_stor
     assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
 
 
-async def test_of_ten_requests_with_one_code_at_once_none_keeps_a_token(every_store: Store) -> None:
+async def test_concurrent_reuse_of_a_code_ends_the_grant(every_store: Store) -> None:
     """At most one gets a token, and the others end it."""
     desk = Desk(every_store)
     id = (await desk.register())["client_id"]
@@ -114,7 +114,7 @@ async def used(desk: Desk, clock: Clock, kind: str) -> Callable[[], Awaitable[Re
 
 
 @for_each("kind", ["code", "refresh token"])
-async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: str) -> None:
+async def test_reuse_is_audited_once(desk: Desk, kind: str) -> None:
     """A fixed defect: a stolen code or refresh token ended what it had given, and the audit log had no line of it. Once
     is enough: who repeats it can't fill the log.
     """
@@ -129,7 +129,7 @@ async def test_whoever_uses_something_again_is_told_of_once(desk: Desk, kind: st
 
 
 @for_each("kind", ["code", "refresh token"])
-async def test_of_many_who_use_something_again_at_once_one_is_told_of(every_store: Store, kind: str) -> None:
+async def test_concurrent_reuse_is_audited_once(every_store: Store, kind: str) -> None:
     """A fixed defect: all that came before the grant had ended were."""
     clock, told = Clock(), list[str]()
     desk = Desk(every_store, clock=clock)
@@ -139,7 +139,7 @@ async def test_of_many_who_use_something_again_at_once_one_is_told_of(every_stor
     assert told == [desk.peer]
 
 
-async def test_of_requests_with_one_code_at_once_one_is_told_of(desk: Desk) -> None:
+async def test_concurrent_code_reuse_is_audited_once(desk: Desk) -> None:
     """The grant that they end may not be there yet."""
     told: list[str] = []
     desk.running.tell(told.append)
@@ -149,7 +149,7 @@ async def test_of_requests_with_one_code_at_once_one_is_told_of(desk: Desk) -> N
     assert told == [desk.peer]
 
 
-async def test_a_code_is_too_old_after_a_minute(desk: Desk) -> None:
+async def test_codes_expire_after_a_minute(desk: Desk) -> None:
     """OAuth 2.1 §4.1.2 recommends ten minutes at most; ours is one."""
     clock = desk.services.clock = Clock()
     late = Desk(desk.services.store, clock=clock)
@@ -160,7 +160,7 @@ async def test_a_code_is_too_old_after_a_minute(desk: Desk) -> None:
 
 
 @for_each("length", [43, 128])
-async def test_verifiers_of_every_permitted_length_fit(desk: Desk, length: int) -> None:
+async def test_verifiers_of_every_allowed_length_are_accepted(desk: Desk, length: int) -> None:
     """RFC 7636 §4.1."""
 
     id = (await desk.register())["client_id"]
@@ -169,7 +169,7 @@ async def test_verifiers_of_every_permitted_length_fit(desk: Desk, length: int) 
     assert (await desk.token(id, code, code_verifier=verifier)).status == 200
 
 
-async def test_a_refresh_token_is_exchanged_for_another_and_the_old_one_works_a_minute_for_lost_replies(
+async def test_rotated_refresh_token_works_for_a_minute(
     every_store: Store,
 ) -> None:
     """OAuth 2.1 §4.3.1. A retry gets the same generation: both of its answers go on."""
@@ -189,7 +189,7 @@ async def test_a_refresh_token_is_exchanged_for_another_and_the_old_one_works_a_
 
 
 @for_each("generations", [2, 3])
-async def test_an_old_refresh_token_ends_the_whole_family(every_store: Store, generations: int) -> None:
+async def test_old_refresh_tokens_end_the_grant(every_store: Store, generations: int) -> None:
     """RFC 9700 §4.14.2: whoever comes second, the thief or the client, finds everything ended."""
     clock = Clock()
     desk = Desk(every_store, clock=clock)
@@ -218,7 +218,7 @@ async def test_the_previous_refresh_token_never_ends_the_grant(every_store: Stor
     assert (await desk.refresh(id, newest["refresh_token"])).status == 200
 
 
-async def test_an_older_refresh_token_has_no_grace(desk: Desk) -> None:
+async def test_older_refresh_tokens_have_no_grace(desk: Desk) -> None:
     """Once the next one was used, its reply was not lost."""
     id = (await desk.register())["client_id"]
     first = (await desk.tokens(id))["refresh_token"]
@@ -228,7 +228,7 @@ async def test_an_older_refresh_token_has_no_grace(desk: Desk) -> None:
     assert (await desk.refresh(id, third)).error == "invalid_grant"
 
 
-async def test_of_ten_refreshes_at_once_all_get_the_same_generation(every_store: Store) -> None:
+async def test_concurrent_refreshes_get_the_same_generation(every_store: Store) -> None:
     """Tabs and threads of one client ask together; nobody is a thief."""
     desk = Desk(every_store)
     id = (await desk.register())["client_id"]
@@ -240,13 +240,13 @@ async def test_of_ten_refreshes_at_once_all_get_the_same_generation(every_store:
 
 
 @for_each("token", ["", "mr_", "mr_AAAA", "x" * 5000, "mr_" + "A" * 200])
-async def test_a_made_up_refresh_token_is_refused(desk: Desk, token: str) -> None:
+async def test_invalid_refresh_tokens_are_refused(desk: Desk, token: str) -> None:
     """And ends nothing."""
     id = (await desk.register())["client_id"]
     assert (await desk.refresh(id, token)).error == "invalid_grant"
 
 
-async def test_a_refresh_token_is_bound_to_its_client_and_gives_no_more_scopes(desk: Desk) -> None:
+async def test_refresh_tokens_are_bound_to_client_and_scopes(desk: Desk) -> None:
     """OAuth 2.1 §4.3.1 and §4.3.2."""
     id, other = (await desk.register())["client_id"], (await desk.register())["client_id"]
     token = (await desk.tokens(id, scope="orders:read"))["refresh_token"]
@@ -255,7 +255,7 @@ async def test_a_refresh_token_is_bound_to_its_client_and_gives_no_more_scopes(d
     assert (await desk.refresh(id, token, scope="orders:read")).message["scope"] == "orders:read"
 
 
-async def test_a_client_that_did_not_ask_for_refresh_tokens_gets_none(desk: Desk) -> None:
+async def test_refresh_tokens_are_issued_only_on_request(desk: Desk) -> None:
     """RFC 7591 §2: grant_types."""
     id = (await desk.register(grant_types=["authorization_code"]))["client_id"]
     given = await desk.tokens(id)
@@ -263,7 +263,7 @@ async def test_a_client_that_did_not_ask_for_refresh_tokens_gets_none(desk: Desk
     assert (await desk.refresh(id, "mr_x")).error == "unauthorized_client"
 
 
-async def test_a_person_who_was_removed_has_no_token_that_counts(desk: Desk) -> None:
+async def test_tokens_of_removed_users_are_invalid(desk: Desk) -> None:
     """Neither an access token nor a refresh token."""
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
@@ -274,7 +274,7 @@ async def test_a_person_who_was_removed_has_no_token_that_counts(desk: Desk) -> 
     assert (await desk.refresh(id, given["refresh_token"])).error == "invalid_grant"
 
 
-async def test_a_person_hands_on_no_more_than_they_have(desk: Desk) -> None:
+async def test_users_cannot_grant_scopes_they_lack(desk: Desk) -> None:
     """Bob may read orders; a client that asks for more gets that."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
@@ -290,7 +290,7 @@ async def test_a_person_hands_on_no_more_than_they_have(desk: Desk) -> None:
     (FORM, b"grant_type=authorization_code&grant_type=authorization_code", 400), (FORM, b"\xff\xfe=1", 400),
     (FORM, b"", 400),
 ])  # fmt: skip
-async def test_the_token_endpoint_takes_forms_of_reasonable_size_without_repetitions(
+async def test_token_endpoint_refuses_large_forms_and_duplicates(
     desk: Desk, kind: str, body: bytes, status: int
 ) -> None:
     """OAuth 2.1 §3.2."""
@@ -298,7 +298,7 @@ async def test_the_token_endpoint_takes_forms_of_reasonable_size_without_repetit
     assert (reply.status, reply.error, reply.headers["cache-control"]) == (status, "invalid_request", "no-store")
 
 
-async def test_nothing_in_the_query_of_the_token_endpoint_counts(desk: Desk) -> None:
+async def test_token_endpoint_ignores_the_query(desk: Desk) -> None:
     """OAuth 2.1 §3.2: parameters in the URL would be in logs."""
     id = (await desk.register())["client_id"]
     code = (await desk.sign_in(id))["code"]
@@ -321,7 +321,7 @@ def basic(name: str, secret: str) -> str:
 
 
 @for_each("way", ["basic", "post"])
-async def test_a_client_with_a_secret_gets_a_token_for_itself(desk: Desk, way: str) -> None:
+async def test_client_credentials_grant_returns_a_token(desk: Desk, way: str) -> None:
     """OAuth 2.1 §4.2; no refresh token comes with it."""
     desk = machine(desk)
     form = {"grant_type": "client_credentials", "resource": RESOURCE}
@@ -346,7 +346,7 @@ async def test_a_client_with_a_secret_gets_a_token_for_itself(desk: Desk, way: s
     ({"client_id": "nightly", "client_secret": SECRET}, basic("nightly", SECRET), 400),
     ({}, "Basic " + b64encode(b"no-colon").decode(), 401),
 ])  # fmt: skip
-async def test_a_client_that_does_not_show_who_it_is_is_refused(
+async def test_unauthenticated_clients_are_refused(
     desk: Desk, form: dict[str, str], authorization: str, status: int
 ) -> None:
     """OAuth 2.1 §3.2.4: 401, with a challenge where the header was used; two ways at once are 400."""
@@ -357,7 +357,7 @@ async def test_a_client_that_does_not_show_who_it_is_is_refused(
     assert ("www-authenticate" in reply.headers) is (status == 401 and bool(authorization))
 
 
-async def test_whoever_guesses_secrets_is_slowed(desk: Desk) -> None:
+async def test_secret_guesses_are_throttled(desk: Desk) -> None:
     """Thirty wrong ones a minute for an address; another address is not in the way."""
     desk = machine(desk)
     form = {"grant_type": "client_credentials", "client_id": "nightly", "client_secret": "wrong"}

@@ -54,9 +54,7 @@ async def come_back(browser: Browser, state: str, **more: str) -> Reply:
     return await browser.ask("GET", "/sign-in/callback/elsewhere", query=urlencode({"state": state, **more}))
 
 
-async def test_a_person_agrees_goes_to_the_upstream_and_comes_back_to_the_client(
-    desk_of: Desk, elsewhere: Elsewhere
-) -> None:
+async def test_upstream_login_returns_to_the_client(desk_of: Desk, elsewhere: Elsewhere) -> None:
     """Subjects of an upstream have its name in front, so that nobody is Ada by being called so elsewhere."""
     browser = Browser(desk_of)
     id, page = await sent_away(desk_of, browser, scope="orders:read orders:write")
@@ -72,9 +70,7 @@ async def test_a_person_agrees_goes_to_the_upstream_and_comes_back_to_the_client
     assert (await browser.open(id, scope="orders:read")).status == 303
 
 
-async def test_the_page_offers_both_ways_and_the_upstream_gets_nobody_who_has_not_agreed(
-    desk_of: Desk, elsewhere: Elsewhere
-) -> None:
+async def test_consent_precedes_the_upstream_redirect(desk_of: Desk, elsewhere: Elsewhere) -> None:
     """MCP, security best practices: consent for each client before anything is forwarded."""
     browser = Browser(desk_of)
     id = (await desk_of.register())["client_id"]
@@ -85,7 +81,7 @@ async def test_the_page_offers_both_ways_and_the_upstream_gets_nobody_who_has_no
     assert (await browser.send({"ticket": page.ticket, "way": "nobody"})).status == 400
 
 
-async def test_a_state_counts_once_for_ten_minutes_and_is_not_made_up(desk: Desk, elsewhere: Elsewhere) -> None:
+async def test_login_state_is_single_use_and_expires(desk: Desk, elsewhere: Elsewhere) -> None:
     """A second use, a late one and a guess all end on a page, and nothing goes to the client."""
     clock = Clock()
     desk = Desk(desk.services.store, people=elsewhere, clock=clock)
@@ -98,9 +94,7 @@ async def test_a_state_counts_once_for_ten_minutes_and_is_not_made_up(desk: Desk
     assert (await come_back(browser, state, code="grace")).status == 400
 
 
-async def test_a_person_whom_the_upstream_does_not_know_is_told_and_not_signed_in(
-    desk_of: Desk, elsewhere: Elsewhere
-) -> None:
+async def test_users_unknown_to_the_upstream_see_an_error(desk_of: Desk, elsewhere: Elsewhere) -> None:
     """The text is escaped."""
     browser = Browser(desk_of)
     await sent_away(desk_of, browser)
@@ -109,13 +103,13 @@ async def test_a_person_whom_the_upstream_does_not_know_is_told_and_not_signed_i
     assert not any("person" in name for name in browser.cookies)
 
 
-async def test_a_callback_with_parameters_without_number_is_a_page_that_says_so(desk_of: Desk) -> None:
+async def test_callbacks_with_too_many_parameters_show_an_error(desk_of: Desk) -> None:
     """A fixed defect: it was answered with 500, for anybody."""
     page = await Browser(desk_of).ask("GET", "/sign-in/callback/elsewhere", query="&".join(["state=x"] * 41))
     assert (page.status, "too many parameters" in page.text) == (400, True)
 
 
-async def test_a_callback_of_one_upstream_is_none_of_another(desk: Desk, elsewhere: Elsewhere) -> None:
+async def test_callbacks_are_bound_to_their_upstream(desk: Desk, elsewhere: Elsewhere) -> None:
     """Mix-up: the state says where the person was sent."""
 
     class Other(Elsewhere):
@@ -128,9 +122,7 @@ async def test_a_callback_of_one_upstream_is_none_of_another(desk: Desk, elsewhe
     assert (await browser.ask("GET", "/sign-in/callback/other", query=query)).status == 400
 
 
-async def test_an_upstream_that_was_taken_away_ends_what_its_people_allowed(
-    desk_of: Desk, elsewhere: Elsewhere
-) -> None:
+async def test_removing_an_upstream_ends_its_grants(desk_of: Desk, elsewhere: Elsewhere) -> None:
     """At the next start of the server."""
     browser = Browser(desk_of)
     id, _ = await sent_away(desk_of, browser)
@@ -144,9 +136,7 @@ async def test_an_upstream_that_was_taken_away_ends_what_its_people_allowed(
 @for_each(("prompt", "handed_on"), [
     ("login", "login"), ("select_account", "select_account"), ("login consent", "login"), ("consent", ""), (None, ""),
 ])  # fmt: skip
-async def test_whoever_has_to_sign_in_again_has_to_do_so_at_the_upstream(
-    desk: Desk, prompt: str | None, handed_on: str
-) -> None:
+async def test_reauthentication_happens_at_the_upstream(desk: Desk, prompt: str | None, handed_on: str) -> None:
     """A fixed defect: what the client asked for ended here, and the upstream let in whoever had signed in there."""
 
     class Strict(Elsewhere):
@@ -163,7 +153,7 @@ async def test_whoever_has_to_sign_in_again_has_to_do_so_at_the_upstream(
     assert strict.prompt == handed_on
 
 
-async def test_an_upstream_that_fails_says_so_on_the_page_that_asks(desk: Desk) -> None:
+async def test_upstream_failures_are_shown_on_the_page(desk: Desk) -> None:
     """And the person may try again."""
 
     class Down(Elsewhere):
@@ -178,13 +168,13 @@ async def test_an_upstream_that_fails_says_so_on_the_page_that_asks(desk: Desk) 
 
 
 @for_each("ways", [[], [Known(), Known()], [Elsewhere(), Elsewhere()]])
-async def test_ways_that_cannot_be_told_apart_are_refused(desk: Desk, ways: Any) -> None:
+async def test_indistinguishable_login_methods_are_refused(desk: Desk, ways: Any) -> None:
     """Where the program names them."""
     with pytest.raises(ValueError, match=r"."):
         Desk(desk.services.store, people=ways)
 
 
-async def test_nobody_is_sent_away_for_a_client_that_went(desk_of: Desk, elsewhere: Elsewhere) -> None:
+async def test_removed_clients_start_no_upstream_login(desk_of: Desk, elsewhere: Elsewhere) -> None:
     """Its registration may have ended while the person was away."""
     browser = Browser(desk_of)
     id, _ = await sent_away(desk_of, browser)
