@@ -16,9 +16,9 @@ from millstream.stores import (
     Gap,
     Index,
     Position,
-    Sealed,
     ShareFull,
     StoreFull,
+    StreamSealed,
     Tally,
     share_of,
 )
@@ -114,7 +114,7 @@ class Data:
             raise StoreFull("The entry is too large.")
         held = self._find(stream)
         if held is not None and held.sealed:
-            raise Sealed("The stream has ended.")
+            raise StreamSealed("The stream has ended.")
         self.offset += 3
         position = Position(self.epoch, self.offset)
         self._add(stream, Entry(position, data), ttl, max_entries).sealed = seal

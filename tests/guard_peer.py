@@ -7,14 +7,14 @@ from typing import Any
 
 from http_peer import Peer, Running, ToyApp, serve
 from millstream._config import Settings
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.forwarded_headers import TrustedProxies
 
 Start = Callable[..., Awaitable[Running]]
 
 
-async def echo(request: Request) -> Response:
+async def echo(request: HttpRequest) -> Response:
     """What came."""
     return Response(body=request.body)
 
@@ -53,7 +53,7 @@ def held() -> tuple[Handler, asyncio.Event, asyncio.Event]:
     """A handler that says when it began and waits to be let go."""
     began, go = asyncio.Event(), asyncio.Event()
 
-    async def handler(request: Request) -> Response:
+    async def handler(request: HttpRequest) -> Response:
         began.set()
         await go.wait()
         return Response(body=b"held")

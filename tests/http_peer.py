@@ -20,9 +20,9 @@ from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from patience import WAIT
 
 HEAD = b"Host: 127.0.0.1\r\n"
@@ -211,7 +211,7 @@ async def serve(
         return
     state = ServerState()
     state.connections = Connections()
-    listener = Listener(table, tls=tls, proxies=proxies, state=state)
+    listener = SocketListener(table, tls=tls, proxies=proxies, state=state)
     server = await asyncio.get_running_loop().create_server(
         listener.make_protocol, "127.0.0.1", port, ssl=tls, reuse_address=True
     )

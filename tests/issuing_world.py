@@ -17,9 +17,9 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 import pytest
 
 from millstream import Settings, auth
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import EVERYTHING
-from millstream._server.calls.changes import Changes
+from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.keys import Secrets
 from millstream._server.calls.services import Services
 from millstream._stores.base import Store
@@ -138,7 +138,7 @@ class Desk:
     """One worker's authorization server."""
 
     def __init__(self, store: Store, *, clock: Clock | None = None, people: Any = None, **options: Any) -> None:
-        self.services = Services(Settings(), store, Changes(), SECRETS)
+        self.services = Services(Settings(), store, ChangeFeed(), SECRETS)
         self.clock = clock
         if clock is not None:
             self.services.clock = clock
@@ -157,7 +157,9 @@ class Desk:
         """One request."""
         fields = {"host": "mcp.example.com", **{name.replace("_", "-"): value for name, value in headers.items()}}
         raw = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
-        request = Request(method, path, raw, dict(raw), body, query.encode("latin-1"), peer or self.peer, "", "https")
+        request = HttpRequest(
+            method, path, raw, dict(raw), body, query.encode("latin-1"), peer or self.peer, "", "https"
+        )
         response = await self.paths[path][method](request)
         assert isinstance(response, Response)
         return Reply(response)

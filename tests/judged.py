@@ -2,14 +2,14 @@
 
 from collections.abc import Awaitable, Callable
 
-from millstream._http.message import Handler, Request, Response, Sink
+from millstream._http.message import Handler, HttpRequest, Response, Sink
 from millstream._protocol.principal import Principal
 
 
-def protect(handler: Handler, judge: Callable[[Request], Awaitable[Principal | Response | None]]) -> Handler:
+def protect(handler: Handler, judge: Callable[[HttpRequest], Awaitable[Principal | Response | None]]) -> Handler:
     """A handler whose requests have the principal that `judge` gives, or are answered with its refusal."""
 
-    async def protected(request: Request) -> Response | Sink | None:
+    async def protected(request: HttpRequest) -> Response | Sink | None:
         found = await judge(request)
         if isinstance(found, Response):
             return found

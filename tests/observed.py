@@ -6,10 +6,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from millstream._protocol.metadata import Client
+from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import NEWEST
-from millstream._server.calls.call import Call, Failure
-from millstream._server.observing.tracing import Tracing
+from millstream._server.calls.call import Call, CallFailure
+from millstream._server.observability.tracing import Tracing
 from millstream._telemetry.spans import Spans
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -19,8 +19,8 @@ def a_call(**given: Any) -> Call:
     """A call with the given parts; `outcome` and `incident` are those of its failure."""
     outcome, incident = given.pop("outcome", ""), given.pop("incident", "")
     if outcome:
-        given["failure"] = Failure(outcome, None, incident)
-    client = Client({}, "inspector", "1.2")
+        given["failure"] = CallFailure(outcome, None, incident)
+    client = ClientInfo({}, "inspector", "1.2")
     return Call(**{"revision": NEWEST, "id": 1, "method": "ping", "client": client, "transport": "http", **given})
 
 

@@ -7,29 +7,29 @@ from typing import Any
 
 from http_peer import WAIT, Running, ToyApp, serve, serve_asgi
 from millstream._config import Settings
-from millstream._http.message import STREAM_HEAD, Handler, Request, Response
+from millstream._http.message import STREAM_HEAD, Handler, HttpRequest, Response
 
 Start = Callable[..., Awaitable[Running]]
 
 
-async def echo(request: Request) -> Response:
+async def echo(request: HttpRequest) -> Response:
     """What came."""
     return Response(body=request.body)
 
 
-async def _slow(request: Request) -> Response:
+async def _slow(request: HttpRequest) -> Response:
     await asyncio.sleep(0)
     async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
         group.create_task(asyncio.sleep(0.001))
     return Response(body=request.body)
 
 
-async def _describe(request: Request) -> Response:
+async def _describe(request: HttpRequest) -> Response:
     text = f"{request.method} {request.path} {request.query.decode()} {request.peer} {request.scheme}"
     return Response(body=text.encode())
 
 
-async def _stream(request: Request) -> None:
+async def _stream(request: HttpRequest) -> None:
     sink = request.open(200, STREAM_HEAD)
     sink.write(b"one")
     await asyncio.sleep(0)
@@ -41,21 +41,21 @@ async def _stream(request: Request) -> None:
     sink.write(b"after the end")
 
 
-async def _fail(request: Request) -> Response:
+async def _fail(request: HttpRequest) -> Response:
     raise ValueError("the secret")
 
 
-async def _fail_late(request: Request) -> Response:
+async def _fail_late(request: HttpRequest) -> Response:
     request.open(200, STREAM_HEAD).write(b"one")
     await asyncio.sleep(0)
     raise ValueError("the secret")
 
 
-async def _empty(request: Request) -> Response:
+async def _empty(request: HttpRequest) -> Response:
     return Response(status=204, head=b"")
 
 
-async def _nothing(request: Request) -> None:
+async def _nothing(request: HttpRequest) -> None:
     return None
 
 

@@ -11,7 +11,7 @@ from millstream import Context, Field, Image, Server, ToolError, ToolResult
 from millstream._http.asgi.adapter import AsgiAdapter
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes
 from millstream._web.pages import pages
@@ -166,7 +166,7 @@ def table(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
     }
     fixed |= {("GET", path): route.handlers["GET"] for path, route in pages().items()}
 
-    async def not_allowed(request: Request) -> Response:
+    async def not_allowed(request: HttpRequest) -> Response:
         return Response(b"Method not allowed.\n", 405, b"content-type: text/plain\r\nallow: POST\r\n")
 
     def find(method: str, path: str) -> Handler | None:
@@ -206,8 +206,8 @@ async def routes(server: Server) -> AsyncIterator[RestRoutes]:
         yield RestRoutes(runtime.dispatcher)
 
 
-def post(path: str, body: bytes, root: str = "", **headers: str) -> Request:
+def post(path: str, body: bytes, root: str = "", **headers: str) -> HttpRequest:
     """A POST of JSON, unless `content_type` says otherwise (empty: no header)."""
     named = {"content_type": "application/json", **headers}
     lines = [(key.replace("_", "-").encode(), value.encode()) for key, value in named.items() if value]
-    return Request("POST", path, lines, dict(lines), body, root_path=root)
+    return HttpRequest("POST", path, lines, dict(lines), body, root_path=root)

@@ -20,7 +20,7 @@ from cases import for_each
 from millstream import Server, Settings
 from millstream._app.serving.entry import prepare
 from millstream._http.server.fast_head import header_lines
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from millstream._telemetry import messages, process
 from wire import KeptTransport, encode_request, enveloped, over_asgi, pairs, routing
 
@@ -105,7 +105,7 @@ async def through_asgi(server: Server) -> list[str]:
 
 async def through_connection(server: Server) -> list[str]:
     """One call as bytes to our own connection, in one piece, as a socket brings it."""
-    protocol = Listener(prepare(server, await server.start())).make_protocol()
+    protocol = SocketListener(prepare(server, await server.start())).make_protocol()
     transport = KeptTransport()
     protocol.connection_made(transport)
     data = encode_request("POST", "/mcp", with_key(server), BODY)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from millstream._protocol.suggesting import Suggesting, nearest, unknown
+from millstream._protocol.suggestions import Suggesting, nearest, unknown
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 
-class Broken(Exception):
+class JsonSyntaxError(Exception):
     """The text isn't what it should be; the error says where. A file like that is left as it is."""
 
 
@@ -28,13 +28,13 @@ class Node(Struct, gc=False):
     start: int
     end: int
     value: Any
-    members: dict[str, "Member"] | None = None
+    members: dict[str, "JsonMember"] | None = None
     """Of an object."""
     comma: int = -1
     """Where a trailing comma of an object stands."""
 
 
-class Member(Struct, gc=False):
+class JsonMember(Struct, gc=False):
     """One member of an object."""
 
     start: int
@@ -62,7 +62,7 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
     root = node = read(text)
     for depth, name in enumerate(path):
         if node.members is None:
-            raise Broken(f"{'.'.join(path[:depth]) or 'The document'} isn't an object there")
+            raise JsonSyntaxError(f"{'.'.join(path[:depth]) or 'The document'} isn't an object there")
         found = node.members.get(name)
         if found is None:
             for missing in reversed(path[depth + 1 :]):
@@ -181,8 +181,8 @@ class _Reader:
     def _peek(self) -> str:
         return self._text[self._at : self._at + 1]
 
-    def _broken(self, what: str) -> Broken:
-        return Broken(f"line {self._text.count(chr(10), 0, self._at) + 1} has {what}")
+    def _broken(self, what: str) -> JsonSyntaxError:
+        return JsonSyntaxError(f"line {self._text.count(chr(10), 0, self._at) + 1} has {what}")
 
     def _value(self, depth: int) -> Node:
         if depth > _MAX_DEPTH:
@@ -209,7 +209,7 @@ class _Reader:
         return str(value)
 
     def _object(self, depth: int) -> Node:
-        start, members, comma = self._at, dict[str, Member](), -1
+        start, members, comma = self._at, dict[str, JsonMember](), -1
         self._at += 1
         while True:
             self._skip()
@@ -225,7 +225,7 @@ class _Reader:
             self._at += 1
             self._skip()
             members.pop(name, None)  # of two, the last one counts
-            members[name] = Member(place, self._value(depth + 1))
+            members[name] = JsonMember(place, self._value(depth + 1))
             comma = self._comma()
         self._at += 1
         values = {name: member.node.value for name, member in members.items()}

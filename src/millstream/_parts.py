@@ -29,8 +29,8 @@ from millstream._stores.health import StoreHealth
 from millstream._transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream._limits.pool import Pool
-    from millstream._server.observing.observer import Observer
+    from millstream._limits.store_limiter import StoreLimiter
+    from millstream._server.observability.observer import Observer
     from millstream._telemetry.metrics import Metrics
     from millstream.auth._guard import AuthGuard
     from millstream.hub import Hub
@@ -177,7 +177,7 @@ class Host:
         """Whether the server has stopped taking new work."""
         self.stack: AsyncExitStack = AsyncExitStack()
         """Closes the parts and what they opened."""
-        self._pool: Pool | None = None
+        self._pool: StoreLimiter | None = None
         # What parts offer to other parts
         self.metrics: Metrics | None = None
         """Where to register metrics; None where none are served."""
@@ -315,16 +315,16 @@ class Host:
     # Shared services
 
     @property
-    def pool(self) -> "Pool":
+    def pool(self) -> "StoreLimiter":
         """The way to the rates in the store, opened when first needed."""
         if self._pool is None:
-            from millstream._limits.pool import Pool  # noqa: PLC0415  only where something is limited
+            from millstream._limits.store_limiter import StoreLimiter  # noqa: PLC0415  only where something is limited
 
-            self._pool = Pool(self.store.rates)
+            self._pool = StoreLimiter(self.store.rates)
         return self._pool
 
     @property
-    def open_pool(self) -> "Pool | None":
+    def open_pool(self) -> "StoreLimiter | None":
         """That way, if something needed it."""
         return self._pool
 

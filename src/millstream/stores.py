@@ -18,13 +18,13 @@ from millstream._stores.base import (
     Log,
     Map,
     Position,
-    Sealed,
     ShareFull,
     StoreFull,
     StoreUnavailable,
+    StreamSealed,
 )
 from millstream._stores.ephemeral import SplitLog, SplitMap
-from millstream._stores.rates import MARK_BYTES, Charge, Charged, Pace, Quota, Seat, Taken, share_of
+from millstream._stores.rates import MARK_BYTES, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat, share_of
 from millstream._stores.store import BackendStore
 from millstream._stores.tally import Tally
 from millstream._stores.workers import expire
@@ -35,7 +35,8 @@ __all__ = [
     "Backend",
     "BackendStore",
     "Charge",
-    "Charged",
+    "ChargeResult",
+    "ChargeResults",
     "Entry",
     "Gap",
     "Index",
@@ -44,14 +45,13 @@ __all__ = [
     "Pace",
     "Position",
     "Quota",
-    "Sealed",
     "Seat",
     "ShareFull",
     "SplitLog",
     "SplitMap",
     "StoreFull",
     "StoreUnavailable",
-    "Taken",
+    "StreamSealed",
     "Tally",
     "expire",
     "share_of",

@@ -14,7 +14,7 @@ from millstream._app.server import Server
 from millstream._protocol.content import Text
 from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
 from millstream._protocol.revisions import BY_DATE, NEWEST
-from millstream._protocol.suggesting import instead
+from millstream._protocol.suggestions import instead
 from millstream.client._client import Client
 from millstream.client._errors import Failure, ToolFailed
 from millstream.client._incoming import Notification

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, guarded, make_server
 from millstream._protocol.errors import LocalError
-from millstream._telemetry.audit import START, AuditLog, Broken, Entry, verify
+from millstream._telemetry.audit import START, AuditEntry, AuditLog, BrokenAuditLog, verify
 from millstream._telemetry.audit_tail import MAX_LINES, newest
 from patience import WAIT
 from wire import request
@@ -24,7 +24,7 @@ def written(path: Path, *methods: str) -> AuditLog:
     """A log with some lines, closed."""
     log = AuditLog(path)
     for method in methods:
-        log.write(Entry("2026-01-01T00:00:00.000Z", method))
+        log.write(AuditEntry("2026-01-01T00:00:00.000Z", method))
     log.close()
     return log
 
@@ -103,7 +103,7 @@ def test_tampering_with_the_audit_log_is_detected(tmp_path: Path, what: str) -> 
     path = tmp_path / "a"
     written(path, "one", "two", "three", "four")
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True), what)))
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenAuditLog):
         verify(path)
 
 
@@ -115,7 +115,7 @@ def test_recomputed_hashes_are_detected_in_the_next_line(tmp_path: Path) -> None
     lines = path.read_bytes().splitlines(keepends=True)
     lines[1] = other.read_bytes().splitlines(keepends=True)[1]
     path.write_bytes(b"".join(lines))
-    with pytest.raises(Broken, match="line 3"):
+    with pytest.raises(BrokenAuditLog, match="line 3"):
         verify(path)
 
 
@@ -125,7 +125,7 @@ def test_client_text_cannot_break_audit_lines(tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("audit") / "a"
     log = AuditLog(path)
     for text in (one, two, f'{one}","hash":"{two}', f"{one}\r\n{two}\x00"):
-        log.write(Entry("now", "tools/call", text, subject=text))
+        log.write(AuditEntry("now", "tools/call", text, subject=text))
     log.close()
     assert verify(path)[0] == 4
     assert written(path, "more").seq == 5
@@ -135,18 +135,18 @@ def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     """A fixed defect: the next line joined it, and the chain looked as if somebody had changed the file."""
     path = tmp_path / "a"
     log = AuditLog(path)
-    log.write(Entry("now", "one"))
+    log.write(AuditEntry("now", "one"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
     try:
         for _ in range(2):
             with pytest.raises(OSError, match=r"full|large"):
-                log.write(Entry("now", "two"))
+                log.write(AuditEntry("now", "two"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
-    log.write(Entry("now", "three", address="x" * 10_000 + "\udc80"))
+    log.write(AuditEntry("now", "three", address="x" * 10_000 + "\udc80"))
     log.close()
     assert verify(path)[0] == 2
     assert path.stat().st_size < 2000

@@ -14,11 +14,11 @@ from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
 from cases import for_each
 from fleet import until
 from millstream import Server, Settings
-from millstream._http.message import Request, neighborhood
+from millstream._http.message import HttpRequest, neighborhood
 from millstream._limits import Limiter, Rate
 from millstream._limits.quota import period
-from millstream._limits.shared import SharedLimiter
-from millstream._stores.rates import Taken
+from millstream._limits.shared_limiter import SharedLimiter
+from millstream._stores.rates import ChargeResult
 from millstream.testing import Failure, connect
 from wire import request, wired
 
@@ -89,12 +89,12 @@ def test_prefetched_tokens_are_used_and_renewed() -> None:
     limiter = SharedLimiter("x", Rate(600, 60), clock=clock)
     first = limiter.pace("a", "n", 1.0)
     assert (first.cost, first.most) == (1.0, 1.0)
-    limiter.learn("a", first, Taken(0.0, 500.0, 1.0))
+    limiter.learn("a", first, ChargeResult(0.0, 500.0, 1.0))
     for _ in range(3):
         assert not limiter.spend("a", 1.0)
         asked, beside = limiter.pace("a", "n", 1.0), limiter.pace("a", "n", 1.0)
         assert (asked.most, beside.most) == (7.0, 1.0)
-        limiter.learn("a", asked, Taken(0.0, 490.0, 7.0))
+        limiter.learn("a", asked, ChargeResult(0.0, 490.0, 7.0))
         assert [limiter.spend("a", 1.0) for _ in range(5)] == [True] * 5
         clock.now += 0.7
 
@@ -125,7 +125,7 @@ def test_invalid_rates_are_refused(text: str) -> None:
 def test_ipv6_addresses_count_as_their_network(address: str, counted: str) -> None:
     """Whoever has one of them has 2**64."""
     assert neighborhood(address) == counted
-    assert Request("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
+    assert HttpRequest("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
 
 
 def limited(**options: Any) -> Server:

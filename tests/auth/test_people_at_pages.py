@@ -10,7 +10,7 @@ import pytest
 from auth_world import ROOT, Guarded, guarded, make_server
 from issuing_world import Desk, Known
 from millstream import auth
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.provider import Provider
@@ -128,7 +128,7 @@ async def test_new_login_keeps_no_stream_of_the_old_password() -> None:
     await store.open()
     desk = Desk(store)
     running, id = desk.running, "https://mcp.example.com ada"
-    request = Request("POST", "/sign-in", (), {}, peer="192.0.2.1")
+    request = HttpRequest("POST", "/sign-in", (), {}, peer="192.0.2.1")
     old = (await running.admit(request, **ADA))[0]
     assert await running.recall(old) is not None
     before = running.epoch()
@@ -169,7 +169,7 @@ async def test_provider_limits_apply_to_pages() -> None:
     async with guarded(make_server(issuing(Known(), provider=Ours(), implied={"orders:write": ["more"]}))) as world:
         assert world.runtime.guard is not None
         running: Any = world.runtime.guard.methods[0]
-        request = Request("POST", "/sign-in", (), {}, peer="127.0.0.1")
+        request = HttpRequest("POST", "/sign-in", (), {}, peer="127.0.0.1")
         found = await running.recall((await running.admit(request, **ADA))[0])
         assert found is not None
         assert found.principal.scopes == {"orders:write", "more"}

@@ -9,10 +9,10 @@ from typing import Any
 from bad_input.shop import make_shop, stock
 from cases import for_each
 from millstream import Context, Server, Settings
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
 from millstream._server.load import most_streams
-from millstream._transports.connection import Connection
+from millstream._transports.connection import ClientConnection
 from millstream.middleware import MessageRequest, Middleware, Next
 from patience import WAIT
 from wire import POST, Reply, Wire, enveloped, over_asgi, pairs, request, routing, wired
@@ -107,8 +107,8 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
         async def drain() -> None:
             """There is nothing to wait for."""
 
-        def connection(peer: str) -> Connection:
-            return Connection(runtime.dispatcher, lambda message: not sent.append(message), drain, peer=peer)
+        def connection(peer: str) -> ClientConnection:
+            return ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain, peer=peer)
 
         near, far = connection(ELSEWHERE), connection("198.51.100.1")
         for number, each in ((1, near), (2, near), (3, near), (4, far)):
@@ -125,9 +125,9 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
 
 def test_principals_and_callers_without_address_have_the_principal_cap() -> None:
     """`max_streams_per_principal` means what it did."""
-    somebody = Request("GET", "/", (), {}, peer=ELSEWHERE, principal=Principal("ann"))
-    nobody = Request("GET", "/", (), {}, peer=ELSEWHERE)
-    of_a_pipe = Request("GET", "/", (), {})
+    somebody = HttpRequest("GET", "/", (), {}, peer=ELSEWHERE, principal=Principal("ann"))
+    nobody = HttpRequest("GET", "/", (), {}, peer=ELSEWHERE)
+    of_a_pipe = HttpRequest("GET", "/", (), {})
     assert [most_streams(each, 8, 7) for each in (somebody, nobody, of_a_pipe)] == [7, 4, 7]
     assert [most_streams(each, 8, 3) for each in (somebody, nobody, of_a_pipe)] == [3, 3, 3]
     assert most_streams(nobody, 1, 1) == 1
@@ -206,4 +206,4 @@ async def test_call_streams_do_not_count_as_other_streams() -> None:
             streams.close()
         replies: list[Reply] = [stream.result(), *(each.result() for each in calls)]
         assert [reply.status for reply in replies] == [200] * 4
-        assert not streams.full(Request("GET", "/sse", (), {}, peer="127.0.0.1"))
+        assert not streams.full(HttpRequest("GET", "/sse", (), {}, peer="127.0.0.1"))

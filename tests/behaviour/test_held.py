@@ -8,8 +8,8 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from millstream._app.runtime import Runtime
-from millstream._server.calls.sessions import OTHERS, YOURS, Record
-from millstream._transports.connection import Connection
+from millstream._server.calls.sessions import OTHERS, YOURS, SessionRecord
+from millstream._transports.connection import ClientConnection
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, enveloped, request
 
@@ -22,7 +22,7 @@ class Client:
 
     def __init__(self, runtime: Runtime, peer: str) -> None:
         self._heard = asyncio.Queue[Any]()
-        self.connection = Connection(runtime.dispatcher, self._hear, self._drain, peer=peer)
+        self.connection = ClientConnection(runtime.dispatcher, self._hear, self._drain, peer=peer)
 
     def _hear(self, message: bytes) -> bool:
         self._heard.put_nowait(json.loads(message))
@@ -111,7 +111,7 @@ async def test_watches_of_a_closed_connection_are_not_counted() -> None:
         session = client.connection.session
         assert session is not None
         await client.connection.close()
-        await runtime.services.records.change(session, lambda _: Record(subscriptions=["shop://books/late"]))
+        await runtime.services.records.change(session, lambda _: SessionRecord(subscriptions=["shop://books/late"]))
         assert runtime.services.held.bytes.held == 0
 
 

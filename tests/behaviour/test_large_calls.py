@@ -8,7 +8,7 @@ from typing import Any
 from cases import for_each
 from millstream import Server, Settings
 from millstream._http.budget import ByteBudget
-from millstream._transports.connection import Connection
+from millstream._transports.connection import ClientConnection
 from millstream._transports.memory import MemoryPipe
 from socket_world import ask, hear, tell, world
 from wire import POST, Wire, enveloped, request, routing, wired
@@ -144,7 +144,7 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
         async def drain() -> None:
             return None
 
-        connection = Connection(runtime.dispatcher, lambda message: not sent.append(message), drain)
+        connection = ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain)
         connection.receive(json.dumps(request("tools/call", arguments(SIZE))).encode())
         assert runtime.dispatcher.by_id
         assert runtime.services.bodies.held > SIZE

@@ -10,12 +10,12 @@ from msgspec.structs import replace
 from bad_input.shop import make_shop
 from cases import for_each
 from millstream import Context, Server
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
-from millstream._transports.connection import Connection
-from millstream._transports.silent import silent_call
+from millstream._transports.connection import ClientConnection
+from millstream._transports.null_reply import silent_call
 from millstream._transports.streamable.sessions import HttpSessions
 from wire import (
     LATEST_HANDSHAKE,
@@ -31,7 +31,7 @@ from wire import (
     wired,
 )
 
-PEER = Request("DELETE", "/mcp", (), {})
+PEER = HttpRequest("DELETE", "/mcp", (), {})
 HELD = {"name": "hold", "arguments": {}}
 
 
@@ -135,7 +135,7 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
     """A fixed defect: all that came while the store looked for sessions were let in."""
     waiting, go, find = asyncio.Semaphore(0), asyncio.Event(), HttpSessions.find
 
-    async def find_late(self: HttpSessions, request: Request) -> Session:
+    async def find_late(self: HttpSessions, request: HttpRequest) -> Session:
         waiting.release()
         await go.wait()
         return await find(self, request)
@@ -212,7 +212,7 @@ async def test_full_server_answers_pings_on_a_connection() -> None:
         async def drain() -> None:
             """There is nothing to wait for."""
 
-        connection = Connection(runtime.dispatcher, lambda message: not sent.append(message), drain)
+        connection = ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain)
         opening = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
         connection.receive(json.dumps(request("initialize", opening, 1)).encode())
         connection.receive(json.dumps(request("tools/call", HELD, 2)).encode())
@@ -234,7 +234,7 @@ async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     mcp, _, _ = holding(max_calls=1)
     async with mcp.running() as runtime:
         load = runtime.dispatcher.load
-        asking = Request("POST", "/mcp", (), {}, peer="192.0.2.1")
+        asking = HttpRequest("POST", "/mcp", (), {}, peer="192.0.2.1")
         calls: list[Any] = []
         for _ in range(3):
             load.admit(asking, "ping")

@@ -9,7 +9,7 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from millstream import Context, Server, ToolError
-from millstream._server.calls.once import once_stored
+from millstream._server.calls.one_time_effects import once_stored
 from wire import Wire, enveloped, routing, wired
 
 FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}

@@ -13,9 +13,9 @@ from millstream import Context, Server, Settings
 from millstream._protocol.jsonrpc import read
 from millstream._protocol.revisions import ASSUMED
 from millstream._server import sweep as sweeps
-from millstream._server.calls.call import Line, handshake_call
+from millstream._server.calls.call import ReplyChannel, handshake_call
 from millstream._transports.memory import MemoryPipe
-from millstream._transports.silent import SILENT
+from millstream._transports.null_reply import NULL_REPLY
 from patience import WAIT
 from processes import free_port, millstream, serving
 from wire import request
@@ -127,7 +127,7 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
         await go_on.wait()
         return "done"
 
-    def broken_line(call: object) -> Line:
+    def broken_line(call: object) -> ReplyChannel:
         raise RuntimeError("no line for you")
 
     def beat() -> None:
@@ -139,7 +139,7 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
         message = request("tools/call", {"name": "waits"})
         calls = [
             handshake_call(read(json.dumps({**message, "id": n}).encode()), None, ASSUMED, open_reply=line)
-            for n, line in enumerate((broken_line, lambda call: SILENT))
+            for n, line in enumerate((broken_line, lambda call: NULL_REPLY))
         ]
         tasks = [asyncio.create_task(dispatcher.call(call)) for call in calls]
 
@@ -151,7 +151,7 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
         sweep.open()
         while ticks[0] < 3 or beats[0] < 3:  # noqa: ASYNC110  counts tell nobody
             await asyncio.sleep(0.002)
-        assert (calls[0].line, calls[1].line) == (None, SILENT)
+        assert (calls[0].line, calls[1].line) == (None, NULL_REPLY)
         go_on.set()
         await asyncio.gather(*tasks)
         await sweep.close()

@@ -21,7 +21,7 @@ from millstream._cli.installing.documents import (
     remove_yaml,
     yaml_entry,
 )
-from millstream._jsonc import Broken
+from millstream._jsonc import JsonSyntaxError
 
 ENTRY = {"command": "run", "args": ["a b", 'c"d']}
 VSCODE = """\
@@ -92,12 +92,12 @@ class TestJson:
     )  # fmt: skip
     def test_broken_documents_are_refused(self, text: str) -> None:
         """With the line of it."""
-        with pytest.raises(Broken, match="line 1"):
+        with pytest.raises(JsonSyntaxError, match="line 1"):
             jsonc.put(text, ("m", "x"), 1)
 
     def test_parents_that_are_not_objects_are_refused(self) -> None:
         """Somebody means something by it."""
-        with pytest.raises(Broken, match="m isn't an object"):
+        with pytest.raises(JsonSyntaxError, match="m isn't an object"):
             jsonc.put('{"m": []}', ("m", "x"), 1)
 
     @given(st.data())
@@ -176,7 +176,7 @@ class TestToml:
     def test_broken_documents_are_refused(self) -> None:
         """And left as they are."""
         for text in ("mcp_servers = 1\n", "[mcp_servers.shop\n", "a = 1\na = 2\n"):
-            with pytest.raises(Broken):
+            with pytest.raises(JsonSyntaxError):
                 put_toml(text, ("mcp_servers", "shop"), ENTRY)
 
 
@@ -228,7 +228,7 @@ class TestYaml:
     def test_unsafe_edits_are_refused(self) -> None:
         """Broken, or something else than a mapping."""
         for text in ("extensions: [1]\n", "extensions:\n  - x\n", "extensions:\n\tx: 1\n", "{a: 1\n", "- 1\n"):
-            with pytest.raises(Broken):
+            with pytest.raises(JsonSyntaxError):
                 put_yaml(text, ("extensions", "x"), {"a": 1})
 
 

@@ -17,7 +17,7 @@ from joserfc.jwk import ECKey
 
 from cases import for_each
 from issuer_world import Issuer, issuing
-from millstream._http.client.pool import Pool
+from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import parse
 from millstream.client import AccessDenied, IdentityProvider, MemoryStore, OAuth, WorkloadIdentity
 from millstream.client._endpoint import Endpoint
@@ -178,7 +178,7 @@ async def test_two_requests_at_once_that_are_asked_for_the_same_nonce_both_go_on
         url, credentials = parse(urls["mcp"]), oauth()
         assert await credentials.challenged(url, 401, "DPoP")
         issuer.answers["/mcp"], issuer.gate = wanting, asyncio.Event()
-        pool = Pool(url, max_connections=2, max_body=1000, connect_timeout=WAIT, tls=None)
+        pool = ConnectionPool(url, max_connections=2, max_body=1000, connect_timeout=WAIT, tls=None)
         endpoint = Endpoint(url, {}, pool, credentials)
         asked = [asyncio.create_task(endpoint.send("POST", "", repeatable=True)) for _ in range(2)]
         async with asyncio.timeout(WAIT):

@@ -9,8 +9,8 @@ import pytest
 from auth_world import ROOT, guarded, make_server
 from cases import for_each
 from millstream import Settings, auth
-from millstream._http.message import Request, Response
-from millstream._server.calls.changes import Changes
+from millstream._http.message import HttpRequest, Response
+from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.services import Services
 from millstream.compat.fastmcp._auth import (
     AccessToken,
@@ -85,14 +85,14 @@ async def test_a_token_that_a_provider_takes_back_ends_what_it_has_opened_at_eve
     stores: Any = [shared.worker(), shared.worker()]
     for each in stores:
         await each.open()
-    many = [Services(Settings(), each, Changes()) for each in stores]
+    many = [Services(Settings(), each, ChangeFeed()) for each in stores]
     workers = [ServedProvider(provider, settings).bind(each, "shop", frozenset) for each in many]
     for worker in workers:
         assert await worker.identify("a") is not None
         worker.epoch()
     body = urlencode({"token": token, "client_id": "desk"}).encode()
     raw = [(b"content-type", b"application/x-www-form-urlencoded")]
-    reply = await workers[0].paths()["/revoke"]["POST"](Request("POST", "/revoke", raw, dict(raw), body))
+    reply = await workers[0].paths()["/revoke"]["POST"](HttpRequest("POST", "/revoke", raw, dict(raw), body))
     assert isinstance(reply, Response)
     assert reply.status == 200
     for worker in workers:

@@ -27,7 +27,7 @@ from millstream._protocol.seal import MAX_TOKEN
 from millstream._server.calls.client_memory_quota import MAX_HELD
 from millstream._server.calls.sessions import MAX_RECORD
 from millstream._server.features import completion_lookup
-from millstream._server.functions import reading
+from millstream._server.functions import arguments
 from millstream._server.functions.pydantic_engine import MAX_ERRORS
 from millstream._server.functions.schema_check import MAX_BACKTRACKS
 from millstream._server.handlers import completion
@@ -79,7 +79,7 @@ def test_limits_that_are_no_settings_are_listed_as_they_are() -> None:
     table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_CONTAINERS, MAX_LONG_NUMBERS, reading.MAX_VALUES, reading.MAX_BUILT, MAX_ERRORS, MAX_BACKTRACKS,
+        MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS, MAX_BACKTRACKS,
         MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
         MAX_URI_BYTES, MAX_HELD,
         MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LIGHT, MAX_SERIES,

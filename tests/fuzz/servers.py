@@ -11,7 +11,7 @@ from typing import Any
 from bad_input.shop import make_shop
 from fuzz.parsers import Target, pieces
 from millstream._app.serving.entry import prepare
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
 from wire import KeptTransport
@@ -49,8 +49,8 @@ class _Shop:
         prepare(self.server, runtime)
         return runtime
 
-    async def _listen(self) -> Listener:
-        return Listener(prepare(self.server, self.runtime))
+    async def _listen(self) -> SocketListener:
+        return SocketListener(prepare(self.server, self.runtime))
 
     async def settle(self, turns: int = 30) -> None:
         for _ in range(turns):

@@ -8,7 +8,7 @@ import pytest
 from cases import for_each
 from hub_parts import Clock, Outlet, encode_line, listen, receive, running, turns
 from millstream._stores.memory.store import MemoryStore
-from millstream.hub import Event, Forbidden, InvalidName, TooLarge, TooMany
+from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, TooMany
 
 
 async def test_text_is_sent_as_it_is_and_anything_else_as_json() -> None:
@@ -23,7 +23,7 @@ async def test_text_is_sent_as_it_is_and_anything_else_as_json() -> None:
 
 
 async def test_a_publication_tells_its_id_and_how_many_hear_it_here() -> None:
-    """Interface of `Published`."""
+    """Interface of `PublishResult`."""
     async with running() as hub:
         one, _ = await listen(hub, "a"), await listen(hub, "a.>", "a")
         published = await hub.publish("a", "1")
@@ -226,7 +226,7 @@ async def test_an_event_larger_than_a_subscriber_may_buffer_is_refused() -> None
     """One of those would cut every subscriber."""
     async with running(max_event=10) as hub:
         await hub.publish("broadcast", "x" * 10)
-        with pytest.raises(TooLarge):
+        with pytest.raises(EventTooLarge):
             await hub.publish("broadcast", "x" * 11)
 
 

@@ -151,7 +151,7 @@ async def test_a_worker_that_ends_takes_its_members_with_it() -> None:
 
 async def test_a_hub_that_closes_waits_for_none_of_its_members_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed defect: nobody listened there any more, and each client that was present took a second of the shutdown."""
-    monkeypatch.setattr("millstream._stores.follow.PATIENCE", 1_000_000)
+    monkeypatch.setattr("millstream._stores.tail.PATIENCE", 1_000_000)
     store = MemoryStore()
     async with running(store) as other:
         async with asyncio.timeout(WAIT), running(beside(store)) as hub:

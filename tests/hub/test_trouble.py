@@ -11,7 +11,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import PAGE_BYTES, Gap
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event
-from millstream.hub._event import Record
+from millstream.hub._event import StoredEvent
 from patience import WAIT
 
 
@@ -53,7 +53,7 @@ async def test_reading_goes_on_when_the_store_is_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task of the hub outlives its store."""
-    monkeypatch.setattr("millstream._stores.follow.PAUSE", 0)
+    monkeypatch.setattr("millstream._stores.tail.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
     async with running(store) as hub, running(memory) as other:
@@ -183,7 +183,7 @@ async def test_the_id_of_a_publication_is_of_the_epoch_that_took_it(monkeypatch:
     """Fixed defect: when the store lost its data before the publisher heard back, it got the new epoch with the old
     offset: a place that there never was.
     """
-    monkeypatch.setattr("millstream._stores.follow.PATIENCE", 0)
+    monkeypatch.setattr("millstream._stores.tail.PATIENCE", 0)
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
         outlet = await listen(hub)
@@ -321,7 +321,7 @@ async def test_an_event_in_the_journal_that_nobody_announced_is_delivered_with_t
     """A publisher may be cancelled between the two."""
     async with running() as hub:
         outlet = await listen(hub)
-        await hub._journal.append(Record("broadcast", b"1", None, None, 1000.0))
+        await hub._journal.append(StoredEvent("broadcast", b"1", None, None, 1000.0))
         await hub.refresh()
         assert outlet.data == ["1"]
 

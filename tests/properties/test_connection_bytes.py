@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bad_input.shop import make_shop
 from generated import examples
 from millstream._app.serving.entry import prepare
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from patience import WAIT
 from properties.messages import bodies, headers
 from strategies import bytewise, cuts
@@ -56,8 +56,8 @@ class ShopConnections:
         """What a connection answers to pieces that come one after the other, so many replies at least."""
         return self._runner.run(self._feed(pieces, replies))
 
-    async def _listen(self) -> Listener:
-        return Listener(prepare(self.server, self.runtime))
+    async def _listen(self) -> SocketListener:
+        return SocketListener(prepare(self.server, self.runtime))
 
     async def _feed(self, pieces: list[bytes], replies: int) -> bytes:
         connection = self._listener.make_protocol()

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from bad_input.shop import make_shop
 from generated import examples
 from millstream._http.asgi.sink import AsgiSink
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._transports.streamable.exact import serve_exactly
-from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.post import Streamable
 from millstream._transports.streamable.sessions import HttpSessions
 from patience import WAIT
@@ -53,7 +53,7 @@ class Ways:
         async def send(message: dict[str, Any]) -> None:
             stream.extend(message.get("body", b""))
 
-        class Asked(Request, eq=False):
+        class Asked(HttpRequest, eq=False):
             def open(self, status: int, lines: bytes) -> AsgiSink:
                 head.append((status, lines))
                 return AsgiSink(send, status, lines, limit=2**20)  # type: ignore[arg-type]
@@ -72,10 +72,10 @@ def ways() -> Iterator[Ways]:
     server = make_shop()
     with asyncio.Runner() as runner:
         runtime = runner.run(server.start(supervised=True))
-        streamable = Streamable(Endpoint(runtime.dispatcher, runtime.streams, HttpSessions(runtime.services)))
+        streamable = Streamable(StreamableEndpoint(runtime.dispatcher, runtime.streams, HttpSessions(runtime.services)))
         params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
         fields = pairs(POST)
-        first = Request("POST", "/mcp", fields, dict(fields), json.dumps(request("initialize", params)).encode())
+        first = HttpRequest("POST", "/mcp", fields, dict(fields), json.dumps(request("initialize", params)).encode())
         reply = runner.run(streamable.post(first))  # type: ignore[arg-type]
         session = re.search(rb"mcp-session-id: (\S+)", reply.head)
         assert session is not None

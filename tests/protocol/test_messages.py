@@ -24,7 +24,7 @@ DEFINITIONS = {
     "ResourceDescription": ["Resource"],
     "TemplateDescription": ["ResourceTemplate"],
     "PromptDescription": ["Prompt"],
-    "Described": ["BaseMetadata", "Icons"],
+    "Description": ["BaseMetadata", "Icons"],
     "Params": [],
     "InputRequest": ["ListRootsRequest"],
     "Reference": ["PromptReference", "ResourceTemplateReference"],
@@ -56,8 +56,8 @@ BESIDE = {
     ("PaginatedResult", "ttlMs"): "in the schema of every list",
     ("PaginatedResult", "cacheScope"): "in the schema of every list",
     ("ElicitRequestParams", "elicitationId"): "URLs of 2025-11-25 have one",
-    ("Described", "description"): "in the schema of every described thing but not of what they share",
-    ("Described", "_meta"): "in the schema of every described thing but not of what they share",
+    ("Description", "description"): "in the schema of every described thing but not of what they share",
+    ("Description", "_meta"): "in the schema of every described thing but not of what they share",
 }
 
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.rounds import InputRequired, Rounds, State, binding, digest, open_state
+from millstream._protocol.rounds import InputRequired, Rounds, RoundState, binding, digest, open_state
 from millstream._protocol.seal import KeyRing
 
 RING = KeyRing([b"k" * 32])
@@ -54,7 +54,7 @@ def test_answers_count_with_or_without_a_state() -> None:
     replay = Rounds(None, {"a": msgspec.Raw(b"1")})
     assert replay.response("a", "a", "m") == b"1"
     assert replay.response("b", "b", "m") is None
-    asked = Rounds(State(10, 1, {}, {"a": "old"}), {"a": msgspec.Raw(b"1")})
+    asked = Rounds(RoundState(10, 1, {}, {"a": "old"}), {"a": msgspec.Raw(b"1")})
     assert asked.response("a", "a", "new") is None, "the question has changed since"
 
 
@@ -83,7 +83,7 @@ def test_questions_without_a_key_are_numbered_and_marked() -> None:
 def test_rounds_are_limited() -> None:
     """Our choice: at most 8 rounds."""
     with pytest.raises(ProtocolError):
-        sealed(Rounds(State(10, 8, {}, {}), {}))
+        sealed(Rounds(RoundState(10, 8, {}, {}), {}))
 
 
 def test_open_questions_stop_the_function() -> None:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from cases import for_each
 from millstream._protocol import sse
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
-from millstream._protocol.sse import Decoder, Event
+from millstream._protocol.sse import Decoder, SseEvent
 from strategies import bytewise, cuts, line_ends, one_line_texts, texts
 
 
-def decode(stream: bytes) -> list[Event]:
+def decode(stream: bytes) -> list[SseEvent]:
     """The events of a stream, fed whole; also fed byte by byte and with trailing bytes, which must not differ."""
     events = Decoder().feed(stream)
     decoder = Decoder()
@@ -85,61 +85,65 @@ def test_a_negative_retry_is_refused() -> None:
 
 def test_the_examples_of_the_standard() -> None:
     """WHATWG HTML §9.2.6, the four examples at its end."""
-    assert decode(b"data: YHOO\ndata: +2\ndata: 10\n\n") == [Event("YHOO\n+2\n10")]
+    assert decode(b"data: YHOO\ndata: +2\ndata: 10\n\n") == [SseEvent("YHOO\n+2\n10")]
     stream = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n"
-    assert decode(stream + b"\n") == [Event("first event", id="1"), Event("second event"), Event(" third event")]
-    assert decode(stream) == [Event("first event", id="1"), Event("second event")]
-    assert decode(b"data\n\ndata\ndata\n\ndata:") == [Event(""), Event("\n")]
-    assert decode(b"data:test\n\ndata: test\n\n") == [Event("test"), Event("test")]
+    assert decode(stream + b"\n") == [
+        SseEvent("first event", id="1"),
+        SseEvent("second event"),
+        SseEvent(" third event"),
+    ]
+    assert decode(stream) == [SseEvent("first event", id="1"), SseEvent("second event")]
+    assert decode(b"data\n\ndata\ndata\n\ndata:") == [SseEvent(""), SseEvent("\n")]
+    assert decode(b"data:test\n\ndata: test\n\n") == [SseEvent("test"), SseEvent("test")]
 
 
 @for_each("end", ["\n", "\r", "\r\n"])
 def test_every_line_end_is_understood(end: str) -> None:
     """HTML, server-sent events; mixed ones are in the property below."""
     assert decode(f"event: a{end}data: 1{end}data: 2{end}{end}data: 3{end}{end}".encode()) == [
-        Event("1\n2", "a"),
-        Event("3"),
+        SseEvent("1\n2", "a"),
+        SseEvent("3"),
     ]
 
 
 def test_event_ended_by_cr_is_dispatched_before_the_lf() -> None:
     """A stream of CRs must not hold back its newest event."""
     decoder = Decoder()
-    assert decoder.feed(b"data: x\r\n\r") == [Event("x")]
+    assert decoder.feed(b"data: x\r\n\r") == [SseEvent("x")]
     assert decoder.feed(b"") == []
-    assert decoder.feed(b"\ndata: y\n\n") == [Event("y")]
+    assert decoder.feed(b"\ndata: y\n\n") == [SseEvent("y")]
 
 
 def test_one_byte_order_mark_is_skipped() -> None:
     """WHATWG HTML §9.2.6: UTF-8 decode, which strips one."""
-    assert decode(b"\xef\xbb\xbfdata: x\n\n") == [Event("x")]
-    assert decode(b"\xef\xbb\xbf\xef\xbb\xbfdata: x\n\ndata: \xef\xbb\xbf\n\n") == [Event("\ufeff")]
+    assert decode(b"\xef\xbb\xbfdata: x\n\n") == [SseEvent("x")]
+    assert decode(b"\xef\xbb\xbf\xef\xbb\xbfdata: x\n\ndata: \xef\xbb\xbf\n\n") == [SseEvent("\ufeff")]
 
 
 def test_bad_utf8_becomes_replacement_characters() -> None:
     """WHATWG HTML §9.2.6: decoding never fails."""
-    assert decode(b"data: a\xffb\xe2\x82\n\n") == [Event("a\ufffdb\ufffd")]
+    assert decode(b"data: a\xffb\xe2\x82\n\n") == [SseEvent("a\ufffdb\ufffd")]
 
 
 def test_comments_unknown_fields_and_field_names_in_other_case_are_ignored() -> None:
     """WHATWG HTML §9.2.6."""
-    assert decode(sse.COMMENT + b"Data: no\nfoo: bar\n data: no\n:data: no\ndata: x\n\n") == [Event("x")]
+    assert decode(sse.COMMENT + b"Data: no\nfoo: bar\n data: no\n:data: no\ndata: x\n\n") == [SseEvent("x")]
 
 
 def test_the_last_event_id_persists_and_an_empty_id_resets_it() -> None:
     """WHATWG HTML §9.2.6: the id buffer is not reset by dispatch."""
     events = decode(b"id: 1\ndata: a\n\ndata: b\n\nid:\ndata: c\n\n")
-    assert events == [Event("a", id="1"), Event("b", id="1"), Event("c")]
+    assert events == [SseEvent("a", id="1"), SseEvent("b", id="1"), SseEvent("c")]
 
 
 def test_an_id_with_nul_is_ignored() -> None:
     """WHATWG HTML §9.2.6."""
-    assert decode(b"id: 1\nid: 2\0\ndata: a\n\n") == [Event("a", id="1")]
+    assert decode(b"id: 1\nid: 2\0\ndata: a\n\n") == [SseEvent("a", id="1")]
 
 
 def test_the_event_name_does_not_persist() -> None:
     """WHATWG HTML §9.2.6: also when the block dispatched nothing."""
-    assert decode(b"event: tick\n\ndata: a\n\n") == [Event("a")]
+    assert decode(b"event: tick\n\ndata: a\n\n") == [SseEvent("a")]
 
 
 def test_ids_take_effect_at_the_blank_line() -> None:
@@ -151,12 +155,12 @@ def test_ids_take_effect_at_the_blank_line() -> None:
 
 def test_a_priming_event_is_an_event_with_empty_data() -> None:
     """MCP 2025-11-25, basic/transports: nothing of it is lost, whether or not it has a data field."""
-    assert decode(sse.prime("a.0", 500)) == [Event("", id="a.0", retry_ms=500)]
+    assert decode(sse.prime("a.0", 500)) == [SseEvent("", id="a.0", retry_ms=500)]
     decoder = Decoder()
     assert decoder.retry_ms is None
     assert decoder.feed(b"id: a.1\nretry: 900\n\n") == []
     assert (decoder.last_event_id, decoder.retry_ms) == ("a.1", 900)
-    assert decoder.feed(b"data: x\n\n") == [Event("x", id="a.1")]
+    assert decoder.feed(b"data: x\n\n") == [SseEvent("x", id="a.1")]
 
 
 @for_each("value", ["", "-1", "+1", "1.5", "1e3", "1s", "\u0661", "9" * 16, "9" * 5000])
@@ -170,7 +174,7 @@ def test_a_retry_that_is_not_digits_or_too_long_is_ignored(value: str) -> None:
 def test_leading_zeros_of_a_retry_do_not_count() -> None:
     """WHATWG HTML §9.2.6: base ten."""
     decoder = Decoder()
-    assert decoder.feed(b"retry: " + b"0" * 5000 + b"12\ndata\n\n") == [Event("", retry_ms=12)]
+    assert decoder.feed(b"retry: " + b"0" * 5000 + b"12\ndata\n\n") == [SseEvent("", retry_ms=12)]
 
 
 # decoding: limits
@@ -194,7 +198,7 @@ def test_oversized_lines_and_events_end_the_decoder(stream: bytes) -> None:
 def test_events_before_an_error_are_returned_first() -> None:
     """Our choice: what arrived whole is not lost, however the stream was cut."""
     decoder = Decoder(max_event_bytes=10)
-    assert decoder.feed(b"data: a\n\ndata: 123456") == [Event("a")]
+    assert decoder.feed(b"data: a\n\ndata: 123456") == [SseEvent("a")]
     with pytest.raises(ProtocolError):
         decoder.feed(b"")
 
@@ -202,7 +206,7 @@ def test_events_before_an_error_are_returned_first() -> None:
 def test_size_cap_applies_to_each_event() -> None:
     """Our choice: the cap is on what is held, not on the stream."""
     decoder = Decoder(max_event_bytes=10)
-    assert decoder.feed(b"data: 1234\ndata:123\n\n" * 3) == [Event("1234\n123")] * 3
+    assert decoder.feed(b"data: 1234\ndata:123\n\n" * 3) == [SseEvent("1234\n123")] * 3
 
 
 def test_comments_are_not_limited() -> None:
@@ -210,7 +214,7 @@ def test_comments_are_not_limited() -> None:
     line.
     """
     decoder = Decoder(max_event_bytes=10)
-    assert decoder.feed(b"data: a\n" + b":\n" * 1000 + b"\n") == [Event("a")]
+    assert decoder.feed(b"data: a\n" + b":\n" * 1000 + b"\n") == [SseEvent("a")]
 
 
 # properties
@@ -220,7 +224,7 @@ def test_comments_are_not_limited() -> None:
 def test_events_round_trip(text: str, name: str, id: str, retry_ms: int, data: st.DataObject) -> None:
     """Property: any text, with line ends as the standard normalises them."""
     stream = sse.encode_event(text.encode(), event=name, id=id, retry_ms=retry_ms)
-    expected = Event(text.replace("\r\n", "\n").replace("\r", "\n"), name or "message", id, retry_ms)
+    expected = SseEvent(text.replace("\r\n", "\n").replace("\r", "\n"), name or "message", id, retry_ms)
     assert decode(stream) == [expected]
     decoder = Decoder()
     assert [event for chunk in data.draw(cuts(stream * 2)) for event in decoder.feed(chunk)] == [expected] * 2
@@ -238,8 +242,8 @@ def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> No
 def test_chunk_boundaries_do_not_change_the_events(stream: bytes, cap: int, data: st.DataObject) -> None:
     """Our choice: any bytes raise nothing but ProtocolError, and after the same events."""
 
-    def run(chunks: list[bytes]) -> tuple[list[Event], bool]:
-        decoder, events = Decoder(max_event_bytes=cap), list[Event]()
+    def run(chunks: list[bytes]) -> tuple[list[SseEvent], bool]:
+        decoder, events = Decoder(max_event_bytes=cap), list[SseEvent]()
         try:
             for chunk in [*chunks, b""]:
                 events += decoder.feed(chunk)

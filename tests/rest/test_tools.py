@@ -9,8 +9,8 @@ from millstream._http.message import Response
 from millstream._http.problems import KINDS
 from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.call import Call
+from millstream._transports.null_reply import NullReplyChannel
 from millstream._transports.rest.routes import RestRoutes
-from millstream._transports.silent import SilentLine
 from millstream._web.pages import asset
 from rest_world import broken, post, routes, world
 
@@ -147,7 +147,7 @@ async def test_an_error_that_a_tool_raises_as_the_protocol_has_it_is_409_too() -
 
 async def test_the_way_back_of_a_rest_call_is_silent() -> None:
     """It takes everything, so that a tool never waits, and cannot pause or ask."""
-    line = SilentLine()
+    line = NullReplyChannel()
     await line.send(b"{}")
     assert line.push(b"{}")
     await line.keep_alive()

@@ -14,8 +14,8 @@ from fleet import Reading, Worker, real_fleet, settle, until
 from millstream import Server
 from millstream._app.dashboard_queries import FRESH, DashboardQueries
 from millstream._app.here_only import Bind
-from millstream._server.observing.observer import Observer
-from millstream._server.observing.recent_calls import RecentCalls
+from millstream._server.observability.observer import Observer
+from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peer_messages import StatsReply
 from millstream._server.peers import Peers
 from millstream._transports.open_streams import OpenStreams

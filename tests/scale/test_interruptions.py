@@ -14,7 +14,7 @@ from fleet import Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
 from millstream._app.here_only import Bind
 from millstream._app.runtime import Runtime
-from millstream._server.calls.changes import Change
+from millstream._server.calls.changes import ServerChange
 from millstream._stores.base import StoreUnavailable
 from scale.test_changes import SIGN, listen, tools
 from shared_store import SharedStore
@@ -77,7 +77,7 @@ async def test_a_burst_of_updates_drops_updates_and_nothing_else() -> None:
     async with fleet(make_shop, 2) as (first, second):
         first.server.disable("tool", "add")
         for number in range(10_100):
-            first.server.definition.emit(Change("updated", f"shop://{number}"))
+            first.server.definition.emit(ServerChange("updated", f"shop://{number}"))
         await until(lambda: not offers(second))
 
 

@@ -7,7 +7,7 @@ import pytest
 from bad_input.shop import make_shop
 from cases import for_each
 from fleet import Reading, Worker, fleet, settle, until
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
 from millstream._stores.base import StoreFull
 from wire import LATEST_HANDSHAKE, request
@@ -90,7 +90,7 @@ async def test_the_session_of_somebody_else_is_not_found() -> None:
         handler = second.runtime.serve_http().find("POST", "/messages/")
         assert handler is not None
         head = {b"content-type": b"application/json"}
-        stolen = Request(
+        stolen = HttpRequest(
             "POST", "/messages/", list(head.items()), head, b'{"jsonrpc":"2.0","id":1,"method":"ping"}',
             path.partition("?")[2].encode(), principal=Principal("mallory"),
         )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import real_fleet, settle, until
 from millstream import Server, Settings
-from millstream._server.peer_messages import Standing, TakenUp
+from millstream._server.peer_messages import ReplyTakeover, StandaloneTakeover
 from millstream._server.peers import Peers
 from store_parts import BACKINGS, Backing, backings
 from talking_world import make_talking, talk
@@ -100,7 +100,7 @@ async def test_nobody_hears_a_stream_before_the_other_workers_are_told_of_it(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed: somebody who opened two could lose the newer one, where the clock of its worker was a little behind."""
-    waiting, go = hold_back(Standing, monkeypatch)
+    waiting, go = hold_back(StandaloneTakeover, monkeypatch)
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize()
         opening = asyncio.create_task(first.get(headers))
@@ -120,7 +120,7 @@ async def test_streams_that_wait_until_other_workers_are_told_keep_to_the_cap(
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a slow store would let any number in."""
-    waiting, go = hold_back(Standing, monkeypatch)
+    waiting, go = hold_back(StandaloneTakeover, monkeypatch)
     async with real_fleet(lambda: Server("shop", settings=Settings(max_streams=1)), backing) as (first, *_):
         opening = [asyncio.create_task(first.get(await first.initialize())) for _ in range(3)]
         for _ in opening:
@@ -154,7 +154,7 @@ async def test_broken_streams_that_wait_until_other_workers_are_told_keep_to_the
     backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fixed: as many as came while the store was slow were let in."""
-    waiting, go = hold_back(TakenUp, monkeypatch)
+    waiting, go = hold_back(ReplyTakeover, monkeypatch)
     async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):
         sessions = [await first.initialize() for _ in range(3)]
         lines = [await talk(first, headers) for headers in sessions]

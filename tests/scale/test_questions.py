@@ -12,7 +12,7 @@ from cases import for_each
 from fleet import Reading, Worker, fleet, settle, until
 from millstream import Server
 from millstream._server.control import PER_SECOND
-from millstream._server.peer_messages import Answered
+from millstream._server.peer_messages import AnswerMessage
 from millstream._server.peers import WINDOW
 from wire import request
 
@@ -150,7 +150,7 @@ async def test_what_no_worker_signed_is_not_carried_out(caplog: pytest.LogCaptur
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)
         session = next(iter(first.runtime.dispatcher.control.by_id))[0]
-        forged = Answered(session, question, json.dumps(PERSON).encode(), b"")
+        forged = AnswerMessage(session, question, json.dumps(PERSON).encode(), b"")
         peers = second.runtime.services.peers
         keys, peers._keys = peers._keys, [b"another key"]
         assert await peers.send(first.store.me, forged)
@@ -165,17 +165,17 @@ async def test_what_no_worker_signed_is_not_carried_out(caplog: pytest.LogCaptur
 async def test_a_message_to_a_worker_is_taken_once() -> None:
     """Our choice: what was recorded on its way cannot be played again, at once or later."""
     async with fleet(make_shop) as (first, second):
-        taken: list[Answered] = []
-        first.runtime.services.peers.on(Answered, lambda message, worker: taken.append(message))
+        taken: list[AnswerMessage] = []
+        first.runtime.services.peers.on(AnswerMessage, lambda message, worker: taken.append(message))
         letters: list[bytes] = []
         first.store.topics.add("workers", letters.append)
-        assert await second.runtime.services.peers.send(first.store.me, Answered("s", "q", b"1", b""))
+        assert await second.runtime.services.peers.send(first.store.me, AnswerMessage("s", "q", b"1", b""))
         await settle()
         (letter,) = letters
         await second.store.bus.send(first.store.me, "workers", letter)
         await settle()
         assert len(taken) == 1
-        assert await second.runtime.services.peers.send(first.store.me, Answered("s", "q", b"1", b""))
+        assert await second.runtime.services.peers.send(first.store.me, AnswerMessage("s", "q", b"1", b""))
         await settle()
         assert len(taken) == 2, "sent again is another message"
         first.runtime.services.peers._seen.clear()

@@ -11,8 +11,8 @@ from bad_input.shop import make_shop
 from cases import for_each
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
-from millstream._server.calls.changes import Change, encode_change
-from millstream._server.calls.sessions import Record
+from millstream._server.calls.changes import ServerChange, encode_change
+from millstream._server.calls.sessions import SessionRecord
 from millstream._transports.streamable.standalone_stream import _StandaloneStream
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, POST, over_asgi, pairs, request
@@ -242,13 +242,13 @@ async def test_an_update_waits_for_the_newest_record_though_an_older_one_comes_l
     """A fixed defect: a worker that stood still while its client subscribed elsewhere took the record of before when it
     went on, and let go of the update that it had heard already.
     """
-    stream, sign = _StandaloneStream("main", lambda *_: None), Change("updated", "shop://sign")
+    stream, sign = _StandaloneStream("main", lambda *_: None), ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
     stream.recorded(None)  # another worker has changed the record, which is read now
     stream.watcher(sign, encode_change(sign))
-    stream.begin(Record(subscriptions=["shelf://1"]))  # what was read when the stream opened
-    stream.recorded(Record(subscriptions=["shelf://1", "shop://sign"]))
+    stream.begin(SessionRecord(subscriptions=["shelf://1"]))  # what was read when the stream opened
+    stream.recorded(SessionRecord(subscriptions=["shelf://1", "shop://sign"]))
     assert len(said) == 1
     assert b"shop://sign" in said[0]
 

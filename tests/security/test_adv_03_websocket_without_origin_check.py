@@ -8,7 +8,7 @@ import pytest
 from cases import for_each
 from four_workers import ON_FOUR
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
 from socket_world import TEXT, UPGRADE, WAYS, RawSocket, World, frame, hear, world
 
@@ -125,7 +125,7 @@ async def test_no_part_of_the_address_is_a_credential() -> None:
     """Our choice: addresses stand in logs and histories; the query is not even shown to who authenticates."""
     seen: list[Any] = []
 
-    async def authenticate(request: Request) -> Principal | None:
+    async def authenticate(request: HttpRequest) -> Principal | None:
         seen.append((request.query, request.path, request.headers.get(b"cookie")))
         return None
 

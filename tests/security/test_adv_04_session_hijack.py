@@ -18,10 +18,10 @@ from http_peer import Peer, Running, ToyApp, serve
 from judged import protect
 from millstream import Server
 from millstream._app.runtime import Runtime
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
 from millstream._transports.http_sse import HttpSse
-from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.get import SessionStreams
 from millstream._transports.streamable.post import Streamable
 from millstream._transports.streamable.sessions import HttpSessions
@@ -31,7 +31,7 @@ PING = json.dumps(request("ping", id=5)).encode()
 FORGED = "Q" * 120
 
 
-async def authenticate(request: Request) -> Principal | None:
+async def authenticate(request: HttpRequest) -> Principal | None:
     """The header `x-user` stands for a credential."""
     user = request.headers.get(b"x-user")
     return None if user is None else Principal(user.decode())
@@ -82,7 +82,7 @@ async def fronted(way: str = "lane") -> AsyncIterator[Front]:
     shop = make_shop()
     async with shop.running() as runtime:
         dispatcher, streams = runtime.dispatcher, runtime.streams
-        endpoint = Endpoint(dispatcher, streams, HttpSessions(runtime.services))
+        endpoint = StreamableEndpoint(dispatcher, streams, HttpSessions(runtime.services))
         streamable = Streamable(endpoint)
         standing = SessionStreams(endpoint)
         legacy = HttpSse(dispatcher, streams)

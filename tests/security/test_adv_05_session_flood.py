@@ -33,7 +33,9 @@ def held(wire: Wire) -> dict[str, int]:
         "calls": len(wire.runtime.dispatcher.calls),
         "questions": len(services.questions),
         "tasks": len(asyncio.all_tasks()),
-        "objects of a session": sum(type(each).__name__ in ("Session", "Connection") for each in gc.get_objects()),
+        "objects of a session": sum(
+            type(each).__name__ in ("Session", "ClientConnection", "ServerConnection") for each in gc.get_objects()
+        ),
     }
 
 

@@ -10,12 +10,12 @@ from cases import for_each
 from four_workers import FOUR, ON_FOUR, four
 from http_peer import HEAD, WAIT, Peer, Running, ToyApp, serve
 from millstream._config import Settings
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 
 MIB = 1024 * 1024
 
 
-async def _size(request: Request) -> Response:
+async def _size(request: HttpRequest) -> Response:
     return Response(body=b"%d" % len(request.body))
 
 

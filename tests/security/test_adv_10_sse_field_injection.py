@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from millstream._protocol import sse
-from millstream._protocol.sse import Decoder, Event
+from millstream._protocol.sse import Decoder, SseEvent
 
 PAYLOADS = ["\n", "\r", "\r\n", "\0", "a\n\nevent: evil\ndata: x", "a\rdata: x", "a\r\rid: 9", "\nretry: 1", "a\n"]
 
@@ -43,7 +43,7 @@ def test_other_separators_end_no_line(encode: Callable[[str], bytes], separator:
 def test_data_with_line_ends_stays_data(payload: str) -> None:
     """CVE-2026-44214: every line of data gets its own field."""
     stream = sse.encode_event(payload.encode(), event="tick", id="1")
-    assert Decoder().feed(stream) == [Event(payload.replace("\r\n", "\n").replace("\r", "\n"), "tick", "1")]
+    assert Decoder().feed(stream) == [SseEvent(payload.replace("\r\n", "\n").replace("\r", "\n"), "tick", "1")]
 
 
 @for_each("payload", [*PAYLOADS, "\u2028", "\x85"])
@@ -51,7 +51,7 @@ def test_a_json_message_is_one_line_whatever_its_strings_hold(payload: str) -> N
     """HTML, server-sent events: JSON without pretty-printing is safe."""
     message = msgspec.json.encode({payload: payload})
     events = Decoder().feed(sse.encode_message(message, "7"))
-    assert events == [Event(message.decode(), "message", "7")]
+    assert events == [SseEvent(message.decode(), "message", "7")]
     assert msgspec.json.decode(events[0].data) == {payload: payload}
 
 

@@ -12,7 +12,7 @@ from cases import for_each
 from four_workers import FOUR, ON_FOUR, four
 from http_peer import HEAD, Running, ToyApp, serve
 from millstream._config import Settings
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 
 SMUGGLED = b"GET /admin HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
@@ -23,7 +23,7 @@ class Record:
     def __init__(self) -> None:
         self.paths: list[str] = []
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: HttpRequest) -> Response:
         """Note the path."""
         self.paths.append(request.path)
         return Response(body=b"ok")

@@ -12,9 +12,9 @@ from bad_input.shop import make_shop
 from cases import for_each
 from four_workers import ON_FOUR
 from judged import protect
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
-from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.post import Streamable
 from wire import Reply, Wire, enveloped, pairs, routing, wired
 
@@ -97,17 +97,17 @@ async def test_a_state_of_one_person_is_no_state_for_another() -> None:
     """Bound to the principal; nobody counts as a person of their own."""
     async with wired(make_shop(), "asgi") as wire:
 
-        async def authenticate(request: Request) -> Principal | None:
+        async def authenticate(request: HttpRequest) -> Principal | None:
             user = request.headers.get(b"x-user")
             return None if user is None else Principal(user.decode())
 
-        streamable = Streamable(Endpoint(wire.runtime.dispatcher, wire.runtime.streams, None))
+        streamable = Streamable(StreamableEndpoint(wire.runtime.dispatcher, wire.runtime.streams, None))
         handler = protect(streamable.post, authenticate)
 
         async def post(user: str, message: dict[str, Any]) -> Any:
             fields = pairs({**HEADERS, "x-user": user} if user else HEADERS)
             given = json.dumps(message).encode()
-            reply = await handler(Request("POST", "/mcp", fields, dict(fields), given))
+            reply = await handler(HttpRequest("POST", "/mcp", fields, dict(fields), given))
             assert isinstance(reply, Response)
             return json.loads(reply.body)
 

@@ -10,9 +10,9 @@ from hypothesis import given
 
 from cases import for_each
 from millstream._protocol.json_schema import Schema
+from millstream._server.functions.arguments import ArgumentError, read_arguments, read_texts
 from millstream._server.functions.plan import plan
 from millstream._server.functions.problems import MAX_LISTED, explain, find_problems
-from millstream._server.functions.reading import ArgumentError, read_arguments, read_texts
 from strategies import json_values, texts
 
 OPEN: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

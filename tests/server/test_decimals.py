@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from cases import for_each
 from millstream import Server
 from millstream._protocol.errors import LocalError, ProtocolError
+from millstream._server.functions.arguments import ArgumentError, read_arguments, read_texts
 from millstream._server.functions.plan import plan
-from millstream._server.functions.reading import ArgumentError, read_arguments, read_texts
 from millstream._server.functions.results import encode_result
 from millstream._server.questions.forms import parse_answer
 from wire import LATEST_HANDSHAKE, PER_REQUEST, enveloped, request, routing, wired

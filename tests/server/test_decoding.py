@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 
 from cases import for_each
 from generated import examples
+from millstream._server.functions.arguments import ArgumentError, argument_error, read_arguments
 from millstream._server.functions.fields import Field
 from millstream._server.functions.plan import Plan, plan
-from millstream._server.functions.reading import ArgumentError, argument_error, read_arguments
 from planned_types import Address, Colour, Movie, Node, Point
 from strategies import json_values, texts
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from millstream import Client, Context, Server, SyncContext, ToolError
-from millstream._http.message import Request as PlainRequest
+from millstream._http.message import HttpRequest as PlainRequest
 from millstream._http.message import Response as Reply
 from millstream.client import BlockingClient, Failure, TargetError, ToolFailed
 from millstream.testing import connect

@@ -12,13 +12,13 @@ import pytest
 from cases import for_each
 from millstream import ToolError
 from millstream._protocol.jsonrpc import read
-from millstream._server.questions.open import OpenQuestions
+from millstream._server.questions.pending_questions import PendingQuestions
 
 
 async def test_call_cancelled_twice_withdraws_its_question() -> None:
     """A fixed defect: the second cancellation stopped the message about the first, and the dialog stayed open."""
     workers: Any = SimpleNamespace(me="0123456789ab")
-    questions = OpenQuestions(max_open=9, max_per_owner=9, timeout=60, workers=workers)
+    questions = PendingQuestions(max_open=9, max_per_owner=9, timeout=60, workers=workers)
     sent: list[bytes] = []
 
     async def send(message: bytes) -> None:
@@ -46,7 +46,7 @@ class Asked:
 
     def __init__(self, timeout: float = 60) -> None:
         workers: Any = SimpleNamespace(me="0123456789ab")
-        self.questions = OpenQuestions(max_open=9, max_per_owner=9, timeout=timeout, workers=workers)
+        self.questions = PendingQuestions(max_open=9, max_per_owner=9, timeout=timeout, workers=workers)
         self.ids: set[str] = set()
         self.sent: list[Any] = []
         self.goes = asyncio.Event()

@@ -11,7 +11,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.prompts import Prompt
 from millstream._server.features.registry import Extension
 from millstream._server.features.resources import Template
-from millstream._server.features.sources import Source, source_from_schema
+from millstream._server.features.sources import ItemSource, source_from_schema
 from millstream._server.features.tools import Tool
 from wire import LATEST_HANDSHAKE, POST, Wire, enveloped, request, routing, wired
 
@@ -55,7 +55,7 @@ async def test_prompts_and_templates_without_a_python_function_are_served(mcp: S
     async def run(arguments: Any, _: Call) -> str:
         return f"Weigh {arguments['of']}."
 
-    source = Source("recipe", run, lambda texts: texts, schema=SCHEMA)
+    source = ItemSource("recipe", run, lambda texts: texts, schema=SCHEMA)
     mcp.registry.add("prompts", "recipe", Prompt(source))
     mcp.registry.add("templates", "food://{of}", Template("food://{of}", source))
     async with wired(mcp, "asgi") as wire:

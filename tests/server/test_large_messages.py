@@ -15,8 +15,8 @@ from millstream._protocol.admission import admit_per_request
 from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, overgrown
 from millstream._protocol.errors import PARSE_ERROR, UNSUPPORTED_VERSION, ProtocolError
 from millstream._protocol.jsonrpc import MAX_ID, Envelope, check_text, split_batch
+from millstream._server.functions.arguments import MAX_BUILT, MAX_VALUES, ArgumentError, read_arguments
 from millstream._server.functions.plan import plan
-from millstream._server.functions.reading import MAX_BUILT, MAX_VALUES, ArgumentError, read_arguments
 from millstream._server.questions.questions import Elicit, read_answer
 from millstream._transports.rest.routes import _read_envelope
 from wire import POST, enveloped, request, routing, wired

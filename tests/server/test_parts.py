@@ -8,7 +8,7 @@ import pytest
 from app_peer import ask
 from cases import for_each
 from millstream import Server, Settings
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._parts import Host, Route
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
@@ -49,7 +49,7 @@ class Toy:
         self.sold += 1
         return {"sold": self.sold}
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, request: HttpRequest) -> Response:
         """Answer the path."""
         return Response(b"%d" % self.sold, 200, b"content-type: text/plain\r\n")
 

@@ -17,8 +17,8 @@ from typing_extensions import TypedDict
 
 from cases import for_each
 from millstream import Field
+from millstream._server.functions.arguments import ArgumentError, read_arguments
 from millstream._server.functions.plan import plan
-from millstream._server.functions.reading import ArgumentError, read_arguments
 from planned_types import run
 
 

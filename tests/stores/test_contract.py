@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from generated import examples
-from millstream._stores.base import CoAppend, Entry, Gap, Index, Position, Sealed, ShareFull, Store, StoreFull
-from millstream._stores.follow import Tail
+from millstream._stores.base import CoAppend, Entry, Gap, Index, Position, ShareFull, Store, StoreFull, StreamSealed
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, Pace, Quota, Seat, share_of
+from millstream._stores.tail import Tail
 from patience import WAIT
 from store_parts import BACKINGS, TTL, Backing, Ear, Heard, append, backings, data_of, read_all, until_workers
 
@@ -561,7 +561,7 @@ async def test_an_index_has_a_length_of_its_own(store: Store) -> None:
 async def test_an_append_that_is_refused_leaves_nothing_in_the_index(store: Store) -> None:
     """The contract of `Log.append`: both or none."""
     await add(store, b"end", "hub:ended", seal=True)
-    with pytest.raises(Sealed):
+    with pytest.raises(StreamSealed):
         await add(store, b"late", "hub:ended", index=INDEX)
     with pytest.raises(StoreFull):
         await add(store, bytes(200 * 2**20), index=INDEX)
@@ -589,7 +589,7 @@ async def test_nothing_is_added_behind_the_last_entry_of_a_sealed_stream(store: 
     end = await add(store, b"end", "call:1", seal=True)
     assert end.position.offset > first.position.offset
     for seal in (False, True):
-        with pytest.raises(Sealed):
+        with pytest.raises(StreamSealed):
             await add(store, b"late", "call:1", seal=seal)
     assert await store.log.read("call:1", None) == [first, end]
     assert await store.log.read("call:1", end.position) == []
@@ -600,7 +600,7 @@ async def test_nothing_is_added_behind_the_last_entry_of_a_sealed_stream(store: 
 async def test_a_stream_may_begin_with_its_last_entry(store: Store) -> None:
     """The next reader closes a call whose worker died before it wrote anything."""
     end = await add(store, b"end", "call:1", seal=True)
-    with pytest.raises(Sealed):
+    with pytest.raises(StreamSealed):
         await add(store, b"late", "call:1")
     assert await store.log.read("call:1", None) == [end]
 
@@ -611,7 +611,7 @@ async def test_of_many_that_seal_a_stream_at_once_one_does(store: Store) -> None
         *(add(store, b"%d" % n, "call:1", seal=True) for n in range(20)), return_exceptions=True
     )
     ends = [each for each in tries if isinstance(each, Entry)]
-    assert [type(each) for each in tries if each not in ends] == [Sealed] * 19
+    assert [type(each) for each in tries if each not in ends] == [StreamSealed] * 19
     assert await store.log.read("call:1", None) == ends
 
 
@@ -672,7 +672,7 @@ async def test_an_entry_that_was_refused_is_not_heard(store: Store) -> None:
     ear = await Ear(store, "call:1").ready()
     end = await add(store, b"end", "call:1", seal=True)
     await ear.until(end)
-    with pytest.raises(Sealed):
+    with pytest.raises(StreamSealed):
         await add(store, b"late", "call:1")
     await store.log.trim("call:1")
     again = await add(store, b"again", "call:1")
@@ -871,7 +871,7 @@ async def test_a_seal_holds_for_every_worker(backing: Backing) -> None:
     owner, other = await backing.worker(), await backing.worker()
     await append(owner, "call:1", b"begun")
     await other.log.append("call:1", b"closed by another", ttl=TTL, max_entries=10, seal=True)
-    with pytest.raises(Sealed):
+    with pytest.raises(StreamSealed):
         await append(owner, "call:1", b"late")
     assert data_of(await read_all(owner, "call:1")) == [b"begun", b"closed by another"]
 

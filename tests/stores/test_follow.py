@@ -11,10 +11,10 @@ import pytest
 
 from cases import for_each
 from millstream._protocol.errors import LocalError
-from millstream._stores import follow
+from millstream._stores import tail
 from millstream._stores.base import Entry, Gap, Position
-from millstream._stores.follow import Tail
 from millstream._stores.memory.store import MemoryStore
+from millstream._stores.tail import Tail
 from patience import WAIT
 
 STREAM = "call:one"
@@ -175,7 +175,7 @@ async def test_a_writer_that_follows_goes_on_when_its_own_entry_was_taken() -> N
 
 async def test_a_writer_whose_own_entry_is_never_heard_of_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hints may be lost: nobody waits for one for ever."""
-    monkeypatch.setattr(follow, "PATIENCE", 0)
+    monkeypatch.setattr(tail, "PATIENCE", 0)
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
     (own,) = await append(store, b"2")
@@ -231,7 +231,7 @@ async def test_a_reader_beyond_the_end_of_a_stream_goes_on_at_its_end() -> None:
 
 async def test_a_reader_that_is_drained_gets_one_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever follows for a slow peer is not flooded."""
-    monkeypatch.setattr(follow, "_PAGE", 2)
+    monkeypatch.setattr(tail, "_PAGE", 2)
     store = MemoryStore()
     await append(store, *(b"%d" % number for number in range(5)))
     sizes: list[int] = []
@@ -248,7 +248,7 @@ async def test_a_store_that_fails_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A task that follows outlives its store; what failed has its line in the log."""
-    monkeypatch.setattr(follow, "PAUSE", 0)
+    monkeypatch.setattr(tail, "PAUSE", 0)
     store = Parts()
     reader = Reader(store)
     read, failures = store.read, 0

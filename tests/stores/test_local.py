@@ -21,7 +21,7 @@ from millstream._stores.local import store as worker_side
 from millstream._stores.local.server import LocalServer, holding
 from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryBackend, MemoryMap, MemoryStore
-from millstream._stores.parent import Address, use_parent
+from millstream._stores.parent import ParentAddress, use_parent
 from patience import WAIT
 from store_parts import TTL, Heard, LocalBacking, append, data_of, read_all, until_workers
 
@@ -56,7 +56,7 @@ async def test_the_socket_is_in_a_folder_that_nobody_else_can_enter_and_goes_wit
 
 async def test_a_process_that_was_told_of_its_parent_has_no_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our choice: the program says `memory://` as ever; who started it decides whose memory that is."""
-    monkeypatch.setattr(parent._Given, "address", None)
+    monkeypatch.setattr(parent._ParentConfig, "address", None)
     assert isinstance(open_store("memory://"), MemoryStore)
     async with holding(lambda url: MemoryStore()) as text:
         use_parent(text)
@@ -80,7 +80,7 @@ async def test_without_unix_sockets_only_who_knows_the_secret_gets_in(monkeypatc
     store = LocalStore(at, "memory://")
     await store.open()
     await store.kv.put("key", b"value", TTL)
-    stranger = LocalStore(Address(port=at.port, secret="guess"), "memory://")
+    stranger = LocalStore(ParentAddress(port=at.port, secret="guess"), "memory://")
     with pytest.raises(StoreUnavailable):
         await stranger.open()
     assert await store.kv.get("key") == b"value"
@@ -233,7 +233,7 @@ async def test_a_worker_that_asks_for_a_lot_lets_others_have_their_turn(
     assert asked.index("modest") < 10 * parent_side.AT_ONCE
 
 
-async def worker_is_idle(own: parent_side.Peer) -> None:
+async def worker_is_idle(own: parent_side.WorkerConnection) -> None:
     """Some turns of the loop, in which a parent without a bound would go on."""
     for _ in range(20):
         await asyncio.sleep(0)

@@ -32,7 +32,7 @@ async def test_a_parent_of_another_version_says_what_to_do(backing: LocalBacking
     async with asyncio.timeout(WAIT):
         length = struct.unpack(">I", await reader.readexactly(4))[0]
         (said,) = calls.read_answers(await reader.readexactly(length))
-    assert isinstance(said, calls.Failure)
+    assert isinstance(said, calls.StoreFailure)
     assert "another version" in said.text
     assert "start it again" in said.text
     writer.close()

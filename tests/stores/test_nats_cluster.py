@@ -8,7 +8,7 @@ import pytest
 
 from millstream._stores import open_store
 from millstream._stores.base import Entry, Gap, Store, StoreUnavailable
-from millstream._stores.follow import Tail
+from millstream._stores.tail import Tail
 from nats_parts import NatsCluster
 from patience import WAIT
 from redis_parts import until

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Gap, Index, Sealed, StoreFull, StoreUnavailable
+from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.sqlite.location import locate
 from millstream._stores.sqlite.store import SqliteStore
 from patience import WAIT
@@ -67,7 +67,7 @@ async def test_everything_that_was_acknowledged_is_there_after_a_restart(path: P
         assert await read_all(store, "hub:journal") == before
         assert data_of(await store.log.read("hub:journal", positions[1])) == [b"\xffc", b"d"]
         assert [entry.position for entry in await store.log.read(index.stream, None)] == [indexed]
-        with pytest.raises(Sealed):
+        with pytest.raises(StreamSealed):
             await append(store, "call:1", b"late")
         (more,) = await append(store, "hub:journal", b"e")
         assert more.offset == indexed.offset + 1

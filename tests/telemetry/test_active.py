@@ -1,6 +1,6 @@
 """Active sessions by what was heard of them; the clock is the test's."""
 
-from millstream._telemetry.active import IDLE_SECONDS, ActiveSessions
+from millstream._telemetry.active_sessions import IDLE_SECONDS, ActiveSessions
 from millstream._telemetry.metrics import Labels
 
 HTTP = ("http", "2025-11-25")

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from millstream._server.observing.figures import Figures, present
-from millstream._server.observing.observer import Observer
+from millstream._server.observability.figures import Figures, present
+from millstream._server.observability.observer import Observer
 from observed import a_call
 
 

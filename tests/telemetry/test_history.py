@@ -2,7 +2,7 @@
 
 import pytest
 
-from millstream._telemetry.history import KEPT, MAX_OPERATIONS, REST, SLOT, Gauges, History, Past
+from millstream._telemetry.history import KEPT, MAX_OPERATIONS, REST, SLOT, Gauges, History, HistoryWindow
 from millstream._telemetry.metrics import FINE, Labels, Series
 
 START = 900 * 2_000_000
@@ -15,7 +15,7 @@ def made() -> tuple[History, dict[Labels, Series]]:
     return History(FINE), dict(series)
 
 
-def calls(past: Past) -> list[int]:
+def calls(past: HistoryWindow) -> list[int]:
     """Calls of each point."""
     return [sum(tally.buckets.values()) for _, (tally, _) in sorted(past.points.items())]
 

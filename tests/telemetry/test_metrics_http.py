@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._telemetry.exposition import MetricsEndpoint, render
 from millstream._telemetry.metrics import Metrics
 
@@ -11,7 +11,7 @@ async def test_metrics_are_text_of_the_version_that_prometheus_names() -> None:
     """Prometheus: the content type says how to read it; a cache would show the past."""
     registry = Metrics()
     registry.read("gauge", "depth", "How deep.", lambda: {(): 2})
-    request = Request(method="GET", path="/metrics", raw_headers=[], headers={})
+    request = HttpRequest(method="GET", path="/metrics", raw_headers=[], headers={})
 
     measured: list[str] = []
 

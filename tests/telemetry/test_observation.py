@@ -12,13 +12,13 @@ from millstream import Principal, Server, ToolError
 from millstream._app.dashboard_queries import DashboardQueries
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
-from millstream._server.observing.figures import present
-from millstream._server.observing.observer import Observer
-from millstream._server.observing.recent_calls import RecentCalls
+from millstream._server.observability.figures import present
+from millstream._server.observability.observer import Observer
+from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peers import Peers
 from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry import process
-from millstream._telemetry.active import IDLE_SECONDS
+from millstream._telemetry.active_sessions import IDLE_SECONDS
 from millstream._telemetry.exposition import render
 from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
 from millstream._telemetry.metrics import OTHER, Metrics

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream._telemetry.recent import Growth, PerSecond
+from millstream._telemetry.recent_counts import Growth, PerSecond
 
 
 def count(ring: PerSecond, *seconds: int) -> None:

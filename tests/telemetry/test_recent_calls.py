@@ -9,21 +9,21 @@ import msgspec
 from cases import for_each
 from millstream import Principal
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.metadata import Client
-from millstream._server.calls.call import Failure
-from millstream._server.observing.past import present_past
-from millstream._server.observing.recent_calls import (
+from millstream._protocol.metadata import ClientInfo
+from millstream._server.calls.call import CallFailure
+from millstream._server.observability.call_history import present_past
+from millstream._server.observability.recent_calls import (
     KEPT,
     KEPT_FAILURES,
     MAX_ARGUMENTS,
     MAX_CLIENTS,
     MAX_READ,
     READ_EACH_SECOND,
-    Calls,
     RecentCalls,
+    WorkerCalls,
     present_calls,
 )  # fmt: skip
-from millstream._telemetry.history import Gauges, Past, Tally
+from millstream._telemetry.history import Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import OTHER
 from observed import a_call
 
@@ -46,7 +46,7 @@ def asked(arguments: Any, **given: Any) -> Any:
 
 def looked(recent: RecentCalls) -> dict[str, Any]:
     """What a page gets, by way of another worker."""
-    return present_calls([msgspec.msgpack.decode(msgspec.msgpack.encode(recent.look()), type=Calls)])
+    return present_calls([msgspec.msgpack.decode(msgspec.msgpack.encode(recent.look()), type=WorkerCalls)])
 
 
 def test_arguments_are_read_from_calls_that_fail_or_are_slow_and_while_somebody_looks() -> None:
@@ -110,7 +110,7 @@ def test_a_failure_says_what_its_caller_was_told_without_secrets() -> None:
     bare = b'{"content":[{"type":"text","text":"Cold."}],"isError":true}'
     recent.observe(asked({}, outcome="tool_error", incident="abc"), 0.1, told)
     recent.observe(asked({}, outcome="tool_error"), 0.1, bare)
-    recent.observe(asked({}, failure=Failure("-32602", ProtocolError(-32602, "Unknown tool"))), 0.1, b"")
+    recent.observe(asked({}, failure=CallFailure("-32602", ProtocolError(-32602, "Unknown tool"))), 0.1, b"")
     recent.observe(asked({}, outcome="tool_error"), 0.1, b"not JSON")
     recent.observe(asked({}, cancelled=True), 0.1, b"")
     calls = looked(recent)["calls"]
@@ -139,8 +139,8 @@ def test_clients_are_counted_by_name_and_version_and_no_peer_fills_memory() -> N
     """Our choice: two hundred of them; further ones are counted together."""
     recent, other = RecentCalls(), RecentCalls()
     for number in range(MAX_CLIENTS + 50):
-        recent.observe(a_call(client=Client({}, f"agent-{number}", "1")), 0.1, b"")
-    recent.observe(a_call(client=Client({}, "agent-0", "1"), outcome="-1", transport="stdio"), 0.1, b"")
+        recent.observe(a_call(client=ClientInfo({}, f"agent-{number}", "1")), 0.1, b"")
+    recent.observe(a_call(client=ClientInfo({}, "agent-0", "1"), outcome="-1", transport="stdio"), 0.1, b"")
     other.observe(a_call(principal=Principal("ada")), 0.1, b"")
     clients = {(each["name"], each["version"]): each for each in looked(recent)["clients"]}
     assert len(clients) == MAX_CLIENTS + 1
@@ -156,20 +156,23 @@ def test_subscriptions_that_ended_are_no_calls_here_as_they_are_none_in_the_coun
     """A fixed defect: each was listed as a call of an hour, and counted among the calls of its client."""
     recent = RecentCalls()
     for given in ({}, {"cancelled": True}, {"outcome": "-32603"}):
-        recent.observe(a_call(method="subscriptions/listen", client=Client({}, "ide", "1.0"), **given), 3_600.0, b"")
+        recent.observe(
+            a_call(method="subscriptions/listen", client=ClientInfo({}, "ide", "1.0"), **given), 3_600.0, b""
+        )
     assert looked(recent) == {"calls": [], "clients": []}
-    recent.observe(asked({}, client=Client({}, "ide", "1.0")), 0.001, b"{}")
+    recent.observe(asked({}, client=ClientInfo({}, "ide", "1.0")), 0.001, b"{}")
     found = looked(recent)
     assert [each["method"] for each in found["calls"]] == ["tools/call"]
     assert [(each["name"], each["calls"], each["errors"]) for each in found["clients"]] == [("ide", 1, 0)]
 
 
-def past(until: int, **given: Any) -> Past:
+def past(until: int, **given: Any) -> HistoryWindow:
     """A minute of a worker that was called twice a second, once in vain."""
-    points = {at: (Tally(1, {3: 1, 5: 1}), Gauges(0.01, 0.5, 100, 2)) for at in range(until - 60, until)}
+    points = {at: (OperationTally(1, {3: 1, 5: 1}), Gauges(0.01, 0.5, 100, 2)) for at in range(until - 60, until)}
     base = {"step": 1, "until": until, "bounds": tuple(0.001 * n for n in range(1, 9)), "points": points, "chosen": {},
-            "operations": {("tools/call", "add"): Tally(60, {3: 60, 5: 60}), ("", ""): Tally(0, {1: 7})}}  # fmt: skip
-    return Past(**{**base, **given})
+            "operations": {("tools/call", "add"): OperationTally(60, {3: 60, 5: 60}),
+                           ("", ""): OperationTally(0, {1: 7})}}  # fmt: skip
+    return HistoryWindow(**{**base, **given})
 
 
 def test_the_history_of_several_workers_is_summed_up_to_the_second_that_all_know() -> None:

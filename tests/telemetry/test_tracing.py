@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from cases import for_each
 from millstream._protocol.revisions import FIRST, NEWEST
 from millstream._server.calls.sessions import Session
-from millstream._server.observing.tracing import load_spans
+from millstream._server.observability.tracing import load_spans
 from millstream._telemetry.messages import session_hash
 from millstream._telemetry.spans import Spans
 from observed import TRACE, a_call, recording
@@ -136,8 +136,8 @@ def test_where_opentelemetry_is_missing_there_are_no_spans(monkeypatch: pytest.M
 def test_a_program_that_does_not_trace_loads_no_opentelemetry() -> None:
     """Our choice: no cost when absent, and none when it is only installed."""
     program = (
-        "import sys\nfrom millstream._server.observing.tracing import Tracing, load_spans\n"
-        "import millstream._server.observing.observer\n"
+        "import sys\nfrom millstream._server.observability.tracing import Tracing, load_spans\n"
+        "import millstream._server.observability.observer\n"
         "assert load_spans('1') is None\nassert not [n for n in sys.modules if n.startswith('opentelemetry')]\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=WAIT, check=False)

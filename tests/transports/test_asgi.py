@@ -13,7 +13,7 @@ from millstream._http.asgi.adapter import AsgiAdapter
 from millstream._http.asgi.sink import header_list, header_lists
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import STREAM_HEAD, Handler, Request, Response
+from millstream._http.message import STREAM_HEAD, Handler, HttpRequest, Response
 
 DISCONNECT = {"type": "http.disconnect"}
 
@@ -60,11 +60,11 @@ class Peer:
         return self.sent[0]["status"], b"".join(message["body"] for message in self.sent[1:])
 
 
-async def _echo(request: Request) -> Response:
+async def _echo(request: HttpRequest) -> Response:
     return Response(body=request.body)
 
 
-async def _where(request: Request) -> Response:
+async def _where(request: HttpRequest) -> Response:
     return Response(body=f"{request.root_path}|{request.path}".encode())
 
 
@@ -87,7 +87,7 @@ async def test_mount_path_follows_either_asgi_convention(root: str, path: str, e
 async def test_minimal_scope_is_accepted() -> None:
     """ASGI: client, scheme, root_path and query_string may be missing."""
 
-    async def describe(request: Request) -> Response:
+    async def describe(request: HttpRequest) -> Response:
         return Response(body=f"{request.peer}|{request.scheme}|{request.root_path}|{request.query!r}".encode())
 
     assert await Peer().ask(describe) == (200, b"|http||b''")
@@ -120,7 +120,7 @@ async def test_disconnect_during_the_body_starts_no_handler() -> None:
         assert peer.sent == []
 
 
-async def _fail(request: Request) -> Response:
+async def _fail(request: HttpRequest) -> Response:
     raise AssertionError
 
 
@@ -128,7 +128,7 @@ async def test_cancelling_the_server_task_cancels_the_handler() -> None:
     """Only a cancellation that the adapter itself asked for is swallowed."""
     began, ended = asyncio.Event(), asyncio.Event()
 
-    async def work(request: Request) -> None:
+    async def work(request: HttpRequest) -> None:
         request.open(200, STREAM_HEAD)
         began.set()
         try:
@@ -148,7 +148,7 @@ async def test_cancellation_after_a_disconnect_is_swallowed() -> None:
     """The server's task ends as if the handler had returned."""
     began = asyncio.Event()
 
-    async def work(request: Request) -> None:
+    async def work(request: HttpRequest) -> None:
         request.cancel_on_disconnect = True
         began.set()
         await asyncio.Event().wait()
@@ -167,7 +167,7 @@ async def test_handlers_can_finish_after_a_disconnect() -> None:
     """It may have something to put away."""
     began, finished = asyncio.Event(), asyncio.Event()
 
-    async def work(request: Request) -> Response:
+    async def work(request: HttpRequest) -> Response:
         request.cancel_on_disconnect = True
         began.set()
         try:
@@ -189,10 +189,10 @@ async def test_handlers_can_finish_after_a_disconnect() -> None:
 
 
 async def test_waiting_handlers_can_be_stopped() -> None:
-    """`Request.cancel`: a handler that catches it still gives its reply."""
-    requests: asyncio.Queue[Request] = asyncio.Queue()
+    """`HttpRequest.cancel`: a handler that catches it still gives its reply."""
+    requests: asyncio.Queue[HttpRequest] = asyncio.Queue()
 
-    async def work(request: Request) -> Response:
+    async def work(request: HttpRequest) -> Response:
         requests.put_nowait(request)
         try:
             await asyncio.Event().wait()
@@ -215,7 +215,7 @@ async def test_send_errors_for_a_lost_peer_end_the_stream() -> None:
     peer = Peer()
     closed = asyncio.Event()
 
-    async def stream(request: Request) -> None:
+    async def stream(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sink.on_close(closed.set)
         sink.write(b"one")
@@ -236,7 +236,7 @@ async def test_failing_callback_does_not_block_the_others(caplog: pytest.LogCapt
     def fail() -> None:
         raise ValueError("mine")
 
-    async def stream(request: Request) -> None:
+    async def stream(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sink.on_close(fail)
         sink.on_close(lambda: heard.append(1))
@@ -250,7 +250,7 @@ async def test_streams_report_unsent_bytes() -> None:
     """Broadcast looks at `buffered`."""
     sizes: list[int] = []
 
-    async def stream(request: Request) -> None:
+    async def stream(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sizes.append(sink.buffered)
         sink.write(b"12345")

@@ -13,7 +13,7 @@ import millstream
 from cases import for_each
 from http_peer import WAIT, Peer, Running, ToyApp, request, serve
 from millstream._config import Settings
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 
 
 def app(**handlers: Handler) -> ToyApp:
@@ -34,13 +34,13 @@ async def test_late_task_cancellation_never_affects_another_call() -> None:
     kept: list[asyncio.Task[Any]] = []
     began, go = asyncio.Event(), asyncio.Event()
 
-    async def keep(_request: Request) -> Response:
+    async def keep(_request: HttpRequest) -> Response:
         task = asyncio.current_task()
         assert task is not None
         kept.append(task)
         return Response(b"kept")
 
-    async def wait(_request: Request) -> Response:
+    async def wait(_request: HttpRequest) -> Response:
         began.set()
         await go.wait()
         return Response(b"whole")
@@ -62,7 +62,7 @@ async def test_task_local_state_is_not_shared_between_calls(turns: int) -> None:
     """Libraries do this, such as sessions of a database that are scoped to a task."""
     scoped: dict[asyncio.Task[Any] | None, bytes] = {}
 
-    async def scope(request: Request) -> Response:
+    async def scope(request: HttpRequest) -> Response:
         for _ in range(turns):
             await asyncio.sleep(0)
         return Response(scoped.setdefault(asyncio.current_task(), b"%d" % len(scoped)))
@@ -96,7 +96,7 @@ async def test_context_variables_do_not_leak_between_calls(raises: bool) -> None
     current: ContextVar[Equal] = ContextVar("current")
     nobody = Equal(b"nobody", raises=raises)
 
-    async def enter(_request: Request) -> Response:
+    async def enter(_request: HttpRequest) -> Response:
         before = current.get().owner
         current.set(Equal(b"somebody", raises=raises))
         return Response(before)
@@ -123,7 +123,7 @@ async def test_user_code_sees_no_internal_exception_context(way: str, odd: bytes
     if eager and sys.version_info < (3, 12):
         pytest.skip("This Python has no eager tasks.")
 
-    async def look(_request: Request) -> Response:
+    async def look(_request: HttpRequest) -> Response:
         seen = sys.exc_info()[0]
         try:
             raise ValueError("of the user")
@@ -150,9 +150,9 @@ async def _after_permission(peer: Peer) -> tuple[int, dict[bytes, bytes], bytes]
 
 
 AWAITED_IN_EXCEPT = {
-    **dict.fromkeys(("hub/_replay.py", "_limits/pool.py"), "asks the store again, or waits for it"),
-    "_server/calls/once.py": "gives its lease back before the user's own error goes on",
-    "_server/questions/open.py": "writes a message to the client, which no code of the user sees",
+    **dict.fromkeys(("hub/_replay.py", "_limits/store_limiter.py"), "asks the store again, or waits for it"),
+    "_server/calls/one_time_effects.py": "gives its lease back before the user's own error goes on",
+    "_server/questions/pending_questions.py": "writes a message to the client, which no code of the user sees",
 }
 """Where no code of a user can be reached."""
 WITHOUT_USER_CODE = {"_cli", "_stores", "agent", "client", "gateway"}

@@ -18,8 +18,8 @@ import millstream
 from cases import for_each
 from http_peer import ToyApp
 from millstream._config import Settings
-from millstream._http.message import Request, Response
-from millstream._http.server.listener import Listener
+from millstream._http.message import HttpRequest, Response
+from millstream._http.server.listener import SocketListener
 from millstream._http.server.protocol import HttpProtocol
 from patience import WAIT
 from wire import KeptTransport
@@ -36,7 +36,7 @@ UNUSUAL = EIGHT_HEADERS.replace(b"User-Agent: test", b"X-Other:  test")
 """A head that the parser reads."""
 
 
-async def _echo(request: Request) -> Response:
+async def _echo(request: HttpRequest) -> Response:
     return Response(body=request.body)
 
 
@@ -45,7 +45,7 @@ APP = ToyApp({("POST", "/echo"): _echo}, Settings())
 
 def connect() -> tuple[HttpProtocol, KeptTransport]:
     """A connection of our own server."""
-    protocol, transport = Listener(APP.table).make_protocol(), KeptTransport()
+    protocol, transport = SocketListener(APP.table).make_protocol(), KeptTransport()
     protocol.connection_made(transport)
     return protocol, transport
 
@@ -103,7 +103,7 @@ async def test_plain_call_through_asgi_takes_at_most_six_python_calls() -> None:
 
 async def test_one_timer_sweeps_all_connections() -> None:
     """An idle server wakes for nothing."""
-    listener = Listener(APP.table)
+    listener = SocketListener(APP.table)
     one, other = listener.make_protocol(), listener.make_protocol()
     for each in (one, other):
         each.connection_made(KeptTransport())
@@ -133,7 +133,7 @@ async def test_date_header_is_updated_by_the_sweep(monkeypatch: pytest.MonkeyPat
 
 async def test_connections_in_the_backlog_are_served_when_the_listener_closes() -> None:
     """The kernel completes connections before the server accepts them, and resets those that are still queued then."""
-    listener = Listener(APP.table)
+    listener = SocketListener(APP.table)
     bound = socket.create_server(("127.0.0.1", 0), backlog=64)
     await listener.listen(bound)
     clients = [socket.create_connection(bound.getsockname()) for _ in range(40)]

@@ -7,7 +7,7 @@ import pytest
 from cases import for_each
 from http_peer import WAIT, ToyApp, request, serve
 from millstream._config import Settings
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 
 
 class Force(BaseException):
@@ -20,12 +20,12 @@ class Force(BaseException):
 async def test_forced_end_of_a_call_closes_its_connection(raised: type[BaseException], turns: int) -> None:
     """Fixed: the connection stayed open and busy for ever, and SIGTERM waited for it."""
 
-    async def fails(_request: Request) -> Response:
+    async def fails(_request: HttpRequest) -> Response:
         for _ in range(turns):
             await asyncio.sleep(0)
         raise raised
 
-    async def works(_request: Request) -> Response:
+    async def works(_request: HttpRequest) -> Response:
         return Response(b"ok")
 
     app = ToyApp({("POST", "/echo"): fails, ("POST", "/works"): works}, Settings())

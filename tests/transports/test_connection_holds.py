@@ -18,11 +18,11 @@ from millstream._config import Settings
 from millstream._http.asgi.adapter import AsgiAdapter, AsgiExchange
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import STREAM_HEAD, Request, Response, Sink
+from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._http.server.connection import MAX_PIPELINE
-from millstream._http.server.exchange import Exchange
+from millstream._http.server.exchange import ServerExchange
 from millstream._server.calls.call import Call
-from millstream._transports.streamable.line import ReplyChannel
+from millstream._transports.streamable.reply_channel import PostReplyChannel
 from wire import encode_request, enveloped, over_asgi, pairs, routing, wired
 
 SIZE = 1_000_003
@@ -64,7 +64,7 @@ class Watch:
         self.given = 0
         self.alive = 0
 
-    def note(self, request: Request) -> None:
+    def note(self, request: HttpRequest) -> None:
         """Give a request a body that tells when it is freed."""
         watch = self
 
@@ -76,32 +76,32 @@ class Watch:
         self.alive += 1
         request.body = Body(request.body)
 
-    async def reply(self, request: Request) -> Response:
+    async def reply(self, request: HttpRequest) -> Response:
         """A plain call."""
         self.note(request)
         return Response(b"ok")
 
-    async def wait(self, request: Request) -> Response:
+    async def wait(self, request: HttpRequest) -> Response:
         """A call that ends when its client goes."""
         self.note(request)
         request.cancel_on_disconnect = True
         await asyncio.Event().wait()
         return Response()
 
-    async def fail(self, request: Request) -> Response:
+    async def fail(self, request: HttpRequest) -> Response:
         """A call that raises."""
         self.note(request)
         await asyncio.sleep(0)
         raise ValueError("a fault")
 
-    async def stream(self, request: Request) -> None:
+    async def stream(self, request: HttpRequest) -> None:
         """A stream that waits for its end."""
         self.note(request)
         sink = request.open(200, STREAM_HEAD)
         sink.write(b"data: 1\n\n")
         await sink.wait_closed()
 
-    async def listen(self, request: Request) -> Sink:
+    async def listen(self, request: HttpRequest) -> Sink:
         """A stream that others write to."""
         self.note(request)
         sink = request.open(200, STREAM_HEAD)
@@ -225,7 +225,7 @@ async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -
     headers = routing(method, "report" if method == "tools/call" else "")
     body = json.dumps(message).encode()
     gc.collect()
-    before = alive(Call, ReplyChannel, Exchange, AsgiExchange)  # of other tests of this process
+    before = alive(Call, PostReplyChannel, ServerExchange, AsgiExchange)  # of other tests of this process
     async with wired(server, way) as wire:
         for _ in range(3):
             if wire.running is None:
@@ -237,7 +237,7 @@ async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -
                 await peer.chunk()
                 peer.writer.transport.abort()
                 await wire.running.left(0)
-        await _until(lambda: alive(Call, ReplyChannel, Exchange, AsgiExchange) <= before)
+        await _until(lambda: alive(Call, PostReplyChannel, ServerExchange, AsgiExchange) <= before)
 
 
 async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
@@ -329,7 +329,7 @@ async def _until(fact: Any) -> None:
 async def test_three_thousand_requests_in_one_segment_are_answered_in_order(first: bytes, waits: bool) -> None:
     """Fixed: each was read inside the one before it, until Python's stack was full."""
 
-    async def echo(request: Request) -> Response:
+    async def echo(request: HttpRequest) -> Response:
         if waits:
             await asyncio.sleep(0)
         return Response(request.body)

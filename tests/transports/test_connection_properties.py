@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from generated import examples
 from http_peer import HEAD, ToyApp
 from millstream._config import Settings
-from millstream._http.message import STREAM_HEAD, Request, Response
+from millstream._http.message import STREAM_HEAD, HttpRequest, Response
 from millstream._http.server import Endpoints
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from patience import WAIT
 from strategies import bytewise, cuts
 
@@ -60,16 +60,16 @@ class Wire(asyncio.Transport):
     resume_reading = pause_reading
 
 
-async def _echo(request: Request) -> Response:
+async def _echo(request: HttpRequest) -> Response:
     return Response(body=request.body)
 
 
-async def _slow(request: Request) -> Response:
+async def _slow(request: HttpRequest) -> Response:
     await asyncio.sleep(0)
     return Response(body=request.body)
 
 
-async def _stream(request: Request) -> None:
+async def _stream(request: HttpRequest) -> None:
     request.open(200, STREAM_HEAD).write(request.body)
 
 
@@ -87,7 +87,7 @@ _KINDS: dict[str, Any] = {"echo": _echo, "slow": _slow, "stream": _stream}
 async def talk(pieces: list[bytes]) -> bytes:
     """What a connection answers to these bytes."""
     wire = Wire()
-    protocol = Listener(table()).make_protocol()
+    protocol = SocketListener(table()).make_protocol()
     protocol.connection_made(wire)
     for piece in pieces:
         if wire.ended:

@@ -19,8 +19,8 @@ from millstream._http.budget import ByteBudget
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, Response
 from millstream._http.server import Endpoints, states
-from millstream._http.server.connection import CONTINUE, MAX_PIPELINE, Connection, Event, Refusal, Upgrade
-from millstream._http.server.exchange import Exchange
+from millstream._http.server.connection import CONTINUE, MAX_PIPELINE, Event, Refusal, ServerConnection, Upgrade
+from millstream._http.server.exchange import ServerExchange
 from millstream._http.server.replies import BODY_TIMEOUT, HEADER_TIMEOUT
 from millstream._http.server.states import (
     ANSWERING,
@@ -78,7 +78,7 @@ def table() -> Endpoints:
     return found
 
 
-class Watched(Connection):
+class Watched(ServerConnection):
     """A connection that notes each move. Nothing answers its requests by itself."""
 
     seen: Counter[tuple[int, int]]
@@ -112,7 +112,7 @@ class Watched(Connection):
         while found:
             events += found
             for each in found:
-                if isinstance(each, Exchange):
+                if isinstance(each, ServerExchange):
                     self.complete(each)
             found = [] if (event := self.next_event()) is None else [event]
         return events
@@ -201,7 +201,7 @@ def test_connections_make_exactly_the_moves_of_the_tables() -> None:
     converse(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n" + parsed, reading=DONE)
     lost = Watched()
     (running,) = lost.feed(fast)
-    assert isinstance(running, Exchange)
+    assert isinstance(running, ServerExchange)
     lost.lose()
     lost.complete(running)
     replied.update(lost.replied)
@@ -217,10 +217,10 @@ def test_requests_are_returned_one_at_a_time_in_order() -> None:
     """RFC 9112 §9.3.2: replies keep the order of requests."""
     connection = Watched()
     (first,) = connection.feed(request(body=b"1", extra=b"X-Odd:1\r\n") + request(body=b"2") + request(body=b"3"))
-    assert isinstance(first, Exchange)
+    assert isinstance(first, ServerExchange)
     assert (first.body, connection.next_event()) == (b"1", None)
     bodies = []
-    while isinstance(first, Exchange):
+    while isinstance(first, ServerExchange):
         bodies.append(first.body)
         connection.complete(first)
         first = connection.next_event()  # type: ignore[assignment]
@@ -233,10 +233,10 @@ def test_continue_is_sent_when_no_reply_is_pending() -> None:
     assert Watched().feed(asks) == [CONTINUE]
     connection = Watched()
     (running,) = connection.feed(request(body=b"x"), asks)
-    assert isinstance(running, Exchange)
+    assert isinstance(running, ServerExchange)
     connection.complete(running)
     assert connection.next_event() is CONTINUE
-    assert [type(each) for each in connection.feed(b"{}")] == [Exchange]
+    assert [type(each) for each in connection.feed(b"{}")] == [ServerExchange]
 
 
 def test_upgrade_event_includes_early_frames() -> None:
@@ -251,8 +251,8 @@ def test_a_full_pipeline_is_answered_and_then_the_connection_closes() -> None:
     """What comes behind it is not read."""
     connection = Watched()
     events = connection.answer(request(body=b"x", extra=b"X-Odd:1\r\n") * (MAX_PIPELINE + 5))
-    assert [type(each) for each in events] == [Exchange] * (MAX_PIPELINE + 1)
-    assert [each.keep_alive for each in events if isinstance(each, Exchange)] == [True] * MAX_PIPELINE + [False]
+    assert [type(each) for each in events] == [ServerExchange] * (MAX_PIPELINE + 1)
+    assert [each.keep_alive for each in events if isinstance(each, ServerExchange)] == [True] * MAX_PIPELINE + [False]
 
 
 PIECES = [
@@ -273,18 +273,18 @@ def test_random_conversations_stay_in_the_tables(pieces: list[bytes], completes:
     """A move that is not there would be a KeyError in a callback of the parser, which is answered with 500."""
     shared = Shared()
     connection = Watched(shared)
-    running: Exchange | None = None
+    running: ServerExchange | None = None
     for piece, at_once in zip(pieces, completes, strict=False):
         if connection.replying == CLOSED:
             break
         for event in connection.feed(piece) if piece else []:
             assert not (isinstance(event, Refusal) and event.response.status == 500)
-            running = event if isinstance(event, Exchange) else running
+            running = event if isinstance(event, ServerExchange) else running
         if running is not None and at_once and connection.replying == ANSWERING:
             connection.complete(running)
             running = None
             event = connection.next_event()
-            running = event if isinstance(event, Exchange) else None
+            running = event if isinstance(event, ServerExchange) else None
     connection.lose()
     assert set(connection.seen) <= pairs(READING_MOVES)
     assert set(connection.replied) <= pairs(REPLYING_MOVES)

@@ -14,7 +14,7 @@ from http_peer import Peer, Running, ToyApp, request, serve
 from judged import protect
 from millstream._config import Settings
 from millstream._protocol.principal import Principal
-from millstream._protocol.sse import COMMENT, Decoder, Event
+from millstream._protocol.sse import COMMENT, Decoder, SseEvent
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.hub_routes import HubRoutes
 from millstream._transports.open_streams import OpenStreams
@@ -70,7 +70,7 @@ class Stream:
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
         self.decoder = Decoder()
-        self.events: list[Event] = []
+        self.events: list[SseEvent] = []
         self.raw = b""
 
     @property

@@ -17,10 +17,10 @@ from cases import for_each
 from generated import examples
 from http_peer import ToyApp
 from millstream._config import Settings
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._http.server import fast_head
 from millstream._http.server.fast_head import HeaderLineCache
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from millstream._http.server.protocol import HttpProtocol
 from millstream._http.server.states import BODY, FAST_BODY, IDLE
 from strategies import bytewise, cuts
@@ -40,20 +40,20 @@ class Side:
         if not fast:
             self.table.by_line = {}
 
-    async def _echo(self, request: Request) -> Response:
+    async def _echo(self, request: HttpRequest) -> Response:
         self.heard.append(
             (request.method, request.path, request.query, list(request.raw_headers), request.headers, request.body,
              request.peer, request.scheme)
         )  # fmt: skip
         return Response(request.body)
 
-    async def _slow(self, request: Request) -> Response:
+    async def _slow(self, request: HttpRequest) -> Response:
         await asyncio.sleep(0)
         return await self._echo(request)
 
     def connect(self) -> HttpProtocol:
         """A connection to a server in the loop that runs: a server has one, and so has each example."""
-        return Listener(self.table).make_protocol()
+        return SocketListener(self.table).make_protocol()
 
     async def talk(self, pieces: list[bytes]) -> tuple[bytes, bool, list[object]]:
         """What was answered, whether the connection was ended, and what the handler got."""

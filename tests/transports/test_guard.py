@@ -13,7 +13,7 @@ from http_peer import HEAD, WAIT, Peer, request, serve
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import STREAM_HEAD, Request, Response
+from millstream._http.message import STREAM_HEAD, HttpRequest, Response
 from millstream._http.server import Endpoints
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
@@ -75,7 +75,7 @@ async def test_peers_that_do_not_read_are_cut(start: Start) -> None:
     """A stalled write holds memory; the stream's handler hears of it."""
     closed = asyncio.Event()
 
-    async def pour(request: Request) -> None:
+    async def pour(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sink.on_close(closed.set)
         sink.write(b"x" * 16_000_000)
@@ -91,7 +91,7 @@ async def test_unread_replies_pause_reading(start: Start) -> None:
     """Else a peer that only writes would fill our write buffer."""
     calls = 0
 
-    async def large(request: Request) -> Response:
+    async def large(request: HttpRequest) -> Response:
         nonlocal calls
         calls += 1
         return Response(body=b"x" * 1_000_000)
@@ -265,7 +265,7 @@ async def test_unread_replies_are_bounded_together(start: Start, caplog: pytest.
     """Fixed: 200 clients that read nothing of 5 MB each held 2 GiB. One reply may be larger than the bound."""
     answered = 0
 
-    async def large(request: Request) -> Response:
+    async def large(request: HttpRequest) -> Response:
         nonlocal answered
         answered += 1
         return Response(body=b"x" * 20_000_000)

@@ -13,10 +13,10 @@ from http_peer import HEAD, WAIT, Running, ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import STREAM_HEAD, Handler, Request, Response
+from millstream._http.message import STREAM_HEAD, Handler, HttpRequest, Response
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded import TrustedProxies
-from millstream._http.server.listener import Listener
+from millstream._http.server.forwarded_headers import TrustedProxies
+from millstream._http.server.listener import SocketListener
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ async def start() -> AsyncIterator[Start]:
 async def test_http_1_0_streams_are_not_chunked(start: Start) -> None:
     """RFC 9112 §7.1: its end is the end of the connection. (uvicorn alone chunks it.)"""
 
-    async def stream(request: Request) -> None:
+    async def stream(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sink.write(b"one")
         assert sink.buffered == 0
@@ -57,10 +57,10 @@ async def test_calls_cancelled_by_the_server_end_their_connection(start: Start) 
 
 
 async def test_waiting_calls_can_be_stopped(start: Start) -> None:
-    """`Request.cancel`: a handler that catches it still gives its reply."""
-    requests: asyncio.Queue[Request] = asyncio.Queue()
+    """`HttpRequest.cancel`: a handler that catches it still gives its reply."""
+    requests: asyncio.Queue[HttpRequest] = asyncio.Queue()
 
-    async def work(request: Request) -> Response:
+    async def work(request: HttpRequest) -> Response:
         requests.put_nowait(request)
         try:
             await asyncio.Event().wait()
@@ -94,7 +94,7 @@ async def test_lost_connection_is_reported_to_the_running_call(start: Start) -> 
     began, ended = asyncio.Event(), asyncio.Event()
     ran: list[bytes] = []
 
-    async def work(request: Request) -> Response:
+    async def work(request: HttpRequest) -> Response:
         request.cancel_on_disconnect = True
         began.set()
         try:
@@ -103,7 +103,7 @@ async def test_lost_connection_is_reported_to_the_running_call(start: Start) -> 
             ended.set()
         return Response()
 
-    async def record(request: Request) -> Response:
+    async def record(request: HttpRequest) -> Response:
         ran.append(request.body)
         return Response()
 
@@ -143,7 +143,7 @@ async def test_shutdown_finishes_calls_and_ends_streams() -> None:
     handler, began, go = held()
     opened = asyncio.Event()
 
-    async def stream(request: Request) -> None:
+    async def stream(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sink.write(b"hello")
         opened.set()
@@ -154,7 +154,7 @@ async def test_shutdown_finishes_calls_and_ends_streams() -> None:
         ("POST", "/stream"): stream,
         ("POST", "/echo"): echo,
     }
-    listener = Listener(ToyApp(routes, Settings()).table)
+    listener = SocketListener(ToyApp(routes, Settings()).table)
     sock = socket.create_server(("127.0.0.1", 0))
     await listener.listen(sock)
     running = Running(listener.state, sock.getsockname()[1], guard=listener.guard)
@@ -184,7 +184,7 @@ async def test_shutdown_finishes_calls_and_ends_streams() -> None:
 async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, expected: bytes) -> None:
     """From trusted addresses only, read by the fast head reader and by the parser."""
 
-    async def who(request: Request) -> Response:
+    async def who(request: HttpRequest) -> Response:
         return Response(body=f"{request.peer} {request.scheme}".encode())
 
     routes: dict[tuple[str, str], Handler] = {("POST", "/who"): who, ("POST", "/exact"): who}
@@ -198,7 +198,7 @@ async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, expected
 async def test_handlers_see_the_root_path(start: Start) -> None:
     """Every URL that the server hands out includes it."""
 
-    async def where(request: Request) -> Response:
+    async def where(request: HttpRequest) -> Response:
         return Response(body=f"{request.root_path}|{request.path}".encode())
 
     routes: dict[tuple[str, str], Handler] = {("POST", "/where"): where, ("POST", "/exact"): where}

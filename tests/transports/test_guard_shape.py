@@ -9,7 +9,7 @@ import pytest
 from cases import for_each
 from guard_peer import Start, guarded, held, refused
 from http_peer import HEAD, WAIT, Peer, request
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._http.server.connection import MAX_PIPELINE
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
@@ -85,7 +85,7 @@ async def test_trailers_are_not_headers(start: Start, path: str) -> None:
     """RFC 9110 §6.5.1."""
     seen: list[dict[bytes, bytes]] = []
 
-    async def look(request: Request) -> Response:
+    async def look(request: HttpRequest) -> Response:
         seen.append(request.headers)
         return Response()
 
@@ -196,7 +196,7 @@ async def test_invalid_body_after_a_running_call_is_refused_after_the_reply(star
     handler, began, go = held()
     ran: list[bytes] = []
 
-    async def record(request: Request) -> Response:
+    async def record(request: HttpRequest) -> Response:
         ran.append(request.body)
         return Response()
 
@@ -238,7 +238,7 @@ async def test_bytes_after_a_refusal_are_not_served(start: Start) -> None:
     """Parser callbacks go on for the chunk; they are not believed."""
     ran: list[bytes] = []
 
-    async def record(request: Request) -> Response:
+    async def record(request: HttpRequest) -> Response:
         ran.append(request.body)
         return Response()
 

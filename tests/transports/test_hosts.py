@@ -4,7 +4,7 @@ import pytest
 
 from cases import for_each
 from millstream._http.hosts import HostPolicy, parse_authority
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 
 LOCAL = HostPolicy()
 PUBLIC = HostPolicy(
@@ -200,9 +200,9 @@ def test_cors_headers_name_origin_and_exposed_headers() -> None:
     assert b"vary: origin\r\n" in head
 
 
-def _options(*fields: tuple[bytes, bytes], method: str = "OPTIONS") -> Request:
+def _options(*fields: tuple[bytes, bytes], method: str = "OPTIONS") -> HttpRequest:
     raw = [(b"host", b"localhost"), *fields]
-    return Request(method, "/mcp", raw, dict(raw))
+    return HttpRequest(method, "/mcp", raw, dict(raw))
 
 
 def test_preflight_reflects_requested_headers() -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from http_peer import HEAD, request
-from millstream._http.message import JSON_HEAD, Request, Response
+from millstream._http.message import JSON_HEAD, HttpRequest, Response
 from parity_peer import Start, echo, parity
 
 
@@ -49,7 +49,7 @@ async def test_requests_may_arrive_byte_by_byte(start: Start) -> None:
 
 
 async def test_handlers_see_method_path_query_and_peer(start: Start) -> None:
-    """Our own interface: the same `Request` by both ways."""
+    """Our own interface: the same `HttpRequest` by both ways."""
     peer = await (await start()).connect()
     await peer.send(b"GET /describe?a=1&b=%20 HTTP/1.1\r\n" + HEAD + b"\r\n")
     assert (await peer.reply())[2] == b"GET /describe a=1&b=%20 127.0.0.1 http"
@@ -226,7 +226,7 @@ async def test_preflight_reply_reflects_requested_headers(start: Start) -> None:
 async def test_handler_headers_are_sent(start: Start) -> None:
     """Handlers give finished header lines."""
 
-    async def custom(request: Request) -> Response:
+    async def custom(request: HttpRequest) -> Response:
         return Response(body=b"{}", status=202, head=JSON_HEAD + b"mcp-session-id: abc\r\nx-two: 1\r\n")
 
     peer = await (await start({("POST", "/custom"): custom})).connect()

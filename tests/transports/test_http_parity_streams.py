@@ -7,7 +7,7 @@ import pytest
 
 from cases import for_each
 from http_peer import WAIT, request
-from millstream._http.message import STREAM_HEAD, Request, Response
+from millstream._http.message import STREAM_HEAD, HttpRequest, Response
 from parity_peer import Start, parity
 
 
@@ -56,7 +56,7 @@ async def test_a_second_stream_for_one_request_is_an_error(start: Start) -> None
     """One request has one reply."""
     raised = asyncio.Event()
 
-    async def twice(request: Request) -> None:
+    async def twice(request: HttpRequest) -> None:
         request.open(200, STREAM_HEAD)
         with pytest.raises(RuntimeError):
             request.open(200, STREAM_HEAD)
@@ -72,7 +72,7 @@ async def test_disconnect_ends_the_stream(start: Start) -> None:
     """`Sink.on_close` is called once, at once when it is too late, and writes do nothing from then on."""
     closed: asyncio.Queue[str] = asyncio.Queue()
 
-    async def endless(request: Request) -> None:
+    async def endless(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sink.on_close(lambda: closed.put_nowait("first"))
         sink.write(b"hello")
@@ -96,7 +96,7 @@ async def test_disconnect_cancels_handlers_that_ask_for_it(start: Start, streams
     """2026-07-28: a disconnect is a cancel."""
     began, ended = asyncio.Event(), asyncio.Event()
 
-    async def work(request: Request) -> None:
+    async def work(request: HttpRequest) -> None:
         request.cancel_on_disconnect = True
         if streams:
             request.open(200, STREAM_HEAD).write(b"hello")
@@ -123,7 +123,7 @@ async def test_disconnect_does_not_cancel_independent_handlers(start: Start) -> 
     """A handshake-era call belongs to the server, not to the connection."""
     began, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def work(request: Request) -> Response:
+    async def work(request: HttpRequest) -> Response:
         began.set()
         await go.wait()
         ended.set()
@@ -146,7 +146,7 @@ async def test_streams_opened_after_a_disconnect_are_closed(start: Start) -> Non
     began, go = asyncio.Event(), asyncio.Event()
     states: asyncio.Queue[bool] = asyncio.Queue()
 
-    async def work(request: Request) -> None:
+    async def work(request: HttpRequest) -> None:
         began.set()
         await go.wait()
         sink = request.open(200, STREAM_HEAD)
@@ -169,7 +169,7 @@ async def test_slow_readers_hold_back_draining_writers(start: Start) -> None:
     """`drain` waits for the peer; nothing is lost."""
     piece = b"x" * 65536
 
-    async def pour(request: Request) -> None:
+    async def pour(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         for _ in range(64):
             sink.write(piece)
@@ -184,7 +184,7 @@ async def test_readers_too_far_behind_are_cut(start: Start) -> None:
     """Every queue is bounded; who does not read is cut, and the stream does not end properly."""
     cut = asyncio.Event()
 
-    async def flood(request: Request) -> None:
+    async def flood(request: HttpRequest) -> None:
         sink = request.open(200, STREAM_HEAD)
         sink.on_close(cut.set)
         while not sink.closed:

@@ -7,7 +7,7 @@ import struct
 from cases import for_each
 from http_peer import ToyApp, request, serve
 from millstream._config import Settings
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from patience import WAIT
 from socket_world import UPGRADE, WAYS, world
 
@@ -24,7 +24,7 @@ async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
     """A fixed defect: nobody could say whose they were, so they ran without the limits of callers and addresses."""
     owners: list[str] = []
 
-    async def note(request: Request) -> Response:
+    async def note(request: HttpRequest) -> Response:
         owners.append(request.owner)
         return Response()
 
@@ -44,7 +44,7 @@ async def test_reset_handshakes_are_dropped(way: str) -> None:
     """As other requests: a socket can do what they can."""
     peers: list[str] = []
 
-    async def note(request: Request) -> None:
+    async def note(request: HttpRequest) -> None:
         peers.append(request.peer)
 
     async with world(way, guard=note) as app:

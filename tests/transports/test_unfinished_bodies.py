@@ -14,9 +14,9 @@ from millstream._config import Settings
 from millstream._http.asgi.adapter import MAX_PIECES, AsgiAdapter
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._http.server.connection import MAX_FRAMING
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from wire import KeptTransport
 
 READ = 256 * 1024
@@ -63,7 +63,7 @@ class Fed:
 
     def __init__(self) -> None:
         routes: dict[tuple[str, str], Handler] = {("POST", "/echo"): echo, ("POST", "/exact"): echo}
-        self.protocol = Listener(guard_table(routes, Settings())).make_protocol()
+        self.protocol = SocketListener(guard_table(routes, Settings())).make_protocol()
         self.transport = KeptTransport()
         self.protocol.connection_made(self.transport)
 
@@ -123,7 +123,7 @@ async def test_body_messages_are_bounded_under_any_asgi_server() -> None:
     """Our choice, where the adapter is all there is: each message costs a turn of its coroutine."""
     received = 0
 
-    async def handler(asked: Request) -> Response:
+    async def handler(asked: HttpRequest) -> Response:
         return Response(asked.body)
 
     async def receive() -> Any:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from millstream._http.websocket.waiting import CompactEvent, CompactQueue
+from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue
 from patience import WAIT
 
 

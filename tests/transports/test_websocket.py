@@ -7,7 +7,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from cases import for_each
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
 from socket_world import WAIT, WAYS, ask, hear, tell, world
 from wire import LATEST_HANDSHAKE, enveloped, request
@@ -132,7 +132,7 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_socket() -> None:
 async def test_credentials_are_checked_before_accepting_the_socket() -> None:
     """Our choice: authentication before accept, and the query holds no credential."""
 
-    async def authenticate(request: Request) -> Principal | Response:
+    async def authenticate(request: HttpRequest) -> Principal | Response:
         assert request.query == b""
         if request.headers.get(b"authorization") != b"Bearer good":
             return Response(b"Who are you?\n", 401, b"www-authenticate: Bearer\r\n")

@@ -9,7 +9,7 @@ import struct
 
 from cases import for_each
 from http_peer import HEAD
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, WAYS, RawSocket, frame, world
 
 ASK = b'{"type":"ping","id":"\xc3\xa9"}'
@@ -130,7 +130,7 @@ async def test_handshake_reply_comes_first(together: bool) -> None:
     """RFC 6455 §4.2.2: a ping that comes while the server finds out who it is gets its pong behind the 101."""
     asked, known = asyncio.Event(), asyncio.Event()
 
-    async def guard(request: Request) -> None:
+    async def guard(request: HttpRequest) -> None:
         asked.set()
         await known.wait()
 

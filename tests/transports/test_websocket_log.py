@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
 from patience import WAIT
 from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world
@@ -31,7 +31,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def authenticate(request: Request) -> Response | None:
+async def authenticate(request: HttpRequest) -> Response | None:
     bad = request.headers.get(b"authorization") == b"Bearer bad"
     return Response(b"Who are you?\n", 401, b"www-authenticate: Bearer\r\n") if bad else None
 
@@ -69,7 +69,7 @@ async def test_disconnect_during_the_handshake_is_not_logged_as_an_error(
     """Anybody can connect and leave."""
     entered = asyncio.Event()
 
-    async def slowly(request: Request) -> Principal | None:
+    async def slowly(request: HttpRequest) -> Principal | None:
         entered.set()
         await app.until(lambda: not app.running.state.connections)
         return None

@@ -16,7 +16,7 @@ from millstream._http.budget import ByteBudget
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.server import Endpoints
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_FRAMES, PIECE, WebSocketProtocol
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
 from wire import KeptTransport
@@ -181,7 +181,7 @@ class Fed:
         self.app = Application()
         limits, policy = HttpLimits.of(Settings(**settings)), HostPolicy(loopback_bind=True)
         table = Endpoints(lambda method, path: None, limits=limits, policy=policy, websocket=self.app)
-        listener = Listener(table)
+        listener = SocketListener(table)
         self.state, self.guard = listener.state, listener.guard
         self.handled = 0
         one = self

@@ -24,7 +24,7 @@ from millstream._app.here_only import Bind, HereOnly
 from millstream._app.routes import Routes
 from millstream._app.serving.entry import prepare
 from millstream._app.user_routes import UserRoutes, route_of
-from millstream._http.message import Request as HttpRequest
+from millstream._http.message import HttpRequest
 from millstream._parts import Route, RouteRegistry
 from millstream._server.calls.message_observer import ignore_message
 from patience import WAIT

@@ -16,7 +16,7 @@ from http_peer import NOBODY, serve
 from millstream import Server, auth
 from millstream._app.here_only import Bind
 from millstream._config import Settings
-from millstream._server.calls.changes import Changes
+from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.services import Services
 from millstream._stores.memory.store import MemoryStore
 from millstream._web.inspect_sign_in import SignIns
@@ -281,7 +281,7 @@ async def test_a_turn_that_took_too_long_does_not_end_that_of_another_worker() -
     """A fixed defect: whoever came back late let a third in beside the second."""
     store = MemoryStore()
     await store.open()
-    services = Services(Settings(), store, Changes())
+    services = Services(Settings(), store, ChangeFeed())
     first, second = SignIns(services), SignIns(services)
     late = first._turn("a")
     await late.__aenter__()

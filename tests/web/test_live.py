@@ -15,9 +15,9 @@ import pytest
 from cases import for_each
 from fleet import until
 from millstream import Server
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.errors import LocalError
-from millstream._protocol.sse import Decoder, Event
+from millstream._protocol.sse import Decoder, SseEvent
 from millstream._transports.open_streams import OpenStreams
 from millstream._web import live
 from millstream._web.live import MAX_BUFFERED, ChatMembers, DashboardFeed, LogTail
@@ -64,7 +64,7 @@ class Screen:
         await self._over.wait()
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> list[SseEvent]:
         """What a page would get."""
         return Decoder().feed(b"".join(self.chunks))
 
@@ -73,7 +73,7 @@ class Screen:
         return [line["message"] for event in self.events if event.event == "log" for line in json.loads(event.data)]
 
 
-class Asked(Request, eq=False, kw_only=True):
+class Asked(HttpRequest, eq=False, kw_only=True):
     """A request whose stream is a screen."""
 
     screen: Screen
@@ -166,7 +166,7 @@ async def test_the_figures_go_on_after_a_second_in_which_they_could_not_be_taken
 
 @for_each("query", [False, True], ids=["header", "query"])
 async def test_who_comes_back_hears_no_line_twice(query: bool) -> None:
-    """WHATWG HTML 9.2: `Last-Event-ID`; here also in the query, for a page that opens a new stream."""
+    """WHATWG HTML 9.2: `Last-SseEvent-ID`; here also in the query, for a page that opens a new stream."""
     world = World()
     world.logger.warning("one")
     async with world.watching() as screen:
@@ -276,10 +276,10 @@ async def test_the_members_of_the_chat_are_listed() -> None:
 
     room = Room()
     room.admission = room
-    response = await ChatMembers(room).get(Request("GET", "/chat/members", [], {}))
+    response = await ChatMembers(room).get(HttpRequest("GET", "/chat/members", [], {}))
     assert json.loads(response.body) == [{"client_id": "1", "name": "Ada"}]
     assert asked == ["$presence.chat", "chat"]
-    refused = await ChatMembers(room).get(Request("GET", "/chat/members", [], {}, query=b"channel=closed"))
+    refused = await ChatMembers(room).get(HttpRequest("GET", "/chat/members", [], {}, query=b"channel=closed"))
     assert refused.status == 403
     assert asked[-1] == "$presence.closed"
 

@@ -17,17 +17,17 @@ from msgspec import Struct, structs
 
 from millstream._parts import UpstreamReports
 from millstream._protocol.errors import LocalError
-from millstream._server.observing.figures import Figures, present
-from millstream._server.observing.past import present_past
-from millstream._server.observing.recent_calls import Calls, RecentCalls, present_calls
+from millstream._server.observability.call_history import present_past
+from millstream._server.observability.figures import Figures, present
+from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, present_calls
 from millstream._server.peer_messages import StatsReply, StatsRequest
 from millstream._server.peers import Peers
-from millstream._telemetry.history import STEPS, Gauges, History, Past
+from millstream._telemetry.history import STEPS, Gauges, History, HistoryWindow
 from millstream._telemetry.process import resident_bytes
 from millstream._transports.open_streams import OpenStreams
 
 if TYPE_CHECKING:
-    from millstream._server.observing.observer import Observer
+    from millstream._server.observability.observer import Observer
     from millstream.hub import Hub, Subscription
 
 PATIENCE: Final = 0.4
@@ -69,8 +69,8 @@ _FIGURES: Final = 0
 _encode = msgspec.msgpack.Encoder().encode
 _decode_question = msgspec.msgpack.Decoder(_Question).decode
 _decode_figures = msgspec.msgpack.Decoder(Figures).decode
-_decode_past = msgspec.msgpack.Decoder(Past).decode
-_decode_calls = msgspec.msgpack.Decoder(Calls).decode
+_decode_past = msgspec.msgpack.Decoder(HistoryWindow).decode
+_decode_calls = msgspec.msgpack.Decoder(WorkerCalls).decode
 _decode_any = msgspec.msgpack.Decoder().decode
 _decode_readers = msgspec.msgpack.Decoder(list[Reader]).decode
 

@@ -17,14 +17,14 @@ from millstream._app.part_table import choose_parts
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, ToolError
-from millstream._protocol.suggesting import Suggesting
-from millstream._server.calls.changes import Change
+from millstream._protocol.suggestions import Suggesting
+from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completion_lookup import check_argument
 from millstream._server.features.hooks import Hooks, hooks_of
 from millstream._server.features.registry import Completer, Registry
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream._server.functions.callables import notice
-from millstream._server.peer_messages import Removed, Switched
+from millstream._server.peer_messages import ItemRemoval, ItemSwitch
 
 if TYPE_CHECKING:
     from millstream._app.user_routes import UserRoute
@@ -71,7 +71,7 @@ class Listener(Protocol):
         """Other workers run it, too."""
         ...
 
-    def emit(self, change: Change) -> None:
+    def emit(self, change: ServerChange) -> None:
         """Something changed."""
 
     def altered(self, kind: str, key: str, how: str) -> None:
@@ -129,7 +129,7 @@ class Definition:
         self.store = self.store or self.settings.store or "memory://"
         self.registry: Registry = Registry(page_size=self.settings.page_size, list_ttl_ms=self.settings.list_ttl_ms)
         self.registry.private = self.protected
-        self.registry.changed = lambda kind: self.emit(Change(kind))
+        self.registry.changed = lambda kind: self.emit(ServerChange(kind))
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
         """The middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
@@ -145,8 +145,8 @@ class Definition:
         """Dependency -> what tests put in its place."""
         self.listeners: set[Listener] = set()
         """The runtimes that are open. Each change is passed to them."""
-        self.removed: dict[Removed, None] = {}
-        self.switched: dict[tuple[str, str], Switched] = {}
+        self.removed: dict[ItemRemoval, None] = {}
+        self.switched: dict[tuple[str, str], ItemSwitch] = {}
         """What happened while it ran, for workers that begin later."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
@@ -475,7 +475,7 @@ class Definition:
 
     # Changes
 
-    def emit(self, change: Change) -> None:
+    def emit(self, change: ServerChange) -> None:
         """Tell a change to the runtimes of this server, and a change of a resource to those it is mounted on: what is
         registered there changes by itself.
         """
@@ -484,4 +484,4 @@ class Definition:
             listener.emit(change)
         if change.uri:
             for parent, prefix in self._mounted_on:
-                parent.emit(Change(change.kind, prefix_name("resources", change.uri, prefix)))
+                parent.emit(ServerChange(change.kind, prefix_name("resources", change.uri, prefix)))

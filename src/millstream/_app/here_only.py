@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from msgspec import Struct
 
 from millstream._http.hosts import is_loopback, parse_authority
-from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._server.calls.message_observer import ObserveMessage
 
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
@@ -63,7 +63,7 @@ class HereOnly:
         `message` names what a refused request would have been, for those who log messages.
         """
 
-        async def guarded(request: Request) -> Response | Sink | None:
+        async def guarded(request: HttpRequest) -> Response | Sink | None:
             if self.allows(request.peer, request.headers):
                 return await handler(request)
             if message:

@@ -11,7 +11,7 @@ from millstream._protocol.errors import LocalError
 
 if TYPE_CHECKING:
     from millstream._protocol.principal import Principal
-    from millstream.hub import Event, Hub, HubStats, Member, Published
+    from millstream.hub import Event, Hub, HubStats, Member, PublishResult
     from millstream.hub._bus import Bridge
 
 
@@ -31,7 +31,9 @@ class HubAccess:
             raise no_hub(self._runtimes.definition.name)
         return hub
 
-    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> "Published":
+    async def publish(
+        self, channel: str, data: Any, *, event: str | None = None, id: str | None = None
+    ) -> "PublishResult":
         """Publish to a channel, see `Hub.publish`."""
         return await (await self._open()).publish(channel, data, event=event, id=id)
 
@@ -43,7 +45,7 @@ class HubAccess:
         event: str | None = None,
         id: str | None = None,
         principal: "Principal | None" = None,
-    ) -> "Published":
+    ) -> "PublishResult":
         """Publish to one client, see `Hub.send`."""
         return await (await self._open()).send(client_id, data, event=event, id=id, principal=principal)
 
@@ -74,10 +76,10 @@ class HubAccess:
             TypeError: that's no broker.
             ValueError: a name can't be one, or a bridge in the other direction would make a circle.
         """
-        from millstream.hub._bus import Inbound  # noqa: PLC0415  few programs have a bus
+        from millstream.hub._bus import InboundBridge  # noqa: PLC0415  few programs have a bus
 
         name = self._runtimes.definition.name
-        self._bridge(Inbound(broker, subject, to, name=name, group=group, options=options))
+        self._bridge(InboundBridge(broker, subject, to, name=name, group=group, options=options))
 
     def to_bus(self, broker: Any, channels: str, *, to: str, group: str = "millstream", **options: Any) -> None:
         """Send what is published to a message bus, before the server starts; needs the extra ``bus``.
@@ -96,10 +98,10 @@ class HubAccess:
         Raises:
             TypeError, ValueError: as `from_bus`.
         """
-        from millstream.hub._bus import Outbound  # noqa: PLC0415
+        from millstream.hub._bus import OutboundBridge  # noqa: PLC0415
 
         name = self._runtimes.definition.name
-        self._bridge(Outbound(broker, channels, to, name=name, group=group, options=options))
+        self._bridge(OutboundBridge(broker, channels, to, name=name, group=group, options=options))
 
     def _bridge(self, bridge: "Bridge") -> None:
         from millstream.hub._bus import check_circle  # noqa: PLC0415

@@ -8,10 +8,17 @@ import asyncio
 import logging
 
 from millstream._app.definition import Definition
-from millstream._server.calls.changes import ANY_UPDATE, Change
+from millstream._server.calls.changes import ANY_UPDATE, ServerChange
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
-from millstream._server.peer_messages import Joined, Missed, Present, Removed, Switched, Updated
+from millstream._server.peer_messages import (
+    ItemRemoval,
+    ItemSwitch,
+    LossNotice,
+    ResourceUpdate,
+    WorkerGreeting,
+    WorkerStart,
+)
 from millstream._server.peers import PAUSE
 from millstream._stores.health import LogOnce
 
@@ -29,8 +36,8 @@ class Replicas:
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
         self._services = services
-        self._removed: dict[Removed, None] = definition.removed
-        self._switched: dict[tuple[str, str], Switched] = definition.switched
+        self._removed: dict[ItemRemoval, None] = definition.removed
+        self._switched: dict[tuple[str, str], ItemSwitch] = definition.switched
         self._others: set[str] = set()
         """The workers that were heard of."""
         self._added: list[str] = []
@@ -40,20 +47,24 @@ class Replicas:
         self._catching_up: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         peers = services.peers
-        peers.on(Updated, lambda message, worker: services.changes.emit(Change("updated", message.uri)), own=True)
-        peers.on(Removed, lambda message, worker: self._remove(message))
-        peers.on(Switched, lambda message, worker: self._switch(message))
-        peers.on(Joined, self._welcome)
-        peers.on(Missed, lambda message, worker: self._inform(worker))
-        peers.on(Present, lambda message, worker: self._others.add(worker))
+        peers.on(
+            ResourceUpdate,
+            lambda message, worker: services.changes.emit(ServerChange("updated", message.uri)),
+            own=True,
+        )
+        peers.on(ItemRemoval, lambda message, worker: self._remove(message))
+        peers.on(ItemSwitch, lambda message, worker: self._switch(message))
+        peers.on(WorkerStart, self._welcome)
+        peers.on(LossNotice, lambda message, worker: self._inform(worker))
+        peers.on(WorkerGreeting, lambda message, worker: self._others.add(worker))
         peers.on_workers(self._count)
         peers.on_interruption(self._catch_up_soon)
         peers.on_loss(self._renew_soon)
 
     async def join(self) -> None:
         """Ask the others what was removed."""
-        if not await self._services.peers.tell(Joined()):
-            self._services.peers.tell_soon(Joined())
+        if not await self._services.peers.tell(WorkerStart()):
+            self._services.peers.tell_soon(WorkerStart())
 
     @property
     def alone(self) -> bool:
@@ -76,14 +87,14 @@ class Replicas:
 
     # What happens here
 
-    def emit(self, change: Change) -> None:
+    def emit(self, change: ServerChange) -> None:
         """Tell a change to the clients of this worker, and of a resource to those of the other workers.
 
         Where workers share a store, this one hears of it when the others do: by then it has heard of whoever subscribed
         at another one before.
         """
         if change.uri and self._services.peers.shared:
-            self._services.peers.tell_soon(Updated(change.uri))
+            self._services.peers.tell_soon(ResourceUpdate(change.uri))
         else:
             self._services.changes.emit(change)
 
@@ -95,12 +106,12 @@ class Replicas:
             return
         elif how == "removed":
             self._switched.pop((kind, key), None)
-            self._removed[message := Removed(kind, key)] = None
+            self._removed[message := ItemRemoval(kind, key)] = None
             self._services.peers.tell_soon(message)
         else:
             known = self._switched.get((kind, key))
             after = 0 if known is None else known.at + 1
-            switched = Switched(kind, key, how == "on", max(self._services.peers.stamp(), after))
+            switched = ItemSwitch(kind, key, how == "on", max(self._services.peers.stamp(), after))
             self._services.peers.tell_soon(switched)
             self._apply(switched)  # one of another worker may have come since it was done, in a thread
 
@@ -116,9 +127,9 @@ class Replicas:
         self._catching_up = None
         self._services.changes.emit(ANY_UPDATE)
         self._tell_what_is_gone()
-        self._services.peers.tell_soon(Missed())
+        self._services.peers.tell_soon(LossNotice())
 
-    def _remove(self, message: Removed) -> None:
+    def _remove(self, message: ItemRemoval) -> None:
         if not self._definition.registry.has(message.kind, message.key):
             return
         self._switched.pop((message.kind, message.key), None)
@@ -129,12 +140,12 @@ class Replicas:
         finally:
             self._receiving = False
 
-    def _switch(self, message: Switched) -> None:
+    def _switch(self, message: ItemSwitch) -> None:
         known = self._switched.get((message.kind, message.key))
         if known is None or (known.at, known.on) < (message.at, message.on):
             self._apply(message)
 
-    def _apply(self, message: Switched) -> None:
+    def _apply(self, message: ItemSwitch) -> None:
         """Note how an item is, and make it so."""
         registry = self._definition.registry
         if not registry.has(message.kind, message.key):
@@ -148,7 +159,7 @@ class Replicas:
         finally:
             self._receiving = False
 
-    def _welcome(self, message: Joined, worker: str) -> None:
+    def _welcome(self, message: WorkerStart, worker: str) -> None:
         if self._added:
             _logger.warning(
                 "Another worker has begun, and doesn't have what was added here since the start: %s. Register it "
@@ -160,7 +171,7 @@ class Replicas:
     def _inform(self, worker: str) -> None:
         """Tell a worker that knows too little what it has to know. All hear it, and it's nothing new to the others."""
         self._others.add(worker)
-        self._services.peers.tell_soon(Present())
+        self._services.peers.tell_soon(WorkerGreeting())
         self._tell_what_is_gone()
 
     def _tell_what_is_gone(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from millstream._http.hosts import EXEMPT, not_a_socket, of_this_site
-from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink, refusal
+from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, refusal
 from millstream._http.problems import plain_problem
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
@@ -126,7 +126,7 @@ def _guarded(guard: "AuthGuard", handlers: Mapping[str, Handler], scope: str = "
 
 
 def _gated(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
-    async def gated(request: Request) -> Response | Sink | None:
+    async def gated(request: HttpRequest) -> Response | Sink | None:
         try:
             for gate in gates:
                 await gate(request)
@@ -140,7 +140,7 @@ def _gated(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
 def _as_if(path: str, handler: Handler) -> Handler:
     """Return the handler, called as for another path: callers sign in as they do for that one."""
 
-    def call(request: Request) -> Awaitable[Response | Sink | None]:
+    def call(request: HttpRequest) -> Awaitable[Response | Sink | None]:
         request.path = path
         return handler(request)
 
@@ -150,7 +150,7 @@ def _as_if(path: str, handler: Handler) -> Handler:
 def _refuse_home(path: str) -> Handler:
     """Return the 404 of ``/`` where nothing is: a browser got the address of the server, and not that of MCP."""
 
-    async def refuse(request: Request) -> Response:
+    async def refuse(request: HttpRequest) -> Response:
         return refusal(404, f"MCP is served at {request.root_path}{path}. Give that address to an MCP client.")
 
     return refuse
@@ -172,7 +172,7 @@ def _missing(path: str) -> Handler | None:
         return None
     text = f"This server doesn't serve {path}. Start it with --serve {part} or --serve all, or Server(serve={part!r})."
 
-    async def refuse(request: Request) -> Response:
+    async def refuse(request: HttpRequest) -> Response:
         return refusal(404, text)
 
     return refuse
@@ -186,7 +186,7 @@ def _not_allowed(handlers: Mapping[str, Handler]) -> Handler:
         TEXT_HEAD + b"allow: %b\r\n" % allowed.encode(),
     )
 
-    async def refuse(request: Request) -> Response:
+    async def refuse(request: HttpRequest) -> Response:
         return reply
 
     return refuse

@@ -17,7 +17,7 @@ from millstream._app.part_table import SERVABLE, make_parts
 from millstream._app.replicas import Replicas
 from millstream._http.hosts import HostPolicy
 from millstream._parts import Host, order_parts
-from millstream._server.calls.changes import Change, Changes
+from millstream._server.calls.changes import ChangeFeed, ServerChange
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Dispatcher
@@ -33,7 +33,7 @@ from millstream._transports.open_streams import OpenStreams
 if TYPE_CHECKING:
     from millstream._app.routes import Routes
     from millstream._server.features.message_middleware import MiddlewareChain
-    from millstream._server.observing.observer import Observer
+    from millstream._server.observability.observer import Observer
     from millstream.auth._guard import AuthGuard
     from millstream.hub import Hub
 
@@ -96,7 +96,7 @@ class Runtime:
             await self.store.open()
             self._stack.push_async_callback(self.store.close)
             secrets = await agree(self.store, settings.key) if self.store.shared else None
-            self.services = Services(settings, self.store, Changes(), secrets)
+            self.services = Services(settings, self.store, ChangeFeed(), secrets)
             self._stack.push_async_callback(self.services.close)
             self.replicas = Replicas(definition, self.services)
             self._stack.push_async_callback(self.replicas.close)
@@ -185,7 +185,7 @@ class Runtime:
         """Other workers serve the same clients, and this one has heard of them."""
         return self.store.shared and not self.replicas.alone
 
-    def emit(self, change: Change) -> None:
+    def emit(self, change: ServerChange) -> None:
         """Pass a change on to the clients of this loop, from any thread, and to the other workers."""
         if not change.uri:
             for listener in self.host.changes:

@@ -21,8 +21,8 @@ from millstream._app.hub_access import HubAccess, no_hub
 from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
-from millstream._protocol.suggesting import suggesting
-from millstream._server.calls.changes import Change
+from millstream._protocol.suggestions import suggesting
+from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completers import completer_of
 from millstream._server.features.prompts import Prompt, PromptOptions, prompt_of
 from millstream._server.features.registry import Registry
@@ -397,7 +397,7 @@ class Server(FamiliarNames):
         Raises:
             UnicodeEncodeError: it's no text that can be sent, such as ``os.fsdecode`` makes of a name that isn't UTF-8.
         """
-        self.definition.emit(Change("updated", uri))
+        self.definition.emit(ServerChange("updated", uri))
 
     # Running
 

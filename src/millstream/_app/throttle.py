@@ -17,9 +17,9 @@ from millstream._config import Settings
 from millstream._http.message import neighborhood
 from millstream._limits.gcra import Limiter, Rate, rate_lines
 from millstream._limits.names import named
-from millstream._limits.pool import Pool
 from millstream._limits.quota import CalendarQuota
-from millstream._limits.shared import SharedLimiter
+from millstream._limits.shared_limiter import SharedLimiter
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._server.calls.call import Call
@@ -28,7 +28,7 @@ from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
 from millstream._server.load import Requester
 from millstream._stores.base import Store
-from millstream._stores.rates import SEAT_WAIT, Charge, Decision, Pace, Seat, Taken
+from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, Decision, Pace, Seat
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 """What a name in a header had better not have."""
@@ -49,7 +49,7 @@ class Throttle:
         "_requests", "_shared", "_time", "_tools", "refused",
     )  # fmt: skip
 
-    def __init__(self, settings: Settings, registry: Registry, store: Store, pool: Pool) -> None:
+    def __init__(self, settings: Settings, registry: Registry, store: Store, pool: StoreLimiter) -> None:
         # Configuration
         self._registry = registry
         self._pool = pool
@@ -214,7 +214,7 @@ class Throttle:
             if taken.wait > 0:
                 raise self._refusal(limiter.name, limiter.rate, limiter.left(key), taken.wait)
 
-    def _judge(self, said: Sequence[Taken], policies: Sequence[str], charges: Sequence[Charge]) -> None:
+    def _judge(self, said: Sequence[ChargeResult], policies: Sequence[str], charges: Sequence[Charge]) -> None:
         """Refuse if the store said so."""
         for policy, charge, taken in zip(policies, charges, said, strict=True):
             if taken.wait > 0:

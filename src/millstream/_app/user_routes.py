@@ -20,8 +20,8 @@ from starlette.requests import Request as PageRequest
 from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
-from millstream._http.asgi.hosted import Application, BrokenReply, Hosted
-from millstream._http.message import Handler, Request, Response, Sink, refusal
+from millstream._http.asgi.hosted_application import Application, BrokenReply, HostedApplication
+from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 from millstream._parts import Route, RouteRegistry
 from millstream._server.calls.threads import Threads
 from millstream._telemetry.user_frames import shown_error, with_user_frames
@@ -158,12 +158,12 @@ def route_of(
     pattern, _, convertors = compile_path(path)
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        def parameters(request: Request) -> dict[str, Any]:
+        def parameters(request: HttpRequest) -> dict[str, Any]:
             found = pattern.match(request.path.removeprefix(before))
             values = {} if found is None else found.groupdict()
             return {name: convertors[name].convert(each) for name, each in values.items()}
 
-        hosted = Hosted(_page(function), parameters=parameters if convertors else None)
+        hosted = HostedApplication(_page(function), parameters=parameters if convertors else None)
         return _watched(hosted.serve, show_errors)
 
     if "GET" in chosen:
@@ -185,7 +185,7 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     files = Files(folder, max_age=max_age, max_ranges=MAX_RANGES, shared=public)
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        return _watched(Hosted(files, below=before + path.rstrip("/")).serve, show_errors)
+        return _watched(HostedApplication(files, below=before + path.rstrip("/")).serve, show_errors)
 
     return UserRoute(path.rstrip("/") or "/", frozenset(("GET", "HEAD")), public, None, True, make)
 
@@ -206,7 +206,7 @@ def application_at(path: str, application: Application, *, methods: Collection[s
         pattern = None
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        return _watched(Hosted(application).serve, show_errors)
+        return _watched(HostedApplication(application).serve, show_errors)
 
     chosen = frozenset(methods) & METHODS or METHODS
     return UserRoute(path, chosen, True, pattern, False, make, True)
@@ -280,7 +280,7 @@ async def _finish(background: Any) -> None:
 def _watched(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
     """A handler whose failures show as those of tools do."""
 
-    async def watched(request: Request) -> Response | Sink | None:
+    async def watched(request: HttpRequest) -> Response | Sink | None:
         try:
             return await handler(request)
         except HTTPException as exc:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from millstream._http.client.body import Body
-from millstream._http.client.connection import Reply, lines
-from millstream._http.client.pool import Pool
+from millstream._http.client.connection import HttpReply, lines
+from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
 from millstream._protocol.jsonrpc import encode
 from millstream.client._errors import BadAnswer, ClientError
@@ -32,7 +32,9 @@ class Broadcasts:
         self._headers = {name.lower(): value for name, value in headers.items()}
         self._listeners = listeners
         self._channel = f"bench.{secrets.token_hex(4)}"
-        self._pool = Pool(url, max_connections=listeners + 2, max_body=1 << 20, connect_timeout=10.0, tls=None)
+        self._pool = ConnectionPool(
+            url, max_connections=listeners + 2, max_body=1 << 20, connect_timeout=10.0, tls=None
+        )
         # Process
         self._sent: dict[bytes, float] = {}
         self._arrived = asyncio.Event()
@@ -123,13 +125,13 @@ class Broadcasts:
         found = [line for line in reply.body.splitlines() if line.startswith(b"process_resident_memory_bytes ")]
         return int(float(found[0].split()[1])) if reply.status == 200 and found else None
 
-    async def _send(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+    async def _send(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> HttpReply:
         given = {**self._headers, **headers} | ({"content-length": str(len(body))} if method == "POST" else {})
         head = f"{method} {path} HTTP/1.1\r\nhost: {self._url.authority}\r\n{lines(given)}\r\n"
         return await self._pool.send(head.encode("latin-1") + body, repeatable=method == "GET")
 
 
-def _refusal(what: str, reply: Reply, remedy: str) -> BadAnswer:
+def _refusal(what: str, reply: HttpReply, remedy: str) -> BadAnswer:
     return BadAnswer(f"The server doesn't let this command {what}: it answered {reply.status}.", remedy=remedy)
 
 

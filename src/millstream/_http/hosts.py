@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from millstream._http.message import Handler, Request, Response, Sink, refusal
+from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
 """Paths that probes call by whatever name they have; callers skip the check for them."""
@@ -82,7 +82,7 @@ def parse_authority(value: bytes) -> Authority | None:
         return Authority(text, port, None) if text else None
 
 
-class Names:
+class HostNames:
     """A set of allowed host names: exact, ``name:port``, ``*.example.com`` for subdomains, ``*`` for any."""
 
     __slots__ = ("any", "exact", "suffixes")
@@ -131,7 +131,7 @@ class HostPolicy:
             cors: answer preflights and let pages of allowed origins read replies.
         """
         self._cors = cors
-        self._hosts = Names(allowed_hosts)
+        self._hosts = HostNames(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
         self._loopback_bind = loopback_bind
         self._shared = frozenset(shared)
@@ -195,7 +195,7 @@ class HostPolicy:
             return b""
         return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSED)
 
-    def screen(self, request: Request) -> tuple[Response | None, bytes]:
+    def screen(self, request: HttpRequest) -> tuple[Response | None, bytes]:
         """All of it for one request: a refusal or the answer to a preflight, if either, and the reply's CORS lines."""
         if request.path.startswith(METADATA) or request.path in self._shared:
             return self._screen_shared(request)
@@ -207,7 +207,7 @@ class HostPolicy:
             return wrong, b""
         return self.preflight(request), self.cors_head(origin)
 
-    def _screen_shared(self, request: Request) -> tuple[Response | None, bytes]:
+    def _screen_shared(self, request: HttpRequest) -> tuple[Response | None, bytes]:
         """Any page may read what everybody may know, and ask for a token, under a Host that is served."""
         origin = {name: value for name, value in request.headers.items() if name != b"origin"}
         wrong = self.check("GET", origin, origin.items(), request.peer)
@@ -222,7 +222,7 @@ class HostPolicy:
             return Response(b"", 204, head), b""
         return wrong, cors
 
-    def preflight(self, request: Request) -> Response | None:
+    def preflight(self, request: HttpRequest) -> Response | None:
         """The answer to a CORS preflight whose Origin passed ``check``; `None` when it is not a preflight."""
         if not self._cors:
             return None
@@ -271,7 +271,7 @@ class _OriginRules:
                 self.opaque = True
             elif scheme:
                 raise ValueError(f"allowed_origins: {entry!r} is not an origin; write scheme://host[:port], null or *.")
-        self.by_scheme = {scheme: Names(rest) for scheme, rest in names.items()}
+        self.by_scheme = {scheme: HostNames(rest) for scheme, rest in names.items()}
 
     def allow(self, scheme: bytes, authority: Authority, *, wildcard: bool) -> bool:
         if self.any and wildcard:
@@ -298,7 +298,7 @@ def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
 def of_this_site(handler: Handler) -> Handler:
     """Close a GET that does something, such as opening a stream, to the links, images and frames of other sites."""
 
-    async def screened(request: Request) -> Response | Sink | None:
+    async def screened(request: HttpRequest) -> Response | Sink | None:
         return _CROSS_SITE if is_cross_site(request.headers) else await handler(request)
 
     return screened
@@ -317,7 +317,7 @@ def not_a_socket(handler: Handler, *, served: bool) -> Handler:
     never ends, and would hear only after its own patience that nobody speaks to it.
     """
 
-    async def screened(request: Request) -> Response | Sink | None:
+    async def screened(request: HttpRequest) -> Response | Sink | None:
         asked = request.headers.get(b"upgrade")
         if asked is not None and b"websocket" in (each.strip() for each in asked.lower().split(b",")):
             return no_websocket(request.root_path, served=served)

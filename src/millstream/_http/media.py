@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 
-class Accepted(Struct, frozen=True, gc=False):
+class AcceptedTypes(Struct, frozen=True, gc=False):
     """Which of our two reply types a client can read."""
 
     json: bool
@@ -14,14 +14,14 @@ class Accepted(Struct, frozen=True, gc=False):
     """It is a browser that somebody has sent here: it names HTML, and would take a stream like anything else."""
 
 
-_ANY = Accepted(True, True)
+_ANY = AcceptedTypes(True, True)
 _MEMO_SIZE = 256
-_known: dict[bytes | None, Accepted] = {None: _ANY}
+_known: dict[bytes | None, AcceptedTypes] = {None: _ANY}
 known_accept = _known.get
 """Of an `Accept` value that was seen before; hot paths ask this before they call `accepted`."""
 
 
-def accepted(value: bytes | None) -> Accepted:
+def accepted(value: bytes | None) -> AcceptedTypes:
     """What an `Accept` header allows. No header allows anything; a quality of zero allows nothing."""
     known = _known.get(value)
     if known is None:
@@ -31,7 +31,7 @@ def accepted(value: bytes | None) -> Accepted:
     return known
 
 
-def _parse(value: bytes) -> Accepted:
+def _parse(value: bytes) -> AcceptedTypes:
     json = stream = page = named = False
     for item in value.lower().split(b","):
         name, _, parameters = item.partition(b";")
@@ -41,7 +41,7 @@ def _parse(value: bytes) -> Accepted:
         json = json or name in {b"application/json", b"application/*", b"*/*"}
         stream = stream or name in {b"text/event-stream", b"text/*", b"*/*"}
         page, named = page or name == b"text/html", named or name == b"text/event-stream"
-    return Accepted(json, stream, page and stream and not named)
+    return AcceptedTypes(json, stream, page and stream and not named)
 
 
 def _zero(parameter: bytes) -> bool:

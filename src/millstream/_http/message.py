@@ -1,6 +1,6 @@
 """HTTP without a server: what a transport handler gets and gives.
 
-A handler is ``async (Request) -> Response | Sink | None``. It returns a `Response` for a plain reply, or opens a
+A handler is ``async (HttpRequest) -> Response | Sink | None``. It returns a `Response` for a plain reply, or opens a
 `Sink` with ``request.open(...)``. It writes to that and returns ``None`` when the stream is over; or it returns the
 open sink, which others write to until it closes: a stream that only listens needs no waiting task. The adapters (ASGI
 and our server) build the one and carry out the other. Nothing here knows MCP, a socket or an event loop.
@@ -113,7 +113,7 @@ def neighborhood(address: str) -> str:
     return f"{IPv6Address(network)}/{_CUSTOMER}"
 
 
-class Request(Struct, eq=False):
+class HttpRequest(Struct, eq=False):
     """One HTTP request with its whole body. A Struct because one is made for every request, without a Python call.
 
     The adapters' own kinds of request know how to open a stream.
@@ -173,7 +173,7 @@ client_id_of = partial(query_value, "client_id")
 """The `client_id` in a query string, or an empty string."""
 
 
-def last_event_id(request: Request) -> str:
+def last_event_id(request: HttpRequest) -> str:
     """The id to resume an event stream from: the header, which an `EventSource` sends when it reconnects; before that
     only the query can name one.
     """
@@ -181,4 +181,4 @@ def last_event_id(request: Request) -> str:
     return header.decode("utf-8", "replace").strip() if header else query_value("last_event_id", request.query)
 
 
-Handler = Callable[[Request], Awaitable[Response | Sink | None]]
+Handler = Callable[[HttpRequest], Awaitable[Response | Sink | None]]

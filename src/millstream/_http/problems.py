@@ -14,7 +14,7 @@ PROBLEM_TYPE = "application/problem+json"
 _HEAD = b"content-type: application/problem+json\r\n"
 
 
-class Kind(Struct, frozen=True):
+class ProblemKind(Struct, frozen=True):
     """One kind of problem."""
 
     slug: str
@@ -25,29 +25,29 @@ class Kind(Struct, frozen=True):
     head: bytes = _HEAD
 
 
-MALFORMED = Kind("malformed-body", 400, "Malformed body", "The body is not UTF-8 JSON, or nested too deeply.")
-UNKNOWN_TOOL = Kind("unknown-tool", 404, "Unknown tool", "This server has no tool of that name.")
-TOOL_ERROR = Kind(
+MALFORMED = ProblemKind("malformed-body", 400, "Malformed body", "The body is not UTF-8 JSON, or nested too deeply.")
+UNKNOWN_TOOL = ProblemKind("unknown-tool", 404, "Unknown tool", "This server has no tool of that name.")
+TOOL_ERROR = ProblemKind(
     "tool-error", 409, "The tool could not do it",
     "The arguments fit, but the tool could not do what was asked. The detail is its own explanation.",
 )  # fmt: skip
-NEEDS_ANSWERS = Kind(
+NEEDS_ANSWERS = ProblemKind(
     "needs-answers", 409, "The tool has a question",
     "The tool asks a person or the client's model while it runs, which a REST call cannot answer. Call it over MCP.",
 )  # fmt: skip
-WRONG_TYPE = Kind(
+WRONG_TYPE = ProblemKind(
     "unsupported-type", 415, "Unsupported media type", "A body must be application/json, without a content coding."
 )
-INVALID_ARGUMENTS = Kind(
+INVALID_ARGUMENTS = ProblemKind(
     "invalid-arguments", 422, "Invalid arguments",
     "The arguments do not fit the schema of the tool. The detail says what to fix.",
 )  # fmt: skip
-REFUSED = Kind("refused", 403, "Refused", "The call was refused before it ran.")
-INTERNAL = Kind(
+REFUSED = ProblemKind("refused", 403, "Refused", "The call was refused before it ran.")
+INTERNAL = ProblemKind(
     "internal-error", 500, "Internal error",
     "The server failed. Its log has the details under the incident that is named here.",
 )  # fmt: skip
-BUSY = Kind(
+BUSY = ProblemKind(
     "busy", 503, "Too many calls are running", "Try again after the time in Retry-After.", _HEAD + b"retry-after: 1\r\n"
 )
 KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY)
@@ -59,7 +59,7 @@ def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
 
 
 def problem(
-    kind: Kind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
+    kind: ProblemKind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
 ) -> Response:
     """A reply that says what went wrong.
 

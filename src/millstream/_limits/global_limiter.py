@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from millstream._limits.gcra import Limiter, Rate, told
 from millstream._limits.names import named
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._stores.rates import Pace
 
 
@@ -16,7 +16,7 @@ class GlobalLimiter:
 
     __slots__ = ("_limiter", "_pool")
 
-    def __init__(self, name: str, rate: Rate, pool: Callable[[], Pool | None]) -> None:
+    def __init__(self, name: str, rate: Rate, pool: Callable[[], StoreLimiter | None]) -> None:
         """`pool` gives the way to the store, once there is one."""
         self._limiter = Limiter(name, rate)
         self._pool = pool

@@ -25,7 +25,7 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.jsonrpc import Envelope
-from millstream._protocol.metadata import Client, RequestMeta, declares
+from millstream._protocol.metadata import ClientInfo, RequestMeta, declares
 from millstream._protocol.param_headers import decode_name
 from millstream._protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, names_per_request_era
 
@@ -39,12 +39,12 @@ _REQUESTS = frozenset(method for revision in ALL for method in revision.requests
 _ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
 
 
-class Admitted(Struct, frozen=True, gc=False):
+class Admission(Struct, frozen=True, gc=False):
     """A request of the per-request era that passed the ladder up to its parameters."""
 
     revision: Revision
     meta: RequestMeta
-    client: Client
+    client: ClientInfo
     name: str
     """Value of `params.name` or `params.uri` for named methods."""
 
@@ -118,7 +118,7 @@ def admit_per_request(
     requires: Callable[[str, str], Mapping[str, Any]],
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
-) -> Admitted:
+) -> Admission:
     """Steps a to e of the ladder (f, parameter headers, and g, parameters, are the handler's).
 
     Args:
@@ -147,11 +147,11 @@ def admit_per_request(
         )
     if not serves(message.method, revision):
         raise method_not_found(message.method, revision)
-    client = Client(capabilities, *_display(meta))
+    client = ClientInfo(capabilities, *_display(meta))
     needed = requires(message.method, name)
     if needed:
         require_capabilities(client.capabilities, needed)
-    return Admitted(revision, meta, client, name)
+    return Admission(revision, meta, client, name)
 
 
 def _display(meta: RequestMeta) -> tuple[str, str]:

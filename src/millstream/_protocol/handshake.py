@@ -9,7 +9,7 @@ from millstream._protocol import projection
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InitializeRequestParams
-from millstream._protocol.metadata import Client, read_capabilities
+from millstream._protocol.metadata import ClientInfo, read_capabilities
 from millstream._protocol.revisions import ASSUMED, Revision, negotiate
 
 MAX_DISPLAYED = 256
@@ -18,31 +18,31 @@ MAX_DISPLAYED = 256
 _decode = msgspec.json.Decoder(InitializeRequestParams).decode
 
 
-class Opening(Struct, frozen=True, gc=False):
+class Handshake(Struct, frozen=True, gc=False):
     """The result of reading `initialize`."""
 
     revision: Revision
-    client: Client
+    client: ClientInfo
     sessionless: bool
     """The client sent no parameters at all: a script, which gets no session."""
 
 
-def read_initialize(params: bytes) -> Opening:
+def read_initialize(params: bytes) -> Handshake:
     """Negotiate. Missing `clientInfo` or `capabilities` are tolerated, as are missing parameters.
 
     Raises:
         ProtocolError: INVALID_PARAMS for parameters without a usable `protocolVersion`.
     """
     if not params:
-        return Opening(ASSUMED, Client(), True)
+        return Handshake(ASSUMED, ClientInfo(), True)
     try:
         given = _decode(params)
         capabilities = read_capabilities(given.capabilities)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     info = given.client_info
-    client = Client(capabilities, info.name[:MAX_DISPLAYED], info.version[:MAX_DISPLAYED])
-    return Opening(negotiate(given.protocol_version), client, False)
+    client = ClientInfo(capabilities, info.name[:MAX_DISPLAYED], info.version[:MAX_DISPLAYED])
+    return Handshake(negotiate(given.protocol_version), client, False)
 
 
 def initialize_result(

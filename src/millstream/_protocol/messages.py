@@ -179,7 +179,7 @@ class DiscoverResult(CacheableResult, frozen=True, kw_only=True):
     instructions: str = ""
 
 
-class Described(Wire, frozen=True, kw_only=True):
+class Description(Wire, frozen=True, kw_only=True):
     """The base of the descriptions of tools, resources, templates and prompts."""
 
     name: str
@@ -189,7 +189,7 @@ class Described(Wire, frozen=True, kw_only=True):
     meta: Json = field(default_factory=dict[str, Any], name="_meta")
 
 
-class ToolDescription(Described, frozen=True, kw_only=True):
+class ToolDescription(Description, frozen=True, kw_only=True):
     """One tool of `tools/list`."""
 
     input_schema: Json
@@ -197,7 +197,7 @@ class ToolDescription(Described, frozen=True, kw_only=True):
     annotations: ToolAnnotations | None = None
 
 
-class ResourceDescription(Described, frozen=True, kw_only=True):
+class ResourceDescription(Description, frozen=True, kw_only=True):
     """One resource of `resources/list`."""
 
     uri: str
@@ -206,7 +206,7 @@ class ResourceDescription(Described, frozen=True, kw_only=True):
     annotations: Annotations | None = None
 
 
-class TemplateDescription(Described, frozen=True, kw_only=True):
+class TemplateDescription(Description, frozen=True, kw_only=True):
     """One template of `resources/templates/list`."""
 
     uri_template: str
@@ -223,7 +223,7 @@ class PromptArgument(Wire, frozen=True):
     required: bool = False
 
 
-class PromptDescription(Described, frozen=True, kw_only=True):
+class PromptDescription(Description, frozen=True, kw_only=True):
     """One prompt of `prompts/list`."""
 
     arguments: tuple[PromptArgument, ...] = ()

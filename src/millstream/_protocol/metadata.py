@@ -71,7 +71,7 @@ class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: LooseMeta | UnsetType = UNSET
 
 
-class Client(Struct, frozen=True, gc=False):
+class ClientInfo(Struct, frozen=True, gc=False):
     """The client as it describes itself: `capabilities` as declared, name and version for display."""
 
     capabilities: Mapping[str, Any] = {}

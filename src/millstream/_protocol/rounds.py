@@ -24,7 +24,7 @@ _KIND = b"request-state"
 _LARGE = 16 * 1024
 
 
-class Entry(Struct, array_like=True):
+class RoundEntry(Struct, array_like=True):
     """One settled slot: an answer, or the value of a side effect that must not happen again."""
 
     digest: str
@@ -32,12 +32,12 @@ class Entry(Struct, array_like=True):
     """JSON."""
 
 
-class State(Struct, array_like=True):
+class RoundState(Struct, array_like=True):
     """The answers and open questions after some rounds."""
 
     expires_at: int
     rounds: int
-    entries: dict[str, Entry]
+    entries: dict[str, RoundEntry]
     """By slot, in the order in which they were settled."""
     asked: dict[str, str]
     """Slot -> digest of the questions of the last round."""
@@ -53,7 +53,7 @@ class InputRequired(BaseException):
 
 
 _encode_state = msgspec.msgpack.Encoder().encode
-_decode_state = msgspec.msgpack.Decoder(State).decode
+_decode_state = msgspec.msgpack.Decoder(RoundState).decode
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -79,7 +79,7 @@ def binding(principal: bytes, method: str, name: str, arguments: bytes) -> bytes
     return hasher.digest()
 
 
-def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> State:
+def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
     """Unseal what the client echoed.
 
     Raises:
@@ -102,7 +102,7 @@ class Rounds:
 
     __slots__ = ("_asked", "_entries", "_ordinal", "_pending", "_responses", "rounds")
 
-    def __init__(self, state: State | None, responses: Mapping[str, Raw]) -> None:
+    def __init__(self, state: RoundState | None, responses: Mapping[str, Raw]) -> None:
         self._entries = state.entries if state is not None else {}
         self._asked = state.asked if state is not None else None
         self._responses = responses
@@ -143,7 +143,7 @@ class Rounds:
 
     def settle(self, slot: str, mark: str, value: bytes) -> None:
         """Keep the value of a slot for later rounds."""
-        self._entries[slot] = Entry(mark, value)
+        self._entries[slot] = RoundEntry(mark, value)
 
     def pend(self, slot: str, mark: str) -> None:
         """Note a question of this round."""
@@ -157,5 +157,5 @@ class Rounds:
         """
         if self.rounds >= max_rounds:
             raise ProtocolError(INVALID_PARAMS, f"Gave up after {max_rounds} rounds of questions")
-        state = State(expires_at, self.rounds + 1, self._entries, self._pending)
+        state = RoundState(expires_at, self.rounds + 1, self._entries, self._pending)
         return ring.seal(_KIND, _encode_state(state), nonce, bound)

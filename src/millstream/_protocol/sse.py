@@ -91,7 +91,7 @@ def _retry_line(retry_ms: int) -> bytes:
     return b"retry: %d\n" % retry_ms
 
 
-class Event(Struct, frozen=True, gc=False):
+class SseEvent(Struct, frozen=True, gc=False):
     """One dispatched event."""
 
     data: str
@@ -122,7 +122,7 @@ class Decoder:
         self._max = max_event_bytes
         # connection
         self.last_event_id = ""
-        """The id in force at the last blank line, which a client sends as ``Last-Event-ID``."""
+        """The id in force at the last blank line, which a client sends as ``Last-SseEvent-ID``."""
         self.retry_ms: int | None = None
         """The newest reconnection time; ``None`` until the server names one."""
         self._fault: ProtocolError | None = None
@@ -136,14 +136,14 @@ class Decoder:
         self._size = 0
         self._retry: int | None = None
 
-    def feed(self, chunk: bytes) -> list[Event]:
+    def feed(self, chunk: bytes) -> list[SseEvent]:
         """The events that `chunk` completes, in order.
 
         Raises:
             ProtocolError: a line or an event is larger than `max_event_bytes`. Events that were complete before it
                 are returned first, and the error is raised by the next call; after it every call raises.
         """
-        events: list[Event] = []
+        events: list[SseEvent] = []
         if self._fault is None:
             try:
                 self._take(chunk, events)
@@ -155,7 +155,7 @@ class Decoder:
             raise self._fault
         return events
 
-    def _take(self, chunk: bytes, events: list[Event]) -> None:
+    def _take(self, chunk: bytes, events: list[SseEvent]) -> None:
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
             self._after_cr = False
@@ -176,7 +176,7 @@ class Decoder:
         if size > self._max:
             raise ProtocolError(PARSE_ERROR, f"The event stream has an event of more than {self._max} bytes.")
 
-    def _end_line(self, line: bytes, events: list[Event]) -> None:
+    def _end_line(self, line: bytes, events: list[SseEvent]) -> None:
         if self._first:
             self._first = False
             line = line.removeprefix(_BOM)
@@ -188,11 +188,11 @@ class Decoder:
         if take is not None:
             take(self, value.removeprefix(b" "))
 
-    def _dispatch(self, events: list[Event]) -> None:
+    def _dispatch(self, events: list[SseEvent]) -> None:
         self.last_event_id = _text(self._id)
         if self._data:
             data = _text(b"\n".join(self._data))
-            events.append(Event(data, _text(self._event) or "message", self.last_event_id, self._retry))
+            events.append(SseEvent(data, _text(self._event) or "message", self.last_event_id, self._retry))
             self._data.clear()
             self._size = 0
         self._event = b""

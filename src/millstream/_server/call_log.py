@@ -13,7 +13,7 @@ import msgspec
 from millstream._config import Settings
 from millstream._protocol.errors import INTERNAL_ERROR, SERVER_ERROR
 from millstream._protocol.jsonrpc import RequestId, error_message
-from millstream._stores.base import Position, Sealed, Store, StoreFull, read_offset
+from millstream._stores.base import Position, Store, StoreFull, StreamSealed, read_offset
 
 OPEN, MESSAGE, END = b"o", b"m", b"e"
 """First byte of a logged entry: the first one, with the id of the request; one more message; or the last one (which
@@ -62,7 +62,7 @@ async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
     # A long stream has lost its beginning, and a batch has many ids: their clients see that it ends without an answer.
     if first and first[0].data[:1] == OPEN and len(first[0].data) > 1:
         answer = error_message(_decode_id(first[0].data[1:]), SERVER_ERROR, _GONE)
-    with suppress(Sealed):
+    with suppress(StreamSealed):
         await append(store, settings, name, END, answer, None)
 
 

@@ -13,9 +13,9 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, LocalErro
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id
 from millstream._server.calls.call import Call
-from millstream._server.peer_messages import Answered, CancelledCall, Ended
+from millstream._server.peer_messages import AnswerMessage, CancelCall, SessionEnd
 from millstream._server.peers import Peers
-from millstream._server.questions.open import OpenQuestions, asker
+from millstream._server.questions.pending_questions import PendingQuestions, asker
 
 PER_SECOND = 100
 """Messages to other workers that one session may cause. More cancellations are ignored, more answers refused."""
@@ -27,15 +27,15 @@ class Control:
 
     __slots__ = ("_allowance", "_peers", "_questions", "by_id")
 
-    def __init__(self, questions: OpenQuestions, peers: Peers) -> None:
+    def __init__(self, questions: PendingQuestions, peers: Peers) -> None:
         self._questions = questions
         self._peers = peers
         self._allowance = Allowance(PER_SECOND, monotonic)
         self.by_id: dict[tuple[str, RequestId], Call] = {}
         """(session or connection, request id) -> call."""
-        peers.on(Answered, self._answered_elsewhere)
-        peers.on(CancelledCall, self._cancelled_elsewhere)
-        peers.on(Ended, lambda message, worker: self.end(message.session))
+        peers.on(AnswerMessage, self._answered_elsewhere)
+        peers.on(CancelCall, self._cancelled_elsewhere)
+        peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(self._look_at_my_name)
 
     def enter(self, call: Call, scope: str) -> bool:
@@ -75,7 +75,7 @@ class Control:
         if request_id is None or self.cancel(session_id, request_id) or not session_id:
             return
         if self._peers.shared and self._allowance.take(session_id):
-            await self._peers.tell(CancelledCall(session_id, encode(request_id)))
+            await self._peers.tell(CancelCall(session_id, encode(request_id)))
 
     async def answer_anywhere(self, message: Envelope, session_id: str) -> None:
         """Give a client's answer to the call that asked. One that comes too late is ignored: the client cannot know.
@@ -94,7 +94,7 @@ class Control:
             raise ProtocolError(SERVER_ERROR, "Too many answers at once: try again", status=503)
         assert isinstance(message.id, str)  # noqa: S101  it has a worker's name in it
         try:
-            there = await self._peers.send(worker, Answered(session_id, message.id, message.result, message.error))
+            there = await self._peers.send(worker, AnswerMessage(session_id, message.id, message.result, message.error))
         except LocalError as exc:
             raise ProtocolError(
                 SERVER_ERROR, "The call that asked cannot be reached now: try again", status=503
@@ -105,15 +105,15 @@ class Control:
     async def end_anywhere(self, session_id: str) -> None:
         """Cancel every call of a session that was deleted, and close its streams on other workers."""
         self.end(session_id)
-        await self._peers.tell(Ended(session_id))
+        await self._peers.tell(SessionEnd(session_id))
 
     async def _look_at_my_name(self) -> None:
         self._questions.end_misnamed()
 
-    def _cancelled_elsewhere(self, message: CancelledCall, worker: str) -> None:
+    def _cancelled_elsewhere(self, message: CancelCall, worker: str) -> None:
         self.cancel(message.session, _decode_id(message.id))
 
-    def _answered_elsewhere(self, message: Answered, worker: str) -> None:
+    def _answered_elsewhere(self, message: AnswerMessage, worker: str) -> None:
         # Whose question it is was not known there.
         answer = Envelope(id=message.id, method="", params=b"", result=message.result, error=message.error)
         self._questions.answer(answer, message.session)

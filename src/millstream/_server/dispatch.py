@@ -30,8 +30,8 @@ from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.rounds import InputRequired
-from millstream._server.calls.asking import meant
-from millstream._server.calls.call import Call, Failure
+from millstream._server.calls.call import Call, CallFailure
+from millstream._server.calls.client_questions import meant
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.control import Control
@@ -262,20 +262,20 @@ class Dispatcher:
             return self._tool_error(call, "The call took too long.")
         if call.halted:
             return self._refuse(call, ProtocolError(OVERLOADED, _HALTED, status=503))
-        call.failure = Failure("cancelled")
+        call.failure = CallFailure("cancelled")
         return b""
 
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
         error = projection.error(exc, call.revision)
         # What was raised has a traceback, whose frames refer to the call: such a cycle would keep the body.
         kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
-        call.failure = Failure(str(error.code), kept, incident)
+        call.failure = CallFailure(str(error.code), kept, incident)
         return b"" if call.bare or _given_up(call) else error_message(call.id, error.code, error.message, error.data)
 
     def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
         if call.method != "tools/call":
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
-        call.failure = Failure("tool_error", None, incident)
+        call.failure = CallFailure("tool_error", None, incident)
         head = self._heads[call.revision.date]
         return _enveloped(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 

@@ -22,7 +22,7 @@ _RECOUNT = 0.25
 """Seconds for which a count of the calls of each caller is good enough to refuse by."""
 
 
-class Caller(Protocol):
+class RequestOwner(Protocol):
     """A call, or whatever else knows who asks."""
 
     @property
@@ -87,7 +87,7 @@ class Load:
         """Calls that work; open subscriptions count as streams."""
         return len(self._calls) - len(self._endings)
 
-    def admit(self, caller: Caller, method: str = "") -> None:
+    def admit(self, caller: RequestOwner, method: str = "") -> None:
         """Refuse one more call when as many run as may, in all or of one caller.
 
         Answers, cancellations and notifications are never refused for load: they are what frees it. A ping isn't
@@ -152,7 +152,7 @@ class Load:
         return (call.owner for call in self._calls if call.method != "subscriptions/listen")
 
 
-def most_streams(caller: Caller, max_streams: int, max_per_principal: int) -> int:
+def most_streams(caller: RequestOwner, max_streams: int, max_per_principal: int) -> int:
     """How many streams a caller may have open. Of an address where nobody signs in, it's half of all at most."""
     if caller.principal is not None or not caller.owner:
         return max_per_principal

@@ -3,13 +3,13 @@
 from msgspec import Struct
 
 
-class Recorded(Struct, frozen=True, array_like=True, tag="record"):
+class RecordUpdate(Struct, frozen=True, array_like=True, tag="record"):
     """A session has a record now, or another one."""
 
     session: str
 
 
-class Answered(Struct, frozen=True, array_like=True, tag="answer"):
+class AnswerMessage(Struct, frozen=True, array_like=True, tag="answer"):
     """A client answered a question that is open at the receiver."""
 
     session: str
@@ -18,7 +18,7 @@ class Answered(Struct, frozen=True, array_like=True, tag="answer"):
     error: bytes
 
 
-class CancelledCall(Struct, frozen=True, array_like=True, tag="cancel"):
+class CancelCall(Struct, frozen=True, array_like=True, tag="cancel"):
     """A client does not want the answer of a call any more."""
 
     session: str
@@ -26,47 +26,47 @@ class CancelledCall(Struct, frozen=True, array_like=True, tag="cancel"):
     """JSON: an integer may have more than 64 bits."""
 
 
-class Ended(Struct, frozen=True, array_like=True, tag="end"):
+class SessionEnd(Struct, frozen=True, array_like=True, tag="end"):
     """A session was deleted."""
 
     session: str
 
 
-class Standing(Struct, frozen=True, array_like=True, tag="stream"):
+class StandaloneTakeover(Struct, frozen=True, array_like=True, tag="stream"):
     """A session has a new stand-alone stream at the sender. Of several, the one that's heard of last stays."""
 
     session: str
     id: int
 
 
-class TakenUp(Struct, frozen=True, array_like=True, tag="follow"):
+class ReplyTakeover(Struct, frozen=True, array_like=True, tag="follow"):
     """The stream of a call is read at the sender from now on. Of several, the reader that's heard of last stays."""
 
     log: str
     id: int
 
 
-class Posted(Struct, frozen=True, array_like=True, tag="post"):
+class PostedMessage(Struct, frozen=True, array_like=True, tag="post"):
     """A client sent a message for a connection of the receiver."""
 
     connection: str
     body: bytes
 
 
-class Updated(Struct, frozen=True, array_like=True, tag="update"):
+class ResourceUpdate(Struct, frozen=True, array_like=True, tag="update"):
     """A resource changed."""
 
     uri: str
 
 
-class Removed(Struct, frozen=True, array_like=True, tag="remove"):
+class ItemRemoval(Struct, frozen=True, array_like=True, tag="remove"):
     """Something that was registered is no longer offered."""
 
     kind: str
     key: str
 
 
-class Switched(Struct, frozen=True, array_like=True, tag="switch"):
+class ItemSwitch(Struct, frozen=True, array_like=True, tag="switch"):
     """Something that is registered is offered again, or not for now."""
 
     kind: str
@@ -76,15 +76,15 @@ class Switched(Struct, frozen=True, array_like=True, tag="switch"):
     """A stamp (see `Peers.stamp`): what was switched last stays."""
 
 
-class Joined(Struct, frozen=True, array_like=True, tag="join"):
+class WorkerStart(Struct, frozen=True, array_like=True, tag="join"):
     """The sender has just begun: it knows only what its program registers."""
 
 
-class Missed(Struct, frozen=True, array_like=True, tag="miss"):
+class LossNotice(Struct, frozen=True, array_like=True, tag="miss"):
     """The sender may have missed messages of others."""
 
 
-class Present(Struct, frozen=True, array_like=True, tag="present"):
+class WorkerGreeting(Struct, frozen=True, array_like=True, tag="present"):
     """The sender has heard of one that has just begun, and was there before."""
 
 
@@ -131,6 +131,7 @@ class CallNews(Struct, frozen=True, array_like=True, tag="news"):
 
 
 Message = (
-    Recorded | Answered | CancelledCall | Ended | Standing | TakenUp | Posted | Updated | Removed | Switched | Joined
-    | Missed | Present | StatsRequest | StatsReply | WakeCall | LeaveCall | CallNews
+    RecordUpdate | AnswerMessage | CancelCall | SessionEnd | StandaloneTakeover | ReplyTakeover | PostedMessage
+    | ResourceUpdate | ItemRemoval | ItemSwitch | WorkerStart | LossNotice | WorkerGreeting | StatsRequest | StatsReply
+    | WakeCall | LeaveCall | CallNews
 )  # fmt: skip

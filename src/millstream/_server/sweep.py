@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from millstream._server.calls.call import Call, Progress
+from millstream._server.calls.call import Call, CallProgress
 from millstream._server.calls.context import nudge_progress
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.health import LogOnce
@@ -146,7 +146,7 @@ class Sweep:
         for call in list(self._dispatcher.calls):
             if call.token is None:
                 continue
-            told = call.progress = call.progress or Progress()
+            told = call.progress = call.progress or CallProgress()
             if call.line is not None and told.reported == told.reported_before:
                 self.beside(call, nudge_progress(call))
             told.reported_before = told.reported

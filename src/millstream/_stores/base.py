@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.rates import Charge, Charged, Rates, Seat
+from millstream._stores.rates import Charge, ChargeResults, Rates, Seat
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes that one read of a log returns at most, give or take one entry."""
@@ -89,7 +89,7 @@ class StoreUnavailable(LocalError):
     """The store didn't answer in time. The operation may have taken effect or not."""
 
 
-class Sealed(LocalError):
+class StreamSealed(LocalError):
     """The stream has its last entry. Nothing was appended."""
 
 
@@ -194,7 +194,7 @@ class Log(Protocol):
             index: also append the entry to this stream, under the same position. Entries reach an index in the order
                 of their positions. A failed append may leave the entry in the stream only, never in the index only.
                 An index that is full is skipped.
-            seal: this is the last entry. Every later append to the stream raises `Sealed`, until it has expired.
+            seal: this is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
 
         Raises:
             StoreFull: the entry is larger than the store allows.
@@ -243,7 +243,7 @@ class Log(Protocol):
         Entries come in the order of the stream, with none left out since `listening` returned or since the last call
         of `interrupted`; one may come twice. Where that can't be guaranteed (a lost connection, a dropped message, an
         entry out of order), call `interrupted` instead: the listener then reads the stream. A store that can't push
-        entries at all may call `interrupted` for each append. `millstream._stores.follow.Tail` is the listener to use.
+        entries at all may call `interrupted` for each append. `millstream._stores.tail.Tail` is the listener to use.
 
         Callbacks neither block nor raise; they may add and stop listeners. A stopped listener is never called again,
         even during a delivery. The returned function may be called twice.
@@ -317,7 +317,7 @@ class Backend(Protocol):
         Such a store calls `millstream._stores.workers.expire` then, so the others needn't wait for the lease to end.
         """
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         """Take from every limit if each has enough, else from none, in one atomic step for all workers.
 
         The keys of one call are distinct. A charge above the whole count waits until the whole count is free. Taking a
@@ -325,7 +325,7 @@ class Backend(Protocol):
         charges may have been taken or not.
 
         Quotas live as long as values of `kv`. Paces and seats may start over when the store is opened again or loses
-        data. A store with very many paces may forget the oldest ones of the most frequent kind: `Charged.forgot`.
+        data. A store with very many paces may forget the oldest ones of the most frequent kind: `ChargeResults.forgot`.
 
         Raises:
             StoreUnavailable: the store didn't answer in time.

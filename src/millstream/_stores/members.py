@@ -27,7 +27,7 @@ _SWEEP_SECONDS: Final = 10.0
 _PAGE: Final = 200
 
 
-class Held(Struct, array_like=True):
+class MemberRecord(Struct, array_like=True):
     """A member."""
 
     value: bytes
@@ -37,7 +37,7 @@ class Held(Struct, array_like=True):
     """The worker that announces its arrival or departure."""
 
 
-Record = dict[str, Held]
+Record = dict[str, MemberRecord]
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Record).decode
 
@@ -69,7 +69,7 @@ class MapMembers:
                 nonlocal present
                 held = record.get(member)
                 if held is None:
-                    record[member] = Held(value, [me], me)
+                    record[member] = MemberRecord(value, [me], me)
                     present = value
                     return "announce"
                 present = held.value
@@ -213,7 +213,7 @@ class MapMembers:
     def _is_gone(self, worker: str) -> bool:
         return worker in self._workers.gone
 
-    def _announces(self, held: Held) -> bool:
+    def _announces(self, held: MemberRecord) -> bool:
         """Whether another worker is announcing a change of a member."""
         return bool(held.announcing) and not self._is_gone(held.announcing)
 

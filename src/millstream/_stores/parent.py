@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 
-class Address(Struct, frozen=True):
+class ParentAddress(Struct, frozen=True):
     """A UNIX socket in a private folder or, where there are none, a port of the loopback address with a secret."""
 
     path: str = ""
@@ -14,26 +14,26 @@ class Address(Struct, frozen=True):
         return f"unix:{self.path}" if self.path else f"tcp:{self.port}:{self.secret}"
 
 
-def parse(text: str) -> Address:
+def parse(text: str) -> ParentAddress:
     """What `str` made of an address."""
     kind, _, rest = text.partition(":")
     if kind == "unix":
-        return Address(path=rest)
+        return ParentAddress(path=rest)
     port, _, secret = rest.partition(":")
-    return Address(port=int(port), secret=secret)
+    return ParentAddress(port=int(port), secret=secret)
 
 
-class _Given:
+class _ParentConfig:
     """What this process knows from its parent."""
 
-    address: Address | None = None
+    address: ParentAddress | None = None
 
 
 def use_parent(text: str) -> None:
     """This process is a worker: its parent holds the stores that every process of a machine has for itself."""
-    _Given.address = parse(text)
+    _ParentConfig.address = parse(text)
 
 
-def parent_address() -> Address | None:
+def parent_address() -> ParentAddress | None:
     """Where the parent of this worker holds the stores; None in a process that is nobody's worker."""
-    return _Given.address
+    return _ParentConfig.address

@@ -57,7 +57,7 @@ class Seat(Struct, frozen=True, gc=False, array_like=True, tag=2):
 Charge = Pace | Quota | Seat
 
 
-class Taken(Struct, frozen=True, gc=False, array_like=True):
+class ChargeResult(Struct, frozen=True, gc=False, array_like=True):
     """What a store says to one charge."""
 
     wait: float
@@ -68,10 +68,10 @@ class Taken(Struct, frozen=True, gc=False, array_like=True):
     """What was taken. Nothing, if any charge of the same call had to wait."""
 
 
-class Charged(Struct, frozen=True, gc=False, array_like=True):
+class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
     """What a backend says to the charges of one call, in their order."""
 
-    taken: list[Taken]
+    taken: list[ChargeResult]
     forgot: float | None = None
     """Seconds since the store forgot a pace of one of these kinds before its time, if it ever did."""
 
@@ -79,11 +79,11 @@ class Charged(Struct, frozen=True, gc=False, array_like=True):
 class Decision(Struct, frozen=True, gc=False, array_like=True):
     """What a store says to the charges of one call, in their order."""
 
-    taken: list[Taken]
+    taken: list[ChargeResult]
     workers: int
     """How many share the store now, this one included."""
     forgot: float | None = None
-    """As `Charged.forgot`."""
+    """As `ChargeResults.forgot`."""
 
 
 SEAT_WAIT = 1.0

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from millstream._stores.base import Backend, Log, Map
-from millstream._stores.follow import PAUSE
 from millstream._stores.health import LogOnce
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, Decision, Seat
+from millstream._stores.tail import PAUSE
 from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 
 __all__ = ["BackendStore"]

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import Final
 
 from millstream._stores.base import Map
-from millstream._stores.rates import SEAT_WAIT, Charge, Charged, Pace, Quota, Seat, Taken
+from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
 
 MAX_PACES: Final = 100_000
 _SLACK: Final = 1e-6
@@ -35,7 +35,7 @@ class Tally:
         self._lock = asyncio.Lock()
         """One at a time reads quotas and writes them: a store in a file takes time for that."""
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         """As `Backend.charge`."""
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
@@ -50,9 +50,9 @@ class Tally:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
                         await self._values.put(_name(quota), value, quota.until - wall, lossy=True)
             else:
-                found = [Taken(each.wait, each.left + each.amount) for each in found]
+                found = [ChargeResult(each.wait, each.left + each.amount) for each in found]
         forgot = [self._forgot[kind] for kind in map(_kind_of, charges) if kind in self._forgot] if self._forgot else []
-        return Charged(found, self._clock() - max(forgot) if forgot else None)
+        return ChargeResults(found, self._clock() - max(forgot) if forgot else None)
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
         """As `Backend.release`."""
@@ -68,7 +68,7 @@ class Tally:
 
     def _look(
         self, worker: str, charge: Charge, gone: Collection[str], used: dict[str, float], now: float, wall: float
-    ) -> Taken:
+    ) -> ChargeResult:
         """What there is for a charge, and what will be left."""
         if isinstance(charge, Pace):
             each = charge.seconds / charge.count
@@ -89,7 +89,7 @@ class Tally:
         free = charge.count - len(held)
         return _taken(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
 
-    def _take(self, worker: str, charge: Charge, taken: Taken, now: float) -> None:
+    def _take(self, worker: str, charge: Charge, taken: ChargeResult, now: float) -> None:
         if isinstance(charge, Seat):
             self._seats[charge.key].add((worker, charge.holder))
         elif isinstance(charge, Pace):
@@ -118,9 +118,9 @@ class Tally:
         self._paces = kept
 
 
-def _taken(wait: float, room: float, amount: float) -> Taken:
+def _taken(wait: float, room: float, amount: float) -> ChargeResult:
     """Where it's allowed, `left` is what is left behind it."""
-    return Taken(wait, max(0.0, room)) if wait > 0 else Taken(0.0, max(0.0, room - amount), amount)
+    return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 
 
 def _kind(key: str) -> str:

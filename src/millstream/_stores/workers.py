@@ -19,9 +19,9 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
-from millstream._stores.follow import PAUSE, Tail
 from millstream._stores.health import LogOnce
 from millstream._stores.memory.topics import Topics, Watchers
+from millstream._stores.tail import PAUSE, Tail
 
 ROSTER: Final = "roster:workers"
 MESSAGES: Final = "bus:all"

@@ -27,7 +27,7 @@ _MARK = b',"hash":"'
 _encode = msgspec.json.Encoder().encode
 
 
-class Entry(Struct, omit_defaults=True):
+class AuditEntry(Struct, omit_defaults=True):
     """What one line says, before it is written."""
 
     at: str
@@ -61,7 +61,7 @@ class AuditLog:
             os.close(self._fd)
             raise
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: AuditEntry) -> None:
         """Append a line. It is with the system when this returns.
 
         Raises:
@@ -140,7 +140,7 @@ def _check(line: bytes) -> dict[str, Any] | None:
     return found if is_object(found) else None
 
 
-class Broken(Exception):
+class BrokenAuditLog(Exception):
     """A line is not what it was; the text says which."""
 
 
@@ -155,9 +155,11 @@ def verify(path: Path) -> tuple[int, str]:
     for number, line in enumerate(_lines(path), 1):
         found = _check(line)
         if found is None:
-            raise Broken(f"Line {number} of {path} was changed.")
+            raise BrokenAuditLog(f"Line {number} of {path} was changed.")
         if found.get("prev") != previous or found.get("seq") != seq + 1:
-            raise Broken(f"Before line {number} of {path}, lines are missing, were inserted, or changed places.")
+            raise BrokenAuditLog(
+                f"Before line {number} of {path}, lines are missing, were inserted, or changed places."
+            )
         seq, previous = seq + 1, str(found["hash"])
     return seq, previous
 
@@ -166,7 +168,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
-                raise Broken(f"The last line of {path} is not whole.")
+                raise BrokenAuditLog(f"The last line of {path} is not whole.")
             yield line[:-1]
 
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._telemetry.metrics import Merge, Metrics, Reading
 
 _HEAD: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
@@ -39,7 +39,7 @@ class MetricsEndpoint:
         self._render = render
         self._measure = measure
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: HttpRequest) -> Response:
         """Return all metrics."""
         await self._measure()
         return Response(await self._render(), 200, _HEAD)

@@ -28,14 +28,14 @@ REST: Final[Key] = ("", "")
 """The key of operations beyond `MAX_OPERATIONS`."""
 
 
-class Tally(Struct, array_like=True, gc=False):
+class OperationTally(Struct, array_like=True, gc=False):
     """The calls of one operation."""
 
     errors: int = 0
     buckets: dict[int, int] = {}
     """Number of the bucket -> calls."""
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "OperationTally") -> None:
         """Add another tally."""
         self.errors += other.errors
         for bucket, calls in other.buckets.items():
@@ -62,17 +62,17 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
         )  # fmt: skip
 
 
-class Slot(Struct, array_like=True):
+class HistorySlot(Struct, array_like=True):
     """What happened in one slot."""
 
     at: int
     """Its beginning, in seconds since 1970."""
-    tallies: dict[int, Tally]
+    tallies: dict[int, OperationTally]
     """By number of the operation, as the history counts them."""
     gauges: Gauges
 
 
-class Past(Struct, array_like=True):
+class HistoryWindow(Struct, array_like=True):
     """A part of the history of one process."""
 
     step: int
@@ -80,16 +80,16 @@ class Past(Struct, array_like=True):
     until: int
     """The end of the last whole second, in seconds since 1970."""
     bounds: tuple[float, ...]
-    points: dict[int, tuple[Tally, Gauges]]
+    points: dict[int, tuple[OperationTally, Gauges]]
     """Beginning -> all operations together."""
-    chosen: dict[int, Tally]
+    chosen: dict[int, OperationTally]
     """The same for one operation, if one was chosen."""
-    operations: dict[Key, Tally]
+    operations: dict[Key, OperationTally]
     """Each operation over the whole time."""
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(Slot).decode
+_unpack = msgspec.msgpack.Decoder(HistorySlot).decode
 
 
 class History:
@@ -106,7 +106,7 @@ class History:
         """The beginning of each slot, and the slot itself."""
         self._merged: dict[tuple[int, int], bytes] = {}
         """Points that are over, by length and beginning: each is added up once."""
-        self._slot: Slot | None = None
+        self._slot: HistorySlot | None = None
         """The present one."""
         self._counted: dict[Labels, list[int]] = {}
         """Series -> its counts at the last look."""
@@ -129,13 +129,13 @@ class History:
         start, slot = second // SLOT * SLOT, self._slot
         if slot is None or slot.at != start:
             if slot is not None:
-                self._ring.append((slot.at, _pack(Slot(slot.at, _bounded(slot.tallies), slot.gauges))))
-            slot = self._slot = Slot(start, {}, Gauges())
+                self._ring.append((slot.at, _pack(HistorySlot(slot.at, _bounded(slot.tallies), slot.gauges))))
+            slot = self._slot = HistorySlot(start, {}, Gauges())
         slot.gauges = slot.gauges.with_(gauges)
         for number, tally in self._grown(series):
-            slot.tallies.setdefault(number, Tally(0, {})).add(tally)
+            slot.tallies.setdefault(number, OperationTally(0, {})).add(tally)
 
-    def _grown(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, Tally]]:
+    def _grown(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
         for labels, each in series.items():
             known = self._counted.get(labels)
             if known == each.counts:
@@ -146,7 +146,10 @@ class History:
             grown = enumerate(zip(counts, before, strict=True))
             buckets = {place: now - then for place, (now, then) in grown if now != then}
             if buckets:
-                yield self._number((labels[0], labels[1])), Tally(sum(buckets.values()) if labels[2] else 0, buckets)
+                yield (
+                    self._number((labels[0], labels[1])),
+                    OperationTally(sum(buckets.values()) if labels[2] else 0, buckets),
+                )
 
     def _number(self, key: Key) -> int:
         number = self._numbers.get(key)
@@ -155,7 +158,7 @@ class History:
             self._keys.append(key)
         return number
 
-    def look(self, seconds: int, chosen: Key | None = None) -> Past:
+    def look(self, seconds: int, chosen: Key | None = None) -> HistoryWindow:
         """Return the last so many seconds. Another thread may call it: a day takes long when it's first asked for.
 
         Args:
@@ -163,19 +166,19 @@ class History:
             chosen: an operation whose own points are wanted, too.
         """
         step, last = STEPS.get(seconds, SLOT), self._last if self._last is not None else -1
-        past = Past(step, last + 1, self.bounds, {}, {}, {})
+        past = HistoryWindow(step, last + 1, self.bounds, {}, {}, {})
         number = self._numbers.get(chosen, -1) if chosen is not None else -1
         for point in self._points(step, last + 1 - seconds):
-            whole = Tally(0, {})
+            whole = OperationTally(0, {})
             for each, tally in point.tallies.items():
                 whole.add(tally)
-                past.operations.setdefault(self._keys[each], Tally(0, {})).add(tally)
+                past.operations.setdefault(self._keys[each], OperationTally(0, {})).add(tally)
             past.points[point.at] = whole, point.gauges
             if number in point.tallies:
                 past.chosen[point.at] = point.tallies[number]
         return past
 
-    def _points(self, step: int, since: int) -> Iterator[Slot]:
+    def _points(self, step: int, since: int) -> Iterator[HistorySlot]:
         """Yield the points of a length that end after a moment."""
         ring = list(self._ring)
         if self._slot is not None:
@@ -199,18 +202,18 @@ class History:
         return sum(len(data) for _, data in self._ring)
 
 
-def _together(at: int, slots: Iterable[Slot]) -> Slot:
+def _together(at: int, slots: Iterable[HistorySlot]) -> HistorySlot:
     """Add up the slots of a point."""
-    tallies: dict[int, Tally] = {}
+    tallies: dict[int, OperationTally] = {}
     gauges = Gauges()
     for slot in slots:
         gauges = gauges.with_(slot.gauges)
         for number, tally in slot.tallies.items():
-            tallies.setdefault(number, Tally(0, {})).add(tally)
-    return Slot(at, _bounded(tallies), gauges)
+            tallies.setdefault(number, OperationTally(0, {})).add(tally)
+    return HistorySlot(at, _bounded(tallies), gauges)
 
 
-def _bounded(tallies: dict[int, Tally]) -> dict[int, Tally]:
+def _bounded(tallies: dict[int, OperationTally]) -> dict[int, OperationTally]:
     if len(tallies) <= MAX_OPERATIONS:
         return tallies
 
@@ -218,7 +221,7 @@ def _bounded(tallies: dict[int, Tally]) -> dict[int, Tally]:
         return tallies[number].errors, sum(tallies[number].buckets.values())
 
     kept = set(nlargest(MAX_OPERATIONS, (number for number in tallies if number), key=hurts))
-    rest = tallies.get(0, Tally(0, {}))
+    rest = tallies.get(0, OperationTally(0, {}))
     for number, tally in tallies.items():
         if number and number not in kept:
             rest.add(tally)

@@ -14,14 +14,14 @@ from millstream._http.message import neighborhood
 from millstream._protocol import projection
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
-from millstream._protocol.handshake import Opening, read_initialize
+from millstream._protocol.handshake import Handshake, read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import Call, handshake_call, per_request_call
-from millstream._server.calls.changes import Change, encode_change, touched
+from millstream._server.calls.changes import ServerChange, encode_change, touched
 from millstream._server.calls.message_observer import SESSION_OVER
-from millstream._server.calls.sessions import Record, Session
+from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.batches import is_batch, read_batch, refuse_batch, settle_task
 
@@ -31,8 +31,8 @@ Drain = Callable[[], Awaitable[None]]
 _LISTEN = "subscriptions/listen"
 
 
-class Connection:
-    """One client on one connection. It is also the `Line` of every call on it."""
+class ClientConnection:
+    """One client on one connection. It is also the `ReplyChannel` of every call on it."""
 
     __slots__ = (
         "_dispatcher", "_drain", "_ends", "_gone", "_headers", "_principal", "_stop_watching", "_tasks", "_transport",
@@ -242,7 +242,7 @@ class Connection:
         if self._stop_watching is None and self.session is not None:
             self._stop_watching = self._dispatcher.services.changes.watch(self._changed)
 
-    def _changed(self, change: Change, message: bytes) -> None:
+    def _changed(self, change: ServerChange, message: bytes) -> None:
         session = self.session
         assert session is not None  # noqa: S101  watched only in a session
         assert session.record is not None  # noqa: S101  sessions of connections have one
@@ -250,7 +250,7 @@ class Connection:
             self._write(message)
             return
         for uri in touched(change, session.record.subscriptions):
-            self._write(message if uri == change.uri else encode_change(Change("updated", uri)))
+            self._write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
 
     def finish(self, then: Callable[[], None]) -> None:
         """End the subscriptions, and call back when their results are written; at once when called again meanwhile."""
@@ -284,8 +284,8 @@ class Connection:
                 self._dispatcher.abandon(call, self.id)
 
 
-def _session(id: str, opening: Opening, owner: str) -> Session:
-    return Session(id, opening.revision, opening.client, record=Record(), owner=owner)
+def _session(id: str, opening: Handshake, owner: str) -> Session:
+    return Session(id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
 
 
 def _owner(principal: Principal | None, peer: str) -> str:

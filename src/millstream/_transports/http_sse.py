@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.media import carries_json
-from millstream._http.message import STREAM_HEAD, TEXT_HEAD, Request, Response, Sink, query_value
+from millstream._http.message import STREAM_HEAD, TEXT_HEAD, HttpRequest, Response, Sink, query_value
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import check_text, require_json
@@ -20,9 +20,9 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.services import lasts_until
 from millstream._server.dispatch import Dispatcher
-from millstream._server.peer_messages import Posted
+from millstream._server.peer_messages import PostedMessage
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._transports.connection import Connection
+from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import (
     SESSION_NOT_FOUND,
@@ -62,14 +62,14 @@ class HttpSse:
         self._dispatcher = dispatcher
         self._path = dispatcher.services.settings.messages_path
         self._streams = streams
-        self._connections: dict[str, tuple[Connection, bytes]] = {}
+        self._connections: dict[str, tuple[ClientConnection, bytes]] = {}
         """Session id -> connection, and what stands for the principal that opened it."""
         self._sinks: set[Sink] = set()
         self._name = dispatcher.services.store.workers.me
         dispatcher.services.peers.on_workers(self._look_at_my_name)
-        dispatcher.services.peers.on(Posted, self._posted_elsewhere)
+        dispatcher.services.peers.on(PostedMessage, self._posted_elsewhere)
 
-    async def get(self, request: Request) -> Response | None:
+    async def get(self, request: HttpRequest) -> Response | None:
         """Open the stream and serve the session until it closes."""
         if (unread := no_stream(request.headers.get(b"accept"))) is not None:
             return unread
@@ -78,7 +78,7 @@ class HttpSse:
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
         session_id = self._mint(principal)
-        connection = Connection(
+        connection = ClientConnection(
             self._dispatcher,
             partial(_write, sink),
             sink.drain,
@@ -100,14 +100,14 @@ class HttpSse:
             await connection.close()
         return None
 
-    async def post(self, request: Request) -> Response:
+    async def post(self, request: HttpRequest) -> Response:
         """Take one message; the answer goes to the stream."""
         reply = await self._take(request)
         if reply is not _ACCEPTED:
             self._dispatcher.services.note("", "sse", status=str(reply.status))
         return reply
 
-    async def _take(self, request: Request) -> Response:
+    async def _take(self, request: HttpRequest) -> Response:
         if not carries_json(request.headers):
             return WRONG_TYPE
         session_id = query_value("session_id", request.query)
@@ -128,7 +128,7 @@ class HttpSse:
             found[0].receive(request.body)
             return _ACCEPTED
         try:
-            there = await self._dispatcher.services.peers.send(worker, Posted(session_id, request.body))
+            there = await self._dispatcher.services.peers.send(worker, PostedMessage(session_id, request.body))
         except (StoreUnavailable, StoreFull):
             return _UNREACHABLE
         return _ACCEPTED if there else _UNKNOWN
@@ -141,7 +141,7 @@ class HttpSse:
         for sink in list(self._sinks):
             sink.close()
 
-    def _posted_elsewhere(self, message: Posted, worker: str) -> None:
+    def _posted_elsewhere(self, message: PostedMessage, worker: str) -> None:
         # The other worker knows whose the session is, but not whether its stream is still open.
         found = self._connections.get(message.connection)
         if found is not None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from millstream._http.compression import GZIP_HEAD, accepts_gzip, gzip_member
 from millstream._http.media import accepted, carries_json
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_values
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, Sink, last_event_id, query_values
 from millstream._http.problems import plain_problem
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shorten
@@ -23,7 +23,7 @@ from millstream._server.calls.message_observer import ObserveMessage, ignore_mes
 from millstream._server.calls.services import lasts_until
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
-from millstream.hub import Encode, Event, Forbidden, Hub, InvalidName, TooLarge, TooMany
+from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, TooMany
 from millstream.hub._channels import DEFAULT
 from millstream.hub._limits import check_unread
 
@@ -87,7 +87,7 @@ class HubRoutes:
         client_id = path.removeprefix(CLIENT_PATH)
         return client_id if client_id and client_id != path and "/" not in client_id else None
 
-    async def events(self, request: Request) -> Response | Sink:
+    async def events(self, request: HttpRequest) -> Response | Sink:
         """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
         query, principal, address = query_values(request.query), request.principal, request.peer
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
@@ -115,7 +115,7 @@ class HubRoutes:
 
         return await self._serve(request, admit, begin)
 
-    async def client_stream(self, request: Request) -> Response | Sink:
+    async def client_stream(self, request: HttpRequest) -> Response | Sink:
         """Stream what is sent to one client: progress and results of its streamed calls."""
         client_id, principal, address = self.match(request.path), request.principal, request.peer
         if client_id is None:
@@ -138,7 +138,7 @@ class HubRoutes:
         return await self._serve(request, partial(receive, client_id, principal=principal, address=address), begin)
 
     async def _serve(
-        self, request: Request, admit: Callable[[], object], begin: Callable[[Sink, Encode], Awaitable[None]]
+        self, request: HttpRequest, admit: Callable[[], object], begin: Callable[[Sink, Encode], Awaitable[None]]
     ) -> Response | Sink:
         """Open a stream. Whatever can be refused is refused before the hub hears of anybody."""
         try:
@@ -160,7 +160,7 @@ class HubRoutes:
             raise
         return sink
 
-    async def publish(self, request: Request) -> Response:
+    async def publish(self, request: HttpRequest) -> Response:
         """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
         channel, principal = "", None
         try:
@@ -171,13 +171,13 @@ class HubRoutes:
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
         except ProtocolError as exc:
             reply = plain_problem(max(exc.status, 400), exc.message)
-        except (InvalidName, Forbidden, TooLarge, StoreFull, StoreUnavailable) as exc:
+        except (InvalidName, Forbidden, EventTooLarge, StoreFull, StoreUnavailable) as exc:
             reply = _refusal(exc)
         status = "" if reply.status == 200 else str(reply.status)
         self._note("hub/publish", "http", status=status, target=channel, principal=principal)
         return reply
 
-    def _read_publication(self, request: Request) -> Publication:
+    def _read_publication(self, request: HttpRequest) -> Publication:
         """Read the body of `publish`.
 
         Raises:
@@ -204,7 +204,7 @@ class HubRoutes:
 _STATUS: dict[type[Exception], tuple[int, bytes]] = {
     InvalidName: (400, b""),
     Forbidden: (403, b""),
-    TooLarge: (413, b""),
+    EventTooLarge: (413, b""),
     TooMany: (503, _RETRY_AFTER),
     StoreFull: (503, _RETRY_AFTER),
     StoreUnavailable: (503, _RETRY_AFTER),

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 from millstream._server.dispatch import Dispatcher
-from millstream._transports.connection import Connection
+from millstream._transports.connection import ClientConnection
 
 _MAX_WAITING = 10_000
 """Messages a client may leave unread before it is cut off."""
@@ -16,7 +16,7 @@ class MemoryPipe:
     __slots__ = ("_connection", "_news", "_waiting", "closed")
 
     def __init__(self, dispatcher: Dispatcher) -> None:
-        self._connection = Connection(dispatcher, self._take, self._no_wait, transport="memory")
+        self._connection = ClientConnection(dispatcher, self._take, self._no_wait, transport="memory")
         self._waiting: deque[bytes] = deque()
         self._news = asyncio.Event()
         self.closed = False

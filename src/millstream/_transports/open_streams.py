@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol
 from millstream._http.message import Sink
 from millstream._protocol.sse import COMMENT, retry
 from millstream._server.calls.services import principal_id
-from millstream._server.load import Caller, most_streams
-from millstream._stores.base import Log, Sealed
-from millstream._stores.memory.deadlines import SLACK, Deadlines
+from millstream._server.load import RequestOwner, most_streams
+from millstream._stores.base import Log, StreamSealed
+from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
 
 _MAX_UNENDED = 10_000
 _AWAY_MS = (1_000, 4_000)
@@ -31,14 +31,14 @@ doesn't wait for that.
 """
 
 
-class Leaving(Protocol):
+class TakeoverListener(Protocol):
     """What can hear that its stream is read elsewhere."""
 
     def leave(self) -> None:
         """Write nothing more."""
 
 
-class _Open(NamedTuple):
+class _OpenStream(NamedTuple):
     """How a stream is written to and ended."""
 
     code: Code
@@ -63,8 +63,8 @@ class OpenStreams:
         self._max_per_owner = max_per_owner
         self.wall: Callable[[], float] = time
         """This machine's clock, by which credentials were checked, and not the store's."""
-        self._sinks: dict[Sink, _Open] = {}
-        self._ends = Deadlines[int]()
+        self._sinks: dict[Sink, _OpenStream] = {}
+        self._ends = ExpiryHeap[int]()
         """When the credential of a stream ends, for those whose does."""
         self._numbered: dict[int, Sink] = {}
         self._number = 0
@@ -75,7 +75,7 @@ class OpenStreams:
         """Streams that count: all but those of calls, which have a cap of their own."""
         self.by_kind: Counter[tuple[str, ...]] = Counter()
         """How many there are of each kind: transport and revision."""
-        self.lines: dict[str, Leaving] = {}
+        self.lines: dict[str, TakeoverListener] = {}
         """Log name -> the line of a call that runs here: it leaves when the stream is taken up elsewhere."""
         self._unended: dict[str, Callable[[], Awaitable[None]]] = {}
         """Log name -> what writes its end, which the store has not taken yet."""
@@ -102,7 +102,7 @@ class OpenStreams:
         )
         return nlargest(count, found, key=lambda each: (each[3], each[2]))
 
-    def full(self, caller: Caller) -> bool:
+    def full(self, caller: RequestOwner) -> bool:
         """Whether a caller may open no further stream."""
         most = most_streams(caller, self._max, self._max_per_owner)
         return self._owned >= self._max or self._by_owner.get(caller.owner, 0) >= most
@@ -110,7 +110,7 @@ class OpenStreams:
     def add(
         self,
         sink: Sink,
-        caller: Caller | None = None,
+        caller: RequestOwner | None = None,
         kind: tuple[str, str] = ("http", ""),
         *,
         code: "Code" = bytes,
@@ -134,7 +134,7 @@ class OpenStreams:
         self._kinds[sink] = kind
         end = end or sink.close
         owner = None if caller is None else principal_id(caller.principal)
-        self._sinks[sink] = _Open(code, monotonic(), end, dismiss or end, owner, finish)
+        self._sinks[sink] = _OpenStream(code, monotonic(), end, dismiss or end, owner, finish)
         self.by_kind[kind] += 1
         share = None if caller is None else caller.owner
         if share is not None:
@@ -204,7 +204,7 @@ class OpenStreams:
         that lack their end get it.
         """
         for name, end in list(self._unended.items()):
-            with suppress(Sealed):
+            with suppress(StreamSealed):
                 await end()
             self._unended.pop(name, None)
         done = await asyncio.gather(*(log.touch(name, ttl) for name in self.lines), return_exceptions=True)

@@ -21,7 +21,7 @@ from millstream._protocol.errors import PARSE_ERROR
 from millstream._protocol.jsonrpc import error_message
 from millstream._protocol.lines import LineSplitter
 from millstream._server.dispatch import Dispatcher
-from millstream._transports.connection import Connection
+from millstream._transports.connection import ClientConnection
 
 _CHUNK = 256 * 1024
 _LAST_SECONDS = 1.0
@@ -165,7 +165,7 @@ async def serve_stdio(
 
 
 async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyncio.Event | None) -> None:
-    connection = Connection(dispatcher, output.write, output.drain, transport="stdio")
+    connection = ClientConnection(dispatcher, output.write, output.drain, transport="stdio")
     stop_reading: Callable[[], None] | None = None
     try:
         await output.open()
@@ -189,7 +189,7 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyn
             stop_reading()
 
 
-async def _last_words(connection: Connection, output: _Output, seconds: float) -> bool:
+async def _last_words(connection: ClientConnection, output: _Output, seconds: float) -> bool:
     """Wait until every call is answered and written, or a time is over; False then."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -200,7 +200,7 @@ async def _last_words(connection: Connection, output: _Output, seconds: float) -
 
 
 async def _read_all(
-    read: Callable[[int], Awaitable[bytes]], connection: Connection, output: _Output, max_line: int
+    read: Callable[[int], Awaitable[bytes]], connection: ClientConnection, output: _Output, max_line: int
 ) -> None:
     """Take every line until the input ends."""
     splitter = LineSplitter(max_line)

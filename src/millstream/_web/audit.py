@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from millstream._http.message import JSON_HEAD, Request, Response, query_value
+from millstream._http.message import JSON_HEAD, HttpRequest, Response, query_value
 from millstream._protocol.jsonrpc import encode
 from millstream._telemetry.audit_tail import newest
 
@@ -19,7 +19,7 @@ class AuditRecords:
         """`path` is that of the file; empty where no audit log is kept."""
         self._path = path
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: HttpRequest) -> Response:
         """``{"kept": bool, "records": [...]}``, the newest record first.
 
         ``?q=`` has words that all have to be in a record, ``?failed=1`` leaves out what went well.

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from millstream._http.message import JSON_HEAD, Handler, Request, Response, query_value
+from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, query_value
 from millstream._protocol.jsonrpc import encode
 
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
@@ -30,17 +30,17 @@ class DashboardQueries(Protocol):
 def query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
     """The handlers for GET by path."""
 
-    async def history(request: Request) -> Response:
+    async def history(request: HttpRequest) -> Response:
         """``?seconds=`` up to a day; ``?method=`` and ``?name=`` for the points of one operation, too."""
         given = query_value("seconds", request.query)
         seconds = int(given) if given.isdecimal() and len(given) < 8 else 60
         method, name = query_value("method", request.query), query_value("name", request.query)
         return _reply(await queries.history(min(seconds, _DAY), method, name))
 
-    async def calls(request: Request) -> Response:
+    async def calls(request: HttpRequest) -> Response:
         return _reply(await queries.calls())
 
-    async def readers(request: Request) -> Response:
+    async def readers(request: HttpRequest) -> Response:
         return _reply(await queries.readers())
 
     return {"/dashboard/history": history, "/dashboard/calls": calls, "/dashboard/readers": readers}
@@ -59,10 +59,10 @@ def upstream_handlers(
         info: title and version of the server.
     """
 
-    async def describe(request: Request) -> Response:
+    async def describe(request: HttpRequest) -> Response:
         return _reply({**info, "upstreams": await upstreams()})
 
-    async def offered(request: Request) -> Response:
+    async def offered(request: HttpRequest) -> Response:
         """``?upstream=`` is its name."""
         found = items(query_value("upstream", request.query))
         return _MISSING if found is None else _reply(found)

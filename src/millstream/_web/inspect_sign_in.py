@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.client.url import Url, parse
-from millstream._http.message import JSON_HEAD, Request, Response
+from millstream._http.message import JSON_HEAD, HttpRequest, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, principal_id
@@ -92,7 +92,7 @@ class SignIns:
 
     # What the page asks
 
-    async def begin(self, request: Request, url: Url) -> Response:
+    async def begin(self, request: HttpRequest, url: Url) -> Response:
         """Where to send the person: ``{"url": …}``."""
         if not is_own(request):
             return _FOREIGN
@@ -118,7 +118,7 @@ class SignIns:
         await self._vault.put(f"inspect-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
         return Response(encode({"url": asked.url}), 200, _HEAD + cookie)
 
-    async def returned(self, request: Request) -> Response:
+    async def returned(self, request: HttpRequest) -> Response:
         """`GET /inspect/callback`: somebody is back. Each state counts once, in the browser that left with it."""
         try:
             answer = answer_of("?" + request.query.decode("latin-1"))
@@ -140,7 +140,7 @@ class SignIns:
         await self._keep(pending.key, held)
         return arrived(request, "/inspect", b"")
 
-    async def leave(self, request: Request, url: Url) -> Response:
+    async def leave(self, request: HttpRequest, url: Url) -> Response:
         """Forget the tokens for a server: ``{"revoked": …}`` says whether their issuer has, too."""
         if not is_own(request):
             return _FOREIGN
@@ -150,7 +150,7 @@ class SignIns:
         revoked = held is not None and await _revoke(request, held, url)
         return Response(encode({"revoked": revoked}), 200, _HEAD)
 
-    async def known(self, request: Request, url: Url) -> dict[str, Any] | None:
+    async def known(self, request: HttpRequest, url: Url) -> dict[str, Any] | None:
         """Who is signed in at a server, as far as their token says."""
         held = await self._mine(request, url)
         tokens = None if held is None else held.kept.tokens.get(str(url))
@@ -160,7 +160,7 @@ class SignIns:
 
     # What the way through asks
 
-    async def authorization(self, request: Request, url: Url, *, refused: str = "") -> str:
+    async def authorization(self, request: HttpRequest, url: Url, *, refused: str = "") -> str:
         """The header for a request of the page's to a server, empty where nobody is signed in.
 
         Args:
@@ -177,7 +177,7 @@ class SignIns:
             tokens = await self._renewed(request, url, tokens) or tokens
         return "" if _bearer(tokens) == refused else _bearer(tokens)
 
-    async def _renewed(self, request: Request, url: Url, before: Tokens) -> Tokens | None:
+    async def _renewed(self, request: HttpRequest, url: Url, before: Tokens) -> Tokens | None:
         """The tokens after these. A refresh token often counts once, so workers take turns."""
         key = _key(request, cookie_of(request, _COOKIE), url)
         async with self._turn(key):
@@ -212,7 +212,7 @@ class SignIns:
 
     # What is kept
 
-    async def _mine(self, request: Request, url: Url) -> Held | None:
+    async def _mine(self, request: HttpRequest, url: Url) -> Held | None:
         """What is kept for a request, if a page of ours makes it: a browser sends its cookies with others', too."""
         browser = cookie_of(request, _COOKIE)
         return await self._held(_key(request, browser, url)) if browser and is_own(request) else None
@@ -229,7 +229,7 @@ class SignIns:
     async def _keep(self, key: str, held: Held) -> None:
         await self._vault.put(_place(key), self._sealed(key, held), _SECONDS)
 
-    async def _take(self, request: Request, state: str) -> PendingSignIn | None:
+    async def _take(self, request: HttpRequest, state: str) -> PendingSignIn | None:
         """The pending sign-in of a state, for the browser that left with it. Whoever comes with it, it's spent."""
         raw = await self._vault.take(f"inspect-pending:{digest(state)}") if state else None
         pending = (
@@ -241,7 +241,7 @@ class SignIns:
         return pending if hmac.compare_digest(key, pending.key) else None
 
 
-async def _revoke(request: Request, held: Held, url: Url) -> bool:
+async def _revoke(request: HttpRequest, held: Held, url: Url) -> bool:
     """Have the tokens for a server revoked; whether they were. They are forgotten here all the same."""
     try:
         async with asyncio.timeout(_PATIENCE):
@@ -250,7 +250,7 @@ async def _revoke(request: Request, held: Held, url: Url) -> bool:
         return False
 
 
-def _client(request: Request, held: Held, scope: str = "") -> OAuth:
+def _client(request: HttpRequest, held: Held, scope: str = "") -> OAuth:
     store = MemoryStore()
     store.save(held.kept)
     who = held.client
@@ -261,12 +261,12 @@ def _client(request: Request, held: Held, scope: str = "") -> OAuth:
     return made.bound_to(held.only) if held.only else made
 
 
-def _base(request: Request) -> str:
+def _base(request: HttpRequest) -> str:
     """What the addresses of this server begin with, as the browser knows it."""
     return f"{request.scheme}://{request.headers.get(b'host', b'').decode('latin-1')}{request.root_path}"
 
 
-def _browser(request: Request) -> tuple[str, bytes]:
+def _browser(request: HttpRequest) -> tuple[str, bytes]:
     """The name of this browser, and the header line with which it keeps it."""
     name = cookie_of(request, _COOKIE)
     name = name if len(name) == 43 else new_secret()
@@ -277,7 +277,7 @@ def _browser(request: Request) -> tuple[str, bytes]:
     return name, line.encode("latin-1")
 
 
-def _key(request: Request, browser: str, url: Url, owner: str | None = None) -> str:
+def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None) -> str:
     """The name of what is kept for this browser, operator, page and server."""
     owner = principal_id(request.principal) if owner is None else owner
     return digest("\n".join((browser, owner, _base(request), str(url))))
@@ -302,7 +302,7 @@ def _who(token: str) -> str:
     return next((each for each in found if isinstance(each, str) and each.isprintable() and len(each) < 128), "")
 
 
-def _refused(request: Request, exc: ClientError) -> str:
+def _refused(request: HttpRequest, exc: ClientError) -> str:
     if isinstance(exc, AccessDenied) and exc.remedy:
         redirect = _base(request) + CALLBACK
         return f"{exc.message} Register a client there with the redirect URI {redirect}, and enter its id below."
@@ -315,5 +315,5 @@ def _short(text: str) -> str:
     return plain if len(plain) <= _MAX_SAID else f"{plain[:_MAX_SAID]}…"
 
 
-def _turned_back(request: Request, text: str, status: int) -> Response:
+def _turned_back(request: HttpRequest, text: str, status: int) -> Response:
     return turned_back(request, "/inspect", text, status)

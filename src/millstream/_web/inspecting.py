@@ -8,10 +8,10 @@ other server come as `Mcp-Inspect-Authorization`, or from `SignIns`, where the o
 
 from collections.abc import Sequence
 
-from millstream._http.client.connection import Reply, lines
-from millstream._http.client.pool import Pool
+from millstream._http.client.connection import HttpReply, lines
+from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
-from millstream._http.message import JSON_HEAD, Request, Response, Sink, header_lines, refusal
+from millstream._http.message import JSON_HEAD, HttpRequest, Response, Sink, header_lines, refusal
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, lasts_until
 from millstream._transports.open_streams import OpenStreams
@@ -55,7 +55,7 @@ class Inspecting:
         self._shows_log = shows_log
         self.sign_ins = SignIns(services)
 
-    async def servers(self, request: Request) -> Response:
+    async def servers(self, request: HttpRequest) -> Response:
         """`GET` of the list."""
         known = [
             {"name": name, "url": str(url), "signed_in": await self.sign_ins.known(request, url)}
@@ -65,7 +65,7 @@ class Inspecting:
             encode({"servers": known, "log": self._shows_log}), 200, JSON_HEAD + b"cache-control: no-store\r\n"
         )
 
-    async def sign_in(self, request: Request) -> Response:
+    async def sign_in(self, request: HttpRequest) -> Response:
         """`POST` begins to sign in to one server, `DELETE` signs out."""
         url = self._urls.get(request.path.removeprefix(SIGN_IN))
         if url is None:
@@ -73,7 +73,7 @@ class Inspecting:
         request.cancel_on_disconnect = True
         return await (self.sign_ins.leave if request.method == "DELETE" else self.sign_ins.begin)(request, url)
 
-    async def relay(self, request: Request) -> Response | Sink | None:
+    async def relay(self, request: HttpRequest) -> Response | Sink | None:
         """`POST`, `GET` or `DELETE` of one server: what it says to the same request."""
         url = self._urls.get(request.path.removeprefix(PREFIX))
         if url is None:
@@ -81,7 +81,7 @@ class Inspecting:
         if self._streams.full(request):
             return _BUSY
         request.cancel_on_disconnect = True
-        pool = Pool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
+        pool = ConnectionPool(url, max_connections=1, max_body=_MAX_BODY, connect_timeout=10.0, tls=None)
         try:
             reply = await self._ask(request, url, pool)
             if reply.stream is not None:
@@ -95,7 +95,7 @@ class Inspecting:
             return refusal(502, f"{url} redirects to {where[:500]}. If you trust that server, name its URL.")
         return Response(reply.body, reply.status, _head(reply))
 
-    async def _ask(self, request: Request, url: Url, pool: Pool) -> Reply:
+    async def _ask(self, request: HttpRequest, url: Url, pool: ConnectionPool) -> HttpReply:
         """What a server says: with the key of the page, or as whom the operator has signed in there."""
         if _CREDENTIALS in request.headers:
             key = request.headers[_CREDENTIALS].decode("latin-1")
@@ -109,7 +109,7 @@ class Inspecting:
             reply.stream.close()
         return await pool.send(_request(url, request, again), repeatable=False)
 
-    async def _follow(self, request: Request, reply: Reply) -> Response | None:
+    async def _follow(self, request: HttpRequest, reply: HttpReply) -> Response | None:
         stream = reply.stream
         assert stream is not None  # noqa: S101  the caller looked
         if self._streams.full(request):  # many may have waited for the other server
@@ -140,7 +140,7 @@ def _checked(text: str) -> Url:
     return url
 
 
-def _request(url: Url, request: Request, authorization: str) -> bytes:
+def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
     """The request for the other server, with the headers that MCP knows and no others."""
     passed = {
         name.decode("latin-1"): value.decode("latin-1")
@@ -156,7 +156,7 @@ def _request(url: Url, request: Request, authorization: str) -> bytes:
     return head.encode("latin-1") + body
 
 
-def _head(reply: Reply) -> bytes:
+def _head(reply: HttpReply) -> bytes:
     found = {name.decode().replace("-", "_"): reply.header(name) for name in _RETURNED if name in reply.headers}
     challenge = reply.header(b"www-authenticate")
     if challenge.lower().startswith("bearer"):  # a browser would ask the person for the password of another kind

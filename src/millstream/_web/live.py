@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, Request, Response, Sink, last_event_id, query_value
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, Sink, last_event_id, query_value
 from millstream._http.problems import plain_problem
 from millstream._protocol import sse
 from millstream._protocol.jsonrpc import encode
@@ -72,7 +72,7 @@ class LogFeed:
         self._streams = streams
         self._instance = secrets.token_hex(4)
 
-    async def events(self, request: Request) -> Response | None:
+    async def events(self, request: HttpRequest) -> Response | None:
         """Send the lines that are held, then new ones, as JSON arrays. ``Last-Event-ID`` leaves out known lines."""
         if self._streams.full(request):
             return _BUSY
@@ -159,7 +159,7 @@ class DashboardFeed:
             else:
                 sink.write(chunk)
 
-    async def events(self, request: Request) -> Response | None:
+    async def events(self, request: HttpRequest) -> Response | None:
         """`GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, spares lines that were already told."""
         if self._streams.full(request):
             return _BUSY
@@ -217,7 +217,7 @@ class ChatMembers:
     def __init__(self, hub: Room) -> None:
         self._hub = hub
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: HttpRequest) -> Response:
         """A JSON array of ``{client_id, name, since}``, in the order of arrival. ``?channel=`` is ``chat`` by default.
 
         Whoever may not listen to the channel gets 403: the hub's rules hold here, too.

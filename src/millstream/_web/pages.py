@@ -17,7 +17,7 @@ from importlib.resources.abc import Traversable
 
 from msgspec import Struct
 
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._parts import WATCH, Route, RouteRegistry
 from millstream._web.modules import needed, versioned
 
@@ -72,7 +72,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     """
     names = None if shown is None else frozenset(shown)
 
-    async def handler(request: Request) -> Response:
+    async def handler(request: HttpRequest) -> Response:
         known = request.headers.get(b"if-none-match", b"")
         return asset(request.path, query=request.query, known=known, shown=names)
 
@@ -108,13 +108,13 @@ def leads_to(page: str) -> Handler:
     """
     reply = Response(b"", 303, f"location: {page}\r\ncache-control: no-cache\r\n".encode() + _GUARDS)
 
-    async def handler(request: Request) -> Response:
+    async def handler(request: HttpRequest) -> Response:
         return reply
 
     return handler
 
 
-async def get(request: Request) -> Response:
+async def get(request: HttpRequest) -> Response:
     """`GET` of a page or of one of its files."""
     return asset(request.path, query=request.query, known=request.headers.get(b"if-none-match", b""))
 

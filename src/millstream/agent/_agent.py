@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Self
 
 from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
-from millstream._protocol.suggesting import suggesting
+from millstream._protocol.suggestions import suggesting
 from millstream.agent._answer import Answer, Line
 from millstream.agent._calling import Caller
 from millstream.agent._content import Part, message_content, text_part

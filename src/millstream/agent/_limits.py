@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from millstream._protocol.suggesting import Suggesting
+from millstream._protocol.suggestions import Suggesting
 
 
 class Limits(Struct, frozen=True, kw_only=True, metaclass=Suggesting):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.principal import EVERYTHING
-from millstream._protocol.suggesting import suggesting
+from millstream._protocol.suggestions import suggesting
 from millstream.auth._issuer_args import client, identity_provider, upstream, users
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from millstream._http.client.fetch import Fetched
+    from millstream._http.client.fetch import FetchedDocument
     from millstream._server.functions.description import Names
     from millstream.auth._authorization_server.allowlist import Allow
     from millstream.auth._authorization_server.config import IssuerOptions
@@ -222,7 +222,7 @@ def introspected(
     if not (client and secret):
         raise ValueError("auth.introspected() needs the client and the secret by which it signs in at the endpoint")
 
-    async def post(form: bytes, authorization: str) -> "Fetched":
+    async def post(form: bytes, authorization: str) -> "FetchedDocument":
         return await fetch(url, form=form, headers={"authorization": authorization}, judge=anywhere)
 
     rules = rules_of(issuer, audience, scopes, implied, believed=30.0)

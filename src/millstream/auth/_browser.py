@@ -1,9 +1,9 @@
 """What a browser says of a request by itself: whose page makes it, and which cookies it has."""
 
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 
 
-def is_own(request: Request) -> bool:
+def is_own(request: HttpRequest) -> bool:
     """Whether a page of this very origin makes the request, by the word of the browser. Only the browser knows whether
     the page came by the same scheme: a proxy may have taken TLS off.
     """
@@ -14,7 +14,7 @@ def is_own(request: Request) -> bool:
     return origin.lower().partition(b"://")[2] == headers.get(b"host", b"").lower() != b""
 
 
-def cookie_of(request: Request, name: str) -> str:
+def cookie_of(request: HttpRequest, name: str) -> str:
     """A cookie; empty when there is none, or more than one of the name: a neighbor domain may have set the other.
 
     Only blanks stand around a name (RFC 6265 §4.2.1). With whatever else Python takes for white space in front of it, a

@@ -6,7 +6,7 @@ Every reply of one kind is the same bytes, whoever asks and whatever they sent, 
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 
@@ -36,7 +36,7 @@ class Challenges:
         self._resource = resource
         self._metadata = metadata_url(resource) if resource else ""
         self._oauth = oauth
-        self.form: Callable[[Request], Response | None] = lambda request: None
+        self.form: Callable[[HttpRequest], Response | None] = lambda request: None
         """Gives people who open a page a place to sign in."""
         self.scopes: frozenset[str] = frozenset(scopes)
 
@@ -45,7 +45,7 @@ class Challenges:
         if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
             self._metadata = metadata_url(self._resource, root)
 
-    def missing(self, request: Request) -> Response:
+    def missing(self, request: HttpRequest) -> Response:
         """There is no credential."""
         text = "Sign in: send Authorization: Bearer and your key or token."
         page = self.form(request)

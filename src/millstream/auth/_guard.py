@@ -1,4 +1,4 @@
-"""The guard in front of every handler: credentials become `Request.principal`, or the reply is a challenge.
+"""The guard in front of every handler: credentials become `HttpRequest.principal`, or the reply is a challenge.
 
 What a method found out about a credential is kept under the raw value of the ``Authorization`` header, so that the next
 request costs one look into a dictionary. Handlers behind the guard read the principal and know nothing of credentials.
@@ -11,11 +11,11 @@ from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from millstream._http.message import Handler, Request, Response, Sink, neighborhood
+from millstream._http.message import Handler, HttpRequest, Response, Sink, neighborhood
 from millstream._http.server.fast_head import header_lines
 from millstream._limits.gcra import Limiter, Rate, told
 from millstream._limits.names import named
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
 from millstream._stores.rates import Pace
 from millstream.auth._challenge import Challenges
@@ -26,7 +26,7 @@ from millstream.auth._verdicts import Verdict, Verdicts
 if TYPE_CHECKING:
     from millstream.auth._signed_out import SignedOut
 
-Ambient = Callable[[Request], Awaitable[Principal | Response | None]]
+Ambient = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
 """What a request brings along unasked, such as a cookie; None when it brings nothing that counts here."""
 
 MAX_CREDENTIAL = 16 * 1024
@@ -68,7 +68,7 @@ class AuthGuard:
         """In the order in which they are asked: what is known here is shown to nobody."""
         self.told: Callable[[str], None] | None = None
         """Hears the address of every wrong credential."""
-        self.pool: Pool | None = None
+        self.pool: StoreLimiter | None = None
         """Where other workers learn of wrong credentials."""
         self.ambient: Ambient | None = None
         """What counts where there is no ``Authorization``."""
@@ -91,7 +91,7 @@ class AuthGuard:
         """
         clock, known, needed = self.clock, self.verdicts.get, frozenset((scope,)) if scope else frozenset[str]()
 
-        async def ask(request: Request) -> Response | Sink | None:
+        async def ask(request: HttpRequest) -> Response | Sink | None:
             found = await self(request)
             if not isinstance(found, Principal):
                 return found
@@ -100,7 +100,7 @@ class AuthGuard:
             request.principal = found
             return await handler(request)
 
-        def protected(request: Request) -> Awaitable[Response | Sink | None]:
+        def protected(request: HttpRequest) -> Awaitable[Response | Sink | None]:
             # Plain calls come this way: no coroutine of its own, one look-up.
             headers = request.headers
             verdict = known(headers.get(b"authorization", b""))
@@ -111,7 +111,7 @@ class AuthGuard:
 
         return ask if needed else protected
 
-    async def __call__(self, request: Request) -> Principal | Response:
+    async def __call__(self, request: HttpRequest) -> Principal | Response:
         """Who asks, or the reply that refuses."""
         if request.root_path:
             self.challenges.mounted(request.root_path)
@@ -124,7 +124,7 @@ class AuthGuard:
         verdict = self._known(value)
         return await self._judge(request, value) if verdict is None else verdict.principal
 
-    async def _judge(self, request: Request, value: bytes) -> Principal | Response:
+    async def _judge(self, request: HttpRequest, value: bytes) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
         credential = credential.strip(b" ")
         if scheme.lower() != b"bearer":
@@ -251,7 +251,7 @@ class AuthGuard:
         return True
 
 
-def _repeated(request: Request) -> bool:
+def _repeated(request: HttpRequest) -> bool:
     """Two readers of a request could take two of these for one each."""
     return (
         len(request.headers) != len(request.raw_headers)

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from millstream._http.client.fetch import Fetched, OutboundError
+from millstream._http.client.fetch import FetchedDocument, OutboundError
 from millstream.auth._claims import Rules, judge
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
@@ -16,7 +16,7 @@ from millstream.auth._single_flight import SingleFlight
 _MAX_ASKING = 64
 """Questions to the endpoint at a time."""
 
-Post = Callable[[bytes, str], Awaitable[Fetched]]
+Post = Callable[[bytes, str], Awaitable[FetchedDocument]]
 """``post(form, authorization)``"""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from millstream._protocol.suggesting import suggesting
+from millstream._protocol.suggestions import suggesting
 
 if TYPE_CHECKING:
     from millstream._server.functions.description import Names

@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.client.fetch import Fetched, OutboundError
+from millstream._http.client.fetch import FetchedDocument, OutboundError
 from millstream.auth._jose import PublicKey, read_keys
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
 
 logger = logging.getLogger("millstream")
 
-Get = Callable[[str], Awaitable[Fetched]]
+Get = Callable[[str], Awaitable[FetchedDocument]]
 """Fetches a URL."""
 
 _OLD = 600.0

@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from millstream._http.message import Handler, Request, Response
-from millstream._limits.pool import Pool
+from millstream._http.message import Handler, HttpRequest, Response
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 
@@ -115,7 +115,7 @@ class AuthMethod:
         """Return the paths that pages of any origin may use: no cookie counts there."""
         return frozenset()
 
-    def share(self, pool: Pool) -> None:
+    def share(self, pool: StoreLimiter) -> None:
         """Count attempts in `pool` from now on, for all workers together."""
 
     def tell(self, refused: Callable[[str], None]) -> None:
@@ -128,7 +128,7 @@ class AuthMethod:
 class Landing(Protocol):
     """The server's own pages, for those who come back to them from a sign-in elsewhere."""
 
-    def land(self, request: Request, page: str, kept: bytes, seconds: float = ...) -> Response:
+    def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = ...) -> Response:
         """Let somebody in, and lead them to the page that they wanted.
 
         Args:
@@ -139,7 +139,7 @@ class Landing(Protocol):
         """
         ...
 
-    def refuse(self, request: Request, page: str, text: str) -> Response:
+    def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """Ask again, and say why."""
         ...
 
@@ -156,7 +156,7 @@ class PageMethod(AuthMethod):
     landing: Landing | None = None
     """Where people come back to; None where there are no pages."""
 
-    async def lead(self, request: Request, login: str, page: str) -> Response:
+    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
         """Return the page that leads a browser away, by one of the logins, to come back for a page.
 
         Raises:
@@ -164,7 +164,7 @@ class PageMethod(AuthMethod):
         """
         raise NotImplementedError
 
-    async def admit(self, request: Request, name: str, password: str) -> tuple[bytes, bytes]:
+    async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """Return what identifies a person from now on, which the caller seals, and header lines for the reply.
 
         Raises:

@@ -7,7 +7,7 @@ browser keeps is the token, sealed, as if somebody had typed it.
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.code_flow import CodeFlow
@@ -91,7 +91,7 @@ class RunningOidc(TokenMethod, PageMethod):
         wanted = ("openid", *self.scopes, *sorted(self._known()))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
-    async def lead(self, request: Request, login: str, page: str) -> Response:
+    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.lead`."""
         check_here(request, self._base, page)
         try:
@@ -99,7 +99,7 @@ class RunningOidc(TokenMethod, PageMethod):
         except SignInFailed as exc:
             raise NotAdmitted(str(exc), 503, wrong=False) from None
 
-    async def _handle_callback(self, request: Request, pending: PendingLogin, callback: Callback) -> Response:
+    async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         landing = self.landing
         if landing is None:
             return pages.wrong("Start again", TOO_OLD, 400, up="../../")

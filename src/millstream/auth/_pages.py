@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.answers import NO_STORE
 from millstream.auth._authorization_server.login_methods import Upstream, User
 from millstream.auth._authorization_server.records import AuthorizationRequest, Client
@@ -127,7 +127,9 @@ def words_of(scopes: Iterable[str], described: Mapping[str, str]) -> dict[str, s
 # The server's own pages
 
 
-def sign_in(request: Request, offered: Offered, page: str, notice: str, status: int, *, typed: str = "") -> Response:
+def sign_in(
+    request: HttpRequest, offered: Offered, page: str, notice: str, status: int, *, typed: str = ""
+) -> Response:
     """Return the sign-in form.
 
     Args:
@@ -146,7 +148,7 @@ def sign_in(request: Request, offered: Offered, page: str, notice: str, status: 
     )  # fmt: skip
 
 
-def arrived(request: Request, page: str, head: bytes) -> Response:
+def arrived(request: HttpRequest, page: str, head: bytes) -> Response:
     """Return the page that leads on to the one that the person wanted.
 
     It's for browsers that come from another site. They send a cookie with `SameSite=Strict` only when a page of ours
@@ -168,7 +170,7 @@ def arrived(request: Request, page: str, head: bytes) -> Response:
     )
 
 
-def continue_at(request: Request, page: str) -> Response:
+def continue_at(request: HttpRequest, page: str) -> Response:
     """Return the page that leads a browser that comes from another site on to a page of ours, with its cookies."""
     root, href = f"{request.root_path}/", request.root_path + page
     return render(
@@ -177,7 +179,7 @@ def continue_at(request: Request, page: str) -> Response:
     )  # fmt: skip
 
 
-def turned_back(request: Request, page: str, notice: str, status: int) -> Response:
+def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Response:
     """Return the page for a person who comes back from another site without being signed in there."""
     root, href = f"{request.root_path}/", request.root_path + page
     title = "You aren't signed in"

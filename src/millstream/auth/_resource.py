@@ -7,7 +7,7 @@ origin; they get a copy of what that server says. Both are for everybody, of any
 from collections.abc import Callable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from millstream._http.message import JSON_HEAD, Handler, Request, Response
+from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.jsonrpc import encode
 from millstream.auth._challenge import METADATA_PATH
@@ -49,7 +49,7 @@ class ResourceMetadata:
         places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
         return {**dict.fromkeys(sorted(places), self.resource), SERVER_METADATA_PATH: self.server}
 
-    async def resource(self, request: Request) -> Response:
+    async def resource(self, request: HttpRequest) -> Response:
         """The metadata of this server."""
         scopes = {scope for each in self._methods for scope in each.scopes} | set(self._known())
         members = {
@@ -61,7 +61,7 @@ class ResourceMetadata:
         }
         return Response(encode({name: value for name, value in members.items() if value}), 200, _HEAD)
 
-    async def server(self, request: Request) -> Response:
+    async def server(self, request: HttpRequest) -> Response:
         """The metadata of the authorization server, as it says them."""
         try:
             return Response(encode(await self._discovery.metadata()), 200, _HEAD)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 from msgspec.structs import replace
 
 from millstream._http.hosts import parse_authority
-from millstream._http.message import Request, Response, neighborhood, query_value, refusal
+from millstream._http.message import HttpRequest, Response, neighborhood, query_value, refusal
 from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
@@ -85,17 +85,17 @@ class SignIn:
         self._outs = Limiter("sign-out", _OUTS)
         self._offered = _offered(server, guard.methods)
 
-    def page(self, request: Request) -> Response | None:
+    def page(self, request: HttpRequest) -> Response | None:
         """The form, in place of a page that somebody opens without having signed in; None for other requests."""
         if request.method not in ("GET", "HEAD") or request.path not in self._pages:
             return None
         return self._form(request, request.path, "", 401) if b"html" in request.headers.get(b"accept", b"") else None
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, request: HttpRequest) -> Response:
         """`GET /sign-in`; ``?next=`` is the page to go on to."""
         return self._form(request, query_value("next", request.query), "", 200)
 
-    async def take(self, request: Request) -> Response:
+    async def take(self, request: HttpRequest) -> Response:
         """`POST /sign-in`: the form."""
         if not is_own(request):
             return _FOREIGN
@@ -108,7 +108,7 @@ class SignIn:
         except Unavailable as exc:
             return self._form(request, "", str(exc), 503)
 
-    async def _judge(self, request: Request) -> Response:
+    async def _judge(self, request: HttpRequest) -> Response:
         """Let somebody in, or show the form again."""
         if len(request.body) > MAX_FORM:
             return _TOO_LARGE
@@ -130,7 +130,7 @@ class SignIn:
         sealed = self.sealed(kind, kept, bound, LIFETIME)
         return _go(request, self.target(wanted), sealed, LIFETIME, head)
 
-    async def _lead(self, request: Request, login: str, wanted: str) -> Response:
+    async def _lead(self, request: HttpRequest, login: str, wanted: str) -> Response:
         """Send somebody to where they sign in."""
         method = self._leading.get(login)
         if method is None:
@@ -148,7 +148,7 @@ class SignIn:
         until = int(self._clock() + seconds)
         return self._ring().seal(kind, f"{until}:".encode() + kept, self._nonce(), bound)
 
-    async def _take(self, request: Request, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes, bytes]:
+    async def _take(self, request: HttpRequest, given: Mapping[str, list[str]]) -> tuple[bytes, bytes, bytes, bytes]:
         """What the cookie holds: of which kind, what, and to what it is bound; and header lines for the reply."""
         host = self._host
         if host is not None and host.by_password and "key" not in given:
@@ -161,7 +161,7 @@ class SignIn:
             raise NotAdmitted("That isn't valid here, or not any more.", 403, wrong=True)
         return _KIND, credential.encode(), b"", b""
 
-    async def leave(self, request: Request) -> Response:
+    async def leave(self, request: HttpRequest) -> Response:
         """`POST /sign-out`: take the cookie away, and have no copy of it count."""
         if not is_own(request):
             return _FOREIGN
@@ -181,7 +181,7 @@ class SignIn:
             if self._outs.take(id or address) <= 0:
                 await self._out.add(sealed, id, until, left)
 
-    async def ambient(self, request: Request) -> Principal | Response | None:
+    async def ambient(self, request: HttpRequest) -> Principal | Response | None:
         """Whom the cookie of a request stands for; None where there is none, or it does not count."""
         sealed = _cookie(request)
         if not sealed or not self._counts(request):
@@ -219,7 +219,7 @@ class SignIn:
         # They may have signed out meanwhile, and what is found out here is believed for a while.
         return (None, 0) if self._out.heard(sealed) else (found, left)
 
-    def _counts(self, request: Request) -> bool:
+    def _counts(self, request: HttpRequest) -> bool:
         """Whether a request may be made by a cookie at all."""
         path = request.path
         if path in self._pages and request.method in ("GET", "HEAD"):
@@ -227,10 +227,10 @@ class SignIn:
         called = any(path.startswith(each) if each.endswith("/") else path == each for each in _CALLED)
         return called and is_own(request)
 
-    def _form(self, request: Request, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
+    def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
         return sign_in(request, self._offered, wanted if wanted in self._pages else "", said, status, typed=typed)
 
-    def refuse(self, request: Request, page: str, text: str) -> Response:
+    def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """The form for somebody who came back from elsewhere, and may not come in."""
         return self._form(request, page, text, 403)
 
@@ -245,7 +245,7 @@ class _Landing:
         self._kind = kind
         self._bound = bound
 
-    def land(self, request: Request, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
+    def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
         """See `Landing.land`."""
         if not _is_safe(request):
             return _INSECURE
@@ -255,7 +255,7 @@ class _Landing:
         sealed = self._sign_in.sealed(self._kind, kept, self._bound, seconds)
         return arrived(request, self._sign_in.target(page), _cookie_line(request, sealed, seconds))
 
-    def refuse(self, request: Request, page: str, text: str) -> Response:
+    def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """See `Landing.refuse`."""
         return self._sign_in.refuse(request, page, text)
 
@@ -278,22 +278,22 @@ def _bound(host: AuthMethod) -> bytes:
     return " ".join(host.issuers).encode()
 
 
-def _is_here(request: Request) -> bool:
+def _is_here(request: HttpRequest) -> bool:
     host = parse_authority(request.headers.get(b"host", b""))
     return host is not None and host.loopback
 
 
-def _is_safe(request: Request) -> bool:
+def _is_safe(request: HttpRequest) -> bool:
     """Nobody on the way reads what is sent."""
     return request.scheme in ("https", "wss") or _is_here(request)
 
 
-def _cookie_name(request: Request) -> str:
+def _cookie_name(request: HttpRequest) -> str:
     """Over plain http on this machine, browsers keep no cookie that is `Secure`."""
     return _SECURE if request.scheme in ("https", "wss") else _PLAIN
 
 
-def _cookie(request: Request) -> str:
+def _cookie(request: HttpRequest) -> str:
     """The cookie; empty when there is none, or more than one of the name: a neighbor domain may have set the other."""
     name = _cookie_name(request)
     if name == _PLAIN and not _is_here(request):
@@ -301,12 +301,12 @@ def _cookie(request: Request) -> str:
     return cookie_of(request, name)
 
 
-def _go(request: Request, path: str, value: str, seconds: int, more: bytes = b"") -> Response:
+def _go(request: HttpRequest, path: str, value: str, seconds: int, more: bytes = b"") -> Response:
     head = f"location: {request.root_path}{path}\r\ncache-control: no-store\r\n".encode("latin-1")
     return Response(b"", 303, head + _cookie_line(request, value, seconds) + more)
 
 
-def _cookie_line(request: Request, value: str, seconds: int) -> bytes:
+def _cookie_line(request: HttpRequest, value: str, seconds: int) -> bytes:
     name = _cookie_name(request)
     secure = "; Secure" if name == _SECURE else ""
     return f"set-cookie: {name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}\r\n".encode()

@@ -26,7 +26,7 @@ from millstream._protocol.messages import (
     ToolDescription,
 )
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.suggesting import instead, suggesting
+from millstream._protocol.suggestions import instead, suggesting
 from millstream.client._conversation import Conversation, decode_tools, raw_ask
 from millstream.client._errors import ClientError, Failure
 from millstream.client._familiar import FamiliarNames

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._http.client.pool import Pool
+from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION
 from millstream._protocol.jsonrpc import PeerError, encode, notification_message
 from millstream._protocol.messages import DiscoverResult, InitializeRequestParams, InitializeResult
@@ -161,7 +161,7 @@ class Connector:
         place = self._place
         assert isinstance(place, Remote)  # noqa: S101  `open` looked
         options = self._options
-        pool = Pool(
+        pool = ConnectionPool(
             place.url,
             max_connections=options.max_connections,
             max_body=options.max_bytes,

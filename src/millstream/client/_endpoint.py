@@ -7,8 +7,8 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct, structs
 
-from millstream._http.client.connection import Reply, lines
-from millstream._http.client.pool import Pool
+from millstream._http.client.connection import HttpReply, lines
+from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
 from millstream._version import __version__
 from millstream.client._errors import AccessDenied, NotMcp, TargetError
@@ -79,7 +79,7 @@ class Endpoint:
         self,
         url: Url,
         headers: Mapping[str, str],
-        pool: Pool,
+        pool: ConnectionPool,
         auth: Auth | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -94,7 +94,9 @@ class Endpoint:
         self._starts: dict[tuple[str, str], str] = {}
         """Method and target -> cached start of the request head."""
 
-    async def send(self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "") -> Reply:
+    async def send(
+        self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = ""
+    ) -> HttpReply:
         """Send a request and return the reply, after redirects within the origin and at most one retry with new
         credentials.
 
@@ -146,7 +148,7 @@ class Endpoint:
             return await self._auth.challenged(self.url, status, challenge)
 
     @staticmethod
-    def _leave(reply: Reply) -> None:
+    def _leave(reply: HttpReply) -> None:
         if reply.stream is not None:
             reply.stream.close()
 
@@ -164,7 +166,7 @@ class Endpoint:
         await self._pool.close()
 
 
-def _redirected(url: Url, method: str, reply: Reply, count: int) -> Url:
+def _redirected(url: Url, method: str, reply: HttpReply, count: int) -> Url:
     """Return the target of a redirect.
 
     Raises:
@@ -179,7 +181,7 @@ def _redirected(url: Url, method: str, reply: Reply, count: int) -> Url:
     return target
 
 
-def denied(url: Url, reply: Reply, challenge: str, *, has_auth: bool) -> AccessDenied:
+def denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool) -> AccessDenied:
     """Return the error for a 401 or 403, with what to do about it."""
     if reply.status == 401:
         if not has_auth:
@@ -197,7 +199,7 @@ class _Problem(Struct):
     detail: str = ""
 
 
-def _detail(reply: Reply) -> str:
+def _detail(reply: HttpReply) -> str:
     """Return the reason that the server gives in problem details (RFC 9457)."""
     if reply.media_type != "application/problem+json":
         return ""

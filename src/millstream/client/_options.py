@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
-from millstream._protocol.suggesting import Suggesting
+from millstream._protocol.suggestions import Suggesting
 from millstream.client._endpoint import Auth
 
 

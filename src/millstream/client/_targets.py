@@ -13,7 +13,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from millstream._http.client.url import Url, parse
-from millstream._protocol.suggesting import nearest
+from millstream._protocol.suggestions import nearest
 from millstream.client._errors import TargetError
 from millstream.client._transports.embedded import Embedded, TransportFactory
 from millstream.client._transports.stdio import Command

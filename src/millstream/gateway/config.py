@@ -18,11 +18,11 @@ from msgspec import Struct, field
 from msgspec.structs import FieldInfo, fields
 
 from millstream._config import Settings
-from millstream._jsonc import Broken, Node
+from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.suggesting import instead, nearest
+from millstream._protocol.suggestions import instead, nearest
 from millstream.gateway.credentials.options import Credentials
 from millstream.gateway.policy import UpstreamPolicy
 from millstream.gateway.upstream import UpstreamConfig
@@ -152,7 +152,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
     try:
         root = read_json(text)
-    except Broken as exc:
+    except JsonSyntaxError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
 
     def line(where: KeyPath) -> int:

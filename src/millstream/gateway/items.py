@@ -19,9 +19,9 @@ from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.prompts import Prompt
 from millstream._server.features.resources import HINTS, Resource, Template
-from millstream._server.features.sources import Item, Source
+from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import Tool
-from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
 from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
@@ -84,7 +84,7 @@ class UpstreamTool(Tool):
             schema = {"type": "object"}
         schema = cast("dict[str, Any]", schema)
         headers = find_annotations(schema)
-        source = Source(name, self._run, raw_object, schema=_with_properties(schema), headers=headers)
+        source = ItemSource(name, self._run, raw_object, schema=_with_properties(schema), headers=headers)
         Item.__init__(self, name, source, None, {})
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
@@ -189,7 +189,7 @@ class UpstreamPrompt(Prompt):
         arguments = cast("list[object]", given) if isinstance(given, list) else []
         names = [cast("Description", each).get("name") for each in arguments if isinstance(each, dict)]
         properties = {each: dict[str, Any]() for each in names if isinstance(each, str)}
-        Item.__init__(self, name, Source(name, self._run, _same, schema={"properties": properties}), None, {})
+        Item.__init__(self, name, ItemSource(name, self._run, _same, schema={"properties": properties}), None, {})
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self._described = {**description, "name": name}
@@ -319,7 +319,7 @@ class UpstreamResource(Resource):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        Item.__init__(self, name, Source(name, self._run, _same), None, {})
+        Item.__init__(self, name, ItemSource(name, self._run, _same), None, {})
         self.upstream: Upstream = upstream
         self.mime_type = None
         self.meta = None
@@ -355,7 +355,7 @@ class UpstreamTemplate(Template):
         """See `make_item`."""
         pattern = UpstreamPattern(name)
         properties = {each: dict[str, Any]() for each in pattern.variables}
-        Item.__init__(self, name, Source(name, self._run, _same, schema={"properties": properties}), None, {})
+        Item.__init__(self, name, ItemSource(name, self._run, _same, schema={"properties": properties}), None, {})
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self.mime_type = None

@@ -14,7 +14,7 @@ from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Template
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import ItemSource
 from millstream._stores.base import Map, StoreFull, StoreUnavailable
 from millstream.gateway.names import Names
 
@@ -68,7 +68,7 @@ class KeptResults:
 
         schema = {"properties": {"id": {"type": "string"}}}
         about = "A result that was too large for its call. Links in results lead here."
-        return Template(self._names.uri(URI), Source("result", read, _same, description=about, schema=schema))
+        return Template(self._names.uri(URI), ItemSource("result", read, _same, description=about, schema=schema))
 
 
 def _same(values: Any) -> Any:

@@ -21,10 +21,10 @@ from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError, shorten
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.suggesting import Suggesting
+from millstream._protocol.suggestions import Suggesting
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.results import ToolResult
 from millstream.gateway.credentials.source import check_forwarded
@@ -505,7 +505,9 @@ class OperationTool(Tool):
         async def run(arguments: dict[str, Any], call: Call) -> ToolResult:
             return result_of(operation, await api.request(operation, arguments))
 
-        source = Source(name, run, _decode_object, description=operation.summary_text, schema=operation.input_schema)
+        source = ItemSource(
+            name, run, _decode_object, description=operation.summary_text, schema=operation.input_schema
+        )
         super().__init__(source, tags=operation.tags)
         if operation.output_schema is not None:
             self._described = {**self._described, "outputSchema": operation.output_schema}
@@ -539,7 +541,7 @@ def _resource(operation: Operation, name: str, api: Api) -> Resource | Template:
         return [EmbeddedResource(resource=_contents(call.name, response))]
 
     schema = {"properties": {each: {"type": "string"} for each in variables}}
-    source = Source(name, run, lambda values: values, description=operation.summary_text, schema=schema)
+    source = ItemSource(name, run, lambda values: values, description=operation.summary_text, schema=schema)
     uri = "/".join((f"resource://{name}", *(f"{{{each}}}" for each in variables)))
     kind = Template if variables else Resource
     return kind(uri, source, mime_type=JSON, tags=operation.tags)

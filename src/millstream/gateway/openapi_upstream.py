@@ -22,7 +22,7 @@ import msgspec
 from msgspec import structs
 
 from millstream._http.client.fetch import tls
-from millstream._http.client.pool import Pool
+from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._protocol import projection
 from millstream._protocol.depth import overgrown
@@ -31,9 +31,9 @@ from millstream._protocol.json_schema import is_array
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
-from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
@@ -209,7 +209,7 @@ class ApiTool(Tool):
             return b"{%b}" % encode_result(result_of(operation, response))
 
         schema = description.get("inputSchema", {})
-        source = Source(name, run, _decode_object, description=description.get("description", ""), schema=schema)
+        source = ItemSource(name, run, _decode_object, description=description.get("description", ""), schema=schema)
         super().__init__(source, tags=frozenset(operation.tags))
         self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
 
@@ -247,7 +247,7 @@ class ApiUpstream(Upstream):
         """Headers that no argument sets: the operator says what they are."""
         self._base: Url | None = None
         self._application: Api | None = None
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[str, ConnectionPool] = {}
 
     @property
     def address(self) -> Any:
@@ -392,7 +392,7 @@ class ApiUpstream(Upstream):
         key = f"{url.origin} {max_body}"
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(
+            pool = self._pools[key] = ConnectionPool(
                 url, max_connections=_MAX_CONNECTIONS, max_body=max_body, connect_timeout=self.config.connect_timeout,
                 tls=tls() if url.secure else None,
             )  # fmt: skip

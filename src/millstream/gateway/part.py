@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from millstream._parts import Host
-from millstream._server.calls.changes import Change
+from millstream._server.calls.changes import ServerChange
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway.catalog import METHODS, Description
@@ -399,7 +399,7 @@ class GatewayPart:
     # Subscriptions
 
     def _updated(self, uri: str) -> None:
-        self._host.services.changes.emit(Change("updated", uri))
+        self._host.services.changes.emit(ServerChange("updated", uri))
 
     def follow(self, owner: object, uris: Collection[str]) -> None:
         """See `ChangeSource`: watch the resources that streams and connections of this worker follow."""
@@ -442,7 +442,7 @@ class GatewayPart:
         """Tell the clients of this worker. Every other worker has its own copy of the lists, and does the same."""
         for listener in self._host.changes:
             listener(change)
-        self._host.services.changes.emit(Change(change))
+        self._host.services.changes.emit(ServerChange(change))
 
     def _unregister_all(self) -> None:
         for kind in METHODS:

@@ -19,7 +19,7 @@ from millstream._protocol.errors import RESOURCE_NOT_FOUND, ProtocolError, ToolE
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
-from millstream._protocol.suggesting import Suggesting
+from millstream._protocol.suggestions import Suggesting
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Run

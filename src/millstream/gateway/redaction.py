@@ -15,7 +15,7 @@ from msgspec import Struct
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.suggesting import Suggesting
+from millstream._protocol.suggestions import Suggesting
 
 MAX_PATTERNS = 64
 _MAX_PATTERN = 1000

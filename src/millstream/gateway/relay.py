@@ -28,7 +28,7 @@ from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
-from millstream._server.questions.open import ClientRefusal
+from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._incoming import Notification
 from millstream.gateway.questions import ForwardedQuestion, declare, project_answer, project_question

@@ -22,9 +22,9 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.access import granted
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import Registry
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
-from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
 from millstream._server.handlers.listing import sees
 from millstream.client._tool_headers import headers_of
@@ -158,7 +158,7 @@ class SearchPart:
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
             (CALL, _never, _read_call, CALL_DESCRIPTION),
         ):
-            source = Source(name, run, read, description=about["description"], schema=about["inputSchema"])
+            source = ItemSource(name, run, read, description=about["description"], schema=about["inputSchema"])
             host.registry.add(
                 "tools", name, Tool(source, annotations={"readOnlyHint": True} if name == SEARCH else None)
             )

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
-from millstream._protocol.suggesting import Suggesting
+from millstream._protocol.suggestions import Suggesting
 from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
 from millstream.client._errors import AccessDenied, ClientError, Failure, TargetError

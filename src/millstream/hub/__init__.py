@@ -4,15 +4,16 @@ It knows neither HTTP nor MCP: a subscriber is an `Outlet` and a function that t
 """
 
 from millstream._http.message import Outlet
-from millstream.hub._event import Event, Published
+from millstream.hub._event import Event, PublishResult
 from millstream.hub._hub import Hub, HubStats
-from millstream.hub._limits import Forbidden, HubLimits, InvalidName, TooLarge, TooMany
+from millstream.hub._limits import EventTooLarge, Forbidden, HubLimits, InvalidName, TooMany
 from millstream.hub._presence import Member
 from millstream.hub._subscriber import Encode, Subscription
 
 __all__ = [
     "Encode",
     "Event",
+    "EventTooLarge",
     "Forbidden",
     "Hub",
     "HubLimits",
@@ -20,8 +21,7 @@ __all__ = [
     "InvalidName",
     "Member",
     "Outlet",
-    "Published",
+    "PublishResult",
     "Subscription",
-    "TooLarge",
     "TooMany",
 ]

@@ -12,7 +12,7 @@ _PARTS = 4
 """Unread bytes are counted after every so much of the bound was written."""
 
 
-class Backlog:
+class UnreadBacklog:
     """The unread bytes of one worker.
 
     Args:

@@ -47,7 +47,7 @@ _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _logger = getLogger("millstream.hub.bus")
 
 
-class Inbound:
+class InboundBridge:
     """What comes from a bus: ``mcp.hub.from_bus(broker, "orders.*", to="orders.{key}")``."""
 
     def __init__(
@@ -120,7 +120,7 @@ class Inbound:
         return False
 
 
-class Outbound:
+class OutboundBridge:
     """What goes to a bus: ``mcp.hub.to_bus(broker, "orders.*", to="orders.{key}")``."""
 
     def __init__(
@@ -238,7 +238,7 @@ class Outbound:
             raise LocalError(f"{type(self.broker).__name__} didn't take an event: {error!r:.300}") from error
 
 
-Bridge = Inbound | Outbound
+Bridge = InboundBridge | OutboundBridge
 
 
 class LineLimit:
@@ -317,8 +317,8 @@ def check_circle(bridges: "list[Bridge]", new: "Bridge") -> None:
         ValueError: the new one and another do.
     """
     for each in bridges:
-        inbound, outbound = (each, new) if isinstance(each, Inbound) else (new, each)
-        if not isinstance(inbound, Inbound) or not isinstance(outbound, Outbound):
+        inbound, outbound = (each, new) if isinstance(each, InboundBridge) else (new, each)
+        if not isinstance(inbound, InboundBridge) or not isinstance(outbound, OutboundBridge):
             continue
         channel = inbound.to.format(key="key", subject=inbound.subject.replace("*", "key").replace(">", "key"))
         subject = outbound.to.format(key="key", channel=channel)

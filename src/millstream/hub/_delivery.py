@@ -11,15 +11,15 @@ from functools import partial
 
 from millstream._http.message import Outlet
 from millstream._stores.base import Entry, Gap, Store
-from millstream._stores.follow import Tail
-from millstream.hub._arrivals import STREAM, Arrivals
+from millstream._stores.tail import Tail
 from millstream.hub._audience import Audience
-from millstream.hub._backlog import Backlog
+from millstream.hub._backlog import UnreadBacklog
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import Event, cut, gap
 from millstream.hub._journal import JOURNAL, Journal
 from millstream.hub._limits import HubLimits
 from millstream.hub._mailbox import Mailboxes
+from millstream.hub._presence_changes import STREAM, PresenceChanges
 from millstream.hub._reader import JournalReader
 
 SLOW = "slow"
@@ -45,7 +45,7 @@ class Delivery:
         store: Store,
         journal: Journal,
         reader: JournalReader,
-        arrivals: Arrivals,
+        arrivals: PresenceChanges,
         mailboxes: Mailboxes,
         audience: Audience,
         *,
@@ -61,7 +61,7 @@ class Delivery:
         self._max_buffered = limits.max_buffered
         # process
         self._tasks: list[asyncio.Task[None]] = []
-        self.backlog = Backlog(limits.max_unread, audience.outlets, partial(self._end, reason=SLOW))
+        self.backlog = UnreadBacklog(limits.max_unread, audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
         self.gaps = 0
         self.cut: dict[str, int] = {}

@@ -21,7 +21,7 @@ MAX_EVENT_NAME = 100
 MAX_ID = 200
 
 
-class Record(Struct, frozen=True, gc=False, array_like=True):
+class StoredEvent(Struct, frozen=True, gc=False, array_like=True):
     """What a store keeps of one event."""
 
     channel: str
@@ -33,7 +33,7 @@ class Record(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Stamp(Struct, frozen=True, gc=False, array_like=True):
-    """A `Record` without its data."""
+    """A `StoredEvent` without its data."""
 
     channel: str
     data: msgspec.Raw
@@ -43,7 +43,7 @@ class Stamp(Struct, frozen=True, gc=False, array_like=True):
 
 
 class _Channel(Struct, frozen=True, gc=False, array_like=True):
-    """The beginning of a `Record`."""
+    """The beginning of a `StoredEvent`."""
 
     channel: str
 
@@ -65,7 +65,7 @@ class Event(Struct, frozen=True, gc=False):
     at: float = 0.0
 
 
-class Published(Struct, frozen=True, gc=False):
+class PublishResult(Struct, frozen=True, gc=False):
     """An accepted event. ``print((await mcp.hub.publish("news", "Hello")).id)``"""
 
     id: str
@@ -74,13 +74,13 @@ class Published(Struct, frozen=True, gc=False):
 
 
 _encode_record = msgspec.msgpack.Encoder().encode
-_decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_record = msgspec.msgpack.Decoder(StoredEvent).decode
 _decode_stamp = msgspec.msgpack.Decoder(Stamp).decode
 _decode_channel = msgspec.msgpack.Decoder(_Channel).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
-def pack(record: Record) -> bytes:
+def pack(record: StoredEvent) -> bytes:
     """A record as a store keeps it."""
     return _encode_record(record)
 

@@ -17,18 +17,26 @@ from millstream._protocol.principal import Principal
 from millstream._stores.base import CoAppend, Position, Store
 from millstream._stores.health import LogOnce
 from millstream.hub._admission import AccessRules, check_target
-from millstream.hub._arrivals import Arrivals
-from millstream.hub._attendance import Attendance
 from millstream.hub._audience import Audience
 from millstream.hub._channels import CLIENT, PRESENCE, check_channel, check_client_id, owned, owner_of
 from millstream.hub._delivery import Delivery
-from millstream.hub._event import Event, Published, Record, check_event_id, check_event_name, encode_data, position_id
+from millstream.hub._event import (
+    Event,
+    PublishResult,
+    StoredEvent,
+    check_event_id,
+    check_event_name,
+    encode_data,
+    position_id,
+)
 from millstream.hub._event_ids import WINDOW
 from millstream.hub._journal import Journal
-from millstream.hub._limits import HubLimits, TooLarge
+from millstream.hub._limits import EventTooLarge, HubLimits
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._permission import SafeAuthorize
 from millstream.hub._presence import Member, Presence
+from millstream.hub._presence_changes import PresenceChanges
+from millstream.hub._presence_events import PresenceEvents
 from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
@@ -91,13 +99,13 @@ class Hub:
         self._audience = Audience(limits)
         self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
         """For transports: whether a peer may publish or subscribe, before they answer."""
-        self._arrivals = Arrivals(store)
+        self._arrivals = PresenceChanges(store)
         self._mailboxes = Mailboxes(store, self._journal, limits)
         self._delivery = Delivery(
             store, self._journal, self._reader, self._arrivals, self._mailboxes, self._audience, limits=limits
         )
         self._presence = Presence(store, self._tell, self._tell_here)
-        self._attendance = Attendance(
+        self._attendance = PresenceEvents(
             self._audience,
             self._mailboxes,
             self._presence,
@@ -135,7 +143,9 @@ class Hub:
 
     # Publishing
 
-    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Published:
+    async def publish(
+        self, channel: str, data: Any, *, event: str | None = None, id: str | None = None
+    ) -> PublishResult:
         """Publish to a channel. Text is sent as it is, anything else as JSON.
 
         It returns when the event is kept and written to the subscribers of this worker. Subscribers hear the events
@@ -159,7 +169,7 @@ class Hub:
 
     async def send(
         self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None, principal: Caller = None
-    ) -> Published:
+    ) -> PublishResult:
         """Publish to one client of a principal. While it is offline its mailbox keeps the message.
 
         Raises:
@@ -285,23 +295,23 @@ class Hub:
 
     # Inside
 
-    async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> Published:
+    async def _publish(self, channel: str, data: Any, event: str | None, id: str | None) -> PublishResult:
         """`publish`, to the channels of clients too."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
         if len(encoded := encode_data(data)) > self.limits.max_event:
-            raise TooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
+            raise EventTooLarge(f"An event takes {self.limits.max_event} bytes, not {len(encoded)}.")
         if id is not None:
             return await self._publish_once(channel, encoded, event, id)
         return await self._append(channel, encoded, event, None)
 
-    async def _publish_once(self, channel: str, encoded: bytes, event: str | None, id: str) -> Published:
+    async def _publish_once(self, channel: str, encoded: bytes, event: str | None, id: str) -> PublishResult:
         """Publish an event unless one with its id was published just now."""
         under_way = self._publishing.get((channel, id))
         if under_way is not None:
             await asyncio.wait([under_way])
         if any(each.channel == channel and self._clock() - each.at < WINDOW for each in self._journal.ids.find(id)):
-            return Published(id, 0)
+            return PublishResult(id, 0)
         done = self._publishing[channel, id] = asyncio.get_running_loop().create_future()
         try:
             return await self._append(channel, encoded, event, id)
@@ -310,20 +320,20 @@ class Hub:
             if self._publishing.get((channel, id)) is done:
                 del self._publishing[channel, id]
 
-    async def _append(self, channel: str, encoded: bytes, event: str | None, id: str | None) -> Published:
+    async def _append(self, channel: str, encoded: bytes, event: str | None, id: str | None) -> PublishResult:
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
-        at = (await self._journal.append(Record(channel, encoded, event, id, now))).position
+        at = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
         place = position_id(at.epoch, at.offset)  # the journal may know another epoch
         if not subscribers and channel.startswith(CLIENT):
             await self._mailboxes.owe(channel.removeprefix(CLIENT), place, now)
         await self._delivery.events.reach(at)
         await self._count()
-        return Published(id or place, subscribers)
+        return PublishResult(id or place, subscribers)
 
     def _tell(self, channel: str, event: str, member: Member) -> CoAppend:
         """Return the event that a member came or left."""
         behind = str(self._journal.offset)
-        return self._arrivals.told(Record(PRESENCE + channel, encode_data(member), event, behind, self._clock()))
+        return self._arrivals.told(StoredEvent(PRESENCE + channel, encode_data(member), event, behind, self._clock()))
 
     async def _tell_here(self, told: Position) -> None:
         """Return when the subscribers of this worker know it. A hub that closes has none left to wait for."""

@@ -17,7 +17,7 @@ from typing import Final
 
 from millstream._stores.base import Entry, Gap, Index, Position, Store
 from millstream.hub._channels import CLIENT
-from millstream.hub._event import Event, Record, pack, position_id, unpack
+from millstream.hub._event import Event, StoredEvent, pack, position_id, unpack
 from millstream.hub._event_ids import EventIds, KnownEvent
 from millstream.hub._limits import HubLimits
 
@@ -61,7 +61,7 @@ class Journal:
         log = self._store.log
         while not (entries := await log.newest(JOURNAL, _RECENT, _RECENT_BYTES)):
             # An empty stream has no position to resume from; the first entry gives one to those who come first.
-            await self.append(Record(_OPENING, b"", None, None, self._clock()))
+            await self.append(StoredEvent(_OPENING, b"", None, None, self._clock()))
         self.epoch = entries[0].position.epoch
         self._restart(entries[0].position.offset - 1)
         for entry in entries:
@@ -72,7 +72,7 @@ class Journal:
         """The id of the place where this worker stands."""
         return position_id(self.epoch, self.offset)
 
-    async def append(self, record: Record) -> Entry:
+    async def append(self, record: StoredEvent) -> Entry:
         """Add an event to the journal and to its channel's history.
 
         Raises:

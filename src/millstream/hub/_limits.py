@@ -61,8 +61,11 @@ class InvalidName(ToolError, ValueError):
     """A channel, client id, event name or event id that cannot be one. ``except InvalidName as error: print(error)``"""
 
 
-class TooLarge(ToolError, ValueError):
-    """The data of an event exceeds `HubLimits.max_event`. ``except TooLarge: await mcp.hub.publish("news", link)``"""
+class EventTooLarge(ToolError, ValueError):
+    """The data of an event exceeds `HubLimits.max_event`.
+
+    Example: ``except EventTooLarge: await mcp.hub.publish("news", link)``
+    """
 
 
 def check_unread(size: int, max_event: int) -> None:
@@ -74,7 +77,7 @@ def check_unread(size: int, max_event: int) -> None:
         TooLarge: the `size` in bytes is more than four times that of the largest data.
     """
     if size > 4 * max_event:
-        raise TooLarge(f"An event takes {max_event} bytes, not {size} bytes of JSON.")
+        raise EventTooLarge(f"An event takes {max_event} bytes, not {size} bytes of JSON.")
 
 
 class Forbidden(ToolError):

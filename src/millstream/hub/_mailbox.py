@@ -22,8 +22,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream._stores.base import Map, Store
-from millstream._stores.follow import PAUSE
 from millstream._stores.health import LogOnce
+from millstream._stores.tail import PAUSE
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import parse_offset, position_id
 from millstream.hub._journal import Journal

@@ -19,11 +19,11 @@ from itertools import chain, repeat
 from msgspec.structs import replace
 
 from millstream._stores.base import Entry, Gap
-from millstream.hub._arrivals import Arrivals, Visit
-from millstream.hub._backlog import Backlog
+from millstream.hub._backlog import UnreadBacklog
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
 from millstream.hub._event import Event, channel_of, gap, parse_position, position_id, unpack
 from millstream.hub._journal import Journal
+from millstream.hub._presence_changes import PresenceChange, PresenceChanges
 from millstream.hub._reader import HistoryCursor, HistoryIndex, JournalReader
 from millstream.hub._subscriber import Subscription
 
@@ -48,10 +48,10 @@ class CatchUp:
         self,
         journal: Journal,
         reader: JournalReader,
-        arrivals: Arrivals,
+        arrivals: PresenceChanges,
         subscription: Subscription,
         *,
-        backlog: Backlog,
+        backlog: UnreadBacklog,
         catch_up: Callable[[], Awaitable[None]],
         beside: Sequence[Subscription] = (),
     ) -> None:
@@ -82,7 +82,7 @@ class CatchUp:
         """The places in the histories of the channels."""
         self._unread = 0
         """Bytes written since the outlet was asked whether it has room."""
-        self._visits: deque[Visit] = deque()
+        self._visits: deque[PresenceChange] = deque()
         """Arrivals and departures to be written before the next event."""
         self._wanted: dict[str, bool] = {}
         """Channels, and whether they are wanted: each pattern is matched once for each channel."""
@@ -142,7 +142,7 @@ class CatchUp:
         if not self._subscription.outlet.closed:
             self._tell_visits(self._missed_visits(), sys.maxsize)
 
-    def _missed_visits(self) -> deque[Visit]:
+    def _missed_visits(self) -> deque[PresenceChange]:
         if not self._visiting:
             return deque()
         visits, complete = self._arrivals.missed(*self._heard)
@@ -150,7 +150,7 @@ class CatchUp:
             self._tell_gap("trimmed")
         return visits
 
-    def _tell_visits(self, visits: deque[Visit], before: int) -> None:
+    def _tell_visits(self, visits: deque[PresenceChange], before: int) -> None:
         """Write those that were delivered before an event, in its place: each id stands for all that was written."""
         subscription, journal = self._subscription, self._journal
         while visits and visits[0].behind < before:

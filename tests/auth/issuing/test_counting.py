@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from issuing_world import BACK, Browser, Desk
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._stores.base import Store, StoreUnavailable
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG
@@ -27,7 +27,7 @@ async def desks_on(stores: list[Store]) -> list[Desk]:
     """The authorization servers of two workers, as a running server connects them."""
     desks = [Desk(store) for store in stores]
     for desk in desks:
-        desk.running.share(Pool(desk.services.store.rates, patience=WAIT))  # a slow machine isn't the subject
+        desk.running.share(StoreLimiter(desk.services.store.rates, patience=WAIT))  # a slow machine isn't the subject
     return desks
 
 
@@ -103,7 +103,7 @@ async def test_workers_count_alone_during_a_store_outage() -> None:
         raise StoreUnavailable("away")
 
     desk.running.share(
-        Pool(
+        StoreLimiter(
             type(
                 "Away",
                 (),

@@ -9,7 +9,7 @@ from auth_world import guarded
 from cases import for_each
 from issuing_world import BACK, RESOURCE, URL, Clock, Desk, Known, claims_of
 from millstream import auth
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
 from millstream._stores.base import Store
 from millstream.auth._challenge import Challenges
@@ -126,7 +126,7 @@ def guard_of(desk: Desk) -> AuthGuard:
 async def asks(guard: AuthGuard, token: str) -> Principal | Response:
     """One request."""
     raw = [(b"host", b"mcp.example.com"), (b"authorization", f"Bearer {token}".encode())]
-    return await guard(Request("POST", "/mcp", raw, dict(raw), peer="192.0.2.1"))
+    return await guard(HttpRequest("POST", "/mcp", raw, dict(raw), peer="192.0.2.1"))
 
 
 async def test_revocation_reaches_other_workers_at_their_next_sweep(shared: Backing) -> None:
@@ -199,19 +199,19 @@ async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
     token = (await desk.tokens(id))["access_token"]
     seen: list[Any] = []
 
-    async def handler(request: Request) -> Response:
+    async def handler(request: HttpRequest) -> Response:
         seen.append(request.principal)
         return Response()
 
     protected = guard.protect(handler)
     raw = [(b"host", b"mcp.example.com"), (b"authorization", f"Bearer {token}".encode())]
-    await protected(Request("POST", "/mcp", raw, dict(raw)))
+    await protected(HttpRequest("POST", "/mcp", raw, dict(raw)))
 
     async def nobody(credential: str) -> None:
         raise AssertionError("asked again")
 
     desk.running.identify = nobody  # type: ignore[method-assign,assignment]
-    steps = protected(Request("POST", "/mcp", raw, dict(raw)))
+    steps = protected(HttpRequest("POST", "/mcp", raw, dict(raw)))
     with pytest.raises(StopIteration):
         steps.__await__().send(None)
     assert [each.subject for each in seen] == ["ada", "ada"]

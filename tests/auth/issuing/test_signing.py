@@ -7,7 +7,7 @@ import pytest
 
 from issuing_world import SECRETS, Clock, Desk
 from millstream import Settings
-from millstream._server.calls.changes import Changes
+from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.keys import Secrets
 from millstream._server.calls.services import Services
 from millstream._stores.base import Store
@@ -86,12 +86,12 @@ async def test_keys_sealed_with_another_secret_are_replaced_and_logged(
     desk = Desk(every_store)
     given = await desk.tokens((await desk.register())["client_id"])
     other = Desk(every_store)
-    services = Services(Settings(), every_store, Changes(), Secrets((b"t" * 32,), "setting"))
+    services = Services(Settings(), every_store, ChangeFeed(), Secrets((b"t" * 32,), "setting"))
     other.running = other.issuer.bind(services, "Book shop", list)
     with caplog.at_level(logging.WARNING, "millstream"):
         assert await other.who(given["access_token"]) is None
     assert "MILLSTREAM_KEY" in caplog.text
-    both = Services(Settings(), every_store, Changes(), Secrets((b"u" * 32, b"t" * 32), "setting"))
+    both = Services(Settings(), every_store, ChangeFeed(), Secrets((b"u" * 32, b"t" * 32), "setting"))
     caplog.clear()
     third = other.issuer.bind(both, "Book shop", list)
     assert await third.signing.public() == await other.running.signing.public()

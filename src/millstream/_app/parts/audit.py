@@ -9,7 +9,7 @@ from millstream._app.parts import OwnPart
 from millstream._parts import Host
 from millstream._protocol.admission import target_name
 from millstream._server.calls.call import Call
-from millstream._telemetry.audit import AuditLog, Entry, stamp
+from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
 from millstream._telemetry.messages import session_hash
 
 logger = logging.getLogger("millstream")
@@ -46,7 +46,7 @@ class AuditPart(OwnPart):
     def _observe(self, call: Call, seconds: float, answer: bytes) -> None:
         principal, failure = call.principal, call.failure
         self._write(
-            Entry(
+            AuditEntry(
                 stamp(time.time()),
                 call.method,
                 call.name or target_name(call.method, call.params),
@@ -61,9 +61,9 @@ class AuditPart(OwnPart):
         )
 
     def _refuse(self, address: str) -> None:
-        self._write(Entry(stamp(time.time()), "sign-in", outcome="refused", address=address))
+        self._write(AuditEntry(stamp(time.time()), "sign-in", outcome="refused", address=address))
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: AuditEntry) -> None:
         try:
             self._log.write(entry)
             self._failed = False

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
-from millstream._http.message import Handler, Request, Response
+from millstream._http.message import Handler, HttpRequest, Response
 from millstream._parts import Host, Route
 from millstream._protocol.errors import LocalError
 
@@ -162,7 +162,7 @@ def _style(name: str) -> Handler:
     """Return the handler of a style sheet, whatever its path."""
     from millstream._web.pages import asset  # noqa: PLC0415  only where there are pages
 
-    async def get(request: Request) -> Response:
+    async def get(request: HttpRequest) -> Response:
         return asset(name, query=request.query, known=request.headers.get(b"if-none-match", b""))
 
     return get

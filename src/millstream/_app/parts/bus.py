@@ -8,7 +8,7 @@ from typing import Any
 from millstream._app.parts import OwnPart
 from millstream._parts import Host
 from millstream._stores.base import Store
-from millstream.hub._bus import Inbound, Outbound, backoff
+from millstream.hub._bus import InboundBridge, OutboundBridge, backoff
 
 _CLOSE: float = 5.0
 """Seconds for a broker to say goodbye."""
@@ -31,10 +31,10 @@ class BusPart(OwnPart):
         for broker in brokers.values():
             mine = [each for each in self.definition.bridges if each.broker is broker]
             for each in mine:
-                if isinstance(each, Inbound):
+                if isinstance(each, InboundBridge):
                     each.open(host.hub)
             waiting[id(broker)] = type(broker).__name__
-            outbound = [each for each in mine if isinstance(each, Outbound)]
+            outbound = [each for each in mine if isinstance(each, OutboundBridge)]
             runs.append(asyncio.create_task(_run(broker, outbound, host.store, waiting)))
 
         async def stop(seconds: float) -> None:
@@ -48,11 +48,11 @@ class BusPart(OwnPart):
     async def close(self) -> None:
         """Publish nothing on a hub that closes."""
         for each in self.definition.bridges:
-            if isinstance(each, Inbound):
+            if isinstance(each, InboundBridge):
                 each.open(None)
 
 
-async def _run(broker: Any, outbound: list[Outbound], store: Store, waiting: dict[int, str]) -> None:
+async def _run(broker: Any, outbound: list[OutboundBridge], store: Store, waiting: dict[int, str]) -> None:
     """Start a broker, again and again until it's there, and send until the task is cancelled."""
     label = waiting[id(broker)]
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from millstream._app.parts import OwnPart
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._parts import PUBLISH, Host, Route
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import members
@@ -21,7 +21,7 @@ from millstream._protocol.jsonrpc import error_message
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream.hub import Hub, HubLimits
 from millstream.hub._channels import check_client_id
-from millstream.hub._limits import InvalidName, TooLarge
+from millstream.hub._limits import EventTooLarge, InvalidName
 
 if TYPE_CHECKING:
     from millstream._protocol.principal import Principal
@@ -119,7 +119,7 @@ class ClientStreams:
         except InvalidName as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
         call.tee = _Mirror(self._hub, client_id, call).send
-        root = call.origin.root_path if isinstance(call.origin, Request) else ""
+        root = call.origin.root_path if isinstance(call.origin, HttpRequest) else ""
         url = f"{root}/mcp/sse/{quote(client_id, safe='')}"
         call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
 
@@ -164,6 +164,6 @@ class _Mirror:
         """Send, and say why a message is too large for that."""
         try:
             await self._hub.send(self._client_id, message.decode(), principal=self._principal)
-        except TooLarge as exc:
+        except EventTooLarge as exc:
             return str(exc)
         return ""

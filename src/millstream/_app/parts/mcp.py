@@ -16,14 +16,14 @@ class McpPart(OwnPart):
 
 def _serve(host: Host) -> None:
     from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
-    from millstream._transports.streamable.exchange import Endpoint  # noqa: PLC0415
+    from millstream._transports.streamable.exchange import StreamableEndpoint  # noqa: PLC0415
     from millstream._transports.streamable.get import SessionStreams  # noqa: PLC0415
     from millstream._transports.streamable.post import Streamable  # noqa: PLC0415
     from millstream._transports.streamable.sessions import HttpSessions  # noqa: PLC0415
 
     settings, streams = host.settings, host.streams
     sessions = HttpSessions(host.services) if settings.sessions else None
-    endpoint = Endpoint(host.dispatcher, streams, sessions)
+    endpoint = StreamableEndpoint(host.dispatcher, streams, sessions)
     sse = HttpSse(host.dispatcher, streams)
     standing = SessionStreams(endpoint, first=sse.get)
     mcp = Route(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from millstream._app.parts import OwnPart
 from millstream._parts import Host
-from millstream._protocol.handshake import Opening
+from millstream._protocol.handshake import Handshake
 from millstream._protocol.principal import Principal
 from millstream._server.calls.message_observer import SESSION_OVER, ObserveMessage
 from millstream._server.calls.sessions import Session
-from millstream._server.observing.tracing import load_spans
+from millstream._server.observability.tracing import load_spans
 
 if TYPE_CHECKING:
-    from millstream._server.observing.observer import Observer
+    from millstream._server.observability.observer import Observer
 
 _MAX_NAME = 1024
 
@@ -31,8 +31,8 @@ class ObservationPart(OwnPart):
         access_log, spans = definition.settings.access_log, load_spans(definition.version)
         if not access_log and spans is None and host.metrics is None:
             return
-        from millstream._server.observing.observer import Observer  # noqa: PLC0415  only where something is observed
-        from millstream._server.observing.tracing import Tracing  # noqa: PLC0415
+        from millstream._server.observability.observer import Observer  # noqa: PLC0415  only where something is observed
+        from millstream._server.observability.tracing import Tracing  # noqa: PLC0415
         from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
 
         host.observer = observer = Observer(
@@ -63,7 +63,7 @@ def _note_to(observer: "Observer") -> ObserveMessage:
         *,
         target: str = "",
         principal: Principal | None = None,
-        opening: Opening | None = None,
+        opening: Handshake | None = None,
     ) -> None:
         if method == SESSION_OVER:
             if session is not None:

@@ -7,7 +7,7 @@ address.
 from typing import Any
 
 from millstream._app.parts import OwnPart
-from millstream._http.message import JSON_HEAD, TEXT_HEAD, Request, Response
+from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
 from millstream._parts import Host, Route
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
@@ -28,11 +28,11 @@ class ProbesPart(OwnPart):
             host.routes.add(path, Route({"GET": handler}, public=True))
         self._host = host
 
-    async def live(self, request: Request) -> Response:
+    async def live(self, request: HttpRequest) -> Response:
         """Answer while the event loop turns."""
         return Response(b"ok\n", 200, TEXT_HEAD)
 
-    async def ready(self, request: Request) -> Response:
+    async def ready(self, request: HttpRequest) -> Response:
         """Say whether to send new work here: not while the server drains.
 
         A store that doesn't answer changes nothing: plain calls need none, and one pause of a shared store would take
@@ -45,7 +45,7 @@ class ProbesPart(OwnPart):
             return Response(b"degraded: %b\n" % "; ".join(reasons).encode(), 200, TEXT_HEAD)
         return Response(b"ok\n", 200, TEXT_HEAD)
 
-    async def health(self, request: Request) -> Response:
+    async def health(self, request: HttpRequest) -> Response:
         """Return the facts. A store that doesn't answer makes no 503: to restart the server wouldn't help."""
         host = self._host
         up = await host.store_health.look()

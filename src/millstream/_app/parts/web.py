@@ -8,7 +8,7 @@ from millstream._app.dashboard_queries import DashboardQueries
 from millstream._app.parts import OwnPart
 from millstream._http.message import Handler
 from millstream._parts import WATCH, Host, Route
-from millstream._server.observing.recent_calls import RecentCalls
+from millstream._server.observability.recent_calls import RecentCalls
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore

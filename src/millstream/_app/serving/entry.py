@@ -10,7 +10,7 @@ from millstream._app.runtimes import Application
 from millstream._http.asgi.adapter import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, Request, Response, Sink
+from millstream._http.message import Handler, HttpRequest, Response, Sink
 from millstream._http.server import Endpoints
 
 logger = logging.getLogger("millstream")
@@ -123,7 +123,7 @@ def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
     return found
 
 
-async def _probe(handler: Handler, policy: HostPolicy, request: Request) -> Response | Sink | None:
+async def _probe(handler: Handler, policy: HostPolicy, request: HttpRequest) -> Response | Sink | None:
     origin = request.headers.get(b"origin")
     if origin is None or policy.check(request.method, request.headers, request.raw_headers, request.peer) is not None:
         return await handler(request)

@@ -18,9 +18,9 @@ from millstream._app.serving.tls import Certificate
 from millstream._http.hosts import is_loopback
 from millstream._http.server import Endpoints
 from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
-from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ServerState
-from millstream._http.server.listener import Listener
+from millstream._http.server.listener import SocketListener
 
 if TYPE_CHECKING:
     from millstream._app.serving.consul import ConsulRegistration
@@ -110,7 +110,7 @@ class HttpServer:
                 await self._close_application()
 
     async def _serve(self, endpoints: Endpoints, sockets: list[socket.socket]) -> None:
-        listener = Listener(
+        listener = SocketListener(
             endpoints,
             tls=None if self._certificate is None else self._certificate.context,
             proxies=TrustedProxies.from_environment(),
@@ -142,7 +142,7 @@ class HttpServer:
         """Drain and end."""
         self._over.set()
 
-    async def _shut_down(self, listener: Listener) -> None:
+    async def _shut_down(self, listener: SocketListener) -> None:
         """Fail readiness checks, accept no new connections, say so in the last replies, then end calls and streams."""
         runtime, clock = self._runtimes.here, asyncio.get_running_loop().time
         if runtime is not None:

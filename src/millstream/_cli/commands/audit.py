@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from millstream._app.serving.errors import CommandError
 from millstream._cli.tables import print_json
-from millstream._telemetry.audit import Broken
+from millstream._telemetry.audit import BrokenAuditLog
 from millstream._telemetry.audit import verify as verify_file
 
 audit = App(name="audit", help="Check audit logs.")
@@ -35,7 +35,7 @@ def verify(
         count, found = verify_file(file)
     except OSError as exc:
         raise CommandError(f"{file} can't be read: {exc.strerror}.") from exc
-    except Broken as exc:
+    except BrokenAuditLog as exc:
         raise CommandError(
             str(exc), why="Each line has the hash of the one before.", fix="Compare with a copy."
         ) from exc

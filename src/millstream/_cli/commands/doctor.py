@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, ended, status_of
 from millstream._cli.tables import brief, print_json, print_text
-from millstream._http.client.connection import Reply
-from millstream._http.client.pool import Pool, plain, unreachable, untrusted
+from millstream._http.client.connection import HttpReply
+from millstream._http.client.pool import ConnectionPool, plain, unreachable, untrusted
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url
 from millstream.client._client import Client
@@ -172,7 +172,7 @@ async def offered(client: Client) -> Step:
 async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncIterator[Step]:
     """What stands between the server and others: preflights of browsers, and proxies that compress or collect."""
     headers = {**place.headers, **options.headers}
-    pool = Pool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=options.timeout, tls=None)
+    pool = ConnectionPool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=options.timeout, tls=None)
     endpoint = Endpoint(place.url, headers, pool)
     ask = "Origin: https://example.com\r\nAccess-Control-Request-Method: POST\r\n"
     try:
@@ -191,7 +191,7 @@ async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncItera
         await pool.close()
 
 
-def cors(reply: Reply) -> Step:
+def cors(reply: HttpReply) -> Step:
     """Whether pages of other origins may use the server."""
     allowed = reply.header(b"access-control-allow-origin")
     text = f"pages of {allowed} may use it" if allowed else "pages of other origins cannot use it, which is safe"

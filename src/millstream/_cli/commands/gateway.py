@@ -16,7 +16,7 @@ from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json
 from millstream._cli.variables import use_file
 from millstream._protocol.errors import LocalError
-from millstream._protocol.suggesting import instead
+from millstream._protocol.suggestions import instead
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
 from millstream.client._options import Options

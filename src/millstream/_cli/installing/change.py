@@ -20,7 +20,7 @@ from msgspec import Struct
 from millstream import _jsonc as jsonc
 from millstream._app.serving.errors import CommandError
 from millstream._cli.installing import documents
-from millstream._jsonc import Broken
+from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.json_schema import value_at
 
 _ABSENT = "-absent"
@@ -64,7 +64,7 @@ def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], 
         old = _READ[kind](text, under)
         new = merge(old)
         after = text if new == old else _PUT[kind](text, under, new)  # however the person has written it
-    except Broken as exc:
+    except JsonSyntaxError as exc:
         raise _refused(path, exc) from exc
     return Change(path=path, before=before, after=after)
 
@@ -116,7 +116,7 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[Change, P
     try:
         entry = _READ[kind](old, under)
         after = _TAKE[kind](now, under) if entry is None else _PUT[kind](now, under, entry)
-    except Broken as exc:
+    except JsonSyntaxError as exc:
         raise _refused(path, exc) from exc
     return Change(path=path, before=now, after=after), copy
 
@@ -209,7 +209,7 @@ def _copies(path: Path, name: str) -> list[Path]:
     ]
 
 
-def _refused(path: Path, exc: Broken) -> CommandError:
+def _refused(path: Path, exc: JsonSyntaxError) -> CommandError:
     return CommandError(
         f"{path} can't be changed: {exc}.",
         why="It's left as it is, so that nothing in it gets lost.",

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 from millstream._app.serving.errors import CommandError
-from millstream._jsonc import Broken
+from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.json_schema import is_array
 
 _BOM = "\ufeff"
@@ -69,7 +69,7 @@ def _read_toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text.removeprefix(_BOM))
     except tomllib.TOMLDecodeError as exc:
-        raise Broken(str(exc)) from exc
+        raise JsonSyntaxError(str(exc)) from exc
 
 
 def _checked_toml(before: str, after: str, wanted: dict[str, Any], path: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def _checked_toml(before: str, after: str, wanted: dict[str, Any], path: Sequenc
         found = None
     lost = _comments(before) - _comments(after)
     if found != wanted or lost:
-        raise Broken(f"{'.'.join(path)} is written in a form that can't be changed safely")
+        raise JsonSyntaxError(f"{'.'.join(path)} is written in a form that can't be changed safely")
     return _BOM + after if before.startswith(_BOM) else after
 
 
@@ -140,11 +140,11 @@ def _read_yaml(text: str) -> Any:
     try:
         document = _round_trip(text).load(text.removeprefix(_BOM))
     except yaml.error.YAMLError as exc:
-        raise Broken(" ".join(str(exc).split())) from exc
+        raise JsonSyntaxError(" ".join(str(exc).split())) from exc
     if document is None:
         return _load("ruamel.yaml.comments").CommentedMap()
     if not isinstance(document, MutableMapping):
-        raise Broken("the document isn't a mapping")
+        raise JsonSyntaxError("the document isn't a mapping")
     return cast("MutableMapping[str, Any]", document)
 
 
@@ -194,7 +194,7 @@ def _parent(document: Any, path: Sequence[str], make: Any) -> Any:
             found[name] = make()
         below: Any = found[name]
         if not isinstance(below, MutableMapping):
-            raise Broken(f"{name} isn't a mapping there")
+            raise JsonSyntaxError(f"{name} isn't a mapping there")
         found = cast("MutableMapping[str, Any]", below)
     return found
 

@@ -15,9 +15,9 @@ from msgspec import Struct
 
 from millstream._cli.recording.standard_input import lines, say
 from millstream._cli.recording.transcript import Writer, params_of
-from millstream._http.client.connection import Reply
+from millstream._http.client.connection import HttpReply
 from millstream._http.client.connection import lines as lines_of
-from millstream._http.client.pool import Pool
+from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
 from millstream._protocol.messages import ToolDescription
@@ -54,7 +54,7 @@ class Bridge:
 
     def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
         # Configuration
-        pool = Pool(place.url, max_connections=100, max_body=_MAX_BYTES, connect_timeout=10.0, tls=None)
+        pool = ConnectionPool(place.url, max_connections=100, max_body=_MAX_BYTES, connect_timeout=10.0, tls=None)
         self._endpoint = Endpoint(place.url, {**place.headers, **headers}, pool, auth)
         self._writer = writer
         # Session
@@ -130,7 +130,7 @@ class Bridge:
         about = f"MCP-Protocol-Version: {encode_value(version)}\r\n" if version else ""
         return f"{about}Mcp-Session-Id: {self._session}\r\n" if self._session else about
 
-    async def _answer(self, reply: Reply) -> None:
+    async def _answer(self, reply: HttpReply) -> None:
         if reply.stream is not None:
             await self._follow(reply)
         elif reply.body.lstrip()[:1] in (b"{", b"["):
@@ -139,7 +139,7 @@ class Bridge:
             kind = reply.media_type or "nothing"
             raise NotMcp(f"{self._endpoint.url} is not an MCP endpoint: it answers with {reply.status} and {kind}.")
 
-    async def _follow(self, reply: Reply) -> None:
+    async def _follow(self, reply: HttpReply) -> None:
         assert reply.stream is not None  # noqa: S101  the caller looked
         reader = EventReader(_MAX_BYTES)
         reader.attach(reply.stream)

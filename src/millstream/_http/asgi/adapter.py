@@ -1,4 +1,4 @@
-"""The ASGI adapter: one HTTP scope in, one `Request` to the transport handler, its reply out as ASGI messages.
+"""The ASGI adapter: one HTTP scope in, one `HttpRequest` to the transport handler, its reply out as ASGI messages.
 
 It works under any ASGI server, alone or below a ``Mount``. Body size and body time are enforced here; what only our
 own server can see (slow headers, connection caps, stalled writes) is not. The plain path starts no task: only a call
@@ -17,7 +17,7 @@ from millstream._http.close_signal import failure
 from millstream._http.compression import FROM_BYTES, compressed
 from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, Request, Response, Sink, refusal
+from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -126,7 +126,7 @@ def _too_long(length: bytes, limit: int) -> bool:
     return length.isdigit() and (len(length) > 18 or int(length) > limit)
 
 
-class AsgiExchange(Request, eq=False, kw_only=True):
+class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     """One request and its reply."""
 
     # request
@@ -268,7 +268,7 @@ class AsgiExchange(Request, eq=False, kw_only=True):
             self.waiting = loop.create_task(self.watch(task))
 
     def ends_call(self) -> bool:
-        """See `Request`. The task is the server's: it's answered, and then the cancellation goes on."""
+        """See `HttpRequest`. The task is the server's: it's answered, and then the cancellation goes on."""
         self.interrupted = not self.gone
         return self.gone
 

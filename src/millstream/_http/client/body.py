@@ -7,7 +7,7 @@ _HIGH = 1024 * 1024
 """Bytes that may wait for the reader before the connection stops reading."""
 
 
-class Source(Protocol):
+class BodySource(Protocol):
     """The connection that a body comes from."""
 
     def pause(self) -> None:
@@ -25,7 +25,7 @@ class Body:
 
     __slots__ = ("_chunks", "_ended", "_error", "_size", "_source", "_waiter")
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: BodySource) -> None:
         self._source = source
         self._chunks: list[bytes] = []
         self._size = 0

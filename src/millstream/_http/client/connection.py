@@ -28,7 +28,7 @@ _SILENCE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), 
 that of the first on macOS."""
 
 
-class Reply:
+class HttpReply:
     """What the server said. `stream` is for event streams; all else is in `body`."""
 
     __slots__ = ("body", "headers", "moved", "status", "stream")
@@ -86,8 +86,8 @@ class HttpConnection(asyncio.Protocol):
         """Replies so far."""
         self.free_since = 0.0
         # Reply
-        self._waiter: asyncio.Future[Reply] | None = None
-        self._reply: Reply | None = None
+        self._waiter: asyncio.Future[HttpReply] | None = None
+        self._reply: HttpReply | None = None
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
         self._size = 0
@@ -102,7 +102,7 @@ class HttpConnection(asyncio.Protocol):
 
     # For the pool
 
-    def send(self, data: bytes) -> asyncio.Future[Reply]:
+    def send(self, data: bytes) -> asyncio.Future[HttpReply]:
         """Write a request; the future is its reply."""
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
@@ -188,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
         if self._waiter is None:
             self._fault = BadAnswer("The server answered a request twice.")
             return
-        reply = self._reply = Reply(status, headers)
+        reply = self._reply = HttpReply(status, headers)
         self._parts = []
         self._size = 0
         length = headers.get(b"content-length")
@@ -222,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
 
     # Ends
 
-    def _deliver(self, reply: Reply) -> None:
+    def _deliver(self, reply: HttpReply) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(reply)

@@ -13,10 +13,10 @@ from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.connection import Reply, lines
+from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.dial import AddressRefused, Dial, Judge, guarded, is_public, is_this_machine
 from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TargetError, TooLarge
-from millstream._http.client.pool import Pool
+from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 
 TIMEOUT = 5.0
@@ -29,7 +29,7 @@ class OutboundError(ValueError):
     """Nothing was fetched; the text says why, and never what an inner address answered."""
 
 
-class Fetched(Struct, frozen=True):
+class FetchedDocument(Struct, frozen=True):
     """An answer with status 200."""
 
     body: bytes
@@ -65,7 +65,7 @@ async def fetch(
     judge: Judge = is_public,
     max_bytes: int = MAX_BYTES,
     seconds: float = TIMEOUT,
-) -> Fetched:
+) -> FetchedDocument:
     """GET a URL, or POST a form to it.
 
     Args:
@@ -102,7 +102,7 @@ async def fetch(
         raise OutboundError(f"The answer of {host} is a stream.")
     if reply.headers.get(b"content-encoding", b"identity") != b"identity":
         raise OutboundError(f"The answer of {host} has a content coding.")
-    return Fetched(reply.body, reply.headers)
+    return FetchedDocument(reply.body, reply.headers)
 
 
 def _reason(exc: Exception, host: str, seconds: float) -> str:
@@ -133,7 +133,7 @@ async def request(
     connect_seconds: float | None = None,
     dial: Dial[Any] | None = None,
     context: ssl.SSLContext | None = None,
-) -> Reply:
+) -> HttpReply:
     """Send one request on a connection of its own, and return the reply.
 
     Args:
@@ -152,7 +152,7 @@ async def request(
         ClientError: there's no reply.
         TimeoutError: it takes longer than `seconds`.
     """
-    pool = Pool(
+    pool = ConnectionPool(
         url, max_connections=1, max_body=max_body, max_head=max_head, connect_timeout=connect_seconds or seconds,
         tls=(context or tls()) if url.secure else None, dial=dial,
     )  # fmt: skip

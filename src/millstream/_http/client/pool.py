@@ -9,7 +9,7 @@ import ssl
 import time
 from collections import deque
 
-from millstream._http.client.connection import MAX_HEAD, HttpConnection, Reply
+from millstream._http.client.connection import MAX_HEAD, HttpConnection, HttpReply
 from millstream._http.client.dial import Dial, connect_directly
 from millstream._http.client.errors import ConnectFailed, ConnectionLost, TlsFailed
 from millstream._http.client.proxy import Proxy, no_proxy, proxy_for, refused, tunnel
@@ -19,7 +19,7 @@ _FRESH = 3.0
 """Seconds for which a free connection is trusted: servers close those of five seconds and more."""
 
 
-class Pool:
+class ConnectionPool:
     """Requests go out as bytes that are ready, head and body."""
 
     __slots__ = (
@@ -61,7 +61,7 @@ class Pool:
         self._connecting = 0
         self._closed = False
 
-    async def send(self, data: bytes, *, repeatable: bool) -> Reply:
+    async def send(self, data: bytes, *, repeatable: bool) -> HttpReply:
         """The reply to one request. Cancelling the wait closes the connection.
 
         Args:

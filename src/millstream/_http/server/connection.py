@@ -28,11 +28,11 @@ from millstream._http.budget import ByteBudget
 from millstream._http.close_signal import failure
 from millstream._http.hosts import EXEMPT, parse_authority
 from millstream._http.limits import HttpLimits
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._http.server import Endpoints
-from millstream._http.server.exchange import Exchange
+from millstream._http.server.exchange import ServerExchange
 from millstream._http.server.fast_head import read_line
-from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.replies import (
     BAD_HOST,
     BAD_REQUEST,
@@ -99,10 +99,10 @@ class Continue(Struct, frozen=True):
 
 CONTINUE = Continue()
 
-Event = Exchange | Refusal | Upgrade | Continue
+Event = ServerExchange | Refusal | Upgrade | Continue
 
 
-class Shared(Protocol):
+class ServerContext(Protocol):
     """What the connections of one server share."""
 
     limits: HttpLimits
@@ -113,7 +113,7 @@ class Shared(Protocol):
     unfinished: ByteBudget
 
 
-class Connection:
+class ServerConnection:
     """The state of one connection.
 
     Args:
@@ -134,7 +134,7 @@ class Connection:
     _parser: HttpRequestParser
 
     def __init__(
-        self, table: Endpoints, shared: Shared, *, peer: str, scheme: str, proxies: TrustedProxies | None = None
+        self, table: Endpoints, shared: ServerContext, *, peer: str, scheme: str, proxies: TrustedProxies | None = None
     ) -> None:
         # Configuration
         self._table = table
@@ -154,9 +154,9 @@ class Connection:
         """When the current wait began, by the clock of the last sweep."""
         self.held = False
         """No event is given out: the client does not read its replies."""
-        self.queue: deque[Exchange | Refusal | Upgrade] = deque()
+        self.queue: deque[ServerExchange | Refusal | Upgrade] = deque()
         """What waits for its turn."""
-        self.newest: Exchange | None = None
+        self.newest: ServerExchange | None = None
         """The request that arrived last, until its reply is written."""
         # Request
         self._target = b""
@@ -233,7 +233,7 @@ class Connection:
         ):
             self._parse(data)
             return self.next_event()
-        self.newest = exchange = Exchange(
+        self.newest = exchange = ServerExchange(
             found[1], found[2], fields.items(), fields, body, b"", self._peer, table.root_path, self._scheme,
             handler=found[0],
         )  # fmt: skip
@@ -258,14 +258,14 @@ class Connection:
             return None
         if self.queue:
             event = self.queue.popleft()
-            self.replying = (BEGINS_REPLY if isinstance(event, Exchange) else CLOSES)[self.replying]
+            self.replying = (BEGINS_REPLY if isinstance(event, ServerExchange) else CLOSES)[self.replying]
             return event
         if self.reading == EXPECTED:
             self.reading = PERMITTED[self.reading]
             return CONTINUE
         return None
 
-    def complete(self, exchange: Exchange) -> None:
+    def complete(self, exchange: ServerExchange) -> None:
         """Go on after the reply to a request is written."""
         self.replying = COMPLETES[self.replying]
         self.since = self._shared.clock
@@ -423,7 +423,7 @@ class Connection:
         else:
             handler, name, path = found
         persistent = self._parser.get_http_version() != "1.0"
-        self.newest = exchange = Exchange(
+        self.newest = exchange = ServerExchange(
             name, path, headers, fields, b"", query, self._peer, table.root_path, self._scheme,
             handler=handler or _not_found,
             chunked=persistent,
@@ -523,9 +523,9 @@ class Connection:
         return None
 
 
-def _new_parser(connection: Connection) -> HttpRequestParser:
+def _new_parser(connection: ServerConnection) -> HttpRequestParser:
     parser = HttpRequestParser(connection)
-    # Bytes behind a request with `Connection: close` must not refuse that request.
+    # Bytes behind a request with `ServerConnection: close` must not refuse that request.
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser
 
@@ -548,9 +548,9 @@ def _split_target(target: bytes) -> tuple[str, bytes] | None:
     return (unquote(path) if "%" in path else path, url.query or b"") if path else None
 
 
-async def _not_found(_request: Request) -> Response:
+async def _not_found(_request: HttpRequest) -> Response:
     return NOT_FOUND
 
 
-async def _reply(response: Response, _request: Request) -> Response:
+async def _reply(response: Response, _request: HttpRequest) -> Response:
     return response

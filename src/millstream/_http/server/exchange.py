@@ -1,4 +1,4 @@
-"""One request and its reply. The hot path, `Exchange.run`, is written inline to save Python calls."""
+"""One request and its reply. The hot path, `ServerExchange.run`, is written inline to save Python calls."""
 
 import asyncio
 from collections.abc import Collection
@@ -7,13 +7,13 @@ from typing import Protocol
 from millstream._http.close_signal import failure
 from millstream._http.compression import FROM_BYTES, compressed
 from millstream._http.limits import HttpLimits
-from millstream._http.message import JSON_HEAD, Handler, Request, Response, Sink
+from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._http.server.replies import CLOSE, ReplyHeads
 from millstream._http.server.states import COMPLETES, EXPECTED
 from millstream._http.server.stream import Channel, ReplyStream
 
 
-class Guard(Protocol):
+class ReplyContext(Protocol):
     """What a reply needs of all connections."""
 
     heads: ReplyHeads
@@ -21,20 +21,20 @@ class Guard(Protocol):
     clock: float
 
 
-class Order(Protocol):
+class ReplyQueue(Protocol):
     """What a reply needs of the state of its connection (`Connection`)."""
 
     reading: int
     replying: int
     since: float
-    newest: "Exchange | None"
+    newest: "ServerExchange | None"
 
     @property
     def queue(self) -> Collection[object]:
         """What waits for its turn."""
         ...
 
-    def complete(self, exchange: "Exchange") -> None:
+    def complete(self, exchange: "ServerExchange") -> None:
         """Go on after the reply to a request is written."""
 
 
@@ -47,16 +47,16 @@ class Tasks(Protocol):
 class Carrier(Channel, Protocol):
     """What a reply needs of the connection that carries it (`HttpProtocol`)."""
 
-    current: "Exchange | None"
+    current: "ServerExchange | None"
     read_paused: bool
 
     @property
-    def guard(self) -> Guard:
+    def guard(self) -> ReplyContext:
         """The limits of the server."""
         ...
 
     @property
-    def connection(self) -> Order:
+    def connection(self) -> ReplyQueue:
         """The state of the connection."""
         ...
 
@@ -69,7 +69,7 @@ class Carrier(Channel, Protocol):
         """Carry out what waits for its turn."""
 
 
-class Exchange(Request, eq=False, kw_only=True):
+class ServerExchange(HttpRequest, eq=False, kw_only=True):
     """A request of `Connection`, and how its reply is written."""
 
     handler: Handler
@@ -91,7 +91,7 @@ class Exchange(Request, eq=False, kw_only=True):
     response_complete: bool = False
 
     def ends_call(self) -> bool:
-        """See `Request`."""
+        """See `HttpRequest`."""
         return self.disconnected
 
     @property

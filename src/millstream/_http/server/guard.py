@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from millstream._http.budget import ByteBudget
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Response, neighborhood
-from millstream._http.server.connection import Connection
+from millstream._http.server.connection import ServerConnection
 from millstream._http.server.replies import BODY_TIMEOUT, HEADER_TIMEOUT, ReplyHeads
 from millstream._http.server.states import BODY, CLOSED, DONE, FAST_BODY, HEAD, IDLE, NEW
 
@@ -61,11 +61,11 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int] | None:
     return None if name is None or isinstance(name, str | bytes) else (str(name[0]), int(name[1]))
 
 
-class Guarded(Protocol):
+class GuardedConnection(Protocol):
     """What the guard sees of an HTTP connection."""
 
     transport: asyncio.Transport
-    connection: Connection
+    connection: ServerConnection
     peer: str
     unsent: int
     """Bytes in the write buffer at the last look."""
@@ -78,7 +78,7 @@ class Guarded(Protocol):
         """Answer and close."""
 
 
-class Writer(Protocol):
+class ConnectionWriter(Protocol):
     """What the guard sees of a connection, HTTP or WebSocket, whose client does not read."""
 
     @property
@@ -132,10 +132,10 @@ class ConnectionGuard:
         self._loop = loop
         self._state = state
         self._timer: asyncio.TimerHandle | None = None
-        self._connections: set[Guarded] = set()
-        self._spares: set[Guarded] = set()
+        self._connections: set[GuardedConnection] = set()
+        self._spares: set[GuardedConnection] = set()
         self._counts: Counter[str] = Counter()
-        self._stalled: dict[Writer, int] = {}
+        self._stalled: dict[ConnectionWriter, int] = {}
         """Unsent bytes of each connection whose client does not keep up, the longest stalled first."""
         self.clock = loop.time()
         self.heads = ReplyHeads()
@@ -152,7 +152,7 @@ class ConnectionGuard:
         )
         """Start a call in a task of its own, at once on Python 3.12 and newer."""
 
-    def admit(self, connection: Guarded) -> bool:
+    def admit(self, connection: GuardedConnection) -> bool:
         """Watch a new connection that is in the server's set already; return False when there are too many.
 
         A few above the cap are `over_cap`: they have little time and get one reply, a refusal unless they probe.
@@ -183,7 +183,7 @@ class ConnectionGuard:
         """There are too many connections even to refuse them."""
         return len(self._state.connections) > self.limits.max_connections + _LINGERING
 
-    def release(self, connection: Guarded) -> None:
+    def release(self, connection: GuardedConnection) -> None:
         """Stop watching a connection that is lost, or that continues as a WebSocket."""
         self._connections.discard(connection)
         self._spares.discard(connection)
@@ -193,7 +193,7 @@ class ConnectionGuard:
 
     # Unsent bytes
 
-    def stall(self, connection: Writer) -> None:
+    def stall(self, connection: ConnectionWriter) -> None:
         """Count what a client has not taken; above the total, cut the largest owner's longest stalled connection."""
         size = connection.transport.get_write_buffer_size()
         self.unsent += size - self._stalled.get(connection, 0)
@@ -211,7 +211,7 @@ class ConnectionGuard:
             self.resume(slowest)
             slowest.transport.abort()
 
-    def resume(self, connection: Writer) -> None:
+    def resume(self, connection: ConnectionWriter) -> None:
         """Stop counting a connection whose client has read, or that is lost."""
         self.unsent -= self._stalled.pop(connection, 0)
 
@@ -232,7 +232,7 @@ class ConnectionGuard:
             # WebSockets are not watched here but stay in the server's set: count again.
             self._counts = Counter(neighborhood(each.peer) for each in self._state.connections if each.peer)
 
-    def _look(self, left: list[Guarded], now: float, end: int) -> None:
+    def _look(self, left: list[GuardedConnection], now: float, end: int) -> None:
         """Look at some of these connections, and at the rest in the next turns of the loop.
 
         A connection that ends counts as `end` connections.
@@ -246,7 +246,7 @@ class ConnectionGuard:
             if left:
                 self._loop.call_soon(self._look, left, now, end)
 
-    def _cut_off(self, connection: Guarded, now: float) -> bool:
+    def _cut_off(self, connection: GuardedConnection, now: float) -> bool:
         """End a connection whose client has not read for too long."""
         unsent = connection.transport.get_write_buffer_size()
         if unsent == 0 or unsent < connection.unsent:
@@ -256,7 +256,7 @@ class ConnectionGuard:
             connection.transport.abort()
         return late
 
-    def _judge(self, guarded: Guarded, now: float) -> bool:
+    def _judge(self, guarded: GuardedConnection, now: float) -> bool:
         """End a connection whose client has kept the server waiting for too long."""
         if guarded.unsent:
             return False

@@ -6,7 +6,7 @@ import ssl
 
 from millstream._http.server import Endpoints
 from millstream._http.server.drain import TICK, readable
-from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from millstream._http.server.protocol import HttpProtocol
 
@@ -14,7 +14,7 @@ BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
 
-class Listener:
+class SocketListener:
     """The sockets of one server in the event loop that runs.
 
     Args:

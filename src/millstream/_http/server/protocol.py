@@ -1,13 +1,13 @@
-"""An HTTP/1 connection on a socket: carries out the events of `Connection`."""
+"""An HTTP/1 connection on a socket: carries out the events of `ServerConnection`."""
 
 import asyncio
 from typing import cast
 
 from millstream._http.message import Response
 from millstream._http.server import Endpoints
-from millstream._http.server.connection import Connection, Continue, Event, Refusal, Upgrade
-from millstream._http.server.exchange import Exchange
-from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.connection import Continue, Event, Refusal, ServerConnection, Upgrade
+from millstream._http.server.exchange import ServerExchange
+from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
 from millstream._http.server.replies import TOO_MANY_CONNECTIONS
 from millstream._http.server.states import DONE, EXPECTED
@@ -22,7 +22,7 @@ class HttpProtocol(asyncio.Protocol):
     )  # fmt: skip
 
     transport: asyncio.Transport
-    connection: Connection
+    connection: ServerConnection
 
     def __init__(
         self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
@@ -35,7 +35,7 @@ class HttpProtocol(asyncio.Protocol):
         self.guard = guard
         # Connection
         self.peer = ""
-        self.current: Exchange | None = None
+        self.current: ServerExchange | None = None
         """The call being answered."""
         self.read_paused = False
         self.write_paused = False
@@ -51,7 +51,7 @@ class HttpProtocol(asyncio.Protocol):
         self.peer = "" if client is None else client[0]
         scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         proxies = self._proxies if self._proxies is not None and self._proxies.trusts(self.peer) else None
-        self.connection = Connection(self._table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
+        self.connection = ServerConnection(self._table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
         if not self.peer and isinstance(transport.get_extra_info("sockname"), tuple):
             # Over TCP, only a connection that was reset has no peer. Its requests would escape every limit.
             self.transport.abort()
@@ -83,7 +83,7 @@ class HttpProtocol(asyncio.Protocol):
         connection = self.connection
         event = connection.receive(data)
         if event is not None:
-            if type(event) is Exchange:
+            if type(event) is ServerExchange:
                 # `_begin`, inline.
                 self.current = event
                 event.protocol = self
@@ -97,7 +97,7 @@ class HttpProtocol(asyncio.Protocol):
         if connection.queue or connection.reading == EXPECTED:
             self.proceed()
 
-    def _begin(self, exchange: Exchange) -> None:
+    def _begin(self, exchange: ServerExchange) -> None:
         """Run a call in a task of its own, so that nothing done to the task reaches another call."""
         self.current = exchange
         exchange.protocol = self
@@ -121,7 +121,7 @@ class HttpProtocol(asyncio.Protocol):
             self._resume_reading()
 
     def _carry_out(self, event: Event) -> None:
-        if isinstance(event, Exchange):
+        if isinstance(event, ServerExchange):
             self._begin(event)
         elif isinstance(event, Continue):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -31,10 +31,10 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded import TrustedProxies
+from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
-from millstream._http.websocket.direct import EXTENSION, DirectSocket
-from millstream._http.websocket.waiting import CompactEvent, CompactQueue
+from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue
+from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket
 
 PIECE = 8192
 """Bytes that the parser gets at a time."""

@@ -1,4 +1,4 @@
-"""One request in flight, whatever carried it; and the `Line` by which messages go back to its caller.
+"""One request in flight, whatever carried it; and the `ReplyChannel` by which messages go back to its caller.
 
 A `Call` is made by a transport, run by the dispatcher, and seen by user code through `Context`.
 """
@@ -12,11 +12,11 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from millstream._http.message import neighborhood
-from millstream._protocol.admission import Admitted
+from millstream._protocol.admission import Admission
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Envelope, RequestId
-from millstream._protocol.metadata import Client, ProgressToken
+from millstream._protocol.metadata import ClientInfo, ProgressToken
 from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import Revision
@@ -24,11 +24,11 @@ from millstream._protocol.rounds import Rounds
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session
 
-NOBODY = Client()
+NOBODY = ClientInfo()
 """A client that said nothing about itself."""
 
 
-class Line(Protocol):
+class ReplyChannel(Protocol):
     """The way back to one caller. Messages are whole JSON-RPC messages without framing, sent in order."""
 
     asks: bool
@@ -71,7 +71,7 @@ class Origin(Protocol):
         ...
 
 
-class Failure(Struct):
+class CallFailure(Struct):
     """How a call ended that did not succeed."""
 
     outcome: str
@@ -82,7 +82,7 @@ class Failure(Struct):
     """Identifier under which the log has the details of an unexpected failure."""
 
 
-class Progress(Struct, gc=False):
+class CallProgress(Struct, gc=False):
     """What the caller has been told of the progress of a call."""
 
     value: float = 0.0
@@ -126,7 +126,7 @@ class Call(Struct, eq=False, kw_only=True):
     shared: dict[str, Any] | None = None
     """`Context.state`, where several contexts of the call share one: middleware, dependencies and the function."""
     # Who asked
-    client: Client
+    client: ClientInfo
     session: Session | None = None
     principal: Principal | None = None
     headers: Mapping[bytes, bytes] | None = None
@@ -136,9 +136,9 @@ class Call(Struct, eq=False, kw_only=True):
     client_id: str = ""
     """Whose stream also gets what the call says, where the transport knows one."""
     # The way back
-    open_reply: "Callable[[Call], Line] | None" = None
+    open_reply: "Callable[[Call], ReplyChannel] | None" = None
     """Opens the line at first use, where the reply may also be a single message."""
-    line: Line | None = None
+    line: ReplyChannel | None = None
     meta: dict[str, Any] | None = None
     """`_meta` of the result, beside what the revision puts there."""
     tee: "Callable[[bytes], Awaitable[None]] | None" = None
@@ -164,8 +164,8 @@ class Call(Struct, eq=False, kw_only=True):
     """It has been answered: whatever user code left running says nothing more."""
     asked: set[str] | None = None
     """The ids of its questions that are open, once it has asked."""
-    failure: Failure | None = None
-    progress: Progress | None = None
+    failure: CallFailure | None = None
+    progress: CallProgress | None = None
 
     @property
     def owner(self) -> str:
@@ -181,7 +181,7 @@ class Call(Struct, eq=False, kw_only=True):
             self.params = bytes(_decode_body(body).params) if body else b""
         return self.params
 
-    def open_line(self) -> Line:
+    def open_line(self) -> ReplyChannel:
         """The line, opened when it was not yet."""
         line = self.line
         if line is None:
@@ -215,7 +215,7 @@ class Call(Struct, eq=False, kw_only=True):
             self.cancel()
 
 
-class Params(Struct, frozen=True, gc=False, rename={"meta": "_meta"}):
+class RawParams(Struct, frozen=True, gc=False, rename={"meta": "_meta"}):
     """What requests have in their params, each as raw JSON; empty where it's missing."""
 
     meta: Raw = Raw(b"")
@@ -236,8 +236,8 @@ class _MetaBody(Struct, gc=False):
     params: _MetaParams = _MetaParams()
 
 
-_NO_PARAMS = Params()
-_decode_params = msgspec.json.Decoder(Params).decode
+_NO_PARAMS = RawParams()
+_decode_params = msgspec.json.Decoder(RawParams).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_meta_in = msgspec.json.Decoder(_MetaBody).decode
 
@@ -253,7 +253,7 @@ def raw_meta(call: Call) -> bytes:
         return b""
 
 
-def params_of(call: Call) -> Params:
+def params_of(call: Call) -> RawParams:
     """Return the params of a call; none if they aren't an object."""
     try:
         raw = call.raw_params()
@@ -270,7 +270,7 @@ def value_of(raw: Raw) -> Any:
         return None
 
 
-class About:
+class CallInfo:
     """The call as it came."""
 
     __slots__ = ("_call", "_home", "_memo", "_services", "state")
@@ -295,7 +295,7 @@ class About:
         return self._call.revision.date
 
     @property
-    def client(self) -> Client:
+    def client(self) -> ClientInfo:
         """Capabilities as declared, and name and version for display: ``ctx.client.info.name``."""
         return self._call.client
 
@@ -333,7 +333,7 @@ class About:
         return self._services.lifespan_of(self._home)
 
 
-def per_request_call(admitted: Admitted, message: Envelope, **way: Any) -> Call:
+def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call:
     """A request of the per-request era as a call.
 
     Args:

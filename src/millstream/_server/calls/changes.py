@@ -21,7 +21,7 @@ UPDATED = "notifications/resources/updated"
 _LIST_MESSAGES = {kind: notification_message(method) for kind, method in LIST_CHANGED.items()}
 
 
-class Change(Struct, frozen=True, gc=False):
+class ServerChange(Struct, frozen=True, gc=False):
     """A list that changed (`kind` tools, prompts or resources), or one resource (`kind` updated, with its URI), or
     `ANY_UPDATE`.
     """
@@ -34,22 +34,22 @@ class Change(Struct, frozen=True, gc=False):
         return LIST_CHANGED.get(self.kind, UPDATED)
 
 
-ANY_UPDATE = Change("updated")
+ANY_UPDATE = ServerChange("updated")
 """Updates may have been missed: whoever watches resources tells each of them."""
 
 
-def touched(change: Change, watched: Collection[str]) -> Collection[str]:
+def touched(change: ServerChange, watched: Collection[str]) -> Collection[str]:
     """Which of the resources that somebody watches a change is about."""
     if change is ANY_UPDATE:
         return sorted(watched)
     return (change.uri,) if change.kind == "updated" and change.uri in watched else ()
 
 
-Watcher = Callable[[Change, bytes], None]
+Watcher = Callable[[ServerChange, bytes], None]
 """Called in the loop with the change and its encoded notification; must not block or raise."""
 
 
-def encode_change(change: Change) -> bytes:
+def encode_change(change: ServerChange) -> bytes:
     """The notification of a change, without anything of a particular subscription."""
     prepared = _LIST_MESSAGES.get(change.kind)
     return prepared if prepared is not None else notification_message(UPDATED, {"uri": change.uri})
@@ -65,7 +65,7 @@ class ChangeSource(Protocol):
         """Wait until what is asked for was granted or refused, for a limited time."""
 
 
-class Changes:
+class ChangeFeed:
     """The watchers of one server."""
 
     __slots__ = ("_watchers", "source")
@@ -95,7 +95,7 @@ class Changes:
 
         return stop
 
-    def emit(self, change: Change) -> None:
+    def emit(self, change: ServerChange) -> None:
         """Tell every watcher."""
         if not self._watchers:
             return

@@ -17,8 +17,8 @@ from millstream._protocol.principal import Publisher
 from millstream._protocol.questions import Root, SampleResult
 from millstream._protocol.rounds import Rounds, binding, open_state
 from millstream._protocol.session_token import hash_principal
-from millstream._server.calls.asking import ask_by_request, ask_by_round
-from millstream._server.calls.call import About, Call, Progress, params_of
+from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
+from millstream._server.calls.client_questions import ask_by_request, ask_by_round
 from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ OWN_STEP = 1e-6
 """Progress that a silent call reports on its own."""
 
 
-class Context(About):
+class Context(CallInfo):
     """The current call. Add a parameter annotated ``Context`` to a function and it is passed in: ``ctx: Context``."""
 
     __slots__ = ()
@@ -81,7 +81,7 @@ class Context(About):
         call = self._call
         if (call.token is None and call.tee is None) or call.over:
             return
-        told = call.progress = call.progress or Progress()
+        told = call.progress = call.progress or CallProgress()
         if not isfinite(progress) or (told.reported is not None and progress <= told.reported):
             return
         if total is not None and not isfinite(total):
@@ -250,7 +250,7 @@ class Context(About):
         return cast("T", msgspec.json.decode(raw))
 
     async def _once_stored(self, slot: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
-        from millstream._server.calls.once import once_stored  # noqa: PLC0415  few effects are stored
+        from millstream._server.calls.one_time_effects import once_stored  # noqa: PLC0415  few effects are stored
 
         return await once_stored(self._services, f"{slot}:{_state_id(self._call)}", run)
 
@@ -295,7 +295,7 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
     """One progress notification on the call's line."""
     if call.over:
         return
-    told = call.progress = call.progress or Progress()
+    told = call.progress = call.progress or CallProgress()
     told.value, told.total = progress, total
     token = call.id if call.token is None else call.token
     params = ProgressNotificationParams(token, progress, total, message if call.revision.progress_message else None)
@@ -308,7 +308,7 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
 
 async def nudge_progress(call: Call) -> None:
     """Tell a caller that wants progress that a silent call is alive: a step smaller than any tool reports."""
-    told = call.progress = call.progress or Progress()
+    told = call.progress = call.progress or CallProgress()
     value = told.value + OWN_STEP
     if told.total is None or value < told.total:
         told.nudged = True

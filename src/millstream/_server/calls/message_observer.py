@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from millstream._protocol.handshake import Opening
+from millstream._protocol.handshake import Handshake
 from millstream._protocol.principal import Principal
 from millstream._server.calls.sessions import Session
 
@@ -24,7 +24,7 @@ class ObserveMessage(Protocol):
         *,
         target: str = "",
         principal: Principal | None = None,
-        opening: Opening | None = None,
+        opening: Handshake | None = None,
     ) -> None:
         """Take note of one message.
 

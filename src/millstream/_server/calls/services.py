@@ -13,13 +13,13 @@ from millstream._config import Settings
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, LocalError, ProtocolError
 from millstream._protocol.principal import Principal, Publisher
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
-from millstream._server.calls.changes import Changes
+from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.keys import Secrets, load_secrets
 from millstream._server.calls.message_observer import ObserveMessage, ignore_message
-from millstream._server.calls.sessions import Records
+from millstream._server.calls.sessions import SessionRecords
 from millstream._server.calls.threads import Threads
 from millstream._server.peers import LEEWAY, Peers
-from millstream._server.questions.open import OpenQuestions
+from millstream._server.questions.pending_questions import PendingQuestions
 from millstream._stores.base import Store
 
 
@@ -54,7 +54,7 @@ class Services:
         "store", "streamed", "threads",
     )  # fmt: skip
 
-    def __init__(self, settings: Settings, store: Store, changes: Changes, secrets: Secrets | None = None) -> None:
+    def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Nothing is heard of other workers before `open`.
 
         Args:
@@ -88,8 +88,10 @@ class Services:
 
         self.held: ClientMemoryQuota = ClientMemoryQuota()
         """What clients have accumulated that lasts as long as their connections."""
-        self.records: Records = Records(store, settings.record_ttl, self.peers, self.clock, self.held.resize)
-        self.questions: OpenQuestions = OpenQuestions(
+        self.records: SessionRecords = SessionRecords(
+            store, settings.record_ttl, self.peers, self.clock, self.held.resize
+        )
+        self.questions: PendingQuestions = PendingQuestions(
             max_open=settings.max_questions,
             max_per_owner=settings.max_questions_per_principal,
             timeout=settings.ask_timeout,
@@ -97,7 +99,7 @@ class Services:
         )
         self.bodies: ByteBudget = ByteBudget(settings.max_call_bytes, settings.max_body)
         """What large calls were asked with, for as long as they run."""
-        self.changes: Changes = changes
+        self.changes: ChangeFeed = changes
         self.threads: Threads = Threads(settings.max_threads)
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops: open subscriptions end with their result."""

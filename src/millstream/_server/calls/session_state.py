@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
-from millstream._server.calls.sessions import Record, Records, Session
+from millstream._server.calls.sessions import Session, SessionRecord, SessionRecords
 
 MAX_STATE = 64 * 1024
 """Bytes of JSON that functions may keep for one session, names included."""
@@ -22,7 +22,7 @@ class SessionState:
 
     __slots__ = ("_records", "_session")
 
-    def __init__(self, records: Records, session: Session) -> None:
+    def __init__(self, records: SessionRecords, session: Session) -> None:
         self._records = records
         self._session = session
 
@@ -44,7 +44,7 @@ class SessionState:
     async def delete(self, key: str) -> None:
         """Forget a value."""
 
-        def edit(record: Record) -> Record | None:
+        def edit(record: SessionRecord) -> SessionRecord | None:
             kept = {name: raw for name, raw in record.state.items() if name != key}
             return replace(record, state=kept) if len(kept) < len(record.state) else None
 
@@ -57,7 +57,7 @@ class SessionState:
         """
         value = default
 
-        def edit(record: Record) -> Record:
+        def edit(record: SessionRecord) -> SessionRecord:
             nonlocal value
             present = record.state.get(key)
             value = function(default if present is None else msgspec.json.decode(present))

@@ -17,9 +17,9 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
-from millstream._protocol.metadata import Client
+from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import Revision
-from millstream._server.peer_messages import Ended, Recorded
+from millstream._server.peer_messages import RecordUpdate, SessionEnd
 from millstream._server.peers import PAUSE, Peers
 from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailable
 
@@ -28,7 +28,7 @@ MAX_RECORD = 128 * 1024
 """Bytes of one record: a thousand URIs of usual length."""
 
 
-class Record(Struct, frozen=True, omit_defaults=True):
+class SessionRecord(Struct, frozen=True, omit_defaults=True):
     """What a session has accumulated."""
 
     log_level: str = ""
@@ -43,7 +43,7 @@ class Record(Struct, frozen=True, omit_defaults=True):
     """What functions keep for it (`session_state`)."""
 
 
-NO_RECORD = Record()
+NO_RECORD = SessionRecord()
 
 
 class Session:
@@ -55,9 +55,9 @@ class Session:
         self,
         id: str,
         revision: Revision,
-        client: Client,
+        client: ClientInfo,
         *,
-        record: Record | None = None,
+        record: SessionRecord | None = None,
         owner: str = "",
         current: bool = True,
         issued_at: float = 0.0,
@@ -66,8 +66,8 @@ class Session:
         self.id: str = id
         """At least 128 random bits, never shown to other principals."""
         self.revision: Revision = revision
-        self.client: Client = client
-        self.record: Record | None = record
+        self.client: ClientInfo = client
+        self.record: SessionRecord | None = record
         self.owner: str = owner
         """Whose share of the room for records of connections it takes."""
         self.held: int = 0
@@ -85,11 +85,11 @@ FULL = -32000
 
 # JSON, as what clients declare came: msgpack has no integers beyond 64 bits.
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Record).decode
+_decode = msgspec.json.Decoder(SessionRecord).decode
 
 Resize = Callable[[Session, int], None]
 """Told how many bytes the record of a connection's session will have; refuses what finds no room."""
-OnRecord = Callable[["Record | None"], None]
+OnRecord = Callable[["SessionRecord | None"], None]
 """Told the record of a session; None while it is being read, because another worker changed it."""
 
 _MAX_KNOWN = 65_536
@@ -108,7 +108,7 @@ _SKEW = 5.0
 _logger = logging.getLogger("millstream")
 
 
-class Records:
+class SessionRecords:
     """Session records in the store, and which sessions have one.
 
     A session that has none costs no look-up. This worker hears of every record that is made while it listens, so a
@@ -134,7 +134,7 @@ class Records:
         """Sessions that have a record, or had one."""
         self._absent: dict[str, None] = {}
         """Older sessions of which the store has none, oldest look-up first."""
-        self._cache: dict[str, Record] = {}
+        self._cache: dict[str, SessionRecord] = {}
         """Where every look at the store is a journey."""
         self._since = 0.0
         """By the clock. A session that began later has a record only if it is known."""
@@ -143,8 +143,8 @@ class Records:
         # Open streams
         self._watchers: dict[str, OnRecord] = {}
         self._reading: dict[str, asyncio.Task[None]] = {}
-        peers.on(Recorded, lambda message, worker: self._heard(message.session))
-        peers.on(Ended, lambda message, worker: self._heard(message.session))
+        peers.on(RecordUpdate, lambda message, worker: self._heard(message.session))
+        peers.on(SessionEnd, lambda message, worker: self._heard(message.session))
         peers.on_interruption(self.forget)
 
     def open(self) -> None:
@@ -191,7 +191,7 @@ class Records:
         """Whether a session may have a record; where not, nobody has to look."""
         return session.id in self.known or (session.issued_at < self._since and session.id not in self._absent)
 
-    async def get(self, session: Session) -> Record:
+    async def get(self, session: Session) -> SessionRecord:
         """The record of a session; an empty one when nothing was written.
 
         Raises:
@@ -204,7 +204,7 @@ class Records:
             return cached
         return await self.read(session) if self.may_exist(session) else NO_RECORD
 
-    async def read(self, session: Session) -> Record:
+    async def read(self, session: Session) -> SessionRecord:
         """The record as the store has it: what another worker has written counts before this one has heard of it.
 
         Raises:
@@ -230,7 +230,7 @@ class Records:
                 del self._looks[session_id]
         return raw, newest
 
-    def _learn(self, session_id: str, raw: bytes | None, record: Record) -> None:
+    def _learn(self, session_id: str, raw: bytes | None, record: SessionRecord) -> None:
         if raw is not None:
             self._note(session_id)
             if self._store.shared and len(raw) <= _CACHED_BYTES:
@@ -243,7 +243,7 @@ class Records:
             del self._absent[next(iter(self._absent))]
         self._absent[session_id] = None
 
-    async def change(self, session: Session, edit: Callable[[Record], Record | None]) -> None:
+    async def change(self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]) -> None:
         """Change what a session has accumulated, whoever else changes it meanwhile. An ended session stays as it is:
         what a call still does in it is nobody's.
 
@@ -268,9 +268,11 @@ class Records:
             watcher(record)
         elif watcher is not None:
             self._read_soon(session.id)  # another worker may have been faster since
-        await self._peers.tell(Recorded(session.id))
+        await self._peers.tell(RecordUpdate(session.id))
 
-    async def _swap(self, session: Session, edit: Callable[[Record], Record | None]) -> Record | None:
+    async def _swap(
+        self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]
+    ) -> SessionRecord | None:
         key, kv = _PREFIX + session.id, self._store.kv
         look = self.may_exist(session)
         with _refusing():
@@ -296,7 +298,7 @@ class Records:
         Raises:
             ProtocolError: the store is full or does not answer.
         """
-        key, packed = _PREFIX + session.id, _pack(Record(ended=True))
+        key, packed = _PREFIX + session.id, _pack(SessionRecord(ended=True))
         with _refusing():
             await self._store.kv.put(key, packed, ttl)
         self._note(session.id)
@@ -355,7 +357,7 @@ def _refusing() -> Generator[None]:
         raise ProtocolError(FULL, "Sessions cannot be read or changed now: try again", status=503) from exc
 
 
-def _pack(record: Record) -> bytes:
+def _pack(record: SessionRecord) -> bytes:
     data = _encode(record)
     if len(data) > MAX_RECORD:
         raise ProtocolError(INVALID_REQUEST, f"A session keeps at most {MAX_RECORD} bytes: unsubscribe from some")

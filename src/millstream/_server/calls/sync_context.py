@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, cas
 from millstream._protocol.content import Message
 from millstream._protocol.errors import Cancelled
 from millstream._protocol.jsonrpc import RequestId
-from millstream._protocol.metadata import Client, LogLevel
+from millstream._protocol.metadata import ClientInfo, LogLevel
 from millstream._protocol.principal import Principal, Publisher
 from millstream._protocol.questions import Root, SampleResult
 from millstream._server.calls.context import Context
@@ -141,7 +141,7 @@ class SyncContext:
         return self._context.revision
 
     @property
-    def client(self) -> Client:
+    def client(self) -> ClientInfo:
         """Capabilities as declared, and name and version for display."""
         return self._context.client
 

@@ -13,13 +13,13 @@ from millstream._server.functions.callables import hints_of
 from millstream._server.functions.dependencies import dependencies_in, plan_dependencies
 
 
-class Filled(Struct, frozen=True, eq=False):
+class CompleterFunction(Struct, frozen=True, eq=False):
     """A completer with parameters that functions fill in."""
 
     run: Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
 
 
-def completer_of(function: Callable[..., Any], *, home: object) -> Callable[..., Any] | Filled:
+def completer_of(function: Callable[..., Any], *, home: object) -> Callable[..., Any] | CompleterFunction:
     """A completer as the registry holds it: the function itself where nothing has to be filled in.
 
     Raises:
@@ -44,4 +44,4 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
 
         return await call_with_dependencies(call, home, planned, ask)
 
-    return Filled(run)
+    return CompleterFunction(run)

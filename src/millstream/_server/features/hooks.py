@@ -16,8 +16,8 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, shared_context
+from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.outputs import enc_hook
-from millstream._server.functions.reading import ArgumentError
 
 Next = Callable[[Any], Awaitable[Any]]
 """``await next(request)``: what lies inside; its result, or whatever it raises."""

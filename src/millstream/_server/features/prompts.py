@@ -7,7 +7,7 @@ from millstream._protocol import projection
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
-from millstream._server.features.sources import Item, Source, source_of
+from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, described
 from millstream._server.functions.results import encode_messages
@@ -29,7 +29,7 @@ class Prompt(Item):
     __slots__ = ()
     kind = "prompts"
 
-    def __init__(self, source: Source, *, scopes: Names | None = None, **labels: Unpack[Labels]) -> None:
+    def __init__(self, source: ItemSource, *, scopes: Names | None = None, **labels: Unpack[Labels]) -> None:
         super().__init__(source.name, source, scopes, labels)
         required = set(source.schema.get("required", ()))
         properties = source.schema.get("properties", {})

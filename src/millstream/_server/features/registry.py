@@ -14,14 +14,14 @@ from millstream._protocol.messages import CompleteRequestParams, Completion
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._server.calls.call import Call
-from millstream._server.features.completers import Filled
+from millstream._server.features.completers import CompleterFunction
 from millstream._server.features.pages import page_of
-from millstream._server.features.prepared import PreparedCall
+from millstream._server.features.prepared_call import PreparedCall
 from millstream._server.features.prompts import Prompt
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import Tool
 
-Completer = Callable[..., Any] | Filled
+Completer = Callable[..., Any] | CompleterFunction
 CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self, Unpack
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
-from millstream._server.features.sources import Item, Source, source_of
+from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, described
 from millstream._server.functions.results import encode_contents
@@ -43,7 +43,7 @@ class _Readable(Item):
     __slots__ = ("meta", "mime_type")
     kind = "resources"
 
-    def __init__(self, uri: str, source: Source, labels: ResourceLabels) -> None:
+    def __init__(self, uri: str, source: ItemSource, labels: ResourceLabels) -> None:
         if not _SCHEME.match(uri):
             raise ValueError(f"resource {uri!r}: a URI begins with a scheme, as in 'shop://{uri.lstrip('/:')}'")
         super().__init__(uri, source, labels.get("scopes"), labels)
@@ -79,7 +79,7 @@ class Resource(_Readable):
     __slots__ = ()
     naming = "uri"
 
-    def __init__(self, uri: str, source: Source, **labels: Unpack[ResourceLabels]) -> None:
+    def __init__(self, uri: str, source: ItemSource, **labels: Unpack[ResourceLabels]) -> None:
         super().__init__(uri, source, labels)
         if self.parameters:
             raise TypeError(
@@ -110,7 +110,7 @@ class Template(_Readable):
     def __init__(
         self,
         uri: str,
-        source: Source,
+        source: ItemSource,
         *,
         pattern: Callable[[str], Pattern] = UriTemplate,
         **labels: Unpack[ResourceLabels],

@@ -1,6 +1,6 @@
 """What an item of the registry works with, and how a Python function becomes that.
 
-A tool, resource or prompt is described, reads its arguments and runs. `Source` is these three as data: `source_of`
+A tool, resource or prompt is described, reads its arguments and runs. `ItemSource` is these three as data: `source_of`
 makes it of a function, `source_from_schema` of a schema and something that runs. Nothing outside knows how a function
 is planned.
 """
@@ -23,12 +23,12 @@ from millstream._server.calls.context import Context, send_progress
 from millstream._server.calls.sync_context import SyncContext, Waits
 from millstream._server.features.dependency_resolver import CONTEXTS, call_with_dependencies
 from millstream._server.features.hooks import Hooks, Run, hooked
+from millstream._server.functions.arguments import decode_of, read_arguments, read_checked, read_texts
 from millstream._server.functions.dependencies import plan_dependencies
 from millstream._server.functions.description import Labels, Names
 from millstream._server.functions.outputs import Output
 from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import CallInputs, Invoker, Plan, plan
-from millstream._server.functions.reading import decode_of, read_arguments, read_checked, read_texts
 from millstream._server.functions.results import as_text, output_from_schema
 from millstream._server.functions.schema_check import SchemaCheck
 
@@ -51,7 +51,7 @@ def checked(run: Run, scopes: frozenset[str]) -> Run:
     return run_if_granted
 
 
-class Source(Struct, frozen=True):
+class ItemSource(Struct, frozen=True):
     """How an item reads its arguments and runs, whatever stands behind it."""
 
     name: str
@@ -98,7 +98,7 @@ class Item:
     """The member of its description that tells it from others of its kind."""
     _described: dict[str, Any]
 
-    def __init__(self, name: str, source: Source, scopes: Names | None, labels: Labels) -> None:
+    def __init__(self, name: str, source: ItemSource, scopes: Names | None, labels: Labels) -> None:
         self.name: str = name
         """As clients call it: a name, or a URI."""
         self.read: Read = source.read
@@ -144,7 +144,7 @@ def source_from_schema(
     input_schema: Schema,
     output_schema: Schema | None = None,
     description: str = "",
-) -> Source:
+) -> ItemSource:
     """A source without a function: `run` gets the arguments as a dict that fits the schema.
 
     Raises:
@@ -152,7 +152,7 @@ def source_from_schema(
         ImportError: the extra that checks schemas is not installed.
     """
     check = SchemaCheck(input_schema, whole="the arguments")
-    return Source(
+    return ItemSource(
         name,
         run,
         lambda raw: read_checked(raw, f"tool {name!r}", input_schema, check),
@@ -173,7 +173,7 @@ def source_of(
     input_schema: Schema | None = None,
     output_schema: Schema | None = None,
     lenient: bool = False,
-) -> Source:
+) -> ItemSource:
     """A source of a function, planned once.
 
     Args:
@@ -198,7 +198,7 @@ def source_of(
         lenient=lenient,
     )
     direct = made.check is None
-    return Source(
+    return ItemSource(
         made.name,
         runner(made, thread=thread, home=home),
         (lambda raw: read_arguments(made, raw)) if kind == "tool" else (lambda texts: read_texts(made, texts)),

@@ -18,10 +18,10 @@ from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import CLIENT_CAPABILITIES
 from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.revisions import Revision
-from millstream._protocol.suggesting import instead
+from millstream._protocol.suggestions import instead
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, Run
-from millstream._server.features.sources import Item, Source, source_of
+from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of, notice
 from millstream._server.functions.description import Labels, Names, check_options, described
 from millstream._server.functions.results import ToolResult, encode_result, encode_value
@@ -77,7 +77,7 @@ class Tool(Item):
 
     def __init__(
         self,
-        source: Source,
+        source: ItemSource,
         *,
         timeout: float | None = None,
         requires: Mapping[str, Any] | None = None,
@@ -191,7 +191,7 @@ def works_everywhere(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def _unclear(source: Source, described: Mapping[str, Any]) -> str:
+def _unclear(source: ItemSource, described: Mapping[str, Any]) -> str:
     """Say what a model can't know about a tool that was made of a function."""
     found: list[str] = []
     if source.untyped:
@@ -202,12 +202,12 @@ def _unclear(source: Source, described: Mapping[str, Any]) -> str:
     return "; ".join(found)
 
 
-def _check_name(source: Source) -> None:
+def _check_name(source: ItemSource) -> None:
     if not works_everywhere(source.name):
         notice(f"The tool name {source.name!r} will not work with every client: {NAMES_THAT_WORK}", source.code)
 
 
-def _check_required(source: Source, requires: Mapping[str, Any]) -> None:
+def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
     """Warn of client capabilities that MCP doesn't have: a client may declare its own, but few do."""
     for name, inner in requires.items():
         known = CLIENT_CAPABILITIES.get(name, tuple(CLIENT_CAPABILITIES))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 from msgspec import NODEFAULT, Meta, Struct
 
 from millstream._protocol.json_schema import shown
-from millstream._server.functions.callables import Refused
+from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.fields import CONSTRAINTS, as_written
 
 UNIONS = (Union, UnionType)
@@ -108,7 +108,7 @@ def _bounded(members: list[Any], meta: Any) -> list[Any]:
         return members
     fitting = [_makes_sense(bounds, member) for member in members]
     if not any(fitting):
-        raise Refused(f"{as_written(meta)} fits none of the types {' | '.join(map(shown, members))}")
+        raise RegistrationError(f"{as_written(meta)} fits none of the types {' | '.join(map(shown, members))}")
     return [
         Annotated[member, Meta(**bounds)] if fits else member for member, fits in zip(members, fitting, strict=True)
     ]
@@ -183,7 +183,7 @@ def needs_pydantic(annotation: Any) -> bool:
 
 def _check_seen(holder: Any, item: Meta) -> None:
     if any(getattr(item, name) is not None for name in (*CONSTRAINTS, "extra")):
-        raise Refused(
+        raise RegistrationError(
             f"pydantic checks the fields of {holder.__name__} and passes over millstream's {as_written(item)} in one: "
             f"write pydantic.{as_written(item)} there"
         )

@@ -9,7 +9,7 @@ from types import CodeType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 
-class Refused(TypeError):
+class RegistrationError(TypeError):
     """Something that can't be registered; the text says what to write instead, and there is no more to say."""
 
 

@@ -13,7 +13,7 @@ from msgspec import Struct, to_builtins
 from millstream._protocol.content import Icon
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.principal import Principal
-from millstream._protocol.suggesting import instead
+from millstream._protocol.suggestions import instead
 
 Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 """Several strings. A `Collection` would let one string pass, whose letters would then be the names."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import NODEFAULT, Meta
 
-from millstream._protocol.suggesting import suggesting
+from millstream._protocol.suggestions import suggesting
 
 HEADER_KEYWORD = "x-mcp-header"
 """Schema keyword that tells clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""

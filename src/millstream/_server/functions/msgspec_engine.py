@@ -20,7 +20,7 @@ from millstream._protocol.json_schema import (
     schema_of,
     without_formats,
 )
-from millstream._server.functions.callables import Refused
+from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.outputs import (
     Output,
     OutputError,
@@ -160,7 +160,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter], name: str) -> N
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
             what = f"its default {parameter.default!r} doesn't fit its type: {error}"
-            raise Refused(f"{name}: parameter {parameter.name!r}: {what}") from error
+            raise RegistrationError(f"{name}: parameter {parameter.name!r}: {what}") from error
         if not isinstance(parameter.default, _IMMUTABLE):
             schema["properties"][parameter.wire]["default"] = value
 

@@ -19,7 +19,7 @@ from millstream._server.functions.annotations import (
     normalized,
     split,
 )
-from millstream._server.functions.callables import Refused
+from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.fields import HEADER_KEYWORD
 
 Kind = Literal["tool", "resource", "prompt"]
@@ -74,8 +74,8 @@ def parameter_of(
         annotation, metadata = split(normalized(hint))
         wire = alias_in(metadata) or parameter.name
         default = default_in(metadata) if default is NODEFAULT else default
-    except Refused as error:
-        raise Refused(f"{where}: {error}") from error
+    except RegistrationError as error:
+        raise RegistrationError(f"{where}: {error}") from error
     except TypeError as error:
         raise TypeError(f"{where}: {error}; {WHAT_WORKS}") from error
     except RecursionError:

@@ -18,7 +18,7 @@ from millstream._protocol.json_schema import Schema, without_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
 from millstream._server.functions.annotations import normalized
 from millstream._server.functions.callables import (
-    Refused,
+    RegistrationError,
     check_function,
     context_in,
     hints_of,
@@ -280,8 +280,8 @@ def _engine(name: str, parameters: list[Parameter], returns: Any, closed: bool, 
             raise OutputError(f"the annotation {returns!r} cannot be resolved")
         try:
             promised = None if returns is None else normalized(returns)
-        except Refused as error:
-            raise Refused(f"{name}: the return type: {error}") from error
+        except RegistrationError as error:
+            raise RegistrationError(f"{name}: the return type: {error}") from error
         return engine_of(name, parameters, returns=promised, forbid_unknown=closed)
     except (OutputError, RecursionError) as error:
         notice(

@@ -39,7 +39,7 @@ from millstream._server.functions.annotations import (
     unaliased,
     union_of,
 )
-from millstream._server.functions.callables import Refused
+from millstream._server.functions.callables import RegistrationError
 from millstream._server.functions.fields import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import dec_hook, schema_hook
 from millstream._server.functions.outputs import Output, OutputError, broken_promise, enc_hook, is_structured
@@ -236,8 +236,8 @@ def _model_of(
 def _check_readable(name: str, parameter: Parameter) -> None:
     try:
         _arguments_schema(_model_of(name, [parameter], forbid_unknown=False))
-    except Refused as error:
-        raise Refused(f"{name}: parameter {parameter.name!r}: {error}") from error
+    except RegistrationError as error:
+        raise RegistrationError(f"{name}: parameter {parameter.name!r}: {error}") from error
     except _UNREADABLE as error:
         why = TypeError(f"{shown(parameter.annotation)} is not supported")
         raise unreadable(name, parameter, why) from error
@@ -298,7 +298,7 @@ def translated(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     kind: Any = origin or annotation
     if _is_struct(kind):
         if needs_pydantic(annotation):
-            raise Refused(
+            raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, and it has something that only pydantic checks: make "
                 f"{kind.__name__} a dataclass or a pydantic model"
             )
@@ -343,7 +343,7 @@ def _field(meta: Meta) -> Any:
 
 def _translated_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
     if kind in inside or get_args(annotation) or has_pydantic_members(kind):
-        raise Refused(
+        raise RegistrationError(
             f"pydantic checks {shown(annotation)}, which is generic, refers to itself or has validators, and passes "
             "over millstream's Field in it: write pydantic.Field there"
         )
@@ -445,7 +445,7 @@ def output_of(annotation: Any) -> Output | None:
     try:
         adapter = _adapter(annotation)
         schema = adapter.json_schema(by_alias=True, mode="serialization", schema_generator=SchemaGenerator)
-    except Refused:
+    except RegistrationError:
         raise
     except _UNREADABLE as error:
         raise OutputError(f"{shown(annotation)} is not supported") from error

@@ -13,7 +13,7 @@ from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
-from millstream._server.features.completers import Filled
+from millstream._server.features.completers import CompleterFunction
 from millstream._server.features.prompts import Prompt
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Template
@@ -74,7 +74,7 @@ class CompletionHandlers:
         raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type is ref/prompt or ref/resource")
 
     async def _ask(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
-        if isinstance(completer, Filled):
+        if isinstance(completer, CompleterFunction):
             found = await completer.run(value, known, call)
         elif inspect.iscoroutinefunction(completer):
             found = await completer(value, known)

@@ -9,7 +9,7 @@ from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolErr
 from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.jsonrpc import RequestId, notification_message
 from millstream._protocol.messages import SubscriptionFilter, SubscriptionsListenRequestParams
-from millstream._protocol.metadata import SUBSCRIPTION_KEY, Client
+from millstream._protocol.metadata import SUBSCRIPTION_KEY, ClientInfo
 from millstream._protocol.notifications import (
     NotificationParams,
     ResourceUpdatedNotificationParams,
@@ -17,7 +17,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._server.calls.access import granted
 from millstream._server.calls.call import Call
-from millstream._server.calls.changes import UPDATED, Change, touched
+from millstream._server.calls.changes import UPDATED, ServerChange, touched
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
 from millstream._server.features.completion_lookup import find_readable
@@ -59,7 +59,7 @@ class ListenHandlers:
             raise ProtocolError(INVALID_REQUEST, f"The URIs of a subscription have at most {MAX_URI_BYTES} characters")
         # Nothing of what it was asked with is looked at again, and the stream may be open for a day.
         client = call.client
-        call.client = Client({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
+        call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
         call.params, call.token = b"", None
         lighten(call, self._services.bodies)
         owner = call.owner
@@ -91,12 +91,12 @@ class ListenHandlers:
             return b""
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
         uris = frozenset(uri for uri in honoured.resource_subscriptions if self._is_seen(uri, call))
-        lists = {kind: notification_message(Change(kind).method, NotificationParams(mark)) for kind in kinds}
+        lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
         over = asyncio.Event()
         early: list[bytes] | None = []
         """Changes while the acknowledgement is on its way: nothing may overtake it."""
 
-        def watcher(change: Change, message: bytes) -> None:
+        def watcher(change: ServerChange, message: bytes) -> None:
             own = lists.get(change.kind)
             for each in [own] if own is not None else _updates(change, uris, mark):
                 if early is not None:
@@ -146,7 +146,7 @@ class ListenHandlers:
         return readable is None or readable.scopes <= scopes
 
 
-def _updates(change: Change, uris: frozenset[str], mark: dict[str, RequestId]) -> list[bytes]:
+def _updates(change: ServerChange, uris: frozenset[str], mark: dict[str, RequestId]) -> list[bytes]:
     return [
         notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)) for uri in touched(change, uris)
     ]

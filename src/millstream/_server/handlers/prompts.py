@@ -10,7 +10,7 @@ from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Handler
 from millstream._server.features.registry import Registry
-from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.arguments import ArgumentError
 from millstream._server.handlers.listing import list_page, sees
 from millstream._server.handlers.params import read_texts, take_rounds
 

@@ -11,12 +11,12 @@ from millstream._protocol.messages import ReadResourceRequestParams, ResourceReq
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
-from millstream._server.calls.sessions import Record, Session
+from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Handler
 from millstream._server.features.completion_lookup import MAX_URI, find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.features.resources import Resource, Template
-from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.arguments import ArgumentError
 from millstream._server.handlers.listing import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
 
@@ -81,7 +81,7 @@ class ResourceHandlers:
         """Subscribe the session to changes of one resource."""
         uri = read(_uri_decoder, call).uri
 
-        def add(record: Record) -> Record | None:
+        def add(record: SessionRecord) -> SessionRecord | None:
             if uri in record.subscriptions:
                 return None
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
@@ -98,7 +98,7 @@ class ResourceHandlers:
         """End the session's subscription to one resource."""
         uri = read(_uri_decoder, call).uri
 
-        def drop(record: Record) -> Record | None:
+        def drop(record: SessionRecord) -> SessionRecord | None:
             if uri not in record.subscriptions:
                 return None
             return msgspec.structs.replace(record, subscriptions=[each for each in record.subscriptions if each != uri])

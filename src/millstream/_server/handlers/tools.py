@@ -18,7 +18,7 @@ from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
 from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool, run_with_timeout
-from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.arguments import ArgumentError
 from millstream._server.handlers.listing import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
 

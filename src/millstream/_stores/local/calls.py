@@ -1,8 +1,8 @@
-"""Calls between a worker and the parent that holds its store, generated from the protocols of `base`. No sockets here.
+"""Calls between a worker and the parent process that runs its store, generated from the protocols in `base`.
 
-For each method of `Log`, `Map`, and `Session` there is one request, a struct with the method's own parameters. A reply
-repeats the request's id, and its value is decoded as the method's return type. A frame is four bytes of length and a
-MessagePack array of messages; everything that one side says in one turn of its loop is one frame.
+Each method of `Log`, `Map`, and `StoreSession` has one request type, a struct with the method's parameters. A reply
+repeats the id of its request, and its value is decoded as the method's return type. A frame is four bytes of length and
+a MessagePack array of messages: everything one side sends in one turn of its event loop. This module does no I/O.
 """
 
 import inspect
@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct, defstruct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Entry, Gap, Log, Map, Position, Sealed, ShareFull, StoreFull, StoreUnavailable
-from millstream._stores.rates import Charge, Charged, Seat
+from millstream._stores.base import Entry, Gap, Log, Map, Position, ShareFull, StoreFull, StoreUnavailable, StreamSealed
+from millstream._stores.rates import Charge, ChargeResults, Seat
 
 VERSION: Final = 4
 """The workers of a newer release may find the parent of an older one, which was started before an update."""
@@ -39,7 +39,7 @@ class Greeting(Struct, frozen=True, array_like=True):
     time: float
 
 
-class Session(Protocol):
+class StoreSession(Protocol):
     """What a worker asks besides values and entries."""
 
     async def hello(self, version: int, secret: str, url: str) -> Greeting:
@@ -60,7 +60,7 @@ class Session(Protocol):
     async def listen(self, stream: str, on: bool) -> None:
         """Push the entries of a stream from now on, or stop that."""
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         """As `Backend.charge`."""
         ...
 
@@ -68,21 +68,21 @@ class Session(Protocol):
         """As `Backend.release`."""
 
 
-class Reply(Struct, frozen=True, gc=False, array_like=True, tag=0):
+class StoreReply(Struct, frozen=True, gc=False, array_like=True, tag=0):
     """The result of a call."""
 
     id: int
     value: Any
 
 
-class RawReply(Struct, frozen=True, gc=False, array_like=True, tag=0):
-    """A `Reply` before its value is decoded."""
+class RawStoreReply(Struct, frozen=True, gc=False, array_like=True, tag=0):
+    """A `StoreReply` before its value is decoded."""
 
     id: int
     value: msgspec.Raw
 
 
-class Failure(Struct, frozen=True, gc=False, array_like=True, tag=1):
+class StoreFailure(Struct, frozen=True, gc=False, array_like=True, tag=1):
     """The error that a call raised."""
 
     id: int
@@ -93,7 +93,7 @@ class Failure(Struct, frozen=True, gc=False, array_like=True, tag=1):
     newest: Position | None = None
 
     @classmethod
-    def of(cls, id: int, exc: Exception) -> "Failure":
+    def of(cls, id: int, exc: Exception) -> "StoreFailure":
         """Describe an error."""
         if isinstance(exc, Gap):
             return cls(id, "Gap", "", exc.epoch, exc.oldest, exc.newest)
@@ -106,21 +106,21 @@ class Failure(Struct, frozen=True, gc=False, array_like=True, tag=1):
         return _ERRORS.get(self.kind, LocalError)(self.text)
 
 
-class Pushed(Struct, frozen=True, gc=False, array_like=True, tag=2):
+class EntryPush(Struct, frozen=True, gc=False, array_like=True, tag=2):
     """An entry of a stream that the worker listens to."""
 
     stream: str
     entry: Entry
 
 
-class Dropped(Struct, frozen=True, gc=False, array_like=True, tag=3):
+class DropNotice(Struct, frozen=True, gc=False, array_like=True, tag=3):
     """Entries were dropped, because the worker didn't read."""
 
 
-_ERRORS: Final = {each.__name__: each for each in (StoreFull, ShareFull, Sealed, StoreUnavailable)}
+_ERRORS: Final = {each.__name__: each for each in (StoreFull, ShareFull, StreamSealed, StoreUnavailable)}
 
 
-class Call:
+class StoreCall:
     """One method that a worker can call."""
 
     __slots__ = ("name", "part", "read_reply", "request", "run")
@@ -161,25 +161,25 @@ def _runner(
     return run
 
 
-def _calls() -> Iterator[Call]:
+def _calls() -> Iterator[StoreCall]:
     tag = 0
-    for part, protocol in (("session", Session), ("kv", Map), ("log", Log)):
+    for part, protocol in (("session", StoreSession), ("kv", Map), ("log", Log)):
         for name, function in vars(protocol).items():
             if inspect.iscoroutinefunction(function) and name != "listening":
-                yield Call(part, name, function, tag)
+                yield StoreCall(part, name, function, tag)
                 tag += 1
 
 
 CALLS: Final = list(_calls())
-BY_REQUEST: Final[dict[type[Struct], Call]] = {call.request: call for call in CALLS}
+BY_REQUEST: Final[dict[type[Struct], StoreCall]] = {call.request: call for call in CALLS}
 HELLO: Final = CALLS[0]
 
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into
 _requests: Final = msgspec.msgpack.Decoder(list[Union[tuple(BY_REQUEST)]])  # type: ignore[misc]  # noqa: UP007
-_answers: Final = msgspec.msgpack.Decoder(list[RawReply | Failure | Pushed | Dropped])
+_answers: Final = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush | DropNotice])
 
 
-def calls(part: str) -> dict[str, Call]:
+def calls(part: str) -> dict[str, StoreCall]:
     """Return the methods of ``session``, ``kv``, or ``log`` by name."""
     return {call.name: call for call in CALLS if call.part == part}
 
@@ -211,7 +211,7 @@ class Frame:
         before = len(self._bytes)
         try:
             _encode_into(message, self._bytes, -1)
-            if len(self._bytes) - before > MAX_MESSAGE and not isinstance(message, Reply):
+            if len(self._bytes) - before > MAX_MESSAGE and not isinstance(message, StoreReply):
                 raise StoreFull(f"A value or entry of more than {MAX_MESSAGE} bytes exceeds what a store takes.")
         except BaseException:
             del self._bytes[before:]
@@ -270,7 +270,7 @@ def read_requests(content: bytes) -> list[Any]:
     return requests
 
 
-def read_answers(content: bytes) -> list[RawReply | Failure | Pushed | Dropped]:
+def read_answers(content: bytes) -> list[RawStoreReply | StoreFailure | EntryPush | DropNotice]:
     """Decode what the parent said in one frame.
 
     Raises:

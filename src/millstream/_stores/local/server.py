@@ -28,19 +28,19 @@ from millstream._stores.local.calls import (
     HELLO,
     MAX_FRAME,
     VERSION,
-    Dropped,
-    Failure,
+    DropNotice,
+    EntryPush,
     Frame,
     Frames,
     Greeting,
-    Pushed,
-    Reply,
+    StoreFailure,
+    StoreReply,
     WireError,
     read_requests,
 )
 from millstream._stores.local.folder import private_socket, sweep
-from millstream._stores.parent import Address
-from millstream._stores.rates import Charge, Charged, Seat
+from millstream._stores.parent import ParentAddress
+from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
 
@@ -54,7 +54,7 @@ AT_ONCE: Final = 500
 """Calls of one worker that are answered before it's another one's turn."""
 
 
-class Peer(asyncio.Protocol):
+class WorkerConnection(asyncio.Protocol):
     """The connection of one worker. It has the methods of `Session`."""
 
     def __init__(self, server: "LocalServer") -> None:
@@ -103,7 +103,7 @@ class Peer(asyncio.Protocol):
         self._paused = False
         if self._dropped:
             self._dropped = False
-            self._write(Dropped())
+            self._write(DropNotice())
         self._work()
 
     def data_received(self, data: bytes) -> None:
@@ -141,9 +141,9 @@ class Peer(asyncio.Protocol):
         try:
             step = answer.send(None)
         except StopIteration as done:
-            self._write(Reply(request.id, done.value))
+            self._write(StoreReply(request.id, done.value))
         except (LocalError, Gap, OSError) as exc:
-            self._write(Failure.of(request.id, exc))
+            self._write(StoreFailure.of(request.id, exc))
         else:
             task = self._loop.create_task(self._finish(request.id, _resume(answer, step)))
             self._tasks.add(task)
@@ -151,9 +151,9 @@ class Peer(asyncio.Protocol):
 
     async def _finish(self, id: int, answer: Any) -> None:
         try:
-            self._write(Reply(id, await answer))
+            self._write(StoreReply(id, await answer))
         except (LocalError, Gap, OSError) as exc:
-            self._write(Failure.of(id, exc))
+            self._write(StoreFailure.of(id, exc))
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -198,7 +198,7 @@ class Peer(asyncio.Protocol):
         elif not on and stream in self._listens:
             self._listens.pop(stream)()
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         return await self._opened.charge(worker, charges, gone)
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
@@ -214,13 +214,13 @@ class Peer(asyncio.Protocol):
         if self._dropped or (self._paused and self.unread > PUSH_BYTES):
             self._dropped = True
         else:
-            self._write(Pushed(stream, entry))
+            self._write(EntryPush(stream, entry))
 
     def _drop(self) -> None:
         if self._paused:
             self._dropped = True
         else:
-            self._write(Dropped())
+            self._write(DropNotice())
 
     @property
     def unread(self) -> int:
@@ -257,9 +257,9 @@ class LocalServer:
         # Configuration
         self._open = open_store
         # Process
-        self.address = Address()
+        self.address = ParentAddress()
         """Where it listens, once it does."""
-        self.peers: set[Peer] = set()
+        self.peers: set[WorkerConnection] = set()
         self._opening: dict[str, asyncio.Task[Backend]] = {}
         """By URL."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -267,7 +267,7 @@ class LocalServer:
         self._path: Path | None = None
         self._secret = ""
 
-    async def start(self) -> Address:
+    async def start(self) -> ParentAddress:
         """Listen.
 
         Raises:
@@ -278,11 +278,11 @@ class LocalServer:
             await asyncio.to_thread(sweep)
             self._path = private_socket()
             self._listener = await loop.create_unix_server(self._peer, str(self._path), backlog=1024)
-            self.address = Address(path=str(self._path))
+            self.address = ParentAddress(path=str(self._path))
         else:
             self._secret = secrets.token_urlsafe(32)
             self._listener = await loop.create_server(self._peer, "127.0.0.1", 0, backlog=1024)
-            self.address = Address(port=self._listener.sockets[0].getsockname()[1], secret=self._secret)
+            self.address = ParentAddress(port=self._listener.sockets[0].getsockname()[1], secret=self._secret)
         return self.address
 
     async def close(self) -> None:
@@ -302,7 +302,7 @@ class LocalServer:
             shutil.rmtree(self._path.parent, ignore_errors=True)
             self._path = None
 
-    async def admit(self, peer: Peer, version: int, secret: str, url: str) -> Backend:
+    async def admit(self, peer: WorkerConnection, version: int, secret: str, url: str) -> Backend:
         """Return the store that a worker asks for.
 
         Raises:
@@ -326,7 +326,7 @@ class LocalServer:
                 del self._opening[url]
             raise
 
-    def forget(self, peer: Peer, backend: Backend | None) -> None:
+    def forget(self, peer: WorkerConnection, backend: Backend | None) -> None:
         """End the lease of a worker whose connection has ended."""
         self.peers.discard(peer)
         if backend is not None and peer.worker:
@@ -334,8 +334,8 @@ class LocalServer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _peer(self) -> Peer:
-        peer = Peer(self)
+    def _peer(self) -> WorkerConnection:
+        peer = WorkerConnection(self)
         self.peers.add(peer)
         return peer
 

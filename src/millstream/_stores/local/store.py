@@ -16,18 +16,18 @@ from millstream._stores.local.calls import (
     FLUSH,
     HELLO,
     VERSION,
-    Call,
-    Failure,
+    EntryPush,
     Frame,
     Frames,
     Greeting,
-    Pushed,
-    RawReply,
+    RawStoreReply,
+    StoreCall,
+    StoreFailure,
     calls,
     read_answers,
 )
 from millstream._stores.memory.topics import Topics, Watchers
-from millstream._stores.parent import Address
+from millstream._stores.parent import ParentAddress
 from millstream._stores.store import BackendStore
 
 PATIENCE: Final = 10.0
@@ -43,15 +43,15 @@ _GONE: Final = (
 )
 
 
-class Link(asyncio.Protocol):
+class ParentConnection(asyncio.Protocol):
     """The connection to the parent, one at a time."""
 
     def __init__(
         self,
-        address: Address,
+        address: ParentAddress,
         url: str,
         connected: Callable[[Greeting], None],
-        pushed: Callable[[Pushed], None],
+        pushed: Callable[[EntryPush], None],
         dropped: Callable[[], None],
     ) -> None:
         # Configuration
@@ -69,7 +69,7 @@ class Link(asyncio.Protocol):
         self._frames = Frames(2**32)
         self._out = Frame()
         self._flushes = False
-        self._waiting: dict[int, tuple[Call, asyncio.Future[Any]]] = {}
+        self._waiting: dict[int, tuple[StoreCall, asyncio.Future[Any]]] = {}
         self._heard = False
         """Something came since the last look."""
         self._watch: asyncio.TimerHandle | None = None
@@ -108,7 +108,7 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def call(self, call: Call, /, *args: Any, **kwargs: Any) -> Any:
+    async def call(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method in the parent.
 
         Raises:
@@ -122,7 +122,7 @@ class Link(asyncio.Protocol):
                 await asyncio.wait([self._reconnecting], timeout=PATIENCE)
         return await self.send(call, *args, **kwargs)
 
-    def send(self, call: Call, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+    def send(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """Send a call without waiting, and return its result to be.
 
         Raises:
@@ -196,18 +196,18 @@ class Link(asyncio.Protocol):
         self._heard = True
         for content in self._frames.feed(data):
             for answer in read_answers(content):
-                if isinstance(answer, RawReply | Failure):
+                if isinstance(answer, RawStoreReply | StoreFailure):
                     self._finish(answer)
-                elif isinstance(answer, Pushed):
+                elif isinstance(answer, EntryPush):
                     self._pushed(answer)
                 else:
                     self._dropped()
 
-    def _finish(self, answer: RawReply | Failure) -> None:
+    def _finish(self, answer: RawStoreReply | StoreFailure) -> None:
         call, future = self._waiting.pop(answer.id, (None, None))
         if call is None or future is None or future.done():
             return
-        if isinstance(answer, Failure):
+        if isinstance(answer, StoreFailure):
             future.set_exception(answer.error())
         else:
             future.set_result(call.read_reply(answer.value))
@@ -242,14 +242,14 @@ class Link(asyncio.Protocol):
 class LocalBackend:
     """`Backend` in the parent. For one event loop."""
 
-    def __init__(self, address: Address, url: str) -> None:
+    def __init__(self, address: ParentAddress, url: str) -> None:
         """Make a backend that isn't connected.
 
         Args:
             address: where the parent listens.
             url: what the parent opens; a path in it is absolute.
         """
-        self.link = link = Link(address, url, self._connected, self._pushed, self._interrupt)
+        self.link = link = ParentConnection(address, url, self._connected, self._pushed, self._interrupt)
         self.shared = True
         self.lasting = False
         self.lease = LEASE
@@ -298,7 +298,7 @@ class LocalBackend:
         self._changed.clear()
         await self.link.close()
 
-    def _send(self, call: Call, *args: Any) -> asyncio.Future[Any] | None:
+    def _send(self, call: StoreCall, *args: Any) -> asyncio.Future[Any] | None:
         try:
             return self.link.send(call, *args)
         except StoreUnavailable:
@@ -351,7 +351,7 @@ class LocalBackend:
         if before and before != self.epoch:
             self._changed.tell()
 
-    def _pushed(self, pushed: Pushed) -> None:
+    def _pushed(self, pushed: EntryPush) -> None:
         self._listeners.tell(pushed.stream, pushed.entry)
 
     def _interrupt(self) -> None:
@@ -363,7 +363,7 @@ class LocalStore(BackendStore):
 
     backend: LocalBackend
 
-    def __init__(self, address: Address, url: str) -> None:
+    def __init__(self, address: ParentAddress, url: str) -> None:
         """Take the arguments of `LocalBackend`."""
         super().__init__(LocalBackend(address, url))
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, Sealed, StoreFull
-from millstream._stores.memory.deadlines import SLACK, Deadlines
+from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StreamSealed
+from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
 from millstream._stores.memory.topics import Topics
 
 ITEM_BYTES: Final = 200
@@ -63,7 +63,7 @@ class Stream:
         return freed
 
 
-class Kind:
+class StreamKind:
     """The streams of one kind, in lists.
 
     A stream begins above every position that any stream of the kind has handed out, with a hole. So one that was
@@ -93,7 +93,7 @@ class Kind:
         self._latest = ("", "")
         """The two streams appended to last, the newer one behind. Their newest entries stay: who writes an event to
         one stream and a copy to another must still find the first when it reads."""
-        self._deadlines = Deadlines[str]()
+        self._deadlines = ExpiryHeap[str]()
         self.size = 0
         """Bytes held, as they are counted against the bound."""
 
@@ -107,7 +107,7 @@ class Kind:
         now = self._clock()
         held = self._present(stream, now) or self._begin(stream, at)
         if held.sealed:
-            raise Sealed("The stream has ended.")
+            raise StreamSealed("The stream has ended.")
         held.sealed = seal
         held.last = held.last + 1 if at is None else at
         self.highest = max(self.highest, held.last)
@@ -266,7 +266,7 @@ class MemoryLog:
         self.max_bytes = max_bytes
         """The room of one kind."""
         # process
-        self.kinds: dict[str, Kind] = {}
+        self.kinds: dict[str, StreamKind] = {}
         """Those that have been appended to. Few: this program names its streams, not its peers."""
         self.listeners = listeners or Topics[Entry]()
 
@@ -328,12 +328,12 @@ class MemoryLog:
         """Nobody listens any more."""
         self.listeners.clear()
 
-    def kind(self, stream: str) -> Kind:
+    def kind(self, stream: str) -> StreamKind:
         """The kind of a stream."""
         name = kind_of(stream)
         kind = self.kinds.get(name)
         if kind is None:
-            kind = self.kinds[name] = Kind(self._clock, self.max_bytes, self._epoch, self._drop)
+            kind = self.kinds[name] = StreamKind(self._clock, self.max_bytes, self._epoch, self._drop)
         return kind
 
     async def read(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from millstream._stores.base import ShareFull, StoreFull
-from millstream._stores.memory.deadlines import SWEEP, Deadlines
+from millstream._stores.memory.expiry_heap import SWEEP, ExpiryHeap
 from millstream._stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
 from millstream._stores.memory.topics import never
 from millstream._stores.rates import MARK_BYTES, PART, share_of
@@ -69,7 +69,7 @@ class MemoryMap:
         self.max_bytes = max_bytes
         """The room of one kind."""
         # process
-        self._deadlines = Deadlines[str]()
+        self._deadlines = ExpiryHeap[str]()
         self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)
         """Few: this program names its keys, not its peers."""
 

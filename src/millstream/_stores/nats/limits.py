@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from millstream._stores.base import StoreUnavailable
-from millstream._stores.nats.link import WRONG_LAST, NatsLink, Rejected, token
+from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, token
 from millstream._stores.nats.values import NatsMap
-from millstream._stores.rates import SEAT_WAIT, Charge, Charged, Pace, Quota, Seat, Taken
+from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
 
 _ROOM: Final = 64 * 1024 * 1024
 _SEAT_SECONDS: Final = 86400
@@ -42,23 +42,23 @@ class NatsLimits:
     def _stream(self) -> str:
         return f"{self._link.address.namespace}-rates"
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         """As `Backend.charge`."""
         if not charges:
-            return Charged([])
+            return ChargeResults([])
         async with self._locks[hash(charges[0].key) % _LOCKS]:
             while True:
                 taken = await self._try(worker, charges, gone)
                 if taken is not None:
                     forgot = None if self._forgot is None else self._link.time() - self._forgot
-                    return Charged(taken, forgot)
+                    return ChargeResults(taken, forgot)
                 await asyncio.sleep(_PAUSE * (1 + secrets.randbelow(8)))
 
-    async def _try(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> list[Taken] | None:
+    async def _try(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> list[ChargeResult] | None:
         """Charge once; None if another worker was faster."""
         now = self._link.time()
         read = await asyncio.gather(*map(self._read, charges))
-        found: list[Taken] = []
+        found: list[ChargeResult] = []
         written: list[tuple[str, bytes, int, float]] = []
         """Subjects, what to write there, the sequences to be there, and for how many seconds."""
         quotas: list[tuple[Quota, bytes | None]] = []
@@ -88,7 +88,7 @@ class NatsLimits:
                     held.append((worker, charge.holder))
                     written.append((self._subject(charge), _encode(held), seq, _SEAT_SECONDS))
         if any(each.wait > 0 for each in found):
-            return [Taken(each.wait, each.left + each.amount) for each in found]
+            return [ChargeResult(each.wait, each.left + each.amount) for each in found]
         return found if await self._commit(written, quotas, now) else None
 
     async def _commit(
@@ -135,7 +135,7 @@ class NatsLimits:
                 headers["Nats-Batch-Commit"] = "1"
             try:
                 await link.publish(self._stream, subject, data, headers, ensure=self._ensure)
-            except Rejected as exc:
+            except JetStreamError as exc:
                 if exc.code not in WRONG_LAST and last == 1:
                     raise StoreUnavailable(f"NATS refuses to count for a limit: {exc}.") from exc
                 return False
@@ -181,15 +181,15 @@ class NatsLimits:
         """Notice when paces are forgotten because there is no room."""
         try:
             state = (await self._link.info(self._stream))["state"]
-        except Rejected:
+        except JetStreamError:
             return
         if state["bytes"] > _ROOM * 0.95:
             self._forgot = self._link.time()
 
 
-def _taken(wait: float, room: float, amount: float) -> Taken:
+def _taken(wait: float, room: float, amount: float) -> ChargeResult:
     """Where it's allowed, `left` is what is left behind it."""
-    return Taken(wait, max(0.0, room)) if wait > 0 else Taken(0.0, max(0.0, room - amount), amount)
+    return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 
 
 def _name(quota: Quota) -> str:

@@ -52,7 +52,7 @@ _NO_MESSAGE: Final = 10037
 _logger = logging.getLogger("millstream.stores")
 
 
-class Message(Struct, frozen=True):
+class StreamMessage(Struct, frozen=True):
     """A message of a JetStream stream."""
 
     seq: int
@@ -63,7 +63,7 @@ class Message(Struct, frozen=True):
     """When it was stored, by the clock of the server."""
 
 
-class Rejected(Exception):
+class JetStreamError(Exception):
     """JetStream refused a request; `code` says why."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -77,7 +77,7 @@ class _Batch:
     __slots__ = ("done", "messages")
 
     def __init__(self) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[StreamMessage] = []
         self.done: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         """The last sequence that was sent; None when something is missing."""
 
@@ -264,7 +264,7 @@ class NatsLink:
                     await no_answer()
                 continue
             except nats.errors.MaxPayloadError as exc:
-                raise Rejected(TOO_LARGE, "larger than the server allows") from exc
+                raise JetStreamError(TOO_LARGE, "larger than the server allows") from exc
             except (nats.errors.Error, OSError, TimeoutError) as exc:
                 last = exc
                 if not isinstance(exc, TimeoutError):
@@ -274,7 +274,7 @@ class NatsLink:
             if error is None:
                 return reply  # type: ignore[no-any-return]
             if error.get("code") != 503:
-                raise Rejected(error.get("err_code", 0), error.get("description", ""))
+                raise JetStreamError(error.get("err_code", 0), error.get("description", ""))
             await asyncio.sleep(_PAUSE)
         raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s: {_text(last)}.")
 
@@ -315,7 +315,7 @@ class NatsLink:
     async def _create(self, name: str, config: dict[str, Any]) -> None:
         try:
             await self.info(name)
-        except Rejected as exc:
+        except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise
             # A stream that was deleted begins again at sequences that it never had.
@@ -327,7 +327,7 @@ class NatsLink:
             for left in reversed(range(_TRIES)):
                 try:
                     await self.api(f"STREAM.CREATE.{name}", whole)
-                except Rejected as refused:
+                except JetStreamError as refused:
                     if refused.code == _IN_USE:  # another worker was faster
                         return
                     if not left or refused.code != _STORE_FAILED:
@@ -353,7 +353,7 @@ class NatsLink:
                 name, {"subjects": subjects, "max_msgs_per_subject": 1, "metadata": {"epoch": secrets.token_hex(6)}}
             )
             found = (await self.info(name))["config"]["metadata"]["epoch"]
-        except Rejected as exc:
+        except JetStreamError as exc:
             raise LocalError(f"NATS refuses to keep data: {exc}. Is JetStream on, and are enough nodes up?") from exc
         before, self.epoch = self.epoch, found
         if before not in ("", found):
@@ -362,26 +362,26 @@ class NatsLink:
 
     # Messages
 
-    async def last(self, stream: str, subject: str) -> Message | None:
+    async def last(self, stream: str, subject: str) -> StreamMessage | None:
         """Return the newest message of a subject, which may have wildcards, as the leader has it."""
         return await self._get(stream, {"last_by_subj": subject})
 
-    async def first(self, stream: str, subject: str, seq: int) -> Message | None:
+    async def first(self, stream: str, subject: str, seq: int) -> StreamMessage | None:
         """Return the oldest message of a subject with this sequence or a later one, as the leader has it."""
         return await self._get(stream, {"next_by_subj": subject, "seq": seq})
 
-    async def _get(self, stream: str, body: dict[str, Any]) -> Message | None:
+    async def _get(self, stream: str, body: dict[str, Any]) -> StreamMessage | None:
         try:
             found = (await self.api(f"STREAM.MSG.GET.{stream}", body))["message"]
-        except Rejected as exc:
+        except JetStreamError as exc:
             if exc.code in (_NO_MESSAGE, _NO_STREAM):
                 return None
             raise
         headers = _parse_headers(base64.b64decode(found["hdrs"])) if "hdrs" in found else {}
         data = base64.b64decode(found.get("data", ""))
-        return Message(found["seq"], found["subject"], data, headers, parse_time(found["time"]))
+        return StreamMessage(found["seq"], found["subject"], data, headers, parse_time(found["time"]))
 
-    async def batch(self, stream: str, subject: str, seq: int, count: int, max_bytes: int) -> list[Message]:
+    async def batch(self, stream: str, subject: str, seq: int, count: int, max_bytes: int) -> list[StreamMessage]:
         """Return messages of a subject from a sequence on, as some replica has them.
 
         Raises:
@@ -408,7 +408,7 @@ class NatsLink:
                 return found
         raise StoreUnavailable(f"The NATS store didn't answer in {DEADLINE:g} s.")
 
-    async def pending(self, stream: str, subject: str, seq: int) -> tuple[Message, int] | None:
+    async def pending(self, stream: str, subject: str, seq: int) -> tuple[StreamMessage, int] | None:
         """Return the first message of a subject from a sequence on, and how many follow it."""
         found = await self.batch(stream, subject, seq, 1, 1)
         return (found[0], int(found[0].headers.get("Nats-Num-Pending", 0))) if found else None
@@ -440,14 +440,14 @@ class NatsLink:
             batch.done.set_result(None)
             return
         at = parse_time(headers["Nats-Time-Stamp"])
-        batch.messages.append(Message(seq, headers["Nats-Subject"], msg.data, headers, at))
+        batch.messages.append(StreamMessage(seq, headers["Nats-Subject"], msg.data, headers, at))
 
     async def purge(self, stream: str, subject: str, *, before: int | None = None) -> None:
         """Delete the messages of a subject, or those before a sequence."""
         body = {"filter": subject} if before is None else {"filter": subject, "seq": before}
         try:
             await self.api(f"STREAM.PURGE.{stream}", body)
-        except Rejected as exc:
+        except JetStreamError as exc:
             if exc.code != _NO_STREAM:
                 raise
 
@@ -457,7 +457,7 @@ class NatsLink:
         while True:
             try:
                 reply = await self.info(stream, subjects_filter=subject, offset=len(found))
-            except Rejected as exc:
+            except JetStreamError as exc:
                 if exc.code == _NO_STREAM:
                     return []
                 raise

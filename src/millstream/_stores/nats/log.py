@@ -20,10 +20,18 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, Sealed, StoreFull, StoreUnavailable
+from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.memory.log import kind_of
-from millstream._stores.nats.link import TOO_LARGE, WRONG_LAST, Message, NatsLink, Rejected, read_token, token
-from millstream._stores.nats.listening import Listening
+from millstream._stores.nats.link import (
+    TOO_LARGE,
+    WRONG_LAST,
+    JetStreamError,
+    NatsLink,
+    StreamMessage,
+    read_token,
+    token,
+)
+from millstream._stores.nats.log_listeners import LogListeners
 
 ROOM: Final = 512 * 1024 * 1024
 """Bytes of one kind on each node."""
@@ -91,7 +99,7 @@ class NatsLog:
 
     def __init__(self, link: NatsLink) -> None:
         self._link = link
-        self._listening = Listening(link, self._note)
+        self._listening = LogListeners(link, self._note)
         self._seen: OrderedDict[str, int] = OrderedDict()
         """Subject of a view -> the newest sequence in it that this worker knows of."""
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
@@ -132,13 +140,13 @@ class NatsLog:
                 seq = await link.publish(
                     view.stream, subject, data, dict(headers), ensure=lambda: self._ensure(view.kind)
                 )
-            except Rejected as exc:
+            except JetStreamError as exc:
                 if exc.code == TOO_LARGE:
                     raise StoreFull("The entry exceeds what the NATS server allows.") from exc
                 if exc.code not in WRONG_LAST:
                     raise StoreUnavailable(f"NATS refuses an entry: {exc}.") from exc
                 if await self._is_sealed(view):
-                    raise Sealed("The stream has ended.") from exc
+                    raise StreamSealed("The stream has ended.") from exc
                 await asyncio.sleep(_LAG)
         known.until = max(known.until, link.time() + ttl)
         self._note(view.subject, seq)
@@ -237,7 +245,7 @@ class NatsLog:
                     view.stream, subject, _encode_floor(floor), headers, ensure=lambda: self._ensure(view.kind)
                 )
                 break
-            except Rejected as exc:
+            except JetStreamError as exc:
                 if exc.code not in WRONG_LAST:
                     raise StoreUnavailable(f"NATS refuses to trim a stream: {exc}.") from exc
         await self._purge(view, floor.seq)
@@ -298,7 +306,7 @@ class NatsLog:
         if limit == 1:
             return self._entries([last], 1, max_bytes)
         begin = await self._begin_of_newest(view, floor.seq + 1, last.seq, limit)
-        found: list[Message] = []
+        found: list[StreamMessage] = []
         while not found or found[-1].seq < last.seq:
             found += await self._read(view, found[-1].seq + 1 if found else begin, last.seq, limit, max_bytes)
             del found[:-limit]
@@ -318,9 +326,9 @@ class NatsLog:
             span *= 4
         return low
 
-    async def _read(self, view: View, begin: int, last: int, count: int, max_bytes: int) -> list[Message]:
+    async def _read(self, view: View, begin: int, last: int, count: int, max_bytes: int) -> list[StreamMessage]:
         """Return messages from a sequence on, up to the count, or size, or the last one, which the leader has."""
-        link, found, size, tries = self._link, list[Message](), 0, 0
+        link, found, size, tries = self._link, list[StreamMessage](), 0, 0
         while True:
             page = await link.batch(view.stream, view.subject, begin, count - len(found), max_bytes - size + 65536)
             found += page
@@ -337,7 +345,7 @@ class NatsLog:
                 raise StoreUnavailable("No replica of the NATS store has caught up.")
             await asyncio.sleep(_LAG)
 
-    def _entries(self, found: list[Message], limit: int, max_bytes: int) -> list[Entry]:
+    def _entries(self, found: list[StreamMessage], limit: int, max_bytes: int) -> list[Entry]:
         entries: list[Entry] = []
         for message in found[:limit]:
             entries.append(Entry(Position(self._link.epoch, message.seq), message.data))
@@ -346,12 +354,12 @@ class NatsLog:
                 break
         return entries
 
-    async def _gap(self, view: View, floor: Floor, last: Message) -> Gap:
+    async def _gap(self, view: View, floor: Floor, last: StreamMessage) -> Gap:
         epoch = self._link.epoch
         oldest = await self._link.first(view.stream, view.subject, floor.seq + 1)
         return Gap(epoch, Position(epoch, oldest.seq) if oldest else None, Position(epoch, last.seq))
 
-    async def _look(self, name: str, at_least: int = 0) -> tuple[View, Message | None, Floor]:
+    async def _look(self, name: str, at_least: int = 0) -> tuple[View, StreamMessage | None, Floor]:
         """Return a view, its newest message, and its floor. There is none when the stream is unknown.
 
         The newest message has the sequence `at_least` or a later one if such a message has been acknowledged.
@@ -366,7 +374,7 @@ class NatsLog:
                 return view, None, floor
         return self._main(name), None, Floor()
 
-    async def _newest(self, view: View, at_least: int) -> tuple[Message | None, Floor]:
+    async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, Floor]:
         seen = self._seen.get(view.subject, 0)
         last, floor = await self._ends(view)
         newest = max(floor.seq, last.seq if last is not None else 0)
@@ -377,10 +385,10 @@ class NatsLog:
                 del self._seen[view.subject]  # JetStream had no room for it
         return last, floor
 
-    async def _ends(self, view: View) -> tuple[Message | None, Floor]:
+    async def _ends(self, view: View) -> tuple[StreamMessage | None, Floor]:
         return await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
 
-    async def _lives(self, view: View, last: Message) -> bool:
+    async def _lives(self, view: View, last: StreamMessage) -> bool:
         """Whether a view hasn't expired."""
         now, until = self._link.time(), last.at + float(last.headers[view.ttl])
         if until > now:
@@ -403,7 +411,7 @@ class NatsLog:
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
         try:
             await self._link.publish(view.stream, subject, b"", headers, ensure=lambda: self._ensure(view.kind))
-        except Rejected as exc:
+        except JetStreamError as exc:
             raise StoreUnavailable(f"NATS refuses to keep a stream: {exc}.") from exc
 
     async def trim(self, stream: str) -> None:

@@ -9,10 +9,10 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.health import LogOnce
 from millstream._stores.nats.address import NatsAddress
 from millstream._stores.nats.limits import NatsLimits
-from millstream._stores.nats.link import NatsLink, Rejected
+from millstream._stores.nats.link import JetStreamError, NatsLink
 from millstream._stores.nats.log import NatsLog
 from millstream._stores.nats.values import NatsMap
-from millstream._stores.rates import Charge, Charged, Seat
+from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 
 LEASE: Final = 15.0
@@ -52,7 +52,7 @@ class NatsBackend:
             return ""
         try:
             info = await self._link.info(f"{self._link.address.namespace}-meta")
-        except (LocalError, Rejected) as exc:
+        except (LocalError, JetStreamError) as exc:
             return f"NATS doesn't answer: {exc}"
         cluster: dict[str, Any] = info.get("cluster") or {}
         replicas: list[dict[str, Any]] = cluster.get("replicas") or []
@@ -77,7 +77,7 @@ class NatsBackend:
     async def bind(self, worker: str) -> None:
         """NATS doesn't tell when a connection ends."""
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         return await self._limits.charge(worker, charges, gone)
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
@@ -93,7 +93,7 @@ class NatsBackend:
                 try:
                     await self.log.sweep()
                     await self._limits.sweep()
-                except Rejected as exc:
+                except JetStreamError as exc:
                     raise LocalError(f"NATS refuses: {exc}.") from exc
 
 

@@ -12,7 +12,16 @@ from typing import Any, Final
 
 from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
-from millstream._stores.nats.link import FULL, TOO_LARGE, WRONG_LAST, Message, NatsLink, Rejected, read_token, token
+from millstream._stores.nats.link import (
+    FULL,
+    TOO_LARGE,
+    WRONG_LAST,
+    JetStreamError,
+    NatsLink,
+    StreamMessage,
+    read_token,
+    token,
+)
 from millstream._stores.rates import MARK_BYTES, PART, share_of
 
 ROOM: Final = 64 * 1024 * 1024
@@ -81,7 +90,7 @@ class NatsMap:
                 else:
                     await self._check_room(key, value, old, lossy=lossy)
                     await self._write(key, value, ttl, lossy, headers)
-            except Rejected:  # another worker was faster, or it expired
+            except JetStreamError:  # another worker was faster, or it expired
                 await asyncio.sleep(_PAUSE)
                 continue
             if value is None and old is not None:
@@ -113,10 +122,10 @@ class NatsMap:
             found += [name for name, value in zip(some, await self.get_many(some), strict=True) if value is not None]
         return found
 
-    async def _find(self, key: str) -> Message | None:
+    async def _find(self, key: str) -> StreamMessage | None:
         return await self._link.last(self._stream(key), self._subject(key))
 
-    def _lives(self, message: Message) -> bool:
+    def _lives(self, message: StreamMessage) -> bool:
         return _GONE not in message.headers and message.at + float(message.headers[_TTL]) > self._link.time()
 
     async def _write(self, key: str, value: bytes | None, ttl: float, lossy: bool, headers: dict[str, str]) -> None:
@@ -136,7 +145,7 @@ class NatsMap:
 
         try:
             await self._link.publish(stream, self._subject(key), value or b"", headers, ensure=ensure)
-        except Rejected as exc:
+        except JetStreamError as exc:
             if exc.code in WRONG_LAST:
                 raise
             if exc.code in FULL or exc.code == TOO_LARGE:
@@ -145,7 +154,7 @@ class NatsMap:
 
     # Room
 
-    async def _check_room(self, key: str, value: bytes, old: Message | None, *, lossy: bool) -> None:
+    async def _check_room(self, key: str, value: bytes, old: StreamMessage | None, *, lossy: bool) -> None:
         """Raise unless a value fits.
 
         Raises:
@@ -174,7 +183,7 @@ class NatsMap:
         if now - size.at > _FRESH or size.bytes + growth > ROOM * 3 // 4:
             try:
                 size.bytes = (await self._link.info(stream))["state"]["bytes"]
-            except Rejected:
+            except JetStreamError:
                 size.bytes = 0
             size.at = now
         return size.bytes
@@ -193,10 +202,10 @@ class NatsMap:
             size.at = now
         return size.bytes
 
-    async def _values(self, stream: str, subject: str, seq: int) -> list[Message]:
+    async def _values(self, stream: str, subject: str, seq: int) -> list[StreamMessage]:
         try:
             await self._link.info(stream)
-        except Rejected:
+        except JetStreamError:
             return []
         return await self._link.batch(stream, subject, seq, 1000, 4 * 1024 * 1024)
 

@@ -19,7 +19,7 @@ _PREFIX: Final = "millstream:"
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class RedisAddress:
     """One server, or several that belong together."""
 
     kind: str
@@ -43,7 +43,7 @@ class Address:
         return ", ".join(f"{host}:{port}" for host, port in self.hosts)
 
 
-def parse_address(url: str) -> Address:
+def parse_address(url: str) -> RedisAddress:
     """Read a URL.
 
     Raises:
@@ -63,7 +63,7 @@ def parse_address(url: str) -> Address:
         prefix = options.get("prefix", _PREFIX)
         if not prefix.isascii() or not prefix.isprintable() or set(prefix) & set("{}*?[]\\ "):
             raise LocalError("The prefix may have visible ASCII characters, but no blank and none of {}*?[]\\.")
-        return Address(
+        return RedisAddress(
             kind=kind,
             hosts=_hosts(parts.netloc.rpartition("@")[2], _PORTS[kind]),
             user=user,

@@ -30,8 +30,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Sealed, ShareFull, StoreFull, StoreUnavailable
-from millstream._stores.redis.address import Address
+from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable, StreamSealed
+from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.scripts import Script
 
 PATIENCE: Final = 5.0
@@ -84,10 +84,10 @@ class _Request:
             self.reply.set_exception(failure)
 
 
-class Client:
+class RedisClient:
     """Sends commands to a single server, the primary that Sentinel names, or the nodes of a Cluster."""
 
-    def __init__(self, address: Address, key: str) -> None:
+    def __init__(self, address: RedisAddress, key: str) -> None:
         """`key` is any key of the slot that must be there for the store to work."""
         # configuration
         self.address = address
@@ -376,7 +376,7 @@ class Client:
             _logger.warning("Redis doesn't evict data anymore.")
 
 
-def _clients(address: Address) -> list[Any]:
+def _clients(address: RedisAddress) -> list[Any]:
     """The client of redis-py, which connects with the first command, and those that it uses."""
     options: dict[str, Any] = {
         "username": address.user or None,
@@ -445,7 +445,7 @@ def _final(failure: ResponseError) -> LocalError:
     """The error for a refusal that waiting won't change."""
     code = _code(failure)
     if code == "SEALED":
-        return Sealed("The stream has ended.")
+        return StreamSealed("The stream has ended.")
     if code == "OOM":
         return StoreFull("Redis has used up its maxmemory and takes nothing further. Raise it, or delete other data.")
     if code == "SHAREFULL":
@@ -466,7 +466,7 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _explain(failure: BaseException, address: Address) -> LocalError | None:
+def _explain(failure: BaseException, address: RedisAddress) -> LocalError | None:
     """The error for what doesn't get better by waiting; None for anything else."""
     where = f"Redis at {address}"
     for cause in _causes(failure):
@@ -486,14 +486,14 @@ def _explain(failure: BaseException, address: Address) -> LocalError | None:
     return None
 
 
-def _reason(failure: BaseException, address: Address) -> str:
+def _reason(failure: BaseException, address: RedisAddress) -> str:
     """What the failure says; empty where it says nothing."""
     if isinstance(failure, MasterNotFoundError):
         return f"no Sentinel that answers knows a primary of the service {address.service[:64]!r}"
     return str(failure).rstrip(".")
 
 
-def _unreachable(address: Address, why: str) -> str:
+def _unreachable(address: RedisAddress, why: str) -> str:
     hint = "If it has no TLS, begin the URL with redis" if address.tls else "If it wants TLS, begin the URL with rediss"
     return (
         f"The store at {address} can't be reached: {why or 'it does not answer'}. Start it, or correct its URL. {hint}."

@@ -17,7 +17,7 @@ _VALUE: Final = re.compile(r"\{[^{}]+\}:k:(.*)\Z", re.DOTALL)
 _SPECIAL: Final = re.compile(r"([*?\[\]\\])")
 
 
-class Keys:
+class RedisKeys:
     """The keys under one prefix."""
 
     __slots__ = ("_prefix", "generation", "hub")

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull
-from millstream._stores.follow import consecutive
 from millstream._stores.memory.topics import Topics, Watchers, never
-from millstream._stores.redis.client import Argument, Client
-from millstream._stores.redis.keys import Keys
-from millstream._stores.redis.reader import Fields, Reader
+from millstream._stores.redis.client import Argument, RedisClient
+from millstream._stores.redis.keys import RedisKeys
+from millstream._stores.redis.reader import Fields, StreamReader
 from millstream._stores.redis.scripts import script
-from millstream._stores.redis.state import State
+from millstream._stores.redis.state import RedisState
+from millstream._stores.tail import consecutive
 
 MAX_ENTRY: Final = 32 * 1024 * 1024
 INDEX_STREAMS: Final = 100_000
@@ -28,7 +28,9 @@ def milliseconds(ttl: float) -> int:
 class RedisLog:
     """The streams."""
 
-    def __init__(self, client: Client, keys: Keys, state: State, reader: Reader, *, room: int) -> None:
+    def __init__(
+        self, client: RedisClient, keys: RedisKeys, state: RedisState, reader: StreamReader, *, room: int
+    ) -> None:
         # configuration
         self._client = client
         self._keys = keys

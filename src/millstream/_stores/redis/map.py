@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from millstream._stores.base import StoreFull
 from millstream._stores.rates import MARK_BYTES, PART, share_of
-from millstream._stores.redis.client import Client
-from millstream._stores.redis.keys import HUB, Keys, tag_of
+from millstream._stores.redis.client import RedisClient
+from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.redis.log import milliseconds
 from millstream._stores.redis.scripts import script
 
@@ -17,7 +17,7 @@ _PAGE: Final = 1000
 class RedisMap:
     """The values. A write whose connection broke isn't made again: a second one could undo what others wrote since."""
 
-    def __init__(self, client: Client, keys: Keys, room: int) -> None:
+    def __init__(self, client: RedisClient, keys: RedisKeys, room: int) -> None:
         self._client = client
         self._keys = keys
         self._room = room

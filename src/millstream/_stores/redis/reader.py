@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
-from millstream._stores.redis.client import Argument, Client
+from millstream._stores.redis.client import Argument, RedisClient
 
 _PAGE: Final = 64
 _BLOCK: Final = 2000
@@ -30,10 +30,10 @@ Take = Callable[[str, Fields], None]
 _logger = logging.getLogger("millstream.stores")
 
 
-class Reader:
+class StreamReader:
     """Reads along. `run` is its task."""
 
-    def __init__(self, client: Client, key: str) -> None:
+    def __init__(self, client: RedisClient, key: str) -> None:
         # configuration
         self._client = client
         self._key = key

@@ -11,7 +11,7 @@ PLACES: Final = 1024
 """How many attempts may be under way at once; more of them wait for their turn."""
 
 
-class State:
+class RedisState:
     """The state of one connection, from the time when it's opened."""
 
     __slots__ = ("_at", "_free", "_numbers", "_room", "epoch", "id", "renewed")

@@ -14,15 +14,15 @@ from typing import Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.memory.topics import Watchers
-from millstream._stores.rates import Charge, Charged, Pace, Quota, Seat, Taken
-from millstream._stores.redis.address import Address
-from millstream._stores.redis.client import ALLOW, Argument, Client
-from millstream._stores.redis.keys import Keys
+from millstream._stores.rates import Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
+from millstream._stores.redis.address import RedisAddress
+from millstream._stores.redis.client import ALLOW, Argument, RedisClient
+from millstream._stores.redis.keys import RedisKeys
 from millstream._stores.redis.log import RedisLog
 from millstream._stores.redis.map import RedisMap
-from millstream._stores.redis.reader import Fields, Reader
+from millstream._stores.redis.reader import Fields, StreamReader
 from millstream._stores.redis.scripts import script
-from millstream._stores.redis.state import State
+from millstream._stores.redis.state import RedisState
 from millstream._stores.store import BackendStore
 
 LEASE: Final = 6.0
@@ -40,16 +40,16 @@ _logger = logging.getLogger("millstream.stores")
 class RedisBackend:
     """`Backend` in Redis."""
 
-    def __init__(self, address: Address, *, lease: float = LEASE) -> None:
+    def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
         # configuration
         self.shared = True
         self.lasting = True
         self.lease = lease
-        self._keys = keys = Keys(address.prefix)
+        self._keys = keys = RedisKeys(address.prefix)
         # process
-        self._state = state = State()
-        self._client = client = Client(address, keys.generation)
-        self._reader = reader = Reader(client, keys.generation)
+        self._state = state = RedisState()
+        self._client = client = RedisClient(address, keys.generation)
+        self._reader = reader = StreamReader(client, keys.generation)
         self.kv = RedisMap(client, keys, ROOM)
         self.log = RedisLog(client, keys, state, reader, room=ROOM)
         client.reconnected = self._hurry
@@ -101,9 +101,9 @@ class RedisBackend:
         self.log.end_all()
         self._epochs.clear()
 
-    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> Charged:
+    async def charge(self, worker: str, charges: Sequence[Charge], gone: Collection[str]) -> ChargeResults:
         if not charges:
-            return Charged([])
+            return ChargeResults([])
         names = [self._keys.rate(_KINDS[type(charge)], charge.key) for charge in charges]
         dead = gone if any(isinstance(charge, Seat) for charge in charges) else ()
         args: list[Argument] = [worker, len(dead), *dead]
@@ -112,7 +112,9 @@ class RedisBackend:
         # It isn't tried again where the connection breaks: it could be charged twice.
         found = await self._client.run(script("charge"), names, args, again=False)
         triples = zip(found[::3], found[1::3], found[2::3], strict=True)
-        return Charged([Taken(int(wait) / _MICRO, float(left), float(amount)) for wait, left, amount in triples])
+        return ChargeResults(
+            [ChargeResult(int(wait) / _MICRO, float(left), float(amount)) for wait, left, amount in triples]
+        )
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
         names = [self._keys.rate("s", seat.key) for seat in seats]
@@ -186,7 +188,7 @@ class RedisStore(BackendStore):
 
     backend: RedisBackend
 
-    def __init__(self, address: Address, *, lease: float = LEASE) -> None:
+    def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
         """Make a store that isn't opened yet.
 
         Args:

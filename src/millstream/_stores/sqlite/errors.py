@@ -32,7 +32,7 @@ _TEXTS: Final[dict[str, str]] = {
 """What follows the path, by how the name of the error begins."""
 
 
-class Vanished(StoreUnavailable):
+class FileVanished(StoreUnavailable):
     """The file isn't where it was: what would be written now, nobody would find again. Nothing was changed."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._stores.sqlite.errors import Vanished, named
+from millstream._stores.sqlite.errors import FileVanished, named
 from millstream._stores.sqlite.location import Location
 
 APPLICATION: Final = 0x4D53_5452
@@ -203,7 +203,7 @@ class File:
         """
         path = self.location.path
         if _identity(path) != self._owned:
-            raise Vanished(
+            raise FileVanished(
                 f"{path} was deleted, moved or replaced while it was in use. Nothing is stored, because it would be"
                 " lost with this process. Put the file back where it was, or start the server again to go on with what"
                 " is there now."

@@ -15,7 +15,7 @@ from millstream._stores.sqlite.file import File
 from millstream._stores.sqlite.items import Items
 from millstream._stores.sqlite.location import Location
 from millstream._stores.sqlite.streams import Streams
-from millstream._stores.sqlite.writer import Writer
+from millstream._stores.sqlite.writer import SqliteWriter
 from millstream._stores.store import BackendStore
 from millstream._stores.tally import Tally
 
@@ -25,7 +25,7 @@ class SqliteMap:
 
     __slots__ = ("_items", "_writer")
 
-    def __init__(self, items: Items, writer: Writer) -> None:
+    def __init__(self, items: Items, writer: SqliteWriter) -> None:
         self._items = items
         self._writer = writer
 
@@ -55,7 +55,7 @@ class SqliteLog:
 
     __slots__ = ("_streams", "_writer", "listeners")
 
-    def __init__(self, streams: Streams, writer: Writer) -> None:
+    def __init__(self, streams: Streams, writer: SqliteWriter) -> None:
         self._streams = streams
         self._writer = writer
         self.listeners = Topics[Entry]()
@@ -116,7 +116,7 @@ class SqliteBackend:
         self._file = file = File(location)
         self._items = Items(file, clock, max_value_bytes)
         self._streams = Streams(file, clock, max_log_bytes)
-        self._writer = Writer(file, self._load)
+        self._writer = SqliteWriter(file, self._load)
         self._memory = memory = MemoryBackend(max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)
         self._log = SqliteLog(self._streams, self._writer)
         self.shared = False

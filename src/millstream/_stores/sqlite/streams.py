@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from millstream._stores.base import Entry, Gap, Index, Position, Sealed, StoreFull
+from millstream._stores.base import Entry, Gap, Index, Position, StoreFull, StreamSealed
 from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
 from millstream._stores.sqlite.file import File
 
@@ -108,7 +108,7 @@ class Streams:
             self._forget(row[0], kind, row[4])
             row = None
         if row is not None and row[5]:
-            raise Sealed("The stream has ended.")
+            raise StreamSealed("The stream has ended.")
         highest = self._highest.get(kind, -1)
         if row is None:
             floor, entries, size = (highest + 1 if at < 0 else at - 1), 0, len(stream) + STREAM_BYTES

@@ -36,7 +36,7 @@ class _Job:
         self.failure = type(error)(str(error))
 
 
-class Writer:
+class SqliteWriter:
     """Runs jobs on one file. For one event loop."""
 
     def __init__(self, file: File, load: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from millstream._http.problems import (
     PROBLEM_TYPE,
     TOOL_ERROR,
     WRONG_TYPE,
-    Kind,
+    ProblemKind,
 )
 from millstream._protocol.json_schema import moved
 from millstream._protocol.jsonrpc import encode
@@ -112,8 +112,8 @@ def _placed(name: str, schema: Json, schemas: Json) -> Json:
     return {"$ref": place}
 
 
-def _by_status(kinds: Iterable[Kind]) -> dict[int, list[Kind]]:
-    grouped: dict[int, list[Kind]] = {}
+def _by_status(kinds: Iterable[ProblemKind]) -> dict[int, list[ProblemKind]]:
+    grouped: dict[int, list[ProblemKind]] = {}
     for kind in kinds:
         grouped.setdefault(kind.status, []).append(kind)
     return grouped

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from millstream._http.message import JSON_HEAD, Request, Response, client_id_of
+from millstream._http.message import JSON_HEAD, HttpRequest, Response, client_id_of
 from millstream._http.problems import (
     BUSY,
     INTERNAL,
@@ -26,7 +26,7 @@ from millstream._http.problems import (
     TOOL_ERROR,
     UNKNOWN_TOOL,
     WRONG_TYPE,
-    Kind,
+    ProblemKind,
     problem,
 )
 from millstream._protocol import projection
@@ -43,10 +43,10 @@ from millstream._server.calls.access import scopes_of
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.tools import Tool
-from millstream._server.functions.reading import ArgumentError
+from millstream._server.functions.arguments import ArgumentError
 from millstream._transports import refusals
+from millstream._transports.null_reply import silent_call
 from millstream._transports.rest import openapi
-from millstream._transports.silent import silent_call
 
 TOOLS_PATH = openapi.TOOLS_PATH
 _MAX_DESCRIBED = 64
@@ -114,15 +114,15 @@ class RestRoutes:
 
     # The dialect
 
-    async def list_tools(self, request: Request) -> Response:
+    async def list_tools(self, request: HttpRequest) -> Response:
         """`POST /mcp/tools/list`."""
         return await self._dialect(request, "tools/list")
 
-    async def call_tool(self, request: Request) -> Response:
+    async def call_tool(self, request: HttpRequest) -> Response:
         """`POST /mcp/tools/call`."""
         return await self._dialect(request, "tools/call")
 
-    async def _dialect(self, request: Request, method: str) -> Response:
+    async def _dialect(self, request: HttpRequest, method: str) -> Response:
         if not _is_call(request):
             self._note(method, "rest", status="415")
             return refusals.WRONG_TYPE
@@ -155,7 +155,7 @@ class RestRoutes:
 
     @staticmethod
     def _call(
-        request: Request,
+        request: HttpRequest,
         revision: Revision,
         method: str,
         params: bytes,
@@ -177,11 +177,11 @@ class RestRoutes:
 
     # Plain REST
 
-    async def run_tool(self, request: Request) -> Response:
+    async def run_tool(self, request: HttpRequest) -> Response:
         """`POST /tools/{name}`: the body is the arguments, the reply is the structured result."""
         root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
 
-        def refuse(kind: Kind, detail: str, head: bytes = b"") -> Response:
+        def refuse(kind: ProblemKind, detail: str, head: bytes = b"") -> Response:
             self._note("tools/call", "rest", status=kind.slug, target=name, principal=request.principal)
             return problem(kind, detail, root_path=root, head=head)
 
@@ -213,7 +213,7 @@ class RestRoutes:
         del params, arguments  # the call has what it needs
         return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
 
-    async def describe(self, request: Request) -> Response:
+    async def describe(self, request: HttpRequest) -> Response:
         """`GET /openapi.json`, made when somebody first asks, and again when the tools have changed."""
         root = request.root_path
         scopes = scopes_of(request.principal)
@@ -237,7 +237,7 @@ class RestRoutes:
         return found.unchanged if found.tag in known else found.whole
 
 
-def _media_type(request: Request) -> bytes:
+def _media_type(request: HttpRequest) -> bytes:
     """The declared type without parameters; empty when none is, ``?`` for a body with a content coding."""
     headers = request.headers
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -245,13 +245,13 @@ def _media_type(request: Request) -> bytes:
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
-def _is_json(request: Request) -> bool:
+def _is_json(request: HttpRequest) -> bool:
     """JSON, or nothing at all."""
     declared = _media_type(request)
     return declared == b"application/json" or (not declared and not request.body)
 
 
-def _is_call(request: Request) -> bool:
+def _is_call(request: HttpRequest) -> bool:
     """JSON, or what `curl -d` claims its JSON to be; a form that a page submits cross-site is never a call."""
     return _is_json(request) or (_media_type(request) == _FORM and request.headers.keys().isdisjoint(_BROWSER))
 

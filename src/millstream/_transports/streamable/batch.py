@@ -15,11 +15,11 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.calls.sessions import Session
 from millstream._transports.batches import read_batch, refuse_batch, settle_task
-from millstream._transports.streamable.exchange import Exchange
-from millstream._transports.streamable.line import ReplyChannel
+from millstream._transports.streamable.exchange import StreamableExchange
+from millstream._transports.streamable.reply_channel import PostReplyChannel
 
 
-async def serve_batch(exchange: Exchange) -> Response | None:
+async def serve_batch(exchange: StreamableExchange) -> Response | None:
     """Answer a batch.
 
     Raises:
@@ -39,12 +39,12 @@ class _Batch:
 
     __slots__ = ("_exchange", "_line", "_revision", "_scope", "_session")
 
-    def __init__(self, exchange: Exchange, session: Session | None, revision: Revision) -> None:
+    def __init__(self, exchange: StreamableExchange, session: Session | None, revision: Revision) -> None:
         self._exchange = exchange
         self._session = session
         self._scope = "" if session is None else session.id
         self._revision = revision
-        self._line: ReplyChannel | None = None
+        self._line: PostReplyChannel | None = None
 
     async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
         """Take every message; answer by an array, unless the line became a stream."""
@@ -100,7 +100,7 @@ class _Batch:
         exchange = self._exchange
         exchange.endpoint.services.note(method, "http", self._session, status, principal=exchange.request.principal)
 
-    def _connect(self, call: Call) -> ReplyChannel:
+    def _connect(self, call: Call) -> PostReplyChannel:
         """One line for all, made when the first call needs it."""
         if self._line is None:
             self._line = self._exchange.endpoint.open_line(call)

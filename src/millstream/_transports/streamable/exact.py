@@ -3,7 +3,7 @@
 import contextlib
 
 from millstream._http.media import carries_json
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol import projection
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
@@ -14,7 +14,7 @@ from millstream._server.calls.call import Call
 from millstream._transports.batches import is_batch
 from millstream._transports.refusals import WRONG_TYPE, refusal, refused, too_many_streams, unknown_session
 from millstream._transports.streamable.batch import serve_batch
-from millstream._transports.streamable.exchange import LISTEN, Endpoint, Exchange
+from millstream._transports.streamable.exchange import LISTEN, StreamableEndpoint, StreamableExchange
 
 _ACCEPTED = Response(b"", 202, b"")
 _UNREADABLE = refusal(406, INVALID_REQUEST, "Not acceptable: accept application/json, text/event-stream or both")
@@ -23,9 +23,9 @@ _STREAM_BOUND = frozenset({"resources/subscribe", "resources/unsubscribe"})
 """What an older store epoch has taken with it: the client initializes and subscribes again."""
 
 
-async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None:
+async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> Response | None:
     """Answer a POST of any kind."""
-    exchange = Exchange(endpoint, request)
+    exchange = StreamableExchange(endpoint, request)
     turned_away = _check_media(exchange)
     if turned_away is not None:
         endpoint.services.note("", "http", status=str(turned_away.status))
@@ -58,13 +58,13 @@ async def serve_exactly(endpoint: Endpoint, request: Request) -> Response | None
     return await exchange.run(opened)
 
 
-def _check_media(exchange: Exchange) -> Response | None:
+def _check_media(exchange: StreamableExchange) -> Response | None:
     if not carries_json(exchange.request.headers):
         return WRONG_TYPE
     return None if exchange.accepts.json or exchange.accepts.stream else _UNREADABLE
 
 
-def _refuse(exchange: Exchange, message: Envelope | None, exc: ProtocolError) -> Response:
+def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: ProtocolError) -> Response:
     method = "" if message is None else message.method or "response"
     request_id = message.id if message is not None and message.is_request else None
     if message is not None and not _describes_itself(exchange, message):
@@ -75,7 +75,7 @@ def _refuse(exchange: Exchange, message: Envelope | None, exc: ProtocolError) ->
     return exchange.reply(error_message(request_id, exc.code, exc.message, exc.data), exc.status, exc.head)
 
 
-def _describes_itself(exchange: Exchange, message: Envelope) -> bool:
+def _describes_itself(exchange: StreamableExchange, message: Envelope) -> bool:
     with contextlib.suppress(ProtocolError):
         return is_per_request(message, exchange.request.headers)
     return True
@@ -84,7 +84,7 @@ def _describes_itself(exchange: Exchange, message: Envelope) -> bool:
 # The per-request era
 
 
-def _per_request(exchange: Exchange, message: Envelope) -> Call | Response:
+def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Response:
     endpoint, request = exchange.endpoint, exchange.request
     if message.id is None:
         check_notification(message)
@@ -108,7 +108,7 @@ def _per_request(exchange: Exchange, message: Envelope) -> Call | Response:
 # The handshake era
 
 
-async def _handshake(exchange: Exchange, message: Envelope) -> Call | Response:
+async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | Response:
     endpoint, request = exchange.endpoint, exchange.request
     if message.method == "initialize" and message.id is not None:
         return await _initialize(exchange, message)
@@ -125,7 +125,7 @@ async def _handshake(exchange: Exchange, message: Envelope) -> Call | Response:
     return exchange.handshake_call(message, session, revision)
 
 
-async def _initialize(exchange: Exchange, message: Envelope) -> Response:
+async def _initialize(exchange: StreamableExchange, message: Envelope) -> Response:
     endpoint, request = exchange.endpoint, exchange.request
     sessions = endpoint.sessions
     if sessions is not None and b"mcp-session-id" in request.headers:
@@ -141,7 +141,7 @@ async def _initialize(exchange: Exchange, message: Envelope) -> Response:
     return exchange.reply(result_message(message.id, result), head=head)
 
 
-async def _take_answer(exchange: Exchange, message: Envelope) -> Response:
+async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Response:
     """A client's answer to a question of a call, which may wait on another worker."""
     endpoint, request = exchange.endpoint, exchange.request
     if endpoint.sessions is None or b"mcp-session-id" not in request.headers:

@@ -1,11 +1,11 @@
-"""One POST to the MCP endpoint: what it shares with all others (`Endpoint`), and the request itself (`Exchange`)."""
+"""POST requests to the MCP endpoint: `StreamableExchange` is one request, `StreamableEndpoint` what all share."""
 
 from typing import Any
 
-from millstream._http.media import Accepted, accepted
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, Request, Response, client_id_of
+from millstream._http.media import AcceptedTypes, accepted
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, client_id_of
 from millstream._protocol import sse
-from millstream._protocol.admission import Admitted, check_handshake_header
+from millstream._protocol.admission import Admission, check_handshake_header
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import ASSUMED, Revision
@@ -15,7 +15,7 @@ from millstream._server.calls.sessions import Session
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import missing_session
-from millstream._transports.streamable.line import ReplyChannel
+from millstream._transports.streamable.reply_channel import PostReplyChannel
 from millstream._transports.streamable.sessions import HttpSessions
 
 EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
@@ -23,7 +23,7 @@ LISTEN = "subscriptions/listen"
 _JSON_ONLY = "Not acceptable: this server answers as application/json"
 
 
-class Endpoint:
+class StreamableEndpoint:
     """What all requests to the MCP endpoint of one running server share."""
 
     __slots__ = ("dispatcher", "json_only", "services", "sessions", "streams")
@@ -36,13 +36,13 @@ class Endpoint:
         """None: handshake requests are served without sessions."""
         self.streams = streams
 
-    def open_line(self, call: Call) -> ReplyChannel:
+    def open_line(self, call: Call) -> PostReplyChannel:
         """The way back of a call that came by POST."""
         request = call.origin
-        assert isinstance(request, Request)  # noqa: S101  every POST's call has its request
+        assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = accepted(request.headers.get(b"accept"))
         can_stream = readable.stream and (not self.json_only or call.method == LISTEN)
-        return ReplyChannel(
+        return PostReplyChannel(
             request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
         )
 
@@ -50,7 +50,7 @@ class Endpoint:
 async def finish(call: Call, body: bytes) -> Response | None:
     """Give the answer of a call on its line, or as a single message when no stream was opened."""
     line = call.line
-    if isinstance(line, ReplyChannel) and line.streaming:
+    if isinstance(line, PostReplyChannel) and line.streaming:
         await line.finish(body)
         return None
     if not body:
@@ -67,15 +67,15 @@ def _status(call: Call) -> int:
     return error.status
 
 
-class Exchange:
+class StreamableExchange:
     """One POST that takes the exact way."""
 
     __slots__ = ("accepts", "endpoint", "request")
 
-    def __init__(self, endpoint: Endpoint, request: Request) -> None:
+    def __init__(self, endpoint: StreamableEndpoint, request: HttpRequest) -> None:
         self.endpoint = endpoint
         self.request = request
-        self.accepts: Accepted = accepted(request.headers.get(b"accept"))
+        self.accepts: AcceptedTypes = accepted(request.headers.get(b"accept"))
 
     def check_readable(self) -> None:
         """Refuse a client that reads streams only, where none are made.
@@ -114,7 +114,7 @@ class Exchange:
         self.request.cancel_on_disconnect = session is None
         return calls.handshake_call(message, session, revision, **self._way())
 
-    def per_request_call(self, message: Envelope, admitted: Admitted) -> Call:
+    def per_request_call(self, message: Envelope, admitted: Admission) -> Call:
         """A call of the per-request era; it ends with its connection."""
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
@@ -135,7 +135,7 @@ class Exchange:
         body = await self.endpoint.dispatcher.call(call, "" if call.session is None else call.session.id)
         if body and not self.accepts.json and _status(call) == 200:
             line = call.open_line()
-            assert isinstance(line, ReplyChannel)  # noqa: S101  lines of this endpoint are
+            assert isinstance(line, PostReplyChannel)  # noqa: S101  lines of this endpoint are
             await line.finish(body)
             return None
         return await finish(call, body)

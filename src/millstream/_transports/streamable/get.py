@@ -1,6 +1,6 @@
 """Streamable HTTP, the GET and DELETE sides: which stream a GET asks for, and the end of a session."""
 
-from millstream._http.message import TEXT_HEAD, Handler, Request, Response, Sink
+from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._protocol.admission import check_handshake_header, header_version
 from millstream._protocol.errors import SERVER_ERROR, ProtocolError
 from millstream._protocol.revisions import names_per_request_era
@@ -15,7 +15,7 @@ from millstream._transports.refusals import (
     refusal,
     refused,
 )
-from millstream._transports.streamable.exchange import Endpoint
+from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.resume import UNKNOWN_EVENT, Resumption
 from millstream._transports.streamable.standalone_stream import StandaloneStreams, is_standalone
 
@@ -31,14 +31,14 @@ class SessionStreams:
 
     __slots__ = ("_endpoint", "_first", "_resumption", "_standing")
 
-    def __init__(self, endpoint: Endpoint, *, first: Handler | None = None) -> None:
+    def __init__(self, endpoint: StreamableEndpoint, *, first: Handler | None = None) -> None:
         self._endpoint = endpoint
         self._first = first
         """Serves a GET that names nothing: the HTTP+SSE transport of the first revision."""
         self._standing = StandaloneStreams(endpoint)
         self._resumption = Resumption(endpoint)
 
-    async def get(self, request: Request) -> Response | Sink | None:
+    async def get(self, request: HttpRequest) -> Response | Sink | None:
         """Open the stand-alone stream, or resume a broken one."""
         headers = request.headers
         if self._endpoint.sessions is None or names_per_request_era(header_version(headers)):
@@ -60,7 +60,7 @@ class SessionStreams:
             return await self._resume(request, session, last.decode("latin-1").strip())
         return await self._standing.serve(request, session, resumed=False)
 
-    async def _resume(self, request: Request, session: Session, last: str) -> Response | None:
+    async def _resume(self, request: HttpRequest, session: Session, last: str) -> Response | None:
         parsed = parse_event_id(last)
         if parsed is None:
             return UNKNOWN_EVENT
@@ -71,7 +71,7 @@ class SessionStreams:
             return UNKNOWN_EVENT
         return await self._standing.serve(request, session, resumed=True)
 
-    async def delete(self, request: Request) -> Response | None:
+    async def delete(self, request: HttpRequest) -> Response | None:
         """End a session."""
         sessions = self._endpoint.sessions
         if sessions is None or names_per_request_era(header_version(request.headers)):
@@ -87,7 +87,7 @@ class SessionStreams:
         await self._endpoint.dispatcher.control.end_anywhere(session.id)
         return Response(b"", 204, b"")
 
-    async def _find(self, request: Request) -> Session:
+    async def _find(self, request: HttpRequest) -> Session:
         """The session that a request names.
 
         Raises:

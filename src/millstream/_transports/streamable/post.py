@@ -11,13 +11,13 @@ import msgspec
 from msgspec import UNSET
 
 from millstream._http.media import accepted, known_accept
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.depth import overgrown
 from millstream._protocol.jsonrpc import MAX_ID
-from millstream._protocol.metadata import Client
+from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call
-from millstream._server.features.prepared import (
+from millstream._server.features.prepared_call import (
     PreparedCall,
     decode_handshake_call,
     decode_request,
@@ -25,7 +25,7 @@ from millstream._server.features.prepared import (
 )
 from millstream._server.load import LIGHT
 from millstream._transports.streamable.exact import serve_exactly
-from millstream._transports.streamable.exchange import Endpoint, finish
+from millstream._transports.streamable.exchange import StreamableEndpoint, finish
 
 _VERSION = NEWEST.date.encode()
 _BY_HEADER: Mapping[bytes | None, Revision] = {
@@ -45,7 +45,7 @@ class Streamable:
         "_calls", "_dispatcher", "_endpoint", "_fast", "_max_depth", "_most", "_open_line", "_prepares", "_tools",
     )  # fmt: skip
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: StreamableEndpoint) -> None:
         dispatcher, settings = endpoint.dispatcher, endpoint.services.settings
         self._endpoint = endpoint
         self._dispatcher = dispatcher
@@ -58,7 +58,7 @@ class Streamable:
         self._most = dispatcher.load.max_each
         """With fewer calls in flight, nobody has too many."""
 
-    async def post(self, request: Request) -> Response | None:
+    async def post(self, request: HttpRequest) -> Response | None:
         """One POST of any revision."""
         headers, body = request.headers, request.body
         call, size = None, len(body)
@@ -92,7 +92,7 @@ class Streamable:
             return Response(answer)
         return await finish(call, answer)
 
-    def _fast_handshake_call(self, request: Request) -> Call | None:
+    def _fast_handshake_call(self, request: HttpRequest) -> Call | None:
         """A tool call of a handshake revision in two typed passes; None when anything is unusual."""
         headers, sessions = request.headers, self._endpoint.sessions
         if sessions is None:
@@ -133,7 +133,7 @@ class Streamable:
             arguments=arguments,
         )
 
-    def _fast_call(self, request: Request, fast: PreparedCall) -> Call | None:
+    def _fast_call(self, request: HttpRequest, fast: PreparedCall) -> Call | None:
         """One typed pass over the whole body; None when anything is unusual."""
         try:
             decode = fast.decode
@@ -148,7 +148,7 @@ class Streamable:
             revision=NEWEST,
             id=envelope.id,
             method="tools/call",
-            client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
+            client=ClientInfo(meta.capabilities, about.name, about.version) if about else ClientInfo(meta.capabilities),
             open_reply=self._open_line,
             origin=request,
             transport="http",
@@ -162,7 +162,7 @@ class Streamable:
             responses=params.responses or None,
         )
 
-    def _fast_list(self, request: Request) -> Call | None:
+    def _fast_list(self, request: HttpRequest) -> Call | None:
         """A list in two typed passes, its parameters read by its handler; None when anything is unusual."""
         headers, body = request.headers, request.body
         if len(body) > MAX_ID or request.query:
@@ -182,7 +182,7 @@ class Streamable:
             id=envelope.id,
             method=method,
             params=bytes(envelope.params),
-            client=Client(meta.capabilities, about.name, about.version) if about else Client(meta.capabilities),
+            client=ClientInfo(meta.capabilities, about.name, about.version) if about else ClientInfo(meta.capabilities),
             open_reply=self._open_line,
             origin=request,
             transport="http",

@@ -4,17 +4,17 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 
-from millstream._http.message import STREAM_HEAD, Request, Response, Sink
+from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST
 from millstream._server.call_log import END, OPEN, close_abandoned, event_id, log_name, writer_of
 from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Session
-from millstream._server.peer_messages import TakenUp
+from millstream._server.peer_messages import ReplyTakeover
 from millstream._stores.base import Entry, Gap, Position
-from millstream._stores.follow import Tail
+from millstream._stores.tail import Tail
 from millstream._transports.refusals import TOO_MANY_STREAMS, refusal
-from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
+from millstream._transports.streamable.exchange import EMPTY_STREAM, StreamableEndpoint
 
 UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID: open a new stream without it")
 
@@ -24,15 +24,15 @@ class Resumption:
 
     __slots__ = ("_endpoint", "_readers")
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint
         self._readers: dict[str, _Reader] = {}
         peers = endpoint.services.peers
-        peers.on(TakenUp, self._taken_up, own=True)
+        peers.on(ReplyTakeover, self._taken_up, own=True)
         peers.on_interruption(self._place_all)
         peers.on_workers(lambda: self._close_abandoned(dict(self._readers)))
 
-    async def serve(self, request: Request, session: Session, stream: str, position: Position) -> Response | None:
+    async def serve(self, request: HttpRequest, session: Session, stream: str, position: Position) -> Response | None:
         """Replay what the log has after a position, then what comes, up to the last entry."""
         services, name = self._endpoint.services, log_name(session.id, stream)
         log = services.store.log
@@ -45,7 +45,7 @@ class Resumption:
         reader = self._readers[name] = _Reader(writer_of(stream))
         try:
             # Before the client knows that it is heard here: whatever it asks for next goes to this connection only.
-            if not await services.peers.tell(TakenUp(name, reader.id)):
+            if not await services.peers.tell(ReplyTakeover(name, reader.id)):
                 reader.placed = True
             if self._readers.get(name) is not reader:  # somebody newer came meanwhile
                 return EMPTY_STREAM
@@ -102,7 +102,7 @@ class Resumption:
         if line is not None:
             line.leave()
 
-    def _taken_up(self, message: TakenUp, _worker: str) -> None:
+    def _taken_up(self, message: ReplyTakeover, _worker: str) -> None:
         """Somebody reads a stream. All workers hear of its readers in one order, and the last one stays."""
         reader = self._readers.get(message.log)
         if reader is None or (reader.placed and message.id != reader.id):

@@ -10,11 +10,11 @@ from functools import lru_cache
 from hashlib import sha256
 
 from millstream._http.budget import ByteBudget
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.handshake import Opening
+from millstream._protocol.handshake import Handshake
 from millstream._protocol.jsonrpc import encode as encode_json
-from millstream._protocol.metadata import Client
+from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import HANDSHAKE, Revision
 from millstream._protocol.session_token import (
@@ -26,7 +26,7 @@ from millstream._protocol.session_token import (
     hash_principal,
 )
 from millstream._server.calls.services import Services
-from millstream._server.calls.sessions import NO_RECORD, Record, Session
+from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
 from millstream._transports.refusals import unknown_session
 
 _REMEMBERED = 256
@@ -56,7 +56,7 @@ class HttpSessions:
         """When this period of keeping capabilities began, and the bytes kept since."""
         services.records.on_forget(self._remembered.clear)
 
-    async def mint(self, opening: Opening, request: Request) -> tuple[Session, str]:
+    async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
         """A new session for a handshake, and its sealed id. Writes to the store only what the id cannot hold. What the
         session accumulates counts to the share of who begins it, wherever the session goes.
 
@@ -75,7 +75,7 @@ class HttpSessions:
         recorded = not exact and self._affords(owner, len(encode_json(capabilities)), now)
         if recorded:
             try:
-                await services.records.change(session, lambda _: Record(capabilities=capabilities))
+                await services.records.change(session, lambda _: SessionRecord(capabilities=capabilities))
             except ProtocolError:
                 recorded = False
         token = SessionToken(
@@ -117,7 +117,7 @@ class HttpSessions:
             return None
         return session
 
-    async def find(self, request: Request) -> Session:
+    async def find(self, request: HttpRequest) -> Session:
         """The session that a request names.
 
         Raises:
@@ -138,7 +138,7 @@ class HttpSessions:
             if record.ended:
                 raise unknown_session()
             if record.capabilities is not None:
-                client = Client(record.capabilities, session.client.name, session.client.version)
+                client = ClientInfo(record.capabilities, session.client.name, session.client.version)
                 session = Session(
                     session.id, session.revision, client, current=session.current, issued_at=session.issued_at,
                     expires_at=session.expires_at,
@@ -151,7 +151,7 @@ class HttpSessions:
         revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
         if token is None or revision is None:
             return None
-        client = Client(capabilities_of(token.capabilities), token.client_name, token.client_version)
+        client = ClientInfo(capabilities_of(token.capabilities), token.client_name, token.client_version)
         current = token.epoch == services.store.epoch
         issued_at = 0 if token.recorded else token.issued_at
         session = Session(token.id, revision, client, current=current, issued_at=issued_at, expires_at=token.expires_at)

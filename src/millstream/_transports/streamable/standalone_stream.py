@@ -6,14 +6,14 @@ Hints are not logged. A client that resumes hears again of everything that may h
 import secrets
 from collections.abc import Callable, Collection, Iterable
 
-from millstream._http.message import STREAM_HEAD, Request, Response, Sink
+from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
-from millstream._server.calls.changes import ANY_UPDATE, Change, encode_change, touched
+from millstream._server.calls.changes import ANY_UPDATE, ServerChange, encode_change, touched
 from millstream._server.calls.services import lasts_until
-from millstream._server.calls.sessions import Record, Session
-from millstream._server.peer_messages import Ended, Standing
+from millstream._server.calls.sessions import Session, SessionRecord
+from millstream._server.peer_messages import SessionEnd, StandaloneTakeover
 from millstream._transports.refusals import TOO_MANY_STREAMS
-from millstream._transports.streamable.exchange import EMPTY_STREAM, Endpoint
+from millstream._transports.streamable.exchange import EMPTY_STREAM, StreamableEndpoint
 
 _STAND_ALONE = "main"
 """What the stream part of their event ids begins with; the rest tells the streams of one session apart."""
@@ -41,7 +41,7 @@ class _StandaloneStream:
         """What is to be written then."""
         self._stream = stream
         self._counter = 0
-        self._held: list[tuple[Change, bytes]] | None = []
+        self._held: list[tuple[ServerChange, bytes]] | None = []
         """Updates that came while the subscriptions were being read."""
         self._newer = False
         """Another record is on its way."""
@@ -82,7 +82,7 @@ class _StandaloneStream:
         elif len(self._early) < _MAX_HELD:
             self._early.append(message)
 
-    def watcher(self, change: Change, message: bytes) -> None:
+    def watcher(self, change: ServerChange, message: bytes) -> None:
         """Tell a change, where the session wants to know of it."""
         if change.kind == "updated" and self._held is not None:
             # Also what was subscribed to: the change that is being read may be the end of that.
@@ -94,18 +94,18 @@ class _StandaloneStream:
         else:
             self._update(change, message)
 
-    def _update(self, change: Change, message: bytes) -> None:
+    def _update(self, change: ServerChange, message: bytes) -> None:
         for uri in touched(change, self.subscribed):
-            self.write(message if uri == change.uri else encode_change(Change("updated", uri)))
+            self.write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: SessionRecord) -> None:
         """Take the record as it was when the stream opened, unless another one came since, or is on its way: updates
         wait for that one.
         """
         if not self.loaded and not self._newer:
             self.recorded(record)
 
-    def recorded(self, record: Record | None) -> None:
+    def recorded(self, record: SessionRecord | None) -> None:
         """Take the subscriptions of a session; another worker may have changed them, or ended it."""
         self._newer = record is None
         if record is None:
@@ -127,13 +127,13 @@ class StandaloneStreams:
 
     __slots__ = ("_by_session", "_endpoint")
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint
         self._by_session: dict[str, _StandaloneStream] = {}
         services = endpoint.services
-        services.peers.on(Standing, self._heard_of, own=True)
+        services.peers.on(StandaloneTakeover, self._heard_of, own=True)
         services.peers.on_interruption(self._place_all)
-        services.peers.on(Ended, lambda message, worker: self.close(message.session))
+        services.peers.on(SessionEnd, lambda message, worker: self.close(message.session))
         services.peers.on_loss(self.close_all)
 
     def close(self, session_id: str) -> None:
@@ -147,7 +147,7 @@ class StandaloneStreams:
         for session_id in list(self._by_session):
             self.close(session_id)
 
-    def _heard_of(self, message: Standing, _worker: str) -> None:
+    def _heard_of(self, message: StandaloneTakeover, _worker: str) -> None:
         """A session has a stream. All workers hear of its streams in one order, and the last one stays."""
         found = self._by_session.get(message.session)
         if found is None:
@@ -162,7 +162,7 @@ class StandaloneStreams:
         for standing in self._by_session.values():
             standing.placed = True
 
-    async def serve(self, request: Request, session: Session, *, resumed: bool) -> Response | None:
+    async def serve(self, request: HttpRequest, session: Session, *, resumed: bool) -> Response | None:
         """Open the stream and say what changes until it closes."""
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
@@ -173,7 +173,7 @@ class StandaloneStreams:
         services.records.watch(session.id, standing.recorded)
         try:
             # Before the client knows that it's heard here: all hear later of another stream that it opens then.
-            if not await peers.tell(Standing(session.id, standing.id)):
+            if not await peers.tell(StandaloneTakeover(session.id, standing.id)):
                 standing.placed = True
             if standing.over:
                 return EMPTY_STREAM
@@ -197,8 +197,8 @@ class StandaloneStreams:
             standing.close()
         return None
 
-    def _hints(self, subscribed: Iterable[str]) -> list[Change]:
+    def _hints(self, subscribed: Iterable[str]) -> list[ServerChange]:
         """Everything that may have changed while the client was away."""
         offers = self._endpoint.dispatcher.registry.offers
         kinds = [kind for kind in ("tools", "prompts", "resources") if offers(kind)]
-        return [Change(kind) for kind in kinds] + [Change("updated", uri) for uri in sorted(subscribed)]
+        return [ServerChange(kind) for kind in kinds] + [ServerChange("updated", uri) for uri in sorted(subscribed)]

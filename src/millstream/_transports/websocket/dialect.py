@@ -32,9 +32,9 @@ from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher
 from millstream._server.load import RequestGate
-from millstream._transports.connection import Connection
-from millstream._transports.silent import silent_call
-from millstream.hub import Event, Forbidden, Hub, InvalidName, Subscription, TooLarge, TooMany
+from millstream._transports.connection import ClientConnection
+from millstream._transports.null_reply import silent_call
+from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, Subscription, TooMany
 from millstream.hub._channels import DEFAULT
 from millstream.hub._event import CUT
 from millstream.hub._limits import check_unread
@@ -105,7 +105,7 @@ def encode_event(event: Event) -> bytes:
     return encode(_EventMessage(event.channel, event.data.decode(), event.id, event.event))
 
 
-class Peer(Struct, frozen=True):
+class SocketPeer(Struct, frozen=True):
     """The other end of a socket."""
 
     address: str
@@ -134,9 +134,9 @@ class Dialect:
         self,
         dispatcher: Dispatcher,
         hub: Hub | None,
-        connection: Connection,
+        connection: ClientConnection,
         outbox: Socket,
-        peer: Peer,
+        peer: SocketPeer,
         gates: Sequence[RequestGate] = (),
     ) -> None:
         # Configuration
@@ -171,7 +171,7 @@ class Dialect:
         except msgspec.ValidationError as exc:
             why = f"Invalid message: {shorten(str(exc))}"
             code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, why)
-        except (InvalidName, TooLarge) as exc:
+        except (InvalidName, EventTooLarge) as exc:
             code = self._fail(head.id, INVALID_PARAMS, str(exc))
         except Forbidden as exc:
             code = self._fail(head.id, FORBIDDEN, str(exc))

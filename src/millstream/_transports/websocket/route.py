@@ -15,20 +15,20 @@ from typing import Any
 from millstream._http.asgi.adapter import Receive, Scope, nobody
 from millstream._http.asgi.sink import Send, header_list
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import TEXT_HEAD, Request, Response
-from millstream._http.websocket.direct import EXTENSION, DirectSocket, Wire
-from millstream._http.websocket.queued import QueuedSocket
+from millstream._http.message import TEXT_HEAD, HttpRequest, Response
+from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket, DirectWire
+from millstream._http.websocket.queued_socket import QueuedSocket
 from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, POLICY_VIOLATION, TOO_BIG, UNSUPPORTED_DATA, Socket
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import lasts_until
 from millstream._server.dispatch import Dispatcher
 from millstream._server.load import RequestGate
-from millstream._transports.connection import Connection
+from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import OpenStreams
-from millstream._transports.websocket.dialect import Dialect, Peer
+from millstream._transports.websocket.dialect import Dialect, SocketPeer
 from millstream.hub import Hub
 
-Authenticate = Callable[[Request], Awaitable[Principal | Response | None]]
+Authenticate = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
 """Who asks: the caller, None for an anonymous one, or the reply that refuses the handshake."""
 MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 
@@ -108,7 +108,7 @@ class WebSocketRoute:
             del self._sockets[outbox]
 
     @staticmethod
-    async def plain(request: Request) -> Response:
+    async def plain(request: HttpRequest) -> Response:
         """`GET` of the path without the handshake: say what it is (RFC 9110 §15.5.22)."""
         return _NOT_A_PAGE
 
@@ -125,7 +125,7 @@ class WebSocketRoute:
         """End a socket because the server stops, or because it has been open for as long as it may be."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
-    async def _admit(self, scope: Scope) -> Peer | Response:
+    async def _admit(self, scope: Scope) -> SocketPeer | Response:
         """Find out who it is, or why it's refused. A socket can do what a POST can, so the same rules hold."""
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
@@ -137,27 +137,29 @@ class WebSocketRoute:
         principal = None
         if self._guard is not None:
             root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
-            request = Request("GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme)
+            request = HttpRequest(
+                "GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme
+            )
             found = await self._guard(request)
             if isinstance(found, Response):
                 return found
             principal = found
         if self._stopping:
             return _LEAVING
-        peer = Peer(address, headers, principal, self.may_publish(principal, address, headers))
+        peer = SocketPeer(address, headers, principal, self.may_publish(principal, address, headers))
         return _BUSY if self._streams.full(peer) else peer
 
     def _outbox(self, scope: Scope, send: Send) -> Socket:
         """What carries the messages out: straight to the transport, where the server is ours and shows it."""
         limit, grace = self._settings.stream_buffer, self._settings.write_timeout
         extensions: dict[str, Any] = scope.get("extensions") or {}
-        wire: Wire | None = extensions.pop(EXTENSION, None)
+        wire: DirectWire | None = extensions.pop(EXTENSION, None)
         if wire is None:
             return QueuedSocket(send, limit=limit, grace=grace)
         return DirectSocket(wire, send, limit=limit, grace=grace)
 
-    def _connection(self, peer: Peer, outbox: Socket) -> Connection:
-        return Connection(
+    def _connection(self, peer: SocketPeer, outbox: Socket) -> ClientConnection:
+        return ClientConnection(
             self._dispatcher,
             partial(carry, outbox),
             outbox.drain,
@@ -168,7 +170,7 @@ class WebSocketRoute:
         )
 
     async def _serve(
-        self, connection: Connection, peer: Peer, outbox: Socket, receive: Receive, *, speaks: bool
+        self, connection: ClientConnection, peer: SocketPeer, outbox: Socket, receive: Receive, *, speaks: bool
     ) -> None:
         dialect = None if speaks else Dialect(self._dispatcher, self._hub, connection, outbox, peer, self._gates)
 
@@ -219,7 +221,7 @@ def carry(socket: Socket, message: bytes) -> bool:
     return socket.write(message) if message.startswith(_NOTIFICATION) else socket.answer(message)
 
 
-async def _take(connection: Connection, data: bytes) -> None:
+async def _take(connection: ClientConnection, data: bytes) -> None:
     connection.receive(data)
 
 

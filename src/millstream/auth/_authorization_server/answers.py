@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from millstream._http.message import JSON_HEAD, Request, Response
+from millstream._http.message import JSON_HEAD, HttpRequest, Response
 from millstream._protocol.jsonrpc import encode
 
 NO_STORE = b"cache-control: no-store\r\npragma: no-cache\r\n"
@@ -74,7 +74,7 @@ class Parameters:
         return tuple(value for value in self._values.get(name, []) if value)
 
 
-def form_of(request: Request) -> Parameters:
+def form_of(request: HttpRequest) -> Parameters:
     """The form in a request's body.
 
     Raises:

@@ -9,7 +9,7 @@ the page, and so does one whose answers any program on the person's device could
 import re
 from collections.abc import Callable
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._limits.gcra import Rate
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream.auth import _pages as pages
@@ -214,7 +214,7 @@ class AuthorizationEndpoint:
 
     # The browser comes
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: HttpRequest) -> Response:
         """`GET /authorize`: the page that asks, or the answer where there is nothing to ask."""
         found = await self._read(request)
         if isinstance(found, NotGranted):
@@ -235,7 +235,7 @@ class AuthorizationEndpoint:
             return await self._refuse(request, NotGranted(client, authorization.redirect_uri, answer, text))
         return await self._page(request, client, authorization, user)
 
-    async def _read(self, request: Request) -> tuple[Client, AuthorizationRequest] | NotGranted | Response:
+    async def _read(self, request: HttpRequest) -> tuple[Client, AuthorizationRequest] | NotGranted | Response:
         try:
             return await self._requests.read(Parameters(request.query), self._clients.lookups.by(request))
         except (NotAClient, OAuthError) as exc:
@@ -243,7 +243,7 @@ class AuthorizationEndpoint:
         except NotGranted as exc:
             return exc
 
-    async def _refuse(self, request: Request, refused: NotGranted) -> Response:
+    async def _refuse(self, request: HttpRequest, refused: NotGranted) -> Response:
         """Tell the client. The browser goes there by itself only where somebody has vouched for the address.
 
         Anybody can register one, and would have links that begin with our name and end there (RFC 9700 §4.11.2).
@@ -255,7 +255,7 @@ class AuthorizationEndpoint:
             return refused.answer
         return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
 
-    def _signed_in(self, request: Request) -> tuple[User | None, str]:
+    def _signed_in(self, request: HttpRequest) -> tuple[User | None, str]:
         person = self._tickets.person(request)
         return (self._accounts.still(person.user, person.login), person.login) if person is not None else (None, LOCAL)
 
@@ -274,7 +274,7 @@ class AuthorizationEndpoint:
         return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
 
     async def _page(
-        self, request: Request, client: Client, authorization: AuthorizationRequest, user: User | None, *,
+        self, request: HttpRequest, client: Client, authorization: AuthorizationRequest, user: User | None, *,
         said: str = "", name: str = "", status: int = 200, head: bytes = b"",
     ) -> Response:  # fmt: skip
         browser, cookie = self._tickets.browser(request)
@@ -290,7 +290,7 @@ class AuthorizationEndpoint:
 
     # The person answers
 
-    async def post(self, request: Request) -> Response:
+    async def post(self, request: HttpRequest) -> Response:
         """`POST /authorize`: the form of our own page, from the browser that it was shown to."""
         if not is_own(request):
             return pages.wrong("Not from here", "This form has to be sent from this server's own page.", 403)
@@ -314,7 +314,7 @@ class AuthorizationEndpoint:
             return await self._send_away(request, client, authorization, form.get("way"))
         return await self._agree(request, client, authorization, form)
 
-    async def _still_there(self, request: Request, authorization: AuthorizationRequest) -> Client | None:
+    async def _still_there(self, request: HttpRequest, authorization: AuthorizationRequest) -> Client | None:
         try:
             client = await self._clients.find(authorization.client, self._clients.lookups.by(request))
         except Unavailable:
@@ -322,7 +322,7 @@ class AuthorizationEndpoint:
         return client if client is not None and named_by(client.redirect_uris, authorization.redirect_uri) else None
 
     async def _agree(
-        self, request: Request, client: Client, authorization: AuthorizationRequest, form: Parameters
+        self, request: HttpRequest, client: Client, authorization: AuthorizationRequest, form: Parameters
     ) -> Response:
         cookie = b""
         if "password" in form:
@@ -368,7 +368,7 @@ class AuthorizationEndpoint:
     # Upstreams
 
     async def _send_away(
-        self, request: Request, client: Client, authorization: AuthorizationRequest, name: str
+        self, request: HttpRequest, client: Client, authorization: AuthorizationRequest, name: str
     ) -> Response:
         upstream = self._accounts.upstreams.get(name)
         if upstream is None:
@@ -380,7 +380,7 @@ class AuthorizationEndpoint:
         return await self._page(request, client, authorization, None, said=said, status=503)
 
     async def handle_callback(
-        self, request: Request, pending: PendingLogin, authorization: AuthorizationRequest, callback: Callback
+        self, request: HttpRequest, pending: PendingLogin, authorization: AuthorizationRequest, callback: Callback
     ) -> Response:
         """Handle a browser that returns from an upstream after consent."""
         client = await self._still_there(request, authorization)

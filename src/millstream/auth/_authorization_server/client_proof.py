@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 
 from millstream._http.client.dial import Judge, anywhere, is_public
 from millstream._http.client.fetch import fetch
-from millstream._http.message import Request, neighborhood
+from millstream._http.message import HttpRequest, neighborhood
 from millstream._limits.gcra import Limiter, Rate, told
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream._protocol.json_schema import is_array
@@ -64,7 +64,7 @@ class ClientProof:
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
         """By URL, and who has named it; the oldest go first, except those of the author's clients."""
 
-    async def client(self, request: Request, form: Parameters) -> Client:
+    async def client(self, request: HttpRequest, form: Parameters) -> Client:
         """Who asks.
 
         Raises:
@@ -76,7 +76,7 @@ class ClientProof:
         except Unavailable as exc:
             raise OAuthError("temporarily_unavailable", str(exc), 503) from None
 
-    async def _judge(self, request: Request, form: Parameters) -> Client:
+    async def _judge(self, request: HttpRequest, form: Parameters) -> Client:
         key = neighborhood(request.peer)
         wait = self._failures.wait(key)
         if wait > 0:
@@ -209,7 +209,7 @@ def _refused(text: str, scheme: str = "") -> OAuthError:
     return OAuthError("invalid_client", text, 401, head)
 
 
-def _one_header(request: Request) -> None:
+def _one_header(request: HttpRequest) -> None:
     if sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
         raise OAuthError("invalid_request", "There is more than one Authorization header.")
 

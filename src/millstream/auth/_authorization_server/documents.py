@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from millstream._http.client.dial import is_public
-from millstream._http.client.fetch import Fetched, OutboundError, check_url, fetch
+from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Request, neighborhood
+from millstream._http.message import HttpRequest, neighborhood
 from millstream._limits.gcra import Rate
 from millstream._limits.global_limiter import GlobalLimiter
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.auth._authorization_server.records import ASSERTED, CODE, REFRESH, Client
 from millstream.auth._authorization_server.redirects import check_redirect
@@ -56,12 +56,12 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
 class Lookups:
     """Who may have the server ask for documents, and how often."""
 
-    def __init__(self, *, here: bool, pool: Callable[[], Pool | None]) -> None:
+    def __init__(self, *, here: bool, pool: Callable[[], StoreLimiter | None]) -> None:
         """`here`: this machine is asked, too; so only those who are on it may have that done."""
         self._here = here
         self._limiter = GlobalLimiter("client-lookup", _LOOKUPS, pool)
 
-    def by(self, request: Request) -> Callable[[], bool]:
+    def by(self, request: HttpRequest) -> Callable[[], bool]:
         """Whether whoever makes a request may, asked when it comes to that."""
         return lambda: (
             not (self._here and not is_loopback(request.peer)) and self._limiter.report(neighborhood(request.peer)) <= 0
@@ -126,7 +126,7 @@ def check_id(url: str) -> None:
         raise Unavailable("The client id is a URL with a path, without a fragment or dots for segments.")
 
 
-def read_document(url: str, answer: Fetched) -> Client:
+def read_document(url: str, answer: FetchedDocument) -> Client:
     """The client that a document describes.
 
     Raises:
@@ -212,7 +212,7 @@ def _plain(name: str) -> str:
     return " ".join("".join(each if each.isprintable() else " " for each in name).split())[:MAX_NAME]
 
 
-def _age_of(answer: Fetched) -> float:
+def _age_of(answer: FetchedDocument) -> float:
     control = answer.headers.get(b"cache-control", b"").decode("latin-1").lower()
     if "no-store" in control or "no-cache" in control:
         return 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.answers import OAuthError, form_of, reply
 from millstream.auth._authorization_server.client_proof import ClientProof
@@ -38,7 +38,7 @@ class Introspection:
         known = self._config.clients.get(client) or await self._config.provider.find_client(client)
         return known is not None and not await self._grants.revoked(str(claims.get("jti")))
 
-    async def introspect(self, request: Request) -> Response:
+    async def introspect(self, request: HttpRequest) -> Response:
         """Tell whether a token counts, to a client of the program's author; to others, of their own tokens."""
         try:
             form = form_of(request)

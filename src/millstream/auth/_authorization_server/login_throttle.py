@@ -17,7 +17,7 @@ from typing import Final
 from millstream._http.message import neighborhood
 from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.names import named
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._stores.rates import Pace, Seat
 from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.login_methods import SignInFailed, User
@@ -136,7 +136,7 @@ class FailureLimiter:
 
     # In the store
 
-    async def _sit(self, pool: Pool, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
+    async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
         """Whether the others leave a try for each key; what is taken for that goes to `seats`."""
         loop, (pause, most) = asyncio.get_running_loop(), _LOOK_AGAIN
         me = token_hex(8)
@@ -147,7 +147,7 @@ class FailureLimiter:
             pause = min(pause * 2, most)
         return may is _May.NOW
 
-    async def _take_seats(self, pool: Pool, keys: Sequence[str], seats: list[Seat], me: str) -> _May:
+    async def _take_seats(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], me: str) -> _May:
         charges = [_pace(limiter, key, cost=0.0) for limiter, key in zip(self._failures, keys, strict=True)]
         decision = await pool.take(charges)
         if decision is None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream.auth._authorization_server.accounts import LOCAL, Accounts
 from millstream.auth._authorization_server.config import IssuerConfig
@@ -41,7 +41,7 @@ class PageLogin:
         # For a provider that looks at the client: no other one has the issuer's own name as its id.
         self._pages = Client(config.url, "The pages of this server")
 
-    async def admit(self, request: Request, name: str, password: str) -> tuple[bytes, bytes]:
+    async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
         device = self._tickets.device(request, name)
         user = await self._throttle.check(request.peer, name, password, device=device)
@@ -50,7 +50,7 @@ class PageLogin:
         kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
         return kept, self._tickets.keep_device(name)
 
-    async def lead(self, request: Request, login: str, page: str) -> Response:
+    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.lead`."""
         upstream = self._accounts.upstreams.get(login)
         if upstream is None:
@@ -62,7 +62,7 @@ class PageLogin:
             raise NotAdmitted(str(exc), 503, wrong=False) from None
 
     async def handle_callback(
-        self, request: Request, pending: PendingLogin, callback: Callback, landing: Landing
+        self, request: HttpRequest, pending: PendingLogin, callback: Callback, landing: Landing
     ) -> Response:
         """Sign in a person who returns from an upstream to open a page. Without a client, no consent is needed."""
         try:
@@ -97,7 +97,7 @@ class PageLogin:
         return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
 
 
-def check_here(request: Request, base: str, page: str) -> None:
+def check_here(request: HttpRequest, base: str, page: str) -> None:
     """See whether a browser is where it will come back to: its cookies are kept for that host only.
 
     Raises:

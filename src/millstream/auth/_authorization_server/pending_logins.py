@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from millstream._http.message import Handler, Request, Response, neighborhood
+from millstream._http.message import Handler, HttpRequest, Response, neighborhood
 from millstream._limits.gcra import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
@@ -50,7 +50,7 @@ class RedirectTarget(Protocol):
         ...
 
 
-Arrive = Callable[[Request, PendingLogin, Callback], Awaitable[Response]]
+Arrive = Callable[[HttpRequest, PendingLogin, Callback], Awaitable[Response]]
 
 
 class PendingLogins:
@@ -66,7 +66,7 @@ class PendingLogins:
 
     async def begin(
         self,
-        request: Request,
+        request: HttpRequest,
         target: RedirectTarget,
         *,
         authorization: AuthorizationRequest | None = None,
@@ -97,7 +97,7 @@ class PendingLogins:
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
         """The handler of a callback: `arrive` gets those who come back to it by the browser in which they went."""
 
-        async def handle(request: Request) -> Response:
+        async def handle(request: HttpRequest) -> Response:
             try:
                 given = Parameters(request.query)
             except OAuthError as exc:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.message import Request, Response, neighborhood
+from millstream._http.message import HttpRequest, Response, neighborhood
 from millstream._limits.gcra import Rate
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream.auth._authorization_server.answers import OAuthError, reply
@@ -34,14 +34,14 @@ class Registration:
         self._vault = vault
         self._limiter = GlobalLimiter("register", RATE, lambda: vault.pool)
 
-    async def post(self, request: Request) -> Response:
+    async def post(self, request: HttpRequest) -> Response:
         """Register a client."""
         try:
             return await self._register(request)
         except OAuthError as exc:
             return exc.response()
 
-    async def _register(self, request: Request) -> Response:
+    async def _register(self, request: HttpRequest) -> Response:
         key = neighborhood(request.peer)
         wait = await self._limiter.take(key)
         if wait > 0:
@@ -67,7 +67,7 @@ class Registration:
         return reply(_describe(client, secret, int(self._vault.clock()), said), 201)
 
 
-def read_metadata(request: Request) -> dict[str, Any]:
+def read_metadata(request: HttpRequest) -> dict[str, Any]:
     """What a client says of itself.
 
     Raises:

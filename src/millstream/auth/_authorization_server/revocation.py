@@ -1,6 +1,6 @@
 """`POST /revoke` (RFC 7009): end a token and the grant it came from."""
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.answers import OAuthError, form_of, reply
 from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.grants import Grants
@@ -16,7 +16,7 @@ class Revocation:
         self._grants = grants
         self._introspection = introspection
 
-    async def revoke(self, request: Request) -> Response:
+    async def revoke(self, request: HttpRequest) -> Response:
         """End a token, and the grant that it came from. An unknown one has ended already."""
         try:
             form = form_of(request)

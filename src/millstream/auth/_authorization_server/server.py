@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from millstream._http.message import JSON_HEAD, Handler, Request, Response, Sink
+from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._http.problems import plain_problem
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services
@@ -144,7 +144,7 @@ class RunningIssuer(PageMethod):
         upstreams = (each for each in self._accounts.upstreams.values() if isinstance(each, Fetching))
         await prefetch_all([self._identities, *upstreams])
 
-    def share(self, pool: Pool) -> None:
+    def share(self, pool: StoreLimiter) -> None:
         """See `AuthMethod.share`."""
         self._vault.pool = pool
 
@@ -218,15 +218,15 @@ class RunningIssuer(PageMethod):
 
     # At the server's own pages
 
-    async def admit(self, request: Request, name: str, password: str) -> tuple[bytes, bytes]:
+    async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
         return await self._page_login.admit(request, name, password)
 
-    async def lead(self, request: Request, login: str, page: str) -> Response:
+    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.lead`."""
         return await self._page_login.lead(request, login, page)
 
-    async def _handle_callback(self, request: Request, pending: PendingLogin, callback: Callback) -> Response:
+    async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         if pending.authorization is not None:
             return await self._authorize.handle_callback(request, pending, pending.authorization, callback)
         if self.landing is None:
@@ -269,17 +269,17 @@ class RunningIssuer(PageMethod):
         below = {self._config.path + each for each in SHARED}
         return frozenset({*SHARED, *below, *places(self._config)})
 
-    async def _metadata(self, request: Request) -> Response:
+    async def _metadata(self, request: HttpRequest) -> Response:
         return Response(encode(metadata(self._config, self._known)), 200, _PUBLIC)
 
-    async def _keys(self, request: Request) -> Response:
+    async def _keys(self, request: HttpRequest) -> Response:
         return Response(encode(await self.signing.public()), 200, _PUBLIC)
 
 
 def _guard_store(handler: Handler) -> Handler:
     """A handler that says so when the store doesn't answer, or is full."""
 
-    async def answer(request: Request) -> Response | Sink | None:
+    async def answer(request: HttpRequest) -> Response | Sink | None:
         try:
             return await handler(request)
         except LocalError as exc:

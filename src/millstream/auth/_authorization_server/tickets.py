@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from msgspec import Struct
 
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import AuthorizationRequest, new_secret
 from millstream.auth._authorization_server.vault import Vault
@@ -57,7 +57,7 @@ class Tickets:
         self._person_name = f"{prefix}millstream-person"
         self._device_name = f"{prefix}millstream-device"
 
-    def browser(self, request: Request) -> tuple[str, bytes]:
+    def browser(self, request: HttpRequest) -> tuple[str, bytes]:
         """The name of this browser, and the header line that gives it one, where it had none."""
         name = cookie_of(request, self._browser_name)
         if len(name) == 43:
@@ -65,7 +65,7 @@ class Tickets:
         name = new_secret()
         return name, self._cookie(self._browser_name, name, PERSON_SECONDS)
 
-    def known_browser(self, request: Request) -> str:
+    def known_browser(self, request: HttpRequest) -> str:
         """The name of this browser; empty where it has none."""
         return cookie_of(request, self._browser_name)
 
@@ -81,7 +81,7 @@ class Tickets:
         question = self._vault.open(_QUESTION, sealed, Question, browser.encode())
         return question.authorization if question is not None and question.until > self._vault.clock() else None
 
-    def person(self, request: Request) -> Person | None:
+    def person(self, request: HttpRequest) -> Person | None:
         """Who has signed in at this browser."""
         sealed = cookie_of(request, self._person_name)
         found = self._vault.open(_PERSON, sealed, Person) if 0 < len(sealed) <= _MAX else None
@@ -96,7 +96,7 @@ class Tickets:
         """The header line that makes it forget."""
         return self._cookie(self._person_name, "", 0)
 
-    def device(self, request: Request, name: str) -> str:
+    def device(self, request: HttpRequest, name: str) -> str:
         """Return the id of the device a request comes from; empty if no one has logged in from there by this name."""
         sealed = cookie_of(request, self._device_name)
         found = self._vault.open(_DEVICE, sealed, Device) if 0 < len(sealed) <= _MAX else None

@@ -6,7 +6,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 
-from millstream._http.message import Request, Response
+from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply
 from millstream.auth._authorization_server.authorize import Targets
@@ -44,7 +44,7 @@ class TokenEndpoint:
             **({ASSERTED: self._from_identity} if config.identities else {}),
         }
 
-    async def post(self, request: Request) -> Response:
+    async def post(self, request: HttpRequest) -> Response:
         """Give a token, or say why not."""
         try:
             form = form_of(request)

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from millstream._http.client.dial import anywhere
-from millstream._http.client.fetch import Fetched, OutboundError, fetch
+from millstream._http.client.fetch import FetchedDocument, OutboundError, fetch
 from millstream.auth._authorization_server.login_methods import SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -25,7 +25,7 @@ _ERROR = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _decode = msgspec.json.Decoder(Any).decode
 
 
-async def get(url: str) -> Fetched:
+async def get(url: str) -> FetchedDocument:
     """GET a URL, wherever it is."""
     return await fetch(url, judge=anywhere)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._server.calls.services import Services
 
 TOMBSTONE = b"ended"
@@ -26,7 +26,7 @@ class Vault:
     def __init__(self, services: Services) -> None:
         self._services = services
         self.clock: Callable[[], float] = services.clock
-        self.pool: Pool | None = None
+        self.pool: StoreLimiter | None = None
         """Where workers count together; None where there is only one."""
         self.refused: Callable[[str], None] = _nobody_hears
         """Hears the address of every wrong password or client."""

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from millstream._http.client.dial import Dial
 from millstream._http.client.url import Url
-from millstream._protocol.suggesting import suggesting
+from millstream._protocol.suggestions import suggesting
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth.authorization_request import AuthorizationRequest
 from millstream.client._oauth.browser_login import Loopback, Visit, answer_of

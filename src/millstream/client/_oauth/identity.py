@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.suggesting import suggesting
+from millstream._protocol.suggestions import suggesting
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import Issuer, find_issuer
 from millstream.client._oauth.endpoints import authenticate

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Struct
 
-from millstream._http.client.connection import Reply
+from millstream._http.client.connection import HttpReply
 from millstream._http.client.dial import AddressRefused, Dial
 from millstream._http.client.fetch import request
 from millstream._http.client.url import Url, parse
@@ -45,7 +45,7 @@ async def fetch(
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     outbound: Outbound = DIRECT,
-) -> Reply:
+) -> HttpReply:
     """Send one request and return the reply. Redirects aren't followed, because each response is for one URL.
 
     Raises:
@@ -132,7 +132,7 @@ def read_object(body: bytes, wanted: type[T]) -> T:
 
 async def post_form(
     url: str, form: Mapping[str, str], headers: Mapping[str, str], outbound: Outbound = DIRECT
-) -> Reply:
+) -> HttpReply:
     """Send a form, as token endpoints require."""
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
     return await fetch("POST", url, headers={**kind, **headers}, body=urlencode(form).encode(), outbound=outbound)

@@ -7,7 +7,7 @@ from millstream._http.client.body import Body
 from millstream._http.client.connection import too_large
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, read
-from millstream._protocol.sse import Decoder, Event
+from millstream._protocol.sse import Decoder, SseEvent
 from millstream.client._errors import BadAnswer
 
 _MAX_DOUBLED = 16
@@ -28,7 +28,7 @@ class EventReader:
         """Connection attempts since the last message."""
         self._stream: Body | None = None
         self._decoder = Decoder(max_bytes)
-        self._events: deque[Event] = deque()
+        self._events: deque[SseEvent] = deque()
         self.given: Envelope | None = None
         """The response, if it arrived on another stream."""
 
@@ -50,7 +50,7 @@ class EventReader:
             self._stream.close()
             self._stream = None
 
-    async def event(self) -> Event | None:
+    async def event(self) -> SseEvent | None:
         """Return the next event, or None when the connection has ended.
 
         Raises:

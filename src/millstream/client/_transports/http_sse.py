@@ -5,7 +5,7 @@ https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-w
 
 import asyncio
 
-from millstream._http.client.connection import Reply
+from millstream._http.client.connection import HttpReply
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
@@ -71,7 +71,7 @@ class HttpSseTransport:
                 raise ConnectFailed(f"{url.origin} did not answer within {self._timeout:g} seconds.") from exc
             raise NotMcp(f"{url} opens an event stream, but does not send what an MCP server sends.") from exc
 
-    async def _read(self, reply: Reply, named: asyncio.Future[None]) -> None:
+    async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._max)
         assert reply.stream is not None  # noqa: S101  `open` looked
         reader.attach(reply.stream)

@@ -10,7 +10,7 @@ import contextlib
 from functools import lru_cache
 
 from millstream._http.client.body import Body
-from millstream._http.client.connection import Reply, lines
+from millstream._http.client.connection import HttpReply, lines
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, notification_message, read, read_result
 from millstream._protocol.param_headers import encode_value
@@ -129,7 +129,7 @@ class StreamableTransport:
         version = f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
         return f"{version}Mcp-Session-Id: {self._session}\r\n" if self._session else version
 
-    def _answer(self, request: Request, reply: Reply) -> Envelope:
+    def _answer(self, request: Request, reply: HttpReply) -> Envelope:
         """Return the response from a reply that isn't a stream."""
         if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
             return message
@@ -153,7 +153,7 @@ class StreamableTransport:
             raise wrong_id(request, message)
         return message
 
-    def _trouble(self, reply: Reply) -> ClientError:
+    def _trouble(self, reply: HttpReply) -> ClientError:
         url = self._endpoint.url
         if reply.status == 404 and self._session:
             return SessionLost("The session has expired on the server.")
@@ -210,7 +210,7 @@ class StreamableTransport:
                 break  # the server doesn't support resuming
         raise why
 
-    async def _get(self, last_event_id: str = "") -> Reply:
+    async def _get(self, last_event_id: str = "") -> HttpReply:
         extra = _TAKES_EVENTS + self._about(self._revision)
         if last_event_id:
             extra += f"Last-Event-ID: {last_event_id.encode().decode('latin-1')}\r\n"  # UTF-8, per WHATWG HTML
@@ -324,7 +324,7 @@ def wrong_id(request: Request, message: Envelope) -> BadAnswer:
     )
 
 
-def _check_coding(reply: Reply) -> None:
+def _check_coding(reply: HttpReply) -> None:
     """Check that the body isn't compressed.
 
     Raises:
@@ -337,7 +337,7 @@ def _check_coding(reply: Reply) -> None:
         raise BadAnswer("The server compresses its responses, although the client doesn't ask for that.")
 
 
-def _session_id(reply: Reply) -> str:
+def _session_id(reply: HttpReply) -> str:
     """Return the session id of a reply; one with invalid characters counts as missing."""
     value = reply.header(b"mcp-session-id")
     return value if value.isascii() and value.isprintable() and " " not in value else ""

@@ -15,9 +15,9 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Handler, Request, Response, neighborhood
+from millstream._http.message import Handler, HttpRequest, Response, neighborhood
 from millstream._limits.global_limiter import GlobalLimiter
-from millstream._limits.pool import Pool
+from millstream._limits.store_limiter import StoreLimiter
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply, see
@@ -134,7 +134,7 @@ class RunningProvider(VerifierMethod):
         """Return False once after a revocation, so that streams close; clients with another token reconnect."""
         return self._just_ended.isdisjoint((id, _UNKNOWN))
 
-    def share(self, pool: Pool) -> None:
+    def share(self, pool: StoreLimiter) -> None:
         """See `AuthMethod.share`."""
         self._vault.pool = pool
 
@@ -144,7 +144,7 @@ class RunningProvider(VerifierMethod):
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """Return the handlers by path and method."""
-        ends: dict[str, dict[str, Callable[[Request], Awaitable[Response]]]] = {
+        ends: dict[str, dict[str, Callable[[HttpRequest], Awaitable[Response]]]] = {
             AUTHORIZE: {"GET": self._authorize, "POST": self._authorize},
             TOKEN: {"POST": self._token},
         }
@@ -160,7 +160,7 @@ class RunningProvider(VerifierMethod):
         """Return the paths that pages of any origin may use."""
         return frozenset(path for path in self.paths() if not path.endswith(AUTHORIZE))
 
-    async def _metadata(self, request: Request) -> Response:
+    async def _metadata(self, request: HttpRequest) -> Response:
         said = {
             name: value
             for name, value in metadata(self._plan, frozenset).items()
@@ -177,7 +177,7 @@ class RunningProvider(VerifierMethod):
 
     # The browser
 
-    async def _authorize(self, request: Request) -> Response:
+    async def _authorize(self, request: HttpRequest) -> Response:
         given = Parameters(request.query) if request.method in ("GET", "HEAD") else form_of(request)
         try:
             client, asked = await self._asking.read(given, lambda: False)
@@ -220,7 +220,7 @@ class RunningProvider(VerifierMethod):
             raise OAuthError("invalid_client", "The client is unknown. Register it again.", 401)
         return found
 
-    async def _token(self, request: Request) -> Response:
+    async def _token(self, request: HttpRequest) -> Response:
         form = form_of(request)
         kind = form.get("grant_type")
         give = {CODE: self._from_code, REFRESH: self._from_refresh_token}.get(kind)
@@ -261,7 +261,7 @@ class RunningProvider(VerifierMethod):
             raise OAuthError("invalid_scope", "A refresh token gives no more scopes than were granted.")
         return await self._provider.exchange_refresh_token(theirs, found, scopes)
 
-    async def _revoke(self, request: Request) -> Response:
+    async def _revoke(self, request: HttpRequest) -> Response:
         form = form_of(request)
         client = await self._proof.client(request, form)
         token = form.get("token")
@@ -279,7 +279,7 @@ class RunningProvider(VerifierMethod):
             await self._vault.tell(_REVOKED, str(subject or (client.id if accessed else _UNKNOWN)).encode())
         return reply({})
 
-    async def _register(self, request: Request) -> Response:
+    async def _register(self, request: HttpRequest) -> Response:
         key = neighborhood(request.peer)
         wait = await self._registrations.take(key)
         if wait > 0:
@@ -366,8 +366,8 @@ def _refusal(exc: Exception) -> OAuthError | None:
     return OAuthError(error, getattr(exc, "error_description", None) or "") if isinstance(error, str) else None
 
 
-def _answered(handler: Callable[[Request], Awaitable[Response]]) -> Handler:
-    async def answer(request: Request) -> Response:
+def _answered(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Handler:
+    async def answer(request: HttpRequest) -> Response:
         try:
             return await handler(request)
         except OAuthError as exc:

@@ -16,7 +16,7 @@ from millstream._protocol.json_schema import is_array
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
 from millstream._server.calls.call import Call, params_of, value_of
-from millstream._server.calls.changes import Change
+from millstream._server.calls.changes import ServerChange
 from millstream._server.calls.context import Context as EngineContext
 from millstream.compat import types
 from millstream.compat.fastmcp._content import to_wire
@@ -81,7 +81,7 @@ class RequestContext(Struct, frozen=True):
 class ServerSession:
     """The client of a call. Its methods work until the call ends."""
 
-    def __init__(self, engine: EngineContext, call: Call, emit: Callable[[Change], None]) -> None:
+    def __init__(self, engine: EngineContext, call: Call, emit: Callable[[ServerChange], None]) -> None:
         self._engine = engine
         self._call = call
         self._emit = emit
@@ -121,19 +121,19 @@ class ServerSession:
 
     async def send_tool_list_changed(self) -> None:
         """Tell clients that the list of tools changed."""
-        self._emit(Change("tools"))
+        self._emit(ServerChange("tools"))
 
     async def send_resource_list_changed(self) -> None:
         """Tell clients that the list of resources changed."""
-        self._emit(Change("resources"))
+        self._emit(ServerChange("resources"))
 
     async def send_prompt_list_changed(self) -> None:
         """Tell clients that the list of prompts changed."""
-        self._emit(Change("prompts"))
+        self._emit(ServerChange("prompts"))
 
     async def send_resource_updated(self, uri: Any) -> None:
         """Tell the subscribers of a resource that it changed."""
-        self._emit(Change("updated", str(uri)))
+        self._emit(ServerChange("updated", str(uri)))
 
     async def send_elicit_complete(self, elicitation_id: str, related_request_id: Any = None) -> None:
         """Tell the client that the user is done at a URL (2025-11-25)."""

@@ -10,7 +10,7 @@ from millstream._protocol.content import Message as EngineMessage
 from millstream._protocol.errors import INVALID_PARAMS
 from millstream._server.calls.call import Call
 from millstream._server.features import prompts
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import ItemSource
 from millstream.compat import types
 from millstream.compat.fastmcp._content import is_content, to_blocks, to_text, to_wire
 from millstream.compat.fastmcp._context import Context
@@ -120,7 +120,7 @@ class Prompt:
             ]
 
         schema = {"properties": {each.name: {"type": "string"} for each in self.arguments}}
-        return PromptItem(self, Source(self.name, run, dict, schema=schema))
+        return PromptItem(self, ItemSource(self.name, run, dict, schema=schema))
 
 
 class PromptItem(prompts.Prompt):
@@ -128,7 +128,7 @@ class PromptItem(prompts.Prompt):
 
     __slots__ = ()
 
-    def __init__(self, prompt: Prompt, source: Source) -> None:
+    def __init__(self, prompt: Prompt, source: ItemSource) -> None:
         super().__init__(source)
         self._described = prompt.describe()
 

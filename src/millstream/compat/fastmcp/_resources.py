@@ -14,7 +14,7 @@ from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
 from millstream._server.calls.call import Call
 from millstream._server.features import resources
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import ItemSource
 from millstream.compat.fastmcp._content import to_text, to_wire
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import prefixed_errors, protocol_errors
@@ -91,7 +91,7 @@ class Resource(_Described, BaseModel, abc.ABC):
             with protocol_errors():
                 return await self.read_for(Context(server, call))
 
-        return ResourceItem(self, Source(self.name or str(self.uri), run, lambda _: None))
+        return ResourceItem(self, ItemSource(self.name or str(self.uri), run, lambda _: None))
 
 
 class TextResource(Resource):
@@ -255,7 +255,7 @@ class ResourceTemplate(_Described):
                 return await self.read_for(variables, Context(server, call))
 
         schema = {"properties": {name: {"type": "string"} for name in self._pattern.variables}}
-        return TemplateItem(self, Source(self.name, run, dict, schema=schema))
+        return TemplateItem(self, ItemSource(self.name, run, dict, schema=schema))
 
 
 class UriPattern:
@@ -292,7 +292,7 @@ class ResourceItem(resources.Resource):
 
     __slots__ = ()
 
-    def __init__(self, resource: Resource, source: Source) -> None:
+    def __init__(self, resource: Resource, source: ItemSource) -> None:
         super().__init__(str(resource.uri), source, mime_type=resource.mime_type, meta=resource.meta)
         self._described = resource.describe()
 
@@ -302,7 +302,7 @@ class TemplateItem(resources.Template):
 
     __slots__ = ()
 
-    def __init__(self, template: ResourceTemplate, source: Source) -> None:
+    def __init__(self, template: ResourceTemplate, source: ItemSource) -> None:
         super().__init__(
             template.uri_template, source, pattern=UriPattern, mime_type=template.mime_type, meta=template.meta
         )

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._server.functions.arguments import decode_json_texts
 from millstream._server.functions.callables import context_in, hints_of, name_of
 from millstream._server.functions.engine import Engine, engine_of
 from millstream._server.functions.parameters import parameter_of
 from millstream._server.functions.problems import explain
-from millstream._server.functions.reading import decode_json_texts
 
 current: ContextVar[Any] = ContextVar("millstream_compat_context")
 """The context of the call that runs."""

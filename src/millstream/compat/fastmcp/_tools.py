@@ -12,7 +12,7 @@ from millstream._protocol.errors import Cancelled, Declined, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.features import tools
-from millstream._server.features.sources import Source
+from millstream._server.features.sources import ItemSource
 from millstream.compat.fastmcp._content import is_result, to_blocks, to_wire
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import ToolError, requires_url, tool_errors
@@ -168,7 +168,7 @@ class Tool:
                 made: ToolOutput = await self.run(arguments, Context(server, call), convert_result=True)
             return made
 
-        return ToolItem(self, Source(self.name, run, _decode_object, schema=self.parameters))
+        return ToolItem(self, ItemSource(self.name, run, _decode_object, schema=self.parameters))
 
 
 def _decode_object(raw: bytes) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class ToolItem(tools.Tool):
 
     __slots__ = ()
 
-    def __init__(self, tool: Tool, source: Source) -> None:
+    def __init__(self, tool: Tool, source: ItemSource) -> None:
         super().__init__(source, meta=tool.meta)
         self._described = tool.describe()
 

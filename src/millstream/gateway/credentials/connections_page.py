@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from msgspec import Struct
 
-from millstream._http.message import JSON_HEAD, Request, Response, header_lines, query_value, refusal
+from millstream._http.message import JSON_HEAD, HttpRequest, Response, header_lines, query_value, refusal
 from millstream._limits.gcra import Limiter, Rate
 from millstream._parts import Host, Route
 from millstream._protocol.jsonrpc import encode
@@ -106,14 +106,14 @@ class ConnectionsPage:
 
     # The page
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, request: HttpRequest) -> Response:
         """`GET /connections`, and its last step for a person who has come back."""
         handle = query_value("finish", request.query)
         if handle and request.method == "GET":
             return await self._finish(request, handle)
         return await self._page(request, wanted=query_value("connect", request.query))
 
-    async def take(self, request: Request) -> Response:
+    async def take(self, request: HttpRequest) -> Response:
         """`POST /connections`: connect or disconnect an upstream."""
         principal = request.principal
         if not is_own(request):
@@ -134,7 +134,7 @@ class ConnectionsPage:
         await connection.disconnect(owner)
         return self._back(request)
 
-    async def _begin(self, request: Request, name: str, connection: PersonalCredentials, owner: str) -> Response:
+    async def _begin(self, request: HttpRequest, name: str, connection: PersonalCredentials, owner: str) -> Response:
         if self._leaving.take(owner) > 0:
             return await self._page(request, "You have tried too often. Wait a minute.", 429)
         base = self._base(request, connection)
@@ -153,7 +153,7 @@ class ConnectionsPage:
         await self._vault.put(f"connection-pending:{digest(asked.state)}", sealed.encode(), _AWAY_SECONDS, lossy=True)
         return pages.lead_on(asked.url, f"Continue to {connection.url.host}", cookie)
 
-    async def returned(self, request: Request) -> Response:
+    async def returned(self, request: HttpRequest) -> Response:
         """`GET /connections/callback`: take in the answer of an authorization server. Each state counts once."""
         try:
             answer = answer_of("?" + request.query[:_MAX_QUERY].decode("latin-1"))
@@ -168,7 +168,7 @@ class ConnectionsPage:
         await self._vault.put(f"connection-pending:{digest(handle)}", sealed.encode(), _ANSWER_SECONDS, lossy=True)
         return pages.continue_at(request, f"{PAGE}?finish={handle}")
 
-    async def _finish(self, request: Request, handle: str) -> Response:
+    async def _finish(self, request: HttpRequest, handle: str) -> Response:
         """Make the connection, in the browser and for the person who began."""
         found = await self._take(_ANSWERED, handle, AnsweredConnection)
         principal = request.principal
@@ -186,7 +186,7 @@ class ConnectionsPage:
             return await self._page(request, f"{pending.upstream} isn't connected. {_short(str(exc))}", 403)
         return self._back(request)
 
-    async def describe(self, request: Request) -> Response:
+    async def describe(self, request: HttpRequest) -> Response:
         """`GET /connections/client.json`: this server as a client, for authorization servers that read it (CIMD)."""
         base = self._base(request, next(iter(self._connections.values())))
         about = {
@@ -208,11 +208,11 @@ class ConnectionsPage:
         raw = await self._vault.take(f"connection-pending:{digest(secret)}")
         return None if raw is None else self._vault.open(kind, raw.decode("latin-1"), wanted, secret.encode())
 
-    def _is_browser_of(self, request: Request, pending: PendingConnection) -> bool:
+    def _is_browser_of(self, request: HttpRequest, pending: PendingConnection) -> bool:
         tickets = Tickets(self._vault, secure=pending.base.startswith("https://"))
         return same_browser(pending.browser, tickets.known_browser(request))
 
-    async def _page(self, request: Request, notice: str = "", status: int = 200, *, wanted: str = "") -> Response:
+    async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, wanted: str = "") -> Response:
         principal = request.principal
         if principal is None:
             text = "Sign in to this server first: a connection belongs to a person."
@@ -233,7 +233,7 @@ class ConnectionsPage:
         return _Row(name, connection.url.authority, tokens is not None, ended, scopes)
 
     @staticmethod
-    def _base(request: Request, connection: PersonalCredentials) -> str:
+    def _base(request: HttpRequest, connection: PersonalCredentials) -> str:
         """Return what the addresses of this server begin with, as its sign-in says or as the browser knows it."""
         if connection.base:
             return connection.base
@@ -241,12 +241,12 @@ class ConnectionsPage:
         return f"{request.scheme}://{host}{request.root_path}"
 
     @staticmethod
-    def _back(request: Request) -> Response:
+    def _back(request: HttpRequest) -> Response:
         """Lead to the page itself, so that a reload repeats nothing."""
         return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
 
 
-def same_host(request: Request, base: str) -> bool:
+def same_host(request: HttpRequest, base: str) -> bool:
     """Return whether a browser is where it will come back to: its cookies are kept for that host only."""
     return (
         request.headers.get(b"host", b"").decode("latin-1").lower()

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.suggesting import Suggesting
+from millstream._protocol.suggestions import Suggesting
 
 _MAX_SECRET: Final = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")

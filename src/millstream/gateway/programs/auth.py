@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from starlette.requests import HTTPConnection
 
-from millstream._http.asgi.hosted import Hosted
+from millstream._http.asgi.hosted_application import HostedApplication
 from millstream._http.message import Handler
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
@@ -42,7 +42,7 @@ class ProgramAuth(AuthMethod):
         """
         self._remember = remember
         self._backend: Any = side.backend
-        self._hosted = Hosted(side.application)
+        self._hosted = HostedApplication(side.application)
         self._paths = [each for each in side.own_paths() if each.path.startswith(SIGN_IN)]
         self.scopes = side.required_scopes
         found = _resource_of(side)

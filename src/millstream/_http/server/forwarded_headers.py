@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from millstream._http.message import Request
+from millstream._http.message import HttpRequest
 
 VARIABLE = "FORWARDED_ALLOW_IPS"
 """The environment variable with trusted addresses and networks, separated by commas; ``*`` trusts every peer."""
@@ -60,7 +60,7 @@ class TrustedProxies:
             return chain[0] if chain else ""
         return next((each for each in reversed(chain) if len(each) > _LONGEST or not self.trusts(each)), chain[0])
 
-    def apply(self, request: Request) -> None:
+    def apply(self, request: HttpRequest) -> None:
         """Give a request the peer and the scheme that its proxy reports."""
         scheme = self.scheme(request.headers)
         if scheme in ("http", "https"):

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from millstream._telemetry.history import REST, Gauges, Past, Tally
+from millstream._telemetry.history import REST, Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import SHARES, percentiles
 
 _LATE: Final = 5
 """Seconds by which the newest second of another worker may be older than ours: points at the end wait for it."""
 
 
-def present_past(pasts: Sequence[Past], seconds: int) -> dict[str, Any]:
+def present_past(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, Any]:
     """Columns of points, and a row for each operation.
 
     Each column has a value for each of ``at`` (seconds since 1970), null where nothing is known. Percentiles are of all
@@ -25,17 +25,17 @@ def present_past(pasts: Sequence[Past], seconds: int) -> dict[str, Any]:
     until = min((each.until for each in same if each.until > first.until - _LATE), default=first.until)
     step, start = first.step, until - seconds
     times = list(range(start // step * step, until, step))
-    points: dict[int, tuple[Tally, Gauges]] = {}
-    chosen: dict[int, Tally] = {}
-    operations: dict[tuple[str, str], Tally] = {}
+    points: dict[int, tuple[OperationTally, Gauges]] = {}
+    chosen: dict[int, OperationTally] = {}
+    operations: dict[tuple[str, str], OperationTally] = {}
     for past in same:
         _add_all(operations, past.operations)
         _add_all(chosen, past.chosen)
         for at, (tally, gauges) in past.points.items():
-            whole, before = points.get(at, (Tally(0, {}), None))
+            whole, before = points.get(at, (OperationTally(0, {}), None))
             whole.add(tally)
             points[at] = whole, gauges if before is None else _beside(before, gauges)
-    total = Tally(0, {})
+    total = OperationTally(0, {})
     for tally, _ in points.values():
         total.add(tally)
     rows = [_row(key, tally, first.bounds) for key, tally in sorted(operations.items())]
@@ -53,9 +53,9 @@ def present_past(pasts: Sequence[Past], seconds: int) -> dict[str, Any]:
     }
 
 
-def _add_all(found: dict[Any, Tally], more: Mapping[Any, Tally]) -> None:
+def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally]) -> None:
     for key, tally in more.items():
-        found.setdefault(key, Tally(0, {})).add(tally)
+        found.setdefault(key, OperationTally(0, {})).add(tally)
 
 
 def _beside(one: Gauges, other: Gauges) -> Gauges:
@@ -66,10 +66,10 @@ def _beside(one: Gauges, other: Gauges) -> Gauges:
 
 
 def _columns(
-    times: Iterable[int], tallies: Mapping[int, Tally], known: Mapping[int, object], bounds: tuple[float, ...]
+    times: Iterable[int], tallies: Mapping[int, OperationTally], known: Mapping[int, object], bounds: tuple[float, ...]
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in SHARES))}
-    nothing = Tally(0, {})
+    nothing = OperationTally(0, {})
     for at in times:
         row = _figures(tallies.get(at, nothing), bounds) if at in known else {}
         for name, column in columns.items():
@@ -77,7 +77,9 @@ def _columns(
     return columns
 
 
-def _gauges(times: Iterable[int], points: Mapping[int, tuple[Tally, Gauges]], step: int) -> dict[str, list[Any]]:
+def _gauges(
+    times: Iterable[int], points: Mapping[int, tuple[OperationTally, Gauges]], step: int
+) -> dict[str, list[Any]]:
     found = [points[at][1] if at in points else None for at in times]
     return {
         "lag_ms": [each and round(each.lag * 1000, 2) for each in found],
@@ -87,11 +89,11 @@ def _gauges(times: Iterable[int], points: Mapping[int, tuple[Tally, Gauges]], st
     }
 
 
-def _figures(tally: Tally, bounds: tuple[float, ...]) -> dict[str, Any]:
+def _figures(tally: OperationTally, bounds: tuple[float, ...]) -> dict[str, Any]:
     counts = [tally.buckets.get(place, 0) for place in range(len(bounds) + 1)]
     return {"calls": sum(counts), "errors": tally.errors, **percentiles(bounds, counts)}
 
 
-def _row(key: tuple[str, str], tally: Tally, bounds: tuple[float, ...]) -> dict[str, Any]:
+def _row(key: tuple[str, str], tally: OperationTally, bounds: tuple[float, ...]) -> dict[str, Any]:
     method, name = key if key != REST else ("", "")
     return {"method": method, "name": name, **_figures(tally, bounds)}

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from millstream._http.message import Request, Response, Sink
+from millstream._http.message import HttpRequest, Response, Sink
 
 Application = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
@@ -19,7 +19,7 @@ _OURS = frozenset((b"content-length", b"connection", b"transfer-encoding", b"kee
 _BREAKS = (b"\r", b"\n", b"\0")
 
 
-class Hosted:
+class HostedApplication:
     """Runs the application for one request after the other."""
 
     __slots__ = ("_application", "_below", "_parameters")
@@ -29,7 +29,7 @@ class Hosted:
         application: Application,
         *,
         below: str = "",
-        parameters: Callable[[Request], dict[str, Any]] | None = None,
+        parameters: Callable[[HttpRequest], dict[str, Any]] | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -42,7 +42,7 @@ class Hosted:
         self._below = below
         self._parameters = parameters
 
-    async def serve(self, request: Request) -> Response | Sink | None:
+    async def serve(self, request: HttpRequest) -> Response | Sink | None:
         """Answer one request.
 
         Raises:
@@ -81,7 +81,7 @@ class _Reply:
     __slots__ = ("_asked", "_collects", "_head", "_parts", "_request", "_sink", "_status", "_streams", "complete",
                  "response")  # fmt: skip
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: HttpRequest) -> None:
         self._request = request
         self._asked = False
         self._status = 0
@@ -161,7 +161,7 @@ class _Reply:
         self.complete, self.response = True, response
 
 
-def _scope(request: Request, below: str) -> dict[str, Any]:
+def _scope(request: HttpRequest, below: str) -> dict[str, Any]:
     path = request.root_path + request.path
     return {
         "type": "http",

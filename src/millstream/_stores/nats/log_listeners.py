@@ -17,7 +17,7 @@ from nats.aio.subscription import Subscription
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Position
 from millstream._stores.memory.topics import Topics, Watchers
-from millstream._stores.nats.link import NatsLink, Rejected
+from millstream._stores.nats.link import JetStreamError, NatsLink
 
 _HEARTBEAT: Final = 1.0
 _MISSED: Final = 2.5
@@ -78,9 +78,9 @@ class _Consumer:
                 name = await self._create(inbox)
                 self.ready.set()
                 await self._watch()
-                with suppress(Rejected, LocalError):
+                with suppress(JetStreamError, LocalError):
                     await self._link.api(f"CONSUMER.DELETE.{self._stream}.{name}")
-            except (LocalError, Rejected, nats.errors.Error, OSError) as exc:
+            except (LocalError, JetStreamError, nats.errors.Error, OSError) as exc:
                 _logger.debug("A NATS consumer is made again: %s", exc)
                 await asyncio.sleep(_PAUSE)
             finally:
@@ -140,7 +140,7 @@ class _Consumer:
             self.listeners.tell("", Entry(Position(self._epoch, seq), msg.data))
 
 
-class Listening:
+class LogListeners:
     """All consumers of one worker."""
 
     def __init__(self, link: NatsLink, note: Callable[[str, int], None]) -> None:

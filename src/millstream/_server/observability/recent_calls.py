@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from millstream._server.calls.call import Call, Params, value_of
-from millstream._server.observing.observer import LISTEN
+from millstream._server.calls.call import Call, RawParams, value_of
+from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
 from millstream._telemetry.metrics import OTHER
 
@@ -34,7 +34,7 @@ WATCHED: Final = 10.0
 """Seconds for which one look counts."""
 
 
-class Recent(Struct, array_like=True, frozen=True, gc=False):
+class RecentCall(Struct, array_like=True, frozen=True, gc=False):
     """One call."""
 
     at: float
@@ -58,7 +58,7 @@ class Recent(Struct, array_like=True, frozen=True, gc=False):
     """Under which the log has the details."""
 
 
-class Seen(Struct, array_like=True):
+class ClientCalls(Struct, array_like=True):
     """What one client did."""
 
     calls: int
@@ -69,11 +69,11 @@ class Seen(Struct, array_like=True):
     revision: str
 
 
-class Calls(Struct, array_like=True):
+class WorkerCalls(Struct, array_like=True):
     """What one worker knows."""
 
-    calls: list[Recent]
-    clients: dict[tuple[str, str], Seen]
+    calls: list[RecentCall]
+    clients: dict[tuple[str, str], ClientCalls]
     """By name and version."""
 
 
@@ -90,7 +90,7 @@ class RecentCalls:
         self._kept: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=KEPT_FAILURES)
         """Apart from the others, which would push them out."""
-        self._clients: dict[tuple[str, str], Seen] = {}
+        self._clients: dict[tuple[str, str], ClientCalls] = {}
         self._looked = -WATCHED
         self._second = 0
         self._read = 0
@@ -132,24 +132,26 @@ class RecentCalls:
         self._read += 1
         return self._read <= READ_EACH_SECOND
 
-    def _new_client(self, name: str, version: str) -> Seen:
+    def _new_client(self, name: str, version: str) -> ClientCalls:
         key = (name, version) if len(self._clients) < MAX_CLIENTS else (OTHER, "")
-        return self._clients.setdefault(key, Seen(0, 0, 0.0, "", ""))
+        return self._clients.setdefault(key, ClientCalls(0, 0, 0.0, "", ""))
 
-    def look(self) -> Calls:
+    def look(self) -> WorkerCalls:
         """What is known now. For the next seconds, arguments of all calls are read."""
         self._looked = self._clock()
         calls = [_recent(each) for each in (*self._failures, *self._kept)]
-        return Calls(calls, {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()})
+        return WorkerCalls(
+            calls, {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()}
+        )
 
 
-def present_calls(workers: Iterable[Calls]) -> dict[str, Any]:
+def present_calls(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
     """The newest calls of all workers, the newest first, and their clients, the busiest first, as JSON values."""
     every = list(workers)
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
     failures = [call for call in calls if call.outcome][:KEPT_FAILURES]
     fine = [call for call in calls if not call.outcome][: KEPT - min(len(failures), KEPT // 2)]
-    clients: dict[tuple[str, str], Seen] = {}
+    clients: dict[tuple[str, str], ClientCalls] = {}
     for each in every:
         for key, seen in each.clients.items():
             clients[key] = _both(clients[key], seen) if key in clients else seen
@@ -164,15 +166,15 @@ def present_calls(workers: Iterable[Calls]) -> dict[str, Any]:
     }
 
 
-def _both(one: Seen, other: Seen) -> Seen:
+def _both(one: ClientCalls, other: ClientCalls) -> ClientCalls:
     newer = one if one.last >= other.last else other
-    return Seen(one.calls + other.calls, one.errors + other.errors, newer.last, newer.transport, newer.revision)
+    return ClientCalls(one.calls + other.calls, one.errors + other.errors, newer.last, newer.transport, newer.revision)
 
 
-def _recent(kept: tuple[Any, ...]) -> Recent:
+def _recent(kept: tuple[Any, ...]) -> RecentCall:
     at, method, name, outcome, ms, client, caller, transport, revision, size, arguments, error, incident = kept
     program = f"{client.name} {client.version}".strip()
-    return Recent(
+    return RecentCall(
         round(at, 3), _short(method), _short(name), _short(outcome), round(ms, 3), _short(program), _short(caller),
         transport, revision, size, arguments, error, incident,
     )  # fmt: skip
@@ -204,7 +206,7 @@ def shown_arguments(call: Call) -> str | None:
         raw = call.raw_params()
         if len(raw) > MAX_READ:
             return None
-        params = msgspec.json.decode(raw, type=Params) if raw else Params()
+        params = msgspec.json.decode(raw, type=RawParams) if raw else RawParams()
         given = value_of(params.arguments if bytes(params.arguments) else params.uri)
         text = "" if given is None else msgspec.json.encode(redact(given), enc_hook=repr).decode()
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):

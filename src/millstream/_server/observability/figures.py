@@ -15,7 +15,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Operation(Struct, frozen=True, array_like=True, gc=False):
+class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
     """The calls of one method or tool."""
 
     calls: int
@@ -40,7 +40,7 @@ class Figures(Struct, frozen=True, array_like=True):
     """How long the last moments are, in seconds."""
     bounds: tuple[float, ...]
     """Those of the buckets."""
-    operations: dict[tuple[str, str], Operation]
+    operations: dict[tuple[str, str], OperationFigures]
     """By method and name of the tool."""
     per_second: list[int]
     """Calls in each of the last whole seconds, oldest first."""
@@ -116,18 +116,18 @@ def _operations(workers: Sequence[Figures], bounds: tuple[float, ...]) -> list[d
     return [_row(key, found[key], bounds) for key in sorted(found)]
 
 
-def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], Operation]:
+def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:
     """The calls of a worker; of one with other buckets, as another version may have them, just their number."""
     if figures.bounds == bounds:
         return figures.operations
     return {
-        key: Operation(each.calls, each.errors, [], each.per_second, each.rate)
+        key: OperationFigures(each.calls, each.errors, [], each.per_second, each.rate)
         for key, each in figures.operations.items()
     }
 
 
-def _both(one: Operation, other: Operation) -> Operation:
-    return Operation(
+def _both(one: OperationFigures, other: OperationFigures) -> OperationFigures:
+    return OperationFigures(
         one.calls + other.calls,
         one.errors + other.errors,
         _longer(one.grown, other.grown),
@@ -141,7 +141,7 @@ def _longer(one: list[int], other: list[int]) -> list[int]:
     return [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
 
 
-def _row(key: tuple[str, str], operation: Operation, bounds: Sequence[float]) -> dict[str, Any]:
+def _row(key: tuple[str, str], operation: OperationFigures, bounds: Sequence[float]) -> dict[str, Any]:
     return {
         "method": key[0],
         "name": key[1],

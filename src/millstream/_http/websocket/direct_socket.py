@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 from millstream._http.asgi.sink import Send
 from millstream._http.close_signal import LastFrame
+from millstream._http.websocket.compact_queue import CompactEvent
 from millstream._http.websocket.socket import Socket
-from millstream._http.websocket.waiting import CompactEvent
 
 EXTENSION = "millstream.websocket"
 """Where the protocol class stands among the extensions of the scope."""
 
 
-class Wire(Protocol):
+class DirectWire(Protocol):
     """What the protocol class of one connection gives beyond ASGI."""
 
     transport: asyncio.Transport
@@ -45,7 +45,7 @@ class DirectSocket(Socket):
 
     __slots__ = ("_asked", "_transport", "_wire")
 
-    def __init__(self, wire: Wire, send: Send, *, limit: int, grace: float) -> None:
+    def __init__(self, wire: DirectWire, send: Send, *, limit: int, grace: float) -> None:
         super().__init__(send, limit=limit, grace=grace)
         self._wire = wire
         self._transport = wire.transport

@@ -24,7 +24,7 @@ _REPORTS: Final = 64
 logger = logging.getLogger("millstream")
 
 
-class Pool:
+class StoreLimiter:
     """The limits of one store, as one worker asks for them."""
 
     __slots__ = (

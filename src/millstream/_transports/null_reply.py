@@ -8,7 +8,7 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import NOBODY, Call
 
 
-class SilentLine:
+class NullReplyChannel:
     """A way back on which nothing travels."""
 
     __slots__ = ()
@@ -37,9 +37,9 @@ def _nothing() -> None:
     return None
 
 
-SILENT = SilentLine()
+NULL_REPLY = NullReplyChannel()
 
 
 def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
     """A call without a client of its own, to be run by `Dispatcher.outcome`; `way` is what the transport adds."""
-    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, line=SILENT, **way)
+    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, line=NULL_REPLY, **way)

@@ -1,6 +1,6 @@
 """How a question reaches the client and its answer comes back, in both eras.
 
-Handshake era: a request on the call's own line; `OpenQuestions` pairs it with the answer, which arrives as another
+Handshake era: a request on the call's own line; `PendingQuestions` pairs it with the answer, which arrives as another
 message of the same session. Per-request era: the function stops with `InputRequired` and is run again.
 """
 
@@ -24,7 +24,7 @@ from millstream._protocol.errors import (
 from millstream._protocol.metadata import declares
 from millstream._protocol.rounds import InputRequired, Rounds, digest
 from millstream._server.calls.call import Call
-from millstream._server.questions.open import OVER, OpenQuestions
+from millstream._server.questions.pending_questions import OVER, PendingQuestions
 from millstream._server.questions.questions import (
     ElicitUrl,
     Question,
@@ -38,7 +38,7 @@ _CANCELLED = "The call was cancelled, so nobody can answer. Let the function end
 _STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it is cancelled."
 
 
-async def ask_by_request(call: Call, question: Question, open_questions: OpenQuestions) -> Any:
+async def ask_by_request(call: Call, question: Question, open_questions: PendingQuestions) -> Any:
     """Ask a handshake client on the call's line.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from millstream._limits.gcra import Limiter, Rate
-from millstream._stores.rates import Pace, Taken
+from millstream._stores.rates import ChargeResult, Pace
 
 _SHARE: Final = 100
 """One part in so many is what a worker takes in advance."""
@@ -90,7 +90,7 @@ class SharedLimiter:
         known.fetching = now
         return Pace(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
-    def learn(self, key: str, asked: Pace, taken: Taken) -> None:
+    def learn(self, key: str, asked: Pace, taken: ChargeResult) -> None:
         """The store has answered."""
         cost, advanced = asked.cost, asked.most > asked.cost
         now = self._clock()

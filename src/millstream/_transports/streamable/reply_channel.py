@@ -10,14 +10,14 @@ import secrets
 from collections.abc import Callable
 from math import inf
 
-from millstream._http.message import STREAM_HEAD, Request, Sink
+from millstream._http.message import STREAM_HEAD, HttpRequest, Sink
 from millstream._protocol import sse
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.jsonrpc import RequestId, encode, error_message
 from millstream._server.call_log import END, MESSAGE, OPEN, append, event_id, log_name, stream_name
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services, lasts_until
-from millstream._stores.base import Position, Sealed, StoreFull, StoreUnavailable
+from millstream._stores.base import Position, StoreFull, StoreUnavailable, StreamSealed
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import too_many_streams
 
@@ -29,8 +29,8 @@ _NOWHERE = Position("", 0)
 _logger = logging.getLogger("millstream")
 
 
-class ReplyChannel:
-    """The `Line` of one POST: of its call, or of all calls of a batch."""
+class PostReplyChannel:
+    """The `ReplyChannel` of one POST: of its call, or of all calls of a batch."""
 
     __slots__ = (
         "_caller", "_cancel", "_end", "_id", "_kept", "_lock", "_opened", "_revision", "_services", "_session",
@@ -39,7 +39,7 @@ class ReplyChannel:
 
     def __init__(
         self,
-        request: Request,
+        request: HttpRequest,
         call: Call,
         services: Services,
         streams: OpenStreams,
@@ -180,7 +180,7 @@ class ReplyChannel:
         async with self._lock:
             try:
                 position = await self._keep(mark, message, answers)
-            except Sealed:
+            except StreamSealed:
                 position = _NOWHERE
             if position is _NOWHERE:
                 await self._end_here()

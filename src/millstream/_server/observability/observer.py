@@ -17,13 +17,13 @@ from typing import Any
 
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._server.calls.call import Call
-from millstream._server.observing.figures import Figures, Operation
-from millstream._server.observing.tracing import Tracing
-from millstream._telemetry.active import ActiveSessions
+from millstream._server.observability.figures import Figures, OperationFigures
+from millstream._server.observability.tracing import Tracing
+from millstream._telemetry.active_sessions import ActiveSessions
 from millstream._telemetry.messages import MAX_KIND, REMEMBERED, AccessRecord, Frame, MessageLog
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
 from millstream._telemetry.process import LoopLag, ProcessFigures
-from millstream._telemetry.recent import Growth, PerSecond
+from millstream._telemetry.recent_counts import Growth, PerSecond
 
 HISTORY_SECONDS = 60
 LATELY = 5.0
@@ -249,7 +249,7 @@ class Observer:
         self._looked = now, calls
         past = now - looked
         operations = {
-            key: Operation(
+            key: OperationFigures(
                 calls[key],
                 errors[key],
                 each if any(each) else [],

@@ -5,13 +5,13 @@ import logging
 from collections import deque
 
 from millstream._stores.health import LogOnce
-from millstream.hub._arrivals import Arrivals
 from millstream.hub._audience import Audience
 from millstream.hub._channels import is_pattern
 from millstream.hub._delivery import Delivery
 from millstream.hub._journal import Journal
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._presence import Member, Presence
+from millstream.hub._presence_changes import PresenceChanges
 from millstream.hub._reader import JournalReader
 from millstream.hub._replay import CatchUp
 from millstream.hub._subscriber import Subscription
@@ -19,7 +19,7 @@ from millstream.hub._subscriber import Subscription
 _logger = logging.getLogger("millstream.hub")
 
 
-class Attendance:
+class PresenceEvents:
     """The arrivals and departures of this worker's subscribers."""
 
     __slots__ = (
@@ -34,7 +34,7 @@ class Attendance:
         presence: Presence,
         journal: Journal,
         reader: JournalReader,
-        arrivals: Arrivals,
+        arrivals: PresenceChanges,
         *,
         delivery: Delivery,
     ) -> None:

@@ -11,14 +11,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._stores.base import CoAppend, Entry, Position, Store
-from millstream.hub._event import Event, Record, pack, position_id, unpack
+from millstream.hub._event import Event, StoredEvent, pack, position_id, unpack
 
 STREAM: Final = "presence:events"
 _TTL: Final = 86400.0
 _KEPT: Final = 1_000
 
 
-class Visit(Struct, frozen=True, gc=False):
+class PresenceChange(Struct, frozen=True, gc=False):
     """An arrival or a departure."""
 
     behind: int
@@ -32,15 +32,15 @@ class Visit(Struct, frozen=True, gc=False):
         return self.behind >= offset if number is None else self.number > number
 
 
-class Arrivals:
+class PresenceChanges:
     """The newest arrivals and departures, as one worker has delivered them."""
 
     __slots__ = ("_dropped", "_held", "_store")
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._held: deque[Visit] = deque()
-        self._dropped = Visit(-1, 0, Event("", None))
+        self._held: deque[PresenceChange] = deque()
+        self._dropped = PresenceChange(-1, 0, Event("", None))
         """The newest one that is not held any more."""
 
     async def open(self, epoch: str) -> Position | None:
@@ -53,12 +53,12 @@ class Arrivals:
         return entries[-1].position if entries else None
 
     @property
-    def last(self) -> Visit:
+    def last(self) -> PresenceChange:
         """The newest one."""
         return self._held[-1] if self._held else self._dropped
 
     @staticmethod
-    def told(record: Record) -> CoAppend:
+    def told(record: StoredEvent) -> CoAppend:
         """One to be kept. The `id` of its record is the place in the journal that it comes after."""
         return CoAppend(STREAM, pack(record), _TTL, _KEPT)
 
@@ -67,7 +67,7 @@ class Arrivals:
         event, number = unpack(entry.data, "", 0), entry.position.offset
         behind = int(event.id) if offset is None else offset
         event = replace(event, id=f"{position_id(epoch, behind)}-{number}", offset=number)
-        self._held.append(Visit(behind, number, event))
+        self._held.append(PresenceChange(behind, number, event))
         if len(self._held) > _KEPT:
             self._dropped = self._held.popleft()
         return event
@@ -82,7 +82,7 @@ class Arrivals:
         last = self.last
         return f"{place}-{last.number}" if last.behind == offset else place
 
-    def missed(self, offset: int, number: int | None) -> tuple[deque[Visit], bool]:
+    def missed(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
         """Those behind an event id, and whether these are all."""
         held = deque(visit for visit in self._held if visit.after(offset, number))
         return held, not self._dropped.after(offset, number)

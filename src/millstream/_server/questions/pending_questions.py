@@ -37,7 +37,7 @@ class ClientRefusal(ToolError):
         """Its message."""
 
 
-class _Open(NamedTuple):
+class _PendingQuestion(NamedTuple):
     """A question without an answer."""
 
     scope: str
@@ -46,14 +46,14 @@ class _Open(NamedTuple):
     send: Send
 
 
-class OpenQuestions:
+class PendingQuestions:
     """Requests to clients that have no answer yet. Bounded; each ends with its call at the latest."""
 
     __slots__ = ("_by_owner", "_open", "_said", "_timeout", "_workers", "max_open", "max_per_owner")
 
     def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
         self._by_owner: Counter[str] = Counter()
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, _PendingQuestion] = {}
         self._said: set[asyncio.Future[None]] = set()
         """Cancellations on their way to clients."""
         self._timeout = timeout
@@ -90,7 +90,7 @@ class OpenQuestions:
         # The worker on which the call waits is a part of the id, so the answer finds its way whoever gets it.
         question_id = f"{self._workers.me}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._open[question_id] = _Open(scope, future, send)
+        self._open[question_id] = _PendingQuestion(scope, future, send)
         self._by_owner[owner] += 1
         asked = set() if asked is None else asked
         asked.add(question_id)
@@ -173,7 +173,7 @@ class OpenQuestions:
                 question.future.set_exception(ToolError(OVER))
         return without
 
-    def _in(self, scope: str) -> list[tuple[str, _Open]]:
+    def _in(self, scope: str) -> list[tuple[str, _PendingQuestion]]:
         """The questions to a session or connection that have no answer yet."""
         return [each for each in self._open.items() if each[1].scope == scope and not each[1].future.done()]
 

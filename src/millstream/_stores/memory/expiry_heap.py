@@ -11,7 +11,7 @@ SLACK: Final = 64
 Name = TypeVar("Name", str, int)
 
 
-class Deadlines(Generic[Name]):
+class ExpiryHeap(Generic[Name]):
     """Which names end when. A heap finds what is due without a walk over the living.
 
     A moved deadline leaves its heap item where it is: when that comes up, it is put back at the true time. Items of
