@@ -121,7 +121,7 @@ class RouteRegistry:
         self.patterns: list[tuple[re.Pattern[str], Route]] = []
         """Patterns of paths with parameters. They come after exact paths, and before prefixes."""
         self.home: tuple[str, Handler] | None = None
-        """A page, and the handler that redirects there from ``/`` where nothing else has that path."""
+        """A page, and the handler that shows it or redirects there from ``/`` where nothing else has that path."""
 
     def add(self, path: str, route: Route) -> None:
         """Serve a path.

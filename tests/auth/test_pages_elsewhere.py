@@ -169,7 +169,7 @@ async def test_page_login_state_is_single_use(world: World) -> None:
 async def test_page_login_redirects_only_to_pages(world: World, wanted: str) -> None:
     """No open redirect."""
     landed = await world.back(await world.away(wanted))
-    assert led_to(landed) == "/inspect"
+    assert led_to(landed) == "/connect"
 
 
 async def test_removed_users_and_expired_cookies_are_signed_out(world: World) -> None:

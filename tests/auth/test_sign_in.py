@@ -33,7 +33,7 @@ async def cookie(world: Guarded, key: str = ROOT) -> str:
 async def test_pages_show_the_form_before_login() -> None:
     """401 with the form for people, problem details for programs."""
     async with guarded() as world:
-        for page in ("/dashboard", "/chat", "/inspect", "/docs"):
+        for page in ("/dashboard", "/chat", "/inspect", "/docs", "/connect"):
             reply = await world.ask(None, "GET", page, accept="text/html,*/*")
             assert reply.status == 401
             assert reply.headers[b"content-type"].startswith(b"text/html")
@@ -59,7 +59,7 @@ async def test_login_sets_a_strict_http_only_cookie() -> None:
         assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(rest)
         assert ROOT not in reply.headers[b"set-cookie"].decode()
         jar = name
-        for page in ("/dashboard", "/chat", "/inspect", "/docs"):
+        for page in ("/dashboard", "/chat", "/inspect", "/docs", "/connect"):
             for site in ({}, {"sec_fetch_site": "none"}, {"sec_fetch_site": "same-origin"}):
                 assert (await world.ask(None, "GET", page, cookie=f"other=1; {jar}", **site)).status == 200
         secure = await sign_in(world, x_forwarded_proto="https")
@@ -74,7 +74,7 @@ async def test_login_redirects_only_to_pages(wanted: str) -> None:
     """No open redirect."""
     async with guarded() as world:
         reply = await sign_in(world, wanted=wanted)
-        assert reply.headers[b"location"] == b"/inspect"
+        assert reply.headers[b"location"] == b"/connect"
         assert b"x" not in reply.headers
 
 
@@ -273,7 +273,7 @@ async def test_program_pages_use_login_and_event_source() -> None:
         assert (form.status, b'value="/board"' in form.body) == (401, True)
         assert b'value="/board"' in (await world.ask(None, "GET", "/sign-in?next=/board")).body
         assert (await sign_in(world, wanted="/board")).headers[b"location"] == b"/board"
-        assert (await sign_in(world, wanted="/")).headers[b"location"] == b"/inspect"
+        assert (await sign_in(world, wanted="/")).headers[b"location"] == b"/connect"
         jar = await cookie(world)
         assert (await world.ask(None, "GET", "/board", cookie=jar, sec_fetch_site="same-origin")).status == 200
         assert (await world.ask(None, "GET", "/board", cookie=jar, sec_fetch_site="cross-site")).status == 401

@@ -14,7 +14,7 @@ from four_workers import ON_FOUR
 from millstream import Info, Server, Settings
 from wire import wired
 
-PAGES = ["/docs", "/dashboard", "/chat", "/inspect"]
+PAGES = ["/connect", "/docs", "/dashboard", "/chat", "/inspect"]
 PAYLOADS = [
     "<script>owned()</script>", "\"><img src=x onerror=owned()>", "javascript:owned()", "'-owned()-'",
     "</title><svg onload=owned()>", "{{constructor.constructor('owned()')()}}", "<!--", "]]>",

@@ -90,7 +90,7 @@ def test_a_page_links_only_the_pages_that_are_served() -> None:
     """Our choice: with `serve="rest"` there is one page, and no link that ends in 404."""
     links = re.compile(r'<a href="(\w+)"')
     everything = asset("/docs").body.decode()
-    assert links.findall(everything) == ["inspect", "dashboard", "gateway", "docs", "chat"]
+    assert links.findall(everything) == ["connect", "inspect", "dashboard", "gateway", "docs", "chat"]
     assert re.findall(r'<a href="(\w+)" aria-current="page">', everything) == ["docs"]
     alone = asset("/docs", shown=frozenset({"docs"})).body.decode()
     assert links.findall(alone) == ["docs"]

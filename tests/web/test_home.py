@@ -43,23 +43,39 @@ async def texts(server: Server, *paths: str, **more: Any) -> Any:
 
 
 @LANES
-@for_each(("serve", "target"), [("web", "inspect"), ("rest", "docs")])
-async def test_the_address_alone_leads_to_a_page(serve: str, target: str, *, lane: bool) -> None:
+async def test_the_address_alone_is_a_page_or_leads_to_one(*, lane: bool) -> None:
     """Our choice; RFC 9110 §15.4.4."""
-    asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", f"/{target}")]
-    given = await replies(Server("shop", serve=serve), *asked, lane=lane)
-    assert given == [(303, target), (303, target), (404, None), (200, None)]
+    asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", "/docs")]
+    given = await replies(Server("shop", serve="rest"), *asked, lane=lane)
+    assert given == [(303, "docs"), (303, "docs"), (404, None), (200, None)]
+    asked[-1] = ("GET", "/connect")
+    found = await ask(Server("shop", serve="web"), *asked, lane=lane)
+    assert [each.status_code for each in found] == [200, 200, 404, 200]
+    assert "Connect a client" in found[0].text
+    assert found[0].content == found[3].content
+
+
+async def test_the_connect_page_says_how_callers_sign_in_and_which_pages_they_reach() -> None:
+    """Where no caller signs in, other machines reach the documentation alone."""
+    locked = Server("shop", serve="web", settings=Settings(auth_key=KEY, path="/shop/mcp"))
+    [found] = await ask(locked, ("GET", "/connect/server"), authorization=f"Bearer {KEY}")
+    assert (found.json()["path"], found.json()["keys"], found.json()["oauth"]) == ("/shop/mcp", True, False)
+    assert set(found.json()["pages"]) == {"connect", "inspect", "dashboard", "docs", "chat"}
+    for headers, pages in (({}, 5), ({"x-forwarded-for": "192.0.2.1"}, 2)):
+        [found] = await ask(Server("shop", serve="web"), ("GET", "/connect/server"), **headers)
+        assert (len(found.json()["pages"]), found.json()["keys"]) == (pages, False)
 
 
 @LANES
 async def test_the_address_alone_leads_nowhere_for_those_who_may_not_have_the_page(*, lane: bool) -> None:
-    """The same rules as for the page: programs of this machine, or a credential."""
+    """A credential where callers sign in. The page says no more than MCP does; others are for this machine."""
     paths = [("GET", "/"), ("GET", "/inspect")]
     forwarded = {"x-forwarded-for": "192.0.2.1"}
-    assert await replies(Server("shop", serve="web"), *paths, lane=lane, **forwarded) == [(403, None)] * 2
+    open_to_all = Server("shop", serve="web")
+    assert await replies(open_to_all, *paths, lane=lane, **forwarded) == [(200, None), (403, None)]
     locked = Server("shop", serve="web", settings=Settings(auth_key=KEY))
     assert await replies(locked, *paths, lane=lane) == [(401, None)] * 2
-    assert await replies(locked, *paths, lane=lane, authorization=f"Bearer {KEY}") == [(303, "inspect"), (200, None)]
+    assert await replies(locked, *paths, lane=lane, authorization=f"Bearer {KEY}") == [(200, None)] * 2
 
 
 async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> None:
@@ -71,11 +87,10 @@ async def test_the_address_alone_asks_people_to_sign_in_and_knows_who_has() -> N
             url = f"http://127.0.0.1:{running.port}"
             async with httpx2.AsyncClient(base_url=url, headers={"origin": url}, timeout=WAIT, verify=NOBODY) as client:
                 form = await client.get("/", headers={"accept": "text/html"})
-                assert (form.status_code, 'name="next" value="/inspect"' in form.text) == (401, True)
-                signed_in = await client.post("/sign-in", data={"key": KEY, "next": "/inspect"})
-                assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/inspect")
-                home = await client.get("/")
-                assert (home.status_code, home.headers["location"]) == (303, "inspect")
+                assert (form.status_code, 'name="next" value="/connect"' in form.text) == (401, True)
+                signed_in = await client.post("/sign-in", data={"key": KEY, "next": "/connect"})
+                assert (signed_in.status_code, signed_in.headers["location"]) == (303, "/connect")
+                assert (await client.get("/")).status_code == 200
 
 
 @for_each("path", ["/", "/{rest:path}"])

@@ -73,9 +73,9 @@ def test_files_load_nothing_from_another_host() -> None:
 
 
 def test_the_files_of_the_pages_are_small() -> None:
-    """Our choice: all that any page loads takes 190 kB on the wire."""
+    """Our choice: all that any page loads takes 230 kB on the wire, fonts aside."""
     bodies = {path: asset(path).body for path in pages()}
-    assert sum(len(gzip.compress(body)) for path, body in bodies.items() if path.startswith("/assets/")) < 190_000
+    assert sum(len(gzip.compress(body)) for path, body in bodies.items() if path.startswith("/assets/")) < 230_000
 
 
 VENDORED = {

@@ -157,7 +157,7 @@ def _refuse_home(path: str) -> Handler:
 
 
 _BY_PART = {
-    "web": ("/dashboard", "/chat", "/inspect"),
+    "web": ("/connect", "/dashboard", "/chat", "/inspect"),
     "rest": ("/docs", "/openapi.json", "/tools", "/mcp/tools"),
     "hub": ("/events", "/publish", "/ws"),
     "metrics": ("/metrics",),

@@ -31,11 +31,21 @@ logger = logging.getLogger("millstream")
 _TAKEN = frozenset(
     (
         "/sse", "/messages/", "/messages", "/message", "/health", "/livez", "/readyz", "/events", "/publish", "/ws",
-        "/openapi.json", "/docs", "/dashboard", "/chat", "/inspect", "/metrics", "/sign-in", "/sign-out", "/mcp",
+        "/openapi.json", "/docs", "/connect", "/dashboard", "/chat", "/inspect", "/metrics", "/sign-in",
+        "/sign-out", "/mcp",
     )
 )  # fmt: skip
 """What Millstream serves itself, or would with one more part or setting."""
-_TAKEN_BELOW = ("/mcp/", "/tools/", "/assets/", "/dashboard/", "/chat/", "/inspect/", "/.well-known/oauth-")
+_TAKEN_BELOW = (
+    "/mcp/",
+    "/tools/",
+    "/assets/",
+    "/connect/",
+    "/dashboard/",
+    "/chat/",
+    "/inspect/",
+    "/.well-known/oauth-",
+)
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _threads = Threads(40)
 """For plain functions. Starlette's own threads would keep a process that ends until their function does, too."""

@@ -34,7 +34,8 @@ _OUTS = Rate(60, 60)
 """Times that one person signs out: each is remembered for as long as the cookie would have counted. Nobody else at
 their address uses that up."""
 _CALLED = (
-    "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/chat/members", "/dashboard/events", "/dashboard/audit",
+    "/events", "/ws", "/mcp", "/openapi.json", "/publish", "/connect/server", "/chat/members",
+    "/dashboard/events", "/dashboard/audit",
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/sign-in/", "/inspect/via/", "/connections",
 )  # fmt: skip
@@ -49,7 +50,7 @@ _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https: over plain http, others on the way would read the key.")
 
-_FIRST = ("/inspect", "/docs", "/dashboard", "/chat")
+_FIRST = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
 """Pages in the order in which a server opens with them."""
 
 

@@ -85,7 +85,7 @@ class AuthPart(OwnPart):
         if "rest" in definition.parts:
             pages.add("/docs")
         if "web" in definition.parts:
-            pages |= {"/dashboard", "/chat", "/inspect"}
+            pages |= {"/connect", "/dashboard", "/chat", "/inspect"}
             if definition.upstreams:
                 pages.add("/gateway")
         if definition.connects:

@@ -15,6 +15,7 @@ from millstream._stores.memory.store import MemoryStore
 from millstream._telemetry.logs import overhear
 from millstream._telemetry.prints import overhear_prints
 from millstream._web.audit import AuditRecords
+from millstream._web.connect import ConnectFacts
 from millstream._web.dashboard_routes import query_handlers, upstream_handlers
 from millstream._web.live import ChatMembers, DashboardFeed, LogFeed, LogTail
 
@@ -79,11 +80,16 @@ def _serve(host: Host) -> None:
     from millstream._http.hosts import of_this_site  # noqa: PLC0415  a server without HTTP does without these
     from millstream._web.inspect_sign_in import CALLBACK  # noqa: PLC0415
     from millstream._web.inspecting import PREFIX, SIGN_IN, Inspecting  # noqa: PLC0415
-    from millstream._web.pages import add_pages, leads_to  # noqa: PLC0415
+    from millstream._web.pages import add_pages, page_names  # noqa: PLC0415
 
     routes = host.routes
-    add_pages(routes, without=() if host.gateway is not None else ("gateway",))
-    routes.home = "/inspect", leads_to("inspect")
+    missing = () if host.gateway is not None else ("gateway",)
+    add_pages(routes, without=missing)
+    routes.home = "/connect", routes.exact["/connect"].handlers["GET"]
+    shown = [each for each in page_names() if each not in missing]
+    public = [each for each in shown if not routes.exact[f"/{each}"].private]
+    facts = ConnectFacts(host.settings, host.guard, shown, public=public, is_local=host.is_local)
+    routes.add("/connect/server", Route({"GET": facts.get}))
     inspecting = Inspecting(host.settings.inspect, host.services, host.streams, shows_log=host.settings.show_errors)
     relay, sign_in = inspecting.relay, inspecting.sign_in
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))

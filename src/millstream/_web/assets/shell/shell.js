@@ -28,7 +28,7 @@ function barButtons() {
   document.getElementById("bar-tools")?.append(find, theme, help);
 }
 
-const LETTERS = { Inspect: "i", Dashboard: "d", Gateway: "g", Docs: "o", Chat: "c" };
+const LETTERS = { Connect: "h", Inspect: "i", Dashboard: "d", Gateway: "g", Docs: "o", Chat: "c" };
 const keysOf = (link) => `g ${LETTERS[link.textContent]}`;
 const go = (link) => (location.href = link.href);
 

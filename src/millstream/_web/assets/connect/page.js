@@ -1,0 +1,127 @@
+// The connect page: what this server is, and how each client is given its address. The address is the one of this page,
+// so it's right behind a proxy and below any path. Names and descriptions come by MCP, as the caller may see them.
+
+import { $, count, element, write } from "../dom.js";
+import { Client, REVISIONS } from "../mcp/client.js";
+import { Http } from "../mcp/http.js";
+import { back, lost, watch } from "../shell/connection.js";
+import { copyButton, copyable } from "../shell/copy.js";
+import { icon } from "../shell/icons.js";
+import { commands } from "../shell/palette.js";
+import { tabs } from "../shell/tabs.js";
+import { refusal } from "../sse.js";
+import { clients } from "./clients.js";
+
+const SHOWN = 8; // names in the list
+const NEAR = /^(localhost|.*\.localhost|127\..*|\[::1\]|10\..*|192\.168\..*|172\.(1[6-9]|2\d|3[01])\..*|.*\.local)$/;
+const PAGES = {
+  inspect: ["Inspect", "Call tools, answer their questions, and see every message."],
+  chat: ["Chat", "Talk with people, or with a model that uses the tools."],
+  docs: ["Docs", "Every tool as a plain HTTP operation."],
+  dashboard: ["Dashboard", "Calls, latency, streams, and the log, live."],
+  gateway: ["Gateway", "The servers behind this one."],
+};
+
+let facts = { path: "/mcp", keys: false, oauth: false, pages: [] };
+let entries = [];
+
+const url = () => new URL(`.${facts.path}`, document.baseURI).href;
+
+function drawStep({ text, code, says = "Copy", open, label, warn }) {
+  const nodes = [element("p", {}, text)];
+  if (open) nodes.push(element("a", { className: "button primary", href: open }, icon("add"), label));
+  if (code) nodes.push(copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": text, dir: "ltr" }, code), says));
+  return element("li", { className: warn ? "warn" : "" }, ...nodes);
+}
+
+const drawSteps = (id) => {
+  $("steps").replaceChildren(...entries.find((each) => each.id === id).steps.map(drawStep));
+  $("client").ariaBusy = "false";
+};
+
+function drawClients(name, tool) {
+  const near = location.protocol !== "https:" || NEAR.test(location.hostname);
+  entries = clients({ name, url: url(), keys: facts.keys, oauth: facts.oauth, near, tool });
+  const chosen = tabs($("clients"), entries.map(({ id, title }) => ({ id, title, panel: "client" })), (id) => {
+    drawSteps(id);
+    history.replaceState(null, "", `#${id}`);
+  });
+  const wanted = location.hash.slice(1);
+  chosen.choose(entries.some(({ id }) => id === wanted) ? wanted : entries[0].id, false);
+  drawSteps(chosen.current());
+}
+
+function drawSignIn() {
+  const { keys, oauth } = facts;
+  const says = oauth && keys ? "Callers sign in with OAuth, or send a key as Authorization: Bearer KEY." : oauth ? "Callers sign in with OAuth. Clients open a browser for it by themselves." : keys ? "Callers send a key as Authorization: Bearer KEY. The operator of this server gives you one." : "No sign-in: every program that reaches this address can call every tool.";
+  $("sign-in").replaceChildren(icon(oauth || keys ? "person" : "eye"), element("span", {}, says));
+}
+
+function drawPages() {
+  const shown = Object.entries(PAGES).filter(([name]) => facts.pages.includes(name));
+  $("pages").replaceChildren(...shown.map(([name, [title, about]]) => element("a", { className: "card page-link", href: name }, element("strong", {}, title, icon("next")), element("span", { className: "soft small" }, about))));
+}
+
+/** The first sentence of a description. */
+const summary = (text) => (text ?? "").trim().split(/\n|(?<=[.!?])\s/)[0];
+
+function drawOffers(tools, resources, prompts) {
+  write($("count-tools"), count(tools.length));
+  write($("count-resources"), count(resources));
+  write($("count-prompts"), count(prompts));
+  const page = ["inspect", "docs"].find((each) => facts.pages.includes(each));
+  const name = (tool) => {
+    const words = [element("strong", { dir: "auto" }, tool.title ?? tool.annotations?.title ?? tool.name), element("span", { className: "soft small one-line", dir: "auto" }, summary(tool.description))];
+    return element("li", {}, page ? element("a", { href: `${page}#tool=${encodeURIComponent(tool.name)}` }, ...words) : element("div", {}, ...words));
+  };
+  const rest = tools.length - SHOWN;
+  const more = rest > 0 ? [element("li", {}, page ? element("a", { href: page }, `${count(rest)} more`) : element("div", { className: "soft" }, `${count(rest)} more`))] : [];
+  $("names").replaceChildren(...tools.slice(0, SHOWN).map(name), ...more);
+  $("names").hidden = !tools.length;
+  $("no-tools").hidden = Boolean(tools.length);
+  $("no-tools").replaceChildren(element("strong", {}, "No tools yet"), "Register a function with @mcp.tool and reload this page.");
+}
+
+function drawServer({ serverInfo = {} }) {
+  const title = serverInfo.title || serverInfo.name || "Connect";
+  write($("title"), title);
+  write($("server-name"), title);
+  write($("server-version"), serverInfo.version ?? "");
+  write($("version"), serverInfo.version ?? "");
+  $("version").hidden = !serverInfo.version;
+  write($("about"), serverInfo.description ?? "");
+  $("about").hidden = !serverInfo.description;
+  document.title = `${title} · Connect`;
+}
+
+async function start() {
+  const response = await fetch("connect/server", { cache: "no-store" });
+  if (!response.ok) throw new Error(await refusal(response));
+  facts = await response.json();
+  write($("address"), url());
+  $("address-copy").replaceChildren(copyButton(url, "Copy the URL"));
+  drawSignIn();
+  drawPages();
+  drawClients(document.title, null);
+
+  const quiet = () => {};
+  const client = new Client((on) => new Http(`.${facts.path}`, {}, on), REVISIONS[0], {}, { sent: quiet, got: quiet, failed: quiet, ask: () => Promise.reject(new Error("This page can't answer.")), notified: quiet, lost: quiet });
+  const server = await client.open();
+  drawServer(server);
+  const able = server.capabilities ?? {};
+  const list = (name, method, key = name) => (able[name] ? client.list(method, key) : []);
+  const [tools, resources, templates, prompts] = await Promise.all([list("tools", "tools/list"), list("resources", "resources/list"), list("resources", "resources/templates/list", "resourceTemplates"), list("prompts", "prompts/list")]);
+  client.close();
+  drawOffers(tools, resources.length + templates.length, prompts.length);
+  const harmless = tools.find((tool) => tool.annotations?.readOnlyHint) ?? tools[0] ?? null;
+  drawClients(server.serverInfo?.name ?? "server", harmless);
+  back();
+}
+
+commands(() => [
+  { title: "Copy the URL of the server", group: "This page", icon: "copy", run: () => $("address-copy").querySelector("button")?.click() },
+  ...entries.map(({ id, title }) => ({ title: `Connect ${title}`, group: "Clients", icon: "next", run: () => document.getElementById(`tab-${id}`).click() })),
+]);
+const attempt = () => start().catch((error) => lost(`This page couldn't ask the server what it offers. ${error.message}`, attempt));
+await attempt();
+watch();

@@ -1,0 +1,54 @@
+"""What the connect page needs to know beside what MCP says: where clients connect, and how callers sign in."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from millstream._config import Settings
+from millstream._http.message import JSON_HEAD, Request, Response
+from millstream._protocol.jsonrpc import encode
+
+if TYPE_CHECKING:
+    from millstream.auth._guard import AuthGuard
+
+
+class ConnectFacts:
+    """The handler of `GET /connect/server`."""
+
+    __slots__ = ("_abroad", "_here", "_is_local")
+
+    def __init__(
+        self,
+        settings: Settings,
+        guard: "AuthGuard | None",
+        pages: Collection[str],
+        *,
+        public: Collection[str],
+        is_local: Callable[[str, Mapping[bytes, bytes]], bool],
+    ) -> None:
+        """Prepare both replies.
+
+        Args:
+            settings: of the server.
+            guard: in front of every path; None where no caller signs in.
+            pages: names of the pages that this server serves.
+            public: names of those that other machines reach where no caller signs in.
+            is_local: whether a peer address and headers belong to a program on this machine.
+        """
+        methods = () if guard is None else guard.methods
+        facts: dict[str, Any] = {
+            "path": settings.path,
+            "keys": any(not each.issuers for each in methods),
+            "oauth": any(each.issuers for each in methods),
+        }
+        open_pages = pages if guard is not None else [each for each in pages if each in public]
+        self._is_local = is_local
+        self._here = _reply(facts | {"pages": list(pages)})
+        self._abroad = _reply(facts | {"pages": list(open_pages)})
+
+    async def get(self, request: Request) -> Response:
+        """Return ``path`` of MCP, whether ``keys`` and ``oauth`` count, and the ``pages`` that the caller reaches."""
+        return self._here if self._is_local(request.peer, request.headers) else self._abroad
+
+
+def _reply(facts: dict[str, Any]) -> Response:
+    return Response(encode(facts), 200, JSON_HEAD + b"cache-control: no-store\r\n")

@@ -1,0 +1,87 @@
+"""The connect page: what a person copies or opens to give a client this server."""
+
+import base64
+import json
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from pages_world import OpenPage, fits
+from processes import Shared, free_port, millstream, serving
+
+pytestmark = pytest.mark.server
+
+KEY = "a-key-for-the-pages-0123456789"
+
+
+def steps(page: Page) -> str:
+    """The steps of the open client."""
+    return page.locator("#steps").inner_text()
+
+
+def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str, open_page: OpenPage) -> None:
+    """Our choice: the first page of a server leads to a connected client, with a mouse, a finger, or the keyboard."""
+    page = open_page(hub, permissions=["clipboard-read", "clipboard-write"])
+    expect(page.get_by_role("heading", level=1)).to_have_text("hub")
+    expect(page.locator("#address")).to_have_text(f"{hub}/mcp")
+    expect(page.locator("#count-tools")).to_have_text("9")
+    page.get_by_role("button", name="Copy the URL").click()
+    assert page.evaluate("navigator.clipboard.readText()") == f"{hub}/mcp"
+    assert f"claude mcp add --transport http hub {hub}/mcp" in steps(page)
+    page.get_by_role("tab", name="Claude Code").press("End")
+    assert f"millstream list {hub}/mcp" in steps(page)
+    assert f"millstream call {hub}/mcp" in steps(page)
+    page.get_by_role("tab", name="ChatGPT").click()
+    assert "public HTTPS address" in steps(page)
+    page.get_by_role("tab", name="Cursor").click()
+    link = urlsplit(page.get_by_role("link", name="Add to Cursor").get_attribute("href") or "")
+    given = parse_qs(link.query)
+    assert (link.scheme, given["name"]) == ("cursor", ["hub"])
+    assert json.loads(base64.b64decode(given["config"][0])) == {"url": f"{hub}/mcp"}
+    page.get_by_role("tab", name="VS Code").click()
+    link = urlsplit(page.get_by_role("link", name="Add to VS Code").get_attribute("href") or "")
+    assert (link.scheme, link.path) == ("vscode", "mcp/install")
+    assert json.loads(unquote(link.query)) == {"name": "hub", "type": "http", "url": f"{hub}/mcp"}
+    page.reload()
+    expect(page.get_by_role("tab", name="VS Code")).to_have_attribute("aria-selected", "true")
+    page.locator("#names").get_by_role("link").first.click()
+    expect(page.locator("#detail h2").first).to_contain_text("add_numbers")
+
+
+def test_a_finger_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage) -> None:
+    """Our choice: a phone has the same page in one column."""
+    page = open_page(hub, has_touch=True, width=390, height=844)
+    page.get_by_role("tab", name="Terminal").tap()
+    expect(page.locator("#steps")).to_contain_text("millstream list")
+    assert fits(page) == []
+
+
+def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, open_page: OpenPage) -> None:
+    """The person signs in with the key, and the page names a variable for it."""
+    port = free_port()
+    command = millstream("examples/hub.py", port, "--serve", "all")
+    with serving(command, port, tmp_path / "log", MILLSTREAM_AUTH_KEY=KEY):
+        page = open_page(f"http://127.0.0.1:{port}/", lossy=True)
+        page.get_by_label("Key").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#sign-in")).to_contain_text("Callers send a key")
+        expect(page.locator("#count-tools")).to_have_text("9")
+        assert '--header "Authorization: Bearer $MCP_SERVER_AUTH_KEY"' in steps(page)
+        page.get_by_role("tab", name="Cursor").click()
+        assert "Bearer ${env:MCP_SERVER_AUTH_KEY}" in steps(page)
+        page.get_by_role("tab", name="VS Code").click()
+        assert '"password": true' in steps(page)
+        page.get_by_role("tab", name="ChatGPT").click()
+        assert "signs in with OAuth only" in steps(page)
+        assert KEY not in page.content()
+        assert fits(page) == []
+        page.context.close()
+
+
+def test_long_and_foreign_names_fit(shared_crowd: Shared, open_page: OpenPage) -> None:
+    """A server with 500 tools, some with names that are much too long."""
+    page = open_page(f"http://127.0.0.1:{shared_crowd.port()}")
+    expect(page.locator("#names")).to_contain_text("more")
+    assert fits(page) == []
