@@ -36,7 +36,7 @@ def opened(proof: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return head, json.loads(found.payload or b"")
 
 
-def test_a_proof_is_what_rfc_9449_wants() -> None:
+def test_proofs_follow_rfc_9449() -> None:
     """§4.2: no query in `htu`, the hash of the token, a new id each time, and nothing private in the header."""
     key = ProofKey()
     head, claims = opened(key.proof("POST", "https://a.example/mcp?x=1#y", token="abc", nonce="n"))
@@ -64,12 +64,12 @@ def test_a_proof_is_what_rfc_9449_wants() -> None:
         ("", False, False),
     ],
 )
-def test_a_challenge_says_whether_proofs_are_taken(challenge: str, offers: bool, nonce: bool) -> None:
+def test_challenges_show_dpop_support(challenge: str, offers: bool, nonce: bool) -> None:
     """A scheme, not a word in a text."""
     assert (challenged_for_proofs(challenge), wants_nonce(challenge)) == (offers, nonce)
 
 
-def test_nonces_belong_to_their_origin_and_are_bounded() -> None:
+def test_nonces_are_kept_per_origin_and_bounded() -> None:
     """What one server says goes to no other; a header can't be broken by one."""
     proofs, key = Proofs(), ProofKey().kept
     assert proofs.learn("https://a.example/token", "one")
@@ -109,7 +109,7 @@ def oauth() -> OAuth:
     return OAuth(store=MemoryStore(), client_id="desk", client_secret="s" * 32, as_itself=True)
 
 
-async def test_a_token_is_bound_where_both_servers_want_it_and_sent_with_a_proof() -> None:
+async def test_tokens_are_bound_if_both_servers_support_it() -> None:
     """The scheme is DPoP, and each request has a proof of its own by the same key, which a store keeps."""
     given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
@@ -129,7 +129,7 @@ async def test_a_token_is_bound_where_both_servers_want_it_and_sent_with_a_proof
     ("challenge", "algorithms", "kind"),
     [("Bearer", ["ES256"], "Bearer"), ("DPoP", ["RS256"], "Bearer"), ("DPoP", ["ES256"], "Bearer")],
 )
-async def test_a_token_that_is_not_bound_is_sent_as_before(challenge: str, algorithms: list[str], kind: str) -> None:
+async def test_unbound_tokens_are_sent_as_bearer(challenge: str, algorithms: list[str], kind: str) -> None:
     """The server doesn't want it, or the issuer doesn't do it, or it just gave another token."""
     given = {"access_token": "plain", "token_type": kind}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=algorithms) as (_, urls):
@@ -138,7 +138,7 @@ async def test_a_token_that_is_not_bound_is_sent_as_before(challenge: str, algor
         assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer plain"}
 
 
-async def test_the_nonce_of_a_token_endpoint_is_sent_once_it_is_known() -> None:
+async def test_known_token_endpoint_nonces_are_sent() -> None:
     """§8: one more request, not a loop."""
 
     def wanting(request: bytes) -> Any:
@@ -164,7 +164,7 @@ async def test_the_nonce_of_a_token_endpoint_is_sent_once_it_is_known() -> None:
         assert issuer.asked["/token"] == 4
 
 
-async def test_two_requests_at_once_that_are_asked_for_the_same_nonce_both_go_on_with_it() -> None:
+async def test_concurrent_requests_share_a_nonce() -> None:
     """A fixed defect: the second one took it for a nonce that was refused, and began to sign in anew."""
 
     def wanting(request: bytes) -> Any:
@@ -191,7 +191,7 @@ async def test_two_requests_at_once_that_are_asked_for_the_same_nonce_both_go_on
 
 
 @for_each("path", ["/token", METADATA, "/register"])
-async def test_an_answer_that_is_nested_without_end_is_refused_as_any_that_cannot_be_read(path: str) -> None:
+async def test_deeply_nested_responses_are_refused(path: str) -> None:
     """A fixed defect: any authorization server that a server names could break a program that asked it."""
     body = b'{"more":' + b"[" * 20_000
     deep = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
@@ -207,7 +207,7 @@ async def test_an_answer_that_is_nested_without_end_is_refused_as_any_that_canno
         assert issuer.asked[path] >= 1
 
 
-async def test_an_identity_provider_gives_a_grant_and_its_token_goes_nowhere_else() -> None:
+async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
     """RFC 8693 at the provider, RFC 7523 at the server's own authorization server; nobody visits a page."""
     token = {"access_token": "granted", "token_type": "Bearer"}
     async with authorization_server(lambda _: token) as (issuer, urls), issuing() as home:
@@ -245,7 +245,7 @@ async def test_an_identity_provider_gives_a_grant_and_its_token_goes_nowhere_els
         [],
     ],
 )
-async def test_what_is_no_grant_goes_to_no_authorization_server(answer: Any) -> None:
+async def test_invalid_grants_are_not_sent(answer: Any) -> None:
     """An access token of the provider in the wrong hands would open what it opens."""
     async with authorization_server(lambda _: {}) as (issuer, urls), issuing() as home:
         home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
@@ -257,7 +257,7 @@ async def test_what_is_no_grant_goes_to_no_authorization_server(answer: Any) -> 
         assert issuer.asked["/token"] == 0
 
 
-async def test_a_program_shows_its_platforms_token_which_is_read_anew_each_time(tmp_path: Path) -> None:
+async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
     """RFC 7523 §2.1: the platform's JWT is the grant. It renews the file, and a client needn't have an id."""
     file = tmp_path / "token"
     file.write_text("first\n", "utf-8")
@@ -278,7 +278,7 @@ async def test_a_program_shows_its_platforms_token_which_is_read_anew_each_time(
             await credentials.challenged(parse(urls["mcp"]), 401, "Bearer")
 
 
-async def test_a_program_shows_its_platforms_token_to_no_other_authorization_server() -> None:
+async def test_workload_token_is_sent_only_to_its_issuer() -> None:
     """Whoever has it could sign in where it's meant to go."""
     async with authorization_server(lambda _: {}) as (issuer, urls):
         credentials = OAuth(store=MemoryStore()).managed_by(WorkloadIdentity("https://login.example", token="t"))

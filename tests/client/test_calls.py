@@ -43,7 +43,7 @@ class NumberedOrder(pydantic.BaseModel):
 
 @for_each("revision", BY_DATE)
 @for_each("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any], ModelOrder | None])
-async def test_a_value_comes_as_the_type_that_you_want(revision: str, wanted: Any) -> None:
+async def test_results_decode_to_the_requested_type(revision: str, wanted: Any) -> None:
     """From structured content, and before there was any, from the text."""
     async with Client(mcp, revision=revision) as client:
         given = await client.call("order", isbn="1", into=wanted)
@@ -53,7 +53,7 @@ async def test_a_value_comes_as_the_type_that_you_want(revision: str, wanted: An
         }
 
 
-async def test_a_list_of_models_comes_as_models() -> None:
+async def test_lists_of_models_decode_to_models() -> None:
     """pydantic reads a type with models in it, wherever they stand."""
     shop = Server("shop")
 
@@ -68,7 +68,7 @@ async def test_a_list_of_models_comes_as_models() -> None:
 
 
 @for_each("revision", BY_DATE)
-async def test_a_value_of_another_type_is_an_error_that_says_so(revision: str) -> None:
+async def test_results_of_another_type_raise(revision: str) -> None:
     """And a tool that failed is one of its own kind."""
     async with Client(mcp, revision=revision) as client:
         with pytest.raises(BadAnswer, match="not a list"):
@@ -78,7 +78,7 @@ async def test_a_value_of_another_type_is_an_error_that_says_so(revision: str) -
         assert (await client.call("count", a=1, b=2)).data in (3, {"result": 3}, "3")
 
 
-async def test_arguments_may_have_the_names_of_options() -> None:
+async def test_arguments_may_be_named_like_options() -> None:
     """As a mapping."""
     server = Server("s")
 
@@ -94,14 +94,14 @@ async def test_arguments_may_have_the_names_of_options() -> None:
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
 @for_each("answer", ["decline", "cancel", False, None])
-async def test_the_person_may_say_no(revision: str, answer: Any) -> None:
+async def test_handlers_can_decline(revision: str, answer: Any) -> None:
     """Both eras have the same actions."""
     async with Client(mcp, revision=revision, elicit=lambda question: answer) as client:
         assert (await client.call("deliver", raise_on_error=False)).is_error
 
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
-async def test_a_handler_that_fails_does_not_end_the_connection(revision: str) -> None:
+async def test_failing_handlers_do_not_end_the_connection(revision: str) -> None:
     """The call fails, and the next works."""
 
     def broken(question: Question) -> dict[str, Any]:
@@ -117,7 +117,7 @@ async def test_a_handler_that_fails_does_not_end_the_connection(revision: str) -
 
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
-async def test_a_question_stops_the_clock_of_its_call(revision: str) -> None:
+async def test_open_questions_pause_the_call_timeout(revision: str) -> None:
     """A person may take longer than a server."""
     shown = asyncio.Event()
 
@@ -142,7 +142,7 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
     assert [(message.level, message.data) for message in heard] == [("info", "hello")]
 
 
-async def test_a_log_level_for_a_session_needs_one() -> None:
+async def test_log_level_requires_a_session() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/logging has one for each request."""
     async with Client(mcp, revision=HANDSHAKE) as client:
         await client.set_log_level("error")
@@ -153,7 +153,7 @@ async def test_a_log_level_for_a_session_needs_one() -> None:
             await client.set_log_level("error")
 
 
-async def test_handlers_that_wait_are_called_in_order_and_before_the_call_returns() -> None:
+async def test_async_handlers_run_in_order_before_the_call_returns() -> None:
     """Progress that comes after the result is worth nothing."""
     steps: list[float] = []
 
@@ -166,7 +166,7 @@ async def test_handlers_that_wait_are_called_in_order_and_before_the_call_return
     assert steps == list(range(1, 21))
 
 
-async def test_a_handler_may_call_the_server() -> None:
+async def test_handlers_can_call_the_server() -> None:
     """It has the same connection."""
     sums: list[int] = []
 
@@ -192,7 +192,7 @@ def counting(server: Server) -> tuple[Client, list[str]]:
     return client, heard
 
 
-async def test_a_list_is_kept_for_as_long_as_the_server_says() -> None:
+async def test_lists_are_cached_for_their_ttl() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching"""
     server = Server("s", settings=None)
     reads = 0
@@ -218,7 +218,7 @@ async def test_a_list_is_kept_for_as_long_as_the_server_says() -> None:
         assert cache.get("resources/read", b'{"uri":"x://2"}') is None
 
 
-async def test_a_cancelled_call_stops_at_the_server() -> None:
+async def test_cancelled_calls_stop_at_the_server() -> None:
     """The tool is cancelled, and the connection serves on."""
     server = Server("s")
     begun, ended = asyncio.Event(), asyncio.Event()
@@ -252,7 +252,7 @@ async def test_a_cancelled_call_stops_at_the_server() -> None:
                 await call
 
 
-async def test_an_unknown_tool_is_a_failure() -> None:
+async def test_unknown_tools_raise() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/server/tools#error-handling"""
     async with Client(mcp) as client:
         with pytest.raises(Failure) as caught:
@@ -260,27 +260,27 @@ async def test_an_unknown_tool_is_a_failure() -> None:
         assert caught.value.code == -32602
 
 
-async def test_any_request_can_be_made() -> None:
+async def test_any_request_can_be_sent() -> None:
     """As it is on the wire."""
     async with Client(mcp) as client:
         raw = await client.request("tools/call", {"name": "count", "arguments": {"a": 1, "b": 2}})
         assert raw["resultType"] == "complete"
 
 
-async def test_a_client_outside_of_its_block_says_so() -> None:
+async def test_client_outside_its_block_raises() -> None:
     """Before anything is sent."""
     client = Client(mcp)
     with pytest.raises(ClientError, match="async with"):
         _ = client.revision
 
 
-def test_an_unknown_revision_is_refused_at_once() -> None:
+def test_unknown_revisions_are_refused_at_once() -> None:
     """The error names those that exist."""
     with pytest.raises(TargetError, match="2025-11-25"):
         Client(mcp, revision="2024-01-01")
 
 
-def test_scripts_need_no_await() -> None:
+def test_blocking_client_needs_no_await() -> None:
     """The same methods, each of which waits for its result."""
     with BlockingClient(mcp) as client:
         assert client.call("count", a=1, b=2, into=int) == 3

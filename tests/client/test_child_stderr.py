@@ -30,9 +30,7 @@ async def _said(path: Path, **chosen: object) -> None:
         await client.request("tools/call", {"name": "fail", "arguments": {}})
 
 
-async def test_a_server_that_the_client_starts_shows_its_prints_and_tracebacks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_stderr_of_started_servers_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Our choice: in a test by default, by a function, and never if the program says so."""
     path = tmp_path / "noisy.py"
     path.write_text(FILE, "utf-8")
@@ -51,7 +49,7 @@ async def test_a_server_that_the_client_starts_shows_its_prints_and_tracebacks(
     assert capsys.readouterr() == ("", "")
 
 
-async def test_a_line_of_another_server_cannot_steer_a_terminal(
+async def test_server_stderr_cannot_control_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our choice: what a server writes is text, wherever it's shown."""

@@ -33,7 +33,7 @@ NEVER = 0.05
 """A timeout that is meant to run out."""
 
 
-async def test_a_port_where_nobody_listens() -> None:
+async def test_closed_port_is_explained() -> None:
     """No server."""
     with pytest.raises(ConnectFailed) as caught:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
@@ -41,7 +41,7 @@ async def test_a_port_where_nobody_listens() -> None:
     assert_readable(caught.value, "There is no server at http://127.0.0.1:")
 
 
-async def test_a_host_that_does_not_exist() -> None:
+async def test_unknown_host_is_explained() -> None:
     """RFC 6761 §6.4: `.invalid` never resolves."""
     with pytest.raises(ConnectFailed) as caught:
         async with Client("http://nowhere.invalid/mcp"):
@@ -50,7 +50,7 @@ async def test_a_host_that_does_not_exist() -> None:
 
 
 @for_each("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])
-async def test_a_web_page_instead_of_json(status: str) -> None:
+async def test_web_page_instead_of_json_is_explained(status: str) -> None:
     """A wrong URL: somebody's home page."""
 
     async def behave(asked: Asked) -> None:
@@ -76,7 +76,7 @@ async def test_refused_credentials_say_what_to_do(status: str, words: str) -> No
         assert len(server.asked) == 1
 
 
-async def test_tls_is_asked_for_where_there_is_none() -> None:
+async def test_missing_tls_is_explained() -> None:
     """https:// for a server of http://, which takes the hello for a broken request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,7 +94,7 @@ async def test_tls_is_asked_for_where_there_is_none() -> None:
         server.close()
 
 
-async def test_a_certificate_that_nobody_knows(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_untrusted_certificate_is_explained(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A self-signed one: the text names the way out, and that way works."""
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = self_signed(folder)
@@ -125,7 +125,7 @@ async def test_a_certificate_that_nobody_knows(tmp_path_factory: pytest.TempPath
         server.close()
 
 
-async def test_a_read_is_repeated_when_a_connection_was_closed_while_it_was_idle() -> None:
+async def test_request_is_repeated_on_a_stale_connection() -> None:
     """RFC 9110 §9.2.2: what only reads may be sent again."""
     dead: list[str] = []
 
@@ -141,7 +141,7 @@ async def test_a_read_is_repeated_when_a_connection_was_closed_while_it_was_idle
 
 
 @for_each("supported", [["2099-01-01"], []])
-async def test_a_server_of_an_unknown_version(supported: list[str]) -> None:
+async def test_unknown_server_versions_are_explained(supported: list[str]) -> None:
     """The error names both sides' revisions."""
 
     async def behave(asked: Asked) -> None:
@@ -152,7 +152,7 @@ async def test_a_server_of_an_unknown_version(supported: list[str]) -> None:
     await fails(behave, UnknownVersion, "2026-07-28", *supported)
 
 
-async def test_a_handshake_that_answers_an_unknown_version() -> None:
+async def test_unknown_handshake_versions_are_explained() -> None:
     """The client doesn't guess."""
 
     async def behave(asked: Asked) -> None:
@@ -164,7 +164,7 @@ async def test_a_handshake_that_answers_an_unknown_version() -> None:
     await fails(behave, UnknownVersion, "1999-12-31")
 
 
-async def test_a_redirect_to_another_server_is_not_followed() -> None:
+async def test_cross_origin_redirects_are_not_followed() -> None:
     """The headers of a request, and what is in its body, are for one origin."""
 
     async def behave(asked: Asked) -> None:
@@ -173,7 +173,7 @@ async def test_a_redirect_to_another_server_is_not_followed() -> None:
     await fails(behave, NotMcp, "redirects to http://evil.example/mcp")
 
 
-async def test_a_redirect_to_another_path_is_followed() -> None:
+async def test_same_origin_redirects_are_followed() -> None:
     """A mounted application sends `/mcp` to `/mcp/`."""
 
     async def behave(asked: Asked) -> None:
@@ -187,7 +187,7 @@ async def test_a_redirect_to_another_path_is_followed() -> None:
         assert [asked.path for asked in server.asked] == ["/mcp", "/mcp/", "/mcp/"]
 
 
-async def test_a_forgotten_session_is_opened_again_and_the_call_repeated() -> None:
+async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management: on 404 the client
     starts a new session. The server hasn't looked at the request.
     """
@@ -208,7 +208,7 @@ async def test_a_forgotten_session_is_opened_again_and_the_call_repeated() -> No
         assert "mcp-session-id" not in [asked for asked in server.asked if asked.method == "initialize"][1].headers
 
 
-async def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
+async def test_broken_streams_are_resumed() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#resumability-and-redelivery"""
     call: list[Asked] = []
 
@@ -227,7 +227,7 @@ async def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
         assert (await client.call("x")).text == "done"
 
 
-async def test_a_stream_that_breaks_without_an_event_id_loses_its_call() -> None:
+async def test_broken_streams_without_event_id_fail_their_call() -> None:
     """There's no place to take it up at."""
 
     async def behave(asked: Asked) -> None:
@@ -257,7 +257,7 @@ async def test_many_calls_share_few_connections() -> None:
     assert most <= 3
 
 
-async def test_calls_that_wait_for_a_connection_can_be_cancelled() -> None:
+async def test_calls_waiting_for_a_connection_can_be_cancelled() -> None:
     """A place in the queue that nobody wants goes to the next."""
     go_on = asyncio.Event()
 
@@ -278,7 +278,7 @@ async def test_calls_that_wait_for_a_connection_can_be_cancelled() -> None:
             await second
 
 
-async def test_http_that_is_none() -> None:
+async def test_invalid_http_is_explained() -> None:
     """Another protocol at that port."""
 
     async def behave(asked: Asked) -> None:
@@ -287,7 +287,7 @@ async def test_http_that_is_none() -> None:
     await fails(behave, BadAnswer, "HTTP/1.1")
 
 
-async def test_a_client_leaves_no_connection_open() -> None:
+async def test_client_closes_its_connections() -> None:
     """Not after a good end, and not after a bad one."""
 
     async def behave(asked: Asked) -> None:
@@ -313,9 +313,7 @@ WAYS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 @for_each("how", ["cut", "silence"])
 @for_each("way", WAYS)
-async def test_a_server_that_does_not_answer_while_one_connects_is_not_called_another_kind_of_server(
-    way: str, how: str
-) -> None:
+async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> None:
     """A fixed defect: of a worker that stood still or died just then, clients said that it isn't an MCP server, or
     speaks no such revision. Whoever believes that doesn't try again.
     """
@@ -333,7 +331,7 @@ async def test_a_server_that_does_not_answer_while_one_connects_is_not_called_an
                 pass
 
 
-async def test_an_event_stream_that_breaks_before_it_names_an_address_is_a_lost_connection() -> None:
+async def test_event_stream_broken_before_endpoint_is_a_lost_connection() -> None:
     """As with a worker that dies just then."""
 
     async def behave(asked: Asked) -> None:

@@ -30,7 +30,7 @@ NEVER = 100_000.0
 """Seconds for a wait that mustn't end by itself."""
 
 
-async def test_a_resource_that_is_gone_with_the_old_session_ends_its_watch_and_no_other(soon: None) -> None:
+async def test_removed_resource_ends_only_its_watch(soon: None) -> None:
     """As a subscription of the per-request era would that the server doesn't take any more."""
     gone = False
 
@@ -146,7 +146,7 @@ ENDS: list[tuple[list[int], type[ClientError]]] = [([503, 502, 429, 403], Access
 
 @for_each(("statuses", "expected"), ENDS)
 @for_each("place", PLACES)
-async def test_a_server_that_refuses_for_good_ends_the_watch(
+async def test_permanent_refusal_ends_the_watch(
     place: str, statuses: list[int], expected: type[ClientError], soon: None
 ) -> None:
     """As in the per-request era: waiting wouldn't mend it. One that can't answer now is asked again."""
@@ -163,7 +163,7 @@ async def test_a_server_that_refuses_for_good_ends_the_watch(
 
 @pytest.mark.parametrize("during", ["a wait", "an attempt"])
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_client_that_is_closed_while_the_connection_is_made_again_leaves_nothing(
+async def test_closing_during_reconnect_leaves_nothing(
     place: str, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No task (`conftest.py`), no connection, and it doesn't wait for the next attempt."""
@@ -185,7 +185,7 @@ async def test_a_client_that_is_closed_while_the_connection_is_made_again_leaves
             await true(lambda: requests.link is None)
 
 
-async def test_credentials_that_no_longer_count_end_the_watch_and_new_ones_can_watch_again(soon: None) -> None:
+async def test_revoked_credentials_end_the_watch(soon: None) -> None:
     """The session is still there; only the stream is refused for a while."""
     refusing = False
 
@@ -207,7 +207,7 @@ async def test_credentials_that_no_longer_count_end_the_watch_and_new_ones_can_w
         assert greetings(server) == 1
 
 
-async def test_a_server_that_speaks_the_per_request_era_when_it_is_back_is_watched_by_its_rules(soon: None) -> None:
+async def test_watch_adapts_to_a_server_that_changed_era(soon: None) -> None:
     """It was replaced by a newer version."""
     newer = False
 

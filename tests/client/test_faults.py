@@ -27,7 +27,7 @@ NEVER = 0.05
 """A timeout that is meant to run out."""
 
 
-async def test_a_server_that_hangs_before_it_answers() -> None:
+async def test_server_that_hangs_before_its_response_times_out() -> None:
     """The timeout of one call; in the per-request era closing the connection is the cancel."""
     stuck = asyncio.Event()
 
@@ -43,7 +43,7 @@ async def test_a_server_that_hangs_before_it_answers() -> None:
         assert stuck.is_set()
 
 
-async def test_a_server_that_hangs_after_the_head_of_a_stream() -> None:
+async def test_server_that_hangs_after_the_stream_head_times_out() -> None:
     """The timeout covers the whole call, not only its first byte."""
 
     async def behave(asked: Asked) -> None:
@@ -55,7 +55,7 @@ async def test_a_server_that_hangs_after_the_head_of_a_stream() -> None:
             await client.call("x", timeout=NEVER)
 
 
-async def test_a_hanging_call_of_the_handshake_era_is_cancelled_at_the_server() -> None:
+async def test_timed_out_handshake_call_is_cancelled_at_the_server() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation"""
     told: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
     usual = greeting(lambda asked: asyncio.sleep(3600))
@@ -77,7 +77,7 @@ async def test_a_hanging_call_of_the_handshake_era_is_cancelled_at_the_server() 
 
 
 @for_each("streamed", [False, True])
-async def test_a_server_that_dies_in_the_middle_of_a_call(*, streamed: bool) -> None:
+async def test_server_death_during_a_call_is_explained(*, streamed: bool) -> None:
     """Nobody knows whether the tool ran: it isn't called again by itself."""
     calls = 0
 
@@ -93,7 +93,7 @@ async def test_a_server_that_dies_in_the_middle_of_a_call(*, streamed: bool) -> 
 
 
 @for_each("streamed", [False, True])
-async def test_the_answer_to_another_request(*, streamed: bool) -> None:
+async def test_response_to_another_request_is_ignored(*, streamed: bool) -> None:
     """A wrong id is never taken for the right one."""
 
     async def behave(asked: Asked) -> None:
@@ -121,7 +121,7 @@ async def test_the_answer_to_another_request(*, streamed: bool) -> None:
         b"\xff{}",
     ],
 )
-async def test_json_that_is_no_answer(body: bytes) -> None:
+async def test_json_that_is_not_a_response_is_explained(body: bytes) -> None:
     """Whatever stands in the body, it's one of two errors."""
 
     async def behave(asked: Asked) -> None:
@@ -134,7 +134,7 @@ async def test_json_that_is_no_answer(body: bytes) -> None:
 
 
 @for_each("result", [{}, {"content": 1}, {"content": [{"type": "hologram"}]}, {"content": [{}]}])
-async def test_a_result_of_the_wrong_shape(result: dict[str, object]) -> None:
+async def test_malformed_results_are_explained(result: dict[str, object]) -> None:
     """The text says which member."""
 
     async def behave(asked: Asked) -> None:
@@ -143,7 +143,7 @@ async def test_a_result_of_the_wrong_shape(result: dict[str, object]) -> None:
     await fails(discovering(behave), BadAnswer, "tools/call", "wrong shape")
 
 
-async def test_a_gigabyte_that_is_announced() -> None:
+async def test_announced_oversized_body_is_refused() -> None:
     """It isn't read."""
 
     async def behave(asked: Asked) -> None:
@@ -154,7 +154,7 @@ async def test_a_gigabyte_that_is_announced() -> None:
 
 
 @for_each("kind", ["body", "event", "line", "head"])
-async def test_a_gigabyte_that_is_not_announced(kind: str) -> None:
+async def test_unannounced_oversized_body_is_refused(kind: str) -> None:
     """The client stops at its limit, wherever the bytes stand."""
     sent = 0
     piece = b"x" * 65536
@@ -176,7 +176,7 @@ async def test_a_gigabyte_that_is_not_announced(kind: str) -> None:
     assert sent < 64 * 1024 * 1024
 
 
-async def test_a_bomb_of_notifications_ends_with_the_call_they_are_for() -> None:
+async def test_notification_flood_ends_with_its_call() -> None:
     """Notifications that nobody hears cost nothing but time, and the time is limited."""
     note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
 
@@ -190,7 +190,7 @@ async def test_a_bomb_of_notifications_ends_with_the_call_they_are_for() -> None
             await client.call("x", timeout=NEVER)
 
 
-async def test_a_bomb_of_notifications_for_a_slow_handler_is_cut_off() -> None:
+async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
     """What waits for a handler has a limit."""
     note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
 
@@ -210,7 +210,7 @@ async def test_a_bomb_of_notifications_for_a_slow_handler_is_cut_off() -> None:
         assert_readable(caught.value, "Options.max_waiting")
 
 
-async def test_progress_extends_the_timeout_but_not_for_ever() -> None:
+async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#timeouts"""
 
     async def behave(asked: Asked) -> None:
@@ -231,7 +231,7 @@ async def test_progress_extends_the_timeout_but_not_for_ever() -> None:
     assert steps
 
 
-async def test_a_server_error_is_a_failure_with_its_code_and_data() -> None:
+async def test_server_errors_raise_with_code_and_data() -> None:
     """JSON-RPC 2.0 §5.1"""
 
     async def behave(asked: Asked) -> None:
@@ -245,7 +245,7 @@ async def test_a_server_error_is_a_failure_with_its_code_and_data() -> None:
         assert (caught.value.code, caught.value.data) == (-32602, {"near": ["y"]})
 
 
-async def test_a_list_without_an_end_is_cut_off() -> None:
+async def test_endless_lists_are_cut_off() -> None:
     """A cursor that comes again leads nowhere."""
 
     async def behave(asked: Asked) -> None:
@@ -256,7 +256,7 @@ async def test_a_list_without_an_end_is_cut_off() -> None:
             await client.tools()
 
 
-async def test_all_pages_of_a_list_together_have_a_bound() -> None:
+async def test_total_size_of_a_list_is_bounded() -> None:
     """A server that sends page after page would fill memory otherwise."""
     count = 0
 

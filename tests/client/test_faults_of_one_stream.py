@@ -139,7 +139,7 @@ FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
 
 @for_each("way", WAYS)
 @for_each(("fault", "expected", "words", "timeout"), FAULTS)
-async def test_a_call_ends_with_one_sentence_whatever_the_stream_brings(
+async def test_malformed_streams_fail_with_one_sentence(
     way: str, fault: Fault, expected: type[ClientError], words: str, timeout: float
 ) -> None:
     """No call waits for ever, and no task outlives its client (`conftest.py`)."""
@@ -151,7 +151,7 @@ async def test_a_call_ends_with_one_sentence_whatever_the_stream_brings(
         assert_readable(caught.value, words)
 
 
-async def test_a_websocket_that_redirects_keeps_what_is_sent_to_its_own_origin() -> None:
+async def test_websocket_redirects_do_not_leak_credentials() -> None:
     """The headers of a client may hold a key under any name."""
     heard: list[str] = []
     places: list[str] = []
@@ -179,7 +179,7 @@ async def test_a_websocket_that_redirects_keeps_what_is_sent_to_its_own_origin()
     assert heard == []
 
 
-async def test_a_header_that_would_break_a_handshake_is_refused() -> None:
+async def test_invalid_handshake_headers_are_refused() -> None:
     """As it is over HTTP."""
     with pytest.raises(TargetError, match="aren't allowed in headers"):
         async with Client("ws://127.0.0.1:1/ws", headers={"X-Key": "a\r\nHost: b"}):
@@ -187,7 +187,7 @@ async def test_a_header_that_would_break_a_handshake_is_refused() -> None:
 
 
 @pytest.mark.parametrize("way", [*WAYS, "stdio"])
-async def test_notifications_that_a_handler_can_not_take_cut_the_stream_off(way: str, tmp_path: Path) -> None:
+async def test_notification_backlog_cuts_the_stream(way: str, tmp_path: Path) -> None:
     """What waits for a handler has a limit, on every transport."""
 
     async def slow(message: object) -> None:

@@ -90,7 +90,7 @@ def connect(target: Any, revision: str | None = None) -> Client:
 
 
 @pytest.mark.parametrize(("name", "transport", "asked", "spoken"), RUNS, ids=lambda value: value or "auto")
-async def test_a_python_server_offers_everything(
+async def test_official_python_server_works(
     running: Callable[[str, str], str], name: str, transport: str, asked: str | None, spoken: str
 ) -> None:
     """Tools with values and progress, resources, prompts; and questions, where the server asks."""
@@ -114,7 +114,7 @@ async def test_a_python_server_offers_everything(
 
 
 @pytest.mark.parametrize("transport", ["stdio", "http", "sse"])
-async def test_the_reference_server_in_typescript_offers_everything(transport: str, tmp_path: Path) -> None:
+async def test_typescript_reference_server_works(transport: str, tmp_path: Path) -> None:
     """It asks for roots by itself, and on the stream of its own."""
     with ExitStack() as stack:
         target: Any = [NODE, str(EVERYTHING), "stdio"]
@@ -143,7 +143,7 @@ async def test_the_reference_server_in_typescript_offers_everything(transport: s
             assert "file:///work" in (await client.call("get-roots-list")).text
 
 
-async def test_a_published_server_tells_the_time() -> None:
+async def test_published_time_server_works() -> None:
     """mcp-server-time, as its package installs it."""
     command = [str(ROOT / ".venv-mcp1" / "bin" / "mcp-server-time"), "--local-timezone", "UTC"]
     async with asyncio.timeout(2 * WAIT), connect(command) as client:
@@ -185,7 +185,7 @@ def site() -> Iterator[str]:
         server.shutdown()
 
 
-async def test_a_published_server_fetches_pages(site: str, tmp_path: Path) -> None:
+async def test_published_fetch_server_works(site: str, tmp_path: Path) -> None:
     """mcp-server-fetch, as its package installs it: a tool, a prompt, and what it refuses.
 
     It finds no Node on its path, because it would install packages with it.
@@ -227,7 +227,7 @@ def go_server(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("transport", ["stdio", "stateless", "http"])
-async def test_a_server_of_the_go_sdk_answers(go_server: str, transport: str, tmp_path: Path) -> None:
+async def test_go_sdk_server_works(go_server: str, transport: str, tmp_path: Path) -> None:
     """With and without sessions."""
     with ExitStack() as stack:
         target: Any = [go_server, "stdio"]

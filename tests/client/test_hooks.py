@@ -41,7 +41,7 @@ def conversation(url: str, handler: Handler) -> Conversation:
     return Conversation(url, handler, options, revision=None, headers={}, timeout=WAIT, on_log=None, on_change=None)
 
 
-async def test_questions_and_notifications_name_the_request_whose_stream_carried_them() -> None:
+async def test_questions_and_notifications_name_their_request() -> None:
     answers: list[Any] = []
     both = asyncio.Event()
     running: list[Asked] = []
@@ -91,7 +91,7 @@ async def test_questions_and_notifications_name_the_request_whose_stream_carried
     assert GREETING["protocolVersion"] == "2025-11-25"
 
 
-async def test_rounds_can_be_left_to_the_caller() -> None:
+async def test_rounds_can_be_handled_by_the_caller() -> None:
     async def behave(asked: Asked) -> None:
         await asked.result(OFFER if asked.method == "server/discover" else ASKS_BACK)
 

@@ -59,7 +59,7 @@ def kept(count: int) -> Kept:
     )
 
 
-def test_tokens_are_in_the_key_ring_and_not_in_the_file(ring: InMemory) -> None:
+def test_tokens_are_kept_in_the_key_ring(ring: InMemory) -> None:
     """However many; and fewer afterwards leave nothing behind."""
     store = default_store()
     assert isinstance(store, KeyringStore)
@@ -71,7 +71,7 @@ def test_tokens_are_in_the_key_ring_and_not_in_the_file(ring: InMemory) -> None:
     assert len(ring.kept) == 1
 
 
-def test_what_the_file_had_moves_into_the_key_ring(ring: InMemory) -> None:
+def test_tokens_in_the_file_move_to_the_key_ring(ring: InMemory) -> None:
     """For those who install `keyring` later."""
     FileStore().save(kept(1))
     store = default_store()
@@ -81,27 +81,27 @@ def test_what_the_file_had_moves_into_the_key_ring(ring: InMemory) -> None:
     assert store.load() == kept(1)
 
 
-def test_a_key_ring_that_is_locked_leaves_it_to_the_file(ring: InMemory) -> None:
+def test_locked_key_ring_falls_back_to_the_file(ring: InMemory) -> None:
     """Nobody is logged out by it."""
     ring.locked = True
     default_store().save(kept(1))
     assert FileStore().load() == kept(1) == default_store().load()
 
 
-def test_what_cannot_be_read_counts_as_none(ring: InMemory) -> None:
+def test_unreadable_tokens_are_ignored(ring: InMemory) -> None:
     """As with the file."""
     ring.kept[("millstream", "tokens 0")] = "{"
     assert default_store().load() == Kept({}, {})
 
 
-def test_without_the_extra_there_is_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_used_without_the_keyring_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """`keyring` is optional."""
     monkeypatch.setitem(sys.modules, "keyring", None)
     monkeypatch.delitem(sys.modules, "millstream.client._oauth.keyring_store", raising=False)
     assert isinstance(default_store(), FileStore)
 
 
-def test_a_system_without_a_key_ring_has_the_file(ring: InMemory) -> None:
+def test_file_is_used_without_a_system_key_ring(ring: InMemory) -> None:
     """Such as a server without a desktop."""
     keyring.set_keyring(NoKeyring())
     assert isinstance(default_store(), FileStore)

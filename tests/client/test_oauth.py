@@ -35,7 +35,7 @@ from patience import WAIT
 ISSUER = Issuer(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
 
 
-def test_a_challenge_is_read_with_its_quotes() -> None:
+def test_quoted_challenges_are_parsed() -> None:
     """RFC 9110 §11.6.1"""
     header = 'Bearer error="insufficient_scope", scope="a b", resource_metadata="https://x/y?z=1,2", n=1'
     assert read_challenges(header).parameters == {
@@ -49,7 +49,7 @@ def test_a_challenge_is_read_with_its_quotes() -> None:
     assert (both.schemes, both.parameters["scope"]) == ({"negotiate", "bearer", "dpop"}, "x")
 
 
-def test_a_hostile_challenge_is_read_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regular expressions took twelve seconds for 16 kB; for a megabyte, they would take hours."""
     assert read_challenges("Bearer " + "a" * MAX_LENGTH).schemes == frozenset()
     monkeypatch.setattr(challenges, "MAX_LENGTH", 1 << 20)
@@ -69,28 +69,28 @@ def test_a_hostile_challenge_is_read_in_linear_time(monkeypatch: pytest.MonkeyPa
         ({"error": "access_denied", "state": "s", "iss": "https://as.example"}, "access_denied"),
     ],
 )
-def test_an_answer_that_does_not_fit_is_refused(answer: dict[str, str], words: str) -> None:
+def test_malformed_oauth_responses_are_refused(answer: dict[str, str], words: str) -> None:
     """RFC 9207 §2.4 before anything else, then the state."""
     with pytest.raises(AccessDenied, match=words):
         code_of(answer, "s", ISSUER)
     assert code_of({"code": "c", "state": "s", "iss": "https://as.example"}, "s", ISSUER) == "c"
 
 
-def test_a_parameter_that_is_there_twice_is_refused() -> None:
+def test_duplicate_parameters_are_refused() -> None:
     """RFC 6749 §3.1"""
     with pytest.raises(AccessDenied, match="twice"):
         answer_of("/callback?code=a&code=b")
 
 
 @for_each("url", ["http://as.example/token", "http://192.168.0.1/token", "http://127.0.0.1.evil.example/"])
-def test_credentials_go_nowhere_without_tls_but_to_this_machine(url: str) -> None:
+def test_credentials_require_tls_except_on_loopback(url: str) -> None:
     """RFC 6749 §3.2: TLS is required."""
     with pytest.raises(AccessDenied, match="https"):
         parse_secure(url)
     assert parse_secure("http://127.0.0.1:1/token").port == 1
 
 
-def test_the_way_to_prove_who_we_are_is_the_issuers() -> None:
+def test_client_authentication_method_follows_the_issuer() -> None:
     """RFC 8414 §2, and what a registration says wins."""
     offered = Issuer(token_endpoint_auth_methods_supported=["client_secret_post"])
     assert method_of(offered, Registration("a", "b")) == "client_secret_post"
@@ -99,7 +99,7 @@ def test_the_way_to_prove_who_we_are_is_the_issuers() -> None:
     assert method_of(Issuer(), Registration("a")) == "none"
 
 
-def test_tokens_are_kept_in_a_file_that_only_you_can_read(tmp_path: Path) -> None:
+def test_token_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:
     """Ours: nobody else on the machine."""
     store = FileStore(tmp_path / "state" / "tokens.json")
     assert store.load() == Kept({}, {})
@@ -112,7 +112,7 @@ def test_tokens_are_kept_in_a_file_that_only_you_can_read(tmp_path: Path) -> Non
     assert store.load() == Kept({}, {})
 
 
-async def test_the_browser_comes_back_to_a_page_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 8252 §7.3; another path is none of ours."""
     loopback = Loopback()
     redirect = await loopback.open()
@@ -132,7 +132,7 @@ async def test_the_browser_comes_back_to_a_page_of_this_machine(monkeypatch: pyt
         await loopback.close()
 
 
-async def test_a_login_does_not_wait_for_what_else_the_browser_has_opened() -> None:
+async def test_login_does_not_wait_for_other_browser_connections() -> None:
     """A fixed defect: browsers connect more often than they ask, and on Python 3.12 the login waited for that."""
     loopback = Loopback()
     port = urlsplit(await loopback.open()).port
@@ -147,7 +147,7 @@ async def test_a_login_does_not_wait_for_what_else_the_browser_has_opened() -> N
 
 
 @pytest.mark.parametrize("kept", ["memory", "file"])
-async def test_many_calls_log_in_once_and_a_token_is_renewed_without_the_person(kept: str, tmp_path: Path) -> None:
+async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_path: Path) -> None:
     """One server is the resource and the issuer: it counts who comes. A file gives other objects each time."""
     visits = registrations = renewals = 0
     valid = {"t1"}
@@ -207,7 +207,7 @@ async def test_many_calls_log_in_once_and_a_token_is_renewed_without_the_person(
         assert store.load().tokens[str(parse(server.url))].refresh_token == "r"
 
 
-async def test_a_server_that_wants_tokens_of_another_server_gets_none() -> None:
+async def test_tokens_of_other_resources_are_not_requested() -> None:
     """RFC 9728 §3.3: the resource must be the one that was asked."""
 
     async def behave(asked: Asked) -> None:
@@ -243,7 +243,7 @@ def served(*, issuer: str, page: str, token: str, registration: str) -> Callable
 
 
 @pytest.mark.parametrize("evil", ["", "challenge", "issuer", "page", "token", "registration"])
-async def test_a_server_elsewhere_sends_nobody_to_this_machine(
+async def test_remote_servers_cannot_open_loopback_urls(
     evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What listens here often trusts whoever is here, and a server that is far away chooses these addresses."""
@@ -268,7 +268,7 @@ async def test_a_server_elsewhere_sends_nobody_to_this_machine(
         assert here.asked == []
 
 
-async def test_every_name_of_this_machine_counts() -> None:
+async def test_every_loopback_name_is_recognized() -> None:
     """A browser finds this machine by more names than localhost."""
     for host in ("localhost", "a.localhost", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"):  # noqa: S104
         with pytest.raises(AccessDenied, match="on this machine"):

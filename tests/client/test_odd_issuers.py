@@ -109,7 +109,7 @@ class World:
         {"token": {"access_token": "good"}},
     ],
 )
-async def test_what_issuers_say_carelessly_is_understood(world: dict[str, Any]) -> None:
+async def test_careless_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
     """Many write null where they mean nothing, and numbers as text."""
     odd = World(**world)
     async with asyncio.timeout(WAIT), rude(odd.behave) as server, odd.client(server.url) as client:
@@ -142,9 +142,7 @@ async def test_what_issuers_say_carelessly_is_understood(world: dict[str, Any]) 
         ({"back": {"code": None, "error_description": "one\ntwo" * 9999}}, AccessDenied, "one two"),
     ],
 )
-async def test_what_an_issuer_does_wrong_ends_the_login(
-    world: dict[str, Any], expected: type[ClientError], words: str
-) -> None:
+async def test_issuer_errors_end_the_login(world: dict[str, Any], expected: type[ClientError], words: str) -> None:
     """The person is asked once at most, and the server is shown nothing."""
     odd = World(**world)
     async with asyncio.timeout(WAIT), rude(odd.behave) as server:
@@ -155,7 +153,7 @@ async def test_what_an_issuer_does_wrong_ends_the_login(
     assert (odd.visits <= 1, odd.shown) == (True, [])
 
 
-async def test_a_person_may_take_longer_to_log_in_than_a_server_to_answer() -> None:
+async def test_login_may_take_longer_than_the_request_timeout() -> None:
     """The clocks stand still meanwhile; a second browser was opened when the first one's time was up."""
     slow = World()
     slow.go_on.clear()
@@ -172,7 +170,7 @@ async def test_a_person_may_take_longer_to_log_in_than_a_server_to_answer() -> N
     assert slow.visits == 1
 
 
-async def test_a_token_that_still_holds_is_used_while_its_issuer_is_away() -> None:
+async def test_valid_tokens_are_used_during_an_issuer_outage() -> None:
     """It's renewed thirty seconds before its end, which isn't its end."""
     away = World(issuer={"token_endpoint": "http://127.0.0.1:1/token"})
     store = MemoryStore()
@@ -183,7 +181,7 @@ async def test_a_token_that_still_holds_is_used_while_its_issuer_is_away() -> No
     assert (away.visits, set(away.shown)) == (0, {"Bearer old"})
 
 
-async def test_a_login_whose_browser_does_not_open_says_where_to_go(
+async def test_login_prints_the_url_if_no_browser_opens(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a machine without a screen."""
@@ -201,14 +199,14 @@ async def test_a_login_whose_browser_does_not_open_says_where_to_go(
         await loopback.close()
 
 
-def test_a_browser_that_comes_back_with_no_url() -> None:
+def test_malformed_browser_callbacks_are_ignored() -> None:
     """A program's own `visit` gives what it likes."""
     with pytest.raises(AccessDenied, match="isn't a URL"):
         answer_of("http://[bad")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0", "[" * 100_000, '{"tokens":{"x":5}}'])
-def test_a_broken_file_of_tokens_counts_as_none(text: str, tmp_path: Path) -> None:
+def test_broken_token_files_are_ignored(text: str, tmp_path: Path) -> None:
     """Whoever logs in again mends it."""
     store = FileStore(tmp_path / "tokens.json")
     store.path.write_text(text)
@@ -220,9 +218,7 @@ def test_a_broken_file_of_tokens_counts_as_none(text: str, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.json"]
 
 
-def test_tokens_that_cannot_be_written_last_as_long_as_the_program(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unwritable_tokens_last_for_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A home that is read-only, or full, is no reason to refuse a login that went well."""
     (tmp_path / "file").write_text("in the way")
     store = FileStore(tmp_path / "file" / "tokens.json")
@@ -235,7 +231,7 @@ def test_tokens_that_cannot_be_written_last_as_long_as_the_program(
     assert FileStore(store.path).load().tokens == {"x": Tokens("u")}
 
 
-def test_without_a_home_tokens_are_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_kept_in_memory_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user whom the system doesn't know, as in some containers."""
 
     def nowhere() -> Path:

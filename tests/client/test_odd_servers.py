@@ -44,14 +44,14 @@ def endless(start: bytes) -> Behave:
 
 
 @for_each("start", [b"2\r\n{}\r\n0\r\n", b"2;x="], ids=["trailers", "an extension of a chunk"])
-async def test_what_is_no_part_of_a_body_has_a_limit_too(start: bytes) -> None:
+async def test_chunk_extensions_and_trailers_are_bounded(start: bytes) -> None:
     """Without it, trailers fill the memory until the timeout."""
     letters = start if start.endswith(b"\n") else start + b"x" * 1_000_000
     await fails(discovering(endless(letters)), TooLarge, "beside its body")
 
 
 @for_each("kind", ["application/json", "text/event-stream"])
-async def test_a_compressed_answer_is_called_what_it_is(kind: str) -> None:
+async def test_compressed_responses_are_explained(kind: str) -> None:
     """The client says that it takes none: RFC 9110 §12.5.3, where nobody asks."""
 
     async def behave(asked: Asked) -> None:
@@ -61,7 +61,7 @@ async def test_a_compressed_answer_is_called_what_it_is(kind: str) -> None:
 
 
 @for_each("cut", [None, -4], ids=["whole", "almost whole"])
-async def test_a_second_answer_to_a_request_never_reaches_another_call(cut: int | None) -> None:
+async def test_duplicate_responses_never_reach_another_call(cut: int | None) -> None:
     """The connection was given to two calls at once."""
 
     async def behave(asked: Asked) -> None:
@@ -74,7 +74,7 @@ async def test_a_second_answer_to_a_request_never_reaches_another_call(cut: int 
     assert [result.text for result in results] == ["done"] * 6
 
 
-async def test_a_page_that_people_are_sent_to_changes_nothing_for_messages() -> None:
+async def test_url_elicitation_does_not_affect_messages() -> None:
     """A server that sends a GET of its endpoint to its documentation is still at its endpoint."""
 
     async def behave(asked: Asked) -> None:
@@ -94,7 +94,7 @@ async def test_a_page_that_people_are_sent_to_changes_nothing_for_messages() -> 
 
 
 @for_each("place", ["http://[bad", "file:///etc/passwd", "javascript:alert(1)"])
-async def test_a_redirect_to_what_is_no_url(place: str) -> None:
+async def test_invalid_redirect_targets_are_explained(place: str) -> None:
     """It ends like any other redirect that can't be followed."""
 
     async def behave(asked: Asked) -> None:
@@ -104,7 +104,7 @@ async def test_a_redirect_to_what_is_no_url(place: str) -> None:
 
 
 @for_each("number", [b"1e999", b"9" * 6000, b'"\xff"', b'{"deep":' * 900 + b"1" + b"}" * 900])
-async def test_structured_content_that_python_cannot_hold(number: bytes) -> None:
+async def test_unrepresentable_structured_content_is_explained(number: bytes) -> None:
     """It's read when the program asks for it, and fails as an answer of the wrong shape does, or not at all."""
 
     async def behave(asked: Asked) -> None:
@@ -134,7 +134,7 @@ async def test_structured_content_that_python_cannot_hold(number: bytes) -> None
         b'{"jsonrpc":"2.0","id":%d,"result":{}}' % 10**400,
     ],
 )
-async def test_an_answer_that_is_wrong_in_one_place(body: bytes) -> None:
+async def test_response_errors_name_the_path(body: bytes) -> None:
     """Letters that are no UTF-8, a server that wants something and doesn't say what, an endless number."""
 
     async def behave(asked: Asked) -> None:
@@ -155,7 +155,7 @@ async def test_an_answer_that_is_wrong_in_one_place(body: bytes) -> None:
     ],
     ids=lambda note: note["method"].removeprefix("notifications/"),
 )
-async def test_a_notification_of_the_wrong_shape_is_passed_over(note: dict[str, Any]) -> None:
+async def test_malformed_notifications_are_ignored(note: dict[str, Any]) -> None:
     """The call that it comes with goes on."""
     text = json.dumps({"jsonrpc": "2.0", **note}).replace("@", "io.modelcontextprotocol/subscriptionId")
 
@@ -171,7 +171,7 @@ async def test_a_notification_of_the_wrong_shape_is_passed_over(note: dict[str, 
             assert (await client.call("x")).text == "done"
 
 
-async def test_an_event_id_with_any_letters_is_sent_back_as_utf_8() -> None:
+async def test_event_ids_are_sent_back_as_utf_8() -> None:
     """WHATWG HTML §9.2.3: `Last-Event-ID` is encoded as UTF-8."""
     answer: list[bytes] = []
 
@@ -191,7 +191,7 @@ async def test_an_event_id_with_any_letters_is_sent_back_as_utf_8() -> None:
 
 
 @for_each("about", [5, [], {"name": 5}])
-async def test_a_server_that_introduces_itself_oddly_is_used_all_the_same(about: object) -> None:
+async def test_unusual_server_info_is_accepted(about: object) -> None:
     """Its name and version are for display only."""
 
     async def behave(asked: Asked) -> None:
@@ -205,7 +205,7 @@ async def test_a_server_that_introduces_itself_oddly_is_used_all_the_same(about:
         assert (await client.call("x")).text == "done"
 
 
-async def test_a_server_that_never_takes_a_notification_holds_nobody_up() -> None:
+async def test_unaccepted_notifications_do_not_block() -> None:
     """The end of the handshake, and what a program says later, have the client's timeout."""
     taken = ["notifications/initialized"]
 
@@ -226,7 +226,7 @@ async def test_a_server_that_never_takes_a_notification_holds_nobody_up() -> Non
     assert_readable(late.value, "roots/list_changed")
 
 
-async def test_a_server_that_puts_its_answer_off_for_ever_has_the_time_of_one_call() -> None:
+async def test_polling_shares_the_timeout_of_its_call() -> None:
     """A round without a question asks for patience; all of them together have the timeout of the call."""
 
     async def behave(asked: Asked) -> None:
@@ -238,7 +238,7 @@ async def test_a_server_that_puts_its_answer_off_for_ever_has_the_time_of_one_ca
         assert len(server.asked) < Options().max_rounds
 
 
-async def test_an_answer_of_ours_that_nobody_takes_does_not_stop_the_clock() -> None:
+async def test_undelivered_answers_do_not_pause_the_timeout() -> None:
     """While the server waits for us the clock of a call stands still; while we wait for the server it doesn't."""
 
     async def behave(asked: Asked) -> None:
@@ -253,7 +253,7 @@ async def test_an_answer_of_ours_that_nobody_takes_does_not_stop_the_clock() -> 
             await client.call("x", timeout=1)
 
 
-async def test_an_answer_of_a_handler_that_is_no_json_is_an_error_for_the_server() -> None:
+async def test_unserializable_handler_answers_are_errors_for_the_server() -> None:
     """Without one, the server would wait for ever."""
     said: list[Any] = []
 
@@ -275,7 +275,7 @@ async def test_an_answer_of_a_handler_that_is_no_json_is_an_error_for_the_server
     assert said[0]["error"]["message"] == "The client could not answer"
 
 
-async def test_a_stream_that_closes_at_once_each_time_is_not_asked_for_without_a_pause() -> None:
+async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
     """`retry: 0` and a message on each connection: it was asked for thousands of times a second."""
     streams: list[float] = []
     enough = asyncio.Event()
@@ -306,7 +306,7 @@ async def test_a_stream_that_closes_at_once_each_time_is_not_asked_for_without_a
         ("403 x", "application/problem+json", "", b'{"detail":"\xff"}', AccessDenied),
     ],
 )
-async def test_what_a_refusal_quotes_is_short_and_on_one_line(
+async def test_refusals_are_quoted_briefly_on_one_line(
     status: str, type: str, more: str, body: bytes, expected: type[ClientError]
 ) -> None:
     """A server may say much; a sentence is one."""

@@ -29,7 +29,7 @@ async def behave(asked: Asked) -> None:
         await asked.result(DONE)
 
 
-async def test_a_call_that_lacks_a_header_is_repeated_once_the_tools_are_known() -> None:
+async def test_calls_missing_a_parameter_header_are_repeated() -> None:
     """The client SHOULD list the tools and try again; later calls have the headers at once."""
     async with rude(discovering(behave)) as server, Client(server.url) as client:
         for _ in (1, 2):
@@ -41,7 +41,7 @@ async def test_a_call_that_lacks_a_header_is_repeated_once_the_tools_are_known()
         assert last["mcp-name"] == "x"
 
 
-async def test_a_tool_whose_annotations_break_the_rules_is_left_out() -> None:
+async def test_tools_with_invalid_header_annotations_are_dropped() -> None:
     """The others are there."""
     async with rude(discovering(behave)) as server, Client(server.url) as client:
         assert [tool.name for tool in await client.tools()] == ["x"]

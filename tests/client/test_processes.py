@@ -90,7 +90,9 @@ async def until(condition: Callable[[], bool]) -> None:
         ("hang", NoAnswer, "within"),
     ],
 )
-async def test_a_process_that_misbehaves(script: Path, tool: str, expected: type[ClientError], words: str) -> None:
+async def test_misbehaving_processes_are_explained(
+    script: Path, tool: str, expected: type[ClientError], words: str
+) -> None:
     """One sentence says what happened; the next call has a new process, or the same one where only a call failed."""
     options = Options(max_bytes=1_000_000)
     async with asyncio.timeout(WAIT), Client(script, options=options) as client:
@@ -103,14 +105,14 @@ async def test_a_process_that_misbehaves(script: Path, tool: str, expected: type
     assert not alive(second)
 
 
-async def test_a_program_that_ends_without_serving_gets_a_remedy(tmp_path: Path) -> None:
+async def test_programs_that_exit_at_once_get_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text("print('no mcp.run() here')\n", "utf-8")
     with pytest.raises(ConnectionLost, match=r"code 0.*millstream run FILE --transport stdio"):
         async with Client([sys.executable, str(tmp_path / "greet.py")], timeout=WAIT) as client:
             await client.tools()
 
 
-async def test_calls_side_by_side_end_with_the_process_that_ran_them(script: Path) -> None:
+async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
     """None waits for ever."""
     async with asyncio.timeout(WAIT), Client(script) as client:
         results = await asyncio.gather(
@@ -128,14 +130,14 @@ async def test_calls_side_by_side_end_with_the_process_that_ran_them(script: Pat
         "say('hello'); sys.exit(1)",
     ],
 )
-async def test_a_process_that_ends_at_once(tmp_path: Path, program: str) -> None:
+async def test_process_that_exits_at_once_is_explained(tmp_path: Path, program: str) -> None:
     """It gets a second life without the probe, and that is all."""
     with pytest.raises(ConnectionLost, match="The server exited"):
         async with asyncio.timeout(WAIT), Client(write(tmp_path, program)):
             pass
 
 
-async def test_a_process_that_ends_at_the_probe_is_spoken_to_the_old_way(tmp_path: Path) -> None:
+async def test_process_that_exits_on_the_probe_gets_a_handshake(tmp_path: Path) -> None:
     """Servers are known that take every first message but `initialize` for a crash."""
     program = """
         for line in sys.stdin:
@@ -155,7 +157,7 @@ async def test_a_process_that_ends_at_the_probe_is_spoken_to_the_old_way(tmp_pat
             assert (await client.call("x")).text == "done"
 
 
-async def test_a_server_that_never_answers_the_probe_is_spoken_to_the_old_way(tmp_path: Path) -> None:
+async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/basic/lifecycle: silence is no sign of the new era."""
     program = """
         for line in sys.stdin:
@@ -169,14 +171,14 @@ async def test_a_server_that_never_answers_the_probe_is_spoken_to_the_old_way(tm
         assert client.revision == "2024-11-05"
 
 
-async def test_a_greeting_on_standard_output_is_passed_over(tmp_path: Path) -> None:
+async def test_greeting_on_stdout_is_ignored(tmp_path: Path) -> None:
     """Programs print where they must not, and mean no harm."""
     script = write(tmp_path, "say('Welcome!')\nsay('')\nsay('[INFO] started')\n" + textwrap.dedent(LOOP))
     async with asyncio.timeout(WAIT), Client(script) as client:
         assert (await client.call("pid")).text
 
 
-async def test_a_process_that_ignores_every_signal_is_gone_all_the_same(tmp_path: Path) -> None:
+async def test_process_that_ignores_signals_is_killed(tmp_path: Path) -> None:
     """So are the processes that it has started: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle"""
     child = tmp_path / "child"
     program = f"""
@@ -193,7 +195,7 @@ async def test_a_process_that_ignores_every_signal_is_gone_all_the_same(tmp_path
         await until(lambda: not alive(int(child.read_text())))
 
 
-async def test_a_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
+async def test_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
     """Nor one that fails."""
     pid = tmp_path / "pid"
     script = write(tmp_path, f"open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(3600)")
@@ -211,7 +213,7 @@ async def test_a_cancelled_connect_leaves_no_process(tmp_path: Path) -> None:
         await until(lambda: not alive(int(pid.read_text())))
 
 
-async def test_a_close_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+async def test_cancelled_close_leaves_no_process(tmp_path: Path) -> None:
     """A fixed defect: cancelled before it came to the process, `close` left that running."""
     stays = "\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LOOP + "\n    time.sleep(3600)"
     async with asyncio.timeout(WAIT):
@@ -226,14 +228,14 @@ async def test_a_close_that_is_cancelled_leaves_no_process(tmp_path: Path) -> No
         await until(lambda: not alive(pid))
 
 
-async def test_a_program_that_does_not_exist() -> None:
+async def test_missing_programs_are_explained() -> None:
     """Before anything is started."""
     with pytest.raises(TargetError, match="There is no program 'no-such-program'"):
         async with Client("no-such-program --flag"):
             pass
 
 
-async def test_a_server_gets_no_secrets_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_processes_inherit_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what every program needs, and what it is given."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     program = LOOP.replace("str(os.getpid())", "")

@@ -46,14 +46,14 @@ HERE = "http://proxy.example:3128"
         ("http://[::1]/", {"ALL_PROXY": HERE}, None),
     ],
 )
-def test_the_environment_says_which_url_takes_a_proxy(url: str, variables: dict[str, str], found: str | None) -> None:
+def test_environment_selects_the_proxy_by_url(url: str, variables: dict[str, str], found: str | None) -> None:
     """As curl reads it; what is on this machine takes none."""
     proxy = proxy_for(parse(url), variables)
     assert (None if proxy is None else str(proxy)) == found
 
 
 @for_each("value", ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x"])
-def test_a_proxy_of_another_kind_is_refused(value: str) -> None:
+def test_unsupported_proxies_are_refused(value: str) -> None:
     """Going without it would send what was meant to stay inside."""
     with pytest.raises(TargetError, match="HTTPS_PROXY is not a proxy that can be used"):
         proxy_for(parse("https://a.example/"), {"HTTPS_PROXY": value})
@@ -118,7 +118,7 @@ async def done(asked: Asked) -> None:
     await asked.result(DONE)
 
 
-async def test_http_names_the_whole_url(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_http_proxy_requests_use_absolute_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy passes each request on, and its credentials go no further than to it."""
     async with rude(discovering(done)) as server, proxying(int(server.url.split(":")[2].split("/")[0])) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://ada:p%40ss@127.0.0.1:{proxy.port}")
@@ -151,7 +151,7 @@ async def secure(folder: Path, behave: Behave | None = None) -> AsyncGenerator[t
         server.close()
 
 
-async def test_https_goes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy sees a host and a port; the certificate is that of the server, and it's checked."""
     async with secure(tmp_path) as (port, trusting), proxying(port) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
@@ -172,7 +172,7 @@ async def test_https_goes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest.M
         ("", "gave no answer"),
     ],
 )
-async def test_a_proxy_that_refuses(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refusing_proxies_are_explained(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence is about the proxy, not about the server."""
     async with proxying(1) as proxy:
         proxy.answer = answer
@@ -183,7 +183,7 @@ async def test_a_proxy_that_refuses(answer: str, words: str, monkeypatch: pytest
         assert_readable(caught.value, "The proxy http://127.0.0.1:", words)
 
 
-async def test_a_proxy_that_wants_credentials_for_http(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_authentication_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same sentence as for a tunnel."""
     async with proxying(1) as proxy:
         proxy.answer = "407 Proxy Authentication Required"
@@ -194,7 +194,7 @@ async def test_a_proxy_that_wants_credentials_for_http(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_proxy_that_is_not_there(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_proxies_are_explained(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence says where its name comes from."""
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ConnectFailed, match=r"There is no proxy at .*, which the environment names"):

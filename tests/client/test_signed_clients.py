@@ -52,7 +52,7 @@ def head_of(form: dict[str, str]) -> dict[str, Any]:
 
 
 @for_each("kind", KEYS)
-async def test_an_issuer_knows_a_client_by_the_signature_of_any_usual_key(kind: str) -> None:
+async def test_issuers_accept_assertions_of_usual_keys(kind: str) -> None:
     """The algorithm is the key's own, and each assertion counts once."""
     desk = Desk(ServerStore(), clients=[auth.client("nightly", jwks=public(KEYS[kind]), scopes=["orders:read"])])
     sent = {"grant_type": "client_credentials", **signed(KEYS[kind], kind)}
@@ -64,7 +64,7 @@ async def test_an_issuer_knows_a_client_by_the_signature_of_any_usual_key(kind: 
     assert claims["exp"] - claims["iat"] <= 60
 
 
-async def test_the_algorithm_is_one_that_the_issuer_takes() -> None:
+async def test_signing_algorithm_follows_the_issuer() -> None:
     """RFC 8414 §2: RSA keys make two kinds, and Ed25519 has two names."""
     assert head_of(signed(KEYS["RS256"], "PS256", "ES256"))["alg"] == "PS256"
     assert [head_of(signed(KEYS["Ed25519"], *taken))["alg"] for taken in ((), ("Ed25519",))] == ["EdDSA", "Ed25519"]
@@ -75,7 +75,7 @@ async def test_the_algorithm_is_one_that_the_issuer_takes() -> None:
     assert (await Desk(ServerStore(), clients=[client]).post("/token", form)).status == 200
 
 
-async def test_a_key_has_the_name_that_the_issuer_gave_it() -> None:
+async def test_key_id_follows_the_registration() -> None:
     """Of several keys, `kid` says which; another name is another key."""
     client = auth.client("nightly", jwks=public(NIGHTLY, kid="2026"), scopes=["orders:read"])
     desk = Desk(ServerStore(), clients=[client])
@@ -94,20 +94,20 @@ async def test_a_key_has_the_name_that_the_issuer_gave_it() -> None:
         (NIGHTLY.as_pem(private=True, password="word").decode(), "without a password"),
     ],
 )
-def test_a_key_that_cannot_sign_is_refused_when_it_is_given(key: str, words: str) -> None:
+def test_keys_that_cannot_sign_are_refused(key: str, words: str) -> None:
     """Not at the first call, at night."""
     with pytest.raises(ValueError, match=words):
         OAuth(store=MemoryStore(), client_id="nightly").signing_with(key)
 
 
-def test_signatures_are_somebodys_and_take_the_place_of_a_secret() -> None:
+def test_assertions_replace_the_client_secret() -> None:
     """Without a name, no issuer could know whose key it is."""
     for given in ({}, {"client_id": "nightly", "client_secret": "s" * 32}):
         with pytest.raises(ValueError, match="no client_secret"):
             OAuth(store=MemoryStore(), **given).signing_with(pem(NIGHTLY))
 
 
-async def test_a_job_without_a_person_signs_its_way_in_to_our_own_server(tmp_path: Path) -> None:
+async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
     """From the refusal to the answer of the tool, over sockets."""
     file = tmp_path / "nightly.pem"
     file.write_text(pem(NIGHTLY))
@@ -122,7 +122,7 @@ async def test_a_job_without_a_person_signs_its_way_in_to_our_own_server(tmp_pat
         assert await credentials.sign_out(parse(f"{url}/mcp"))
 
 
-async def test_every_request_has_an_assertion_of_its_own_also_the_second_with_a_nonce() -> None:
+async def test_every_request_has_a_fresh_assertion() -> None:
     """RFC 9449 §8 sends a request again, and an assertion counts once."""
     async with issuing() as issuer:
         seen: list[str] = []
@@ -144,7 +144,7 @@ async def test_every_request_has_an_assertion_of_its_own_also_the_second_with_a_
         assert len({*seen}) == 2
 
 
-async def test_a_client_that_describes_itself_signs_too() -> None:
+async def test_metadata_document_clients_sign_assertions() -> None:
     """Its page has its keys; the id is the URL of the page. A secret-less client still says only its name."""
     async with issuing() as issuer:
         issuer.answers["/token"] = {"access_token": "t", "token_type": "Bearer"}
@@ -162,7 +162,7 @@ async def test_a_client_that_describes_itself_signs_too() -> None:
         assert b"client_assertion" not in bare
 
 
-async def test_an_issuer_that_registers_us_does_not_say_by_which_key_we_sign() -> None:
+async def test_registration_does_not_choose_the_signing_key() -> None:
     """Its answer is read for an id, a secret and a method."""
     async with issuing() as issuer:
         issuer.answers["/register"] = {

@@ -31,7 +31,7 @@ def place(target: Any) -> Place:
         ("https://bücher.example/mcp", "xn--bcher-kva.example", 443, "/mcp"),
     ],
 )
-def test_a_url_is_read(text: str, host: str, port: int, target: str) -> None:
+def test_url_targets_are_parsed(text: str, host: str, port: int, target: str) -> None:
     """RFC 3986; hosts in other letters by IDNA."""
     found = place(text)
     assert isinstance(found, Remote)
@@ -66,20 +66,20 @@ def test_a_url_is_read(text: str, host: str, port: int, target: str) -> None:
         (7, "int is not a server"),
     ],
 )
-def test_what_names_no_server_says_why(target: Any, words: str) -> None:
+def test_invalid_targets_are_explained(target: Any, words: str) -> None:
     """One sentence, with the way out where there is one."""
     with pytest.raises(TargetError, match=re.escape(words)) as caught:
         place(target)
     assert "\n" not in str(caught.value)
 
 
-def test_a_command_is_split_as_a_shell_would() -> None:
+def test_commands_are_split_like_a_shell() -> None:
     """Without a shell."""
     assert place("uvx 'my server' --flag") == Command(("uvx", "my server", "--flag"))
     assert place(["uvx", "my server"]) == Command(("uvx", "my server"))
 
 
-def test_a_script_is_run_by_its_interpreter(tmp_path: Path) -> None:
+def test_scripts_run_with_their_interpreter(tmp_path: Path) -> None:
     """One of ours by our command, since its `__main__` may do something else."""
     plain, ours, script = tmp_path / "plain.py", tmp_path / "ours.py", tmp_path / "s.mjs"
     plain.write_text("print()")
@@ -92,7 +92,7 @@ def test_a_script_is_run_by_its_interpreter(tmp_path: Path) -> None:
     assert started.argv[-4:] == ("run", str(ours), "--transport", "stdio")
 
 
-def test_a_configuration_names_its_servers(tmp_path: Path) -> None:
+def test_configurations_list_their_servers(tmp_path: Path) -> None:
     """As desktop applications write it."""
     given = {
         "mcpServers": {
@@ -113,14 +113,14 @@ def test_a_configuration_names_its_servers(tmp_path: Path) -> None:
         place(path)
 
 
-def test_a_server_object_is_one() -> None:
+def test_server_objects_are_targets() -> None:
     """It runs in this process."""
     server = Server("x")
     assert place(server) is server
 
 
 @for_each("headers", [{"X": "a\r\nY: b"}, {"X\n": "a"}, {"Host": "a"}, {"content-length": "1"}, {"X": "€"}, {"": "a"}])
-def test_headers_that_would_break_a_request_are_refused(headers: dict[str, str]) -> None:
+def test_invalid_request_headers_are_refused(headers: dict[str, str]) -> None:
     """RFC 9110 §5.5"""
     with pytest.raises(TargetError):
         check_headers(headers)

@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 @for_each(("scheme", "path", "transport", "revision"), WAYS)
-async def test_everything_is_offered_over_every_transport(
+async def test_every_feature_works_over_every_transport(
     server: Shared, scheme: str, path: str, transport: str, revision: str | None
 ) -> None:
     """Every revision that the transport has, and the one that the client finds by itself."""

@@ -67,7 +67,7 @@ async def until(changes: Changes, wanted: Change) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize(("scheme", "path", "revision"), WAYS)
-async def test_who_only_watches_hears_of_a_server_that_was_restarted(
+async def test_watchers_notice_a_restarted_server(
     scheme: str, path: str, revision: str, tmp_path: Path, soon: None
 ) -> None:
     """A fixed defect: the session or the connection was gone, and as the program asked nothing, for good."""
@@ -96,7 +96,7 @@ def timers(port: int) -> set[tuple[str, bool]]:
 @pytest.mark.server
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux shows the timers of connections")
 @pytest.mark.parametrize(("path", "revision"), [*(way[1:] for way in WAYS[:3]), ("/mcp", "2026-07-28")])
-async def test_the_kernel_asks_whether_a_silent_server_is_still_there(path: str, revision: str, tmp_path: Path) -> None:
+async def test_tcp_keepalive_detects_dead_servers(path: str, revision: str, tmp_path: Path) -> None:
     """A fixed defect: whoever watched a server whose machine lost its power watched it for ever."""
     port = free_port()
     with shop(port, tmp_path):
@@ -132,7 +132,7 @@ MORTAL = """
 
 
 @pytest.mark.server
-async def test_a_watched_process_that_dies_is_started_again(tmp_path: Path, soon: None) -> None:
+async def test_watched_processes_are_restarted(tmp_path: Path, soon: None) -> None:
     """As often as it takes: here it dies twice, the second time as soon as it's subscribed to."""
     script = tmp_path / "mortal.py"
     script.write_text(textwrap.dedent(MORTAL))
@@ -143,7 +143,7 @@ async def test_a_watched_process_that_dies_is_started_again(tmp_path: Path, soon
 
 
 @pytest.mark.server
-async def test_the_command_watch_goes_on_when_its_server_was_restarted(tmp_path: Path) -> None:
+async def test_watch_command_survives_a_server_restart(tmp_path: Path) -> None:
     """With the waits that people get."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"
@@ -170,7 +170,7 @@ async def test_the_command_watch_goes_on_when_its_server_was_restarted(tmp_path:
             await process.wait()
 
 
-async def test_the_per_request_era_says_once_that_a_connection_broke_and_only_to_who_watches() -> None:
+async def test_broken_connection_is_reported_once_to_watchers() -> None:
     """There, a watch takes care of itself: `on_change` hears what the other era tells."""
     sockets = 0
 
@@ -203,9 +203,7 @@ async def test_the_per_request_era_says_once_that_a_connection_broke_and_only_to
 
 
 @pytest.mark.parametrize("id", ["", "id: e1\n"], ids=["missed", "resumed"])
-async def test_a_stream_of_the_same_session_that_was_cut_says_whether_changes_may_be_missed(
-    id: str, soon: None
-) -> None:
+async def test_resumed_stream_reports_missed_changes(id: str, soon: None) -> None:
     """Without an event id, a server can't tell what was said meanwhile."""
     watched = asyncio.Event()
 
@@ -229,7 +227,7 @@ async def test_a_stream_of_the_same_session_that_was_cut_says_whether_changes_ma
         assert greetings(server) == 1
 
 
-async def test_a_stream_is_made_again_as_often_as_it_breaks_while_somebody_watches(soon: None) -> None:
+async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
     """A fixed defect: after five attempts it was given up, also for those who came to watch later."""
 
     async def streams(asked: Asked) -> None:
@@ -249,7 +247,7 @@ async def test_a_stream_is_made_again_as_often_as_it_breaks_while_somebody_watch
         assert greetings(server) == 1
 
 
-async def test_a_server_that_is_away_for_long_is_found_when_it_is_back(soon: None) -> None:
+async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
     """Neither the outage nor what a server says while it starts ends the watch, whatever the program tries."""
     away = False
     refusals: list[str] = []
@@ -287,7 +285,7 @@ async def test_a_server_that_is_away_for_long_is_found_when_it_is_back(soon: Non
         assert greetings(server) > 2
 
 
-async def test_who_watches_hears_again_though_a_call_of_the_program_tried_first_and_failed(soon: None) -> None:
+async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
     """A fixed defect: what was subscribed wasn't put back by the next connection, once an attempt to make it failed."""
     away = False
 
@@ -312,7 +310,7 @@ async def test_who_watches_hears_again_though_a_call_of_the_program_tried_first_
         assert [asked.method for asked in server.asked].count("resources/subscribe") == 2
 
 
-async def test_a_watch_that_is_opened_in_a_forgotten_session_begins_in_a_new_one(soon: None) -> None:
+async def test_watch_in_an_expired_session_starts_a_new_one(soon: None) -> None:
     """As a call would; it ended with `SessionLost`."""
 
     async def calls(asked: Asked) -> None:
@@ -324,7 +322,7 @@ async def test_a_watch_that_is_opened_in_a_forgotten_session_begins_in_a_new_one
         assert greetings(server) == 2
 
 
-async def test_a_callback_is_a_watcher_too(soon: None) -> None:
+async def test_callbacks_count_as_watchers(soon: None) -> None:
     """`on_change` hears what the handshake era tells by itself, and nothing if nobody keeps the connection."""
     heard: asyncio.Queue[Change] = asyncio.Queue()
 
@@ -343,7 +341,7 @@ async def test_a_callback_is_a_watcher_too(soon: None) -> None:
         assert greetings(server) == 2
 
 
-def test_waits_stay_numbers_however_often_an_attempt_has_failed() -> None:
+def test_backoff_stays_finite_after_many_failures() -> None:
     """A fixed defect: after a night without the server, 2 ** 1100 was too much, and the watch ended without a word."""
     reader = EventReader(1)
     reader.attempts = 5000

@@ -27,7 +27,7 @@ def note(asked: Asked, name: str, **params: Any) -> bytes:
     ).encode()
 
 
-async def test_a_subscription_that_breaks_is_opened_again_and_says_so() -> None:
+async def test_broken_subscriptions_are_reopened_and_reported() -> None:
     """What changed meanwhile is unknown: the change is `again`."""
     opened = 0
 
@@ -49,7 +49,7 @@ async def test_a_subscription_that_breaks_is_opened_again_and_says_so() -> None:
     assert opened == 2
 
 
-async def test_what_belongs_to_another_subscription_is_not_told() -> None:
+async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
     """Each has the id of its request."""
 
     async def behave(asked: Asked) -> None:
@@ -67,7 +67,7 @@ async def test_what_belongs_to_another_subscription_is_not_told() -> None:
 
 
 @for_each("how", ["error", "end", "close"])
-async def test_a_server_that_gives_no_subscription_is_not_asked_again_and_again(how: str) -> None:
+async def test_refused_subscriptions_are_not_retried(how: str) -> None:
     """Opening it fails at once."""
     asked_for = 0
 
@@ -109,7 +109,7 @@ async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
     assert seen == ["resources/subscribe", "tools/call", "resources/subscribe", "tools/call", "resources/unsubscribe"]
 
 
-async def test_attempts_that_fail_are_no_changes() -> None:
+async def test_failed_attempts_are_not_reported_as_changes() -> None:
     """A fixed defect: each attempt to reconnect to a dead server was `again`, before it could be true."""
     opened = 0
 

@@ -66,7 +66,7 @@ async def test_arguments_are_converted_and_json_text_is_decoded(revision: str) -
     assert not result.is_error
 
 
-async def test_decorators_take_names_titles_and_annotations() -> None:
+async def test_decorators_accept_names_titles_and_annotations() -> None:
     """With parentheses, with a name, without parentheses, and as a plain call."""
     mcp = FastMCP("shop", instructions="Buy.", website_url="https://shop.example")
 
@@ -149,7 +149,7 @@ async def test_values_become_content_and_structured_content() -> None:
         assert plain.structured_content is msgspec.UNSET
 
 
-async def test_media_blocks_and_whole_results_are_returned_as_they_are(tmp_path: Path) -> None:
+async def test_media_and_explicit_results_are_returned_unchanged(tmp_path: Path) -> None:
     """`Image(path=…)`, `Audio(data=…)`, content blocks, and a complete `CallToolResult`."""
     picture = tmp_path / "dot.png"
     picture.write_bytes(b"\x89PNG")
@@ -172,7 +172,7 @@ async def test_media_blocks_and_whole_results_are_returned_as_they_are(tmp_path:
     assert refused.meta["why"] == "closed"
 
 
-async def test_errors_have_the_texts_and_codes_of_the_sdk() -> None:
+async def test_errors_match_the_sdk() -> None:
     """Models know the text of a failed tool; a required URL is an error of the protocol."""
     mcp = FastMCP("errors")
 
@@ -198,7 +198,7 @@ async def test_errors_have_the_texts_and_codes_of_the_sdk() -> None:
             await client.read("gone://it")
 
 
-async def test_the_context_has_meta_headers_and_the_lifespan() -> None:
+async def test_context_has_meta_headers_and_lifespan() -> None:
     """`request_context`, `read_resource`, progress, and log messages."""
 
     @asynccontextmanager
@@ -237,7 +237,7 @@ def _request(number: int, method: str, params: dict[str, Any]) -> bytes:
 
 
 @for_each("revision", REVISIONS[1:])
-async def test_elicit_returns_what_the_user_did(revision: str) -> None:
+async def test_elicit_returns_the_action_of_the_user(revision: str) -> None:
     """The same function asks in both eras."""
     mcp = FastMCP("asking")
 
@@ -276,7 +276,7 @@ async def test_sampling_and_capabilities_ask_the_client() -> None:
 
 
 @for_each("revision", REVISIONS)
-async def test_a_function_with_validate_call_gets_the_context(revision: str) -> None:
+async def test_validate_call_functions_receive_the_context(revision: str) -> None:
     """The SDK's context is a model, so programs put `pydantic.validate_call` around their tools."""
     mcp = FastMCP("shop")
 
@@ -361,7 +361,7 @@ async def test_one_function_completes_every_argument() -> None:
     assert found["total"] == 7
 
 
-async def test_direct_calls_have_the_shapes_of_the_sdk() -> None:
+async def test_direct_calls_return_sdk_shapes() -> None:
     """Content, or content and structured content; errors of their own classes."""
     mcp = FastMCP("direct")
     mcp.tool("add")(lambda a, b: a + b)
@@ -386,7 +386,7 @@ async def test_direct_calls_have_the_shapes_of_the_sdk() -> None:
         await mcp.read_resource("none://")
 
 
-async def test_the_first_of_two_tools_with_one_name_stays(caplog: pytest.LogCaptureFixture) -> None:
+async def test_first_of_two_equal_tool_names_stays(caplog: pytest.LogCaptureFixture) -> None:
     """The second one is only a warning, as in the SDK."""
     mcp = FastMCP("twins")
     mcp.add_tool(lambda: "first", name="twin")
@@ -412,7 +412,7 @@ async def test_plain_functions_run_in_a_thread() -> None:
         assert (await client.call("where")).text == "thread"
 
 
-def test_a_wrong_option_is_refused() -> None:
+def test_unknown_options_are_refused() -> None:
     """A misspelled option would silently change nothing."""
     with pytest.raises(TypeError, match="statless_http"):
         FastMCP("wrong", statless_http=True)  # type: ignore[call-arg]
@@ -420,7 +420,7 @@ def test_a_wrong_option_is_refused() -> None:
         FastMCP("half", token_verifier=object())
 
 
-async def test_the_application_serves_the_programs_path_and_routes() -> None:
+async def test_application_serves_the_paths_of_the_program() -> None:
     """`streamable_http_path`, `custom_route`, and `session_manager.run()` around it all."""
     mcp = FastMCP("paths", host="shop.example", streamable_http_path="/talk", json_response=True, stateless_http=True)
 
@@ -436,7 +436,7 @@ async def test_the_application_serves_the_programs_path_and_routes() -> None:
     assert "mcp-session-id" not in opened.headers
 
 
-async def test_a_public_server_allows_no_website_to_call_its_tools() -> None:
+async def test_public_servers_send_no_cors_headers() -> None:
     """Without a list of origins, requests aren't checked, and pages get no CORS headers."""
     mcp = FastMCP("public", host="shop.example")
     called: list[str] = []

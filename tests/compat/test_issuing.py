@@ -47,7 +47,7 @@ def url(programs: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-async def test_our_client_signs_in(url: str) -> None:
+async def test_client_signs_in(url: str) -> None:
     """The page's settings. The tokens are bound to the origin, so HTTP+SSE can use them, too."""
     for path in ("/mcp", "/sse"):
         person = Person()
@@ -57,7 +57,7 @@ async def test_our_client_signs_in(url: str) -> None:
         assert person.visits == 1
 
 
-async def test_the_official_client_signs_in_refreshes_and_finds_itself_revoked(url: str) -> None:
+async def test_official_client_signs_in_and_refreshes(url: str) -> None:
     """The whole life of a grant, with the provider's own methods."""
     program = Program(url)
     program.person = Person()  # type: ignore[assignment]  another page, the same visit
@@ -117,7 +117,7 @@ def asking(registered: dict[str, Any], **changes: str | None) -> dict[str, str]:
         ({"state": "unwanted"}, "access_denied"),
     ],
 )
-def test_what_is_wrong_goes_back_to_the_client_with_its_state(
+def test_errors_redirect_to_the_client_with_state(
     url: str, registered: dict[str, Any], changes: dict[str, str], error: str
 ) -> None:
     """RFC 6749 §4.1.2.1; the last one is the provider's own refusal."""
@@ -133,16 +133,14 @@ def test_what_is_wrong_goes_back_to_the_client_with_its_state(
     "changes",
     [{"client_id": "nobody"}, {"client_id": "https://a.example/c.json"}, {"redirect_uri": "https://evil.example/"}],
 )
-def test_nobody_is_sent_to_an_address_that_the_client_has_not_registered(
-    url: str, registered: dict[str, Any], changes: dict[str, str]
-) -> None:
+def test_unregistered_redirect_uris_are_refused(url: str, registered: dict[str, Any], changes: dict[str, str]) -> None:
     """RFC 6749 §4.1.2.1: the person is told, and stays."""
     answer = httpx2.get(f"{url}/authorize", params=asking(registered, **changes), timeout=WAIT)
     assert answer.status_code == 400
     assert "location" not in answer.headers
 
 
-def test_an_error_takes_nobody_to_a_web_site_that_anybody_could_register(url: str) -> None:
+def test_errors_do_not_redirect_to_self_registered_sites(url: str) -> None:
     """RFC 9700 §4.11.2: the person sees where the link leads, and goes there by themselves."""
     back = "https://anywhere.example/back"
     registered = httpx2.post(f"{url}/register", json={"redirect_uris": [back]}, timeout=WAIT).json()
@@ -152,9 +150,7 @@ def test_an_error_takes_nobody_to_a_web_site_that_anybody_could_register(url: st
     assert "anywhere.example" in answer.text
 
 
-async def test_a_code_counts_once_and_for_its_client_verifier_and_secret_only(
-    url: str, registered: dict[str, Any]
-) -> None:
+async def test_codes_are_single_use_and_bound(url: str, registered: dict[str, Any]) -> None:
     """RFC 6749 §4.1.3, RFC 7636 §4.6. The provider forgets to take codes away: we count."""
     back = await Person().visit(f"{url}/authorize?{httpx2.QueryParams(asking(registered))}")
     said = parse_qs(urlsplit(back).query)
@@ -206,13 +202,13 @@ async def test_a_code_counts_once_and_for_its_client_verifier_and_secret_only(
         ({"redirect_uris": [BACK], "grant_types": ["client_credentials"]}, "invalid_client_metadata"),
     ],
 )
-def test_what_cannot_be_registered_is_refused(url: str, metadata: dict[str, Any], error: str) -> None:
+def test_invalid_registrations_are_refused(url: str, metadata: dict[str, Any], error: str) -> None:
     """RFC 7591 §3.2.2."""
     answer = httpx2.post(f"{url}/register", json=metadata, timeout=WAIT)
     assert (answer.status_code, answer.json()["error"]) == (400, error)
 
 
-def test_an_editor_registers_its_own_scheme_and_gets_the_answer_there(url: str) -> None:
+def test_editors_can_register_private_use_schemes(url: str) -> None:
     """As at our own authorization server; the URIs stay what they are, letter for letter."""
     answer = httpx2.post(f"{url}/register", json={"redirect_uris": CURSOR}, timeout=WAIT)
     assert (answer.status_code, answer.json()["redirect_uris"]) == (201, CURSOR), answer.text
@@ -221,7 +217,7 @@ def test_an_editor_registers_its_own_scheme_and_gets_the_answer_there(url: str) 
     assert back.headers["location"].startswith(f"{CURSOR[0]}?error=unsupported_response_type")
 
 
-def test_the_metadata_name_what_is_served_and_pages_of_any_origin_may_read_them(url: str) -> None:
+def test_metadata_matches_the_endpoints_and_allows_any_origin(url: str) -> None:
     """RFC 8414, RFC 9728."""
     answer = httpx2.get(
         f"{url}/.well-known/oauth-authorization-server", headers={"origin": "https://page.example"}, timeout=WAIT
@@ -244,7 +240,7 @@ def test_the_metadata_name_what_is_served_and_pages_of_any_origin_may_read_them(
 
 
 @for_each("issuer", ["http://myapp.com", "ftp://a.example", "https://a.example/?q"])
-def test_an_issuer_that_cannot_be_one_is_refused(issuer: str) -> None:
+def test_invalid_issuers_are_refused(issuer: str) -> None:
     """RFC 8414 §2, and http for development only."""
 
     class Nobody(OAuthAuthorizationServerProvider[Any, Any, Any]):
@@ -254,7 +250,7 @@ def test_an_issuer_that_cannot_be_one_is_refused(issuer: str) -> None:
         FastMCP("x", auth_server_provider=Nobody(), auth=AuthSettings(issuer_url=issuer))
 
 
-async def test_an_application_serves_the_endpoints_and_without_options_some_are_not_there() -> None:
+async def test_optional_endpoints_are_served_only_if_enabled() -> None:
     """As in the SDK: neither registration nor revocation unless the program says so."""
 
     class Broken(OAuthAuthorizationServerProvider[Any, Any, Any]):

@@ -45,7 +45,7 @@ def started(folder: Path, name: str, *arguments: str, by_command: bool = False) 
         process.wait(WAIT)
 
 
-async def test_a_program_run_directly_serves_stdio(programs: Path) -> None:
+async def test_programs_run_directly_serve_stdio(programs: Path) -> None:
     """The page's direct execution: `python server.py` is a command of a client."""
     async with Client([sys.executable, str(programs / "direct.py")], timeout=WAIT) as client:
         assert client.server.name == "My App"
@@ -53,7 +53,7 @@ async def test_a_program_run_directly_serves_stdio(programs: Path) -> None:
 
 
 @for_each("name", ["stateful.py", "stateless.py"])
-async def test_a_program_serves_streamable_http(programs: Path, name: str) -> None:
+async def test_programs_serve_streamable_http(programs: Path, name: str) -> None:
     """The page's two servers, started by their last line."""
     with started(programs, name) as port:
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
@@ -76,7 +76,7 @@ async def test_a_program_serves_streamable_http(programs: Path, name: str) -> No
     assert ("mcp-session-id" in opening.headers) == (name == "stateful.py")
 
 
-async def test_two_servers_are_mounted_in_one_application(programs: Path) -> None:
+async def test_two_servers_can_be_mounted_in_one_application(programs: Path) -> None:
     """The page's FastAPI application enters both session managers in its lifespan."""
     with started(programs, "mounted.py") as port:
         async with Client(f"http://127.0.0.1:{port}/echo/mcp", timeout=WAIT) as client:
@@ -85,7 +85,7 @@ async def test_two_servers_are_mounted_in_one_application(programs: Path) -> Non
             assert (await client.call("add_two", n=40)).text == "42"
 
 
-async def test_a_program_serves_http_sse(programs: Path) -> None:
+async def test_programs_serve_http_sse(programs: Path) -> None:
     """The page about SSE: connect to `/sse`, initialize, call."""
     with started(programs, "greet_sse.py") as port:
         async with Client(f"http://127.0.0.1:{port}/sse", timeout=WAIT) as client:
@@ -94,7 +94,7 @@ async def test_a_program_serves_http_sse(programs: Path) -> None:
 
 
 @for_each("by_command", [False, True], ids=["run()", "millstream run"])
-async def test_a_program_serves_routes_of_its_own_in_place_of_ours(programs: Path, by_command: bool) -> None:
+async def test_program_routes_replace_ours(programs: Path, by_command: bool) -> None:
     """`custom_route`: whoever serves the program serves them."""
     with started(programs, "own_routes.py", by_command=by_command) as port:
         url = f"http://127.0.0.1:{port}"
@@ -109,7 +109,7 @@ async def test_a_program_serves_routes_of_its_own_in_place_of_ours(programs: Pat
             assert (await client.call("add", a=1, b=2)).text == "3"
 
 
-async def test_middleware_of_the_program_stands_in_front_of_its_application(programs: Path) -> None:
+async def test_program_middleware_wraps_the_application(programs: Path) -> None:
     """The page with the key: its own middleware refuses with 403."""
     with started(programs, "keyed.py", "--auth-key", "ma_cle") as port:
         url = f"http://127.0.0.1:{port}/sse"
@@ -120,7 +120,7 @@ async def test_middleware_of_the_program_stands_in_front_of_its_application(prog
             assert "T" in (await client.call("get_current_time")).text
 
 
-async def test_a_provider_of_the_program_says_whose_a_token_is(programs: Path) -> None:
+async def test_program_provider_identifies_tokens(programs: Path) -> None:
     """The page's settings: a token without the scope, and a wrong one, are refused."""
     with started(programs, "signed_in.py") as port:
         url = f"http://127.0.0.1:{port}/mcp"

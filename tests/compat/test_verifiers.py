@@ -37,7 +37,7 @@ class Failing:
         raise RuntimeError("can't connect to postgres://shop:hunter2@10.0.0.5/tokens")
 
 
-async def test_what_a_verifier_fails_with_is_for_the_log_and_not_for_the_caller(
+async def test_verifier_errors_are_logged_and_not_returned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A fixed defect: callers without a valid token read the text of its error. Keys of the program don't reach it."""
@@ -75,7 +75,7 @@ class Issuing:
 
 
 @for_each("token", ["a", "r"])
-async def test_a_token_that_a_provider_takes_back_ends_what_it_has_opened_at_every_worker(token: str) -> None:
+async def test_provider_revocation_ends_streams_on_every_worker(token: str) -> None:
     """A fixed defect: streams went on until the end of the token, if there was one; one worker alone heard of it."""
     settings = AuthSettings(
         issuer_url="https://shop.example", resource_server_url="https://shop.example/mcp",

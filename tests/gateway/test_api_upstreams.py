@@ -78,7 +78,7 @@ async def shop(described: Callable[[int], Any] = lambda port: document()) -> Asy
             yield f"http://127.0.0.1:{running.port}", asked
 
 
-async def test_operations_are_tools_with_the_headers_that_the_operator_names() -> None:
+async def test_operations_become_tools_with_named_headers() -> None:
     async with shop() as (url, asked):
         mcp = Server("front", auth=known_keys())
         mcp.upstream(
@@ -123,7 +123,7 @@ async def test_operations_are_tools_with_the_headers_that_the_operator_names() -
     assert not any("evil" in each or each.startswith("GET /x") for each in asked)
 
 
-async def test_redirects_and_servers_elsewhere_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     async with shop() as (url, _):
         mcp = Server("front")
         mcp.upstream("shop", openapi=f"{url}/about.json", start_timeout=WAIT, prefix="")
@@ -147,7 +147,7 @@ async def test_redirects_and_servers_elsewhere_are_refused(caplog: pytest.LogCap
             assert reason in caplog.text
 
 
-async def test_a_fastapi_application_is_an_upstream_of_every_revision() -> None:
+async def test_fastapi_applications_work_as_upstreams() -> None:
     started: list[str] = []
 
     @asynccontextmanager
@@ -172,7 +172,7 @@ async def test_a_fastapi_application_is_an_upstream_of_every_revision() -> None:
     assert started == ["up", "down"] * len(BY_DATE)
 
 
-def test_what_an_api_cannot_have_is_refused_at_the_start() -> None:
+def test_invalid_api_options_are_refused_at_start() -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"openapi": 3}, "takes the URL or file"),
         ({"openapi": "x.json", "target": "http://x/mcp"}, "not both"),

@@ -26,7 +26,7 @@ def gateway(target: Any, store: str = "", **options: Any) -> Server:
     return mcp
 
 
-async def test_lists_come_from_the_store_while_the_upstream_is_down(tmp_path: Path) -> None:
+async def test_lists_come_from_the_store_during_an_outage(tmp_path: Path) -> None:
     """A call says so at once, and works again when the upstream is back."""
     store = f"sqlite:///{tmp_path / 'gateway.db'}"
     port = free_port()
@@ -83,7 +83,7 @@ async def test_lists_follow_the_upstream() -> None:
             assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
 
 
-async def test_names_that_are_taken_are_refused_with_both_places() -> None:
+async def test_conflicting_names_are_refused_with_both_sources() -> None:
     mcp = gateway(library(), prefix="")
 
     @mcp.tool
@@ -128,7 +128,7 @@ for line in sys.stdin:
 """
 
 
-async def test_descriptions_that_no_client_could_use_are_left_out() -> None:
+async def test_unusable_descriptions_are_dropped() -> None:
     async with Client(gateway([sys.executable, "-c", ODD]), timeout=WAIT) as client:
         tool, bare = (await client.request("tools/list"))["tools"]
         named = {"name": "shop_good", "_meta": {"x": 1}, "future": [1]}
@@ -138,7 +138,7 @@ async def test_descriptions_that_no_client_could_use_are_left_out() -> None:
         assert result.is_error
 
 
-async def test_a_gateway_runs_in_one_event_loop_at_a_time() -> None:
+async def test_gateway_runs_in_one_event_loop() -> None:
     mcp = Server("front")
     mcp.upstream("shop", [sys.executable, "-c", ODD], start_timeout=WAIT)
 

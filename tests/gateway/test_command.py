@@ -23,7 +23,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=WAIT, cwd=ROOT, check=False)
 
 
-async def test_the_example_offers_what_its_policy_says(tmp_path: Path) -> None:
+async def test_example_follows_its_policy(tmp_path: Path) -> None:
     """docs/how-to/decide-who-sees-which-tool.md."""
     pytest.importorskip("re2")
     keys, port = KeyFile(tmp_path / "keys.json"), free_port()
@@ -42,7 +42,7 @@ async def test_the_example_offers_what_its_policy_says(tmp_path: Path) -> None:
             assert {each.name for each in await client.tools()} == {"shop_search_books"}
 
 
-async def test_a_file_of_an_application_is_one_server_on_stdio(tmp_path: Path) -> None:
+async def test_mcp_servers_file_works_over_stdio(tmp_path: Path) -> None:
     file = tmp_path / "mcp.json"
     shop = {"command": sys.executable, "args": ["examples/gateway/shop.py"]}
     file.write_text(json.dumps({"mcpServers": {"one": shop, "two": shop}}), "utf-8")

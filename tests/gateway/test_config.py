@@ -47,7 +47,7 @@ def write(folder: Path, text: str, name: str = "gateway.toml") -> Path:
     return path
 
 
-def test_a_file_has_the_options_of_the_code(tmp_path: Path) -> None:
+def test_file_options_match_the_code(tmp_path: Path) -> None:
     path = write(tmp_path, FILE)
     config = load_file(path, {"HOME_OF_DATA": "/data"})
     assert (config.name, config.store, config.settings) == (
@@ -110,7 +110,7 @@ MISTAKES = {
 }
 
 
-def test_every_mistake_in_toml_names_file_line_and_remedy(tmp_path: Path) -> None:
+def test_toml_mistakes_name_file_line_and_fix(tmp_path: Path) -> None:
     for text, expected in MISTAKES.items():
         if "env = {" in text:
             text = text.replace("env = {\n# }\n}\n", "")  # noqa: PLW2901  TOML 1.0 has no such tables
@@ -142,7 +142,7 @@ CODE = """{
 }"""
 
 
-def test_files_of_applications_are_read_as_they_write_them(tmp_path: Path) -> None:
+def test_application_files_are_read_as_written(tmp_path: Path) -> None:
     files, web = load_file(write(tmp_path, CLAUDE, "mcp.json"), {"FOLDER": "/f", "KEY": "k"}).upstreams
     assert (files.target, files.env) == (["npx", "-y", "files", "/f"], {"KEY": "k"})
     assert (web.name, web.prefix, web.headers) == ("my web", "my-web", {"Authorization": "Bearer k"})
@@ -165,7 +165,7 @@ def test_files_of_applications_are_read_as_they_write_them(tmp_path: Path) -> No
             load_file(write(tmp_path, text, "mcp.json"))
 
 
-def test_policies_of_programs_are_checked_as_those_of_files_are() -> None:
+def test_policies_in_code_are_checked_like_files() -> None:
     assert UpstreamPolicy(deny=["a*"]).deny == ("a*",)  # type: ignore[arg-type]  # what people write
     for options in ({"deny": "delete_*"}, {"limit": "often"}, {"tools": {"x": {"limit": 3}}}, {"cost": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} can't be"):

@@ -26,7 +26,7 @@ from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 
 
-async def test_each_person_calls_with_the_account_that_they_connected() -> None:
+async def test_calls_use_the_account_of_their_user() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.listed("up_who")
@@ -44,7 +44,7 @@ async def test_each_person_calls_with_the_account_that_they_connected() -> None:
 
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
-async def test_a_call_asks_its_person_to_open_the_page_and_goes_on_once_they_have_connected(revision: str) -> None:
+async def test_call_continues_after_its_user_connects(revision: str) -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await bob.sign_in(BOB)
@@ -62,7 +62,7 @@ async def test_a_call_asks_its_person_to_open_the_page_and_goes_on_once_they_hav
         assert [(each.mode, each.url) for each in asked] == [("url", f"{gate.base}/connections")]
 
 
-async def test_an_account_at_a_server_that_is_its_own_authorization_server() -> None:
+async def test_upstream_can_be_its_own_authorization_server() -> None:
     async with serving(scopes=["shop:use"]) as url, gateway(f"{url}/mcp") as gate, Browser(gate.base) as alice:
         await alice.sign_in(ALICE)
         back = await Person().visit(await alice.leave())
@@ -75,7 +75,7 @@ async def test_an_account_at_a_server_that_is_its_own_authorization_server() -> 
         assert "needs your account" in await gate.call(ALICE, "up_who")
 
 
-async def test_a_person_who_declines_is_told_how_to_connect_later() -> None:
+async def test_declining_explains_how_to_connect_later() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.listed("up_who")
@@ -83,7 +83,7 @@ async def test_a_person_who_declines_is_told_how_to_connect_later() -> None:
             assert "You haven't connected it" in (await client.call("up_who", raise_on_error=False)).text
 
 
-async def test_a_call_that_needs_more_rights_asks_for_them_and_goes_on() -> None:
+async def test_call_continues_after_a_step_up() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
         await gate.listed("up_write")
@@ -102,7 +102,7 @@ async def test_a_call_that_needs_more_rights_asks_for_them_and_goes_on() -> None
         assert scopes == ["books:read books:write"]
 
 
-async def test_an_anonymous_server_with_personal_connections_does_not_start() -> None:
+async def test_personal_connections_require_authentication() -> None:
     async with world() as other:
         mcp = Server("open")
         mcp.upstream("up", other.url, auth=per_user_oauth())
@@ -113,7 +113,7 @@ async def test_an_anonymous_server_with_personal_connections_does_not_start() ->
 # Tokens
 
 
-async def test_an_expired_token_is_refreshed_once_for_all_calls_and_kept_when_its_caller_gives_up() -> None:
+async def test_expired_tokens_are_refreshed_once_for_all_calls() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
@@ -142,7 +142,7 @@ async def test_an_expired_token_is_refreshed_once_for_all_calls_and_kept_when_it
         assert [each["grant_type"] for each in accounts.forms] == ["refresh_token"]
 
 
-async def test_an_outage_of_the_authorization_server_ends_no_connection_and_is_no_failure_of_the_upstream() -> None:
+async def test_authorization_server_outage_keeps_connections() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.listed("up_who")
@@ -159,7 +159,7 @@ async def test_an_outage_of_the_authorization_server_ends_no_connection_and_is_n
         assert (await gate.mcp.start()).host.degraded() == []
 
 
-async def test_a_refused_token_is_refreshed_once_and_an_ended_grant_asks_for_another_connection() -> None:
+async def test_refused_tokens_are_refreshed_once() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
@@ -176,7 +176,7 @@ async def test_a_refused_token_is_refreshed_once_and_an_ended_grant_asks_for_ano
 
 
 @pytest.mark.server
-async def test_an_account_that_cannot_list_an_upstream_takes_it_from_no_one(
+async def test_failing_account_does_not_hide_the_upstream_from_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     redis = shared_servers(RedisServer)
@@ -198,7 +198,7 @@ async def test_an_account_that_cannot_list_an_upstream_takes_it_from_no_one(
             assert (await two.mcp.start()).host.degraded() == []
 
 
-async def test_resources_of_one_person_are_not_listed_for_others() -> None:
+async def test_personal_resources_are_not_listed_for_others() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
         other.mcp.resource("note://ada/1", name="note")(lambda: "private")
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
@@ -210,7 +210,7 @@ async def test_resources_of_one_person_are_not_listed_for_others() -> None:
 
 
 @pytest.mark.server
-async def test_a_connection_is_one_for_all_workers_and_its_token_is_refreshed_by_one_of_them() -> None:
+async def test_workers_share_connections_and_refreshes() -> None:
     redis = shared_servers(RedisServer)
     redis.flush()
     async with (
@@ -256,7 +256,7 @@ async def everything(gate: Gateway) -> tuple[list[str], list[bytes]]:
 # Attacks
 
 
-async def test_an_answer_counts_once_in_the_browser_and_for_the_person_who_began() -> None:
+async def test_connection_callbacks_are_bound_and_single_use() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
         accounts = other.accounts
         await alice.sign_in(ALICE)
@@ -286,7 +286,7 @@ async def test_an_answer_counts_once_in_the_browser_and_for_the_person_who_began
         assert "Not connected" in await alice.page()
 
 
-async def test_an_authorization_server_that_reads_metadata_finds_it_without_credentials() -> None:
+async def test_client_metadata_is_public() -> None:
     async with issuing() as issuer, world() as other:
         methods = [auth.oidc(issuer.url, audience="https://gateway.example/mcp"), auth.keys(ALICE)]
         other.accounts.about = {"client_id_metadata_document_supported": True}
@@ -302,7 +302,7 @@ async def test_an_authorization_server_that_reads_metadata_finds_it_without_cred
             assert (refused.status_code, "Open https://gateway.example/connections" in refused.text) == (400, True)
 
 
-async def test_people_sign_in_to_the_page_of_the_gateway_and_find_their_connections_beside_it() -> None:
+async def test_connections_page_is_linked_from_the_gateway_page() -> None:
     async with (
         world() as other,
         gateway(other.url, pages="web", methods=auth.keys(ALICE)) as gate,
@@ -313,7 +313,7 @@ async def test_people_sign_in_to_the_page_of_the_gateway_and_find_their_connecti
         assert (reply.status_code, 'href="connections"' in reply.text) == (200, True)
 
 
-async def test_forms_of_other_sites_change_nothing() -> None:
+async def test_cross_site_forms_are_refused() -> None:
     async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
@@ -326,7 +326,7 @@ async def test_forms_of_other_sites_change_nothing() -> None:
             assert (await stranger.send("connect")).status_code == 401
 
 
-async def test_metadata_that_names_another_server_or_a_private_address_gets_nothing() -> None:
+async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
     async with world() as other:
         met: list[Asked] = []
 

@@ -70,7 +70,7 @@ async def echo() -> AsyncIterator[Echo]:
         yield world
 
 
-async def test_without_credentials_nothing_of_the_caller_goes_upstream() -> None:
+async def test_caller_credentials_do_not_go_upstream() -> None:
     async with echo() as other, gateway(other.url, auth=None) as gate:
         for revision in ("2025-06-18", "2026-07-28"):
             await gate.call(ALICE, "up_who", revision=revision, headers={"x-tenant": "blue", "cookie": "a=b"})
@@ -79,7 +79,7 @@ async def test_without_credentials_nothing_of_the_caller_goes_upstream() -> None
         assert ALICE not in str(headers)
 
 
-async def test_secrets_come_from_variables_and_files_and_are_shown_nowhere(
+async def test_secrets_come_from_variables_and_files_and_stay_hidden(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -104,7 +104,7 @@ async def test_secrets_come_from_variables_and_files_and_are_shown_nowhere(
     assert SECRET not in caplog.text
 
 
-async def test_a_rotated_file_counts_without_a_restart(tmp_path: Path) -> None:
+async def test_rotated_secret_files_apply_without_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
     async with echo() as other, gateway(other.url, auth=bearer(file=str(file))) as gate:
@@ -115,7 +115,7 @@ async def test_a_rotated_file_counts_without_a_restart(tmp_path: Path) -> None:
         assert other.refusals == 1
 
 
-async def test_options_that_cannot_work_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_credential_options_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_THERE", raising=False)
     url = "http://127.0.0.1:9/mcp"
     for options, words in (
@@ -140,14 +140,14 @@ async def test_options_that_cannot_work_stop_the_start(monkeypatch: pytest.Monke
             convert(given, Credentials)
 
 
-def test_the_file_and_the_program_of_the_how_to_mean_the_same() -> None:
+def test_how_to_file_and_program_are_equivalent() -> None:
     file = {each.name: each.auth for each in load_file(EXAMPLES / "accounts.toml").upstreams}
     program = {each.name: each for each in run_path(str(EXAMPLES / "accounts.py"))["mcp"].definition.upstreams}
     assert file == {name: each.auth for name, each in program.items()}
     assert list(program["stock"].forward_headers) == ["x-tenant"]
 
 
-async def test_named_headers_of_the_caller_go_along_and_never_on_a_connection_of_another(
+async def test_forwarded_headers_stay_with_their_caller(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     names = ["x-tenant", "authorization"]
@@ -167,7 +167,7 @@ async def test_named_headers_of_the_caller_go_along_and_never_on_a_connection_of
         assert not any("x-other" in each for each in other.seen)
 
 
-async def test_a_redirect_to_another_origin_does_not_carry_credentials() -> None:
+async def test_cross_origin_redirects_drop_credentials() -> None:
     async with echo() as evil, echo() as other, gateway(other.url, auth=bearer("t")) as gate:
         other.redirect = evil.url
         assert "Try again later" in await gate.call(ALICE, "up_who")
@@ -175,7 +175,7 @@ async def test_a_redirect_to_another_origin_does_not_carry_credentials() -> None
         assert evil.refusals == 0
 
 
-async def test_credentials_reach_an_upstream_over_a_websocket() -> None:
+async def test_credentials_are_sent_over_websockets() -> None:
     mcp = Server("elsewhere", serve="hub", auth=auth.keys(named={"up": SECRET}))
 
     @mcp.tool
@@ -194,7 +194,7 @@ async def test_credentials_reach_an_upstream_over_a_websocket() -> None:
 
 
 @pytest.mark.server
-async def test_all_workers_share_one_token_of_the_gateway() -> None:
+async def test_workers_share_one_gateway_token() -> None:
     redis = shared_servers(RedisServer)
     redis.flush()
     async with world() as other:
@@ -213,7 +213,7 @@ async def test_all_workers_share_one_token_of_the_gateway() -> None:
             assert len(keys) == 1
 
 
-async def test_a_refused_token_of_the_gateway_is_replaced_once() -> None:
+async def test_refused_gateway_tokens_are_replaced_once() -> None:
     async with world() as other:
         options = client_credentials("gw", "s3cret", token_url=f"{other.accounts.url}/token")
         async with gateway(other.url, auth=options) as gate:
@@ -242,7 +242,7 @@ async def exchanging(other: Any) -> AsyncIterator[Any]:
         yield gate, sign
 
 
-async def test_each_caller_gets_a_token_in_exchange_for_their_own() -> None:
+async def test_token_exchange_is_per_caller() -> None:
     async with world() as other, exchanging(other) as (gate, sign):
         ada, brian, reader = sign(sub="ada"), sign(sub="brian"), sign(sub="ada", scope="orders:read", client_id="other")
         await gate.listed("up_who", ada)
@@ -259,7 +259,7 @@ async def test_each_caller_gets_a_token_in_exchange_for_their_own() -> None:
         assert "an API key can't be exchanged" in await gate.call(ALICE, "up_who")
 
 
-async def test_a_refusal_to_exchange_is_the_callers_own() -> None:
+async def test_refused_exchange_affects_only_its_caller() -> None:
     async with world() as other, exchanging(other) as (gate, sign):
         await gate.listed("up_who", ada := sign(sub="ada"))
         other.accounts.fails = "invalid_target"

@@ -23,7 +23,7 @@ def gateway(folder: Path, name: str, **urls: str) -> str:
     return str(path)
 
 
-async def test_two_gateways_behind_each_other_offer_what_is_theirs(tmp_path: Path) -> None:
+async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
     """One of the two takes the other out of what it offers, and says so; calls don't go round."""
     ports = [free_port(), free_port()]
     urls = [f"http://127.0.0.1:{port}/mcp" for port in ports]
@@ -43,7 +43,7 @@ async def test_two_gateways_behind_each_other_offer_what_is_theirs(tmp_path: Pat
                 assert "Ordered 1 for me" in (await client.call("shop_order", isbn="1", account="me")).text
 
 
-async def test_a_gateway_behind_itself_offers_the_rest(tmp_path: Path) -> None:
+async def test_gateway_behind_itself_offers_the_rest(tmp_path: Path) -> None:
     port = free_port()
     target = gateway(tmp_path, "self", again=f"http://127.0.0.1:{port}/mcp")
     with serving(millstream(target, port), port, tmp_path / "log"):

@@ -80,7 +80,7 @@ def greedy() -> Server:
     return mcp
 
 
-async def test_names_and_uris_with_a_prefix_reach_the_upstream_of_that_prefix() -> None:
+async def test_prefixed_names_reach_the_upstream_of_the_prefix() -> None:
     mcp = Server("front")
     mcp.upstream("greedy", greedy(), prefix="", start_timeout=WAIT)
     mcp.upstream("files", files(), start_timeout=WAIT)
@@ -93,14 +93,14 @@ async def test_names_and_uris_with_a_prefix_reach_the_upstream_of_that_prefix() 
         assert (await client.read("other://x"))[0].text == "greedy other://x"
 
 
-async def test_links_have_the_prefix_however_the_upstream_writes_them() -> None:
+async def test_links_are_prefixed_in_every_spelling() -> None:
     mcp = Server("front")
     mcp.upstream("odd", [sys.executable, "-c", ESCAPES], start_timeout=WAIT)
     async with Client(mcp, timeout=WAIT) as client:
         assert (await client.call("odd_link")).content[0].uri == "file://odd/files/secret"
 
 
-async def test_instructions_are_pinned_as_definitions_are() -> None:
+async def test_instructions_are_pinned_like_definitions() -> None:
     for first_seen, told in (("accept", True), ("quarantine", False)):
         mcp = Server("front")
         policy = UpstreamPolicy(first_seen=first_seen)
@@ -109,7 +109,7 @@ async def test_instructions_are_pinned_as_definitions_are() -> None:
             assert ("Be kind." in client.instructions) is told
 
 
-async def test_schemas_of_an_api_that_grow_with_its_operations_are_bounded() -> None:
+async def test_api_schemas_are_bounded() -> None:
     """Each schema has copies of the definitions that it refers to."""
     large = {
         "type": "object",
@@ -131,7 +131,7 @@ async def test_schemas_of_an_api_that_grow_with_its_operations_are_bounded() -> 
         assert tool.output_schema is None
 
 
-async def test_a_caller_who_crashes_their_own_process_takes_none_from_others() -> None:
+async def test_crashing_process_affects_only_its_caller() -> None:
     mcp = Server("front")
     command = [sys.executable, "-c", CRASHES]
     mcp.upstream("odd", command, scale="per_session", start_timeout=WAIT, timeout=WAIT)

@@ -154,7 +154,7 @@ async def try_all(pairs: list[tuple[Side, Side]]) -> None:
 
 
 @pytest.mark.server
-async def test_every_feature_passes_between_every_two_revisions_and_transports() -> None:
+async def test_every_feature_passes_between_all_pairs_of_revisions() -> None:
     await try_all(choose())
 
 
@@ -197,7 +197,7 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_page_of_the_reference_is_current(request: pytest.FixtureRequest) -> None:
+def test_matrix_page_is_current(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--update"):
         PAGE.write_text(page(), "utf-8")
     assert PAGE.read_text("utf-8") == page()

@@ -108,7 +108,7 @@ SPEC: dict[str, Any] = {
 }
 
 
-async def test_operations_are_tools_and_resources_that_call_the_api() -> None:
+async def test_operations_become_tools_and_resources() -> None:
     """Names, schemas, results, errors, and each request to the API."""
     asked: list[str] = []
 
@@ -183,7 +183,7 @@ def shop() -> FastAPI:
     return app
 
 
-async def test_a_fastapi_application_is_a_server() -> None:
+async def test_fastapi_applications_become_servers() -> None:
     """Its operations run in this process, and its types are the schemas."""
     mcp = Server.from_fastapi(shop(), names={"add_books__shelf__post": "add"})
     assert mcp.name == "Shop"
@@ -197,7 +197,7 @@ async def test_a_fastapi_application_is_a_server() -> None:
 
 
 @pytest.mark.parametrize("shelf", ["..", ".", ""])
-async def test_a_value_that_leads_to_another_path_reaches_no_operation(shelf: str) -> None:
+async def test_path_traversal_values_reach_no_operation(shelf: str) -> None:
     """A model that is talked into `..` must not reach an operation that isn't offered."""
     asked: list[str] = []
 
@@ -217,7 +217,7 @@ async def test_a_value_that_leads_to_another_path_reaches_no_operation(shelf: st
     assert asked == ["/books/a%2Fb%20c"]
 
 
-async def test_an_api_that_can_not_be_reached_is_one_sentence() -> None:
+async def test_unreachable_api_is_one_sentence() -> None:
     """The client's own error, without a traceback for the model."""
     http = httpx2.AsyncClient(base_url="http://127.0.0.1:9", timeout=WAIT)
     mcp = Server.from_openapi(shop().openapi(), http)
@@ -235,13 +235,13 @@ async def test_an_api_that_can_not_be_reached_is_one_sentence() -> None:
         ({"openapi": "3.1.0", "paths": {}, "servers": [{"url": "/api"}]}, "where the API is"),
     ],
 )
-def test_what_is_no_document_is_refused_at_once(spec: Any, says: str) -> None:
+def test_invalid_documents_are_refused_at_once(spec: Any, says: str) -> None:
     """The line that makes the server is the one to correct."""
     with pytest.raises(ValueError, match=says):
         Server.from_openapi(spec)
 
 
-async def test_a_function_chooses_the_kinds_of_operations() -> None:
+async def test_function_selects_the_kind_of_each_operation() -> None:
     """`choose` gets each operation; None keeps its kind."""
 
     def choose(operation: Any, kind: Kind) -> Kind | None:
@@ -262,7 +262,7 @@ async def test_a_function_chooses_the_kinds_of_operations() -> None:
         ("multipart/form-data", "multipart/form-data; boundary=", b'name="tags"\r\n\r\nb\r\n'),
     ],
 )
-async def test_a_body_is_sent_as_the_document_says(media: str, kind: str, body: bytes) -> None:
+async def test_bodies_follow_the_document(media: str, kind: str, body: bytes) -> None:
     """JSON under its own media type, or a form whose lists are repeated fields."""
     asked: list[httpx2.Request] = []
 
@@ -322,7 +322,7 @@ LIST = {"type": "array", "items": {"type": "string"}}
         ({"style": "deepObject"}, {"x": "1"}, [("at[x]", "1")]),
     ],
 )
-async def test_a_value_in_a_query_is_written_in_the_style_of_the_document(
+async def test_query_values_follow_the_style_of_the_document(
     how: dict[str, Any], value: Any, query: list[tuple[str, str]]
 ) -> None:
     """OpenAPI 3.1, Style Values: `form` explodes unless the document says otherwise, and the others don't."""
@@ -341,7 +341,7 @@ async def test_a_value_in_a_query_is_written_in_the_style_of_the_document(
         ({"style": "form", "explode": False}, ["a", "b"], ["a,b"]),
     ],
 )
-async def test_a_list_in_a_multipart_body_is_written_as_its_encoding_says(
+async def test_multipart_lists_follow_their_encoding(
     encoding: dict[str, Any], value: list[str], parts: list[str]
 ) -> None:
     """OpenAPI 3.1, Encoding Object; an empty list is a part, too, or the body would have no parts and no type."""
@@ -368,7 +368,7 @@ async def test_a_list_in_a_multipart_body_is_written_as_its_encoding_says(
         ),
     ],
 )
-async def test_a_body_without_fields_is_one_argument_of_its_title(
+async def test_bodies_without_fields_are_one_argument(
     spec: dict[str, Any], arguments: dict[str, Any], body: bytes
 ) -> None:
     """Its title, also behind a reference, or `body`; text is sent as text."""
@@ -378,7 +378,7 @@ async def test_a_body_without_fields_is_one_argument_of_its_title(
     assert request.headers["content-type"] == media
 
 
-async def test_fields_of_parts_of_parts_and_of_each_kind_reach_the_body() -> None:
+async def test_nested_composed_fields_reach_the_body() -> None:
     """An object may be put together of others, which repeat and lead back to it; a kind's own fields are optional."""
     schemas: dict[str, Any] = {
         "Item": {"properties": {"id": {"type": "string"}}, "required": ["id"]},
@@ -399,7 +399,7 @@ async def test_fields_of_parts_of_parts_and_of_each_kind_reach_the_body() -> Non
     assert not (await asked_by(spec, id="7", kind="paper")).content.count(b"size")
 
 
-async def test_what_an_api_never_gives_is_not_promised() -> None:
+async def test_output_schema_omits_write_only_members() -> None:
     """OpenAPI 3.0, `writeOnly`: a response without it is right; names of keywords are names of properties, too."""
     user = {
         "type": "object",
@@ -425,7 +425,7 @@ async def test_what_an_api_never_gives_is_not_promised() -> None:
 
 
 @pytest.mark.parametrize("ids", [["find__a", "find__b", "find_2"], ["find_2", "find__a", "find__b"]])
-async def test_each_operation_has_a_name_of_its_own(ids: list[str]) -> None:
+async def test_operation_names_are_unique(ids: list[str]) -> None:
     """A number after a name may be another operation's name."""
     paths = {f"/{each}": {"get": {"operationId": each, "responses": {}}} for each in ids}
     mcp = Server.from_openapi(

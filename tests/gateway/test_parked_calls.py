@@ -177,7 +177,7 @@ async def test_questions_are_answered_on_any_worker(world: World) -> None:
         assert said == []
 
 
-async def test_prompts_and_resources_ask_as_tools_do(world: World) -> None:
+async def test_prompts_and_resources_can_ask_questions(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first, "prompts/get", "topic")
         done = await send(second, "prompts/get", "topic", then=answer(asked, 4))
@@ -187,7 +187,7 @@ async def test_prompts_and_resources_ask_as_tools_do(world: World) -> None:
         assert done["contents"][0]["text"] == "Place 5"
 
 
-async def test_a_tool_that_reads_several_resources_that_ask_reads_each_once(world: World) -> None:
+async def test_asking_resources_are_read_once(world: World) -> None:
     async with world.workers(2) as workers:
         asked = await send(workers[0], name="both")
         for number in (3, 4):
@@ -196,7 +196,7 @@ async def test_a_tool_that_reads_several_resources_that_ask_reads_each_once(worl
         assert world.places == [3, 4]
 
 
-async def test_progress_and_logs_reach_the_request_that_waits(world: World) -> None:
+async def test_progress_and_logs_reach_the_waiting_request(world: World) -> None:
     async with world.workers(2) as workers:
         for waker in workers:
             world.go.clear()
@@ -208,7 +208,7 @@ async def test_progress_and_logs_reach_the_request_that_waits(world: World) -> N
             assert text((await stream.end())[-1]["result"]) == "gone"
 
 
-async def test_a_state_wakes_its_call_once(world: World) -> None:
+async def test_state_resumes_its_call_once(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first, arguments={"times": 2})
         again = await send(second, arguments={"times": 2}, then=answer(asked))
@@ -222,7 +222,7 @@ async def test_a_state_wakes_its_call_once(world: World) -> None:
         assert world.answers == [7, 7]
 
 
-async def test_two_answers_at_once_wake_a_call_once(world: World) -> None:
+async def test_concurrent_answers_resume_a_call_once(world: World) -> None:
     async with world.workers() as workers:
         asked = await send(workers[0])
         ends = await asyncio.gather(
@@ -232,7 +232,7 @@ async def test_two_answers_at_once_wake_a_call_once(world: World) -> None:
         assert len(world.answers) == 1
 
 
-async def test_only_the_caller_with_the_same_arguments_continues_a_call(world: World) -> None:
+async def test_only_the_same_caller_and_arguments_resume_a_call(world: World) -> None:
     guard = auth.keys(named={"alice": ALICE, "bob": BOB})
     async with world.workers(2, auth=guard) as (first, second):
         asked = await send(first, key=ALICE)
@@ -256,7 +256,7 @@ async def test_only_the_caller_with_the_same_arguments_continues_a_call(world: W
         assert text(await send(second, key=ALICE, then=then)) == "7"
 
 
-async def test_an_answer_that_is_missing_is_asked_for_again(world: World) -> None:
+async def test_missing_answers_are_requested_again(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first)
         again = await send(second, then={"requestState": asked["requestState"], "inputResponses": {"other": {}}})
@@ -266,7 +266,7 @@ async def test_an_answer_that_is_missing_is_asked_for_again(world: World) -> Non
 
 
 @pytest.mark.parametrize("noticed", [True, False])
-async def test_a_call_of_a_worker_that_died_is_lost(
+async def test_calls_of_dead_workers_are_lost_with_an_error(
     world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.gateway.parked._WAKES", 0.05)
@@ -280,7 +280,7 @@ async def test_a_call_of_a_worker_that_died_is_lost(
         assert text(await send(second, then=answer(asked))) == "7"
 
 
-async def test_a_worker_that_dies_under_a_request_ends_it(world: World) -> None:
+async def test_worker_death_ends_the_waiting_request(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first, name="works")
         message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
@@ -292,7 +292,7 @@ async def test_a_worker_that_dies_under_a_request_ends_it(world: World) -> None:
         assert "stopped" in text(lost)
 
 
-async def test_lost_messages_end_the_request_and_the_call(world: World) -> None:
+async def test_lost_messages_end_request_and_call(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first, name="works")
         message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
@@ -304,7 +304,7 @@ async def test_lost_messages_end_the_request_and_the_call(world: World) -> None:
 
 
 @pytest.mark.parametrize("waker", [0, 1])
-async def test_a_client_that_leaves_cancels_its_call(world: World, waker: int) -> None:
+async def test_client_disconnect_cancels_its_call(world: World, waker: int) -> None:
     async with world.workers(2) as workers:
         asked = await send(workers[0], name="works")
         message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
@@ -316,7 +316,7 @@ async def test_a_client_that_leaves_cancels_its_call(world: World, waker: int) -
         await until(lambda: parked(workers[0]) == 0)
 
 
-async def test_calls_without_an_answer_end(world: World) -> None:
+async def test_unanswered_calls_expire(world: World) -> None:
     async with world.workers(1, ask_timeout=0.05) as (worker,):
         asked = await send(worker)
         await until(lambda: world.ended)
@@ -325,7 +325,7 @@ async def test_calls_without_an_answer_end(world: World) -> None:
         assert "over" in (await send(worker, then=answer(asked)))["error"]["message"]
 
 
-async def test_parked_calls_are_bounded_for_each_caller_and_in_all(world: World) -> None:
+async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) -> None:
     guard = auth.keys(named={"alice": ALICE, "bob": BOB})
     async with world.workers(1, auth=guard, max_questions=3, max_questions_per_principal=2) as (worker,):
         asked = [await send(worker, key=ALICE) for _ in range(2)]
@@ -339,9 +339,7 @@ async def test_parked_calls_are_bounded_for_each_caller_and_in_all(world: World)
         assert text(await send(worker, key=BOB, then=answer(await send(worker, key=BOB))))
 
 
-async def test_the_bytes_of_parked_calls_are_bounded_for_each_caller(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_parked_bytes_are_bounded_per_caller(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway.parked.MAX_BYTES", 4_000)
     guard = auth.keys(named={"alice": ALICE, "bob": BOB})
     large = {"times": 1, "note": "x" * 1_500}
@@ -353,7 +351,7 @@ async def test_the_bytes_of_parked_calls_are_bounded_for_each_caller(
         answer(await send(worker, key=ALICE, arguments=large))
 
 
-async def test_a_server_that_stops_cancels_parked_calls(world: World) -> None:
+async def test_stopping_server_cancels_parked_calls(world: World) -> None:
     async with world.workers(1) as (worker,):
         await send(worker)
         await settle()

@@ -80,7 +80,7 @@ def front(policy: UpstreamPolicy, **options: Any) -> Server:
     return mcp
 
 
-async def test_items_are_left_out_renamed_and_described() -> None:
+async def test_items_are_hidden_renamed_and_redescribed() -> None:
     everyone = UpstreamPolicy(deny=("shop_delete_*",), tags=("shop",))
     policy = UpstreamPolicy(
         shared=everyone,
@@ -108,7 +108,7 @@ async def test_items_are_left_out_renamed_and_described() -> None:
             assert {each.description for each in await client.templates()} == {"For all.", "Any file."}
 
 
-async def test_denied_uris_stay_denied_however_they_are_written() -> None:
+async def test_denied_uris_are_denied_in_every_spelling() -> None:
     policy = UpstreamPolicy(deny=("file:///private/*", "secret:*"))
     async with Client(front(policy), timeout=WAIT) as client:
         assert (await client.read("file://shop//public/a"))[0].text == "public a"
@@ -167,7 +167,7 @@ async def test_redaction_covers_arguments_results_errors_and_resources() -> None
                 raise AssertionError
 
 
-async def test_large_results_become_a_beginning_and_a_link_for_the_same_caller() -> None:
+async def test_large_results_become_a_preview_and_a_link() -> None:
     policy = UpstreamPolicy(result_tokens=100)
     async with Client(front(policy), timeout=WAIT) as client:
         small = await client.call("shop_large", n=3)
@@ -229,7 +229,7 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
         assert "line 999" not in other.body.decode()
 
 
-async def test_middleware_sees_the_arguments_of_the_caller_and_the_result_of_the_policy() -> None:
+async def test_middleware_runs_outside_of_the_policy() -> None:
     seen: list[Mapping[str, Any]] = []
 
     class Watch:
@@ -243,7 +243,7 @@ async def test_middleware_sees_the_arguments_of_the_caller_and_the_result_of_the
     assert seen == [{"isbn": "1"}]
 
 
-async def test_a_definition_that_changes_is_left_out_until_it_is_accepted(
+async def test_changed_definitions_are_quarantined_until_accepted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream, path = shop(), tmp_path / "gateway.lock"
@@ -279,7 +279,7 @@ async def test_a_definition_that_changes_is_left_out_until_it_is_accepted(
         assert "a restart forgets" not in caplog.text
 
 
-async def test_definitions_are_quarantined_when_they_are_first_seen_if_the_policy_says_so() -> None:
+async def test_policy_can_quarantine_new_definitions() -> None:
     policy = UpstreamPolicy(first_seen="quarantine")
     mcp = Server("front")
     mcp.upstream("shop", shop(), policy=policy, trust="pin", start_timeout=WAIT)

@@ -101,7 +101,7 @@ async def call(processes: UpstreamProcesses, key: str = "", tool: str = "pid") -
         return int((await client.call(tool)).text)
 
 
-async def test_sessions_share_as_many_processes_as_the_limits_allow(shell: Command) -> None:
+async def test_sessions_share_processes_within_the_limits(shell: Command) -> None:
     """200 sessions of 5 upstreams: idle processes make room for others, and none is left."""
     others = children()
     async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
@@ -122,7 +122,7 @@ async def test_sessions_share_as_many_processes_as_the_limits_allow(shell: Comma
         assert int((await first.call("pid")).text) in children()
 
 
-async def test_one_limit_holds_for_all_upstreams(shell: Command) -> None:
+async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
     """A process of one upstream makes room for a process of another one."""
     async with asyncio.timeout(WAIT), open_pool(limit=2, min_idle_seconds=0) as pool:
         upstreams = [pool.add(name, shell) for name in "abc"]
@@ -183,7 +183,7 @@ async def test_spare_processes_serve_the_next_connections(shell: Command) -> Non
         await until(lambda: upstream.describe().spare == 2)
 
 
-async def test_a_killed_process_is_replaced_at_once_and_a_crash_loop_is_slowed(shell: Command) -> None:
+async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> None:
     """The delay grows, the error says why, and another key doesn't wait."""
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("printer", shell)
@@ -206,7 +206,7 @@ async def test_a_killed_process_is_replaced_at_once_and_a_crash_loop_is_slowed(s
         assert "out of paper" in report.last_error
 
 
-async def test_a_process_that_hangs_is_replaced(shell: Command) -> None:
+async def test_hung_processes_are_replaced(shell: Command) -> None:
     """Requests that were given up and a long silence mark it."""
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("files", shell, timeout=WAIT)
@@ -224,7 +224,7 @@ async def test_a_process_that_hangs_is_replaced(shell: Command) -> None:
         assert "no longer answered" in upstream.describe().last_error
 
 
-async def test_a_process_that_does_not_read_takes_no_memory_of_ours(tmp_path: Path) -> None:
+async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:
     """Calls that are given up before they are written never fill the buffer."""
     path = tmp_path / "deaf.sh"
     path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', "*hang*) sleep 1000 ;;"))
@@ -237,9 +237,7 @@ async def test_a_process_that_does_not_read_takes_no_memory_of_ours(tmp_path: Pa
             assert 0 < pool.running[0].unread < 1_000_000
 
 
-async def test_standard_error_is_logged_with_the_name_of_the_upstream(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Log each line without control characters, shortened. Above a rate limit, read slowly and drop lines."""
     path = tmp_path / "loud.sh"
     loud = "printf 'one\\033[2J\\n%s\\npart' $(seq -s, 2000) >&2\n" + textwrap.dedent(SHELL)
@@ -266,7 +264,7 @@ async def test_standard_error_is_logged_with_the_name_of_the_upstream(
         assert len(floods) < 5_000
 
 
-async def test_a_flood_of_notifications_is_read_slowly(tmp_path: Path) -> None:
+async def test_notification_floods_are_read_slowly(tmp_path: Path) -> None:
     """It doesn't stop calls to other processes, or to this one."""
     path = tmp_path / "loud.sh"
     flood = '*flood*) yes \'{"jsonrpc":"2.0","method":"notifications/x"}\' & continue ;;'
@@ -287,7 +285,7 @@ async def test_a_flood_of_notifications_is_read_slowly(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of another process")
-async def test_memory_is_limited() -> None:
+async def test_process_memory_is_limited() -> None:
     """The allocation fails inside of the process, and the rest of the gateway goes on."""
     program = """
         import json, sys
@@ -306,7 +304,7 @@ async def test_memory_is_limited() -> None:
             await call(upstream)
 
 
-def test_nothing_survives_a_gateway_that_was_killed(tmp_path: Path) -> None:
+def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
     """Neither servers that ignore the end of their input and SIGTERM, nor what they have started."""
     (tmp_path / "deaf.sh").write_text(
         "trap '' TERM\n"
@@ -343,7 +341,7 @@ def test_nothing_survives_a_gateway_that_was_killed(tmp_path: Path) -> None:
     asyncio.run(until(lambda: not any(alive(pid) for pid in pids)))
 
 
-async def test_a_killed_watchdog_is_started_again(shell: Command, tmp_path: Path) -> None:
+async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> None:
     """It guards the processes that run already."""
     others = children()
     async with asyncio.timeout(WAIT), open_pool() as pool, Client(pool.add("files", shell).target()) as client:

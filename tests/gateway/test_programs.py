@@ -62,7 +62,7 @@ async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
         return {"name": client.server.name, "instructions": client.instructions, **found}
 
 
-async def test_lists_are_those_of_the_program_in_both_eras(program: str, adopted: Shared) -> None:
+async def test_lists_match_the_program_in_both_eras(program: str, adopted: Shared) -> None:
     original = await lists([PYTHONS[program], str(HERE / f"{program}.py")], ERAS[0])
     assert {each["name"] for each in original["tools"]} == {"add", "find", "picture", "order", "fail"}
     for era in ERAS:
@@ -86,7 +86,7 @@ async def test_calls_work_with_every_revision(program: str, adopted: Shared) -> 
             assert "Review Emma, kind." in str((await client.prompt("review", title="Emma", tone="kind")).messages)
 
 
-async def test_own_paths_and_other_transports_work(program: str, adopted: Shared) -> None:
+async def test_program_paths_and_other_transports_work(program: str, adopted: Shared) -> None:
     port = adopted.port()
     page = await get(f"http://127.0.0.1:{port}/hello/Ada")
     assert page.text == "Hello, Ada!"
@@ -97,7 +97,7 @@ async def test_own_paths_and_other_transports_work(program: str, adopted: Shared
         assert (client.revision, (await client.call("add", a=1)).text) == ("2026-07-28", "2")
 
 
-async def test_pages_of_other_origins_may_not_read_replies(adopted: Shared) -> None:
+async def test_other_origins_cannot_read_replies(adopted: Shared) -> None:
     headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
     reply = await get(f"http://127.0.0.1:{adopted.port()}/mcp", "OPTIONS", headers)
     assert "access-control-allow-origin" not in reply.headers
@@ -128,7 +128,7 @@ def who() -> str:
 @pytest.mark.parametrize(
     ("name", "where", "server"), [("sdk_one", ".fastmcp", "FastMCP"), ("sdk_two", "", "MCPServer")]
 )
-async def test_tokens_are_checked_by_the_program(name: str, where: str, server: str, tmp_path: Path) -> None:
+async def test_program_checks_tokens(name: str, where: str, server: str, tmp_path: Path) -> None:
     file = tmp_path / "protected.py"
     file.write_text(PROTECTED.format(where=where, server=server))
     port = free_port()
@@ -150,7 +150,7 @@ async def test_tokens_are_checked_by_the_program(name: str, where: str, server: 
                 assert "resource_metadata" in reply.headers["www-authenticate"]
 
 
-def test_protected_program_is_refused_as_one_upstream_of_several(tmp_path: Path) -> None:
+def test_protected_programs_are_refused_beside_other_upstreams(tmp_path: Path) -> None:
     file = tmp_path / "gateway.py"
     program = PROTECTED.format(where="", server="MCPServer").replace("mcp = ", "theirs = ").replace("@mcp", "@theirs")
     file.write_text(
@@ -162,7 +162,7 @@ def test_protected_program_is_refused_as_one_upstream_of_several(tmp_path: Path)
     assert "checks the tokens of its callers" in ended.stderr
 
 
-async def test_program_stands_beside_own_tools() -> None:
+async def test_programs_work_beside_local_tools() -> None:
     from mcp.server.lowlevel import Server as LowLevel  # noqa: PLC0415  a program of the other library
     from mcp_types import CallToolResult, ListToolsResult, TextContent, Tool  # noqa: PLC0415
 
@@ -187,7 +187,7 @@ async def test_program_stands_beside_own_tools() -> None:
         assert (await client.call("theirs_old", x=1)).text == "{'x': 1}"
 
 
-async def test_program_of_the_guide_runs_alone_and_as_one_upstream(tmp_path: Path) -> None:
+async def test_guide_program_runs_alone_and_as_upstream(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/run-a-program-for-another-library.md").read_text("utf-8")
     example = (ROOT / "examples/other_library.py").read_text("utf-8")
     assert example in page
@@ -201,7 +201,7 @@ async def test_program_of_the_guide_runs_alone_and_as_one_upstream(tmp_path: Pat
             assert (await client.call(tool, isbn="978-0141439587")).text == "9.99"
 
 
-async def test_published_server_is_the_same_behind_its_command(tmp_path: Path) -> None:
+async def test_published_server_is_identical_behind_its_command(tmp_path: Path) -> None:
     """`make adopt` does this with many more."""
     command = f"{ROOT / '.venv-mcp1/bin/mcp-server-time'} --local-timezone UTC"
     original = await lists(command, ERAS[0])
@@ -217,7 +217,7 @@ async def test_published_server_is_the_same_behind_its_command(tmp_path: Path) -
                 assert "21:00" in (await client.call("convert_time", arguments)).text
 
 
-async def test_command_gets_the_variables_of_its_operator(tmp_path: Path) -> None:
+async def test_commands_get_the_configured_variables(tmp_path: Path) -> None:
     file = tmp_path / "asks.py"
     file.write_text(
         "import os\nfrom mcp.server import MCPServer\nmcp = MCPServer('asks')\n@mcp.tool()\n"
@@ -230,7 +230,7 @@ async def test_command_gets_the_variables_of_its_operator(tmp_path: Path) -> Non
         assert (await client.call("known")).text == "shop"
 
 
-def test_program_whose_function_makes_the_server_is_explained(tmp_path: Path) -> None:
+def test_programs_with_a_server_factory_are_explained(tmp_path: Path) -> None:
     file = tmp_path / "made.py"
     file.write_text("from mcp.server import MCPServer\ndef main():\n    MCPServer('made').run()\n")
     command = [sys.executable, "-m", "millstream", "run", str(file)]
@@ -238,7 +238,7 @@ def test_program_whose_function_makes_the_server_is_explained(tmp_path: Path) ->
     assert f'millstream run "python {file}"' in " ".join(ended.stderr.split())
 
 
-async def test_import_of_an_sdk_that_is_not_installed_gets_our_own(tmp_path: Path) -> None:
+async def test_missing_sdk_import_uses_our_compatibility_layer(tmp_path: Path) -> None:
     file = tmp_path / "old.py"
     file.write_text(
         "from mcp.server.fastmcp import FastMCP\nfrom mcp.types import TextContent\n"

@@ -24,7 +24,7 @@ mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"]
 """
 
 
-def test_counts_of_workers_are_added_up(tmp_path: Path) -> None:
+def test_worker_counts_are_summed(tmp_path: Path) -> None:
     """Each worker has a process of its own."""
     (tmp_path / "office.py").write_text(PROGRAM)
     port = free_port()
@@ -41,7 +41,7 @@ def test_counts_of_workers_are_added_up(tmp_path: Path) -> None:
     assert report["tokens"] > 0
 
 
-def test_the_worst_state_counts() -> None:
+def test_worst_state_wins() -> None:
     """An upstream that one worker can't reach is down."""
     one: dict[str, Any] = {
         "name": "printer", "state": "ready", "reason": "", "processes": None, "p50_ms": 2.0, "p99_ms": 3.0,

@@ -172,7 +172,7 @@ ODD_QUESTIONS: list[tuple[str, str, Json, int]] = [
 
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
-async def test_questions_that_a_client_did_not_declare_never_reach_it(revision: str) -> None:
+async def test_undeclared_questions_do_not_reach_the_client(revision: str) -> None:
     answers: list[Json] = []
 
     async def call(asked: Asked) -> None:
@@ -196,7 +196,7 @@ async def test_questions_that_a_client_did_not_declare_never_reach_it(revision: 
     assert codes == {f"odd{number}": code for number, (_, _, _, code) in enumerate(ODD_QUESTIONS)}
 
 
-async def test_an_upstream_learns_what_the_client_declared_in_its_own_words() -> None:
+async def test_upstream_receives_client_capabilities_in_its_revision() -> None:
     ui = {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}
     everything: Json = {
         "elicitation": {"form": {}, "url": {}},
@@ -251,7 +251,7 @@ async def test_an_upstream_learns_what_the_client_declared_in_its_own_words() ->
                     assert found == declared, (up, down)
 
 
-async def test_results_that_ask_what_a_client_did_not_declare_are_errors() -> None:
+async def test_undeclared_input_requests_are_errors() -> None:
     results: list[Json] = [
         {"inputRequests": {"a": {"method": "roots/list", "params": {}}}},
         {"inputRequests": {"a": {"method": "elicitation/create", "params": {"mode": "url", "url": "data:x"}}}},
@@ -278,7 +278,7 @@ async def test_results_that_ask_what_a_client_did_not_declare_are_errors() -> No
     assert person.asked == []
 
 
-async def test_an_upstream_that_asks_forever_ends_with_an_error() -> None:
+async def test_endless_questions_end_with_an_error() -> None:
     async def call(asked: Asked) -> None:
         question = {"method": "elicitation/create", "params": FORM}
         await asked.result({"resultType": "input_required", "inputRequests": {"a": question}, "requestState": "s"})
@@ -297,7 +297,7 @@ async def test_an_upstream_that_asks_forever_ends_with_an_error() -> None:
 
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
-async def test_a_flood_of_messages_does_not_delay_the_result(revision: str) -> None:
+async def test_message_floods_do_not_delay_the_result(revision: str) -> None:
     async def call(asked: Asked) -> None:
         await asked.stream()
         for number in range(3_000):
@@ -326,7 +326,7 @@ async def test_a_flood_of_messages_does_not_delay_the_result(revision: str) -> N
     assert len(steps) <= 3_000
 
 
-async def test_answers_with_unknown_ids_end_only_their_connection() -> None:
+async def test_responses_with_unknown_ids_end_only_their_connection() -> None:
     lies: list[list[Json]] = [
         [{"id": 10**6, "result": DONE}],
         [{"id": "x", "result": DONE}],
@@ -350,7 +350,7 @@ async def test_answers_with_unknown_ids_end_only_their_connection() -> None:
 
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
-async def test_what_may_belong_to_several_clients_reaches_none(revision: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_ambiguous_messages_reach_no_client(revision: str, caplog: pytest.LogCaptureFixture) -> None:
     """Calls of one session have the same person to ask. Calls without a session may not."""
     answers: list[Json] = []
     answered = asyncio.Event()
@@ -396,7 +396,7 @@ async def test_what_may_belong_to_several_clients_reaches_none(revision: str, ca
         assert "didn't say for which one" in caplog.text
 
 
-async def test_a_question_of_a_session_survives_calls_that_did_not_ask_it() -> None:
+async def test_session_questions_survive_other_calls() -> None:
     asked = asyncio.Event()
 
     async def call(message: Json, say: Say, wire: Wire) -> None:
@@ -426,7 +426,7 @@ async def test_a_question_of_a_session_survives_calls_that_did_not_ask_it() -> N
     assert len(times) == 2
 
 
-async def test_calls_without_a_session_have_their_questions_to_themselves() -> None:
+async def test_sessionless_calls_do_not_share_questions() -> None:
     numbers = count()
 
     async def call(message: Json, say: Say, wire: Wire) -> None:
@@ -445,7 +445,7 @@ async def test_calls_without_a_session_have_their_questions_to_themselves() -> N
 
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
-async def test_an_upstream_can_withdraw_its_question(revision: str) -> None:
+async def test_upstreams_can_withdraw_questions(revision: str) -> None:
     withdrawn = asyncio.Event()
 
     async def call(message: Json, say: Say, wire: Wire) -> None:
@@ -475,7 +475,7 @@ async def test_an_upstream_can_withdraw_its_question(revision: str) -> None:
             await withdrawn.wait()
 
 
-async def test_a_url_that_is_done_is_announced_to_the_client_that_was_asked() -> None:
+async def test_completed_urls_are_announced_to_the_asked_client() -> None:
     told: list[Json] = []
 
     async def call(message: Json, say: Say, wire: Wire) -> None:
@@ -496,7 +496,7 @@ async def test_a_url_that_is_done_is_announced_to_the_client_that_was_asked() ->
     assert told == [{"elicitationId": "e7"}]
 
 
-async def test_an_error_that_wants_a_url_opened_reaches_every_revision() -> None:
+async def test_url_elicitation_errors_reach_every_revision() -> None:
     opened: list[str] = []
 
     async def call(asked: Asked) -> None:
@@ -532,7 +532,7 @@ async def test_an_error_that_wants_a_url_opened_reaches_every_revision() -> None
             assert opened == ["https://example.com/in"]
 
 
-async def test_principals_share_neither_sessions_nor_questions() -> None:
+async def test_principals_do_not_share_sessions_or_questions() -> None:
     sessions: dict[str, str] = {}
     answers: list[Json] = []
 
@@ -573,7 +573,7 @@ async def test_principals_share_neither_sessions_nor_questions() -> None:
                 answers.clear()
 
 
-async def test_a_caller_with_many_sessions_closes_only_connections_of_its_own() -> None:
+async def test_callers_evict_only_their_own_connections() -> None:
     sessions: list[str] = []
 
     async def call(asked: Asked) -> None:
@@ -600,7 +600,7 @@ async def test_a_caller_with_many_sessions_closes_only_connections_of_its_own() 
 
 
 @pytest.mark.parametrize(("up", "down"), [(HANDSHAKE, HANDSHAKE), (HANDSHAKE, PER_REQUEST), (PER_REQUEST, HANDSHAKE)])
-async def test_clocks_stand_still_while_a_person_thinks(up: str, down: str) -> None:
+async def test_timeouts_pause_during_questions(up: str, down: str) -> None:
     there = Server("there")
 
     @there.tool
@@ -617,7 +617,7 @@ async def test_clocks_stand_still_while_a_person_thinks(up: str, down: str) -> N
         assert texts(await request(client, "asks")) == "1"
 
 
-async def test_an_upstream_of_both_eras_speaks_that_of_the_client_it_can_ask() -> None:
+async def test_dual_era_upstream_uses_the_era_that_can_ask() -> None:
     there = Server("there")
 
     @there.tool
@@ -639,7 +639,7 @@ async def test_an_upstream_of_both_eras_speaks_that_of_the_client_it_can_ask() -
                 assert result["structuredContent"] == value, (revision, expected)
 
 
-async def test_an_upstream_without_a_handshake_serves_clients_of_both_eras() -> None:
+async def test_per_request_upstream_serves_both_eras() -> None:
     async def call(asked: Asked) -> None:
         if "inputResponses" in asked.message["params"]:
             await asked.result(DONE)

@@ -18,7 +18,7 @@ SHOP = Path(__file__).parent.parent / "client" / "shop.py"
 COMMAND = f"{sys.executable} -m millstream run {SHOP} --transport stdio"
 
 
-async def test_a_command_is_served_over_http_and_that_over_stdio(tmp_path: Path) -> None:
+async def test_commands_are_served_over_http_and_stdio(tmp_path: Path) -> None:
     """Two gateways, one behind the other."""
     port = free_port()
     with serving(millstream(COMMAND, port), port, tmp_path / "log"):
@@ -40,7 +40,7 @@ async def test_a_command_is_served_over_http_and_that_over_stdio(tmp_path: Path)
         ("my missing.py", "There is no file my missing.py."),
     ],
 )
-def test_a_target_that_is_none_is_refused_in_a_sentence(target: str, said: str) -> None:
+def test_invalid_targets_are_refused_in_one_sentence(target: str, said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "millstream", "run", target], capture_output=True, timeout=WAIT, check=False, text=True
     )
@@ -48,7 +48,7 @@ def test_a_target_that_is_none_is_refused_in_a_sentence(target: str, said: str) 
     assert said in done.stderr
 
 
-async def test_the_files_of_the_how_to_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_how_to_files_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of its servers is down, which only its own tools tell."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(ROOT)

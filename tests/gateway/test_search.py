@@ -37,7 +37,7 @@ def library(**settings: Any) -> Server:
     return mcp
 
 
-async def test_models_find_and_call_tools_that_lists_leave_out() -> None:
+async def test_hidden_tools_can_be_found_and_called() -> None:
     async def person(question: Any) -> Any:
         return {"value": 3}
 
@@ -57,7 +57,7 @@ async def test_models_find_and_call_tools_that_lists_leave_out() -> None:
                 assert (await client.call("call_tool", name="asks")).text == "3 it is"
 
 
-async def test_mistakes_are_those_of_the_tool_itself() -> None:
+async def test_errors_are_those_of_the_tool() -> None:
     async with Client(library(), timeout=WAIT) as client:
         wrong = await client.call("call_tool", name="createIssue", arguments={}, raise_on_error=False)
         assert "'createIssue'" in wrong.text
@@ -66,7 +66,7 @@ async def test_mistakes_are_those_of_the_tool_itself() -> None:
             assert (await client.call("call_tool", arguments, raise_on_error=False)).is_error
 
 
-async def test_tools_that_are_added_later_are_found() -> None:
+async def test_later_tools_are_found() -> None:
     mcp = library()
     async with Client(mcp, timeout=WAIT) as client:
         await client.call("search_tools", query="weather")
@@ -76,7 +76,7 @@ async def test_tools_that_are_added_later_are_found() -> None:
         assert "weather" not in (await client.call("search_tools", query="weather")).text
 
 
-async def test_tools_of_upstreams_are_found_when_their_lists_are_there() -> None:
+async def test_upstream_tools_are_found_after_listing() -> None:
     upstream = Server("upstream")
     upstream.tool(lambda city: f"sunny in {city}", name="weather", description="The weather of a city")
     mcp = library()
@@ -88,7 +88,7 @@ async def test_tools_of_upstreams_are_found_when_their_lists_are_there() -> None
         assert called.text == "sunny in Rome"
 
 
-async def test_scopes_limits_and_the_audit_log_are_those_of_a_direct_call(tmp_path: Path) -> None:
+async def test_scopes_limits_and_audit_match_direct_calls(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     settings = Settings(tool_search=True, audit_log=str(path), limit_concurrency=1)
     mcp = Server("guarded", auth=known_keys(), settings=settings)

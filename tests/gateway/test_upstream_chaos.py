@@ -26,7 +26,7 @@ CALLS = 150
 KILLS = 3
 
 
-async def test_upstreams_that_misbehave_do_no_harm_to_others(tmp_path: Path) -> None:
+async def test_misbehaving_upstreams_do_not_harm_others(tmp_path: Path) -> None:
     """One is killed again and again, others hang, flood, lie about schemas, and change: no call elsewhere fails."""
     report = UpstreamReport()
 
@@ -67,7 +67,7 @@ async def serve_sessions(*, sessions: int, upstreams: int, rounds: int) -> list[
     return used
 
 
-async def test_sessions_leave_no_processes_behind() -> None:
+async def test_sessions_leave_no_processes_behind_at_the_end() -> None:
     """200 sessions of 5 upstreams have 4 shared processes, those of 3 sessions, one for lists, and the watchdog."""
     (used,) = await serve_sessions(sessions=200, upstreams=5, rounds=1)
     assert used[0] <= 4 + 4 + 1

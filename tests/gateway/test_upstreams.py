@@ -27,7 +27,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         yield running
 
 
-async def test_tools_of_upstreams_stand_beside_local_ones(shop: Shared) -> None:
+async def test_upstream_and_local_tools_are_listed_together(shop: Shared) -> None:
     mcp = Server("front", instructions="Be kind.")
 
     @mcp.tool
@@ -50,7 +50,7 @@ async def test_tools_of_upstreams_stand_beside_local_ones(shop: Shared) -> None:
 
 
 @pytest.mark.parametrize("upstream_revision", [None, *BY_DATE])
-async def test_one_upstream_without_a_prefix_looks_like_the_server_itself(
+async def test_single_upstream_without_prefix_looks_like_the_server(
     shop: Shared, upstream_revision: str | None
 ) -> None:
     """Over HTTP and WebSocket, for a client of each era."""
@@ -69,7 +69,7 @@ async def test_one_upstream_without_a_prefix_looks_like_the_server_itself(
 
 
 @pytest.mark.parametrize("revision", BY_DATE)
-async def test_content_of_every_kind_reaches_a_client_of_every_revision(revision: str) -> None:
+async def test_every_content_type_reaches_every_revision(revision: str) -> None:
     mcp = Server("front")
     mcp.upstream("plain", library(), prefix="", start_timeout=WAIT)
     for each in BY_DATE:

@@ -102,7 +102,7 @@ async def data_of(server: Server, channel: str, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", BUSES)
-async def test_messages_of_a_bus_become_events_in_their_order(kind: str) -> None:
+async def test_bus_messages_become_events_in_order(kind: str) -> None:
     async with bus_of(kind) as bus:
         server = Server("shop", serve="hub")
         broker = bus.make()
@@ -116,7 +116,7 @@ async def test_messages_of_a_bus_become_events_in_their_order(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", BUSES)
-async def test_messages_sent_while_the_server_is_down_arrive_after_its_start(kind: str) -> None:
+async def test_messages_sent_during_downtime_arrive_later(kind: str) -> None:
     async with bus_of(kind) as bus:
         async with _shop(bus) as first:
             await bus.send("before")
@@ -126,7 +126,7 @@ async def test_messages_sent_while_the_server_is_down_arrive_after_its_start(kin
             assert await data_of(second, "orders.7", 1) == ["meanwhile"]
 
 
-async def test_a_message_whose_acknowledgment_was_lost_is_published_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unacknowledged_message_is_published_once(monkeypatch: pytest.MonkeyPatch) -> None:
     acknowledge, acknowledged = NatsMessage.ack, []
 
     async def lose_the_first(self: NatsMessage) -> None:
@@ -142,7 +142,7 @@ async def test_a_message_whose_acknowledgment_was_lost_is_published_once(monkeyp
         assert await data_of(server, "orders.7", 2) == ["once", "next"]
 
 
-async def test_messages_with_one_id_of_their_publisher_are_one_event() -> None:
+async def test_messages_with_equal_ids_are_one_event() -> None:
     async with bus_of("rabbit") as bus, _shop(bus) as server:
         for text in ("first", "first", "second"):
             await bus.send(text, id=text)
@@ -150,7 +150,7 @@ async def test_messages_with_one_id_of_their_publisher_are_one_event() -> None:
 
 
 @pytest.mark.parametrize("kind", ["nats", "rabbit"])
-async def test_a_message_comes_again_if_the_hub_did_not_take_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_messages_are_redelivered(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.hub._bus.ATTEMPTS", 1)
     publish, failures = Hub.publish, iter([True, True])
 
@@ -167,9 +167,7 @@ async def test_a_message_comes_again_if_the_hub_did_not_take_it(kind: str, monke
 
 
 @pytest.mark.parametrize("kind", BUSES)
-async def test_bad_messages_are_rejected_with_one_line_and_the_next_arrives(
-    kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_invalid_messages_are_rejected_and_the_next_arrives(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     async with bus_of(kind) as bus, _shop(bus) as server:
         await bus.send(b"\xff\xfe")
         await bus.send("x" * 400_000)
@@ -180,7 +178,7 @@ async def test_bad_messages_are_rejected_with_one_line_and_the_next_arrives(
     assert max(map(len, lines)) < 500
 
 
-async def test_rejected_messages_go_to_the_dead_letter_queue_of_rabbitmq() -> None:
+async def test_rejected_messages_reach_the_rabbitmq_dead_letter_queue() -> None:
     async with bus_of("rabbit") as bus:
         letters = await bus.outside.declare_queue(RabbitQueue(f"{bus.name}-dead"))
         queue = RabbitQueue(
@@ -199,7 +197,7 @@ async def test_rejected_messages_go_to_the_dead_letter_queue_of_rabbitmq() -> No
 
 
 @pytest.mark.parametrize("kind", BUSES)
-async def test_events_go_to_a_bus_with_their_ids(kind: str) -> None:
+async def test_events_reach_the_bus_with_their_ids(kind: str) -> None:
     async with bus_of(kind) as bus:
         received: asyncio.Queue[tuple[Any, str]] = asyncio.Queue()
         target = bus.name if kind == "redis" else f"{bus.name}.{{key}}"
@@ -215,7 +213,7 @@ async def test_events_go_to_a_bus_with_their_ids(kind: str) -> None:
                 assert [await received.get(), await received.get()] == [({"sum": 3}, first.id), ("text", "mine")]
 
 
-async def test_events_published_while_the_bus_was_away_are_sent_later(tmp_path: Any) -> None:
+async def test_events_published_during_a_bus_outage_are_sent_later(tmp_path: Any) -> None:
     async with bus_of("nats") as bus:
         received: asyncio.Queue[tuple[Any, str]] = asyncio.Queue()
         store = f"sqlite:///{tmp_path}/hub.db"
@@ -238,7 +236,7 @@ async def test_events_published_while_the_bus_was_away_are_sent_later(tmp_path: 
                         assert [(await received.get())[0] for _ in range(2)] == ["n1", "n2"]
 
 
-async def test_a_server_starts_without_its_bus_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+async def test_server_starts_without_its_bus(caplog: pytest.LogCaptureFixture) -> None:
     server = Server("shop", serve="hub")
     broker = RedisBroker("redis://127.0.0.1:1")
     server.hub.from_bus(broker, "orders", to="orders")
@@ -248,7 +246,7 @@ async def test_a_server_starts_without_its_bus_and_says_so(caplog: pytest.LogCap
         assert running.host.degraded() == ["not connected to the message bus (RedisBroker)"]
 
 
-async def test_kafka_takes_channels_from_keys_or_from_the_topics_of_a_pattern(
+async def test_kafka_channels_come_from_keys_or_topics(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broker = KafkaBroker(logger=None)
@@ -265,7 +263,7 @@ async def test_kafka_takes_channels_from_keys_or_from_the_topics_of_a_pattern(
     assert any("has a dot" in each.getMessage() for each in caplog.records)
 
 
-async def test_events_go_to_kafka_topics() -> None:
+async def test_events_reach_kafka_topics() -> None:
     broker = KafkaBroker(logger=None)
     server = Server("shop", serve="hub")
     server.hub.to_bus(broker, "paid.*", to="paid-{key}")
@@ -279,7 +277,7 @@ async def test_events_go_to_kafka_topics() -> None:
             assert await received.get() == {"sum": 3}
 
 
-async def test_what_the_server_sent_itself_does_not_come_back() -> None:
+async def test_own_messages_are_not_received_again() -> None:
     broker = KafkaBroker(logger=None)
     server = Server("shop", serve="hub")
     server.hub.from_bus(broker, "orders", to="orders")
@@ -290,7 +288,7 @@ async def test_what_the_server_sent_itself_does_not_come_back() -> None:
         assert await data_of(server, "orders", 1) == ["other"]
 
 
-def test_names_are_checked_when_a_bridge_is_declared() -> None:
+def test_bridge_names_are_checked_at_declaration() -> None:
     declare: Callable[[], None]
     hub = Server("shop", serve="hub").hub
     kafka, nats, redis = KafkaBroker(), NatsBroker(), RedisBroker()
@@ -312,7 +310,7 @@ def test_names_are_checked_when_a_bridge_is_declared() -> None:
             declare()
 
 
-def test_two_bridges_that_make_a_circle_are_refused() -> None:
+def test_circular_bridges_are_refused() -> None:
     hub, broker = Server("shop", serve="hub").hub, KafkaBroker()
     hub.from_bus(broker, "orders.*", to="orders.{key}")
     hub.to_bus(broker, "paid.*", to="paid.{key}")
@@ -320,7 +318,7 @@ def test_two_bridges_that_make_a_circle_are_refused() -> None:
         hub.to_bus(broker, "orders.>", to="{channel}")
 
 
-def test_few_lines_are_logged_about_many_bad_messages(caplog: pytest.LogCaptureFixture) -> None:
+def test_logging_of_invalid_messages_is_limited(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     limit = LineLimit(lambda: now[0])
     for _ in range(1000):
@@ -333,7 +331,7 @@ def test_few_lines_are_logged_about_many_bad_messages(caplog: pytest.LogCaptureF
     assert max(map(len, lines)) < 400
 
 
-def test_ids_that_no_event_can_have_are_hashed() -> None:
+def test_invalid_event_ids_are_hashed() -> None:
     raw = msgspec.defstruct("Raw", ["message_id"])
     message = msgspec.defstruct("Message", ["raw_message"])
     assert message_id("rabbit", message(raw("one"))) == "one"

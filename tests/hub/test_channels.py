@@ -39,15 +39,13 @@ NOT_REACHED = [
 
 
 @for_each(("pattern", "channel"), REACHED)
-def test_a_pattern_reaches_what_nats_says(pattern: str, channel: str) -> None:
+def test_patterns_match_like_nats(pattern: str, channel: str) -> None:
     """NATS subjects: `*` is one segment, `>` one or more at the end."""
     assert matches(pattern, channel)
 
 
 @for_each(("pattern", "channel"), NOT_REACHED)
-def test_a_pattern_reaches_nothing_else_and_no_channel_of_the_hub_by_a_leading_wildcard(
-    pattern: str, channel: str
-) -> None:
+def test_leading_wildcards_do_not_match_hub_channels(pattern: str, channel: str) -> None:
     """NATS subjects; for `$` the rule of MQTT (4.7.2), or everybody could read every mailbox."""
     assert not matches(pattern, channel)
 
@@ -63,7 +61,7 @@ def test_a_channel_may_be_any_visible_text(name: str) -> None:
 @for_each(
     "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b", "a\ufffd"]
 )
-def test_a_name_with_blanks_control_characters_or_empty_segments_is_refused(name: str) -> None:
+def test_invalid_channel_names_are_refused(name: str) -> None:
     """Our choice: a channel with control characters is a clear error."""
     with pytest.raises(InvalidName):
         check_channel(name)
@@ -72,7 +70,7 @@ def test_a_name_with_blanks_control_characters_or_empty_segments_is_refused(name
 
 
 @for_each("name", ["a.*", "*", ">", "a.>"])
-def test_a_pattern_is_no_channel(name: str) -> None:
+def test_patterns_are_not_channels(name: str) -> None:
     """NATS: wildcards only subscribe."""
     check_pattern(name)
     assert is_pattern(name)
@@ -80,20 +78,20 @@ def test_a_pattern_is_no_channel(name: str) -> None:
         check_channel(name)
 
 
-def test_the_rest_stands_at_the_end() -> None:
+def test_multi_segment_wildcard_is_only_at_the_end() -> None:
     """NATS: `>` is the last token."""
     with pytest.raises(InvalidName):
         check_pattern("a.>.b")
 
 
 @for_each("client_id", ["", "a b", "a\n", "*", "a.>", "x" * 129, "a..b"])
-def test_a_client_id_ends_a_channel_name_so_the_same_rules_hold(client_id: str) -> None:
+def test_client_ids_follow_channel_name_rules(client_id: str) -> None:
     """Our choice: a client id with control characters is a clear error."""
     with pytest.raises(InvalidName):
         check_client_id(client_id)
 
 
-def test_a_name_of_a_person_may_have_blanks_but_no_line_ends() -> None:
+def test_display_names_may_contain_spaces_but_no_line_ends() -> None:
     """Our choice: it is shown, never parsed."""
     check_name("")
     check_name("Zoë van Dijk 👩‍🚀")
@@ -103,7 +101,7 @@ def test_a_name_of_a_person_may_have_blanks_but_no_line_ends() -> None:
 
 
 @given(st.text(), st.text())
-def test_any_text_is_a_name_or_refused_and_a_name_matches_itself(name: str, other: str) -> None:
+def test_any_string_is_refused_or_matches_itself(name: str, other: str) -> None:
     """Our choice: nothing but `InvalidName` comes out of names."""
     try:
         check_pattern(name)
@@ -122,7 +120,7 @@ SEGMENTS = st.sampled_from(["a", "b", "$a", "*"])
     st.lists(st.sampled_from(["a", "b", "$a"]), min_size=1, max_size=4),
     st.data(),
 )
-def test_the_index_of_patterns_finds_those_that_reach_a_channel(
+def test_pattern_index_finds_matching_patterns(
     patterns: list[tuple[list[str], bool]], channel: list[str], data: st.DataObject
 ) -> None:
     """However many were added and removed before."""

@@ -25,7 +25,7 @@ async def first_events(peer: Any, count: int) -> bytes:
 
 @WAYS
 @ELSEWHERE
-async def test_an_image_on_another_site_takes_nothing_from_a_mailbox(lane: bool, extra: bytes) -> None:
+async def test_cross_site_images_do_not_empty_a_mailbox(lane: bool, extra: bytes) -> None:
     """Fixed defect: the browser of Alice, on a page that names her stream, took her messages and threw them away."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
@@ -43,7 +43,7 @@ async def test_an_image_on_another_site_takes_nothing_from_a_mailbox(lane: bool,
 
 @WAYS
 @ELSEWHERE
-async def test_an_image_on_another_site_announces_nobody(lane: bool, extra: bytes) -> None:
+async def test_cross_site_images_do_not_announce_presence(lane: bool, extra: bytes) -> None:
     """Fixed defect: it was told as the arrival of a member whom the page made up."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
@@ -61,7 +61,7 @@ async def test_an_image_on_another_site_announces_nobody(lane: bool, extra: byte
 
 
 @WAYS
-async def test_a_page_of_this_site_and_one_that_is_allowed_open_streams(lane: bool) -> None:
+async def test_same_site_and_allowed_pages_open_streams(lane: bool) -> None:
     """What is refused is a request of another site that names no Origin, as images, frames and links do."""
     settings = Settings(key=KEY, allowed_origins=("https://app.example",))
     server = Server("hub", version="1", settings=settings, serve=("hub",))
@@ -81,7 +81,7 @@ async def test_a_page_of_this_site_and_one_that_is_allowed_open_streams(lane: bo
 
 
 @WAYS
-async def test_a_refused_stream_takes_and_announces_nothing(lane: bool) -> None:
+async def test_refused_streams_have_no_effect(lane: bool) -> None:
     """Everything that can be refused is refused before the hub is told of anybody: here an unwanted content type."""
     server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:

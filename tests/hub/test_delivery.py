@@ -11,7 +11,7 @@ from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, TooMany
 
 
-async def test_text_is_sent_as_it_is_and_anything_else_as_json() -> None:
+async def test_strings_are_sent_unchanged_and_other_values_as_json() -> None:
     """Interface of `Hub.publish`."""
     async with running() as hub:
         outlet = await listen(hub)
@@ -22,7 +22,7 @@ async def test_text_is_sent_as_it_is_and_anything_else_as_json() -> None:
         assert [event for event, data, _ in outlet.events() if data is not None] == [None, "named", None]
 
 
-async def test_a_publication_tells_its_id_and_how_many_hear_it_here() -> None:
+async def test_publish_returns_id_and_local_subscriber_count() -> None:
     """Interface of `PublishResult`."""
     async with running() as hub:
         one, _ = await listen(hub, "a"), await listen(hub, "a.>", "a")
@@ -32,7 +32,7 @@ async def test_a_publication_tells_its_id_and_how_many_hear_it_here() -> None:
         assert (await hub.publish("a", "3", id="order-7")).id == "order-7" == one.last_id
 
 
-async def test_overlapping_channels_hear_an_event_once() -> None:
+async def test_overlapping_channels_deliver_an_event_once() -> None:
     """Our choice: every broadcast exactly once."""
     async with running() as hub:
         outlet = await listen(hub, "a.b", "a.*", "a.>", ">", "a.b")
@@ -40,7 +40,7 @@ async def test_overlapping_channels_hear_an_event_once() -> None:
         assert outlet.data == ["once"]
 
 
-async def test_subscribers_hear_what_they_asked_for_in_the_order_of_publication() -> None:
+async def test_subscribers_receive_events_in_order() -> None:
     """NATS wildcards, and one order over all channels."""
     async with running() as hub:
         some, every, client = await listen(hub, "a.*", "b"), await listen(hub, ">"), await listen(hub, "$presence.*")
@@ -53,7 +53,7 @@ async def test_subscribers_hear_what_they_asked_for_in_the_order_of_publication(
         assert [event for event, data, _ in client.events() if data] == ["join"]
 
 
-async def test_who_leaves_hears_nothing_more_and_who_comes_hears_what_follows() -> None:
+async def test_subscriptions_start_and_stop_delivery() -> None:
     """Plans are remembered for each channel; they follow the audience."""
     async with running() as hub:
         first = await listen(hub)
@@ -67,7 +67,7 @@ async def test_who_leaves_hears_nothing_more_and_who_comes_hears_what_follows() 
         assert hub.stats().subscribers == 1
 
 
-async def test_an_event_is_encoded_once_for_each_kind_and_all_of_a_kind_get_the_same_bytes() -> None:
+async def test_events_are_encoded_once_per_transport() -> None:
     """Our choice: encode once, write the same bytes to all."""
     encoded: list[Event] = []
 
@@ -87,7 +87,7 @@ async def test_an_event_is_encoded_once_for_each_kind_and_all_of_a_kind_get_the_
         assert outlets[0].chunks[-1] == other.chunks[-1]
 
 
-async def test_a_slow_subscriber_is_ended_by_name_and_can_resume_while_the_others_feel_nothing() -> None:
+async def test_slow_subscribers_are_cut_and_can_resume() -> None:
     """Our choice: a slow one is cut with a named reason."""
     async with running(max_buffered=1000) as hub:
         good, slow = await listen(hub), Outlet(takes=False)
@@ -103,7 +103,7 @@ async def test_a_slow_subscriber_is_ended_by_name_and_can_resume_while_the_other
         assert again.gaps == []
 
 
-async def test_an_event_published_twice_with_one_id_is_delivered_once() -> None:
+async def test_duplicate_event_ids_are_delivered_once() -> None:
     """A publisher that got no answer tries again, perhaps at another worker, and perhaps at both at once."""
     clock, store = Clock(), MemoryStore()
     async with running(store, clock=clock) as hub, running(store, clock=clock) as other:
@@ -123,7 +123,7 @@ async def test_an_event_published_twice_with_one_id_is_delivered_once() -> None:
             assert (await listen(each, last_event_id=start)).data == ["1", "2", "1"]
 
 
-async def test_caps_are_total_for_each_address_and_for_each_channel() -> None:
+async def test_subscribers_are_capped_per_address_and_channel() -> None:
     """Our choice: caps, and MAX_CONNECTIONS."""
     async with running(max_connections=4, max_connections_per_address=2, max_subscribers_per_channel=3) as hub:
         first = await listen(hub, "a", address="1")
@@ -141,7 +141,7 @@ async def test_caps_are_total_for_each_address_and_for_each_channel() -> None:
         assert hub.stats().channels == {"a": 3, "b": 1}
 
 
-async def test_all_addresses_of_an_ipv6_network_have_one_cap() -> None:
+async def test_ipv6_networks_share_one_cap() -> None:
     """A fixed defect: a customer has 2**64 addresses, and the cap was for each of them."""
     async with running(max_connections_per_address=2) as hub:
         first = await listen(hub, "a", address="2001:db8::1")
@@ -153,7 +153,7 @@ async def test_all_addresses_of_an_ipv6_network_have_one_cap() -> None:
         await listen(hub, "a", address="2001:db8::3")
 
 
-async def test_the_hook_decides_on_channels_and_on_what_a_pattern_reaches() -> None:
+async def test_permission_hook_applies_to_channels_and_patterns() -> None:
     """Our choice: per-channel authorization. A pattern must not reach what its holder may not hear by name."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
@@ -175,14 +175,14 @@ async def test_the_hook_decides_on_channels_and_on_what_a_pattern_reaches() -> N
 
 
 @for_each("channel", ["$client.me", "$client", "$client.*", "$client.>"])
-async def test_nobody_listens_to_a_client_by_its_channel(channel: str) -> None:
+async def test_client_channels_cannot_be_subscribed(channel: str) -> None:
     """Our choice: only `receive` opens a mailbox."""
     async with running() as hub:
         with pytest.raises(Forbidden):
             await listen(hub, channel)
 
 
-async def test_a_peer_publishes_to_no_channel_of_the_hub() -> None:
+async def test_clients_cannot_publish_to_hub_channels() -> None:
     """Our choice: joins and leaves cannot be made up."""
     async with running() as hub:
         for channel in ("$presence.chat", "$client.me"):
@@ -190,7 +190,7 @@ async def test_a_peer_publishes_to_no_channel_of_the_hub() -> None:
                 hub.admission.publish(channel)
 
 
-async def test_nor_does_the_program_so_a_tool_that_takes_a_channel_lets_nobody_make_up_a_result() -> None:
+async def test_program_cannot_publish_to_hub_channels() -> None:
     """Fixed defect: a tool's argument reached another client's stream. `send` is the way there."""
     async with running() as hub:
         victim, watcher = await receive(hub, "victim"), await listen(hub, "$presence.room")
@@ -213,7 +213,7 @@ async def test_nor_does_the_program_so_a_tool_that_takes_a_channel_lets_nobody_m
         ({"channel": "a.*"}, "wildcard"),
     ],
 )
-async def test_what_would_break_a_stream_is_refused_and_nobody_hears_it(bad: dict[str, str], message: str) -> None:
+async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str], message: str) -> None:
     """Our choice: an event with CR/LF in id or name; and an id that a resume would take for a place."""
     async with running(MemoryStore(epoch="here")) as hub:
         outlet = await listen(hub)
@@ -222,7 +222,7 @@ async def test_what_would_break_a_stream_is_refused_and_nobody_hears_it(bad: dic
         assert outlet.data == []
 
 
-async def test_an_event_larger_than_a_subscriber_may_buffer_is_refused() -> None:
+async def test_oversized_events_are_refused() -> None:
     """One of those would cut every subscriber."""
     async with running(max_event=10) as hub:
         await hub.publish("broadcast", "x" * 10)
@@ -230,7 +230,7 @@ async def test_an_event_larger_than_a_subscriber_may_buffer_is_refused() -> None
             await hub.publish("broadcast", "x" * 11)
 
 
-async def test_too_many_channels_or_none_are_refused() -> None:
+async def test_subscriptions_need_a_bounded_number_of_channels() -> None:
     """Each costs a look-up; a subscription needs one."""
     async with running(max_channels_per_subscriber=2) as hub:
         for channels in ([], ["a", "b", "c"]):
@@ -238,7 +238,7 @@ async def test_too_many_channels_or_none_are_refused() -> None:
                 await hub.subscribe(channels, Outlet(), encode=encode_line)
 
 
-async def test_publishing_in_a_loop_gives_the_event_loop_its_turns() -> None:
+async def test_publishing_in_a_loop_yields_to_the_event_loop() -> None:
     """Otherwise sockets take nothing meanwhile and every subscriber looks slow."""
     async with running() as hub:
         turned = False
@@ -264,7 +264,7 @@ async def test_closing_the_hub_ends_its_subscribers_and_may_be_repeated() -> Non
         assert hub.stats().subscribers == 0
 
 
-async def test_an_outlet_that_is_closed_already_is_not_subscribed() -> None:
+async def test_closed_outlets_are_not_subscribed() -> None:
     """The peer may leave while its request is looked at."""
     async with running() as hub:
         outlet = Outlet()
@@ -274,7 +274,7 @@ async def test_an_outlet_that_is_closed_already_is_not_subscribed() -> None:
         assert await hub.presence("broadcast") == []
 
 
-async def test_the_counters_tell_what_happened() -> None:
+async def test_counters_match_deliveries() -> None:
     """Interface of `HubStats`."""
     async with running() as hub:
         await listen(hub)
@@ -284,7 +284,7 @@ async def test_the_counters_tell_what_happened() -> None:
         assert (stats.subscribers, stats.published, stats.delivered, stats.gaps) == (2, 1, 2, 0)
 
 
-async def test_subscribers_are_counted_by_what_carries_them() -> None:
+async def test_subscribers_are_counted_by_transport() -> None:
     """The metric `hub_streams_active` by transport."""
     async with running() as hub:
         events, socket = Outlet(), Outlet()
@@ -295,7 +295,7 @@ async def test_subscribers_are_counted_by_what_carries_them() -> None:
         assert hub.stats().transports == {"events": 0, "websocket": 1}
 
 
-async def test_what_subscribers_have_not_taken_is_told() -> None:
+async def test_unsent_bytes_of_subscribers_are_reported() -> None:
     """The metric `hub_send_queue_bytes`."""
     async with running() as hub:
         idle, busy = Outlet(takes=False), Outlet()
@@ -305,7 +305,7 @@ async def test_what_subscribers_have_not_taken_is_told() -> None:
         assert hub.queued_bytes() == idle.buffered > 0
 
 
-async def test_events_that_were_not_pushed_are_read_after_an_interruption() -> None:
+async def test_unpushed_events_are_read_after_an_interruption() -> None:
     """A store that can't push an entry interrupts its listeners instead."""
     store = MemoryStore()
     async with running(store) as hub, running(store) as other:

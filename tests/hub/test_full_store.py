@@ -11,7 +11,7 @@ def full(clock: Clock) -> MemoryStore:
     return MemoryStore(clock=clock, max_log_bytes=ROOM)
 
 
-async def test_every_acknowledged_publication_is_heard_once_though_the_store_is_full() -> None:
+async def test_acknowledged_events_are_delivered_once_with_a_full_store() -> None:
     """Fixed defect: the log forgot the journal between a publication and its delivery."""
     clock = Clock()
     store = full(clock)
@@ -26,7 +26,7 @@ async def test_every_acknowledged_publication_is_heard_once_though_the_store_is_
         assert store.log.size <= ROOM
 
 
-async def test_a_busy_channel_takes_no_mailbox_and_no_quiet_history_with_it() -> None:
+async def test_busy_channel_does_not_evict_mailboxes_or_quiet_history() -> None:
     """Fixed defect: a flood on one channel wiped what every other one had kept."""
     clock = Clock()
     async with running(full(clock), clock=clock) as hub:
@@ -39,7 +39,7 @@ async def test_a_busy_channel_takes_no_mailbox_and_no_quiet_history_with_it() ->
         assert len(await hub.history("busy", 1_000)) > 5
 
 
-async def test_who_returns_to_a_full_store_is_told_of_the_gap_and_gets_what_is_left() -> None:
+async def test_resume_from_a_full_store_reports_a_gap() -> None:
     """Our choice: what is gone is told, whatever made it go."""
     clock = Clock()
     store = full(clock)
@@ -55,7 +55,7 @@ async def test_who_returns_to_a_full_store_is_told_of_the_gap_and_gets_what_is_l
         assert 0 < heard[0] < 195
 
 
-async def test_calls_and_publications_however_large_take_no_mailbox_with_them() -> None:
+async def test_large_calls_and_events_do_not_evict_mailboxes() -> None:
     """Fixed defect: one call's resumable stream could drive out a mailbox."""
     clock = Clock()
     store = full(clock)

@@ -43,7 +43,7 @@ async def call(wire: Wire, name: str, **arguments: Any) -> Any:
     return reply.message["result"]
 
 
-async def test_a_def_tool_publishes_before_it_goes_on(wire: Wire) -> None:
+async def test_def_tools_publish_synchronously(wire: Wire) -> None:
     """Fixed defect: `ctx.hub.publish` of a `def` tool gave a coroutine that nobody awaited, and said nothing."""
     result = (await call(wire, "shout", channel="chat", text="hello"))["structuredContent"]
     assert result["held"] == ["HELLO"]
@@ -64,7 +64,7 @@ async def test_a_def_tool_publishes_before_it_goes_on(wire: Wire) -> None:
     ],
     ids=["name", "forbidden", "large"],
 )
-async def test_what_the_hub_refuses_is_told_to_who_called_the_tool(
+async def test_hub_refusals_are_reported_to_the_caller(
     wire: Wire, name: str, channel: str, text: str, message: str
 ) -> None:
     """Our choice: each bad input is a clear error. Fixed defect: it was an internal error with an incident."""

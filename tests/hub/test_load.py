@@ -46,7 +46,7 @@ async def end(outlets: list[UnreadOutlet], tasks: list[asyncio.Task[Any]]) -> No
 
 
 @pytest.mark.many
-async def test_subscribers_who_resume_and_read_nothing_share_the_memory_of_what_they_missed() -> None:
+async def test_resuming_subscribers_share_missed_events_in_memory() -> None:
     """Fixed defect: each held the whole history decoded, so 200 of them took 7 GiB."""
     async with running(MemoryStore(), journal=300) as hub:
         start = (await hub.publish("news", "start")).id
@@ -64,7 +64,7 @@ async def test_subscribers_who_resume_and_read_nothing_share_the_memory_of_what_
             await end(outlets, tasks)
 
 
-async def test_those_who_wait_longest_are_cut_when_all_that_resume_have_too_much_unread() -> None:
+async def test_catch_up_budget_cuts_the_longest_waiting() -> None:
     """A bound for all of them together, not only for each."""
     async with running(MemoryStore(), max_unread=2 * MIB) as hub:
         start = (await hub.publish("news", "start")).id
@@ -79,7 +79,7 @@ async def test_those_who_wait_longest_are_cut_when_all_that_resume_have_too_much
         await end(outlets, tasks)
 
 
-async def test_subscribers_furthest_behind_are_cut_when_all_have_too_much_unread() -> None:
+async def test_total_backlog_cuts_the_furthest_behind() -> None:
     """The bound of one subscriber times their number isn't a bound."""
     async with running(max_unread=200_000, max_buffered=100_000) as hub:
         slow, good = [Outlet(takes=False) for _ in range(20)], await listen(hub, "a", "b")
@@ -94,7 +94,7 @@ async def test_subscribers_furthest_behind_are_cut_when_all_have_too_much_unread
         assert len(good.data) == 40
 
 
-async def test_made_up_event_ids_search_the_journal_once() -> None:
+async def test_invented_event_ids_search_the_journal_once() -> None:
     """Fixed defect: each of them read the whole journal, so 95 requests a second took a core."""
     store: Any = DistantStore(lambda: 0, MemoryStore())
     async with running(store) as hub:
@@ -116,7 +116,7 @@ async def test_made_up_event_ids_search_the_journal_once() -> None:
         assert (await listen(hub, "*", last_event_id="own 1")).data == [str(number) for number in range(2, 5_000)]
 
 
-async def test_a_publication_costs_the_same_whatever_patterns_others_listen_to() -> None:
+async def test_publish_cost_is_independent_of_unrelated_patterns() -> None:
     """Fixed defect: the first publication on each channel tried every wildcard subscription."""
     async with running() as hub:
         for number in range(2_000):

@@ -15,7 +15,7 @@ from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, InvalidName
 
 
-async def test_messages_wait_for_a_client_that_is_away_and_come_in_order() -> None:
+async def test_mailbox_messages_wait_for_an_absent_client() -> None:
     """Our choice: a mailbox keeps messages for a client that is offline."""
     async with running() as hub:
         for number in range(3):
@@ -27,7 +27,7 @@ async def test_messages_wait_for_a_client_that_is_away_and_come_in_order() -> No
         assert outlet.events()[0][0] == "progress"
 
 
-async def test_nothing_comes_twice_however_often_a_client_returns() -> None:
+async def test_mailbox_messages_are_not_repeated() -> None:
     """Our choice: none twice."""
     async with running() as hub:
         await hub.send("me", "1")
@@ -40,7 +40,7 @@ async def test_nothing_comes_twice_however_often_a_client_returns() -> None:
         assert (await receive(hub, "me")).data == []
 
 
-async def test_what_a_broken_connection_swallowed_is_had_again_with_an_id() -> None:
+async def test_lost_mailbox_messages_are_resumed_by_id() -> None:
     """The client knows better than the server what it got."""
     async with running() as hub:
         outlet = await receive(hub, "me")
@@ -53,7 +53,7 @@ async def test_what_a_broken_connection_swallowed_is_had_again_with_an_id() -> N
         assert (again.data, again.gaps) == (["2", "3"], [])
 
 
-async def test_two_connections_of_a_client_both_hear_it() -> None:
+async def test_two_connections_of_a_client_both_receive_messages() -> None:
     """A page may be open twice."""
     async with running() as hub:
         one, two = await receive(hub, "me"), await receive(hub, "me")
@@ -64,7 +64,7 @@ async def test_two_connections_of_a_client_both_hear_it() -> None:
         assert (await receive(hub, "me")).data == []
 
 
-async def test_a_mailbox_is_bounded_by_count_and_tells_that_some_are_gone() -> None:
+async def test_mailbox_count_is_bounded_with_a_gap() -> None:
     """Our choice: bounded by count."""
     async with running(mailbox=3) as hub:
         for number in range(3):
@@ -79,7 +79,7 @@ async def test_a_mailbox_is_bounded_by_count_and_tells_that_some_are_gone() -> N
         assert outlet.data == ["5", "6", "7"]
 
 
-async def test_a_mailbox_is_bounded_by_age() -> None:
+async def test_mailbox_age_is_bounded() -> None:
     """Our choice: bounded by age."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0, history_age=10.0) as hub:
@@ -97,7 +97,7 @@ async def test_a_mailbox_is_bounded_by_age() -> None:
         assert (outlet.gaps, outlet.data) == ([], ["newer"]), "what is too old now was given before"
 
 
-async def test_others_hear_nothing_of_it() -> None:
+async def test_mailboxes_are_private() -> None:
     """A mailbox is for one client; no wildcard reaches it."""
     async with running() as hub:
         every = await listen(hub, ">")
@@ -108,7 +108,7 @@ async def test_others_hear_nothing_of_it() -> None:
 
 
 @for_each("client_id", ["", "a b", "a\nb", "*", ">"])
-async def test_a_client_id_that_cannot_be_one_is_refused_both_ways(client_id: str) -> None:
+async def test_invalid_client_ids_are_refused_for_reading_and_writing(client_id: str) -> None:
     """Our choice: a client id with control characters."""
     async with running() as hub:
         with pytest.raises(InvalidName):
@@ -117,7 +117,7 @@ async def test_a_client_id_that_cannot_be_one_is_refused_both_ways(client_id: st
             await receive(hub, client_id)
 
 
-async def test_a_worker_that_ends_leaves_the_place_for_the_next() -> None:
+async def test_mailbox_cursor_survives_a_worker_stop() -> None:
     """Any worker serves any client."""
     store = MemoryStore()
     async with running(store) as one:
@@ -129,7 +129,7 @@ async def test_a_worker_that_ends_leaves_the_place_for_the_next() -> None:
         assert (await receive(two, "me")).data == ["2"]
 
 
-async def test_a_worker_that_dies_has_left_the_place_of_what_it_wrote() -> None:
+async def test_mailbox_cursor_survives_a_worker_crash() -> None:
     """Fixed defect: the place was up to ten seconds old, and all that was written meanwhile came again."""
     store = MemoryStore()
     async with running(store) as one, running(store) as two:
@@ -141,7 +141,7 @@ async def test_a_worker_that_dies_has_left_the_place_of_what_it_wrote() -> None:
 
 
 @for_each("seed", range(6))
-async def test_a_client_that_changes_workers_gets_each_message_once_in_order(seed: int) -> None:
+async def test_mailbox_follows_a_client_across_workers(seed: int) -> None:
     """Our choice: no affinity is needed. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
     memory = MemoryStore()
@@ -225,7 +225,7 @@ class Mailbox(RuleBasedStateMachine):
 
 
 @pytest.mark.many
-def test_a_client_that_comes_and_goes_gets_everything_once() -> None:
+def test_reconnecting_client_gets_each_message_once() -> None:
     """Our choice: delivered in order on its return, none twice."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Mailbox, settings=settings(max_examples=examples(5), stateful_step_count=25)

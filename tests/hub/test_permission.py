@@ -14,7 +14,7 @@ def no_secrets(principal: Any, action: str, channel: str) -> bool:
     return not channel.startswith("secret")
 
 
-async def test_who_may_not_hear_a_channel_may_not_hear_who_comes_and_goes_there() -> None:
+async def test_presence_follows_channel_permission() -> None:
     """Fixed defect: the hook was asked about `$presence.secret.a`, a text that no hook expects."""
     async with running(authorize=no_secrets) as hub:
         for channel in ("secret.a", "$presence.secret.a", "$presence.secret.*"):
@@ -27,7 +27,7 @@ async def test_who_may_not_hear_a_channel_may_not_hear_who_comes_and_goes_there(
         assert len(every.data) == 1
 
 
-async def test_a_pattern_of_presence_does_not_reach_a_channel_that_the_hook_refuses() -> None:
+async def test_presence_patterns_follow_channel_permission() -> None:
     """The hook is asked again about each channel that a pattern reaches, without the hub's prefix."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
@@ -42,7 +42,7 @@ async def test_a_pattern_of_presence_does_not_reach_a_channel_that_the_hook_refu
         assert every.data == []
 
 
-async def test_a_hook_that_raises_refuses_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_permission_hook_refuses_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Fixed defect: it broke sockets, and one listener's question failed everybody's publications."""
 
     def authorize(principal: Any, action: str, channel: str) -> bool:

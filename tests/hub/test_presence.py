@@ -16,7 +16,7 @@ async def names(hub: Hub, channel: str = "chat") -> list[str]:
     return [member.client_id for member in await hub.presence(channel)]
 
 
-async def test_a_client_with_an_id_is_present_until_it_leaves() -> None:
+async def test_clients_with_an_id_are_present_until_they_leave() -> None:
     """Our choice: presence, join and leave events."""
     clock = Clock()
     async with running(clock=clock) as hub:
@@ -40,7 +40,7 @@ async def test_a_client_with_an_id_is_present_until_it_leaves() -> None:
         ]
 
 
-async def test_a_client_that_is_there_twice_joins_once_and_leaves_with_its_last_connection() -> None:
+async def test_presence_counts_a_client_once() -> None:
     """A page may be open twice."""
     async with running() as hub:
         watcher = await listen(hub, "$presence.chat")
@@ -55,7 +55,7 @@ async def test_a_client_that_is_there_twice_joins_once_and_leaves_with_its_last_
         assert await names(hub) == []
 
 
-async def test_who_leaves_is_told_as_it_arrived_whichever_connection_is_its_last() -> None:
+async def test_leave_event_matches_the_join_event() -> None:
     """Fixed defect: `leave` had the name and `since` of the last connection, `join` those of the first."""
     clock, store = Clock(), MemoryStore()
     async with running(store, clock=clock) as one, running(beside(store), clock=clock) as two:
@@ -78,7 +78,7 @@ async def test_who_leaves_is_told_as_it_arrived_whichever_connection_is_its_last
         assert leave["since"] == 1005.0
 
 
-async def test_patterns_and_channels_of_the_hub_have_no_members() -> None:
+async def test_patterns_and_hub_channels_have_no_presence() -> None:
     """Who watches the presence is not shown there."""
     async with running() as hub:
         await listen(hub, "$presence.chat", "chat.*", client_id="ann")
@@ -87,7 +87,7 @@ async def test_patterns_and_channels_of_the_hub_have_no_members() -> None:
         assert hub.stats().published == 0
 
 
-async def test_names_of_channels_do_not_run_into_each_other() -> None:
+async def test_presence_keys_of_channels_do_not_collide() -> None:
     """A key is found by its beginning."""
     async with running() as hub:
         await listen(hub, "chat", client_id="ann")
@@ -96,7 +96,7 @@ async def test_names_of_channels_do_not_run_into_each_other() -> None:
         assert await names(hub, "chat.1") == ["bob"]
 
 
-async def test_a_client_on_two_workers_joins_once_and_leaves_once() -> None:
+async def test_client_on_two_workers_joins_and_leaves_once() -> None:
     """Presence is one for all workers."""
     store = MemoryStore()
     async with running(store) as one, running(beside(store)) as two:
@@ -112,7 +112,7 @@ async def test_a_client_on_two_workers_joins_once_and_leaves_once() -> None:
         assert [event for event, data, _ in watcher.events() if data] == ["join", "leave"]
 
 
-async def test_members_of_a_worker_that_died_expire_and_one_of_the_others_tells_it() -> None:
+async def test_presence_of_a_dead_worker_expires() -> None:
     """Presence is vouched for by leases."""
     store = MemoryStore()
     given_up = beside(store)
@@ -136,7 +136,7 @@ async def test_members_of_a_worker_that_died_expire_and_one_of_the_others_tells_
         assert json.loads(watcher.data[-1])["client_id"] == "ann"
 
 
-async def test_a_worker_that_ends_takes_its_members_with_it() -> None:
+async def test_stopping_worker_removes_its_presence() -> None:
     """A clean shutdown leaves nothing to expire."""
     store = MemoryStore()
     async with running(store) as one:
@@ -149,7 +149,7 @@ async def test_a_worker_that_ends_takes_its_members_with_it() -> None:
         assert [event for event, data, _ in watcher.events() if data] == ["join", "leave"]
 
 
-async def test_a_hub_that_closes_waits_for_none_of_its_members_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_the_hub_does_not_wait_for_presence_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed defect: nobody listened there any more, and each client that was present took a second of the shutdown."""
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 1_000_000)
     store = MemoryStore()
@@ -159,7 +159,7 @@ async def test_a_hub_that_closes_waits_for_none_of_its_members_to_be_told(monkey
         assert await names(other) == await names(other, "news") == []
 
 
-async def test_clients_that_come_and_go_at_once_on_distant_workers_leave_nobody_behind() -> None:
+async def test_concurrent_joins_and_leaves_leave_no_stale_presence() -> None:
     """Compare-and-set: of all workers one sees the first arrival and the last departure."""
     memory = MemoryStore()
     stores = [DistantStore(lambda: 2, memory) for _ in range(2)]
@@ -178,7 +178,7 @@ async def test_clients_that_come_and_go_at_once_on_distant_workers_leave_nobody_
         assert told == ["join", "leave"] * (len(told) // 2)
 
 
-async def test_a_worker_that_stalled_is_given_up_once_and_its_members_come_back_with_it() -> None:
+async def test_stalled_worker_loses_and_regains_its_presence() -> None:
     """Joins and leaves alternate, whoever tells them."""
     memory = MemoryStore()
     store = beside(memory)
@@ -198,7 +198,7 @@ async def test_a_worker_that_stalled_is_given_up_once_and_its_members_come_back_
         assert [event for event, who in told if who == "bob"] == ["join", "leave"]
 
 
-async def test_arrivals_and_departures_push_no_message_out_of_what_a_page_asks_for() -> None:
+async def test_presence_events_do_not_evict_messages() -> None:
     """Fixed defect: after a hundred reloads the newest 50 events of a chat were joins and leaves only."""
     async with running() as hub:
         for number in range(5):
@@ -212,7 +212,7 @@ async def test_arrivals_and_departures_push_no_message_out_of_what_a_page_asks_f
         assert await hub.history("$presence.chat") == []
 
 
-async def test_who_watches_arrivals_still_resumes_where_it_was() -> None:
+async def test_presence_watchers_can_resume() -> None:
     """They are in the journal, though in no history."""
     async with running() as hub:
         watcher = await listen(hub, "$presence.chat")
@@ -223,7 +223,7 @@ async def test_who_watches_arrivals_still_resumes_where_it_was() -> None:
         assert (again.gaps, len(again.data)) == ([], 1)
 
 
-async def test_a_crowd_that_comes_and_goes_pushes_no_published_event_out_of_the_journal() -> None:
+async def test_presence_churn_does_not_evict_the_journal() -> None:
     """Fixed defect: 400 connections with presence on 16 channels emptied the journal of everybody within a second."""
     async with running(journal=100) as hub:
         reader = await listen(hub, "news.*")
@@ -240,7 +240,7 @@ async def test_a_crowd_that_comes_and_goes_pushes_no_published_event_out_of_the_
         assert (again.gaps, again.data) == ([], [str(number) for number in range(50)])
 
 
-async def test_arrivals_are_resumed_once_and_in_order_behind_whichever_id_came_last() -> None:
+async def test_presence_events_resume_in_order() -> None:
     """The id of an event of the journal says which arrivals followed it, that of an arrival which it was."""
     store = MemoryStore()
     async with running(store) as hub:
@@ -263,7 +263,7 @@ async def test_arrivals_are_resumed_once_and_in_order_behind_whichever_id_came_l
                     assert once_more.data == []
 
 
-async def test_a_cut_anywhere_in_a_replay_with_arrivals_repeats_and_loses_nothing() -> None:
+async def test_interrupted_presence_replay_loses_nothing() -> None:
     """Each line that is written has an id that stands for all lines before it."""
     async with running() as hub:
         watcher = await listen(hub, "chat", "$presence.chat")
@@ -279,7 +279,7 @@ async def test_a_cut_anywhere_in_a_replay_with_arrivals_repeats_and_loses_nothin
             assert seen.data + rest.data == watcher.data
 
 
-async def test_more_arrivals_than_are_kept_are_a_gap_for_who_missed_them_and_for_nobody_else() -> None:
+async def test_excess_presence_events_are_a_gap_for_those_who_missed_them() -> None:
     """What is gone is never skipped in silence, not even by a worker that comes later."""
     store = MemoryStore()
     async with running(store) as hub:
@@ -300,7 +300,7 @@ async def test_more_arrivals_than_are_kept_are_a_gap_for_who_missed_them_and_for
                 assert (await listen(each, "chat", last_event_id=reader.last_id)).gaps == []
 
 
-async def test_arrivals_while_a_subscriber_catches_up_reach_it_once() -> None:
+async def test_presence_events_during_catch_up_arrive_once() -> None:
     """Nothing slips between what it is given and what it hears."""
     async with running() as hub:
         last = (await listen(hub, "chat")).last_id
@@ -318,7 +318,7 @@ async def test_arrivals_while_a_subscriber_catches_up_reach_it_once() -> None:
         assert told == ["ann", "bob"]
 
 
-async def test_an_arrival_that_one_subscription_of_a_socket_brought_is_not_brought_by_another() -> None:
+async def test_presence_events_are_not_repeated_across_subscriptions() -> None:
     """Outlets are shared: what was written there is not written again, not even to one that resumes."""
     async with running() as hub:
         outlet = await listen(hub, "$presence.chat")
@@ -330,7 +330,7 @@ async def test_an_arrival_that_one_subscription_of_a_socket_brought_is_not_broug
         assert [json.loads(data)["client_id"] for data in outlet.data] == ["ann", "bob"]
 
 
-async def test_a_store_that_forgets_the_arrivals_is_a_gap_for_those_who_listen_and_those_who_come() -> None:
+async def test_lost_presence_log_is_a_gap() -> None:
     """As of the journal."""
     store = MemoryStore()
     async with running(store) as hub:

@@ -21,7 +21,7 @@ async def publish(hub: Hub, *data: str, channel: str = "broadcast") -> None:
         await hub.publish(channel, each)
 
 
-async def test_a_stream_can_be_resumed_before_its_first_event() -> None:
+async def test_streams_can_be_resumed_before_their_first_event() -> None:
     """Our choice: the first thing a subscriber gets is the id of the present place."""
     async with running() as hub:
         for expected in (["1"], ["2"]):
@@ -32,7 +32,7 @@ async def test_a_stream_can_be_resumed_before_its_first_event() -> None:
             assert (await listen(hub, last_event_id=outlet.last_id)).data == expected
 
 
-async def test_one_id_resumes_all_channels_and_patterns_at_once() -> None:
+async def test_one_id_resumes_all_channels_and_patterns() -> None:
     """The journal orders all channels, so that an `EventSource`, which keeps one id, misses none."""
     async with running() as hub:
         outlet = await listen(hub, "a", "b.*")
@@ -46,7 +46,7 @@ async def test_one_id_resumes_all_channels_and_patterns_at_once() -> None:
         assert again.gaps == []
 
 
-async def test_the_publishers_own_id_resumes_too() -> None:
+async def test_publisher_ids_can_resume() -> None:
     """Interface of `publish`: subscribers see the id; an `EventSource` sends it back."""
     async with running() as hub:
         outlet = await listen(hub)
@@ -56,7 +56,7 @@ async def test_the_publishers_own_id_resumes_too() -> None:
         assert (await listen(hub, last_event_id="order 1")).data == ["2"]
 
 
-async def test_the_same_own_id_on_another_channel_is_another_event() -> None:
+async def test_publisher_ids_are_scoped_to_their_channel() -> None:
     """Publishers number their own channels."""
     async with running() as hub:
         await hub.publish("a", "a1", id="1")
@@ -65,7 +65,7 @@ async def test_the_same_own_id_on_another_channel_is_another_event() -> None:
         assert (await listen(hub, "a", last_event_id="1")).data == ["a2"]
 
 
-async def test_an_own_id_is_found_in_the_history_when_the_journal_has_lost_it() -> None:
+async def test_publisher_ids_are_found_in_history() -> None:
     """A client must not get again what it names as its last."""
     store = MemoryStore()
     async with running(store, journal=3) as hub:
@@ -78,7 +78,7 @@ async def test_an_own_id_is_found_in_the_history_when_the_journal_has_lost_it() 
 
 
 @for_each("count", [10, 3000])
-async def test_an_own_id_is_found_as_far_back_as_the_journal_goes(count: int) -> None:
+async def test_publisher_ids_are_found_in_the_whole_journal(count: int) -> None:
     """The newest events are in memory, the others in the store."""
     async with running() as hub:
         await hub.publish("broadcast", "first", id="x")
@@ -89,7 +89,7 @@ async def test_an_own_id_is_found_as_far_back_as_the_journal_goes(count: int) ->
 
 
 @for_each("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
-async def test_an_id_that_is_not_known_is_a_gap_and_then_what_is_left(last: str) -> None:
+async def test_unknown_ids_are_a_gap_followed_by_the_rest(last: str) -> None:
     """Our choice: an explicit gap event when history is gone."""
     async with running(MemoryStore(epoch="here")) as hub:
         await publish(hub, "1", "2")
@@ -101,7 +101,7 @@ async def test_an_id_that_is_not_known_is_a_gap_and_then_what_is_left(last: str)
         assert outlet.data == ["1", "2", "3"]
 
 
-async def test_a_restart_that_loses_the_store_is_a_gap_for_every_kind_of_subscription() -> None:
+async def test_restart_that_loses_the_store_is_a_gap() -> None:
     """Our choice: an epoch change is a gap and is told."""
     async with running() as hub:
         last = (await listen(hub)).last_id
@@ -112,7 +112,7 @@ async def test_a_restart_that_loses_the_store_is_a_gap_for_every_kind_of_subscri
             assert (outlet.gaps, outlet.data) == (["unknown"], ["new"])
 
 
-async def test_a_restart_that_keeps_the_store_is_no_gap() -> None:
+async def test_restart_that_keeps_the_store_is_not_a_gap() -> None:
     """A store that outlives the worker keeps the journal."""
     store = MemoryStore()
     async with running(store) as hub:
@@ -150,7 +150,7 @@ async def test_history_is_bounded_by_age() -> None:
         assert [event.data for event in await hub.history("broadcast")] == [b"middle", b"new"]
 
 
-async def test_the_newest_events_come_first_to_who_asks_for_history() -> None:
+async def test_history_starts_with_recent_events() -> None:
     """Our choice: a chat page shows its history after reload; with an id it goes on from there."""
     async with running() as hub:
         await publish(hub, "1", "2", "3")
@@ -161,7 +161,7 @@ async def test_the_newest_events_come_first_to_who_asks_for_history() -> None:
         assert (await listen(hub, history=2, last_event_id=outlet.last_id)).data == []
 
 
-async def test_a_busy_channel_does_not_push_out_the_history_of_a_quiet_one() -> None:
+async def test_busy_channels_do_not_evict_quiet_history() -> None:
     """The journal is bounded for all channels together, each history for itself."""
     async with running(MemoryStore(), journal=10) as hub:
         await publish(hub, "q1", channel="quiet")
@@ -174,7 +174,7 @@ async def test_a_busy_channel_does_not_push_out_the_history_of_a_quiet_one() -> 
         assert (await listen(hub, "quiet.*", last_event_id=last)).gaps == ["trimmed"]
 
 
-async def test_what_neither_journal_nor_history_hold_is_a_gap() -> None:
+async def test_events_missing_from_journal_and_history_are_a_gap() -> None:
     """Our choice: an explicit gap event when history is gone."""
     async with running(MemoryStore(), journal=10, history=2) as hub:
         last = (await listen(hub, "quiet")).last_id
@@ -189,7 +189,7 @@ async def flood(hub: Hub) -> None:
     await publish(hub, *["x" * 1000] * 4200, channel="busy")
 
 
-async def test_a_quiet_subscriber_is_told_the_place_so_that_it_does_not_fall_behind_the_journal() -> None:
+async def test_quiet_subscribers_receive_their_position() -> None:
     """`refresh` writes an id alone; a client keeps it without dispatching an event."""
     async with running() as hub:
         outlet = await listen(hub, "quiet")
@@ -201,7 +201,7 @@ async def test_a_quiet_subscriber_is_told_the_place_so_that_it_does_not_fall_beh
         assert (await listen(hub, "quiet", last_event_id=outlet.last_id)).gaps == []
 
 
-async def test_a_worker_that_lost_the_thread_tells_its_subscribers_and_goes_on() -> None:
+async def test_worker_that_fell_behind_sends_a_gap_and_continues() -> None:
     """What is gone is never skipped in silence, though the store forgot it before this worker read it."""
     store = MemoryStore()
     async with running(store) as hub, running(store, journal=3) as other:
@@ -216,7 +216,7 @@ async def test_a_worker_that_lost_the_thread_tells_its_subscribers_and_goes_on()
         assert hub.stats().gaps == 1
 
 
-async def test_a_reader_that_catches_up_slowly_hears_what_is_published_meanwhile_in_its_place() -> None:
+async def test_slow_catch_up_receives_new_events_in_order() -> None:
     """Live events do not overtake those of the past."""
     async with running() as hub:
         last = (await listen(hub)).last_id
@@ -233,7 +233,7 @@ async def test_a_reader_that_catches_up_slowly_hears_what_is_published_meanwhile
         assert outlet.data == [f"{number} {PAD}" for number in range(601)]
 
 
-async def test_who_leaves_while_catching_up_is_forgotten() -> None:
+async def test_subscribers_that_leave_during_catch_up_are_removed() -> None:
     """The outlet may close between two pages."""
     async with running() as hub:
         last = (await listen(hub)).last_id
@@ -248,7 +248,7 @@ async def test_who_leaves_while_catching_up_is_forgotten() -> None:
 
 
 @for_each("seed", range(8))
-async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_across_reconnects(seed: int) -> None:
+async def test_order_is_the_same_on_every_worker(seed: int) -> None:
     """Our choice: any worker serves any stream. Calls of the store interleave in every way that a seed makes."""
     dice = random.Random(seed)
     memory = MemoryStore()
@@ -292,7 +292,7 @@ async def test_workers_on_a_distant_store_give_every_subscriber_the_same_order_a
         assert heard[2] == [each for each in reference.data if each in set(heard[2])]
 
 
-async def test_who_comes_back_is_counted_by_whether_all_could_be_told() -> None:
+async def test_resumes_are_counted_by_outcome() -> None:
     """The metric `hub_replay_total`."""
     async with running() as hub:
         outlet = await listen(hub)
@@ -317,7 +317,7 @@ async def test_who_comes_back_is_counted_by_whether_all_could_be_told() -> None:
         (("broadcast",), {"history": 1}, 2),
     ],
 )
-async def test_a_small_request_does_not_make_the_hub_decode_its_whole_journal(
+async def test_small_requests_do_not_decode_the_whole_journal(
     monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...], options: dict[str, Any], most: int
 ) -> None:
     """Fixed defect: a GET of 109 bytes with a wildcard and an unknown id held the loop for a tenth of a second."""
@@ -336,7 +336,7 @@ async def test_a_small_request_does_not_make_the_hub_decode_its_whole_journal(
         assert len(outlet.data) <= 2000
 
 
-async def test_others_get_their_turns_while_a_long_journal_is_replayed() -> None:
+async def test_long_replays_yield_to_other_subscribers() -> None:
     """A replay of everything is what was asked for, but not in one go."""
     async with running() as hub:
         last = (await listen(hub, ">")).last_id
@@ -363,7 +363,7 @@ async def turns_none() -> None:
 
 
 @for_each("offset", [2**63 - 1, 2**63 - 2, 10**18])
-async def test_the_largest_offset_that_a_store_may_give_is_a_place_to_resume_from(offset: int) -> None:
+async def test_largest_offset_can_be_resumed(offset: int) -> None:
     """Fixed defect: the contract of a store allows 19 digits, and ids with so many were unknown."""
     assert parse_position(position_id("here", offset), "here") == (offset, None)
     assert parse_position(f"here.{offset}-{offset}", "here") == (offset, offset)
@@ -373,6 +373,6 @@ async def test_the_largest_offset_that_a_store_may_give_is_a_place_to_resume_fro
 
 
 @for_each("id", ["here.", "here.-1", "here.1-", "here.1-2-3", "here.1-x", "here.x-1", "here.²", "1", "-"])
-def test_what_only_looks_like_a_place_is_none(id: str) -> None:
+def test_malformed_positions_are_refused(id: str) -> None:
     """Ids come from peers."""
     assert parse_position(id, "here") is None

@@ -14,7 +14,7 @@ async def add(hub: Hub, outlet: Outlet, channel: str, **options: Any) -> Subscri
 
 
 @for_each("channels", [("broadcast", ">"), (">", "broadcast"), ("*", ">", "broadcast")])
-async def test_subscriptions_that_overlap_write_an_event_once(channels: tuple[str, ...]) -> None:
+async def test_overlapping_subscriptions_write_an_event_once(channels: tuple[str, ...]) -> None:
     """Fixed defect: an event came once for each of them."""
     async with running() as hub:
         outlet = Outlet()
@@ -25,7 +25,7 @@ async def test_subscriptions_that_overlap_write_an_event_once(channels: tuple[st
         assert outlet.data == ["1", "2"]
 
 
-async def test_the_place_is_told_an_outlet_once() -> None:
+async def test_position_is_sent_once_per_outlet() -> None:
     """What concerns everybody concerns an outlet once."""
     async with running() as hub:
         outlet = Outlet()
@@ -37,7 +37,7 @@ async def test_the_place_is_told_an_outlet_once() -> None:
 
 
 @for_each("first", [0, 1])
-async def test_what_one_of_them_leaves_the_other_goes_on_to_write(first: int) -> None:
+async def test_remaining_subscription_continues_writing(first: int) -> None:
     """A subscription ends by itself; its outlet stays."""
     async with running() as hub:
         outlet = Outlet()
@@ -50,7 +50,7 @@ async def test_what_one_of_them_leaves_the_other_goes_on_to_write(first: int) ->
         assert hub.stats().subscribers == 0
 
 
-async def test_resuming_beside_another_gives_what_that_one_did_not_write() -> None:
+async def test_resume_beside_another_subscription_skips_written_events() -> None:
     """`since`: behind it the other one has written, before it nobody has."""
     async with running() as hub:
         outlet = Outlet()
@@ -68,7 +68,7 @@ async def test_resuming_beside_another_gives_what_that_one_did_not_write() -> No
         assert outlet.data == ["3", "1", "2", "4", "0"]
 
 
-async def test_what_the_other_one_could_not_give_any_more_is_not_held_back() -> None:
+async def test_gap_of_one_subscription_does_not_hold_back_the_other() -> None:
     """A wildcard goes by the journal, whose oldest are gone; a channel's own history has them still."""
     store, outlet = MemoryStore(), Outlet()
     async with running(store, journal=3) as hub:
@@ -82,7 +82,7 @@ async def test_what_the_other_one_could_not_give_any_more_is_not_held_back() -> 
         assert outlet.data == ["3", "4", "5", "1"]
 
 
-async def test_an_outlet_that_is_too_slow_is_cut_once_with_all_that_it_carries() -> None:
+async def test_slow_outlet_is_cut_once_with_all_subscriptions() -> None:
     """Each of its subscriptions leaves."""
     async with running(max_buffered=1000) as hub:
         outlet = Outlet(takes=False)
@@ -94,7 +94,7 @@ async def test_an_outlet_that_is_too_slow_is_cut_once_with_all_that_it_carries()
         assert (outlet.closed, hub.stats().subscribers) == (True, 0)
 
 
-async def test_the_slowest_come_first_each_with_all_that_it_hears() -> None:
+async def test_slowest_outlets_are_cut_first() -> None:
     """Our choice: an operator looks for readers, of which one may have many channels."""
     async with running() as hub:
         slow, fast = Outlet(takes=False), Outlet()

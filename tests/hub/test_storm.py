@@ -59,7 +59,7 @@ def place(hub: Hub, offset: int) -> str:
     return position_id(hub._journal.epoch, offset)
 
 
-async def test_a_storm_of_subscribers_reads_each_page_of_the_journal_once() -> None:
+async def test_reconnect_storm_reads_each_journal_page_once() -> None:
     """Our choice: 500 subscribers at 500 places cost the reads of a handful."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
@@ -75,7 +75,7 @@ async def test_a_storm_of_subscribers_reads_each_page_of_the_journal_once() -> N
             assert outlet.data == wanted
 
 
-async def test_subscribers_who_missed_everything_share_one_read_of_the_history() -> None:
+async def test_subscribers_share_one_history_read() -> None:
     """Our choice: as after a store that lost its data, when nobody's place is known any more."""
     store = CountedStore(MemoryStore())
     async with running(store, history=100) as hub:
@@ -89,7 +89,7 @@ async def test_subscribers_who_missed_everything_share_one_read_of_the_history()
         assert all(outlet.data == first.data for outlet in outlets)
 
 
-async def test_what_came_after_a_shared_read_is_not_missed() -> None:
+async def test_events_after_a_shared_read_are_delivered() -> None:
     """A page or history that is kept for others is older than what was published meanwhile."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
@@ -108,7 +108,7 @@ async def test_what_came_after_a_shared_read_is_not_missed() -> None:
 
 
 @for_each("kept", [700, 1_234])
-async def test_the_oldest_page_of_a_trimmed_journal_is_shared_too(kept: int) -> None:
+async def test_oldest_page_of_a_trimmed_journal_is_shared(kept: int) -> None:
     """Its first entry doesn't stand at a round offset."""
     store = CountedStore(MemoryStore())
     async with running(store, journal=4_000, history=1) as hub:
@@ -122,7 +122,7 @@ async def test_the_oldest_page_of_a_trimmed_journal_is_shared_too(kept: int) -> 
         assert gone.gaps == ["trimmed"]
 
 
-async def test_pages_that_are_too_large_to_keep_are_read_again() -> None:
+async def test_oversized_pages_are_not_cached() -> None:
     """Memory has a bound, reads have not."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
@@ -132,7 +132,7 @@ async def test_pages_that_are_too_large_to_keep_are_read_again() -> None:
         assert 0 < hub._reader.kept_bytes <= 16 * 1024 * 1024
 
 
-async def test_a_subscriber_that_leaves_during_a_read_leaves_the_others_theirs() -> None:
+async def test_leaving_during_a_shared_read_does_not_affect_others() -> None:
     """The read belongs to nobody."""
     store = CountedStore(MemoryStore())
     async with running(store) as hub:
@@ -151,7 +151,7 @@ async def test_a_subscriber_that_leaves_during_a_read_leaves_the_others_theirs()
         assert await listen(hub)
 
 
-async def test_a_read_under_way_serves_no_one_who_needs_what_came_after_it_began() -> None:
+async def test_read_in_progress_is_not_shared_with_later_needs() -> None:
     """A slow store: what was published since then is in no memory any more, so the old read would leave a hole."""
     shared, slow = SharedReads[list[int]](len), asyncio.Event()
 

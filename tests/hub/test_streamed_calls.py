@@ -53,7 +53,7 @@ async def kept(server: Server, client_id: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("where", ["header", "query", "meta"])
-async def test_the_caller_names_its_stream(server: Server, where: str) -> None:
+async def test_callers_can_name_their_stream(server: Server, where: str) -> None:
     """docs/how-to/stream-to-a-client.md: the ways to say who is calling; the reply says it again."""
     body = call("add", a=1, b=2)
     if where == "meta":
@@ -72,7 +72,7 @@ async def test_the_caller_names_its_stream(server: Server, where: str) -> None:
 
 @for_each("path", ["/mcp/tools/call", "/tools/add"])
 @for_each("client_id", [b"a b", b"*", b"x" * 200, b"a..b", b"\xff"], ids=len)
-async def test_a_client_id_that_cannot_be_one_is_refused(server: Server, path: str, client_id: bytes) -> None:
+async def test_invalid_client_ids_are_refused(server: Server, path: str, client_id: bytes) -> None:
     """Our choice: a clear error in the dialect that asked. A fixed defect: REST said 409, as if the tool had
     refused.
     """
@@ -88,7 +88,7 @@ async def test_a_client_id_that_cannot_be_one_is_refused(server: Server, path: s
     assert dialect or by_header.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_result_too_large_for_the_hub_still_reaches_its_caller(server: Server) -> None:
+async def test_oversized_results_reach_their_caller(server: Server) -> None:
     """Our choice: nothing lost for anybody; the stream may do without it, the reply may not."""
     async with client(server) as http:
         reply = await http.post("/mcp/tools/call", json=call("large"), headers={"x-client-id": "ada"})
@@ -96,7 +96,7 @@ async def test_a_result_too_large_for_the_hub_still_reaches_its_caller(server: S
     assert len(reply.json()["result"]["content"][0]["text"]) == LARGE
 
 
-async def test_asking_only_for_the_head_of_a_stream_empties_no_mailbox(server: Server) -> None:
+async def test_head_requests_do_not_empty_a_mailbox(server: Server) -> None:
     """RFC 9110 §9.3.2: HEAD is safe; it must not count as having been told what came."""
     async with client(server) as http:
         await http.post("/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
@@ -105,14 +105,14 @@ async def test_asking_only_for_the_head_of_a_stream_empties_no_mailbox(server: S
     assert reply.status_code == 405
 
 
-async def test_the_address_of_the_stream_includes_the_mount_point(server: Server) -> None:
+async def test_stream_url_includes_the_mount_path(server: Server) -> None:
     """Our choice: every URL that the server hands out includes the root path."""
     async with client(Starlette(routes=[Mount("/shop", server)])) as http:
         reply = await http.post("/shop/mcp/tools/call", json=call("add", a=1, b=2), headers={"x-client-id": "ada"})
     assert reply.json()["result"]["_meta"]["streamUrl"] == "/shop/mcp/sse/ada"
 
 
-async def test_a_plain_rest_caller_without_an_id_is_told_where_to_listen(server: Server) -> None:
+async def test_rest_reply_contains_the_stream_url(server: Server) -> None:
     """Our choice: without any the reply says which id and URL to listen on; here the body is the result alone."""
     async with client(server) as http:
         reply = await http.post("/tools/add", json={"a": 1, "b": 2, "stream": True})
@@ -121,7 +121,7 @@ async def test_a_plain_rest_caller_without_an_id_is_told_where_to_listen(server:
 
 
 @for_each("client_id", ["q?x=1", "a/b", "50%", "x#y", "ä"])
-async def test_the_address_of_a_stream_leads_to_that_client(server: Server, client_id: str) -> None:
+async def test_stream_url_serves_that_client(server: Server, client_id: str) -> None:
     """RFC 3986 §2.4: an id in a path is percent-encoded; `/mcp/sse/q?x=1` would be the stream of another client."""
     async with client(server) as http:
         reply = await http.post("/mcp/tools/call", params={"client_id": client_id}, json=call("add", a=1, b=2))

@@ -36,7 +36,7 @@ def unreliable(part: str, store: MemoryStore) -> tuple[Any, Unreliable]:
     return distant, broken
 
 
-async def test_a_publication_that_the_store_did_not_take_is_an_error_of_the_publisher() -> None:
+async def test_failed_publish_raises_for_the_publisher() -> None:
     """Nothing is told as published that is not kept."""
     store, log = unreliable("log", MemoryStore())
     async with running(store) as hub:
@@ -49,7 +49,7 @@ async def test_a_publication_that_the_store_did_not_take_is_an_error_of_the_publ
         assert outlet.data == ["2"]
 
 
-async def test_reading_goes_on_when_the_store_is_back(
+async def test_reading_resumes_after_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task of the hub outlives its store."""
@@ -66,7 +66,7 @@ async def test_reading_goes_on_when_the_store_is_back(
             assert await outlet.until(1) == ["1"]
 
 
-async def test_a_subscriber_is_served_though_its_presence_cannot_be_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFixture) -> None:
     """Presence is less than delivery."""
     store, members = unreliable("members", MemoryStore())
     async with running(store) as hub:
@@ -86,7 +86,7 @@ async def test_a_subscriber_is_served_though_its_presence_cannot_be_told(caplog:
         assert await hub.presence("broadcast") == []
 
 
-async def test_who_came_and_left_on_several_channels_while_the_store_was_away_is_told_on_each_of_them(
+async def test_presence_changes_during_an_outage_are_sent_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Fixed defect: only the first channel was tried again. On the others, whoever came wasn't shown, and whoever left
@@ -116,7 +116,7 @@ async def test_who_came_and_left_on_several_channels_while_the_store_was_away_is
     ]
 
 
-async def test_the_periodic_work_outlives_the_store(
+async def test_periodic_work_survives_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is tried again after the same time."""
@@ -140,7 +140,7 @@ async def test_the_periodic_work_outlives_the_store(
             members.down = False
 
 
-async def test_a_store_that_forgets_the_journal_is_a_gap_for_those_who_listen_and_those_who_come() -> None:
+async def test_lost_journal_is_a_gap() -> None:
     """A full store forgets streams; their readers get `Gap`."""
     store = MemoryStore()
     async with running(store) as hub:
@@ -159,7 +159,7 @@ async def test_a_store_that_forgets_the_journal_is_a_gap_for_those_who_listen_an
         assert again.data == ["2", "3", "4"], "the history of the channel is still there"
 
 
-async def test_a_store_that_begins_a_new_epoch_is_a_gap_and_delivery_goes_on() -> None:
+async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
     """Our choice: an epoch change is told, also when it happens while the server runs."""
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
@@ -179,7 +179,7 @@ async def test_a_store_that_begins_a_new_epoch_is_a_gap_and_delivery_goes_on() -
         assert (again.gaps, again.data) == (["unknown"], ["2", "3"])
 
 
-async def test_the_id_of_a_publication_is_of_the_epoch_that_took_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed defect: when the store lost its data before the publisher heard back, it got the new epoch with the old
     offset: a place that there never was.
     """
@@ -205,7 +205,7 @@ async def test_the_id_of_a_publication_is_of_the_epoch_that_took_it(monkeypatch:
         assert (again.gaps, again.data) == (["unknown"], ["new"])
 
 
-async def test_an_epoch_that_changes_while_somebody_catches_up_is_told() -> None:
+async def test_epoch_change_during_catch_up_is_a_gap() -> None:
     """Places of two epochs are not compared."""
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
     async with running(store) as hub:
@@ -223,7 +223,7 @@ async def test_an_epoch_that_changes_while_somebody_catches_up_is_told() -> None
         assert outlet.data[-1] == "new"
 
 
-async def test_an_id_of_a_publisher_is_found_while_the_oldest_entries_go() -> None:
+async def test_publisher_ids_are_found_during_trimming() -> None:
     """Looking for it takes several reads, the first time."""
     memory = MemoryStore()
     async with running(memory) as hub:
@@ -246,7 +246,7 @@ async def test_an_id_of_a_publisher_is_found_while_the_oldest_entries_go() -> No
         assert len(outlet.data) == 2_499
 
 
-async def test_a_new_epoch_that_holds_old_events_repeats_none_of_them_to_connected_subscribers() -> None:
+async def test_new_epoch_does_not_repeat_old_events() -> None:
     """Fixed defect: a worker and the store died together, and every subscriber got the whole journal again."""
     memory = MemoryStore(epoch="one")
     store: Any = DistantStore(lambda: 0, memory)
@@ -271,7 +271,7 @@ async def test_a_new_epoch_that_holds_old_events_repeats_none_of_them_to_connect
             assert each.data[-1] == "new"
 
 
-async def test_a_kind_of_outlet_that_has_no_word_for_something_is_written_nothing() -> None:
+async def test_outlets_skip_unsupported_messages() -> None:
     """Interface of `Encode`."""
 
     def only_data(event: Event) -> bytes:
@@ -286,7 +286,7 @@ async def test_a_kind_of_outlet_that_has_no_word_for_something_is_written_nothin
         assert outlet.chunks == [b"x"]
 
 
-async def test_more_channels_than_plans_are_remembered_are_served_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are a memo with a bound."""
     monkeypatch.setattr("millstream.hub._audience._PLANS", 2)
     async with running() as hub:
@@ -296,7 +296,7 @@ async def test_more_channels_than_plans_are_remembered_are_served_all_the_same(m
         assert outlet.data == list("01234")
 
 
-async def test_ids_that_clients_make_up_leave_nothing_in_the_store() -> None:
+async def test_invented_ids_store_nothing() -> None:
     """Otherwise opening streams would fill it."""
     store = MemoryStore(clock=Clock())
     async with running(store) as hub:
@@ -307,7 +307,7 @@ async def test_ids_that_clients_make_up_leave_nothing_in_the_store() -> None:
         assert await store.kv.keys("") == []
 
 
-async def test_without_room_for_history_there_is_none() -> None:
+async def test_zero_history_size_disables_history() -> None:
     """A limit of 0 keeps nothing but the journal."""
     async with running(history=0, mailbox=0) as hub:
         last = (await listen(hub)).last_id
@@ -317,7 +317,7 @@ async def test_without_room_for_history_there_is_none() -> None:
         assert (await listen(hub, last_event_id=last)).data == ["1"]
 
 
-async def test_an_event_in_the_journal_that_nobody_announced_is_delivered_with_the_next_refresh() -> None:
+async def test_unannounced_journal_events_are_delivered_at_the_next_refresh() -> None:
     """A publisher may be cancelled between the two."""
     async with running() as hub:
         outlet = await listen(hub)
@@ -326,7 +326,7 @@ async def test_an_event_in_the_journal_that_nobody_announced_is_delivered_with_t
         assert outlet.data == ["1"]
 
 
-async def test_a_worker_joins_a_long_journal_by_one_read_of_its_end() -> None:
+async def test_worker_joins_a_long_journal_with_one_read() -> None:
     """It used to read the journal from its oldest entry on, which the store might cut meanwhile."""
     memory = MemoryStore()
     async with running(memory) as hub:
@@ -351,7 +351,7 @@ async def test_a_worker_joins_a_long_journal_by_one_read_of_its_end() -> None:
             assert (await listen(other, last_event_id=last)).data == list(map(str, range(3000)))
 
 
-async def test_a_place_from_before_the_first_event_of_an_epoch_is_a_gap_once_that_is_long_ago() -> None:
+async def test_position_before_a_trimmed_epoch_start_is_a_gap() -> None:
     """A store has no position 0 to read from."""
     async with running(MemoryStore(epoch="here")) as hub:
         for _ in range(4200):

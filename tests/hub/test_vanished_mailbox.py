@@ -13,7 +13,7 @@ SMALL = 20_000
 
 @for_each("was_here", [False, True])
 @for_each("with_id", [False, True])
-async def test_a_mailbox_that_expired_whole_is_told(was_here: bool, with_id: bool) -> None:
+async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
     """Fixed defect: without an id there was `connected`, and silence."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0) as hub:
@@ -32,7 +32,7 @@ async def test_a_mailbox_that_expired_whole_is_told(was_here: bool, with_id: boo
 
 
 @for_each("with_id", [False, True])
-async def test_a_mailbox_that_lost_messages_to_a_full_store_is_told(with_id: bool) -> None:
+async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) -> None:
     """Fixed defect: the oldest went because of bytes, and nothing said so."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_log_bytes=SMALL)
@@ -52,7 +52,7 @@ async def test_a_mailbox_that_lost_messages_to_a_full_store_is_told(with_id: boo
         assert left[0] > 0
 
 
-async def test_a_mailbox_that_a_full_store_forgot_is_told() -> None:
+async def test_mailbox_evicted_by_a_full_store_is_a_gap() -> None:
     """The whole stream went, and so long ago that the journal has nothing of it either."""
     clock = Clock()
     store = MemoryStore(clock=clock)
@@ -65,7 +65,7 @@ async def test_a_mailbox_that_a_full_store_forgot_is_told() -> None:
         assert (outlet.gaps, outlet.data) == (["trimmed"], [])
 
 
-async def test_it_is_told_once_and_nothing_is_said_of_what_the_client_had() -> None:
+async def test_mailbox_gap_is_reported_once() -> None:
     """A gap of messages that were given would send the client to load everything anew."""
     clock = Clock()
     async with running(clock=clock, mailbox_age=60.0) as hub:
@@ -87,7 +87,7 @@ async def test_it_is_told_once_and_nothing_is_said_of_what_the_client_had() -> N
         assert (outlet.gaps, outlet.data) == ([], ["waits"])
 
 
-async def test_nothing_is_owed_to_who_was_written_it() -> None:
+async def test_delivered_messages_cause_no_gap() -> None:
     """Another worker cannot know that it was written: what it notes down is paid by the place of the client."""
     clock = Clock()
     store = MemoryStore(clock=clock)
@@ -112,7 +112,7 @@ async def test_nothing_is_owed_to_who_was_written_it() -> None:
         assert await store.kv.keys("debt:") == [], "leaving tidies up"
 
 
-async def test_a_new_debt_takes_the_place_of_one_that_was_paid() -> None:
+async def test_new_losses_are_reported_after_old_ones() -> None:
     """Fixed defect: an older debt stood, though its message was written, and the gap of a newer one was never told."""
     clock = Clock()
     store = MemoryStore(clock=clock)
@@ -132,7 +132,7 @@ async def test_a_new_debt_takes_the_place_of_one_that_was_paid() -> None:
         assert (outlet.gaps, outlet.data) == (["expired"], [])
 
 
-async def test_a_message_that_this_worker_has_not_read_yet_is_not_missing() -> None:
+async def test_unread_messages_are_not_missing() -> None:
     """Another worker took it; the gap would come before the message itself."""
     store = MemoryStore()
     async with running(store) as one, running(store) as two:
@@ -141,7 +141,7 @@ async def test_a_message_that_this_worker_has_not_read_yet_is_not_missing() -> N
         assert (outlet.gaps, outlet.data) == ([], ["1"])
 
 
-async def test_debts_of_made_up_clients_drive_out_the_oldest_debts_and_nothing_else() -> None:
+async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
     """Fixed defect: 183,000 anonymous calls with new client ids filled the values of the whole server for days."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
@@ -156,7 +156,7 @@ async def test_debts_of_made_up_clients_drive_out_the_oldest_debts_and_nothing_e
         assert (await receive(hub, "made-up-0")).data == ["x"], "the message itself is the log's"
 
 
-async def test_cursors_of_made_up_clients_drive_out_the_oldest_cursors_and_departures_are_still_told() -> None:
+async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
     """A store that took no further cursor kept everybody's departure from being told."""
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
@@ -172,7 +172,7 @@ async def test_cursors_of_made_up_clients_drive_out_the_oldest_cursors_and_depar
         assert store.kv.kinds["seen"].size <= 20_000
 
 
-async def test_what_was_sent_in_an_epoch_that_the_worker_had_not_heard_of_is_owed() -> None:
+async def test_messages_of_an_unseen_epoch_are_a_gap() -> None:
     """Fixed defect: the debt was noted in the epoch before, and when the message was gone, nobody was told."""
     clock = Clock()
     store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one", clock=clock))
