@@ -37,7 +37,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run check format test seeds unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: help setup run orders check format test seeds unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ setup: $(VENV)/.setup ## create .venv from the lock file, with millstream in it
 
 run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 9000")
 	@$(BIN)/millstream run examples/hub.py --host 127.0.0.1 --port 8000 $(ARGS)
+
+orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004
+	@$(BIN)/python examples/orders/start.py
 
 check: $(VENV)/.test .venv-docs/.ready requirements/pyright/node_modules/.package-lock.json ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ import nats
 import pytest
 import yaml
 
-from examples import orders
+from examples import fastapi_orders
 from examples.rooms import may_use, mcp
 from millstream import Server
 from millstream.testing import connect
@@ -40,12 +40,12 @@ def test_only_the_program_announces() -> None:
 
 async def test_an_application_publishes_on_the_hub_of_the_server_that_it_mounts() -> None:
     """docs/how-to/mount-in-fastapi.md: one line ties the two together."""
-    transport = httpx2.ASGITransport(orders.app)
-    async with orders.app.router.lifespan_context(orders.app):
+    transport = httpx2.ASGITransport(fastapi_orders.app)
+    async with fastapi_orders.app.router.lifespan_context(fastapi_orders.app):
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             reply = (await http.post("/orders/9780261103573")).json()
             assert (await http.get("/readyz")).text == "ok\n"
-        (event,) = await orders.mcp.hub.history("orders")
+        (event,) = await fastapi_orders.mcp.hub.history("orders")
         assert (event.id, event.data) == (reply["event"], b'{"isbn":"9780261103573"}')
 
 

@@ -1,4 +1,4 @@
-"""A FastAPI application that publishes on the hub of a server it mounts: uvicorn examples.orders:app"""
+"""A FastAPI application that publishes on the hub of a server it mounts: uvicorn examples.fastapi_orders:app"""
 
 # region: orders
 from fastapi import FastAPI

@@ -1,0 +1,62 @@
+"""The example of four services and a hub: an order reaches every service, and everyone who listens at the hub."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+import yaml
+
+from millstream import Client
+from millstream.client import ToolFailed
+from patience import WAIT
+from processes import ROOT, free_port, serving, wait_for_port
+
+FOLDER = ROOT / "examples" / "orders"
+KEY = "key-of-the-orders-example"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.mark.server
+async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> None:
+    """Seed 001, example 10: services that meet on the hub."""
+    ports = [free_port() for _ in range(5)]
+    hub, _, orders, notifications, analytics = (f"http://127.0.0.1:{port}" for port in ports)
+    command = [sys.executable, str(FOLDER / "start.py"), *map(str, ports)]
+    with serving(command, ports[0], tmp_path / "log", MCP_SERVER_AUTH_KEY=KEY) as process:
+        for port in ports:
+            wait_for_port(process, port, tmp_path / "log")
+        async with (
+            asyncio.timeout(WAIT),
+            httpx2.AsyncClient(timeout=WAIT, headers=HEADERS) as browser,
+            browser.stream("GET", f"{hub}/events") as events,
+            Client(f"{orders}/mcp", headers=HEADERS) as shop,
+        ):
+            assert events.status_code == 200
+            with pytest.raises(ToolFailed, match="There is no user 'eve'"):
+                await shop.call("place_order", user="eve", item="tea")
+            await shop.call("place_order", user="ada", item="tea", copies=2)
+            message = "Ada Lovelace ordered 2 × tea."
+            async for line in events.aiter_lines():
+                if line.startswith("data:"):
+                    assert line == f"data: {message}"
+                    break
+            async with Client(f"{notifications}/mcp", headers=HEADERS) as client:
+                while (await client.call("list_sent")).data != [message]:
+                    pass
+            async with Client(f"{analytics}/mcp", headers=HEADERS) as client:
+                while (await client.call("report")).data != {"tea": 2}:
+                    pass
+
+
+def test_each_service_of_the_compose_file_is_a_program_that_its_callers_may_name() -> None:
+    """A call to a name that isn't allowed gets 421."""
+    services = yaml.safe_load((FOLDER / "compose.yaml").read_text("utf-8"))["services"]
+    assert len(services) == 5
+    for name, service in services.items():
+        program = service["command"].split()[-1].rstrip('"')
+        assert (FOLDER / program).is_file()
+        assert service["mem_limit"]
+        called = any(f"//{name}:" in value for value in service["environment"].values())
+        assert not called or service["environment"]["MILLSTREAM_ALLOWED_HOSTS"] == name
