@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from millstream._config import Settings
-from millstream._http.message import JSON_HEAD, Request, Response
+from millstream._http.message import JSON_HEAD, HttpRequest, Response
 from millstream._protocol.jsonrpc import encode
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ConnectFacts:
         self._here = _reply(facts | {"pages": list(pages)})
         self._abroad = _reply(facts | {"pages": list(open_pages)})
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: HttpRequest) -> Response:
         """Return ``path`` of MCP, whether ``keys`` and ``oauth`` count, and the ``pages`` that the caller reaches."""
         return self._here if self._is_local(request.peer, request.headers) else self._abroad
 
