@@ -223,3 +223,86 @@ def test_the_keyboard_alone_finds_a_tool_turns_the_range_and_reads_the_log(hub: 
     page.keyboard.type("last minute")
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="1 min", exact=True)).to_have_attribute("aria-pressed", "true")
+
+
+SHOP = """
+from millstream import Server, ToolError
+
+mcp = Server("shop", serve="all")
+
+@mcp.tool
+def find(number: int) -> str:
+    \"\"\"Find an order.\"\"\"
+    if number < 50:
+        raise ToolError(f"No order {number}.")
+    return "Found."
+"""
+
+
+def test_a_press_in_a_chart_shows_the_calls_of_that_time_and_an_error_shows_its_own(
+    tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Our choice: from a spike to its calls, with the mouse, a finger, and the keyboard; errors stand together by
+    message.
+    """
+    port = free_port()
+    file = tmp_path / "shop.py"
+    file.write_text(SHOP)
+    address = f"http://127.0.0.1:{port}"
+    with serving(millstream(str(file), port), port, tmp_path / "log"):
+        for number in range(100):
+            call(address, "find", {"number": number})
+        for touch in (False, True):
+            page = open_page(f"{address}/dashboard", has_touch=touch, width=1440, height=900, lossy=True)
+            live(page)
+            expect(page.locator("#calls")).to_have_text("100")
+            expect(page.locator("#errors")).to_have_text("50")
+            box = page.locator("#calls-chart canvas").bounding_box()
+            assert box is not None
+            (page.touchscreen.tap if touch else page.mouse.click)(box["x"] + box["width"] - 12, box["y"] + 40)
+            calls = page.get_by_role("table", name="Recent calls").locator("tbody tr")
+            expect(page.get_by_role("button", name="Show the calls of all times")).to_be_visible()
+            expect(page.locator("#call-note")).to_contain_text("kept")
+            page.get_by_role("button", name="Show the calls of all times").click()
+            expect(page.locator("#call-tools .pager")).to_contain_text("of 100")
+            if not touch:  # a finger needs higher rows
+                last, part = calls.nth(19).bounding_box(), page.locator(".details").bounding_box()
+                assert last is not None
+                assert part is not None
+                assert last["y"] + last["height"] <= part["y"] + part["height"], "a laptop shows twenty rows"
+            page.get_by_role("button", name="50").first.click()
+            errors = page.get_by_role("table", name="Errors by message").locator("tbody tr")
+            expect(errors).to_have_count(1)
+            expect(errors).to_contain_text(re.compile(r"No order ….*50.*find"))
+            errors.get_by_role("button").press("Enter")
+            expect(page.locator("#call-tools .pager")).to_contain_text("of 50")
+            page.get_by_role("button", name="Show the calls with any error").click()
+            expect(page.locator("#call-tools .pager")).to_contain_text("of 100")
+        page.locator("#calls-chart canvas").press("Enter")
+        expect(page.get_by_role("button", name="Show the calls of all times")).to_be_visible()
+        page.context.close()
+
+
+def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> None:
+    """A fixed defect: what one was about to press was another call by then."""
+    port = free_port()
+    file = tmp_path / "shop.py"
+    file.write_text(SHOP)
+    address = f"http://127.0.0.1:{port}"
+    with serving(millstream(str(file), port), port, tmp_path / "log"):
+        for number in range(60, 70):
+            call(address, "find", {"number": number})
+        page = open_page(f"{address}/dashboard#calls", lossy=True)
+        live(page)
+        calls = page.get_by_role("table", name="Recent calls").locator("tbody tr")
+        expect(calls).to_have_count(10)
+        before = calls.all_inner_texts()
+        calls.nth(3).hover()
+        for number in range(5):
+            call(address, "find", {"number": number})
+        expect(page.locator("#call-tools .pager")).to_contain_text("5 new")
+        assert calls.all_inner_texts() == before
+        page.mouse.move(5, 5)
+        expect(calls).to_have_count(15)
+        expect(calls.first).to_contain_text("No order")
+        page.context.close()

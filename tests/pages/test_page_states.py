@@ -103,8 +103,8 @@ def long_channel(page: Page) -> None:
 
 
 STATES: dict[str, list[Callable[[Page], None]]] = {
-    "dashboard": [lambda page: None, *(tab(name) for name in ("Clients", "Streams", "Workers", "Server")), look_at_call,
-                  drawer],
+    "dashboard": [lambda page: None, *(tab(name) for name in ("Errors", "Clients", "Streams", "Workers", "Server")),
+                  look_at_call, drawer],
     "docs": [lambda page: None, tool("place_order"), tool("gallery", run=True), tool("broken", run=True),
              nothing_found],
     "chat": [talked, long_channel],
@@ -152,7 +152,7 @@ VERDICTS = """async () => {
   const drawn = (changes, past) => {
     drawHealth({...snapshot, ...changes}, past);
     const box = (each) => document.querySelector(each).getBoundingClientRect();
-    const rows = ["#verdict", "#ranges", ".figures"].map(box);
+    const rows = ["#verdict", "#ranges", ".health"].map(box);
     return {
       word: document.querySelector("#verdict").textContent,
       tops: [...rows, box("#calls-chart")].map((each) => each.top),
@@ -199,7 +199,7 @@ def test_calls_of_one_moment_that_are_alike_are_all_shown(crowd: str, open_page:
     words = ("caller", "client", "transport", "revision", "outcome", "error", "incident")
     alike = {"at": 1.5, "method": "tools/call", "name": "add", "ms": 1, "bytes": 1, **dict.fromkeys(words, "")}
     page = open_page(f"{crowd}/dashboard", fresh=True)
-    body = {"calls": [alike, alike, {**alike, "at": 1.0}], "clients": []}
+    body = {"calls": [alike, alike, {**alike, "at": 1.0}], "clients": [], "errors": []}
     page.route("**/dashboard/calls", lambda route: route.fulfill(json=body))
     page.get_by_role("tab", name="Recent calls").click()
     expect(page.get_by_role("table", name="Recent calls").locator("tbody tr")).to_have_count(3)

@@ -17,8 +17,12 @@ from millstream._server.observability.recent_calls import (
     KEPT_FAILURES,
     MAX_ARGUMENTS,
     MAX_CLIENTS,
+    MAX_ERRORS,
     MAX_READ,
     READ_EACH_SECOND,
+    SPAN,
+    SPAN_FAILURES,
+    SPAN_SLOW,
     RecentCalls,
     WorkerCalls,
     present_calls,
@@ -159,7 +163,7 @@ def test_subscriptions_that_ended_are_no_calls_here_as_they_are_none_in_the_coun
         recent.observe(
             a_call(method="subscriptions/listen", client=ClientInfo({}, "ide", "1.0"), **given), 3_600.0, b""
         )
-    assert looked(recent) == {"calls": [], "clients": []}
+    assert looked(recent) == {"calls": [], "clients": [], "errors": []}
     recent.observe(asked({}, client=ClientInfo({}, "ide", "1.0")), 0.001, b"{}")
     found = looked(recent)
     assert [each["method"] for each in found["calls"]] == ["tools/call"]
@@ -190,3 +194,48 @@ def test_the_history_of_several_workers_is_summed_up_to_the_second_that_all_know
     alone = present_past([past(1_000, points={})], 60)
     assert alone["all"]["calls"] == [None] * 60
     json.dumps(page)
+
+
+def test_some_calls_of_each_half_minute_outlast_the_newest() -> None:
+    """Our choice: a spike in the charts can be looked into when its calls have long been pushed out."""
+    clock = Clock()
+    clock.now = 100.0 * SPAN
+    recent = RecentCalls(clock=clock)
+    for _ in range(20):
+        recent.observe(asked({}), 0.001, b"{}")
+        recent.observe(asked({"slow": True}), 1.0, b"{}")
+        recent.observe(asked({}, outcome="tool_error"), 0.001, b"{}")
+    for _ in range(2 * KEPT):
+        clock.now += 0.1
+        recent.observe(asked({"later": True}, outcome="cancelled"), 0.001, b"{}")
+        recent.observe(asked({"later": True}), 0.001, b"{}")
+    since, until = 100.0 * SPAN, 100.0 * SPAN + 0.05
+    found = [each for each in recent.look(since, until).calls if each.outcome != "cancelled"]
+    assert [each.outcome for each in found].count("tool_error") == SPAN_FAILURES
+    assert sum(each.ms >= 500 for each in found) == SPAN_SLOW
+    assert len(found) == 1 + SPAN_FAILURES + SPAN_SLOW
+    assert recent.look(since - SPAN, since).calls == []
+
+
+def test_errors_are_counted_by_message_without_numbers_and_ids() -> None:
+    """Our choice: a hundred calls that fail in one way are one line, with how often, since when, and where."""
+    clock = Clock()
+    recent, other = RecentCalls(clock=clock), RecentCalls(clock=clock)
+
+    def fail(where: RecentCalls, text: str, name: str = "find") -> None:
+        clock.now += 1
+        said = msgspec.json.encode({"content": [{"type": "text", "text": text}], "isError": True})
+        where.observe(a_call(method="tools/call", name=name, params=b"{}", outcome="tool_error"), 0.1, said)
+
+    for number in (7, 99, 1_234.5):
+        fail(recent, f"No note {number} in 123e4567-e89b-42d3-a456-426614174000.")
+    fail(other, "No note 5 in deadbeefdeadbeef.", "open")
+    fail(other, 'Traceback (most recent call last):\n  File "/home/ada/shop.py", line 7, in f\n    1 / 0\nOops: 1 / 0')
+    first, second = present_calls([recent.look(), other.look()])["errors"]
+    assert (first["message"], first["count"], first["tools"]) == ("No note … in ….", 4, ["find", "open"])
+    assert (first["first"], first["last"], first["example"]) == (1_001.0, 1_004.0, "No note 5 in deadbeefdeadbeef.")
+    assert second["example"] == "Oops: 1 / 0 (shop.py:7)"
+    for number in range(2 * MAX_ERRORS):
+        fail(recent, "word" + "s" * number)
+    assert len(recent.look().errors) == MAX_ERRORS
+    assert recent.look().errors[0].message != "No note … in …."

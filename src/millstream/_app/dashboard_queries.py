@@ -48,6 +48,8 @@ class _Question(Struct, array_like=True, frozen=True):
     seconds: int = 60
     method: str = ""
     name: str = ""
+    since: float = 0
+    until: float = 0
 
 
 class Reader(Struct, array_like=True, frozen=True):
@@ -180,9 +182,10 @@ class DashboardQueries:
         answers = await self._ask(question)
         return present_past([_decode_past(each) for each in answers.values()], question.seconds)
 
-    async def calls(self) -> dict[str, Any]:
-        """Return the newest calls, and the clients."""
-        return present_calls(_decode_calls(each) for each in (await self._ask(_Question("calls"))).values())
+    async def calls(self, since: float = 0, until: float = 0) -> dict[str, Any]:
+        """Return the newest calls, or those that are kept of a time; with them, the clients and the errors."""
+        question = _Question("calls", since=since, until=until)
+        return present_calls(_decode_calls(each) for each in (await self._ask(question)).values())
 
     async def readers(self) -> dict[str, Any]:
         """Return the streams whose readers are furthest behind."""
@@ -206,7 +209,9 @@ class DashboardQueries:
         if question.about == "history":
             chosen = (question.method, question.name) if question.method else None
             return await asyncio.to_thread(lambda: _encode(self._history.look(question.seconds, chosen)))
-        return _encode(self._calls.look() if question.about == "calls" else self._slowest())
+        if question.about == "calls":
+            return _encode(self._calls.look(question.since, question.until))
+        return _encode(self._slowest())
 
     def _slowest(self) -> list[Reader]:
         subscribers = [_reader(each) for each in self._hub.slowest(READERS)]

@@ -18,8 +18,8 @@ class DashboardQueries(Protocol):
         """The last so many seconds."""
         ...
 
-    def calls(self) -> Awaitable[dict[str, Any]]:
-        """The newest calls, and the clients."""
+    def calls(self, since: float = 0, until: float = 0) -> Awaitable[dict[str, Any]]:
+        """The newest calls, or those of a time; the clients and the errors."""
         ...
 
     def readers(self) -> Awaitable[dict[str, Any]]:
@@ -38,6 +38,10 @@ def query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
         return _reply(await queries.history(min(seconds, _DAY), method, name))
 
     async def calls(request: HttpRequest) -> Response:
+        """``?since=`` and ``?until=``, in whole seconds since 1970, for the calls that ended between them."""
+        since, until = (query_value(name, request.query) for name in ("since", "until"))
+        if since.isdecimal() and until.isdecimal() and len(since + until) < 30:
+            return _reply(await queries.calls(int(since), int(until)))
         return _reply(await queries.calls())
 
     async def readers(request: HttpRequest) -> Response:

@@ -3,8 +3,12 @@
 What is kept is bounded in number and length. A secret never gets in: a value is hidden by the name of its field, and a
 credential in a text by its shape. Arguments are read only from calls that failed or were slow, or while somebody looks;
 and of those only so many a second, so that a busy server pays next to nothing.
+
+Of each half minute a few calls are kept for longer, so that a spike in the charts can still be looked into hours later.
+Errors are counted by message, with numbers and ids left out.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -21,6 +25,15 @@ from millstream._telemetry.metrics import OTHER
 KEPT: Final = 300
 KEPT_FAILURES: Final = 150
 MAX_CLIENTS: Final = 200
+SPAN: Final = 30
+"""Seconds of each of which the first call, `SPAN_FAILURES` and `SPAN_SLOW` are kept for longer."""
+SPAN_FAILURES: Final = 3
+SPAN_SLOW: Final = 2
+KEPT_LONGER: Final = 4_000
+"""WorkerCalls of all those spans: a day of a quiet server, hours of one where much fails."""
+MAX_ERRORS: Final = 100
+"""Messages that are counted; of more, the one that was quiet for longest is forgotten."""
+MAX_ERROR_TOOLS: Final = 8
 MAX_ARGUMENTS: Final = 600
 """Characters of the arguments of a call; longer ones are cut."""
 MAX_ERROR: Final = 300
@@ -69,18 +82,38 @@ class ClientCalls(Struct, array_like=True):
     revision: str
 
 
+class ErrorCount(Struct, array_like=True):
+    """How often one message came."""
+
+    message: str
+    """With `…` in place of numbers and ids."""
+    outcome: str
+    count: int
+    first: float
+    """Seconds since 1970."""
+    last: float
+    example: str
+    """The newest message as it was."""
+    tools: list[str]
+    """Of the first few that gave it."""
+    incident: str = ""
+    """The newest."""
+
+
 class WorkerCalls(Struct, array_like=True):
     """What one worker knows."""
 
     calls: list[RecentCall]
     clients: dict[tuple[str, str], ClientCalls]
     """By name and version."""
+    errors: list[ErrorCount] = []
 
 
 class RecentCalls:
     """Remembers calls."""
 
-    __slots__ = ("_clients", "_clock", "_failures", "_kept", "_looked", "_read", "_second")
+    __slots__ = ("_clients", "_clock", "_errors", "_failures", "_kept", "_longer", "_looked", "_read", "_second",
+                 "_span", "_span_failures", "_span_slow")  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         """`clock` gives seconds since 1970."""
@@ -90,6 +123,12 @@ class RecentCalls:
         self._kept: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=KEPT_FAILURES)
         """Apart from the others, which would push them out."""
+        self._longer: deque[tuple[Any, ...]] = deque(maxlen=KEPT_LONGER)
+        self._span: float = 0
+        self._span_failures = self._span_slow = 0
+        """The half minute of now, and how many more of its calls are kept for longer."""
+        self._errors: dict[tuple[str, str], ErrorCount] = {}
+        """By message and outcome, the one that came last at the end."""
         self._clients: dict[tuple[str, str], ClientCalls] = {}
         self._looked = -WATCHED
         self._second = 0
@@ -118,13 +157,38 @@ class RecentCalls:
         if outcome:
             seen.errors += 1
             error, incident = shown_error(call, answer), "" if failure is None else failure.incident
+            self._count_error(error or outcome.replace("_", " "), outcome, call.name or method, now, incident)
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
         # A tuple: making it is cheaper than a Struct, and hardly any is ever looked at.
-        (self._failures if outcome else self._kept).append(
-            (now, method, call.name, outcome, seconds * 1000, client, caller, call.transport, revision,
-             len(answer), arguments, error, incident)
+        kept = (
+            now, method, call.name, outcome, seconds * 1000, client, caller, call.transport, revision,
+            len(answer), arguments, error, incident,
         )  # fmt: skip
+        (self._failures if outcome else self._kept).append(kept)
+        span = now // SPAN
+        if span != self._span:
+            self._span, self._span_failures, self._span_slow = span, SPAN_FAILURES, SPAN_SLOW
+            self._longer.append(kept)
+        elif outcome and self._span_failures:
+            self._span_failures -= 1
+            self._longer.append(kept)
+        elif seconds >= SLOW and self._span_slow:
+            self._span_slow -= 1
+            self._longer.append(kept)
+
+    def _count_error(self, error: str, outcome: str, name: str, now: float, incident: str) -> None:
+        key = (_VARYING.sub("…", error), outcome)
+        found = self._errors.pop(key, None)
+        if found is None:
+            found = ErrorCount(key[0], outcome, 0, now, now, error, [])
+            if len(self._errors) >= MAX_ERRORS:
+                del self._errors[next(iter(self._errors))]
+        self._errors[key] = found
+        found.count += 1
+        found.last, found.example, found.incident = now, error, incident
+        if len(found.tools) < MAX_ERROR_TOOLS and (short := _short(name)) not in found.tools:
+            found.tools.append(short)
 
     def _may_read(self, second: int) -> bool:
         if second != self._second:
@@ -136,17 +200,26 @@ class RecentCalls:
         key = (name, version) if len(self._clients) < MAX_CLIENTS else (OTHER, "")
         return self._clients.setdefault(key, ClientCalls(0, 0, 0.0, "", ""))
 
-    def look(self) -> WorkerCalls:
-        """What is known now. For the next seconds, arguments of all calls are read."""
+    def look(self, since: float = 0, until: float = 0) -> WorkerCalls:
+        """What is known now. For the next seconds, arguments of all calls are read.
+
+        Args:
+            since: with `until`, the times between which the calls ended; also those that are kept for longer.
+            until: seconds since 1970; 0 for the newest calls.
+        """
         self._looked = self._clock()
-        calls = [_recent(each) for each in (*self._failures, *self._kept)]
-        return WorkerCalls(
-            calls, {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()}
-        )
+        every: Iterable[tuple[Any, ...]] = (*self._failures, *self._kept)
+        if until:
+            once = {id(each): each for each in (*every, *self._longer) if since <= each[0] < until}
+            every = sorted(once.values(), key=lambda each: each[0], reverse=True)[: KEPT + KEPT_FAILURES]
+        clients = {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()}
+        return WorkerCalls([_recent(each) for each in every], clients, list(self._errors.values()))
 
 
 def present_calls(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
-    """The newest calls of all workers, the newest first, and their clients, the busiest first, as JSON values."""
+    """The newest calls of all workers, the newest first; their clients, the busiest first; and their errors, the most
+    frequent first. As JSON values.
+    """
     every = list(workers)
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
     failures = [call for call in calls if call.outcome][:KEPT_FAILURES]
@@ -163,7 +236,24 @@ def present_calls(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
             {"name": name, "version": version, **msgspec.structs.asdict(seen)}
             for (name, version), seen in sorted(clients.items(), key=lambda item: -item[1].calls)
         ],
+        "errors": [msgspec.structs.asdict(each) for each in _all_errors(every)],
     }
+
+
+def _all_errors(workers: Iterable[WorkerCalls]) -> list[ErrorCount]:
+    found: dict[tuple[str, str], ErrorCount] = {}
+    for each in (error for worker in workers for error in worker.errors):
+        key = (each.message, each.outcome)
+        other = found.get(key)
+        if other is None:
+            found[key] = each
+            continue
+        newer = each if each.last >= other.last else other
+        tools = list(dict.fromkeys([*other.tools, *each.tools]))[:MAX_ERROR_TOOLS]
+        found[key] = msgspec.structs.replace(
+            newer, count=each.count + other.count, first=min(each.first, other.first), tools=tools
+        )
+    return sorted(found.values(), key=lambda error: (-error.count, -error.last))[:MAX_ERRORS]
 
 
 def _both(one: ClientCalls, other: ClientCalls) -> ClientCalls:
@@ -182,6 +272,20 @@ def _recent(kept: tuple[Any, ...]) -> RecentCall:
 
 def _short(text: str) -> str:
     return redact_text(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…")
+
+
+_VARYING: Final = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
+"""What differs between two errors of one kind: numbers, ids, incidents."""
+_LINE_OF_CODE: Final = re.compile(r'^  File "(?:[^"\n]*[/\\])?([^"\n/\\]+)", line (\d+)', re.MULTILINE)
+
+
+def _headline(text: str) -> str:
+    """A traceback, as development shows it, as its last line and where that was."""
+    if not text.startswith("Traceback ("):
+        return text
+    places = _LINE_OF_CODE.findall(text)
+    raised = next((line for line in reversed(text.splitlines()) if line[:1].strip()), text)
+    return f"{raised} ({places[-1][0]}:{places[-1][1]})" if places else raised
 
 
 class _Block(Struct, gc=False):
@@ -227,4 +331,5 @@ def shown_error(call: Call, answer: bytes) -> str:
             return ""
         blocks = found.content if found.result is None else found.result.content
         text = blocks[0].text if blocks else ""
+    text = _headline(text)
     return redact_text(text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}…")

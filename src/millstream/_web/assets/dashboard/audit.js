@@ -23,7 +23,7 @@ const table = new LiveTable($("audit-table"), {
     } },
     { id: "what", title: "What", wide: true, sort: what, fill: (cell, record) => write(cell, what(record)) },
     { id: "transport", title: "Transport", sort: (record) => record.transport ?? "", fill: (cell, record) => write(cell, record.transport ?? "") },
-    { id: "outcome", title: "Result", sort: (record) => record.outcome ?? "ok", fill: (cell, record) => cellBadge(cell, record.outcome ?? "ok", (record.outcome ?? "ok") === "ok" ? "good" : "bad") },
+    { id: "outcome", title: "Result", sort: (record) => record.outcome ?? "ok", fill: (cell, record) => cellBadge(cell, record.outcome ?? "ok", (record.outcome ?? "ok") === "ok" ? "plain" : "bad") },
   ],
 });
 

@@ -1,10 +1,11 @@
-// The newest calls, whoever made them, and the clients by name and version.
+// Calls: the newest, or those of a time or of an error; the errors by message; and the clients by name and version.
 
 import { $, clock, count, element, figure, pretty, write } from "../dom.js";
 import { colored } from "../render/json.js";
 import { ask } from "../shell/asking.js";
 import { settled } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
+import { icon } from "../shell/icons.js";
 import { ms } from "./health.js";
 import { LiveTable, cellBadge, cellButton } from "./table.js";
 
@@ -43,17 +44,33 @@ function show(call) {
   dialog.showModal();
 }
 
+/** @type {{since: number, until: number, total: number} | null} */
+let time = null; // whose calls are shown
+let error = null; // the message whose calls are shown
+let go = () => {};
+let cleared = () => {};
+
+/** Whether a text is of a kind of errors: the same words in the same order, with anything in place of each `…`. */
+function isOf(text, message) {
+  let from = 0;
+  return message.split("…").every((part) => {
+    const at = text.indexOf(part, from);
+    from = at + part.length;
+    return at >= 0;
+  });
+}
+
 const recent = new LiveTable($("recent"), {
-  name: "Recent calls", sort: "at", search: $("call-filter"),
+  name: "Recent calls", sort: "at", search: $("call-filter"), pager: $("call-tools"),
   empty: ["No calls yet", "The next call shows up here within two seconds."],
   key: (call) => call.key,
   words: (call) => `${title(call)} ${call.caller} ${call.client} ${call.outcome} ${call.error} ${call.arguments ?? ""} ${call.incident}`,
-  fits: (call) => !$("call-failed").checked || call.outcome !== "",
+  fits: (call) => (!$("call-failed").checked || call.outcome !== "") && (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
   columns: [
     { id: "at", title: "When", narrow: true, down: true, sort: (call) => call.at, fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000))) },
     { id: "what", title: "What", head: true, sort: title, fill: (cell, call) => (cellButton(cell, call, title(call), show).title = title(call)) },
     { id: "ms", title: "Took", narrow: true, number: true, sort: (call) => call.ms, fill: (cell, call) => write(cell, ms(call.ms)) },
-    { id: "outcome", title: "Outcome", narrow: true, sort: (call) => call.outcome, fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "good") },
+    { id: "outcome", title: "Outcome", narrow: true, sort: (call) => call.outcome, fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "plain") },
     { id: "caller", title: "Caller", sort: (call) => call.caller, fill: (cell, call) => write(cell, call.caller || "–") },
     { id: "client", title: "Client", sort: (call) => call.client, fill: (cell, call) => write(cell, call.client || "–") },
     { id: "arguments", title: "Error or arguments", wide: true, fill: (cell, call) => {
@@ -64,6 +81,33 @@ const recent = new LiveTable($("recent"), {
   ],
 });
 $("call-failed").addEventListener("change", () => recent.draw(true));
+
+const moment = (seconds) => {
+  const date = new Date(seconds * 1_000);
+  return date.toDateString() === new Date().toDateString() ? clock(date) : `${date.toLocaleDateString(undefined, { day: "numeric", month: "short" })} ${clock(date)}`;
+};
+
+const errors = new LiveTable($("error-table"), {
+  name: "Errors by message", sort: "count", search: $("error-filter"), pager: $("error-tools"),
+  empty: ["No errors", "What goes wrong is counted here by its message."],
+  key: ({ outcome: word, message }) => `${word}\n${message}`,
+  words: ({ message, tools, outcome: word }) => `${message} ${tools.join(" ")} ${word}`,
+  columns: [
+    { id: "message", title: "Message", head: true, wide: true, sort: ({ message }) => message, fill: (cell, row) => {
+      const button = cellButton(cell, row, row.message, callsOf);
+      button.title = `${row.example}\nShow the calls`;
+      button.dir = "auto";
+    } },
+    { id: "count", title: "Count", narrow: true, number: true, sort: (row) => row.count, fill: (cell, row) => write(cell, count(row.count)) },
+    { id: "tools", title: "Tools and methods", sort: ({ tools }) => tools[0] ?? "", fill: (cell, { tools }) => {
+      write(cell, tools.join(", "));
+      cell.title = tools.join(", ");
+    } },
+    { id: "kind", title: "Outcome", sort: ({ outcome: word }) => word, fill: (cell, row) => write(cell, outcome(row)) },
+    { id: "first", title: "First", narrow: true, number: true, sort: ({ first }) => first, fill: (cell, { first }) => write(cell, moment(first)) },
+    { id: "last", title: "Last", narrow: true, number: true, sort: ({ last }) => last, fill: (cell, { last }) => write(cell, moment(last)) },
+  ],
+});
 
 const clients = new LiveTable($("clients"), {
   name: "Clients", sort: "calls", empty: ["No clients yet", "Each program that calls is listed here, by the name it gives itself."],
@@ -97,21 +141,87 @@ function keyed(calls) {
   return calls;
 }
 
+const PARTS = ["calls", "errors", "clients"];
 let shown = "";
+let asked = 0;
 
 async function load() {
-  if (document.hidden || (shown !== "calls" && shown !== "clients")) return;
-  const found = await ask("dashboard/calls", "the recent calls");
-  if (!found) return;
+  if (document.hidden || !PARTS.includes(shown)) return;
+  const mine = ++asked;
+  const found = await ask(`dashboard/calls${time ? `?${new URLSearchParams({ since: time.since, until: time.until })}` : ""}`, "the recent calls");
+  if (!found || mine !== asked) return;
   recent.show(keyed(found.calls));
+  errors.show(found.errors);
   clients.show(found.clients);
+  say(found.calls.length);
 }
 
 /** The part of the page that is open now. */
 export function showCalls(part) {
   shown = part;
-  if (shown !== "calls" && shown !== "clients") settled("the recent calls");
+  if (!PARTS.includes(shown)) settled("the recent calls");
   load();
 }
+
+/** `open(part)` is called to open a part of the page, `forget()` when the calls are no longer those of a time. */
+export function connectCalls({ open, forget }) {
+  go = open;
+  cleared = forget;
+}
+
+const NOTE = "Secrets are hidden. Arguments are read from calls that fail or are slow, and from others while this is open.";
+
+function say(kept = 0) {
+  const chips = [
+    [$("call-time"), time && `${moment(time.since)} – ${clock(new Date(time.until * 1_000))}`, "Show the calls of all times"],
+    [$("call-error"), error?.message, "Show the calls with any error"],
+  ];
+  for (const [chip, text, title] of chips) {
+    chip.hidden = !text;
+    if (!text || chip.dataset.text === text) continue;
+    chip.dataset.text = text;
+    chip.replaceChildren(element("span", { className: "one-line", dir: "auto" }, text), icon("close"));
+    chip.title = title;
+    chip.ariaLabel = `${text}. ${title}`;
+  }
+  const most = time ? Math.max(time.total, kept) : 0;
+  write($("call-note"), time ? `${count(kept)} of ${count(most)} ${most === 1 ? "call is" : "calls are"} kept: the newest, and of each half minute a few that failed or were slow.` : NOTE);
+  $("call-note").title = $("call-note").textContent;
+}
+
+/** Show the calls of a time, in whole seconds since 1970. `total` is how many there were, `words` what they're filtered by. */
+export function callsBetween(since, until, total, words = "") {
+  time = { since, until, total };
+  error = null;
+  $("call-filter").value = words;
+  say();
+  go("calls");
+  recent.draw(true);
+}
+
+function callsOf(row) {
+  error = row;
+  time = null;
+  cleared();
+  $("call-filter").value = "";
+  say();
+  go("calls");
+  recent.draw(true);
+}
+
+$("call-time").addEventListener("click", () => {
+  time = null;
+  cleared();
+  say();
+  $("call-filter").focus();
+  load();
+});
+$("call-error").addEventListener("click", () => {
+  error = null;
+  say();
+  $("call-filter").focus();
+  recent.draw(true);
+});
+say();
 
 setInterval(load, EVERY_MS);

@@ -1,5 +1,6 @@
 // Line charts on a canvas: time on the x axis, a unit on the y axis, a legend that says the values. Colors are tokens,
-// so a chart is dark where the page is. Point at it, or focus it and use the arrow keys, to read an earlier moment.
+// so a chart is dark where the page is. Point at it, or focus it and use the arrow keys, to read an earlier moment; press
+// there, drag over a time, or press Enter, to choose it.
 
 import { color, element, write } from "../dom.js";
 
@@ -7,6 +8,7 @@ const LEFT = 54;
 const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 20;
+const DRAGGED_PX = 5; // A press that moves less is a press.
 const DASHES = { solid: [], dashed: [6, 4], dotted: [1.5, 3.5] };
 
 /** The smallest of 1, 2, 2.5, 5 times a power of ten that is at least this. */
@@ -30,6 +32,18 @@ function prepare(canvas) {
 }
 
 const charts = new Set();
+/** @type {{since: number, until: number} | null} */
+let marked = null; // the time that is chosen, in all charts
+let picked = () => {};
+
+/** `pick(since, until)` is called when a time is chosen, in seconds since 1970. */
+export const onPick = (pick) => (picked = pick);
+
+/** Mark a time in all charts, or none. */
+export function markTime(time) {
+  marked = time;
+  for (const chart of charts) chart.draw();
+}
 const redraw = () => charts.forEach((chart) => chart.draw());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 addEventListener("millstream-theme", redraw);
@@ -53,21 +67,22 @@ export class LineChart {
   #values = [];
   #told = [];
   #seconds = 60;
+  #step = 10;
   #until = 0;
   #at = null;
   #top = 0;
 
   /**
    * @param place the element that gets the title, the legend and the canvas
-   * @param options name: what is shown; format: writes a value with its unit; series: `{name, color, dash, fill}` with a
+   * @param options name: what is shown, and says: the same in full; format: writes a value with its unit; series: `{name, color, dash, fill}` with a
    *   token as the color; atLeast: the smallest top of the y axis
    */
-  constructor(place, { name, format, series, atLeast = 1 }) {
+  constructor(place, { name, format, series, says = name, atLeast = 1 }) {
     this.#name = name;
     this.#format = format;
     this.#series = series;
     this.#atLeast = atLeast;
-    this.#title = element("h2", {}, name);
+    this.#title = element("h2", { title: says }, name);
     this.#canvas = element("canvas", { className: "chart", tabIndex: 0, role: "img", "aria-label": name });
     this.#canvas.chart = this;
     const legend = element("ul", { className: "legend", "aria-hidden": "true" });
@@ -100,15 +115,17 @@ export class LineChart {
   /**
    * Replace everything.
    *
-   * @param {{times: number[], until: number, seconds: number}} axis `times` in seconds, oldest first
+   * @param {{times: number[], until: number, seconds: number, step: number}} axis `times` are the ends of the points in
+   *   seconds, oldest first, and `step` is how long each of them is
    * @param {Array<Array<number | null>>} columns one for each series
    */
-  show({ times, until, seconds }, columns) {
+  show({ times, until, seconds, step }, columns) {
     if (seconds !== this.#seconds) this.#top = 0;
     this.#times = times;
     this.#values = columns;
     this.#until = until;
     this.#seconds = seconds;
+    this.#step = step;
     this.draw();
   }
 
@@ -124,6 +141,12 @@ export class LineChart {
     pen.beginPath();
     pen.rect(LEFT, 0, width - LEFT - RIGHT, height);
     pen.clip();
+    if (marked) {
+      pen.fillStyle = color("--accent-soft");
+      pen.fillRect(x(marked.since), TOP, Math.max(2, x(marked.until) - x(marked.since)), height - BOTTOM - TOP);
+      pen.fillStyle = color("--accent");
+      for (const edge of [marked.since, marked.until]) pen.fillRect(x(edge) - 0.5, TOP, 1, height - BOTTOM - TOP);
+    }
     this.#series.forEach((series, index) => this.#line(pen, series, index, { x, y, floor: height - BOTTOM }));
     pen.restore();
     this.#cross(pen, { x, y, floor: height - BOTTOM });
@@ -161,6 +184,7 @@ export class LineChart {
     for (let mark = 0; mark <= marks; mark += 1) {
       const ago = this.#seconds * (1 - mark / marks);
       pen.textAlign = mark === 0 ? "left" : mark === marks ? "right" : "center";
+      if (mark < marks && width - LEFT - RIGHT < 90) continue; // no place for two
       pen.fillText(when(ago, this.#until - ago, this.#seconds), x(this.#until - ago), height - 4);
     }
   }
@@ -242,24 +266,55 @@ export class LineChart {
   /** Choose a moment by pointer or arrow keys, in all charts. It counts from the end, so that it stays a distance. */
   #follow() {
     const canvas = this.#canvas;
-    canvas.addEventListener("pointermove", (event) => {
+    let from = null; // where the pointer went down
+    const timeAt = (event) => {
       const { left, width } = canvas.getBoundingClientRect();
-      const share = (event.clientX - left - LEFT) / (width - LEFT - RIGHT);
-      const t = this.#until - (1 - share) * this.#seconds;
+      return this.#until - (1 - (event.clientX - left - LEFT) / (width - LEFT - RIGHT)) * this.#seconds;
+    };
+    const dragged = (event) => from && Math.abs(event.clientX - from.clientX) > DRAGGED_PX;
+    canvas.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || !this.#times.length) return;
+      from = event;
+      if (event.pointerType === "mouse") canvas.setPointerCapture(event.pointerId);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      const t = timeAt(event);
+      if (dragged(event)) markTime(this.#whole(timeAt(from), t));
       let best = -1;
       this.#times.forEach((each, place) => {
         if (best < 0 || Math.abs(each - t) < Math.abs(this.#times[best] - t)) best = place;
       });
       choose(best < 0 ? null : best - this.#times.length);
     });
+    canvas.addEventListener("pointerup", (event) => {
+      if (!from) return;
+      const time = this.#whole(timeAt(dragged(event) ? from : event), timeAt(event));
+      from = null;
+      picked(time.since, time.until);
+    });
+    canvas.addEventListener("pointercancel", () => (from = null)); // the finger scrolls the page
     canvas.addEventListener("pointerleave", () => choose(null));
     canvas.addEventListener("blur", () => choose(null));
     canvas.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && this.#times.length) {
+        event.preventDefault();
+        const until = this.#times[Math.max(0, this.#place())];
+        return picked(until - this.#step, until);
+      }
       const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!move || !this.#times.length) return;
       event.preventDefault();
       choose(Math.max(-this.#times.length, Math.min(-1, (this.#at ?? -1) + move)));
     });
+  }
+
+  /** The points between two moments, as a whole. A press beside a line belongs to the point that is nearest. */
+  #whole(one, other) {
+    const [low, high] = [Math.min(one, other), Math.max(one, other)];
+    const inside = this.#times.filter((end) => end > low && end - this.#step < high);
+    const nearest = this.#times.reduce((best, end) => (Math.abs(end - high) < Math.abs(best - high) ? end : best), this.#times[0]);
+    const ends = high - low < 1e-6 || !inside.length ? [nearest] : inside;
+    return { since: Math.floor(ends[0] - this.#step), until: Math.ceil(ends.at(-1)) };
   }
 
   /** Mark a moment. */

@@ -44,6 +44,13 @@ export function drawUnknown() {
   $("reasons").replaceChildren(element("li", {}, LAST));
 }
 
+/** A figure with its unit, which is smaller. */
+function unit(node, text) {
+  if (node.textContent === text) return;
+  const [value, name = ""] = text.split(" ");
+  node.replaceChildren(value, ...(name ? [element("span", { className: "unit" }, ` ${name}`)] : []));
+}
+
 /** Draw the top of the page. */
 export function drawHealth(snapshot, past) {
   const found = reasons(snapshot, past);
@@ -63,7 +70,7 @@ export function drawHealth(snapshot, past) {
   write($("errors"), total ? count(total.errors) : "–");
   write($("error-share"), total?.calls ? `${figure(share(total.errors, total.calls))}%` : "");
   $("errors").classList.toggle("raised", Boolean(total?.errors));
-  write($("p99"), ms(total?.p99_ms));
+  unit($("p99"), ms(total?.p99_ms));
   write($("session-count"), count(sum(snapshot.sessions)));
   write($("connection-count"), count(sum(snapshot.connections)));
   write($("subscriber-count"), count(snapshot.hub?.subscribers ?? 0));

@@ -8,8 +8,8 @@ import { commands } from "../shell/palette.js";
 import { tabs } from "../shell/tabs.js";
 import { Feed, showState } from "../sse.js";
 import { lookForAudit, showAudit } from "./audit.js";
-import { OTHER, OTHER_SAYS, showCalls } from "./calls.js";
-import { LineChart } from "./charts.js";
+import { OTHER, OTHER_SAYS, callsBetween, connectCalls, showCalls } from "./calls.js";
+import { LineChart, markTime, onPick } from "./charts.js";
 import { drawHealth, drawUnknown, ms } from "./health.js";
 import { add, toggleLog } from "./log.js";
 import { drawServer, drawWorkers, takeFacts } from "./server.js";
@@ -33,9 +33,9 @@ const charts = {
     name: "Latency", atLeast: 0.1, format: (value, axis) => (axis ? axisMs(value) : ms(value)),
     series: [{ name: "p50", color: "--series-1" }, { name: "p95", color: "--series-2", dash: "dashed" }, { name: "p99", color: "--series-3", dash: "dotted" }],
   }),
-  lag: new LineChart($("lag-chart"), { name: "Event loop lag", atLeast: 2, format: (value, axis) => (axis ? axisMs(value) : ms(value)), series: [{ name: "Worst", color: "--series-1", fill: true }] }),
-  cpu: new LineChart($("cpu-chart"), { name: "CPU, of one core", atLeast: 10, format: (value) => `${figure(value)}%`.replace(/\.0+%/, "%"), series: [{ name: "CPU", color: "--series-1", fill: true }] }),
-  memory: new LineChart($("memory-chart"), { name: "Memory", atLeast: 32, format: (value, axis) => `${axis ? Number(value.toPrecision(3)) : figure(value)} MiB`, series: [{ name: "Resident", color: "--series-1", fill: true }] }),
+  lag: new LineChart($("lag-chart"), { name: "Lag", says: "The worst delay of the event loop", atLeast: 2, format: (value, axis) => (axis ? axisMs(value) : ms(value)), series: [{ name: "Worst", color: "--series-1", fill: true }] }),
+  cpu: new LineChart($("cpu-chart"), { name: "CPU", says: "CPU time, as a share of one core", atLeast: 10, format: (value) => `${figure(value)}%`.replace(/\.0+%/, "%"), series: [{ name: "CPU", color: "--series-1", fill: true }] }),
+  memory: new LineChart($("memory-chart"), { name: "Memory", atLeast: 32, format: (value, axis) => `${axis || value < 10 ? Number(value.toPrecision(3)) : count(value)} MiB`, series: [{ name: "Resident", color: "--series-1", fill: true }] }),
 };
 
 let range = Number(sessionStorage.getItem(CHOSEN)) || 60;
@@ -52,7 +52,7 @@ const share = (row) => (row.calls ? (100 * row.errors) / row.calls : 0);
 const time = (id, name) => ({ id, title: name, number: true, sort: (row) => row[`${id}_ms`], fill: (cell, row) => write(cell, ms(row[`${id}_ms`])) });
 
 const tools = new LiveTable($("tools"), {
-  name: "Tools and methods", sort: "errors", search: $("tool-filter"),
+  name: "Tools and methods", sort: "errors", search: $("tool-filter"), pager: $("tool-tools"),
   empty: ["No calls yet", "The first call of a tool shows up here within a second."],
   key, words: (row) => `${title(row)} ${row.method}`,
   columns: [
@@ -95,7 +95,7 @@ function drawTools() {
 function drawCharts() {
   const { at: times, until, seconds, step, process } = past;
   const columns = chosen ? past.chosen : past.all;
-  const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds };
+  const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds, step };
   const perSecond = (values) => values.map((value, place) => (value === null ? null : value / Math.max(1, Math.min(step, until - times[place]))));
   charts.calls.rename(chosen ? `Calls of ${title(chosen)}` : "Calls");
   charts.latency.rename(chosen ? `Latency of ${title(chosen)}` : "Latency");
@@ -105,6 +105,16 @@ function drawCharts() {
   charts.cpu.show(axis, [process.cpu_percent]);
   charts.memory.show(axis, [process.memory_bytes.map((bytes) => (bytes === null ? null : bytes / MIB))]);
 }
+
+/** Show the calls behind a part of the charts. */
+function drillDown(since, until) {
+  const { at, step, all, chosen: ofOne } = past;
+  const calls = (chosen ? ofOne : all).calls;
+  const total = at.reduce((sum, t, place) => sum + (t + step > since && t < until ? (calls[place] ?? 0) : 0), 0);
+  markTime({ since, until });
+  callsBetween(since, until, total, chosen ? title(chosen) : "");
+}
+onPick(drillDown);
 
 // Ranges
 
@@ -141,11 +151,19 @@ document.addEventListener("visibilitychange", () => document.hidden || load());
 
 // The parts below the charts
 
-const PARTS = { tools: "Tools and methods", calls: "Recent calls", clients: "Clients", streams: "Streams", workers: "Workers", audit: "Audit", server: "Server" };
+const PARTS = { tools: "Tools and methods", calls: "Recent calls", errors: "Errors", clients: "Clients", streams: "Streams", workers: "Workers", audit: "Audit", server: "Server" };
 const parts = tabs($("parts"), Object.entries(PARTS).map(([id, name]) => ({ id, title: name, panel: `part-${id}` })), (id) => {
   location.hash = id === "tools" ? "" : id;
   opened(id);
 });
+connectCalls({
+  open: (id) => {
+    parts.choose(id);
+    if (matchMedia("(max-width: 52rem)").matches) document.querySelector(".details").scrollIntoView();
+  },
+  forget: () => markTime(null),
+});
+$("to-errors").addEventListener("click", () => parts.choose("errors"));
 $("tab-audit").hidden = true;
 lookForAudit((kept) => {
   $("tab-audit").hidden = !kept;
@@ -173,6 +191,7 @@ function draw() {
   if ($("main").classList.contains("stale")) drawUnknown();
   else drawHealth(snapshot, past);
   drawTools();
+  parts.count("errors", past?.total.errors ? count(past.total.errors) : "", "bad");
 }
 
 function takeSnapshot(taken) {

@@ -1,13 +1,13 @@
-// A table of live rows: sorted by its heads, filtered by words, and so many rows a page as fit. While somebody points at
-// it or is in it with the keyboard, rows keep their places; only their figures change.
+// A table of live rows: sorted by its heads, filtered by words, and so many rows a page as fit. While a mouse is over it
+// or the keyboard is in it, no row comes, goes or moves: only figures change, and what waits is counted. A finger that
+// is down in it holds it, too.
 
 import { count, element, write } from "../dom.js";
 import { icon } from "../shell/icons.js";
+import { drawWhenReleased } from "../shell/press.js";
 
-const ROW_PX = 30;
-const HEAD_PX = 30;
-const PAGER_PX = 40;
 const LEAST_ROWS = 6;
+const PAGER_PX = 36;
 
 /**
  * @typedef {{id: string, title: string, hint?: string, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, narrow?: boolean, head?: boolean}} Column
@@ -33,13 +33,17 @@ export class LiveTable {
   #pager;
   #search;
   #order = [];
+  #frozen = new Map(); // key -> row, as they were when the pointer came
+  #outside;
+  #over = false;
 
   /**
    * @param {HTMLElement} place what it fills
-   * @param {{name: string, columns: Column[], key: (row: any) => string, sort: string, down?: boolean, empty: [string, string], words?: (row: any) => string, search?: HTMLInputElement, fits?: (row: any) => boolean}} options
-   *   `sort` is the column that counts at first; `words` is what `search` looks in
+   * @param {{name: string, columns: Column[], key: (row: any) => string, sort: string, down?: boolean, empty: [string, string], words?: (row: any) => string, search?: HTMLInputElement, fits?: (row: any) => boolean, pager?: HTMLElement}} options
+   *   `sort` is the column that counts at first; `words` is what `search` looks in; `pager` is the line above the table
+   *   that gets the buttons for its pages, instead of one below it
    */
-  constructor(place, { name, columns, key, sort, down = true, empty, words = () => "", search = null, fits = () => true }) {
+  constructor(place, { name, columns, key, sort, down = true, empty, words = () => "", search = null, fits = () => true, pager = null }) {
     this.#place = place;
     this.#columns = columns;
     this.#key = key;
@@ -55,13 +59,26 @@ export class LiveTable {
     this.#back = this.#turn("back", "Previous page", -1);
     this.#next = this.#turn("next", "Next page", 1);
     this.#pager = element("div", { className: "row pager" }, this.#status, this.#back, this.#next);
-    place.replaceChildren(this.#box, this.#none, this.#pager);
+    this.#outside = Boolean(pager);
+    pager?.append(this.#pager);
+    place.replaceChildren(this.#box, this.#none, ...(pager ? [] : [this.#pager]));
+    this.#hold();
     search?.addEventListener("input", () => {
       this.#page = 0;
       this.draw(true);
     });
     new ResizeObserver(() => this.draw(true)).observe(place);
     this.draw(true);
+  }
+
+  /** Note whether the mouse is over the rows. A finger leaves no pointer behind, so it only holds while it's down. */
+  #hold() {
+    this.#body.addEventListener("pointerenter", ({ pointerType }) => (this.#over = pointerType === "mouse"));
+    this.#body.addEventListener("pointerleave", () => {
+      this.#over = false;
+      this.draw(false);
+    });
+    this.#body.addEventListener("focusout", () => setTimeout(() => this.draw(false)));
   }
 
   #head(column) {
@@ -95,14 +112,16 @@ export class LiveTable {
   /** Show these rows from now on. */
   show(rows) {
     this.#rows = rows;
-    this.draw(false);
+    drawWhenReleased(this.#body, () => this.draw(false));
   }
 
   /** Draw anew; `again` puts the rows in order even while somebody is in the table. */
   draw(again) {
-    const held = !again && (this.#box.matches(":hover") || (this.#box.contains(document.activeElement) && document.activeElement !== this.#box));
-    const rows = this.#sorted(this.#rows.filter(this.#fits), held);
-    const size = Math.max(LEAST_ROWS, Math.floor((this.#place.clientHeight - HEAD_PX - PAGER_PX) / ROW_PX));
+    const held = !again && this.#order.length > 0 && (this.#over || this.#body.querySelector(":focus-visible") !== null);
+    const fitting = this.#rows.filter(this.#fits);
+    const rows = held ? this.#unmoved(fitting) : this.#sorted(fitting);
+    const row = Number.parseFloat(getComputedStyle(this.#place).getPropertyValue("--row")) || 24;
+    const size = Math.max(LEAST_ROWS, Math.floor((this.#place.clientHeight - row - 4 - (this.#outside ? 0 : PAGER_PX)) / row));
     const pages = Math.max(1, Math.ceil(rows.length / size));
     this.#page = Math.min(this.#page, pages - 1);
     const from = this.#page * size;
@@ -110,8 +129,10 @@ export class LiveTable {
     this.#box.hidden = rows.length === 0;
     this.#none.hidden = rows.length > 0;
     if (!rows.length) this.#none.replaceChildren(element("strong", {}, this.#rows.length ? "No matches" : this.#empty[0]), this.#rows.length ? "Try fewer words, or show all." : this.#empty[1]);
-    this.#pager.hidden = pages < 2;
-    write(this.#status, `${count(from + 1)}–${count(Math.min(rows.length, from + size))} of ${count(rows.length)}`);
+    const waiting = held ? fitting.filter((each) => !this.#frozen.has(this.#key(each))).length : 0;
+    this.#pager.hidden = pages < 2 && !waiting;
+    this.#back.hidden = this.#next.hidden = pages < 2;
+    write(this.#status, `${waiting ? `Held, ${count(waiting)} new · ` : ""}${count(from + 1)}–${count(Math.min(rows.length, from + size))} of ${count(rows.length)}`);
     this.#back.ariaDisabled = String(this.#page === 0);
     this.#next.ariaDisabled = String(this.#page === pages - 1);
     for (const [id, { cell, mark }] of this.#heads) {
@@ -122,12 +143,13 @@ export class LiveTable {
     }
   }
 
-  #sorted(rows, held) {
-    if (held) {
-      const places = new Map(this.#order.map((key, place) => [key, place]));
-      const place = (row) => places.get(this.#key(row)) ?? places.size;
-      return rows.map((row) => row).sort((one, other) => place(one) - place(other));
-    }
+  /** The rows that were there, with the figures of now: none comes, goes or moves. */
+  #unmoved(rows) {
+    for (const row of rows) if (this.#frozen.has(this.#key(row))) this.#frozen.set(this.#key(row), row);
+    return this.#order.map((key) => this.#frozen.get(key));
+  }
+
+  #sorted(rows) {
     const by = this.#columns.find(({ id }) => id === this.#sort).sort;
     const down = this.#down ? -1 : 1;
     const compare = (one, other) => {
@@ -142,6 +164,7 @@ export class LiveTable {
     };
     const sorted = [...rows].sort(compare);
     this.#order = sorted.map(this.#key);
+    this.#frozen = new Map(sorted.map((row) => [this.#key(row), row]));
     return sorted;
   }
 
@@ -182,6 +205,6 @@ export function cellButton(cell, row, title, run) {
 export function cellBadge(cell, text, look) {
   if (!cell.firstChild) cell.append(element("span"));
   const badge = cell.firstChild;
-  badge.className = text ? `badge ${look}` : "";
+  badge.className = look === "plain" ? "soft" : text ? `badge ${look}` : "";
   write(badge, text);
 }
