@@ -18,6 +18,7 @@ MODULES = (
     "millstream.client",
     "millstream.agent",
     "millstream.middleware",
+    "millstream.extensions",
     "millstream.auth",
     "millstream.hub",
     "millstream.testing",

@@ -42,6 +42,7 @@ LAYERS = [
     "client",
     "gateway",
     "agent",
+    "extensions",
     "_web",
     "_app",
     "testing",

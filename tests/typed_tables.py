@@ -201,6 +201,10 @@ PAGES = {
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
     "docs/how-to/own-routes.md": Page(),
+    "docs/how-to/write-an-extension.md": Page(
+        also={"": (Typed("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
+        untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},
+    ),
     "docs/how-to/protect-with-keys.md": Page(
         places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error
         untyped={"archive.py": EXCERPT},

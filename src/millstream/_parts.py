@@ -226,7 +226,7 @@ class Host:
         async def answer(call: Call) -> bytes:
             return encode(await handler(call))[1:-1]
 
-        self._extend(Extension("", {}, {name: answer}, frozenset(revisions)))
+        self.extend(Extension("", {}, {name: answer}, frozenset(revisions)))
 
     def capability(
         self,
@@ -244,11 +244,16 @@ class Host:
             member: of the server's capabilities, ``extensions`` or ``experimental``.
             revisions: dates of the revisions that announce it.
         """
-        self._extend(Extension(member, {name: value}, {}, frozenset(revisions)))
+        self.extend(Extension(member, {name: value}, {}, frozenset(revisions)))
 
-    def _extend(self, extension: Extension) -> None:
+    def extend(self, extension: Extension) -> None:
+        """Add methods, notifications, and a capability until the server closes.
+
+        Raises:
+            ValueError: MCP or another part has one of the methods.
+        """
         self.registry.extend(extension)
-        self.stack.callback(self.registry.extensions.remove, extension)
+        self.stack.callback(self.registry.retract, extension)
 
     # Calls
 

@@ -40,7 +40,7 @@ PLAIN = frozenset(
         "Server.running", "SyncContext.request_id", "SyncContext.revision", "SyncContext.client",
         "SyncContext.principal", "SyncContext.session", "SyncContext.headers", "SyncContext.state",
         "SyncContext.lifespan", "SyncContext.cancelled", "SyncContext.hub", "SyncContext.once",
-        "SyncContext.close_stream", "Context.session", "Context.close_stream"
+        "SyncContext.close_stream", "SyncContext.notify", "Context.session", "Context.close_stream"
     )
 )  # fmt: skip
 """Attributes that one reads, and what `Context` shows already."""

@@ -39,6 +39,7 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
         ("millstream.auth", ["keys", "oidc", "issuer", "google"]),
         ("millstream.agent", ["Agent", "Calling"]),
         ("millstream.middleware", ["Middleware"]),
+        ("millstream.extensions", ["Extension", "ServerHost", "method"]),
         ("millstream.testing", ["connect"]),
         ("millstream.compat.fastmcp", ["FastMCP"]),
     ],

@@ -205,10 +205,11 @@ class Runtime:
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
         self.dispatcher.stopping = True
+        self.dispatcher.stop_notifications()
         await self.sweep.close()
         self._end_subscriptions()
         calls = self.dispatcher.calls
-        listening = [call for call in calls if call.method == "subscriptions/listen"]
+        listening = [call for call in calls if call.lasting or call.method == "subscriptions/listen"]
         await wait_for(listening, calls, self.sweep.clock, 1.0)
         self.streams.close()
         for drain in self.host.drains:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream._parts import Part
     from millstream.auth._method import Given
+    from millstream.extensions import Extension
     from millstream.gateway.upstream import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
@@ -68,6 +69,7 @@ class Server(FamiliarNames):
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` says who may use a channel of the hub.
         middleware: hooks around calls, reads, prompts, lists and messages (`millstream.middleware`), outermost first.
         parts: features of your own or of others, opened with the server: see `millstream._parts.Part`.
+        extensions: of MCP, with methods and capabilities: see `millstream.extensions.Extension`.
         settings: everything operational; by default from ``MILLSTREAM_…`` variables.
 
     Example:
@@ -88,8 +90,16 @@ class Server(FamiliarNames):
         authorize_channel: "Authorize | None" = None,
         middleware: Sequence[object] = (),
         parts: "Sequence[Part]" = (),
+        extensions: "Sequence[Extension]" = (),
         settings: Settings | None = None,
     ) -> None:
+        added: tuple[Extension, ...] = ()
+        hooked: list[Extension] = []
+        if extensions != ():
+            from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+
+            added = check_extensions(extensions)
+            hooked = [each for each in added if has_hooks(each)]
         kinds: dict[str, tuple[Any, type]] = {"info": (info, Info), "settings": (settings, Settings)}
         check_arguments(name, lifespan, kinds, version=version, instructions=instructions, store=store)
         self.definition: Definition = Definition(
@@ -103,12 +113,20 @@ class Server(FamiliarNames):
             authorize_channel=authorize_channel,
             settings=settings if settings is not None else Settings.load(),
             auth=check_auth(auth),
-            middleware=check_middleware(middleware),
+            middleware=(*check_middleware(middleware), *hooked),
             extra_parts=check_parts(parts),
         )
         """What the server is."""
         self.runtimes: Runtimes = Runtimes(self.definition)
         """Where it runs."""
+        for each in added:
+            self._extend(each)
+
+    def _extend(self, extension: "Extension") -> None:
+        from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  as above
+
+        self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
+        extension.register(self)
 
     @property
     def name(self) -> str:

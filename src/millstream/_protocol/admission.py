@@ -24,6 +24,7 @@ from millstream._protocol.errors import (
     ProtocolError,
     shorten,
 )
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.metadata import ClientInfo, RequestMeta, declares
 from millstream._protocol.param_headers import decode_name
@@ -34,6 +35,7 @@ Headers = Mapping[bytes, bytes]
 _NAMED: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods that need `Mcp-Name`, and the member of `params` it repeats."""
 
+_NOTHING: Mapping[str, str] = {}
 _REQUESTS = frozenset(method for revision in ALL for method in revision.requests)
 
 _ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
@@ -116,6 +118,7 @@ def admit_per_request(
     *,
     serves: Callable[[str, Revision], bool],
     requires: Callable[[str, str], Mapping[str, Any]],
+    named: Mapping[str, str] = _NOTHING,
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Admission:
@@ -125,6 +128,7 @@ def admit_per_request(
         message: a request.
         serves: whether the server has a method in a revision.
         requires: the client capabilities that (method, name) cannot do without.
+        named: methods of extensions that need `Mcp-Name`, and the member of `params` it repeats.
         headers: last value of each header, or None where the transport has none.
         raw_headers: all headers, to find repeated ones.
 
@@ -132,11 +136,11 @@ def admit_per_request(
         ProtocolError: with the code and HTTP status of the first step that failed.
     """
     meta, capabilities = _read_meta(message)
-    name = _read_name(message)
+    name = _read_name(message) or _read_member(message, named.get(message.method))
     version = meta.version
     assert version is not UNSET  # noqa: S101  _read_meta checked it
     if headers is not None:
-        check_routing(message.method, name, version, headers, raw_headers)
+        check_routing(message.method, name, version, headers, raw_headers, named=named)
     revision = PER_REQUEST.get(version)
     if revision is None:
         raise ProtocolError(
@@ -207,6 +211,17 @@ def _read_name(message: Envelope) -> str:
     return names.name if member == "name" else names.uri
 
 
+def _read_member(message: Envelope, member: str | None) -> str:
+    """Return a text of `params`, or an empty one if it's missing: the method's own check of its parameters says so."""
+    if member is None:
+        return ""
+    try:
+        value = members(msgspec.json.decode(message.params or b"{}")).get(member)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
+    return value if isinstance(value, str) else ""
+
+
 def target_name(method: str, params: bytes) -> str:
     """The name or URI that a request is about, for a gate; empty where the parameters lack it."""
     try:
@@ -216,7 +231,13 @@ def target_name(method: str, params: bytes) -> str:
 
 
 def check_routing(
-    method: str, name: str, version: str, headers: Headers, raw_headers: Iterable[tuple[bytes, bytes]]
+    method: str,
+    name: str,
+    version: str,
+    headers: Headers,
+    raw_headers: Iterable[tuple[bytes, bytes]],
+    *,
+    named: Mapping[str, str] = _NOTHING,
 ) -> None:
     """Compare the routing headers with the body (MCP 2026-07-28, basic/transports/streamable-http).
 
@@ -229,7 +250,7 @@ def check_routing(
             raise _mismatch(header, "is sent more than once")
     _compare(b"mcp-protocol-version", header_version(headers), version, headers)
     _compare(b"mcp-method", headers.get(b"mcp-method", b"").decode("latin-1").strip(" \t"), method, headers)
-    if method in _NAMED:
+    if method in _NAMED or method in named:
         raw = headers.get(b"mcp-name")
         _compare(b"mcp-name", "" if raw is None else decode_name(raw.strip(b" \t")), name, headers)
 

@@ -1,5 +1,6 @@
 """Errors by whose fault they are, and the JSON-RPC codes of every revision (https://modelcontextprotocol.io/specification)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 PARSE_ERROR = -32700
@@ -64,6 +65,17 @@ class MissingExtra(ImportError):
 
 class ToolError(Exception):
     """Text for the model: ``raise ToolError("There is no such book.")`` ends the call with ``isError: true``."""
+
+
+class CustomResult(Exception):
+    """Ends a call with a whole result of another type: ``raise CustomResult({"resultType": "task", "taskId": "7"})``.
+
+    Clients reject a type of result that they don't know, so check first what the client declared.
+    """
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        super().__init__("A result of another type ends the call")
+        self.result: Mapping[str, Any] = result
 
 
 class Declined(Exception):

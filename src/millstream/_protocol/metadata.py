@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MAX_ID
 
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
@@ -78,6 +79,16 @@ class ClientInfo(Struct, frozen=True, gc=False):
     name: str = ""
     version: str = ""
 
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """The settings of each extension that the client declared, by identifier."""
+        return members(self.capabilities.get("extensions"))
+
+    @property
+    def experimental(self) -> dict[str, Any]:
+        """The experimental capabilities that the client declared, by name."""
+        return members(self.capabilities.get("experimental"))
+
 
 CLIENT_CAPABILITIES: Mapping[str, frozenset[str] | None] = {
     "elicitation": frozenset(("form", "url")),
@@ -134,6 +145,8 @@ class _Known(Struct, gc=False):
     sampling: Raw | UnsetType = UNSET
     elicitation: Raw | UnsetType = UNSET
     tasks: Raw | UnsetType = UNSET
+    extensions: Raw | UnsetType = UNSET
+    experimental: Raw | UnsetType = UNSET
 
 
 _decode_known = msgspec.json.Decoder(_Known).decode

@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
@@ -21,6 +21,7 @@ from millstream._protocol.errors import (
     INVALID_REQUEST,
     OVERLOADED,
     Cancelled,
+    CustomResult,
     Declined,
     LocalError,
     ProtocolError,
@@ -41,6 +42,9 @@ from millstream._server.functions.outputs import NotJson
 from millstream._server.load import Load, lighten
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.user_frames import advise, shown_error, with_user_frames
+
+if TYPE_CHECKING:
+    from millstream._server.notifications import Notifications
 
 logger = logging.getLogger("millstream")
 
@@ -78,8 +82,8 @@ class Dispatcher:
     """Runs calls. One for each running server."""
 
     __slots__ = (
-        "_handlers", "_heads", "announcement", "around", "begin", "by_id", "calls", "control", "gate", "info",
-        "instructions", "load", "observe", "registry", "services", "stopping",
+        "_handlers", "_heads", "_notifications", "announcement", "around", "begin", "by_id", "calls", "control", "gate",
+        "info", "instructions", "load", "observe", "registry", "services", "stopping",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +111,7 @@ class Dispatcher:
         """Hears of every call when it is over."""
         self.begin: Callable[[Call], None] | None = None
         """Hears of every call when it starts, where there are traces."""
+        self._notifications: Notifications | None = None
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Process
@@ -232,6 +237,8 @@ class Dispatcher:
             return self._refuse(call, exc)
         if isinstance(exc, InputRequired):
             return self._input_required(call, exc)
+        if isinstance(exc, CustomResult):
+            return self._custom_result(call, exc)
         if isinstance(exc, ToolError | Declined | Cancelled):
             return self._tool_error(call, str(exc) or type(exc).__name__)
         if isinstance(exc, asyncio.CancelledError | GeneratorExit):
@@ -327,6 +334,26 @@ class Dispatcher:
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
         meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
         return _enveloped(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
+
+    def _custom_result(self, call: Call, exc: CustomResult) -> bytes:
+        result = dict(exc.result)
+        meta: dict[str, Any] = {**(call.meta or {}), **result.pop("_meta", {})}
+        if call.revision.result_type:
+            meta = {SERVER_KEY: projection.implementation(self.info, call.revision, whole=False), **meta}
+        return _enveloped(call, encode({**result, "_meta": meta} if meta else result))
+
+    def stop_notifications(self) -> None:
+        """Stop the handlers of notifications that run."""
+        if self._notifications is not None:
+            self._notifications.close()
+
+    def hear(self, call: Call) -> None:
+        """Run the handler that an extension has for a notification. Nothing is answered."""
+        if self._notifications is None:
+            from millstream._server.notifications import Notifications  # noqa: PLC0415  few servers have such handlers
+
+            self._notifications = Notifications(self.registry, self.services, self.load)
+        self._notifications.take(call, self.gate)
 
 
 def _task() -> asyncio.Task[Any] | None:

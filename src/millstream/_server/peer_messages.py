@@ -59,6 +59,16 @@ class ResourceUpdate(Struct, frozen=True, array_like=True, tag="update"):
     uri: str
 
 
+class ExtensionBroadcast(Struct, frozen=True, array_like=True, tag="broadcast"):
+    """An extension notifies the sessions of every worker."""
+
+    source: str
+    """The identifier of the extension."""
+    to: str
+    """The extension that a client has to have declared; empty for every session."""
+    message: bytes
+
+
 class ItemRemoval(Struct, frozen=True, array_like=True, tag="remove"):
     """Something that was registered is no longer offered."""
 
@@ -132,6 +142,6 @@ class CallNews(Struct, frozen=True, array_like=True, tag="news"):
 
 Message = (
     RecordUpdate | AnswerMessage | CancelCall | SessionEnd | StandaloneTakeover | ReplyTakeover | PostedMessage
-    | ResourceUpdate | ItemRemoval | ItemSwitch | WorkerStart | LossNotice | WorkerGreeting | StatsRequest | StatsReply
-    | WakeCall | LeaveCall | CallNews
+    | ResourceUpdate | ExtensionBroadcast | ItemRemoval | ItemSwitch | WorkerStart | LossNotice | WorkerGreeting
+    | StatsRequest | StatsReply | WakeCall | LeaveCall | CallNews
 )  # fmt: skip

@@ -136,7 +136,7 @@ class Sweep:
         settings = self._dispatcher.services.settings
         if not call.started:
             call.started = now
-        elif now - call.started > settings.call_cap and call.method != "subscriptions/listen":
+        elif now - call.started > settings.call_cap and not (call.lasting or call.method == "subscriptions/listen"):
             call.expire()
         elif now - call.started >= settings.silence and call.line is None:
             self.beside(call, call.open_line().keep_alive())

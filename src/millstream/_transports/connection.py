@@ -17,9 +17,9 @@ from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import Handshake, read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, notification_message, read, result_message
 from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import ASSUMED, Revision
-from millstream._server.calls.call import Call, handshake_call, per_request_call
-from millstream._server.calls.changes import ServerChange, encode_change, touched
+from millstream._protocol.revisions import ASSUMED, NEWEST, Revision
+from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
+from millstream._server.calls.changes import Broadcast, ServerChange, encode_change, touched
 from millstream._server.calls.message_observer import SESSION_OVER
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
@@ -150,6 +150,10 @@ class ClientConnection:
             if message.method == "notifications/initialized":
                 self._watch()
             dispatcher.control.notified(message, self.id)
+            if message.method in dispatcher.registry.heard:
+                alone = is_per_request(message)
+                session, revision = (None, NEWEST) if alone else (self.session, self._revision())
+                dispatcher.hear(notification_call(message, session, revision, **self._way()))
             self._note(message.method)
             return None
         per_request = is_per_request(message)
@@ -172,7 +176,7 @@ class ClientConnection:
 
     def _per_request(self, message: Envelope) -> Call:
         registry = self._dispatcher.registry
-        admitted = admit_per_request(message, serves=registry.serves, requires=registry.requires)
+        admitted = admit_per_request(message, serves=registry.serves, requires=registry.requires, named=registry.named)
         return per_request_call(admitted, message, **self._way())
 
     def _way(self) -> dict[str, object]:
@@ -247,7 +251,8 @@ class ClientConnection:
         assert session is not None  # noqa: S101  watched only in a session
         assert session.record is not None  # noqa: S101  sessions of connections have one
         if change.kind != "updated":
-            self._write(message)
+            if not isinstance(change, Broadcast) or change.reaches(session.client):
+                self._write(message)
             return
         for uri in touched(change, session.record.subscriptions):
             self._write(message if uri == change.uri else encode_change(ServerChange("updated", uri)))
@@ -257,7 +262,10 @@ class ClientConnection:
         ends, self._ends = self._ends, set()
         for end in ends:
             end()
-        _when_over([each for each, call in self._tasks.items() if ends and call and call.method == _LISTEN], then)
+        _when_over(
+            [each for each, call in self._tasks.items() if ends and call and (call.lasting or call.method == _LISTEN)],
+            then,
+        )
 
     async def settle(self) -> None:
         """Wait until every request taken so far is answered."""

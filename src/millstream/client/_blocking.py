@@ -3,15 +3,18 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from millstream.client._client import Client
 from millstream.client._incoming import OnChange, OnLog
 from millstream.client._options import Options
 from millstream.client._questions import Elicit, Roots, Sample
 from millstream.client._targets import Target
+
+if TYPE_CHECKING:
+    from millstream.client._extending import ClientExtension
 
 
 class _Given(TypedDict, total=False):
@@ -26,6 +29,7 @@ class _Given(TypedDict, total=False):
     on_log: OnLog | None
     on_change: OnChange | None
     options: Options | None
+    extensions: "Sequence[ClientExtension]"
 
 
 class BlockingClient:

@@ -1,12 +1,13 @@
 """`Client`: one object for a server of any revision, over any transport."""
 
-from collections.abc import Mapping
-from typing import Any, Self, TypeVar, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import msgspec
 
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
     CompleteRequestParams,
@@ -39,6 +40,9 @@ from millstream.client._results import Result, read, read_result
 from millstream.client._targets import Target
 from millstream.client._watching import Changes, wanted
 
+if TYPE_CHECKING:
+    from millstream.client._extending import ClientExtension, ClientHost
+
 T = TypeVar("T")
 
 _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
@@ -67,12 +71,13 @@ class Client(FamiliarNames):
         on_log: handler for log messages. It doesn't reopen a lost connection; the next request does.
         on_change: handler for changes that a handshake-era server reports. Keeps the connection open, like `watch`.
         options: limits and less common settings.
+        extensions: extensions of MCP, see `millstream.extensions.Extension`.
 
     Raises:
         TargetError: the target doesn't name a server.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is of the client itself, and named
         self,
         target: Target,
         *,
@@ -85,18 +90,28 @@ class Client(FamiliarNames):
         on_log: OnLog | None = None,
         on_change: OnChange | None = None,
         options: Options | None = None,
+        extensions: "Sequence[ClientExtension]" = (),
     ) -> None:
+        questions = Questions(elicit, sample, roots)
+        host: ClientHost | None = None
+        if extensions:
+            from millstream.client import _extending  # noqa: PLC0415  few clients have extensions
+
+            host = _extending.ClientHost(self, questions)
         self.conversation: Conversation = Conversation(
             target,
-            Questions(elicit, sample, roots),
+            questions,
             options or Options(),
             revision=revision,
             headers=headers or {},
             timeout=timeout,
             on_log=on_log,
             on_change=on_change,
+            declared=() if host is None else host.declared,
         )
         """Internal state, for code that builds on the client. It can change in any release."""
+        if host is not None:
+            host.add(extensions)
         self._progress: OnProgress | None = None
         """Handler for the progress of calls that don't have their own."""
 
@@ -128,6 +143,11 @@ class Client(FamiliarNames):
     def capabilities(self) -> Mapping[str, Any]:
         """Capabilities of the server."""
         return self.conversation.agreed.capabilities
+
+    @property
+    def server_extensions(self) -> Mapping[str, Any]:
+        """The settings of each extension that the server announced, by identifier."""
+        return members(self.capabilities.get("extensions"))
 
     @property
     def instructions(self) -> str:
@@ -288,17 +308,34 @@ class Client(FamiliarNames):
         method: str,
         params: Mapping[str, Any] | None = None,
         *,
+        name: str = "",
         progress: OnProgress | None = None,
         timeout: float = 0,
     ) -> dict[str, Any]:
         """Send any request and return its result as JSON data, answering the server's questions on the way.
+
+        Args:
+            method: of MCP, or of an extension.
+            params: an object.
+            name: the value of the header `Mcp-Name`, for methods of extensions that have one.
+            progress: receives how far the request is.
+            timeout: seconds for this request.
 
         Raises:
             Failure: the server responded with an error.
             ClientError: there was no response.
         """
         ask = raw_ask(method, dict(params or {}), progress, timeout)
+        ask.name = name or ask.name
         return read(method, _decode_json, await self.conversation.requests.ask(ask))
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
+        """Send a notification of an extension: ``await client.notify("com.example/sold", {"sku": "7"})``.
+
+        Raises:
+            ClientError: it can't be sent.
+        """
+        await self.conversation.notify_custom(method, params or {})
 
     async def ping(self, *, timeout: float = 0) -> None:
         """Check that the server responds, with a ping, or with `server/discover` in revisions without one."""

@@ -1,7 +1,7 @@
 """The state behind `Client`: handlers, requests, cache, and shutdown."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +23,7 @@ from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, Failure, TargetError, Unsupported
 from millstream.client._incoming import Incoming, OnChange, OnLog, OnProgress
 from millstream.client._listing import Listing
-from millstream.client._negotiated import Connection, LocalPeer, Negotiated
+from millstream.client._negotiated import Connection, Declared, LocalPeer, Negotiated, with_meta
 from millstream.client._options import Options
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import Ask, Requests
@@ -58,6 +58,7 @@ class Conversation:
         timeout: float,
         on_log: OnLog | None,
         on_change: OnChange | None,
+        declared: Sequence[Declared] = (),
     ) -> None:
         if revision is not None and revision not in BY_DATE:
             raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
@@ -73,7 +74,7 @@ class Conversation:
         ids = itertools.count(1)
         opening = Connector(
             find(target, env=options.env, cwd=options.cwd),
-            LocalPeer(options, questions),
+            LocalPeer(options, questions, declared),
             options,
             self.incoming,
             self._background,
@@ -185,6 +186,12 @@ class Conversation:
         """Send a notification without parameters, if the revision has it."""
         if method in self.agreed.revision.notifications:
             await self.requests.tell(self.transport, notification_message(method), method)
+
+    async def notify_custom(self, method: str, params: Mapping[str, Any]) -> None:
+        """Send a notification of an extension."""
+        link = await self.requests.connect()
+        body = msgspec.Raw(with_meta(encode(params), link.meta))
+        await self.requests.tell(link.transport, notification_message(method, body), method)
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """Return a subscription that isn't open yet."""

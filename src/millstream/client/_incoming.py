@@ -81,7 +81,7 @@ class Incoming:
 
     __slots__ = (
         "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
-        "acknowledged", "deadlines", "keep", "observer", "running", "wanted", "watchers",
+        "acknowledged", "custom", "deadlines", "keep", "observer", "running", "wanted", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +100,8 @@ class Incoming:
         self._on_change = on_change
         self._room = max_waiting
         # State
+        self.custom: dict[str, Callable[[bytes], Awaitable[None]]] = {}
+        """Notification of an extension -> its handler."""
         self.deadlines: Deadlines = Deadlines()
         self.running: dict[int, PendingRequest] = {}
         """By request id, which is also the progress token."""
@@ -128,6 +130,9 @@ class Incoming:
             self.observer(Notification(message.method, Raw(message.params or b"{}"), request_id))
         handler = self._HANDLERS.get(message.method)
         if handler is None:
+            custom = self.custom.get(message.method)
+            if custom is not None:
+                self._tell(custom, bytes(message.params))
             return
         try:
             handler(self, message)

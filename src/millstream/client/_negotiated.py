@@ -1,11 +1,12 @@
 """The negotiated state of a connection, and how requests are encoded from then on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, VERSION_KEY, Implementation
 from millstream._protocol.revisions import Revision
@@ -33,32 +34,48 @@ class Connection(Struct):
     """The `_meta` members of every request, as JSON without braces."""
 
 
+class Declared(Struct, frozen=True):
+    """A capability that an extension declares."""
+
+    member: str
+    """``extensions`` or ``experimental``."""
+    name: str
+    value: Mapping[str, Any]
+    revisions: frozenset[str]
+    """Dates of the revisions that have it; all without any."""
+
+
 class LocalPeer:
     """The client as it identifies itself."""
 
-    __slots__ = ("_options", "_questions", "about")
+    __slots__ = ("_declared", "_options", "_questions", "about")
 
-    def __init__(self, options: Options, questions: QuestionHandler) -> None:
+    def __init__(self, options: Options, questions: QuestionHandler, declared: Sequence[Declared] = ()) -> None:
         self._options = options
         self._questions = questions
+        self._declared = declared
         self.about: Implementation = Implementation(options.name, options.version or __version__)
 
     def capabilities(self, revision: Revision) -> dict[str, Any]:
         """Return the capabilities to declare in a revision."""
-        return self._questions.capabilities(revision, self._options.declare)
+        capabilities = self._questions.capabilities(revision, self._options.declare)
+        for each in self._declared:
+            if not each.revisions or revision.date in each.revisions:
+                capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}
+        return capabilities
 
     def meta(self, revision: Revision) -> bytes:
         """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
         if revision.handshake:
             return b""
-        members: dict[str, Any] = {
+        found: dict[str, Any] = {
             VERSION_KEY: revision.date,
             CAPABILITIES_KEY: self.capabilities(revision),
             CLIENT_KEY: self.about,
         }
         if self._options.log_level:
-            members[LOG_LEVEL_KEY] = self._options.log_level
-        return encode(members)[1:-1]
+            found[LOG_LEVEL_KEY] = self._options.log_level
+        return encode(found)[1:-1]
 
 
 def with_meta(params: bytes, meta: bytes) -> bytes:

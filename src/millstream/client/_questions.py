@@ -76,12 +76,14 @@ class QuestionHandler(Protocol):
 class Questions:
     """The question handlers of one client."""
 
-    __slots__ = ("_elicit", "_roots", "_sample", "noted")
+    __slots__ = ("_elicit", "_roots", "_sample", "custom", "noted")
 
     def __init__(self, elicit: Elicit | None, sample: Sample | None, roots: Roots | None) -> None:
         self._elicit = elicit
         self._sample = sample
         self._roots = roots
+        self.custom: dict[str, Callable[[bytes], Awaitable[Any]]] = {}
+        """Request of an extension -> its handler."""
         self.noted: Callable[[Asked], object] | None = None
         """Observer that receives each question before it's answered."""
 
@@ -105,6 +107,9 @@ class Questions:
         """
         if self.noted is not None:
             self.noted(Asked(method, Raw(params or b"{}")))
+        custom = self.custom.get(method)
+        if custom is not None:
+            return await custom(params)
         handler = self._METHODS.get(method)
         if handler is None:
             raise ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method}")

@@ -53,6 +53,8 @@ class Ask(Struct, kw_only=True):
     """Request id from `Requests.ids`, if the caller must know it beforehand."""
     meta: bytes = b""
     """`_meta` members as JSON without braces, instead of the connection's default ones."""
+    wrapped: bool = False
+    """The hooks of extensions are around it already."""
     rounds: bool = True
     """Whether to answer the questions of the result; False returns an `input_required` result unchanged."""
 
@@ -60,8 +62,8 @@ class Ask(Struct, kw_only=True):
 class Requests:
     """Sends the requests for one server."""
 
-    __slots__ = ("_incoming", "_lock", "_opening", "_options", "_questions", "_timeout", "ids", "last", "link",
-                 "restored")  # fmt: skip
+    __slots__ = ("_incoming", "_lock", "_opening", "_options", "_questions", "_timeout", "around", "ids", "last",
+                 "link", "restored")  # fmt: skip
 
     def __init__(
         self,
@@ -80,6 +82,8 @@ class Requests:
         self._options = options
         self._timeout = timeout
         self.restored: Restored | None = None
+        self.around: Callable[[Ask], Awaitable[bytes]] | None = None
+        """Hooks of extensions around each request."""
         # Connection
         self.ids: Iterator[int] = ids
         self.link: Connection | None = None
@@ -132,6 +136,9 @@ class Requests:
             Failure: the server responded with an error.
             ClientError: there was no response.
         """
+        if self.around is not None and not ask.wrapped:
+            ask.wrapped = True
+            return await self.around(ask)
         rounds = 0
         since = 0.0
         extra = b""

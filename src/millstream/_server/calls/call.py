@@ -16,7 +16,7 @@ from millstream._protocol.admission import Admission
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Envelope, RequestId
-from millstream._protocol.metadata import ClientInfo, ProgressToken
+from millstream._protocol.metadata import ClientInfo, ProgressToken, RequestMeta, read_capabilities
 from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import Revision
@@ -152,6 +152,8 @@ class Call(Struct, eq=False, kw_only=True):
     """Cancels the task of the call, where its origin does not."""
     release: Callable[[], object] | None = None
     """Called when the call is over, where it holds something that others wait for."""
+    lasting: bool = False
+    """It's open until its client closes it, as `subscriptions/listen` is: no limit of time holds."""
     weight: int = 0
     """Bytes that the call takes of the budget for large ones, see `Load.take`. Most calls take nothing."""
     started: float = 0.0
@@ -354,6 +356,33 @@ def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call
         client=admitted.client,
         **way,
     )
+
+
+def notification_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
+    """A notification as a call that isn't answered; the arguments are those of `per_request_call`."""
+    client = _declared(message) if session is None else session.client
+    return Call(
+        revision=revision, id="", method=message.method, params=message.params, client=client, session=session, **way
+    )
+
+
+class _NotificationParams(Struct, gc=False, rename={"meta": "_meta"}):
+    meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
+
+
+_decode_notification = msgspec.json.Decoder(_NotificationParams).decode
+
+
+def _declared(message: Envelope) -> ClientInfo:
+    """What a notification says about its client."""
+    try:
+        meta = _decode_notification(message.params or b"{}").meta
+        capabilities = {} if meta.capabilities is UNSET else read_capabilities(meta.capabilities)
+    except (msgspec.DecodeError, RecursionError):
+        return NOBODY
+    if meta.client is UNSET:
+        return ClientInfo(capabilities)
+    return ClientInfo(capabilities, meta.client.name, meta.client.version)
 
 
 def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:

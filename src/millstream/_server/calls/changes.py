@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from millstream._protocol.jsonrpc import notification_message
+from millstream._protocol.metadata import ClientInfo
 
 LIST_CHANGED = {
     "tools": "notifications/tools/list_changed",
@@ -34,6 +35,18 @@ class ServerChange(Struct, frozen=True, gc=False):
         return LIST_CHANGED.get(self.kind, UPDATED)
 
 
+class Broadcast(ServerChange, frozen=True, gc=False):
+    """A notification of an extension, for every session of a client that declared it."""
+
+    extension: str = ""
+    """Its identifier; empty for every session."""
+    message: bytes = b""
+
+    def reaches(self, client: ClientInfo) -> bool:
+        """Return whether a client declared the extension."""
+        return not self.extension or self.extension in client.extensions or self.extension in client.experimental
+
+
 ANY_UPDATE = ServerChange("updated")
 """Updates may have been missed: whoever watches resources tells each of them."""
 
@@ -51,6 +64,8 @@ Watcher = Callable[[ServerChange, bytes], None]
 
 def encode_change(change: ServerChange) -> bytes:
     """The notification of a change, without anything of a particular subscription."""
+    if isinstance(change, Broadcast):
+        return change.message
     prepared = _LIST_MESSAGES.get(change.kind)
     return prepared if prepared is not None else notification_message(UPDATED, {"uri": change.uri})
 

@@ -137,6 +137,18 @@ class Context(CallInfo):
         """`log` at level error: ``await ctx.error("The printer is gone")``."""
         await self.log("error", data)
 
+    async def notify(self, method: str, params: Any = None) -> None:
+        """Send a notification of your own to the caller, before the result: ``await ctx.notify("com.example/sold")``.
+
+        Only clients that know the method do something with it; see ``ctx.client.extensions``. Callers without a
+        stream of messages, such as those of REST, don't get it.
+
+        Args:
+            method: of an extension, such as ``com.example/sold``.
+            params: an object, as a mapping or Struct.
+        """
+        await self._call.say(notification_message(method, params))
+
     async def close_stream(self, retry_ms: int | None = None) -> bool:
         """Drop the connection but not the call: the client comes back for the rest (2025-11-25, in a session).
 

@@ -51,7 +51,7 @@ class Services:
     __slots__ = (
         "_ring", "bodies", "changes", "clock", "endings", "held", "hub", "lacking", "leeway",
         "lifespan_of", "note", "overrides_of", "peers", "questions", "read_resource", "records", "secrets", "settings",
-        "store", "streamed", "threads",
+        "store", "streamed", "streaming", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
@@ -101,6 +101,8 @@ class Services:
         """What large calls were asked with, for as long as they run."""
         self.changes: ChangeFeed = changes
         self.threads: Threads = Threads(settings.max_threads)
+        self.streaming: dict[str, int] = {}
+        """Caller, see `Call.owner` -> number of its open replies of custom methods."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops: open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None

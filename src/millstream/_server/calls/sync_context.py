@@ -269,6 +269,10 @@ class SyncContext:
         value: T = cast("T", self._wait(self._context.once(key, run, store=store), jobs))
         return value
 
+    def notify(self, method: str, params: Any = None) -> None:
+        """Send a notification of your own to the caller; see `Context.notify`."""
+        self._wait(self._context.notify(method, params))
+
     def close_stream(self, retry_ms: int | None = None) -> bool:
         """Drop the connection but not the call; see `Context.close_stream`."""
         return self._wait(self._context.close_stream(retry_ms))

@@ -5,12 +5,13 @@ page; a cursor names the last item of a page, so any worker can continue any lis
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
 from millstream._protocol import projection
 from millstream._protocol.messages import CompleteRequestParams, Completion
+from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._server.calls.call import Call
@@ -25,6 +26,10 @@ Completer = Callable[..., Any] | CompleterFunction
 CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]
 
 
+ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[Any, Callable[[], None]]]]
+"""``filter(wanted, call, push)`` returns what the server agrees to, and what ends it. ``push(message)`` sends."""
+
+
 class Extension(Struct, frozen=True):
     """Methods and a capability that the revisions themselves don't have, added by `Registry.extend`."""
 
@@ -36,6 +41,12 @@ class Extension(Struct, frozen=True):
     """Handlers, as those of the revisions' own methods: each gives the members of a result."""
     revisions: frozenset[str]
     """Dates of the revisions that have it."""
+    notifications: Mapping[str, Callable[[Call], Awaitable[None]]] = {}
+    """Handlers of notifications that clients send."""
+    named: Mapping[str, str] = {}
+    """Method -> the member of its params that `Mcp-Name` repeats."""
+    filters: "Mapping[str, ListenFilter]" = {}
+    """Member of the filter of `subscriptions/listen` -> what serves it."""
 
 
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
@@ -90,6 +101,12 @@ class Registry:
         """Kind -> the most milliseconds for which its lists may be kept, and whether only by the caller."""
         self._offered: set[str] = {"", "logging"}
         self.extensions: list[Extension] = []
+        self.named: dict[str, str] = {}
+        """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
+        self.filters: dict[str, ListenFilter] = {}
+        """Member of the filter of `subscriptions/listen` -> what serves it, of extensions."""
+        self.heard: dict[str, Callable[[Call], Awaitable[None]]] = {}
+        """Notification of an extension -> its handler."""
         self.changed: Callable[[str], None] = lambda kind: None
         self.listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
         """``listed(kind, items)`` returns those items that lists have, where they don't have all."""
@@ -215,11 +232,35 @@ class Registry:
         Raises:
             ValueError: there is a method of that name already.
         """
-        taken = {method for each in ALL for method in each.requests}.union(*(each.methods for each in self.extensions))
-        for method in extension.methods:
+        taken = {method for each in ALL for method in (*each.requests, *each.notifications, *each.asks)}
+        taken.update(NOTIFICATIONS)
+        for each in self.extensions:
+            taken.update(each.methods, each.notifications)
+        for method in (*extension.methods, *extension.notifications):
             if method in taken:
                 raise ValueError(f"There is a method {method!r} already")
+        for member in extension.filters:
+            if member in self.filters:
+                raise ValueError(f"There is a filter {member!r} of subscriptions/listen already")
         self.extensions.append(extension)
+        self._collect()
+
+    def retract(self, extension: Extension) -> None:
+        """Take away what an extension added."""
+        self.extensions.remove(extension)
+        self._collect()
+
+    def _collect(self) -> None:
+        # In place: transports hold the dictionaries.
+        for mine, theirs in (
+            (self.named, "named"),
+            (self.filters, "filters"),
+            (self.heard, "notifications"),
+        ):
+            collected: dict[str, Any] = cast("dict[str, Any]", mine)
+            collected.clear()
+            for each in self.extensions:
+                collected.update(getattr(each, theirs))
 
     def extended(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
         """The handler that an extension has for a method in a revision."""
@@ -272,7 +313,7 @@ class Registry:
         offered["logging"] = {}
         offered = projection.capabilities(offered, revision)
         for extension in self.extensions:
-            if extension.announced and revision.date in extension.revisions:
+            if extension.capability and revision.date in extension.revisions:
                 offered[extension.capability] = {**offered.get(extension.capability, {}), **extension.announced}
         return offered
 

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
 from millstream._protocol.handshake import MAX_DISPLAYED
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import RequestId, notification_message
 from millstream._protocol.messages import SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY, ClientInfo
@@ -16,7 +18,7 @@ from millstream._protocol.notifications import (
     SubscriptionsAcknowledgedNotificationParams,
 )
 from millstream._server.calls.access import granted
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, ReplyChannel
 from millstream._server.calls.changes import UPDATED, ServerChange, touched
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler
@@ -57,6 +59,32 @@ class ListenHandlers:
         size = sum(map(len, wanted.resource_subscriptions))
         if size > MAX_URI_BYTES:
             raise ProtocolError(INVALID_REQUEST, f"The URIs of a subscription have at most {MAX_URI_BYTES} characters")
+        pushes = _Pushes()
+        agreed: dict[str, Any] = {}
+        try:
+            if self._registry.filters:
+                agreed = await self._open_filters(call, pushes)
+            return await self._admit(call, wanted, size, pushes, agreed)
+        finally:
+            for end in pushes.ends:
+                end()
+
+    async def _open_filters(self, call: Call, pushes: "_Pushes") -> dict[str, Any]:
+        """Ask the extensions for what they have filters of. Returns what they agree to."""
+        agreed: dict[str, Any] = {}
+        asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
+        for member, serve in self._registry.filters.items():
+            if member in asked:
+                value, end = await serve(asked[member], call, pushes.push)
+                pushes.ends.append(end)
+                if value is not None:
+                    agreed[member] = value
+        return agreed
+
+    async def _admit(
+        self, call: Call, wanted: SubscriptionFilter, size: int, pushes: "_Pushes", agreed: dict[str, Any]
+    ) -> bytes:
+        settings = self._services.settings
         # Nothing of what it was asked with is looked at again, and the stream may be open for a day.
         client = call.client
         call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
@@ -69,7 +97,7 @@ class ListenHandlers:
         self._services.held.take(owner, size)
         self._open[owner] = mine + 1
         try:
-            return await self._serve(call, wanted)
+            return await self._serve(call, wanted, pushes, agreed)
         finally:
             self._services.held.give(owner, size)
             left = self._open[owner] - 1
@@ -78,31 +106,29 @@ class ListenHandlers:
             else:
                 del self._open[owner]
 
-    async def _serve(self, call: Call, wanted: SubscriptionFilter) -> bytes:
+    async def _serve(self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any]) -> bytes:
         mark = {SUBSCRIPTION_KEY: call.id}
         honoured = self._honoured(wanted, call)
         line = call.open_line()
         call.meta = dict(mark)
         acknowledgement = notification_message(
-            ACKNOWLEDGED, SubscriptionsAcknowledgedNotificationParams(honoured, mark)
+            ACKNOWLEDGED,
+            {"notifications": {**msgspec.to_builtins(honoured), **agreed}, "_meta": mark}
+            if agreed
+            else SubscriptionsAcknowledgedNotificationParams(honoured, mark),
         )
-        if honoured == SubscriptionFilter():
+        if honoured == SubscriptionFilter() and not agreed:
             await line.send(acknowledgement)
             return b""
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
         uris = frozenset(uri for uri in honoured.resource_subscriptions if self._is_seen(uri, call))
         lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
-        over = asyncio.Event()
-        early: list[bytes] | None = []
-        """Changes while the acknowledgement is on its way: nothing may overtake it."""
+        over = pushes.over
 
         def watcher(change: ServerChange, message: bytes) -> None:
             own = lists.get(change.kind)
             for each in [own] if own is not None else _updates(change, uris, mark):
-                if early is not None:
-                    early.append(each)
-                elif not line.push(each):
-                    over.set()
+                pushes.push(each)
 
         stop = self._services.changes.watch(watcher)
         self._services.endings.add(over.set)
@@ -112,9 +138,7 @@ class ListenHandlers:
             await self._services.changes.followed(uris)
             await line.send(acknowledgement)
             forget = line.on_close(over.set)
-            held, early = early or [], None
-            for message in held:
-                line.push(message)
+            pushes.begin(line)
             await over.wait()
         finally:
             stop()
@@ -144,6 +168,35 @@ class ListenHandlers:
     def _covers(self, scopes: frozenset[str], uri: str) -> bool:
         readable, _ = find_readable(self._registry, uri)
         return readable is None or readable.scopes <= scopes
+
+
+class _Pushes:
+    """What is pushed to one subscription. Nothing overtakes the acknowledgement."""
+
+    __slots__ = ("_early", "_line", "ends", "over")
+
+    def __init__(self) -> None:
+        self._early: list[bytes] = []
+        self._line: ReplyChannel | None = None
+        self.over = asyncio.Event()
+        """The subscription ends."""
+        self.ends: list[Callable[[], None]] = []
+        """What ends the filters of extensions."""
+
+    def push(self, message: bytes) -> bool:
+        """Push one message, or keep it until the acknowledgement is sent; False when the subscription is over."""
+        if self._line is None:
+            self._early.append(message)
+        elif not self._line.push(message):
+            self.over.set()
+        return not self.over.is_set()
+
+    def begin(self, line: ReplyChannel) -> None:
+        """Push what was kept, and everything from now on."""
+        self._line = line
+        for message in self._early:
+            line.push(message)
+        self._early.clear()
 
 
 def _updates(change: ServerChange, uris: frozenset[str], mark: dict[str, RequestId]) -> list[bytes]:

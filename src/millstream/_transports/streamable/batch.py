@@ -69,6 +69,8 @@ class _Batch:
             self._note(message.method or "response")
             if not message.is_answer:
                 await dispatcher.control.notified_anywhere(message, self._scope)
+                if message.method in dispatcher.registry.heard:
+                    self._exchange.hear(message, self._session, self._revision)
                 return None, b""
             try:
                 await dispatcher.control.answer_anywhere(message, self._scope)

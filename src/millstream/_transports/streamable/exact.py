@@ -9,7 +9,7 @@ from millstream._protocol.admission import admit_per_request, check_notification
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import read_initialize
 from millstream._protocol.jsonrpc import Envelope, check_text, error_message, read, result_message
-from millstream._protocol.revisions import ASSUMED
+from millstream._protocol.revisions import ASSUMED, NEWEST
 from millstream._server.calls.call import Call
 from millstream._transports.batches import is_batch
 from millstream._transports.refusals import WRONG_TYPE, refusal, refused, too_many_streams, unknown_session
@@ -88,6 +88,8 @@ def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Resp
     endpoint, request = exchange.endpoint, exchange.request
     if message.id is None:
         check_notification(message)
+        if message.method in endpoint.dispatcher.registry.heard:
+            exchange.hear(message, None, NEWEST)
         endpoint.services.note(message.method, "http", principal=request.principal)
         return _ACCEPTED
     if message.method == LISTEN and not exchange.accepts.stream:
@@ -99,6 +101,7 @@ def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Resp
         message,
         serves=registry.serves,
         requires=registry.requires,
+        named=registry.named,
         headers=request.headers,
         raw_headers=request.raw_headers,
     )
@@ -118,6 +121,8 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
     if message.id is None:
         check_notification(message)
         await endpoint.dispatcher.control.notified_anywhere(message, "" if session is None else session.id)
+        if message.method in endpoint.dispatcher.registry.heard:
+            exchange.hear(message, session, revision)
         endpoint.services.note(message.method, "http", session, principal=request.principal)
         return _ACCEPTED
     # Many may have waited for the record of their session.

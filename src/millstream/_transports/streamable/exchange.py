@@ -13,6 +13,7 @@ from millstream._server.calls import call as calls
 from millstream._server.calls.call import Call
 from millstream._server.calls.sessions import Session
 from millstream._server.dispatch import Dispatcher
+from millstream._transports.null_reply import NULL_REPLY
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.refusals import missing_session
 from millstream._transports.streamable.reply_channel import PostReplyChannel
@@ -41,7 +42,7 @@ class StreamableEndpoint:
         request = call.origin
         assert isinstance(request, HttpRequest)  # noqa: S101  every POST's call has its request
         readable = accepted(request.headers.get(b"accept"))
-        can_stream = readable.stream and (not self.json_only or call.method == LISTEN)
+        can_stream = readable.stream and (not self.json_only or call.lasting or call.method == LISTEN)
         return PostReplyChannel(
             request, call, self.services, self.streams, can_stream=can_stream, cancel=self.dispatcher.control.cancel
         )
@@ -118,6 +119,11 @@ class StreamableExchange:
         """A call of the per-request era; it ends with its connection."""
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
+
+    def hear(self, message: Envelope, session: Session | None, revision: Revision) -> None:
+        """Pass a notification to the extension that has a handler for it."""
+        way = {**self._way(), "open_reply": None, "line": NULL_REPLY}
+        self.endpoint.dispatcher.hear(calls.notification_call(message, session, revision, **way))
 
     def _way(self) -> dict[str, Any]:
         request = self.request

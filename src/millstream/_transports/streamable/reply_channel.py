@@ -52,7 +52,7 @@ class PostReplyChannel:
         self._id = call.id
         self._revision = call.revision
         self._session = call.session
-        self._caller = request if call.method == _LISTEN else None
+        self._caller = request if call.lasting or call.method == _LISTEN else None
         """Whose cap the stream counts against: a call has one of its own, a subscription is a stream like others."""
         self._until = inf if self._caller is None else lasts_until(call.principal)
         self._services = services

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable
 
 from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
-from millstream._server.calls.changes import ANY_UPDATE, ServerChange, encode_change, touched
+from millstream._protocol.metadata import ClientInfo
+from millstream._server.calls.changes import ANY_UPDATE, Broadcast, ServerChange, encode_change, touched
 from millstream._server.calls.services import lasts_until
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.peer_messages import SessionEnd, StandaloneTakeover
@@ -29,11 +30,12 @@ class _StandaloneStream:
     """One stand-alone stream."""
 
     __slots__ = (
-        "_counter", "_early", "_follow", "_held", "_newer", "_sink", "_stream", "id", "loaded", "over", "placed",
-        "subscribed",
+        "_client", "_counter", "_early", "_follow", "_held", "_newer", "_sink", "_stream", "id", "loaded", "over",
+        "placed", "subscribed",
     )  # fmt: skip
 
-    def __init__(self, stream: str, follow: Callable[[object, Collection[str]], None]) -> None:
+    def __init__(self, stream: str, client: ClientInfo, follow: Callable[[object, Collection[str]], None]) -> None:
+        self._client = client
         self._follow = follow
         self._sink: Sink | None = None
         """None until the other workers know."""
@@ -90,7 +92,8 @@ class _StandaloneStream:
                 self._held[:] = [(ANY_UPDATE, b"")]
             self._held.append((change, message))
         elif change.kind != "updated":
-            self.write(message)
+            if not isinstance(change, Broadcast) or change.reaches(self._client):
+                self.write(message)
         else:
             self._update(change, message)
 
@@ -167,7 +170,7 @@ class StandaloneStreams:
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
         stream = f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}"
-        standing = _StandaloneStream(stream, services.changes.follow)
+        standing = _StandaloneStream(stream, session.client, services.changes.follow)
         self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.recorded)

@@ -1,0 +1,76 @@
+"""Handlers of custom methods: functions of typed parameters, and what they return as JSON."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, get_type_hints
+
+import msgspec
+
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.json_schema import is_object
+
+Handler = Callable[..., Any]
+"""``handler(params, context)``, or with only one of the two, or with none. Plain or asynchronous."""
+Run = Callable[[bytes, Any], Awaitable[Any]]
+"""``run(params, context)`` with the parameters as JSON; empty without any."""
+
+
+def typed(handler: Handler, context: type) -> Run:
+    """Return a handler that takes its parameters as JSON.
+
+    Args:
+        handler: its first parameter gets the parameters of the message, as the type of its annotation: a msgspec
+            Struct, a dataclass, a TypedDict, or `dict` without an annotation.
+        context: a parameter that is annotated with this class, or a base or subclass of it, gets the context.
+
+    Raises:
+        TypeError: it takes something else as well, or msgspec can't read the type.
+    """
+    name = getattr(handler, "__qualname__", repr(handler))
+    hints = get_type_hints(handler, include_extras=True)
+    order: list[bool] = []
+    decode: Callable[[bytes], Any] | None = None
+    for parameter in inspect.signature(handler).parameters.values():
+        annotation = hints.get(parameter.name, dict[str, Any])
+        if (
+            isinstance(annotation, type)
+            and annotation is not object
+            and (issubclass(annotation, context) or issubclass(context, annotation))
+        ):
+            order.append(True)
+        elif decode is None and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            order.append(False)
+            decode = _decoder(annotation, name)
+        else:
+            raise TypeError(f"{name} takes the parameters of the message and a {context.__name__}, and nothing else")
+
+    async def run(params: bytes, about: Any) -> Any:
+        try:
+            value = None if decode is None else decode(params or b"{}")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+        result = handler(*(about if wants_context else value for wants_context in order))
+        return await result if inspect.isawaitable(result) else result
+
+    return run
+
+
+def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
+    try:
+        return msgspec.json.Decoder(annotation).decode
+    except TypeError as exc:
+        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}") from exc
+
+
+def result_object(value: Any) -> dict[str, Any]:
+    """Return the members of a result; none for None.
+
+    Raises:
+        TypeError: it isn't an object.
+    """
+    built = {} if value is None else msgspec.to_builtins(value, str_keys=True)
+    if not is_object(built):
+        raise TypeError(
+            f"The result of a method is an object: return a mapping or a Struct, not {type(value).__name__}"
+        )
+    return built

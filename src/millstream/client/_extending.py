@@ -1,0 +1,162 @@
+"""Extensions of a client: what they declare, which messages they handle, and their hooks around requests."""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from millstream._protocol.errors import LocalError
+from millstream._protocol.handlers import Handler, Run, typed
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.notifications import NOTIFICATIONS
+from millstream._protocol.revisions import ALL
+from millstream.client._errors import BadAnswer
+from millstream.client._negotiated import Declared
+from millstream.client._questions import Questions
+from millstream.client._requests import Ask
+
+if TYPE_CHECKING:
+    from millstream import Client
+
+_CORE = frozenset(method for revision in ALL for method in (*revision.asks, *revision.requests)) | frozenset(
+    NOTIFICATIONS
+)
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class OutgoingRequest:
+    """A request of the client, before it's sent."""
+
+    __slots__ = ("client", "method", "params")
+
+    def __init__(self, method: str, params: dict[str, Any], client: "Client") -> None:
+        self.method: str = method
+        self.params: dict[str, Any] = params
+        """What you put there is sent, ``_meta`` included."""
+        self.client: Client = client
+
+
+Outgoing = Callable[[OutgoingRequest], Awaitable[dict[str, Any]]]
+"""``await next(request)``: the members of the result, or whatever it raises."""
+Wrap = Callable[[OutgoingRequest, Outgoing], Awaitable[dict[str, Any]]]
+
+
+class ClientExtension(Protocol):
+    """The side of an extension that a client has; see `millstream.extensions.Extension`."""
+
+    @property
+    def name(self) -> str:
+        """The identifier."""
+        ...
+
+    def bind_client(self, host: "ClientHost") -> None:
+        """Register everything on a client."""
+
+
+class ClientHost:
+    """The client, as an extension can change it. See `Extension.connect`."""
+
+    def __init__(self, client: "Client", questions: Questions) -> None:
+        self.client: Client = client
+        """The client, not connected yet."""
+        self.declared: list[Declared] = []
+        """The capabilities that extensions declare."""
+        self._questions = questions
+        self._wraps: list[Wrap] = []
+
+    def add(self, extensions: Iterable[ClientExtension]) -> None:
+        """Add the extensions of a client.
+
+        Raises:
+            ValueError: two have the same identifier.
+            TypeError: one isn't an extension.
+        """
+        names: set[str] = set()
+        for each in extensions:
+            if isinstance(each, type) or not hasattr(each, "bind_client"):
+                raise TypeError(
+                    f"extensions takes objects of subclasses of millstream.extensions.Extension, not {each!r}"
+                )
+            if each.name in names:
+                raise ValueError(f"Two extensions are named {each.name!r}: leave one out")
+            names.add(each.name)
+            each.bind_client(self)
+
+    def capability(
+        self, name: str, value: Mapping[str, Any], *, member: str = "extensions", revisions: Collection[str] = ()
+    ) -> None:
+        """Declare a capability beside `Extension.client_settings`, which is declared anyway.
+
+        Args:
+            name: of the capability.
+            value: what servers read there.
+            member: of the client's capabilities: ``extensions`` or ``experimental``.
+            revisions: dates of the revisions that declare it; all without any.
+        """
+        self.declared.append(Declared(member, name, value, frozenset(revisions)))
+
+    def notification(self, name: str, handler: Handler) -> None:
+        """Handle a notification of the server: ``handler(params, client)``, in the order in which they come.
+
+        Raises:
+            ValueError: MCP or another extension has it.
+        """
+        run = self._handler(name, handler)
+        custom = self.client.conversation.incoming.custom
+
+        async def hear(params: bytes) -> None:
+            await run(params, self.client)
+
+        custom[name] = hear
+
+    def method(self, name: str, handler: Handler) -> None:
+        """Answer a request of the server: ``handler(params, client)`` returns the members of the result.
+
+        Raises:
+            ValueError: MCP or another extension has the method.
+        """
+        run = self._handler(name, handler)
+
+        async def answer(params: bytes) -> Any:
+            value = await run(params, self.client)
+            return {} if value is None else value
+
+        self._questions.custom[name] = answer
+
+    def wrap(self, wrap: Wrap) -> None:
+        """Wrap every request: ``await wrap(request, next)`` gives the members of the result.
+
+        The hooks of the first extension are outermost. They run once for a request, around all rounds of questions.
+        """
+        self._wraps.append(wrap)
+        self.client.conversation.requests.around = self._around
+
+    def _handler(self, name: str, handler: Handler) -> Run:
+        taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
+        if name in _CORE or name in taken:
+            raise ValueError(f"There is a method {name!r} already")
+        return typed(handler, type(self.client))
+
+    async def _around(self, ask: Ask) -> bytes:
+        before = _decode(ask.params)
+        requests = self.client.conversation.requests
+
+        async def inside(request: OutgoingRequest) -> dict[str, Any]:
+            if request.method != ask.method:
+                raise LocalError("A hook can't change the method of a request")
+            if request.params is not before or encode(request.params) != ask.params:
+                ask.params = encode(request.params)
+            raw = await requests.ask(ask)
+            try:
+                return _decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+                raise BadAnswer(f"The result of {ask.method} can't be read: {exc}.") from exc
+
+        chain: Outgoing = inside
+        for wrap in reversed(self._wraps):
+            chain = _link(wrap, chain)
+        return encode(await chain(OutgoingRequest(ask.method, before, self.client)))
+
+
+def _link(wrap: Wrap, inside: Outgoing) -> Outgoing:
+    return lambda request: wrap(request, inside)

@@ -1,0 +1,96 @@
+"""`CallContext`: the call of a custom method, and `ReplyStream`, its reply as a stream of notifications."""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from millstream._protocol.errors import OVERLOADED, ProtocolError
+from millstream._protocol.jsonrpc import notification_message
+from millstream._server.calls.call import Call
+from millstream._server.calls.context import Context
+from millstream._server.load import lighten, most_streams
+
+
+class CallContext(Context):
+    """The context of a custom method or notification: a `Context` that can also keep its reply open."""
+
+    __slots__ = ()
+
+    def stream(self) -> "ReplyStream":
+        """Keep the reply open and send notifications on it: ``async with ctx.stream() as stream: …``."""
+        return ReplyStream(self._call)
+
+
+class ReplyStream:
+    """The reply of a call as a stream, open until its client closes it or the server stops.
+
+    No limit of time holds for the call. It counts as a stream of its caller, as `subscriptions/listen` does.
+
+    Example:
+        ``async with ctx.stream() as stream:``, then ``await stream.send("com.example/sold", {"sku": "7"})`` and
+        ``await stream.wait_closed()``.
+    """
+
+    __slots__ = ("_call", "_forget", "_over")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._over = asyncio.Event()
+        self._forget: Callable[[], None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the stream.
+
+        Raises:
+            ProtocolError: the caller, or the server, has too many streams open.
+        """
+        call, services = self._call, self._call.services
+        settings, streaming = services.settings, services.streaming
+        mine, most = streaming.get(call.owner, 0), settings.max_streams
+        if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(streaming.values()) >= most:
+            raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
+        streaming[call.owner] = mine + 1
+        call.lasting = True
+        call.params = b""  # the stream may be open for a day
+        lighten(call, services.bodies)
+        services.endings.add(self._over.set)
+        self._forget = call.open_line().on_close(self._over.set)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the stream. The method's result follows."""
+        services, owner = self._call.services, self._call.owner
+        self._over.set()
+        services.endings.discard(self._over.set)
+        if self._forget is not None:
+            self._forget()
+        left = services.streaming[owner] - 1
+        if left:
+            services.streaming[owner] = left
+        else:
+            del services.streaming[owner]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client closed the stream, read too slowly, or the server stops."""
+        return self._over.is_set()
+
+    async def send(self, method: str, params: Any = None) -> None:
+        """Send a notification, and wait while the client reads more slowly than you send."""
+        await self._call.say(notification_message(method, params))
+
+    def push(self, method: str, params: Any = None) -> bool:
+        """Send a notification without waiting. Return False if the stream is closed.
+
+        A client that reads too slowly is cut off.
+        """
+        if not self.closed and not self._call.open_line().push(notification_message(method, params)):
+            self._over.set()
+        return not self.closed
+
+    async def wait_closed(self) -> None:
+        """Wait until the stream is closed."""
+        await self._over.wait()

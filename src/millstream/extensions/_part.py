@@ -1,0 +1,102 @@
+"""An extension as a part of a server, and as a part of a client."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from millstream._parts import Host
+from millstream._protocol.errors import LocalError
+from millstream._server.features.hooks import Middleware
+from millstream._server.features.registry import Extension as Registered
+from millstream.extensions._extension import Extension, marked_methods
+from millstream.extensions._host import EVERY_REVISION, ServerHost
+
+if TYPE_CHECKING:
+    from millstream import Server
+
+_HOOKS = ("on_call", "on_read", "on_prompt", "on_list", "on_message")
+
+
+class ExtensionPart:
+    """Opens an extension with the server."""
+
+    def __init__(self, extension: Extension, server: "Server") -> None:
+        self.extension: Extension = extension
+        self._server = server
+
+    @property
+    def name(self) -> str:
+        """The identifier of the extension."""
+        return self.extension.name
+
+    @property
+    def needs(self) -> Collection[str]:
+        """What the extension needs."""
+        return self.extension.needs
+
+    async def open(self, host: Host) -> None:
+        """Announce the capability, and register the methods.
+
+        Raises:
+            LocalError: the configuration of the server lacks something that the extension needs.
+        """
+        extension = self.extension
+        lacking = extension.unmet(self._server)
+        if lacking:
+            raise LocalError(f"The extension {extension.name!r} can't run: {lacking}")
+        server_host = ServerHost(host, extension.name, extension.revisions, experimental=extension.experimental)
+        revisions = frozenset(extension.revisions or EVERY_REVISION)
+        members = ("extensions", "experimental") if extension.experimental else ("extensions",)
+        for member in members:
+            host.extend(Registered(member, {extension.name: dict(extension.settings)}, {}, revisions))
+        for marked, handler in marked_methods(extension, "server"):
+            if marked.request:
+                server_host.method(
+                    marked.name,
+                    handler,
+                    revisions=marked.revisions,
+                    header=marked.header,
+                    declared=marked.declared,
+                )
+            else:
+                server_host.notification(marked.name, handler, revisions=marked.revisions)
+        await extension.open(server_host)
+
+    async def close(self) -> None:
+        """Close the extension."""
+        await self.extension.close()
+
+
+def check_extensions(extensions: Any) -> tuple[Extension, ...]:
+    """Return the extensions of a server.
+
+    Raises:
+        TypeError: one isn't an object of a subclass of `Extension`.
+        ValueError: one has no identifier, or two have the same.
+    """
+    if isinstance(extensions, str) or not isinstance(extensions, Sequence):
+        raise TypeError(f"extensions is a list: extensions=[{type(extensions).__name__}(…)]")
+    names: set[str] = set()
+    for each in cast("Sequence[object]", extensions):
+        if not isinstance(each, Extension):
+            shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
+            raise TypeError(f"extensions takes objects of subclasses of millstream.extensions.Extension, not {shown}")
+        prefix, slash, name = each.name.partition("/")
+        if not (prefix and slash and name):
+            raise ValueError(
+                f"{type(each).__name__}.name is {each.name!r}: write an identifier with a prefix, such as "
+                "'com.example/stock'"
+            )
+        if each.name in names:
+            raise ValueError(f"Two extensions are named {each.name!r}: leave one out")
+        names.add(each.name)
+    return tuple(cast("Sequence[Extension]", extensions))
+
+
+def has_hooks(extension: Extension) -> bool:
+    """Return whether an extension has hooks around what the server does."""
+    return any(_own(type(extension), hook) is not _own(Middleware, hook) for hook in _HOOKS)
+
+
+def _own(kind: type, name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(kind, name)
+    return found

@@ -1,0 +1,185 @@
+"""A server with an extension of its own that does everything an extension can, for all transports."""
+
+import asyncio
+from typing import Any
+
+from msgspec import Struct
+
+from millstream import Client, Context, ProtocolError, Server
+from millstream.extensions import (
+    CallContext,
+    ClientHost,
+    CustomResult,
+    Extension,
+    ListRequest,
+    MessageRequest,
+    Next,
+    Outgoing,
+    OutgoingRequest,
+    ServerHost,
+    Subscription,
+    method,
+    notification,
+)
+
+NAME = "com.example/stock"
+
+
+class Query(Struct):
+    """Which book."""
+
+    isbn: str
+
+
+class Amount(Struct):
+    """How many copies are left."""
+
+    copies: int
+
+
+class Stock(Extension):
+    """The stock of a shop."""
+
+    name = NAME
+    settings = {"unit": "copy"}
+    client_settings = {"push": True}
+
+    def __init__(self) -> None:
+        self.copies = {"1": 7}
+        self.host: ServerHost
+        self.closed = 0
+        self.subscriptions: list[Subscription] = []
+        self.open_streams = 0
+        self.heard = asyncio.Event()
+        """Set when a notification of a client was handled."""
+        self.ended = asyncio.Event()
+        """Set when a stream or subscription is over."""
+        self.methods: list[str] = []
+
+    def register(self, server: Server) -> None:
+        """Add a tool that needs the extension on the other side."""
+
+        @server.tool
+        async def order(isbn: str, ctx: Context) -> str:
+            """Order a book."""
+            if NAME in ctx.client.extensions:
+                await ctx.notify("com.example/ordered", {"isbn": isbn})
+            return f"Ordered {isbn}"
+
+        @server.tool
+        async def slip(isbn: str, ctx: Context) -> str:
+            """Order a book by a slip."""
+            raise CustomResult({"resultType": "slip", "isbn": isbn, "_meta": {"com.example/n": 1}})
+
+    async def open(self, host: ServerHost) -> None:
+        """Register what the decorators don't cover."""
+        self.host = host
+        host.listen("isbns", self.watch)
+
+    async def close(self) -> None:
+        """Count the ends."""
+        self.closed += 1
+
+    @method("com.example/stock")
+    async def stock(self, query: Query, ctx: Context) -> Amount:
+        """Return how many are left."""
+        if query.isbn == "0":
+            raise ProtocolError(-31000, "No such book")
+        await ctx.progress(1, 2)
+        await ctx.notify("com.example/looking", {"isbn": query.isbn, "by": str(ctx.meta.get("com.example/by"))})
+        return Amount(self.copies.get(query.isbn, 0))
+
+    @method("com.example/reserve", header="isbn", declared=True)
+    async def reserve(self, query: Query) -> dict[str, Any]:
+        """Reserve one; only for clients with the extension."""
+        return {"reserved": query.isbn, "_meta": {"com.example/n": 2}}
+
+    @method("com.example/follow")
+    async def follow(self, ctx: CallContext) -> None:
+        """Stream until the client leaves."""
+        self.open_streams += 1
+        try:
+            async with ctx.stream() as stream:
+                stream.push("com.example/looking", {"isbn": "followed", "by": ""})
+                await stream.wait_closed()
+        finally:
+            self.open_streams -= 1
+            self.ended.set()
+
+    @method("com.example/name")
+    async def ask_name(self, ctx: Context) -> dict[str, Any]:
+        """Ask the person."""
+        found = await ctx.elicit("Name?", {"type": "object", "properties": {"name": {"type": "string"}}})
+        return {"name": found["name"]}
+
+    @notification("com.example/sold")
+    async def sold(self, query: Query, ctx: Context) -> None:
+        """Count what clients sell."""
+        self.copies[query.isbn] -= 1 if ctx.client.extensions[NAME]["push"] else 0
+        self.heard.set()
+
+    async def watch(self, wanted: Any, subscription: Subscription, ctx: CallContext) -> Any:
+        """Serve a member of the filter of a subscription."""
+        self.subscriptions.append(subscription)
+        subscription.closes.append(lambda: self.subscriptions.remove(subscription))
+        subscription.closes.append(self.ended.set)
+        return [each for each in wanted if each in self.copies]
+
+    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+        """Mark what is listed."""
+        return [{**item, "_meta": {NAME: request.kind}} for item in await next(request)]
+
+    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+        """Note each request, and mark each result."""
+        self.methods.append(request.method)
+        result: dict[str, Any] = await next(request)
+        return result
+
+
+class Peer(Extension):
+    """The client's side."""
+
+    name = NAME
+    client_settings = {"push": True}
+
+    def __init__(self) -> None:
+        self.looking: list[tuple[str, str]] = []
+        self.ordered: list[str] = []
+        self.came = asyncio.Event()
+        """Set when any notification came."""
+
+    @notification("com.example/looking", side="client")
+    async def on_the_way(self, params: dict[str, str], client: Client) -> None:
+        """Note who looks."""
+        assert client.server.name == "shop"
+        self.looking.append((params["isbn"], params["by"]))
+        self.came.set()
+
+    def connect(self, client: ClientHost) -> None:
+        """Register one by hand."""
+        client.notification("com.example/ordered", self.note)
+
+    async def note(self, query: Query) -> None:
+        """Note an order."""
+        self.ordered.append(query.isbn)
+        self.came.set()
+
+    async def wrap_request(self, request: OutgoingRequest, next: Outgoing) -> dict[str, Any]:
+        """Mark what goes out and what comes back."""
+        request.params.setdefault("_meta", {})["com.example/by"] = "peer"
+        result = await next(request)
+        return {**result, "com.example/seen": True}
+
+
+stock = Stock()
+mcp = Server("shop", extensions=[stock], serve="hub")
+
+
+@mcp.tool
+async def left(isbn: str) -> int:
+    """Return how many copies are left."""
+    return stock.copies[isbn]
+
+
+if __name__ == "__main__":
+    mcp.run()

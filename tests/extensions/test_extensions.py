@@ -1,0 +1,259 @@
+"""Extensions of a program's own, on both sides, in every revision and over every transport."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cases import for_each
+from examples import extension as example
+from extensions.shop import NAME, Peer, Stock
+from millstream import Client, Server
+from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE
+from millstream.client import Failure
+from millstream.extensions import Extension, method
+from millstream.testing import connect
+from patience import WAIT
+from processes import Shared, millstream, shared
+
+FILE = Path(__file__).parent / "shop.py"
+DATES = list(BY_DATE)
+TRANSPORTS = [
+    *[("http", "/mcp", date) for date in DATES[1:]],
+    *[("http", "/sse", date) for date in DATES[:-1]],
+    *[("ws", "/ws", date) for date in DATES],
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with shared(lambda port: millstream(str(FILE), port, "--serve", "hub"), tmp_path_factory.mktemp("shop")) as running:
+        yield running
+
+
+async def _walk(target: Any, revision: str) -> None:
+    """Use the extension in both directions."""
+    peer = Peer()
+    async with asyncio.timeout(WAIT), Client(target, revision=revision, extensions=[peer]) as client:
+        assert client.server_extensions[NAME] == {"unit": "copy"}
+        before = (await client.request("com.example/stock", {"isbn": "1"}))["copies"]
+        await peer.came.wait()
+        assert peer.looking == [("1", "peer")]
+        await client.notify("com.example/sold", {"isbn": "1"})
+        # The server doesn't answer notifications, so ask until it has handled this one.
+        while (after := await client.request("com.example/stock", {"isbn": "1"}))["copies"] == before:
+            pass
+        assert (after["copies"], after["com.example/seen"]) == (before - 1, True)
+        assert (await client.call("order", isbn="1")).text == "Ordered 1"
+        reserved = await client.request("com.example/reserve", {"isbn": "é"}, name="é")
+        assert reserved["reserved"] == "é"
+        assert reserved["_meta"]["com.example/n"] == 2
+        tools = await client.tools()
+        assert {tool.meta[NAME] for tool in tools} == {"tools"}
+        with pytest.raises(Failure, match="No such book"):
+            await client.request("com.example/stock", {"isbn": "0"})
+        with pytest.raises(Failure, match="Invalid params"):
+            await client.request("com.example/stock", {"isbn": 1})
+        await client.ping()
+        assert peer.ordered == ["1"]
+
+
+@pytest.mark.server
+@for_each(("scheme", "path", "revision"), TRANSPORTS)
+async def test_an_extension_works_in_every_revision_over_every_transport(
+    server: Shared, scheme: str, path: str, revision: str
+) -> None:
+    """Methods, notifications of both sides, capabilities, and hooks of both sides."""
+    await _walk(f"{scheme}://127.0.0.1:{server.port()}{path}", revision)
+
+
+@for_each("revision", DATES)
+async def test_an_extension_works_over_stdio(revision: str) -> None:
+    """In a process of its own."""
+    await _walk([sys.executable, str(FILE)], revision)
+
+
+@for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
+async def test_a_method_refuses_clients_without_the_extension(revision: str) -> None:
+    """A client that doesn't declare it can't know the results; other methods don't ask."""
+    async with connect(Server("shop", extensions=[Stock()]), revision=revision) as client:
+        with pytest.raises(Failure) as refused:
+            await client.request("com.example/reserve", {"isbn": "1"})
+        assert (refused.value.code, refused.value.data) == (
+            -32021 if revision == NEWEST.date else -32602,
+            {"requiredCapabilities": {"extensions": {NAME: {}}}},
+        )
+        assert (await client.request("com.example/stock", {"isbn": "1"}))["copies"] == 7
+        await client.call("order", isbn="1")
+        assert [each["method"] for each in client.notifications if each["method"] == "com.example/ordered"] == []
+
+
+@for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
+async def test_a_method_asks_the_person(revision: str) -> None:
+    """By a request, or in rounds."""
+
+    def answer(message: str, schema: dict[str, Any]) -> dict[str, str]:
+        return {"name": "Ada"}
+
+    server = Server("shop", extensions=[Stock()])
+    async with connect(server, revision=revision, elicit=answer) as client:
+        assert (await client.request("com.example/name"))["name"] == "Ada"
+
+
+async def test_a_tool_ends_with_a_result_of_another_type() -> None:
+    """As the tasks of MCP do."""
+    async with connect(Server("shop", extensions=[Stock()])) as client:
+        result = await client.request("tools/call", {"name": "slip", "arguments": {"isbn": "1"}})
+        assert (result["resultType"], result["isbn"], result["_meta"]["com.example/n"]) == ("slip", "1", 1)
+        assert "io.modelcontextprotocol/serverInfo" in result["_meta"]
+
+
+async def test_a_subscription_carries_notifications_of_an_extension() -> None:
+    """The filter has a member of its own, the acknowledgement repeats what is granted, and the end is noticed."""
+    stock, peer = Stock(), Peer()
+    async with asyncio.timeout(WAIT), Client(Server("shop", extensions=[stock]), extensions=[peer]) as client:
+        notes: list[Any] = []
+        came = asyncio.Event()
+
+        def note(notification: Any) -> None:
+            notes.append(notification)
+            came.set()
+
+        client.conversation.incoming.observer = note
+        wanted = {"notifications": {"isbns": ["1", "2"]}}
+        listening = asyncio.create_task(client.request("subscriptions/listen", wanted, timeout=WAIT))
+        await came.wait()
+        assert b'"isbns":["1"]' in bytes(notes[0].params)
+        came.clear()
+        (subscription,) = stock.subscriptions
+        assert subscription.push("com.example/looking", {"isbn": "1", "by": ""})
+        await came.wait()
+        assert b'"io.modelcontextprotocol/subscriptionId"' in bytes(notes[1].params)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await stock.ended.wait()
+        assert stock.subscriptions == []
+    async with connect(Server("shop", extensions=[Stock()])) as plain:
+        with pytest.raises(Failure, match="Missing required client capability"):
+            await plain.request("subscriptions/listen", wanted)
+
+
+@for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
+async def test_a_method_keeps_its_reply_open_as_a_stream(revision: str) -> None:
+    """It ends with its caller, or with the server."""
+    stock, peer = Stock(), Peer()
+    server = Server("shop", extensions=[stock])
+    async with asyncio.timeout(WAIT), Client(server, revision=revision, extensions=[peer]) as client:
+        following = asyncio.create_task(client.request("com.example/follow", timeout=WAIT))
+        await peer.came.wait()
+        assert (peer.looking, stock.open_streams) == ([("followed", "")], 1)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await stock.ended.wait()
+        assert stock.open_streams == 0
+
+
+@pytest.mark.server
+async def test_sessions_that_declare_the_extension_get_its_broadcasts() -> None:
+    """On a connection; clients without the extension get nothing."""
+    stock, peer = Stock(), Peer()
+    server = Server("shop", extensions=[stock])
+    old = NEWEST_HANDSHAKE.date
+    async with (
+        asyncio.timeout(WAIT),
+        Client(server, revision=old, extensions=[peer]) as client,
+        connect(server, revision=old) as plain,
+    ):
+        stock.host.broadcast("com.example/looking", {"isbn": "all", "by": ""})
+        await peer.came.wait()
+        await client.ping()
+        await plain.ping()
+        assert peer.looking == [("all", "")]
+        assert [each["method"] for each in plain.notifications] == []
+
+
+async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
+    """A duplicate, a core method, a missing name, a need that isn't met, and a class in place of an object."""
+
+    class Ping(Extension):
+        name = "com.example/ping"
+
+        @method("ping")
+        async def ping(self) -> None:
+            """Answer."""
+
+    class Needy(Extension):
+        name = "com.example/needy"
+        needs = ("com.example/stock",)
+
+    class Picky(Extension):
+        name = "com.example/picky"
+
+        def unmet(self, server: Server) -> str:
+            """Want a tool."""
+            return "" if server.registry.tools else "it needs a tool"
+
+    with pytest.raises(ValueError, match="Two extensions are named"):
+        Server("shop", extensions=[Stock(), Stock()])
+    with pytest.raises(ValueError, match="write an identifier with a prefix"):
+        Server("shop", extensions=[Extension()])
+    with pytest.raises(TypeError, match="not the class Stock"):
+        Server("shop", extensions=[Stock])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="Two extensions are named"):
+        Client(Server("shop"), extensions=[Peer(), Peer()])
+    for wrong, text in ((Ping(), "There is a method 'ping' already"), (Needy(), "needs 'com.example/stock'"),
+                        (Picky(), "The extension 'com.example/picky' can't run: it needs a tool")):  # fmt: skip
+        with pytest.raises(Exception, match=text):
+            async with Server("shop", extensions=[wrong]).running():
+                raise AssertionError
+    async with Server("shop", extensions=[Needy(), Stock()]).running():
+        pass
+
+
+async def test_an_extension_closes_with_the_server_and_opens_again() -> None:
+    """Its methods go and come back."""
+    stock = Stock()
+    server = Server("shop", extensions=[stock])
+    for number in (1, 2):
+        async with connect(server) as client:
+            assert (await client.request("com.example/stock", {"isbn": "1"}))["copies"] == 7
+        assert stock.closed == number
+
+
+async def test_a_revision_that_lacks_the_extension_lacks_its_methods_and_its_capability() -> None:
+    """Older clients see a server without it."""
+
+    class New(Extension):
+        name = "com.example/new"
+        revisions = (NEWEST.date,)
+        experimental = True
+
+        @method("com.example/new")
+        async def new(self) -> dict[str, int]:
+            """Answer."""
+            return {"n": 1}
+
+    server = Server("shop", extensions=[New()])
+    for revision in ALL:
+        async with connect(server, revision=revision.date) as client:
+            if revision is NEWEST:
+                assert (await client.request("com.example/new"))["n"] == 1
+                assert client.capabilities["experimental"] == {"com.example/new": {}}
+                continue
+            assert not {"extensions", "experimental"} & set(client.capabilities)
+            with pytest.raises(Failure, match="Method not found"):
+                await client.request("com.example/new")
+
+
+async def test_the_example_of_the_documents_works() -> None:
+    """Both halves of examples/extension.py."""
+    assert await example.restock(example.mcp) == 6  # type: ignore[arg-type]
+    orders = example.Orders()
+    async with Client(example.mcp, extensions=[orders]) as client:
+        assert (await client.call("order", isbn="1")).text == "Ordered 1"
+        assert [tool.meta for tool in await client.tools()] == [{"com.example/stock": True}]
+        await client.ping()
+    assert orders.ordered == ["1"]
