@@ -12,6 +12,7 @@ from cases import for_each
 from examples import extension as example
 from extensions.shop import NAME, Peer, Stock
 from millstream import Client, Server
+from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE
 from millstream.client import Failure
 from millstream.extensions import Extension, method
@@ -211,6 +212,31 @@ async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
                 raise AssertionError
     async with Server("shop", extensions=[Needy(), Stock()]).running():
         pass
+
+
+async def test_an_extension_is_added_after_the_server_was_made() -> None:
+    """As long as it doesn't run, and the hooks are around everything."""
+    server = Server("shop")
+
+    @server.tool
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    stock = Stock()
+    server.extend(stock)
+    assert (server.extension(Stock), server.extension(Peer)) == (stock, None)
+    with pytest.raises(ValueError, match="Two extensions are named"):
+        server.extend(Stock())
+    late = Stock()
+    late.name = "com.example/late"
+    with pytest.raises(LocalError, match="comes after the items"):
+        server.extend(late)
+    async with connect(server) as client:
+        assert {tool.meta[NAME] for tool in await client.tools()} == {"tools"}
+        assert (await client.call("add", a=1, b=2)).data == 3
+        with pytest.raises(LocalError, match="comes too late"):
+            server.extend(late)
 
 
 async def test_an_extension_closes_with_the_server_and_opens_again() -> None:

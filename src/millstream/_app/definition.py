@@ -312,6 +312,28 @@ class Definition:
             raise LocalError(f"{self.name!r} is mounted on {parent.name!r}: add the upstream {config.name!r} there")
         self.upstreams.append(config)
 
+    def check_extensible(self, name: str, *, hooks: bool) -> None:
+        """Make sure that an extension can be added now.
+
+        Raises:
+            LocalError: the server runs, is mounted on another one, or has middleware and items already.
+        """
+        if self._runs():
+            raise LocalError(f"The extension {name!r} comes too late: add extensions before the server runs")
+        if self._mounted_on:
+            parent, _ = self._mounted_on[0]
+            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}: add the extension {name!r} there")
+        if hooks and self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
+            raise LocalError(
+                f"The extension {name!r} has hooks, and comes after the items that they are around. Add it when the "
+                f"server is made: Server({self.name!r}, extensions=[…])"
+            )
+
+    def add_middleware(self, middleware: object) -> None:
+        """Put hooks inside those that there are, around the items that are registered from now on."""
+        self.middleware = (*self.middleware, middleware)
+        self.hooks = hooks_of(self.middleware, self)
+
     # The tree
 
     def mount(self, other: "Definition", prefix: str) -> None:

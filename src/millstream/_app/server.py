@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
+E = TypeVar("E", bound="Extension")
 Kind = Literal["tool", "resource", "prompt"]
 Transport = Literal["http", "stdio", "sse", "streamable-http"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
@@ -119,12 +120,35 @@ class Server(FamiliarNames):
         """What the server is."""
         self.runtimes: Runtimes = Runtimes(self.definition)
         """Where it runs."""
+        self._extensions: list[Extension] = []
         for each in added:
-            self._extend(each)
+            self._plug_in(each)
 
-    def _extend(self, extension: "Extension") -> None:
+    def extend(self, extension: "Extension") -> None:
+        """Add an extension of MCP before the server runs: ``mcp.extend(Stock())``, as ``Server(extensions=[…])`` does.
+
+        Its hooks around tools, resources, and prompts are around those that are registered afterwards.
+
+        Raises:
+            ValueError: there is an extension of that identifier.
+            LocalError: the server runs, is mounted on another one, or has middleware and items already.
+        """
+        from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+
+        check_extensions([*self._extensions, extension])
+        self.definition.check_extensible(extension.name, hooks=has_hooks(extension))
+        if has_hooks(extension):
+            self.definition.add_middleware(extension)
+        self._plug_in(extension)
+
+    def extension(self, kind: "type[E]") -> "E | None":
+        """Return the extension of a class, or None: ``mcp.extension(Stock)``."""
+        return next((each for each in self._extensions if isinstance(each, kind)), None)
+
+    def _plug_in(self, extension: "Extension") -> None:
         from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  as above
 
+        self._extensions.append(extension)
         self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
         extension.register(self)
 
